@@ -1,0 +1,85 @@
+"""Train a small convolutional network on scikit-learn's handwritten digits.
+
+python examples/digits.py                  # in this process
+python examples/digits.py --workers 2      # in two Ray workers
+raylit ui                                  # look at the run
+"""
+
+import argparse
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset, random_split
+from torchmetrics.classification import MulticlassAccuracy
+
+import raylit as pl
+from raylit.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+
+
+class LitDigits(pl.LightningModule):
+    def __init__(self, width: int = 32, lr: float = 3e-3, dropout: float = 0.1):
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(
+            *(nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width), nn.ReLU(), nn.AdaptiveAvgPool2d(2)),
+            *(nn.Flatten(), nn.Dropout(dropout), nn.Linear(8 * width, 10)),
+        )
+        self.accuracy = MulticlassAccuracy(10, average="micro")
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True)
+        return loss
+
+    def evaluate(self, stage: str, batch: list[Tensor]) -> None:
+        logits = self.net(batch[0])
+        self.accuracy(logits, batch[1])
+        self.log(f"{stage}_loss", nn.functional.cross_entropy(logits, batch[1]), prog_bar=True)
+        self.log(f"{stage}_acc", self.accuracy, prog_bar=True)
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.evaluate("val", batch)
+
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.evaluate("test", batch)
+
+    def predict_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return self.net(batch[0]).argmax(dim=1)
+
+    def configure_optimizers(self) -> dict[str, object]:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.lr)
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.9)}
+
+
+class DigitsData(pl.LightningDataModule):
+    def __init__(self, batch_size: int = 32):
+        self.batch_size = batch_size
+
+    def setup(self, stage: str) -> None:
+        images, labels = load_digits(return_X_y=True)
+        digits = TensorDataset(torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16, torch.tensor(labels))
+        self.parts = random_split(digits, [1077, 360, 360], torch.Generator().manual_seed(0))
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.parts[0], self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.parts[1], batch_size=256)
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(self.parts[2], batch_size=256)
+
+    predict_dataloader = test_dataloader
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--workers", type=int, default=0)
+    pl.seed_everything(1)
+    callbacks = [ModelCheckpoint(monitor="val_acc", mode="max"), EarlyStopping("val_loss", patience=4), LearningRateMonitor()]
+    logger = pl.MLFlowLogger("digits")
+    trainer = pl.Trainer(max_epochs=15, num_workers=parser.parse_args().workers, log_every_n_steps=10, logger=logger, callbacks=callbacks)
+    print(trainer.fit(LitDigits(), datamodule=DigitsData()).metrics)
+    trainer.test(datamodule=DigitsData(), ckpt_path="best")

@@ -1,0 +1,26 @@
+"""Code that runs at the events of a run. `Callback` is the contract; each of the others is one file."""
+
+from raylit.callbacks.callback import Callback
+from raylit.callbacks.checkpoint import Checkpoint
+from raylit.callbacks.early_stopping import EarlyStopping
+from raylit.callbacks.lambda_callback import LambdaCallback
+from raylit.callbacks.learning_rate_monitor import LearningRateMonitor
+from raylit.callbacks.model_checkpoint import ModelCheckpoint
+from raylit.callbacks.model_summary import ModelSummary, RichModelSummary
+from raylit.callbacks.progress_bar import ProgressBar, RichProgressBar, TQDMProgressBar
+from raylit.callbacks.timer import Timer
+
+__all__ = [
+    "Callback",
+    "Checkpoint",
+    "EarlyStopping",
+    "LambdaCallback",
+    "LearningRateMonitor",
+    "ModelCheckpoint",
+    "ModelSummary",
+    "ProgressBar",
+    "RichModelSummary",
+    "RichProgressBar",
+    "TQDMProgressBar",
+    "Timer",
+]

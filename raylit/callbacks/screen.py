@@ -1,0 +1,102 @@
+"""Draws the progress of a run: a live bar on a terminal, plain lines elsewhere.
+
+The ProgressBar callback of rank 0 says what is to be seen, as small dicts of plain data, a few times per second; the screen draws it. On Ray
+the two are in different processes, and the dicts travel.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+Shown = dict[str, Any]  # stage, epoch, max_epochs, batch, total (None: unknown), rate (batches per second), metrics, is_last
+
+
+class PlainScreen:
+    """One line every few seconds and at the end of each epoch; no control characters."""
+
+    def __init__(self, every_s: float = 10.0) -> None:
+        self.every_s = every_s
+        self._next = time.monotonic() + every_s
+
+    def show(self, shown: Shown) -> None:
+        """Print a line if one is due."""
+        now = time.monotonic()
+        ends = shown["is_last"] and shown["stage"] != "validate"
+        if not ends and (shown["stage"] == "validate" or now < self._next):
+            return
+        self._next = now + self.every_s
+        self.print(f"{heading(shown)} {count(shown)}  {shown['rate']:.1f} it/s  {values(shown['metrics'], '=')}".rstrip())
+
+    def print(self, text: str) -> None:
+        """Print `text`."""
+        print(text, flush=True)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class RichScreen:
+    """A live bar for training and, while it runs, one for validation, by rich."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._console = Console()
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("[dim]{task.fields[rate]}"),
+            TextColumn("{task.fields[values]}"), console=self._console, refresh_per_second=8, transient=False,
+        )  # fmt: skip
+        self._tasks: dict[str, Any] = {}
+
+    def show(self, shown: Shown) -> None:
+        """Bring the bar of this stage up to date."""
+        self._progress.start()
+        stage = shown["stage"]
+        fields = {"rate": f"{shown['rate']:.1f} it/s", "values": values(shown["metrics"], " ")}
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(heading(shown), total=shown["total"], **fields)
+        task = self._tasks[stage]
+        if stage == "train" and self._progress.tasks[self._progress.task_ids.index(task)].description != heading(shown):
+            self._progress.reset(task, total=shown["total"], description=heading(shown), **fields)
+        self._progress.update(task, completed=shown["batch"], total=shown["total"], **fields)
+        if shown["is_last"]:
+            self._progress.refresh()
+            if stage in ("validate", "sanity_check"):
+                self._progress.remove_task(self._tasks.pop(stage))
+
+    def print(self, text: str) -> None:
+        """Print `text` above the bar."""
+        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave the bar as it is and give the terminal back."""
+        self._progress.stop()
+
+
+def make_screen() -> PlainScreen | RichScreen | None:
+    """Return what RAYLIT_PROGRESS (`rich`, `plain`, `none`) asks for, else a live bar on a terminal and plain lines elsewhere."""
+    wanted = os.environ.get("RAYLIT_PROGRESS", "rich" if sys.stdout.isatty() else "plain")
+    if wanted == "none":
+        return None
+    return RichScreen() if wanted == "rich" else PlainScreen()
+
+
+def heading(shown: Shown) -> str:
+    """Return the words before the bar, such as `epoch 3/20`."""
+    if shown["stage"] == "train":
+        return f"epoch {shown['epoch'] + 1}" + (f"/{shown['max_epochs']}" if shown["max_epochs"] else "")
+    return {"sanity_check": "sanity check", "validate": "validation"}.get(shown["stage"], str(shown["stage"]))
+
+
+def count(shown: Shown) -> str:
+    """Return `batch/total`."""
+    return f"{shown['batch']}/{'?' if shown['total'] is None else shown['total']}"
+
+
+def values(metrics: dict[str, Any], join: str) -> str:
+    """Return metrics as one short line."""
+    return "  ".join(f"{name}{join}{value:.4g}" if isinstance(value, float) else f"{name}{join}{value}" for name, value in metrics.items())

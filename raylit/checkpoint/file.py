@@ -1,0 +1,131 @@
+"""A checkpoint is one file that `torch.load(weights_only=True)` opens: tensors and plain data, no code.
+
+It is written to a temporary name in the same folder, synced to the disk and renamed, so a reader sees the old file or the new one whole,
+never a part. Remote paths (`s3://...`) go through fsspec, whose uploads appear whole by themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import uuid
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from raylit.errors import CheckpointError
+
+MapLocation = torch.device | str | dict[str, str] | None
+
+# The name under which the writer's version stands; Lightning looks for it to migrate older files.
+VERSION_KEY = "pytorch-lightning_version"
+LIGHTNING_FORMAT = "2.6.6"
+
+
+def save(checkpoint: dict[str, Any], path: str | os.PathLike[str], *, storage_options: dict[str, Any] | None = None) -> None:
+    """Write `checkpoint` to `path`, whole or not at all.
+
+    Args:
+        checkpoint: tensors and plain data (see `to_plain`).
+        path: local path or fsspec URL; missing folders are made.
+        storage_options: handed to fsspec for URLs.
+
+    Raises:
+        CheckpointError: the folder cannot be written to, or no space is left; what stood at `path` is untouched.
+    """
+    target = os.fspath(path)
+    if "://" in target:
+        import fsspec
+
+        with fsspec.open(target, "wb", **(storage_options or {})) as file:
+            torch.save(checkpoint, file)
+        return
+    folder = os.path.dirname(os.path.abspath(target))
+    temporary = os.path.join(folder, f".{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _sync_folder(folder)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        Path(temporary).unlink(missing_ok=True)
+        raise CheckpointError(f"Could not write the checkpoint {target}: {error}. What stood there before is untouched. Free space or set another dirpath.") from error
+
+
+def load(path: str | os.PathLike[str], *, map_location: MapLocation | Literal["cpu"] = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+    """Read a checkpoint of raylit or Lightning.
+
+    Args:
+        path: local path or fsspec URL.
+        map_location: device on which tensors appear; see `torch.load`.
+        weights_only: False lets the file run code while it loads. Only for files you wrote yourself.
+
+    Raises:
+        CheckpointError: there is no such file, it is torn, or it holds objects that only code could restore.
+    """
+    source = os.fspath(path)
+    import fsspec
+
+    try:
+        with fsspec.open(source, "rb") as file:
+            loaded = torch.load(file, map_location=map_location, weights_only=weights_only is not False)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"There is no checkpoint at {source}.") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"The checkpoint {source} was not loaded: it is damaged, or it holds objects that only running code from the file could restore"
+            f" ({str(error).splitlines()[0]}). If you wrote it yourself and trust it, pass weights_only=False."
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise CheckpointError(f"The checkpoint {source} could not be read: {error}. It is torn or not a checkpoint.") from error
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{source} holds a {type(loaded).__name__}, not a checkpoint (a dict).")
+    return loaded
+
+
+def to_plain(value: Any) -> Any:
+    """Return `value` as data that `torch.load(weights_only=True)` takes back, or raise TypeError naming what cannot be.
+
+    Tensors, numbers, strings, None and containers of them pass; paths become strings, numpy scalars numbers, other mappings dicts.
+    """
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.Tensor, torch.dtype, torch.device, torch.Size)):
+        plain_type = next((t for t in (bool, int, float, str) if type(value) is not t and isinstance(value, t)), None)
+        return plain_type(value) if plain_type and not isinstance(value, bool) else value
+    if isinstance(value, OrderedDict) and type(value) is OrderedDict:
+        return OrderedDict((to_plain(k), to_plain(v)) for k, v in value.items())
+    if isinstance(value, dict) or (hasattr(value, "keys") and hasattr(value, "__getitem__")):
+        return {to_plain(k): to_plain(value[k]) for k in value.keys()}  # noqa: SIM118  (Namespace-like mappings)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        items = [to_plain(item) for item in value]
+        return items if isinstance(value, list) else set(items) if isinstance(value, (set, frozenset)) else tuple(items)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if type(value).__module__ == "numpy" and hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        return value.item()
+    raise TypeError(f"a {type(value).__module__}.{type(value).__qualname__} is not plain data")
+
+
+def plain_items(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Split `values` into its entries as plain data and the names of those that are none."""
+    kept: dict[str, Any] = {}
+    left_out: list[str] = []
+    for key, value in values.items():
+        try:
+            kept[key] = to_plain(value)
+        except TypeError:
+            left_out.append(key)
+    return kept, left_out
+
+
+def _sync_folder(folder: str) -> None:
+    """Make a rename durable: the folder's own entry must reach the disk too."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

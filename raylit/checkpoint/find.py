@@ -1,0 +1,79 @@
+"""From `ckpt_path="best"` or `"last"` to a file, also in a process that did not write it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from raylit.checkpoint.file import load
+from raylit.errors import CheckpointError
+from raylit.messages import warn
+
+
+def resolve(ckpt_path: str | os.PathLike[str] | None, savers: Sequence[Any], default_root_dir: str, fn: str) -> str | None:
+    """Return the file or URL that is meant by `ckpt_path`, None for none.
+
+    Args:
+        ckpt_path: a path, a URL, `best` or `last`.
+        savers: the Trainer's checkpoint callbacks.
+        default_root_dir: where folders of checkpoints are looked for if no callback has one.
+        fn: `fit`, `validate`, `test` or `predict`.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if ckpt_path is None:
+        return None
+    path = os.fspath(ckpt_path)
+    if path not in ("best", "last"):
+        if "://" not in path and not os.path.exists(path):
+            raise CheckpointError(f"ckpt_path={path!r}: there is no such file. Give a path, 'best' or 'last'.")
+        return path
+    folders = _folders(savers, default_root_dir)
+    if path == "best":
+        best = next((saver.best_model_path for saver in savers if getattr(saver, "best_model_path", "")), None) or _best_in(folders, savers)
+        if best is None:
+            raise CheckpointError(f"ckpt_path='best': no checkpoint was saved by a fit before, and there is none in {_names(folders)}. Fit first, or give a path.")
+        return best
+    newest = _newest(folders, "last*.ckpt") or _newest(folders, "*.ckpt")
+    if newest is None:
+        if fn == "fit":
+            warn(f"ckpt_path='last': there is no checkpoint in {_names(folders)}. Training starts from scratch.")
+            return None
+        raise CheckpointError(f"ckpt_path='last': there is no checkpoint in {_names(folders)}. Fit first, or give a path.")
+    return newest
+
+
+def _names(folders: Iterable[str]) -> str:
+    return ", ".join(folders) or "any folder known to the Trainer"
+
+
+def _folders(savers: Sequence[Any], default_root_dir: str) -> list[str]:
+    """Return where checkpoints may be: the callbacks' folders, else those that earlier runs made below the root folder."""
+    own = [os.fspath(saver.dirpath) for saver in savers if getattr(saver, "dirpath", None)]
+    if own or "://" in default_root_dir:
+        return own
+    root = Path(default_root_dir)
+    found = [*root.glob("checkpoints"), *root.glob("*/*/checkpoints"), *root.glob("*/*/*/checkpoints")]
+    return [str(folder) for folder in sorted(found, key=lambda folder: folder.stat().st_mtime_ns, reverse=True)][:1]
+
+
+def _newest(folders: Iterable[str], pattern: str) -> str | None:
+    files = [file for folder in folders for file in Path(folder).glob(f"**/{pattern}") if file.exists()]
+    return str(max(files, key=lambda file: file.stat().st_mtime_ns)) if files else None
+
+
+def _best_in(folders: Sequence[str], savers: Sequence[Any]) -> str | None:
+    """Return the best checkpoint as the newest file knows it: the state of the callback that wrote it is in it."""
+    newest = _newest(folders, "*.ckpt")
+    if newest is None:
+        return None
+    states = load(newest).get("callbacks", {})
+    known = [states.get(saver.state_key) for saver in savers] + [state for state in states.values() if isinstance(state, dict)]
+    for state in known:
+        best = state.get("best_model_path") if state else None
+        if best and os.path.exists(best):
+            return str(best)
+    return newest

@@ -1,0 +1,145 @@
+"""What of a run goes into a checkpoint, and how it comes back.
+
+The layout is Lightning 2.6's, so that either framework opens the other's files; raylit's own keys stand beside it under `raylit`. All of it is
+tensors and plain data.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from raylit.batch import move_to
+from raylit.checkpoint.file import LIGHTNING_FORMAT, VERSION_KEY, load, plain_items
+from raylit.checkpoint.loops import loops_of, progress_of
+from raylit.errors import CheckpointError
+from raylit.messages import info, warn
+
+if TYPE_CHECKING:
+    from raylit.run import Run
+
+
+def dump(run: Run, weights_only: bool = False) -> dict[str, Any]:
+    """Return the checkpoint of a run: its state copied into plain data, ready to be written.
+
+    Args:
+        run: the run; called on all ranks.
+        weights_only: leave out all that only a continued training needs.
+    """
+    trainer, module, progress = run.trainer, run.module, run.progress
+    checkpoint: dict[str, Any] = {
+        "epoch": progress.epoch,
+        "global_step": progress.steps,
+        VERSION_KEY: LIGHTNING_FORMAT,
+        "state_dict": module.state_dict(),
+        "loops": loops_of(progress, automatic=module.automatic_optimization, accumulate=trainer.accumulate_grad_batches),
+    }
+    if not weights_only:
+        checkpoint["callbacks"] = {callback.state_key: state for callback in trainer.callbacks if (state := callback.state_dict())}
+        checkpoint["optimizer_states"] = [optimizer.state_dict() for optimizer in run.optimizers]
+        checkpoint["lr_schedulers"] = [config.scheduler.state_dict() for config in run.schedulers]
+        if run.precision.scaler is not None:
+            checkpoint["MixedPrecision"] = run.precision.scaler.state_dict()
+    owners = [module] if run.datamodule is None else [module, run.datamodule]
+    for owner in owners:
+        if owner.hparams:
+            hparams, left_out = plain_items(dict(owner.hparams))
+            checkpoint[owner.CHECKPOINT_HYPER_PARAMS_NAME] = owner._hparams_name
+            checkpoint[owner.CHECKPOINT_HYPER_PARAMS_KEY] = hparams
+            if left_out and id(owner) not in run.said_left_out:
+                run.said_left_out.add(id(owner))
+                warn(
+                    f"The hyperparameters {', '.join(left_out)} of {type(owner).__name__} are no plain data and are not stored in checkpoints:"
+                    f" load_from_checkpoint will want them as arguments. Say so with save_hyperparameters(ignore={left_out!r})."
+                )
+    if run.datamodule is not None:
+        state = run.datamodule.state_dict()
+        if state:
+            checkpoint[type(run.datamodule).__qualname__] = state
+    if not weights_only:
+        run.fire("on_save_checkpoint", checkpoint)  # the callbacks, then the module
+    else:
+        run.call(module, "on_save_checkpoint", checkpoint)
+    checkpoint["raylit"] = {"progress": progress.state_dict(), "stage": run.stage, "run_id": next((logger.run_id for logger in trainer.loggers if logger.run_id), None)}
+    plain, foreign = plain_items(checkpoint)
+    if foreign:
+        raise CheckpointError(
+            f"The checkpoint holds objects that are no plain data under: {', '.join(foreign)}. Checkpoints hold tensors, numbers, strings and containers"
+            " of them, so that loading one never runs code. Look at state_dict and on_save_checkpoint of your callbacks, optimizers and module."
+        )
+    return plain
+
+
+def read(run: Run, path: str) -> dict[str, Any]:
+    """Load the checkpoint at `path` to the CPU."""
+    info(f"Restoring states from the checkpoint path at {path}")
+    return load(path, map_location="cpu", weights_only=run.job.weights_only)
+
+
+def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
+    """Bring back the weights, the datamodule's and the callbacks' state."""
+    trainer, module = run.trainer, run.module
+    run.call(module, "on_load_checkpoint", checkpoint)
+    if "state_dict" not in checkpoint:
+        raise CheckpointError(f"{run.job.ckpt_path} holds no state_dict; it has: {', '.join(map(str, checkpoint))}.")
+    module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
+    if run.datamodule is not None and type(run.datamodule).__qualname__ in checkpoint:
+        run.datamodule.load_state_dict(checkpoint[type(run.datamodule).__qualname__])
+    if run.job.fn != "fit":
+        return
+    for callback in trainer.callbacks:
+        callback.on_load_checkpoint(trainer, module, checkpoint)
+    stored = dict(checkpoint.get("callbacks", {}))
+    for callback in trainer.callbacks:
+        state = stored.pop(callback.state_key, None)
+        if state is not None:
+            callback.load_state_dict(state)
+    if stored:
+        warn(f"The checkpoint holds the state of callbacks that the Trainer does not have: {', '.join(map(str, stored))}. Add them to go on exactly.")
+
+
+def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
+    """Bring back optimizers, schedulers and counters."""
+    if "optimizer_states" not in checkpoint or "lr_schedulers" not in checkpoint:
+        raise CheckpointError(
+            f"{run.job.ckpt_path} holds weights only, so training cannot go on from it. Load it with"
+            f" {type(run.module).__name__}.load_from_checkpoint(path) and fit without ckpt_path."
+        )
+    states = checkpoint["optimizer_states"]
+    if len(states) != len(run.optimizers):
+        raise CheckpointError(f"{run.job.ckpt_path} holds {len(states)} optimizers, but configure_optimizers returned {len(run.optimizers)}.")
+    for optimizer, state in zip(run.optimizers, states, strict=True):
+        optimizer.load_state_dict(state)
+        for parameter, values in getattr(optimizer, "state", {}).items():
+            if isinstance(values, dict) and isinstance(parameter, torch.Tensor):
+                optimizer.state[parameter] = {key: value if key == "step" else move_to(value, run.device, False) for key, value in values.items()}
+    for config, state in zip(run.schedulers, checkpoint["lr_schedulers"], strict=False):
+        config.scheduler.load_state_dict(state)
+    if run.precision.scaler is not None and "MixedPrecision" in checkpoint:
+        run.precision.scaler.load_state_dict(checkpoint["MixedPrecision"])
+    own = checkpoint.get("raylit", {}).get("progress")
+    state = own if own is not None else progress_of(checkpoint["loops"], checkpoint["global_step"])
+    run.progress.load_state_dict(state)
+    in_validation = _in_validation(state) if own is None else checkpoint["raylit"]["stage"] == "validate"
+    _begin_where_it_stopped(run, in_validation)
+
+
+def _in_validation(state: dict[str, Any]) -> bool:
+    """Tell whether Lightning wrote the counters in `on_validation_end`: the batch was done, but not yet counted for the loggers."""
+    return bool(state["batch"]) and state["batches_done"] == state["batch"] and state["epochs_processed"] == state["epoch"] and state["log_steps"] < state["steps"]
+
+
+def _begin_where_it_stopped(run: Run, saved_in_validation: bool) -> None:
+    """Turn the counters as they stood inside a hook into those of the next thing to do."""
+    progress, trainer = run.progress, run.trainer
+    if progress.batches_done < progress.batch:  # saved in on_train_batch_end
+        if progress.batch % trainer.accumulate_grad_batches == 0 or progress.is_last_batch:
+            progress.log_steps += 1
+        progress.batches_done = progress.batch
+    elif saved_in_validation:  # which runs before the batch is counted for the loggers
+        progress.log_steps += 1
+    if progress.epochs_processed > progress.epoch:  # saved in on_train_epoch_end
+        progress.epoch = progress.epochs_processed
+        progress.batch = progress.batches_done = 0
+        progress.is_last_batch = False

@@ -1,0 +1,185 @@
+"""CombinedLoader: several loaders, in any nesting of lists and dicts, read as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from raylit.errors import ConfigError
+
+MODES = ("min_size", "max_size_cycle", "max_size", "sequential")
+Item = tuple[Any, int, int]  # batch, number of the batch, number of the loader
+
+
+def length_of(iterable: Any) -> float:
+    """Return how many batches `iterable` has, infinity if it cannot tell."""
+    try:
+        return len(iterable)
+    except (TypeError, NotImplementedError):
+        return float("inf")
+
+
+class CombinedLoader:
+    """Reads several loaders together or one after the other.
+
+    Args:
+        iterables: loaders, in any nesting of lists, tuples and dicts; batches come in the same nesting.
+        mode: `min_size` stops with the shortest, `max_size_cycle` begins shorter ones anew until the longest has ended, `max_size` gives None
+            for those that have ended, `sequential` reads one after the other and gives batches of one loader at a time.
+
+    Iterating gives (batch, batch_idx, dataloader_idx).
+
+    Example:
+        >>> loader = CombinedLoader({"a": range(4), "b": range(2)}, mode="max_size_cycle")
+        >>> [batch for batch, _, _ in loader][2]
+        {'a': 2, 'b': 0}
+    """
+
+    def __init__(self, iterables: Any, mode: str = "min_size") -> None:
+        if mode not in MODES:
+            raise ConfigError(f"CombinedLoader(mode={mode!r}) is not known. Use one of: {', '.join(MODES)}.")
+        self._iterables = iterables
+        self._flattened, self._spec = tree_flatten(iterables)
+        self._mode = mode
+        self.limits: list[float] | None = None
+        self.is_plain = len(self._flattened) == 1 and self._flattened[0] is iterables
+
+    @property
+    def iterables(self) -> Any:
+        """The loaders as they were given."""
+        return self._iterables
+
+    @property
+    def flattened(self) -> list[Any]:
+        """The loaders as a flat list; may be set."""
+        return self._flattened
+
+    @flattened.setter
+    def flattened(self, loaders: list[Any]) -> None:
+        if len(loaders) != len(self._flattened):
+            raise ConfigError(f"CombinedLoader holds {len(self._flattened)} loaders, but {len(loaders)} were given.")
+        self._flattened = loaders
+        self._iterables = tree_unflatten(loaders, self._spec)
+
+    @property
+    def mode(self) -> str:
+        """How the loaders are combined."""
+        return self._mode
+
+    def lengths(self) -> list[float]:
+        """Return the number of batches of each loader, within `limits`."""
+        limits = self.limits or [float("inf")] * len(self._flattened)
+        return [min(length_of(loader), limit) for loader, limit in zip(self._flattened, limits, strict=True)]
+
+    def num_batches(self) -> float:
+        """Return how many batches an iteration gives, infinity if that cannot be told."""
+        lengths = self.lengths()
+        combine: Callable[..., float] = {"min_size": min, "sequential": sum}.get(self._mode, max)  # type: ignore[assignment]
+        return combine(lengths) if lengths else 0
+
+    def __len__(self) -> int:
+        """Return how many batches an iteration gives.
+
+        Raises:
+            TypeError: a loader has no length.
+        """
+        number = self.num_batches()
+        if number == float("inf"):
+            raise TypeError("A loader of this CombinedLoader has no length.")
+        return int(number)
+
+    def __iter__(self) -> Iterator[Item]:
+        """Begin an iteration of every loader now, not at the first batch: workers start early and random seeds are drawn in a known order."""
+        if self._mode == "sequential":
+            limits = self.limits or [float("inf")] * len(self._flattened)
+            first = next((number for number, limit in enumerate(limits) if limit > 0), None)
+            return iter(()) if first is None else _read_sequential(self, first, iter(self._flattened[first]), limits)
+        return _READERS[self._mode](self, [iter(loader) for loader in self._flattened])
+
+    def join(self, batches: list[Any]) -> Any:
+        """Put one batch of each loader into the nesting of the loaders."""
+        return tree_unflatten(batches, self._spec)
+
+
+def _read_single(iterator: Iterator[Any], limit: float, join: Callable[[list[Any]], Any] | None) -> Iterator[Item]:
+    """The common case, one loader, at the price of a counter; a batch beyond the limit is not even fetched."""
+    index = 0
+    while index < limit:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        yield (batch if join is None else join([batch])), index, 0
+        index += 1
+
+
+def _read_min_size(loader: CombinedLoader, iterators: list[Iterator[Any]]) -> Iterator[Item]:
+    limit = min(loader.limits or [float("inf")])
+    index = 0
+    while index < limit:
+        try:
+            batches = [next(iterator) for iterator in iterators]
+        except StopIteration:
+            return
+        yield loader.join(batches), index, 0
+        index += 1
+
+
+def _read_max_size(loader: CombinedLoader, iterators: list[Iterator[Any]], cycle: bool = False) -> Iterator[Item]:
+    limits = loader.limits or [float("inf")] * len(iterators)
+    taken = [0] * len(iterators)
+    ended = [False] * len(iterators)
+    index = 0
+    while True:
+        batches: list[Any] = [None] * len(iterators)
+        for i in range(len(iterators)):
+            if ended[i] and not cycle:
+                continue
+            batches[i], has_batch = _next_within(iterators[i], taken[i], limits[i])
+            if not has_batch:
+                ended[i] = True
+                if all(ended):
+                    return
+                if cycle:
+                    iterators[i], taken[i] = iter(loader.flattened[i]), 0
+                    batches[i], _ = _next_within(iterators[i], 0, limits[i])
+            taken[i] += 1
+        yield loader.join(batches), index, 0
+        index += 1
+
+
+def _next_within(iterator: Iterator[Any], taken: int, limit: float) -> tuple[Any, bool]:
+    if taken >= limit:
+        return None, False
+    try:
+        return next(iterator), True
+    except StopIteration:
+        return None, False
+
+
+def _read_max_size_cycle(loader: CombinedLoader, iterators: list[Iterator[Any]]) -> Iterator[Item]:
+    if len(iterators) == 1:
+        return _read_single(iterators[0], (loader.limits or [float("inf")])[0], None if loader.is_plain else loader.join)
+    return _read_max_size(loader, iterators, cycle=True)
+
+
+def _read_sequential(loader: CombinedLoader, first: int, iterator: Iterator[Any], limits: list[float]) -> Iterator[Item]:
+    for number in range(first, len(limits)):
+        if limits[number] > 0:
+            iterator = iterator if number == first else iter(loader.flattened[number])
+            for batch, index, _ in _read_single(iterator, limits[number], None):
+                yield batch, index, number
+
+
+_READERS: dict[str, Callable[[CombinedLoader, list[Iterator[Any]]], Iterator[Item]]] = {
+    "min_size": _read_min_size,
+    "max_size_cycle": _read_max_size_cycle,
+    "max_size": _read_max_size,
+}
+
+
+def is_iterable(value: Any) -> bool:
+    """Tell whether `value` can be read as a loader, without starting its workers."""
+    return isinstance(value, Iterable) or hasattr(value, "__getitem__")

@@ -1,0 +1,129 @@
+"""Sharding: which samples of a data set belong to which rank.
+
+The order of all samples is a function of seed and epoch; rank r of n takes positions r, r + n, r + 2n, ... of it, so batch i of all ranks
+together is batch i of one process with n times the batch size. In training every rank gets equally many samples: the order is continued
+from its start until it divides (as torch's DistributedSampler does). In evaluation nothing is repeated: ranks may differ by one sample.
+For prediction each rank takes one consecutive piece, so that the ranks' results, one after the other, are in the order of the data.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Iterator, Sized
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler
+from torch.utils.data.distributed import DistributedSampler
+
+from raylit.messages import warn_once
+
+if TYPE_CHECKING:
+    from raylit.parallel import World
+
+
+class ShardedSampler(Sampler[Any]):
+    """One rank's share of the order that another sampler gives.
+
+    Args:
+        sampler: gives indices, or whole batches of indices if it is a batch sampler.
+        rank: this rank.
+        size: number of ranks.
+        mode: `train`, `evaluate` or `predict`; see the module's text.
+        seed: of random orders, together with the epoch.
+    """
+
+    def __init__(self, sampler: Any, rank: int, size: int, mode: str, seed: int | None = None) -> None:
+        self.sampler = sampler
+        self.rank = rank
+        self.size = size
+        self.mode = mode
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of another epoch; the loop calls it."""
+        self.epoch = epoch
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Any]:
+        order = self._order()
+        if self.mode == "predict":
+            start, stop = (len(order) * r // self.size for r in (self.rank, self.rank + 1))
+            return iter(order[start:stop])
+        if self.mode == "train" and order:
+            missing = -len(order) % self.size
+            order += (order * math.ceil(missing / len(order)))[:missing]
+        return iter(order[self.rank :: self.size])
+
+    def __len__(self) -> int:
+        number = len(self.sampler)
+        if self.mode == "predict":
+            return number * (self.rank + 1) // self.size - number * self.rank // self.size
+        if self.mode == "train":
+            return math.ceil(number / self.size)
+        return len(range(self.rank, number, self.size))
+
+    def _order(self) -> list[Any]:
+        """The indices of all ranks; the same on each, since random samplers draw from a generator seeded for the epoch."""
+        if type(self.sampler) is RandomSampler and not self.sampler.replacement and self.sampler.num_samples == len(self.sampler.data_source):
+            generator = torch.Generator().manual_seed(self.seed + self.epoch)
+            return torch.randperm(len(self.sampler.data_source), generator=generator).tolist()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed + self.epoch)
+            return list(self.sampler)
+
+
+def shard(loader: Any, world: World, mode: str) -> Any:
+    """Return a loader that reads this rank's share of what `loader` reads.
+
+    The user's loader is copied as it is, never made anew through its constructor, so subclasses and custom collate functions keep working;
+    only what draws the indices is exchanged. Left as they are: loaders other than torch's, iterable data sets, and loaders that already
+    have a distributed sampler.
+    """
+    if world.size == 1 or not isinstance(loader, DataLoader):
+        return loader
+    if isinstance(loader.dataset, IterableDataset):
+        warn_once(
+            f"The {mode} data set {type(loader.dataset).__name__} is an IterableDataset, which raylit cannot shard: each of the {world.size} ranks"
+            " reads all that it yields. Let it skip by torch.distributed.get_rank() itself.",
+            key=f"iterable {mode}",
+        )
+        return loader
+    sampler: Any = loader.sampler
+    batch_sampler: Any = loader.batch_sampler
+    if isinstance(sampler, (DistributedSampler, ShardedSampler)) or isinstance(getattr(batch_sampler, "sampler", None), DistributedSampler):
+        return loader
+    sharded = copy.copy(loader)
+    # DataLoader forbids to set these attributes after construction; going through __dict__ spares it a second construction
+    if batch_sampler is None:
+        sharded.__dict__["sampler"] = ShardedSampler(sampler, world.rank, world.size, mode)
+    elif type(batch_sampler) is BatchSampler:
+        sharded.__dict__["sampler"] = ShardedSampler(sampler, world.rank, world.size, mode)
+        sharded.__dict__["batch_sampler"] = BatchSampler(sharded.sampler, batch_sampler.batch_size, batch_sampler.drop_last)
+    else:
+        sharded.__dict__["batch_sampler"] = ShardedSampler(batch_sampler, world.rank, world.size, mode)
+    return sharded
+
+
+def without_shuffle(loader: Any) -> Any:
+    """Return a loader that reads in order, for `overfit_batches`."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or isinstance(loader.sampler, SequentialSampler):
+        return loader
+    ordered = copy.copy(loader)
+    assert isinstance(loader.dataset, Sized)
+    ordered.__dict__["sampler"] = SequentialSampler(loader.dataset)
+    batch_sampler: Any = loader.batch_sampler
+    if batch_sampler is not None:
+        ordered.__dict__["batch_sampler"] = BatchSampler(ordered.sampler, batch_sampler.batch_size, batch_sampler.drop_last)
+    return ordered
+
+
+def set_epoch(loader: Any, epoch: int) -> None:
+    """Tell the samplers of `loader` which epoch begins."""
+    for sampler in {id(s): s for s in (getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None), getattr(loader, "batch_sampler", None))}.values():
+        if callable(getattr(sampler, "set_epoch", None)):
+            sampler.set_epoch(epoch)

@@ -1,0 +1,152 @@
+"""LightningDataModule: where the data comes from, apart from the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from raylit import checkpoint as checkpoints
+from raylit.batch import move_to
+from raylit.hparams import HasHyperparameters, accepted_arguments
+
+if TYPE_CHECKING:
+    from raylit.trainer import Trainer
+
+
+class LightningDataModule(HasHyperparameters):
+    """Prepares data and returns loaders. Also known as `DataModule`.
+
+    `prepare_data` runs on one process per node: download and convert there, keep nothing on `self`. `setup(stage)` runs on every rank, with
+    `fit`, `validate`, `test` or `predict`: make the data sets there. The `*_dataloader` hooks return a DataLoader, any iterable, or a list or
+    dict of them.
+
+    Example:
+        >>> class Numbers(LightningDataModule):
+        ...     def setup(self, stage):
+        ...         self.data = torch.arange(8.0)
+        ...     def train_dataloader(self):
+        ...         return DataLoader(self.data, batch_size=4)
+    """
+
+    name: str | None = None
+    CHECKPOINT_HYPER_PARAMS_KEY = "datamodule_hyper_parameters"
+    CHECKPOINT_HYPER_PARAMS_NAME = "datamodule_hparams_name"
+
+    allow_zero_length_dataloader_with_multiple_devices: bool = False
+    prepare_data_per_node: bool = True
+    trainer: Trainer | None = None
+
+    # fmt: off
+    def prepare_data(self) -> None: ...
+    def setup(self, stage: str) -> None: ...
+    def teardown(self, stage: str) -> None: ...
+    def on_exception(self, exception: BaseException) -> None: ...
+    def train_dataloader(self) -> Any: ...
+    def val_dataloader(self) -> Any: ...
+    def test_dataloader(self) -> Any: ...
+    def predict_dataloader(self) -> Any: ...
+    def state_dict(self) -> dict[str, Any]: return {}
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+    # fmt: on
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Change a batch while it is still on the CPU; wins over the module's."""
+        return batch
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch to `device`; wins over the module's."""
+        return move_to(batch, device)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Change a batch once it is on the device; wins over the module's."""
+        return batch
+
+    @classmethod
+    def from_datasets(
+        cls,
+        train_dataset: Any = None,
+        val_dataset: Any = None,
+        test_dataset: Any = None,
+        predict_dataset: Any = None,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        **datamodule_kwargs: Any,
+    ) -> LightningDataModule:
+        """Make a datamodule from data sets; each may be a list or dict of several. Training data is shuffled unless it is iterable."""
+
+        def loader(dataset: Dataset[Any], shuffle: bool = False) -> DataLoader[Any]:
+            shuffle = shuffle and not isinstance(dataset, IterableDataset)
+            return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+
+        def loaders(datasets: Any, shuffle: bool = False) -> Any:
+            if isinstance(datasets, Mapping):
+                return {key: loader(dataset, shuffle) for key, dataset in datasets.items()}
+            if isinstance(datasets, (list, tuple)):
+                return [loader(dataset, shuffle) for dataset in datasets]
+            return loader(datasets, shuffle)
+
+        datamodule = cls(**accepted_arguments(cls, {"batch_size": batch_size, "num_workers": num_workers, **datamodule_kwargs}))
+        for stage, datasets in (("train", train_dataset), ("val", val_dataset), ("test", test_dataset), ("predict", predict_dataset)):
+            if datasets is not None:
+                setattr(datamodule, f"{stage}_dataloader", _Constant(loaders(datasets, shuffle=stage == "train")))
+        return datamodule
+
+    @classmethod
+    def load_from_checkpoint(
+        cls, checkpoint_path: Any, map_location: Any = None, hparams_file: str | None = None, weights_only: bool | None = None, **kwargs: Any
+    ) -> Self:
+        """Make a datamodule with the stored hyperparameters and state; `kwargs` win over the stored ones.
+
+        Raises:
+            CheckpointError: the file is missing, torn or unsafe.
+        """
+        checkpoint = checkpoints.load(checkpoint_path, map_location=map_location or "cpu", weights_only=weights_only)
+        if hparams_file:
+            import yaml
+
+            with open(hparams_file) as file:
+                checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY] = yaml.safe_load(file) or {}
+        stored = dict(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}))
+        container = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NAME)
+        if container and container != "kwargs" and container in accepted_arguments(cls, {container: None}):
+            stored = {container: stored}
+        datamodule = cls(**accepted_arguments(cls, {**stored, **kwargs}))
+        if cls.__qualname__ in checkpoint:
+            datamodule.load_state_dict(checkpoint[cls.__qualname__])
+        return datamodule
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "trainer": None}
+
+    def __str__(self) -> str:
+        """Name the sizes of the data sets that the loaders would read."""
+        lines = []
+        for stage in ("train", "val", "test", "predict"):
+            if getattr(type(self), f"{stage}_dataloader") is getattr(LightningDataModule, f"{stage}_dataloader") and f"{stage}_dataloader" not in self.__dict__:
+                lines.append(f"{stage} dataloader: None")
+                continue
+            try:
+                loader = getattr(self, f"{stage}_dataloader")()
+            except Exception as error:  # before setup a user's hook fails in any way; a text must not
+                lines.append(f"{stage} dataloader: not available yet ({type(error).__name__}: {error})")
+                continue
+            dataset = getattr(loader, "dataset", None)
+            size = len(dataset) if dataset is not None and hasattr(dataset, "__len__") else "NA"
+            lines.append(f"{stage} dataloader: size={size}")
+        return "{" + ", ".join(lines) + "}"
+
+
+class _Constant:
+    """A loader hook that returns what it was given; a class rather than a lambda so that it pickles."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __call__(self) -> Any:
+        return self.value
+
+
+DataModule = LightningDataModule

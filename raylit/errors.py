@@ -1,0 +1,68 @@
+"""Every exception raylit raises on purpose.
+
+    RaylitError
+    |-- ConfigError(ValueError)             an argument, a hook's return value or a config file is wrong
+    |-- DataError(ValueError)               data is missing, empty or cannot be sharded
+    |-- CheckpointError(RuntimeError)       a checkpoint is missing, torn, foreign or unsafe to load
+    |-- LaunchError(RuntimeError)           processes could not be started, or ended without a result
+    `-- MissingPackageError(ImportError)    an optional package is not installed
+
+A text says what happened, why, and the fix as code or flag. Errors of user code are never wrapped: they pass through with a note.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RaylitError(Exception):
+    """Base of all exceptions raised by raylit on purpose."""
+
+
+class ConfigError(RaylitError, ValueError):
+    """An argument, a hook's return value or a config file is wrong. Known to Lightning users as `MisconfigurationException`."""
+
+
+class DataError(RaylitError, ValueError):
+    """Data is missing, empty or cannot be sharded."""
+
+
+class CheckpointError(RaylitError, RuntimeError):
+    """A checkpoint is missing, torn, foreign or unsafe to load."""
+
+
+class LaunchError(RaylitError, RuntimeError):
+    """Processes could not be started, or ended without a result."""
+
+
+class MissingPackageError(RaylitError, ImportError):
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, wanted_by: str, extra: str | None = None) -> None:
+        self._arguments = (package, wanted_by, extra)
+        fix = f"pip install 'raylit[{extra}]'" if extra else f"pip install {package}"
+        super().__init__(f"{wanted_by} needs the package {package}, which is not installed. Run: {fix}")
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str | None]]:
+        return type(self), self._arguments
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?` for the option nearest to `word`, or an empty string if none is near."""
+    near = difflib.get_close_matches(word, list(options), n=1, cutoff=0.6)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+class Terminated(SystemExit):
+    """The process was asked to end by SIGTERM and has come to a place where it can; exit code 143."""
+
+    def __init__(self, code: int = 143) -> None:
+        super().__init__(code)
+
+
+class Stopped(SystemExit):
+    """The run was ended from outside in good order, such as a trial by a sweep's scheduler; its loggers close as after success."""
+
+    def __init__(self) -> None:
+        super().__init__(0)

@@ -1,0 +1,175 @@
+"""Hyperparameters: the arguments a module or datamodule was made with, kept for checkpoints, loggers and `load_from_checkpoint`."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from argparse import Namespace
+from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import FrameType
+from typing import Any
+
+from raylit.errors import ConfigError
+
+_PRIMITIVES = (bool, int, float, str)
+
+# What the CLI was told, for classes that it constructs: a config file knows more than the frame does (nested class_path entries).
+given_hparams: ContextVar[dict[str, Any] | None] = ContextVar("given_hparams", default=None)
+
+
+class AttributeDict(dict[str, Any]):
+    """A dict whose keys can be read and set as attributes: `hparams.lr` is `hparams["lr"]`."""
+
+    def __getattr__(self, key: str) -> Any:
+        try:
+            return self[key]
+        except KeyError:
+            raise AttributeError(f"no hyperparameter {key!r}; there are: {', '.join(map(str, self)) or 'none'}") from None
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        self[key] = value
+
+    def __delattr__(self, key: str) -> None:
+        try:
+            del self[key]
+        except KeyError:
+            raise AttributeError(key) from None
+
+    def __repr__(self) -> str:
+        if not self:
+            return ""
+        width = max(len(str(key)) for key in self) + 3
+        return "\n".join(f'"{key}":'.ljust(width) + f" {value}" for key, value in sorted(self.items()))
+
+
+class HasHyperparameters:
+    """Gives `save_hyperparameters`, `hparams` and `hparams_initial` to LightningModule and LightningDataModule."""
+
+    _log_hyperparams: bool = False
+    _hparams_name: str | None = None
+
+    def save_hyperparameters(
+        self, *args: Any, ignore: str | Sequence[str] | None = None, frame: FrameType | None = None, logger: bool = True
+    ) -> None:
+        """Keep the arguments of `__init__` in `hparams`. Call it in `__init__`, first thing.
+
+        Args:
+            args: names of arguments to keep (default: all), or one container (dict, Namespace, dataclass) to keep instead.
+            ignore: names not to keep.
+            frame: the frame whose arguments are meant; found by itself.
+            logger: whether the loggers record them.
+
+        Raises:
+            ConfigError: a number, string or bool was given where a container or argument names are expected.
+
+        Example:
+            >>> class Net(LightningModule):
+            ...     def __init__(self, width=32, lr=1e-3):
+            ...         super().__init__()
+            ...         self.save_hyperparameters()
+            >>> Net(width=8).hparams.width
+            8
+        """
+        self._log_hyperparams = logger
+        given = given_hparams.get()
+        if given is not None:
+            init_args = dict(given)
+        elif dataclasses.is_dataclass(self):
+            init_args = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+        else:
+            if frame is None:
+                here = inspect.currentframe()
+                frame = here.f_back if here else None
+            init_args = _constructor_arguments(frame)
+
+        ignored = {ignore} if isinstance(ignore, str) else set(ignore or ())
+        init_args = {name: value for name, value in init_args.items() if name not in ignored}
+        containers = [arg for arg in args if not isinstance(arg, str)]
+        if len(args) == 1 and containers and not containers[0] and not isinstance(containers[0], _PRIMITIVES):
+            return  # an empty container
+        if not args:
+            found = AttributeDict(init_args)
+            self._hparams_name = "kwargs" if init_args else None
+        elif containers:
+            found = _as_hparams(containers[0])
+            names = [name for name, value in init_args.items() if value is containers[0]]
+            self._hparams_name = names[0] if names else None
+        else:
+            unknown = [name for name in args if name not in init_args and name not in ignored]
+            if unknown:
+                raise ConfigError(f"save_hyperparameters({', '.join(map(repr, args))}): {type(self).__name__}.__init__ has no argument {unknown[0]!r}.")
+            found = AttributeDict({name: init_args[name] for name in args if name in init_args})
+            self._hparams_name = "kwargs"
+
+        hparams = self.hparams
+        for name in ignored:
+            hparams.pop(name, None)
+        hparams.update(found)
+        self._hparams_initial = AttributeDict(copy.deepcopy(dict(hparams)))
+
+    @property
+    def hparams(self) -> AttributeDict:
+        """The saved hyperparameters; may be changed."""
+        if "_hparams" not in self.__dict__:
+            self._hparams = AttributeDict()
+        return self._hparams
+
+    @property
+    def hparams_initial(self) -> AttributeDict:
+        """A copy of the hyperparameters as they were saved; changing it changes nothing."""
+        return AttributeDict(copy.deepcopy(dict(self.__dict__.get("_hparams_initial", {}))))
+
+
+def accepted_arguments(cls: type, values: MutableMapping[str, Any]) -> dict[str, Any]:
+    """Return those of `values` that `cls.__init__` takes by name; all of them if it takes `**kwargs`."""
+    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return dict(values)
+    return {name: value for name, value in values.items() if name in parameters}
+
+
+@contextmanager
+def constructed_with(values: dict[str, Any]) -> Iterator[None]:
+    """Within, `save_hyperparameters` keeps `values` instead of what it finds in the frame."""
+    token = given_hparams.set(values)
+    try:
+        yield
+    finally:
+        given_hparams.reset(token)
+
+
+def _as_hparams(container: Any) -> AttributeDict:
+    if isinstance(container, _PRIMITIVES):
+        raise ConfigError(f"save_hyperparameters got the {type(container).__name__} {container!r}. Pass argument names, or one dict, Namespace or dataclass.")
+    if isinstance(container, Namespace):
+        return AttributeDict(vars(container))
+    if dataclasses.is_dataclass(container) and not isinstance(container, type):
+        return AttributeDict(dataclasses.asdict(container))
+    if isinstance(container, MutableMapping):
+        return AttributeDict(container)
+    raise ConfigError(f"save_hyperparameters cannot keep a {type(container).__name__}. Pass argument names, or one dict, Namespace or dataclass.")
+
+
+def _constructor_arguments(frame: FrameType | None) -> dict[str, Any]:
+    """Collect the arguments of the `__init__` calls on the stack, from the class that called upwards to the most derived one, which wins."""
+    collected: dict[str, Any] = {}
+    inside = False
+    while frame is not None:
+        variables = frame.f_locals
+        cls = variables.get("__class__")
+        is_init = frame.f_code.co_name == "__init__" and isinstance(cls, type) and issubclass(cls, HasHyperparameters)
+        if is_init:
+            assert isinstance(cls, type)
+            inside = True
+            for name, parameter in list(inspect.signature(cls.__init__).parameters.items())[1:]:  # type: ignore[misc]
+                if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                    collected.update(variables[name])
+                elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
+                    collected[name] = variables[name]
+        elif inside:
+            break
+        frame = frame.f_back
+    return collected

@@ -1,0 +1,56 @@
+"""Which Ray cluster a job runs on: the one that is connected, the one RAY_ADDRESS names, or a new one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import ray
+
+from raylit.errors import LaunchError
+from raylit.messages import info
+
+
+def connect(num_workers: int = 1, resources: dict[str, float] | None = None) -> None:
+    """Make sure that this process is connected to a Ray cluster.
+
+    Args:
+        num_workers: how many workers are wanted; a cluster started here is made large enough for them.
+        resources: what each worker reserves.
+
+    Raises:
+        LaunchError: RAY_ADDRESS names a cluster that cannot be reached.
+    """
+    wanted = {name: amount * num_workers for name, amount in (resources or {"CPU": 1}).items()}
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS")
+        quiet = {"logging_level": logging.INFO if os.environ.get("RAYLIT_VERBOSE") else logging.WARNING}
+        if address:
+            _send_token()
+            try:
+                ray.init(address=address, **quiet)
+            except ConnectionError as error:
+                raise LaunchError(f"No Ray cluster answers at {address} (RAY_ADDRESS, --ray.address): {error}. Start one with `ray start --head`.") from error
+        else:
+            # "local" rather than no address, which would join whatever cluster an earlier process left a note of, be it dead
+            ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(wanted.get("CPU", 1))), include_dashboard=True, **quiet)
+            info(f"Started a Ray cluster on this machine; dashboard: {dashboard_url() or 'none'}")
+    has = ray.cluster_resources()
+    lacking = {name: amount for name, amount in wanted.items() if has.get(name, 0) < amount}
+    if lacking:
+        asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items())
+        there = ", ".join(f"{has.get(name, 0):g} {name}" for name in wanted)
+        info(f"Waiting for the Ray cluster: {num_workers} workers ask for {asked}, it has {there}.")
+
+
+def dashboard_url() -> str | None:
+    """Return the address of the connected cluster's dashboard, or None."""
+    url = getattr(ray._private.worker, "get_dashboard_url", lambda: None)()
+    return f"http://{url}" if url else None
+
+
+def _send_token() -> None:
+    """Let Ray send the token that `ray start --head` asks for once a token file exists, which it does not by itself when joining."""
+    if "RAY_AUTH_MODE" not in os.environ and Path("~/.ray/auth_token").expanduser().exists():
+        os.environ["RAY_AUTH_MODE"] = "token"

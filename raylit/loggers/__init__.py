@@ -1,0 +1,7 @@
+"""Where metrics and hyperparameters go: `Logger` is the contract, the others are its implementations."""
+
+from raylit.loggers.base import Logger
+from raylit.loggers.csv import CSVLogger
+from raylit.loggers.mlflow import MLFlowLogger
+
+__all__ = ["CSVLogger", "Logger", "MLFlowLogger"]

@@ -1,0 +1,232 @@
+"""CSVLogger: metrics in `metrics.csv` and hyperparameters in `hparams.yaml`, in a folder per run. Needs no package and no server."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+import os
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from typing import Any
+
+from raylit.errors import ConfigError
+from raylit.loggers.base import Logger
+from raylit.messages import warn, warn_once
+
+
+class CSVLogger(Logger):
+    """Write metrics and hyperparameters as plain files to `<save_dir>/<name>/version_<N>`.
+
+    The files are those of Lightning's CSVLogger. Two things differ: rows are appended, never written twice, and a `metrics.csv` that
+    is there already (an explicit `version`, or a run that goes on after its processes died) is continued instead of deleted.
+
+    Args:
+        save_dir: local folder of all experiments.
+        name: folder of this experiment; None or "" leaves this level out.
+        version: folder of this run: a number N gives `version_N`, a string is taken as it is, None takes the next free number.
+        prefix: put before the names of metrics, joined by "-".
+        flush_logs_every_n_steps: rows are written when `(step + 1) % flush_logs_every_n_steps == 0`, and whenever `save` is called.
+
+    Raises:
+        ConfigError: `save_dir` is not a local folder.
+
+    Example:
+        >>> trainer = Trainer(logger=CSVLogger("logs", name="digits"))  # logs/digits/version_0/metrics.csv
+    """
+
+    LOGGER_JOIN_CHAR = "-"
+
+    def __init__(
+        self,
+        save_dir: str | os.PathLike[str],
+        name: str | None = "lightning_logs",
+        version: int | str | None = None,
+        prefix: str = "",
+        flush_logs_every_n_steps: int = 100,
+    ) -> None:
+        self._save_dir = os.fspath(save_dir)
+        if "://" in self._save_dir:
+            raise ConfigError(f"CSVLogger(save_dir={self._save_dir!r}) cannot append there. Give a local folder, or use MLFlowLogger.")
+        self._name = name or ""
+        self._version = version
+        self._prefix = prefix
+        self._flush_logs_every_n_steps = flush_logs_every_n_steps
+        self._num_rows_before = 0
+        self._restarted = self._was_opened = False
+        self._experiment: ExperimentWriter | None = None
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def version(self) -> int | str:
+        if self._version is None:
+            self._version = self._claim_version()
+        return self._version
+
+    @property
+    def save_dir(self) -> str:
+        return self._save_dir
+
+    @property
+    def root_dir(self) -> str:
+        """Folder of the experiment, `<save_dir>/<name>`."""
+        return os.path.join(self._save_dir, self._name)
+
+    @property
+    def log_dir(self) -> str:
+        version = self.version
+        return os.path.join(self.root_dir, version if isinstance(version, str) else f"version_{version}")
+
+    @property
+    def experiment(self) -> ExperimentWriter:
+        """The writer of the files; made, with its folder, on first use."""
+        if self._experiment is None:
+            self._experiment = ExperimentWriter(self.log_dir, num_rows_before=self._num_rows_before if self._restarted else None)
+        return self._experiment
+
+    def open(self, *, default_root_dir: str, tags: Mapping[str, str]) -> None:
+        self._save_dir = os.path.abspath(self._save_dir)  # workers may have another working directory
+        self._restarted = False
+        if self._experiment is not None:  # a second fit with this logger: goes on in the same files
+            self._experiment.save()
+            self._experiment = None
+        os.makedirs(self.log_dir, exist_ok=True)
+        self._num_rows_before = sum(1 for _ in _read_rows(os.path.join(self.log_dir, ExperimentWriter.NAME_METRICS_FILE)))
+        if self._num_rows_before and not self._was_opened:
+            warn(f"{self.log_dir} already holds metrics of a run; they are kept and new rows go below them.")
+        self._was_opened = True
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if self._prefix:
+            metrics = {f"{self._prefix}{self.LOGGER_JOIN_CHAR}{key}": value for key, value in metrics.items()}
+        step = len(self.experiment.metrics) if step is None else step
+        self.experiment.log_metrics(metrics, step)
+        if (step + 1) % self._flush_logs_every_n_steps == 0:
+            self.save()
+
+    def log_hyperparams(self, params: Mapping[str, Any] | Namespace | None = None) -> None:
+        self.experiment.log_hparams(vars(params) if isinstance(params, Namespace) else dict(params or {}))
+
+    def save(self) -> None:
+        self.experiment.save()
+
+    def finalize(self, status: str) -> None:
+        if self._experiment is not None:
+            self._experiment.save()
+
+    def _claim_version(self) -> int:
+        """Make the folder of the next free number. Making it is what claims it: two runs that start together get two numbers."""
+        os.makedirs(self.root_dir, exist_ok=True)
+        numbers = [name.split("_")[1] for name in os.listdir(self.root_dir) if name.startswith("version_")]
+        version = max((int(number) for number in numbers if number.isdigit()), default=-1) + 1
+        while True:
+            try:
+                os.mkdir(os.path.join(self.root_dir, f"version_{version}"))
+                return version
+            except FileExistsError:
+                version += 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_experiment": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _restarted=True)
+
+
+class ExperimentWriter:
+    """The two files of one run: `metrics.csv`, one row per call, and `hparams.yaml`.
+
+    Args:
+        log_dir: folder of the run; made if missing.
+        num_rows_before: number of rows the file had when the run began. What stands below them was written by processes of this run that
+            died since; when it comes again, replayed from a checkpoint, it is left out. None: nothing was written by others.
+    """
+
+    NAME_METRICS_FILE = "metrics.csv"
+    NAME_HPARAMS_FILE = "hparams.yaml"
+
+    def __init__(self, log_dir: str, num_rows_before: int | None = None) -> None:
+        self.log_dir = log_dir
+        self.metrics_file_path = os.path.join(log_dir, self.NAME_METRICS_FILE)
+        self.metrics: list[dict[str, Any]] = []
+        self.metrics_keys: list[str] = []
+        self.hparams: dict[str, Any] = {}
+        self._last_step: dict[str, float] = {}
+        os.makedirs(log_dir, exist_ok=True)
+        if os.path.isfile(self.metrics_file_path):
+            _cut_torn_row(self.metrics_file_path)
+            with open(self.metrics_file_path, newline="", encoding="utf-8") as file:
+                self.metrics_keys = next(csv.reader(file), [])
+        if num_rows_before is not None:
+            for row in itertools.islice(_read_rows(self.metrics_file_path), num_rows_before, None):
+                self._last_step |= {key: max(self._last_step.get(key, -math.inf), float(row["step"])) for key in row if row[key]}
+
+    def log_metrics(self, metrics_dict: Mapping[str, Any], step: int | None = None) -> None:
+        """Keep one row for the next `save`."""
+        step = len(self.metrics) if step is None else step
+        telling = metrics_dict.keys() - {"epoch"} or metrics_dict.keys()  # 'epoch' stands in rows of training and of validation
+        if not telling or any(step > self._last_step.get(key, -math.inf) for key in telling):
+            row = {key: value.item() if hasattr(value, "item") else value for key, value in metrics_dict.items()}
+            self.metrics.append(row | {"step": step})
+
+    def log_hparams(self, params: Mapping[str, Any]) -> None:
+        """Add hyperparameters and write all of them; what YAML cannot hold is left out with a warning."""
+        import yaml
+
+        self.hparams.update(params)
+        writable = {}
+        for key, value in self.hparams.items():
+            plain = value.name if isinstance(value, Enum) else value
+            try:
+                yaml.dump(plain)
+            except (TypeError, ValueError):
+                warn(f"The hyperparameter {key!r} ({type(value).__name__}) is not in hparams.yaml: YAML cannot hold it.")
+            else:
+                writable[key] = plain
+        with open(os.path.join(self.log_dir, self.NAME_HPARAMS_FILE), "w", newline="", encoding="utf-8") as file:
+            yaml.dump(writable, file)
+
+    def save(self) -> None:
+        """Append the rows kept so far. Where that fails they are kept for the next time: a full disk does not end the training."""
+        if not self.metrics:
+            return
+        try:
+            self._write()
+        except OSError as error:
+            warn_once(f"Could not write {self.metrics_file_path}: {error}. Training goes on; its rows are kept and tried again.")
+        else:
+            self.metrics = []
+
+    def _write(self) -> None:
+        path, keys = self.metrics_file_path, sorted({*self.metrics_keys, *itertools.chain.from_iterable(self.metrics)})
+        if keys != self.metrics_keys or not os.path.isfile(path):
+            with open(path + ".tmp", "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, keys)
+                writer.writeheader()
+                writer.writerows(itertools.chain(_read_rows(path), self.metrics))
+            os.replace(path + ".tmp", path)  # a new column: readers see the old file or the new one whole
+            self.metrics_keys = keys
+            return
+        size = os.path.getsize(path)
+        try:
+            with open(path, "a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, keys).writerows(self.metrics)
+        except OSError:
+            os.truncate(path, size)
+            raise
+
+
+def _read_rows(path: str) -> Iterator[dict[str, str]]:
+    if os.path.isfile(path):
+        with open(path, newline="", encoding="utf-8") as file:
+            yield from csv.DictReader(file)
+
+
+def _cut_torn_row(path: str) -> None:
+    """Drop a last row that has no end: a process was killed while it wrote it."""
+    with open(path, "rb+") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)

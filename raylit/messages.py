@@ -1,0 +1,58 @@
+"""What raylit tells the user while it runs: from rank 0 only, and each warning of a kind once."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+log = logging.getLogger("raylit")
+if not log.handlers:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+_said: set[str] = set()
+
+
+def rank() -> int:
+    """Rank of this process among all of the run; 0 outside one. Launchers that set RANK (torchrun, Ray Train) are understood."""
+    return int(getattr(rank_zero_only, "rank", None) or os.environ.get("RANK", "0"))
+
+
+def rank_zero_only(function: Callable[P, T]) -> Callable[P, T | None]:
+    """Decorate `function` so that it runs on rank 0 only and returns None elsewhere."""
+
+    @functools.wraps(function)
+    def on_rank_zero(*args: P.args, **kwargs: P.kwargs) -> T | None:
+        return function(*args, **kwargs) if rank() == 0 else None
+
+    return on_rank_zero
+
+
+def info(text: str) -> None:
+    """Say one line on stderr."""
+    if rank() == 0:
+        log.info(text)
+
+
+def warn(text: str, category: type[Warning] = UserWarning, stacklevel: int = 3) -> None:
+    """Warn through Python's `warnings`, so that users can filter it."""
+    if rank() == 0:
+        warnings.warn(text, category, stacklevel=stacklevel)
+
+
+def warn_once(text: str, category: type[Warning] = UserWarning, key: Any = None) -> None:
+    """Warn unless this text (or `key`) was warned of before in this process."""
+    key = str(key or text)
+    if key not in _said:
+        _said.add(key)
+        warn(text, category, stacklevel=4)

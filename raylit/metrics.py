@@ -1,0 +1,357 @@
+"""What `self.log` fills and when it is reduced.
+
+`log` resolves its arguments once per key into an `Entry`; from then on a call only appends the detached value to a list. No collective, no
+copy from the device and no conversion to a Python number happens in it. Values become numbers in bulk, when somebody looks: the loggers every
+`log_every_n_steps`, the progress bar when it draws, callbacks when an epoch ends. Over ranks, sums and weights are gathered in float64 and
+divided once, so an epoch's mean is exact whatever the ranks' batch counts are, and a key that only some ranks logged is no hazard.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raylit.batch import size_of
+from raylit.errors import ConfigError
+from raylit.hooks import HOOKS
+
+if TYPE_CHECKING:
+    from raylit.parallel import World
+
+REDUCTIONS = ("mean", "sum", "min", "max")
+FOLD_EVERY = 1000  # values of one key kept before they are summed up, so that an endless epoch does not grow
+
+
+class Entry:
+    """The values logged under one name, in one hook, for one loader."""
+
+    __slots__ = ("arguments", "computed", "dataloader_idx", "fresh", "hook", "last", "logger", "metric", "name", "on_epoch", "on_step", "pending", "prog_bar",
+                 "rank_zero_only", "reduce", "suffix", "sync_epoch", "sync_step", "total", "weight")  # fmt: skip
+
+    def __init__(self, hook: str, name: str, reduce: str, on_step: bool, on_epoch: bool, dataloader_idx: int | None) -> None:
+        self.hook, self.name, self.reduce = hook, name, reduce
+        self.on_step, self.on_epoch = on_step, on_epoch
+        self.dataloader_idx = dataloader_idx
+        self.suffix = ""
+        self.prog_bar = self.logger = self.sync_step = self.rank_zero_only = False
+        self.sync_epoch = True
+        self.arguments: tuple[Any, ...] = ()
+        self.metric: Any = None  # a torchmetrics.Metric, which keeps its own state
+        self.last: Tensor | float | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the epoch."""
+        self.pending: list[tuple[Tensor | float, int]] = []
+        self.total: np.floating[Any] | None = None
+        self.weight = 0
+        self.computed: Tensor | None = None
+        self.fresh = False
+        if self.metric is not None:
+            self.metric.reset()
+
+    def fold(self) -> None:
+        """Bring the pending values to the host in one go and add them up, in the order they came."""
+        if not self.pending:
+            return
+        values, weights = zip(*self.pending, strict=True)
+        self.pending = []
+        numbers = _to_numpy(values)
+        if self.reduce == "mean":
+            numbers = numbers * np.asarray(weights, dtype=numbers.dtype)
+            self.weight += sum(weights)
+        if self.reduce in ("mean", "sum"):
+            # add.accumulate rounds after every addition, as adding up batch by batch does; sum() would add pairwise
+            start = numbers.dtype.type(0) if self.total is None else self.total
+            self.total = np.add.accumulate(np.concatenate(([start], numbers)))[-1]
+        else:
+            pick = np.min if self.reduce == "min" else np.max
+            self.total = pick(numbers) if self.total is None else pick(np.asarray([self.total, pick(numbers)]))
+
+    def local(self) -> Tensor:
+        """The epoch's value on this rank alone."""
+        if self.computed is None:
+            if self.metric is not None:
+                self.computed = _require_tensor(self.metric.compute(), self.name)
+            else:
+                self.fold()
+                assert self.total is not None
+                value = self.total / self.total.dtype.type(self.weight) if self.reduce == "mean" else self.total
+                self.computed = torch.tensor(value.item(), dtype=torch.float64 if value.dtype == np.float64 else torch.float32)
+        return self.computed
+
+
+class Metrics:
+    """All that is logged in a run.
+
+    Attributes:
+        hook: name of the event that runs now; the loop sets it. It decides what `log` may do.
+        batch: the batch being worked on, for its size.
+        dataloader_idx: number of the evaluation loader being read, None if there is only one.
+        in_batch: whether a batch of the running loop has begun and its epoch has not ended: then step values count, afterwards epoch values.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.entries: dict[tuple[Any, ...], Entry] = {}
+        self.training = True
+        self.hook: str | None = None
+        self.batch: Any = None
+        self.batch_size: int | None = None
+        self.dataloader_idx: int | None = None
+        self.in_batch = False
+        self.callback: dict[str, Tensor] = {}
+        self.logged: dict[str, Tensor] = {}
+        self.progress_bar: dict[str, Tensor] = {}
+
+    # ---- filled by users ----
+
+    def log(
+        self, name: str, value: Any, prog_bar: bool, logger: bool | None, on_step: bool | None, on_epoch: bool | None, reduce_fx: Any,
+        enable_graph: bool, sync_dist: bool | None, add_dataloader_idx: bool, batch_size: int | None, rank_zero_only: bool,
+    ) -> None:  # fmt: skip
+        """See `LightningModule.log`."""
+        key = (self.hook, name, self.dataloader_idx if add_dataloader_idx else None)
+        arguments = (prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, rank_zero_only)
+        entry = self.entries.get(key)
+        if entry is None:
+            entry = self.entries[key] = self._register(name, value, add_dataloader_idx, arguments)
+        elif entry.arguments != arguments:
+            raise ConfigError(
+                f"self.log({name!r}, ...) was called twice in {self.hook} with different arguments. Use the same ones, or another name."
+            )
+        if entry.metric is not None:
+            entry.last = value._forward_cache
+            entry.computed = None
+            entry.fresh = True
+            return
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise ConfigError(f"self.log({name!r}, value): the tensor has shape {tuple(value.shape)}, but one element is wanted. Reduce it first, or log its parts.")
+            # cloned, because the user may go on to change the tensor in place
+            value = value.clone() if enable_graph else value.detach().clone()
+        elif not isinstance(value, (int, float, np.number)):
+            raise ConfigError(f"self.log({name!r}, {value!r}): a {type(value).__name__} cannot be logged. Give a number, a tensor with one element or a torchmetrics.Metric.")
+        entry.last = value
+        entry.fresh = True
+        if entry.on_epoch:
+            weight = 1
+            if entry.reduce == "mean":
+                if batch_size is not None:
+                    weight = batch_size
+                else:
+                    if self.batch_size is None:
+                        self.batch_size = 1 if self.batch is None else size_of(self.batch)
+                    weight = self.batch_size
+            entry.pending.append((value, weight))
+            entry.computed = None
+            if len(entry.pending) >= FOLD_EVERY:
+                entry.fold()
+
+    def _register(self, name: str, value: Any, add_dataloader_idx: bool, arguments: tuple[Any, ...]) -> Entry:
+        """Check the arguments of the first call under a key, and keep them."""
+        prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, rank_zero_only = arguments
+        hook = self.hook
+        rule = HOOKS[hook].log if hook in HOOKS else None
+        if hook is None or rule is None:
+            where = f"inside {hook}" if hook else "here: no hook of the loop is running"
+            raise ConfigError(f"self.log({name!r}, ...) cannot be used {where}. Write to the logger itself: self.logger.log_metrics({{{name!r}: ...}}).")
+        if isinstance(value, dict):
+            raise ConfigError(f"self.log({name!r}, ...) got a dict. Use self.log_dict, whose values must be numbers, not dicts.")
+        default_step, default_epoch, may_step = rule
+        on_step = default_step if on_step is None else on_step
+        on_epoch = default_epoch if on_epoch is None else on_epoch
+        if not on_step and not on_epoch:
+            raise ConfigError(f"self.log({name!r}, on_step=False, on_epoch=False) records nothing. Set one of them.")
+        if not may_step and (on_step or not on_epoch):
+            raise ConfigError(f"self.log({name!r}, on_step=True) is not possible in {hook}, which runs once per epoch. Use on_epoch=True.")
+        entry = Entry(hook, name, _reduction(reduce_fx, name), on_step, on_epoch, self.dataloader_idx if add_dataloader_idx else None)
+        entry.arguments = arguments
+        entry.prog_bar, entry.logger, entry.rank_zero_only = prog_bar, logger is not False, rank_zero_only
+        entry.sync_epoch, entry.sync_step = sync_dist is not False, bool(sync_dist)
+        if entry.dataloader_idx is not None:
+            entry.suffix = f"/dataloader_idx_{entry.dataloader_idx}"
+        if _is_metric(value):
+            entry.metric = value
+        return entry
+
+    # ---- driven by the loop ----
+
+    def begin_batch(self, batch: Any, dataloader_idx: int | None = None) -> None:
+        """A batch begins: values logged from now on are its."""
+        self.batch, self.batch_size, self.dataloader_idx, self.in_batch = batch, None, dataloader_idx, True
+
+    def end_epoch(self) -> None:
+        """The last batch has ended: from now on epoch values count."""
+        self.refresh()
+        self.batch, self.batch_size, self.dataloader_idx, self.in_batch = None, None, None, False
+
+    def reset(self) -> None:
+        """Forget the values of the loop that ended; what `callback` and `logged` hold remains."""
+        for entry in self.entries.values():
+            entry.reset()
+        self.in_batch = False
+
+    def switch(self, entries: dict[tuple[Any, ...], Entry], training: bool) -> tuple[Any, ...]:
+        """Let another loop's entries be filled; returns what `switch_back` wants."""
+        self.refresh()
+        before = (self.entries, self.training, self.in_batch, self.hook, self.batch, self.batch_size, self.dataloader_idx)
+        self.entries, self.training, self.in_batch = entries, training, False
+        self.batch, self.batch_size, self.dataloader_idx = None, None, None
+        return before
+
+    def switch_back(self, before: tuple[Any, ...]) -> None:
+        """Undo `switch`."""
+        self.entries, self.training, self.in_batch, self.hook, self.batch, self.batch_size, self.dataloader_idx = before
+
+    def clear(self) -> None:
+        """Forget everything that was logged."""
+        self.callback, self.logged, self.progress_bar = {}, {}, {}
+
+    def reduce_over_ranks(self) -> None:
+        """Make the epoch's values those of all ranks. Every rank must call it, whatever it logged: it is one collective."""
+        if self.world.size == 1:
+            return
+        mine = []
+        for key, entry in self.entries.items():
+            if entry.fresh and entry.on_epoch and entry.metric is None and entry.sync_epoch and entry.computed is None:
+                entry.fold()
+                assert entry.total is not None
+                if not (entry.rank_zero_only and not self.world.is_zero):
+                    mine.append((key, float(entry.total), entry.weight))
+        totals: dict[Any, list[tuple[float, int]]] = {}
+        for one in self.world.all_gather_object(mine):
+            for key, total, weight in one:
+                totals.setdefault(key, []).append((total, weight))
+        for key, parts in totals.items():
+            if key not in self.entries:
+                continue  # other ranks logged it; this one has nowhere to show it
+            entry = self.entries[key]
+            sums = [total for total, _ in parts]
+            if entry.reduce == "mean":
+                value = sum(sums) / sum(weight for _, weight in parts)
+            else:
+                value = {"sum": sum, "min": min, "max": max}[entry.reduce](sums)
+            dtype = torch.float64 if entry.total is not None and entry.total.dtype == np.float64 else torch.float32
+            entry.computed = torch.tensor(value, dtype=dtype)
+
+    def reduce_steps_over_ranks(self) -> None:
+        """Make the step values logged with `sync_dist=True` those of all ranks. Called by all ranks when the loggers are due."""
+        entries = {key: entry for key, entry in self.entries.items() if entry.sync_step and entry.on_step and entry.fresh and entry.metric is None}
+        if self.world.size == 1 or not entries:
+            return
+        gathered = self.world.all_gather_object({key: float(_number(entry.last)) for key, entry in entries.items()})
+        for key, entry in entries.items():
+            values = [ranks[key] for ranks in gathered if key in ranks]
+            entry.last = {"mean": lambda v: sum(v) / len(v), "sum": sum, "min": min, "max": max}[entry.reduce](values)
+
+    # ---- read by callbacks, loggers and the progress bar ----
+
+    def refresh(self) -> None:
+        """Bring `callback`, `logged` and `progress_bar` up to date with what was logged."""
+        on_step = self.in_batch
+        for entry in self.entries.values():
+            if not entry.fresh or entry.dataloader_idx != self.dataloader_idx:
+                continue
+            if on_step and entry.on_step:
+                if entry.last is None:
+                    continue
+                value = _as_tensor(entry.last)
+            elif not on_step and entry.on_epoch:
+                value = entry.local()
+            else:
+                continue
+            name = entry.name + entry.suffix
+            forked = f"{entry.name}_{'step' if on_step else 'epoch'}{entry.suffix}" if entry.on_step and entry.on_epoch else name
+            if entry.logger:
+                self.logged[forked] = value
+            if self.training or (entry.on_epoch and not on_step):
+                self.callback[name] = value
+                self.callback[forked] = value
+            if entry.prog_bar:
+                self.progress_bar[forked] = value
+
+    def to_log(self) -> dict[str, Tensor]:
+        """Return what the loggers are due: step values within a batch, epoch values after it."""
+        kept, self.logged = self.logged, {}
+        self.refresh()
+        due, self.logged = self.logged, {**kept, **self.logged}
+        return due
+
+    def loader_values(self, dataloader_idx: int | None) -> dict[str, Tensor]:
+        """Return the epoch values of one evaluation loader and let the dicts hold them."""
+        before, self.in_batch = self.in_batch, False
+        self.dataloader_idx = dataloader_idx
+        kept, self.callback = self.callback, {}
+        self.refresh()
+        values, self.callback = self.callback, {**kept, **self.callback}
+        self.in_batch = before
+        return values
+
+
+def to_numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    """Return metrics as Python numbers; tensors of one device come over in one copy."""
+    names = [name for name, value in metrics.items() if isinstance(value, Tensor)]
+    numbers: dict[str, float] = {name: value for name, value in metrics.items() if not isinstance(value, Tensor)}
+    if any(metrics[name].device.type != "cpu" for name in names):
+        stacked = torch.stack([metrics[name].detach().reshape(()).double() for name in names]).tolist()
+        numbers.update(zip(names, stacked, strict=True))
+    else:
+        numbers.update((name, metrics[name].item()) for name in names)
+    return {name: numbers[name] for name in metrics}
+
+
+def _reduction(reduce_fx: str | Callable[..., Any], name: str) -> str:
+    reduce = reduce_fx.lower() if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", "")
+    reduce = "mean" if reduce == "avg" else reduce
+    is_known = isinstance(reduce_fx, str) or reduce_fx in (torch.mean, torch.sum, torch.min, torch.max, sum, min, max)
+    if reduce not in REDUCTIONS or not is_known:
+        raise ConfigError(f"self.log({name!r}, reduce_fx={reduce_fx!r}): only 'mean', 'sum', 'min' and 'max' are possible. For anything else log a torchmetrics.Metric.")
+    return reduce
+
+
+def _is_metric(value: Any) -> bool:
+    """Tell whether `value` is a torchmetrics.Metric, without importing torchmetrics where nobody else has."""
+    torchmetrics = sys.modules.get("torchmetrics")
+    return torchmetrics is not None and isinstance(value, torchmetrics.Metric)
+
+
+def _default_dtype() -> torch.dtype:
+    dtype = torch.get_default_dtype()
+    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
+
+
+def _as_tensor(value: Tensor | float) -> Tensor:
+    if not isinstance(value, Tensor):
+        return torch.tensor(value, dtype=_default_dtype())
+    if value.dtype not in (torch.float32, torch.float64):
+        value = value.to(_default_dtype())
+    return value.reshape(()) if value.ndim else value
+
+
+def _number(value: Tensor | float | None) -> float:
+    assert value is not None
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def _to_numpy(values: tuple[Tensor | float, ...]) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return logged values as one float32 or float64 array on the host."""
+    if not all(isinstance(value, (int, float)) for value in values):
+        tensors = [_as_tensor(value).detach() for value in values]
+        dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+        device = next((tensor.device for tensor in tensors if tensor.device.type != "cpu"), torch.device("cpu"))
+        return torch.stack([tensor.to(device, dtype) for tensor in tensors]).cpu().numpy()
+    return np.asarray(values, dtype=np.float64 if _default_dtype() == torch.float64 else np.float32)
+
+
+def _require_tensor(value: Any, name: str) -> Tensor:
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise ConfigError(f"The Metric logged as {name!r} computed {value!r}; one number as a tensor is wanted. Log the parts of it with log_dict.")
+    return value.detach()
+
+

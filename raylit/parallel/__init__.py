@@ -1,0 +1,7 @@
+"""Ranks and how they keep a model in step. The only place for `torch.distributed` and its wrappers."""
+
+from raylit.parallel.ddp import DDPStrategy, find_strategy, no_sync
+from raylit.parallel.precision import Precision
+from raylit.parallel.world import World
+
+__all__ = ["DDPStrategy", "Precision", "World", "find_strategy", "no_sync"]

@@ -1,0 +1,95 @@
+"""Precision: the number format of parameters, inputs and compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raylit.errors import ConfigError
+
+# what the user may write -> canonical name
+_NAMES: dict[str, str] = {
+    "32": "32-true", "32-true": "32-true",
+    "64": "64-true", "64-true": "64-true",
+    "16": "16-mixed", "16-mixed": "16-mixed", "16-true": "16-true",
+    "bf16": "bf16-mixed", "bf16-mixed": "bf16-mixed", "bf16-true": "bf16-true",
+}  # fmt: skip
+_DTYPES = {"64": torch.float64, "32": torch.float32, "16": torch.float16, "bf16": torch.bfloat16}
+
+
+def canonical(precision: str | int | None) -> str:
+    """Return the canonical name, such as `bf16-mixed`, for what a user may write.
+
+    Raises:
+        ConfigError: there is no such precision.
+    """
+    name = _NAMES.get("32-true" if precision is None else str(precision))
+    if name is None:
+        raise ConfigError(f"precision={precision!r} is not known. Use one of: {', '.join(sorted(set(_NAMES)))}.")
+    return name
+
+
+class Precision:
+    """How one precision acts on a run.
+
+    `true` formats store parameters in the format; `mixed` ones keep them in float32 and compute the steps under autocast, with the loss
+    scaled for float16 on a GPU (Micikevicius et al., "Mixed Precision Training", 2018).
+
+    Attributes:
+        name: canonical name.
+        dtype: format of the compute.
+        scaler: the gradient scaler, or None where none is needed.
+        has_context: whether steps must run within `context()`.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        bits, kind = name.split("-")
+        self.name = name
+        self.device = device
+        self.dtype = _DTYPES[bits]
+        self.is_mixed = kind == "mixed"
+        self.converts = kind == "true" and bits != "32"
+        self.has_context = self.is_mixed or self.converts
+        self.scaler = torch.amp.GradScaler(device.type) if name == "16-mixed" and device.type == "cuda" else None
+
+    @contextmanager
+    def context(self) -> Iterator[None]:
+        """The context in which a step runs: autocast, or new tensors in the format."""
+        if self.is_mixed:
+            # autocast's cast cache goes wrong when parameters change under it, so weights are cast anew in each step
+            with torch.autocast(self.device.type, dtype=self.dtype, cache_enabled=False):
+                yield
+        elif self.converts:
+            default = torch.get_default_dtype()
+            torch.set_default_dtype(self.dtype)
+            try:
+                yield
+            finally:
+                torch.set_default_dtype(default)
+        else:
+            yield
+
+    def convert_module(self, module: nn.Module) -> None:
+        """Bring the parameters and buffers into the format, in place."""
+        if self.converts:
+            module.to(self.dtype)
+
+    def convert_input(self, batch: Any) -> Any:
+        """Bring the floating-point tensors of a batch into the format."""
+        return _cast(batch, self.dtype) if self.converts else batch
+
+
+def _cast(batch: Any, dtype: torch.dtype) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(dtype) if batch.is_floating_point() else batch
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_cast(item, dtype) for item in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)([_cast(item, dtype) for item in batch])
+    if isinstance(batch, dict):
+        return {key: _cast(item, dtype) for key, item in batch.items()}
+    return batch

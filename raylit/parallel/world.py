@@ -1,0 +1,129 @@
+"""World: this process's place among the ranks of a run, and what the ranks may ask of each other.
+
+Every method that communicates must be called by all ranks, and does nothing when alone.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from raylit import messages
+from raylit.errors import ConfigError
+
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+
+
+class World:
+    """Rank, size, device and collectives of this process.
+
+    Attributes:
+        rank: number among all ranks.
+        size: how many ranks there are.
+        local_rank: number among the ranks of this node.
+        node_rank: number of this node.
+        num_nodes: how many nodes there are.
+        device: where this rank's model and batches live.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        together = dist.is_available() and dist.is_initialized()
+        self.device = device
+        self.rank = dist.get_rank() if together else 0
+        self.size = dist.get_world_size() if together else 1
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0")) if together else 0
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) if together else 1
+        self.node_rank = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))) if together else 0
+        self.num_nodes = max(1, self.size // max(1, local_size))
+        self._owns_group = False
+        messages.rank_zero_only.rank = self.rank  # type: ignore[attr-defined]
+
+    @classmethod
+    def join(cls, accelerator: str) -> World:
+        """Find this process's place: in the process group that exists, in the one that `torchrun`'s variables describe, or alone.
+
+        Args:
+            accelerator: one of `auto`, `cpu`, `gpu`, `cuda`, `mps`.
+        """
+        device = choose_device(accelerator, int(os.environ.get("LOCAL_RANK", "0")))
+        owns_group = False
+        if not dist.is_initialized() and "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            owns_group = True
+        world = cls(device)
+        world._owns_group = owns_group
+        return world
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            dist.barrier()
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Return rank 0's `value` on every rank; it is pickled."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """Return every rank's `value`, in the order of ranks; they are pickled."""
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def any(self, flag: bool) -> bool:
+        """Return whether `flag` is true on any rank."""
+        return any(self.all_gather_object(flag)) if self.size > 1 else flag
+
+    def all_gather(self, tensor: Tensor, sync_grads: bool = False) -> Tensor:
+        """Return the ranks' tensors stacked, shape (size, *tensor.shape); `tensor` itself when alone."""
+        if self.size == 1:
+            return tensor
+        tensor = tensor.contiguous().to(self.device)
+        if sync_grads:
+            from torch.distributed.nn.functional import all_gather
+
+            return torch.stack(list(all_gather(tensor)))
+        gathered = [torch.zeros_like(tensor) for _ in range(self.size)]
+        with torch.no_grad():
+            dist.all_gather(gathered, tensor)
+        return torch.stack(gathered)
+
+    def leave(self) -> None:
+        """Undo `join`."""
+        if self._owns_group and dist.is_initialized():
+            dist.destroy_process_group()
+        messages.rank_zero_only.rank = None  # type: ignore[attr-defined]
+
+
+def choose_device(accelerator: str, local_rank: int) -> torch.device:
+    """Return the device a rank computes on.
+
+    Raises:
+        ConfigError: the accelerator is unknown, or this machine does not have it.
+    """
+    if accelerator not in ACCELERATORS:
+        raise ConfigError(f"accelerator={accelerator!r} is not known. Use one of: {', '.join(ACCELERATORS)}.")
+    if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
+        # Ray Train may show a worker only its own GPU, torchrun shows all.
+        index = local_rank if local_rank < torch.cuda.device_count() else 0
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
+    if accelerator in ("gpu", "mps", "auto") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    if accelerator in ("gpu", "cuda", "mps"):
+        raise ConfigError(f"accelerator={accelerator!r} was asked for, but PyTorch finds no such device here. Use accelerator='cpu' or 'auto'.")
+    return torch.device("cpu")

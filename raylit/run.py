@@ -1,0 +1,258 @@
+"""Run: the live objects of one rank, from the start of a job to its end."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from raylit import data
+from raylit.datamodule import LightningDataModule
+from raylit.errors import ConfigError, DataError
+from raylit.hooks import Hooks, is_overridden
+from raylit.messages import warn_once
+from raylit.metrics import Entry, Metrics, to_numbers
+from raylit.module import LightningModule
+from raylit.parallel import Precision, World
+from raylit.progress import Progress
+
+if TYPE_CHECKING:
+    from raylit.job import Job
+    from raylit.optim import LightningOptimizer, LRSchedulerConfig
+    from raylit.trainer import Trainer
+
+STAGE_OF = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
+STEP_OF = {"train": "training_step", "val": "validation_step", "test": "test_step", "predict": "predict_step"}
+
+
+class Run:
+    """What one rank works with.
+
+    Attributes:
+        stage: what runs now: `train`, `sanity_check`, `validate`, `test`, `predict` or None.
+        hooks: the overridden functions of each event.
+        step_module: called with the arguments of `training_step`: the module wrapped by DDP, or None when alone.
+        loaders: the loader of each stage, once it was asked for.
+        val_entries: what validation logs; training has its own in `metrics`.
+        last_validation: monotonic seconds at the end of the last validation.
+    """
+
+    def __init__(self, job: Job, world: World) -> None:
+        trainer = job.trainer
+        self.job = job
+        self.trainer: Trainer = trainer
+        self.module: LightningModule = job.module
+        self.datamodule: LightningDataModule | None = job.datamodule
+        self.world = world
+        self.device = world.device
+        self.precision = Precision(trainer.precision, world.device)
+        self.progress: Progress = trainer.progress
+        self.metrics = Metrics(world)
+        self.hooks: Hooks = {}
+        self.stage: str | None = None
+        self.optimizers: list[Any] = []
+        self.wrapped_optimizers: list[LightningOptimizer] = []
+        self.schedulers: list[LRSchedulerConfig] = []
+        self.step_module: nn.Module | None = None
+        self.loaders: dict[str, data.CombinedLoader] = {}
+        self.loader_epoch: dict[str, int] = {}
+        self.val_entries: dict[tuple[Any, ...], Entry] = {}
+        self.val_batches_seen: dict[int, int] = {}
+        self.val_check_batch: float = float("inf")
+        self.has_validated = False
+        self.last_validation = time.monotonic()
+        self.resumed = False
+        self.received_sigterm = False
+        self.history: list[dict[str, float]] = []
+        self.transfer: Callable[[Any, int], Any] | None = None
+
+    # ---- events ----
+
+    def fire(self, name: str, *args: Any) -> None:
+        """Call every function that overrides the event `name`, in order."""
+        for function in self.hooks[name]:
+            self.metrics.hook = name
+            function(*args)
+        self.metrics.hook = None
+
+    def call(self, owner: object, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call one hook of the module or the datamodule; what it logs counts as logged there."""
+        before, self.metrics.hook = self.metrics.hook, name
+        try:
+            return getattr(owner, name)(*args, **kwargs)
+        finally:
+            self.metrics.hook = before
+
+    def before_optimizer_step(self, optimizer: Any) -> None:
+        """Gradients are complete: unscale them, tell who listens, clip them."""
+        metrics, module, trainer = self.metrics, self.module, self.trainer
+        before = metrics.hook
+        if self.precision.scaler is not None:
+            self.precision.scaler.unscale_(optimizer)
+        if self.hooks["on_before_optimizer_step"]:
+            self.fire("on_before_optimizer_step", optimizer)
+        if module.automatic_optimization and self.clips:
+            metrics.hook = "configure_gradient_clipping"
+            module.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
+        metrics.hook = before
+
+    def prepare_calls(self) -> None:
+        """Find out once what the loop would otherwise ask at every batch."""
+        module, base = self.module, LightningModule
+        self.clips = (
+            bool(self.trainer.gradient_clip_val)
+            or is_overridden("configure_gradient_clipping", module, base)
+            or is_overridden("clip_gradients", module, base)
+        )
+        self.overrides_backward = is_overridden("backward", module, base)
+        self.overrides_zero_grad = is_overridden("optimizer_zero_grad", module, base)
+        self.overrides_batch_start = is_overridden("on_train_batch_start", module, base)
+        self.takes_batch_idx = {step: _takes_batch_idx(getattr(module, step)) for step in STEP_OF.values()}
+        self.transfer = self._choose_transfer()
+
+    def _choose_transfer(self) -> Callable[[Any, int], Any] | None:
+        """Return how a batch gets to the device, or None where nothing is to be done."""
+        names = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+        owners: list[LightningModule | LightningDataModule] = []
+        touched = self.device.type != "cpu" or self.precision.converts
+        for name in names:
+            by_data = self.datamodule is not None and is_overridden(name, self.datamodule, LightningDataModule)
+            by_module = is_overridden(name, self.module, LightningModule)
+            if by_data and by_module:
+                warn_once(f"{name} is overridden in both the module and the datamodule; the datamodule's is used.")
+            touched = touched or by_data or by_module
+            owners.append(self.datamodule if by_data and self.datamodule is not None else self.module)
+        if not touched:
+            return None
+
+        def transfer(batch: Any, dataloader_idx: int) -> Any:
+            batch = self.precision.convert_input(batch)
+            batch = self.call(owners[0], names[0], batch, dataloader_idx)
+            batch = self.call(owners[1], names[1], batch, self.device, dataloader_idx)
+            return self.call(owners[2], names[2], batch, dataloader_idx)
+
+        return transfer
+
+    # ---- data ----
+
+    def has_data(self, stage: str) -> bool:
+        """Tell whether loaders for `stage` were given or a hook would give them."""
+        hook = f"{stage}_dataloader"
+        return (
+            self.job.data.get(stage) is not None
+            or (self.datamodule is not None and is_overridden(hook, self.datamodule, LightningDataModule))
+            or is_overridden(hook, self.module, LightningModule)
+        )
+
+    def load(self, stage: str) -> data.CombinedLoader:
+        """Ask for the data of `stage` and make it this rank's loader.
+
+        Raises:
+            DataError: nobody gives any, or what is given cannot be read.
+        """
+        hook = f"{stage}_dataloader"
+        trainer, given = self.trainer, self.job.data.get(stage)
+        if given is not None:
+            origin = f"Trainer.{self.job.fn}({'train_' if stage == 'train' else 'val_' if self.job.fn == 'fit' else ''}dataloaders=...)"
+        else:
+            by_data = self.datamodule is not None and is_overridden(hook, self.datamodule, LightningDataModule)
+            owner: object = self.datamodule if by_data else self.module
+            origin = f"{type(owner).__name__}.{hook}()"
+            given = self.call(owner, hook)
+            if given is None:
+                raise DataError(f"{origin} returned None. Return a DataLoader, an iterable, or a list or dict of them.")
+        self.world.barrier()
+        limit = getattr(trainer, f"limit_{stage}_batches")
+        overfits = trainer.overfit_batches > 0 and stage in ("train", "val") and self.job.fn == "fit"
+        loader = data.prepare(
+            given, stage, self.world, limit=limit, distribute=trainer.use_distributed_sampler, overfit=overfits, origin=origin
+        )
+        self.loaders[stage] = loader
+        self.loader_epoch[stage] = self.progress.epoch
+        return loader
+
+    def reload_due(self, stage: str) -> bool:
+        """Tell whether `reload_dataloaders_every_n_epochs` asks for new loaders of `stage`."""
+        every = self.trainer.reload_dataloaders_every_n_epochs
+        return bool(every) and self.progress.epoch - self.loader_epoch[stage] >= every
+
+    @property
+    def validates(self) -> bool:
+        """Whether this fit has a validation: a step, data and a limit above 0."""
+        return (
+            self.trainer.limit_val_batches != 0
+            and is_overridden("validation_step", self.module, LightningModule)
+            and self.has_data("val")
+        )
+
+    # ---- what was logged ----
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Send values to the loggers; `epoch` is added, and the x-axis is `step`, a logged key `step`, or the batches that stepped."""
+        trainer = self.trainer
+        if not metrics or not trainer.loggers or not self.world.is_zero:
+            return
+        numbers = to_numbers(metrics)
+        if step is None:
+            logged_step = numbers.pop("step", None)
+            if logged_step is not None:
+                step = int(logged_step)
+            else:
+                numbers.setdefault("epoch", self.progress.epoch)
+                step = self.progress.log_steps
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step)
+            logger.save()
+
+    def remember(self, metrics: dict[str, Any]) -> None:
+        """Keep epoch values for `Result.history`; those of one step are one row."""
+        if not metrics or not self.world.is_zero:
+            return
+        row: dict[str, float] = {"epoch": self.progress.epoch, "step": self.progress.steps, **to_numbers(metrics)}
+        if self.history and self.history[-1]["step"] == row["step"]:
+            self.history[-1].update(row)
+        else:
+            self.history.append(row)
+
+
+def _takes_batch_idx(step: Callable[..., Any]) -> bool:
+    """Tell whether a step wants the number of the batch: by name, as a second argument, or through `*args`."""
+    parameters = inspect.signature(step).parameters
+    positional = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return "batch_idx" in parameters or len(positional) >= 2 or any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+
+
+def check_dataloader_idx(module: LightningModule, step: str, num_loaders: int) -> None:
+    """Check that a step takes `dataloader_idx` if, and only if, there are several loaders.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    parameter = inspect.signature(getattr(module, step)).parameters.get("dataloader_idx")
+    variadic = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in inspect.signature(getattr(module, step)).parameters.values())
+    if num_loaders > 1 and parameter is None and not variadic:
+        raise ConfigError(f"There are {num_loaders} loaders, so {step} must tell them apart: def {step}(self, batch, batch_idx, dataloader_idx=0).")
+    if num_loaders == 1 and parameter is not None and parameter.default is parameter.empty:
+        raise ConfigError(f"There is one loader, but {step} wants dataloader_idx. Give it a default: def {step}(self, batch, batch_idx, dataloader_idx=0).")
+
+
+def submodule_modes(module: nn.Module) -> dict[str, bool]:
+    """Return the train/eval mode of every submodule."""
+    return {name: child.training for name, child in module.named_modules()}
+
+
+def restore_modes(module: nn.Module, modes: dict[str, bool]) -> None:
+    """Give every submodule the mode back that it had; new ones are left alone."""
+    for name, child in module.named_modules():
+        if name in modes:
+            child.training = modes[name]
+
+
+def no_grad_context(run: Run) -> Any:
+    """Return the context of an evaluation: inference mode where it is wanted and possible, else no_grad."""
+    inference = run.trainer.inference_mode and run.job.fn != "fit" and not (run.world.size > 1 and run.device.type == "cpu")
+    return torch.inference_mode() if inference else torch.no_grad()

@@ -1,0 +1,199 @@
+"""From what a user may write as an argument of the Trainer to what the loop reads, or an error that says what to write instead."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from raylit.callbacks import Callback, Checkpoint, ModelCheckpoint, ModelSummary, ProgressBar, Timer
+from raylit.callbacks.timer import parse_duration
+from raylit.errors import ConfigError
+from raylit.loggers import CSVLogger, Logger
+from raylit.messages import warn
+
+if TYPE_CHECKING:
+    from raylit.trainer import Trainer
+
+
+def at_least(minimum: int, **argument: Any) -> int:
+    """Return the one argument, a whole number not below `minimum`."""
+    ((name, value),) = argument.items()
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise ConfigError(f"{name}={value!r}: give a whole number of at least {minimum}.")
+    return value
+
+
+def number_of_workers(num_workers: int | None, devices: Any, num_nodes: int, accelerator: str) -> int:
+    """Return how many Ray workers are meant: by raylit's `num_workers`, or by Lightning's `devices` and `num_nodes`."""
+    at_least(1, num_nodes=num_nodes)
+    if num_workers is not None:
+        at_least(0, num_workers=num_workers)
+        if devices is not None or num_nodes != 1:
+            raise ConfigError(f"num_workers={num_workers} was given together with devices={devices!r}, num_nodes={num_nodes}. Give the one or the other.")
+        return num_workers
+    if devices is None or devices == "auto":
+        per_node = 1
+    elif isinstance(devices, (list, tuple)):
+        per_node = len(devices)
+    else:
+        text = str(devices)
+        per_node = len([part for part in text.split(",") if part.strip()]) if "," in text else int(text) if text.lstrip("-").isdigit() else 0
+        if per_node == -1:
+            per_node = max(1, torch.cuda.device_count()) if accelerator != "cpu" else os.cpu_count() or 1
+    if per_node < 1:
+        raise ConfigError(f"devices={devices!r} names no device. Give a number of at least 1, a list of GPUs, or 'auto'.")
+    total = per_node * num_nodes
+    return total if total > 1 else 0
+
+
+def fast_dev_run(value: int | bool) -> int:
+    """Return the number of batches of a trial run, 0 for a real one."""
+    if isinstance(value, bool):
+        return int(value)
+    return at_least(0, fast_dev_run=value)
+
+
+def restrict_to_dev_run(trainer: Trainer) -> None:
+    """Make the Trainer run `fast_dev_run` batches of everything once."""
+    batches = trainer.fast_dev_run
+    trainer.max_steps, trainer.max_epochs, trainer.num_sanity_val_steps = batches, 1, 0
+    trainer.val_check_interval, trainer.val_check_time_s, trainer.check_val_every_n_epoch = 1.0, None, 1
+    trainer.limit_train_batches = trainer.limit_val_batches = trainer.limit_test_batches = trainer.limit_predict_batches = batches
+
+
+def epochs(
+    max_epochs: int | None, min_epochs: int | None, max_steps: int, min_steps: int | None, max_time: Any, callbacks: Any
+) -> tuple[int, int]:
+    """Return max_epochs and min_epochs with their defaults, which depend on the other limits."""
+    for name, value in (("max_epochs", max_epochs), ("max_steps", max_steps)):
+        if value is not None and (not isinstance(value, int) or value < -1):
+            raise ConfigError(f"{name}={value!r}: give a whole number of at least 0, or -1 for no limit.")
+    if max_epochs is None:
+        given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
+        if max_steps == -1 and max_time is None and not any(isinstance(callback, Timer) for callback in given):
+            warn("max_epochs was not set; it is 1000. Set max_epochs=-1 to train without a limit.", stacklevel=4)
+            max_epochs = 1000
+        else:
+            max_epochs = -1
+    if min_epochs is None:
+        min_epochs = 1 if min_steps is not None else 0
+    return max_epochs, min_epochs
+
+
+def limit(name: str, value: int | float | None) -> int | float:
+    """Return a limit of batches: a whole number, or a fraction from 0.0 to 1.0; the type tells which is meant."""
+    if value is None:
+        return 1.0
+    if isinstance(value, bool) or (isinstance(value, int) and value < 0) or (isinstance(value, float) and not 0.0 <= value <= 1.0):
+        raise ConfigError(f"{name}={value!r}: give a whole number of batches (2), or a fraction of them from 0.0 to 1.0 (0.5).")
+    return value
+
+
+def validation_interval(value: Any, check_val_every_n_epoch: int | None) -> tuple[int | float, float | None]:
+    """Return (batches or fraction of an epoch, None) or (1.0, seconds)."""
+    if check_val_every_n_epoch is not None:
+        at_least(1, check_val_every_n_epoch=check_val_every_n_epoch)
+    if value is None:
+        value = 1.0
+    if isinstance(value, (str, dict, timedelta)):
+        duration = parse_duration(value)
+        assert duration is not None
+        return 1.0, duration.total_seconds()
+    if isinstance(value, bool) or (isinstance(value, float) and not 0.0 <= value <= 1.0) or value < 0:
+        raise ConfigError(f"val_check_interval={value!r}: give a number of batches (100), a fraction of an epoch (0.25), or a time ('00:00:15:00').")
+    if check_val_every_n_epoch is None and isinstance(value, float):
+        raise ConfigError(f"check_val_every_n_epoch=None counts batches over epochs, so val_check_interval={value} must be a number of batches.")
+    return value, None
+
+
+def sanity_steps(value: int | None) -> float:
+    """Return the number of batches of the sanity check; -1 means all."""
+    if value is None:
+        return 2
+    return float("inf") if value == -1 else at_least(0, num_sanity_val_steps=value)
+
+
+def clipping(value: Any, algorithm: str | None) -> tuple[float | None, str | None]:
+    """Check the arguments of gradient clipping."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        raise TypeError(f"gradient_clip_val={value!r}: give a number.")
+    if algorithm is not None and algorithm.lower() not in ("norm", "value"):
+        raise ConfigError(f"gradient_clip_algorithm={algorithm!r} is not known. Use 'norm' or 'value'.")
+    return value, algorithm.lower() if algorithm is not None else "norm" if value is not None else None
+
+
+def apply_environment(deterministic: bool | str | None, benchmark: bool | None) -> None:
+    """Set what PyTorch keeps for the whole process."""
+    if deterministic not in (None, True, False, "warn"):
+        raise ConfigError(f"deterministic={deterministic!r}: give True, False or 'warn'.")
+    if deterministic is not None:
+        torch.use_deterministic_algorithms(bool(deterministic), warn_only=deterministic == "warn")
+        if deterministic:
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS is deterministic only with a workspace of fixed size
+    if benchmark is None and deterministic:
+        benchmark = False
+    if benchmark is not None:
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def make_loggers(logger: Logger | Iterable[Logger] | bool | None, default_root_dir: str) -> list[Logger]:
+    """Return the loggers: those given, or a CSVLogger."""
+    if logger is None or logger is True:
+        return [CSVLogger(default_root_dir)]
+    if logger is False:
+        return []
+    return [logger] if isinstance(logger, Logger) else list(logger)
+
+
+def make_callbacks(
+    given: Sequence[Callback] | Callback | None, max_time: Any, checkpointing: bool | None, bar: bool | None, summary: bool | None
+) -> list[Callback]:
+    """Return the callbacks: those given and the defaults that are wanted, checkpoints last."""
+    callbacks = [given] if isinstance(given, Callback) else list(given or ())
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise ConfigError(f"callbacks holds {callback!r}, which is no Callback.{foreign_hint(callback)}")
+    for name, enabled, kind in (("enable_checkpointing", checkpointing, Checkpoint), ("enable_progress_bar", bar, ProgressBar)):
+        if enabled is False and any(isinstance(callback, kind) for callback in callbacks):
+            raise ConfigError(f"Trainer({name}=False) was given together with a {kind.__name__} callback. Leave one of them out.")
+    if max_time is not None and not any(isinstance(callback, Timer) for callback in callbacks):
+        callbacks.append(Timer(max_time, interval="step"))
+    if bar is not False and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+        callbacks.append(ProgressBar())
+    if summary is not False and not any(isinstance(callback, ModelSummary) for callback in callbacks):
+        callbacks.append(ModelSummary())
+    if checkpointing is not False and not any(isinstance(callback, Checkpoint) for callback in callbacks):
+        callbacks.append(ModelCheckpoint())
+    return [c for c in callbacks if not isinstance(c, Checkpoint)] + [c for c in callbacks if isinstance(c, Checkpoint)]
+
+
+def foreign_hint(value: object) -> str:
+    """Return a sentence for those whose object comes from Lightning."""
+    origins = {cls.__module__.split(".")[0] for cls in type(value).__mro__}
+    if origins & {"lightning", "pytorch_lightning"}:
+        return " It is one of Lightning: write `import raylit as pl` instead of `import lightning.pytorch as pl`."
+    return ""
+
+
+def print_results(fn: str, values: list[dict[str, float]]) -> None:
+    """Print what an evaluation found as a table, a column for each loader."""
+    if not any(values):
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", *(f"loader {index}" if len(values) > 1 else fn for index in range(len(values))))
+    names = dict.fromkeys(name.split("/dataloader_idx_")[0] for row in values for name in row)
+    for name in names:
+        row = [next((f"{float(v):.6g}" for k, v in one.items() if k.split("/dataloader_idx_")[0] == name), "") for one in values]
+        table.add_row(name, *row)
+    Console().print(table)
+
+
+def as_tensor(value: Any) -> torch.Tensor:
+    """Return `value` as a tensor."""
+    return value if isinstance(value, torch.Tensor) else torch.as_tensor(value)

@@ -1,0 +1,439 @@
+"""Trainer: the settings of a run, and the four things one can do with a model."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import Any, Literal
+
+from raylit import settings
+from raylit.callbacks import Callback, ModelCheckpoint
+from raylit.checkpoint import dump, find, save
+from raylit.datamodule import LightningDataModule
+from raylit.errors import ConfigError, did_you_mean
+from raylit.job import Fn, Job, Result
+from raylit.launch import Launcher, LocalLauncher
+from raylit.loggers import Logger
+from raylit.messages import warn
+from raylit.module import LightningModule
+from raylit.parallel import DDPStrategy, find_strategy
+from raylit.parallel.precision import canonical
+from raylit.progress import Progress
+from raylit.run import Run
+from raylit.version import __version__
+from raylit.view import RunView, TrainerState
+from raylit.worker import status_of
+
+
+class Trainer(RunView):
+    """Trains, validates, tests and predicts, in this process or on Ray.
+
+    Args:
+        num_workers: 0 trains in this process; n in n Ray actors, each with a copy of the model, gradients averaged.
+        use_gpu: whether each Ray worker gets a GPU. None: whether `accelerator` says so.
+        resources_per_worker: what each Ray worker reserves, such as `{"CPU": 2}`. Default: one CPU, and one GPU if `use_gpu`.
+        max_failures: how often Ray restarts the workers after one died; each time from the newest checkpoint.
+        storage_path: folder or URL that all nodes of the Ray cluster reach, for the files of a run. Default: `raylit_runs` in `default_root_dir`.
+        accelerator: `auto`, `cpu`, `gpu`, `cuda` or `mps`.
+        strategy: how workers are kept in step: `auto`, `ddp`, `ddp_find_unused_parameters_true` or a DDPStrategy.
+        devices: Lightning's spelling of workers per node: a number, or a list of GPUs. More than one means that many Ray workers.
+        num_nodes: Lightning's spelling: workers are `devices * num_nodes`.
+        precision: `32-true`, `64-true`, `16-mixed`, `bf16-mixed`, `16-true`, `bf16-true`, or 64, 32, 16, `bf16`.
+        logger: a logger or several; True for a CSVLogger, False for none.
+        callbacks: a callback or several.
+        fast_dev_run: run n batches (True: 1) of everything once, without loggers and checkpoints, to find errors.
+        max_epochs: stop after so many epochs. Default 1000, or no limit if `max_steps` or `max_time` is given; -1: no limit.
+        min_epochs: do not stop earlier than this.
+        max_steps: stop after so many optimizer steps; -1: no limit.
+        min_steps: do not stop earlier than this.
+        max_time: stop after this time: `DD:HH:MM:SS`, a timedelta, or its arguments as a dict.
+        limit_train_batches: batches of an epoch to train on: a number, or a fraction of them.
+        limit_val_batches: likewise for validation.
+        limit_test_batches: likewise for test.
+        limit_predict_batches: likewise for prediction.
+        overfit_batches: train and validate on this many (or this fraction) of the batches, unshuffled.
+        val_check_interval: validate every n batches, at this fraction of an epoch, or after this time (as `max_time`).
+        check_val_every_n_epoch: validate in every n-th epoch. None: `val_check_interval` counts batches over epochs.
+        num_sanity_val_steps: validation batches to run before training; -1: all. Default 2.
+        log_every_n_steps: how often step values go to the loggers. Default 50; 0: never.
+        enable_checkpointing: whether a ModelCheckpoint is added if there is none. Default True.
+        enable_progress_bar: whether progress is shown. Default True.
+        enable_model_summary: whether the model is summarized at the start. Default True.
+        accumulate_grad_batches: batches whose gradients add up to one optimizer step.
+        gradient_clip_val: bound of the gradients; None or 0: none.
+        gradient_clip_algorithm: `norm` bounds the norm of all gradients together, `value` each number.
+        deterministic: True: only deterministic algorithms; `warn`: warn where there is none.
+        benchmark: whether cuDNN looks for the fastest algorithm. Default: as it is set; False if `deterministic`.
+        inference_mode: whether evaluation outside of fit runs in inference mode rather than under no_grad.
+        use_distributed_sampler: whether loaders are sharded over the workers.
+        detect_anomaly: whether autograd looks for NaN and says where it came from. Slow.
+        sync_batchnorm: whether batch norm statistics are taken over all workers.
+        reload_dataloaders_every_n_epochs: ask for the loaders anew every n epochs; 0: never.
+        default_root_dir: folder for whatever has no folder of its own. Default: the current one.
+        enable_autolog_hparams: whether hyperparameters are sent to the loggers.
+
+    Raises:
+        ConfigError: an argument is out of range or contradicts another.
+
+    Example:
+        >>> trainer = Trainer(max_epochs=3, callbacks=[EarlyStopping("val_loss")])
+        >>> result = trainer.fit(model, train_dataloaders=loader)
+    """
+
+    def __init__(
+        self,
+        *,
+        num_workers: int | None = None,
+        use_gpu: bool | None = None,
+        resources_per_worker: dict[str, float] | None = None,
+        max_failures: int = 0,
+        storage_path: str | None = None,
+        accelerator: str = "auto",
+        strategy: str | DDPStrategy = "auto",
+        devices: int | str | list[int] | None = None,
+        num_nodes: int = 1,
+        precision: str | int | None = None,
+        logger: Logger | Iterable[Logger] | bool | None = None,
+        callbacks: list[Callback] | Callback | None = None,
+        fast_dev_run: int | bool = False,
+        max_epochs: int | None = None,
+        min_epochs: int | None = None,
+        max_steps: int = -1,
+        min_steps: int | None = None,
+        max_time: str | timedelta | dict[str, int] | None = None,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        overfit_batches: int | float = 0.0,
+        val_check_interval: int | float | str | timedelta | dict[str, int] | None = None,
+        check_val_every_n_epoch: int | None = 1,
+        num_sanity_val_steps: int | None = None,
+        log_every_n_steps: int | None = None,
+        enable_checkpointing: bool | None = None,
+        enable_progress_bar: bool | None = None,
+        enable_model_summary: bool | None = None,
+        accumulate_grad_batches: int = 1,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+        deterministic: bool | Literal["warn"] | None = None,
+        benchmark: bool | None = None,
+        inference_mode: bool = True,
+        use_distributed_sampler: bool = True,
+        detect_anomaly: bool = False,
+        sync_batchnorm: bool = False,
+        reload_dataloaders_every_n_epochs: int = 0,
+        default_root_dir: str | os.PathLike[str] | None = None,
+        enable_autolog_hparams: bool = True,
+    ) -> None:
+        self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        root = os.fspath(default_root_dir) if default_root_dir is not None else os.getcwd()
+        self.default_root_dir = root if "://" in root else os.path.abspath(os.path.expanduser(root))
+        settings.apply_environment(deterministic, benchmark)
+        # where it runs
+        self.num_workers = settings.number_of_workers(num_workers, devices, num_nodes, accelerator)
+        self.num_nodes = num_nodes
+        self.use_gpu = accelerator in ("gpu", "cuda") if use_gpu is None else use_gpu
+        self.accelerator = ("gpu" if self.use_gpu else "cpu") if self.num_workers else "gpu" if use_gpu else accelerator
+        self.resources_per_worker = resources_per_worker
+        self.max_failures = settings.at_least(0, max_failures=max_failures)
+        self.storage_path = storage_path
+        self.strategy = find_strategy(strategy)
+        self.precision = canonical(precision)
+        self.use_distributed_sampler = use_distributed_sampler
+        self.sync_batchnorm = sync_batchnorm
+        # how long, how often, how much
+        self.fast_dev_run = settings.fast_dev_run(fast_dev_run)
+        self.max_epochs, self.min_epochs = settings.epochs(max_epochs, min_epochs, max_steps, min_steps, max_time, callbacks)
+        self.max_steps, self.min_steps = max_steps, min_steps
+        self.limit_train_batches = settings.limit("limit_train_batches", limit_train_batches)
+        self.limit_val_batches = settings.limit("limit_val_batches", limit_val_batches)
+        self.limit_test_batches = settings.limit("limit_test_batches", limit_test_batches)
+        self.limit_predict_batches = settings.limit("limit_predict_batches", limit_predict_batches)
+        self.overfit_batches = settings.limit("overfit_batches", overfit_batches)
+        self.val_check_interval, self.val_check_time_s = settings.validation_interval(val_check_interval, check_val_every_n_epoch)
+        self.check_val_every_n_epoch = check_val_every_n_epoch
+        self.num_sanity_val_steps = settings.sanity_steps(num_sanity_val_steps)
+        self.log_every_n_steps = settings.at_least(0, log_every_n_steps=50 if log_every_n_steps is None else log_every_n_steps)
+        self.accumulate_grad_batches = settings.at_least(1, accumulate_grad_batches=accumulate_grad_batches)
+        self.gradient_clip_val, self.gradient_clip_algorithm = settings.clipping(gradient_clip_val, gradient_clip_algorithm)
+        self.inference_mode = inference_mode
+        self.detect_anomaly = detect_anomaly
+        self.reload_dataloaders_every_n_epochs = settings.at_least(0, reload_dataloaders_every_n_epochs=reload_dataloaders_every_n_epochs)
+        self.enable_autolog_hparams = enable_autolog_hparams
+        if self.overfit_batches > 0:
+            self.limit_train_batches = self.limit_val_batches = self.overfit_batches
+        if self.fast_dev_run:
+            settings.restrict_to_dev_run(self)
+        # who listens
+        self.loggers = [] if self.fast_dev_run else settings.make_loggers(logger, self.default_root_dir)
+        self.callbacks = settings.make_callbacks(callbacks, max_time, enable_checkpointing, enable_progress_bar, enable_model_summary)
+        # what runs
+        self.should_stop = False
+        self.progress = Progress()
+        self.num_training_batches: float = float("inf")
+        self.ckpt_path: str | None = None
+        self.display: Any = None
+        self._state = TrainerState()
+        self._run: Run | None = None
+        self._module: LightningModule | None = None
+        self._datamodule: LightningDataModule | None = None
+        self._metrics = ({}, {}, {})
+
+    # ---- the four entry points ----
+
+    def fit(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        weights_only: bool | None = None,
+    ) -> Result:
+        """Train `model`.
+
+        Args:
+            model: the module; afterwards it holds the trained weights.
+            train_dataloaders: a DataLoader, any iterable, or a list or dict of them; or a LightningDataModule.
+            val_dataloaders: likewise for validation; several are read one after the other.
+            datamodule: the data, instead of loaders.
+            ckpt_path: checkpoint to go on from: a path, `last` or `best`.
+            weights_only: False lets the checkpoint run code when it is loaded: only for files you wrote yourself.
+
+        Returns:
+            Metrics, paths of checkpoints, the MLflow run, the history.
+
+        Raises:
+            ConfigError: model, data or settings do not fit together.
+            CheckpointError: the checkpoint is missing, torn or unsafe.
+        """
+        job = self._job("fit", model, {"train": train_dataloaders, "val": val_dataloaders}, datamodule, ckpt_path, weights_only)
+        self.should_stop = False
+        with self._driving(job):
+            result = self._launcher().launch(job)
+        return self._adopt(job, result)
+
+    def validate(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> list[dict[str, float]]:
+        """Run validation once; the arguments are as in `fit`.
+
+        Returns:
+            The values logged, one dict for each loader.
+        """
+        return self._evaluate("validate", model, {"val": dataloaders}, datamodule, ckpt_path, weights_only, verbose)
+
+    def test(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> list[dict[str, float]]:
+        """Run the test once; the arguments are as in `fit`.
+
+        Returns:
+            The values logged, one dict for each loader.
+        """
+        return self._evaluate("test", model, {"test": dataloaders}, datamodule, ckpt_path, weights_only, verbose)
+
+    def predict(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        return_predictions: bool | None = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        weights_only: bool | None = None,
+    ) -> Any:
+        """Run `predict_step` over the data; the arguments are as in `fit`.
+
+        Args:
+            return_predictions: False keeps nothing, for callbacks that write it away.
+
+        Returns:
+            What `predict_step` returned for each batch, in the order of the data; for several loaders a list of such lists.
+        """
+        model, ckpt_path = self._model_or_best("predict", model, ckpt_path)
+        job = self._job("predict", model, {"predict": dataloaders}, datamodule, ckpt_path, weights_only)
+        job.return_predictions = return_predictions is not False
+        with self._driving(job):
+            result = self._launcher().launch(job)
+        return self._adopt(job, result).value
+
+    def _evaluate(
+        self, fn: Fn, model: LightningModule | None, data: dict[str, Any], datamodule: Any, ckpt_path: Any, weights_only: bool | None, verbose: bool
+    ) -> list[dict[str, float]]:  # fmt: skip
+        model, ckpt_path = self._model_or_best(fn, model, ckpt_path)
+        job = self._job(fn, model, data, datamodule, ckpt_path, weights_only)
+        with self._driving(job):
+            result = self._launcher().launch(job)
+        values: list[dict[str, float]] = self._adopt(job, result).value
+        if verbose:
+            settings.print_results(fn, values)
+        return values
+
+    # ---- for callbacks and user code ----
+
+    def save_checkpoint(
+        self, filepath: str | os.PathLike[str], weights_only: bool | None = None, storage_options: dict[str, Any] | None = None
+    ) -> None:
+        """Write a checkpoint of the run as it is now. Call it on all ranks; rank 0 writes.
+
+        Args:
+            filepath: local path or fsspec URL.
+            weights_only: leave out what only a continued training needs.
+            storage_options: handed to fsspec for URLs.
+
+        Raises:
+            CheckpointError: it could not be written; what stood there is untouched.
+        """
+        if self._run is None:
+            raise ConfigError("There is nothing to save yet: call fit, validate, test or predict first.")
+        checkpoint = dump(self._run, bool(weights_only))
+        if self.is_global_zero:
+            save(checkpoint, filepath, storage_options=storage_options)
+        self._run.world.barrier()
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Send values to the loggers, at `step` or at the step that runs."""
+        assert self._run is not None, "no job was run yet"
+        self._run.metrics.logged.update(metrics)
+        self._run.log_metrics(metrics, step)
+
+    def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
+        """Run the backward pass with its hooks; see `LightningModule.manual_backward`."""
+        run = self._run
+        assert run is not None, "no job was run yet"
+        hook = run.metrics.hook
+        if run.precision.scaler is not None:
+            loss = run.precision.scaler.scale(loss)
+        run.fire("on_before_backward", loss)
+        run.call(run.module, "backward", loss, *args, **kwargs)
+        run.fire("on_after_backward")
+        run.metrics.hook = hook
+
+    def all_gather(self, data: Any, sync_grads: bool = False) -> Any:
+        """Stack the tensors of all ranks; see `LightningModule.all_gather`."""
+        from torch.utils._pytree import tree_map
+
+        world = self.world
+        return data if world.size == 1 else tree_map(lambda value: world.all_gather(settings.as_tensor(value), sync_grads), data)
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print on rank 0, above the progress bar."""
+        if not self.is_global_zero:
+            return
+        bar = self.progress_bar_callback
+        (bar.print if bar is not None else print)(*args, **kwargs)
+
+    def replaced(self, **arguments: Any) -> Trainer:
+        """Return a new Trainer with the arguments this one was made with, but for those given.
+
+        Raises:
+            ConfigError: there is no such argument, or its value is out of range.
+        """
+        for name in arguments:
+            if name not in self._arguments:
+                raise ConfigError(f"Trainer has no argument {name!r}.{did_you_mean(name, self._arguments)}")
+        return type(self)(**{**self._arguments, **arguments})
+
+    # ---- a job's beginning and end ----
+
+    def _job(self, fn: Fn, model: LightningModule, data: dict[str, Any], datamodule: Any, ckpt_path: Any, weights_only: bool | None) -> Job:
+        if not isinstance(model, LightningModule):
+            raise TypeError(f"Trainer.{fn} wants a LightningModule, but got a {type(model).__module__}.{type(model).__qualname__}.{settings.foreign_hint(model)}")
+        first = next(iter(data))
+        if isinstance(data[first], LightningDataModule):
+            if datamodule is not None:
+                raise ConfigError(f"Trainer.{fn} got two datamodules. Give one.")
+            datamodule, data = data[first], {stage: loader for stage, loader in data.items() if stage != first}
+        given = {stage: loader for stage, loader in data.items() if loader is not None}
+        if given and datamodule is not None:
+            raise ConfigError(f"Trainer.{fn} got both loaders and a datamodule. Give one of the two.")
+        self.ckpt_path = find.resolve(ckpt_path, self.checkpoint_callbacks, self.default_root_dir, fn)
+        self._state.fn, self._state.status = fn, "running"
+        self._module, self._datamodule = model, datamodule
+        return Job(fn, self, model, datamodule, given, self.ckpt_path, weights_only)
+
+    def _model_or_best(self, fn: Fn, model: LightningModule | None, ckpt_path: Any) -> tuple[LightningModule, Any]:
+        """Without a model, the last one is meant, with the weights of its best checkpoint."""
+        if model is not None:
+            return model, ckpt_path
+        if self._module is None:
+            raise TypeError(f"Trainer.{fn} needs a model: give it, or call fit before.")
+        if ckpt_path is None:
+            callback = self.checkpoint_callback
+            if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
+                warn(f"Trainer.{fn} was given neither a model nor ckpt_path: the best checkpoint of the last fit is loaded ({callback.best_model_path}).")
+                ckpt_path = "best"
+        return self._module, ckpt_path
+
+    def _launcher(self) -> Launcher:
+        if self.num_workers == 0:
+            return LocalLauncher()
+        from raylit.launch.ray_train import RayTrainLauncher
+
+        return RayTrainLauncher()
+
+    @contextlib.contextmanager
+    def _driving(self, job: Job) -> Iterator[None]:
+        """Open the loggers before any process starts and close them after the last has ended, however it ended."""
+        loggers = [] if job.fn == "predict" else self.loggers
+        status = "failed"
+        opened: list[Logger] = []
+        try:
+            for logger in loggers:
+                logger.open(default_root_dir=self.default_root_dir, tags={"raylit.version": __version__, "raylit.num_workers": str(self.num_workers)})
+                opened.append(logger)
+            yield
+            status = "success"
+        except BaseException as error:
+            status = status_of(error)
+            raise
+        finally:
+            if status != "success":
+                self._state.status = "interrupted"
+            for logger in opened:
+                logger.close(status)
+
+    def _adopt(self, job: Job, result: Result) -> Result:
+        """Take over what workers in other processes made of module, callbacks and counters."""
+        state, result.state = result.state, None
+        if state is not None:
+            job.module.load_state_dict(state["module"])
+            for callback, values in zip(self.callbacks, state["callbacks"], strict=False):
+                callback.__dict__.update(values)
+            self.progress.load_state_dict(state["progress"])
+            self._metrics = state["metrics"]
+            self.should_stop = state["should_stop"]
+            self.num_training_batches = state["num_training_batches"]
+            self._state.status = "finished"
+        return result
+
+    def begin(self, run: Run) -> None:
+        """A job begins on this rank; the worker calls it."""
+        self._run = run
+        self._module, self._datamodule = run.module, run.datamodule
+        self._metrics = ({}, {}, {})
+        self.display = run.job.display
+        self._state.fn, self._state.status = run.job.fn, "running"
+
+    def end(self, run: Run) -> None:
+        """The job has ended on this rank; the worker calls it."""
+        self._metrics = (run.metrics.callback, run.metrics.logged, run.metrics.progress_bar)
+        self.display = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_run": None, "_module": None, "_datamodule": None, "display": None}

@@ -1,0 +1,364 @@
+"""run_job: the life of one rank, top to bottom. Launchers call it on every rank; it does not know how the processes were started."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from raylit import checkpoint, loop, optim
+from raylit.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
+from raylit.checkpoint.file import plain_items
+from raylit.errors import ConfigError, Stopped
+from raylit.hooks import is_overridden, resolve
+from raylit.job import Job, Result
+from raylit.messages import warn
+from raylit.metrics import to_numbers
+from raylit.module import LightningModule
+from raylit.parallel import World, find_strategy
+from raylit.run import Run
+
+MONITORS = (EarlyStopping, Checkpoint)
+
+
+def run_job(job: Job) -> Result:
+    """Do the work of one rank.
+
+    Args:
+        job: the work; its objects are used, and changed, as they are.
+
+    Returns:
+        What the rank has to say; rank 0's is the run's.
+
+    Raises:
+        BaseException: whatever the user's code raised, with rank, epoch and step added as a note.
+    """
+    world = World.join(job.trainer.accelerator)
+    run = Run(job, world)
+    trainer, module = run.trainer, run.module
+    value: Any = None
+    try:
+        attach(run)
+        prepare_data(run)
+        set_up(run)
+        loaded = checkpoint.read(run, job.ckpt_path) if job.ckpt_path else None
+        if loaded is not None:
+            checkpoint.restore_module(run, loaded)
+        place(run)
+        if job.fn == "fit":
+            run.fire("on_fit_start")
+        log_hyperparameters(run)
+        if job.fn == "fit" and loaded is not None:
+            checkpoint.restore_training(run, loaded)
+            run.resumed = True
+        del loaded
+        world.barrier()
+        module.zero_grad()
+        with catching_sigterm(run), torch.autograd.set_detect_anomaly(trainer.detect_anomaly, check_nan=trainer.detect_anomaly):
+            if job.fn == "fit":
+                loop.fit(run)
+            elif job.fn == "predict":
+                run.stage = "predict"
+                value = loop.predict(run)
+            else:
+                run.stage = job.fn
+                value = loop.evaluate(run, "test" if job.fn == "test" else "val")
+        bring_home(run)
+        if job.fn == "fit":
+            run.fire("on_fit_end")
+        tear_down(run)
+        finalize(run, "success")
+        trainer.state.status = "finished"
+        return collect(run, value)
+    except BaseException as error:
+        fail(run, error)
+        raise
+    finally:
+        detach(run)
+        world.leave()
+
+
+def attach(run: Run) -> None:
+    """Introduce trainer, module, datamodule and callbacks to each other."""
+    trainer, module = run.trainer, run.module
+    trainer.begin(run)
+    module.trainer = trainer
+    module._metrics = run.metrics
+    if run.datamodule is not None:
+        run.datamodule.trainer = trainer
+    for child in module.modules():
+        if isinstance(child, LightningModule):
+            child._metrics = run.metrics
+    own = run.call(module, "configure_callbacks")
+    if own:
+        own = list(own) if isinstance(own, (list, tuple)) else [own]
+        kinds = {type(callback) for callback in own}
+        trainer.callbacks = [callback for callback in trainer.callbacks if not any(issubclass(kind, type(callback)) for kind in kinds)] + own
+    trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, Checkpoint)] + [c for c in trainer.callbacks if isinstance(c, Checkpoint)]
+    for callback in trainer.callbacks:
+        callback._log = module.log
+    check(run)
+    run.monitors = MONITORS
+    run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS)
+
+
+def check(run: Run) -> None:
+    """Find what cannot work before anything is started.
+
+    Raises:
+        ConfigError: with the missing method or the argument to change.
+    """
+    trainer, module, fn = run.trainer, run.module, run.job.fn
+    name = type(module).__name__
+    if fn == "fit":
+        for method in ("training_step", "configure_optimizers"):
+            if not is_overridden(method, module, LightningModule):
+                raise ConfigError(f"{name} has no {method}(), which Trainer.fit needs. Define it in the module.")
+        has_step = is_overridden("validation_step", module, LightningModule)
+        if run.has_data("val") and not has_step:
+            warn(f"There is validation data, but {name} has no validation_step: validation is skipped.")
+        if not run.has_data("train") and trainer.limit_train_batches != 0:
+            raise ConfigError(_no_data("fit", "train", "train_dataloaders"))
+        if has_step and not run.has_data("val") and trainer.limit_val_batches != 0:
+            warn(f"{name} has a validation_step, but no val_dataloader was given: validation is skipped.")
+        if not module.automatic_optimization:
+            for argument, given in (("gradient_clip_val", trainer.gradient_clip_val), ("accumulate_grad_batches", trainer.accumulate_grad_batches != 1)):
+                if given:
+                    raise ConfigError(
+                        f"Trainer({argument}=...) has no effect in manual optimization, where training_step does it. Leave it out and"
+                        + (" call self.clip_gradients(optimizer, ...)." if argument == "gradient_clip_val" else " step the optimizer every n batches.")
+                    )
+    else:
+        stage = {"validate": "val", "test": "test", "predict": "predict"}[fn]
+        step = {"val": "validation_step", "test": "test_step"}.get(stage)
+        if step is not None and not is_overridden(step, module, LightningModule):
+            raise ConfigError(f"{name} has no {step}(), which Trainer.{fn} needs. Define it in the module.")
+        if not run.has_data(stage):
+            raise ConfigError(_no_data(fn, stage, "dataloaders"))
+    keys = [callback.state_key for callback in trainer.callbacks if is_overridden("state_dict", callback, Callback)]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ConfigError(f"Two callbacks store their state under the same name {key!r}. Override state_key in one of them, or give it other arguments.")
+
+
+def _no_data(fn: str, stage: str, argument: str) -> str:
+    return (
+        f"There is no data for Trainer.{fn}. Give it one of these: trainer.{fn}(model, {argument}=DataLoader(...)); trainer.{fn}(model, datamodule=...)"
+        f" with {stage}_dataloader() in the LightningDataModule; {stage}_dataloader() in the LightningModule."
+    )
+
+
+def prepare_data(run: Run) -> None:
+    """Call `prepare_data` where it is to run: once per node, or once at all."""
+    world = run.world
+    for owner in (run.datamodule, run.module):
+        if owner is not None and (world.local_rank == 0 if owner.prepare_data_per_node else world.rank == 0):
+            run.call(owner, "prepare_data")
+    world.barrier()
+
+
+def set_up(run: Run) -> None:
+    """Fire `setup` and `configure_model`; find out what the loop calls."""
+    trainer, module, stage = run.trainer, run.module, run.job.fn
+    for logger in trainer.loggers if run.world.is_zero else ():
+        _ = logger.experiment  # makes its files and connections before the workers of loaders are forked
+    if run.datamodule is not None:
+        run.call(run.datamodule, "setup", stage)
+    for callback in trainer.callbacks:
+        run.metrics.hook = "setup"
+        callback.setup(trainer, module, stage)
+    run.call(module, "setup", stage)
+    run.world.barrier()
+    with module_dtype(run):
+        run.call(module, "configure_model")
+
+
+@contextlib.contextmanager
+def module_dtype(run: Run) -> Iterator[None]:
+    """Within, new parameters get the format of `true` precisions."""
+    if not run.precision.converts:
+        yield
+        return
+    with run.precision.context():
+        yield
+
+
+def place(run: Run) -> None:
+    """Bring the model to the device and into its precision; make optimizers; wrap it for data parallelism."""
+    trainer, module = run.trainer, run.module
+    run.precision.convert_module(module)
+    if trainer.sync_batchnorm and run.world.size > 1 and run.job.fn == "fit":
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    module.to(run.device)
+    if run.job.fn == "fit":
+        run.metrics.hook = "configure_optimizers"
+        run.optimizers, run.schedulers = optim.configure(module)
+        run.metrics.hook = None
+        run.wrapped_optimizers = [optim.LightningOptimizer(optimizer, run) for optimizer in run.optimizers]
+        if run.world.size > 1:
+            run.step_module = find_strategy(trainer.strategy).wrap(module, run.world)
+        run.needs_closure = is_overridden("optimizer_step", module, LightningModule) or optim.wants_closure(run.optimizers[0])
+    run.prepare_calls()
+    # hooks may have been set on the instances in setup
+    run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS)
+
+
+def log_hyperparameters(run: Run) -> None:
+    """Send the hyperparameters of module and datamodule to the loggers.
+
+    Raises:
+        ConfigError: both have one of the same name with different values.
+    """
+    if not run.world.is_zero or run.job.fn == "predict":
+        return
+    hparams: dict[str, Any] = {}
+    for owner in (run.datamodule, run.module):
+        if owner is None or not owner._log_hyperparams:
+            continue
+        for key, value in plain_items(dict(owner.hparams_initial))[0].items():
+            if key in hparams and not _same(hparams[key], value):
+                raise ConfigError(
+                    f"The hyperparameter {key!r} is {hparams[key]!r} in the datamodule and {value!r} in the module. Make them equal, rename one, or keep one"
+                    " from the loggers with save_hyperparameters(logger=False)."
+                )
+            hparams[key] = value
+    for logger in run.trainer.loggers:
+        if hparams:
+            logger.log_hyperparams(hparams)
+        logger.log_graph(run.module)
+        logger.save()
+
+
+def _same(one: Any, other: Any) -> bool:
+    equal = one == other
+    return bool(equal.all()) if isinstance(equal, torch.Tensor) else bool(equal)
+
+
+@contextlib.contextmanager
+def catching_sigterm(run: Run) -> Iterator[None]:
+    """Within, SIGTERM sets a flag that the loop honours at the end of a batch."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def handle(number: int, frame: Any) -> None:
+        run.received_sigterm = True
+        if callable(before):
+            before(number, frame)
+
+    signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def bring_home(run: Run) -> None:
+    """Unwrap the model and bring it to the CPU."""
+    run.step_module = None
+    if run.device.type != "cpu":
+        run.module.to("cpu")
+
+
+def tear_down(run: Run) -> None:
+    """Fire `teardown`."""
+    module, stage = run.module, run.job.fn
+    if run.datamodule is not None:
+        run.call(run.datamodule, "teardown", stage)
+    for callback in run.trainer.callbacks:
+        run.metrics.hook = "teardown"
+        callback.teardown(run.trainer, module, stage)
+    run.call(module, "teardown", stage)
+
+
+def finalize(run: Run, status: str) -> None:
+    """Let the loggers write what they hold."""
+    if run.world.is_zero:
+        for logger in run.trainer.loggers:
+            logger.finalize(status)
+
+
+def fail(run: Run, error: BaseException) -> None:
+    """Tell callbacks, datamodule and loggers of an exception, and say in the exception where it happened."""
+    trainer, progress = run.trainer, run.progress
+    trainer.state.status = "interrupted"
+    error.__dict__.setdefault("raylit_failed_at", time.time())  # tells the first of several ranks' exceptions
+    error.add_note(f"(raylit) rank {run.world.rank} of {run.world.size}, epoch {progress.epoch}, batch {progress.batch}, step {progress.steps}, in {run.stage or 'setup'}")
+    try:
+        if run.hooks:
+            run.fire("on_exception", error)
+        if run.datamodule is not None:
+            run.call(run.datamodule, "on_exception", error)
+    finally:
+        finalize(run, status_of(error))
+
+
+def status_of(error: BaseException) -> str:
+    """Return the end state that loggers are told for a run that `error` ended."""
+    if isinstance(error, Stopped):
+        return "success"
+    return "killed" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
+
+
+def collect(run: Run, value: Any) -> Result:
+    """Put together what the run gives back."""
+    trainer, progress = run.trainer, run.progress
+    metrics = run.metrics
+    metrics.refresh()
+    for values in (metrics.callback, metrics.logged, metrics.progress_bar):
+        values.update((name, tensor.cpu()) for name, tensor in values.items())
+    saver = next((callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)), None)
+    result = Result(
+        metrics=to_numbers(metrics.callback),
+        best_model_path=(saver.best_model_path or None) if saver else None,
+        best_model_score=float(saver.best_model_score) if saver and saver.best_model_score is not None else None,
+        last_model_path=(saver.last_model_path or saver._last_checkpoint_saved or None) if saver else None,
+        run_id=next((logger.run_id for logger in trainer.loggers if logger.run_id), None),
+        history=run.history,
+        epochs=progress.epoch,
+        steps=progress.steps,
+        value=_gather_predictions(run, value) if run.job.fn == "predict" else value,
+    )
+    if run.job.returns_state:
+        result.state = {
+            "module": {name: tensor.detach().cpu() for name, tensor in run.module.state_dict().items()},
+            "callbacks": [callback.__getstate__() for callback in trainer.callbacks],
+            "progress": progress.state_dict(),
+            "metrics": (metrics.callback, metrics.logged, metrics.progress_bar),
+            "should_stop": trainer.should_stop,
+            "num_training_batches": trainer.num_training_batches,
+        }
+    return result
+
+
+def _gather_predictions(run: Run, value: Any) -> Any:
+    """Put the ranks' predictions, each of a consecutive piece of the data, one after the other."""
+    if run.world.size == 1 or value is None:
+        return value
+    ranks = run.world.all_gather_object(value)
+    if len(run.loaders["predict"].flattened) == 1:
+        return [output for rank in ranks for output in rank]
+    return [[output for rank in ranks for output in rank[index]] for index in range(len(ranks[0]))]
+
+
+def detach(run: Run) -> None:
+    """Cut the ties that would keep the run alive."""
+    run.module._metrics = None
+    for child in run.module.modules():
+        if isinstance(child, LightningModule):
+            child._metrics = None
+    for callback in run.trainer.callbacks:
+        callback.__dict__.pop("_log", None)
+    run.trainer.end(run)
+    run.hooks = {}
+    run.transfer = None
+    run.wrapped_optimizers = []
+    sys.stdout.flush()
