@@ -27,6 +27,7 @@ class LightningDataModule(HasHyperparameters):
         >>> class Numbers(LightningDataModule):
         ...     def setup(self, stage):
         ...         self.data = torch.arange(8.0)
+        ...
         ...     def train_dataloader(self):
         ...         return DataLoader(self.data, batch_size=4)
     """
@@ -48,9 +49,12 @@ class LightningDataModule(HasHyperparameters):
     def val_dataloader(self) -> Any: ...
     def test_dataloader(self) -> Any: ...
     def predict_dataloader(self) -> Any: ...
-    def state_dict(self) -> dict[str, Any]: return {}
     def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
     # fmt: on
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint is to keep of the data."""
+        return {}
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Change a batch while it is still on the CPU; wins over the module's."""
@@ -79,7 +83,9 @@ class LightningDataModule(HasHyperparameters):
 
         def loader(dataset: Dataset[Any], shuffle: bool = False) -> DataLoader[Any]:
             shuffle = shuffle and not isinstance(dataset, IterableDataset)
-            return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+            return DataLoader(
+                dataset, batch_size=batch_size, shuffle=shuffle, num_workers=num_workers, pin_memory=torch.cuda.is_available()
+            )
 
         def loaders(datasets: Any, shuffle: bool = False) -> Any:
             if isinstance(datasets, Mapping):
@@ -96,7 +102,12 @@ class LightningDataModule(HasHyperparameters):
 
     @classmethod
     def load_from_checkpoint(
-        cls, checkpoint_path: Any, map_location: Any = None, hparams_file: str | None = None, weights_only: bool | None = None, **kwargs: Any
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: str | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
     ) -> Self:
         """Make a datamodule with the stored hyperparameters and state; `kwargs` win over the stored ones.
 
@@ -125,7 +136,10 @@ class LightningDataModule(HasHyperparameters):
         """Name the sizes of the data sets that the loaders would read."""
         lines = []
         for stage in ("train", "val", "test", "predict"):
-            if getattr(type(self), f"{stage}_dataloader") is getattr(LightningDataModule, f"{stage}_dataloader") and f"{stage}_dataloader" not in self.__dict__:
+            if (
+                getattr(type(self), f"{stage}_dataloader") is getattr(LightningDataModule, f"{stage}_dataloader")
+                and f"{stage}_dataloader" not in self.__dict__
+            ):
                 lines.append(f"{stage} dataloader: None")
                 continue
             try:

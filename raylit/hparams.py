@@ -100,7 +100,9 @@ class HasHyperparameters:
         else:
             unknown = [name for name in args if name not in init_args and name not in ignored]
             if unknown:
-                raise ConfigError(f"save_hyperparameters({', '.join(map(repr, args))}): {type(self).__name__}.__init__ has no argument {unknown[0]!r}.")
+                raise ConfigError(
+                    f"save_hyperparameters({', '.join(map(repr, args))}): {type(self).__name__}.__init__ has no argument {unknown[0]!r}."
+                )
             found = AttributeDict({name: init_args[name] for name in args if name in init_args})
             self._hparams_name = "kwargs"
 
@@ -143,14 +145,18 @@ def constructed_with(values: dict[str, Any]) -> Iterator[None]:
 
 def _as_hparams(container: Any) -> AttributeDict:
     if isinstance(container, _PRIMITIVES):
-        raise ConfigError(f"save_hyperparameters got the {type(container).__name__} {container!r}. Pass argument names, or one dict, Namespace or dataclass.")
+        raise ConfigError(
+            f"save_hyperparameters got the {type(container).__name__} {container!r}. Pass argument names, or one dict, Namespace or dataclass."
+        )
     if isinstance(container, Namespace):
         return AttributeDict(vars(container))
     if dataclasses.is_dataclass(container) and not isinstance(container, type):
         return AttributeDict(dataclasses.asdict(container))
     if isinstance(container, MutableMapping):
         return AttributeDict(container)
-    raise ConfigError(f"save_hyperparameters cannot keep a {type(container).__name__}. Pass argument names, or one dict, Namespace or dataclass.")
+    raise ConfigError(
+        f"save_hyperparameters cannot keep a {type(container).__name__}. Pass argument names, or one dict, Namespace or dataclass."
+    )
 
 
 def _constructor_arguments(frame: FrameType | None) -> dict[str, Any]:

@@ -132,11 +132,15 @@ class Metrics:
             return
         if isinstance(value, Tensor):
             if value.numel() != 1:
-                raise ConfigError(f"self.log({name!r}, value): the tensor has shape {tuple(value.shape)}, but one element is wanted. Reduce it first, or log its parts.")
+                raise ConfigError(
+                    f"self.log({name!r}, value): the tensor has shape {tuple(value.shape)}, but one element is wanted. Reduce it first, or log its parts."
+                )
             # cloned, because the user may go on to change the tensor in place
             value = value.clone() if enable_graph else value.detach().clone()
         elif not isinstance(value, (int, float, np.number)):
-            raise ConfigError(f"self.log({name!r}, {value!r}): a {type(value).__name__} cannot be logged. Give a number, a tensor with one element or a torchmetrics.Metric.")
+            raise ConfigError(
+                f"self.log({name!r}, {value!r}): a {type(value).__name__} cannot be logged. Give a number, a tensor with one element or a torchmetrics.Metric."
+            )
         entry.last = value
         entry.fresh = True
         if entry.on_epoch:
@@ -160,7 +164,9 @@ class Metrics:
         rule = HOOKS[hook].log if hook in HOOKS else None
         if hook is None or rule is None:
             where = f"inside {hook}" if hook else "here: no hook of the loop is running"
-            raise ConfigError(f"self.log({name!r}, ...) cannot be used {where}. Write to the logger itself: self.logger.log_metrics({{{name!r}: ...}}).")
+            raise ConfigError(
+                f"self.log({name!r}, ...) cannot be used {where}. Write to the logger itself: self.logger.log_metrics({{{name!r}: ...}})."
+            )
         if isinstance(value, dict):
             raise ConfigError(f"self.log({name!r}, ...) got a dict. Use self.log_dict, whose values must be numbers, not dicts.")
         default_step, default_epoch, may_step = rule
@@ -242,7 +248,9 @@ class Metrics:
 
     def reduce_steps_over_ranks(self) -> None:
         """Make the step values logged with `sync_dist=True` those of all ranks. Called by all ranks when the loggers are due."""
-        entries = {key: entry for key, entry in self.entries.items() if entry.sync_step and entry.on_step and entry.fresh and entry.metric is None}
+        entries = {
+            key: entry for key, entry in self.entries.items() if entry.sync_step and entry.on_step and entry.fresh and entry.metric is None
+        }
         if self.world.size == 1 or not entries:
             return
         gathered = self.world.all_gather_object({key: float(_number(entry.last)) for key, entry in entries.items()})
@@ -311,7 +319,9 @@ def _reduction(reduce_fx: str | Callable[..., Any], name: str) -> str:
     reduce = "mean" if reduce == "avg" else reduce
     is_known = isinstance(reduce_fx, str) or reduce_fx in (torch.mean, torch.sum, torch.min, torch.max, sum, min, max)
     if reduce not in REDUCTIONS or not is_known:
-        raise ConfigError(f"self.log({name!r}, reduce_fx={reduce_fx!r}): only 'mean', 'sum', 'min' and 'max' are possible. For anything else log a torchmetrics.Metric.")
+        raise ConfigError(
+            f"self.log({name!r}, reduce_fx={reduce_fx!r}): only 'mean', 'sum', 'min' and 'max' are possible. For anything else log a torchmetrics.Metric."
+        )
     return reduce
 
 
@@ -351,7 +361,7 @@ def _to_numpy(values: tuple[Tensor | float, ...]) -> np.ndarray[Any, np.dtype[An
 
 def _require_tensor(value: Any, name: str) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != 1:
-        raise ConfigError(f"The Metric logged as {name!r} computed {value!r}; one number as a tensor is wanted. Log the parts of it with log_dict.")
+        raise ConfigError(
+            f"The Metric logged as {name!r} computed {value!r}; one number as a tensor is wanted. Log the parts of it with log_dict."
+        )
     return value.detach()
-
-

@@ -14,62 +14,13 @@ from torch.optim import Optimizer
 from raylit import checkpoint as checkpoints
 from raylit.batch import move_to
 from raylit.errors import ConfigError
+from raylit.hooks import ModuleHooks
 from raylit.hparams import HasHyperparameters, accepted_arguments
 from raylit.messages import warn
 
 if TYPE_CHECKING:
     from raylit.metrics import Metrics
     from raylit.trainer import Trainer
-
-
-class ModuleHooks:
-    """What a LightningModule may override. See `raylit.hooks` for when each fires; every one does nothing unless overridden."""
-
-    # fmt: off
-    def on_fit_start(self) -> None: ...
-    def on_fit_end(self) -> None: ...
-    def on_train_start(self) -> None: ...
-    def on_train_end(self) -> None: ...
-    def on_train_epoch_start(self) -> None: ...
-    def on_train_epoch_end(self) -> None: ...
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None: ...
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None: ...
-    def on_validation_start(self) -> None: ...
-    def on_validation_end(self) -> None: ...
-    def on_validation_epoch_start(self) -> None: ...
-    def on_validation_epoch_end(self) -> None: ...
-    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
-    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
-    def on_test_start(self) -> None: ...
-    def on_test_end(self) -> None: ...
-    def on_test_epoch_start(self) -> None: ...
-    def on_test_epoch_end(self) -> None: ...
-    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
-    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
-    def on_predict_start(self) -> None: ...
-    def on_predict_end(self) -> None: ...
-    def on_predict_epoch_start(self) -> None: ...
-    def on_predict_epoch_end(self) -> None: ...
-    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
-    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
-    def on_before_zero_grad(self, optimizer: Optimizer) -> None: ...
-    def on_before_backward(self, loss: Tensor) -> None: ...
-    def on_after_backward(self) -> None: ...
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None: ...
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None: ...
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None: ...
-    def prepare_data(self) -> None: ...
-    def setup(self, stage: str) -> None: ...
-    def teardown(self, stage: str) -> None: ...
-    def configure_model(self) -> None: ...
-    def configure_callbacks(self) -> Any: ...
-    def train_dataloader(self) -> Any: ...
-    def val_dataloader(self) -> Any: ...
-    def test_dataloader(self) -> Any: ...
-    def predict_dataloader(self) -> Any: ...
-    def on_validation_model_train(self) -> None: ...
-    def on_test_model_train(self) -> None: ...
-    # fmt: on
 
 
 class LightningModule(ModuleHooks, HasHyperparameters, nn.Module):
@@ -87,11 +38,13 @@ class LightningModule(ModuleHooks, HasHyperparameters, nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
         ...         self.layer = nn.Linear(1, 1)
+        ...
         ...     def training_step(self, batch, batch_idx):
         ...         x, y = batch
         ...         loss = nn.functional.mse_loss(self.layer(x), y)
         ...         self.log("loss", loss)
         ...         return loss
+        ...
         ...     def configure_optimizers(self):
         ...         return torch.optim.SGD(self.parameters(), lr=0.1)
     """
@@ -265,22 +218,39 @@ class LightningModule(ModuleHooks, HasHyperparameters, nn.Module):
             if isinstance(child, LightningModule):
                 child.trainer = trainer  # type: ignore[assignment]
 
-    # fmt: off
     @property
-    def _attached(self) -> Trainer | None: return self._trainer() if self._trainer is not None else None
+    def _attached(self) -> Trainer | None:
+        return self._trainer() if self._trainer is not None else None
+
     @property
-    def current_epoch(self) -> int: """Epochs completed; 0 if unattached."""; return self._attached.current_epoch if self._attached else 0
+    def current_epoch(self) -> int:
+        """Epochs completed; 0 if unattached."""
+        return self._attached.current_epoch if self._attached else 0
+
     @property
-    def global_step(self) -> int: """Optimizer steps taken; 0 if unattached."""; return self._attached.global_step if self._attached else 0
+    def global_step(self) -> int:
+        """Optimizer steps taken; 0 if unattached."""
+        return self._attached.global_step if self._attached else 0
+
     @property
-    def global_rank(self) -> int: """Rank among all processes; 0 if unattached."""; return self._attached.global_rank if self._attached else 0
+    def global_rank(self) -> int:
+        """Rank among all processes; 0 if unattached."""
+        return self._attached.global_rank if self._attached else 0
+
     @property
-    def local_rank(self) -> int: """Rank among the processes of this node; 0 if unattached."""; return self._attached.local_rank if self._attached else 0
+    def local_rank(self) -> int:
+        """Rank among the processes of this node; 0 if unattached."""
+        return self._attached.local_rank if self._attached else 0
+
     @property
-    def logger(self) -> Any: """The first logger, or None."""; return self._attached.logger if self._attached else None
+    def logger(self) -> Any:
+        """The first logger, or None."""
+        return self._attached.logger if self._attached else None
+
     @property
-    def loggers(self) -> list[Any]: """All loggers."""; return self._attached.loggers if self._attached else []
-    # fmt: on
+    def loggers(self) -> list[Any]:
+        """All loggers."""
+        return self._attached.loggers if self._attached else []
 
     @property
     def device(self) -> torch.device:
@@ -325,7 +295,9 @@ class LightningModule(ModuleHooks, HasHyperparameters, nn.Module):
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass in manual optimization: with the hooks around it and the loss scaled where precision asks for it."""
         if self.automatic_optimization:
-            raise ConfigError("manual_backward was called under automatic optimization. Set self.automatic_optimization = False in __init__.")
+            raise ConfigError(
+                "manual_backward was called under automatic optimization. Set self.automatic_optimization = False in __init__."
+            )
         self.trainer.backward(loss, *args, **kwargs)
 
     def clip_gradients(
@@ -431,7 +403,9 @@ class LightningModule(ModuleHooks, HasHyperparameters, nn.Module):
             stored = {container: stored}
         module = cls(**accepted_arguments(cls, {**stored, **kwargs}))
         if strict is not None and module._strict_loading is not None and strict != module.strict_loading:
-            raise ConfigError(f"load_from_checkpoint(strict={strict}) and {cls.__name__}.strict_loading={module.strict_loading} disagree. Set one of them.")
+            raise ConfigError(
+                f"load_from_checkpoint(strict={strict}) and {cls.__name__}.strict_loading={module.strict_loading} disagree. Set one of them."
+            )
         module.configure_model()
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading if strict is None else strict)
@@ -451,5 +425,3 @@ def _read_yaml(path: str) -> dict[str, Any]:
 
     with open(path) as file:
         return yaml.safe_load(file) or {}
-
-

@@ -149,7 +149,9 @@ def configure(module: LightningModule) -> tuple[list[Any], list[LRSchedulerConfi
             " in __init__ and call manual_backward and step of self.optimizers() in training_step."
         )
     if "optimizer_idx" in inspect.signature(module.training_step).parameters:
-        raise ConfigError("training_step has an argument optimizer_idx. Several optimizers are stepped by hand: set self.automatic_optimization = False.")
+        raise ConfigError(
+            "training_step has an argument optimizer_idx. Several optimizers are stepped by hand: set self.automatic_optimization = False."
+        )
     configs = [_scheduler_config(scheduler, monitor, module.automatic_optimization) for scheduler in schedulers]
     for config in configs:
         _check_scheduler(config, optimizers, module)
@@ -157,7 +159,9 @@ def configure(module: LightningModule) -> tuple[list[Any], list[LRSchedulerConfi
 
 
 def _is_optimizer(value: Any) -> bool:
-    return isinstance(value, torch.optim.Optimizer) or all(hasattr(value, name) for name in ("param_groups", "state_dict", "load_state_dict", "step"))
+    return isinstance(value, torch.optim.Optimizer) or all(
+        hasattr(value, name) for name in ("param_groups", "state_dict", "load_state_dict", "step")
+    )
 
 
 def _take_apart(returned: Any) -> tuple[list[Any], list[Any], str | None]:
@@ -210,7 +214,10 @@ def _scheduler_config(scheduler: Any, monitor: str | None, automatic: bool) -> L
     if not automatic:
         ignored = [key for key in ("reduce_on_plateau", "monitor", "strict") if key in given]
         if ignored:
-            warn(f"The lr_scheduler dict has {ignored}, which manual optimization ignores: call self.lr_schedulers().step(...) yourself.", RuntimeWarning)
+            warn(
+                f"The lr_scheduler dict has {ignored}, which manual optimization ignores: call self.lr_schedulers().step(...) yourself.",
+                RuntimeWarning,
+            )
         return LRSchedulerConfig(**{key: value for key, value in given.items() if key not in ignored})
     is_plateau = isinstance(given["scheduler"], ReduceLROnPlateau)
     config = LRSchedulerConfig(**{"reduce_on_plateau": is_plateau, **given})
@@ -230,9 +237,15 @@ def _check_scheduler(config: LRSchedulerConfig, optimizers: list[Any], module: L
     scheduler = config.scheduler
     name = type(scheduler).__name__
     if not (hasattr(scheduler, "state_dict") and hasattr(scheduler, "load_state_dict")):
-        raise TypeError(f"The lr scheduler {name} has no state_dict and load_state_dict, so it could not be stored in checkpoints. Add them.")
+        raise TypeError(
+            f"The lr scheduler {name} has no state_dict and load_state_dict, so it could not be stored in checkpoints. Add them."
+        )
     is_torch = isinstance(scheduler, (LRScheduler, ReduceLROnPlateau))
     if not is_torch and module.automatic_optimization and not is_overridden("lr_scheduler_step", module, LightningModule):
-        raise ConfigError(f"The lr scheduler {name} is none of torch's. Override lr_scheduler_step(self, scheduler, metric) to say how it is stepped.")
+        raise ConfigError(
+            f"The lr scheduler {name} is none of torch's. Override lr_scheduler_step(self, scheduler, metric) to say how it is stepped."
+        )
     if getattr(scheduler, "optimizer", None) is not None and all(scheduler.optimizer is not one for one in optimizers):
-        raise ConfigError(f"The lr scheduler {name} belongs to an optimizer that configure_optimizers did not return. Return that optimizer too.")
+        raise ConfigError(
+            f"The lr scheduler {name} belongs to an optimizer that configure_optimizers did not return. Return that optimizer too."
+        )

@@ -184,9 +184,7 @@ class Run:
     def validates(self) -> bool:
         """Whether this fit has a validation: a step, data and a limit above 0."""
         return (
-            self.trainer.limit_val_batches != 0
-            and is_overridden("validation_step", self.module, LightningModule)
-            and self.has_data("val")
+            self.trainer.limit_val_batches != 0 and is_overridden("validation_step", self.module, LightningModule) and self.has_data("val")
         )
 
     # ---- what was logged ----
@@ -235,9 +233,13 @@ def check_dataloader_idx(module: LightningModule, step: str, num_loaders: int) -
     parameter = inspect.signature(getattr(module, step)).parameters.get("dataloader_idx")
     variadic = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in inspect.signature(getattr(module, step)).parameters.values())
     if num_loaders > 1 and parameter is None and not variadic:
-        raise ConfigError(f"There are {num_loaders} loaders, so {step} must tell them apart: def {step}(self, batch, batch_idx, dataloader_idx=0).")
+        raise ConfigError(
+            f"There are {num_loaders} loaders, so {step} must tell them apart: def {step}(self, batch, batch_idx, dataloader_idx=0)."
+        )
     if num_loaders == 1 and parameter is not None and parameter.default is parameter.empty:
-        raise ConfigError(f"There is one loader, but {step} wants dataloader_idx. Give it a default: def {step}(self, batch, batch_idx, dataloader_idx=0).")
+        raise ConfigError(
+            f"There is one loader, but {step} wants dataloader_idx. Give it a default: def {step}(self, batch, batch_idx, dataloader_idx=0)."
+        )
 
 
 def submodule_modes(module: nn.Module) -> dict[str, bool]:

@@ -33,7 +33,9 @@ def number_of_workers(num_workers: int | None, devices: Any, num_nodes: int, acc
     if num_workers is not None:
         at_least(0, num_workers=num_workers)
         if devices is not None or num_nodes != 1:
-            raise ConfigError(f"num_workers={num_workers} was given together with devices={devices!r}, num_nodes={num_nodes}. Give the one or the other.")
+            raise ConfigError(
+                f"num_workers={num_workers} was given together with devices={devices!r}, num_nodes={num_nodes}. Give the one or the other."
+            )
         return num_workers
     if devices is None or devices == "auto":
         per_node = 1
@@ -41,7 +43,9 @@ def number_of_workers(num_workers: int | None, devices: Any, num_nodes: int, acc
         per_node = len(devices)
     else:
         text = str(devices)
-        per_node = len([part for part in text.split(",") if part.strip()]) if "," in text else int(text) if text.lstrip("-").isdigit() else 0
+        per_node = (
+            len([part for part in text.split(",") if part.strip()]) if "," in text else int(text) if text.lstrip("-").isdigit() else 0
+        )
         if per_node == -1:
             per_node = max(1, torch.cuda.device_count()) if accelerator != "cpu" else os.cpu_count() or 1
     if per_node < 1:
@@ -104,9 +108,13 @@ def validation_interval(value: Any, check_val_every_n_epoch: int | None) -> tupl
         assert duration is not None
         return 1.0, duration.total_seconds()
     if isinstance(value, bool) or (isinstance(value, float) and not 0.0 <= value <= 1.0) or value < 0:
-        raise ConfigError(f"val_check_interval={value!r}: give a number of batches (100), a fraction of an epoch (0.25), or a time ('00:00:15:00').")
+        raise ConfigError(
+            f"val_check_interval={value!r}: give a number of batches (100), a fraction of an epoch (0.25), or a time ('00:00:15:00')."
+        )
     if check_val_every_n_epoch is None and isinstance(value, float):
-        raise ConfigError(f"check_val_every_n_epoch=None counts batches over epochs, so val_check_interval={value} must be a number of batches.")
+        raise ConfigError(
+            f"check_val_every_n_epoch=None counts batches over epochs, so val_check_interval={value} must be a number of batches."
+        )
     return value, None
 
 

@@ -67,20 +67,35 @@ class Summary:
     has_sizes: bool = False
     left_over_parameters: int = 0
 
-    # fmt: off
     @property
-    def layer_names(self) -> list[str]: """Names of the submodules."""; return [layer.name for layer in self.layers]
+    def layer_names(self) -> list[str]:
+        """Names of the submodules."""
+        return [layer.name for layer in self.layers]
+
     @property
-    def layer_types(self) -> list[str]: """Names of their classes."""; return [layer.type for layer in self.layers]
+    def layer_types(self) -> list[str]:
+        """Names of their classes."""
+        return [layer.type for layer in self.layers]
+
     @property
-    def param_nums(self) -> list[int]: """Their numbers of parameters."""; return [layer.num_parameters for layer in self.layers]
+    def param_nums(self) -> list[int]:
+        """Their numbers of parameters."""
+        return [layer.num_parameters for layer in self.layers]
+
     @property
-    def training_modes(self) -> list[bool]: """Whether each is in train mode."""; return [layer.training for layer in self.layers]
+    def training_modes(self) -> list[bool]:
+        """Whether each is in train mode."""
+        return [layer.training for layer in self.layers]
+
     @property
-    def in_sizes(self) -> list[Any]: """Shapes of their inputs."""; return [layer.in_size for layer in self.layers]
+    def in_sizes(self) -> list[Any]:
+        """Shapes of their inputs."""
+        return [layer.in_size for layer in self.layers]
+
     @property
-    def out_sizes(self) -> list[Any]: """Shapes of their outputs."""; return [layer.out_size for layer in self.layers]
-    # fmt: on
+    def out_sizes(self) -> list[Any]:
+        """Shapes of their outputs."""
+        return [layer.out_size for layer in self.layers]
 
     def table(self, header_style: str = "") -> Table:
         """Return the submodules as a table for `rich`.
@@ -153,7 +168,9 @@ def summarize(module: nn.Module, max_depth: int = 1) -> Summary:
     parameters = [parameter for parameter in module.parameters() if not isinstance(parameter, UninitializedParameter)]
     modes = [child.training for child in module.modules()][1:]
     layers = [
-        Layer(name, type(child).__name__, _num_parameters(child), child.training, *sizes.get(name, (UNKNOWN, UNKNOWN)), flops=flops.get(name))
+        Layer(
+            name, type(child).__name__, _num_parameters(child), child.training, *sizes.get(name, (UNKNOWN, UNKNOWN)), flops=flops.get(name)
+        )
         for name, child in shown
     ]
     total = sum(parameter.numel() for parameter in parameters)
@@ -218,7 +235,11 @@ def _run_example(module: nn.Module, watched: Mapping[str, nn.Module]) -> tuple[d
 
 def _moved(module: nn.Module, example: Any) -> Any:
     """Bring the example to where the module is, the way its batches get there."""
-    for name, args in (("on_before_batch_transfer", ()), ("transfer_batch_to_device", (_device_of(module),)), ("on_after_batch_transfer", ())):
+    for name, args in (
+        ("on_before_batch_transfer", ()),
+        ("transfer_batch_to_device", (_device_of(module),)),
+        ("on_after_batch_transfer", ()),
+    ):
         hook = getattr(module, name, None)
         if hook is not None:
             example = hook(example, *args, 0)

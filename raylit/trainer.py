@@ -353,7 +353,9 @@ class Trainer(RunView):
 
     def _job(self, fn: Fn, model: LightningModule, data: dict[str, Any], datamodule: Any, ckpt_path: Any, weights_only: bool | None) -> Job:
         if not isinstance(model, LightningModule):
-            raise TypeError(f"Trainer.{fn} wants a LightningModule, but got a {type(model).__module__}.{type(model).__qualname__}.{settings.foreign_hint(model)}")
+            raise TypeError(
+                f"Trainer.{fn} wants a LightningModule, but got a {type(model).__module__}.{type(model).__qualname__}.{settings.foreign_hint(model)}"
+            )
         first = next(iter(data))
         if isinstance(data[first], LightningDataModule):
             if datamodule is not None:
@@ -376,7 +378,9 @@ class Trainer(RunView):
         if ckpt_path is None:
             callback = self.checkpoint_callback
             if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
-                warn(f"Trainer.{fn} was given neither a model nor ckpt_path: the best checkpoint of the last fit is loaded ({callback.best_model_path}).")
+                warn(
+                    f"Trainer.{fn} was given neither a model nor ckpt_path: the best checkpoint of the last fit is loaded ({callback.best_model_path})."
+                )
                 ckpt_path = "best"
         return self._module, ckpt_path
 
@@ -395,7 +399,10 @@ class Trainer(RunView):
         opened: list[Logger] = []
         try:
             for logger in loggers:
-                logger.open(default_root_dir=self.default_root_dir, tags={"raylit.version": __version__, "raylit.num_workers": str(self.num_workers)})
+                logger.open(
+                    default_root_dir=self.default_root_dir,
+                    tags={"raylit.version": __version__, "raylit.num_workers": str(self.num_workers)},
+                )
                 opened.append(logger)
             yield
             status = "success"

@@ -63,91 +63,198 @@ class RunView:
     _module: LightningModule | None
     _datamodule: LightningDataModule | None
 
-    # fmt: off
     # ---- where it is ----
     @property
-    def current_epoch(self) -> int: """Epochs completed; the number of the one that runs."""; return self.progress.epoch
+    def current_epoch(self) -> int:
+        """Epochs completed; the number of the one that runs."""
+        return self.progress.epoch
+
     @property
-    def global_step(self) -> int: """Optimizer steps taken."""; return self.progress.steps
+    def global_step(self) -> int:
+        """Optimizer steps taken."""
+        return self.progress.steps
+
     @property
-    def is_last_batch(self) -> bool: """Whether the batch being trained on is the epoch's last."""; return self.progress.is_last_batch
+    def is_last_batch(self) -> bool:
+        """Whether the batch being trained on is the epoch's last."""
+        return self.progress.is_last_batch
+
     @property
-    def has_validated(self) -> bool: """Whether validation has run to its end in this fit."""; return self._run is not None and self._run.has_validated
+    def has_validated(self) -> bool:
+        """Whether validation has run to its end in this fit."""
+        return self._run is not None and self._run.has_validated
+
     @property
-    def should_log_step(self) -> bool: """Whether the step values of this batch are due at the loggers."""; return bool(self.log_every_n_steps) and ((self.progress.log_steps + 1) % self.log_every_n_steps == 0 or self.should_stop)
+    def should_log_step(self) -> bool:
+        """Whether the step values of this batch are due at the loggers."""
+        return bool(self.log_every_n_steps) and ((self.progress.log_steps + 1) % self.log_every_n_steps == 0 or self.should_stop)
+
     @property
-    def sanity_checking(self) -> bool: """Whether validation runs ahead of training."""; return self._stage == "sanity_check"
+    def sanity_checking(self) -> bool:
+        """Whether validation runs ahead of training."""
+        return self._stage == "sanity_check"
+
     @property
-    def training(self) -> bool: """Whether training runs."""; return self._stage == "train"
+    def training(self) -> bool:
+        """Whether training runs."""
+        return self._stage == "train"
+
     @property
-    def validating(self) -> bool: """Whether validation runs."""; return self._stage == "validate"
+    def validating(self) -> bool:
+        """Whether validation runs."""
+        return self._stage == "validate"
+
     @property
-    def testing(self) -> bool: """Whether test runs."""; return self._stage == "test"
+    def testing(self) -> bool:
+        """Whether test runs."""
+        return self._stage == "test"
+
     @property
-    def predicting(self) -> bool: """Whether prediction runs."""; return self._stage == "predict"
+    def predicting(self) -> bool:
+        """Whether prediction runs."""
+        return self._stage == "predict"
+
     @property
-    def evaluating(self) -> bool: """Whether validation or test runs."""; return self.validating or self.testing
+    def evaluating(self) -> bool:
+        """Whether validation or test runs."""
+        return self.validating or self.testing
+
     @property
-    def _stage(self) -> str | None: return self._run.stage if self._run is not None and self.state.status == "running" else None
+    def _stage(self) -> str | None:
+        return self._run.stage if self._run is not None and self.state.status == "running" else None
 
     # ---- what it works with ----
     @property
-    def lightning_module(self) -> LightningModule | None: """The module, never wrapped."""; return self._module
+    def lightning_module(self) -> LightningModule | None:
+        """The module, never wrapped."""
+        return self._module
+
     @property
-    def datamodule(self) -> LightningDataModule | None: """The datamodule, or None."""; return self._datamodule
+    def datamodule(self) -> LightningDataModule | None:
+        """The datamodule, or None."""
+        return self._datamodule
+
     @property
-    def model(self) -> torch.nn.Module | None: """The module as it is trained: wrapped by DDP on several ranks."""; return self._run.step_module if self._run is not None and self._run.step_module is not None else self._module
+    def model(self) -> torch.nn.Module | None:
+        """The module as it is trained: wrapped by DDP on several ranks."""
+        return self._run.step_module if self._run is not None and self._run.step_module is not None else self._module
+
     @property
-    def optimizers(self) -> list[Any]: """The optimizers."""; return self._run.optimizers if self._run is not None else []
+    def optimizers(self) -> list[Any]:
+        """The optimizers."""
+        return self._run.optimizers if self._run is not None else []
+
     @property
-    def wrapped_optimizers(self) -> list[LightningOptimizer]: """The optimizers whose `step` counts."""; return self._run.wrapped_optimizers if self._run is not None else []
+    def wrapped_optimizers(self) -> list[LightningOptimizer]:
+        """The optimizers whose `step` counts."""
+        return self._run.wrapped_optimizers if self._run is not None else []
+
     @property
-    def lr_scheduler_configs(self) -> list[LRSchedulerConfig]: """The schedulers and when they are stepped."""; return self._run.schedulers if self._run is not None else []
+    def lr_scheduler_configs(self) -> list[LRSchedulerConfig]:
+        """The schedulers and when they are stepped."""
+        return self._run.schedulers if self._run is not None else []
+
     @property
-    def train_dataloader(self) -> Any: """The training data this rank reads, in the nesting it was given in."""; return self._loader("train")
+    def train_dataloader(self) -> Any:
+        """The training data this rank reads, in the nesting it was given in."""
+        return self._loader("train")
+
     @property
-    def val_dataloaders(self) -> Any: """The validation data this rank reads."""; return self._loader("val")
+    def val_dataloaders(self) -> Any:
+        """The validation data this rank reads."""
+        return self._loader("val")
+
     @property
-    def test_dataloaders(self) -> Any: """The test data this rank reads."""; return self._loader("test")
+    def test_dataloaders(self) -> Any:
+        """The test data this rank reads."""
+        return self._loader("test")
+
     @property
-    def predict_dataloaders(self) -> Any: """The data to predict that this rank reads."""; return self._loader("predict")
+    def predict_dataloaders(self) -> Any:
+        """The data to predict that this rank reads."""
+        return self._loader("predict")
+
     @property
-    def num_val_batches(self) -> list[float]: """Batches of each validation loader."""; return self._num_batches("val")
+    def num_val_batches(self) -> list[float]:
+        """Batches of each validation loader."""
+        return self._num_batches("val")
+
     @property
-    def num_test_batches(self) -> list[float]: """Batches of each test loader."""; return self._num_batches("test")
+    def num_test_batches(self) -> list[float]:
+        """Batches of each test loader."""
+        return self._num_batches("test")
+
     @property
-    def num_predict_batches(self) -> list[float]: """Batches of each loader to predict."""; return self._num_batches("predict")
+    def num_predict_batches(self) -> list[float]:
+        """Batches of each loader to predict."""
+        return self._num_batches("predict")
 
     # ---- ranks ----
     @property
-    def world(self) -> World: """This rank's place among the others."""; assert self._run is not None, "no job was run yet"; return self._run.world
+    def world(self) -> World:
+        """This rank's place among the others."""
+        assert self._run is not None, "no job was run yet"
+        return self._run.world
+
     @property
-    def global_rank(self) -> int: """Rank among all processes."""; return self._run.world.rank if self._run is not None else 0
+    def global_rank(self) -> int:
+        """Rank among all processes."""
+        return self._run.world.rank if self._run is not None else 0
+
     @property
-    def local_rank(self) -> int: """Rank among the processes of this node."""; return self._run.world.local_rank if self._run is not None else 0
+    def local_rank(self) -> int:
+        """Rank among the processes of this node."""
+        return self._run.world.local_rank if self._run is not None else 0
+
     @property
-    def node_rank(self) -> int: """Number of this node."""; return self._run.world.node_rank if self._run is not None else 0
+    def node_rank(self) -> int:
+        """Number of this node."""
+        return self._run.world.node_rank if self._run is not None else 0
+
     @property
-    def is_global_zero(self) -> bool: """Whether this is rank 0."""; return self.global_rank == 0
+    def is_global_zero(self) -> bool:
+        """Whether this is rank 0."""
+        return self.global_rank == 0
 
     # ---- loggers and callbacks ----
     @property
-    def logger(self) -> Logger | None: """The first logger, or None."""; return self.loggers[0] if self.loggers else None
+    def logger(self) -> Logger | None:
+        """The first logger, or None."""
+        return self.loggers[0] if self.loggers else None
+
     @logger.setter
-    def logger(self, logger: Logger | None) -> None: self.loggers = [logger] if logger else []
+    def logger(self, logger: Logger | None) -> None:
+        self.loggers = [logger] if logger else []
+
     @property
-    def log_dir(self) -> str | None: """Folder of the first logger's files, else `default_root_dir`."""; return self.default_root_dir if self.logger is None else self.logger.log_dir or self.logger.save_dir
+    def log_dir(self) -> str | None:
+        """Folder of the first logger's files, else `default_root_dir`."""
+        return self.default_root_dir if self.logger is None else self.logger.log_dir or self.logger.save_dir
+
     @property
-    def checkpoint_callbacks(self) -> list[Checkpoint]: """All callbacks that save checkpoints."""; return [c for c in self.callbacks if isinstance(c, Checkpoint)]
+    def checkpoint_callbacks(self) -> list[Checkpoint]:
+        """All callbacks that save checkpoints."""
+        return [c for c in self.callbacks if isinstance(c, Checkpoint)]
+
     @property
-    def checkpoint_callback(self) -> Checkpoint | None: """The first ModelCheckpoint, or whatever else saves checkpoints, or None."""; return next((c for c in self.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), next(iter(self.checkpoint_callbacks), None))
+    def checkpoint_callback(self) -> Checkpoint | None:
+        """The first ModelCheckpoint, or whatever else saves checkpoints, or None."""
+        return next((c for c in self.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), next(iter(self.checkpoint_callbacks), None))
+
     @property
-    def early_stopping_callbacks(self) -> list[EarlyStopping]: """All EarlyStopping callbacks."""; return [c for c in self.callbacks if isinstance(c, EarlyStopping)]
+    def early_stopping_callbacks(self) -> list[EarlyStopping]:
+        """All EarlyStopping callbacks."""
+        return [c for c in self.callbacks if isinstance(c, EarlyStopping)]
+
     @property
-    def early_stopping_callback(self) -> EarlyStopping | None: """The first EarlyStopping callback, or None."""; return next(iter(self.early_stopping_callbacks), None)
+    def early_stopping_callback(self) -> EarlyStopping | None:
+        """The first EarlyStopping callback, or None."""
+        return next(iter(self.early_stopping_callbacks), None)
+
     @property
-    def progress_bar_callback(self) -> ProgressBar | None: """The progress bar, or None."""; return next((c for c in self.callbacks if isinstance(c, ProgressBar)), None)
-    # fmt: on
+    def progress_bar_callback(self) -> ProgressBar | None:
+        """The progress bar, or None."""
+        return next((c for c in self.callbacks if isinstance(c, ProgressBar)), None)
 
     # ---- what was logged ----
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from raylit import checkpoint, loop, optim
+from raylit import checkpoint, evaluation, loop, optim
 from raylit.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
 from raylit.checkpoint.file import plain_items
 from raylit.errors import ConfigError, Stopped
@@ -66,10 +66,10 @@ def run_job(job: Job) -> Result:
                 loop.fit(run)
             elif job.fn == "predict":
                 run.stage = "predict"
-                value = loop.predict(run)
+                value = evaluation.predict(run)
             else:
                 run.stage = job.fn
-                value = loop.evaluate(run, "test" if job.fn == "test" else "val")
+                value = evaluation.evaluate(run, "test" if job.fn == "test" else "val")
         bring_home(run)
         if job.fn == "fit":
             run.fire("on_fit_end")
@@ -100,8 +100,12 @@ def attach(run: Run) -> None:
     if own:
         own = list(own) if isinstance(own, (list, tuple)) else [own]
         kinds = {type(callback) for callback in own}
-        trainer.callbacks = [callback for callback in trainer.callbacks if not any(issubclass(kind, type(callback)) for kind in kinds)] + own
-    trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, Checkpoint)] + [c for c in trainer.callbacks if isinstance(c, Checkpoint)]
+        trainer.callbacks = [
+            callback for callback in trainer.callbacks if not any(issubclass(kind, type(callback)) for kind in kinds)
+        ] + own
+    trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, Checkpoint)] + [
+        c for c in trainer.callbacks if isinstance(c, Checkpoint)
+    ]
     for callback in trainer.callbacks:
         callback._log = module.log
     check(run)
@@ -129,11 +133,18 @@ def check(run: Run) -> None:
         if has_step and not run.has_data("val") and trainer.limit_val_batches != 0:
             warn(f"{name} has a validation_step, but no val_dataloader was given: validation is skipped.")
         if not module.automatic_optimization:
-            for argument, given in (("gradient_clip_val", trainer.gradient_clip_val), ("accumulate_grad_batches", trainer.accumulate_grad_batches != 1)):
+            for argument, given in (
+                ("gradient_clip_val", trainer.gradient_clip_val),
+                ("accumulate_grad_batches", trainer.accumulate_grad_batches != 1),
+            ):
                 if given:
                     raise ConfigError(
                         f"Trainer({argument}=...) has no effect in manual optimization, where training_step does it. Leave it out and"
-                        + (" call self.clip_gradients(optimizer, ...)." if argument == "gradient_clip_val" else " step the optimizer every n batches.")
+                        + (
+                            " call self.clip_gradients(optimizer, ...)."
+                            if argument == "gradient_clip_val"
+                            else " step the optimizer every n batches."
+                        )
                     )
     else:
         stage = {"validate": "val", "test": "test", "predict": "predict"}[fn]
@@ -145,7 +156,9 @@ def check(run: Run) -> None:
     keys = [callback.state_key for callback in trainer.callbacks if is_overridden("state_dict", callback, Callback)]
     for key in keys:
         if keys.count(key) > 1:
-            raise ConfigError(f"Two callbacks store their state under the same name {key!r}. Override state_key in one of them, or give it other arguments.")
+            raise ConfigError(
+                f"Two callbacks store their state under the same name {key!r}. Override state_key in one of them, or give it other arguments."
+            )
 
 
 def _no_data(fn: str, stage: str, argument: str) -> str:
@@ -291,7 +304,9 @@ def fail(run: Run, error: BaseException) -> None:
     trainer, progress = run.trainer, run.progress
     trainer.state.status = "interrupted"
     error.__dict__.setdefault("raylit_failed_at", time.time())  # tells the first of several ranks' exceptions
-    error.add_note(f"(raylit) rank {run.world.rank} of {run.world.size}, epoch {progress.epoch}, batch {progress.batch}, step {progress.steps}, in {run.stage or 'setup'}")
+    error.add_note(
+        f"(raylit) rank {run.world.rank} of {run.world.size}, epoch {progress.epoch}, batch {progress.batch}, step {progress.steps}, in {run.stage or 'setup'}"
+    )
     try:
         if run.hooks:
             run.fire("on_exception", error)

@@ -93,7 +93,14 @@ class ProgressBar(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take validation's bar away."""
-        self._show(trainer, pl_module, "sanity_check" if trainer.sanity_checking else "validate", self._batches, sum(trainer.num_val_batches), is_last=True)
+        self._show(
+            trainer,
+            pl_module,
+            "sanity_check" if trainer.sanity_checking else "validate",
+            self._batches,
+            sum(trainer.num_val_batches),
+            is_last=True,
+        )
         self._started, self._batches = self._training
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -54,10 +54,14 @@ def save(checkpoint: dict[str, Any], path: str | os.PathLike[str], *, storage_op
         _sync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         Path(temporary).unlink(missing_ok=True)
-        raise CheckpointError(f"Could not write the checkpoint {target}: {error}. What stood there before is untouched. Free space or set another dirpath.") from error
+        raise CheckpointError(
+            f"Could not write the checkpoint {target}: {error}. What stood there before is untouched. Free space or set another dirpath."
+        ) from error
 
 
-def load(path: str | os.PathLike[str], *, map_location: MapLocation | Literal["cpu"] = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+def load(
+    path: str | os.PathLike[str], *, map_location: MapLocation | Literal["cpu"] = "cpu", weights_only: bool | None = None
+) -> dict[str, Any]:
     """Read a checkpoint of raylit or Lightning.
 
     Args:

@@ -35,7 +35,9 @@ def resolve(ckpt_path: str | os.PathLike[str] | None, savers: Sequence[Any], def
     if path == "best":
         best = next((saver.best_model_path for saver in savers if getattr(saver, "best_model_path", "")), None) or _best_in(folders, savers)
         if best is None:
-            raise CheckpointError(f"ckpt_path='best': no checkpoint was saved by a fit before, and there is none in {_names(folders)}. Fit first, or give a path.")
+            raise CheckpointError(
+                f"ckpt_path='best': no checkpoint was saved by a fit before, and there is none in {_names(folders)}. Fit first, or give a path."
+            )
         return best
     newest = _newest(folders, "last*.ckpt") or _newest(folders, "*.ckpt")
     if newest is None:

@@ -26,7 +26,10 @@ def loops_of(progress: Progress, *, automatic: bool, accumulate: int) -> dict[st
     none = _both(_counts(0, 0), _counts(0, 0))
     eval_loop = {"state_dict": {}, "batch_progress": {**none, "is_last_batch": False}}
     step = _both(_counts(auto_steps, auto_steps, full=False), _counts(steps_in_epoch, steps_in_epoch, full=False))
-    zero_grad = _both({**_counts(auto_steps, auto_steps, full=False), "started": auto_steps}, {**_counts(steps_in_epoch, steps_in_epoch, full=False), "started": steps_in_epoch})
+    zero_grad = _both(
+        {**_counts(auto_steps, auto_steps, full=False), "started": auto_steps},
+        {**_counts(steps_in_epoch, steps_in_epoch, full=False), "started": steps_in_epoch},
+    )
     fit_loop = {
         "state_dict": {},
         "epoch_progress": _both(dict(epoch), dict(epoch)),

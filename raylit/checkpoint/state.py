@@ -61,7 +61,11 @@ def dump(run: Run, weights_only: bool = False) -> dict[str, Any]:
         run.fire("on_save_checkpoint", checkpoint)  # the callbacks, then the module
     else:
         run.call(module, "on_save_checkpoint", checkpoint)
-    checkpoint["raylit"] = {"progress": progress.state_dict(), "stage": run.stage, "run_id": next((logger.run_id for logger in trainer.loggers if logger.run_id), None)}
+    checkpoint["raylit"] = {
+        "progress": progress.state_dict(),
+        "stage": run.stage,
+        "run_id": next((logger.run_id for logger in trainer.loggers if logger.run_id), None),
+    }
     plain, foreign = plain_items(checkpoint)
     if foreign:
         raise CheckpointError(
@@ -96,7 +100,9 @@ def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
         if state is not None:
             callback.load_state_dict(state)
     if stored:
-        warn(f"The checkpoint holds the state of callbacks that the Trainer does not have: {', '.join(map(str, stored))}. Add them to go on exactly.")
+        warn(
+            f"The checkpoint holds the state of callbacks that the Trainer does not have: {', '.join(map(str, stored))}. Add them to go on exactly."
+        )
 
 
 def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
@@ -108,12 +114,16 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
         )
     states = checkpoint["optimizer_states"]
     if len(states) != len(run.optimizers):
-        raise CheckpointError(f"{run.job.ckpt_path} holds {len(states)} optimizers, but configure_optimizers returned {len(run.optimizers)}.")
+        raise CheckpointError(
+            f"{run.job.ckpt_path} holds {len(states)} optimizers, but configure_optimizers returned {len(run.optimizers)}."
+        )
     for optimizer, state in zip(run.optimizers, states, strict=True):
         optimizer.load_state_dict(state)
         for parameter, values in getattr(optimizer, "state", {}).items():
             if isinstance(values, dict) and isinstance(parameter, torch.Tensor):
-                optimizer.state[parameter] = {key: value if key == "step" else move_to(value, run.device, False) for key, value in values.items()}
+                optimizer.state[parameter] = {
+                    key: value if key == "step" else move_to(value, run.device, False) for key, value in values.items()
+                }
     for config, state in zip(run.schedulers, checkpoint["lr_schedulers"], strict=False):
         config.scheduler.load_state_dict(state)
     if run.precision.scaler is not None and "MixedPrecision" in checkpoint:
@@ -127,7 +137,12 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
 
 def _in_validation(state: dict[str, Any]) -> bool:
     """Tell whether Lightning wrote the counters in `on_validation_end`: the batch was done, but not yet counted for the loggers."""
-    return bool(state["batch"]) and state["batches_done"] == state["batch"] and state["epochs_processed"] == state["epoch"] and state["log_steps"] < state["steps"]
+    return (
+        bool(state["batch"])
+        and state["batches_done"] == state["batch"]
+        and state["epochs_processed"] == state["epoch"]
+        and state["log_steps"] < state["steps"]
+    )
 
 
 def _begin_where_it_stopped(run: Run, saved_in_validation: bool) -> None:

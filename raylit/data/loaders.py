@@ -36,7 +36,9 @@ def prepare(data: Any, stage: str, world: World, *, limit: int | float, distribu
     ready = []
     for one in loader.flattened:
         if not is_iterable(one):
-            raise DataError(f"{origin} gave {one!r} ({type(one).__name__}), which cannot be iterated. Give a DataLoader, an iterable, or a list or dict of them.")
+            raise DataError(
+                f"{origin} gave {one!r} ({type(one).__name__}), which cannot be iterated. Give a DataLoader, an iterable, or a list or dict of them."
+            )
         one = without_shuffle(one) if overfit else one
         ready.append(shard(one, world, SHARD_MODES[stage]) if distribute else one)
     loader.flattened = ready
@@ -57,7 +59,9 @@ def num_batches(stage: str, length: float, limit: int | float) -> float:
     if limit == 1.0:
         return length
     if length == float("inf"):
-        raise DataError(f"limit_{stage}_batches={limit} is a fraction, but the {stage} loader has no length. Give a number of batches, or 1.0 for all.")
+        raise DataError(
+            f"limit_{stage}_batches={limit} is a fraction, but the {stage} loader has no length. Give a number of batches, or 1.0 for all."
+        )
     number = int(length * limit)
     if number == 0:
         raise DataError(

@@ -69,7 +69,11 @@ class ShardedSampler(Sampler[Any]):
 
     def _order(self) -> list[Any]:
         """The indices of all ranks; the same on each, since random samplers draw from a generator seeded for the epoch."""
-        if type(self.sampler) is RandomSampler and not self.sampler.replacement and self.sampler.num_samples == len(self.sampler.data_source):
+        if (
+            type(self.sampler) is RandomSampler
+            and not self.sampler.replacement
+            and self.sampler.num_samples == len(self.sampler.data_source)
+        ):
             generator = torch.Generator().manual_seed(self.seed + self.epoch)
             return torch.randperm(len(self.sampler.data_source), generator=generator).tolist()
         with torch.random.fork_rng(devices=[]):
@@ -124,6 +128,13 @@ def without_shuffle(loader: Any) -> Any:
 
 def set_epoch(loader: Any, epoch: int) -> None:
     """Tell the samplers of `loader` which epoch begins."""
-    for sampler in {id(s): s for s in (getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None), getattr(loader, "batch_sampler", None))}.values():
+    for sampler in {
+        id(s): s
+        for s in (
+            getattr(loader, "sampler", None),
+            getattr(getattr(loader, "batch_sampler", None), "sampler", None),
+            getattr(loader, "batch_sampler", None),
+        )
+    }.values():
         if callable(getattr(sampler, "set_epoch", None)):
             sampler.set_epoch(epoch)

@@ -31,7 +31,9 @@ def connect(num_workers: int = 1, resources: dict[str, float] | None = None) -> 
             try:
                 ray.init(address=address, **quiet)
             except ConnectionError as error:
-                raise LaunchError(f"No Ray cluster answers at {address} (RAY_ADDRESS, --ray.address): {error}. Start one with `ray start --head`.") from error
+                raise LaunchError(
+                    f"No Ray cluster answers at {address} (RAY_ADDRESS, --ray.address): {error}. Start one with `ray start --head`."
+                ) from error
         else:
             # "local" rather than no address, which would join whatever cluster an earlier process left a note of, be it dead
             ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(wanted.get("CPU", 1))), include_dashboard=True, **quiet)

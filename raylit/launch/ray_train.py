@@ -7,7 +7,6 @@ import time
 import uuid
 from typing import Any
 
-import ray
 from ray import cloudpickle
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -114,8 +113,13 @@ def _raise_original(error: TrainingFailedError) -> None:
     if own:
         first, text = min(own, key=lambda pair: getattr(pair[0], "raylit_failed_at", float("inf")))
         raise first from WorkerTraceback(text)
-    reasons = "; ".join(f"rank {rank}: {str(failure).strip().splitlines()[0] if str(failure).strip() else type(failure).__name__}" for rank, failure in failures.items())
-    raise LaunchError(f"The Ray workers ended without finishing ({reasons or str(error).strip().splitlines()[-1]}). Set max_failures to have them restarted.") from error
+    reasons = "; ".join(
+        f"rank {rank}: {str(failure).strip().splitlines()[0] if str(failure).strip() else type(failure).__name__}"
+        for rank, failure in failures.items()
+    )
+    raise LaunchError(
+        f"The Ray workers ended without finishing ({reasons or str(error).strip().splitlines()[-1]}). Set max_failures to have them restarted."
+    ) from error
 
 
 class WorkerTraceback(Exception):

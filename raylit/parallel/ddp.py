@@ -57,7 +57,9 @@ class DDPStrategy:
             ConfigError: no parameter requires a gradient.
         """
         if not any(parameter.requires_grad for parameter in module.parameters()):
-            raise ConfigError(f"{type(module).__name__} has no parameter that requires a gradient, so there is nothing to train on {world.size} ranks.")
+            raise ConfigError(
+                f"{type(module).__name__} has no parameter that requires a gradient, so there is nothing to train on {world.size} ranks."
+            )
         return DistributedDataParallel(
             TrainingStep(module),
             device_ids=[world.device.index] if world.device.type == "cuda" else None,

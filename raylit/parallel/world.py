@@ -125,5 +125,7 @@ def choose_device(accelerator: str, local_rank: int) -> torch.device:
     if accelerator in ("gpu", "mps", "auto") and torch.backends.mps.is_available():
         return torch.device("mps")
     if accelerator in ("gpu", "cuda", "mps"):
-        raise ConfigError(f"accelerator={accelerator!r} was asked for, but PyTorch finds no such device here. Use accelerator='cpu' or 'auto'.")
+        raise ConfigError(
+            f"accelerator={accelerator!r} was asked for, but PyTorch finds no such device here. Use accelerator='cpu' or 'auto'."
+        )
     return torch.device("cpu")

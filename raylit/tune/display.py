@@ -43,7 +43,10 @@ class SweepDisplay(Callback):
         values = "  ".join(f"{key}={short(value)}" for key, value in trial.config.items())
         score, best = (short(value) if value is not None else "-" for value in (self.scores.get(trial.trial_id), self.best))
         elapsed = time.monotonic() - self.started
-        print(f"[{self.ended}/{self.spec.num_trials}  {elapsed:.0f} s] {trial} {how}: {self.spec.metric}={score} (best {best})  {values}", flush=True)
+        print(
+            f"[{self.ended}/{self.spec.num_trials}  {elapsed:.0f} s] {trial} {how}: {self.spec.metric}={score} (best {best})  {values}",
+            flush=True,
+        )
 
 
 def print_table(trials: list[TrialResult], spec: SweepSpec) -> None:

@@ -21,7 +21,13 @@ WORDS = (
 )  # fmt: skip
 TAKES_A_LIST = ("choice", "grid_search", "grid")
 SCOPES = ("model", "data", "trainer")
-SCHEDULERS = {"asha": ASHAScheduler, "hyperband": HyperBandScheduler, "median": MedianStoppingRule, "fifo": FIFOScheduler, "none": FIFOScheduler}
+SCHEDULERS = {
+    "asha": ASHAScheduler,
+    "hyperband": HyperBandScheduler,
+    "median": MedianStoppingRule,
+    "fifo": FIFOScheduler,
+    "none": FIFOScheduler,
+}
 
 
 @dataclass
@@ -57,7 +63,9 @@ class SweepSpec:
 
     def __post_init__(self) -> None:
         if not isinstance(self.metric, str) or not self.metric:
-            raise ConfigError("A sweep needs the metric to optimize: metric='val_loss', or in a sweep file `metric: {name: val_loss, mode: min}`.")
+            raise ConfigError(
+                "A sweep needs the metric to optimize: metric='val_loss', or in a sweep file `metric: {name: val_loss, mode: min}`."
+            )
         if self.mode not in ("min", "max"):
             raise ConfigError(f"mode={self.mode!r}: a metric is optimized with mode='min' or mode='max'.")
         if not self.space:
@@ -70,7 +78,9 @@ class SweepSpec:
         has_grid = any(_is_grid(value) for value in self.space.values())
         if self.search == "grid" and any(isinstance(value, Domain) for value in self.space.values()):
             sampled = next(key for key, value in self.space.items() if isinstance(value, Domain))
-            raise ConfigError(f"search: grid visits only grids, but {sampled} is sampled. Write `{sampled}: {{grid: [...]}}`, or use search: random.")
+            raise ConfigError(
+                f"search: grid visits only grids, but {sampled} is sampled. Write `{sampled}: {{grid: [...]}}`, or use search: random."
+            )
         if has_grid and _name_of(self.search) not in ("random", "grid"):
             raise ConfigError(f"search {_name_of(self.search)!r} cannot visit grids. Use choice instead of grid, or search: random.")
         self.make_scheduler()  # so that wrong arguments are found now
@@ -121,7 +131,9 @@ class SweepSpec:
 
             optuna.logging.set_verbosity(optuna.logging.WARNING)
             return OptunaSearch(metric=self.metric, mode=self.mode, **{"seed": self.seed, **arguments})
-        raise ConfigError(f"search: {name!r} is not known.{did_you_mean(name, ('random', 'grid', 'optuna'))} Use random, grid, optuna, or an object of ray.tune.search.")
+        raise ConfigError(
+            f"search: {name!r} is not known.{did_you_mean(name, ('random', 'grid', 'optuna'))} Use random, grid, optuna, or an object of ray.tune.search."
+        )
 
     def make_scheduler(self) -> TrialScheduler:
         """Return Ray Tune's object for `scheduler`.
@@ -131,11 +143,15 @@ class SweepSpec:
         """
         if isinstance(self.scheduler, TrialScheduler):
             if "Population" in type(self.scheduler).__name__ or "PB2" in type(self.scheduler).__name__:
-                raise ConfigError(f"{type(self.scheduler).__name__} continues trials from each other's checkpoints, which sweeps do not support. Use asha.")
+                raise ConfigError(
+                    f"{type(self.scheduler).__name__} continues trials from each other's checkpoints, which sweeps do not support. Use asha."
+                )
             return self.scheduler
         name, arguments = _named(self.scheduler, "scheduler")
         if name not in SCHEDULERS:
-            raise ConfigError(f"scheduler: {name!r} is not known.{did_you_mean(name, SCHEDULERS)} Use one of {', '.join(SCHEDULERS)}, or an object of ray.tune.schedulers.")
+            raise ConfigError(
+                f"scheduler: {name!r} is not known.{did_you_mean(name, SCHEDULERS)} Use one of {', '.join(SCHEDULERS)}, or an object of ray.tune.schedulers."
+            )
         try:
             return SCHEDULERS[name](**arguments)
         except (TypeError, ValueError, AssertionError) as error:
@@ -150,7 +166,9 @@ def domain(key: str, value: Any) -> Any:
     """
     scope, _, name = str(key).partition(".")
     if scope not in SCOPES or not name:
-        raise ConfigError(f"The key {key!r} of the space does not say whose argument it is.{did_you_mean(scope, SCOPES)} Write model.{name or scope}, data.... or trainer.....")
+        raise ConfigError(
+            f"The key {key!r} of the space does not say whose argument it is.{did_you_mean(scope, SCOPES)} Write model.{name or scope}, data.... or trainer....."
+        )
     if not isinstance(value, Mapping) or _is_grid(value):
         return value  # an object of ray.tune, or a constant
     if len(value) != 1:

@@ -122,7 +122,9 @@ class Tuner:
         trainer: each trial is a fit with this Trainer's arguments, in one process.
 
     Example:
-        >>> sweep = Tuner(trainer).sweep(LitDigits, DigitsData, space={"model.lr": tune.loguniform(1e-4, 1e-1)}, metric="val_loss", num_samples=20)
+        >>> sweep = Tuner(trainer).sweep(
+        ...     LitDigits, DigitsData, space={"model.lr": tune.loguniform(1e-4, 1e-1)}, metric="val_loss", num_samples=20
+        ... )
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -156,12 +158,18 @@ class Tuner:
             LaunchError: every trial failed.
         """
         if (spec is None) == (not settings):
-            raise ConfigError("Tuner.sweep wants the settings of the sweep: space=..., metric=..., ..., or a SweepSpec as spec=..., but not both.")
+            raise ConfigError(
+                "Tuner.sweep wants the settings of the sweep: space=..., metric=..., ..., or a SweepSpec as spec=..., but not both."
+            )
         spec = SweepSpec(**settings) if spec is None else spec
         if isinstance(model, LightningModule):
-            raise ConfigError(f"Tuner.sweep got a {type(model).__name__} object; every trial needs one of its own. Give the class, or a function that makes it.")
+            raise ConfigError(
+                f"Tuner.sweep got a {type(model).__name__} object; every trial needs one of its own. Give the class, or a function that makes it."
+            )
         if self.trainer.num_workers > 1:
-            raise ConfigError(f"Each trial of a sweep runs in one process, but the Trainer has num_workers={self.trainer.num_workers}. Use num_workers=0.")
+            raise ConfigError(
+                f"Each trial of a sweep runs in one process, but the Trainer has num_workers={self.trainer.num_workers}. Use num_workers=0."
+            )
         if isinstance(datamodule, LightningDataModule) and any(key.startswith("data.") for key in spec.space):
             raise ConfigError("The space has data.* keys, but datamodule is an object. Give its class, or a function that makes it.")
         self.trainer.replaced(**{key.partition(".")[2]: _example(value) for key, value in spec.space.items() if key.startswith("trainer.")})
@@ -220,18 +228,22 @@ class Tuner:
         parent = own.sibling(name) if own is not None else MLFlowLogger(spec.name, run_name=name)
         tags = {"raylit.version": __version__, "raylit.sweep": spec.name, "raylit.swept": ",".join(spec.space)}
         parent.open(default_root_dir=self.trainer.default_root_dir, tags=tags)
-        parent.log_hyperparams({"metric": spec.metric, "mode": spec.mode, "num_trials": spec.num_trials, "space": {k: _text(v) for k, v in spec.space.items()}})
+        parent.log_hyperparams(
+            {"metric": spec.metric, "mode": spec.mode, "num_trials": spec.num_trials, "space": {k: _text(v) for k, v in spec.space.items()}}
+        )
         return parent
 
 
 def _trial_name(trial: Any) -> str:
-    return f"trial-{int(trial.trial_id.rpartition('_')[2]):03d}" if trial.trial_id.rpartition("_")[2].isdigit() else f"trial-{trial.trial_id}"
+    return (
+        f"trial-{int(trial.trial_id.rpartition('_')[2]):03d}" if trial.trial_id.rpartition("_")[2].isdigit() else f"trial-{trial.trial_id}"
+    )
 
 
 def _text(value: Any) -> str:
     if isinstance(value, dict):
         return f"grid {value['grid_search']}"
-    return getattr(value, "domain_str", None) and f"{type(value).__name__.lower()} {value.domain_str}" or str(value)
+    return (getattr(value, "domain_str", None) and f"{type(value).__name__.lower()} {value.domain_str}") or str(value)
 
 
 def _example(value: Any) -> Any:

@@ -61,7 +61,9 @@ class TrialPlan:
         """Return the Trainer of the trial called `name`: its files in a folder of its own, its run below the sweep's."""
         folder = os.path.join(self.folder, name)
         os.makedirs(folder, exist_ok=True)
-        trainer = self.trainer.replaced(**{"default_root_dir": folder, "enable_progress_bar": False, "enable_model_summary": False, **arguments})
+        trainer = self.trainer.replaced(
+            **{"default_root_dir": folder, "enable_progress_bar": False, "enable_model_summary": False, **arguments}
+        )
         trainer.loggers = [self._own_logger(logger, name, config) for logger in trainer.loggers if not isinstance(logger, MLFlowLogger)]
         if self.parent is not None:
             values = {f"raylit.swept.{key}": str(value) for key, value in config.items()}
@@ -69,7 +71,9 @@ class TrialPlan:
             trainer.loggers.insert(0, child)
         for callback in trainer.callbacks:
             if isinstance(callback, ModelCheckpoint):
-                callback.dirpath = os.path.join(os.fspath(callback.dirpath), name) if callback.dirpath else os.path.join(folder, "checkpoints")
+                callback.dirpath = (
+                    os.path.join(os.fspath(callback.dirpath), name) if callback.dirpath else os.path.join(folder, "checkpoints")
+                )
         trainer.callbacks.append(TuneReport(self.metric))
         return trainer
 
@@ -110,7 +114,9 @@ class TuneReport(Checkpoint):
         metrics: dict[str, Any] = dict(to_numbers(trainer.callback_metrics))
         if self.metric not in metrics:
             logged = ", ".join(metrics) or "nothing"
-            raise ConfigError(f"The sweep optimizes {self.metric!r}, which was not logged. Logged: {logged}. Log it, or change the sweep's metric.")
+            raise ConfigError(
+                f"The sweep optimizes {self.metric!r}, which was not logged. Logged: {logged}. Log it, or change the sweep's metric."
+            )
         saver = next((callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)), None)
         metrics["epoch"] = trainer.current_epoch
         metrics["global_step"] = trainer.global_step

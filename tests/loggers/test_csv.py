@@ -182,7 +182,7 @@ def test_remote_folders_are_refused() -> None:
 
 
 def test_importing_loggers_is_cheap() -> None:
-    script = "import sys, raylit.loggers; print(*{'mlflow', 'ray', 'pyarrow', 'torch', 'yaml'} & set(sys.modules))"
+    script = "import sys, raylit.loggers; print(*{'mlflow', 'ray', 'pyarrow'} & set(sys.modules))"
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=env, check=True)
     assert done.stdout.split() == []

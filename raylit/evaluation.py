@@ -1,0 +1,145 @@
+"""Evaluation and prediction: the loops that change no weights.
+
+evaluate (validation and test)
+    eval mode, no gradients
+    for each loader, for each batch: step, hooks
+    metrics over all batches and ranks: one value per key
+    the modes the submodules had
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from raylit import data
+from raylit.batch import move_to
+from raylit.data.combined import Item
+from raylit.errors import Terminated
+from raylit.hooks import is_overridden
+from raylit.module import LightningModule
+from raylit.run import Run, check_dataloader_idx, no_grad_context, restore_modes, submodule_modes
+
+
+def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
+    """Run validation (`val`) or test (`test`) over all its loaders; returns the values logged, a dict for each loader."""
+    trainer, metrics, module = run.trainer, run.metrics, run.module
+    name = "test" if stage == "test" else "validation"
+    sanity = run.stage == "sanity_check"
+    with no_grad_context(run):
+        if stage not in run.loaders or (run.job.fn == "fit" and run.reload_due(stage)):
+            run.load(stage)
+            run.val_batches_seen = {}
+        loader = run.loaders[stage]
+        limits = loader.limits or []
+        loader.limits = [min(trainer.num_sanity_val_steps, limit) for limit in limits] if sanity else limits
+        if sum(loader.limits) == 0:
+            return []
+        several = loader.mode == "sequential" and len(loader.flattened) > 1
+        check_dataloader_idx(module, f"{name}_step", len(loader.flattened) if several else 1)
+        before = metrics.switch(run.val_entries, training=False)
+        if run.job.fn == "fit":
+            for one in loader.flattened:
+                data.set_epoch(one, run.progress.epochs_processed)
+        with evaluating(run, name):
+            batches = iter(loader)
+            run.fire(f"on_{name}_start")
+            run.fire(f"on_{name}_epoch_start")
+            seen = [item[2] for item in evaluate_batches(run, name, batches, several)]
+            metrics.end_epoch()
+            metrics.reduce_over_ranks()
+            outputs = [{} if sanity else metrics.loader_values(index if several else None) for index in dict.fromkeys(seen)]
+            metrics.dataloader_idx = None
+            run.fire(f"on_{name}_epoch_end")
+            metrics.reduce_over_ranks()
+            at_end = {} if sanity else metrics.loader_values(None)
+            logged = {key: value for output in reversed(outputs) for key, value in output.items()} | at_end
+            for output in outputs:
+                output.update(at_end)
+            run.log_metrics(logged)
+            if run.job.fn == "fit":
+                run.remember(logged)
+            run.has_validated = run.has_validated or not sanity
+            run.fire(f"on_{name}_end")
+            metrics.reset()
+        loader.limits = limits
+        metrics.switch_back(before)
+    run.last_validation = time.monotonic()
+    return outputs
+
+
+def evaluate_batches(run: Run, name: str, batches: Iterator[Item], several: bool) -> Iterator[Item]:
+    """Take the evaluation step for every batch; gives back the batches' numbers (not the batches)."""
+    metrics, hooks, precision = run.metrics, run.hooks, run.precision
+    batch_start, batch_end = hooks[f"on_{name}_batch_start"], hooks[f"on_{name}_batch_end"]
+    step = getattr(run.module, f"{name}_step")
+    for batch, batch_idx, dataloader_idx in batches:
+        if run.transfer is not None:
+            batch = run.transfer(batch, dataloader_idx)
+        metrics.begin_batch(batch, dataloader_idx if several else None)
+        which = (dataloader_idx,) if several else ()
+        for function in batch_start:
+            metrics.hook = f"on_{name}_batch_start"
+            function(batch, batch_idx, *which)
+        metrics.hook = f"{name}_step"
+        with precision.context() if precision.has_context else nullcontext():
+            output = step(batch, *((batch_idx,) if run.takes_batch_idx[f"{name}_step"] else ()), *which)
+        for function in batch_end:
+            metrics.hook = f"on_{name}_batch_end"
+            function(output, batch, batch_idx, *which)
+        metrics.hook = None
+        if run.stage != "sanity_check":
+            count = run.val_batches_seen.get(dataloader_idx, 0)
+            run.log_metrics(metrics.to_log(), step=count)
+            run.val_batches_seen[dataloader_idx] = count + 1
+        if run.received_sigterm and run.world.size == 1:
+            raise Terminated
+        yield None, batch_idx, dataloader_idx
+
+
+@contextmanager
+def evaluating(run: Run, name: str) -> Iterator[None]:
+    """Within, the module is in eval mode; afterwards each submodule has the mode back that it had."""
+    modes = submodule_modes(run.module)
+    run.call(run.module, f"on_{name}_model_eval")
+    yield
+    back = f"on_{name}_model_train"
+    if name != "predict" and is_overridden(back, run.module, LightningModule):
+        run.call(run.module, back)
+    else:
+        restore_modes(run.module, modes)
+
+
+def predict(run: Run) -> list[Any] | None:
+    """Run `predict_step` over all loaders; returns its results on the CPU: a list, or one list for each of several loaders."""
+    metrics, hooks = run.metrics, run.hooks
+    with no_grad_context(run):
+        loader = run.load("predict")
+        several = len(loader.flattened) > 1
+        check_dataloader_idx(run.module, "predict_step", len(loader.flattened))
+        kept: list[list[Any]] = [[] for _ in loader.flattened]
+        with evaluating(run, "predict"):
+            batches = iter(loader)
+            run.fire("on_predict_start")
+            run.fire("on_predict_epoch_start")
+            for batch, batch_idx, dataloader_idx in batches:
+                if run.transfer is not None:
+                    batch = run.transfer(batch, dataloader_idx)
+                which = (dataloader_idx,) if several else ()
+                metrics.begin_batch(batch)
+                run.fire("on_predict_batch_start", batch, batch_idx, *which)
+                metrics.hook = "predict_step"
+                with run.precision.context() if run.precision.has_context else nullcontext():
+                    args = (batch_idx,) if run.takes_batch_idx["predict_step"] else ()
+                    output = run.module.predict_step(batch, *args, *which)
+                if hooks["on_predict_batch_end"]:
+                    run.fire("on_predict_batch_end", output, batch, batch_idx, *which)
+                if run.job.return_predictions:
+                    kept[dataloader_idx].append(move_to(output, "cpu"))
+            run.fire("on_predict_epoch_end")
+            run.fire("on_predict_end")
+    if not run.job.return_predictions:
+        return None
+    return kept if several else kept[0]

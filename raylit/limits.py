@@ -1,0 +1,71 @@
+"""When training stops and when validation is due."""
+
+from __future__ import annotations
+
+import time
+
+from raylit.errors import Terminated
+from raylit.messages import info
+from raylit.run import Run
+
+
+def is_done(run: Run) -> bool:
+    """Tell whether training is over, and say why."""
+    trainer, progress = run.trainer, run.progress
+    if trainer.num_training_batches == 0:
+        info("`Trainer.fit` stopped: No training batches.")
+        return True
+    if steps_reached(run):
+        info(f"`Trainer.fit` stopped: `max_steps={trainer.max_steps}` reached.")
+        return True
+    if trainer.max_epochs not in (None, -1) and progress.epochs_processed >= trainer.max_epochs:
+        info(f"`Trainer.fit` stopped: `max_epochs={trainer.max_epochs}` reached.")
+        return True
+    return trainer.should_stop and may_stop(run)
+
+
+def steps_reached(run: Run) -> bool:
+    """Tell whether `max_steps` optimizer steps were taken."""
+    return run.trainer.max_steps != -1 and run.progress.steps >= run.trainer.max_steps
+
+
+def may_stop(run: Run) -> bool:
+    """Tell whether `min_epochs` and `min_steps` allow to stop; say so once if not."""
+    trainer = run.trainer
+    allowed = run.progress.epochs_processed >= (trainer.min_epochs or 0) and run.progress.steps >= (trainer.min_steps or 0)
+    if not allowed and not run.said_minimum:
+        run.said_minimum = True
+        info(
+            f"A stop was asked for, but min_epochs={trainer.min_epochs} or min_steps={trainer.min_steps} is not reached: training goes on."
+        )
+    return allowed
+
+
+def agree_on_stop(run: Run) -> None:
+    """Make a stop or a SIGTERM on any rank one on all."""
+    if run.world.size > 1:
+        stops = run.world.all_gather_object((run.trainer.should_stop, run.received_sigterm))
+        run.trainer.should_stop = any(stop for stop, _ in stops)
+        if any(terminated for _, terminated in stops):
+            raise Terminated
+
+
+def validates_in_epoch(run: Run) -> bool:
+    """Tell whether validation may run in the epoch that begins."""
+    every = run.trainer.check_val_every_n_epoch
+    return run.validates and (every is None or (run.progress.epoch + 1) % every == 0)
+
+
+def validation_due(run: Run) -> bool:
+    """Tell whether validation runs after the batch just trained on."""
+    trainer, progress = run.trainer, run.progress
+    if not validates_in_epoch(run):
+        return False
+    if trainer.should_stop and may_stop(run):
+        return True
+    if trainer.val_check_time_s is not None:
+        return time.monotonic() - run.last_validation >= trainer.val_check_time_s
+    if run.val_check_batch == float("inf"):
+        return progress.is_last_batch
+    count = progress.total_batches if trainer.check_val_every_n_epoch is None else progress.batch
+    return count % run.val_check_batch == 0
