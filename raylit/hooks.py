@@ -159,7 +159,7 @@ class ModuleHooks:
 
 Hooks = dict[str, list[Callable[..., Any]]]
 
-_FIRED = tuple(name for name, hook in HOOKS.items() if hook.owners == "CM" or hook.owners == "C")
+_FIRED = tuple(name for name, hook in HOOKS.items() if hook.owners in ("C", "CM", "CD"))
 
 
 def is_overridden(name: str, obj: object, base: type) -> bool:

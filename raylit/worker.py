@@ -6,7 +6,6 @@ import contextlib
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -303,7 +302,6 @@ def fail(run: Run, error: BaseException) -> None:
     """Tell callbacks, datamodule and loggers of an exception, and say in the exception where it happened."""
     trainer, progress = run.trainer, run.progress
     trainer.state.status = "interrupted"
-    error.__dict__.setdefault("raylit_failed_at", time.time())  # tells the first of several ranks' exceptions
     error.add_note(
         f"(raylit) rank {run.world.rank} of {run.world.size}, epoch {progress.epoch}, batch {progress.batch}, step {progress.steps}, in {run.stage or 'setup'}"
     )

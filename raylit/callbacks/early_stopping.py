@@ -160,11 +160,11 @@ class EarlyStopping(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._check_on_train_epoch_end:
-            self._check(trainer)
+            self._run_early_stopping_check(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._check_on_train_epoch_end:
-            self._check(trainer)
+            self._run_early_stopping_check(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -184,7 +184,7 @@ class EarlyStopping(Callback):
         self.stopping_reason = EarlyStoppingReason(state_dict.get("stopping_reason", EarlyStoppingReason.NOT_STOPPED.value))
         self.stopping_reason_message = state_dict.get("stopping_reason_message")
 
-    def _check(self, trainer: Trainer) -> None:
+    def _run_early_stopping_check(self, trainer: Trainer) -> None:
         """Judge the newest value and, if any rank wants it, ask the Trainer to stop."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
             return
@@ -206,7 +206,7 @@ class EarlyStopping(Callback):
             self.stopped_epoch = trainer.current_epoch
             self.stopping_reason_message = text or None
         if text and self.verbose and (trainer.is_global_zero or not self.log_rank_zero_only):
-            log.info(f"[rank: {trainer.global_rank}] {text}" if trainer.world_size > 1 else text)
+            log.info(f"[rank: {trainer.global_rank}] {text}" if trainer.world.size > 1 else text)
 
     def _decide(self, current: Tensor) -> tuple[bool, str]:
         """Judge one value and remember it; returns whether to stop, and why, in words."""

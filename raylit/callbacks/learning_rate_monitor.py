@@ -55,10 +55,14 @@ class LearningRateMonitor(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.loggers and not trainer.fast_dev_run:
-            raise ConfigError("LearningRateMonitor has no logger to write to. Give the Trainer one, such as logger=CSVLogger('logs'), or leave it out.")
+            raise ConfigError(
+                "LearningRateMonitor has no logger to write to. Give the Trainer one, such as logger=CSVLogger('logs'), or leave it out."
+            )
         groups = named_groups(trainer)
         self.lrs = {name: [] for name, *_ in groups}
-        if self.log_momentum and any("momentum" not in optimizer.defaults and "betas" not in optimizer.defaults for _, _, optimizer, _ in groups):
+        if self.log_momentum and any(
+            "momentum" not in optimizer.defaults and "betas" not in optimizer.defaults for _, _, optimizer, _ in groups
+        ):
             warn("LearningRateMonitor(log_momentum=True): an optimizer has no momentum, so 0 is logged for it.", RuntimeWarning)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
-import time
-import uuid
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,10 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from raylit.callbacks.checkpoint import Checkpoint
-from raylit.callbacks.timer import SharedDeadline
-from raylit.checkpoint.naming import fill, versions
-from raylit.errors import ConfigError
+from raylit.callbacks.scheduled_checkpoint import ScheduledCheckpoint
+from raylit.checkpoint import dump, folder, naming, save
+from raylit.errors import ConfigError, Terminated
 from raylit.messages import info, warn, warn_once
 
 if TYPE_CHECKING:
@@ -27,7 +23,7 @@ if TYPE_CHECKING:
 Metrics = dict[str, Tensor]
 
 
-class ModelCheckpoint(Checkpoint):
+class ModelCheckpoint(ScheduledCheckpoint):
     """Saves checkpoints after epochs, steps or some time, and keeps the best `save_top_k` by a metric.
 
     Rank 0's metrics decide what is saved and how it is called. A new file is written before an old one is deleted; the file that this run
@@ -48,8 +44,8 @@ class ModelCheckpoint(Checkpoint):
         save_weights_only: whether to leave out what only a continued training needs.
         mode: `min` if a lower metric is better, `max` if a higher one is.
         auto_insert_metric_name: whether `{epoch}` becomes `epoch=3` or `3`.
-        every_n_train_steps: save after every n optimizer steps. With `monitor`, a save that has to wait for a first value, or whose value
-            the validation that comes next replaces, is made after that validation.
+        every_n_train_steps: save after every n optimizer steps. With `monitor`, a save that has to wait for a first value is made after the
+            validation that comes next; likewise, if epochs are saved after validation, one at the last batch of an epoch.
         train_time_interval: save when this time has passed since the last time it did.
         every_n_epochs: save in every n-th epoch; the default, with n = 1, if neither steps nor a time are given. Only one of the three.
         save_on_train_epoch_end: True saves at the end of the epoch, False after validation. None: after validation, if it does not run
@@ -61,8 +57,7 @@ class ModelCheckpoint(Checkpoint):
         best_model_score: its value of the metric.
         best_k_models: path to value of those kept.
         kth_best_model_path: path of the worst of those kept, once there are `save_top_k`.
-        kth_value: its value.
-        current_score: value of the newest checkpoint that was good enough.
+        kth_value, current_score: its value, and that of the newest that was good enough.
         last_model_path: path of the `last` checkpoint; "" if there is none.
 
     Raises:
@@ -98,21 +93,16 @@ class ModelCheckpoint(Checkpoint):
         save_on_train_epoch_end: bool | None = None,
         enable_version_counter: bool = True,
     ) -> None:
-        by_default = every_n_train_steps is None and train_time_interval is None and every_n_epochs is None
-        self.monitor = monitor
+        super().__init__(monitor, every_n_train_steps, train_time_interval, every_n_epochs, save_on_train_epoch_end)
         self.mode = mode
         self.verbose = verbose
         self.filename = filename
-        self.dirpath = _absolute(dirpath) if dirpath else None
+        self.dirpath = folder.absolute(dirpath) if dirpath else None
         self.save_last = save_last
         self.save_top_k = save_top_k
         self.save_on_exception = save_on_exception
         self.save_weights_only = save_weights_only
         self.auto_insert_metric_name = auto_insert_metric_name
-        self._every_n_train_steps = every_n_train_steps or 0
-        self._train_time_interval = train_time_interval
-        self._every_n_epochs = 1 if by_default else every_n_epochs or 0
-        self._save_on_train_epoch_end = save_on_train_epoch_end
         self._enable_version_counter = enable_version_counter
         self._check_arguments()
         self.best_model_path = ""
@@ -123,36 +113,21 @@ class ModelCheckpoint(Checkpoint):
         self.current_score: Tensor | None = None
         self.last_model_path = ""
         self._last_checkpoint_saved = ""
-        self._last_global_step_saved = 0  # before the first step there is nothing to save
-        self._saves_after_validation = False  # a save waits for validation
-        self._timed_from = 0.0
-        self._deadline = SharedDeadline()
 
     def _check_arguments(self) -> None:
         if self.mode not in ("min", "max"):
-            raise ConfigError(f"ModelCheckpoint(mode={self.mode!r}) is not known. Use 'min' if a lower metric is better, 'max' if a higher one is.")
+            raise ConfigError(
+                f"ModelCheckpoint(mode={self.mode!r}) is not known. Use 'min' if a lower metric is better, 'max' if a higher one is."
+            )
         if self.save_last not in (None, True, False, "link"):
-            raise ConfigError(f"ModelCheckpoint(save_last={self.save_last!r}): give True, False or 'link'.")
+            raise ConfigError(f"ModelCheckpoint(save_last={self.save_last!r}) is not known. Use True, False or 'link'.")
         if self.save_top_k < -1:
             raise ConfigError(f"ModelCheckpoint(save_top_k={self.save_top_k}): give how many checkpoints to keep, or -1 for all.")
         if self.monitor is None and self.save_top_k > 1:
             raise ConfigError(
-                f"ModelCheckpoint(save_top_k={self.save_top_k}) cannot tell which are best. Name a metric, as in monitor='val_loss', or keep all with"
-                " save_top_k=-1."
+                f"ModelCheckpoint(save_top_k={self.save_top_k}) cannot tell which are best. Name a metric, as in monitor='val_loss', or keep"
+                " all with save_top_k=-1."
             )
-        for name, value in (("every_n_train_steps", self._every_n_train_steps), ("every_n_epochs", self._every_n_epochs)):
-            if value < 0:
-                raise ConfigError(f"ModelCheckpoint({name}={value}): give a whole number of at least 0.")
-        if (self._every_n_train_steps > 0) + (self._every_n_epochs > 0) + (self._train_time_interval is not None) > 1:
-            raise ConfigError(
-                f"ModelCheckpoint got more than one of every_n_train_steps={self._every_n_train_steps}, every_n_epochs={self._every_n_epochs},"
-                f" train_time_interval={self._train_time_interval}. Give one; for several, add a ModelCheckpoint for each."
-            )
-
-    @property
-    def every_n_epochs(self) -> int:
-        """Saves in every n-th epoch; 0: epochs do not matter."""
-        return self._every_n_epochs
 
     @property
     def state_key(self) -> str:
@@ -167,96 +142,41 @@ class ModelCheckpoint(Checkpoint):
     # ---- when ----
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.dirpath is None:
-            self.dirpath = trainer.world.broadcast_object(_default_folder(trainer) if trainer.is_global_zero else None)
-        if self.save_last == "link" and _is_url(self.dirpath):
+        self.dirpath = trainer.world.broadcast_object(self.resolve_dirpath(trainer))
+        if self.save_last == "link" and folder.is_url(self.dirpath):
             raise ConfigError(f"ModelCheckpoint(save_last='link') needs local files, but dirpath is {self.dirpath}. Use save_last=True.")
-        if stage == "fit" and trainer.is_global_zero and self.save_top_k != 0 and _list(self.dirpath):
+        if stage == "fit" and trainer.is_global_zero and self.save_top_k != 0 and folder.listing(self.dirpath):
             warn(f"The folder for checkpoints, {self.dirpath}, is not empty.")
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._timed_from = time.monotonic()
-        self._deadline.restart()
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        due = self._every_n_train_steps > 0 and trainer.global_step % self._every_n_train_steps == 0
-        if self._train_time_interval is not None:
-            left_s = self._train_time_interval.total_seconds() - (time.monotonic() - self._timed_from)
-            due = self._deadline.is_reached(trainer.world, left_s)
-        if not due or self._should_skip_saving_checkpoint(trainer):
-            return
-        if self._train_time_interval is not None:
-            self._timed_from = time.monotonic()
+    def _save_at_step(self, trainer: Trainer) -> None:
         metrics = self._monitor_candidates(trainer)
-        if self.monitor is not None and (self.monitor not in metrics or self._is_about_to_change(trainer)):
-            self._saves_after_validation = True
-        elif not self._save_topk_checkpoint(trainer, metrics):
+        if not self._save_topk_checkpoint(trainer, metrics):
             self._save_last_checkpoint(trainer, metrics)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._should_skip_saving_checkpoint(trainer) and self._should_save_on_train_epoch_end(trainer):
-            self._save_if_epoch_is_due(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._should_skip_saving_checkpoint(trainer) or self._should_save_on_train_epoch_end(trainer):
-            return
-        if self._saves_after_validation:
-            self._saves_after_validation = False
-            metrics = self._monitor_candidates(trainer)
-            if not self._save_topk_checkpoint(trainer, metrics):
-                self._save_last_checkpoint(trainer, metrics)
-        else:
-            self._save_if_epoch_is_due(trainer)
+    def _save_at_epoch(self, trainer: Trainer, is_due: bool) -> None:
+        metrics = self._monitor_candidates(trainer)
+        saved = is_due and self._save_topk_checkpoint(trainer, metrics)
+        if not saved and self.save_last == "link" and self._last_checkpoint_saved:
+            self._save_last_checkpoint(trainer, metrics)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.save_last and not self._last_checkpoint_saved and not trainer.fast_dev_run:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if not self.save_on_exception or trainer.fast_dev_run or trainer.sanity_checking or self._last_global_step_saved == trainer.global_step:
+        if not self.save_on_exception or self.dirpath is None or self._should_skip_saving_checkpoint(trainer):
             return
-        # this rank may be the only one to come here, so it asks nothing of the others
+        is_everywhere = isinstance(exception, Terminated)  # else this rank may be the only one to come here: it asks nothing of the others
+        if not is_everywhere and not trainer.is_global_zero:
+            return
         metrics = self._local_metrics(trainer)
         path = self.format_checkpoint_name(metrics)
         if self.save_last:
             last = self._free_path(metrics, self.CHECKPOINT_NAME_LAST, self.last_model_path, path)
-            self._save_under_two_names(trainer, path, last)
+            self._save_under_two_names(trainer, path, last, together=is_everywhere)
         else:
-            self._save_checkpoint(trainer, path)
+            self._save_checkpoint(trainer, path, together=is_everywhere)
         info(f"A {type(exception).__name__} was raised ({exception}); the run was saved to {path}.")
-
-    def _should_skip_saving_checkpoint(self, trainer: Trainer) -> bool:
-        return (
-            bool(trainer.fast_dev_run)
-            or trainer.state.fn != "fit"
-            or trainer.sanity_checking
-            or self._last_global_step_saved == trainer.global_step
-        )
-
-    def _should_save_on_train_epoch_end(self, trainer: Trainer) -> bool:
-        if self._save_on_train_epoch_end is not None:
-            return self._save_on_train_epoch_end
-        if trainer.val_check_time_s is not None or trainer.check_val_every_n_epoch != 1:
-            return False
-        return sum(trainer.num_val_batches) == 0 or trainer.val_check_interval == 1.0
-
-    def _is_about_to_change(self, trainer: Trainer) -> bool:
-        """Tell whether the metrics are those of an earlier validation, with the next one to come right after this batch."""
-        every = trainer.check_val_every_n_epoch
-        return (
-            trainer.is_last_batch
-            and not self._should_save_on_train_epoch_end(trainer)
-            and trainer.enable_validation
-            and sum(trainer.num_val_batches) > 0
-            and (every is None or (trainer.current_epoch + 1) % every == 0)
-        )
-
-    def _save_if_epoch_is_due(self, trainer: Trainer) -> None:
-        metrics = self._monitor_candidates(trainer)
-        due = self._every_n_epochs > 0 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
-        saved = due and self._save_topk_checkpoint(trainer, metrics)
-        if not saved and self.save_last == "link" and self._last_checkpoint_saved:
-            self._save_last_checkpoint(trainer, metrics)
 
     # ---- what ----
 
@@ -266,10 +186,8 @@ class ModelCheckpoint(Checkpoint):
             return False
         if self.save_top_k == -1 or len(self.best_k_models) < self.save_top_k:
             return True
-        return self.save_top_k > 0 and self._is_better(current, self.best_k_models[self.kth_best_model_path])
-
-    def _is_better(self, value: Tensor, other: Tensor) -> bool:
-        return bool(value < other) if self.mode == "min" else bool(value > other)
+        worst = self.best_k_models.get(self.kth_best_model_path, self._worst)
+        return self.save_top_k > 0 and bool(current < worst if self.mode == "min" else current > worst)
 
     @property
     def _worst(self) -> float:
@@ -299,7 +217,7 @@ class ModelCheckpoint(Checkpoint):
             self._update_best_and_save(current, trainer, metrics)
             return True
         if self.verbose:
-            info(f"{_where(metrics)}: {self.monitor!r} was not in top {self.save_top_k}")
+            self._say(metrics, f"{self.monitor!r} was not in top {self.save_top_k}")
         return False
 
     def _update_best_and_save(self, current: Tensor, trainer: Trainer, metrics: Metrics) -> None:
@@ -320,25 +238,28 @@ class ModelCheckpoint(Checkpoint):
         self.best_model_score = self.best_k_models[self.best_model_path]
         if self.verbose:
             num_kept = len(self.best_k_models) if self.save_top_k == -1 else self.save_top_k
-            info(
-                f"{_where(metrics)}: {self.monitor!r} reached {current:0.5f} (best {self.best_model_score:0.5f}), saving model to {path!r} as top {num_kept}"
-            )
+            values = f"{self.monitor!r} reached {current:0.5f} (best {self.best_model_score:0.5f})"
+            self._say(metrics, f"{values}, saving model to {path!r} as top {num_kept}")
         self._save_with_last(trainer, path, metrics)
         self._remove_checkpoint(trainer, replaced, path)
 
+    @staticmethod
+    def _say(metrics: Metrics, text: str) -> None:
+        info(f"Epoch {int(metrics['epoch'])}, global step {int(metrics['step'])}: {text}")
+
     def _monitor_candidates(self, trainer: Trainer) -> Metrics:
         """Return rank 0's metrics, so that all ranks do the same, whatever they logged themselves."""
-        metrics: Metrics = trainer.world.broadcast_object(self._local_metrics(trainer))
-        return metrics
+        return dict(trainer.world.broadcast_object(self._local_metrics(trainer)))
 
     @staticmethod
     def _local_metrics(trainer: Trainer) -> Metrics:
-        metrics = {name: torch.as_tensor(value).detach().cpu().clone() for name, value in trainer.callback_metrics.items()}
-        for name, count in (("epoch", trainer.current_epoch), ("step", trainer.global_step)):
-            metrics[name] = metrics[name].int() if name in metrics else torch.tensor(count)  # self.log made a float of it
-        return metrics
+        return naming.fields(trainer.callback_metrics, trainer.current_epoch, trainer.global_step)
 
     # ---- where ----
+
+    def resolve_dirpath(self, trainer: Trainer) -> str:
+        """Return the folder for checkpoints: the one given, else one below the folder of the first logger, else below the Trainer's."""
+        return folder.default(trainer.loggers, trainer.default_root_dir) if self.dirpath is None else self.dirpath
 
     def format_checkpoint_name(
         self, metrics: dict[str, Any], filename: str | None = None, ver: int | None = None, prefix: str | None = None
@@ -356,18 +277,17 @@ class ModelCheckpoint(Checkpoint):
             'epoch=2-val_loss=0.12.ckpt'
         """
         template = filename or self.filename or f"{{epoch}}{self.CHECKPOINT_JOIN_CHAR}{{step}}"
-        name = fill(template, metrics, shows_names=self.auto_insert_metric_name, equals=self.CHECKPOINT_EQUALS_CHAR)
+        name = naming.fill(template, metrics, shows_names=self.auto_insert_metric_name, equals=self.CHECKPOINT_EQUALS_CHAR)
         parts = [*([] if prefix is None else [prefix]), name, *([] if ver is None else [f"v{ver}"])]
-        return self._in_folder(self.CHECKPOINT_JOIN_CHAR.join(parts))
+        return os.path.join(self.dirpath or "", self.CHECKPOINT_JOIN_CHAR.join(parts) + self.FILE_EXTENSION)
 
     def file_exists(self, filepath: str | os.PathLike[str], trainer: Trainer) -> bool:
         """Tell whether there is a file, as rank 0 sees it. To be called on all ranks."""
-        return bool(trainer.world.broadcast_object(_exists(os.fspath(filepath)) if trainer.is_global_zero else None))
+        return bool(trainer.world.broadcast_object(folder.exists(os.fspath(filepath)) if trainer.is_global_zero else None))
 
     def _path(self, trainer: Trainer, metrics: Metrics, template: str | None, own: str, *taken: str) -> str:
         """Return the path for the next checkpoint, as rank 0 found it."""
-        path: str = trainer.world.broadcast_object(self._free_path(metrics, template, own, *taken) if trainer.is_global_zero else None)
-        return path
+        return str(trainer.world.broadcast_object(self._free_path(metrics, template, own, *taken) if trainer.is_global_zero else None))
 
     def _free_path(self, metrics: Metrics, template: str | None, own: str, *taken: str) -> str:
         """Return the first version of a name that is free, or is `own`, which may be replaced."""
@@ -375,36 +295,37 @@ class ModelCheckpoint(Checkpoint):
         if not self._enable_version_counter:
             return path
         stem = path.removesuffix(self.FILE_EXTENSION)
-        candidates = (one + self.FILE_EXTENSION for one in versions(stem, join=self.CHECKPOINT_JOIN_CHAR, start=self.STARTING_VERSION))
-        return next(one for one in candidates if one == own or not (one in taken or _exists(one)))
-
-    def _in_folder(self, name: str) -> str:
-        return os.path.join(self.dirpath or "", name + self.FILE_EXTENSION)
+        candidates = (
+            one + self.FILE_EXTENSION for one in naming.versions(stem, join=self.CHECKPOINT_JOIN_CHAR, start=self.STARTING_VERSION)
+        )
+        return next(one for one in candidates if one == own or not (one in taken or folder.exists(one)))
 
     # ---- files ----
 
-    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        """Write the run to a file."""
-        trainer.save_checkpoint(filepath, self.save_weights_only)
+    def _save_checkpoint(self, trainer: Trainer, filepath: str, together: bool = True) -> None:
+        """Write the run to a file; not `together`: rank 0 alone, without waiting for the others."""
+        if together or trainer.world.size == 1:
+            trainer.save_checkpoint(filepath, self.save_weights_only)
+        elif trainer._run is not None:
+            save(dump(trainer._run, self.save_weights_only), filepath)
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = filepath
         self._tell_loggers(trainer)
 
     def _save_with_last(self, trainer: Trainer, filepath: str, metrics: Metrics) -> None:
         """Write the run to a file and, if wanted, let `last` be the same."""
-        if not self.save_last:
+        if self.save_last:
+            last = self._path(trainer, metrics, self.CHECKPOINT_NAME_LAST, self.last_model_path, filepath)
+            self._remove_checkpoint(trainer, self._save_under_two_names(trainer, filepath, last), last)
+        else:
             self._save_checkpoint(trainer, filepath)
-            return
-        last = self._path(trainer, metrics, self.CHECKPOINT_NAME_LAST, self.last_model_path, filepath)
-        replaced = self._save_under_two_names(trainer, filepath, last)
-        self._remove_checkpoint(trainer, replaced, last)
 
-    def _save_under_two_names(self, trainer: Trainer, filepath: str, last: str) -> str:
+    def _save_under_two_names(self, trainer: Trainer, filepath: str, last: str, together: bool = True) -> str:
         """Write the run to a file that has `last` as its second name; returns the `last` before it."""
         replaced, self.last_model_path = self.last_model_path, last  # before saving, because it is part of what is saved
-        self._save_checkpoint(trainer, filepath)
+        self._save_checkpoint(trainer, filepath, together)
         if trainer.is_global_zero:
-            _alias(filepath, last, symbolic=self.save_last == "link")
+            folder.give_second_name(filepath, last, symbolic=self.save_last == "link")
         if self.save_last != "link":
             self._last_checkpoint_saved = last
         self._tell_loggers(trainer)
@@ -418,7 +339,7 @@ class ModelCheckpoint(Checkpoint):
         replaced, self.last_model_path = self.last_model_path, last
         if self.save_last == "link" and self._last_checkpoint_saved and self.save_top_k != 0:
             if trainer.is_global_zero:
-                _alias(self._last_checkpoint_saved, last, symbolic=True)
+                folder.give_second_name(self._last_checkpoint_saved, last, symbolic=True)
         else:
             self._save_checkpoint(trainer, last)
         self._remove_checkpoint(trainer, replaced, last)
@@ -432,7 +353,7 @@ class ModelCheckpoint(Checkpoint):
         """Tell whether `previous`, replaced by `current`, is this callback's to delete."""
         if not previous or previous == current:
             return False
-        if _is_url(previous):
+        if folder.is_url(previous):
             return True
         path = Path(previous).absolute()
         resumed_from = Path(trainer.ckpt_path).absolute() if trainer.ckpt_path else None
@@ -440,7 +361,7 @@ class ModelCheckpoint(Checkpoint):
 
     def _remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> None:
         if trainer.is_global_zero and self._should_remove_checkpoint(trainer, previous, current):
-            _remove(previous)
+            folder.remove(previous)
 
     def to_yaml(self, filepath: str | os.PathLike[str] | None = None) -> None:
         """Write paths and values of the checkpoints kept to a file, by default `best_k_models.yaml` in `dirpath`."""
@@ -470,84 +391,10 @@ class ModelCheckpoint(Checkpoint):
         before = state_dict.get("dirpath", self.dirpath)
         if before != self.dirpath:
             warn(
-                f"ModelCheckpoint now saves to {self.dirpath!r}, but the checkpoint comes from {before!r}. It goes on with best_model_path alone and"
-                f" counts its best checkpoints anew; to go on with them, set dirpath={before!r}."
+                f"ModelCheckpoint now saves to {self.dirpath!r}, but the checkpoint comes from {before!r}. It goes on with best_model_path"
+                f" alone and counts its best checkpoints anew; to go on with them, set dirpath={before!r}."
             )
             return
         self.best_model_score = state_dict["best_model_score"]
         for name in ("kth_best_model_path", "kth_value", "best_k_models", "last_model_path"):
             setattr(self, name, state_dict.get(name, getattr(self, name)))
-
-
-def _where(metrics: Metrics) -> str:
-    return f"Epoch {int(metrics['epoch'])}, global step {int(metrics['step'])}"
-
-
-def _default_folder(trainer: Trainer) -> str:
-    """Return the folder for checkpoints below that of the first logger, or below the Trainer's."""
-    if not trainer.loggers:
-        return os.path.join(trainer.default_root_dir, "checkpoints")
-    logger = trainer.loggers[0]
-    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    return os.path.join(logger.save_dir or trainer.default_root_dir, str(logger.name), version, "checkpoints")
-
-
-def _is_url(path: str) -> bool:
-    return "://" in path and not path.startswith(("file://", "local://"))
-
-
-def _absolute(path: str | os.PathLike[str]) -> str:
-    path = os.fspath(path)
-    return path if "://" in path else os.path.realpath(os.path.expanduser(path))
-
-
-def _exists(path: str) -> bool:
-    if "://" not in path:
-        return os.path.lexists(path)
-    fs, inner = _url_to_fs(path)
-    return bool(fs.exists(inner))
-
-
-def _list(folder: str) -> list[Any]:
-    if "://" not in folder:
-        return os.listdir(folder) if os.path.isdir(folder) else []
-    fs, inner = _url_to_fs(folder)
-    return list(fs.ls(inner)) if fs.isdir(inner) else []
-
-
-def _remove(path: str) -> None:
-    if "://" not in path:
-        Path(path).unlink(missing_ok=True)
-        return
-    fs, inner = _url_to_fs(path)
-    if fs.exists(inner):
-        fs.rm(inner, recursive=True)
-
-
-def _url_to_fs(path: str) -> tuple[Any, str]:
-    import fsspec
-
-    fs, inner = fsspec.core.url_to_fs(path)
-    return fs, inner
-
-
-def _alias(path: str, alias: str, *, symbolic: bool) -> None:
-    """Let `alias` be the same checkpoint as `path`, in place of what was there: a link where there are such, else a copy."""
-    if "://" in path:
-        fs, inner = _url_to_fs(path)
-        fs.copy(inner, _url_to_fs(alias)[1])
-        return
-    if path == alias:
-        return
-    if os.path.isdir(alias) and not os.path.islink(alias):
-        shutil.rmtree(alias)  # a sharded checkpoint
-    os.makedirs(os.path.dirname(alias), exist_ok=True)
-    temporary = f"{alias}.{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        if symbolic:
-            os.symlink(os.path.relpath(path, os.path.dirname(alias)), temporary)
-        else:
-            os.link(path, temporary)
-    except OSError:  # the file system has no links
-        shutil.copyfile(path, temporary)
-    os.replace(temporary, alias)

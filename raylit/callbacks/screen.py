@@ -25,7 +25,7 @@ class PlainScreen:
         """Print a line if one is due."""
         now = time.monotonic()
         ends = shown["is_last"] and shown["stage"] != "validate"
-        if not ends and (shown["stage"] == "validate" or now < self._next):
+        if not ends and (shown["stage"] == "validate" or shown["batch"] == shown["total"] or now < self._next):
             return
         self._next = now + self.every_s
         self.print(f"{heading(shown)} {count(shown)}  {shown['rate']:.1f} it/s  {values(shown['metrics'], '=')}".rstrip())

@@ -39,7 +39,9 @@ def parse_duration(duration: str | timedelta | dict[str, int] | None) -> timedel
         try:
             return timedelta(**duration)
         except TypeError as error:
-            raise ConfigError(f"The duration {duration!r} is not understood: {error}. Give the arguments of a timedelta: {{'hours': 12}}.") from error
+            raise ConfigError(
+                f"The duration {duration!r} is not understood: {error}. Give the arguments of a timedelta: {{'hours': 12}}."
+            ) from error
     match = re.fullmatch(r"\s*(\d+):(\d\d):(\d\d):(\d\d)\s*", duration) if isinstance(duration, str) else None
     if match is None:
         raise ConfigError(f"The duration {duration!r} is not of the form DD:HH:MM:SS. Write, for 12 hours: '00:12:00:00'.")

@@ -7,7 +7,18 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 _FIELD = re.compile(r"\{(?P<name>[^:}]*)(?::(?P<spec>[^}]*))?\}")
+
+
+def fields(metrics: Mapping[str, Any], epoch: int, step: int) -> dict[str, Tensor]:
+    """Return what the fields of a template may be filled with: the metrics, on the CPU, and the counts `epoch` and `step` unless logged."""
+    values = {name: torch.as_tensor(value).detach().cpu().clone() for name, value in metrics.items()}
+    for name, count in (("epoch", epoch), ("step", step)):
+        values[name] = values[name].int() if name in values else torch.tensor(count)  # self.log made a float of it
+    return values
 
 
 def fill(template: str, metrics: Mapping[str, Any], *, shows_names: bool = True, equals: str = "=") -> str:

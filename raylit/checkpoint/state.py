@@ -64,6 +64,7 @@ def dump(run: Run, weights_only: bool = False) -> dict[str, Any]:
     checkpoint["raylit"] = {
         "progress": progress.state_dict(),
         "stage": run.stage,
+        "history": run.history,
         "run_id": next((logger.run_id for logger in trainer.loggers if logger.run_id), None),
     }
     plain, foreign = plain_items(checkpoint)
@@ -131,6 +132,7 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
     own = checkpoint.get("raylit", {}).get("progress")
     state = own if own is not None else progress_of(checkpoint["loops"], checkpoint["global_step"])
     run.progress.load_state_dict(state)
+    run.history = list(checkpoint.get("raylit", {}).get("history", ()))
     in_validation = _in_validation(state) if own is None else checkpoint["raylit"]["stage"] == "validate"
     _begin_where_it_stopped(run, in_validation)
 

@@ -5,27 +5,39 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import ray
 
 from raylit.errors import LaunchError
 from raylit.messages import info
 
+_is_ours = False  # whether the connection of this process was made here, quietly
 
-def connect(num_workers: int = 1, resources: dict[str, float] | None = None) -> None:
+
+def is_verbose() -> bool:
+    """Tell whether RAYLIT_VERBOSE (`--verbose`) asks for what Ray has to say."""
+    return bool(os.environ.get("RAYLIT_VERBOSE"))
+
+
+def connect(num_workers: int = 1, resources: dict[str, float] | None = None) -> bool:
     """Make sure that this process is connected to a Ray cluster.
 
     Args:
         num_workers: how many workers are wanted; a cluster started here is made large enough for them.
         resources: what each worker reserves.
 
+    Returns:
+        Whether raylit made the connection and so decides what of the workers' output is shown: Ray shows all of it otherwise, and if verbose.
+
     Raises:
         LaunchError: RAY_ADDRESS names a cluster that cannot be reached.
     """
+    global _is_ours
     wanted = {name: amount * num_workers for name, amount in (resources or {"CPU": 1}).items()}
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
-        quiet = {"logging_level": logging.INFO if os.environ.get("RAYLIT_VERBOSE") else logging.WARNING}
+        quiet: dict[str, Any] = {"logging_level": logging.INFO if is_verbose() else logging.WARNING, "log_to_driver": is_verbose()}
         if address:
             _send_token()
             try:
@@ -35,15 +47,19 @@ def connect(num_workers: int = 1, resources: dict[str, float] | None = None) -> 
                     f"No Ray cluster answers at {address} (RAY_ADDRESS, --ray.address): {error}. Start one with `ray start --head`."
                 ) from error
         else:
+            # which tells every user of a local cluster how to switch its tokens off
+            logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
             # "local" rather than no address, which would join whatever cluster an earlier process left a note of, be it dead
             ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(wanted.get("CPU", 1))), include_dashboard=True, **quiet)
             info(f"Started a Ray cluster on this machine; dashboard: {dashboard_url() or 'none'}")
+        _is_ours = not is_verbose()
     has = ray.cluster_resources()
     lacking = {name: amount for name, amount in wanted.items() if has.get(name, 0) < amount}
     if lacking:
         asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items())
         there = ", ".join(f"{has.get(name, 0):g} {name}" for name in wanted)
         info(f"Waiting for the Ray cluster: {num_workers} workers ask for {asked}, it has {there}.")
+    return _is_ours
 
 
 def dashboard_url() -> str | None:

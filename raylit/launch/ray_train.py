@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+import traceback
 import uuid
 from typing import Any
 
+import torch.distributed
 from ray import cloudpickle
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from raylit.errors import LaunchError
 from raylit.job import Job, Result
-from raylit.launch.cluster import connect
-from raylit.launch.relay import Relay
+from raylit.launch.cluster import connect, is_verbose
+from raylit.launch.relay import Relay, RemoteScreen, echoing
+from raylit.messages import info
 from raylit.rng import seed_everything
 from raylit.worker import run_job
 
 # Ray Train polls its workers every 2 s by default, which every fit waits for at its end.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+# Relative paths of user code mean the same in every process.
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+# Ray Train would write each printed line a second time.
+os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 
 
 class RayTrainLauncher:
@@ -33,17 +41,21 @@ class RayTrainLauncher:
         """See `Launcher.launch`."""
         trainer = job.trainer
         resources = {"CPU": 1.0, **({"GPU": 1.0} if trainer.use_gpu else {}), **(trainer.resources_per_worker or {})}
-        connect(trainer.num_workers, resources)
+        is_ours = connect(trainer.num_workers, resources)
+        info(
+            f"Starting {trainer.num_workers} Ray workers, each with {', '.join(f'{amount:g} {name}' for name, amount in resources.items())}."
+        )
         with Relay() as relay:
             job.display, job.returns_state = relay.screen, True
             ray_trainer = TorchTrainer(
-                _Work(job),
+                _Work(job, relay.screen, is_ours),
                 torch_config=TorchConfig(),
                 scaling_config=ScalingConfig(num_workers=trainer.num_workers, use_gpu=trainer.use_gpu, resources_per_worker=resources),
                 run_config=RunConfig(
                     name=f"{job.fn}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
                     storage_path=trainer.storage_path or os.path.join(trainer.default_root_dir, "raylit_runs"),
                     failure_config=FailureConfig(max_failures=trainer.max_failures),
+                    logging_config=LoggingConfig(log_level="INFO" if is_verbose() else "WARNING"),
                 ),
             )
             try:
@@ -58,23 +70,31 @@ class RayTrainLauncher:
 class _Work:
     """What each worker calls; a class, so that what it needs is pickled with it."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, screen: RemoteScreen, shows_prints: bool) -> None:
         self.job = job
+        self.screen = screen
+        self.shows_prints = shows_prints
         self.started_at = time.time()
         self.seed = os.environ.get("PL_GLOBAL_SEED")
+        self.folder = os.getcwd()
 
     def __call__(self) -> Result | None:
-        rank = int(os.environ.get("RANK", "0"))
+        rank = int(os.environ["RANK"])
+        if os.path.isdir(self.folder):
+            os.chdir(self.folder)
         if self.seed is not None:
             # the same weights come from the driver; what is drawn during training (dropout) differs between ranks
             seed_everything(int(self.seed) + rank, verbose=False)
             os.environ["PL_GLOBAL_SEED"] = self.seed
         if self.job.fn == "fit":
             self.job.ckpt_path = newest_since(self.job, self.started_at) or self.job.ckpt_path
-        try:
-            result = run_job(self.job)
-        except Exception as error:
-            raise _portable(error) from error.__cause__
+        with echoing(self.screen, rank) if self.shows_prints else contextlib.nullcontext():
+            try:
+                result = run_job(self.job)
+            except Exception as error:
+                raise WorkerFailure.of(error) from None
+            finally:
+                self.screen.wait()
         return result if rank == 0 else None
 
 
@@ -90,16 +110,47 @@ def newest_since(job: Job, started_at: float) -> str | None:
     return max(files)[1] if files else None
 
 
-def _portable(error: Exception) -> Exception:
-    """Return the exception, or one with the same text if it does not survive the way to the driver."""
-    try:
-        cloudpickle.loads(cloudpickle.dumps(error))
-    except Exception as problem:
-        stand_in = LaunchError(f"{type(error).__qualname__}: {error}")
-        for note in [*getattr(error, "__notes__", ()), f"the original exception cannot be pickled: {problem!r}"]:
-            stand_in.add_note(note)
-        return stand_in
-    return error
+class WorkerFailure(Exception):
+    """Carries an exception of user code from a worker to the driver, whatever arguments its class wants when it is made.
+
+    Attributes:
+        at: seconds since the epoch when it was raised.
+        text: its traceback, since tracebacks do not travel.
+        parts: class, arguments and attributes of the exception, pickled; None if they cannot be.
+    """
+
+    def __init__(self, at: float, text: str, parts: bytes | None) -> None:
+        super().__init__(at, text, parts)
+        self.at, self.text, self.parts = at, text, parts
+
+    @classmethod
+    def of(cls, error: Exception) -> WorkerFailure:
+        """Return what carries `error`, which is being handled."""
+        try:
+            parts = cloudpickle.dumps((type(error), error.args, error.__dict__))
+            cloudpickle.loads(parts)
+        except Exception:  # whatever the user's own attributes raise when pickled
+            parts = None
+        return cls(time.time(), traceback.format_exc(), parts)
+
+    def original(self) -> Exception:
+        """Return the exception, or one with the same text if it cannot be pickled."""
+        if self.parts is None:
+            return LaunchError(f"{self.text.strip().splitlines()[-1]} (this stands for the original exception, which cannot be pickled)")
+        kind, args, attributes = cloudpickle.loads(self.parts)
+        error: Exception = kind.__new__(kind, *args)
+        error.__dict__.update(attributes)
+        return error
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class WorkerTraceback(Exception):
+    """The traceback of an exception in a worker, as text."""
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.args[0]}"""'
 
 
 def _raise_original(error: TrainingFailedError) -> None:
@@ -108,22 +159,21 @@ def _raise_original(error: TrainingFailedError) -> None:
     Raises:
         LaunchError: no exception of user code ended it: a worker died or could not be started.
     """
-    failures = getattr(error, "worker_failures", {})
-    own = [(failure._base_exc, failure._traceback_str) for failure in failures.values() if hasattr(failure, "_base_exc")]
-    if own:
-        first, text = min(own, key=lambda pair: getattr(pair[0], "raylit_failed_at", float("inf")))
-        raise first from WorkerTraceback(text)
-    reasons = "; ".join(
-        f"rank {rank}: {str(failure).strip().splitlines()[0] if str(failure).strip() else type(failure).__name__}"
-        for rank, failure in failures.items()
-    )
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    own = sorted((failure for failure in failures.values() if isinstance(failure, WorkerFailure)), key=lambda failure: failure.at)
+    dead = {rank: failure for rank, failure in failures.items() if not isinstance(failure, WorkerFailure)}
+    for failure in own:
+        # when a worker dies, those that were waiting for it fail too
+        if not dead or not _lost_peer(failure):
+            raise failure.original() from WorkerTraceback(failure.text)
+    reasons = [f"rank {rank}: {(str(failure).strip() or type(failure).__name__).splitlines()[0]}" for rank, failure in dead.items()]
     raise LaunchError(
-        f"The Ray workers ended without finishing ({reasons or str(error).strip().splitlines()[-1]}). Set max_failures to have them restarted."
+        f"The Ray workers ended without finishing ({'; '.join(reasons) or str(error).strip().splitlines()[-1]})."
+        " Trainer(max_failures=1) has them restarted from the newest checkpoint."
     ) from error
 
 
-class WorkerTraceback(Exception):
-    """The traceback of an exception in a worker, as text, since tracebacks do not travel."""
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.args[0]}"""'
+def _lost_peer(failure: WorkerFailure) -> bool:
+    """Tell whether a rank failed because it could not reach another."""
+    original = failure.original()
+    return isinstance(original, torch.distributed.DistError) or (isinstance(original, RuntimeError) and "gloo" in str(original))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -12,27 +14,26 @@ from raylit.callbacks.screen import make_screen
 
 
 class _Mailbox:
-    """An actor that holds what was sent until it is taken; the newest picture of a stage replaces an older one that nobody took."""
+    """An actor that holds what was sent until it is taken; the newest picture of a stage replaces an older one that nobody took.
+
+    It is no asynchronous actor: those do not keep the order of calls.
+    """
 
     def __init__(self) -> None:
         self.items: list[tuple[str, Any]] = []
-        self.arrived = asyncio.Event()
 
-    async def send(self, kind: str, content: Any) -> None:
+    def send(self, kind: str, content: Any) -> None:
         last = self.items[-1] if self.items else None
         if last and kind == "show" == last[0] and not last[1]["is_last"] and last[1]["stage"] == content["stage"]:
             self.items.pop()
         self.items.append((kind, content))
-        self.arrived.set()
 
-    async def take(self, timeout_s: float) -> list[tuple[str, Any]]:
-        try:
-            await asyncio.wait_for(self.arrived.wait(), timeout_s)
-        except TimeoutError:
-            return []
+    def take(self) -> list[tuple[str, Any]]:
         items, self.items = self.items, []
-        self.arrived.clear()
         return items
+
+    def wait(self) -> None:
+        """Answers once all that the caller sent before has arrived."""
 
 
 class RemoteScreen:
@@ -49,17 +50,48 @@ class RemoteScreen:
         """Send a line."""
         self._mailbox.send.remote("print", text)
 
+    def wait(self) -> None:
+        """Wait until all that was sent has arrived."""
+        ray.get(self._mailbox.wait.remote())
+
     def close(self) -> None:
         """The driver closes the screen, when the job has ended."""
 
 
-class Relay:
-    """Draws on the driver, in a thread, what rank 0 sends. Used as a context manager around a job."""
+class _Lines:
+    """A text stream that also sends each complete line to the driver's screen."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: Any, screen: RemoteScreen, prefix: str) -> None:
+        self._stream, self._screen, self._prefix = stream, screen, prefix
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        self._stream.write(text)
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._screen.print(self._prefix + line)
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def echoing(screen: RemoteScreen, rank: int) -> Iterator[None]:
+    """Within, what this worker prints is also seen on the driver, above the progress bar; ranks other than 0 are named."""
+    prefix = f"[rank {rank}] " if rank else ""
+    with contextlib.redirect_stdout(_Lines(sys.stdout, screen, prefix)), contextlib.redirect_stderr(_Lines(sys.stderr, screen, prefix)):
+        yield
+
+
+class Relay:
+    """Draws on the driver, in a thread, what the workers send. Used as a context manager around a job."""
+
+    def __init__(self, every_s: float = 0.2) -> None:
         actor = ray.remote(num_cpus=0)(_Mailbox)
         self._mailbox = actor.remote()
         self.screen = RemoteScreen(self._mailbox)
+        self.every_s = every_s
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._draw, name="raylit-progress", daemon=True)
 
@@ -74,12 +106,10 @@ class Relay:
 
     def _draw(self) -> None:
         screen = make_screen()
-        while True:
-            ended = self._ended.is_set()
-            items = ray.get(self._mailbox.take.remote(0.05 if ended else 1.0))
-            for kind, content in items if screen is not None else ():
+        is_last = False
+        while not is_last:
+            is_last = self._ended.wait(self.every_s)
+            for kind, content in ray.get(self._mailbox.take.remote()) if screen is not None else ():
                 getattr(screen, kind)(content)
-            if ended and not items:
-                break
         if screen is not None:
             screen.close()

@@ -66,8 +66,8 @@ class DDPStrategy:
             find_unused_parameters=self.find_unused_parameters,
             static_graph=self.static_graph,
             gradient_as_bucket_view=self.gradient_as_bucket_view,
-            broadcast_buffers=self.broadcast_buffers,
             bucket_cap_mb=self.bucket_cap_mb,
+            **({} if self.broadcast_buffers else {"broadcast_buffers": False}),  # newer torch deprecates naming it
             **self.kwargs,
         )
 

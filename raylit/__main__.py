@@ -1,0 +1,8 @@
+"""`python -m raylit` is the command `raylit`."""
+
+import sys
+
+from raylit.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

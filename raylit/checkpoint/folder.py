@@ -1,0 +1,99 @@
+"""What is done to checkpoint files besides writing and reading them: look for, list, delete, give a second name. Local paths and fsspec URLs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raylit.loggers import Logger
+
+
+def is_url(path: str) -> bool:
+    """Tell whether `path` is on a file system other than the local one."""
+    return "://" in path and not path.startswith(("file://", "local://"))
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Return a local path without `~`, links and dots; URLs as they are."""
+    path = os.fspath(path)
+    return path if "://" in path else os.path.realpath(os.path.expanduser(path))
+
+
+def default(loggers: Sequence[Logger], root_dir: str) -> str:
+    """Return the folder for the checkpoints of a run: below that of its first logger, or below the root folder."""
+    if not loggers:
+        return os.path.join(root_dir, "checkpoints")
+    first = loggers[0]
+    version = first.version if isinstance(first.version, str) else f"version_{first.version}"
+    return os.path.join(first.save_dir or root_dir, str(first.name), version, "checkpoints")
+
+
+def exists(path: str) -> bool:
+    """Tell whether something is called `path`, be it a link to nowhere."""
+    if "://" not in path:
+        return os.path.lexists(path)
+    fs, inner = _file_system(path)
+    return bool(fs.exists(inner))
+
+
+def listing(folder: str) -> list[Any]:
+    """Return what is in `folder`; nothing if there is no such folder."""
+    if "://" not in folder:
+        return os.listdir(folder) if os.path.isdir(folder) else []
+    fs, inner = _file_system(folder)
+    return list(fs.ls(inner)) if fs.isdir(inner) else []
+
+
+def remove(path: str) -> None:
+    """Delete a file, or the folder that a sharded checkpoint is; nothing happens if it is gone already."""
+    if "://" in path:
+        fs, inner = _file_system(path)
+        if fs.exists(inner):
+            fs.rm(inner, recursive=True)
+    elif os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        Path(path).unlink(missing_ok=True)
+
+
+def give_second_name(path: str, name: str, *, symbolic: bool = False) -> None:
+    """Let `name` be the same checkpoint as `path`, in place of what was there: a link where there are such, else a copy.
+
+    Args:
+        path: the checkpoint.
+        name: path of its second name, on the same file system.
+        symbolic: whether the link is to be a relative symbolic one rather than a hard one, which outlives the deletion of `path`.
+    """
+    if "://" in path:
+        fs, inner = _file_system(path)
+        fs.copy(inner, _file_system(name)[1], recursive=True)
+        return
+    if path == name:
+        return
+    os.makedirs(os.path.dirname(name), exist_ok=True)
+    temporary = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        if symbolic:
+            os.symlink(os.path.relpath(path, os.path.dirname(name)), temporary)
+        else:
+            os.link(path, temporary)
+    except OSError:  # a folder, or a file system without links
+        if os.path.isdir(path):
+            shutil.copytree(path, temporary)
+        else:
+            shutil.copyfile(path, temporary)
+    if os.path.isdir(name) and not os.path.islink(name):
+        shutil.rmtree(name)  # a sharded checkpoint: a rename cannot replace a folder
+    os.replace(temporary, name)
+
+
+def _file_system(path: str) -> tuple[Any, str]:
+    import fsspec
+
+    fs, inner = fsspec.core.url_to_fs(path)
+    return fs, inner

@@ -1,0 +1,167 @@
+"""The parser of configs, the config it makes of files and flags, and the objects that a config describes."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace  # type: ignore[attr-defined]
+
+from raylit.cli.diagnosis import explain
+from raylit.cli.optimizer import ReduceLROnPlateau, give_optimizer
+from raylit.cli.source import Source, read_arguments
+from raylit.datamodule import LightningDataModule
+from raylit.errors import ConfigError
+from raylit.hparams import constructed_with
+from raylit.module import LightningModule
+from raylit.rng import seed_everything
+from raylit.trainer import Trainer
+from raylit.version import __version__
+
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+# What the methods of Trainer take beside model and data, as in LightningCLI: name to type and default.
+ARGUMENTS: dict[str, dict[str, tuple[Any, Any]]] = {
+    "fit": {},
+    "validate": {"verbose": (bool, True)},
+    "test": {"verbose": (bool, True)},
+    "predict": {"return_predictions": (bool | None, None)},
+    "tune": {},
+}
+LOADING: dict[str, tuple[Any, Any]] = {"ckpt_path": (str | None, None), "weights_only": (bool | None, None)}
+
+
+def make_parser(command: str, needs_model: bool = True) -> ArgumentParser:
+    """Return the parser of a command's config; its keys are those of LightningCLI."""
+    parser = ArgumentParser(prog=f"raylit {command}", exit_on_error=False, allow_abbrev=False, print_config=None)
+    parser.add_argument("-c", "--config", action=ActionConfigFile)
+    parser.add_argument("--seed_everything", type=bool | int, default=True)
+    parser.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False, sub_configs=True)
+    parser.add_subclass_arguments(LightningModule, "model", fail_untyped=False, required=needs_model)
+    parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False, required=False)
+    parser.add_subclass_arguments(
+        (torch.optim.Optimizer,), "optimizer", instantiate=False, fail_untyped=False, skip={"params"}, required=False
+    )
+    schedulers = (torch.optim.lr_scheduler.LRScheduler, ReduceLROnPlateau)
+    parser.add_subclass_arguments(schedulers, "lr_scheduler", instantiate=False, fail_untyped=False, skip={"optimizer"}, required=False)
+    for name, (kind, default) in {**LOADING, **ARGUMENTS[command]}.items():
+        parser.add_argument(f"--{name}", type=kind, default=default)
+    return parser
+
+
+@dataclass
+class Config:
+    """What a command is to run: checked, complete, nothing made yet.
+
+    Attributes:
+        command: `fit`, `validate`, `test`, `predict` or `tune`.
+        values: every key of the config.
+        parser: that made it.
+        sources: the files and flags it came from.
+    """
+
+    command: str
+    values: Namespace
+    parser: ArgumentParser
+    sources: list[Source]
+
+    @property
+    def text(self) -> str:
+        """The config as YAML, which reproduces the run."""
+        return f"# raylit {self.command} --config FILE    (raylit {__version__}, torch {torch.__version__})\n{self._body()}"
+
+    def _body(self) -> str:
+        short = str(self.parser.dump(self.values))
+        try:
+            if self.parser.parse_string(short).as_dict() == self.values.clone(with_meta=False).as_dict():
+                return short
+        except (ArgumentError, TypeError):
+            pass
+        return str(self.parser.dump(self.values, skip_unset=False))  # a null that was given against a default must stay
+
+    def seed(self) -> None:
+        """Seed the random numbers, as `seed_everything` says, which then is the seed itself."""
+        wanted = self.values.seed_everything
+        if wanted is not False:
+            self.values.seed_everything = seed_everything(None if wanted is True else wanted, workers=True)
+
+    def make(self) -> tuple[LightningModule, LightningDataModule | None, dict[str, Any]]:
+        """Return the module, the datamodule, and the arguments of the Trainer."""
+        made = instantiate(self.parser, self.values)
+        model = made.model
+        give_optimizer(model, self.values.optimizer, self.values.lr_scheduler)
+        return model, made.data, dict(made.trainer.as_dict() if isinstance(made.trainer, Namespace) else made.trainer)
+
+
+def parse(command: str, args: Sequence[str], needs_model: bool = True) -> Config:
+    """Return the config that the arguments of a command describe.
+
+    Raises:
+        ConfigError: something in it is wrong; the text says what and where.
+    """
+    sources = read_arguments(args)
+    parser = make_parser(command, needs_model)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            values = parser.parse_args(list(args))
+    except ArgumentError as error:
+        raise ConfigError(explain(sources, str(error), command)) from error
+    return Config(command, values, parser, sources)
+
+
+def instantiate(parser: ArgumentParser, values: Namespace) -> Namespace:
+    """Return `values` with objects in place of what describes them. A module's hyperparameters are as the config has them."""
+
+    def make(cls: type, *args: Any, **kwargs: Any) -> Any:
+        given = next((values[key] for key in ("model", "data") if key in values and _names(values[key], cls)), None)
+        plain = given.init_args.as_dict() if given is not None and "init_args" in given else {}
+        if not any(isinstance(value, Mapping) and "class_path" in value for value in plain.values()):
+            return cls(*args, **kwargs)
+        with constructed_with({name: plain.get(name, value) for name, value in kwargs.items()}):  # rather than the objects made of them
+            return cls(*args, **kwargs)
+
+    made: Namespace = parser.instantiate(values, instantiators=[(make, LightningModule, True), (make, LightningDataModule, True)])
+    return made
+
+
+def _names(spec: Any, cls: type) -> bool:
+    return isinstance(spec, Namespace) and str(spec.get("class_path")).rpartition(".")[2] == cls.__name__
+
+
+class Component:
+    """Makes the module or the datamodule of a config, with some of its arguments replaced. Picklable: each trial of a sweep calls it in its own process.
+
+    Args:
+        config: the whole config.
+        key: `model` or `data`.
+    """
+
+    def __init__(self, config: Config, key: str) -> None:
+        self.key = key
+        self.values = yaml.safe_load(config.parser.dump(config.values))
+        self.folder = os.getcwd()
+
+    def __call__(self, **arguments: Any) -> Any:
+        """Return a new object; `arguments` may reach deeper: `{"encoder.width": 8}`."""
+        import sys
+
+        if self.folder not in sys.path:
+            sys.path.insert(0, self.folder)
+        parser = make_parser("tune", needs_model=self.key == "model")
+        keys = ("model", "optimizer", "lr_scheduler") if self.key == "model" else ("data",)
+        values = parser.parse_object({key: self.values[key] for key in keys if key in self.values})
+        flags = [
+            f"--{self.key}.{name}={yaml.safe_dump(value, default_flow_style=True).removesuffix(chr(10) + '...' + chr(10))}"
+            for name, value in arguments.items()
+        ]
+        values = parser.parse_args(flags, values)
+        made = instantiate(parser, values)[self.key]
+        if self.key == "model":
+            give_optimizer(made, values.optimizer, values.lr_scheduler)
+        return made

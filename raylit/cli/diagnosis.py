@@ -1,0 +1,286 @@
+"""What is wrong with a config, in one sentence that names the key, where it stands and the nearest right one.
+
+jsonargparse decides whether a config is good. Only when it has refused one, its files and flags are looked through here, since its own text
+lists every type that a value might have had.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError, ArgumentParser
+
+from raylit.callbacks import Callback
+from raylit.cli.source import Source, dotted, read_file
+from raylit.datamodule import LightningDataModule
+from raylit.errors import ConfigError, did_you_mean
+from raylit.loggers import Logger
+from raylit.module import LightningModule
+from raylit.trainer import Trainer
+
+Path = tuple[str | int, ...]
+
+PARTS = ("class_path", "init_args", "dict_kwargs")
+BASES: dict[str, type] = {
+    "model": LightningModule,
+    "data": LightningDataModule,
+    "optimizer": torch.optim.Optimizer,
+    "lr_scheduler": torch.optim.lr_scheduler.LRScheduler,
+    "trainer.callbacks": Callback,
+    "trainer.logger": Logger,
+}
+SCALARS: dict[str, Any] = {
+    "seed_everything": bool | int,
+    "ckpt_path": str | None,
+    "weights_only": bool | None,
+    "verbose": bool,
+    "return_predictions": bool | None,
+}
+KEYS = ("seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler", "ckpt_path", "weights_only")
+OWN_KEYS = {"validate": ("verbose",), "test": ("verbose",), "predict": ("return_predictions",)}
+OWN_FLAGS = ("config", "print_config", "ray.address", "resume", "sweep", "output", "verbose")
+
+
+def explain(sources: Sequence[Source], text: str, command: str) -> str:
+    """Return what is wrong with the config that `sources` describe together.
+
+    Args:
+        sources: files and flags, in their order.
+        text: what jsonargparse says.
+        command: `fit`, `validate`, `test`, `predict` or `tune`.
+    """
+    inspector = Inspector((*KEYS, *OWN_KEYS.get(command, ())))
+    for source in sources:
+        try:
+            inspector.look_at(source)
+        except ConfigError as error:
+            return str(error)
+    return in_short(text, command)
+
+
+def in_short(text: str, command: str) -> str:
+    """Return the point of a text of jsonargparse."""
+    missing = re.search(r"the following arguments are required: (.+)|Key \"(.+)\" is required", text)
+    if missing:
+        name = (missing[1] or missing[2]).strip()
+        if name in ("model", "--model"):
+            return f"raylit {command} needs a model: --model package.module.Class, or `model: {{class_path: ...}}` in a config file (--config FILE)."
+        owner = re.search(r"class_path '([^']+)'", text)
+        key = re.search(r"Parser key \"([^\"]+)\"", text)
+        return f"{key[1] if key else name}: {owner[1].rpartition('.')[2] if owner else 'it'} needs the argument {name.removeprefix('--')}."
+    lines = [line.strip(" -") for line in text.splitlines() if line.strip(" -")]
+    reasons = [
+        line
+        for line in lines
+        if not re.match(r"Parser key|Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|Problem with", line)
+    ]
+    key = re.search(r"Parser key \"([^\"]+)\"", text)
+    return f"{key[1]}: {reasons[0]}" if key and reasons else lines[0] if lines else "the config is not valid."
+
+
+class Inspector:
+    """Looks through the sources of one config in their order; raises a ConfigError at the first thing that is wrong.
+
+    Args:
+        keys: the keys a config may have on top.
+    """
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self.keys = tuple(keys)
+        self.classes: dict[str, type] = {}  # key of each component to the class that was named for it last
+        self.source = Source("", {})
+
+    def look_at(self, source: Source) -> None:
+        """Check everything one source says."""
+        self.source = source
+        for key, value in source.values.items():
+            if key not in self.keys:
+                options = self.keys if source.root is not None else [*self.keys, *OWN_FLAGS]
+                self._fail((key,), f"a config has no key {key!r}.{did_you_mean(str(key), options)} It has: {', '.join(self.keys)}.")
+            elif key == "trainer":
+                if isinstance(value, str) and os.path.isfile(value):
+                    value = self._enter(value, (key,))
+                if value is not None and not isinstance(value, Mapping):
+                    self._fail((key,), f"trainer is {value!r}, but holds the arguments of the Trainer, such as `max_epochs: 3`.")
+                self._arguments((key,), value or {}, Trainer)
+                self.source = source
+            elif key in BASES:
+                self._component((key,), value)
+            else:
+                self._value((key,), key, value, _scalar_parser(key), _type_text(SCALARS[key]))
+
+    def _component(self, path: Path, value: Any) -> None:
+        """Check what stands for an object: the name of a class, class_path and init_args, a file with these, or a list of such."""
+        key = dotted(part for part in path if isinstance(part, str) and part != "init_args").replace("+", "")
+        if isinstance(value, list):
+            for index, item in enumerate(value):
+                self._component((*path, index), item)
+            return
+        source = self.source
+        if isinstance(value, str):
+            value = self._enter(value, path) if os.path.isfile(value) else {"class_path": value}
+        if not isinstance(value, Mapping):
+            return
+        if "class_path" in value:
+            for name in value:
+                if name not in PARTS:
+                    belongs = (
+                        f" An argument of the class stands below init_args: {dotted(path)}.init_args.{name}."
+                        if not did_you_mean(name, PARTS)
+                        else ""
+                    )
+                    self._fail(
+                        (*path, name), f"{dotted((*path, name))} is not known beside class_path.{did_you_mean(name, PARTS)}{belongs}"
+                    )
+            self.classes[key] = self._class(path, str(value["class_path"]), BASES.get(key))
+        cls = self.classes.get(key) or BASES.get(key)
+        if key not in self.classes:
+            self._fail(
+                path,
+                f"{dotted(path)} has no class_path. It names a class, such as `class_path: package.module.Class`, with its arguments below init_args.",
+            )
+        assert cls is not None
+        self._arguments((*path, "init_args"), value.get("init_args") or {}, cls)
+        self._arguments(path, {name: item for name, item in value.items() if name not in PARTS}, cls)
+        self.source = source
+
+    def _arguments(self, path: Path, values: Mapping[str, Any], cls: type) -> None:
+        """Check arguments of a class: their names, their types, and what stands for objects within them."""
+        parser, names = arguments_of(cls)
+        for given, value in values.items():
+            name, at = str(given).rstrip("+"), (*path, given)
+            if parser is None:
+                continue
+            if name not in names:
+                near = did_you_mean(name, names).replace("'", f"'{dotted(path)}.", 1)
+                listed = f" It has: {', '.join(names) or 'none'}." if not near and len(names) <= 12 else ""
+                self._fail(at, f"{cls.__name__} has no argument {name!r}.{near}{listed}")
+            key = dotted(part for part in at if isinstance(part, str) and part != "init_args").replace("+", "")
+            if self._is_component(key, value):
+                self._component(at, value)
+            else:
+                self._value(at, name, value, parser, _annotation(cls, name))
+
+    def _is_component(self, key: str, value: Any) -> bool:
+        items = value if isinstance(value, list) and value else [value]
+        if key in BASES:
+            return not isinstance(value, (bool, int, float)) and value is not None
+        return all(isinstance(item, Mapping) and ("class_path" in item or key in self.classes) for item in items)
+
+    def _value(self, path: Path, name: str, value: Any, parser: ArgumentParser, wanted: str) -> None:
+        try:
+            parser.parse_object({name: value})
+        except (ArgumentError, TypeError, ValueError) as error:
+            if f'Parser key "{name}"' in str(error):
+                self._fail(
+                    path, f"{dotted(path)} is {value!r}, but must be {wanted}." if wanted else f"{dotted(path)}: {in_short(str(error), '')}"
+                )
+
+    def _class(self, path: Path, name: str, base: type | None) -> type:
+        try:
+            found = find_class(name, base)
+        except ConfigError as error:
+            self._fail((*path, "class_path"), f"{dotted(path)}: {error}")
+        if base is not None and not issubclass(found, base):
+            own = re.sub(r"^(lightning\.pytorch|pytorch_lightning|lightning)\b", "raylit", name)
+            hint = f" It is one of Lightning: write {own}, and `import raylit as pl` in your own classes." if own != name else ""
+            if not hint and any(cls.__module__.split(".")[0] in ("lightning", "pytorch_lightning") for cls in found.__mro__):
+                hint = " It is derived from Lightning's: write `import raylit as pl` instead of `import lightning.pytorch as pl`."
+            self._fail((*path, "class_path"), f"{dotted(path)}: {name} is no {base.__name__}.{hint}")
+        return found
+
+    def _enter(self, file: str, path: Path) -> Any:
+        """Go on in a file that is named as the value of a key."""
+        self.source = read_file(file, dotted(path))
+        return self.source.values
+
+    def _fail(self, path: Path, what: str) -> Any:
+        raise ConfigError(f"{self.source.where(path)}: {what}")
+
+
+def find_class(path: str, base: type | None = None) -> type:
+    """Return the class that a class_path, or the bare name of a known class, means.
+
+    Raises:
+        ConfigError: it cannot be imported; the text says why.
+    """
+    module_name, _, name = path.rpartition(".")
+    if not module_name:
+        known = {cls.__name__: cls for cls in _subclasses(base or object)} if base is not None else {}
+        if name not in known:
+            example = f"package.module.{name}"
+            raise ConfigError(f"there is no class {name!r}.{did_you_mean(name, known)} Give its whole path, such as {example}.")
+        return known[name]
+    module: Any
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise ConfigError(f"importing {module_name} failed: {error}. Install it, or correct the import.") from error
+        raise ConfigError(
+            f"there is no module {error.name!r}, neither in the current folder nor installed.{_near_module(error.name)}"
+        ) from error
+    except Exception as error:
+        frame = next(iter(traceback.extract_tb(error.__traceback__)[::-1]), None)
+        place = f" ({os.path.relpath(frame.filename)}, line {frame.lineno})" if frame else ""
+        raise ConfigError(f"importing {module_name} failed: {type(error).__name__}: {error}{place}") from error
+    found = getattr(module, name, None)
+    if not isinstance(found, type):
+        names = [key for key, value in vars(module).items() if isinstance(value, type) and (base is None or issubclass(value, base))]
+        raise ConfigError(f"{module_name} has no class {name!r}.{did_you_mean(name, names)}")
+    return found
+
+
+def arguments_of(cls: type) -> tuple[ArgumentParser | None, list[str]]:
+    """Return a parser for the arguments of a class, and their names; no parser if they cannot be found out."""
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, print_config=None)
+    try:
+        names = parser.add_class_arguments(cls, instantiate=False, fail_untyped=False, sub_configs=True)
+    except (TypeError, ValueError):
+        return None, []
+    return parser, names
+
+
+def _scalar_parser(key: str) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False, print_config=None)
+    parser.add_argument(f"--{key}", type=SCALARS[key])
+    return parser
+
+
+def _annotation(cls: type, name: str) -> str:
+    parameter = inspect.signature(cls.__init__).parameters.get(name)  # type: ignore[misc]
+    if parameter is None or parameter.annotation is inspect.Parameter.empty:
+        return ""
+    return _type_text(parameter.annotation)
+
+
+def _type_text(kind: Any) -> str:
+    text = kind if isinstance(kind, str) else inspect.formatannotation(kind)
+    text = re.sub(r"\b(?:[a-z_]\w*\.)+", "", text)
+    optional = re.fullmatch(r"Optional\[(.+)\]", text)
+    text = f"{optional[1]} | None" if optional else text
+    return text.replace(" | ", " or ").replace("None", "null")
+
+
+def _near_module(name: str) -> str:
+    parent, _, last = name.rpartition(".")
+    folders = [os.getcwd()]
+    if parent:
+        folders = list(getattr(importlib.import_module(parent), "__path__", []))
+    names = [os.path.splitext(entry)[0] for folder in folders if os.path.isdir(folder) for entry in os.listdir(folder)]
+    return did_you_mean(last, names).replace("'", f"'{parent}.", 1) if parent else did_you_mean(last, names)
+
+
+def _subclasses(base: type) -> list[type]:
+    found = [base]
+    for cls in found:  # which grows
+        below: list[type] = cls.__subclasses__()
+        found.extend(sub for sub in below if sub not in found)
+    return found

@@ -1,0 +1,84 @@
+"""The help texts. Written by hand: what is made from signatures is too long to read."""
+
+COMMANDS = ("fit", "validate", "test", "predict", "tune", "ui")
+
+GENERAL = """\
+usage: raylit COMMAND [flags]
+
+commands:
+  fit        train a model
+  validate   run its validation
+  test       run its test
+  predict    run its predict_step over data
+  tune       sweep: many fits with values drawn from a space
+  ui         look at runs and sweeps in MLflow
+
+`raylit COMMAND -h` says more. A config file says what to run:
+  raylit fit --config configs/digits.yaml --trainer.max_epochs 3
+
+flags of all commands:
+  --verbose   whole tracebacks, and what Ray says
+  --version   print the version
+  -h, --help  print this
+
+exit codes: 0 done, 1 failed, 2 wrong usage or config, 130 Ctrl-C, 143 SIGTERM"""
+
+_CONFIG = """\
+what to run (keys of a config file; as a flag, any key with dots: --trainer.max_epochs 3, --model.lr 0.01):
+  --config FILE            YAML file; may be given several times, later ones and flags win
+  --model CLASS            LightningModule, such as examples.digits.LitDigits     (model: {class_path: ..., init_args: ...})
+  --data CLASS             LightningDataModule                                    (data: likewise)
+  --trainer.NAME VALUE     an argument of raylit.Trainer; --trainer.help lists them
+  --optimizer CLASS        torch optimizer, such as Adam, for a model without configure_optimizers
+  --lr_scheduler CLASS     torch scheduler, such as StepLR
+  --seed_everything N      seed of all random numbers; false: none. Default: true, which is 0"""
+
+_OTHERS = """\
+other flags:
+{flags}  --print_config           print the whole config, which reproduces the run, and end
+  --model.help CLASS       list the arguments of a class (also: data, optimizer, lr_scheduler)
+  --ray.address ADDRESS    Ray cluster to run on; without it Ray is started on this machine if it is needed
+  --verbose                whole tracebacks, and what Ray says"""
+
+
+def _help(command: str, what: str, example: str, flags: str = "") -> str:
+    return f"usage: raylit {command} --config FILE [flags]\n\n{what}\n  {example}\n\n{_CONFIG}\n\n{_OTHERS.format(flags=flags)}"
+
+
+_CKPT = "  --ckpt_path PATH         checkpoint to load: a path, `last` or `best`\n"
+
+HELP = {
+    "fit": _help(
+        "fit",
+        "Train a model.",
+        "raylit fit --config configs/digits.yaml --trainer.num_workers 2",
+        "  --ckpt_path PATH         checkpoint to go on from: a path, `last` or `best`\n"
+        "  --resume                 go on from the newest checkpoint; an error if there is none\n",
+    ),
+    "validate": _help(
+        "validate", "Run the validation of a model once.", "raylit validate --config configs/digits.yaml --ckpt_path best", _CKPT
+    ),
+    "test": _help("test", "Run the test of a model once.", "raylit test --config configs/digits.yaml --ckpt_path best", _CKPT),
+    "predict": _help(
+        "predict",
+        "Run predict_step over the data.",
+        "raylit predict --config configs/digits.yaml --ckpt_path best --output predictions.pt",
+        _CKPT + "  --output FILE            keep the predictions, for torch.load\n",
+    ),
+    "tune": _help(
+        "tune",
+        "Run a sweep: many fits of the config with values drawn from a space, on Ray Tune.",
+        "raylit tune --config configs/digits.yaml --sweep configs/sweeps/digits.yaml",
+        "  --sweep FILE             YAML file with space, metric, trials, ...\n",
+    ),
+    "ui": """\
+usage: raylit ui [flags]
+
+Serve MLflow's pages with runs and sweeps, until Ctrl-C.
+
+flags:
+  --backend-store-uri URI  the store. Default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current folder
+  --host HOST              address to listen on. Default: 127.0.0.1, which only this machine reaches
+  --port PORT              Default: 5000
+  --verbose                show what MLflow says""",
+}

@@ -1,0 +1,134 @@
+"""What is said before a run and after it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from raylit.callbacks import ModelCheckpoint
+from raylit.loggers import MLFlowLogger
+
+if TYPE_CHECKING:
+    from raylit.datamodule import LightningDataModule
+    from raylit.job import Result
+    from raylit.module import LightningModule
+    from raylit.trainer import Trainer
+
+
+def begin(command: str, trainer: Trainer, model: LightningModule, data: LightningDataModule | None, ckpt_path: str | None) -> None:
+    """Say what will run and where."""
+    what = type(model).__name__ + (f" on {type(data).__name__}" if data is not None else "")
+    if command == "fit":
+        what += f", {_limits(trainer)}"
+    if ckpt_path is not None:
+        what += f", from {shown(ckpt_path)}"
+    print(f"raylit {command}: {what}, {_place(trainer)}", file=sys.stderr, flush=True)
+
+
+def _limits(trainer: Trainer) -> str:
+    if trainer.fast_dev_run:
+        return f"a trial run of {trainer.fast_dev_run} batches (fast_dev_run: nothing is stored)"
+    limits = [
+        f"{number} {unit}" for number, unit in ((trainer.max_epochs, "epochs"), (trainer.max_steps, "steps")) if number not in (None, -1)
+    ]
+    return f"up to {' or '.join(limits)}" if limits else "without a limit of epochs"
+
+
+def _place(trainer: Trainer) -> str:
+    if not trainer.num_workers:
+        return f"in this process ({trainer.accelerator})" if trainer.accelerator != "auto" else "in this process"
+    address = os.environ.get("RAY_ADDRESS")
+    return f"in {trainer.num_workers} Ray workers {f'of the cluster {address}' if address else 'on this machine'}"
+
+
+def end_of_fit(result: Result, trainer: Trainer, time_s: float, args: list[str]) -> None:
+    """Print how a fit ended, where its checkpoint is, where to look, and what to do next."""
+    rows = [("done", f"{result.epochs} epochs, {result.steps} steps in {duration(time_s)}")]
+    saver = trainer.checkpoint_callback
+    monitor = saver.monitor if isinstance(saver, ModelCheckpoint) else None
+    if monitor and result.best_model_score is not None:
+        rows.append((f"best {monitor}", f"{result.best_model_score:.6g}"))
+    last = {name: value for name, value in result.metrics.items() if not name.endswith(("_step", "_epoch"))}
+    if last:
+        rows.append(("last values", "  ".join(f"{name} {value:.4g}" for name, value in last.items())))
+    checkpoint = result.best_model_path or result.last_model_path
+    if checkpoint:
+        rows.append(("checkpoint", shown(checkpoint)))
+    rows.extend(("look at it", where) for where in map(_look, trainer.loggers) if where)
+    if checkpoint:
+        config = " ".join(shlex.quote(arg) for flag, arg in itertools.pairwise(args) if flag in ("-c", "--config") for arg in (flag, arg))
+        rows.append(("next", f"raylit test {config + ' ' if config else ''}--ckpt_path {shlex.quote(shown(checkpoint))}"))
+    print_rows(rows)
+
+
+def _look(logger: Any) -> str | None:
+    """Return where to look at what a logger has recorded."""
+    if isinstance(logger, MLFlowLogger):
+        where = logger.where()
+        uri = where.rpartition(" ")[2]
+        if not where.startswith("mlflow ui"):
+            return where
+        here = uri == f"sqlite:///{os.path.join(os.getcwd(), 'mlflow.db')}"
+        return ("raylit ui" if here else f"raylit ui --backend-store-uri {uri}") + f"   (run {logger.run_id})"
+    return shown(logger.log_dir) if logger.log_dir else None
+
+
+def end_of_predict(predictions: Any, output: str | None) -> None:
+    """Print how many predictions there are and where."""
+    if predictions is None:
+        print_rows([("done", "nothing was kept (return_predictions: false)")])
+        return
+    batches = _flat(predictions)
+    num_samples = sum(len(batch) if isinstance(batch, (torch.Tensor, list)) and not _is_scalar(batch) else 1 for batch in batches)
+    what = f"{num_samples} predictions in {len(batches)} batches"
+    print_rows(
+        [
+            ("done", what),
+            ("kept in", f'{output}   (torch.load("{output}"))') if output else ("kept in", "nothing: give --output FILE.pt to keep them"),
+        ]
+    )
+
+
+def _flat(predictions: Any) -> list[Any]:
+    """Return the predictions of all batches, of several loaders one after the other."""
+    if (
+        predictions
+        and all(isinstance(one, list) for one in predictions)
+        and all(isinstance(batch, (torch.Tensor, dict)) for one in predictions for batch in one)
+    ):
+        return [batch for one in predictions for batch in one]
+    return list(predictions)
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim == 0
+
+
+def print_rows(rows: list[tuple[str, str]]) -> None:
+    """Print names and values, one below the other."""
+    width = max(len(name) for name, _ in rows)
+    print()
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+    sys.stdout.flush()
+
+
+def shown(path: str) -> str:
+    """Return a path as it is found from here."""
+    if "://" in path:
+        return path
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative
+
+
+def duration(time_s: float) -> str:
+    """Return seconds in words."""
+    if time_s < 120:
+        return f"{time_s:.1f} s" if time_s < 10 else f"{time_s:.0f} s"
+    minutes = round(time_s / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

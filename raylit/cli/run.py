@@ -1,0 +1,97 @@
+"""`raylit fit`, `validate`, `test` and `predict`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from argparse import Namespace
+from typing import Any
+
+import torch
+
+from raylit.checkpoint import find
+from raylit.cli import report
+from raylit.cli.config import ARGUMENTS, Config, parse
+from raylit.cli.record import SaveConfigCallback
+from raylit.errors import CheckpointError, ConfigError, Terminated
+from raylit.trainer import Trainer
+
+
+def run(command: str, args: list[str], options: Namespace) -> None:
+    """Run one of the four commands.
+
+    Args:
+        command: which.
+        args: the flags that are keys of the config, and --config.
+        options: the other flags.
+
+    Raises:
+        ConfigError: something is wrong; nothing was started.
+    """
+    if getattr(options, "resume", False):
+        if any(arg.partition("=")[0] == "--ckpt_path" for arg in args):
+            raise ConfigError("--resume goes on from the newest checkpoint, --ckpt_path from the one given. Give one of the two.")
+        args = [*args, "--ckpt_path", "last"]
+    output = getattr(options, "output", None)
+    if output and not os.path.isdir(os.path.dirname(output) or "."):
+        raise ConfigError(f"--output {output}: there is no folder {os.path.dirname(output)}.")
+    config = parse(command, args, needs_model=not options.print_config)
+    if options.print_config:
+        print(config.text, end="")
+        return
+    config.seed()
+    model, data, arguments = config.make()
+    trainer = make_trainer(config, arguments)
+    ckpt_path = find_checkpoint(command, trainer, config.values.ckpt_path, getattr(options, "resume", False))
+    report.begin(command, trainer, model, data, ckpt_path)
+    more = {name: config.values[name] for name in ("weights_only", *ARGUMENTS[command])}
+    started = time.time()
+    try:
+        result = getattr(trainer, command)(model, datamodule=data, ckpt_path=ckpt_path, **more)
+    except (KeyboardInterrupt, Terminated):
+        if command == "fit":
+            say_how_to_go_on(trainer, started, args)
+        raise
+    if command == "fit":
+        report.end_of_fit(result, trainer, time.time() - started, args)
+    elif command == "predict":
+        if output and result is not None:
+            torch.save(result, output)
+        report.end_of_predict(result, output)
+    elif not any(result):
+        print(f"Nothing was logged: call self.log in {type(model).__name__}.{'validation' if command == 'validate' else 'test'}_step.")
+
+
+def make_trainer(config: Config, arguments: dict[str, Any]) -> Trainer:
+    """Return the Trainer of a config; it stores the config with the run."""
+    callbacks = arguments["callbacks"]
+    given = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks] if callbacks is not None else []
+    return Trainer(**{**arguments, "callbacks": [*given, SaveConfigCallback(config.text)]})
+
+
+def find_checkpoint(command: str, trainer: Trainer, ckpt_path: str | None, must_exist: bool) -> str | None:
+    """Return the file that `ckpt_path` means.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        return find.resolve(ckpt_path, trainer.checkpoint_callbacks, trainer.default_root_dir, "validate" if must_exist else command)
+    except CheckpointError as error:
+        if must_exist:
+            raise ConfigError(
+                f"--resume: there is nothing to go on from in {report.shown(trainer.default_root_dir)}: no checkpoint was found. Leave out --resume."
+            ) from error
+        raise ConfigError(str(error)) from error
+
+
+def say_how_to_go_on(trainer: Trainer, started: float, args: list[str]) -> None:
+    """Say how to go on with a fit that was ended, if it left a checkpoint."""
+    try:
+        newest = find.resolve("last", trainer.checkpoint_callbacks, trainer.default_root_dir, "validate")
+    except CheckpointError:
+        return
+    if newest is not None and "://" not in newest and os.path.getmtime(newest) >= started:
+        rest = " ".join(arg for arg in args if arg != "--resume")
+        print(f"Its newest checkpoint is {report.shown(newest)}. Go on with: raylit fit {rest} --resume", file=sys.stderr, flush=True)

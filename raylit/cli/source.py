@@ -1,0 +1,119 @@
+"""Config files and flags as data that knows where each of its keys stands."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raylit.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Source:
+    """A config file, or one flag.
+
+    Attributes:
+        name: the file, or the flag.
+        values: what it says, nested.
+        root: the file as nodes of YAML, which know their lines.
+    """
+
+    name: str
+    values: dict[str, Any]
+    root: yaml.Node | None = None
+
+    def where(self, path: Sequence[str | int]) -> str:
+        """Return in words where the key at `path` stands."""
+        line = _line(self.root, path)
+        return self.name if line is None else f"{self.name}, line {line}"
+
+
+def read_arguments(args: Sequence[str]) -> list[Source]:
+    """Return what the arguments of a command say, each config file and each flag, in their order.
+
+    Raises:
+        ConfigError: a file is missing or no YAML; something is no flag, or a flag has no value.
+    """
+    sources: list[Source] = []
+    rest = iter(args)
+    for arg in rest:
+        flag, equals, value = arg.partition("=")
+        if not flag.startswith("--") and flag != "-c":
+            raise ConfigError(f"{arg!r} is not expected here: keys of the config are given as flags, such as --trainer.max_epochs 3.")
+        if not equals:
+            value = next(rest, "--")
+            if value.startswith("--"):
+                raise ConfigError(f"{flag} wants a value, such as {flag} VALUE.")
+        sources.append(read_file(value, "--config") if flag in ("-c", "--config") else Source(flag, _nest(flag[2:], _plain(value))))
+    return sources
+
+
+def read_file(path: str, asked_by: str) -> Source:
+    """Return what a YAML file says.
+
+    Args:
+        path: the file.
+        asked_by: flag or key that named it.
+
+    Raises:
+        ConfigError: it is missing, no YAML, or no mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        folder = os.path.dirname(path) or "."
+        near = did_you_mean(os.path.basename(path), os.listdir(folder)) if os.path.isdir(folder) else f" There is no folder {folder}."
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise ConfigError(f"{asked_by} {path}: {reason}.{near}") from None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: no valid YAML: {getattr(error, 'problem', None) or error}.") from None
+    if values is None:
+        return Source(path, {})
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a config is a mapping of keys to values, such as `trainer:`; this is a {type(values).__name__}.")
+    return Source(path, values, root)
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """Write a path as users do: `trainer.callbacks[0].init_args.monitor`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+
+
+def _plain(text: str) -> Any:
+    """Return the value of a flag, which is YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _nest(key: str, value: Any) -> dict[str, Any]:
+    first, *others = key.split(".")
+    return {first: _nest(".".join(others), value) if others else value}
+
+
+def _line(node: yaml.Node | None, path: Sequence[str | int]) -> int | None:
+    """Return the line of the key at `path`, or of as much of the path as is there."""
+    line = None
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == part), None)
+            if found is None:
+                break
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line

@@ -1,0 +1,84 @@
+"""`raylit tune`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from raylit.cli import report
+from raylit.cli.config import Component, Config, parse
+from raylit.cli.source import Source, read_file
+from raylit.errors import ConfigError
+from raylit.trainer import Trainer
+
+NUM_DRAWN = 3  # values of a sampled key that are tried out before anything starts
+
+
+def tune(args: list[str], sweep: str | None, print_config: bool) -> None:
+    """Run the sweep that the file `sweep` describes over the config of `args`.
+
+    Raises:
+        ConfigError: something is wrong; nothing was started.
+    """
+    config = parse("tune", args, needs_model=not print_config)
+    if print_config:
+        print(config.text, end="")
+        return
+    if sweep is None:
+        raise ConfigError("raylit tune needs the file that describes the sweep: --sweep configs/sweeps/digits.yaml.")
+    source = read_file(sweep, "--sweep")
+    from raylit.tune import SweepSpec, Tuner  # Ray is loaded only once the files are known to be good
+
+    try:
+        spec = SweepSpec.from_dict(source.values)
+    except ConfigError as error:
+        raise ConfigError(f"{sweep}: {error}") from error
+    check_space(config, args, source, spec.space)
+    config.seed()
+    _, data, arguments = config.make()
+    trainer = Trainer(**arguments)
+    result = Tuner(trainer).sweep(Component(config, "model"), Component(config, "data") if data is not None else None, spec=spec)
+    rows = [(f"best {spec.metric}", f"{result.best.score:.6g}   ({result.best.name})")]
+    rows.append(
+        (
+            "with",
+            "  ".join(
+                f"--{key} {value:.6g}" if isinstance(value, float) else f"--{key} {value}" for key, value in result.best.config.items()
+            ),
+        )
+    )
+    if result.best.checkpoint:
+        rows.append(("checkpoint", report.shown(result.best.checkpoint)))
+    rows.append(("files", report.shown(result.folder)))
+    if result.run_id is not None:
+        rows.append(("look at it", f"raylit ui   (run {result.run_id})"))
+    report.print_rows(rows)
+
+
+def check_space(config: Config, args: list[str], source: Source, space: dict[str, Any]) -> None:
+    """Try out every key of a space with values it may take.
+
+    Raises:
+        ConfigError: the config has no such key, or a value does not fit; the text says where in the sweep file.
+    """
+    for key, values in space.items():
+        for value in examples(values):
+            flag = f"--{key}={json.dumps(value, default=str)}"
+            try:
+                parse(config.command, [*args, flag])
+            except ConfigError as error:
+                reason = str(error).removeprefix(f"--{key}: ")
+                raise ConfigError(f"{source.where(('space', key))}: {reason}") from error
+
+
+def examples(values: Any) -> Iterator[Any]:
+    """Yield values that a key of a space may take: all that are listed, some of those that are sampled."""
+    if isinstance(values, dict) and "grid_search" in values:
+        yield from values["grid_search"]
+    elif hasattr(values, "categories"):
+        yield from values.categories
+    elif hasattr(values, "sample"):
+        yield from (values.sample() for _ in range(NUM_DRAWN))
+    else:
+        yield values

@@ -1,0 +1,131 @@
+"""`raylit ui`: MLflow's server on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+from raylit.errors import ConfigError, LaunchError, MissingPackageError, Terminated
+from raylit.loggers import store
+
+START_TIMEOUT_S = 120.0
+
+
+def serve(uri: str | None, host: str, port: int) -> None:
+    """Serve MLflow's pages until Ctrl-C.
+
+    Args:
+        uri: the store; None: MLFLOW_TRACKING_URI, else `mlflow.db` in the current folder.
+        host: address to listen on.
+        port: port to listen on.
+
+    Raises:
+        ConfigError: there is no such store, or the port is taken.
+        LaunchError: the server ended.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    check_store(uri)
+    check_port(host, port)
+    url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+    is_verbose = bool(os.environ.get("RAYLIT_VERBOSE"))
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
+    with tempfile.TemporaryFile() as log, ended_by_signals():
+        # a session of its own, so that the server's own children end with it and Ctrl-C reaches it through us alone
+        child = subprocess.Popen(command, stdout=None if is_verbose else log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            print(f"Starting MLflow for {store.without_password(uri)} ...", flush=True)
+            wait_until_it_answers(child, url, log)
+            print(f"Runs and sweeps: {url}    (Ctrl-C ends it)", flush=True)
+            child.wait()
+            raise LaunchError(f"MLflow ended with exit code {child.returncode}.{said(log)}")
+        except KeyboardInterrupt:
+            print("\nEnded.", flush=True)
+        finally:
+            end(child)
+
+
+def check_store(uri: str) -> None:
+    """Raise a ConfigError unless there is a store at `uri`: MLflow would make an empty one, where nobody finds a run."""
+    if store.is_http(uri):
+        raise ConfigError(f"{uri} is an MLflow server already: open it in a browser. raylit ui serves stores such as sqlite:///mlflow.db.")
+    file = store.sqlite_file(uri)
+    if file is not None and not os.path.isfile(file):
+        raise ConfigError(
+            f"There is no MLflow store {os.path.abspath(file)}. An MLFlowLogger records into mlflow.db in the folder where `raylit fit` was started"
+            " (trainer.default_root_dir): go there, or name the store: raylit ui --backend-store-uri sqlite:////path/to/mlflow.db"
+        )
+    if "://" not in uri and not os.path.isdir(uri):
+        raise ConfigError(f"There is no MLflow store {uri!r}. Give a URI, such as sqlite:///mlflow.db.")
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise a ConfigError unless one can listen there."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"Cannot listen on {host}:{port}: {reason}. Give another port: raylit ui --port {port + 1}") from error
+
+
+def wait_until_it_answers(child: subprocess.Popen[Any], url: str, log: IO[bytes]) -> None:
+    """Return when the server answers."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if child.poll() is not None:
+            raise LaunchError(f"MLflow ended with exit code {child.returncode} before it answered.{said(log)}")
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise LaunchError(f"MLflow did not answer at {url} within {START_TIMEOUT_S:.0f} s.{said(log)}")
+
+
+def said(log: IO[bytes]) -> str:
+    """Return the end of what the server has printed."""
+    log.seek(0)
+    text = log.read().decode(errors="replace").strip()
+    if "No module named mlflow" in text:
+        raise MissingPackageError("mlflow", "raylit ui")
+    lines = text.splitlines()[-10:]
+    return "\n".join(["", *lines])
+
+
+def end(child: subprocess.Popen[Any]) -> None:
+    """End the server and its children."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(child.pid, number)
+            child.wait(timeout=10)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Within, SIGTERM and a closed terminal end this process the way that ends the server too."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Terminated(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
