@@ -258,7 +258,7 @@ def end_epoch(run: Run) -> None:
     for function in hooks["on_train_epoch_end"]:
         if late and function is late[0]:
             metrics.reduce_over_ranks()  # of what the hooks before logged, so that the monitors see it
-            metrics.refresh()
+            run.remember(metrics.to_log())  # so that the checkpoint of an epoch holds its row of the history
         metrics.hook = "on_train_epoch_end"
         function()
     metrics.hook = None

@@ -69,6 +69,10 @@ class Run:
         self.received_sigterm = False
         self.history: list[dict[str, float]] = []
         self.transfer: Callable[[Any, int], Any] | None = None
+        self.loss: torch.Tensor | None = None
+        self.accumulating = True
+        self.needs_closure = self.checks_validation = self.said_minimum = False
+        self.said_left_out: set[int] = set()
 
     # ---- events ----
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -66,9 +67,16 @@ def _run(args: list[str]) -> None:
         print(HELP[command])
         return
     _import_from_here()
+    if command != "ui" and any(arg.partition("=")[0].endswith(".help") for arg in rest):
+        from raylit.cli.config import describe
+
+        describe(rest)
+        return
     options, rest = _take_options(command, rest)
     if options.verbose:
         os.environ["RAYLIT_VERBOSE"] = "1"
+    else:
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # the tables it creates in a new database
     if command == "ui":
         from raylit.cli.ui import serve
 

@@ -12,9 +12,9 @@ import torch
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
-from raylit.cli.diagnosis import explain
+from raylit.cli.diagnosis import BASES, explain, find_class
 from raylit.cli.optimizer import ReduceLROnPlateau, give_optimizer
-from raylit.cli.source import Source, read_arguments
+from raylit.cli.source import Source, read_arguments, where_given
 from raylit.datamodule import LightningDataModule
 from raylit.errors import ConfigError
 from raylit.hparams import constructed_with
@@ -77,12 +77,18 @@ class Config:
 
     def _body(self) -> str:
         short = str(self.parser.dump(self.values))
+        meant = {key: value for key, value in self.values.clone(with_meta=False).as_dict().items() if key != "config"}
         try:
-            if self.parser.parse_string(short).as_dict() == self.values.clone(with_meta=False).as_dict():
+            again = self.parser.parse_string(short).as_dict()
+            if {key: value for key, value in again.items() if key != "config"} == meant:
                 return short
         except (ArgumentError, TypeError):
             pass
         return str(self.parser.dump(self.values, skip_unset=False))  # a null that was given against a default must stay
+
+    def where(self, *path: str) -> str | None:
+        """Return in words where the key at `path` was given last; None if it was not."""
+        return where_given(self.sources, path)
 
     def seed(self) -> None:
         """Seed the random numbers, as `seed_everything` says, which then is the seed itself."""
@@ -116,9 +122,19 @@ def parse(command: str, args: Sequence[str], needs_model: bool = True) -> Config
 
 
 def instantiate(parser: ArgumentParser, values: Namespace) -> Namespace:
-    """Return `values` with objects in place of what describes them. A module's hyperparameters are as the config has them."""
+    """Return `values` with objects in place of what describes them. A module's hyperparameters are as the config has them.
+
+    Raises:
+        Exception: whatever a constructor raised.
+    """
 
     def make(cls: type, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return construct(cls, *args, **kwargs)
+        except Exception as error:
+            raise _Raised(error) from error
+
+    def construct(cls: type, *args: Any, **kwargs: Any) -> Any:
         given = next((values[key] for key in ("model", "data") if key in values and _names(values[key], cls)), None)
         plain = given.init_args.as_dict() if given is not None and "init_args" in given else {}
         if not any(isinstance(value, Mapping) and "class_path" in value for value in plain.values()):
@@ -126,12 +142,53 @@ def instantiate(parser: ArgumentParser, values: Namespace) -> Namespace:
         with constructed_with({name: plain.get(name, value) for name, value in kwargs.items()}):  # rather than the objects made of them
             return cls(*args, **kwargs)
 
-    made: Namespace = parser.instantiate(values, instantiators=[(make, LightningModule, True), (make, LightningDataModule, True)])
+    try:
+        made: Namespace = parser.instantiate(values, instantiators=[(make, object, True)])
+    except _Raised as carrier:
+        raise carrier.error from None
     return made
+
+
+class _Raised(BaseException):
+    """Carries an exception of a constructor past jsonargparse, which would make a text about types of it."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 def _names(spec: Any, cls: type) -> bool:
     return isinstance(spec, Namespace) and str(spec.get("class_path")).rpartition(".")[2] == cls.__name__
+
+
+def describe(args: Sequence[str]) -> None:
+    """Print the arguments of the Trainer (`--trainer.help`), or of a class (`--model.help examples.digits.LitDigits`).
+
+    Raises:
+        ConfigError: no class is named, or it cannot be imported.
+    """
+    flag = next(arg for arg in args if arg.partition("=")[0].endswith(".help"))
+    key, named = flag.partition("=")[0][2:].removesuffix(".help"), flag.partition("=")[2]
+    if key == "trainer":
+        cls: type = Trainer
+    else:
+        if key not in BASES:
+            raise ConfigError(
+                f"--{key}.help: there is no such flag. There are: {', '.join(f'--{name}.help' for name in ('trainer', *BASES))}."
+            )
+        name = named or next(iter(args[args.index(flag) + 1 :]), None)
+        if name is None:
+            raise ConfigError(f"--{key}.help wants a class, such as --{key}.help package.module.Class.")
+        cls = find_class(name, BASES[key])
+    parser = ArgumentParser(add_help=False, usage="", print_config=None)
+    parser.add_class_arguments(
+        cls,
+        key,
+        instantiate=False,
+        fail_untyped=False,
+        skip={"params"} if key == "optimizer" else {"optimizer"} if key == "lr_scheduler" else None,
+    )
+    print(parser.format_help().partition("\n\n")[2].strip())
 
 
 class Component:

@@ -12,13 +12,13 @@ import os
 import re
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
 from raylit.callbacks import Callback
-from raylit.cli.source import Source, dotted, read_file
+from raylit.cli.source import Source, dotted, read_file, where_given
 from raylit.datamodule import LightningDataModule
 from raylit.errors import ConfigError, did_you_mean
 from raylit.loggers import Logger
@@ -45,24 +45,26 @@ SCALARS: dict[str, Any] = {
 }
 KEYS = ("seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler", "ckpt_path", "weights_only")
 OWN_KEYS = {"validate": ("verbose",), "test": ("verbose",), "predict": ("return_predictions",)}
-OWN_FLAGS = ("config", "print_config", "ray.address", "resume", "sweep", "output", "verbose")
+OWN_FLAGS = {"fit": ("resume",), "predict": ("output",), "tune": ("sweep",)}
 
 
 def explain(sources: Sequence[Source], text: str, command: str) -> str:
-    """Return what is wrong with the config that `sources` describe together.
+    """Return in one sentence what is wrong with the config that `sources` describe together.
 
     Args:
         sources: files and flags, in their order.
         text: what jsonargparse says.
         command: `fit`, `validate`, `test`, `predict` or `tune`.
     """
-    inspector = Inspector((*KEYS, *OWN_KEYS.get(command, ())))
+    inspector = Inspector(command)
     for source in sources:
         try:
             inspector.look_at(source)
         except ConfigError as error:
             return str(error)
-    return in_short(text, command)
+    key = re.search(r"Parser key \"([^\"]+)\"", text)
+    where = where_given(sources, key[1].split(".")) if key else None
+    return f"{where}: {in_short(text, command)}" if where else in_short(text, command)
 
 
 def in_short(text: str, command: str) -> str:
@@ -71,7 +73,7 @@ def in_short(text: str, command: str) -> str:
     if missing:
         name = (missing[1] or missing[2]).strip()
         if name in ("model", "--model"):
-            return f"raylit {command} needs a model: --model package.module.Class, or `model: {{class_path: ...}}` in a config file (--config FILE)."
+            return f"there is no model to {command}: --model package.module.Class, or `model: {{class_path: ...}}` in a config file (--config FILE)."
         owner = re.search(r"class_path '([^']+)'", text)
         key = re.search(r"Parser key \"([^\"]+)\"", text)
         return f"{key[1] if key else name}: {owner[1].rpartition('.')[2] if owner else 'it'} needs the argument {name.removeprefix('--')}."
@@ -89,11 +91,12 @@ class Inspector:
     """Looks through the sources of one config in their order; raises a ConfigError at the first thing that is wrong.
 
     Args:
-        keys: the keys a config may have on top.
+        command: whose config it is.
     """
 
-    def __init__(self, keys: Iterable[str]) -> None:
-        self.keys = tuple(keys)
+    def __init__(self, command: str) -> None:
+        self.keys = (*KEYS, *OWN_KEYS.get(command, ()))
+        self.flags = ("config", "print_config", "ray.address", "verbose", *OWN_FLAGS.get(command, ()))
         self.classes: dict[str, type] = {}  # key of each component to the class that was named for it last
         self.source = Source("", {})
 
@@ -102,8 +105,8 @@ class Inspector:
         self.source = source
         for key, value in source.values.items():
             if key not in self.keys:
-                options = self.keys if source.root is not None else [*self.keys, *OWN_FLAGS]
-                self._fail((key,), f"a config has no key {key!r}.{did_you_mean(str(key), options)} It has: {', '.join(self.keys)}.")
+                options = self.keys if source.root is not None else (*self.keys, *self.flags)
+                self._fail((key,), f"a config has no key {key!r}.{nearest(str(key), options)} It has: {', '.join(self.keys)}.")
             elif key == "trainer":
                 if isinstance(value, str) and os.path.isfile(value):
                     value = self._enter(value, (key,))
@@ -159,9 +162,11 @@ class Inspector:
             if parser is None:
                 continue
             if name not in names:
-                near = did_you_mean(name, names).replace("'", f"'{dotted(path)}.", 1)
+                near = nearest(name, names)
                 listed = f" It has: {', '.join(names) or 'none'}." if not near and len(names) <= 12 else ""
-                self._fail(at, f"{cls.__name__} has no argument {name!r}.{near}{listed}")
+                if self.source.root is None:  # a flag is corrected as a whole
+                    near = near.replace("'", f"'{dotted(path)}.", 1)
+                self._fail(at, f"{dotted(at)}: {cls.__name__} has no argument {name!r}.{near}{listed}")
             key = dotted(part for part in at if isinstance(part, str) and part != "init_args").replace("+", "")
             if self._is_component(key, value):
                 self._component(at, value)
@@ -201,8 +206,17 @@ class Inspector:
         self.source = read_file(file, dotted(path))
         return self.source.values
 
-    def _fail(self, path: Path, what: str) -> Any:
+    def _fail(self, path: Path, what: str) -> NoReturn:
+        if self.source.root is None and what.startswith(self.source.name[2:]):  # a flag that names the key already
+            raise ConfigError(f"--{what}")
         raise ConfigError(f"{self.source.where(path)}: {what}")
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?` as `did_you_mean`; an option that begins with `word` comes first."""
+    options = list(options)
+    longer = [option for option in options if option.startswith(word)]
+    return f" Did you mean '{longer[0]}'?" if longer and word else did_you_mean(word, options)
 
 
 def find_class(path: str, base: type | None = None) -> type:

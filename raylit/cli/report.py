@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shlex
 import sys
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from raylit.job import Result
     from raylit.module import LightningModule
     from raylit.trainer import Trainer
+    from raylit.tune import SweepResult
 
 
 def begin(command: str, trainer: Trainer, model: LightningModule, data: LightningDataModule | None, ckpt_path: str | None) -> None:
@@ -32,10 +32,9 @@ def begin(command: str, trainer: Trainer, model: LightningModule, data: Lightnin
 
 def _limits(trainer: Trainer) -> str:
     if trainer.fast_dev_run:
-        return f"a trial run of {trainer.fast_dev_run} batches (fast_dev_run: nothing is stored)"
-    limits = [
-        f"{number} {unit}" for number, unit in ((trainer.max_epochs, "epochs"), (trainer.max_steps, "steps")) if number not in (None, -1)
-    ]
+        return f"a trial run of {_number(trainer.fast_dev_run, 'batch', 'batches')} (fast_dev_run: nothing is stored)"
+    given = ((trainer.max_epochs, "epoch"), (trainer.max_steps, "step"))
+    limits = [_number(limit, unit) for limit, unit in given if limit is not None and limit != -1]
     return f"up to {' or '.join(limits)}" if limits else "without a limit of epochs"
 
 
@@ -48,7 +47,7 @@ def _place(trainer: Trainer) -> str:
 
 def end_of_fit(result: Result, trainer: Trainer, time_s: float, args: list[str]) -> None:
     """Print how a fit ended, where its checkpoint is, where to look, and what to do next."""
-    rows = [("done", f"{result.epochs} epochs, {result.steps} steps in {duration(time_s)}")]
+    rows = [("done", f"{_number(result.epochs, 'epoch')}, {_number(result.steps, 'step')} in {duration(time_s)}")]
     saver = trainer.checkpoint_callback
     monitor = saver.monitor if isinstance(saver, ModelCheckpoint) else None
     if monitor and result.best_model_score is not None:
@@ -61,9 +60,20 @@ def end_of_fit(result: Result, trainer: Trainer, time_s: float, args: list[str])
         rows.append(("checkpoint", shown(checkpoint)))
     rows.extend(("look at it", where) for where in map(_look, trainer.loggers) if where)
     if checkpoint:
-        config = " ".join(shlex.quote(arg) for flag, arg in itertools.pairwise(args) if flag in ("-c", "--config") for arg in (flag, arg))
-        rows.append(("next", f"raylit test {config + ' ' if config else ''}--ckpt_path {shlex.quote(shown(checkpoint))}"))
+        rows.append(("next", f"raylit test {shlex.join([*without_ckpt_path(args), '--ckpt_path', shown(checkpoint)])}"))
     print_rows(rows)
+
+
+def without_ckpt_path(args: list[str]) -> list[str]:
+    """Return the flags of a command but for the checkpoint."""
+    kept: list[str] = []
+    rest = iter(args)
+    for arg in rest:
+        if arg == "--ckpt_path":
+            next(rest, None)
+        elif not arg.startswith("--ckpt_path="):
+            kept.append(arg)
+    return kept
 
 
 def _look(logger: Any) -> str | None:
@@ -78,6 +88,24 @@ def _look(logger: Any) -> str | None:
     return shown(logger.log_dir) if logger.log_dir else None
 
 
+def end_of_sweep(result: SweepResult, trainer: Trainer, args: list[str]) -> None:
+    """Print, below the table of trials, where their files are, where to look, and how to fit with the best values."""
+    rows = [("files", shown(result.folder))]
+    if result.run_id is not None:
+        uri = next((logger.tracking_uri for logger in trainer.loggers if isinstance(logger, MLFlowLogger)), None)
+        look = (
+            uri
+            if uri and "://" in uri and not uri.startswith("sqlite:")
+            else f"raylit ui --backend-store-uri {uri}"
+            if uri
+            else "raylit ui"
+        )
+        rows.append(("look at it", f"{look}   (run {result.run_id})"))
+    values = [f"--{key}={value}" for key, value in result.best.config.items()]
+    rows.append(("next", f"raylit fit {shlex.join([*args, *values])}"))
+    print_rows(rows)
+
+
 def end_of_predict(predictions: Any, output: str | None) -> None:
     """Print how many predictions there are and where."""
     if predictions is None:
@@ -85,7 +113,7 @@ def end_of_predict(predictions: Any, output: str | None) -> None:
         return
     batches = _flat(predictions)
     num_samples = sum(len(batch) if isinstance(batch, (torch.Tensor, list)) and not _is_scalar(batch) else 1 for batch in batches)
-    what = f"{num_samples} predictions in {len(batches)} batches"
+    what = f"{_number(num_samples, 'prediction')} in {_number(len(batches), 'batch', 'batches')}"
     print_rows(
         [
             ("done", what),
@@ -124,6 +152,10 @@ def shown(path: str) -> str:
         return path
     relative = os.path.relpath(path)
     return path if relative.startswith("..") else relative
+
+
+def _number(number: int, one: str, several: str = "") -> str:
+    return f"{number} {one if number == 1 else several or one + 's'}"
 
 
 def duration(time_s: float) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import sys
 import time
 from argparse import Namespace
@@ -63,11 +65,22 @@ def run(command: str, args: list[str], options: Namespace) -> None:
         print(f"Nothing was logged: call self.log in {type(model).__name__}.{'validation' if command == 'validate' else 'test'}_step.")
 
 
-def make_trainer(config: Config, arguments: dict[str, Any]) -> Trainer:
-    """Return the Trainer of a config; it stores the config with the run."""
+def make_trainer(config: Config, arguments: dict[str, Any], stores_config: bool = True) -> Trainer:
+    """Return the Trainer of a config, which stores the config with the run.
+
+    Raises:
+        ConfigError: an argument is out of range.
+    """
     callbacks = arguments["callbacks"]
     given = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks] if callbacks is not None else []
-    return Trainer(**{**arguments, "callbacks": [*given, SaveConfigCallback(config.text)]})
+    try:
+        return Trainer(**{**arguments, "callbacks": [*given, SaveConfigCallback(config.text)] if stores_config else given})
+    except ConfigError as error:
+        name = re.match(r"\w+", str(error))  # an argument that is out of range comes first in the text
+        where = config.where("trainer", name[0]) if name else None
+        if where is None:
+            raise
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def find_checkpoint(command: str, trainer: Trainer, ckpt_path: str | None, must_exist: bool) -> str | None:
@@ -93,5 +106,5 @@ def say_how_to_go_on(trainer: Trainer, started: float, args: list[str]) -> None:
     except CheckpointError:
         return
     if newest is not None and "://" not in newest and os.path.getmtime(newest) >= started:
-        rest = " ".join(arg for arg in args if arg != "--resume")
-        print(f"Its newest checkpoint is {report.shown(newest)}. Go on with: raylit fit {rest} --resume", file=sys.stderr, flush=True)
+        again = shlex.join(report.without_ckpt_path(args))
+        print(f"Its newest checkpoint is {report.shown(newest)}. Go on with:\n  raylit fit {again} --resume", file=sys.stderr, flush=True)

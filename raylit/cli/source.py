@@ -12,6 +12,8 @@ import yaml
 
 from raylit.errors import ConfigError, did_you_mean
 
+_MISSING = object()
+
 
 @dataclass(frozen=True)
 class Source:
@@ -48,7 +50,9 @@ def read_arguments(args: Sequence[str]) -> list[Source]:
         if not equals:
             value = next(rest, "--")
             if value.startswith("--"):
-                raise ConfigError(f"{flag} wants a value, such as {flag} VALUE.")
+                raise ConfigError(
+                    f"{flag} wants a value: {flag} VALUE.{did_you_mean(flag, ('--verbose', '--resume', '--print_config', '--help'))}"
+                )
         sources.append(read_file(value, "--config") if flag in ("-c", "--config") else Source(flag, _nest(flag[2:], _plain(value))))
     return sources
 
@@ -82,6 +86,17 @@ def read_file(path: str, asked_by: str) -> Source:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a config is a mapping of keys to values, such as `trainer:`; this is a {type(values).__name__}.")
     return Source(path, values, root)
+
+
+def where_given(sources: Sequence[Source], path: Sequence[str]) -> str | None:
+    """Return in words where the key at `path` was given last; None if it was not."""
+    for source in reversed(sources):
+        values: Any = source.values
+        for part in path:
+            values = values.get(part, values.get(f"{part}+", _MISSING)) if isinstance(values, dict) else _MISSING
+        if values is not _MISSING:
+            return source.where(path)
+    return None
 
 
 def dotted(path: Iterable[str | int]) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 
 from raylit.cli import report
 from raylit.cli.config import Component, Config, parse
+from raylit.cli.run import make_trainer
 from raylit.cli.source import Source, read_file
 from raylit.errors import ConfigError
-from raylit.trainer import Trainer
 
 NUM_DRAWN = 3  # values of a sampled key that are tried out before anything starts
 
@@ -26,7 +26,7 @@ def tune(args: list[str], sweep: str | None, print_config: bool) -> None:
         print(config.text, end="")
         return
     if sweep is None:
-        raise ConfigError("raylit tune needs the file that describes the sweep: --sweep configs/sweeps/digits.yaml.")
+        raise ConfigError("the file that describes the sweep is missing: --sweep configs/sweeps/digits.yaml.")
     source = read_file(sweep, "--sweep")
     from raylit.tune import SweepSpec, Tuner  # Ray is loaded only once the files are known to be good
 
@@ -37,23 +37,9 @@ def tune(args: list[str], sweep: str | None, print_config: bool) -> None:
     check_space(config, args, source, spec.space)
     config.seed()
     _, data, arguments = config.make()
-    trainer = Trainer(**arguments)
+    trainer = make_trainer(config, arguments, stores_config=False)
     result = Tuner(trainer).sweep(Component(config, "model"), Component(config, "data") if data is not None else None, spec=spec)
-    rows = [(f"best {spec.metric}", f"{result.best.score:.6g}   ({result.best.name})")]
-    rows.append(
-        (
-            "with",
-            "  ".join(
-                f"--{key} {value:.6g}" if isinstance(value, float) else f"--{key} {value}" for key, value in result.best.config.items()
-            ),
-        )
-    )
-    if result.best.checkpoint:
-        rows.append(("checkpoint", report.shown(result.best.checkpoint)))
-    rows.append(("files", report.shown(result.folder)))
-    if result.run_id is not None:
-        rows.append(("look at it", f"raylit ui   (run {result.run_id})"))
-    report.print_rows(rows)
+    report.end_of_sweep(result, trainer, args)
 
 
 def check_space(config: Config, args: list[str], source: Source, space: dict[str, Any]) -> None:
@@ -68,8 +54,7 @@ def check_space(config: Config, args: list[str], source: Source, space: dict[str
             try:
                 parse(config.command, [*args, flag])
             except ConfigError as error:
-                reason = str(error).removeprefix(f"--{key}: ")
-                raise ConfigError(f"{source.where(('space', key))}: {reason}") from error
+                raise ConfigError(f"{source.where(('space', key))}: {str(error).removeprefix('--')}") from error
 
 
 def examples(values: Any) -> Iterator[Any]:

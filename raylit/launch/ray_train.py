@@ -17,6 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from raylit.errors import LaunchError
 from raylit.job import Job, Result
 from raylit.launch.cluster import connect, is_verbose
+from raylit.launch.parcel import Parcel
 from raylit.launch.relay import Relay, RemoteScreen, echoing
 from raylit.messages import info
 from raylit.rng import seed_everything
@@ -41,17 +42,19 @@ class RayTrainLauncher:
         """See `Launcher.launch`."""
         trainer = job.trainer
         resources = {"CPU": 1.0, **({"GPU": 1.0} if trainer.use_gpu else {}), **(trainer.resources_per_worker or {})}
-        is_ours = connect(trainer.num_workers, resources)
+        job.returns_state = True
+        work = _Work(job)
+        work.shows_prints = connect(trainer.num_workers, resources)
         info(
             f"Starting {trainer.num_workers} Ray workers, each with {', '.join(f'{amount:g} {name}' for name, amount in resources.items())}."
         )
         with Relay() as relay:
-            job.display, job.returns_state = relay.screen, True
-            ray_trainer = TorchTrainer(
-                _Work(job, relay.screen, is_ours),
+            work.screen = relay.screen
+            ray_trainer: Any = TorchTrainer(
+                work,  # type: ignore[arg-type]  # likewise
                 torch_config=TorchConfig(),
                 scaling_config=ScalingConfig(num_workers=trainer.num_workers, use_gpu=trainer.use_gpu, resources_per_worker=resources),
-                run_config=RunConfig(
+                run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees Ray Train's first version, which v2 replaces at run time
                     name=f"{job.fn}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
                     storage_path=trainer.storage_path or os.path.join(trainer.default_root_dir, "raylit_runs"),
                     failure_config=FailureConfig(max_failures=trainer.max_failures),
@@ -59,7 +62,7 @@ class RayTrainLauncher:
                 ),
             )
             try:
-                result: Any = ray_trainer.fit().return_value
+                result = ray_trainer.fit().return_value
             except TrainingFailedError as error:
                 _raise_original(error)
         if not isinstance(result, Result):
@@ -68,29 +71,42 @@ class RayTrainLauncher:
 
 
 class _Work:
-    """What each worker calls; a class, so that what it needs is pickled with it."""
+    """What each worker calls; a class, so that what it needs is pickled with it.
 
-    def __init__(self, job: Job, screen: RemoteScreen, shows_prints: bool) -> None:
-        self.job = job
-        self.screen = screen
-        self.shows_prints = shows_prints
+    Attributes:
+        screen: where rank 0 shows its progress.
+        shows_prints: whether what is printed is shown there too.
+    """
+
+    screen: RemoteScreen
+    shows_prints: bool
+
+    def __init__(self, job: Job) -> None:
+        trainer = job.trainer
+        parts = {
+            "The LightningModule": job.module,
+            "The LightningDataModule": job.datamodule,
+            **{f"The {stage} data": loaders for stage, loaders in job.data.items()},
+            **{f"The callback {type(callback).__name__}": callback for callback in trainer.callbacks},
+            **{f"The logger {type(logger).__name__}": logger for logger in trainer.loggers},
+        }
+        self.parcel = Parcel(job, parts)
         self.started_at = time.time()
         self.seed = os.environ.get("PL_GLOBAL_SEED")
-        self.folder = os.getcwd()
 
     def __call__(self) -> Result | None:
         rank = int(os.environ["RANK"])
-        if os.path.isdir(self.folder):
-            os.chdir(self.folder)
-        if self.seed is not None:
-            # the same weights come from the driver; what is drawn during training (dropout) differs between ranks
-            seed_everything(int(self.seed) + rank, verbose=False)
-            os.environ["PL_GLOBAL_SEED"] = self.seed
-        if self.job.fn == "fit":
-            self.job.ckpt_path = newest_since(self.job, self.started_at) or self.job.ckpt_path
         with echoing(self.screen, rank) if self.shows_prints else contextlib.nullcontext():
             try:
-                result = run_job(self.job)
+                job: Job = self.parcel.unpack()
+                job.display = self.screen
+                if self.seed is not None:
+                    # the same weights come from the driver; what is drawn during training (dropout) differs between ranks
+                    seed_everything(int(self.seed) + rank, verbose=False)
+                    os.environ["PL_GLOBAL_SEED"] = self.seed
+                if job.fn == "fit":
+                    job.ckpt_path = newest_since(job, self.started_at) or job.ckpt_path
+                result = run_job(job)
             except Exception as error:
                 raise WorkerFailure.of(error) from None
             finally:
@@ -166,11 +182,17 @@ def _raise_original(error: TrainingFailedError) -> None:
         # when a worker dies, those that were waiting for it fail too
         if not dead or not _lost_peer(failure):
             raise failure.original() from WorkerTraceback(failure.text)
-    reasons = [f"rank {rank}: {(str(failure).strip() or type(failure).__name__).splitlines()[0]}" for rank, failure in dead.items()]
+    reasons = [f"rank {rank}: {_reason(failure)}" for rank, failure in dead.items()]
     raise LaunchError(
         f"The Ray workers ended without finishing ({'; '.join(reasons) or str(error).strip().splitlines()[-1]})."
         " Trainer(max_failures=1) has them restarted from the newest checkpoint."
     ) from error
+
+
+def _reason(failure: Exception) -> str:
+    """Return the telling line of one of Ray's errors, without its list of what might have been."""
+    lines = (str(failure).strip() or type(failure).__name__).splitlines()
+    return next((line for line in lines if line.startswith("The actor is dead")), lines[0]).partition(" Some common causes")[0].rstrip(".")
 
 
 def _lost_peer(failure: WorkerFailure) -> bool:

@@ -89,7 +89,7 @@ class Relay:
 
     def __init__(self, every_s: float = 0.2) -> None:
         actor = ray.remote(num_cpus=0)(_Mailbox)
-        self._mailbox = actor.remote()
+        self._mailbox: Any = actor.remote()
         self.screen = RemoteScreen(self._mailbox)
         self.every_s = every_s
         self._ended = threading.Event()

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from raylit.errors import ConfigError, MissingPackageError
 from raylit.loggers import store
 from raylit.loggers.base import Logger
-from raylit.loggers.store import Entry, RunStore
+from raylit.loggers.spool import Spool, replay
+from raylit.loggers.store import PARENT_TAG, Entry, RunStore
 from raylit.loggers.upload import CheckpointUploader, best_tags
 from raylit.loggers.writer import BackgroundWriter
 from raylit.messages import info, warn, warn_once
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     from raylit.callbacks.checkpoint import Checkpoint
 
-PARENT_TAG = "mlflow.parentRunId"
 STATUSES = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
@@ -54,6 +54,9 @@ class MLFlowLogger(Logger):
 
     An MLflow run that is active in the calling thread, or named by MLFLOW_RUN_ID, is logged into, and its status is left to whoever
     started it. Checkpoints are uploaded by a thread, so a `log_model` of many large files can lag behind the training.
+
+    Once a run has started, nothing here stops it: while the store does not answer, what is logged waits, in memory and in `<save_dir>/unsent`,
+    from where the next run with this `save_dir` sends it if this one ends first.
 
     Args:
         experiment_name: found, or created.
@@ -104,6 +107,7 @@ class MLFlowLogger(Logger):
         self._run_id = self._given_run_id = run_id
         self._resumed_run_id: str | None = None
         self._has_run = self._was_opened = False
+        self._is_fresh = False
         self._owns_run = True  # its status is ours to set, not the user's
         self._context_tags: dict[str, str] = {}
         # Values newer than `_newest_before` that are there when a process starts were written by one that died (`_may_replay`).
@@ -181,6 +185,47 @@ class MLFlowLogger(Logger):
         child._experiment_id = self._experiment_id
         return child
 
+    def sibling(self, run_name: str) -> MLFlowLogger:
+        """Return a logger with the same settings and another run name, whose `open` creates a run of its own.
+
+        If the user has a run active then, the new one is nested below it.
+        """
+        sibling = MLFlowLogger(
+            self._experiment_name,
+            run_name,
+            self._tracking_uri,
+            self.tags,
+            self._files_dir,
+            self._log_model,
+            self._prefix,
+            self._artifact_location,
+        )
+        sibling._is_fresh = True
+        return sibling
+
+    def close_children(self, status: str) -> None:
+        """Set the end state of the runs below this one that have none yet, because their processes died. Driver.
+
+        Args:
+            status: `success`, `failed` or `killed`.
+        """
+        try:
+            children = store.running_children(self.experiment, str(self.experiment_id), str(self.run_id))
+            for run_id in children:
+                self.experiment.set_terminated(run_id, STATUSES.get(status, "FAILED"))
+        except Exception as error:
+            warn(f"MLflow may go on showing runs below {self._run_id} as running: {error}")
+
+    def log_text(self, text: str, artifact_file: str) -> None:
+        """Keep a text as an artifact of the run. Does not block.
+
+        Args:
+            text: what the file is to hold.
+            artifact_file: its path among the artifacts, such as `config/config.yaml`.
+        """
+        path = "/".join(part for part in artifact_file.split("/") if part not in ("", ".", ".."))  # MLflow takes no others
+        self._writer.put([Entry("text", path or "_", text)], keep=True)
+
     def resume(self, run_id: str) -> None:
         """Go on with the run of a checkpoint. Driver, before `open`; a `run_id` given by the user, and their active run, come first."""
         self._resumed_run_id = run_id
@@ -236,7 +281,9 @@ class MLFlowLogger(Logger):
         client = store.connect(uri, artifact_root)
         self._tracking_uri, self._files_dir = uri, self._files_dir or artifact_root
         self._context_tags = resolve_tags()
-        all_tags = {key: str(value) for key, value in {**tags, **self.tags}.items()}
+        replay(self.save_dir, uri, lambda run_id, entries: RunStore(uri, run_id, None).write(entries))
+        nested = {PARENT_TAG: store.active_run_id(uri)} if self._is_fresh else {}
+        all_tags = {key: str(value) for key, value in {**nested, **tags, **self.tags}.items() if value is not None}
         run = self._continue_run(client, all_tags)
         if run is None:
             if self._experiment_id is None:
@@ -251,7 +298,7 @@ class MLFlowLogger(Logger):
         from mlflow.exceptions import MlflowException
 
         active = store.active_run_id(str(self._tracking_uri))
-        run_id = self._run_id or (None if PARENT_TAG in self.tags else active) or self._resumed_run_id
+        run_id = self._run_id or (None if self._is_fresh or PARENT_TAG in self.tags else active) or self._resumed_run_id
         self._owns_run = run_id is None or run_id != active
         self._may_replay = run_id is not None and run_id == self._resumed_run_id
         self._newest_before = {}
@@ -286,8 +333,9 @@ class MLFlowLogger(Logger):
     @property
     def _writer(self) -> BackgroundWriter[Entry]:
         if self._live.writer is None:
-            run_store = self._run_store
-            self._live.writer = BackgroundWriter(run_store.write, f"metrics to MLflow at {store.without_password(str(self._tracking_uri))}")
+            run_store, uri = self._run_store, str(self._tracking_uri)
+            spool = Spool(self.save_dir, uri, str(self._run_id))
+            self._live.writer = BackgroundWriter(run_store.write, f"metrics to MLflow at {store.without_password(uri)}", hold=spool.hold)
         return self._live.writer
 
     @property

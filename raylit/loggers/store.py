@@ -22,14 +22,15 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-MAX_NAME_LENGTH, MAX_PARAM_LENGTH = 250, 6000  # as in mlflow.utils.validation
+MAX_NAME_LENGTH, MAX_PARAM_LENGTH, MAX_ENTRIES = 250, 6000, 1000  # as in mlflow.utils.validation
+PARENT_TAG = "mlflow.parentRunId"
 DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 class Entry(NamedTuple):
-    """Something to write into a run: a metric, a parameter, a tag, or its status."""
+    """Something to write into a run: a metric, a parameter, a tag, a text (`key` is its artifact file), or the run's status."""
 
-    kind: Literal["metric", "param", "tag", "status"]
+    kind: Literal["metric", "param", "tag", "text", "status"]
     key: str
     value: Any
     time_ms: int = 0
@@ -82,6 +83,9 @@ class RunStore:
                 tags[key] = value
         try:
             client.log_batch(self._run_id, metrics, [Param(*item) for item in params.items()], [RunTag(*item) for item in tags.items()])
+            for entry in entries:
+                if entry.kind == "text":
+                    client.log_text(self._run_id, entry.value, entry.key)
         except MlflowException as error:
             if error.error_code == "INVALID_PARAMETER_VALUE":
                 raise Rejected(str(error)) from error
@@ -184,6 +188,24 @@ def connect(uri: str, artifact_root: str | None) -> MlflowClient:
     if artifact_root is not None:
         _local_store(uri, artifact_root)
     return MlflowClient(tracking_uri=uri)
+
+
+def running_children(client: MlflowClient, experiment_id: str, run_id: str) -> list[str]:
+    """Return the ids of the runs below `run_id` that have not ended.
+
+    Raises:
+        Exception: the store does not answer.
+    """
+    check_answers(client.tracking_uri)
+    found: list[str] = []
+    token: str | None = None
+    while True:
+        query = f"tags.`{PARENT_TAG}` = '{run_id}' and attributes.status = 'RUNNING'"
+        page = client.search_runs([experiment_id], query, max_results=1000, page_token=token)
+        found += [run.info.run_id for run in page]
+        token = page.token
+        if not token:
+            return found
 
 
 def client_of(uri: str) -> MlflowClient:

@@ -32,6 +32,8 @@ class BackgroundWriter(Generic[T]):
         max_waiting: items kept while the store does not answer; beyond it the oldest are dropped, with a warning.
         interval_s: shortest time between two calls of `write`.
         max_backoff_s: longest pause between two attempts.
+        hold: told of all that waits when the store does not answer, at every attempt and at the end, and of nothing when all is written:
+            to keep it where it outlives this process. Returns whether it did.
     """
 
     def __init__(
@@ -43,9 +45,11 @@ class BackgroundWriter(Generic[T]):
         max_waiting: int = 200_000,
         interval_s: float = 0.5,
         max_backoff_s: float = 30.0,
+        hold: Callable[[list[T]], bool] | None = None,
     ) -> None:
         self._write, self._what = write, what
         self._max_batch, self._max_waiting = max_batch, max_waiting
+        self._hold, self._is_held, self._holding = hold, False, threading.Lock()
         self._interval_s, self._max_backoff_s = interval_s, max_backoff_s
         self._kept: deque[T] = deque()  # few and dear: written first, never dropped
         self._queue: deque[T] = deque()
@@ -92,7 +96,7 @@ class BackgroundWriter(Generic[T]):
             busy_timeout_s: the same while a first attempt is under way that has not failed yet, for writes that take long.
 
         Returns:
-            The number of items left, which are lost. A warning says how many, too.
+            The number of items left, which are lost unless they are held. A warning says how many, too.
         """
         atexit.unregister(self.close)
         with self._wake:
@@ -108,12 +112,22 @@ class BackgroundWriter(Generic[T]):
             num_left = self._num_waiting()
             self._abandoned = True
             self._wake.notify_all()
+        is_held = self._hold_waiting()
         if num_left or self._num_dropped or self._num_rejected > 1:
             log.warning(
-                f"Not written ({self._what}): {num_left} for which there was no time at the end, "
+                f"Not written ({self._what}): {num_left} for which there was no time at the end{', kept for the next run' if is_held else ''}, "
                 f"{self._num_dropped} dropped because too much was waiting, {self._num_rejected} that the store refused."
             )
         return num_left
+
+    def _hold_waiting(self) -> bool:
+        """Have what waits kept elsewhere."""
+        with self._holding:  # the thread and whoever is in `close`
+            with self._wake:
+                waiting = [*self._batch, *self._kept, *self._queue]
+            if self._hold is not None and (waiting or self._is_held):
+                self._is_held = self._hold(waiting) and bool(waiting)
+            return self._is_held
 
     def _num_waiting(self) -> int:
         return len(self._kept) + len(self._queue) + len(self._batch)
@@ -154,6 +168,8 @@ class BackgroundWriter(Generic[T]):
                 continue
             self._succeed(size)
             size = len(self._batch)
+        if self._is_held and not self._num_waiting():
+            self._hold_waiting()
 
     def _succeed(self, size: int) -> None:
         with self._wake:
@@ -177,6 +193,8 @@ class BackgroundWriter(Generic[T]):
                 self._changed_at = time.monotonic()
             self._num_failures += 1
             self._wake.notify_all()
+        self._hold_waiting()
+        with self._wake:
             was_closing = self._closing
             pause_s = min(0.5 * 2 ** min(self._num_failures, 10), self._max_backoff_s, 1.0 if was_closing else math.inf)
             self._wake.wait_for(lambda: self._abandoned or self._closing != was_closing, timeout=pause_s)

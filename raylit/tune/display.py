@@ -54,12 +54,19 @@ def print_table(trials: list[TrialResult], spec: SweepSpec) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("trial", f"{spec.metric} ({spec.mode})", *spec.space, "reports", "s", "", title=f"sweep {spec.name}")
+    failed = any(trial.error for trial in trials)
+    columns = ["trial", f"{spec.metric} ({spec.mode})", *spec.space, "reports", "seconds", *(["error"] if failed else [])]
+    table = Table(*columns, title=f"Sweep {spec.name}, best first")
     for trial in trials:
         score = short(trial.score) if trial.score is not None else "-"
         values = [short(trial.config.get(key, "")) for key in spec.space]
-        table.add_row(trial.name, score, *values, str(trial.iterations), f"{trial.time_s:.0f}", trial.error or "")
+        table.add_row(trial.name, score, *values, str(trial.iterations), f"{trial.time_s:.0f}", *([trial.error or ""] if failed else []))
     Console().print(table)
+    best = trials[0] if trials and trials[0].score is not None else None
+    if best is not None:
+        print("Best:", "  ".join(f"{key}={short(value)}" for key, value in best.config.items()))
+        if best.checkpoint:
+            print("Checkpoint:", best.checkpoint)
 
 
 def short(value: Any) -> str:

@@ -121,7 +121,7 @@ class SweepSpec:
             return self.search
         name, arguments = _named(self.search, "search")
         if name in ("random", "grid"):
-            return BasicVariantGenerator(random_state=self.seed, **arguments)
+            return BasicVariantGenerator(random_state=self.seed, **{"max_concurrent": self.max_concurrent or 0, **arguments})
         if name == "optuna":
             try:
                 import optuna
@@ -153,7 +153,8 @@ class SweepSpec:
                 f"scheduler: {name!r} is not known.{did_you_mean(name, SCHEDULERS)} Use one of {', '.join(SCHEDULERS)}, or an object of ray.tune.schedulers."
             )
         try:
-            return SCHEDULERS[name](**arguments)
+            scheduler: TrialScheduler = SCHEDULERS[name](**arguments)
+            return scheduler
         except (TypeError, ValueError, AssertionError) as error:
             raise ConfigError(f"scheduler: {name} does not take {arguments}: {error}.") from error
 

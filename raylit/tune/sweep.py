@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray import tune
+from ray.tune.search import Searcher
 
 from raylit.datamodule import LightningDataModule
 from raylit.errors import ConfigError, LaunchError
 from raylit.launch.cluster import connect
+from raylit.launch.parcel import Parcel
 from raylit.loggers import MLFlowLogger
 from raylit.messages import info
 from raylit.module import LightningModule
@@ -202,18 +204,22 @@ class Tuner:
     def _run(self, spec: SweepSpec, name: str, storage: str, plan: TrialPlan) -> tune.ResultGrid:
         """Run the trials on Ray Tune."""
         os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths of user code mean what they mean elsewhere
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints tables whatever `verbose` says
+        search = spec.make_search()
         stop = {key: value for key, value in spec.stop.items() if key != "time_budget_s"}
         resources = {"cpu" if key == "CPU" else "gpu" if key == "GPU" else key: amount for key, amount in spec.resources.items()}
 
+        parcel = Parcel(plan, {"The model": plan.model, "The datamodule": plan.data, "The Trainer": plan.trainer})
+
         def trainable(config: dict[str, Any]) -> None:
-            plan(config)
+            parcel.unpack()(config)
 
         tuner = tune.Tuner(
             tune.with_resources(trainable, resources),
             param_space=dict(spec.space),
             tune_config=tune.TuneConfig(
-                metric=spec.metric, mode=spec.mode, num_samples=spec.num_samples, search_alg=spec.make_search(), scheduler=spec.make_scheduler(),
-                max_concurrent_trials=spec.max_concurrent, time_budget_s=spec.stop.get("time_budget_s"),
+                metric=spec.metric, mode=spec.mode, num_samples=spec.num_samples, search_alg=search, scheduler=spec.make_scheduler(),
+                max_concurrent_trials=spec.max_concurrent if isinstance(search, Searcher) else None, time_budget_s=spec.stop.get("time_budget_s"),
                 trial_name_creator=_trial_name, trial_dirname_creator=_trial_name,
             ),
             run_config=tune.RunConfig(name=name, storage_path=storage, stop=stop or None, verbose=0, callbacks=[SweepDisplay(spec)]),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ray import cloudpickle, tune
+from ray import tune
 
 from raylit.callbacks import Checkpoint, ModelCheckpoint
 from raylit.errors import ConfigError, Stopped
@@ -44,18 +44,17 @@ class TrialPlan:
 
     def __call__(self, config: dict[str, Any]) -> None:
         """Run one trial with the sampled values of `config`."""
-        plan: TrialPlan = cloudpickle.loads(cloudpickle.dumps(self))  # trials that share a process must not share objects
         name = tune.get_context().get_trial_name()
         scopes: dict[str, dict[str, Any]] = {"model": {}, "data": {}, "trainer": {}}
         for key, value in config.items():
             scope, _, argument = key.partition(".")
             scopes[scope][argument] = value
-        if plan.seed is not None:
-            seed_everything(int(plan.seed), verbose=False)
-        trainer = plan.make_trainer(name, scopes["trainer"], config)
-        model = plan.model(**scopes["model"])
-        data = plan.data(**scopes["data"]) if plan.data is not None else None
-        trainer.fit(model, datamodule=data, **plan.fit_arguments)
+        if self.seed is not None:
+            seed_everything(int(self.seed), verbose=False)
+        trainer = self.make_trainer(name, scopes["trainer"], config)
+        model = self.model(**scopes["model"])
+        data = self.data(**scopes["data"]) if self.data is not None else None
+        trainer.fit(model, datamodule=data, **self.fit_arguments)
 
     def make_trainer(self, name: str, arguments: dict[str, Any], config: dict[str, Any]) -> Trainer:
         """Return the Trainer of the trial called `name`: its files in a folder of its own, its run below the sweep's."""

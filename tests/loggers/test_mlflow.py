@@ -1,86 +1,23 @@
 from __future__ import annotations
 
-import logging
 import math
 import os
 import pickle
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
 
+import raylit as pl
 from raylit.errors import ConfigError
 from raylit.loggers import Logger, MLFlowLogger
+from raylit.testing import TinyModel
 from raylit.testing.loggers import LoggerConformance, log_in_another_process
-
-
-@pytest.fixture(autouse=True)
-def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_ALLOW_FILE_STORE"):
-        monkeypatch.delenv(name, raising=False)
-    yield
-    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # Lightning's logger sets it
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database that is set up, which takes MLflow some seconds; copy it for a store of your own."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").create_experiment("warm", artifact_location=str(path.parent / "mlruns"))
-    return path
-
-
-@pytest.fixture(scope="session")
-def uri(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A store for all tests that do not look at how it lies on the disk."""
-    path = shutil.copy(empty_database, tmp_path_factory.mktemp("shared") / "mlflow.db")
-    client = MlflowClient(f"sqlite:///{path}")
-    for name in ("lightning_logs", "theirs"):
-        client.create_experiment(name, artifact_location=str(Path(path).parent / "mlruns"))
-    return f"sqlite:///{path}"
-
-
-@pytest.fixture
-def said() -> Iterator[list[str]]:
-    """What raylit says through its logger."""
-    texts: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: texts.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("raylit").addHandler(handler)
-    yield texts
-    logging.getLogger("raylit").removeHandler(handler)
-
-
-def opened(logger: MLFlowLogger, tmp_path: Path, **tags: str) -> MLFlowLogger:
-    logger.open(default_root_dir=str(tmp_path), tags=tags)
-    return logger
-
-
-def run_of(logger: Any) -> Run:
-    run: Run = logger.experiment.get_run(logger.run_id)
-    return run
-
-
-def history(logger: Any, key: str) -> list[tuple[int, float]]:
-    return [(metric.step, metric.value) for metric in logger.experiment.get_metric_history(logger.run_id, key)]
-
-
-def artifacts(logger: Any, path: str | None = None) -> list[str]:
-    found: list[str] = []
-    for item in logger.experiment.list_artifacts(logger.run_id, path):
-        found += artifacts(logger, item.path) if item.is_dir else [item.path]
-    return sorted(found)
+from tests.loggers.mlflow_store import artifacts, history, opened, run_of
 
 
 class TestConformance(LoggerConformance):
@@ -99,9 +36,6 @@ class TestConformance(LoggerConformance):
     def status(self, logger: Logger) -> str | None:
         assert isinstance(logger, MLFlowLogger)
         return str(run_of(logger).info.status)
-
-
-# --- what is recorded ---
 
 
 def test_a_run_knows_who_where_and_what(uri: str, tmp_path: Path) -> None:
@@ -192,9 +126,6 @@ def test_the_status_is_set_by_close_alone_once_there_was_a_trainer(uri: str, tmp
     logger.close("success")
     logger.finalize("failed")
     assert run_of(logger).info.status == "FINISHED"
-
-
-# --- which run ---
 
 
 def test_a_given_run_is_continued(uri: str, tmp_path: Path) -> None:
@@ -288,282 +219,82 @@ def test_a_deleted_experiment(uri: str, tmp_path: Path) -> None:
         opened(MLFlowLogger("gone", tracking_uri=uri), tmp_path)
 
 
-# --- where it lies ---
-
-
-def test_by_default_all_lies_in_the_root_folder(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    root = tmp_path / "a b"  # a new database, with a blank in its path
-    logger = MLFlowLogger()
-    assert logger.save_dir == str(tmp_path / "mlruns")
-    assert logger.log_dir is None  # nothing was created by asking
-    opened(logger, root)
-    logger.experiment.log_text(str(logger.run_id), "hello", "note.txt")
-    folder = root / "mlruns" / str(logger.name) / str(logger.version)
-    assert logger.tracking_uri == f"sqlite:///{root}/mlflow.db"
-    assert logger.where() == f"mlflow ui --backend-store-uri 'sqlite:///{root}/mlflow.db'"
-    assert logger.save_dir == str(root / "mlruns")
-    assert str(logger.log_dir) == str(folder)
-    assert (folder / "artifacts" / "note.txt").read_text() == "hello"
-    assert [path.name for path in tmp_path.iterdir()] == ["a b"]
-    logger.close("success")
-    second = opened(MLFlowLogger(), root)
-    assert second.experiment_id == logger.experiment_id
-    second.close("success")
-
-
-@pytest.mark.parametrize("arguments", [{"save_dir": "runs"}, {"tracking_uri": "file:./runs"}, {"tracking_uri": "./runs"}], ids=str)
-def test_a_folder_gets_a_database(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, str]) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").mkdir()
-    shutil.copy(empty_database, tmp_path / "runs")
-    logger = opened(MLFlowLogger(**arguments), tmp_path / "root")  # type: ignore[arg-type]
-    assert logger.tracking_uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
-    assert logger.log_dir == f"{tmp_path}/runs/{logger.name}/{logger.version}"
-    assert run_of(logger).info.artifact_uri == f"{logger.log_dir}/artifacts"
-    logger.close("success")
-
-
-def test_relative_databases_and_the_environment(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(empty_database, tmp_path / "my.db")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///my.db")
-    logger = opened(MLFlowLogger(), tmp_path / "root")
-    monkeypatch.chdir("/")
-    assert logger.tracking_uri == f"sqlite:///{tmp_path}/my.db"
-    assert logger.save_dir == str(tmp_path / "root" / "mlruns")
-    logger.close("success")
-    assert run_of(logger).info.status == "FINISHED"
-
-
-def test_a_store_of_plain_files_is_not_hidden_by_a_new_one(tmp_path: Path) -> None:
-    (tmp_path / "mlruns" / "0").mkdir(parents=True)
-    (tmp_path / "mlruns" / "0" / "meta.yaml").touch()
-    with pytest.raises(ConfigError, match="mlflow migrate-filestore --source"):
-        opened(MLFlowLogger(tracking_uri=f"file:{tmp_path}/mlruns"), tmp_path)
-
-
-def test_links_and_passwords() -> None:
-    logger = MLFlowLogger(tracking_uri="http://me:secret@host:5000")
-    logger._has_run, logger._experiment_id, logger._run_id = True, "4", "abc"
-    assert logger.where() == "http://me:***@host:5000/#/experiments/4/runs/abc"
-
-
-# --- checkpoints ---
-
-
-class Callback:
-    """Has the attributes of a ModelCheckpoint and writes real files."""
-
-    def __init__(self, folder: Path, save_top_k: int = 1) -> None:
-        self.folder, self.save_top_k = folder, save_top_k
-        self.monitor, self.mode, self.save_last, self.save_weights_only = "val_loss", "min", None, False
-        self.best_model_path, self.last_model_path = "", ""
-        self.best_model_score: float | None = None
-        self.current_score: float | None = None
-        self.best_k_models: dict[str, float] = {}
-        folder.mkdir(parents=True)
-
-    def save(self, name: str, score: float, keep: int = 1) -> None:
-        path = str(self.folder / name)
-        Path(path).write_text(f"weights {score}")
-        self.current_score = self.best_k_models[path] = score
-        while len(self.best_k_models) > keep:
-            worst = max(self.best_k_models, key=self.best_k_models.__getitem__)
-            del self.best_k_models[worst]
-            Path(worst).unlink()
-        self.best_model_path = min(self.best_k_models, key=self.best_k_models.__getitem__)
-        self.best_model_score = self.best_k_models[self.best_model_path]
-
-
-@pytest.mark.parametrize(("log_model", "save_top_k"), [(True, 2), ("all", 2), (True, -1), (False, 2)])
-def test_checkpoints_become_artifacts_as_in_lightning(uri: str, tmp_path: Path, log_model: Any, save_top_k: int) -> None:
-    from lightning.pytorch.loggers import MLFlowLogger as LightningMLFlowLogger
-
-    ours = opened(MLFlowLogger(tracking_uri=uri, log_model=log_model), tmp_path)
-    theirs: Any = LightningMLFlowLogger(tracking_uri=uri, log_model=log_model)
-    for logger, folder in ((ours, tmp_path / "ours"), (theirs, tmp_path / "theirs")):
-        logger.log_metrics({"val_loss": 0.3}, 1)
-        callback: Any = Callback(folder, save_top_k)
-        for step, score in enumerate([0.3, 0.4, 0.2, 0.1]):
-            callback.save(f"epoch={step}-val_loss={score}.ckpt", score, keep=2 if save_top_k > 0 else 100)
-            logger.after_save_checkpoint(callback)
-        logger.finalize("success")
-    assert artifacts(ours) == artifacts(theirs)
-    assert bool(artifacts(ours)) is bool(log_model)
-    for path in artifacts(ours):
-        if not path.endswith("aliases.txt"):  # Lightning's tell the time of the upload, by which "all" may be "best" for a while
-            read = [Path(logger.experiment.download_artifacts(str(logger.run_id), path)).read_text() for logger in (ours, theirs)]
-            assert read[0] == read[1]
-    assert not list((tmp_path / "ours").glob(".*")), "the links made for uploads are gone"
-    tags = run_of(ours).data.tags
-    assert tags["raylit.best_model_path"] == str(tmp_path / "ours" / "epoch=3-val_loss=0.1.ckpt")
-    assert float(tags["raylit.best_model_score"]) == 0.1
-    ours.close("success")
-
-
-def test_a_checkpoint_that_is_deleted_at_once_is_uploaded_all_the_same(uri: str, tmp_path: Path) -> None:
-    logger = opened(MLFlowLogger(tracking_uri=uri, log_model="all"), tmp_path)
-    callback: Any = Callback(tmp_path / "checkpoints")
-    for step in range(5):
-        callback.save(f"step={step}.ckpt", 1.0 - step / 10, keep=1)
-        logger.after_save_checkpoint(callback)
-    assert len(list((tmp_path / "checkpoints").glob("*.ckpt"))) == 1
-    logger.finalize("success")
-    logger.close("success")
-    assert [path for path in artifacts(logger) if path.endswith(".ckpt")] == [f"step={step}/step={step}.ckpt" for step in range(5)]
-
-
-def test_several_callbacks_and_sharded_checkpoints(uri: str, tmp_path: Path) -> None:
-    logger = opened(MLFlowLogger(tracking_uri=uri, log_model=True), tmp_path)
-    one: Any = Callback(tmp_path / "one")
-    two: Any = Callback(tmp_path / "two")
-    two.monitor = None
-    (tmp_path / "two" / "sharded").mkdir()
-    (tmp_path / "two" / "sharded" / "rank_0.distcp").write_text("weights")
-    two.best_model_path = str(tmp_path / "two" / "sharded")
-    one.save("one.ckpt", 0.5)
-    logger.after_save_checkpoint(two)
-    logger.after_save_checkpoint(one)
-    logger.finalize("success")
-    logger.close("success")
-    assert [path for path in artifacts(logger) if "." in path and not path.endswith((".yaml", ".txt"))] == [
-        "one/one.ckpt",
-        "sharded/sharded/rank_0.distcp",
-    ]
-    assert run_of(logger).data.tags["raylit.best_model_score"] == "0.5"
-
-
-# --- when it breaks ---
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def test_a_server_that_is_not_there_is_an_error_at_once(tmp_path: Path) -> None:
-    start = time.monotonic()
-    with pytest.raises(ConfigError, match=r"cannot reach its store http://.*\n.*mlflow server") as raised:
-        opened(MLFlowLogger(tracking_uri=f"http://me:secret@127.0.0.1:{free_port()}"), tmp_path)
-    assert "secret" not in str(raised.value)
-    with pytest.raises(ConfigError, match="cannot reach its store postgresql://me:"):
-        opened(MLFlowLogger(tracking_uri=f"postgresql://me:secret@127.0.0.1:{free_port()}/db"), tmp_path)
-    assert time.monotonic() - start < 15
-
-
-def test_a_folder_that_cannot_be_made_is_an_error_at_once() -> None:
-    with pytest.raises(ConfigError, match="cannot reach its store sqlite:"):
-        opened(MLFlowLogger(), Path("/proc/nowhere"))
-
-
-def test_a_database_that_goes_away_and_comes_back(empty_database: Path, tmp_path: Path, said: list[str]) -> None:
-    path = Path(shutil.copy(empty_database, tmp_path / "mlflow.db"))
-    driver = opened(MLFlowLogger(tracking_uri=f"sqlite:///{path}"), tmp_path)
-    worker: MLFlowLogger = pickle.loads(pickle.dumps(driver))
-    path.rename(tmp_path / "away.db")
-    start = time.monotonic()
-    worker.log_hyperparams({"lr": 0.1})
-    for step in range(100):
-        worker.log_metrics({"loss": float(step)}, step)
-    assert time.monotonic() - start < 2  # mlflow is loaded already
-    time.sleep(0.5)
-    with pytest.raises(FileNotFoundError, match="need a server"):
-        _ = worker.experiment
-    assert not path.exists(), "no empty database may be made in its place"
-    assert len([text for text in said if "is not on this machine" in text]) == 1
-    (tmp_path / "away.db").rename(path)
-    worker.finalize("success")
-    driver.close("success")
-    assert history(driver, "loss") == [(step, float(step)) for step in range(100)]
-    assert run_of(driver).data.params == {"lr": "0.1"}
-    assert run_of(driver).info.status == "FINISHED"
-
-
-def test_a_server_that_goes_away_for_good(uri: str, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from raylit.loggers.writer import BackgroundWriter
-
-    monkeypatch.setattr(BackgroundWriter.close, "__defaults__", (1.0, None))  # instead of 30 s
-    logger = opened(MLFlowLogger(tracking_uri=uri), tmp_path)
-    logger._tracking_uri = f"http://127.0.0.1:{free_port()}"
-    start = time.monotonic()
-    for step in range(100):
-        logger.log_metrics({"loss": float(step)}, step)
-    assert time.monotonic() - start < 0.5
-    logger.finalize("success")
-    with pytest.warns(UserWarning, match="may go on showing"):
-        logger.close("success")
-    assert time.monotonic() - start < 12
-    assert any("100 for which there was no time" in text for text in said)
-
-
-def start_server(database: Path, port: int) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        f"sqlite:///{database}",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    return subprocess.Popen(
-        command, cwd=database.parent, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+def test_a_sibling_is_a_run_of_its_own_in_the_same_place(uri: str, tmp_path: Path) -> None:
+    first = opened(
+        MLFlowLogger("siblings", run_name="one", tracking_uri=uri, tags={"team": "vision"}, prefix="p", log_model=True), tmp_path
     )
+    second = first.sibling("two")
+    assert second._run_id is None
+    opened(second, tmp_path)
+    second.log_metrics({"loss": 0.5}, 0)
+    second.finalize("success")
+    first.close("failed")
+    second.close("success")
+    runs = run_of(first), run_of(second)
+    assert [run.info.run_name for run in runs] == ["one", "two"]
+    assert [run.info.status for run in runs] == ["FAILED", "FINISHED"]
+    assert runs[0].info.experiment_id == runs[1].info.experiment_id
+    assert [run.data.tags["team"] for run in runs] == ["vision"] * 2
+    assert "mlflow.parentRunId" not in runs[1].data.tags
+    assert runs[1].data.metrics == {"p-loss": 0.5}
+    assert second._log_model is True
 
 
-def wait_for_server(port: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.2)
-    raise TimeoutError("the MLflow server did not start")
+def test_a_sibling_does_not_log_into_the_run_of_the_user(uri: str, tmp_path: Path) -> None:
+    mlflow.set_tracking_uri(uri)
+    with mlflow.start_run(experiment_id=MlflowClient(uri).create_experiment("of the user, too")) as active:
+        sibling = opened(MLFlowLogger("siblings of none").sibling("sweep"), tmp_path)
+        assert sibling.run_id != active.info.run_id
+        assert run_of(sibling).data.tags["mlflow.parentRunId"] == active.info.run_id
+        sibling.close("success")
+        assert run_of(sibling).info.status == "FINISHED"
 
 
-@pytest.mark.slow
-def test_a_server_that_is_restarted_loses_nothing(empty_database: Path, tmp_path: Path, said: list[str]) -> None:
-    database, port = Path(shutil.copy(empty_database, tmp_path / "mlflow.db")), free_port()
-    server = start_server(database, port)
-    try:
-        wait_for_server(port)
-        logger = opened(MLFlowLogger(tracking_uri=f"http://127.0.0.1:{port}", log_model=True), tmp_path)
-        assert logger.where() == f"http://127.0.0.1:{port}/#/experiments/{logger.name}/runs/{logger.version}"
-        slowest_s = 0.0
-        for step in range(60):
-            if step == 20:
-                time.sleep(1)  # let some be written
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait()
-            if step == 40:
-                time.sleep(1)
-                server = start_server(database, port)
-            start = time.monotonic()
-            logger.log_metrics({"loss": float(step), "epoch": 0.0}, step)
-            slowest_s = max(slowest_s, time.monotonic() - start)
-        callback: Any = Callback(tmp_path / "checkpoints")
-        callback.save("best.ckpt", 0.5)
-        logger.after_save_checkpoint(callback)
-        logger.finalize("success")
-        logger.close("success")
-        assert slowest_s < 0.1
-        assert history(logger, "loss") == [(step, float(step)) for step in range(60)]
-        assert artifacts(logger) == ["best/aliases.txt", "best/best.ckpt", "best/metadata.yaml"]
-        assert run_of(logger).info.status == "FINISHED"
-        assert len([text for text in said if "Could not write (metrics" in text]) == 1
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+def test_children_that_nobody_ended_are_closed(uri: str, tmp_path: Path) -> None:
+    parent = opened(MLFlowLogger("sweep", tracking_uri=uri), tmp_path)
+    other = opened(MLFlowLogger("sweep", tracking_uri=uri), tmp_path)
+    children = [opened(parent.child(f"trial-{number}", {}), tmp_path) for number in range(3)]
+    stranger = opened(other.child("trial-0", {}), tmp_path)
+    children[0].close("success")
+    parent.close_children("killed")
+    assert [run_of(child).info.status for child in children] == ["FINISHED", "KILLED", "KILLED"]
+    assert [run_of(logger).info.status for logger in (stranger, parent, other)] == ["RUNNING"] * 3
+    parent.close_children("success")  # there is none left
 
 
-def test_arguments_are_checked() -> None:
-    with pytest.raises(ConfigError, match="log_model='best'"):
-        MLFlowLogger(log_model="best")  # type: ignore[arg-type]
+def test_texts_become_artifacts(uri: str, tmp_path: Path) -> None:
+    logger = opened(MLFlowLogger(tracking_uri=uri), tmp_path)
+    logger.log_text("lr: 0.1\n", "config/config.yaml")
+    logger.log_text("ü", "note.txt")
+    logger.log_text("not out of the folder", "/../other/./note.txt")
+    logger.log_metrics({"loss": 0.5}, 0)
+    logger.finalize("success")
+    logger.close("success")
+    assert artifacts(logger) == ["config/config.yaml", "note.txt", "other/note.txt"]
+    read = [Path(logger.experiment.download_artifacts(str(logger.run_id), path)).read_text("utf-8") for path in artifacts(logger)]
+    assert read == ["lr: 0.1\n", "ü", "not out of the folder"]
+    assert history(logger, "loss") == [(0, 0.5)]
+
+
+def test_a_sweep_as_the_tuner_does_it(uri: str, tmp_path: Path) -> None:
+    """A parent made from the Trainer's logger, a child for each trial, each fitted by a Trainer, one killed in the middle."""
+    parent = opened(MLFlowLogger("fits", tracking_uri=uri).sibling("sweep-1"), tmp_path)
+    for number in range(2):
+        child = pickle.loads(pickle.dumps(parent)).child(f"trial-{number}", {"raylit.trial": str(number)})
+        settings: Any = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1}
+        trainer = pl.Trainer(max_epochs=1, logger=child, default_root_dir=tmp_path, **settings)
+        result = trainer.fit(TinyModel())
+        run = run_of(child)
+        assert result.run_id == child.run_id
+        assert (run.info.run_name, run.info.status) == (f"trial-{number}", "FINISHED")
+        assert run.data.tags["mlflow.parentRunId"] == parent.run_id
+        assert [step for step, _ in history(child, "train_loss")] == [0, 1, 2, 3]
+        assert [step for step, _ in history(child, "val_loss")] == [3]
+        assert run.data.params == {"batch_size": "4"}
+        assert os.path.dirname(str(result.best_model_path)) == os.path.join(str(child.log_dir), "checkpoints")
+    opened(parent.child("trial-2", {}), tmp_path)
+    parent.close_children("killed")
+    parent.close("success")
+    query = f"tags.`mlflow.parentRunId` = '{parent.run_id}'"
+    statuses = [run.info.status for run in parent.experiment.search_runs([str(parent.experiment_id)], query)]
+    assert sorted(statuses) == ["FINISHED", "FINISHED", "KILLED"]

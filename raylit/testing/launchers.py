@@ -1,0 +1,178 @@
+"""The contract of `raylit.launch.Launcher` as tests, for launchers written elsewhere too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from raylit.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from raylit.launch import Launcher, LocalLauncher
+from raylit.loggers import CSVLogger
+from raylit.testing.modules import RandomDataset, TinyModel
+from raylit.trainer import Trainer
+
+
+class Mistake(Exception):
+    """Raised by the suite in user code; it can be pickled."""
+
+
+class Counts(Callback):
+    """Counts epochs, in an attribute and in its state."""
+
+    def __init__(self) -> None:
+        self.num_epochs = 0
+
+    def on_train_epoch_end(self, *args: Any) -> None:
+        """Count."""
+        self.num_epochs += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the count."""
+        return {"num_epochs": self.num_epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the count back."""
+        self.num_epochs = state_dict["num_epochs"]
+
+
+class Fails(TinyModel):
+    """Raises in the third step of training."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        """Raise, or train."""
+        if self.global_step == 2:
+            raise Mistake("in the third step")
+        return super().training_step(batch, batch_idx)
+
+
+class LauncherConformance:
+    """Checks that hold for every launcher. Subclass it as `Test...` and override `make` and what the launcher reads of the Trainer.
+
+    Attributes:
+        trainer_arguments: of the Trainer whose jobs are launched, such as `{"num_workers": 2}`.
+        num_ranks: how many ranks that makes.
+
+    Example:
+        >>> class TestRayTrainLauncher(LauncherConformance):
+        ...     trainer_arguments = {"num_workers": 2}
+        ...     num_ranks = 2
+        ...
+        ...     @pytest.fixture
+        ...     def make(self):
+        ...         return RayTrainLauncher
+    """
+
+    trainer_arguments: dict[str, Any] = {}  # noqa: RUF012  (a subclass gives its own)
+    num_ranks = 1
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Launcher]:
+        """Return a function that makes a launcher. To override."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def trainer(self, make: Callable[[], Launcher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trainer]:
+        """Return a function that makes a Trainer for two epochs on the CPU that uses the launcher."""
+        launcher = make()
+        monkeypatch.setattr(Trainer, "_launcher", lambda trainer: launcher)
+
+        def make_trainer(**arguments: Any) -> Trainer:
+            settings = {
+                "accelerator": "cpu",
+                "logger": False,
+                "max_epochs": 2,
+                "enable_checkpointing": False,
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+                "default_root_dir": tmp_path,
+            }
+            return Trainer(**{**settings, **self.trainer_arguments, **arguments})
+
+        return make_trainer
+
+    def model(self, kind: Callable[[], TinyModel] = TinyModel) -> Any:
+        """Return a model, the same each time."""
+        torch.manual_seed(0)
+        return kind()
+
+    def test_what_a_fit_leaves(self, trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+        """Weights, callbacks, counters, metrics and files are those of the run, whatever process it ran in."""
+        model, counts, saver = self.model(), Counts(), ModelCheckpoint(tmp_path / "ckpt", monitor="val_loss", save_last=True)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        done = trainer(callbacks=[counts, saver], logger=CSVLogger(tmp_path), enable_checkpointing=None)
+        result = done.fit(model)
+        steps = 2 * -(-4 // self.num_ranks)
+        assert (result.epochs, result.steps, done.current_epoch, done.global_step) == (2, steps, 2, steps)
+        assert counts.num_epochs == 2
+        assert (saver.best_model_path, saver.last_model_path) == (result.best_model_path, result.last_model_path)
+        saved = torch.load(saver.last_model_path, weights_only=True)["state_dict"]
+        assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
+        assert not torch.equal(before["layer.weight"], model.state_dict()["layer.weight"])
+        assert result.metrics["val_loss"] == pytest.approx(float(done.callback_metrics["val_loss"]))
+        assert len(result.history) == 2
+        assert list(tmp_path.rglob("metrics.csv"))
+        assert done.state.finished
+
+    def test_one_rank_gives_what_this_process_would(self, trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
+        """How the process was started changes no number."""
+        if self.num_ranks > 1:
+            pytest.skip("several ranks read the data in another order")
+        here, there = self.model(), self.model()
+        there.dropout.p = here.dropout.p = 0.0
+        trainer().fit(there)
+        monkeypatch.setattr(Trainer, "_launcher", lambda trainer: LocalLauncher())
+        trainer().fit(here)
+        assert torch.equal(here.layer.weight, there.layer.weight)
+
+    def test_a_second_fit_and_a_resumed_one_go_on(self, trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+        """Counters and state are handed over, from the objects and from a checkpoint."""
+        model, counts, saver = self.model(), Counts(), ModelCheckpoint(tmp_path / "ckpt", every_n_epochs=1, save_top_k=-1)
+        done = trainer(max_epochs=1, callbacks=[counts, saver], enable_checkpointing=None)
+        done.fit(model)
+        done.max_epochs = 2
+        done.fit(model)
+        assert (counts.num_epochs, done.current_epoch) == (2, 2)
+        fresh = Counts()
+        again = trainer(max_epochs=3, callbacks=fresh)
+        again.fit(self.model(), ckpt_path=saver.best_model_path)
+        assert (fresh.num_epochs, again.current_epoch) == (3, 3)
+
+    def test_evaluation_counts_each_sample_once(self, trainer: Callable[..., Trainer]) -> None:
+        """The values of validate and test are those of one process, for any number of ranks and samples."""
+        model = self.model()
+        loader = DataLoader(RandomDataset(32, 7), batch_size=2)
+        model.eval()
+        with torch.no_grad():
+            expected = float(model.step(RandomDataset(32, 7).data))
+        assert trainer().validate(model, loader, verbose=False)[0]["val_loss"] == pytest.approx(expected, rel=1e-5)
+        assert trainer().test(model, loader, verbose=False)[0]["test_loss"] == pytest.approx(expected, rel=1e-5)
+
+    def test_predictions_come_in_the_order_of_the_data(self, trainer: Callable[..., Trainer]) -> None:
+        """Every sample once, in order."""
+        model = self.model()
+        found = torch.cat(trainer().predict(model, DataLoader(RandomDataset(32, 7), batch_size=2)))
+        model.eval()
+        with torch.no_grad():
+            torch.testing.assert_close(found, model(RandomDataset(32, 7).data))
+
+    def test_the_user_s_exception_is_raised_here(self, trainer: Callable[..., Trainer]) -> None:
+        """As it is, with a note on where it happened; afterwards the launcher can be used again."""
+        done = trainer()
+        with pytest.raises(Mistake, match="in the third step") as raised:
+            done.fit(self.model(Fails))
+        assert any("rank" in note and "step 2" in note for note in raised.value.__notes__)
+        assert done.state.status == "interrupted"
+        assert trainer(max_epochs=1).fit(self.model()).epochs == 1
+
+    def test_a_stop_is_known_here(self, trainer: Callable[..., Trainer]) -> None:
+        """What ended training can be asked afterwards."""
+        stopping = EarlyStopping("val_loss", stopping_threshold=100.0)
+        done = trainer(max_epochs=5, callbacks=stopping)
+        done.fit(self.model())
+        assert (stopping.stopping_reason.name, stopping.stopped_epoch, done.current_epoch) == ("STOPPING_THRESHOLD", 0, 1)
+        assert done.should_stop

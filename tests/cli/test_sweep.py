@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from .conftest import Done, run_raylit
+
+GOOD = ("--model", "lab.Net", "--data", "lab.Diabetes", "--trainer.max_epochs", "2", "--trainer.enable_progress_bar", "false")
+SWEEP = """\
+name: widths
+metric: {name: val_loss, mode: min}
+space:
+  model.lr: {choice: [0.05, 0.000001]}
+  data.batch_size: {grid: [32, 442]}
+  trainer.max_epochs: 3
+max_concurrent: 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "wanted"),
+    [
+        ("model.lr", "model.lrr", "sweep.yaml, line 4: model.lrr: Net has no argument 'lrr'. Did you mean 'model.lr'?"),
+        ("0.000001", "slow", "sweep.yaml, line 4: model.lr is 'slow', but must be float."),
+        ("[32, 442]", "[32, many]", "sweep.yaml, line 5: data.batch_size is 'many', but must be int."),
+        ("max_epochs", "max_epoch", "sweep.yaml, line 6: trainer.max_epoch: Trainer has no argument 'max_epoch'. Did you mean 'trainer.max_epochs'?"),
+        ("grid:", "gird:", "sweep.yaml: data.batch_size: 'gird' is no word of a space. Did you mean 'grid'?"),
+        ("{choice: [0.05, 0.000001]}", "{randint: [1, 9]}", None),
+        ("{choice: [0.05, 0.000001]}", "{lograndint: [1, 9]}", None),
+        ("data.batch_size: {grid", "model.width: {grid", None),
+        ("data.batch_size: {grid: [32, 442]}", "data.batch_size: {uniform: [8, 64]}", "sweep.yaml, line 5: data.batch_size is "),
+        ("max_concurrent", "max_concurent", "sweep.yaml: A sweep has no setting 'max_concurent'. Did you mean 'max_concurrent'?"),
+        ("model.lr", "optimizer.lr", "The key 'optimizer.lr' of the space does not say whose argument it is."),
+    ],
+)  # fmt: skip
+def test_a_sweep_file_is_checked_against_the_config(
+    main: Callable[..., Done], lab: Path, right: str, wrong: str, wanted: str | None
+) -> None:
+    assert right in SWEEP
+    (lab / "sweep.yaml").write_text(SWEEP.replace(right, wrong))
+    if wanted is None:
+        from raylit.cli.config import parse
+        from raylit.cli.source import read_file
+        from raylit.cli.sweep import check_space
+        from raylit.tune import SweepSpec
+
+        source = read_file("sweep.yaml", "--sweep")
+        check_space(parse("tune", GOOD), list(GOOD), source, SweepSpec.from_dict(source.values).space)
+        return
+    done = main("tune", *GOOD, "--sweep", "sweep.yaml")
+    assert done.code == 2
+    assert wanted in done.err and done.err.count("\n") == 1, done.err
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_tune_runs_the_trials_of_the_sweep_file(lab: Path, ray_cluster: str) -> None:
+    (lab / "sweep.yaml").write_text(
+        SWEEP.replace("{choice: [0.05, 0.000001]}", "{grid: [0.05, 0.000001]}").replace("{grid: [32, 442]}", "64")
+    )
+    logger = ("--trainer.logger=MLFlowLogger", "--trainer.logger.experiment_name=swept")
+    done = run_raylit(lab, "tune", *GOOD, *logger, "--sweep", "sweep.yaml", "--ray.address", ray_cluster)
+    assert done.code == 0, done
+    assert "val_loss" in done.out and "model.lr" in done.out.replace("\n", "")
+    assert "--model.lr=0.05 --data.batch_size=64 --trainer.max_epochs=3" in done.out, "the higher rate is the better one"
+    client = MlflowClient(f"sqlite:///{lab}/mlflow.db")
+    experiment = client.get_experiment_by_name("swept")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    trials = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert len(runs) == 3 and sorted(float(run.data.params["lr"]) for run in trials) == [0.000001, 0.05]
+    epochs = {len(client.get_metric_history(run.info.run_id, "val_loss")) for run in trials}
+    assert epochs == {3}, "trainer.max_epochs of the space wins over the flag"

@@ -1,0 +1,25 @@
+"""What several folders of tests share: one Ray cluster for the whole run, as raylit itself starts it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.pop("RAY_ADDRESS", None)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """A Ray cluster of this machine with four logical CPUs, and this process connected to it; gives its address."""
+    import ray
+
+    from raylit.launch.cluster import connect
+
+    connect(num_workers=4)
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()

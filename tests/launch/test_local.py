@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import raylit as pl
+from raylit.launch import Launcher, LocalLauncher
+from raylit.testing import LauncherConformance, TinyModel
+
+
+class TestLocalLauncher(LauncherConformance):
+    @pytest.fixture
+    def make(self) -> Callable[[], Launcher]:
+        return LocalLauncher
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    return {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": folder}
+
+
+def test_the_objects_are_used_as_they_are(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    class Sees(pl.Callback):
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            seen.extend([trainer, pl_module, self])
+
+    callback, model = Sees(), TinyModel()
+    trainer = pl.Trainer(max_epochs=1, callbacks=callback, enable_checkpointing=False, **settings(tmp_path))
+    trainer.fit(model)
+    assert seen == [trainer, model, callback]
+
+
+def test_no_process_is_started(tmp_path: Path) -> None:
+    assert isinstance(pl.Trainer(**settings(tmp_path))._launcher(), LocalLauncher)
+    script = (
+        "import sys, raylit as pl; from raylit.testing import TinyModel\n"
+        f"pl.Trainer(max_epochs=1, **{settings(tmp_path)!r}).fit(TinyModel())\n"
+        "print(*{'ray', 'mlflow', 'pyarrow', 'pytest'} & set(sys.modules))\n"
+    ).replace("PosixPath", "str")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == []
+
+
+def test_under_torchrun_this_process_is_one_of_the_ranks(tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch, raylit as pl; from raylit.testing import TinyModel\n"
+        "torch.manual_seed(0)\n"
+        "model = TinyModel()\n"
+        f"trainer = pl.Trainer(max_epochs=1, enable_checkpointing=False, **{settings(tmp_path)!r})\n".replace("PosixPath", "str")
+        + "result = trainer.fit(model)\n"
+        f'torch.save((result.steps, model.layer.weight), {str(tmp_path)!r} + f\'/{{__import__("os").environ["RANK"]}}.pt\')\n'
+    )
+    env = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "TORCHELASTIC_RUN_ID": "test",
+        "OMP_NUM_THREADS": "1",
+    }
+    ranks = [subprocess.Popen([sys.executable, script], env={**os.environ, **env, "RANK": r, "LOCAL_RANK": r}) for r in "01"]
+    assert [rank.wait(120) for rank in ranks] == [0, 0]
+    (steps, weight), (other_steps, other_weight) = (torch.load(tmp_path / f"{rank}.pt") for rank in "01")
+    assert steps == other_steps == 2
+    assert torch.equal(weight, other_weight)
