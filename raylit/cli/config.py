@@ -96,12 +96,30 @@ class Config:
         if wanted is not False:
             self.values.seed_everything = seed_everything(None if wanted is True else wanted, workers=True)
 
-    def make(self) -> tuple[LightningModule, LightningDataModule | None, dict[str, Any]]:
-        """Return the module, the datamodule, and the arguments of the Trainer."""
-        made = instantiate(self.parser, self.values)
-        model = made.model
-        give_optimizer(model, self.values.optimizer, self.values.lr_scheduler)
-        return model, made.data, dict(made.trainer.as_dict() if isinstance(made.trainer, Namespace) else made.trainer)
+    def take(self, name: str, value: Any) -> bool:
+        """Take the value of an argument of the model from elsewhere, unless a flag gave it. Returns whether that changed the config."""
+        own = self.values.model.get("init_args") or {}
+        if name not in own or any(source.root is None and name in _argument_names(source.values.get("model")) for source in self.sources):
+            return False
+        before = self.values.model.clone(with_meta=False).as_dict()
+        spec = {"class_path": before["class_path"], "init_args": {**before["init_args"], name: value}}
+        try:
+            self.values = self.parser.parse_object({"model": spec}, self.values)
+        except ArgumentError:
+            return False  # it was no plain value
+        return bool(self.values.model.clone(with_meta=False).as_dict() != before)
+
+    def make_trainer_arguments(self) -> dict[str, Any]:
+        """Return the arguments of the Trainer, with its callbacks and loggers."""
+        only = Namespace(trainer=self.values.trainer)  # type: ignore[no-untyped-call]
+        return dict(instantiate(self.parser, only).trainer.as_dict())
+
+    def make_model_and_data(self) -> tuple[LightningModule, LightningDataModule | None]:
+        """Return the module, with its optimizer, and the datamodule."""
+        both = Namespace(model=self.values.model, data=self.values.data)  # type: ignore[no-untyped-call]
+        made = instantiate(self.parser, both)
+        give_optimizer(made.model, self.values.optimizer, self.values.lr_scheduler)
+        return made.model, made.data
 
 
 def parse(command: str, args: Sequence[str], needs_model: bool = True) -> Config:
@@ -135,7 +153,7 @@ def instantiate(parser: ArgumentParser, values: Namespace) -> Namespace:
             raise _Raised(error) from error
 
     def construct(cls: type, *args: Any, **kwargs: Any) -> Any:
-        given = next((values[key] for key in ("model", "data") if key in values and _names(values[key], cls)), None)
+        given = next((values[key] for key in ("model", "data") if key in values and _is_of(values[key], cls)), None)
         plain = given.init_args.as_dict() if given is not None and "init_args" in given else {}
         if not any(isinstance(value, Mapping) and "class_path" in value for value in plain.values()):
             return cls(*args, **kwargs)
@@ -157,7 +175,12 @@ class _Raised(BaseException):
         self.error = error
 
 
-def _names(spec: Any, cls: type) -> bool:
+def _argument_names(given: Any) -> set[str]:
+    """Return the names of the arguments that a flag gives to a component."""
+    return {*given, *(given.get("init_args") or {})} if isinstance(given, dict) else set()
+
+
+def _is_of(spec: Any, cls: type) -> bool:
     return isinstance(spec, Namespace) and str(spec.get("class_path")).rpartition(".")[2] == cls.__name__
 
 

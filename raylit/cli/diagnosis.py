@@ -269,10 +269,11 @@ def _scalar_parser(key: str) -> ArgumentParser:
 
 
 def _annotation(cls: type, name: str) -> str:
-    parameter = inspect.signature(cls.__init__).parameters.get(name)  # type: ignore[misc]
-    if parameter is None or parameter.annotation is inspect.Parameter.empty:
-        return ""
-    return _type_text(parameter.annotation)
+    for owner in cls.__mro__:  # an argument may have come through **kwargs
+        parameter = inspect.signature(owner.__init__).parameters.get(name) if "__init__" in vars(owner) else None  # type: ignore[misc]
+        if parameter is not None:
+            return "" if parameter.annotation is inspect.Parameter.empty else _type_text(parameter.annotation)
+    return ""
 
 
 def _type_text(kind: Any) -> str:

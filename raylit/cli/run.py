@@ -8,15 +8,17 @@ import shlex
 import sys
 import time
 from argparse import Namespace
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
-from raylit.checkpoint import find
+from raylit.callbacks import Callback
+from raylit.checkpoint import find, load
 from raylit.cli import report
 from raylit.cli.config import ARGUMENTS, Config, parse
 from raylit.cli.record import SaveConfigCallback
 from raylit.errors import CheckpointError, ConfigError, Terminated
+from raylit.messages import info
 from raylit.trainer import Trainer
 
 
@@ -43,9 +45,13 @@ def run(command: str, args: list[str], options: Namespace) -> None:
         print(config.text, end="")
         return
     config.seed()
-    model, data, arguments = config.make()
-    trainer = make_trainer(config, arguments)
+    keeper = SaveConfigCallback("")
+    trainer = make_trainer(config, [keeper])
     ckpt_path = find_checkpoint(command, trainer, config.values.ckpt_path, getattr(options, "resume", False))
+    if command != "fit" and ckpt_path is not None:
+        take_arguments(config, ckpt_path)
+    model, data = config.make_model_and_data()
+    keeper.text = config.text
     report.begin(command, trainer, model, data, ckpt_path)
     more = {name: config.values[name] for name in ("weights_only", *ARGUMENTS[command])}
     started = time.time()
@@ -65,22 +71,31 @@ def run(command: str, args: list[str], options: Namespace) -> None:
         print(f"Nothing was logged: call self.log in {type(model).__name__}.{'validation' if command == 'validate' else 'test'}_step.")
 
 
-def make_trainer(config: Config, arguments: dict[str, Any], stores_config: bool = True) -> Trainer:
-    """Return the Trainer of a config, which stores the config with the run.
+def make_trainer(config: Config, more_callbacks: Sequence[Callback] = ()) -> Trainer:
+    """Return the Trainer of a config.
 
     Raises:
         ConfigError: an argument is out of range.
     """
+    arguments = config.make_trainer_arguments()
     callbacks = arguments["callbacks"]
     given = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks] if callbacks is not None else []
     try:
-        return Trainer(**{**arguments, "callbacks": [*given, SaveConfigCallback(config.text)] if stores_config else given})
+        return Trainer(**{**arguments, "callbacks": [*given, *more_callbacks]})
     except ConfigError as error:
         name = re.match(r"\w+", str(error))  # an argument that is out of range comes first in the text
         where = config.where("trainer", name[0]) if name else None
         if where is None:
             raise
         raise ConfigError(f"{where}: {error}") from error
+
+
+def take_arguments(config: Config, ckpt_path: str) -> None:
+    """Take the arguments of the model that a checkpoint was made with, so that its weights fit; those that flags give stay."""
+    stored = load(ckpt_path).get("hyper_parameters") or {}
+    changed = [f"{name}={value!r}" for name, value in stored.items() if config.take(name, value)]
+    if changed:
+        info(f"Taken from the checkpoint rather than the config: {', '.join(changed)}")
 
 
 def find_checkpoint(command: str, trainer: Trainer, ckpt_path: str | None, must_exist: bool) -> str | None:

@@ -36,9 +36,10 @@ def tune(args: list[str], sweep: str | None, print_config: bool) -> None:
         raise ConfigError(f"{sweep}: {error}") from error
     check_space(config, args, source, spec.space)
     config.seed()
-    _, data, arguments = config.make()
-    trainer = make_trainer(config, arguments, stores_config=False)
-    result = Tuner(trainer).sweep(Component(config, "model"), Component(config, "data") if data is not None else None, spec=spec)
+    config.make_model_and_data()  # what cannot be made must not fail in every trial
+    trainer = make_trainer(config)
+    data = Component(config, "data") if config.values.data is not None else None
+    result = Tuner(trainer).sweep(Component(config, "model"), data, spec=spec)
     report.end_of_sweep(result, trainer, args)
 
 

@@ -43,7 +43,7 @@ class RunStore:
     Args:
         uri: absolute URI of the store.
         run_id: the run, which exists.
-        newest_before: None if nobody else writes metrics of this session. Else what `newest_values` gave when the session began: a
+        newest_before: None if nobody else writes metrics of this run of the program. Else what `newest_values` gave when it began: a
             newer value was written by a process that died since, and what is replayed up to its step is left out.
     """
 

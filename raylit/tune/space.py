@@ -83,7 +83,10 @@ class SweepSpec:
             )
         if has_grid and _name_of(self.search) not in ("random", "grid"):
             raise ConfigError(f"search {_name_of(self.search)!r} cannot visit grids. Use choice instead of grid, or search: random.")
-        self.make_scheduler()  # so that wrong arguments are found now
+        if any(not isinstance(amount, (int, float)) or amount < 0 for amount in self.resources.values()):
+            raise ConfigError(f"resources={self.resources!r}: give an amount of at least 0 for each, such as {{'CPU': 2, 'GPU': 0.5}}.")
+        self.make_search()  # so that wrong names and arguments are found now
+        self.make_scheduler()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SweepSpec:

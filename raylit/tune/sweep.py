@@ -274,7 +274,7 @@ def _collect(spec: SweepSpec, grid: tune.ResultGrid, parent: MLFlowLogger | None
                 metrics={key: value for key, value in metrics.items() if isinstance(value, float) and key not in _TUNE_KEYS},
                 checkpoint=metrics.get("best_model_path") or None, run_id=metrics.get("run_id") or None,
                 iterations=int(metrics.get("training_iteration", 0)), time_s=float(metrics.get("time_total_s", 0.0)),
-                error=str(one.error).strip().splitlines()[-1] if one.error else None,
+                error=_reason(one.error) if one.error else None,
             )
         )  # fmt: skip
     sign = 1 if spec.mode == "min" else -1
@@ -284,6 +284,12 @@ def _collect(spec: SweepSpec, grid: tune.ResultGrid, parent: MLFlowLogger | None
         parent.log_hyperparams({"best": {**trials[0].config, "trial": trials[0].name}})
         parent.finalize("success")
     return SweepResult(spec, trials, parent.run_id if parent is not None else None, folder)
+
+
+def _reason(error: Exception) -> str:
+    """Return the user's own exception in one line: Ray wraps it in the traceback as text."""
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {cause}" if cause is not error else str(error).strip().splitlines()[-1]
 
 
 _TUNE_KEYS = {"time_this_iter_s", "time_total_s", "time_since_restore", "timestamp"}

@@ -81,3 +81,10 @@ def batches(number: int = 4) -> DataLoader[Tensor]:
     """Return a loader of so many batches."""
     data: Any = torch.arange(8.0 * number).reshape(2 * number, 4) / (8 * number)
     return DataLoader(data, batch_size=2)
+
+
+def fit_with(framework: Any, root: Path, callback: Any, trainer: dict[str, Any], val: Any, train: Any = None, ckpt_path: Any = None) -> Any:
+    arguments = {"max_epochs": 4, "callbacks": callback, "default_root_dir": root, **QUIET, **trainer}
+    done = framework.Trainer(**arguments)
+    done.fit(scripted(framework, val, train), batches(), batches(2), ckpt_path=ckpt_path)
+    return done

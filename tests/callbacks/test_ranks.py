@@ -84,6 +84,7 @@ def run_on_two_ranks(function: str, folder: Path) -> list[dict[str, Any]]:
     script = (
         "import os, pickle, sys, torch\n"
         "torch.set_num_threads(1)\n"
+        "torch.distributed.init_process_group('gloo')\n"
         "from tests.callbacks import test_ranks\n"
         f"found = test_ranks.{function}({str(folder)!r})\n"
         f"pickle.dump(found, open({str(folder)!r} + '/' + os.environ['RANK'], 'wb'))\n"

@@ -5,6 +5,12 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from ray import cloudpickle, tune
+
+from raylit.cli.config import Component, parse
+from raylit.cli.source import Source
+from raylit.cli.sweep import check_space
+from raylit.errors import ConfigError
 
 from .conftest import Done, run_raylit
 
@@ -28,31 +34,42 @@ max_concurrent: 2
         ("[32, 442]", "[32, many]", "sweep.yaml, line 5: data.batch_size is 'many', but must be int."),
         ("max_epochs", "max_epoch", "sweep.yaml, line 6: trainer.max_epoch: Trainer has no argument 'max_epoch'. Did you mean 'trainer.max_epochs'?"),
         ("grid:", "gird:", "sweep.yaml: data.batch_size: 'gird' is no word of a space. Did you mean 'grid'?"),
-        ("{choice: [0.05, 0.000001]}", "{randint: [1, 9]}", None),
-        ("{choice: [0.05, 0.000001]}", "{lograndint: [1, 9]}", None),
-        ("data.batch_size: {grid", "model.width: {grid", None),
         ("data.batch_size: {grid: [32, 442]}", "data.batch_size: {uniform: [8, 64]}", "sweep.yaml, line 5: data.batch_size is "),
         ("max_concurrent", "max_concurent", "sweep.yaml: A sweep has no setting 'max_concurent'. Did you mean 'max_concurrent'?"),
         ("model.lr", "optimizer.lr", "The key 'optimizer.lr' of the space does not say whose argument it is."),
     ],
 )  # fmt: skip
-def test_a_sweep_file_is_checked_against_the_config(
-    main: Callable[..., Done], lab: Path, right: str, wrong: str, wanted: str | None
-) -> None:
+def test_a_sweep_file_is_checked_against_the_config(main: Callable[..., Done], lab: Path, right: str, wrong: str, wanted: str) -> None:
     assert right in SWEEP
     (lab / "sweep.yaml").write_text(SWEEP.replace(right, wrong))
-    if wanted is None:
-        from raylit.cli.config import parse
-        from raylit.cli.source import read_file
-        from raylit.cli.sweep import check_space
-        from raylit.tune import SweepSpec
-
-        source = read_file("sweep.yaml", "--sweep")
-        check_space(parse("tune", GOOD), list(GOOD), source, SweepSpec.from_dict(source.values).space)
-        return
     done = main("tune", *GOOD, "--sweep", "sweep.yaml")
     assert done.code == 2
     assert wanted in done.err and done.err.count("\n") == 1, done.err
+
+
+def test_values_that_fit_are_accepted(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(lab)
+    space = {
+        "model.lr": tune.loguniform(1e-6, 1),
+        "model.width": tune.randint(1, 9),
+        "data.batch_size": tune.grid_search([1, 2]),
+        "model.encoder": None,
+    }
+    check_space(parse("tune", GOOD), list(GOOD), Source("sweep.yaml", {}), space)
+    with pytest.raises(ConfigError, match=r"sweep.yaml: model.width is 8.\d+, but must be int"):
+        check_space(parse("tune", GOOD), list(GOOD), Source("sweep.yaml", {}), {"model.width": tune.uniform(8.1, 8.9)})
+
+
+def test_each_trial_makes_objects_of_its_own(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(lab)
+    encoder = ("--model.encoder=torch.nn.LayerNorm", "--model.encoder.normalized_shape=4", "--optimizer=SGD", "--optimizer.lr=0.5")
+    factory = cloudpickle.loads(cloudpickle.dumps(Component(parse("tune", [*GOOD, *encoder]), "model")))
+    one, other = factory(lr=0.5), factory(lr=0.25, **{"encoder.eps": 0.125})
+    assert (one.lr, other.lr) == (0.5, 0.25)
+    assert one.net[0] is not other.net[0]
+    assert (one.net[2].eps, other.net[2].eps) == (1e-5, 0.125)
+    assert other.hparams["encoder"]["init_args"]["eps"] == 0.125
+    assert one.configure_optimizers().defaults["lr"] == 0.5
 
 
 @pytest.mark.ray
