@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from raylit import settings
 from raylit.callbacks import Callback, ModelCheckpoint
-from raylit.checkpoint import dump, find, save
+from raylit.checkpoint import dump, find, load, save
 from raylit.datamodule import LightningDataModule
 from raylit.errors import ConfigError, did_you_mean
 from raylit.job import Fn, Job, Result
@@ -397,8 +397,15 @@ class Trainer(RunView):
         loggers = [] if job.fn == "predict" else self.loggers
         status = "failed"
         opened: list[Logger] = []
+        run_id = (
+            load(job.ckpt_path, weights_only=job.weights_only).get("raylit", {}).get("run_id")
+            if job.fn == "fit" and job.ckpt_path
+            else None
+        )
         try:
             for logger in loggers:
+                if run_id is not None:
+                    logger.resume(run_id)
                 logger.open(
                     default_root_dir=self.default_root_dir,
                     tags={"raylit.version": __version__, "raylit.num_workers": str(self.num_workers)},

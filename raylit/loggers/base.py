@@ -55,6 +55,9 @@ class Logger(ABC):
         """Identity of the run in its store, or None where there is no such thing."""
         return None
 
+    def resume(self, run_id: str) -> None:
+        """Go on with the run that a checkpoint names, where the store can. Driver only, before `open`."""
+
     def open(self, *, default_root_dir: str, tags: Mapping[str, str]) -> None:
         """Create the run. Driver only, once, before any worker starts.
 

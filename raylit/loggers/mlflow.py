@@ -12,7 +12,7 @@ import os
 import shlex
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -203,16 +203,17 @@ class MLFlowLogger(Logger):
         sibling._is_fresh = True
         return sibling
 
-    def close_children(self, status: str) -> None:
-        """Set the end state of the runs below this one that have none yet, because their processes died. Driver.
+    def close_children(self, status: str, run_ids: Collection[str] | None = None) -> None:
+        """Set the end state of runs below this one that have none yet, because their processes were ended. Driver.
 
         Args:
             status: `success`, `failed` or `killed`.
+            run_ids: those meant; None: all.
         """
         try:
-            children = store.running_children(self.experiment, str(self.experiment_id), str(self.run_id))
-            for run_id in children:
-                self.experiment.set_terminated(run_id, STATUSES.get(status, "FAILED"))
+            for run_id in store.running_children(self.experiment, str(self.experiment_id), str(self.run_id)):
+                if run_ids is None or run_id in run_ids:
+                    self.experiment.set_terminated(run_id, STATUSES.get(status, "FAILED"))
         except Exception as error:
             warn(f"MLflow may go on showing runs below {self._run_id} as running: {error}")
 

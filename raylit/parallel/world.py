@@ -5,6 +5,7 @@ Every method that communicates must be called by all ranks, and does nothing whe
 
 from __future__ import annotations
 
+import atexit
 import os
 from typing import Any
 
@@ -39,7 +40,6 @@ class World:
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) if together else 1
         self.node_rank = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))) if together else 0
         self.num_nodes = max(1, self.size // max(1, local_size))
-        self._owns_group = False
         messages.rank_zero_only.rank = self.rank  # type: ignore[attr-defined]
 
     @classmethod
@@ -50,13 +50,11 @@ class World:
             accelerator: one of `auto`, `cpu`, `gpu`, `cuda`, `mps`.
         """
         device = choose_device(accelerator, int(os.environ.get("LOCAL_RANK", "0")))
-        owns_group = False
         if not dist.is_initialized() and "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-            owns_group = True
-        world = cls(device)
-        world._owns_group = owns_group
-        return world
+            # kept until the process ends: a rank that is through must not take the group's store from one that still leaves
+            atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
+        return cls(device)
 
     @property
     def is_zero(self) -> bool:
@@ -104,8 +102,6 @@ class World:
 
     def leave(self) -> None:
         """Undo `join`."""
-        if self._owns_group and dist.is_initialized():
-            dist.destroy_process_group()
         messages.rank_zero_only.rank = None  # type: ignore[attr-defined]
 
 

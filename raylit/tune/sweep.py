@@ -190,6 +190,9 @@ class Tuner:
             grid = self._run(spec, name, storage, plan)
             result = _collect(spec, grid, parent, plan.folder)
             status = "success" if any(trial.score is not None for trial in result.trials) else "failed"
+            if parent is not None:  # Ray ends the process of a trial that its scheduler stopped before the trial could say so
+                parent.close_children("success", [trial.run_id for trial in result.trials if trial.run_id and not trial.error])
+                parent.close_children("failed")
         except (KeyboardInterrupt, SystemExit):
             status = "killed"
             raise

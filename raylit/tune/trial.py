@@ -121,6 +121,8 @@ class TuneReport(Checkpoint):
         metrics["global_step"] = trainer.global_step
         metrics["best_model_path"] = saver.best_model_path if saver is not None else ""
         metrics["run_id"] = next((logger.run_id for logger in trainer.loggers if logger.run_id), "")
+        for logger in trainer.loggers:
+            logger.finalize("success")  # the scheduler may end this process right after the report
         try:
             tune.report(metrics)
         except SystemExit as stop:  # how Ray Tune ends a trial that its scheduler stopped

@@ -160,6 +160,21 @@ def test_a_run_is_resumed_from_a_checkpoint_with_each_step_once(uri: str, tmp_pa
     assert history(again, "val") == [(5, 1.0)]
 
 
+def test_a_fit_from_a_checkpoint_goes_on_with_its_run(uri: str, tmp_path: Path) -> None:
+    def fit(max_epochs: int, ckpt_path: str | None = None) -> pl.Result:
+        trainer = pl.Trainer(
+            max_epochs=max_epochs, logger=MLFlowLogger("resumed", tracking_uri=uri), default_root_dir=tmp_path,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        return trainer.fit(TinyModel(), ckpt_path=ckpt_path)
+
+    first = fit(1)
+    second = fit(2, first.last_model_path)
+    other = fit(1)
+    assert second.run_id == first.run_id != other.run_id
+    assert [row["epoch"] for row in second.history] == [0, 1]
+
+
 def test_resuming_a_run_that_is_not_there_creates_one(uri: str, tmp_path: Path) -> None:
     logger = MLFlowLogger(tracking_uri=uri)
     logger.resume("0" * 32)
