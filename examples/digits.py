@@ -1,11 +1,6 @@
-"""Train a small convolutional network on scikit-learn's handwritten digits.
+"""Train a small convolutional network on scikit-learn's digits, in this process or, given a number, in that many Ray workers."""
 
-python examples/digits.py                  # in this process
-python examples/digits.py --workers 2      # in two Ray workers
-raylit ui                                  # look at the run
-"""
-
-import argparse
+import sys
 
 import torch
 from sklearn.datasets import load_digits
@@ -33,17 +28,14 @@ class LitDigits(pl.LightningModule):
         self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True)
         return loss
 
-    def evaluate(self, stage: str, batch: list[Tensor]) -> None:
+    def validation_step(self, batch: list[Tensor], batch_idx: int, stage: str = "val") -> None:
         logits = self.net(batch[0])
         self.accuracy(logits, batch[1])
         self.log(f"{stage}_loss", nn.functional.cross_entropy(logits, batch[1]), prog_bar=True)
         self.log(f"{stage}_acc", self.accuracy, prog_bar=True)
 
-    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        self.evaluate("val", batch)
-
     def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        self.evaluate("test", batch)
+        self.validation_step(batch, batch_idx, stage="test")
 
     def predict_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         return self.net(batch[0]).argmax(dim=1)
@@ -58,8 +50,8 @@ class DigitsData(pl.LightningDataModule):
         self.batch_size = batch_size
 
     def setup(self, stage: str) -> None:
-        images, labels = load_digits(return_X_y=True)
-        digits = TensorDataset(torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16, torch.tensor(labels))
+        images, labels = map(torch.tensor, load_digits(return_X_y=True))
+        digits = TensorDataset(images.float().reshape(-1, 1, 8, 8) / 16, labels)
         self.parts = random_split(digits, [1077, 360, 360], torch.Generator().manual_seed(0))
 
     def train_dataloader(self) -> DataLoader:
@@ -75,11 +67,11 @@ class DigitsData(pl.LightningDataModule):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--workers", type=int, default=0)
     pl.seed_everything(1)
     callbacks = [ModelCheckpoint(monitor="val_acc", mode="max"), EarlyStopping("val_loss", patience=4), LearningRateMonitor()]
-    logger = pl.MLFlowLogger("digits")
-    trainer = pl.Trainer(max_epochs=15, num_workers=parser.parse_args().workers, log_every_n_steps=10, logger=logger, callbacks=callbacks)
+    num_workers = int(sys.argv[1]) if len(sys.argv) > 1 else 0
+    trainer = pl.Trainer(
+        max_epochs=15, num_workers=num_workers, log_every_n_steps=10, logger=pl.MLFlowLogger("digits"), callbacks=callbacks
+    )
     print(trainer.fit(LitDigits(), datamodule=DigitsData()).metrics)
     trainer.test(datamodule=DigitsData(), ckpt_path="best")

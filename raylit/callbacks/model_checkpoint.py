@@ -145,7 +145,8 @@ class ModelCheckpoint(ScheduledCheckpoint):
         self.dirpath = trainer.world.broadcast_object(self.resolve_dirpath(trainer))
         if self.save_last == "link" and folder.is_url(self.dirpath):
             raise ConfigError(f"ModelCheckpoint(save_last='link') needs local files, but dirpath is {self.dirpath}. Use save_last=True.")
-        if stage == "fit" and trainer.is_global_zero and self.save_top_k != 0 and folder.listing(self.dirpath):
+        is_new = stage == "fit" and os.path.dirname(trainer.ckpt_path or "") != self.dirpath
+        if is_new and trainer.is_global_zero and self.save_top_k != 0 and folder.listing(self.dirpath):
             warn(f"The folder for checkpoints, {self.dirpath}, is not empty.")
 
     def _save_at_step(self, trainer: Trainer) -> None:

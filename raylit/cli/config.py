@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
 from raylit.cli.diagnosis import BASES, explain, find_class
@@ -23,8 +20,6 @@ from raylit.rng import seed_everything
 from raylit.trainer import Trainer
 from raylit.version import __version__
 
-os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-
 # What the methods of Trainer take beside model and data, as in LightningCLI: name to type and default.
 ARGUMENTS: dict[str, dict[str, tuple[Any, Any]]] = {
     "fit": {},
@@ -33,6 +28,7 @@ ARGUMENTS: dict[str, dict[str, tuple[Any, Any]]] = {
     "predict": {"return_predictions": (bool | None, None)},
     "tune": {},
 }
+MADE_BY_OTHERS: dict[str, set[str]] = {"optimizer": {"params"}, "lr_scheduler": {"optimizer"}}  # arguments no config gives
 LOADING: dict[str, tuple[Any, Any]] = {"ckpt_path": (str | None, None), "weights_only": (bool | None, None)}
 
 
@@ -45,10 +41,12 @@ def make_parser(command: str, needs_model: bool = True) -> ArgumentParser:
     parser.add_subclass_arguments(LightningModule, "model", fail_untyped=False, required=needs_model)
     parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False, required=False)
     parser.add_subclass_arguments(
-        (torch.optim.Optimizer,), "optimizer", instantiate=False, fail_untyped=False, skip={"params"}, required=False
+        (torch.optim.Optimizer,), "optimizer", instantiate=False, fail_untyped=False, skip=MADE_BY_OTHERS["optimizer"], required=False
     )
     schedulers = (torch.optim.lr_scheduler.LRScheduler, ReduceLROnPlateau)
-    parser.add_subclass_arguments(schedulers, "lr_scheduler", instantiate=False, fail_untyped=False, skip={"optimizer"}, required=False)
+    parser.add_subclass_arguments(
+        schedulers, "lr_scheduler", instantiate=False, fail_untyped=False, skip=MADE_BY_OTHERS["lr_scheduler"], required=False
+    )
     for name, (kind, default) in {**LOADING, **ARGUMENTS[command]}.items():
         parser.add_argument(f"--{name}", type=kind, default=default)
     return parser
@@ -131,9 +129,7 @@ def parse(command: str, args: Sequence[str], needs_model: bool = True) -> Config
     sources = read_arguments(args)
     parser = make_parser(command, needs_model)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            values = parser.parse_args(list(args))
+        values = parser.parse_args(list(args))
     except ArgumentError as error:
         raise ConfigError(explain(sources, str(error), command)) from error
     return Config(command, values, parser, sources)
@@ -204,44 +200,5 @@ def describe(args: Sequence[str]) -> None:
             raise ConfigError(f"--{key}.help wants a class, such as --{key}.help package.module.Class.")
         cls = find_class(name, BASES[key])
     parser = ArgumentParser(add_help=False, usage="", print_config=None)
-    parser.add_class_arguments(
-        cls,
-        key,
-        instantiate=False,
-        fail_untyped=False,
-        skip={"params"} if key == "optimizer" else {"optimizer"} if key == "lr_scheduler" else None,
-    )
+    parser.add_class_arguments(cls, key, instantiate=False, fail_untyped=False, skip={*MADE_BY_OTHERS.get(key, ())})
     print(parser.format_help().partition("\n\n")[2].strip())
-
-
-class Component:
-    """Makes the module or the datamodule of a config, with some of its arguments replaced. Picklable: each trial of a sweep calls it in its own process.
-
-    Args:
-        config: the whole config.
-        key: `model` or `data`.
-    """
-
-    def __init__(self, config: Config, key: str) -> None:
-        self.key = key
-        self.values = yaml.safe_load(config.parser.dump(config.values))
-        self.folder = os.getcwd()
-
-    def __call__(self, **arguments: Any) -> Any:
-        """Return a new object; `arguments` may reach deeper: `{"encoder.width": 8}`."""
-        import sys
-
-        if self.folder not in sys.path:
-            sys.path.insert(0, self.folder)
-        parser = make_parser("tune", needs_model=self.key == "model")
-        keys = ("model", "optimizer", "lr_scheduler") if self.key == "model" else ("data",)
-        values = parser.parse_object({key: self.values[key] for key in keys if key in self.values})
-        flags = [
-            f"--{self.key}.{name}={yaml.safe_dump(value, default_flow_style=True).removesuffix(chr(10) + '...' + chr(10))}"
-            for name, value in arguments.items()
-        ]
-        values = parser.parse_args(flags, values)
-        made = instantiate(parser, values)[self.key]
-        if self.key == "model":
-            give_optimizer(made, values.optimizer, values.lr_scheduler)
-        return made

@@ -41,9 +41,7 @@ def show_config_error(error: ConfigError, command: str, is_verbose: bool) -> Non
     if is_verbose or user_frames(error):
         show(error, is_verbose)
     else:
-        print(
-            f"raylit {command}: {error}".replace(" :", ":", 1) if not command else f"raylit {command}: {error}", file=sys.stderr, flush=True
-        )
+        print(f"{'raylit ' + command if command else 'raylit'}: {error}", file=sys.stderr, flush=True)
 
 
 def user_frames(error: BaseException) -> list[str]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
+import yaml
+
 from raylit.cli import report
-from raylit.cli.config import Component, Config, parse
+from raylit.cli.config import Config, instantiate, make_parser, parse
+from raylit.cli.optimizer import give_optimizer
 from raylit.cli.run import make_trainer
 from raylit.cli.source import Source, read_file
 from raylit.errors import ConfigError
@@ -41,6 +46,34 @@ def tune(args: list[str], sweep: str | None, print_config: bool) -> None:
     data = Component(config, "data") if config.values.data is not None else None
     result = Tuner(trainer).sweep(Component(config, "model"), data, spec=spec)
     report.end_of_sweep(result, trainer, args)
+
+
+class Component:
+    """Makes the module or the datamodule of a config, with some of its arguments replaced. Each trial calls it in its own process.
+
+    Args:
+        config: the whole config.
+        key: `model` or `data`.
+    """
+
+    def __init__(self, config: Config, key: str) -> None:
+        whole = yaml.safe_load(config.text)
+        keys = ("model", "optimizer", "lr_scheduler") if key == "model" else ("data",)
+        self.key = key
+        self.values = {name: whole[name] for name in keys if name in whole}
+        self.folder = os.getcwd()
+
+    def __call__(self, **arguments: Any) -> Any:
+        """Return a new object; `arguments` may reach deeper: `{"encoder.width": 8}`."""
+        if self.folder not in sys.path:
+            sys.path.insert(0, self.folder)
+        parser = make_parser("tune", needs_model=False)
+        flags = [f"--{self.key}.{name}={json.dumps(value)}" for name, value in arguments.items()]
+        values = parser.parse_args(flags, parser.parse_object(self.values))
+        made = instantiate(parser, values)[self.key]
+        if self.key == "model":
+            give_optimizer(made, values.optimizer, values.lr_scheduler)
+        return made
 
 
 def check_space(config: Config, args: list[str], source: Source, space: dict[str, Any]) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 import shlex
 import time
 from argparse import Namespace
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -289,7 +291,8 @@ class MLFlowLogger(Logger):
         if run is None:
             if self._experiment_id is None:
                 self._experiment_id = store.find_experiment(client, self._experiment_name, self._artifact_location, artifact_root)
-            run = client.create_run(self._experiment_id, tags=self._context_tags | all_tags, run_name=self._run_name)
+            with _other_randomness():
+                run = client.create_run(self._experiment_id, tags=self._context_tags | all_tags, run_name=self._run_name)
         self._run_id, self._experiment_id, self._has_run = run.info.run_id, run.info.experiment_id, True
         self._live = _Live(client)
 
@@ -363,6 +366,17 @@ class MLFlowLogger(Logger):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _live=_Live())
         self._may_replay = self._may_replay or self._has_run
+
+
+@contextmanager
+def _other_randomness() -> Iterator[None]:
+    """Within, random names are not those that `seed_everything` would make the same for all runs; afterwards nothing was drawn."""
+    state = random.getstate()
+    random.seed()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def _number(key: str, value: Any) -> float | None:

@@ -237,7 +237,9 @@ def find_experiment(client: MlflowClient, name: str, artifact_location: str | No
     if experiment is None:
         create = client.create_experiment if artifact_root is None else _local_store(client.tracking_uri, artifact_root).create_experiment
         try:
-            return str(create(name, artifact_location))
+            created = str(create(name, artifact_location))
+            client.set_experiment_tag(created, "mlflow.experimentKind", "custom_model_development")  # shows what belongs to training first
+            return created
         except MlflowException as error:
             experiment = client.get_experiment_by_name(name)  # another process was quicker
             if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:

@@ -109,6 +109,11 @@ class SweepSpec:
         return cls(metric=metric, space=dict(given.pop("space", None) or {}), **given)
 
     @property
+    def swept(self) -> list[str]:
+        """The keys of the space that differ between trials: all but constants."""
+        return [key for key, value in self.space.items() if isinstance(value, Domain) or _is_grid(value)]
+
+    @property
     def num_trials(self) -> int:
         """How many trials the sweep runs: samples times the combinations of its grids."""
         return self.num_samples * math.prod(len(value["grid_search"]) for value in self.space.values() if _is_grid(value))

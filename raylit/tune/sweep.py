@@ -184,7 +184,7 @@ class Tuner:
         plan = TrialPlan(
             self.trainer.replaced(num_workers=None, devices=None, num_nodes=1), model, data, loaders, parent, os.path.join(storage, name), spec.metric, os.environ.get("PL_GLOBAL_SEED")
         )  # fmt: skip
-        info(f"Sweep {spec.name}: {spec.num_trials} trials over {', '.join(spec.space)}; files in {plan.folder}")
+        info(f"Sweep {spec.name}: {spec.num_trials} trials over {', '.join(spec.swept) or 'constants only'}; files in {plan.folder}")
         status = "failed"
         try:
             grid = self._run(spec, name, storage, plan)
@@ -235,7 +235,7 @@ class Tuner:
         if own is None and self.trainer._arguments["logger"] not in (None, True):
             return None
         parent = own.sibling(name) if own is not None else MLFlowLogger(spec.name, run_name=name)
-        tags = {"raylit.version": __version__, "raylit.sweep": spec.name, "raylit.swept": ",".join(spec.space)}
+        tags = {"raylit.version": __version__, "raylit.sweep": spec.name, "raylit.swept": ",".join(spec.swept)}
         parent.open(default_root_dir=self.trainer.default_root_dir, tags=tags)
         parent.log_hyperparams(
             {"metric": spec.metric, "mode": spec.mode, "num_trials": spec.num_trials, "space": {k: _text(v) for k, v in spec.space.items()}}

@@ -7,9 +7,9 @@ import pytest
 from mlflow import MlflowClient
 from ray import cloudpickle, tune
 
-from raylit.cli.config import Component, parse
+from raylit.cli.config import parse
 from raylit.cli.source import Source
-from raylit.cli.sweep import check_space
+from raylit.cli.sweep import Component, check_space
 from raylit.errors import ConfigError
 
 from .conftest import Done, run_raylit
