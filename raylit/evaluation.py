@@ -28,6 +28,8 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
     trainer, metrics, module = run.trainer, run.metrics, run.module
     name = "test" if stage == "test" else "validation"
     sanity = run.stage == "sanity_check"
+    if getattr(trainer, f"limit_{stage}_batches") == 0:
+        return []
     with no_grad_context(run):
         if stage not in run.loaders or (run.job.fn == "fit" and run.reload_due(stage)):
             run.load(stage)
@@ -115,6 +117,8 @@ def evaluating(run: Run, name: str) -> Iterator[None]:
 def predict(run: Run) -> list[Any] | None:
     """Run `predict_step` over all loaders; returns its results on the CPU: a list, or one list for each of several loaders."""
     metrics, hooks = run.metrics, run.hooks
+    if run.trainer.limit_predict_batches == 0:
+        return None
     with no_grad_context(run):
         loader = run.load("predict")
         several = len(loader.flattened) > 1

@@ -117,13 +117,14 @@ class Metrics:
     ) -> None:  # fmt: skip
         """See `LightningModule.log`."""
         key = (self.hook, name, self.dataloader_idx if add_dataloader_idx else None)
-        arguments = (prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, rank_zero_only)
+        arguments = (prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, rank_zero_only, self.dataloader_idx)
         entry = self.entries.get(key)
         if entry is None:
             entry = self.entries[key] = self._register(name, value, add_dataloader_idx, arguments)
         elif entry.arguments != arguments:
             raise ConfigError(
-                f"self.log({name!r}, ...) was called twice in {self.hook} with different arguments. Use the same ones, or another name."
+                f"self.log({name!r}, ...) was called twice in {self.hook} with different arguments, or for two loaders with add_dataloader_idx=False."
+                " Use the same arguments, or another name."
             )
         if entry.metric is not None:
             entry.last = value._forward_cache
@@ -159,7 +160,7 @@ class Metrics:
 
     def _register(self, name: str, value: Any, add_dataloader_idx: bool, arguments: tuple[Any, ...]) -> Entry:
         """Check the arguments of the first call under a key, and keep them."""
-        prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, rank_zero_only = arguments
+        prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, rank_zero_only, dataloader_idx = arguments
         hook = self.hook
         rule = HOOKS[hook].log if hook in HOOKS else None
         if hook is None or rule is None:
@@ -176,12 +177,12 @@ class Metrics:
             raise ConfigError(f"self.log({name!r}, on_step=False, on_epoch=False) records nothing. Set one of them.")
         if not may_step and (on_step or not on_epoch):
             raise ConfigError(f"self.log({name!r}, on_step=True) is not possible in {hook}, which runs once per epoch. Use on_epoch=True.")
-        entry = Entry(hook, name, _reduction(reduce_fx, name), on_step, on_epoch, self.dataloader_idx if add_dataloader_idx else None)
+        entry = Entry(hook, name, _reduction(reduce_fx, name), on_step, on_epoch, dataloader_idx)
         entry.arguments = arguments
         entry.prog_bar, entry.logger, entry.rank_zero_only = prog_bar, logger is not False, rank_zero_only
         entry.sync_epoch, entry.sync_step = sync_dist is not False, bool(sync_dist)
-        if entry.dataloader_idx is not None:
-            entry.suffix = f"/dataloader_idx_{entry.dataloader_idx}"
+        if add_dataloader_idx and dataloader_idx is not None:
+            entry.suffix = f"/dataloader_idx_{dataloader_idx}"
         if _is_metric(value):
             entry.metric = value
         return entry
@@ -194,7 +195,8 @@ class Metrics:
 
     def end_epoch(self) -> None:
         """The last batch has ended: from now on epoch values count."""
-        self.refresh()
+        if self.batch is not None:
+            self.refresh()  # else a validation came after it, whose values are newer
         self.batch, self.batch_size, self.dataloader_idx, self.in_batch = None, None, None, False
 
     def reset(self) -> None:
@@ -204,16 +206,17 @@ class Metrics:
         self.in_batch = False
 
     def switch(self, entries: dict[tuple[Any, ...], Entry], training: bool) -> tuple[Any, ...]:
-        """Let another loop's entries be filled; returns what `switch_back` wants."""
+        """Let another loop's entries be filled, between two batches; returns what `switch_back` wants."""
         self.refresh()
-        before = (self.entries, self.training, self.in_batch, self.hook, self.batch, self.batch_size, self.dataloader_idx)
+        before = (self.entries, self.training, self.in_batch, self.hook)
         self.entries, self.training, self.in_batch = entries, training, False
         self.batch, self.batch_size, self.dataloader_idx = None, None, None
         return before
 
     def switch_back(self, before: tuple[Any, ...]) -> None:
         """Undo `switch`."""
-        self.entries, self.training, self.in_batch, self.hook, self.batch, self.batch_size, self.dataloader_idx = before
+        self.entries, self.training, self.in_batch, self.hook = before
+        self.batch, self.batch_size, self.dataloader_idx = None, None, None
 
     def clear(self) -> None:
         """Forget everything that was logged."""
@@ -292,14 +295,9 @@ class Metrics:
         return due
 
     def loader_values(self, dataloader_idx: int | None) -> dict[str, Tensor]:
-        """Return the epoch values of one evaluation loader and let the dicts hold them."""
-        before, self.in_batch = self.in_batch, False
+        """Return what the loggers are due of one evaluation loader once its epoch has ended."""
         self.dataloader_idx = dataloader_idx
-        kept, self.callback = self.callback, {}
-        self.refresh()
-        values, self.callback = self.callback, {**kept, **self.callback}
-        self.in_batch = before
-        return values
+        return self.to_log()
 
 
 def to_numbers(metrics: dict[str, Any]) -> dict[str, float]:

@@ -316,8 +316,8 @@ class LightningModule(ModuleHooks, HasHyperparameters, nn.Module):
             if own is not None and given is not None and own != given:
                 raise ConfigError(f"Trainer({name}={given!r}) and clip_gradients({name}={own!r}) disagree. Set it in one of the two only.")
         value = trainer.gradient_clip_val if gradient_clip_val is None else gradient_clip_val
-        algorithm = str(trainer.gradient_clip_algorithm if gradient_clip_algorithm is None else gradient_clip_algorithm).lower()
-        if algorithm not in ("norm", "value", "none"):
+        algorithm = (gradient_clip_algorithm or trainer.gradient_clip_algorithm or "norm").lower()
+        if algorithm not in ("norm", "value"):
             raise ConfigError(f"gradient_clip_algorithm={algorithm!r} is not known. Use 'norm' or 'value'.")
         if value is None or value <= 0:
             return

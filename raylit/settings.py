@@ -131,7 +131,7 @@ def clipping(value: Any, algorithm: str | None) -> tuple[float | None, str | Non
         raise TypeError(f"gradient_clip_val={value!r}: give a number.")
     if algorithm is not None and algorithm.lower() not in ("norm", "value"):
         raise ConfigError(f"gradient_clip_algorithm={algorithm!r} is not known. Use 'norm' or 'value'.")
-    return value, algorithm.lower() if algorithm is not None else "norm" if value is not None else None
+    return value, algorithm.lower() if algorithm is not None else None
 
 
 def apply_environment(deterministic: bool | str | None, benchmark: bool | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -115,6 +115,16 @@ class RunView:
         return self._stage == "predict"
 
     @property
+    def interrupted(self) -> bool:
+        """Whether an exception ended the last job."""
+        return self.state.status == "interrupted"
+
+    @property
+    def received_sigterm(self) -> bool:
+        """Whether this process was asked to end."""
+        return self._run is not None and self._run.received_sigterm
+
+    @property
     def evaluating(self) -> bool:
         """Whether validation or test runs."""
         return self.validating or self.testing
@@ -189,7 +199,17 @@ class RunView:
         """Batches of each loader to predict."""
         return self._num_batches("predict")
 
+    @property
+    def fit_loop(self) -> Self:
+        """The Trainer itself: Lightning keeps `max_epochs`, `min_epochs` and `max_steps` in a `fit_loop`, where users set them."""
+        return self
+
     # ---- ranks ----
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self._run.world.size if self._run is not None else 1
+
     @property
     def world(self) -> World:
         """This rank's place among the others."""

@@ -68,7 +68,7 @@ def run_job(job: Job) -> Result:
                 value = evaluation.predict(run)
             else:
                 run.stage = job.fn
-                value = evaluation.evaluate(run, "test" if job.fn == "test" else "val")
+                value = [to_numbers(values) for values in evaluation.evaluate(run, "test" if job.fn == "test" else "val")]
         bring_home(run)
         if job.fn == "fit":
             run.fire("on_fit_end")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 Shown = dict[str, Any]  # stage, epoch, max_epochs, batch, total (None: unknown), rate (batches per second), metrics, is_last
@@ -39,30 +40,42 @@ class PlainScreen:
 
 
 class RichScreen:
-    """A live bar for training and, while it runs, one for validation, by rich."""
+    """A live bar for training and, while it runs, one for validation, with the metrics in a line below; by rich."""
 
     def __init__(self) -> None:
-        from rich.console import Console
+        from rich.console import Console, RenderableType
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.text import Text
+
+        class Bars(Progress):
+            """The bars, and below them a line for which a column would be too narrow."""
+
+            below = ""
+
+            def get_renderables(self) -> Iterable[RenderableType]:
+                yield from super().get_renderables()
+                if self.below:
+                    yield Text(self.below, style="cyan")
 
         self._console = Console()
-        self._progress = Progress(
+        self._progress = Bars(
             TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("[dim]{task.fields[rate]}"),
-            TextColumn("{task.fields[values]}"), console=self._console, refresh_per_second=8, transient=False,
+            console=self._console, refresh_per_second=8, transient=False,
         )  # fmt: skip
         self._tasks: dict[str, Any] = {}
 
     def show(self, shown: Shown) -> None:
         """Bring the bar of this stage up to date."""
         self._progress.start()
-        stage = shown["stage"]
-        fields = {"rate": f"{shown['rate']:.1f} it/s", "values": values(shown["metrics"], " ")}
+        stage, rate = shown["stage"], f"{shown['rate']:.1f} it/s"
+        if shown["metrics"]:
+            self._progress.below = values(shown["metrics"], " ")
         if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(heading(shown), total=shown["total"], **fields)
+            self._tasks[stage] = self._progress.add_task(heading(shown), total=shown["total"], rate=rate)
         task = self._tasks[stage]
         if stage == "train" and self._progress.tasks[self._progress.task_ids.index(task)].description != heading(shown):
-            self._progress.reset(task, total=shown["total"], description=heading(shown), **fields)
-        self._progress.update(task, completed=shown["batch"], total=shown["total"], **fields)
+            self._progress.reset(task, total=shown["total"], description=heading(shown), rate=rate)
+        self._progress.update(task, completed=shown["batch"], total=shown["total"], rate=rate)
         if shown["is_last"]:
             self._progress.refresh()
             if stage in ("validate", "sanity_check"):

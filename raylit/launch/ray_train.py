@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 import time
 import traceback
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
-import torch.distributed
+import ray
 from ray import cloudpickle
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from raylit.errors import LaunchError
+from raylit.errors import LaunchError, Terminated
 from raylit.job import Job, Result
 from raylit.launch.cluster import connect, is_verbose
 from raylit.launch.parcel import Parcel
 from raylit.launch.relay import Relay, RemoteScreen, echoing
 from raylit.messages import info
+from raylit.parallel import is_lost_peer
 from raylit.rng import seed_everything
 from raylit.worker import run_job
 
@@ -50,7 +54,7 @@ class RayTrainLauncher:
         )
         with Relay() as relay:
             work.screen = relay.screen
-            ray_trainer: Any = TorchTrainer(
+            ray_trainer: Any = _Trainer(
                 work,  # type: ignore[arg-type]  # likewise
                 torch_config=TorchConfig(),
                 scaling_config=ScalingConfig(num_workers=trainer.num_workers, use_gpu=trainer.use_gpu, resources_per_worker=resources),
@@ -62,12 +66,60 @@ class RayTrainLauncher:
                 ),
             )
             try:
-                result = ray_trainer.fit().return_value
+                with _terminated_by_sigterm():
+                    result = ray_trainer.fit().return_value
             except TrainingFailedError as error:
                 _raise_original(error)
+            except (KeyboardInterrupt, SystemExit):
+                ray_trainer.abort()
+                raise
         if not isinstance(result, Result):
             raise LaunchError("Ray Train ended without a result of rank 0. Its log is in the Ray dashboard under Train.")
         return result
+
+
+class _Trainer(TorchTrainer):
+    """A TorchTrainer that Ctrl-C ends as Python says: Ray's own handler would end the process, with exit code 1 and without a word."""
+
+    _controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self._controller = controller
+
+    def abort(self, timeout_s: float = 30) -> None:
+        """Stop the workers and what holds their resources."""
+        if self._controller is None:
+            return
+        try:
+            ray.get(self._controller.abort.remote(), timeout=timeout_s)
+        except ray.exceptions.RayActorError:
+            return  # how it ends
+        except ray.exceptions.GetTimeoutError:
+            ray.kill(self._controller)
+
+
+@contextlib.contextmanager
+def _terminated_by_sigterm() -> Iterator[None]:
+    """Within, SIGTERM raises Terminated here: `ray.init` has set a handler that ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received = False
+
+    def interrupt(number: int, frame: Any) -> None:
+        nonlocal received
+        received = True
+        raise KeyboardInterrupt  # the only exception that gets out of a waiting `ray.get`
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if received:
+            raise Terminated from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Work:
@@ -180,7 +232,7 @@ def _raise_original(error: TrainingFailedError) -> None:
     dead = {rank: failure for rank, failure in failures.items() if not isinstance(failure, WorkerFailure)}
     for failure in own:
         # when a worker dies, those that were waiting for it fail too
-        if not dead or not _lost_peer(failure):
+        if not dead or not is_lost_peer(failure.original()):
             raise failure.original() from WorkerTraceback(failure.text)
     reasons = [f"rank {rank}: {_reason(failure)}" for rank, failure in dead.items()]
     raise LaunchError(
@@ -193,9 +245,3 @@ def _reason(failure: Exception) -> str:
     """Return the telling line of one of Ray's errors, without its list of what might have been."""
     lines = (str(failure).strip() or type(failure).__name__).splitlines()
     return next((line for line in lines if line.startswith("The actor is dead")), lines[0]).partition(" Some common causes")[0].rstrip(".")
-
-
-def _lost_peer(failure: WorkerFailure) -> bool:
-    """Tell whether a rank failed because it could not reach another."""
-    original = failure.original()
-    return isinstance(original, torch.distributed.DistError) or (isinstance(original, RuntimeError) and "gloo" in str(original))

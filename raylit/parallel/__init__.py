@@ -2,6 +2,6 @@
 
 from raylit.parallel.ddp import DDPStrategy, find_strategy, no_sync
 from raylit.parallel.precision import Precision
-from raylit.parallel.world import World
+from raylit.parallel.world import World, is_lost_peer
 
-__all__ = ["DDPStrategy", "Precision", "World", "find_strategy", "no_sync"]
+__all__ = ["DDPStrategy", "Precision", "World", "find_strategy", "is_lost_peer", "no_sync"]

@@ -125,3 +125,8 @@ def choose_device(accelerator: str, local_rank: int) -> torch.device:
             f"accelerator={accelerator!r} was asked for, but PyTorch finds no such device here. Use accelerator='cpu' or 'auto'."
         )
     return torch.device("cpu")
+
+
+def is_lost_peer(error: Exception) -> bool:
+    """Tell whether `error` says that another rank could not be reached: it is the consequence of that rank's end, not the reason."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -184,3 +184,18 @@ def test_an_error_in_a_ray_worker_shows_the_users_lines(lab: Path, ray_cluster: 
     shown_files = re.findall(r'File ".*?([^/]+)", line \d+, in (\w+)', done.err.partition("Traceback, your code only")[2])
     assert shown_files == [("lab.py", "training_step"), ("lab.py", "deeper")]
     assert "RuntimeError: mat1 and mat2" in done.err
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 130, "Interrupted."), (signal.SIGTERM, 143, "Terminated.")])
+def test_a_signal_ends_a_fit_on_ray_workers(lab: Path, ray_cluster: str, number: signal.Signals, code: int, said: str) -> None:
+    from ray.util.state import list_actors
+
+    process = start(lab, "--trainer.num_workers=2", "--ray.address", ray_cluster)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, (out, err)
+    assert err.rstrip().endswith(said)
+    assert newest_run(lab, "long").info.status == "KILLED"
+    alive = [actor.class_name for actor in list_actors(ray_cluster, filters=[("state", "=", "ALIVE")])]
+    assert not [name for name in alive if "RayTrainWorker" in name or "TrainController" in name]
