@@ -60,6 +60,7 @@ def fit(run: Run) -> None:
             data.set_epoch(loader, progress.epochs_processed)
         if progress.batch == 0:
             run.fire("on_train_epoch_start")
+            progress.is_last_batch = False
         train_epoch(run, batches if batches is not None else iter(run.loaders["train"]))
         batches = None
         end_epoch(run)
@@ -273,7 +274,6 @@ def end_epoch(run: Run) -> None:
     metrics.reset()
     progress.epoch += 1
     progress.batch = progress.batches_done = 0
-    progress.is_last_batch = False
     agree_on_stop(run)
     if run.received_sigterm:
         raise Terminated

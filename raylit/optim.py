@@ -50,6 +50,9 @@ class NoOptimizer(torch.optim.Optimizer):
     def __init__(self) -> None:
         super().__init__([torch.zeros(1)], {})
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Do nothing."""
+
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Evaluate the closure, if there is one."""
         if closure is not None:

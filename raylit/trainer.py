@@ -146,7 +146,9 @@ class Trainer(RunView):
         self.sync_batchnorm = sync_batchnorm
         # how long, how often, how much
         self.fast_dev_run = settings.fast_dev_run(fast_dev_run)
-        self.max_epochs, self.min_epochs = settings.epochs(max_epochs, min_epochs, max_steps, min_steps, max_time, callbacks)
+        self.max_epochs, self.min_epochs = settings.epochs(
+            max_epochs, min_epochs, 1 if fast_dev_run else max_steps, min_steps, max_time, callbacks
+        )
         self.max_steps, self.min_steps = max_steps, min_steps
         self.limit_train_batches = settings.limit("limit_train_batches", limit_train_batches)
         self.limit_val_batches = settings.limit("limit_val_batches", limit_val_batches)

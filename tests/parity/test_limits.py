@@ -1,0 +1,252 @@
+"""How much is read, when validation runs, when training stops; and what may be given as data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+
+from tests.parity.harness import Rows, loader, model_class, parity, seen, stream, trainer
+
+
+def events(pl: Any) -> Any:
+    """A callback that notes which batches were read, and how far training was whenever something begins or ends."""
+
+    class Note(pl.Callback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.found: list[Any] = []
+
+        def note(self, what: str, trainer: Any, *more: Any) -> None:
+            stage = "sanity" if trainer.sanity_checking else ""
+            self.found.append([what, stage, trainer.current_epoch, trainer.global_step, trainer.is_last_batch, trainer.should_stop, *more])
+
+        def on_train_start(self, trainer: Any, *args: Any) -> None:
+            self.note("train", trainer, trainer.num_training_batches, trainer.num_val_batches, trainer.num_sanity_val_batches)
+
+        def on_train_epoch_start(self, trainer: Any, *args: Any) -> None:
+            self.note("epoch", trainer)
+
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+            self.note("batch", trainer, batch_idx, batch)
+
+        def on_train_epoch_end(self, trainer: Any, *args: Any) -> None:
+            self.note("epoch end", trainer)
+
+        def on_train_end(self, trainer: Any, *args: Any) -> None:
+            self.note("train end", trainer)
+
+        def on_validation_start(self, trainer: Any, *args: Any) -> None:
+            self.note("validation", trainer)
+
+        def on_validation_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self.note("validation batch", trainer, batch_idx, dataloader_idx, batch)
+
+    return Note()
+
+
+
+def tolerant(pl: Any) -> Any:
+    """A model that takes batches of any nesting."""
+
+    class Tolerant(model_class(pl)):  # type: ignore[misc]
+        def loss(self, batch: Any) -> Any:
+            leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(batch) if isinstance(leaf, torch.Tensor)]
+            return sum(super(Tolerant, self).loss(leaf) for leaf in leaves)
+
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            self.log("val_loss", self.loss(batch))
+
+    return Tolerant()
+
+
+def fit(pl: Any, root: Path, train: Any = None, val: Any = None, *, stop_at: tuple[str, int] | None = None, **arguments: Any) -> Any:
+    note = events(pl)
+    model = tolerant(pl)
+    if stop_at is not None:
+        hook, step = stop_at
+
+        class Stop(pl.Callback):  # type: ignore[misc]
+            pass
+
+        def stop(self: Any, trainer: Any, *args: Any) -> None:
+            if trainer.global_step >= step and not trainer.sanity_checking:
+                trainer.should_stop = True
+
+        callback = type("Stops", (Stop,), {hook: stop})()
+        arguments["callbacks"] = [callback]
+    one = trainer(pl, root, **{**arguments, "callbacks": [*arguments.get("callbacks", []), note]})
+    one.fit(model, loader(5) if train is None else train, loader(4, seed=1) if val is None else val)
+    batches = (one.num_training_batches, one.num_val_batches, one.num_sanity_val_batches)
+    return {"found": note.found, "batches": batches, "state": [one.state.fn == "fit", one.state.stage, one.state.finished], **seen(one)}
+
+
+@parity
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"limit_train_batches": 3},
+        {"limit_train_batches": 0.5},
+        {"limit_train_batches": 1},
+        {"limit_train_batches": 1.0},
+        {"limit_train_batches": 100},
+        {"limit_val_batches": 2, "num_sanity_val_steps": 3},
+        {"limit_val_batches": 0.5},
+        {"limit_val_batches": 0.0},
+        {"overfit_batches": 2},
+        {"overfit_batches": 0.5},
+        {"num_sanity_val_steps": 0},
+        {"num_sanity_val_steps": -1},
+        {"fast_dev_run": True},
+        {"fast_dev_run": 3},
+        {"val_check_interval": 1},
+        {"val_check_interval": 2},
+        {"val_check_interval": 5},
+        {"val_check_interval": 0.3},
+        {"val_check_interval": 0.5},
+        {"val_check_interval": 0.01},
+        {"val_check_interval": 3, "check_val_every_n_epoch": None},
+        {"val_check_interval": 7, "check_val_every_n_epoch": None},
+        {"check_val_every_n_epoch": 2},
+        {"check_val_every_n_epoch": 2, "val_check_interval": 2},
+        {"check_val_every_n_epoch": 5},
+        {"val_check_interval": 3, "accumulate_grad_batches": 2},
+        {"val_check_interval": 2, "limit_train_batches": 3},
+        {"max_epochs": 0},
+        {"max_epochs": 1},
+        {"max_steps": 0},
+        {"max_steps": 3},
+        {"max_steps": 5},
+        {"max_steps": 7, "max_epochs": -1},
+        {"max_steps": 7, "accumulate_grad_batches": 2, "max_epochs": -1},
+        {"max_steps": 7, "val_check_interval": 2, "max_epochs": -1},
+        {"max_steps": 7, "val_check_interval": 7, "check_val_every_n_epoch": None, "max_epochs": -1},
+        {"min_steps": 4},
+        {"limit_train_batches": 0},
+        {"reload_dataloaders_every_n_epochs": 2, "max_epochs": 4},
+    ],
+    ids=lambda arguments: "-".join(f"{key}={value}" for key, value in arguments.items()),
+)
+def test_arguments(pl: Any, tmp_path: Path, arguments: dict[str, Any]) -> Any:
+    generator = torch.Generator()  # of the loaders, so that reading one again draws no seed of the process
+    return fit(pl, tmp_path, loader(5, generator=generator), loader(4, seed=1, generator=generator), **{"max_epochs": 3, **arguments})
+
+
+@parity
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_train_batch_end", "on_train_epoch_end", "on_validation_end", "on_train_start"])
+@pytest.mark.parametrize("arguments", [{}, {"min_epochs": 2}, {"min_steps": 7}, {"val_check_interval": 2}, {"accumulate_grad_batches": 3}])
+def test_a_stop(pl: Any, tmp_path: Path, hook: str, arguments: dict[str, Any]) -> Any:
+    return fit(pl, tmp_path, stop_at=(hook, 0 if hook == "on_train_start" else 2), max_epochs=3, **arguments)
+
+
+@parity
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"limit_train_batches": 3, "limit_val_batches": 1},
+        {"val_check_interval": 2},
+        {"max_steps": 5, "max_epochs": -1},
+        {"accumulate_grad_batches": 2},
+        {"val_check_interval": 4, "check_val_every_n_epoch": None},
+    ],
+    ids=lambda arguments: "-".join(arguments) or "none",
+)
+def test_loaders_without_a_length(pl: Any, tmp_path: Path, arguments: dict[str, Any]) -> Any:
+    return fit(pl, tmp_path, stream(5), stream(2, seed=1), **arguments)
+
+
+def data(kind: str) -> Any:
+    """One of the kinds of training data."""
+    generator = torch.Generator().manual_seed(3)
+    rows = Rows(6)
+    kinds: dict[str, Any] = {
+        "a list of loaders": lambda: [loader(3), loader(2, seed=5)],
+        "a tuple of loaders": lambda: (loader(3), loader(2, seed=5)),
+        "a dict of loaders": lambda: {"a": loader(1), "b": loader(3, seed=5)},
+        "nested": lambda: {"a": loader(2), "b": [loader(1, seed=5), {"c": loader(3, seed=6)}]},
+        "a loader and a stream": lambda: {"a": loader(2), "b": stream(4)},
+        "an iterable without a length": lambda: Tensors(),
+        "a shuffled loader": lambda: DataLoader(rows, batch_size=2, shuffle=True),
+        "a loader with a generator": lambda: DataLoader(rows, batch_size=2, shuffle=True, generator=generator),
+        "a loader with a sampler": lambda: DataLoader(rows, batch_size=2, sampler=RandomSampler(rows, num_samples=5)),
+        "a loader with a batch sampler": lambda: DataLoader(rows, batch_sampler=BatchSampler(SequentialSampler(rows), 4, drop_last=True)),
+        "a loader without batches": lambda: DataLoader(Rows(3), batch_size=None),
+        "a loader with processes": lambda: DataLoader(rows, batch_size=2, shuffle=True, num_workers=1),
+    }
+    return kinds[kind]()
+
+
+class Tensors:
+    """Three batches; it can be read again but has no length."""
+
+    def __iter__(self) -> Any:
+        return iter(Rows(6).data.split(2))
+
+
+KINDS = [
+    "a list of loaders", "a tuple of loaders", "a dict of loaders", "nested", "a loader and a stream", "an iterable without a length",
+    "a shuffled loader", "a loader with a generator", "a loader with a sampler", "a loader with a batch sampler", "a loader without batches",
+]  # fmt: skip
+
+
+@parity
+@pytest.mark.parametrize("kind", [*KINDS, "a loader with processes"])
+def test_training_data(pl: Any, tmp_path: Path, kind: str) -> Any:
+    return fit(pl, tmp_path, data(kind))
+
+
+@parity
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "nested"])
+def test_validation_data(pl: Any, tmp_path: Path, kind: str) -> Any:
+    return fit(pl, tmp_path, loader(2), data(kind), limit_val_batches=2)
+
+
+@parity
+@pytest.mark.parametrize("mode", ["min_size", "max_size_cycle", "max_size"])
+@pytest.mark.parametrize("arguments", [{}, {"limit_train_batches": 2}])
+def test_combined_loaders(pl: Any, tmp_path: Path, mode: str, arguments: dict[str, Any]) -> Any:
+    combined = pl.utilities.CombinedLoader({"a": loader(3), "b": loader(1, seed=5)}, mode=mode)
+    return fit(pl, tmp_path, combined, pl.utilities.CombinedLoader([loader(2), loader(1)], mode=mode), **arguments)
+
+
+@parity
+def test_loaders_of_the_module(pl: Any, tmp_path: Path) -> Any:
+    class Brings(model_class(pl)):  # type: ignore[misc]
+        def train_dataloader(self) -> Any:
+            return loader(3)
+
+        def val_dataloader(self) -> Any:
+            return loader(2)
+
+        test_dataloader = predict_dataloader = val_dataloader
+
+    one, model = trainer(pl, tmp_path), Brings()
+    one.fit(model)
+    return {"returned": [one.validate(model), one.test(model), one.predict(model)], **seen(one)}
+
+
+@parity
+def test_a_second_fit_goes_on(pl: Any, tmp_path: Path) -> Any:
+    note = events(pl)
+    one, model = trainer(pl, tmp_path, callbacks=[note]), model_class(pl)()
+    one.fit(model, loader(3), loader(2))
+    one.fit_loop.max_epochs = 3
+    one.fit(model, loader(3), loader(2))
+    return {"found": note.found, **seen(one)}
+
+
+@parity
+def test_where_the_sampler_is_told_the_epoch(pl: Any, tmp_path: Path) -> Any:
+    told: list[Any] = []
+
+    class Sampler(SequentialSampler):
+        def set_epoch(self, epoch: int) -> None:
+            told.append(epoch)
+
+    rows = Rows(4)
+    one = trainer(pl, tmp_path, max_epochs=3, num_sanity_val_steps=1)
+    one.fit(model_class(pl)(), DataLoader(rows, sampler=Sampler(rows)), DataLoader(rows, batch_sampler=BatchSampler(Sampler(rows), 2, False)))
+    return {"told": told, **seen(one)}

@@ -1,0 +1,37 @@
+"""What the README says is so."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import raylit
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_first_example_runs(tmp_path: Path) -> None:
+    example = README.split("```python\n")[1].split("```")[0]
+    assert len([line for line in example.splitlines() if line]) <= 31
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    accuracy, path = done.stdout.splitlines()[-1].split()
+    assert float(accuracy) > 0.9
+    assert Path(path).is_file()
+
+
+def test_tree_names_every_file() -> None:
+    tree = README.split("## What is where")[1].split("```")[1]
+    named = set(re.findall(r"\w+\.py", tree))
+    there = {path.name for path in Path(raylit.__file__).parent.rglob("*.py") if path.name != "__init__.py" or path.parent.name == "raylit"}
+    assert there - named == set()
+    assert named - there - {"digits.py"} == set()
+
+
+def test_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
