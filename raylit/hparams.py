@@ -48,6 +48,9 @@ class AttributeDict(dict[str, Any]):
 class HasHyperparameters:
     """Gives `save_hyperparameters`, `hparams` and `hparams_initial` to LightningModule and LightningDataModule."""
 
+    CHECKPOINT_HYPER_PARAMS_KEY: str
+    CHECKPOINT_HYPER_PARAMS_NAME: str
+
     _log_hyperparams: bool = False
     _hparams_name: str | None = None
 

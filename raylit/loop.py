@@ -29,6 +29,7 @@ from typing import Any
 from torch import Tensor, set_grad_enabled
 
 from raylit import data
+from raylit.callbacks import MONITORS
 from raylit.data.combined import Item
 from raylit.errors import ConfigError, DataError, Terminated
 from raylit.evaluation import evaluate
@@ -254,7 +255,7 @@ def end_epoch(run: Run) -> None:
     metrics.end_epoch()
     metrics.reduce_over_ranks()
     progress.epochs_processed += 1
-    late = [function for function in hooks["on_train_epoch_end"] if is_monitor(run, function)]
+    late = [function for function in hooks["on_train_epoch_end"] if is_monitor(function)]
     metrics.hook = "on_train_epoch_end"
     for function in hooks["on_train_epoch_end"]:
         if late and function is late[0]:
@@ -279,9 +280,9 @@ def end_epoch(run: Run) -> None:
         raise Terminated
 
 
-def is_monitor(run: Run, function: Any) -> bool:
+def is_monitor(function: Any) -> bool:
     """Tell whether a bound callback watches metrics: it comes after the module at the end of an epoch."""
-    return isinstance(getattr(getattr(function, "func", None), "__self__", None), run.monitors)
+    return isinstance(getattr(getattr(function, "func", None), "__self__", None), MONITORS)
 
 
 def validate_within(run: Run, stepped: bool) -> None:
@@ -353,7 +354,7 @@ def update_schedulers(run: Run, interval: str, plateau: bool) -> None:
         value = None
         if plateau:
             metrics = run.trainer.callback_metrics
-            value = metrics.get(config.monitor)
+            value = metrics.get(str(config.monitor))
             if value is None:
                 text = (
                     f"ReduceLROnPlateau watches {config.monitor!r}, which was not logged. Logged so far: {', '.join(metrics) or 'nothing'}."

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 REDUCTIONS = ("mean", "sum", "min", "max")
 FOLD_EVERY = 1000  # values of one key kept before they are summed up, so that an endless epoch does not grow
 
+PICK: dict[str, Callable[[list[float]], float]] = {"sum": sum, "min": min, "max": max}  # of the ranks' values
+
 
 class Entry:
     """The values logged under one name, in one hook, for one loader."""
@@ -242,10 +244,7 @@ class Metrics:
                 continue  # other ranks logged it; this one has nowhere to show it
             entry = self.entries[key]
             sums = [total for total, _ in parts]
-            if entry.reduce == "mean":
-                value = sum(sums) / sum(weight for _, weight in parts)
-            else:
-                value = {"sum": sum, "min": min, "max": max}[entry.reduce](sums)
+            value = sum(sums) / sum(weight for _, weight in parts) if entry.reduce == "mean" else PICK[entry.reduce](sums)
             dtype = torch.float64 if entry.total is not None and entry.total.dtype == np.float64 else torch.float32
             entry.computed = torch.tensor(value, dtype=dtype)
 
@@ -259,7 +258,7 @@ class Metrics:
         gathered = self.world.all_gather_object({key: float(_number(entry.last)) for key, entry in entries.items()})
         for key, entry in entries.items():
             values = [ranks[key] for ranks in gathered if key in ranks]
-            entry.last = {"mean": lambda v: sum(v) / len(v), "sum": sum, "min": min, "max": max}[entry.reduce](values)
+            entry.last = sum(values) / len(values) if entry.reduce == "mean" else PICK[entry.reduce](values)
 
     # ---- read by callbacks, loggers and the progress bar ----
 

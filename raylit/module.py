@@ -216,7 +216,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, nn.Module):
         self._trainer = None if trainer is None else weakref.ref(trainer)
         for child in self.children():
             if isinstance(child, LightningModule):
-                child.trainer = trainer  # type: ignore[assignment]
+                child.trainer = trainer
 
     @property
     def _attached(self) -> Trainer | None:

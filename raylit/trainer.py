@@ -259,10 +259,15 @@ class Trainer(RunView):
         ckpt_path: str | os.PathLike[str] | None = None,
         weights_only: bool | None = None,
     ) -> Any:
-        """Run `predict_step` over the data; the arguments are as in `fit`.
+        """Run `predict_step` over the data.
 
         Args:
+            model: as in `fit`, like the others but one.
+            dataloaders: as `train_dataloaders`.
+            datamodule: the data, instead of loaders.
             return_predictions: False keeps nothing, for callbacks that write it away.
+            ckpt_path: checkpoint with the weights to use.
+            weights_only: False lets the checkpoint run code when it is loaded.
 
         Returns:
             What `predict_step` returned for each batch, in the order of the data; for several loaders a list of such lists.

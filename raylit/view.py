@@ -131,7 +131,10 @@ class RunView:
 
     @property
     def _stage(self) -> str | None:
-        return self._run.stage if self._run is not None and self.state.status == "running" else None
+        run = self._run
+        if run is None or self.state.status != "running":
+            return None
+        return run.stage or ("train" if run.job.fn == "fit" else run.job.fn)  # before its loop begins, a job is in the stage to come
 
     # ---- what it works with ----
     @property

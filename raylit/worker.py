@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from raylit import checkpoint, evaluation, loop, optim
-from raylit.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
+from raylit.callbacks import MONITORS, Callback, Checkpoint, ModelCheckpoint
 from raylit.checkpoint.file import plain_items
 from raylit.errors import ConfigError, Stopped
 from raylit.hooks import is_overridden, resolve
@@ -23,8 +23,6 @@ from raylit.metrics import to_numbers
 from raylit.module import LightningModule
 from raylit.parallel import World, find_strategy
 from raylit.run import Run
-
-MONITORS = (EarlyStopping, Checkpoint)
 
 
 def run_job(job: Job) -> Result:
@@ -108,7 +106,6 @@ def attach(run: Run) -> None:
     for callback in trainer.callbacks:
         callback._log = module.log
     check(run)
-    run.monitors = MONITORS
     run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS)
 
 

@@ -10,7 +10,11 @@ from raylit.callbacks.model_summary import ModelSummary, RichModelSummary
 from raylit.callbacks.progress_bar import ProgressBar, RichProgressBar, TQDMProgressBar
 from raylit.callbacks.timer import Timer
 
+# They watch metrics, so at the end of an epoch they come after the module, which may still log some.
+MONITORS = (EarlyStopping, Checkpoint)
+
 __all__ = [
+    "MONITORS",
     "Callback",
     "Checkpoint",
     "EarlyStopping",

@@ -98,8 +98,8 @@ def to_plain(value: Any) -> Any:
     Tensors, numbers, strings, None and containers of them pass; paths become strings, numpy scalars numbers, other mappings dicts.
     """
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.Tensor, torch.dtype, torch.device, torch.Size)):
-        plain_type = next((t for t in (bool, int, float, str) if type(value) is not t and isinstance(value, t)), None)
-        return plain_type(value) if plain_type and not isinstance(value, bool) else value
+        subclassed: Any = next((t for t in (int, float, str) if type(value) is not t and isinstance(value, t)), None)
+        return subclassed(value) if subclassed and not isinstance(value, bool) else value
     if isinstance(value, OrderedDict) and type(value) is OrderedDict:
         return OrderedDict((to_plain(k), to_plain(v)) for k, v in value.items())
     if isinstance(value, dict) or (hasattr(value, "keys") and hasattr(value, "__getitem__")):

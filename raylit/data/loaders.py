@@ -20,6 +20,7 @@ def prepare(data: Any, stage: str, world: World, *, limit: int | float, distribu
     Args:
         data: a loader, any iterable, a collection of them, or a CombinedLoader.
         stage: `train`, `val`, `test` or `predict`.
+        world: this rank's place among all.
         limit: `limit_<stage>_batches`: a number of batches, or a fraction of them.
         distribute: whether to shard over the ranks.
         overfit: whether to read in order, whatever the loader says.

@@ -136,5 +136,6 @@ def set_epoch(loader: Any, epoch: int) -> None:
             getattr(loader, "batch_sampler", None),
         )
     }.values():
-        if callable(getattr(sampler, "set_epoch", None)):
-            sampler.set_epoch(epoch)
+        set_sampler_epoch = getattr(sampler, "set_epoch", None)
+        if callable(set_sampler_epoch):
+            set_sampler_epoch(epoch)

@@ -60,6 +60,9 @@ class DDPStrategy:
             raise ConfigError(
                 f"{type(module).__name__} has no parameter that requires a gradient, so there is nothing to train on {world.size} ranks."
             )
+        kwargs = dict(self.kwargs)
+        if not self.broadcast_buffers:
+            kwargs["broadcast_buffers"] = False  # newer torch deprecates naming it
         return DistributedDataParallel(
             TrainingStep(module),
             device_ids=[world.device.index] if world.device.type == "cuda" else None,
@@ -67,8 +70,7 @@ class DDPStrategy:
             static_graph=self.static_graph,
             gradient_as_bucket_view=self.gradient_as_bucket_view,
             bucket_cap_mb=self.bucket_cap_mb,
-            **({} if self.broadcast_buffers else {"broadcast_buffers": False}),  # newer torch deprecates naming it
-            **self.kwargs,
+            **kwargs,
         )
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
+import raylit
 from tests.parity.harness import Rows, loader, model_class, parity, seen, stream, trainer
 
 
@@ -208,8 +209,9 @@ def test_validation_data(pl: Any, tmp_path: Path, kind: str) -> Any:
 @pytest.mark.parametrize("mode", ["min_size", "max_size_cycle", "max_size"])
 @pytest.mark.parametrize("arguments", [{}, {"limit_train_batches": 2}])
 def test_combined_loaders(pl: Any, tmp_path: Path, mode: str, arguments: dict[str, Any]) -> Any:
-    combined = pl.utilities.CombinedLoader({"a": loader(3), "b": loader(1, seed=5)}, mode=mode)
-    return fit(pl, tmp_path, combined, pl.utilities.CombinedLoader([loader(2), loader(1)], mode=mode), **arguments)
+    combined = pl.utilities.CombinedLoader if pl is not raylit else raylit.data.CombinedLoader
+    train, val = combined({"a": loader(3), "b": loader(1, seed=5)}, mode=mode), combined([loader(2), loader(1)], mode=mode)
+    return fit(pl, tmp_path, train, val, **arguments)
 
 
 @parity
@@ -232,9 +234,10 @@ def test_loaders_of_the_module(pl: Any, tmp_path: Path) -> Any:
 def test_a_second_fit_goes_on(pl: Any, tmp_path: Path) -> Any:
     note = events(pl)
     one, model = trainer(pl, tmp_path, callbacks=[note]), model_class(pl)()
-    one.fit(model, loader(3), loader(2))
+    data = [loader(3, generator=torch.Generator()), loader(2, generator=torch.Generator())]
+    one.fit(model, *data)
     one.fit_loop.max_epochs = 3
-    one.fit(model, loader(3), loader(2))
+    one.fit(model, *data)
     return {"found": note.found, **seen(one)}
 
 

@@ -93,7 +93,7 @@ def test_sweep_file_reads_as_settings() -> None:
 
 
 def test_unknown_key_of_a_sweep_file_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no setting 'shceduler'.*scheduler"):
+    with pytest.raises(ConfigError, match=r"no setting 'shceduler'.*scheduler"):
         SweepSpec.from_dict({"metric": "a", "space": {"model.lr": 1}, "shceduler": "asha"})
 
 

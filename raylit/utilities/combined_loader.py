@@ -1,0 +1,5 @@
+"""Lightning's place for CombinedLoader."""
+
+from raylit.data import CombinedLoader
+
+__all__ = ["CombinedLoader"]

@@ -1,0 +1,36 @@
+"""Norms of gradients, to be logged in `on_before_optimizer_step`."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from raylit.errors import ConfigError
+
+
+def grad_norm(module: nn.Module, norm_type: float | int | str, group_separator: str = "/") -> dict[str, float]:
+    """Return the norm of each parameter's gradient and of all together, as numbers: on a GPU this waits for the device.
+
+    Args:
+        module: its parameters without a gradient are left out.
+        norm_type: the p of the p-norm; "inf" for the largest absolute value.
+        group_separator: stands between `grad_2.0_norm` and the parameter's name.
+
+    Raises:
+        ConfigError: the norm is not positive.
+
+    Example:
+        >>> def on_before_optimizer_step(self, optimizer):
+        ...     self.log_dict(grad_norm(self, norm_type=2))
+    """
+    p = float(norm_type)
+    if p <= 0:
+        raise ConfigError(f"grad_norm(norm_type={norm_type!r}): give a positive number, or 'inf'.")
+    norms = {
+        f"grad_{p}_norm{group_separator}{name}": torch.linalg.vector_norm(parameter.grad, p)
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None
+    }
+    if norms:
+        norms[f"grad_{p}_norm_total"] = torch.linalg.vector_norm(torch.stack(list(norms.values())), p)
+    return {name: norm.item() for name, norm in norms.items()}
