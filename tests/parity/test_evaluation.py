@@ -162,7 +162,9 @@ def test_predictions_that_are_not_kept(pl: Any, tmp_path: Path) -> Any:
     seen_by_callback: list[Any] = []
 
     class Writes(pl.Callback):  # type: ignore[misc]
-        def on_predict_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        def on_predict_batch_end(
+            self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        ) -> None:
             seen_by_callback.append(outputs)
 
     one = trainer(pl, tmp_path, callbacks=[Writes()])

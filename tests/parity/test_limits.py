@@ -48,7 +48,6 @@ def events(pl: Any) -> Any:
     return Note()
 
 
-
 def tolerant(pl: Any) -> Any:
     """A model that takes batches of any nesting."""
 
@@ -136,7 +135,9 @@ def test_arguments(pl: Any, tmp_path: Path, arguments: dict[str, Any]) -> Any:
 
 
 @parity
-@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_train_batch_end", "on_train_epoch_end", "on_validation_end", "on_train_start"])
+@pytest.mark.parametrize(
+    "hook", ["on_train_batch_start", "on_train_batch_end", "on_train_epoch_end", "on_validation_end", "on_train_start"]
+)
 @pytest.mark.parametrize("arguments", [{}, {"min_epochs": 2}, {"min_steps": 7}, {"val_check_interval": 2}, {"accumulate_grad_batches": 3}])
 def test_a_stop(pl: Any, tmp_path: Path, hook: str, arguments: dict[str, Any]) -> Any:
     return fit(pl, tmp_path, stop_at=(hook, 0 if hook == "on_train_start" else 2), max_epochs=3, **arguments)
@@ -251,5 +252,7 @@ def test_where_the_sampler_is_told_the_epoch(pl: Any, tmp_path: Path) -> Any:
 
     rows = Rows(4)
     one = trainer(pl, tmp_path, max_epochs=3, num_sanity_val_steps=1)
-    one.fit(model_class(pl)(), DataLoader(rows, sampler=Sampler(rows)), DataLoader(rows, batch_sampler=BatchSampler(Sampler(rows), 2, False)))
+    one.fit(
+        model_class(pl)(), DataLoader(rows, sampler=Sampler(rows)), DataLoader(rows, batch_sampler=BatchSampler(Sampler(rows), 2, False))
+    )
     return {"told": told, **seen(one)}

@@ -115,7 +115,9 @@ def test_arguments(pl: Any, tmp_path: Path, arguments: dict[str, Any]) -> Any:
 
 
 @parity
-@pytest.mark.parametrize("arguments", [{}, {"accumulate_grad_batches": 2}, {"val_check_interval": 2}, {"log_every_n_steps": 0}, {"log_every_n_steps": 1}])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"accumulate_grad_batches": 2}, {"val_check_interval": 2}, {"log_every_n_steps": 0}, {"log_every_n_steps": 1}]
+)
 def test_rows_of_the_loggers(pl: Any, tmp_path: Path, arguments: dict[str, Any]) -> Any:
     return fit(pl, tmp_path, model_class(pl)(on_step=True, on_epoch=True), **{"log_every_n_steps": 3, **arguments})
 

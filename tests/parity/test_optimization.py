@@ -51,9 +51,7 @@ def test_clipping(pl: Any, tmp_path: Path, value: Any, algorithm: str | None) ->
 @parity
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 def test_clipping_in_the_module(pl: Any, tmp_path: Path, algorithm: str) -> Any:
-    def configure_gradient_clipping(
-        self: Any, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
-    ) -> None:
+    def configure_gradient_clipping(self: Any, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
         self.clip_gradients(optimizer, gradient_clip_val=0.1, gradient_clip_algorithm=algorithm)
 
     return fit(pl, tmp_path, with_methods(pl, configure_gradient_clipping=configure_gradient_clipping))
@@ -216,7 +214,11 @@ def test_several_schedulers(pl: Any, tmp_path: Path) -> Any:
     def configure_optimizers(self: Any) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
         by_step = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, 1.0, total_iters=4)
-        return [optimizer], [{"scheduler": by_step, "interval": "step"}, step_lr(optimizer), {"scheduler": plateau(optimizer), "monitor": "val_loss"}]
+        return [optimizer], [
+            {"scheduler": by_step, "interval": "step"},
+            step_lr(optimizer),
+            {"scheduler": plateau(optimizer), "monitor": "val_loss"},
+        ]
 
     return fit(pl, tmp_path, with_methods(pl, configure_optimizers=configure_optimizers), max_epochs=3)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.parity.harness import loader, model_class, parity, seen, trainer, traced_objects
+from tests.parity.harness import loader, model_class, parity, seen, traced_objects, trainer
 
 
 @parity
@@ -129,8 +129,12 @@ def test_what_can_be_read_in_a_hook(pl: Any, tmp_path: Path) -> Any:
         def read(self, where: str) -> None:
             one = self.trainer
             loaders = [type(loader).__name__ for loader in (one.train_dataloader, one.val_dataloaders, one.test_dataloaders)]
-            found.append([where, self.current_epoch, self.global_step, self.global_rank, self.local_rank, str(self.device), str(self.dtype)])
-            found.append([self.on_gpu, self.logger is one.logger, len(self.loggers), len(one.optimizers), len(one.lr_scheduler_configs), *loaders])
+            found.append(
+                [where, self.current_epoch, self.global_step, self.global_rank, self.local_rank, str(self.device), str(self.dtype)]
+            )
+            found.append(
+                [self.on_gpu, self.logger is one.logger, len(self.loggers), len(one.optimizers), len(one.lr_scheduler_configs), *loaders]
+            )
             found.append([plain_value(getattr(one, name)) for name in READ])
             found.append([one.lightning_module is self, one.model is self, one.datamodule is None, one.checkpoint_callback is None])
             found.append([one.state.fn == "fit", one.num_val_batches, one.num_test_batches, one.num_sanity_val_batches])
