@@ -169,7 +169,7 @@ def test_no_value_is_fetched_within_the_steps(tmp_path: Path) -> None:
     assert len(watch.waits) == 1, "the watch sees what it is to see"
     watch.waits.clear()
     callbacks = [Watching(watch), Listens(), Listens()]
-    pl_trainer = trainer(tmp_path, callbacks=callbacks, logger=True, log_every_n_steps=1000)
+    pl_trainer = trainer(tmp_path, callbacks=callbacks, logger=True, log_every_n_steps=1000, limit_val_batches=0)
     pl_trainer.fit(Logs(), DataLoader(RandomDataset(32, 160), batch_size=4))
     assert pl_trainer.global_step == 40
     assert watch.waits == []
