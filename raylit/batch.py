@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,24 +16,49 @@ from raylit.messages import warn_once
 
 def move_to(batch: Any, device: torch.device | str, non_blocking: bool | None = None) -> Any:
     """Return `batch` with everything that has `.to(device)` moved, inside lists, tuples, named tuples, dicts and dataclasses."""
-    if isinstance(batch, Tensor):
-        # Copies from pinned memory to a GPU may overlap with compute; other copies may not be read before they are done.
-        asynchronous = torch.device(device).type == "cuda" if non_blocking is None else non_blocking
-        return batch.to(device, non_blocking=asynchronous)
+    # Copies from pinned memory to a GPU may overlap with compute; other copies may not be read before they are done.
+    asynchronous = torch.device(device).type == "cuda" if non_blocking is None else non_blocking
+
+    def move(item: Any) -> Any:
+        if isinstance(item, Tensor):
+            return item.to(device, non_blocking=asynchronous)
+        if hasattr(item, "to") and callable(item.to) and not isinstance(item, type):
+            moved = item.to(device)
+            return item if moved is None else moved  # a user's `to` may work in place
+        return None
+
+    return _replace(batch, move)
+
+
+def cast_to(batch: Any, dtype: torch.dtype) -> Any:
+    """Return `batch` with the floating-point tensors in it as `dtype`."""
+
+    def cast(item: Any) -> Any:
+        if not isinstance(item, Tensor):
+            return None
+        return item.to(dtype) if item.is_floating_point() else item
+
+    return _replace(batch, cast)
+
+
+def _replace(batch: Any, function: Callable[[Any], Any]) -> Any:
+    """Return `batch` with each item replaced by what `function` makes of it; where that is None, with what is in the item replaced."""
     if isinstance(batch, (str, bytes, int, float, type(None))):
         return batch
-    if hasattr(batch, "to") and callable(batch.to) and not isinstance(batch, type):
-        moved = batch.to(device)
-        return batch if moved is None else moved  # a user's `to` may work in place
+    made = function(batch)
+    if made is not None:
+        return made
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(move_to(item, device, non_blocking) for item in batch))
+        return type(batch)(*(_replace(item, function) for item in batch))
     if isinstance(batch, (list, tuple)):
-        return type(batch)([move_to(item, device, non_blocking) for item in batch])
+        return type(batch)([_replace(item, function) for item in batch])
     if isinstance(batch, Mapping):
-        moved_items = {key: move_to(item, device, non_blocking) for key, item in batch.items()}
-        return moved_items if type(batch) is dict else type(batch)(moved_items)  # type: ignore[call-arg]
+        items = {key: _replace(item, function) for key, item in batch.items()}
+        if isinstance(batch, defaultdict):
+            return type(batch)(batch.default_factory, items)
+        return items if type(batch) is dict else type(batch)(items)  # type: ignore[call-arg]
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        changed = {f.name: move_to(getattr(batch, f.name), device, non_blocking) for f in dataclasses.fields(batch) if f.init}
+        changed = {field.name: _replace(getattr(batch, field.name), function) for field in dataclasses.fields(batch) if field.init}
         return dataclasses.replace(batch, **changed)
     return batch
 

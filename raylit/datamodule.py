@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from raylit import checkpoint as checkpoints
 from raylit.batch import move_to
-from raylit.hparams import HasHyperparameters, accepted_arguments
+from raylit.hparams import HasHyperparameters, accepted_arguments, class_only, construct
 
 if TYPE_CHECKING:
     from raylit.trainer import Trainer
@@ -101,7 +101,7 @@ class LightningDataModule(HasHyperparameters):
                 setattr(datamodule, f"{stage}_dataloader", _Constant(loaders(datasets, shuffle=stage == "train")))
         return datamodule
 
-    @classmethod
+    @class_only
     def load_from_checkpoint(
         cls,
         checkpoint_path: Any,
@@ -114,18 +114,10 @@ class LightningDataModule(HasHyperparameters):
 
         Raises:
             CheckpointError: the file is missing, torn or unsafe.
+            TypeError: it was called on an object: it makes a new one, and would leave that as it is.
         """
         checkpoint = checkpoints.load(checkpoint_path, map_location=map_location or "cpu", weights_only=weights_only)
-        if hparams_file:
-            import yaml
-
-            with open(hparams_file) as file:
-                checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY] = yaml.safe_load(file) or {}
-        stored = dict(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}))
-        container = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NAME)
-        if container and container != "kwargs" and container in accepted_arguments(cls, {container: None}):
-            stored = {container: stored}
-        datamodule = cls(**accepted_arguments(cls, {**stored, **kwargs}))
+        datamodule = construct(cls, checkpoint, hparams_file, kwargs)
         if cls.__qualname__ in checkpoint:
             datamodule.load_state_dict(checkpoint[cls.__qualname__])
         return datamodule

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from raylit import data
 from raylit.batch import move_to
 from raylit.data.combined import Item
-from raylit.errors import Terminated
 from raylit.hooks import is_overridden
+from raylit.limits import end_on_sigterm
 from raylit.module import LightningModule
 from raylit.run import Run, check_dataloader_idx, no_grad_context, restore_modes, submodule_modes
 
@@ -37,7 +37,7 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
         loader = run.loaders[stage]
         limits = loader.limits or []
         loader.limits = [min(trainer.num_sanity_val_steps, limit) for limit in limits] if sanity else limits
-        if sum(loader.limits) == 0:
+        if not run.world.any(sum(loader.limits) > 0):  # a rank whose share is empty takes part in what the others do together
             return []
         several = loader.mode == "sequential" and len(loader.flattened) > 1
         check_dataloader_idx(module, f"{name}_step", len(loader.flattened) if several else 1)
@@ -49,10 +49,12 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
             batches = iter(loader)
             run.fire(f"on_{name}_start")
             run.fire(f"on_{name}_epoch_start")
-            seen = [item[2] for item in evaluate_batches(run, name, batches, several)]
+            with suppress(StopIteration):  # raised by a user's hook, it ends the loop
+                evaluate_batches(run, name, batches, several)
             metrics.end_epoch()
             metrics.reduce_over_ranks()
-            outputs = [{} if sanity else metrics.loader_values(index if several else None) for index in dict.fromkeys(seen)]
+            indices = range(len(loader.flattened)) if several else [None]
+            outputs = [{} if sanity else metrics.loader_values(index) for index in indices]
             metrics.dataloader_idx = None
             run.fire(f"on_{name}_epoch_end")
             metrics.reduce_over_ranks()
@@ -72,8 +74,8 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
     return outputs
 
 
-def evaluate_batches(run: Run, name: str, batches: Iterator[Item], several: bool) -> Iterator[Item]:
-    """Take the evaluation step for every batch; gives back the batches' numbers (not the batches)."""
+def evaluate_batches(run: Run, name: str, batches: Iterator[Item], several: bool) -> None:
+    """Take the evaluation step for every batch."""
     metrics, hooks, precision = run.metrics, run.hooks, run.precision
     batch_start, batch_end = hooks[f"on_{name}_batch_start"], hooks[f"on_{name}_batch_end"]
     step = getattr(run.module, f"{name}_step")
@@ -96,9 +98,7 @@ def evaluate_batches(run: Run, name: str, batches: Iterator[Item], several: bool
             count = run.val_batches_seen.get(dataloader_idx, 0)
             run.log_metrics(metrics.to_log(), step=count)
             run.val_batches_seen[dataloader_idx] = count + 1
-        if run.received_sigterm and run.world.size == 1:
-            raise Terminated
-        yield None, batch_idx, dataloader_idx
+        end_on_sigterm(run)
 
 
 @contextmanager
@@ -116,11 +116,12 @@ def evaluating(run: Run, name: str) -> Iterator[None]:
 
 def predict(run: Run) -> list[Any] | None:
     """Run `predict_step` over all loaders; returns its results on the CPU: a list, or one list for each of several loaders."""
-    metrics, hooks = run.metrics, run.hooks
     if run.trainer.limit_predict_batches == 0:
         return None
     with no_grad_context(run):
         loader = run.load("predict")
+        if not run.world.any(sum(loader.limits or []) > 0):
+            return None
         several = len(loader.flattened) > 1
         check_dataloader_idx(run.module, "predict_step", len(loader.flattened))
         kept: list[list[Any]] = [[] for _ in loader.flattened]
@@ -128,22 +129,30 @@ def predict(run: Run) -> list[Any] | None:
             batches = iter(loader)
             run.fire("on_predict_start")
             run.fire("on_predict_epoch_start")
-            for batch, batch_idx, dataloader_idx in batches:
-                if run.transfer is not None:
-                    batch = run.transfer(batch, dataloader_idx)
-                which = (dataloader_idx,) if several else ()
-                metrics.begin_batch(batch)
-                run.fire("on_predict_batch_start", batch, batch_idx, *which)
-                metrics.hook = "predict_step"
-                with run.precision.context() if run.precision.has_context else nullcontext():
-                    args = (batch_idx,) if run.takes_batch_idx["predict_step"] else ()
-                    output = run.module.predict_step(batch, *args, *which)
-                if hooks["on_predict_batch_end"]:
-                    run.fire("on_predict_batch_end", output, batch, batch_idx, *which)
-                if run.job.return_predictions:
-                    kept[dataloader_idx].append(move_to(output, "cpu"))
+            with suppress(StopIteration):
+                predict_batches(run, batches, several, kept)
             run.fire("on_predict_epoch_end")
             run.fire("on_predict_end")
     if not run.job.return_predictions:
         return None
     return kept if several else kept[0]
+
+
+def predict_batches(run: Run, batches: Iterator[Item], several: bool, kept: list[list[Any]]) -> None:
+    """Predict every batch; what is to be returned is appended to `kept`."""
+    metrics, hooks, precision, predict_step = run.metrics, run.hooks, run.precision, run.module.predict_step
+    for batch, batch_idx, dataloader_idx in batches:
+        if run.transfer is not None:
+            batch = run.transfer(batch, dataloader_idx)
+        which = (dataloader_idx,) if several else ()
+        metrics.begin_batch(batch)
+        if hooks["on_predict_batch_start"]:
+            run.fire("on_predict_batch_start", batch, batch_idx, *which)
+        metrics.hook = "predict_step"
+        with precision.context() if precision.has_context else nullcontext():
+            output = predict_step(batch, *((batch_idx,) if run.takes_batch_idx["predict_step"] else ()), *which)
+        if hooks["on_predict_batch_end"]:
+            run.fire("on_predict_batch_end", output, batch, batch_idx, *which)
+        metrics.hook = None
+        if run.job.return_predictions:
+            kept[dataloader_idx].append(move_to(output, "cpu"))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import inspect
 from argparse import Namespace
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from raylit.errors import ConfigError
 
@@ -134,6 +135,51 @@ def accepted_arguments(cls: type, values: MutableMapping[str, Any]) -> dict[str,
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return dict(values)
     return {name: value for name, value in values.items() if name in parameters}
+
+
+T = TypeVar("T", bound=HasHyperparameters)
+
+
+def construct(cls: type[T], checkpoint: dict[str, Any], hparams_file: str | None, overrides: dict[str, Any]) -> T:
+    """Make an object of `cls` with the hyperparameters in a checkpoint.
+
+    Args:
+        cls: the class; it gets those that its `__init__` takes.
+        checkpoint: what a checkpoint file holds.
+        hparams_file: YAML file with hyperparameters to take instead.
+        overrides: arguments that win over the stored ones.
+    """
+    if hparams_file:
+        import yaml
+
+        with open(hparams_file) as file:
+            stored = yaml.safe_load(file) or {}
+    else:
+        stored = dict(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}))
+    container = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NAME)
+    if container and container != "kwargs" and container in accepted_arguments(cls, {container: None}):
+        stored = {container: stored}
+    return cls(**accepted_arguments(cls, {**stored, **overrides}))
+
+
+if TYPE_CHECKING:
+    class_only = classmethod
+else:
+
+    class class_only(classmethod):
+        """A classmethod that refuses to be called on an object, where its return value is easily forgotten."""
+
+        def __get__(self, instance: object, owner: type | None = None) -> Any:
+            bound = super().__get__(None, owner)
+            if instance is None:
+                return bound
+
+            @functools.wraps(bound)
+            def refuse(*args: Any, **kwargs: Any) -> NoReturn:
+                name = f"{owner.__name__}.{bound.__name__}"
+                raise TypeError(f"{name} was called on an object, which it would leave as it is: write new = {name}(...) on the class.")
+
+            return refuse
 
 
 @contextmanager

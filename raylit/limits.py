@@ -21,7 +21,12 @@ def is_done(run: Run) -> bool:
     if trainer.max_epochs not in (None, -1) and progress.epochs_processed >= trainer.max_epochs:
         info(f"`Trainer.fit` stopped: `max_epochs={trainer.max_epochs}` reached.")
         return True
-    return trainer.should_stop and may_stop(run)
+    return stops(run)
+
+
+def stops(run: Run) -> bool:
+    """Tell whether a stop was asked for that all ranks know of and that is allowed."""
+    return run.trainer.should_stop and run.stop_agreed and may_stop(run)
 
 
 def steps_reached(run: Run) -> bool:
@@ -42,12 +47,21 @@ def may_stop(run: Run) -> bool:
 
 
 def agree_on_stop(run: Run) -> None:
-    """Make a stop or a SIGTERM on any rank one on all."""
+    """Make a stop or a SIGTERM on any rank one on all. Until then no rank acts on its own: the others would wait for it."""
     if run.world.size > 1:
-        stops = run.world.all_gather_object((run.trainer.should_stop, run.received_sigterm))
-        run.trainer.should_stop = any(stop for stop, _ in stops)
-        if any(terminated for _, terminated in stops):
-            raise Terminated
+        asked = run.world.all_gather_object((run.trainer.should_stop, run.received_sigterm))
+        run.trainer.should_stop = run.stop_agreed = any(stop for stop, _ in asked)
+        run.received_sigterm = run.sigterm_agreed = any(sigterm for _, sigterm in asked)
+
+
+def end_on_sigterm(run: Run) -> None:
+    """End the run if a SIGTERM came that all ranks know of.
+
+    Raises:
+        Terminated: it did.
+    """
+    if run.received_sigterm and run.sigterm_agreed:
+        raise Terminated
 
 
 def validates_in_epoch(run: Run) -> bool:
@@ -61,7 +75,7 @@ def validation_due(run: Run) -> bool:
     trainer, progress = run.trainer, run.progress
     if not validates_in_epoch(run):
         return False
-    if trainer.should_stop and may_stop(run):
+    if stops(run):
         return True
     if trainer.val_check_time_s is not None:
         return time.monotonic() - run.last_validation >= trainer.val_check_time_s

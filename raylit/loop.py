@@ -22,7 +22,7 @@ When training stops and when validation is due stands in `limits.py`; the loops 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from itertools import islice
 from typing import Any
 
@@ -31,9 +31,9 @@ from torch import Tensor, set_grad_enabled
 from raylit import data
 from raylit.callbacks import MONITORS
 from raylit.data.combined import Item
-from raylit.errors import ConfigError, DataError, Terminated
+from raylit.errors import ConfigError, DataError
 from raylit.evaluation import evaluate
-from raylit.limits import agree_on_stop, is_done, may_stop, steps_reached, validates_in_epoch, validation_due
+from raylit.limits import agree_on_stop, end_on_sigterm, is_done, steps_reached, stops, validates_in_epoch, validation_due
 from raylit.messages import warn
 from raylit.parallel import no_sync
 from raylit.rng import isolated
@@ -54,15 +54,20 @@ def fit(run: Run) -> None:
     if validates_in_epoch(run) and "val" not in run.loaders:
         run.load("val")
     run.fire("on_train_start")
+    agree_on_stop(run)
     while not is_done(run):
         if run.reload_due("train"):
             batches = start_training_data(run)
         for loader in run.loaders["train"].flattened:
             data.set_epoch(loader, progress.epochs_processed)
-        if progress.batch == 0:
+        if progress.epochs_started == progress.epochs_processed:
+            progress.epochs_begun = progress.epochs_processed + 1
             run.fire("on_train_epoch_start")
-            progress.is_last_batch = False
-        train_epoch(run, batches if batches is not None else iter(run.loaders["train"]))
+            progress.start_epoch()
+        if progress.batches_done < progress.batch:
+            finish_batch(run)
+        with suppress(StopIteration):  # raised by a user's hook, it ends the epoch
+            train_epoch(run, batches if batches is not None else iter(run.loaders["train"]))
         batches = None
         end_epoch(run)
     run.fire("on_train_end")
@@ -79,7 +84,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     if progress.batch:
         batches = islice(batches, progress.batch, None)
     ahead = None if num_batches != float("inf") else next(batches, None)
-    while not (progress.is_last_batch or progress.batch == num_batches or steps_reached(run) or (trainer.should_stop and may_stop(run))):
+    while not (progress.is_last_batch or progress.batch == num_batches or steps_reached(run) or (trainer.should_stop and stops(run))):
         if num_batches != float("inf"):
             item = next(batches, None)
         else:  # without a length, only the next batch tells whether this one is the last
@@ -114,10 +119,12 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
                 function(outputs, batch, batch_idx)
         metrics.hook = None
         progress.batches_done += 1
+        if not alone and progress.batch % STOP_CHECK_EVERY == 0:
+            agree_on_stop(run)
         if (
             (steps or not automatic)
             and log_every
-            and ((progress.log_steps + 1) % log_every == 0 or trainer.should_stop or trainer.fast_dev_run)
+            and ((progress.log_steps + 1) % log_every == 0 or (trainer.should_stop and run.stop_agreed) or trainer.fast_dev_run)
         ):
             metrics.reduce_steps_over_ranks()
             run.log_metrics(metrics.to_log())
@@ -127,10 +134,20 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
             update_schedulers(run, "step", plateau=True)
         if steps:
             progress.log_steps += 1
-        if not alone and progress.batch % STOP_CHECK_EVERY == 0:
-            agree_on_stop(run)
-        if run.received_sigterm and alone:
-            raise Terminated
+        if run.received_sigterm:
+            end_on_sigterm(run)
+
+
+def finish_batch(run: Run) -> None:
+    """Do what comes after `on_train_batch_end`, in which the checkpoint was saved that this fit goes on from."""
+    progress = run.progress
+    progress.batches_done = progress.batch
+    stepped = progress.batch % run.trainer.accumulate_grad_batches == 0 or progress.is_last_batch
+    if run.checks_validation and validation_due(run):
+        validate_within(run, stepped)
+    if stepped:
+        update_schedulers(run, "step", plateau=True)
+        progress.log_steps += 1
 
 
 def train_batch(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
@@ -274,10 +291,8 @@ def end_epoch(run: Run) -> None:
     progress.log_steps += 1
     metrics.reset()
     progress.epoch += 1
-    progress.batch = progress.batches_done = 0
     agree_on_stop(run)
-    if run.received_sigterm:
-        raise Terminated
+    end_on_sigterm(run)
 
 
 def is_monitor(function: Any) -> bool:

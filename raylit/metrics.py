@@ -32,8 +32,8 @@ PICK: dict[str, Callable[[list[float]], float]] = {"sum": sum, "min": min, "max"
 class Entry:
     """The values logged under one name, in one hook, for one loader."""
 
-    __slots__ = ("arguments", "computed", "dataloader_idx", "fresh", "hook", "last", "logger", "metric", "name", "on_epoch", "on_step", "pending", "prog_bar",
-                 "rank_zero_only", "reduce", "suffix", "sync_epoch", "sync_step", "total", "weight")  # fmt: skip
+    __slots__ = ("arguments", "computed", "dataloader_idx", "fresh", "hook", "last", "logger", "metric", "metric_path", "name", "on_epoch", "on_step",
+                 "pending", "prog_bar", "rank_zero_only", "reduce", "suffix", "sync_epoch", "sync_step", "total", "weight")  # fmt: skip
 
     def __init__(self, hook: str, name: str, reduce: str, on_step: bool, on_epoch: bool, dataloader_idx: int | None) -> None:
         self.hook, self.name, self.reduce = hook, name, reduce
@@ -44,6 +44,7 @@ class Entry:
         self.sync_epoch = True
         self.arguments: tuple[Any, ...] = ()
         self.metric: Any = None  # a torchmetrics.Metric, which keeps its own state
+        self.metric_path: str | None = None  # where in the module it is; None if there is no Metric, "" if it is elsewhere
         self.last: Tensor | float | None = None
         self.reset()
 
@@ -56,6 +57,13 @@ class Entry:
         self.fresh = False
         if self.metric is not None:
             self.metric.reset()
+
+    def blank(self) -> Entry:
+        """A copy without values, for the ranks that logged nothing under this name."""
+        copy = Entry(self.hook, self.name, self.reduce, self.on_step, self.on_epoch, self.dataloader_idx)
+        for setting in ("arguments", "logger", "metric_path", "prog_bar", "rank_zero_only", "suffix", "sync_epoch", "sync_step"):
+            setattr(copy, setting, getattr(self, setting))
+        return copy
 
     def fold(self) -> None:
         """Bring the pending values to the host in one go and add them up, in the order they came."""
@@ -98,8 +106,8 @@ class Metrics:
         in_batch: whether a batch of the running loop has begun and its epoch has not ended: then step values count, afterwards epoch values.
     """
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, world: World, module: torch.nn.Module | None = None) -> None:
+        self.world, self.module = world, module
         self.entries: dict[tuple[Any, ...], Entry] = {}
         self.training = True
         self.hook: str | None = None
@@ -129,6 +137,8 @@ class Metrics:
                 " Use the same arguments, or another name."
             )
         if entry.metric is not None:
+            if entry.metric is not value:
+                self._replace(entry, value)
             entry.last = value._forward_cache
             entry.computed = None
             entry.fresh = True
@@ -170,6 +180,8 @@ class Metrics:
             raise ConfigError(
                 f"self.log({name!r}, ...) cannot be used {where}. Write to the logger itself: self.logger.log_metrics({{{name!r}: ...}})."
             )
+        if "/dataloader_idx_" in name:
+            raise ConfigError(f"self.log({name!r}, ...): the loader's number is appended to the name by itself. Leave it out.")
         if isinstance(value, dict):
             raise ConfigError(f"self.log({name!r}, ...) got a dict. Use self.log_dict, whose values must be numbers, not dicts.")
         default_step, default_epoch, may_step = rule
@@ -187,7 +199,18 @@ class Metrics:
             entry.suffix = f"/dataloader_idx_{dataloader_idx}"
         if _is_metric(value):
             entry.metric = value
+            named = self.module.named_modules() if self.module is not None else ()
+            entry.metric_path = next((path for path, one in named if one is value), "")
         return entry
+
+    @staticmethod
+    def _replace(entry: Entry, value: Any) -> None:
+        """Take another Metric under the same name, which is possible between epochs only: its state is that of the epoch."""
+        if entry.fresh or not _is_metric(value):
+            raise ConfigError(
+                f"self.log({entry.name!r}, ...) was given a Metric before, and now {value!r}. Make the Metric once, in __init__, and log the same one."
+            )
+        entry.metric = value
 
     # ---- driven by the loop ----
 
@@ -230,23 +253,36 @@ class Metrics:
             return
         mine = []
         for key, entry in self.entries.items():
-            if entry.fresh and entry.on_epoch and entry.metric is None and entry.sync_epoch and entry.computed is None:
+            counts = entry.metric is not None or (entry.sync_epoch and (self.world.is_zero or not entry.rank_zero_only))
+            if counts and entry.fresh and entry.on_epoch and entry.computed is None:
                 entry.fold()
-                assert entry.total is not None
-                if not (entry.rank_zero_only and not self.world.is_zero):
-                    mine.append((key, float(entry.total), entry.weight))
-        totals: dict[Any, list[tuple[float, int]]] = {}
+                mine.append((key, entry.blank(), entry.total, entry.weight))
+        found: dict[Any, list[tuple[Entry, Any, int]]] = {}
         for one in self.world.all_gather_object(mine):
-            for key, total, weight in one:
-                totals.setdefault(key, []).append((total, weight))
-        for key, parts in totals.items():
-            if key not in self.entries:
-                continue  # other ranks logged it; this one has nowhere to show it
-            entry = self.entries[key]
-            sums = [total for total, _ in parts]
-            value = sum(sums) / sum(weight for _, weight in parts) if entry.reduce == "mean" else PICK[entry.reduce](sums)
-            dtype = torch.float64 if entry.total is not None and entry.total.dtype == np.float64 else torch.float32
-            entry.computed = torch.tensor(value, dtype=dtype)
+            for key, *part in one:
+                found.setdefault(key, []).append(tuple(part))
+        for key, parts in found.items():
+            entry = self.entries.setdefault(key, parts[0][0])  # other ranks may have logged it, and this one not
+            entry.fresh = True
+            if entry.metric_path is not None:
+                self._take_part(entry, everywhere=len(parts) == self.world.size)
+                continue
+            sums = [float(total) for _, total, _ in parts]
+            value = sum(sums) / sum(weight for *_, weight in parts) if entry.reduce == "mean" else PICK[entry.reduce](sums)
+            is_double = any(total.dtype == np.float64 for _, total, _ in parts)
+            entry.computed = torch.tensor(value, dtype=torch.float64 if is_double else torch.float32)
+
+    def _take_part(self, entry: Entry, everywhere: bool) -> None:
+        """Compute a Metric on all ranks at once, as its own collectives want it, also on those that had nothing to add to it."""
+        if not everywhere and not entry.metric_path:
+            raise ConfigError(
+                f"The Metric logged as {entry.name!r} was logged on some ranks only, and the others do not find it in the module."
+                " Make it an attribute in __init__, or log it on all ranks."
+            )
+        if entry.metric is None:
+            assert self.module is not None
+            entry.metric = self.module.get_submodule(str(entry.metric_path))
+        entry.local()
 
     def reduce_steps_over_ranks(self) -> None:
         """Make the step values logged with `sync_dist=True` those of all ranks. Called by all ranks when the loggers are due."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -15,7 +16,7 @@ from raylit import checkpoint as checkpoints
 from raylit.batch import move_to
 from raylit.errors import ConfigError
 from raylit.hooks import ModuleHooks
-from raylit.hparams import HasHyperparameters, accepted_arguments
+from raylit.hparams import HasHyperparameters, class_only, construct
 from raylit.messages import warn
 
 if TYPE_CHECKING:
@@ -98,10 +99,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, nn.Module):
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Step one scheduler; `metric` is the monitored value or None."""
-        if metric is None:
-            scheduler.step()
-        else:
-            scheduler.step(metric)
+        scheduler.step() if metric is None else scheduler.step(metric)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -187,10 +185,8 @@ class LightningModule(ModuleHooks, HasHyperparameters, nn.Module):
 
     def log_dict(self, dictionary: Mapping[str, Any], **kwargs: Any) -> None:
         """Record several values with the same arguments; see `log`. A `torchmetrics.MetricCollection` is a mapping too."""
-        collection_items = getattr(dictionary, "items", None)
-        assert collection_items is not None, "log_dict wants a mapping of name to value"
-        keep_base = {"keep_base": False} if type(dictionary).__name__ == "MetricCollection" else {}
-        for name, value in collection_items(**keep_base):
+        with_prefix: dict[str, Any] = {"keep_base": False} if type(dictionary).__name__ == "MetricCollection" else {}
+        for name, value in dictionary.items(**with_prefix):
             self.log(name, value, **kwargs)
 
     def print(self, *args: Any, **kwargs: Any) -> None:
@@ -255,12 +251,13 @@ class LightningModule(ModuleHooks, HasHyperparameters, nn.Module):
     @property
     def device(self) -> torch.device:
         """Device of the first parameter or buffer; the CPU if there is none."""
-        return next((tensor.device for tensor in self._tensors()), torch.device("cpu"))
+        return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the first floating-point parameter or buffer."""
-        return next((tensor.dtype for tensor in self._tensors() if tensor.is_floating_point()), torch.get_default_dtype())
+        dtypes = (tensor.dtype for tensor in chain(self.parameters(), self.buffers()))
+        return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.get_default_dtype())
 
     @property
     def on_gpu(self) -> bool:
@@ -275,10 +272,6 @@ class LightningModule(ModuleHooks, HasHyperparameters, nn.Module):
     @strict_loading.setter
     def strict_loading(self, value: bool) -> None:
         self._strict_loading = value
-
-    def _tensors(self) -> Iterator[Tensor]:
-        yield from self.parameters()
-        yield from self.buffers()
 
     # ---- manual optimization and helpers ----
 
@@ -295,9 +288,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, nn.Module):
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass in manual optimization: with the hooks around it and the loss scaled where precision asks for it."""
         if self.automatic_optimization:
-            raise ConfigError(
-                "manual_backward was called under automatic optimization. Set self.automatic_optimization = False in __init__."
-            )
+            raise ConfigError("manual_backward needs manual optimization: set self.automatic_optimization = False in __init__.")
         self.trainer.backward(loss, *args, **kwargs)
 
     def clip_gradients(
@@ -319,13 +310,9 @@ class LightningModule(ModuleHooks, HasHyperparameters, nn.Module):
         algorithm = (gradient_clip_algorithm or trainer.gradient_clip_algorithm or "norm").lower()
         if algorithm not in ("norm", "value"):
             raise ConfigError(f"gradient_clip_algorithm={algorithm!r} is not known. Use 'norm' or 'value'.")
-        if value is None or value <= 0:
-            return
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        if algorithm == "value":
-            nn.utils.clip_grad_value_(parameters, value)
-        else:
-            nn.utils.clip_grad_norm_(parameters, value)
+        clip = nn.utils.clip_grad_value_ if algorithm == "value" else nn.utils.clip_grad_norm_
+        if value is not None and value > 0:
+            clip(_parameters_of(optimizer), value)
 
     def toggle_optimizer(self, optimizer: Any) -> None:
         """Let only the parameters of `optimizer` require gradients, until `untoggle_optimizer`."""
@@ -361,19 +348,15 @@ class LightningModule(ModuleHooks, HasHyperparameters, nn.Module):
 
     def freeze(self) -> Self:
         """Stop training all parameters and switch to eval mode."""
-        for parameter in self.parameters():
-            parameter.requires_grad = False
-        return self.eval()
+        return self.requires_grad_(False).eval()
 
     def unfreeze(self) -> Self:
         """Train all parameters and switch to train mode."""
-        for parameter in self.parameters():
-            parameter.requires_grad = True
-        return self.train()
+        return self.requires_grad_(True).train()
 
     # ---- storing ----
 
-    @classmethod
+    @class_only
     def load_from_checkpoint(
         cls,
         checkpoint_path: Any,
@@ -395,13 +378,10 @@ class LightningModule(ModuleHooks, HasHyperparameters, nn.Module):
 
         Raises:
             CheckpointError: the file is missing, torn or unsafe.
+            TypeError: it was called on an object: it makes a new one, and would leave that as it is.
         """
         checkpoint = checkpoints.load(checkpoint_path, map_location=map_location or "cpu", weights_only=weights_only)
-        stored = _read_yaml(hparams_file) if hparams_file else dict(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}))
-        container = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NAME)
-        if container and container != "kwargs" and container in accepted_arguments(cls, {container: None}):
-            stored = {container: stored}
-        module = cls(**accepted_arguments(cls, {**stored, **kwargs}))
+        module = construct(cls, checkpoint, hparams_file, kwargs)
         if strict is not None and module._strict_loading is not None and strict != module.strict_loading:
             raise ConfigError(
                 f"load_from_checkpoint(strict={strict}) and {cls.__name__}.strict_loading={module.strict_loading} disagree. Set one of them."
@@ -418,10 +398,3 @@ class LightningModule(ModuleHooks, HasHyperparameters, nn.Module):
 
 def _parameters_of(optimizer: Any) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    import yaml
-
-    with open(path) as file:
-        return yaml.safe_load(file) or {}

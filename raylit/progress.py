@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Self
 
 
 @dataclass(slots=True)
@@ -12,8 +12,10 @@ class Progress:
 
     Attributes:
         epoch: epochs completed; the number of the epoch that runs.
+        epochs_begun: epochs begun; raised before `on_train_epoch_start` fires.
+        epochs_started: as `epochs_begun`, but raised after it.
         epochs_processed: as `epoch`, but already raised when `on_train_epoch_end` fires.
-        batch: batches begun in this epoch.
+        batch: batches begun in this epoch; after its end and until the next one's `on_train_epoch_start`, in the last.
         batches_done: batches of this epoch whose `on_train_batch_end` has run.
         total_batches: batches begun over all epochs.
         steps: optimizer steps (with manual optimization: summed over the optimizers).
@@ -23,6 +25,8 @@ class Progress:
     """
 
     epoch: int = 0
+    epochs_begun: int = 0
+    epochs_started: int = 0
     epochs_processed: int = 0
     batch: int = 0
     batches_done: int = 0
@@ -31,6 +35,16 @@ class Progress:
     log_steps: int = 0
     scheduler_steps: int = 0
     is_last_batch: bool = False
+
+    def start_epoch(self) -> None:
+        """Count the batches of an epoch anew."""
+        self.epochs_started = self.epochs_begun
+        self.batch = self.batches_done = 0
+        self.is_last_batch = False
+
+    def before_batch(self) -> Self:
+        """Return the counters as they stood before the batch that was begun last."""
+        return replace(self, batch=self.batch - 1, total_batches=self.total_batches - 1, is_last_batch=False)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters as plain data."""

@@ -38,6 +38,8 @@ class Run:
         step_module: called with the arguments of `training_step`: the module wrapped by DDP, or None when alone.
         loaders: the loader of each stage, once it was asked for.
         val_entries: what validation logs; training has its own in `metrics`.
+        stop_agreed: whether `trainer.should_stop` is the same on all ranks; then, and not before, they may stop.
+        sigterm_agreed: likewise for `received_sigterm`.
         last_validation: monotonic seconds at the end of the last validation.
     """
 
@@ -51,7 +53,7 @@ class Run:
         self.device = world.device
         self.precision = Precision(trainer.precision, world.device)
         self.progress: Progress = trainer.progress
-        self.metrics = Metrics(world)
+        self.metrics = Metrics(world, self.module)
         self.hooks: Hooks = {}
         self.stage: str | None = None
         self.optimizers: list[Any] = []
@@ -67,6 +69,7 @@ class Run:
         self.last_validation = time.monotonic()
         self.resumed = False
         self.received_sigterm = False
+        self.stop_agreed = self.sigterm_agreed = world.size == 1
         self.history: list[dict[str, float]] = []
         self.transfer: Callable[[Any, int], Any] | None = None
         self.loss: torch.Tensor | None = None

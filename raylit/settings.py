@@ -102,12 +102,12 @@ def validation_interval(value: Any, check_val_every_n_epoch: int | None) -> tupl
     if check_val_every_n_epoch is not None:
         at_least(1, check_val_every_n_epoch=check_val_every_n_epoch)
     if value is None:
-        value = 1.0
+        return 1.0, None
     if isinstance(value, (str, dict, timedelta)):
         duration = parse_duration(value)
         assert duration is not None
         return 1.0, duration.total_seconds()
-    if isinstance(value, bool) or (isinstance(value, float) and not 0.0 <= value <= 1.0) or value < 0:
+    if isinstance(value, bool) or (isinstance(value, float) and not 0.0 <= value <= 1.0) or (isinstance(value, int) and value < 1):
         raise ConfigError(
             f"val_check_interval={value!r}: give a number of batches (100), a fraction of an epoch (0.25), or a time ('00:00:15:00')."
         )

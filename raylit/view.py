@@ -204,7 +204,12 @@ class RunView:
 
     @property
     def fit_loop(self) -> Self:
-        """The Trainer itself: Lightning keeps `max_epochs`, `min_epochs` and `max_steps` in a `fit_loop`, where users set them."""
+        """The Trainer itself: Lightning keeps `max_epochs` and `min_epochs` in a `fit_loop`, where users set them."""
+        return self
+
+    @property
+    def epoch_loop(self) -> Self:
+        """The Trainer itself: Lightning keeps `max_steps` in `fit_loop.epoch_loop`."""
         return self
 
     # ---- ranks ----
@@ -212,6 +217,11 @@ class RunView:
     def world_size(self) -> int:
         """Number of ranks."""
         return self._run.world.size if self._run is not None else 1
+
+    @property
+    def num_devices(self) -> int:
+        """Number of ranks on each node."""
+        return max(1, self.world_size // self._run.world.num_nodes) if self._run is not None else 1
 
     @property
     def world(self) -> World:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
@@ -112,11 +111,28 @@ def test_at_most_six_frames_from_fit_to_backward(tmp_path: Path, monkeypatch: py
 
 
 class NothingWaits(TorchDispatchMode):
-    """Notes every operation that brings a value from the device to the host."""
+    """Notes whatever would bring a value from the device to the host: operations, and methods that on a CPU need none."""
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[str] = []
+        self.patches = pytest.MonkeyPatch()
+
+    def __enter__(self) -> Any:
+        for name in ("tolist", "cpu", "numpy"):
+            self.patches.setattr(Tensor, name, self._noting(name, getattr(Tensor, name)), raising=False)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.patches.undo()
+        super().__exit__(*error)
+
+    def _noting(self, name: str, original: Any) -> Any:
+        def noting(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.waits.append(name)
+            return original(tensor, *args, **kwargs)
+
+        return noting
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.is_nonzero, torch.ops.aten.equal):
@@ -162,31 +178,22 @@ class Listens(Callback):
         pass
 
 
+FETCHES = (lambda x: x.item(), lambda x: x.tolist(), lambda x: x.cpu(), lambda x: x.numpy(), float, bool, lambda x: f"{x:.1f}")
+
+
 def test_no_value_is_fetched_within_the_steps(tmp_path: Path) -> None:
+    """Nor is any collective called: tests/parallel/test_ddp.py."""
     watch = NothingWaits()
-    with watch:
-        torch.ones(1).item()
-    assert len(watch.waits) == 1, "the watch sees what it is to see"
-    watch.waits.clear()
+    for number, fetch in enumerate(FETCHES):
+        with watch:
+            fetch(torch.tensor(1.0))
+        assert watch.waits, f"the watch does not see number {number}"
+        watch.waits.clear()
     callbacks = [Watching(watch), Listens(), Listens()]
     pl_trainer = trainer(tmp_path, callbacks=callbacks, logger=True, log_every_n_steps=1000, limit_val_batches=0)
     pl_trainer.fit(Logs(), DataLoader(RandomDataset(32, 160), batch_size=4))
     assert pl_trainer.global_step == 40
     assert watch.waits == []
-
-
-def test_no_collective_is_called_within_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a process group of one, whose collectives cost what those of many cost."""
-    called: list[str] = []
-    store = dist.HashStore()
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        for name in ("all_reduce", "all_gather", "all_gather_object", "broadcast", "broadcast_object_list", "barrier", "reduce", "gather"):
-            monkeypatch.setattr(dist, name, lambda *args, _name=name, **kwargs: called.append(_name))
-        trainer(tmp_path, callbacks=[Listens()]).fit(Logs(), DataLoader(RandomDataset(32, 160), batch_size=4))
-    finally:
-        dist.destroy_process_group()
-    assert called == []
 
 
 def test_callbacks_that_override_nothing_are_not_called(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ never a part. Remote paths (`s3://...`) go through fsspec, whose uploads appear 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import uuid
@@ -53,7 +54,8 @@ def save(checkpoint: dict[str, Any], path: str | os.PathLike[str], *, storage_op
         os.replace(temporary, target)
         _sync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink(missing_ok=True)
         raise CheckpointError(
             f"Could not write the checkpoint {target}: {error}. What stood there before is untouched. Free space or set another dirpath."
         ) from error

@@ -18,10 +18,14 @@ def _both(total: dict[str, int], current: dict[str, int]) -> dict[str, Any]:
 
 def loops_of(progress: Progress, *, automatic: bool, accumulate: int) -> dict[str, Any]:
     """Return the entry `loops` as Lightning would have written it at the same point."""
-    epochs_begun = max(progress.epochs_processed, progress.epoch + 1)
     done_before = progress.total_batches - progress.batch
-    epoch = {"ready": epochs_begun, "started": epochs_begun, "processed": progress.epochs_processed, "completed": progress.epoch}
-    steps_in_epoch = -(-progress.batch // accumulate) if progress.is_last_batch else progress.batch // accumulate
+    epoch = {
+        "ready": progress.epochs_begun,
+        "started": progress.epochs_started,
+        "processed": progress.epochs_processed,
+        "completed": progress.epoch,
+    }
+    steps_in_epoch = 0 if not automatic else -(-progress.batch // accumulate) if progress.is_last_batch else progress.batch // accumulate
     auto_steps, manual_steps = (progress.steps, 0) if automatic else (0, progress.steps)
     none = _both(_counts(0, 0), _counts(0, 0))
     eval_loop = {"state_dict": {}, "batch_progress": {**none, "is_last_batch": False}}
@@ -48,7 +52,7 @@ def loops_of(progress: Progress, *, automatic: bool, accumulate: int) -> dict[st
         "epoch_loop.automatic_optimization.optim_progress": {"optimizer": {"step": step, "zero_grad": zero_grad}},
         "epoch_loop.manual_optimization.state_dict": {},
         "epoch_loop.manual_optimization.optim_step_progress": _both(
-            _counts(manual_steps, manual_steps, full=False), _counts(0, 0, full=False)
+            _counts(manual_steps, manual_steps, full=False), _counts(manual_steps, manual_steps, full=False)
         ),
         "epoch_loop.val_loop.state_dict": {},
         "epoch_loop.val_loop.batch_progress": {**none, "is_last_batch": False},
@@ -71,14 +75,18 @@ def progress_of(loops: dict[str, Any], steps: int) -> dict[str, Any]:
     fit = loops["fit_loop"]
     epoch = fit["epoch_progress"]["current"]
     batch = fit["epoch_loop.batch_progress"]
+    current, total = batch["current"], batch["total"]
     return {
         "epoch": epoch["completed"],
+        "epochs_begun": epoch["ready"],
+        "epochs_started": epoch["started"],
         "epochs_processed": epoch["processed"],
-        "batch": batch["current"]["ready"],
-        "batches_done": batch["current"]["completed"],
-        "total_batches": batch["total"]["ready"],
+        # a batch that was begun but had not changed the weights is trained on anew
+        "batch": current["processed"],
+        "batches_done": current["completed"],
+        "total_batches": total["processed"],
         "steps": steps,
         "log_steps": fit["epoch_loop.state_dict"].get("_batches_that_stepped", 0),
         "scheduler_steps": fit["epoch_loop.scheduler_progress"]["total"]["completed"],
-        "is_last_batch": batch["is_last_batch"],
+        "is_last_batch": batch["is_last_batch"] and current["processed"] == current["ready"],
     }

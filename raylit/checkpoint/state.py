@@ -14,6 +14,7 @@ from raylit.batch import move_to
 from raylit.checkpoint.file import LIGHTNING_FORMAT, VERSION_KEY, load, plain_items
 from raylit.checkpoint.loops import loops_of, progress_of
 from raylit.errors import CheckpointError
+from raylit.hooks import HOOKS, PER_STEP
 from raylit.messages import info, warn
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def dump(run: Run, weights_only: bool = False) -> dict[str, Any]:
         weights_only: leave out all that only a continued training needs.
     """
     trainer, module, progress = run.trainer, run.module, run.progress
+    if _within_step(run):  # a fit that goes on from here trains on this batch anew
+        progress = progress.before_batch()
     checkpoint: dict[str, Any] = {
         "epoch": progress.epoch,
         "global_step": progress.steps,
@@ -58,9 +61,9 @@ def dump(run: Run, weights_only: bool = False) -> dict[str, Any]:
         if state:
             checkpoint[type(run.datamodule).__qualname__] = state
     if not weights_only:
-        run.fire("on_save_checkpoint", checkpoint)  # the callbacks, then the module
-    else:
-        run.call(module, "on_save_checkpoint", checkpoint)
+        for callback in trainer.callbacks:
+            run.call(callback, "on_save_checkpoint", trainer, module, checkpoint)
+    run.call(module, "on_save_checkpoint", checkpoint)
     checkpoint["raylit"] = {
         "progress": progress.state_dict(),
         "stage": run.stage,
@@ -74,6 +77,12 @@ def dump(run: Run, weights_only: bool = False) -> dict[str, Any]:
             " of them, so that loading one never runs code. Look at state_dict and on_save_checkpoint of your callbacks, optimizers and module."
         )
     return plain
+
+
+def _within_step(run: Run) -> bool:
+    """Tell whether the batch that was begun has not yet changed the weights."""
+    hook = HOOKS.get(run.metrics.hook or "")
+    return hook is not None and hook.log == PER_STEP and run.metrics.hook != "on_train_batch_end"
 
 
 def read(run: Run, path: str) -> dict[str, Any]:
@@ -91,8 +100,6 @@ def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
     module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
     if run.datamodule is not None and type(run.datamodule).__qualname__ in checkpoint:
         run.datamodule.load_state_dict(checkpoint[type(run.datamodule).__qualname__])
-    if run.job.fn != "fit":
-        return
     for callback in trainer.callbacks:
         callback.on_load_checkpoint(trainer, module, checkpoint)
     stored = dict(checkpoint.get("callbacks", {}))
@@ -100,7 +107,7 @@ def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
         state = stored.pop(callback.state_key, None)
         if state is not None:
             callback.load_state_dict(state)
-    if stored:
+    if stored and run.job.fn == "fit":
         warn(
             f"The checkpoint holds the state of callbacks that the Trainer does not have: {', '.join(map(str, stored))}. Add them to go on exactly."
         )
@@ -149,14 +156,8 @@ def _in_validation(state: dict[str, Any]) -> bool:
 
 def _begin_where_it_stopped(run: Run, saved_in_validation: bool) -> None:
     """Turn the counters as they stood inside a hook into those of the next thing to do."""
-    progress, trainer = run.progress, run.trainer
-    if progress.batches_done < progress.batch:  # saved in on_train_batch_end
-        if progress.batch % trainer.accumulate_grad_batches == 0 or progress.is_last_batch:
-            progress.log_steps += 1
-        progress.batches_done = progress.batch
-    elif saved_in_validation:  # which runs before the batch is counted for the loggers
+    progress = run.progress
+    if saved_in_validation:  # which runs before the batch is counted for the loggers
         progress.log_steps += 1
     if progress.epochs_processed > progress.epoch:  # saved in on_train_epoch_end
         progress.epoch = progress.epochs_processed
-        progress.batch = progress.batches_done = 0
-        progress.is_last_batch = False

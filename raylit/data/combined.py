@@ -92,6 +92,8 @@ class CombinedLoader:
 
     def __iter__(self) -> Iterator[Item]:
         """Begin an iteration of every loader now, not at the first batch: workers start early and random seeds are drawn in a known order."""
+        if not self._flattened:
+            return iter(())
         if self._mode == "sequential":
             limits = self.limits or [float("inf")] * len(self._flattened)
             first = next((number for number, limit in enumerate(limits) if limit > 0), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raylit.data.combined import CombinedLoader, is_iterable, length_of
-from raylit.data.sampler import shard, without_shuffle
+from raylit.data.sampler import shard, with_short_batches, without_shuffle
 from raylit.errors import DataError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def prepare(data: Any, stage: str, world: World, *, limit: int | float, distribu
             raise DataError(
                 f"{origin} gave {one!r} ({type(one).__name__}), which cannot be iterated. Give a DataLoader, an iterable, or a list or dict of them."
             )
-        one = without_shuffle(one) if overfit else one
+        one = without_shuffle(one) if overfit else with_short_batches(one) if stage == "predict" else one
         ready.append(shard(one, world, SHARD_MODES[stage]) if distribute else one)
     loader.flattened = ready
     loader.limits = [num_batches(stage, length_of(one), limit) for one in ready]

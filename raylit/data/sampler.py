@@ -101,15 +101,10 @@ def shard(loader: Any, world: World, mode: str) -> Any:
     batch_sampler: Any = loader.batch_sampler
     if isinstance(sampler, (DistributedSampler, ShardedSampler)) or isinstance(getattr(batch_sampler, "sampler", None), DistributedSampler):
         return loader
+    if batch_sampler is None or type(batch_sampler) is BatchSampler:
+        return reading(loader, ShardedSampler(sampler, world.rank, world.size, mode))
     sharded = copy.copy(loader)
-    # DataLoader forbids to set these attributes after construction; going through __dict__ spares it a second construction
-    if batch_sampler is None:
-        sharded.__dict__["sampler"] = ShardedSampler(sampler, world.rank, world.size, mode)
-    elif type(batch_sampler) is BatchSampler:
-        sharded.__dict__["sampler"] = ShardedSampler(sampler, world.rank, world.size, mode)
-        sharded.__dict__["batch_sampler"] = BatchSampler(sharded.sampler, batch_sampler.batch_size, batch_sampler.drop_last)
-    else:
-        sharded.__dict__["batch_sampler"] = ShardedSampler(batch_sampler, world.rank, world.size, mode)
+    sharded.__dict__["batch_sampler"] = ShardedSampler(batch_sampler, world.rank, world.size, mode)
     return sharded
 
 
@@ -117,13 +112,28 @@ def without_shuffle(loader: Any) -> Any:
     """Return a loader that reads in order, for `overfit_batches`."""
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or isinstance(loader.sampler, SequentialSampler):
         return loader
-    ordered = copy.copy(loader)
     assert isinstance(loader.dataset, Sized)
-    ordered.__dict__["sampler"] = SequentialSampler(loader.dataset)
+    return reading(loader, SequentialSampler(loader.dataset))
+
+
+def with_short_batches(loader: Any) -> Any:
+    """Return a loader that does not drop a last batch that is short: there is to be a prediction for every sample."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    if type(batch_sampler) is not BatchSampler or not batch_sampler.drop_last:
+        return loader
+    return reading(loader, batch_sampler.sampler, drop_last=False)
+
+
+def reading(loader: DataLoader[Any], sampler: Any, drop_last: bool | None = None) -> DataLoader[Any]:
+    """Return a copy of `loader` that draws its indices from another sampler; `drop_last` is kept if None."""
+    changed = copy.copy(loader)
+    # DataLoader forbids to set these attributes after construction; going through __dict__ spares it a second construction
+    changed.__dict__["sampler"] = sampler
     batch_sampler: Any = loader.batch_sampler
     if batch_sampler is not None:
-        ordered.__dict__["batch_sampler"] = BatchSampler(ordered.sampler, batch_sampler.batch_size, batch_sampler.drop_last)
-    return ordered
+        drop_last = batch_sampler.drop_last if drop_last is None else drop_last
+        changed.__dict__["batch_sampler"] = BatchSampler(sampler, batch_sampler.batch_size, drop_last)
+    return changed
 
 
 def set_epoch(loader: Any, epoch: int) -> None:

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from raylit.batch import cast_to
 from raylit.errors import ConfigError
+from raylit.messages import warn
 
 # what the user may write -> canonical name
 _NAMES: dict[str, str] = {
@@ -47,6 +49,9 @@ class Precision:
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
+        if name == "16-mixed" and device.type == "cpu":
+            warn("precision='16-mixed' is not possible on a CPU; bf16-mixed is used instead.")
+            name = "bf16-mixed"
         bits, kind = name.split("-")
         self.name = name
         self.device = device
@@ -80,16 +85,4 @@ class Precision:
 
     def convert_input(self, batch: Any) -> Any:
         """Bring the floating-point tensors of a batch into the format."""
-        return _cast(batch, self.dtype) if self.converts else batch
-
-
-def _cast(batch: Any, dtype: torch.dtype) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(dtype) if batch.is_floating_point() else batch
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_cast(item, dtype) for item in batch))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)([_cast(item, dtype) for item in batch])
-    if isinstance(batch, dict):
-        return {key: _cast(item, dtype) for key, item in batch.items()}
-    return batch
+        return cast_to(batch, self.dtype) if self.converts else batch

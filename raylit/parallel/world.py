@@ -6,6 +6,7 @@ Every method that communicates must be called by all ranks, and does nothing whe
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from typing import Any
 
@@ -53,7 +54,7 @@ class World:
         if not dist.is_initialized() and "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
             # kept until the process ends: a rank that is through must not take the group's store from one that still leaves
-            atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
+            atexit.register(_leave_group)
         return cls(device)
 
     @property
@@ -103,6 +104,13 @@ class World:
     def leave(self) -> None:
         """Undo `join`."""
         messages.rank_zero_only.rank = None  # type: ignore[attr-defined]
+
+
+def _leave_group() -> None:
+    """End the process group while Python still runs: its threads let go of tensors, and would abort a process that is being torn down."""
+    gc.collect()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def choose_device(accelerator: str, local_rank: int) -> torch.device:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +14,7 @@ import torch
 import raylit as pl
 from raylit.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer
 from raylit.testing import TinyModel
+from tests.ranks import run_on_two_ranks
 
 
 class Differs(TinyModel):
@@ -75,35 +72,10 @@ def fails(folder: str) -> dict[str, Any]:
     return {"last": saver.last_model_path}
 
 
-def run_on_two_ranks(function: str, folder: Path) -> list[dict[str, Any]]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
-    path = os.pathsep.join(filter(None, [*sys.path, os.getcwd()]))
-    script = (
-        "import os, pickle, sys, torch\n"
-        "torch.set_num_threads(1)\n"
-        "torch.distributed.init_process_group('gloo')\n"
-        "from tests.callbacks import test_ranks\n"
-        f"found = test_ranks.{function}({str(folder)!r})\n"
-        f"pickle.dump(found, open({str(folder)!r} + '/' + os.environ['RANK'], 'wb'))\n"
-        "os._exit(0)\n"  # what is left of a group whose partner has died is of no interest
-    )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", script], env=os.environ | env | {"PYTHONPATH": path, "RANK": r, "LOCAL_RANK": r}
-        )
-        for r in "01"
-    ]
-    assert [process.wait(120) for process in processes] == [0, 0]
-    return [pickle.loads((folder / rank).read_bytes()) for rank in "01"]
-
-
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
     folder = tmp_path_factory.mktemp("ranks")
-    yield folder, run_on_two_ranks("main", folder)
+    yield folder, run_on_two_ranks(main, folder)
 
 
 def test_rank_0_decides_what_is_saved(ranks: Any) -> None:
@@ -128,7 +100,7 @@ def test_the_clock_stops_and_saves_on_all_ranks_at_once(ranks: Any) -> None:
 
 
 def test_an_exception_on_rank_0_alone_saves_the_run(tmp_path: Path) -> None:
-    zero, _ = run_on_two_ranks("fails", tmp_path)
+    zero, _ = run_on_two_ranks(fails, tmp_path)
     saved = torch.load(zero["last"], weights_only=True)
     assert (saved["global_step"], saved["epoch"]) == (2, 1)
     assert sorted(os.listdir(tmp_path / "failed")) == ["epoch=1-step=2.ckpt", "last.ckpt"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import raylit
-from tests.parity.harness import files, loader, model_class, parity, plain, quiet, rows, seen, trainer
+from tests.parity.harness import files, loader, model_class, parity, plain, quiet, rows, seen, traced_objects, trainer
 
 ADDED = ("raylit", "pytorch-lightning_version")  # what only raylit writes, and what is the same in all files of a version
 
@@ -64,6 +64,13 @@ def contents(path: Path) -> dict[str, Any]:
     return {key: value for key, value in torch.load(path, weights_only=True).items() if key not in ADDED}
 
 
+def counters(loops: dict[str, Any]) -> dict[str, Any]:
+    """The entry `loops` without counters that nobody reads: batches of validation, and steps of schedulers within the epoch."""
+    fit_loop = {key: value for key, value in loops["fit_loop"].items() if key != "epoch_loop.val_loop.batch_progress"}
+    fit_loop["epoch_loop.scheduler_progress"] = fit_loop["epoch_loop.scheduler_progress"]["total"]
+    return {"fit_loop": fit_loop, "all": sorted(loops)}
+
+
 HOOKS = ["on_train_batch_end", "on_train_epoch_end", "on_validation_end", "on_train_epoch_start", "on_train_end"]
 
 
@@ -79,10 +86,7 @@ def test_contents(pl: Any, tmp_path: Path, hook: str, arguments: dict[str, Any],
     one = trainer(pl, tmp_path, callbacks=[saving_at(pl, hook, path, step)], max_epochs=2, **arguments)
     one.fit(scheduled(pl, by_hand=by_hand, interval="step")(), loader(8 if arguments.get("limit_train_batches") else 4), loader(2))
     found = contents(path)
-    loops = found["loops"]["fit_loop"]
-    loops.pop("epoch_loop.val_loop.batch_progress", None)  # batches of validation: raylit keeps no such counter
-    found["loops"] = {"fit_loop": loops, "others": sorted(found["loops"])}
-    return found
+    return {**found, "loops": counters(found["loops"])}
 
 
 @parity
@@ -112,8 +116,7 @@ def test_files_of_model_checkpoint(pl: Any, tmp_path: Path, arguments: dict[str,
     one.fit(scheduled(pl)(), loader(4), loader(2))
     found = {name: contents(tmp_path / name) for name in files(tmp_path)}
     for one_file in found.values():
-        one_file["loops"]["fit_loop"].pop("epoch_loop.val_loop.batch_progress")
-        del one_file["loops"]["validate_loop"], one_file["loops"]["test_loop"], one_file["loops"]["predict_loop"]
+        one_file["loops"] = counters(one_file["loops"])
     return {"found": found, "best": saver.best_model_path, "last": saver.last_model_path, "score": saver.best_model_score}
 
 
@@ -134,7 +137,7 @@ def resumed(
 ) -> Any:
     """Fit, save in a hook; fit again from there. Returns what both fits left."""
     path = root / "one.ckpt"
-    arguments = {"max_epochs": 3, "logger": True, "log_every_n_steps": 1, **arguments}
+    arguments = {"max_epochs": 3, "logger": True, "log_every_n_steps": 1, "num_sanity_val_steps": 0, **arguments}
     full = trainer(pl, root, callbacks=[saving_at(pl, hook, path, step)], **arguments)
     model = scheduled(pl, by_hand=by_hand, interval=interval)
     full.fit(model(), loader(4), loader(2))
@@ -168,12 +171,59 @@ def test_going_on_after_an_epoch(pl: Any, tmp_path: Path, hook: str, interval: s
 
 
 @parity
+@pytest.mark.parametrize("hook", ["on_train_epoch_end", "on_validation_end"])
+@pytest.mark.parametrize("by_hand", [False, True])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"val_check_interval": 2},
+        {"check_val_every_n_epoch": 2},
+        {"limit_train_batches": 3},
+        {"precision": "bf16-mixed"},
+        {"precision": "64-true"},
+        {"accumulate_grad_batches": 3},
+        {"gradient_clip_val": 0.1},
+    ],
+    ids=lambda arguments: "-".join(arguments),
+)
+def test_going_on_with(pl: Any, tmp_path: Path, hook: str, by_hand: bool, arguments: dict[str, Any]) -> Any:
+    if by_hand and ("accumulate_grad_batches" in arguments or "gradient_clip_val" in arguments):
+        arguments = {}  # which are errors then
+    steps_per_epoch = {"limit_train_batches": 3, "accumulate_grad_batches": 2}.get(next(iter(arguments), ""), 4)
+    return resumed(pl, tmp_path, hook, 2 * steps_per_epoch, by_hand=by_hand, **arguments)
+
+
+@parity
+@pytest.mark.parametrize("ckpt_path", ["best", "last"])
+def test_going_on_from(pl: Any, tmp_path: Path, ckpt_path: str) -> Any:
+    saver = pl.callbacks.ModelCheckpoint(tmp_path, monitor="val_loss", mode="max", save_last=True)
+    one = trainer(pl, tmp_path, callbacks=[saver], max_epochs=2)
+    one.fit(scheduled(pl)(), loader(3), loader(2))
+    one.fit_loop.max_epochs = 4
+    model = scheduled(pl)()
+    one.fit(model, loader(3), loader(2), ckpt_path=ckpt_path)
+    return {"path": one.ckpt_path, "files": files(tmp_path), "extra": model.extra, **seen(one)}
+
+
+@parity
+def test_there_is_nothing_left_to_do(pl: Any, tmp_path: Path) -> Any:
+    one = trainer(pl, tmp_path, max_epochs=2)
+    one.fit(scheduled(pl)(), loader(2), loader(1))
+    one.save_checkpoint(tmp_path / "one.ckpt")
+    trace: list[Any] = []
+    module, data, callback = traced_objects(pl, trace, scheduled(pl), train=loader(2), val=loader(1))
+    again = trainer(pl, tmp_path, max_epochs=2, callbacks=[callback], num_sanity_val_steps=0)
+    again.fit(module, datamodule=data, ckpt_path=tmp_path / "one.ckpt")
+    return {"trace": trace, **seen(again)}
+
+
+@parity
 def test_going_on_with_more_epochs(pl: Any, tmp_path: Path) -> Any:
     saver = pl.callbacks.ModelCheckpoint(tmp_path)
     one = trainer(pl, tmp_path, callbacks=[saver], max_epochs=2)
     one.fit(scheduled(pl)(), loader(4), loader(2))
     again, model = trainer(pl, tmp_path, callbacks=[pl.callbacks.ModelCheckpoint(tmp_path)], max_epochs=4), scheduled(pl)()
-    again.fit(model, loader(4), loader(2), ckpt_path="last" if pl is None else saver.best_model_path)
+    again.fit(model, loader(4), loader(2), ckpt_path=saver.best_model_path)
     return {"files": files(tmp_path), **seen(again)}
 
 
@@ -188,25 +238,41 @@ def test_last_without_a_checkpoint_begins_anew(pl: Any, tmp_path: Path) -> Any:
 # ---- from one to the other ----
 
 
-@pytest.mark.parametrize("writer", [lightning.pytorch, raylit], ids=["by lightning", "by raylit"])
-@pytest.mark.parametrize(("hook", "step"), [("on_train_epoch_end", 8), ("on_validation_end", 8), ("on_train_batch_end", 6)])
+PLACES = [
+    ("on_train_epoch_start", 8),
+    ("on_train_epoch_end", 8),
+    ("on_validation_end", 8),
+    ("on_train_batch_start", 4),
+    ("on_train_batch_start", 7),
+    ("on_before_backward", 6),
+    ("on_after_backward", 6),
+    ("on_before_optimizer_step", 7),
+    ("on_train_batch_end", 6),
+    ("on_train_batch_end", 8),
+]
+
+
+@pytest.mark.parametrize(("hook", "step"), PLACES)
 @pytest.mark.parametrize("by_hand", [False, True])
-def test_either_package_goes_on_from_the_others_file(tmp_path: Path, writer: Any, hook: str, step: int, by_hand: bool) -> None:
-    """Both end with the same weights as the fit that wrote the file."""
-    path, found = tmp_path / "one.ckpt", {}
+def test_either_package_goes_on_from_the_others_file(tmp_path: Path, hook: str, step: int, by_hand: bool) -> None:
+    """raylit ends with the weights of the fit that wrote the file, and Lightning goes on from raylit's file as it does from its own."""
+    arguments, full, found = {"max_epochs": 3, "num_sanity_val_steps": 0}, [], {}
     with quiet():
-        arguments = {"max_epochs": 3, "num_sanity_val_steps": 0}
-        torch.manual_seed(1)
-        full = trainer(writer, tmp_path, callbacks=[saving_at(writer, hook, path, step)], **arguments)
-        full.fit(scheduled(writer, by_hand=by_hand)(), loader(4), loader(2))
-        for reader in (lightning.pytorch, raylit):
-            one, model = trainer(reader, tmp_path, **arguments), scheduled(reader, by_hand=by_hand)()
-            one.fit(model, loader(4), loader(2), ckpt_path=path)
-            rates = [group["lr"] for group in one.optimizers[0].param_groups]
-            found[reader.__name__] = plain([model.state_dict(), one.global_step, one.current_epoch, model.extra, rates], tmp_path)
-        wanted = plain([full.lightning_module.state_dict(), 12, 3, step], tmp_path)
-    assert found["raylit"][:4] == wanted
-    assert found["raylit"] == found["lightning.pytorch"]
+        for writer in (lightning.pytorch, raylit):
+            path = tmp_path / f"{writer.__name__}.ckpt"
+            torch.manual_seed(1)
+            one = trainer(writer, tmp_path, callbacks=[saving_at(writer, hook, path, step)], **arguments)
+            one.fit(scheduled(writer, by_hand=by_hand)(), loader(4), loader(2))
+            full.append(plain([one.lightning_module.state_dict(), one.global_step, one.current_epoch], tmp_path))
+            for reader in (lightning.pytorch, raylit):
+                again, model = trainer(reader, tmp_path, **arguments), scheduled(reader, by_hand=by_hand)()
+                again.fit(model, loader(4), loader(2), ckpt_path=path)
+                rates = [group["lr"] for group in again.optimizers[0].param_groups]
+                left = [model.state_dict(), again.global_step, again.current_epoch, model.extra, rates]
+                found[writer, reader] = plain(left, tmp_path)
+    assert full[0] == full[1] == found[raylit, raylit][:3] == found[lightning.pytorch, raylit][:3]
+    assert found[raylit, raylit] == found[lightning.pytorch, raylit]
+    assert found[raylit, lightning.pytorch] == found[lightning.pytorch, lightning.pytorch]
 
 
 @pytest.mark.parametrize("writer", [lightning.pytorch, raylit], ids=["by lightning", "by raylit"])
@@ -244,3 +310,64 @@ def test_the_rows_of_a_fit_that_goes_on_are_those_of_one_that_never_stopped(tmp_
         again = trainer(raylit, tmp_path / "again", **arguments)
         again.fit(scheduled(raylit)(), loader(4), loader(2), ckpt_path=path)
     assert [row for row in rows(full) if int(row["step"]) >= 3] == [row for row in rows(again) if int(row["step"]) >= 3] != []
+
+
+@parity
+def test_the_states_of_callbacks(pl: Any, tmp_path: Path) -> Any:
+    class Counts(pl.Callback):  # type: ignore[misc]
+        def __init__(self, name: str) -> None:
+            self.name, self.count, self.loaded = name, 0, None
+
+        @property
+        def state_key(self) -> str:
+            return f"Counts-{self.name}"
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            self.count += 1
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"count": self.count, "tensor": torch.tensor([1.0])}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.count = state["count"]
+
+        def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+            checkpoint[f"of {self.name}"] = sorted(checkpoint.get("callbacks", {}))
+
+        def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+            self.loaded = checkpoint[f"of {self.name}"]
+
+    path = tmp_path / "one.ckpt"
+    one = trainer(pl, tmp_path, callbacks=[Counts("a"), Counts("b")], max_epochs=1)
+    one.fit(model_class(pl)(), loader(3))
+    one.save_checkpoint(path)
+    again = trainer(pl, tmp_path, callbacks=[Counts("b"), Counts("a")], max_epochs=2)
+    again.fit(model_class(pl)(), loader(3), ckpt_path=path)
+    found = torch.load(path, weights_only=True)
+    stored = {"callbacks": found["callbacks"], "keys": sorted(key for key in found if key not in ADDED)}
+    return {"found": [[one.name, one.count, one.loaded] for one in again.callbacks], **stored}
+
+
+@parity
+@pytest.mark.parametrize("fn", ["validate", "test", "predict"])
+def test_what_an_evaluation_loads(pl: Any, tmp_path: Path, fn: str) -> Any:
+    class Watch(pl.Callback):  # type: ignore[misc]
+        found: list[str] = []  # noqa: RUF012
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.found.append("load_state_dict")
+
+        def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+            self.found.append("on_load_checkpoint")
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"x": 1}
+
+    Watch.found = []
+    one, model = trainer(pl, tmp_path, callbacks=[Watch()]), scheduled(pl)()
+    one.fit(model, loader(2))
+    one.save_checkpoint(tmp_path / "one.ckpt")
+    fresh = scheduled(pl)()
+    other = trainer(pl, tmp_path, callbacks=[Watch()])
+    getattr(other, fn)(fresh, loader(1), ckpt_path=tmp_path / "one.ckpt")
+    return {"found": Watch.found, "extra": fresh.extra, **seen(other, fresh)}

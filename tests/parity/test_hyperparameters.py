@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ def base_of(pl: Any, kind: str) -> Any:
 
 
 def kept(owner: Any) -> dict[str, Any]:
-    return {"hparams": dict(owner.hparams), "initial": dict(owner.hparams_initial), "name": owner._hparams_name}
+    return {"hparams": dict(owner.hparams), "initial": dict(owner.hparams_initial), "name": getattr(owner, "_hparams_name", None)}
 
 
 FORMS: dict[str, Any] = {
@@ -88,22 +87,6 @@ def test_inheritance(pl: Any, tmp_path: Path, kind: str, in_base: bool, in_child
 
 
 @parity
-@KINDS
-def test_a_dataclass_as_container(pl: Any, tmp_path: Path, kind: str) -> Any:
-    @dataclasses.dataclass
-    class Config:
-        x: int = 1
-        deep: Any = None
-
-    class Owner(base_of(pl, kind)):  # type: ignore[misc]
-        def __init__(self, config: Config) -> None:
-            super().__init__()
-            self.save_hyperparameters(config)
-
-    return kept(Owner(Config(2, Config(3))))
-
-
-@parity
 def test_saved_from_a_function_that_init_calls(pl: Any, tmp_path: Path) -> Any:
     class Owner(model_class(pl)):  # type: ignore[misc]
         def __init__(self, a: int, b: int = 2) -> None:
@@ -150,7 +133,7 @@ def test_load_from_checkpoint_with_other_weights(pl: Any, tmp_path: Path) -> Any
             super().__init__()
             self.more = torch.nn.Linear(1, 1)
 
-    with pytest.raises(RuntimeError, match="more.weight"):
+    with pytest.raises(RuntimeError, match=r"more\.weight"):
         Larger.load_from_checkpoint(path)
     made = Larger.load_from_checkpoint(path, strict=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def fit(pl: Any, root: Path, train: Any = None, val: Any = None, *, stop_at: tup
         class Stop(pl.Callback):  # type: ignore[misc]
             pass
 
-        def stop(self: Any, trainer: Any, *args: Any) -> None:
+        def stop(self: Any, trainer: Any, *args: Any, **kwargs: Any) -> None:
             if trainer.global_step >= step and not trainer.sanity_checking:
                 trainer.should_stop = True
 
@@ -126,6 +127,34 @@ def fit(pl: Any, root: Path, train: Any = None, val: Any = None, *, stop_at: tup
         {"min_steps": 4},
         {"limit_train_batches": 0},
         {"reload_dataloaders_every_n_epochs": 2, "max_epochs": 4},
+        {"reload_dataloaders_every_n_epochs": 1, "check_val_every_n_epoch": 2, "max_epochs": 5},
+        {"reload_dataloaders_every_n_epochs": 2, "check_val_every_n_epoch": 2, "max_epochs": 5},
+        {"reload_dataloaders_every_n_epochs": 3, "num_sanity_val_steps": 0, "max_epochs": 5},
+        {"check_val_every_n_epoch": None},
+        {"val_check_interval": 4, "check_val_every_n_epoch": None, "accumulate_grad_batches": 3},
+        {"val_check_interval": 4, "limit_train_batches": 2, "limit_val_batches": 0},
+        {"val_check_interval": 0.0},
+        {"val_check_interval": 1.0},
+        {"val_check_interval": "00:00:00:00"},
+        {"val_check_interval": "00:01:00:00"},
+        {"val_check_interval": {"seconds": 0}, "check_val_every_n_epoch": None},
+        {"val_check_interval": "00:00:00:00", "check_val_every_n_epoch": 2},
+        {"val_check_interval": timedelta(0), "accumulate_grad_batches": 2},
+        {"max_time": "00:00:00:00"},
+        {"max_time": {"seconds": 0}, "min_steps": 7},
+        {"max_time": timedelta(0), "min_epochs": 2},
+        {"max_time": {"hours": 1}},
+        {"min_epochs": 2, "max_epochs": 1},
+        {"min_steps": 9, "max_epochs": 1},
+        {"min_steps": 9, "max_steps": 3},
+        {"max_epochs": None, "max_steps": 4},
+        {"fast_dev_run": 1, "accumulate_grad_batches": 2},
+        {"fast_dev_run": 2, "limit_train_batches": 1, "limit_val_batches": 1},
+        {"overfit_batches": 1.0},
+        {"overfit_batches": 2, "limit_train_batches": 1},
+        {"detect_anomaly": True},
+        {"deterministic": "warn", "benchmark": True},
+        {"sync_batchnorm": True, "use_distributed_sampler": False, "strategy": "auto", "devices": 1, "num_nodes": 1},
     ],
     ids=lambda arguments: "-".join(f"{key}={value}" for key, value in arguments.items()),
 )
@@ -136,11 +165,54 @@ def test_arguments(pl: Any, tmp_path: Path, arguments: dict[str, Any]) -> Any:
 
 @parity
 @pytest.mark.parametrize(
-    "hook", ["on_train_batch_start", "on_train_batch_end", "on_train_epoch_end", "on_validation_end", "on_train_start"]
+    "hook",
+    [
+        "on_train_batch_start",
+        "on_train_batch_end",
+        "on_train_epoch_end",
+        "on_validation_end",
+        "on_validation_start",
+        "on_validation_batch_end",
+    ],
 )
 @pytest.mark.parametrize("arguments", [{}, {"min_epochs": 2}, {"min_steps": 7}, {"val_check_interval": 2}, {"accumulate_grad_batches": 3}])
 def test_a_stop(pl: Any, tmp_path: Path, hook: str, arguments: dict[str, Any]) -> Any:
-    return fit(pl, tmp_path, stop_at=(hook, 0 if hook == "on_train_start" else 2), max_epochs=3, **arguments)
+    return fit(pl, tmp_path, stop_at=(hook, 2), max_epochs=3, **arguments)
+
+
+@parity
+@pytest.mark.parametrize(
+    "hook", ["setup", "on_fit_start", "on_sanity_check_start", "on_sanity_check_end", "on_train_start", "on_train_epoch_start"]
+)
+@pytest.mark.parametrize("arguments", [{}, {"min_epochs": 1}, {"val_check_interval": 2, "min_epochs": 2}])
+def test_a_stop_before_the_first_batch(pl: Any, tmp_path: Path, hook: str, arguments: dict[str, Any]) -> Any:
+    return fit(pl, tmp_path, stop_at=(hook, 0), max_epochs=3, **arguments)
+
+
+@parity
+@pytest.mark.parametrize("name", ["max_epochs", "max_steps"])
+def test_a_limit_set_while_it_runs(pl: Any, tmp_path: Path, name: str) -> Any:
+    class Extends(pl.Callback):  # type: ignore[misc]
+        def on_train_epoch_end(self, trainer: Any, *args: Any) -> None:
+            if name == "max_epochs":
+                trainer.fit_loop.max_epochs = 3
+            elif trainer.current_epoch == 1:
+                trainer.fit_loop.epoch_loop.max_steps = 12
+
+    return fit(pl, tmp_path, callbacks=[Extends()], **({"max_epochs": 1} if name == "max_epochs" else {"max_epochs": 4}))
+
+
+@parity
+@pytest.mark.parametrize("when", ["once", "always", "at the start"])
+def test_the_rest_of_an_epoch_is_skipped(pl: Any, tmp_path: Path, when: str) -> Any:
+    class Skips(model_class(pl)):  # type: ignore[misc]
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
+            skips = {"once": self.global_step == 3, "always": batch_idx == 1, "at the start": self.current_epoch == 1}
+            return -1 if skips[when] else None
+
+    one = trainer(pl, tmp_path, logger=True, log_every_n_steps=1, max_epochs=3)
+    one.fit(Skips(on_step=True, on_epoch=True), loader(3), loader(2))
+    return seen(one)
 
 
 @parity
@@ -256,3 +328,58 @@ def test_where_the_sampler_is_told_the_epoch(pl: Any, tmp_path: Path) -> Any:
         model_class(pl)(), DataLoader(rows, sampler=Sampler(rows)), DataLoader(rows, batch_sampler=BatchSampler(Sampler(rows), 2, False))
     )
     return {"told": told, **seen(one)}
+
+
+@parity
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loaders_of_a_trainer(pl: Any, tmp_path: Path, kind: str) -> Any:
+    def names(value: Any) -> Any:
+        return torch.utils._pytree.tree_map(lambda one: type(one).__name__, value)
+
+    one, model = trainer(pl, tmp_path, limit_val_batches=1, max_epochs=1), tolerant(pl)
+    found = [names([one.train_dataloader, one.val_dataloaders])]
+    one.fit(model, data(kind), None if kind == "nested" else data(kind))
+    found.append(names([one.train_dataloader, one.val_dataloaders, one.test_dataloaders, one.predict_dataloaders]))
+    one.test(model_class(pl)(), loader(1))
+    found.append(names([one.test_dataloaders]))
+    return {"found": found}
+
+
+@parity
+@pytest.mark.parametrize(
+    "kind", ["a shuffled loader", "a loader with a generator", "a loader with a batch sampler", "an iterable without a length"]
+)
+def test_overfitting_reads_in_order(pl: Any, tmp_path: Path, kind: str) -> Any:
+    batches = 1 if kind == "a loader with a batch sampler" else 2
+    return fit(pl, tmp_path, data(kind), data(kind), overfit_batches=batches)
+
+
+@parity
+@pytest.mark.parametrize(
+    ("arguments", "batches"),
+    [
+        ({"max_epochs": 3}, lambda: loader(5)),
+        ({"max_epochs": 3, "accumulate_grad_batches": 2}, lambda: loader(5)),
+        ({"max_epochs": 3, "max_steps": 4}, lambda: loader(5)),
+        ({"max_epochs": 3, "max_steps": 400}, lambda: loader(5)),
+        ({"max_epochs": -1, "max_steps": 4}, lambda: loader(5)),
+        ({"max_epochs": 3, "limit_train_batches": 2}, lambda: loader(5)),
+        ({"max_epochs": 3, "max_steps": 4}, lambda: stream(5)),
+        ({"max_epochs": 3, "limit_train_batches": 4}, lambda: stream(5)),
+        ({"fast_dev_run": 2}, lambda: loader(5)),
+    ],
+)
+def test_estimated_stepping_batches(pl: Any, tmp_path: Path, arguments: dict[str, Any], batches: Any) -> Any:
+    found: list[Any] = []
+
+    class Asks(model_class(pl)):  # type: ignore[misc]
+        def configure_optimizers(self) -> Any:
+            found.append(self.trainer.estimated_stepping_batches)
+            return super().configure_optimizers()
+
+        def on_train_start(self) -> None:
+            found.append(self.trainer.estimated_stepping_batches)
+
+    one = trainer(pl, tmp_path, **arguments)
+    one.fit(Asks(), batches())
+    return {"found": found, **seen(one)}

@@ -221,3 +221,39 @@ def test_callbacks_of_the_module(pl: Any, tmp_path: Path, where: str) -> Any:
     one = trainer(pl, tmp_path, callbacks=[One()], max_epochs=1)
     one.fit(Brings(), loader(1))
     return {"callbacks": [[type(callback).__name__, getattr(callback, "name", "")] for callback in one.callbacks]}
+
+
+@parity
+def test_half_precision_on_a_cpu(pl: Any, tmp_path: Path) -> Any:
+    found: list[Any] = []
+
+    class Typed(model_class(pl)):  # type: ignore[misc]
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            out = self(batch)
+            found.append(str(out.dtype))
+            return (out - 1).square().mean()
+
+    one = trainer(pl, tmp_path, precision="16-mixed", max_epochs=1)
+    one.fit(Typed(), loader(2))
+    return {"found": found, **seen(one)}
+
+
+@parity
+@pytest.mark.parametrize("fn", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize("where", ["setup", "on_fit_start", "prepare_data", "teardown", "step"])
+def test_exceptions_everywhere(pl: Any, tmp_path: Path, fn: str, where: str) -> Any:
+    if where == "on_fit_start" and fn != "fit":
+        where = f"on_{'validation' if fn == 'validate' else fn}_start"
+    if where == "step":
+        where = {"fit": "training_step", "validate": "validation_step"}.get(fn, f"{fn}_step")
+
+    def fails(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise ZeroDivisionError("the user's")
+
+    trace: list[Any] = []
+    model = type("Fails", (model_class(pl),), {where: fails})
+    module, datamodule, callback = traced_objects(pl, trace, model, train=loader(1), val=loader(1), test=loader(1), predict=loader(1))
+    one = trainer(pl, tmp_path, callbacks=[callback], num_sanity_val_steps=0)
+    with pytest.raises(ZeroDivisionError, match="the user's"):
+        getattr(one, fn)(module, datamodule=datamodule)
+    return {"trace": trace, "interrupted": one.interrupted, "training": one.training}

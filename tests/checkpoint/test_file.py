@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import os
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raylit.checkpoint import load, plain_items, save, to_plain
+from raylit.errors import CheckpointError
+
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(-(2**40), 2**40), st.floats(allow_nan=False), st.text(max_size=5))
+PLAIN = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.tuples(inner, inner), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
+    max_leaves=8,
+)
+
+
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@given(PLAIN)
+def test_plain_data_comes_back_as_it_was(value: Any) -> None:
+    assert to_plain(value) == value
+
+
+def test_a_file_holds_what_was_saved(tmp_path: Path) -> None:
+    saved = {"tensor": torch.arange(3), "nested": {"a": [1, (2.5, "x")], "none": None}, "ordered": OrderedDict(b=1)}
+    save(saved, tmp_path / "deep" / "er" / "one.ckpt")
+    found = load(tmp_path / "deep" / "er" / "one.ckpt")
+    assert torch.equal(found.pop("tensor"), saved.pop("tensor"))  # type: ignore[arg-type]
+    assert found == saved
+    assert os.listdir(tmp_path / "deep" / "er") == ["one.ckpt"], "no temporary file is left"
+
+
+def test_what_is_nearly_plain_is_made_plain() -> None:
+    class Number(int):
+        pass
+
+    value = {"path": Path("a/b"), "numpy": np.float32(0.5), "number": Number(3), "set": frozenset({1})}
+    assert to_plain(value) == {"path": "a/b", "numpy": 0.5, "number": 3, "set": {1}}
+    assert [type(item) for item in to_plain(value).values()] == [str, float, int, set]
+
+
+def test_what_is_not_plain_is_named() -> None:
+    kept, left_out = plain_items({"a": 1, "b": object(), "c": [object()], "d": {"e": torch.nn.Linear(1, 1)}})
+    assert (kept, left_out) == ({"a": 1}, ["b", "c", "d"])
+    with pytest.raises(TypeError, match=r"builtins\.object is not plain data"):
+        to_plain(object())
+
+
+@given(st.integers(0, 1500))
+def test_a_torn_file_is_refused(number: int) -> None:
+    import io
+    import tempfile
+
+    buffer = io.BytesIO()
+    torch.save({"state_dict": {"x": torch.zeros(50)}}, buffer)
+    content = buffer.getvalue()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "one.ckpt"
+        path.write_bytes(content[: min(number, len(content) - 1)])
+        with pytest.raises(CheckpointError, match=r"one\.ckpt"):
+            load(path)
+
+
+def test_loading_runs_no_code(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    torch.save({"state_dict": {}, "bomb": Bomb(made)}, tmp_path / "one.ckpt")
+    (tmp_path / "raw.ckpt").write_bytes(pickle.dumps({"bomb": Bomb(made)}))
+    for name in ("one.ckpt", "raw.ckpt"):
+        with pytest.raises(CheckpointError, match="pass weights_only=False"):
+            load(tmp_path / name)
+    assert not made.exists()
+    load(tmp_path / "one.ckpt", weights_only=False)
+    assert made.exists(), "only who asks for it gets it"
+
+
+def test_no_file_and_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="There is no checkpoint at"):
+        load(tmp_path / "none.ckpt")
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    with pytest.raises(CheckpointError, match="holds a list, not a checkpoint"):
+        load(tmp_path / "list.ckpt")
+
+
+class Breaks:
+    """Fails in the middle of being written."""
+
+    def __reduce__(self) -> Any:
+        raise RuntimeError("no space left")
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "one.ckpt"
+    save({"x": 1}, path)
+    with pytest.raises(CheckpointError, match=r"no space left.*What stood there before is untouched"):
+        save({"x": Breaks()}, path)
+    assert load(path) == {"x": 1}
+    assert os.listdir(tmp_path) == ["one.ckpt"]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="Could not write the checkpoint"):
+        save({"x": 1}, tmp_path / "file" / "one.ckpt")
+
+
+def test_urls(tmp_path: Path) -> None:
+    save({"x": torch.ones(2)}, "memory://folder/one.ckpt")
+    assert torch.equal(load("memory://folder/one.ckpt")["x"], torch.ones(2))

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import raylit as pl
+from raylit.callbacks import ModelCheckpoint
+from raylit.checkpoint import find
+from raylit.errors import CheckpointError
+from raylit.testing import TinyModel
+
+QUIET: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+
+def fit(root: Path, saver: ModelCheckpoint) -> pl.Trainer:
+    trainer = pl.Trainer(max_epochs=3, callbacks=[saver], default_root_dir=root, **QUIET)
+    trainer.fit(TinyModel())
+    return trainer
+
+
+def test_a_path_is_itself(tmp_path: Path) -> None:
+    (tmp_path / "one.ckpt").touch()
+    assert find.resolve(tmp_path / "one.ckpt", [], str(tmp_path), "fit") == str(tmp_path / "one.ckpt")
+    assert find.resolve(None, [], str(tmp_path), "fit") is None
+    assert find.resolve("s3://bucket/one.ckpt", [], str(tmp_path), "fit") == "s3://bucket/one.ckpt"
+    with pytest.raises(CheckpointError, match="no such file"):
+        find.resolve("nowhere.ckpt", [], str(tmp_path), "fit")
+
+
+def test_last_is_the_newest_and_a_file_called_last_comes_first(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for age, name in enumerate(("c", "a", "b")):
+        (folder / f"{name}.ckpt").touch()
+        os.utime(folder / f"{name}.ckpt", (1000 - age, 1000 - age))
+    assert find.resolve("last", [], str(tmp_path), "fit") == str(folder / "c.ckpt")
+    (folder / "last.ckpt").touch()
+    os.utime(folder / "last.ckpt", (1, 1))
+    assert find.resolve("last", [], str(tmp_path), "fit") == str(folder / "last.ckpt")
+
+
+def test_nothing_to_be_found(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="Training starts from scratch"):
+        assert find.resolve("last", [], str(tmp_path), "fit") is None
+    for path, fn in (("last", "test"), ("best", "fit"), ("best", "test")):
+        with pytest.raises(CheckpointError, match="Fit first, or give a path"):
+            find.resolve(path, [], str(tmp_path), fn)
+
+
+def test_best_and_last_in_a_process_that_did_not_write_them(tmp_path: Path) -> None:
+    """Mode `max` on a falling loss makes the first checkpoint the best."""
+    saver = ModelCheckpoint(tmp_path / "here", monitor="val_loss", mode="max", save_top_k=2)
+    fit(tmp_path, saver)
+    assert "epoch=0" in saver.best_model_path
+    script = (
+        "import sys; from raylit.callbacks import ModelCheckpoint; from raylit.checkpoint import find\n"
+        f"saver = ModelCheckpoint({str(tmp_path / 'here')!r}, monitor='val_loss', mode='max', save_top_k=2)\n"
+        f"print(find.resolve('best', [saver], {str(tmp_path)!r}, 'test'), find.resolve('last', [saver], {str(tmp_path)!r}, 'fit'))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    best, last = done.stdout.split()
+    assert best == saver.best_model_path
+    assert last == max((str(path) for path in (tmp_path / "here").iterdir()), key=lambda path: os.stat(path).st_mtime_ns)
+
+
+def test_without_a_folder_that_of_the_newest_run_is_looked_in(tmp_path: Path) -> None:
+    saver = ModelCheckpoint()
+    fit(tmp_path, saver)
+    assert find.resolve("last", [ModelCheckpoint()], str(tmp_path), "fit") == saver.best_model_path

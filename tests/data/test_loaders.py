@@ -1,0 +1,65 @@
+"""From what the user gave to what a rank reads."""
+
+from __future__ import annotations
+
+import pytest
+from torch.utils.data import DataLoader
+
+from raylit.data import CombinedLoader, prepare
+from raylit.data.loaders import num_batches
+from raylit.errors import DataError
+from raylit.parallel import World
+from raylit.parallel.world import choose_device
+
+ALONE = World(choose_device("cpu", 0))
+
+
+@pytest.mark.parametrize(
+    ("length", "limit", "expected"),
+    [(10, 1.0, 10), (10, 3, 3), (10, 30, 10), (10, 0.35, 3), (10, 0, 0), (10, 0.0, 0), (0, 0.5, 0), (float("inf"), 1.0, float("inf")), (float("inf"), 4, 4)],
+)  # fmt: skip
+def test_limit_is_a_number_or_a_fraction(length: float, limit: float, expected: float) -> None:
+    assert num_batches("val", length, limit) == expected
+
+
+@pytest.mark.parametrize(
+    ("length", "limit", "message"),
+    [(10, 0.01, r"limit_val_batches=0.01 of the 10 batches.*at least 0\.1"), (float("inf"), 0.5, "has no length. Give a number")],
+)
+def test_limit_that_cannot_be_met(length: float, limit: float, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        num_batches("val", length, limit)
+
+
+def prepared(data: object, stage: str = "train", limit: float = 1.0, overfit: bool = False) -> CombinedLoader:
+    return prepare(data, stage, ALONE, limit=limit, distribute=True, overfit=overfit, origin="Net.train_dataloader()")
+
+
+def test_training_cycles_and_evaluation_goes_on() -> None:
+    assert prepared({"a": range(4), "b": range(2)}).mode == "max_size_cycle"
+    assert prepared([range(4), range(2)], "val").mode == "sequential"
+    assert prepared(CombinedLoader([range(4), range(2)], "min_size")).mode == "min_size"
+
+
+def test_alone_the_users_loader_itself_is_read() -> None:
+    loader = DataLoader(range(4), shuffle=True)  # type: ignore[arg-type]
+    assert prepared(loader).flattened[0] is loader
+
+
+@pytest.mark.parametrize(
+    ("data", "stage", "message"),
+    [
+        (3, "train", r"Net.train_dataloader\(\) gave 3 \(int\), which cannot be iterated"),
+        ([range(3), None], "val", "gave None"),
+        (CombinedLoader(range(3), "sequential"), "train", "cannot be trained on"),
+        (CombinedLoader(range(3), "min_size"), "predict", "cannot be predicted on"),
+    ],
+)
+def test_data_that_cannot_be_read(data: object, stage: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        prepared(data, stage)
+
+
+def test_overfit_reads_in_order() -> None:
+    loader = DataLoader(range(5), shuffle=True, collate_fn=list)  # type: ignore[arg-type]
+    assert [batch for batch, _, _ in prepared(loader, overfit=True, limit=3)] == [[0], [1], [2]]

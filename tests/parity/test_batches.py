@@ -1,0 +1,228 @@
+"""What a batch may be, how it gets to the model, and loaders that have nothing to give."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from tests.parity.harness import Rows, describe, loader, model_class, parity, seen, stream, trainer
+
+
+class Pair(NamedTuple):
+    x: Tensor
+    y: int
+
+
+@dataclasses.dataclass
+class Record:
+    x: Tensor
+    name: str = "name"
+
+
+class Opaque:
+    """An object that nobody can move."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+
+KINDS: dict[str, Any] = {
+    "a tensor": lambda x: x,
+    "a list": lambda x: [x, 1],
+    "a tuple": lambda x: (x, "name", None),
+    "a named tuple": lambda x: Pair(x, 1),
+    "a dict": lambda x: {"x": x, "n": 2.5},
+    "an ordered dict": lambda x: collections.OrderedDict(x=x),
+    "a default dict": lambda x: collections.defaultdict(list, x=x),
+    "a dataclass": lambda x: Record(x),
+    "an object": lambda x: Opaque(x),
+    "nested": lambda x: {"a": [Pair(x, 1), {"b": (Record(x), x)}]},
+}
+
+
+def tensor_of(batch: Any) -> Tensor:
+    """The first tensor in a batch of any of the kinds."""
+    if isinstance(batch, Tensor):
+        return batch
+    if isinstance(batch, dict):
+        return tensor_of(next(iter(batch.values())))
+    return tensor_of(batch[0]) if isinstance(batch, (list, tuple)) else batch.x
+
+
+@parity
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_batches(pl: Any, tmp_path: Path, kind: str, precision: str) -> Any:
+    found: list[Any] = []
+
+    class Takes(model_class(pl)):  # type: ignore[misc]
+        def take(self, where: str, batch: Any) -> Any:
+            x = tensor_of(batch)
+            found.append([where, type(batch).__name__, describe(batch), str(x.dtype)])
+            return self.loss(x.to(self.dtype))
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = self.take("train", batch)
+            self.log("train_loss", loss, on_epoch=True, batch_size=2)
+            return loss
+
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            self.take("val", batch)
+
+        def predict_step(self, batch: Any, batch_idx: int) -> Any:
+            self.take("predict", batch)
+            return batch
+
+    data = DataLoader([KINDS[kind](one) for one in Rows(6).data.split(2)], batch_size=None, collate_fn=lambda one: one)
+    one, model = trainer(pl, tmp_path, precision=precision, max_epochs=1), Takes()
+    one.fit(model, data, data)
+    returned = [[type(batch).__name__, tensor_of(batch)] for batch in one.predict(model, data)]
+    return {"found": found, "returned": returned, **seen(one, model)}
+
+
+@parity
+@pytest.mark.parametrize("owner", ["module", "datamodule", "both"])
+@pytest.mark.parametrize("hook", ["on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"])
+def test_who_may_change_a_batch(pl: Any, tmp_path: Path, owner: str, hook: str) -> Any:
+    def changes(by: float) -> Any:
+        def method(self: Any, batch: Any, *more: Any) -> Any:
+            stages = [self.trainer.training, self.trainer.sanity_checking, self.trainer.validating, self.trainer.testing]
+            found.append([hook, by, *map(str, more), *stages, self.trainer.predicting])
+            return batch * by
+
+        return method
+
+    found: list[Any] = []
+    in_module, in_data = owner in ("module", "both"), owner in ("datamodule", "both")
+    model = type("Changes", (model_class(pl),), {hook: changes(2.0)} if in_module else {})()
+    data = type("Data", (pl.LightningDataModule,), {hook: changes(3.0)} if in_data else {})()
+    data.train_dataloader = lambda: loader(2)
+    data.val_dataloader = lambda: [loader(1, seed=1)]
+    data.test_dataloader = data.predict_dataloader = lambda: loader(1, seed=2)
+    one = trainer(pl, tmp_path, max_epochs=1)
+    one.fit(model, datamodule=data)
+    returned = [one.test(model, datamodule=data), one.predict(model, datamodule=data)]
+    return {"found": found, "returned": returned, **seen(one, model)}
+
+
+EMPTY: dict[str, Any] = {
+    "a loader": lambda: DataLoader(Rows(0), batch_size=2),
+    "a loader that drops its only batch": lambda: DataLoader(Rows(1), batch_size=2, drop_last=True),
+    "a stream": lambda: stream(0),
+    "a list": lambda: [],
+    "a list of nothing": lambda: [DataLoader(Rows(0))],
+}
+
+
+@parity
+@pytest.mark.parametrize("stage", ["train", "val"])
+@pytest.mark.parametrize("what", EMPTY)
+def test_a_fit_on_nothing(pl: Any, tmp_path: Path, what: str, stage: str) -> Any:
+    calls: list[Any] = []
+
+    class Watch(pl.Callback):  # type: ignore[misc]
+        pass
+
+    def note(name: str) -> Any:
+        def hook(self: Any, trainer: Any, *args: Any) -> None:
+            calls.append([name, trainer.current_epoch, trainer.global_step, trainer.num_training_batches])
+
+        return hook
+
+    names = ["on_train_start", "on_train_epoch_start", "on_train_batch_start", "on_train_epoch_end", "on_train_end", "on_fit_end"]
+    names += ["on_validation_start", "on_validation_epoch_end", "on_validation_end", "on_sanity_check_start", "on_sanity_check_end"]
+    watch = type("Watch", (Watch,), {name: note(name) for name in names})()
+    one = trainer(pl, tmp_path, callbacks=[watch])
+    data = {"train": loader(2), "val": loader(1), stage: EMPTY[what]()}
+    one.fit(model_class(pl)(), data["train"], data["val"])
+    return {"calls": calls, "batches": one.num_training_batches, **seen(one)}
+
+
+@parity
+@pytest.mark.parametrize("fn", ["validate", "test", "predict"])
+@pytest.mark.parametrize("what", EMPTY)
+def test_an_evaluation_of_nothing(pl: Any, tmp_path: Path, what: str, fn: str) -> Any:
+    one = trainer(pl, tmp_path)
+    returned = getattr(one, fn)(model_class(pl)(), EMPTY[what]())
+    return {"returned": returned, **seen(one)}
+
+
+@parity
+@pytest.mark.parametrize("fn", ["fit", "predict"])
+def test_one_of_several_loaders_is_empty(pl: Any, tmp_path: Path, fn: str) -> Any:
+    class Several(model_class(pl)):  # type: ignore[misc]
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            self.log("val_loss", self.loss(batch))
+
+        def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            return self(batch)
+
+    one, generator = trainer(pl, tmp_path), torch.Generator()  # of the loaders: Lightning also begins those that have nothing to give
+    data = [loader(0, generator=generator), loader(2, generator=generator), loader(0, generator=generator), loader(1, generator=generator)]
+    returned = one.fit(Several(), loader(2), data) and None if fn == "fit" else getattr(one, fn)(Several(), data)
+    return {"returned": returned, **seen(one)}
+
+
+@parity
+@pytest.mark.parametrize("hook", ["training_step", "on_train_batch_start"])
+def test_a_stop_iteration_of_the_user_ends_the_epoch(pl: Any, tmp_path: Path, hook: str) -> Any:
+    base = model_class(pl)
+
+    def method(self: Any, *args: Any) -> Any:
+        if self.global_step == 2:
+            raise StopIteration
+        return getattr(base, hook)(self, *args)
+
+    one = trainer(pl, tmp_path, logger=True, log_every_n_steps=1)
+    one.fit(type("Stops", (base,), {hook: method})(), loader(4), loader(1))
+    return seen(one)
+
+
+@parity
+@pytest.mark.parametrize("fn", ["validate", "test", "predict"])
+def test_a_stop_iteration_of_the_user_ends_an_evaluation(pl: Any, tmp_path: Path, fn: str) -> Any:
+    class Stops(model_class(pl)):  # type: ignore[misc]
+        def step(self, batch: Any, batch_idx: int) -> Any:
+            if batch_idx == 2:
+                raise StopIteration
+            if fn != "predict":
+                self.log("index", float(batch_idx))
+            return batch_idx
+
+        validation_step = test_step = predict_step = step
+
+    one = trainer(pl, tmp_path)
+    return {"returned": getattr(one, fn)(Stops(), loader(4)), **seen(one)}
+
+
+@parity
+@pytest.mark.parametrize("missing", ["validation_step", "val_dataloader"])
+def test_half_a_validation_is_none(pl: Any, tmp_path: Path, missing: str) -> Any:
+    class Bare(pl.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 1)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return self.layer(batch).square().mean()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    class Full(Bare):
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            self.log("val_loss", self.layer(batch).sum())
+
+    one = trainer(pl, tmp_path)
+    if missing == "validation_step":
+        one.fit(Bare(), loader(2), loader(1))
+    else:
+        one.fit(Full(), loader(2))
+    return seen(one)

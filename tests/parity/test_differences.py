@@ -1,0 +1,380 @@
+"""Where raylit differs from Lightning on purpose: each test is one row of the README's table, and shows both."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch
+import pytest
+import torch
+import torchmetrics
+from torch.utils.data import DataLoader, RandomSampler
+
+import raylit
+from tests.parity.harness import Rows, loader, model_class, quiet, run, trainer
+from tests.parity.test_checkpoints import saving_at, scheduled
+
+
+def both(scenario: Any, tmp_path: Path) -> tuple[Any, Any]:
+    """What Lightning and what raylit make of it."""
+    return run(scenario, lightning.pytorch, tmp_path), run(scenario, raylit, tmp_path)
+
+
+def test_fit_returns_a_result(tmp_path: Path) -> None:
+    def scenario(pl: Any, root: Path) -> Any:
+        saver = pl.callbacks.ModelCheckpoint(root, monitor="val_loss")
+        returned = trainer(pl, root, callbacks=[saver]).fit(model_class(pl)(), loader(2), loader(1))
+        if returned is None:
+            return None
+        return sorted(returned.metrics), returned.best_model_path == saver.best_model_path, returned.steps, len(returned.history)
+
+    assert both(scenario, tmp_path) == (None, [["train_loss", "val_loss"], True, 4, 2])
+
+
+def test_a_fit_stopped_in_an_epoch_goes_on_at_the_next_batch(tmp_path: Path) -> None:
+    """Lightning begins the data of the epoch anew, and reads its first batches again."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        path, batches = root / "one.ckpt", []
+
+        class Watch(pl.Callback):  # type: ignore[misc]
+            def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+                batches.append(batch)
+
+        model = scheduled(pl)
+        trainer(pl, root, callbacks=[Watch(), saving_at(pl, "on_train_batch_end", path, 3)], max_epochs=1).fit(model(), loader(5))
+        trainer(pl, root, callbacks=[Watch()], max_epochs=1).fit(model(), loader(5), ckpt_path=path)
+        return batches
+
+    theirs, ours = both(scenario, tmp_path)
+    assert ours[5:] == ours[3:5]
+    assert theirs[5:] == theirs[0:2]
+
+
+@pytest.mark.parametrize(
+    ("hook", "arguments"), [("on_train_epoch_start", {"max_epochs": 3}), ("on_train_epoch_end", {"max_epochs": 3, "max_steps": 5})]
+)
+def test_a_fit_that_goes_on_ends_as_one_that_never_stopped(tmp_path: Path, hook: str, arguments: dict[str, Any]) -> None:
+    """Lightning takes a fit that was saved at the start of an epoch for one that had trained it, and ends too early before max_steps."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        path, model = root / "one.ckpt", scheduled(pl)
+        full = trainer(pl, root, callbacks=[saving_at(pl, hook, path, 4)], **arguments)
+        full.fit(model(), loader(2), loader(1))
+        again = trainer(pl, root, num_sanity_val_steps=0, **arguments)
+        again.fit(model(), loader(2), loader(1), ckpt_path=path)
+        return [full.global_step, again.global_step]
+
+    theirs, ours = both(scenario, tmp_path)
+    assert ours[0] == ours[1] == theirs[0]
+    assert theirs[1] < ours[1]
+
+
+def test_no_sanity_check_when_a_fit_goes_on(tmp_path: Path) -> None:
+    def scenario(pl: Any, root: Path) -> Any:
+        path, checks = root / "one.ckpt", []
+
+        class Watch(pl.Callback):  # type: ignore[misc]
+            def on_sanity_check_start(self, trainer: Any, module: Any) -> None:
+                checks.append(trainer.global_step)
+
+        model = scheduled(pl)
+        trainer(pl, root, callbacks=[saving_at(pl, "on_train_epoch_end", path, 2)], max_epochs=1).fit(model(), loader(2), loader(1))
+        trainer(pl, root, callbacks=[Watch()], max_epochs=2).fit(model(), loader(2), loader(1), ckpt_path=path)
+        return checks
+
+    assert both(scenario, tmp_path) == ([2], [])
+
+
+def test_a_checkpoint_loads_without_running_code(tmp_path: Path) -> None:
+    """Objects among the hyperparameters are left out, with a warning; Lightning pickles them, and torch then refuses the file."""
+
+    class Setting:
+        pass
+
+    def scenario(pl: Any, root: Path) -> Any:
+        class Net(model_class(pl)):  # type: ignore[misc]
+            def __init__(self, width: int, setting: Any) -> None:
+                super().__init__()
+                self.save_hyperparameters()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(globals(), "Setting", Setting)
+            Setting.__qualname__, Setting.__module__ = "Setting", __name__
+            one = trainer(pl, root, max_epochs=1)
+            one.fit(Net(3, Setting()), loader(1))
+            one.save_checkpoint(root / "one.ckpt")
+        try:
+            return torch.load(root / "one.ckpt", weights_only=True)["hyper_parameters"]
+        except Exception as error:
+            return type(error).__name__
+
+    theirs, ours = both(scenario, tmp_path)
+    assert (theirs, ours) == ("UnpicklingError", {"width": 3})
+
+
+def test_last_is_the_newest_checkpoint_of_any_name(tmp_path: Path) -> None:
+    def scenario(pl: Any, root: Path) -> Any:
+        def saver() -> Any:
+            return pl.callbacks.ModelCheckpoint(root / "here")
+
+        trainer(pl, root, callbacks=[saver()], max_epochs=1).fit(scheduled(pl)(), loader(2))
+        one = trainer(pl, root, callbacks=[saver()], max_epochs=2)
+        one.fit(scheduled(pl)(), loader(2), ckpt_path="last")
+        return one.ckpt_path
+
+    assert both(scenario, tmp_path) == (None, "ROOT/here/epoch=0-step=2.ckpt")
+
+
+def test_a_loader_is_read_once_per_epoch(tmp_path: Path) -> None:
+    """Lightning calls iter() twice where loaders are made anew: it starts their workers twice and draws random numbers twice."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        begun: list[int] = []
+
+        class Counts(RandomSampler):
+            def __iter__(self) -> Any:
+                begun.append(1)
+                return super().__iter__()
+
+        class Net(model_class(pl)):  # type: ignore[misc]
+            def train_dataloader(self) -> Any:
+                rows = Rows(4)
+                return DataLoader(rows, sampler=Counts(rows), batch_size=2)
+
+        trainer(pl, root, max_epochs=3, reload_dataloaders_every_n_epochs=1, num_sanity_val_steps=0).fit(Net())
+        return len(begun)
+
+    theirs, ours = both(scenario, tmp_path)
+    assert ours == 3
+    assert theirs >= ours
+
+
+def test_a_child_may_log(tmp_path: Path) -> None:
+    def scenario(pl: Any, root: Path) -> Any:
+        class Outer(model_class(pl)):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = model_class(pl)()
+
+            def training_step(self, batch: Any, batch_idx: int) -> Any:
+                return self.inner.training_step(batch, batch_idx)
+
+        one = trainer(pl, root, max_epochs=1)
+        try:
+            one.fit(Outer(), loader(1))
+        except Exception as error:
+            return type(error).__name__
+        return sorted(one.callback_metrics)
+
+    assert both(scenario, tmp_path) == ("MisconfigurationException", ["train_loss"])
+
+
+def test_a_metric_need_not_be_an_attribute_of_the_module(tmp_path: Path) -> None:
+    def scenario(pl: Any, root: Path) -> Any:
+        metric = torchmetrics.MeanMetric()
+
+        class Net(model_class(pl)):  # type: ignore[misc]
+            def training_step(self, batch: Any, batch_idx: int) -> Any:
+                metric(float(batch_idx))
+                self.log("mean", metric, on_epoch=True)
+                return self.loss(batch)
+
+        one = trainer(pl, root, max_epochs=1)
+        try:
+            one.fit(Net(), loader(3))
+        except Exception as error:
+            return type(error).__name__
+        return float(one.callback_metrics["mean"])
+
+    assert both(scenario, tmp_path) == ("MisconfigurationException", 1.0)
+
+
+def test_hyperparameters_may_be_a_dataclass(tmp_path: Path) -> None:
+    @dataclasses.dataclass
+    class Config:
+        x: int = 1
+
+    def scenario(pl: Any, root: Path) -> Any:
+        class Net(model_class(pl)):  # type: ignore[misc]
+            def __init__(self, config: Config) -> None:
+                super().__init__()
+                self.save_hyperparameters(config)
+
+        try:
+            return dict(Net(Config(2)).hparams)
+        except Exception as error:
+            return type(error).__name__
+
+    assert both(scenario, tmp_path) == ("ValueError", {"x": 2})
+
+
+def test_values_of_several_loaders_can_be_seen_once_all_were_read(tmp_path: Path) -> None:
+    """Over ranks they are reduced together, in one collective."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        found: list[Any] = []
+
+        class Net(model_class(pl)):  # type: ignore[misc]
+            def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int) -> Any:
+                found.append(sorted(self.trainer.callback_metrics))
+                self.log("loss", self.loss(batch))
+
+        one = trainer(pl, root)
+        one.validate(Net(), [loader(1), loader(1)], verbose=False)
+        return [*found, sorted(one.callback_metrics)]
+
+    all_of_them = ["loss/dataloader_idx_0", "loss/dataloader_idx_1"]
+    theirs, ours = both(scenario, tmp_path)
+    assert theirs == [[], all_of_them[:1], all_of_them]
+    assert ours == [[], [], all_of_them]
+
+
+@pytest.mark.parametrize("fn", ["validate", "test"])
+def test_an_evaluation_returns_a_dict_for_every_loader(tmp_path: Path, fn: str) -> None:
+    """Lightning leaves out loaders that gave nothing, but for the first, so that the place in the list does not tell the loader."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        class Net(model_class(pl)):  # type: ignore[misc]
+            def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+                self.log("idx", float(dataloader_idx))
+
+            test_step = validation_step
+
+        return getattr(trainer(pl, root), fn)(Net(), [loader(0), loader(1), loader(0), loader(1)], verbose=False)
+
+    theirs, ours = both(scenario, tmp_path)
+    assert ours == [{}, {"idx/dataloader_idx_1": 1.0}, {}, {"idx/dataloader_idx_3": 3.0}]
+    assert theirs == [{}, {"idx/dataloader_idx_1": 1.0}, {"idx/dataloader_idx_3": 3.0}]
+
+
+def test_on_a_cpu_a_batch_is_not_moved(tmp_path: Path) -> None:
+    """It is where it has to be; Lightning walks through every batch and calls `to` of what is in it."""
+
+    class Moves:
+        moves = 0
+
+        def to(self, device: Any, *args: Any, **kwargs: Any) -> Any:
+            Moves.moves += 1
+            return self
+
+    def scenario(pl: Any, root: Path) -> Any:
+        class Net(model_class(pl)):  # type: ignore[misc]
+            def training_step(self, batch: Any, batch_idx: int) -> Any:
+                return self.loss(torch.ones(1, 4))
+
+        Moves.moves = 0
+        trainer(pl, root, max_epochs=1).fit(Net(), DataLoader([Moves(), Moves()], batch_size=None, collate_fn=lambda one: one))
+        return Moves.moves
+
+    assert both(scenario, tmp_path) == (2, 0)
+
+
+def test_ctrl_c_is_a_keyboard_interrupt(tmp_path: Path) -> None:
+    def scenario(pl: Any, root: Path) -> Any:
+        class Net(model_class(pl)):  # type: ignore[misc]
+            def on_train_epoch_end(self) -> None:
+                raise KeyboardInterrupt
+
+        one = trainer(pl, root)
+        with pytest.raises(BaseException) as raised:
+            one.fit(Net(), loader(1))
+        return type(raised.value).__name__, one.interrupted
+
+    theirs, ours = both(scenario, tmp_path)
+    assert theirs[0] == "SystemExit"
+    assert ours == ["KeyboardInterrupt", True]
+
+
+def test_the_limits_are_known_before_a_fit(tmp_path: Path) -> None:
+    def scenario(pl: Any, root: Path) -> Any:
+        found = [
+            pl.Trainer(logger=False, default_root_dir=root, accelerator="cpu", **given)
+            for given in ({}, {"max_steps": 3}, {"min_steps": 1})
+        ]
+        return [[one.max_epochs, one.min_epochs] for one in found]
+
+    theirs, ours = both(scenario, tmp_path)
+    assert ours == [[1000, 0], [-1, 0], [1000, 1]]
+    assert theirs == [[None, None], [None, None], [None, None]]
+
+
+def test_every_evaluation_of_a_closure_counts_in_the_values_of_an_epoch(tmp_path: Path) -> None:
+    """In the first batch of an epoch Lightning keeps the last evaluation only, in the others all."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        class Net(model_class(pl)):  # type: ignore[misc]
+            def training_step(self, batch: Any, batch_idx: int) -> Any:
+                self.log("ones", 1.0, on_step=False, on_epoch=True, reduce_fx="sum")
+                return self.loss(batch)
+
+            def on_before_zero_grad(self, optimizer: Any) -> None:
+                self.log("other", 1.0)
+
+            def configure_optimizers(self) -> Any:
+                return torch.optim.LBFGS(self.parameters(), max_iter=2, lr=0.01)
+
+        one = trainer(pl, root, max_epochs=1)
+        one.fit(Net(), loader(3))
+        return float(one.callback_metrics["ones"])
+
+    theirs, ours = both(scenario, tmp_path)
+    assert ours == 6.0
+    assert theirs == 5.0
+
+
+def test_a_batch_that_is_none_goes_to_training_step(tmp_path: Path) -> None:
+    def scenario(pl: Any, root: Path) -> Any:
+        class Net(model_class(pl)):  # type: ignore[misc]
+            got: list[bool] = []  # noqa: RUF012
+
+            def training_step(self, batch: Any, batch_idx: int) -> Any:
+                self.got.append(batch is None)
+                return None if batch is None else self.loss(batch)
+
+        Net.got = []
+        data = DataLoader([torch.ones(2, 4), None], batch_size=None, collate_fn=lambda one: one)
+        trainer(pl, root, max_epochs=1).fit(Net(), data)
+        return Net.got
+
+    assert both(scenario, tmp_path) == ([False], [False, True])
+
+
+def test_the_default_logger_writes_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with quiet():
+        assert type(raylit.Trainer(default_root_dir=tmp_path).logger).__name__ == "CSVLogger"
+
+
+def test_errors_say_where_they_happened(tmp_path: Path) -> None:
+    def scenario(pl: Any, root: Path) -> Any:
+        class Net(model_class(pl)):  # type: ignore[misc]
+            def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+                if batch_idx == 1:
+                    raise ZeroDivisionError("the user's")
+
+        with pytest.raises(ZeroDivisionError, match="the user's") as raised:
+            trainer(pl, root).fit(Net(), loader(3))
+        return getattr(raised.value, "__notes__", [])
+
+    theirs, ours = both(scenario, tmp_path)
+    assert theirs == []
+    assert ours == ["(raylit) rank 0 of 1, epoch 0, batch 2, step 2, in train"]
+
+
+def test_a_validation_that_was_due_when_the_checkpoint_was_saved_is_made_up_for(tmp_path: Path) -> None:
+    def scenario(pl: Any, root: Path) -> Any:
+        path, calls = root / "one.ckpt", []
+
+        class Watch(pl.Callback):  # type: ignore[misc]
+            def on_validation_start(self, trainer: Any, module: Any) -> None:
+                calls.append(trainer.global_step)
+
+        model, limits = scheduled(pl), {"max_epochs": 1, "val_check_interval": 2, "num_sanity_val_steps": 0}
+        trainer(pl, root, callbacks=[saving_at(pl, "on_train_batch_end", path, 2)], **limits).fit(model(), loader(4), loader(1))
+        trainer(pl, root, callbacks=[Watch()], **limits).fit(model(), loader(4), loader(1), ckpt_path=path)
+        return calls
+
+    assert both(scenario, tmp_path) == ([4], [2, 4])

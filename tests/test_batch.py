@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict, defaultdict, namedtuple
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from raylit.batch import move_to, size_of
+from raylit.errors import ConfigError
+
+META = torch.device("meta")  # tensors on it have no data: a device to move to on any machine
+Pair = namedtuple("Pair", ["x", "y"])
+
+
+@dataclasses.dataclass
+class Sample:
+    x: Tensor
+    name: str = "a"
+
+
+class Graph:
+    """A batch of a library that knows how to move itself, in place."""
+
+    def __init__(self) -> None:
+        self.x = torch.ones(2)
+
+    def to(self, device: Any) -> None:
+        self.x = self.x.to(device)
+
+
+def test_nested_batches_keep_their_types() -> None:
+    x = torch.ones(2)
+    batch = {"a": [x, (x, "text")], "b": Pair(x, 3), "c": OrderedDict(d=x), "e": Sample(x), "f": None}
+    moved = move_to(batch, META)
+    assert [type(moved[key]) for key in batch] == [type(value) for value in batch.values()]
+    leaves = [moved["a"][0], moved["a"][1][0], moved["b"].x, moved["c"]["d"], moved["e"].x]
+    assert [leaf.device.type for leaf in leaves] == ["meta"] * 5
+    assert (moved["a"][1][1], moved["b"].y, moved["e"].name, moved["f"]) == ("text", 3, "a", None)
+    assert x.device.type == "cpu", "the batch itself is as it was"
+
+
+def test_what_moves_itself_in_place_is_given_back() -> None:
+    graph = Graph()
+    assert move_to(graph, META) is graph
+    assert graph.x.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("batch", "size"),
+    [
+        (torch.ones(5, 2), 5),
+        (torch.tensor(1.0), 1),
+        ([torch.ones(3), torch.ones(3)], 3),
+        ({"a": {"b": torch.ones(4, 1)}}, 4),
+        ((1, "abc"), 3),
+        (Sample(torch.ones(6)), 1),
+        (Pair(2, torch.ones(7)), 7),
+    ],
+)
+def test_the_size_is_that_of_the_first_tensor(batch: Any, size: int) -> None:
+    if isinstance(batch, Sample):
+        batch.name = "abcdef"
+        size = 6
+    assert size_of(batch) == size
+
+
+def test_a_batch_without_tensors_has_no_size() -> None:
+    with pytest.raises(ConfigError, match=r"batch_size=n"):
+        size_of({"a": [1, 2.0, None]})
+
+
+def test_tensors_of_different_sizes_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raylit.messages._said", set())
+    with pytest.warns(UserWarning, match="different first dimensions; 2 was taken"):
+        assert size_of([torch.ones(2), torch.ones(3)]) == 2
+
+
+def test_a_defaultdict_keeps_its_default() -> None:
+    moved = move_to(defaultdict(list, a=torch.ones(1)), META)
+    assert moved["a"].device.type == "meta"
+    assert moved["b"] == []
