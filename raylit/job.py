@@ -26,7 +26,6 @@ class Job:
         ckpt_path: checkpoint to start from, already a path, or None.
         weights_only: False lets the checkpoint run code when it is loaded.
         return_predictions: whether `predict` keeps its results.
-        verbose: whether evaluation prints its results.
         returns_state: whether the Result must carry what the driver's objects are to hold afterwards, since they are others than the workers'.
         display: where the progress bar of rank 0 sends what it would draw, or None to draw here.
     """
@@ -39,7 +38,6 @@ class Job:
     ckpt_path: str | None = None
     weights_only: bool | None = None
     return_predictions: bool = True
-    verbose: bool = True
     returns_state: bool = False
     display: Any = None
 

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, Literal
 
-from raylit import settings
-from raylit.callbacks import Callback, ModelCheckpoint
-from raylit.checkpoint import dump, find, load, save
+from raylit import driver, settings
+from raylit.callbacks import Callback
+from raylit.checkpoint import dump, find, save
 from raylit.datamodule import LightningDataModule
 from raylit.errors import ConfigError, did_you_mean
 from raylit.job import Fn, Job, Result
-from raylit.launch import Launcher, LocalLauncher
 from raylit.loggers import Logger
-from raylit.messages import warn
 from raylit.module import LightningModule
 from raylit.parallel import DDPStrategy, find_strategy
 from raylit.parallel.precision import canonical
 from raylit.progress import Progress
 from raylit.run import Run
-from raylit.version import __version__
 from raylit.view import RunView, TrainerState
-from raylit.worker import status_of
 
 
 class Trainer(RunView):
@@ -214,8 +209,8 @@ class Trainer(RunView):
         """
         job = self._job("fit", model, {"train": train_dataloaders, "val": val_dataloaders}, datamodule, ckpt_path, weights_only)
         self.should_stop = False
-        with self._driving(job):
-            result = self._launcher().launch(job)
+        with driver.driving(job):
+            result = driver.launcher_for(job).launch(job)
         return self._adopt(job, result)
 
     def validate(
@@ -272,20 +267,18 @@ class Trainer(RunView):
         Returns:
             What `predict_step` returned for each batch, in the order of the data; for several loaders a list of such lists.
         """
-        model, ckpt_path = self._model_or_best("predict", model, ckpt_path)
         job = self._job("predict", model, {"predict": dataloaders}, datamodule, ckpt_path, weights_only)
         job.return_predictions = return_predictions is not False
-        with self._driving(job):
-            result = self._launcher().launch(job)
+        with driver.driving(job):
+            result = driver.launcher_for(job).launch(job)
         return self._adopt(job, result).value
 
     def _evaluate(
         self, fn: Fn, model: LightningModule | None, data: dict[str, Any], datamodule: Any, ckpt_path: Any, weights_only: bool | None, verbose: bool
     ) -> list[dict[str, float]]:  # fmt: skip
-        model, ckpt_path = self._model_or_best(fn, model, ckpt_path)
         job = self._job(fn, model, data, datamodule, ckpt_path, weights_only)
-        with self._driving(job):
-            result = self._launcher().launch(job)
+        with driver.driving(job):
+            result = driver.launcher_for(job).launch(job)
         values: list[dict[str, float]] = self._adopt(job, result).value
         if verbose:
             settings.print_results(fn, values)
@@ -358,76 +351,17 @@ class Trainer(RunView):
 
     # ---- a job's beginning and end ----
 
-    def _job(self, fn: Fn, model: LightningModule, data: dict[str, Any], datamodule: Any, ckpt_path: Any, weights_only: bool | None) -> Job:
-        if not isinstance(model, LightningModule):
-            raise TypeError(
-                f"Trainer.{fn} wants a LightningModule, but got a {type(model).__module__}.{type(model).__qualname__}.{settings.foreign_hint(model)}"
-            )
-        first = next(iter(data))
-        if isinstance(data[first], LightningDataModule):
-            if datamodule is not None:
-                raise ConfigError(f"Trainer.{fn} got two datamodules. Give one.")
-            datamodule, data = data[first], {stage: loader for stage, loader in data.items() if stage != first}
-        given = {stage: loader for stage, loader in data.items() if loader is not None}
-        if given and datamodule is not None:
-            raise ConfigError(f"Trainer.{fn} got both loaders and a datamodule. Give one of the two.")
+    def _job(
+        self, fn: Fn, model: LightningModule | None, data: dict[str, Any], datamodule: Any, ckpt_path: Any, weights_only: bool | None
+    ) -> Job:
+        if model is None and fn != "fit":
+            model, ckpt_path = self._module, driver.best_by_default(fn, self._module, self.checkpoint_callback, ckpt_path)
+        model = driver.check_model(fn, model)
+        given, datamodule = driver.check_data(fn, data, datamodule)
         self.ckpt_path = find.resolve(ckpt_path, self.checkpoint_callbacks, self.default_root_dir, fn)
         self._state.fn, self._state.status = fn, "running"
         self._module, self._datamodule = model, datamodule
         return Job(fn, self, model, datamodule, given, self.ckpt_path, weights_only)
-
-    def _model_or_best(self, fn: Fn, model: LightningModule | None, ckpt_path: Any) -> tuple[LightningModule, Any]:
-        """Without a model, the last one is meant, with the weights of its best checkpoint."""
-        if model is not None:
-            return model, ckpt_path
-        if self._module is None:
-            raise TypeError(f"Trainer.{fn} needs a model: give it, or call fit before.")
-        if ckpt_path is None:
-            callback = self.checkpoint_callback
-            if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
-                warn(
-                    f"Trainer.{fn} was given neither a model nor ckpt_path: the best checkpoint of the last fit is loaded ({callback.best_model_path})."
-                )
-                ckpt_path = "best"
-        return self._module, ckpt_path
-
-    def _launcher(self) -> Launcher:
-        if self.num_workers == 0:
-            return LocalLauncher()
-        from raylit.launch.ray_train import RayTrainLauncher
-
-        return RayTrainLauncher()
-
-    @contextlib.contextmanager
-    def _driving(self, job: Job) -> Iterator[None]:
-        """Open the loggers before any process starts and close them after the last has ended, however it ended."""
-        loggers = [] if job.fn == "predict" else self.loggers
-        status = "failed"
-        opened: list[Logger] = []
-        run_id = (
-            load(job.ckpt_path, weights_only=job.weights_only).get("raylit", {}).get("run_id")
-            if job.fn == "fit" and job.ckpt_path
-            else None
-        )
-        try:
-            for logger in loggers:
-                if run_id is not None:
-                    logger.resume(run_id)
-                logger.open(
-                    default_root_dir=self.default_root_dir,
-                    tags={"raylit.version": __version__, "raylit.num_workers": str(self.num_workers)},
-                )
-                opened.append(logger)
-            yield
-            status = "success"
-        except BaseException as error:
-            status = status_of(error)
-            raise
-        finally:
-            if status != "success":
-                self._state.status = "interrupted"
-            for logger in opened:
-                logger.close(status)
 
     def _adopt(self, job: Job, result: Result) -> Result:
         """Take over what workers in other processes made of module, callbacks and counters."""

@@ -4,14 +4,13 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch
 import pytest
 import torch
 
 import raylit as pl
 from raylit.callbacks import ModelCheckpoint
 from raylit.errors import ConfigError
-from raylit.testing import BoringDataModule, TinyModel
+from raylit.testing import TinyModel
 
 QUIET: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 
@@ -53,36 +52,6 @@ def test_replaced_makes_a_new_trainer_with_some_arguments_changed(tmp_path: Path
     assert type(other) is pl.Trainer
     with pytest.raises(ConfigError, match=r"no argument 'max_step'\. Did you mean 'max_steps'"):
         one.replaced(max_step=7)
-
-
-@pytest.mark.parametrize("fn", ["fit", "validate", "test", "predict"])
-def test_a_model_of_lightning_is_told_apart(tmp_path: Path, fn: str) -> None:
-    with pytest.raises(TypeError, match="import raylit as pl"):
-        getattr(trainer(tmp_path), fn)(lightning.pytorch.LightningModule())
-
-
-def test_data_is_given_once(tmp_path: Path) -> None:
-    data = BoringDataModule()
-    with pytest.raises(ConfigError, match="both loaders and a datamodule"):
-        trainer(tmp_path).fit(TinyModel(), data.train_dataloader(), datamodule=data)
-    with pytest.raises(ConfigError, match="two datamodules"):
-        trainer(tmp_path).fit(TinyModel(), data, datamodule=data)
-
-
-@pytest.mark.parametrize("fn", ["validate", "test", "predict"])
-def test_an_evaluation_needs_a_model_or_a_fit_before(tmp_path: Path, fn: str) -> None:
-    one = trainer(tmp_path)
-    with pytest.raises(TypeError, match="needs a model"):
-        getattr(one, fn)()
-
-
-def test_without_a_model_the_best_weights_of_the_last_fit_are_taken(tmp_path: Path) -> None:
-    saver = ModelCheckpoint(tmp_path, monitor="val_loss", mode="max")
-    one, model = trainer(tmp_path, callbacks=[saver], max_epochs=3, enable_checkpointing=None), TinyModel()
-    one.fit(model)
-    with pytest.warns(UserWarning, match="the best checkpoint of the last fit is loaded"):
-        (found,) = one.validate(verbose=False)
-    assert found["val_loss"] == pytest.approx(float(saver.best_model_score), rel=1e-6)  # type: ignore[arg-type]
 
 
 def test_a_checkpoint_can_be_saved_after_the_fit(tmp_path: Path) -> None:

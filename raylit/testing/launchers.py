@@ -79,7 +79,7 @@ class LauncherConformance:
     def trainer(self, make: Callable[[], Launcher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trainer]:
         """Return a function that makes a Trainer for two epochs on the CPU that uses the launcher."""
         launcher = make()
-        monkeypatch.setattr(Trainer, "_launcher", lambda trainer: launcher)
+        monkeypatch.setattr("raylit.driver.launcher_for", lambda job: launcher)
 
         def make_trainer(**arguments: Any) -> Trainer:
             settings = {
@@ -125,7 +125,7 @@ class LauncherConformance:
         here, there = self.model(), self.model()
         there.dropout.p = here.dropout.p = 0.0
         trainer().fit(there)
-        monkeypatch.setattr(Trainer, "_launcher", lambda trainer: LocalLauncher())
+        monkeypatch.setattr("raylit.driver.launcher_for", lambda job: LocalLauncher())
         trainer().fit(here)
         assert torch.equal(here.layer.weight, there.layer.weight)
 

@@ -1,0 +1,97 @@
+"""What is done in the user's process before the work begins, wherever that is, and after it has ended."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from raylit.callbacks import Checkpoint, ModelCheckpoint
+from raylit.checkpoint import load
+from raylit.datamodule import LightningDataModule
+from raylit.errors import ConfigError
+from raylit.job import Job
+from raylit.launch import Launcher, LocalLauncher
+from raylit.loggers import Logger
+from raylit.messages import warn
+from raylit.module import LightningModule
+from raylit.settings import foreign_hint
+from raylit.version import __version__
+from raylit.worker import status_of
+
+
+def check_model(fn: str, model: Any) -> LightningModule:
+    """Return `model` if it is a LightningModule.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(model, LightningModule):
+        kind = f"{type(model).__module__}.{type(model).__qualname__}"
+        raise TypeError(f"Trainer.{fn} wants a LightningModule, but got a {kind}.{foreign_hint(model)}")
+    return model
+
+
+def check_data(fn: str, data: dict[str, Any], datamodule: LightningDataModule | None) -> tuple[dict[str, Any], LightningDataModule | None]:
+    """Return the loaders by stage, and the datamodule, which may stand in the place of the first loaders.
+
+    Raises:
+        ConfigError: the data is given twice.
+    """
+    first = next(iter(data))
+    if isinstance(data[first], LightningDataModule):
+        if datamodule is not None:
+            raise ConfigError(f"Trainer.{fn} got two datamodules. Give one.")
+        datamodule, data = data[first], {stage: loader for stage, loader in data.items() if stage != first}
+    given = {stage: loader for stage, loader in data.items() if loader is not None}
+    if given and datamodule is not None:
+        raise ConfigError(f"Trainer.{fn} got both loaders and a datamodule. Give one of the two.")
+    return given, datamodule
+
+
+def best_by_default(fn: str, module: LightningModule | None, saver: Checkpoint | None, ckpt_path: Any) -> Any:
+    """Return the checkpoint to take for a job that names no model and so means `module`, the last one: the best there is.
+
+    Raises:
+        TypeError: there was no job before.
+    """
+    if module is None:
+        raise TypeError(f"Trainer.{fn} needs a model: give it, or call fit before.")
+    if ckpt_path is not None or not isinstance(saver, ModelCheckpoint) or not saver.best_model_path:
+        return ckpt_path
+    warn(f"Trainer.{fn} was given neither a model nor ckpt_path: the best checkpoint of the last fit is loaded ({saver.best_model_path}).")
+    return "best"
+
+
+def launcher_for(job: Job) -> Launcher:
+    """Return what starts the processes of a job: none here, or Ray's."""
+    if job.trainer.num_workers == 0:
+        return LocalLauncher()
+    from raylit.launch.ray_train import RayTrainLauncher
+
+    return RayTrainLauncher()
+
+
+@contextlib.contextmanager
+def driving(job: Job) -> Iterator[None]:
+    """Within, the job runs: the loggers are opened before any process starts and closed after the last has ended, however it ended."""
+    trainer, run_id = job.trainer, None
+    if job.fn == "fit" and job.ckpt_path:
+        run_id = load(job.ckpt_path, weights_only=job.weights_only).get("raylit", {}).get("run_id")
+    tags = {"raylit.version": __version__, "raylit.num_workers": str(trainer.num_workers)}
+    status, opened = "failed", list[Logger]()
+    try:
+        for logger in [] if job.fn == "predict" else trainer.loggers:
+            if run_id is not None:
+                logger.resume(run_id)
+            logger.open(default_root_dir=trainer.default_root_dir, tags=tags)
+            opened.append(logger)
+        yield
+        status = "success"
+    except BaseException as error:
+        status = status_of(error)
+        trainer.state.status = "interrupted"
+        raise
+    finally:
+        for logger in opened:
+            logger.close(status)
