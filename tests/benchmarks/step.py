@@ -1,0 +1,232 @@
+"""What a step of training costs: raylit and other frameworks, as ratios to the hand-written loop.
+
+    python -m tests.benchmarks.step [--steps 3000] [--rounds 5]
+
+A small model (an MLP 10-32-1, 32 samples a batch) shows the cost of the framework itself. All loops read the same batches, which lie in memory,
+on one thread. Each round runs every loop once, one after the other, so that a busy machine slows all of them; the table has the medians over the
+rounds. The time is taken by the batches as they are read: from one that follows some steps to warm up, to the last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import logging
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+WARM_UP = 100
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+class Batches:
+    """The batches of one epoch, which note the seconds that a step took between two of them."""
+
+    def __init__(self, num_batches: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.batches = [(torch.randn(32, 10, generator=generator), torch.randn(32, 1, generator=generator)) for _ in range(64)]
+        self.num_batches = num_batches
+        self.seconds_per_step = float("nan")
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        start = time.perf_counter()
+        for index in range(self.num_batches):
+            if index == WARM_UP:
+                start = time.perf_counter()
+            if index == self.num_batches - 1:  # nobody need ask for one more than there are
+                self.seconds_per_step = (time.perf_counter() - start) / (index - WARM_UP)
+            yield self.batches[index % len(self.batches)]
+
+
+class Terminal(io.StringIO):
+    """A terminal that nobody looks at: progress bars draw, and nothing is kept."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+def net() -> nn.Module:
+    """The model."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 1))
+
+
+def module(pl: Any, logs: bool) -> Any:
+    """The same as a LightningModule, which logs its loss or does not."""
+
+    class Net(pl.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net()
+
+        def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+            loss = nn.functional.mse_loss(self.net(batch[0]), batch[1])
+            if logs:
+                self.log("loss", loss, on_step=True, on_epoch=True, prog_bar=True)
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    return Net()
+
+
+def by_hand(batches: Batches, folder: Path) -> None:
+    """The loop that everybody can write."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for x, y in batches:
+        loss = nn.functional.mse_loss(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def with_fabric(batches: Batches, folder: Path) -> None:
+    """Lightning Fabric, which leaves the loop to the user."""
+    import lightning
+
+    fabric = lightning.Fabric(accelerator="cpu", devices=1)
+    fabric.launch()
+    model = net()
+    model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.01))
+    for x, y in batches:
+        loss = nn.functional.mse_loss(model(x), y)
+        optimizer.zero_grad()
+        fabric.backward(loss)
+        optimizer.step()
+
+
+def with_accelerate(batches: Batches, folder: Path) -> None:
+    """Accelerate, likewise."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    model = net()
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.01))
+    for x, y in batches:
+        loss = nn.functional.mse_loss(model(x), y)
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        optimizer.step()
+
+
+def fit(pl: Any, logs: bool, everything: bool) -> Callable[[Batches, Path], None]:
+    """A fit with `pl`, which is raylit or Lightning: bare, with one log, or with all that users switch on."""
+
+    def run(batches: Batches, folder: Path) -> None:
+        settings: dict[str, Any] = {"max_epochs": 1, "accelerator": "cpu", "default_root_dir": folder, "enable_model_summary": False}
+        if not everything:
+            settings |= {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        else:
+            mlflow = pl.loggers.MLFlowLogger(
+                "step", tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", artifact_location=str(folder / "mlruns")
+            )
+            settings["logger"] = [pl.loggers.CSVLogger(str(folder)), mlflow]
+            settings["callbacks"] = [pl.callbacks.ModelCheckpoint(), pl.callbacks.LearningRateMonitor(), *users_callbacks(pl)]
+        pl.Trainer(**settings).fit(module(pl, logs), batches)
+
+    return run
+
+
+def users_callbacks(pl: Any) -> list[Any]:
+    """Three callbacks as users write them."""
+
+    class Counts(pl.Callback):  # type: ignore[misc]
+        samples = 0
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            self.samples += len(batch[0])
+
+    class Times(pl.Callback):  # type: ignore[misc]
+        start = slowest = 0.0
+
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            self.start = time.perf_counter()
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            self.slowest = max(self.slowest, time.perf_counter() - self.start)
+
+    class Epochs(pl.Callback):  # type: ignore[misc]
+        losses: list[float]
+
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            self.losses = [*getattr(self, "losses", []), float(trainer.callback_metrics["loss_epoch"])]
+
+    return [Counts(), Times(), Epochs()]
+
+
+def loops() -> dict[str, Callable[[Batches, Path], None]]:
+    """All loops to compare, by name."""
+    import lightning.pytorch
+
+    import raylit
+
+    found: dict[str, Callable[[Batches, Path], None]] = {"by hand": by_hand, "Fabric": with_fabric, "Accelerate": with_accelerate}
+    for name, pl in (("Lightning", lightning.pytorch), ("raylit", raylit)):
+        found[name] = fit(pl, logs=False, everything=False)
+        found[f"{name}, one log"] = fit(pl, logs=True, everything=False)
+        found[f"{name}, everything"] = fit(pl, logs=True, everything=True)
+    return found
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Within, messages and progress bars go to a terminal that nobody looks at."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(Terminal()), contextlib.redirect_stderr(Terminal()):
+        warnings.simplefilter("ignore")
+        yield
+    logging.disable(level)
+
+
+def measure(num_steps: int, num_rounds: int, only: str = "") -> dict[str, list[float]]:
+    """Return the seconds per step of each loop, one for each round."""
+    torch.set_num_threads(1)
+    chosen = {name: loop for name, loop in loops().items() if only in name or name == "by hand"}
+    seconds: dict[str, list[float]] = {name: [] for name in chosen}
+    for number in range(num_rounds):
+        for name, loop in chosen.items():
+            batches = Batches(num_steps)
+            with tempfile.TemporaryDirectory() as folder, quiet():
+                loop(batches, Path(folder))
+            seconds[name].append(batches.seconds_per_step)
+        print(f"round {number + 1} of {num_rounds}", file=sys.stderr)
+    return seconds
+
+
+def table(seconds: dict[str, list[float]]) -> str:
+    """The medians as lines: microseconds per step, the ratio to the hand-written loop of the same round, and the ratio's range."""
+    lines = [f"{'loop':24}{'us/step':>9}{'ratio':>8}   range"]
+    for name, times in seconds.items():
+        ratios = sorted(one / base for one, base in zip(times, seconds["by hand"], strict=True))
+        lines.append(
+            f"{name:24}{statistics.median(times) * 1e6:9.1f}{statistics.median(ratios):8.3f}   {ratios[0]:.3f} to {ratios[-1]:.3f}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=3000, help="batches of a loop")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each loop is run")
+    parser.add_argument("--only", default="", help="only the loops with this in their name, and the hand-written one")
+    arguments = parser.parse_args()
+    print(table(measure(arguments.steps, arguments.rounds, arguments.only)))
