@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -120,8 +121,9 @@ def test_an_evaluation_that_logs_nothing_says_so(lab: Path) -> None:
     assert "Nothing was logged: call self.log in Net.test_step." in done.out
 
 
-def start(folder: Path, *args: str) -> subprocess.Popen[str]:
-    """Start a long fit and return once it has saved a checkpoint."""
+@contextlib.contextmanager
+def started(folder: Path, *args: str) -> Iterator[subprocess.Popen[str]]:
+    """A long fit that has saved its first checkpoint; it is gone afterwards, whatever happens."""
     flags = (
         "--model=lab.Net",
         "--data=lab.Diabetes",
@@ -132,19 +134,23 @@ def start(folder: Path, *args: str) -> subprocess.Popen[str]:
     logger = ("--trainer.logger=MLFlowLogger", "--trainer.logger.experiment_name=long")
     command = [sys.executable, "-m", "raylit", "fit", *flags, *logger, *args]
     process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not list(folder.rglob("*.ckpt")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return process
+    try:
+        deadline = time.monotonic() + 150
+        while not list(folder.rglob("*.ckpt")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 130, "Interrupted."), (signal.SIGTERM, 143, "Terminated.")])
 def test_a_fit_that_is_ended_by_a_signal_can_be_gone_on_with(lab: Path, number: signal.Signals, code: int, said: str) -> None:
-    process = start(lab)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    with started(lab) as process:
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
     assert process.returncode == code, (out, err)
     assert err.rstrip().endswith(said)
     assert "Traceback" not in err
@@ -191,9 +197,9 @@ def test_an_error_in_a_ray_worker_shows_the_users_lines(lab: Path, ray_cluster: 
 def test_a_signal_ends_a_fit_on_ray_workers(lab: Path, ray_cluster: str, number: signal.Signals, code: int, said: str) -> None:
     from ray.util.state import list_actors
 
-    process = start(lab, "--trainer.num_workers=2", "--ray.address", ray_cluster)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    with started(lab, "--trainer.num_workers=2", "--ray.address", ray_cluster) as process:
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
     assert process.returncode == code, (out, err)
     assert err.rstrip().endswith(said)
     assert newest_run(lab, "long").info.status == "KILLED"
