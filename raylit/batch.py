@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -69,11 +69,12 @@ def size_of(batch: Any) -> int:
     Raises:
         ConfigError: there is no tensor and no string in it.
     """
-    sizes = _sizes(batch)
-    first = next(sizes, None)
-    if first is None:
+    sizes: list[int] = []
+    _collect_sizes(batch, sizes)
+    if not sizes:
         raise ConfigError("The batch size could not be found: the batch holds no tensor. Give it: self.log(name, value, batch_size=n).")
-    if any(size != first for size in sizes):
+    first = sizes[0]
+    if sizes.count(first) != len(sizes):
         warn_once(
             f"The batch holds tensors of different first dimensions; {first} was taken as the batch size that weights logged means."
             " If that is wrong, give it: self.log(name, value, batch_size=n).",
@@ -82,17 +83,17 @@ def size_of(batch: Any) -> int:
     return first
 
 
-def _sizes(batch: Any) -> Iterator[int]:
+def _collect_sizes(batch: Any, sizes: list[int]) -> None:
     if isinstance(batch, Tensor):
-        yield batch.size(0) if batch.ndim else 1
+        sizes.append(batch.size(0) if batch.ndim else 1)
     elif isinstance(batch, str):
-        yield len(batch)
-    elif isinstance(batch, Mapping):
-        for item in batch.values():
-            yield from _sizes(item)
+        sizes.append(len(batch))
     elif isinstance(batch, (list, tuple)):
         for item in batch:
-            yield from _sizes(item)
+            _collect_sizes(item, sizes)
+    elif isinstance(batch, Mapping):
+        for item in batch.values():
+            _collect_sizes(item, sizes)
     elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         for field in dataclasses.fields(batch):
-            yield from _sizes(getattr(batch, field.name))
+            _collect_sizes(getattr(batch, field.name), sizes)

@@ -33,12 +33,13 @@ from raylit.callbacks import MONITORS
 from raylit.data.combined import Item
 from raylit.errors import ConfigError, DataError
 from raylit.evaluation import evaluate
-from raylit.limits import agree_on_stop, end_on_sigterm, is_done, steps_reached, stops, validates_in_epoch, validation_due
+from raylit.limits import agree_on_stop, end_on_sigterm, is_done, stops, validates_in_epoch, validation_due
 from raylit.messages import warn
 from raylit.parallel import no_sync
 from raylit.rng import isolated
 from raylit.run import Run
 
+NOTHING = nullcontext()
 STOP_CHECK_EVERY = 16  # batches between two agreements of the ranks on whether to stop: one small collective each
 
 
@@ -84,7 +85,12 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     if progress.batch:
         batches = islice(batches, progress.batch, None)
     ahead = None if num_batches != float("inf") else next(batches, None)
-    while not (progress.is_last_batch or progress.batch == num_batches or steps_reached(run) or (trainer.should_stop and stops(run))):
+    while not (
+        progress.is_last_batch
+        or progress.batch == num_batches
+        or progress.steps >= trainer.max_steps != -1
+        or (trainer.should_stop and stops(run))
+    ):
         if num_batches != float("inf"):
             item = next(batches, None)
         else:  # without a length, only the next batch tells whether this one is the last
@@ -158,8 +164,7 @@ def train_batch(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
     metrics, hooks, precision = run.metrics, run.hooks, run.precision
     args = (batch, batch_idx) if run.takes_batch_idx["training_step"] else (batch,)
     training_step = run.step_module if run.step_module is not None else run.module.training_step
-    accumulates = not step and run.accumulating
-    with no_sync(run.step_module) if accumulates and run.step_module is not None else nullcontext():
+    with no_sync(run.step_module) if not step and run.accumulating else NOTHING:
         metrics.hook = "training_step"
         if precision.has_context:
             with precision.context():
@@ -176,7 +181,7 @@ def train_batch(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
             if run.overrides_zero_grad:
                 run.call(run.module, "optimizer_zero_grad", run.progress.epoch, batch_idx, optimizer)
             else:
-                optimizer.zero_grad()
+                run.zero_grad()
         if loss is not None:
             if precision.scaler is not None:
                 loss = precision.scaler.scale(loss)

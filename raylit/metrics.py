@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from raylit.parallel import World
 
 REDUCTIONS = ("mean", "sum", "min", "max")
-FOLD_EVERY = 1000  # values of one key kept before they are summed up, so that an endless epoch does not grow
+SHORTEN_EVERY = 100  # values of one key kept each as it is, so that an endless epoch does not grow
+ADD_DATALOADER_IDX = 6  # its place among the settings
+
+Settings = tuple[Any, ...]  # prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, add_dataloader_idx, rank_zero_only
 
 PICK: dict[str, Callable[[list[float]], float]] = {"sum": sum, "min": min, "max": max}  # of the ranks' values
 
@@ -32,8 +35,8 @@ PICK: dict[str, Callable[[list[float]], float]] = {"sum": sum, "min": min, "max"
 class Entry:
     """The values logged under one name, in one hook, for one loader."""
 
-    __slots__ = ("arguments", "computed", "dataloader_idx", "fresh", "hook", "last", "logger", "metric", "metric_path", "name", "on_epoch", "on_step",
-                 "pending", "prog_bar", "rank_zero_only", "reduce", "suffix", "sync_epoch", "sync_step", "total", "weight")  # fmt: skip
+    __slots__ = ("computed", "dataloader_idx", "fresh", "hook", "last", "logger", "metric", "metric_path", "name", "on_epoch", "on_step", "prog_bar",
+                 "rank_zero_only", "reduce", "settings", "stacked", "suffix", "sync_epoch", "sync_step", "total", "values", "weight", "weights")  # fmt: skip
 
     def __init__(self, hook: str, name: str, reduce: str, on_step: bool, on_epoch: bool, dataloader_idx: int | None) -> None:
         self.hook, self.name, self.reduce = hook, name, reduce
@@ -42,7 +45,7 @@ class Entry:
         self.suffix = ""
         self.prog_bar = self.logger = self.sync_step = self.rank_zero_only = False
         self.sync_epoch = True
-        self.arguments: tuple[Any, ...] = ()
+        self.settings: Settings = ()
         self.metric: Any = None  # a torchmetrics.Metric, which keeps its own state
         self.metric_path: str | None = None  # where in the module it is; None if there is no Metric, "" if it is elsewhere
         self.last: Tensor | float | None = None
@@ -50,7 +53,9 @@ class Entry:
 
     def reset(self) -> None:
         """Forget the epoch."""
-        self.pending: list[tuple[Tensor | float, int]] = []
+        self.values: list[Tensor | float] = []  # not yet summed up, oldest first, with their weights for a mean;
+        self.stacked: list[Tensor] = []  # before them come these, which are many values each
+        self.weights: list[int] = []
         self.total: np.floating[Any] | None = None
         self.weight = 0
         self.computed: Tensor | None = None
@@ -61,20 +66,29 @@ class Entry:
     def blank(self) -> Entry:
         """A copy without values, for the ranks that logged nothing under this name."""
         copy = Entry(self.hook, self.name, self.reduce, self.on_step, self.on_epoch, self.dataloader_idx)
-        for setting in ("arguments", "logger", "metric_path", "prog_bar", "rank_zero_only", "suffix", "sync_epoch", "sync_step"):
+        for setting in ("settings", "logger", "metric_path", "prog_bar", "rank_zero_only", "suffix", "sync_epoch", "sync_step"):
             setattr(copy, setting, getattr(self, setting))
         return copy
 
+    def shorten(self) -> None:
+        """Let the values take less room, without waiting for the device they are on."""
+        self.stacked.append(_stack(self.values))
+        self.values = []
+        if self.stacked[-1].device.type == "cpu":
+            self.fold()
+
     def fold(self) -> None:
-        """Bring the pending values to the host in one go and add them up, in the order they came."""
-        if not self.pending:
+        """Bring the values to the host and add them up, in the order they came."""
+        if self.values:
+            self.stacked.append(_stack(self.values))
+        if not self.stacked:
             return
-        values, weights = zip(*self.pending, strict=True)
-        self.pending = []
-        numbers = _to_numpy(values)
+        numbers = (self.stacked[0] if len(self.stacked) == 1 else torch.cat(self.stacked)).cpu().numpy()
+        self.values, self.stacked = [], []
         if self.reduce == "mean":
-            numbers = numbers * np.asarray(weights, dtype=numbers.dtype)
-            self.weight += sum(weights)
+            numbers = numbers * np.asarray(self.weights, dtype=numbers.dtype)
+            self.weight += sum(self.weights)
+            self.weights = []
         if self.reduce in ("mean", "sum"):
             # add.accumulate rounds after every addition, as adding up batch by batch does; sum() would add pairwise
             start = numbers.dtype.type(0) if self.total is None else self.total
@@ -121,17 +135,13 @@ class Metrics:
 
     # ---- filled by users ----
 
-    def log(
-        self, name: str, value: Any, prog_bar: bool, logger: bool | None, on_step: bool | None, on_epoch: bool | None, reduce_fx: Any,
-        enable_graph: bool, sync_dist: bool | None, add_dataloader_idx: bool, batch_size: int | None, rank_zero_only: bool,
-    ) -> None:  # fmt: skip
+    def log(self, name: str, value: Any, settings: Settings, enable_graph: bool, batch_size: int | None) -> None:
         """See `LightningModule.log`."""
-        key = (self.hook, name, self.dataloader_idx if add_dataloader_idx else None)
-        arguments = (prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, rank_zero_only, self.dataloader_idx)
+        key = (self.hook, name, self.dataloader_idx if settings[ADD_DATALOADER_IDX] else None)
         entry = self.entries.get(key)
         if entry is None:
-            entry = self.entries[key] = self._register(name, value, add_dataloader_idx, arguments)
-        elif entry.arguments != arguments:
+            entry = self.entries[key] = self._register(name, value, settings)
+        elif entry.settings != settings or entry.dataloader_idx != self.dataloader_idx:
             raise ConfigError(
                 f"self.log({name!r}, ...) was called twice in {self.hook} with different arguments, or for two loaders with add_dataloader_idx=False."
                 " Use the same arguments, or another name."
@@ -157,23 +167,21 @@ class Metrics:
         entry.last = value
         entry.fresh = True
         if entry.on_epoch:
-            weight = 1
             if entry.reduce == "mean":
-                if batch_size is not None:
-                    weight = batch_size
-                else:
-                    if self.batch_size is None:
-                        self.batch_size = 1 if self.batch is None else size_of(self.batch)
-                    weight = self.batch_size
-            entry.pending.append((value, weight))
+                if batch_size is None:
+                    batch_size = self.batch_size
+                    if batch_size is None:
+                        batch_size = self.batch_size = 1 if self.batch is None else size_of(self.batch)
+                entry.weights.append(batch_size)
+            entry.values.append(value)
             entry.computed = None
-            if len(entry.pending) >= FOLD_EVERY:
-                entry.fold()
+            if len(entry.values) == SHORTEN_EVERY:
+                entry.shorten()
 
-    def _register(self, name: str, value: Any, add_dataloader_idx: bool, arguments: tuple[Any, ...]) -> Entry:
+    def _register(self, name: str, value: Any, settings: Settings) -> Entry:
         """Check the arguments of the first call under a key, and keep them."""
-        prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, rank_zero_only, dataloader_idx = arguments
-        hook = self.hook
+        prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, add_dataloader_idx, rank_zero_only = settings
+        hook, dataloader_idx = self.hook, self.dataloader_idx
         rule = HOOKS[hook].log if hook in HOOKS else None
         if hook is None or rule is None:
             where = f"inside {hook}" if hook else "here: no hook of the loop is running"
@@ -192,7 +200,7 @@ class Metrics:
         if not may_step and (on_step or not on_epoch):
             raise ConfigError(f"self.log({name!r}, on_step=True) is not possible in {hook}, which runs once per epoch. Use on_epoch=True.")
         entry = Entry(hook, name, _reduction(reduce_fx, name), on_step, on_epoch, dataloader_idx)
-        entry.arguments = arguments
+        entry.settings = settings
         entry.prog_bar, entry.logger, entry.rank_zero_only = prog_bar, logger is not False, rank_zero_only
         entry.sync_epoch, entry.sync_step = sync_dist is not False, bool(sync_dist)
         if add_dataloader_idx and dataloader_idx is not None:
@@ -382,14 +390,18 @@ def _number(value: Tensor | float | None) -> float:
     return value.item() if isinstance(value, Tensor) else value
 
 
-def _to_numpy(values: tuple[Tensor | float, ...]) -> np.ndarray[Any, np.dtype[Any]]:
-    """Return logged values as one float32 or float64 array on the host."""
-    if not all(isinstance(value, (int, float)) for value in values):
-        tensors = [_as_tensor(value).detach() for value in values]
+def _stack(values: list[Tensor | float]) -> Tensor:
+    """Return logged values as one float32 or float64 tensor, on the device of those that are on one."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if not tensors:
+        return torch.tensor(values, dtype=_default_dtype())
+    if len(tensors) < len(values) or len({(tensor.dtype, tensor.device, tensor.ndim) for tensor in tensors}) > 1:
+        tensors = [_as_tensor(value) for value in values]
         dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
         device = next((tensor.device for tensor in tensors if tensor.device.type != "cpu"), torch.device("cpu"))
-        return torch.stack([tensor.to(device, dtype) for tensor in tensors]).cpu().numpy()
-    return np.asarray(values, dtype=np.float64 if _default_dtype() == torch.float64 else np.float32)
+        tensors = [tensor.to(device, dtype) for tensor in tensors]
+    stacked = torch.stack(tensors).detach().reshape(-1)
+    return stacked if stacked.dtype in (torch.float32, torch.float64) else stacked.to(_default_dtype())
 
 
 def _require_tensor(value: Any, name: str) -> Tensor:

@@ -179,9 +179,8 @@ class LightningModule(ModuleHooks, HasHyperparameters, nn.Module):
         if metrics is None:
             warn(f"self.log({name!r}, ...) was called outside a running Trainer; the value is not recorded.")
             return
-        metrics.log(
-            name, value, prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, add_dataloader_idx, batch_size, rank_zero_only
-        )  # fmt: skip
+        settings = (prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, add_dataloader_idx, rank_zero_only)
+        metrics.log(name, value, settings, enable_graph, batch_size)
 
     def log_dict(self, dictionary: Mapping[str, Any], **kwargs: Any) -> None:
         """Record several values with the same arguments; see `log`. A `torchmetrics.MetricCollection` is a mapping too."""

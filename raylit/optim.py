@@ -128,6 +128,23 @@ class LightningOptimizer:
         return getattr(self._optimizer, name)
 
 
+def zero_grad_of(optimizer: Any) -> Callable[[], None]:
+    """Return what clears the gradients of an optimizer: its own `zero_grad`, or if that is torch's, the work that it does.
+
+    Around that work torch opens an entry for its profiler, at every step, which costs more than all the rest.
+    """
+    if type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad or "zero_grad" in vars(optimizer):
+        own: Callable[[], None] = optimizer.zero_grad
+        return own
+
+    def zero_grad() -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    return zero_grad
+
+
 def wants_closure(optimizer: Any) -> bool:
     """Tell whether `step` of the optimizer must be handed the closure: torch's own, but LBFGS, never need it; of others one cannot know."""
     if isinstance(optimizer, (torch.optim.LBFGS, NoOptimizer)):

@@ -33,6 +33,7 @@ class Run:
     """What one rank works with.
 
     Attributes:
+        zero_grad: clears the gradients of the only optimizer of an automatic optimization.
         stage: what runs now: `train`, `sanity_check`, `validate`, `test`, `predict` or None.
         hooks: the overridden functions of each event.
         step_module: called with the arguments of `training_step`: the module wrapped by DDP, or None when alone.
@@ -58,6 +59,7 @@ class Run:
         self.stage: str | None = None
         self.optimizers: list[Any] = []
         self.wrapped_optimizers: list[LightningOptimizer] = []
+        self.zero_grad: Callable[[], None] = lambda: None
         self.schedulers: list[LRSchedulerConfig] = []
         self.step_module: nn.Module | None = None
         self.loaders: dict[str, data.CombinedLoader] = {}

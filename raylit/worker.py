@@ -210,6 +210,7 @@ def place(run: Run) -> None:
         run.metrics.hook = "configure_optimizers"
         run.optimizers, run.schedulers = optim.configure(module)
         run.metrics.hook = None
+        run.zero_grad = optim.zero_grad_of(run.optimizers[0])
         run.wrapped_optimizers = [optim.LightningOptimizer(optimizer, run) for optimizer in run.optimizers]
         if run.world.size > 1:
             run.step_module = find_strategy(trainer.strategy).wrap(module, run.world)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from raylit.errors import ConfigError
-from raylit.metrics import FOLD_EVERY, Metrics, to_numbers
+from raylit.metrics import SHORTEN_EVERY, Metrics, to_numbers
 from raylit.parallel import World
 from tests.ranks import run_on_two_ranks
 
@@ -28,9 +28,10 @@ def metrics(hook: str = "training_step", world: World | None = None) -> Metrics:
 
 
 def log(to: Metrics, name: str, value: Any, **arguments: Any) -> None:
-    defaults = {"prog_bar": False, "logger": None, "on_step": None, "on_epoch": True, "reduce_fx": "mean", "enable_graph": False}
-    more = {"sync_dist": None, "add_dataloader_idx": True, "batch_size": None, "rank_zero_only": False}
-    to.log(name, value, **{**defaults, **more, **arguments})
+    defaults = {"prog_bar": False, "logger": None, "on_step": None, "on_epoch": True, "reduce_fx": "mean"}
+    more = {"sync_dist": None, "add_dataloader_idx": True, "rank_zero_only": False}
+    enable_graph, batch_size = arguments.pop("enable_graph", False), arguments.pop("batch_size", None)
+    to.log(name, value, tuple({**defaults, **more, **arguments}.values()), enable_graph, batch_size)
 
 
 def epoch_of(to: Metrics, name: str) -> float:
@@ -80,10 +81,10 @@ def test_adding_up_in_between_changes_no_bit(logged: list[tuple[float, int]], ev
 
 def test_an_endless_epoch_does_not_grow() -> None:
     made = metrics()
-    for _ in range(3 * FOLD_EVERY + 1):
+    for _ in range(3 * SHORTEN_EVERY + 1):
         log(made, "x", 1.0, on_step=False, batch_size=1)
     (entry,) = made.entries.values()
-    assert len(entry.pending) < FOLD_EVERY
+    assert len(entry.values) < SHORTEN_EVERY
     assert epoch_of(made, "x") == 1.0
 
 
@@ -95,7 +96,7 @@ def test_a_step_value_is_kept_without_being_read() -> None:
     (entry,) = made.entries.values()
     assert isinstance(entry.last, Tensor)
     assert not entry.last.requires_grad
-    assert not entry.pending
+    assert not entry.values
     made.refresh()
     assert made.callback == {"x": entry.last}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,12 +77,10 @@ class Config:
     def _body(self) -> str:
         short = str(self.parser.dump(self.values))
         meant = {key: value for key, value in self.values.clone(with_meta=False).as_dict().items() if key != "config"}
-        try:
+        with contextlib.suppress(ArgumentError, TypeError):
             again = self.parser.parse_string(short).as_dict()
             if {key: value for key, value in again.items() if key != "config"} == meant:
                 return short
-        except (ArgumentError, TypeError):
-            pass
         return str(self.parser.dump(self.values, skip_unset=False))  # a null that was given against a default must stay
 
     def where(self, *path: str) -> str | None:

@@ -151,7 +151,9 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
 
 def test_a_trial_run_needs_no_logger() -> None:
     model = module(pl, CONFIGURATIONS["no scheduler"])
-    pl.Trainer(callbacks=LearningRateMonitor("step"), fast_dev_run=True, **QUIET).fit(model, batches())
+    trainer = pl.Trainer(callbacks=LearningRateMonitor("step"), fast_dev_run=True, **QUIET)
+    trainer.fit(model, batches())
+    assert trainer.global_step == 1
 
 
 def test_other_callbacks_may_watch_a_learning_rate(tmp_path: Path) -> None:
