@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -63,18 +63,20 @@ def _replace(batch: Any, function: Callable[[Any], Any]) -> Any:
     return batch
 
 
-def size_of(batch: Any) -> int:
+def size_of(batch: Any, check: bool = True) -> int:
     """Return how many samples `batch` holds: the first dimension of the first tensor in it, depth first; a 0-d tensor counts 1.
+
+    Args:
+        batch: tensors and strings in lists, tuples, mappings and dataclasses.
+        check: warn if the other tensors have other first dimensions.
 
     Raises:
         ConfigError: there is no tensor and no string in it.
     """
-    sizes: list[int] = []
-    _collect_sizes(batch, sizes)
-    if not sizes:
+    first = _first_size(batch)
+    if first is None:
         raise ConfigError("The batch size could not be found: the batch holds no tensor. Give it: self.log(name, value, batch_size=n).")
-    first = sizes[0]
-    if sizes.count(first) != len(sizes):
+    if check and any(size != first for size in _sizes(batch)):
         warn_once(
             f"The batch holds tensors of different first dimensions; {first} was taken as the batch size that weights logged means."
             " If that is wrong, give it: self.log(name, value, batch_size=n).",
@@ -83,17 +85,25 @@ def size_of(batch: Any) -> int:
     return first
 
 
-def _collect_sizes(batch: Any, sizes: list[int]) -> None:
+def _first_size(batch: Any) -> int | None:
     if isinstance(batch, Tensor):
-        sizes.append(batch.size(0) if batch.ndim else 1)
+        return batch.size(0) if batch.ndim else 1
+    if isinstance(batch, (list, tuple)) and batch and isinstance(batch[0], Tensor):
+        return _first_size(batch[0])
+    return next(_sizes(batch), None)
+
+
+def _sizes(batch: Any) -> Iterator[int]:
+    if isinstance(batch, Tensor):
+        yield batch.size(0) if batch.ndim else 1
     elif isinstance(batch, str):
-        sizes.append(len(batch))
-    elif isinstance(batch, (list, tuple)):
-        for item in batch:
-            _collect_sizes(item, sizes)
+        yield len(batch)
     elif isinstance(batch, Mapping):
         for item in batch.values():
-            _collect_sizes(item, sizes)
+            yield from _sizes(item)
+    elif isinstance(batch, (list, tuple)):
+        for item in batch:
+            yield from _sizes(item)
     elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         for field in dataclasses.fields(batch):
-            _collect_sizes(getattr(batch, field.name), sizes)
+            yield from _sizes(getattr(batch, field.name))

@@ -247,18 +247,16 @@ def loss_of(run: Run, output: Any) -> Tensor | None:
 
 def batch_outputs(run: Run, output: Any) -> dict[str, Any]:
     """Return what `on_train_batch_end` gets: the loss, detached and divided as it went backward, and the other keys of a dict."""
-    extra = {key: value for key, value in output.items() if key != "loss"} if isinstance(output, Mapping) else {}
-    if run.module.automatic_optimization:
-        return {} if run.loss is None else {"loss": unscaled_loss(run, output), **extra}
-    loss = output.get("loss") if isinstance(output, Mapping) else output
-    return extra if loss is None else {"loss": loss.detach(), **extra}
-
-
-def unscaled_loss(run: Run, output: Any) -> Tensor:
-    """Return a copy of the batch's loss without the scale that mixed precision gave it."""
-    loss = loss_of(run, output) if run.precision.scaler is not None else run.loss
-    assert loss is not None
-    return loss.detach().clone()
+    if not run.module.automatic_optimization:
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+    elif run.precision.scaler is not None:
+        loss = loss_of(run, output)  # what went backward is scaled
+    else:
+        loss = run.loss
+    outputs = {} if loss is None else {"loss": loss.detach()}
+    if not isinstance(output, Tensor) and isinstance(output, Mapping):
+        outputs.update((key, value) for key, value in output.items() if key != "loss")
+    return outputs
 
 
 def skips_rest(run: Run, batch: Any, batch_idx: int) -> bool:

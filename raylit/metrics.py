@@ -171,7 +171,7 @@ class Metrics:
                 if batch_size is None:
                     batch_size = self.batch_size
                     if batch_size is None:
-                        batch_size = self.batch_size = 1 if self.batch is None else size_of(self.batch)
+                        batch_size = self.batch_size = 1 if self.batch is None else size_of(self.batch, check=not entry.weight)
                 entry.weights.append(batch_size)
             entry.values.append(value)
             entry.computed = None
@@ -390,17 +390,16 @@ def _number(value: Tensor | float | None) -> float:
     return value.item() if isinstance(value, Tensor) else value
 
 
-def _stack(values: list[Tensor | float]) -> Tensor:
+def _stack(values: list[Any]) -> Tensor:
     """Return logged values as one float32 or float64 tensor, on the device of those that are on one."""
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    if not tensors:
+    if all(isinstance(value, (int, float)) for value in values):
         return torch.tensor(values, dtype=_default_dtype())
-    if len(tensors) < len(values) or len({(tensor.dtype, tensor.device, tensor.ndim) for tensor in tensors}) > 1:
-        tensors = [_as_tensor(value) for value in values]
-        dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    try:
+        stacked = torch.stack(values).detach().reshape(-1)
+    except (TypeError, RuntimeError):  # numbers are among them, or tensors of several shapes or devices
+        tensors = [_as_tensor(value).detach() for value in values]
         device = next((tensor.device for tensor in tensors if tensor.device.type != "cpu"), torch.device("cpu"))
-        tensors = [tensor.to(device, dtype) for tensor in tensors]
-    stacked = torch.stack(tensors).detach().reshape(-1)
+        stacked = torch.stack([tensor.to(device) for tensor in tensors])
     return stacked if stacked.dtype in (torch.float32, torch.float64) else stacked.to(_default_dtype())
 
 
