@@ -1,0 +1,32 @@
+"""That the benchmarks run, not what they say."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+LOOPS = ["by hand", "Fabric", "Accelerate", "Lightning", "Lightning, one log", "Lightning, everything",
+         "raylit", "raylit, one log", "raylit, everything"]  # fmt: skip
+
+
+def run(name: str, *arguments: str) -> str:
+    """What a benchmark prints."""
+    command = [sys.executable, "-m", f"tests.benchmarks.{name}", *arguments]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_table_has_a_ratio_for_every_loop() -> None:
+    done = run("step", "--steps", "150", "--rounds", "1")
+    rows = [re.split(r"  +", line) for line in done.splitlines()[1:]]
+    assert [row[0] for row in rows] == LOOPS
+    assert all(float(row[1]) > 0 and float(row[2]) > 0 for row in rows), done
+
+
+def test_the_other_costs_are_measured() -> None:
+    done = run("costs", "--rounds", "1")
+    rows = [re.split(r"  +", line) for line in done.splitlines()]
+    assert len(rows) == 6 and all(float(value.split()[0]) > 0 for _, value in rows), done
