@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from raylit.batch import size_of
+from raylit.entry import SHORTEN_EVERY, Entry, Settings, as_tensor
 from raylit.errors import ConfigError
 from raylit.hooks import HOOKS
 
@@ -24,90 +25,8 @@ if TYPE_CHECKING:
     from raylit.parallel import World
 
 REDUCTIONS = ("mean", "sum", "min", "max")
-SHORTEN_EVERY = 100  # values of one key kept each as it is, so that an endless epoch does not grow
 ADD_DATALOADER_IDX = 6  # its place among the settings
-
-Settings = tuple[Any, ...]  # prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, add_dataloader_idx, rank_zero_only
-
 PICK: dict[str, Callable[[list[float]], float]] = {"sum": sum, "min": min, "max": max}  # of the ranks' values
-
-
-class Entry:
-    """The values logged under one name, in one hook, for one loader."""
-
-    __slots__ = ("computed", "dataloader_idx", "fresh", "hook", "last", "logger", "metric", "metric_path", "name", "on_epoch", "on_step", "prog_bar",
-                 "rank_zero_only", "reduce", "settings", "stacked", "suffix", "sync_epoch", "sync_step", "total", "values", "weight", "weights")  # fmt: skip
-
-    def __init__(self, hook: str, name: str, reduce: str, on_step: bool, on_epoch: bool, dataloader_idx: int | None) -> None:
-        self.hook, self.name, self.reduce = hook, name, reduce
-        self.on_step, self.on_epoch = on_step, on_epoch
-        self.dataloader_idx = dataloader_idx
-        self.suffix = ""
-        self.prog_bar = self.logger = self.sync_step = self.rank_zero_only = False
-        self.sync_epoch = True
-        self.settings: Settings = ()
-        self.metric: Any = None  # a torchmetrics.Metric, which keeps its own state
-        self.metric_path: str | None = None  # where in the module it is; None if there is no Metric, "" if it is elsewhere
-        self.last: Tensor | float | None = None
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the epoch."""
-        self.values: list[Tensor | float] = []  # not yet summed up, oldest first, with their weights for a mean;
-        self.stacked: list[Tensor] = []  # before them come these, which are many values each
-        self.weights: list[int] = []
-        self.total: np.floating[Any] | None = None
-        self.weight = 0
-        self.computed: Tensor | None = None
-        self.fresh = False
-        if self.metric is not None:
-            self.metric.reset()
-
-    def blank(self) -> Entry:
-        """A copy without values, for the ranks that logged nothing under this name."""
-        copy = Entry(self.hook, self.name, self.reduce, self.on_step, self.on_epoch, self.dataloader_idx)
-        for setting in ("settings", "logger", "metric_path", "prog_bar", "rank_zero_only", "suffix", "sync_epoch", "sync_step"):
-            setattr(copy, setting, getattr(self, setting))
-        return copy
-
-    def shorten(self) -> None:
-        """Let the values take less room, without waiting for the device they are on."""
-        self.stacked.append(_stack(self.values))
-        self.values = []
-        if self.stacked[-1].device.type == "cpu":
-            self.fold()
-
-    def fold(self) -> None:
-        """Bring the values to the host and add them up, in the order they came."""
-        if self.values:
-            self.stacked.append(_stack(self.values))
-        if not self.stacked:
-            return
-        numbers = (self.stacked[0] if len(self.stacked) == 1 else torch.cat(self.stacked)).cpu().numpy()
-        self.values, self.stacked = [], []
-        if self.reduce == "mean":
-            numbers = numbers * np.asarray(self.weights, dtype=numbers.dtype)
-            self.weight += sum(self.weights)
-            self.weights = []
-        if self.reduce in ("mean", "sum"):
-            # add.accumulate rounds after every addition, as adding up batch by batch does; sum() would add pairwise
-            start = numbers.dtype.type(0) if self.total is None else self.total
-            self.total = np.add.accumulate(np.concatenate(([start], numbers)))[-1]
-        else:
-            pick = np.min if self.reduce == "min" else np.max
-            self.total = pick(numbers) if self.total is None else pick(np.asarray([self.total, pick(numbers)]))
-
-    def local(self) -> Tensor:
-        """The epoch's value on this rank alone."""
-        if self.computed is None:
-            if self.metric is not None:
-                self.computed = _require_tensor(self.metric.compute(), self.name)
-            else:
-                self.fold()
-                assert self.total is not None
-                value = self.total / self.total.dtype.type(self.weight) if self.reduce == "mean" else self.total
-                self.computed = torch.tensor(value.item(), dtype=torch.float64 if value.dtype == np.float64 else torch.float32)
-        return self.computed
 
 
 class Metrics:
@@ -315,7 +234,7 @@ class Metrics:
             if on_step and entry.on_step:
                 if entry.last is None:
                     continue
-                value = _as_tensor(entry.last)
+                value = as_tensor(entry.last)
             elif not on_step and entry.on_epoch:
                 value = entry.local()
             else:
@@ -372,40 +291,6 @@ def _is_metric(value: Any) -> bool:
     return torchmetrics is not None and isinstance(value, torchmetrics.Metric)
 
 
-def _default_dtype() -> torch.dtype:
-    dtype = torch.get_default_dtype()
-    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
-
-
-def _as_tensor(value: Tensor | float) -> Tensor:
-    if not isinstance(value, Tensor):
-        return torch.tensor(value, dtype=_default_dtype())
-    if value.dtype not in (torch.float32, torch.float64):
-        value = value.to(_default_dtype())
-    return value.reshape(()) if value.ndim else value
-
-
 def _number(value: Tensor | float | None) -> float:
     assert value is not None
     return value.item() if isinstance(value, Tensor) else value
-
-
-def _stack(values: list[Any]) -> Tensor:
-    """Return logged values as one float32 or float64 tensor, on the device of those that are on one."""
-    if all(isinstance(value, (int, float)) for value in values):
-        return torch.tensor(values, dtype=_default_dtype())
-    try:
-        stacked = torch.stack(values).detach().reshape(-1)
-    except (TypeError, RuntimeError):  # numbers are among them, or tensors of several shapes or devices
-        tensors = [_as_tensor(value).detach() for value in values]
-        device = next((tensor.device for tensor in tensors if tensor.device.type != "cpu"), torch.device("cpu"))
-        stacked = torch.stack([tensor.to(device) for tensor in tensors])
-    return stacked if stacked.dtype in (torch.float32, torch.float64) else stacked.to(_default_dtype())
-
-
-def _require_tensor(value: Any, name: str) -> Tensor:
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        raise ConfigError(
-            f"The Metric logged as {name!r} computed {value!r}; one number as a tensor is wanted. Log the parts of it with log_dict."
-        )
-    return value.detach()

@@ -12,10 +12,11 @@ from torch import nn
 
 from raylit import data
 from raylit.datamodule import LightningDataModule
+from raylit.entry import Entry
 from raylit.errors import ConfigError, DataError
 from raylit.hooks import Hooks, is_overridden
 from raylit.messages import warn_once
-from raylit.metrics import Entry, Metrics, to_numbers
+from raylit.metrics import Metrics, to_numbers
 from raylit.module import LightningModule
 from raylit.parallel import Precision, World
 from raylit.progress import Progress

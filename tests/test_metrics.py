@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from raylit.entry import SHORTEN_EVERY
 from raylit.errors import ConfigError
-from raylit.metrics import SHORTEN_EVERY, Metrics, to_numbers
+from raylit.metrics import Metrics, to_numbers
 from raylit.parallel import World
 from tests.ranks import run_on_two_ranks
 

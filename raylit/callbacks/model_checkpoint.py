@@ -396,6 +396,5 @@ class ModelCheckpoint(ScheduledCheckpoint):
                 f" alone and counts its best checkpoints anew; to go on with them, set dirpath={before!r}."
             )
             return
-        self.best_model_score = state_dict["best_model_score"]
-        for name in ("kth_best_model_path", "kth_value", "best_k_models", "last_model_path"):
+        for name in ("best_model_score", "kth_best_model_path", "kth_value", "best_k_models", "last_model_path"):
             setattr(self, name, state_dict.get(name, getattr(self, name)))
