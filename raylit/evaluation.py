@@ -63,6 +63,7 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
             for output in outputs:
                 output.update(at_end)
             run.log_metrics(logged)
+            run.save_loggers()
             if run.job.fn == "fit":
                 run.remember(logged)
             run.has_validated = run.has_validated or not sanity

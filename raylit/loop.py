@@ -290,6 +290,7 @@ def end_epoch(run: Run) -> None:
     progress.log_steps -= 1  # the values of an epoch stand at the x of its last step
     epoch_values = metrics.to_log()
     run.log_metrics(epoch_values)
+    run.save_loggers()
     run.remember(epoch_values)
     progress.log_steps += 1
     metrics.reset()

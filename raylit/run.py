@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from raylit.optim import LightningOptimizer, LRSchedulerConfig
     from raylit.trainer import Trainer
 
+SAVE_LOGGERS_EVERY_S = 1.0  # within an epoch
+
 STAGE_OF = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
 STEP_OF = {"train": "training_step", "val": "validation_step", "test": "test_step", "predict": "predict_step"}
 
@@ -43,6 +45,7 @@ class Run:
         stop_agreed: whether `trainer.should_stop` is the same on all ranks; then, and not before, they may stop.
         sigterm_agreed: likewise for `received_sigterm`.
         last_validation: monotonic seconds at the end of the last validation.
+        loggers_saved: likewise when the loggers last wrote what they held.
     """
 
     def __init__(self, job: Job, world: World) -> None:
@@ -69,7 +72,7 @@ class Run:
         self.val_batches_seen: dict[int, int] = {}
         self.val_check_batch: float = float("inf")
         self.has_validated = False
-        self.last_validation = time.monotonic()
+        self.last_validation = self.loggers_saved = time.monotonic()
         self.resumed = False
         self.received_sigterm = False
         self.stop_agreed = self.sigterm_agreed = world.size == 1
@@ -214,7 +217,15 @@ class Run:
                 step = self.progress.log_steps
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step)
-            logger.save()
+        if time.monotonic() - self.loggers_saved >= SAVE_LOGGERS_EVERY_S:
+            self.save_loggers()
+
+    def save_loggers(self) -> None:
+        """Let the loggers write what they hold; so it is done before a checkpoint is written, which is not to know more than they."""
+        self.loggers_saved = time.monotonic()
+        if self.world.is_zero:
+            for logger in self.trainer.loggers:
+                logger.save()
 
     def remember(self, metrics: dict[str, Any]) -> None:
         """Keep epoch values for `Result.history`; those of one step are one row."""

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from raylit.module import LightningModule
     from raylit.trainer import Trainer
 
+PAUSE = 100  # times as long as drawing a picture took, at least, until the next
+
 
 class ProgressBar(Callback):
     """Shows epoch, batch, speed and the metrics logged with `prog_bar=True`: a live bar on a terminal, plain lines elsewhere.
@@ -21,7 +23,7 @@ class ProgressBar(Callback):
 
     Args:
         refresh_rate: 0 shows nothing; any other number is for those who come from Lightning: the clock decides.
-        refresh_s: seconds between two pictures.
+        refresh_s: seconds between two pictures; more where drawing them would take over 1 % of the time.
 
     Example:
         >>> class Quiet(ProgressBar):
@@ -144,7 +146,6 @@ class ProgressBar(Callback):
         if self._screen is None:
             return
         now = time.monotonic()
-        self._next = now + self.refresh_s
         self._screen.show(
             {
                 "stage": stage,
@@ -157,6 +158,8 @@ class ProgressBar(Callback):
                 "is_last": is_last,
             }
         )
+        drawn = time.monotonic()
+        self._next = drawn + max(self.refresh_s, PAUSE * (drawn - now))
 
     def _close(self) -> None:
         if self._screen is not None:

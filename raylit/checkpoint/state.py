@@ -29,6 +29,7 @@ def dump(run: Run, weights_only: bool = False) -> dict[str, Any]:
         weights_only: leave out all that only a continued training needs.
     """
     trainer, module, progress = run.trainer, run.module, run.progress
+    run.save_loggers()
     if _within_step(run):  # a fit that goes on from here trains on this batch anew
         progress = progress.before_batch()
     checkpoint: dict[str, Any] = {

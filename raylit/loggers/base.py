@@ -93,7 +93,7 @@ class Logger(ABC):
         """Record the model's graph, where the store can show one. Rank 0."""
 
     def save(self) -> None:
-        """Write what is buffered, if writing is cheap. Rank 0, after every `log_metrics`."""
+        """Write what is buffered, if writing is cheap. Rank 0, every second at most, after every epoch, and before a checkpoint is written."""
 
     def finalize(self, status: str) -> None:
         """Write all that is buffered and release what is held. Rank 0, once, at the end of the loop; `status` as in `close`."""
