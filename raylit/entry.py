@@ -53,6 +53,29 @@ class Entry:
             setattr(copy, setting, getattr(self, setting))
         return copy
 
+    def state(self) -> dict[str, Any]:
+        """Return what was logged in this epoch as plain data."""
+        self.fold()
+        arguments = ("hook", "name", "reduce", "on_step", "on_epoch", "dataloader_idx")
+        kept = ("suffix", "prog_bar", "logger", "sync_epoch", "sync_step", "rank_zero_only", "metric_path", "last", "weight", "fresh")
+        total = None if self.total is None else torch.from_numpy(np.asarray(self.total))
+        return {
+            "arguments": [getattr(self, name) for name in arguments],
+            "kept": {name: getattr(self, name) for name in kept},
+            "total": total,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], module: torch.nn.Module | None) -> Entry:
+        """Return the Entry that `state` was taken of; its settings are those of the next call of `log`."""
+        entry = cls(*state["arguments"])
+        for name, value in state["kept"].items():
+            setattr(entry, name, value)
+        entry.total = None if state["total"] is None else state["total"].numpy()[()]
+        if entry.metric_path and module is not None:
+            entry.metric = module.get_submodule(entry.metric_path)
+        return entry
+
     def shorten(self) -> None:
         """Let the values take less room, without waiting for the device they are on."""
         self.stacked.append(_stack(self.values))

@@ -23,12 +23,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
-from itertools import islice
 from typing import Any
 
 from torch import Tensor, set_grad_enabled
 
-from raylit import data
+from raylit import data, rng
 from raylit.callbacks import MONITORS
 from raylit.data.combined import Item
 from raylit.errors import ConfigError, DataError
@@ -36,7 +35,6 @@ from raylit.evaluation import evaluate
 from raylit.limits import agree_on_stop, end_on_sigterm, is_done, stops, validates_in_epoch, validation_due
 from raylit.messages import warn
 from raylit.parallel import no_sync
-from raylit.rng import isolated
 from raylit.run import Run
 
 NOTHING = nullcontext()
@@ -49,18 +47,19 @@ def fit(run: Run) -> None:
     sanity_check(run)
     run.stage = "train"
     batches = start_training_data(run)
-    if is_done(run) or batches is None:
+    if is_done(run) or run.trainer.limit_train_batches == 0:
         return
     set_grad_enabled(True)
     if validates_in_epoch(run) and "val" not in run.loaders:
         run.load("val")
     run.fire("on_train_start")
+    if run.resumed_from is not None:
+        rng.restore(run.resumed_from["rng"])  # as they were, whatever it took to come here again
     agree_on_stop(run)
     while not is_done(run):
         if run.reload_due("train"):
             batches = start_training_data(run)
-        for loader in run.loaders["train"].flattened:
-            data.set_epoch(loader, progress.epochs_processed)
+        set_epoch(run)
         if progress.epochs_started == progress.epochs_processed:
             progress.epochs_begun = progress.epochs_processed + 1
             run.fire("on_train_epoch_start")
@@ -82,8 +81,6 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     accumulate, log_every = trainer.accumulate_grad_batches, trainer.log_every_n_steps
     use_closure = automatic and run.needs_closure
     alone = run.world.size == 1
-    if progress.batch:
-        batches = islice(batches, progress.batch, None)
     ahead = None if num_batches != float("inf") else next(batches, None)
     while not (
         progress.is_last_batch
@@ -319,7 +316,7 @@ def sanity_check(run: Run) -> None:
     trainer = run.trainer
     if not run.validates or trainer.num_sanity_val_steps == 0 or run.resumed:
         return
-    with isolated():
+    with rng.isolated():
         run.stage = "sanity_check"
         run.fire("on_sanity_check_start")
         evaluate(run, "val")
@@ -328,13 +325,23 @@ def sanity_check(run: Run) -> None:
         run.stage = "train"
 
 
+def set_epoch(run: Run) -> None:
+    """Tell the samplers which epoch is read."""
+    for loader in run.loaders["train"].flattened:
+        data.set_epoch(loader, run.progress.epochs_processed)
+
+
 def start_training_data(run: Run) -> Iterator[Item] | None:
-    """Ask for the training data, begin to read it, and derive when validation is due; None if there is nothing to read."""
+    """Ask for the training data, begin to read it, and derive when validation is due; None if its reading is to begin with an epoch."""
     trainer = run.trainer
     if trainer.limit_train_batches == 0:
         return None
     loader = run.load("train")
-    batches = iter(loader)
+    if run.resumed:
+        set_epoch(run)
+        batch = run.progress.batch if run.progress.in_epoch else 0
+        loader.go_on(batch, run.resumed_from["loaders"] if run.resumed_from is not None else [])
+    batches = iter(loader) if run.progress.in_epoch or not run.resumed else None
     number = trainer.num_training_batches = loader.num_batches()
     if number == 0:
         return None

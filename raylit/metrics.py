@@ -36,12 +36,14 @@ class Metrics:
         hook: name of the event that runs now; the loop sets it. It decides what `log` may do.
         batch: the batch being worked on, for its size.
         dataloader_idx: number of the evaluation loader being read, None if there is only one.
+        entries: what the running loop logs, by hook, name and loader; `train_entries` are those of training.
         in_batch: whether a batch of the running loop has begun and its epoch has not ended: then step values count, afterwards epoch values.
     """
 
     def __init__(self, world: World, module: torch.nn.Module | None = None) -> None:
         self.world, self.module = world, module
         self.entries: dict[tuple[Any, ...], Entry] = {}
+        self.train_entries = self.entries
         self.training = True
         self.hook: str | None = None
         self.batch: Any = None
@@ -60,6 +62,8 @@ class Metrics:
         entry = self.entries.get(key)
         if entry is None:
             entry = self.entries[key] = self._register(name, value, settings)
+        elif not entry.settings:  # it came from a checkpoint
+            entry.settings = settings
         elif entry.settings != settings or entry.dataloader_idx != self.dataloader_idx:
             raise ConfigError(
                 f"self.log({name!r}, ...) was called twice in {self.hook} with different arguments, or for two loaders with add_dataloader_idx=False."
@@ -173,6 +177,27 @@ class Metrics:
     def clear(self) -> None:
         """Forget everything that was logged."""
         self.callback, self.logged, self.progress_bar = {}, {}, {}
+
+    # ---- kept in checkpoints ----
+
+    def values(self) -> dict[str, dict[str, Tensor]]:
+        """Return the latest values of everything, as callbacks, loggers and progress bar see them."""
+        self.refresh()
+        return {"callback": self.callback, "logged": self.logged, "progress_bar": self.progress_bar}
+
+    def load_values(self, values: dict[str, dict[str, Tensor]]) -> None:
+        """Take what `values` returned."""
+        self.callback, self.logged, self.progress_bar = (dict(values[name]) for name in ("callback", "logged", "progress_bar"))
+
+    def partial_sums(self) -> list[dict[str, Any]]:
+        """Return what training logged in the epoch that runs, as plain data."""
+        return [entry.state() for entry in self.train_entries.values()]
+
+    def load_partial_sums(self, states: list[dict[str, Any]]) -> None:
+        """Take what `partial_sums` returned."""
+        for state in states:
+            entry = Entry.from_state(state, self.module)
+            self.train_entries[(entry.hook, entry.name, entry.dataloader_idx)] = entry
 
     def reduce_over_ranks(self) -> None:
         """Make the epoch's values those of all ranks. Every rank must call it, whatever it logged: it is one collective."""

@@ -36,6 +36,11 @@ class Progress:
     scheduler_steps: int = 0
     is_last_batch: bool = False
 
+    @property
+    def in_epoch(self) -> bool:
+        """Whether an epoch was begun whose batches are not all done with."""
+        return self.epochs_started > self.epochs_processed == self.epoch and self.batch > 0
+
     def start_epoch(self) -> None:
         """Count the batches of an epoch anew."""
         self.epochs_started = self.epochs_begun

@@ -50,21 +50,37 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
     return seed
 
 
+def seed(number: int) -> None:
+    """Seed the generators of Python, numpy and PyTorch on the CPU: 0 to 2**63 - 1."""
+    random.seed(number)
+    np.random.seed(number % (MAX_SEED + 1))
+    torch.default_generator.manual_seed(number)
+
+
 def state() -> dict[str, Any]:
-    """Return the random states of Python, numpy, PyTorch and the CUDA devices."""
-    states = {"torch": torch.get_rng_state(), "numpy": np.random.get_state(), "python": random.getstate()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
+    """Return the random states of Python, numpy, PyTorch and this process's accelerator, as plain data."""
+    version, words, gauss = random.getstate()
+    legacy: Any = np.random.get_state()
+    _, keys, position, has_gauss, cached = legacy
+    states: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": (version, torch.tensor(words), gauss),
+        "numpy": (torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
     return states
 
 
 def restore(states: dict[str, Any]) -> None:
     """Go back to what `state` returned."""
     torch.set_rng_state(states["torch"])
-    np.random.set_state(states["numpy"])
-    random.setstate(states["python"])
-    if "cuda" in states:
-        torch.cuda.set_rng_state_all(states["cuda"])
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
 
 
 @contextmanager

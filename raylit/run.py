@@ -42,6 +42,7 @@ class Run:
         step_module: called with the arguments of `training_step`: the module wrapped by DDP, or None when alone.
         loaders: the loader of each stage, once it was asked for.
         val_entries: what validation logs; training has its own in `metrics`.
+        resumed_from: what the checkpoint that this fit goes on from says of this rank alone, as far as it does; see `checkpoint/exact.py`.
         stop_agreed: whether `trainer.should_stop` is the same on all ranks; then, and not before, they may stop.
         sigterm_agreed: likewise for `received_sigterm`.
         last_validation: monotonic seconds at the end of the last validation.
@@ -74,6 +75,7 @@ class Run:
         self.has_validated = False
         self.last_validation = self.loggers_saved = time.monotonic()
         self.resumed = False
+        self.resumed_from: dict[str, Any] | None = None
         self.received_sigterm = False
         self.stop_agreed = self.sigterm_agreed = world.size == 1
         self.history: list[dict[str, float]] = []

@@ -52,12 +52,12 @@ def run_job(job: Job) -> Result:
         if job.fn == "fit":
             run.fire("on_fit_start")
         log_hyperparameters(run)
+        module.zero_grad()
         if job.fn == "fit" and loaded is not None:
             checkpoint.restore_training(run, loaded)
             run.resumed = True
         del loaded
         world.barrier()
-        module.zero_grad()
         with catching_sigterm(run), torch.autograd.set_detect_anomaly(trainer.detect_anomaly, check_nan=trainer.detect_anomaly):
             if job.fn == "fit":
                 loop.fit(run)

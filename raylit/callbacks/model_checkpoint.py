@@ -308,7 +308,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
         if together or trainer.world.size == 1:
             trainer.save_checkpoint(filepath, self.save_weights_only)
         elif trainer._run is not None:
-            save(dump(trainer._run, self.save_weights_only), filepath)
+            save(dump(trainer._run, self.save_weights_only, together=False), filepath)
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = filepath
         self._tell_loggers(trainer)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from raylit.batch import move_to
+from raylit.checkpoint import exact
 from raylit.checkpoint.file import LIGHTNING_FORMAT, VERSION_KEY, load, plain_items
 from raylit.checkpoint.loops import loops_of, progress_of
 from raylit.errors import CheckpointError
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
     from raylit.run import Run
 
 
-def dump(run: Run, weights_only: bool = False) -> dict[str, Any]:
+def dump(run: Run, weights_only: bool = False, together: bool = True) -> dict[str, Any]:
     """Return the checkpoint of a run: its state copied into plain data, ready to be written.
 
     Args:
-        run: the run; called on all ranks.
+        run: the run.
         weights_only: leave out all that only a continued training needs.
+        together: whether all ranks come here, so that each can give what it alone knows.
     """
     trainer, module, progress = run.trainer, run.module, run.progress
     run.save_loggers()
@@ -71,6 +73,10 @@ def dump(run: Run, weights_only: bool = False) -> dict[str, Any]:
         "history": run.history,
         "run_id": next((logger.run_id for logger in trainer.loggers if logger.run_id), None),
     }
+    if run.job.fn == "fit" and not weights_only:
+        own = exact.dump(run, progress)
+        others = [None] * (run.world.size - 1)
+        checkpoint["raylit"]["ranks"] = run.world.all_gather_object(own) if together else [own, *others]
     plain, foreign = plain_items(checkpoint)
     if foreign:
         raise CheckpointError(
@@ -141,6 +147,9 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
     state = own if own is not None else progress_of(checkpoint["loops"], checkpoint["global_step"])
     run.progress.load_state_dict(state)
     run.history = list(checkpoint.get("raylit", {}).get("history", ()))
+    run.resumed_from = exact.mine(run, checkpoint)
+    if run.resumed_from is not None:
+        exact.restore(run, run.resumed_from)
     in_validation = _in_validation(state) if own is None else checkpoint["raylit"]["stage"] == "validate"
     _begin_where_it_stopped(run, in_validation)
 

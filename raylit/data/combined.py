@@ -7,7 +7,9 @@ from typing import Any
 
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from raylit.data import resumable
 from raylit.errors import ConfigError
+from raylit.messages import warn
 
 MODES = ("min_size", "max_size_cycle", "max_size", "sequential")
 Item = tuple[Any, int, int]  # batch, number of the batch, number of the loader
@@ -42,8 +44,11 @@ class CombinedLoader:
             raise ConfigError(f"CombinedLoader(mode={mode!r}) is not known. Use one of: {', '.join(MODES)}.")
         self._iterables = iterables
         self._flattened, self._spec = tree_flatten(iterables)
+        self.readers: list[Any] = self._flattened
         self._mode = mode
         self.limits: list[float] | None = None
+        self._start = 0
+        self._restored: set[int] = set()
         self.is_plain = len(self._flattened) == 1 and self._flattened[0] is iterables
 
     @property
@@ -60,7 +65,7 @@ class CombinedLoader:
     def flattened(self, loaders: list[Any]) -> None:
         if len(loaders) != len(self._flattened):
             raise ConfigError(f"CombinedLoader holds {len(self._flattened)} loaders, but {len(loaders)} were given.")
-        self._flattened = loaders
+        self._flattened = self.readers = loaders
         self._iterables = tree_unflatten(loaders, self._spec)
 
     @property
@@ -94,20 +99,76 @@ class CombinedLoader:
         """Begin an iteration of every loader now, not at the first batch: workers start early and random seeds are drawn in a known order."""
         if not self._flattened:
             return iter(())
+        if self._start:
+            return self._rest()
+        for keeper in map(resumable.keeper_of, self.readers):
+            if isinstance(keeper, resumable.ResumableSampler):
+                keeper.skip = None
         if self._mode == "sequential":
             limits = self.limits or [float("inf")] * len(self._flattened)
             first = next((number for number, limit in enumerate(limits) if limit > 0), None)
-            return iter(()) if first is None else _read_sequential(self, first, iter(self._flattened[first]), limits)
-        return _READERS[self._mode](self, [iter(loader) for loader in self._flattened])
+            return iter(()) if first is None else _read_sequential(self, first, iter(self.readers[first]), limits)
+        return _READERS[self._mode](self, [iter(loader) for loader in self.readers])
+
+    # ---- in the middle of an epoch ----
+
+    def states(self) -> list[dict[str, Any]]:
+        """Return what `go_on` takes: of each loader what it needs to go on from where it is, as plain data."""
+        keepers = [resumable.keeper_of(loader) for loader in self.readers]
+        return [{} if keeper is None else keeper.state_dict() for keeper in keepers]
+
+    def go_on(self, batch: int, states: list[dict[str, Any]]) -> None:
+        """Let the next iteration begin at number `batch`.
+
+        Args:
+            batch: batches of the epoch that were read before; 0 if none were.
+            states: what `states` returned then; empty if it is not known, which is exact only for data that is read in order.
+        """
+        self._start = batch
+        for loader, state in zip(self.readers, states, strict=False):
+            keeper = resumable.keeper_of(loader)
+            if keeper is not None and state and (batch or keeper is not loader):  # a loader's own state is that of the epoch which ended
+                keeper.load_state_dict(state)
+                self._restored.add(id(loader))
+
+    def _rest(self) -> Iterator[Item]:
+        start, self._start = self._start, 0
+        lengths = self.lengths()
+        taken = [self._taken(length, start) for length in lengths]
+        iterators: list[Iterator[Any]] = []
+        for loader, length, number in zip(self.readers, lengths, taken, strict=True):
+            keeper = resumable.keeper_of(loader)
+            if isinstance(keeper, resumable.ResumableSampler):
+                iterators.append(iter(()) if number >= length else keeper.rest(loader, number))
+                continue
+            iterators.append(iter(loader))
+            if id(loader) not in self._restored:
+                _drop(iterators[-1], number, type(loader).__name__)
+        return _READERS[self._mode](self, iterators, start, taken)
+
+    def _taken(self, length: float, start: int) -> int:
+        """Return how many batches of the pass that it is in a loader has given, once `start` batches of all were read."""
+        if self._mode == "max_size_cycle" and start > length:
+            return int((start - 1) % length) + 1
+        return int(min(start, length))
 
     def join(self, batches: list[Any]) -> Any:
         """Put one batch of each loader into the nesting of the loaders."""
         return tree_unflatten(batches, self._spec)
 
 
-def _read_single(iterator: Iterator[Any], limit: float, join: Callable[[list[Any]], Any] | None) -> Iterator[Item]:
+def _drop(iterator: Iterator[Any], number: int, name: str) -> None:
+    """Read `number` batches that were read before, of a loader that cannot tell where it is."""
+    warn(
+        f"The {name} keeps no state: its first {number} batches are read again and dropped. Give it state_dict and load_state_dict,"
+        " as torchdata's StatefulDataLoader has them, to go on at once and exactly."
+    )
+    for _ in range(number):
+        next(iterator, None)
+
+
+def _read_single(iterator: Iterator[Any], limit: float, join: Callable[[list[Any]], Any] | None, index: int = 0) -> Iterator[Item]:
     """The common case, one loader, at the price of a counter; a batch beyond the limit is not even fetched."""
-    index = 0
     while index < limit:
         try:
             batch = next(iterator)
@@ -117,9 +178,10 @@ def _read_single(iterator: Iterator[Any], limit: float, join: Callable[[list[Any
         index += 1
 
 
-def _read_min_size(loader: CombinedLoader, iterators: list[Iterator[Any]]) -> Iterator[Item]:
+def _read_min_size(
+    loader: CombinedLoader, iterators: list[Iterator[Any]], index: int = 0, taken: list[int] | None = None
+) -> Iterator[Item]:
     limit = min(loader.limits or [float("inf")])
-    index = 0
     while index < limit:
         try:
             batches = [next(iterator) for iterator in iterators]
@@ -129,11 +191,12 @@ def _read_min_size(loader: CombinedLoader, iterators: list[Iterator[Any]]) -> It
         index += 1
 
 
-def _read_max_size(loader: CombinedLoader, iterators: list[Iterator[Any]], cycle: bool = False) -> Iterator[Item]:
+def _read_max_size(
+    loader: CombinedLoader, iterators: list[Iterator[Any]], index: int = 0, taken: list[int] | None = None, cycle: bool = False
+) -> Iterator[Item]:
     limits = loader.limits or [float("inf")] * len(iterators)
-    taken = [0] * len(iterators)
-    ended = [False] * len(iterators)
-    index = 0
+    taken = taken or [0] * len(iterators)
+    ended = [index > length for length in loader.lengths()]
     while True:
         batches: list[Any] = [None] * len(iterators)
         for i in range(len(iterators)):
@@ -145,7 +208,7 @@ def _read_max_size(loader: CombinedLoader, iterators: list[Iterator[Any]], cycle
                 if all(ended):
                     return
                 if cycle:
-                    iterators[i], taken[i] = iter(loader.flattened[i]), 0
+                    iterators[i], taken[i] = iter(loader.readers[i]), 0
                     batches[i], _ = _next_within(iterators[i], 0, limits[i])
             taken[i] += 1
         yield loader.join(batches), index, 0
@@ -161,21 +224,23 @@ def _next_within(iterator: Iterator[Any], taken: int, limit: float) -> tuple[Any
         return None, False
 
 
-def _read_max_size_cycle(loader: CombinedLoader, iterators: list[Iterator[Any]]) -> Iterator[Item]:
+def _read_max_size_cycle(
+    loader: CombinedLoader, iterators: list[Iterator[Any]], index: int = 0, taken: list[int] | None = None
+) -> Iterator[Item]:
     if len(iterators) == 1:
-        return _read_single(iterators[0], (loader.limits or [float("inf")])[0], None if loader.is_plain else loader.join)
-    return _read_max_size(loader, iterators, cycle=True)
+        return _read_single(iterators[0], (loader.limits or [float("inf")])[0], None if loader.is_plain else loader.join, index)
+    return _read_max_size(loader, iterators, index, taken, cycle=True)
 
 
 def _read_sequential(loader: CombinedLoader, first: int, iterator: Iterator[Any], limits: list[float]) -> Iterator[Item]:
     for number in range(first, len(limits)):
         if limits[number] > 0:
-            iterator = iterator if number == first else iter(loader.flattened[number])
+            iterator = iterator if number == first else iter(loader.readers[number])
             for batch, index, _ in _read_single(iterator, limits[number], None):
                 yield batch, index, number
 
 
-_READERS: dict[str, Callable[[CombinedLoader, list[Iterator[Any]]], Iterator[Item]]] = {
+_READERS: dict[str, Callable[..., Iterator[Item]]] = {
     "min_size": _read_min_size,
     "max_size_cycle": _read_max_size_cycle,
     "max_size": _read_max_size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raylit.data.combined import CombinedLoader, is_iterable, length_of
+from raylit.data.resumable import resumable
 from raylit.data.sampler import shard, with_short_batches, without_shuffle
 from raylit.errors import DataError
 
@@ -43,6 +44,8 @@ def prepare(data: Any, stage: str, world: World, *, limit: int | float, distribu
         one = without_shuffle(one) if overfit else with_short_batches(one) if stage == "predict" else one
         ready.append(shard(one, world, SHARD_MODES[stage]) if distribute else one)
     loader.flattened = ready
+    if stage == "train":
+        loader.readers = [resumable(one, world.rank, number) for number, one in enumerate(ready)]
     loader.limits = [num_batches(stage, length_of(one), limit) for one in ready]
     return loader
 
