@@ -146,6 +146,10 @@ def finish_batch(run: Run) -> None:
     progress = run.progress
     progress.batches_done = progress.batch
     stepped = progress.batch % run.trainer.accumulate_grad_batches == 0 or progress.is_last_batch
+    if (stepped or not run.module.automatic_optimization) and run.trainer.should_log_step:
+        run.metrics.begin_batch(None)
+        run.metrics.reduce_steps_over_ranks()
+        run.log_metrics(run.metrics.to_log())
     if run.checks_validation and validation_due(run):
         validate_within(run, stepped)
     if stepped:

@@ -1,0 +1,83 @@
+"""A fit whose process is killed at random moments, and started again until it ends, is the fit that was never killed, bit for bit."""
+
+from __future__ import annotations
+
+import csv
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+LONGEST_S = 1.0  # after the first batch; a whole fit takes about as long
+
+
+def start(folder: Path, seed: int) -> subprocess.Popen[bytes]:
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "tests.chaos.train", str(folder), str(seed)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=(folder / "errors").open("ab"))
+
+
+def kill_until_it_ends(folder: Path, seed: int, number: signal.Signals) -> int:
+    """Start the fit and end it by a signal, again and again; returns how often. Every third start is let run a little longer."""
+    dice, killed = random.Random(seed), 0
+    while True:
+        before = (folder / "steps").stat().st_size if (folder / "steps").exists() else 0
+        process = start(folder, seed)
+        try:
+            while process.poll() is None and ((folder / "steps").stat().st_size if (folder / "steps").exists() else 0) == before:
+                time.sleep(0.005)
+            try:
+                process.wait(dice.uniform(0, LONGEST_S * (1 + killed % 3)))
+            except subprocess.TimeoutExpired:
+                process.send_signal(number)
+                killed += 1
+            code = process.wait(60)
+        finally:
+            process.kill()
+            process.wait()
+        if code == 0:
+            return killed
+        assert code in (-number, 128 + number), (folder / "errors").read_text()
+        assert killed < 50, "it does not come forward"
+
+
+def rows(folder: Path) -> dict[tuple[str, str], set[str]]:
+    """All values that were logged, by step and name: the same value if a step was trained on twice."""
+    found: dict[tuple[str, str], set[str]] = {}
+    with (folder / "version_0" / "metrics.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if value and name != "step":
+                    found.setdefault((row["step"], name), set()).add(value)
+    return found
+
+
+def check(tmp_path: Path, seed: int, number: signal.Signals) -> None:
+    assert start(tmp_path / "whole", seed).wait(120) == 0, (tmp_path / "whole" / "errors").read_text()
+    killed = kill_until_it_ends(tmp_path / "killed", seed, number)
+    assert killed > 0
+    whole, pieces = (torch.load(tmp_path / name / "end.pt", weights_only=True) for name in ("whole", "killed"))
+    assert all(torch.equal(value, pieces["weights"][name]) for name, value in whole["weights"].items()), killed
+    assert torch.equal(whole["loss"], pieces["loss"])
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_killed(tmp_path: Path, seed: int) -> None:
+    check(tmp_path, seed, signal.SIGKILL)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(2, 20))
+def test_killed_often(tmp_path: Path, seed: int) -> None:
+    check(tmp_path, seed, signal.SIGKILL)
+
+
+def test_terminated(tmp_path: Path) -> None:
+    check(tmp_path, 100, signal.SIGTERM)
