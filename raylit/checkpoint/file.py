@@ -10,6 +10,7 @@ import contextlib
 import os
 import pickle
 import uuid
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Literal
@@ -79,6 +80,7 @@ def load(
 
     try:
         with fsspec.open(source, "rb") as file:
+            _check_sums(file)
             loaded = torch.load(file, map_location=map_location, weights_only=weights_only is not False)
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no checkpoint at {source}.") from error
@@ -87,11 +89,38 @@ def load(
             f"The checkpoint {source} was not loaded: it is damaged, or it holds objects that only running code from the file could restore"
             f" ({str(error).splitlines()[0]}). If you wrote it yourself and trust it, pass weights_only=False."
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(f"The checkpoint {source} could not be read: {error}. It is torn or not a checkpoint.") from error
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"The checkpoint {source} could not be read: {error}. It is torn or damaged, or no checkpoint.") from error
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{source} holds a {type(loaded).__name__}, not a checkpoint (a dict).")
     return loaded
+
+
+def is_whole(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a local file is a checkpoint with nothing missing and every byte as it was written, without loading it."""
+    try:
+        with open(path, "rb") as file:
+            return zipfile.is_zipfile(file) and _check_sums(file)
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _check_sums(file: Any) -> bool:
+    """Compare the file with the checksums that torch wrote into it but does not look at when it loads; the file is left at its start.
+
+    Raises:
+        BadZipFile: they differ.
+    """
+    if zipfile.is_zipfile(file):  # else it is of a very old torch, without checksums
+        file.seek(0)
+        try:
+            damaged = zipfile.ZipFile(file).testzip()
+        except Exception as error:  # whatever comes of it where the file's own index is damaged
+            raise zipfile.BadZipFile(f"its index is damaged: {error}") from error
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} in it is wrong")
+    file.seek(0)
+    return True
 
 
 def to_plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from raylit.checkpoint.file import load
+from raylit.checkpoint.file import is_whole, load
 from raylit.errors import CheckpointError
 from raylit.messages import warn
 
@@ -39,13 +39,16 @@ def resolve(ckpt_path: str | os.PathLike[str] | None, savers: Sequence[Any], def
                 f"ckpt_path='best': no checkpoint was saved by a fit before, and there is none in {_names(folders)}. Fit first, or give a path."
             )
         return best
-    newest = _newest(folders, "last*.ckpt") or _newest(folders, "*.ckpt")
-    if newest is None:
-        if fn == "fit":
-            warn(f"ckpt_path='last': there is no checkpoint in {_names(folders)}. Training starts from scratch.")
-            return None
-        raise CheckpointError(f"ckpt_path='last': there is no checkpoint in {_names(folders)}. Fit first, or give a path.")
-    return newest
+    found = list(dict.fromkeys([*_newest(folders, "last*.ckpt"), *_newest(folders, "*.ckpt")]))
+    whole = next((path for path in found if _is_whole(path)), None)
+    if whole is not None:
+        return whole
+    if found:
+        raise CheckpointError(f"ckpt_path='last': every checkpoint in {_names(folders)} is damaged: {', '.join(found)}.")
+    if fn == "fit":
+        warn(f"ckpt_path='last': there is no checkpoint in {_names(folders)}. Training starts from scratch.")
+        return None
+    raise CheckpointError(f"ckpt_path='last': there is no checkpoint in {_names(folders)}. Fit first, or give a path.")
 
 
 def _names(folders: Iterable[str]) -> str:
@@ -62,14 +65,21 @@ def _folders(savers: Sequence[Any], default_root_dir: str) -> list[str]:
     return [str(folder) for folder in sorted(found, key=lambda folder: folder.stat().st_mtime_ns, reverse=True)][:1]
 
 
-def _newest(folders: Iterable[str], pattern: str) -> str | None:
+def _newest(folders: Iterable[str], pattern: str) -> list[str]:
     files = [file for folder in folders for file in Path(folder).glob(f"**/{pattern}") if file.exists()]
-    return str(max(files, key=lambda file: file.stat().st_mtime_ns)) if files else None
+    return [str(file) for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True)]
+
+
+def _is_whole(path: str) -> bool:
+    whole = is_whole(path)
+    if not whole:
+        warn(f"The checkpoint {path} is torn or damaged; it is left aside, and the one before it is taken.")
+    return whole
 
 
 def _best_in(folders: Sequence[str], savers: Sequence[Any]) -> str | None:
     """Return the best checkpoint as the newest file knows it: the state of the callback that wrote it is in it."""
-    newest = _newest(folders, "*.ckpt")
+    newest = next(filter(_is_whole, _newest(folders, "*.ckpt")), None)
     if newest is None:
         return None
     states = load(newest).get("callbacks", {})

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import raylit as pl
 from raylit.callbacks import ModelCheckpoint
-from raylit.checkpoint import find
+from raylit.checkpoint import find, save
 from raylit.errors import CheckpointError
 from raylit.testing import TinyModel
 
@@ -36,12 +37,30 @@ def test_last_is_the_newest_and_a_file_called_last_comes_first(tmp_path: Path) -
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     for age, name in enumerate(("c", "a", "b")):
-        (folder / f"{name}.ckpt").touch()
+        save({"name": name}, folder / f"{name}.ckpt")
         os.utime(folder / f"{name}.ckpt", (1000 - age, 1000 - age))
     assert find.resolve("last", [], str(tmp_path), "fit") == str(folder / "c.ckpt")
-    (folder / "last.ckpt").touch()
+    save({"name": "last"}, folder / "last.ckpt")
     os.utime(folder / "last.ckpt", (1, 1))
     assert find.resolve("last", [], str(tmp_path), "fit") == str(folder / "last.ckpt")
+
+
+def test_a_damaged_file_is_left_aside(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    paths = [folder / f"{number}.ckpt" for number in range(4)]
+    for age, path in enumerate(paths):
+        save({"state_dict": {"x": torch.zeros(100)}}, path)
+        content = path.read_bytes()
+        middle = content.index(bytes(400))
+        damaged = (content[:-10], b"", content[:middle] + b"\1" + content[middle + 1 :], content)[age]
+        path.write_bytes(damaged)
+        os.utime(path, (1000 - age, 1000 - age))
+    with pytest.warns(UserWarning, match="is torn or damaged") as warned:
+        assert find.resolve("last", [], str(tmp_path), "fit") == str(paths[3])
+    assert [str(path) in str(one.message) for one, path in zip(warned, paths, strict=False)] == [True, True, True]
+    paths[3].unlink()
+    with pytest.raises(CheckpointError, match=r"every checkpoint in .* is damaged"):
+        find.resolve("last", [], str(tmp_path), "fit")
 
 
 def test_nothing_to_be_found(tmp_path: Path) -> None:
