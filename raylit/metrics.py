@@ -198,6 +198,7 @@ class Metrics:
         for state in states:
             entry = Entry.from_state(state, self.module)
             self.train_entries[(entry.hook, entry.name, entry.dataloader_idx)] = entry
+        self.in_batch = True  # values of the epoch are not to be had before its end
 
     def reduce_over_ranks(self) -> None:
         """Make the epoch's values those of all ranks. Every rank must call it, whatever it logged: it is one collective."""

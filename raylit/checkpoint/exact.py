@@ -53,7 +53,8 @@ def mine(run: Run, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
 def restore(run: Run, state: dict[str, Any]) -> None:
     """Bring back what was logged and the gradients; random states and the place in the data the loop brings back, when it is there."""
     run.metrics.load_values(state["logged"])
-    run.metrics.load_partial_sums(state.get("sums", []))
+    if "sums" in state:
+        run.metrics.load_partial_sums(state["sums"])
     metrics = dict(_metrics(run.module))
     for name, values in state.get("metrics", {}).items():
         if name in metrics:

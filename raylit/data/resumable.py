@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data._utils.fetch import _MapDatasetFetcher
 
 from raylit import rng
+from raylit.data.sampler import ShardedSampler
 
 
 class SeededBatch(list[Any]):
@@ -51,6 +52,7 @@ class ResumableSampler:
         self.skip: int | None = None
         self._begun: dict[str, Any] | None = None  # random states at the first index of the epoch that is read, and the epoch's seed
         self._passes = 0
+        self._sharded = next((one for one in (sampler, getattr(sampler, "sampler", None)) if isinstance(one, ShardedSampler)), None)
         self._generators, self._identity, self._seeds_workers = generators, identity, seeds_workers
 
     def __len__(self) -> int:
@@ -63,12 +65,19 @@ class ResumableSampler:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the random states, of the epoch's beginning and of now, as plain data."""
-        return {"begun": self._begun, "passes": self._passes, "generators": [generator.get_state() for generator in self._generators]}
+        return {
+            "begun": self._begun,
+            "passes": self._passes,
+            "generators": [generator.get_state() for generator in self._generators],
+            "order_seed": None if self._sharded is None else self._sharded.seed,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take what `state_dict` returned."""
         self._begun, self._passes = state["begun"], state["passes"]
         self._set_generators(state["generators"])
+        if self._sharded is not None and state["order_seed"] is not None:
+            self._sharded.seed = state["order_seed"]
 
     def rest(self, loader: Any, number: int) -> Iterator[Any]:
         """Begin to read what is left of the epoch that had begun, of which `number` batches were read."""
