@@ -107,6 +107,16 @@ class Run:
             module.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
         metrics.hook = before
 
+    def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
+        """Run the backward pass of manual optimization with its hooks."""
+        hook = self.metrics.hook
+        if self.precision.scaler is not None:
+            loss = self.precision.scaler.scale(loss)
+        self.fire("on_before_backward", loss)
+        self.call(self.module, "backward", loss, *args, **kwargs)
+        self.fire("on_after_backward")
+        self.metrics.hook = hook
+
     def prepare_calls(self) -> None:
         """Find out once what the loop would otherwise ask at every batch."""
         module, base = self.module, LightningModule

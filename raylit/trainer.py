@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from raylit import driver, settings
 from raylit.callbacks import Callback
+from raylit.check import CheckReport, check
 from raylit.checkpoint import dump, find, save
 from raylit.datamodule import LightningDataModule
 from raylit.errors import ConfigError, did_you_mean
@@ -124,8 +125,7 @@ class Trainer(RunView):
         enable_autolog_hparams: bool = True,
     ) -> None:
         self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        root = os.fspath(default_root_dir) if default_root_dir is not None else os.getcwd()
-        self.default_root_dir = root if "://" in root else os.path.abspath(os.path.expanduser(root))
+        self.default_root_dir = settings.root_dir(default_root_dir)
         settings.apply_environment(deterministic, benchmark)
         # where it runs
         self.num_workers = settings.number_of_workers(num_workers, devices, num_nodes, accelerator)
@@ -209,9 +209,7 @@ class Trainer(RunView):
         """
         job = self._job("fit", model, {"train": train_dataloaders, "val": val_dataloaders}, datamodule, ckpt_path, weights_only)
         self.should_stop = False
-        with driver.driving(job):
-            result = driver.launcher_for(job).launch(job)
-        return self._adopt(job, result)
+        return self._launch(job)
 
     def validate(
         self,
@@ -269,20 +267,30 @@ class Trainer(RunView):
         """
         job = self._job("predict", model, {"predict": dataloaders}, datamodule, ckpt_path, weights_only)
         job.return_predictions = return_predictions is not False
-        with driver.driving(job):
-            result = driver.launcher_for(job).launch(job)
-        return self._adopt(job, result).value
+        return self._launch(job).value
 
     def _evaluate(
         self, fn: Fn, model: LightningModule | None, data: dict[str, Any], datamodule: Any, ckpt_path: Any, weights_only: bool | None, verbose: bool
     ) -> list[dict[str, float]]:  # fmt: skip
         job = self._job(fn, model, data, datamodule, ckpt_path, weights_only)
-        with driver.driving(job):
-            result = driver.launcher_for(job).launch(job)
-        values: list[dict[str, float]] = self._adopt(job, result).value
+        values: list[dict[str, float]] = self._launch(job).value
         if verbose:
             settings.print_results(fn, values)
         return values
+
+    def check(
+        self, model: LightningModule, train_dataloaders: Any = None, val_dataloaders: Any = None, datamodule: LightningDataModule | None = None,
+        verbose: bool = True,
+    ) -> CheckReport:  # fmt: skip
+        """Look for what is wrong with a model before it is trained, and estimate what an epoch costs; see `raylit.check`.
+
+        The arguments are as in `fit`. What is trained is a copy: model, data and random states are left as they are. `verbose` prints the findings.
+        """
+        given, datamodule = driver.check_data("check", {"train": train_dataloaders, "val": val_dataloaders}, datamodule)
+        report = check(self, driver.check_model("check", model), given, datamodule)
+        if verbose:
+            settings.print_table(report.table())
+        return report
 
     # ---- for callbacks and user code ----
 
@@ -314,15 +322,8 @@ class Trainer(RunView):
 
     def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass with its hooks; see `LightningModule.manual_backward`."""
-        run = self._run
-        assert run is not None, "no job was run yet"
-        hook = run.metrics.hook
-        if run.precision.scaler is not None:
-            loss = run.precision.scaler.scale(loss)
-        run.fire("on_before_backward", loss)
-        run.call(run.module, "backward", loss, *args, **kwargs)
-        run.fire("on_after_backward")
-        run.metrics.hook = hook
+        assert self._run is not None, "no job was run yet"
+        self._run.backward(loss, *args, **kwargs)
 
     def all_gather(self, data: Any, sync_grads: bool = False) -> Any:
         """Stack the tensors of all ranks; see `LightningModule.all_gather`."""
@@ -363,8 +364,10 @@ class Trainer(RunView):
         self._module, self._datamodule = model, datamodule
         return Job(fn, self, model, datamodule, given, self.ckpt_path, weights_only)
 
-    def _adopt(self, job: Job, result: Result) -> Result:
-        """Take over what workers in other processes made of module, callbacks and counters."""
+    def _launch(self, job: Job) -> Result:
+        """Do the job, and take over what workers in other processes made of module, callbacks and counters."""
+        with driver.driving(job):
+            result = driver.launcher_for(job).launch(job)
         state, result.state = result.state, None
         if state is not None:
             job.module.load_state_dict(state["module"])
