@@ -36,6 +36,7 @@ class Run:
         stage: what runs now: `train`, `sanity_check`, `validate`, `test`, `predict` or None.
         hooks: the overridden functions of each event.
         step_module: called with the arguments of `training_step`: the module wrapped by DDP, or None when alone.
+        compiled: what of the module is compiled while this run lasts.
         loaders: the loader of each stage, once it was asked for.
         val_entries: what validation logs; training has its own in `metrics`.
         stop_agreed: whether `trainer.should_stop` is the same on all ranks; then, and not before, they may stop.
@@ -60,6 +61,7 @@ class Run:
         self.wrapped_optimizers: list[LightningOptimizer] = []
         self.schedulers: list[LRSchedulerConfig] = []
         self.step_module: nn.Module | None = None
+        self.compiled: list[nn.Module] = []
         self.loaders: dict[str, data.CombinedLoader] = {}
         self.loader_epoch: dict[str, int] = {}
         self.val_entries: dict[tuple[Any, ...], Entry] = {}

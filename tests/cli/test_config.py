@@ -191,3 +191,17 @@ trainer:
     wrong = main("fit", *GOOD, "--config", "l.yaml", "--trainer.callbacks.init_args.l1", "-1.0")
     assert wrong.code == 2
     assert "Regularization(l1=-1.0): give a number of at least 0." in wrong.err
+
+
+def test_compile_from_a_file_and_from_a_flag(main: Callable[..., Done], lab: Path) -> None:
+    (lab / "c.yaml").write_text("trainer:\n  compile: {backend: aot_eager, dynamic: false}\n")
+    assert printed(main("fit", *GOOD, "--config", "c.yaml", "--print_config"))["trainer"]["compile"] == {
+        "backend": "aot_eager",
+        "dynamic": False,
+    }
+    done = main("fit", *GOOD, "--config", "c.yaml")
+    assert done.code == 0, done
+    assert printed(main("fit", *GOOD, "--trainer.compile", "true", "--print_config"))["trainer"]["compile"] is True
+    wrong = main("fit", *GOOD, "--trainer.compile", "{backnd: eager}")
+    assert wrong.code == 2
+    assert "torch.compile has no argument 'backnd'. Did you mean 'backend'?" in wrong.err
