@@ -239,6 +239,13 @@ def has_fallen(losses: list[float]) -> bool:
     return last <= 0.1 * first if min(losses) >= 0 else last < first - max(0.9 * abs(first), 0.1)
 
 
+def still_falls(losses: list[float]) -> bool:
+    """Tell whether the loss was halved and was falling when the steps ended."""
+    if len(losses) < 20 or not all(map(math.isfinite, losses)) or min(losses) < 0:
+        return False
+    return sum(losses[-10:]) < 0.9 * sum(losses[-20:-10]) and losses[-1] <= 0.5 * losses[0]
+
+
 def is_finite(value: Any) -> bool:
     """Tell whether a value is anything but a tensor with NaN or infinity in it."""
     if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()) or value.is_sparse:
@@ -362,8 +369,9 @@ def _describe(function: str, given: Tensor, target: Tensor, value: Any, kwargs: 
             call.fix = "leave the sigmoid out of the model"
     else:
         target = target.float()
-        if function == "mse_loss" and target.numel() > 1:
-            call.expected, call.why = float((target - target.mean()).square().mean()), "the variance of the targets in the batch"
+        variance = float((target - target.mean()).square().mean())
+        if function == "mse_loss" and variance > 0:
+            call.expected, call.why = variance, "the variance of the targets in the batch"
         if given.shape != target.shape:
             call.mistake = f"{function} compares shapes {list(given.shape)} and {list(target.shape)}: every prediction with several targets"
             call.fix = "give both the same shape, for instance with squeeze(1) or unsqueeze(1)"

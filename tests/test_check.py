@@ -17,11 +17,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import raylit as pl
+from raylit.data import CombinedLoader
 from raylit.errors import ConfigError, DataError
 from raylit.probe import has_fallen
+from raylit.testing import TinyModel
 
 CLASSES, FEATURES = 5, 8
 
@@ -66,7 +68,8 @@ def check(model: pl.LightningModule, train: Any = None, val: Any = None, datamod
 
 
 def statuses(report: pl.CheckReport) -> dict[str, str]:
-    return {finding.check: finding.status for finding in report.findings if finding.status != "ok"}
+    """The checks that are not ok; without the one that goes by the clock."""
+    return {finding.check: finding.status for finding in report.findings if finding.status != "ok" and finding.check != "time"}
 
 
 def test_a_good_model() -> None:
@@ -433,6 +436,16 @@ class TestOneBatch:
         assert statuses(report) == {"one batch": "unknown"}
         assert report["gradients"].found == "all of 6 parameters get one"
 
+    def test_what_learns_slowly_is_fine(self) -> None:
+        class Slow(Classifier):
+            def configure_optimizers(self) -> Any:
+                return torch.optim.SGD(self.parameters(), lr=0.15)
+
+        report = check(Slow())
+        assert statuses(report) == {}
+        assert report["one batch"].found.endswith("and still falls")
+        assert report["one batch"].values["losses_with_adam"] is None
+
     @pytest.mark.parametrize(
         ("losses", "fell"),
         [([2.0, 0.1], True), ([2.0, 0.5], False), ([2.0, math.nan], False), ([], False), ([-1.0, -3.0], True), ([1.0, -0.5], True), ([-1.0, -1.1], False)],
@@ -537,6 +550,36 @@ def test_a_fit_after_it_is_the_fit_without_it(tmp_path: Path) -> None:
     assert all(without[name].equal(after[name]) for name in without)
 
 
+def test_several_loaders_are_left_as_they_are() -> None:
+    class Two(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return sum(F.cross_entropy(self(part[0]), part[1]) for part in batch.values())
+
+    loaders = {"a": loader(16), "b": loader(8, shuffle=True)}
+    combined = CombinedLoader(loaders, "max_size_cycle")
+    before = (combined.limits, list(combined.flattened))
+    for data in (combined, loaders):
+        report = check(Two(), data)
+        assert statuses(report) == {}
+        assert report["time"].values["batches"] == 8
+    assert (combined.limits, list(combined.flattened)) == before
+
+
+def test_the_data_of_the_module_and_data_without_length() -> None:
+    report = pl.Trainer(max_epochs=2, accelerator="cpu", logger=False).check(TinyModel(), verbose=False)
+    assert report.ok
+    assert report["loss"].status == "ok"  # all targets are 1: there is nothing to compare with
+
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return zip(*loader().dataset.tensors, strict=True)  # type: ignore[attr-defined]
+
+    report = check(Classifier(), DataLoader(Stream(), 16, num_workers=1))
+    assert statuses(report) == {}
+    assert report["time"].values["epoch_s"] is None
+    assert "how many an epoch has is not known" in report["time"].found
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true", "bf16-true"])
 def test_precision(precision: str) -> None:
     report = check(Classifier(), precision=precision)
@@ -563,8 +606,12 @@ def test_the_error_of_a_step_is_raised() -> None:
         check(Fails(), val=loader())
 
 
-def test_what_cannot_be_checked() -> None:
+def test_what_cannot_be_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Classifier()
+    with monkeypatch.context() as several:
+        several.setenv("WORLD_SIZE", "2")
+        with pytest.raises(ConfigError, match="A check runs in one process"):
+            check(model)
     with pytest.raises(DataError, match="is an iterator, whose batches can be read once"):
         check(model, iter(loader()))
     with pytest.raises(ConfigError, match="got both loaders and a datamodule"):

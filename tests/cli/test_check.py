@@ -22,9 +22,9 @@ def test_a_good_model_ends_with_0(digits: Path) -> None:
     done = run_raylit(digits, "check", "--config", "configs/digits.yaml")
     assert done.code == 0, done
     assert "raylit check: LitDigits on DigitsData, in this process" in done.err
-    assert re.findall(r"^ (\w+(?: batch)?) +(ok|unknown|warning|problem)", done.out, re.M) == [
-        (check, "ok") for check in ("steps", "gradients", "optimizers", "finite", "samples", "loss", "one batch", "time", "memory")
-    ]
+    found = dict(re.findall(r"^ (\w+(?: batch)?) +(ok|unknown|warning|problem)", done.out, re.M))
+    assert found.pop("time") in ("ok", "warning")  # it goes by the clock
+    assert found == dict.fromkeys(("steps", "gradients", "optimizers", "finite", "samples", "loss", "one batch", "memory"), "ok")
     assert sorted(path for path in digits.rglob("*") if "__pycache__" not in path.parts) == before
 
 
