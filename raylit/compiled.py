@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,7 +84,7 @@ def compile_modules(run: Run) -> list[nn.Module]:
     run.metrics.log = log_or_defer  # type: ignore[method-assign, assignment]
     for module in modules:
         try:
-            compiled = compile(module._call_impl)
+            compiled = compile(_entry(module))
         except Exception as error:
             restore(modules)
             raise ConfigError(f"Trainer(compile={options!r}): torch.compile refuses: {error}") from error
@@ -114,6 +115,19 @@ def _children(module: nn.Module) -> Iterator[nn.Module]:
             yield from _children(child)
         else:
             yield child
+
+
+def _entry(module: nn.Module) -> Callable[..., Any]:
+    """Return a function that calls the module, for torch.compile to begin with: it passes over the code of torch's own modules.
+
+    Its code object is its own, since torch.compile counts graphs by that and gives up after a few.
+    """
+
+    def entry(*args: Any, **kwargs: Any) -> Any:
+        return module._call_impl(*args, **kwargs)
+
+    code = entry.__code__.replace(co_name=type(module).__name__)
+    return FunctionType(code, globals(), code.co_name, None, entry.__closure__)
 
 
 def _with_deferred_logs(

@@ -133,17 +133,38 @@ def test_logging_breaks_no_graph(tmp_path: Path) -> None:
     assert 2 <= backend.frame_count <= 8  # training and evaluation, each for two batch sizes at most; not one for every step
 
 
-def test_a_step_that_calls_submodules(tmp_path: Path) -> None:
-    class Parts(Net):
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            loss = self.criterion(self.heads[0](self.encoder(batch[0])), batch[1])
-            self.log("loss", loss)
-            return loss
+class Parts(Net):
+    """Its steps call twelve modules, torch's own among them, one by one."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.middle = nn.ModuleDict({str(number): nn.Sequential(nn.Linear(16, 16), *[nn.Tanh()] * number) for number in range(10)})
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        hidden = self.encoder(batch[0])
+        for part in self.middle.values():
+            hidden = part(hidden)
+        loss = self.criterion(self.heads[0](hidden), batch[1])
+        self.log("loss", loss)
+        return loss
+
+
+def test_a_step_that_calls_submodules(tmp_path: Path) -> None:
     backend = CompileCounterWithBackend("aot_eager")
-    compiled = fit(tmp_path, Parts(), compile={"backend": backend}, limit_val_batches=0)
-    assert backend.frame_count >= 2  # the encoder and the head
-    same(compiled, fit(tmp_path, Parts(), limit_val_batches=0))
+    weights = []
+    for number, arguments in enumerate(({"compile": {"backend": backend, "fullgraph": True}}, {})):
+        settings = {
+            **QUIET,
+            "logger": False,
+            "enable_checkpointing": False,
+            "limit_val_batches": 0,
+            "default_root_dir": tmp_path / str(number),
+        }
+        model = Parts()
+        pl.Trainer(**settings, **arguments).fit(model, loader(20), loader(20))
+        weights.append(model.state_dict())
+    assert backend.frame_count == 12
+    assert all(weights[0][name].allclose(weights[1][name], atol=1e-4) for name in weights[1])
 
 
 def test_manual_optimization_accumulation_and_precision(tmp_path: Path) -> None:
