@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from raylit import callbacks, loggers, strategies, utilities
 from raylit.callbacks import Callback
+from raylit.check import CheckReport
 from raylit.datamodule import DataModule, LightningDataModule
 from raylit.job import Result
 from raylit.loggers import CSVLogger, MLFlowLogger
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _LAZY = {"Tuner": "raylit.tune", "SweepResult": "raylit.tune"}
 
 __all__ = [
-    "CSVLogger", "Callback", "DDPStrategy", "DataModule", "LightningDataModule", "LightningModule", "MLFlowLogger", "Result", "SweepResult",
+    "CSVLogger", "Callback", "CheckReport", "DDPStrategy", "DataModule", "LightningDataModule", "LightningModule", "MLFlowLogger", "Result", "SweepResult",
     "Trainer", "Tuner", "__version__", "callbacks", "loggers", "seed_everything", "strategies", "utilities",
 ]  # fmt: skip
 

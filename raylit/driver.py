@@ -21,11 +21,15 @@ from raylit.worker import status_of
 
 
 def check_model(fn: str, model: Any) -> LightningModule:
-    """Return `model` if it is a LightningModule.
+    """Return `model` if it is a LightningModule; of `torch.compile(model)`, the model, which remembers how it is to be compiled.
 
     Raises:
         TypeError: it is something else.
     """
+    wrapped = getattr(model, "_orig_mod", None)
+    if isinstance(wrapped, LightningModule):
+        wrapped._torch_compile = model.dynamo_ctx
+        return wrapped
     if not isinstance(model, LightningModule):
         kind = f"{type(model).__module__}.{type(model).__qualname__}"
         raise TypeError(f"Trainer.{fn} wants a LightningModule, but got a {kind}.{foreign_hint(model)}")
@@ -67,6 +71,10 @@ def launcher_for(job: Job) -> Launcher:
     """Return what starts the processes of a job: none here, or Ray's."""
     if job.trainer.num_workers == 0:
         return LocalLauncher()
+    if getattr(job.module, "_torch_compile", None) is not None:
+        raise ConfigError(
+            "What torch.compile(model) returned cannot be sent to Ray workers. Give them the model itself, and Trainer(compile=True)."
+        )
     from raylit.launch.ray_train import RayTrainLauncher
 
     return RayTrainLauncher()

@@ -128,7 +128,7 @@ class Metrics:
         entry.sync_epoch, entry.sync_step = sync_dist is not False, bool(sync_dist)
         if add_dataloader_idx and dataloader_idx is not None:
             entry.suffix = f"/dataloader_idx_{dataloader_idx}"
-        if _is_metric(value):
+        if is_metric(value):
             entry.metric = value
             named = self.module.named_modules() if self.module is not None else ()
             entry.metric_path = next((path for path, one in named if one is value), "")
@@ -137,7 +137,7 @@ class Metrics:
     @staticmethod
     def _replace(entry: Entry, value: Any) -> None:
         """Take another Metric under the same name, which is possible between epochs only: its state is that of the epoch."""
-        if entry.fresh or not _is_metric(value):
+        if entry.fresh or not is_metric(value):
             raise ConfigError(
                 f"self.log({entry.name!r}, ...) was given a Metric before, and now {value!r}. Make the Metric once, in __init__, and log the same one."
             )
@@ -311,7 +311,7 @@ def _reduction(reduce_fx: str | Callable[..., Any], name: str) -> str:
     return reduce
 
 
-def _is_metric(value: Any) -> bool:
+def is_metric(value: Any) -> bool:
     """Tell whether `value` is a torchmetrics.Metric, without importing torchmetrics where nobody else has."""
     torchmetrics = sys.modules.get("torchmetrics")
     return torchmetrics is not None and isinstance(value, torchmetrics.Metric)

@@ -392,7 +392,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, nn.Module):
         return module.to(first.device) if isinstance(first, Tensor) else module
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_trainer": None, "_metrics": None}
+        return {**super().__getstate__(), "_trainer": None, "_metrics": None, "_torch_compile": None}  # type: ignore[no-untyped-call]
 
 
 def _parameters_of(optimizer: Any) -> list[nn.Parameter]:

@@ -40,6 +40,7 @@ class Run:
         stage: what runs now: `train`, `sanity_check`, `validate`, `test`, `predict` or None.
         hooks: the overridden functions of each event.
         step_module: called with the arguments of `training_step`: the module wrapped by DDP, or None when alone.
+        compiled: what of the module is compiled while this run lasts.
         loaders: the loader of each stage, once it was asked for.
         val_entries: what validation logs; training has its own in `metrics`.
         resumed_from: what the checkpoint that this fit goes on from says of this rank alone, as far as it does; see `checkpoint/exact.py`.
@@ -67,6 +68,7 @@ class Run:
         self.zero_grad: Callable[[], None] = lambda: None
         self.schedulers: list[LRSchedulerConfig] = []
         self.step_module: nn.Module | None = None
+        self.compiled: list[nn.Module] = []
         self.loaders: dict[str, data.CombinedLoader] = {}
         self.loader_epoch: dict[str, int] = {}
         self.val_entries: dict[tuple[Any, ...], Entry] = {}
@@ -114,6 +116,16 @@ class Run:
             metrics.hook = "configure_gradient_clipping"
             module.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
         metrics.hook = before
+
+    def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
+        """Run the backward pass of manual optimization with its hooks."""
+        hook = self.metrics.hook
+        if self.precision.scaler is not None:
+            loss = self.precision.scaler.scale(loss)
+        self.fire("on_before_backward", loss)
+        self.call(self.module, "backward", loss, *args, **kwargs)
+        self.fire("on_after_backward")
+        self.metrics.hook = hook
 
     def prepare_calls(self) -> None:
         """Find out once what the loop would otherwise ask at every batch."""

@@ -54,6 +54,12 @@ def number_of_workers(num_workers: int | None, devices: Any, num_nodes: int, acc
     return total if total > 1 else 0
 
 
+def root_dir(given: str | os.PathLike[str] | None) -> str:
+    """Return the folder for whatever has none of its own: a URL as it is, else an absolute path; without one the current folder."""
+    root = os.fspath(given) if given is not None else os.getcwd()
+    return root if "://" in root else os.path.abspath(os.path.expanduser(root))
+
+
 def fast_dev_run(value: int | bool) -> int:
     """Return the number of batches of a trial run, 0 for a real one."""
     if isinstance(value, bool):
@@ -191,7 +197,6 @@ def print_results(fn: str, values: list[dict[str, float]]) -> None:
     """Print what an evaluation found as a table, a column for each loader."""
     if not any(values):
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("metric", *(f"loader {index}" if len(values) > 1 else fn for index in range(len(values))))
@@ -199,6 +204,13 @@ def print_results(fn: str, values: list[dict[str, float]]) -> None:
     for name in names:
         row = [next((f"{float(v):.6g}" for k, v in one.items() if k.split("/dataloader_idx_")[0] == name), "") for one in values]
         table.add_row(name, *row)
+    print_table(table)
+
+
+def print_table(table: Any) -> None:
+    """Print a table of `rich`."""
+    from rich.console import Console
+
     Console().print(table)
 
 

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from raylit import driver, settings
 from raylit.callbacks import Callback
+from raylit.check import CheckReport, check
 from raylit.checkpoint import dump, find, save
+from raylit.compiled import options_of
 from raylit.datamodule import LightningDataModule
 from raylit.errors import ConfigError, did_you_mean
 from raylit.job import Fn, Job, Result
@@ -35,6 +37,7 @@ class Trainer(RunView):
         strategy: how workers are kept in step: `auto`, `ddp`, `ddp_find_unused_parameters_true` or a DDPStrategy.
         devices: Lightning's spelling of workers per node: a number, or a list of GPUs. More than one means that many Ray workers.
         num_nodes: Lightning's spelling: workers are `devices * num_nodes`.
+        compile: whether modules are compiled by torch.compile; or its arguments: `{"mode": "max-autotune"}`.
         precision: `32-true`, `64-true`, `16-mixed`, `bf16-mixed`, `16-true`, `bf16-true`, or 64, 32, 16, `bf16`.
         logger: a logger or several; True for a CSVLogger, False for none.
         callbacks: a callback or several.
@@ -122,23 +125,22 @@ class Trainer(RunView):
         reload_dataloaders_every_n_epochs: int = 0,
         default_root_dir: str | os.PathLike[str] | None = None,
         enable_autolog_hparams: bool = True,
+        compile: bool | dict[str, Any] = False,
     ) -> None:
         self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        root = os.fspath(default_root_dir) if default_root_dir is not None else os.getcwd()
-        self.default_root_dir = root if "://" in root else os.path.abspath(os.path.expanduser(root))
+        self.default_root_dir = settings.root_dir(default_root_dir)
         settings.apply_environment(deterministic, benchmark)
         # where it runs
         self.num_workers = settings.number_of_workers(num_workers, devices, num_nodes, accelerator)
         self.num_nodes = num_nodes
         self.use_gpu = accelerator in ("gpu", "cuda") if use_gpu is None else use_gpu
         self.accelerator = ("gpu" if self.use_gpu else "cpu") if self.num_workers else "gpu" if use_gpu else accelerator
-        self.resources_per_worker = resources_per_worker
         self.max_failures = settings.at_least(0, max_failures=max_failures)
-        self.storage_path = storage_path
+        self.resources_per_worker, self.storage_path = resources_per_worker, storage_path
         self.strategy = find_strategy(strategy)
         self.precision = canonical(precision)
-        self.use_distributed_sampler = use_distributed_sampler
-        self.sync_batchnorm = sync_batchnorm
+        self.compile = options_of(compile)
+        self.use_distributed_sampler, self.sync_batchnorm = use_distributed_sampler, sync_batchnorm
         # how long, how often, how much
         self.fast_dev_run = settings.fast_dev_run(fast_dev_run)
         self.max_epochs, self.min_epochs = settings.epochs(
@@ -156,8 +158,7 @@ class Trainer(RunView):
         self.log_every_n_steps = settings.at_least(0, log_every_n_steps=50 if log_every_n_steps is None else log_every_n_steps)
         self.accumulate_grad_batches = settings.at_least(1, accumulate_grad_batches=accumulate_grad_batches)
         self.gradient_clip_val, self.gradient_clip_algorithm = settings.clipping(gradient_clip_val, gradient_clip_algorithm)
-        self.inference_mode = inference_mode
-        self.detect_anomaly = detect_anomaly
+        self.inference_mode, self.detect_anomaly = inference_mode, detect_anomaly
         self.reload_dataloaders_every_n_epochs = settings.at_least(0, reload_dataloaders_every_n_epochs=reload_dataloaders_every_n_epochs)
         self.enable_autolog_hparams = enable_autolog_hparams
         if self.overfit_batches > 0:
@@ -284,6 +285,20 @@ class Trainer(RunView):
             settings.print_results(fn, values)
         return values
 
+    def check(
+        self, model: LightningModule, train_dataloaders: Any = None, val_dataloaders: Any = None, datamodule: LightningDataModule | None = None,
+        verbose: bool = True,
+    ) -> CheckReport:  # fmt: skip
+        """Look for what is wrong with a model before it is trained, and estimate what an epoch costs; see `raylit.check`.
+
+        The arguments are as in `fit`. What is trained is a copy: model, data and random states are left as they are. `verbose` prints the findings.
+        """
+        given, datamodule = driver.check_data("check", {"train": train_dataloaders, "val": val_dataloaders}, datamodule)
+        report = check(self, driver.check_model("check", model), given, datamodule)
+        if verbose:
+            settings.print_table(report.table())
+        return report
+
     # ---- for callbacks and user code ----
 
     def save_checkpoint(
@@ -314,15 +329,8 @@ class Trainer(RunView):
 
     def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass with its hooks; see `LightningModule.manual_backward`."""
-        run = self._run
-        assert run is not None, "no job was run yet"
-        hook = run.metrics.hook
-        if run.precision.scaler is not None:
-            loss = run.precision.scaler.scale(loss)
-        run.fire("on_before_backward", loss)
-        run.call(run.module, "backward", loss, *args, **kwargs)
-        run.fire("on_after_backward")
-        run.metrics.hook = hook
+        assert self._run is not None, "no job was run yet"
+        self._run.backward(loss, *args, **kwargs)
 
     def all_gather(self, data: Any, sync_grads: bool = False) -> Any:
         """Stack the tensors of all ranks; see `LightningModule.all_gather`."""
@@ -333,10 +341,9 @@ class Trainer(RunView):
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on rank 0, above the progress bar."""
-        if not self.is_global_zero:
-            return
-        bar = self.progress_bar_callback
-        (bar.print if bar is not None else print)(*args, **kwargs)
+        if self.is_global_zero:
+            bar = self.progress_bar_callback
+            (bar.print if bar is not None else print)(*args, **kwargs)
 
     def replaced(self, **arguments: Any) -> Trainer:
         """Return a new Trainer with the arguments this one was made with, but for those given.
@@ -379,9 +386,8 @@ class Trainer(RunView):
 
     def begin(self, run: Run) -> None:
         """A job begins on this rank; the worker calls it."""
-        self._run = run
+        self._run, self._metrics = run, ({}, {}, {})
         self._module, self._datamodule = run.module, run.datamodule
-        self._metrics = ({}, {}, {})
         self.display = run.job.display
         self._state.fn, self._state.status = run.job.fn, "running"
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from raylit import checkpoint, evaluation, loop, optim
+from raylit import checkpoint, compiled, evaluation, loop, optim
 from raylit.callbacks import MONITORS, Callback, Checkpoint, ModelCheckpoint
 from raylit.checkpoint.file import plain_items
 from raylit.errors import ConfigError, Stopped
@@ -206,6 +206,7 @@ def place(run: Run) -> None:
     if trainer.sync_batchnorm and run.world.size > 1 and run.job.fn == "fit":
         nn.SyncBatchNorm.convert_sync_batchnorm(module)
     module.to(run.device)
+    run.compiled = compiled.compile_modules(run)
     if run.job.fn == "fit":
         run.metrics.hook = "configure_optimizers"
         run.optimizers, run.schedulers = optim.configure(module)
@@ -362,6 +363,7 @@ def _gather_predictions(run: Run, value: Any) -> Any:
 
 def detach(run: Run) -> None:
     """Cut the ties that would keep the run alive."""
+    compiled.restore(run.compiled)
     run.module._metrics = None
     for child in run.module.modules():
         if isinstance(child, LightningModule):

@@ -8,6 +8,7 @@ from raylit.callbacks.learning_rate_monitor import LearningRateMonitor
 from raylit.callbacks.model_checkpoint import ModelCheckpoint
 from raylit.callbacks.model_summary import ModelSummary, RichModelSummary
 from raylit.callbacks.progress_bar import ProgressBar, RichProgressBar, TQDMProgressBar
+from raylit.callbacks.regularization import Regularization
 from raylit.callbacks.timer import Timer
 
 # They watch metrics, so at the end of an epoch they come after the module, which may still log some.
@@ -23,6 +24,7 @@ __all__ = [
     "ModelCheckpoint",
     "ModelSummary",
     "ProgressBar",
+    "Regularization",
     "RichModelSummary",
     "RichProgressBar",
     "TQDMProgressBar",

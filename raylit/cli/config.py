@@ -23,6 +23,7 @@ from raylit.version import __version__
 
 # What the methods of Trainer take beside model and data, as in LightningCLI: name to type and default.
 ARGUMENTS: dict[str, dict[str, tuple[Any, Any]]] = {
+    "check": {},
     "fit": {},
     "validate": {"verbose": (bool, True)},
     "test": {"verbose": (bool, True)},
@@ -58,7 +59,7 @@ class Config:
     """What a command is to run: checked, complete, nothing made yet.
 
     Attributes:
-        command: `fit`, `validate`, `test`, `predict` or `tune`.
+        command: `check`, `fit`, `validate`, `test`, `predict` or `tune`.
         values: every key of the config.
         parser: that made it.
         sources: the files and flags it came from.

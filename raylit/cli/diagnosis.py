@@ -54,7 +54,7 @@ def explain(sources: Sequence[Source], text: str, command: str) -> str:
     Args:
         sources: files and flags, in their order.
         text: what jsonargparse says.
-        command: `fit`, `validate`, `test`, `predict` or `tune`.
+        command: `check`, `fit`, `validate`, `test`, `predict` or `tune`.
     """
     inspector = Inspector(command)
     for source in sources:

@@ -1,11 +1,12 @@
 """The help texts. Written by hand: what is made from signatures is too long to read."""
 
-COMMANDS = ("fit", "validate", "test", "predict", "tune", "ui")
+COMMANDS = ("check", "fit", "validate", "test", "predict", "tune", "ui")
 
 GENERAL = """\
 usage: raylit COMMAND [flags]
 
 commands:
+  check      look for what is wrong with a model before it is trained
   fit        train a model
   validate   run its validation
   test       run its test
@@ -48,6 +49,11 @@ def _help(command: str, what: str, example: str, flags: str = "") -> str:
 _CKPT = "  --ckpt_path PATH         checkpoint to load: a path, `last` or `best`\n"
 
 HELP = {
+    "check": _help(
+        "check",
+        "Look for what is wrong with a model before it is trained, and estimate what an epoch costs. Exit code 1 if there is a problem.",
+        "raylit check --config configs/digits.yaml",
+    ),
     "fit": _help(
         "fit",
         "Train a model.",

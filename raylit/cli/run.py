@@ -1,4 +1,4 @@
-"""`raylit fit`, `validate`, `test` and `predict`."""
+"""`raylit fit`, `validate`, `test`, `predict` and `check`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from raylit.trainer import Trainer
 
 
 def run(command: str, args: list[str], options: Namespace) -> None:
-    """Run one of the four commands.
+    """Run one of the five commands.
 
     Args:
         command: which.
@@ -45,6 +45,9 @@ def run(command: str, args: list[str], options: Namespace) -> None:
         print(config.text, end="")
         return
     config.seed()
+    if command == "check":
+        check(config)
+        return
     keeper = SaveConfigCallback("")
     trainer = make_trainer(config, [keeper])
     ckpt_path = find_checkpoint(command, trainer, config.values.ckpt_path, getattr(options, "resume", False))
@@ -69,6 +72,22 @@ def run(command: str, args: list[str], options: Namespace) -> None:
         report.end_of_predict(result, output)
     elif not any(result):
         print(f"Nothing was logged: call self.log in {type(model).__name__}.{'validation' if command == 'validate' else 'test'}_step.")
+
+
+def check(config: Config) -> None:
+    """Check the model of a config.
+
+    Raises:
+        SystemExit: with code 1; there is a problem.
+    """
+    if config.values.ckpt_path is not None:
+        info(f"ckpt_path: {config.values.ckpt_path} is left out: a check is of the model as it is before training.")
+    trainer = make_trainer(config)
+    model, data = config.make_model_and_data()
+    report.begin("check", trainer, model, data, None)
+    found = trainer.check(model, datamodule=data)
+    if not found.ok:
+        sys.exit(1)
 
 
 def make_trainer(config: Config, more_callbacks: Sequence[Callback] = ()) -> Trainer:

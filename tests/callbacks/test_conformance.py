@@ -15,6 +15,7 @@ from raylit.callbacks import (
     ModelCheckpoint,
     ModelSummary,
     ProgressBar,
+    Regularization,
     RichModelSummary,
     Timer,
 )
@@ -81,6 +82,14 @@ class TestProgressBar(CallbackConformance):
     @pytest.fixture
     def make(self) -> Callable[[], Callback]:
         return ProgressBar
+
+
+class TestRegularization(CallbackConformance):
+    changes_training = True
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: Regularization(l1=1e-3, l2=1e-2, groups={"layer.bias": {"l2": 0.1}}, log_penalty=True)
 
 
 class TestLambdaCallback(CallbackConformance):

@@ -165,3 +165,43 @@ def test_the_config_replaces_the_optimizer_of_the_model_and_says_so(main: Callab
     done = main("fit", *GOOD, "--optimizer", "Adagrad", "--trainer.callbacks=LearningRateMonitor")
     assert done.code == 0, done
     assert "lr-Adagrad" in rows(lab / "lightning_logs/version_0")[0]
+
+
+def test_regularization_from_a_file(main: Callable[..., Done], lab: Path) -> None:
+    (lab / "l.yaml").write_text(
+        """
+trainer:
+  callbacks:
+    - class_path: raylit.callbacks.Regularization
+      init_args:
+        l1: 0.5
+        l2: 1.0e-3
+        groups: {"net.3.*": {l1: 0.0}}
+        log_penalty: true
+  logger: {class_path: CSVLogger, init_args: {save_dir: ., version: "0"}}
+"""
+    )
+    done = main("fit", *GOOD, "--config", "l.yaml", "--trainer.max_epochs", "40", "--model.lr", "0.002")
+    assert done.code == 0, done
+    (folder,) = (path.parent for path in lab.rglob("metrics.csv"))
+    assert all(float(row["penalty"]) >= 0 for row in rows(folder) if row.get("penalty"))
+    assert any(row.get("penalty") for row in rows(folder))
+    weights = torch.load(next(lab.rglob("*.ckpt")), weights_only=True)["state_dict"]
+    assert weights["net.0.weight"].abs().median() < 0.002 < 0.02 < weights["net.3.weight"].abs().median()
+    wrong = main("fit", *GOOD, "--config", "l.yaml", "--trainer.callbacks.init_args.l1", "-1.0")
+    assert wrong.code == 2
+    assert "Regularization(l1=-1.0): give a number of at least 0." in wrong.err
+
+
+def test_compile_from_a_file_and_from_a_flag(main: Callable[..., Done], lab: Path) -> None:
+    (lab / "c.yaml").write_text("trainer:\n  compile: {backend: aot_eager, dynamic: false}\n")
+    assert printed(main("fit", *GOOD, "--config", "c.yaml", "--print_config"))["trainer"]["compile"] == {
+        "backend": "aot_eager",
+        "dynamic": False,
+    }
+    done = main("fit", *GOOD, "--config", "c.yaml")
+    assert done.code == 0, done
+    assert printed(main("fit", *GOOD, "--trainer.compile", "true", "--print_config"))["trainer"]["compile"] is True
+    wrong = main("fit", *GOOD, "--trainer.compile", "{backnd: eager}")
+    assert wrong.code == 2
+    assert "torch.compile has no argument 'backnd'. Did you mean 'backend'?" in wrong.err

@@ -378,3 +378,24 @@ def test_a_validation_that_was_due_when_the_checkpoint_was_saved_is_made_up_for(
         return calls
 
     assert both(scenario, tmp_path) == ([4], [2, 4])
+
+
+def test_a_compiled_model_may_log(tmp_path: Path) -> None:
+    def scenario(pl: Any, root: Path) -> Any:
+        class Logs(model_class(pl)):  # type: ignore[misc]
+            def training_step(self, batch: Any, batch_idx: int) -> Any:
+                loss = self(batch).square().mean()
+                self.log("train_loss", loss)
+                return loss
+
+        torch._dynamo.reset()
+        one = trainer(pl, root)
+        try:
+            one.fit(torch.compile(Logs(), backend="eager"), loader(3))
+        except Exception as error:
+            return [type(error).__name__]
+        return ["train_loss" in one.callback_metrics, one.global_step > 0]
+
+    theirs, ours = both(scenario, tmp_path)
+    assert theirs == ["InternalTorchDynamoError"]
+    assert ours == [True, True]
