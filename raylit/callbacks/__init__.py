@@ -3,6 +3,7 @@
 from raylit.callbacks.callback import Callback
 from raylit.callbacks.checkpoint import Checkpoint
 from raylit.callbacks.early_stopping import EarlyStopping
+from raylit.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
 from raylit.callbacks.lambda_callback import LambdaCallback
 from raylit.callbacks.learning_rate_monitor import LearningRateMonitor
 from raylit.callbacks.model_checkpoint import ModelCheckpoint
@@ -18,6 +19,7 @@ __all__ = [
     "Callback",
     "Checkpoint",
     "EarlyStopping",
+    "GradientAccumulationScheduler",
     "LambdaCallback",
     "LearningRateMonitor",
     "ModelCheckpoint",

@@ -10,6 +10,7 @@ import pytest
 from raylit.callbacks import (
     Callback,
     EarlyStopping,
+    GradientAccumulationScheduler,
     LambdaCallback,
     LearningRateMonitor,
     ModelCheckpoint,
@@ -81,6 +82,14 @@ class TestProgressBar(CallbackConformance):
     @pytest.fixture
     def make(self) -> Callable[[], Callback]:
         return ProgressBar
+
+
+class TestGradientAccumulationScheduler(CallbackConformance):
+    changes_training = True
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: GradientAccumulationScheduler({1: 2})
 
 
 class TestLambdaCallback(CallbackConformance):
