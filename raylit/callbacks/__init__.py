@@ -10,6 +10,7 @@ from raylit.callbacks.model_checkpoint import ModelCheckpoint
 from raylit.callbacks.model_summary import ModelSummary, RichModelSummary
 from raylit.callbacks.progress_bar import ProgressBar, RichProgressBar, TQDMProgressBar
 from raylit.callbacks.timer import Timer
+from raylit.callbacks.weight_averaging import EMAWeightAveraging, WeightAveraging
 
 # They watch metrics, so at the end of an epoch they come after the module, which may still log some.
 MONITORS = (EarlyStopping, Checkpoint)
@@ -18,6 +19,7 @@ __all__ = [
     "MONITORS",
     "Callback",
     "Checkpoint",
+    "EMAWeightAveraging",
     "EarlyStopping",
     "GradientAccumulationScheduler",
     "LambdaCallback",
@@ -29,4 +31,5 @@ __all__ = [
     "RichProgressBar",
     "TQDMProgressBar",
     "Timer",
+    "WeightAveraging",
 ]

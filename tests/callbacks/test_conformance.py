@@ -10,6 +10,7 @@ import pytest
 from raylit.callbacks import (
     Callback,
     EarlyStopping,
+    EMAWeightAveraging,
     GradientAccumulationScheduler,
     LambdaCallback,
     LearningRateMonitor,
@@ -18,6 +19,7 @@ from raylit.callbacks import (
     ProgressBar,
     RichModelSummary,
     Timer,
+    WeightAveraging,
 )
 from raylit.testing import CallbackConformance
 
@@ -90,6 +92,22 @@ class TestGradientAccumulationScheduler(CallbackConformance):
     @pytest.fixture
     def make(self) -> Callable[[], Callback]:
         return lambda: GradientAccumulationScheduler({1: 2})
+
+
+class TestWeightAveraging(CallbackConformance):
+    changes_training = True
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return WeightAveraging
+
+
+class TestEMAWeightAveraging(CallbackConformance):
+    changes_training = True
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: EMAWeightAveraging(decay=0.9, update_every_n_steps=2)
 
 
 class TestLambdaCallback(CallbackConformance):

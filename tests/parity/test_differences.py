@@ -378,3 +378,48 @@ def test_a_validation_that_was_due_when_the_checkpoint_was_saved_is_made_up_for(
         return calls
 
     assert both(scenario, tmp_path) == ([4], [2, 4])
+
+
+def test_weight_averaging_that_begins_late(tmp_path: Path) -> None:
+    """Until then Lightning validates and saves the weights of before the fit, and ends with them if it never began."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        average = pl.callbacks.EMAWeightAveraging(update_starting_at_step=1000)
+        saver = pl.callbacks.ModelCheckpoint(root)
+        model = model_class(pl)()
+        before = model.layer.weight.clone()
+        trainer(pl, root, callbacks=[average, saver], max_epochs=1).fit(model, loader(4), loader(1))
+        saved = torch.load(saver.best_model_path, weights_only=True)
+        return [torch.equal(before, weight) for weight in (model.layer.weight, saved["state_dict"]["layer.weight"])]
+
+    assert both(scenario, tmp_path) == ([True, True], [False, False])
+
+
+def test_weight_averaging_tests_the_average_of_a_checkpoint(tmp_path: Path) -> None:
+    """The Trainer that has fitted loads a checkpoint for test: Lightning takes the weights of training from it."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        saver, model = pl.callbacks.ModelCheckpoint(root), model_class(pl)()
+        one = trainer(pl, root, callbacks=[pl.callbacks.WeightAveraging(), saver], max_epochs=1)
+        one.fit(model, loader(4), loader(1))
+        one.test(model, loader(1), ckpt_path=saver.best_model_path, verbose=False)
+        saved = torch.load(saver.best_model_path, weights_only=True)
+        return [torch.equal(model.layer.weight, saved[key]["layer.weight"]) for key in ("state_dict", "current_model_state")]
+
+    assert both(scenario, tmp_path) == ([False, True], [True, False])
+
+
+def test_accumulation_by_epoch_goes_on_within_an_epoch(tmp_path: Path) -> None:
+    """Lightning accumulates nothing in the rest of that epoch."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        path, model, steps = root / "one.ckpt", scheduled(pl), []
+        for callbacks, ckpt_path in (([saving_at(pl, "on_train_batch_end", path, 1)], None), ([], path)):
+            one = trainer(pl, root, callbacks=[pl.callbacks.GradientAccumulationScheduler({0: 2}), *callbacks], max_epochs=1)
+            one.fit(model(), loader(6), ckpt_path=ckpt_path)
+            steps.append(one.global_step)
+        return steps
+
+    theirs, ours = both(scenario, tmp_path)
+    assert ours == [3, 3]
+    assert theirs[1] > 3
