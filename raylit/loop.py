@@ -64,6 +64,7 @@ def fit(run: Run) -> None:
             progress.epochs_begun = progress.epochs_processed + 1
             run.fire("on_train_epoch_start")
             progress.start_epoch()
+        run.wrap()  # hooks may have frozen or unfrozen parameters
         if progress.batches_done < progress.batch:
             finish_batch(run)
         with suppress(StopIteration):  # raised by a user's hook, it ends the epoch

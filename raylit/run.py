@@ -17,7 +17,7 @@ from raylit.hooks import Hooks, is_overridden
 from raylit.messages import warn_once
 from raylit.metrics import Entry, Metrics, to_numbers
 from raylit.module import LightningModule
-from raylit.parallel import Precision, World
+from raylit.parallel import Precision, World, find_strategy
 from raylit.progress import Progress
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class Run:
         self.wrapped_optimizers: list[LightningOptimizer] = []
         self.schedulers: list[LRSchedulerConfig] = []
         self.step_module: nn.Module | None = None
+        self._wrapped_for: list[bool] = []
         self.loaders: dict[str, data.CombinedLoader] = {}
         self.loader_epoch: dict[str, int] = {}
         self.val_entries: dict[tuple[Any, ...], Entry] = {}
@@ -143,6 +144,18 @@ class Run:
             return self.call(owners[2], names[2], batch, dataloader_idx)
 
         return transfer
+
+    def wrap(self) -> None:
+        """Wrap the module for data parallelism; anew if other parameters require gradients than when it was wrapped last.
+
+        DDP synchronizes the gradients of those that required one when it was made: one unfrozen since would differ from rank to rank.
+        """
+        if self.world.size == 1:
+            return
+        required = [parameter.requires_grad for parameter in self.module.parameters()]
+        if required != self._wrapped_for:
+            self.step_module = None  # its hooks go with it
+            self.step_module, self._wrapped_for = find_strategy(self.trainer.strategy).wrap(self.module, self.world), required
 
     # ---- data ----
 

@@ -3,6 +3,7 @@
 from raylit.callbacks.callback import Callback
 from raylit.callbacks.checkpoint import Checkpoint
 from raylit.callbacks.early_stopping import EarlyStopping
+from raylit.callbacks.finetuning import BackboneFinetuning, BaseFinetuning
 from raylit.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
 from raylit.callbacks.lambda_callback import LambdaCallback
 from raylit.callbacks.learning_rate_monitor import LearningRateMonitor
@@ -17,6 +18,8 @@ MONITORS = (EarlyStopping, Checkpoint)
 
 __all__ = [
     "MONITORS",
+    "BackboneFinetuning",
+    "BaseFinetuning",
     "Callback",
     "Checkpoint",
     "EMAWeightAveraging",

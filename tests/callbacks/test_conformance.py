@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor, nn
 
 from raylit.callbacks import (
+    BackboneFinetuning,
     Callback,
     EarlyStopping,
     EMAWeightAveraging,
@@ -21,7 +23,7 @@ from raylit.callbacks import (
     Timer,
     WeightAveraging,
 )
-from raylit.testing import CallbackConformance
+from raylit.testing import CallbackConformance, TinyModel
 
 
 class TestEarlyStopping(CallbackConformance):
@@ -108,6 +110,24 @@ class TestEMAWeightAveraging(CallbackConformance):
     @pytest.fixture
     def make(self) -> Callable[[], Callback]:
         return lambda: EMAWeightAveraging(decay=0.9, update_every_n_steps=2)
+
+
+class WithBackbone(TinyModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.backbone(x))
+
+
+class TestBackboneFinetuning(CallbackConformance):
+    changes_training = True
+    model = WithBackbone
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: BackboneFinetuning(1, train_bn=False)
 
 
 class TestLambdaCallback(CallbackConformance):

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, RandomSampler
 import raylit
 from tests.parity.harness import Rows, loader, model_class, quiet, run, trainer
 from tests.parity.test_checkpoints import saving_at, scheduled
+from tests.parity.test_finetuning import with_backbone
 
 
 def both(scenario: Any, tmp_path: Path) -> tuple[Any, Any]:
@@ -423,3 +424,29 @@ def test_accumulation_by_epoch_goes_on_within_an_epoch(tmp_path: Path) -> None:
     theirs, ours = both(scenario, tmp_path)
     assert ours == [3, 3]
     assert theirs[1] > 3
+
+
+def test_finetuning_that_goes_on(tmp_path: Path) -> None:
+    """Lightning freezes again what was unfrozen before the checkpoint."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        saver, model = pl.callbacks.ModelCheckpoint(root), with_backbone(pl)
+        trainer(pl, root, callbacks=[pl.callbacks.BackboneFinetuning(1), saver]).fit(model(), loader(3))
+        again = model()
+        trainer(pl, root, callbacks=[pl.callbacks.BackboneFinetuning(1)], max_epochs=3).fit(
+            again, loader(3), ckpt_path=saver.best_model_path
+        )
+        return again.backbone[0].weight.requires_grad
+
+    assert both(scenario, tmp_path) == (False, True)
+
+
+def test_finetuning_of_parameters_with_equal_values(tmp_path: Path) -> None:
+    """Lightning takes them for the same; those of new batch norms are all alike."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        one, other = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+        return len(pl.callbacks.BaseFinetuning.filter_on_optimizer(torch.optim.SGD([one], lr=0.1), [other]))
+
+    theirs, ours = both(scenario, tmp_path)
+    assert (theirs, ours) == (0, 1)
