@@ -81,6 +81,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     automatic, num_batches = run.module.automatic_optimization, trainer.num_training_batches
     accumulate, log_every = trainer.accumulate_grad_batches, trainer.log_every_n_steps
     use_closure = automatic and run.needs_closure
+    run.forward_only = not automatic or trainer._skip_backward
     alone = run.world.size == 1
     if progress.batch:
         batches = islice(batches, progress.batch, None)
@@ -167,7 +168,7 @@ def train_batch(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
                 output = training_step(*args)
         else:
             output = training_step(*args)
-        if not run.module.automatic_optimization:
+        if run.forward_only:
             return output
         loss = loss_of(run, output)
         optimizer = run.optimizers[0]
@@ -244,7 +245,7 @@ def loss_of(run: Run, output: Any) -> Tensor | None:
 def batch_outputs(run: Run, output: Any) -> dict[str, Any]:
     """Return what `on_train_batch_end` gets: the loss, detached and divided as it went backward, and the other keys of a dict."""
     extra = {key: value for key, value in output.items() if key != "loss"} if isinstance(output, Mapping) else {}
-    if run.module.automatic_optimization:
+    if not run.forward_only:
         return {} if run.loss is None else {"loss": unscaled_loss(run, output), **extra}
     loss = output.get("loss") if isinstance(output, Mapping) else output
     return extra if loss is None else {"loss": loss.detach(), **extra}

@@ -38,6 +38,7 @@ class Run:
         step_module: called with the arguments of `training_step`: the module wrapped by DDP, or None when alone.
         loaders: the loader of each stage, once it was asked for.
         val_entries: what validation logs; training has its own in `metrics`.
+        forward_only: whether a training batch ends with `training_step`: what follows is up to it, or is not wanted.
         stop_agreed: whether `trainer.should_stop` is the same on all ranks; then, and not before, they may stop.
         sigterm_agreed: likewise for `received_sigterm`.
         last_validation: monotonic seconds at the end of the last validation.
@@ -75,6 +76,7 @@ class Run:
         self.transfer: Callable[[Any, int], Any] | None = None
         self.loss: torch.Tensor | None = None
         self.accumulating = True
+        self.forward_only = False
         self.needs_closure = self.checks_validation = self.said_minimum = False
         self.said_left_out: set[int] = set()
 

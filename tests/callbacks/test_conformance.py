@@ -20,6 +20,7 @@ from raylit.callbacks import (
     ModelSummary,
     ProgressBar,
     RichModelSummary,
+    StochasticWeightAveraging,
     Timer,
     WeightAveraging,
 )
@@ -110,6 +111,14 @@ class TestEMAWeightAveraging(CallbackConformance):
     @pytest.fixture
     def make(self) -> Callable[[], Callback]:
         return lambda: EMAWeightAveraging(decay=0.9, update_every_n_steps=2)
+
+
+class TestStochasticWeightAveraging(CallbackConformance):
+    changes_training = True
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: StochasticWeightAveraging(0.05, swa_epoch_start=1)
 
 
 class WithBackbone(TinyModel):

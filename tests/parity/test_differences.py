@@ -16,6 +16,7 @@ import raylit
 from tests.parity.harness import Rows, loader, model_class, quiet, run, trainer
 from tests.parity.test_checkpoints import saving_at, scheduled
 from tests.parity.test_finetuning import with_backbone
+from tests.parity.test_stochastic_weight_averaging import net
 
 
 def both(scenario: Any, tmp_path: Path) -> tuple[Any, Any]:
@@ -450,3 +451,33 @@ def test_finetuning_of_parameters_with_equal_values(tmp_path: Path) -> None:
 
     theirs, ours = both(scenario, tmp_path)
     assert (theirs, ours) == (0, 1)
+
+
+def test_stochastic_weight_averaging_ends_with_the_mean(tmp_path: Path) -> None:
+    """Lightning takes a step in the epoch for batch norm, with the gradients of the one before if there is no validation to clear them."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        begins: list[Any] = []
+
+        class Watch(pl.Callback):  # type: ignore[misc]
+            def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+                begins.append(module.layer.weight.detach().clone())
+
+        model = net(pl)()
+        one = trainer(pl, root, callbacks=[pl.callbacks.StochasticWeightAveraging(0.05, 1), Watch()], max_epochs=3)
+        one.fit(model, loader(4))
+        return one.global_step, torch.allclose(model.layer.weight, torch.stack(begins[:3]).mean(0))
+
+    assert both(scenario, tmp_path) == ([13, False], [12, True])
+
+
+def test_stochastic_weight_averaging_that_never_began(tmp_path: Path) -> None:
+    """Lightning ends with the weights from before the fit."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        model = model_class(pl)()
+        before = model.layer.weight.clone()
+        trainer(pl, root, callbacks=[pl.callbacks.StochasticWeightAveraging(0.05, 9)]).fit(model, loader(4))
+        return torch.equal(model.layer.weight, before)
+
+    assert both(scenario, tmp_path) == (True, False)
