@@ -64,6 +64,7 @@ def fit(run: Run) -> None:
             progress.epochs_begun = progress.epochs_processed + 1
             run.fire("on_train_epoch_start")
             progress.start_epoch()
+        run.wrap()  # hooks may have frozen or unfrozen parameters
         if progress.batches_done < progress.batch:
             finish_batch(run)
         with suppress(StopIteration):  # raised by a user's hook, it ends the epoch
@@ -80,6 +81,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     automatic, num_batches = run.module.automatic_optimization, trainer.num_training_batches
     accumulate, log_every = trainer.accumulate_grad_batches, trainer.log_every_n_steps
     use_closure = automatic and run.needs_closure
+    run.forward_only = not automatic or trainer._skip_backward
     alone = run.world.size == 1
     ahead = None if num_batches != float("inf") else next(batches, None)
     while not (
@@ -172,7 +174,7 @@ def train_batch(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
                 output = training_step(*args)
         else:
             output = training_step(*args)
-        if not run.module.automatic_optimization:
+        if run.forward_only:
             return output
         loss = loss_of(run, output)
         optimizer = run.optimizers[0]
@@ -248,7 +250,7 @@ def loss_of(run: Run, output: Any) -> Tensor | None:
 
 def batch_outputs(run: Run, output: Any) -> dict[str, Any]:
     """Return what `on_train_batch_end` gets: the loss, detached and divided as it went backward, and the other keys of a dict."""
-    if not run.module.automatic_optimization:
+    if run.forward_only:
         loss = output.get("loss") if isinstance(output, Mapping) else output
     elif run.precision.scaler is not None:
         loss = loss_of(run, output)  # what went backward is scaled

@@ -62,6 +62,7 @@ class RunView:
     _metrics: tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
     _module: LightningModule | None
     _datamodule: LightningDataModule | None
+    _skip_backward: bool = False  # whether epochs that begin now go forward only, without learning
 
     # ---- where it is ----
     @property

@@ -21,7 +21,7 @@ from raylit.job import Job, Result
 from raylit.messages import warn
 from raylit.metrics import to_numbers
 from raylit.module import LightningModule
-from raylit.parallel import World, find_strategy
+from raylit.parallel import World
 from raylit.run import Run
 
 
@@ -213,8 +213,7 @@ def place(run: Run) -> None:
         run.metrics.hook = None
         run.zero_grad = optim.zero_grad_of(run.optimizers[0])
         run.wrapped_optimizers = [optim.LightningOptimizer(optimizer, run) for optimizer in run.optimizers]
-        if run.world.size > 1:
-            run.step_module = find_strategy(trainer.strategy).wrap(module, run.world)
+        run.wrap()
         run.needs_closure = is_overridden("optimizer_step", module, LightningModule) or optim.wants_closure(run.optimizers[0])
     run.prepare_calls()
     # hooks may have been set on the instances in setup

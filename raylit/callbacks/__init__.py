@@ -3,22 +3,30 @@
 from raylit.callbacks.callback import Callback
 from raylit.callbacks.checkpoint import Checkpoint
 from raylit.callbacks.early_stopping import EarlyStopping
+from raylit.callbacks.finetuning import BackboneFinetuning, BaseFinetuning
+from raylit.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
 from raylit.callbacks.lambda_callback import LambdaCallback
 from raylit.callbacks.learning_rate_monitor import LearningRateMonitor
 from raylit.callbacks.model_checkpoint import ModelCheckpoint
 from raylit.callbacks.model_summary import ModelSummary, RichModelSummary
 from raylit.callbacks.progress_bar import ProgressBar, RichProgressBar, TQDMProgressBar
 from raylit.callbacks.regularization import Regularization
+from raylit.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
 from raylit.callbacks.timer import Timer
+from raylit.callbacks.weight_averaging import EMAWeightAveraging, WeightAveraging
 
 # They watch metrics, so at the end of an epoch they come after the module, which may still log some.
 MONITORS = (EarlyStopping, Checkpoint)
 
 __all__ = [
     "MONITORS",
+    "BackboneFinetuning",
+    "BaseFinetuning",
     "Callback",
     "Checkpoint",
+    "EMAWeightAveraging",
     "EarlyStopping",
+    "GradientAccumulationScheduler",
     "LambdaCallback",
     "LearningRateMonitor",
     "ModelCheckpoint",
@@ -27,6 +35,8 @@ __all__ = [
     "Regularization",
     "RichModelSummary",
     "RichProgressBar",
+    "StochasticWeightAveraging",
     "TQDMProgressBar",
     "Timer",
+    "WeightAveraging",
 ]

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor, nn
 
 from raylit.callbacks import (
+    BackboneFinetuning,
     Callback,
     EarlyStopping,
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
     LambdaCallback,
     LearningRateMonitor,
     ModelCheckpoint,
@@ -17,9 +21,11 @@ from raylit.callbacks import (
     ProgressBar,
     Regularization,
     RichModelSummary,
+    StochasticWeightAveraging,
     Timer,
+    WeightAveraging,
 )
-from raylit.testing import CallbackConformance
+from raylit.testing import CallbackConformance, TinyModel
 
 
 class TestEarlyStopping(CallbackConformance):
@@ -90,6 +96,56 @@ class TestRegularization(CallbackConformance):
     @pytest.fixture
     def make(self) -> Callable[[], Callback]:
         return lambda: Regularization(l1=1e-3, l2=1e-2, groups={"layer.bias": {"l2": 0.1}}, log_penalty=True)
+
+
+class TestGradientAccumulationScheduler(CallbackConformance):
+    changes_training = True
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: GradientAccumulationScheduler({1: 2})
+
+
+class TestWeightAveraging(CallbackConformance):
+    changes_training = True
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return WeightAveraging
+
+
+class TestEMAWeightAveraging(CallbackConformance):
+    changes_training = True
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: EMAWeightAveraging(decay=0.9, update_every_n_steps=2)
+
+
+class TestStochasticWeightAveraging(CallbackConformance):
+    changes_training = True
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: StochasticWeightAveraging(0.05, swa_epoch_start=1)
+
+
+class WithBackbone(TinyModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.backbone(x))
+
+
+class TestBackboneFinetuning(CallbackConformance):
+    changes_training = True
+    model = WithBackbone
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: BackboneFinetuning(1, train_bn=False)
 
 
 class TestLambdaCallback(CallbackConformance):
