@@ -10,6 +10,7 @@ from raylit.callbacks.learning_rate_monitor import LearningRateMonitor
 from raylit.callbacks.model_checkpoint import ModelCheckpoint
 from raylit.callbacks.model_summary import ModelSummary, RichModelSummary
 from raylit.callbacks.progress_bar import ProgressBar, RichProgressBar, TQDMProgressBar
+from raylit.callbacks.pruning import ModelPruning
 from raylit.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
 from raylit.callbacks.timer import Timer
 from raylit.callbacks.weight_averaging import EMAWeightAveraging, WeightAveraging
@@ -29,6 +30,7 @@ __all__ = [
     "LambdaCallback",
     "LearningRateMonitor",
     "ModelCheckpoint",
+    "ModelPruning",
     "ModelSummary",
     "ProgressBar",
     "RichModelSummary",

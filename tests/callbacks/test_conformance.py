@@ -17,6 +17,7 @@ from raylit.callbacks import (
     LambdaCallback,
     LearningRateMonitor,
     ModelCheckpoint,
+    ModelPruning,
     ModelSummary,
     ProgressBar,
     RichModelSummary,
@@ -119,6 +120,22 @@ class TestStochasticWeightAveraging(CallbackConformance):
     @pytest.fixture
     def make(self) -> Callable[[], Callback]:
         return lambda: StochasticWeightAveraging(0.05, swa_epoch_start=1)
+
+
+class TestModelPruning(CallbackConformance):
+    changes_training = True
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: ModelPruning("l1_unstructured", amount=0.2)
+
+
+class TestModelPruningWithMasks(CallbackConformance):
+    changes_training = True
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: ModelPruning("l1_unstructured", make_pruning_permanent=False, use_lottery_ticket_hypothesis=False)
 
 
 class WithBackbone(TinyModel):
