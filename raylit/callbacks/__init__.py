@@ -11,6 +11,7 @@ from raylit.callbacks.model_checkpoint import ModelCheckpoint
 from raylit.callbacks.model_summary import ModelSummary, RichModelSummary
 from raylit.callbacks.progress_bar import ProgressBar, RichProgressBar, TQDMProgressBar
 from raylit.callbacks.pruning import ModelPruning
+from raylit.callbacks.spike_detection import SpikeDetection
 from raylit.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
 from raylit.callbacks.timer import Timer
 from raylit.callbacks.weight_averaging import EMAWeightAveraging, WeightAveraging
@@ -35,6 +36,7 @@ __all__ = [
     "ProgressBar",
     "RichModelSummary",
     "RichProgressBar",
+    "SpikeDetection",
     "StochasticWeightAveraging",
     "TQDMProgressBar",
     "Timer",

@@ -21,6 +21,7 @@ from raylit.callbacks import (
     ModelSummary,
     ProgressBar,
     RichModelSummary,
+    SpikeDetection,
     StochasticWeightAveraging,
     Timer,
     WeightAveraging,
@@ -136,6 +137,12 @@ class TestModelPruningWithMasks(CallbackConformance):
     @pytest.fixture
     def make(self) -> Callable[[], Callback]:
         return lambda: ModelPruning("l1_unstructured", make_pruning_permanent=False, use_lottery_ticket_hypothesis=False)
+
+
+class TestSpikeDetection(CallbackConformance):
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: SpikeDetection(rtol=100.0)
 
 
 class WithBackbone(TinyModel):

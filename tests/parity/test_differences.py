@@ -513,3 +513,19 @@ def test_pruning_that_goes_on(tmp_path: Path) -> None:
     theirs, ours = both(scenario, tmp_path)
     assert ours[0] < ours[1] == ours[2] == theirs[2]
     assert theirs[1] < theirs[2]
+
+
+def test_spike_detection_that_goes_on(tmp_path: Path) -> None:
+    """Lightning cannot load what it has saved."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        saver = pl.callbacks.ModelCheckpoint(root)
+        trainer(pl, root, callbacks=[pl.callbacks.SpikeDetection(), saver]).fit(model_class(pl)(), loader(2))
+        one = trainer(pl, root, callbacks=[pl.callbacks.SpikeDetection()], max_epochs=3)
+        try:
+            one.fit(model_class(pl)(), loader(2), ckpt_path=saver.best_model_path)
+        except AttributeError:
+            return "failed"
+        return one.current_epoch
+
+    assert both(scenario, tmp_path) == ("failed", 3)
