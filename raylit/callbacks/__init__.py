@@ -10,7 +10,9 @@ from raylit.callbacks.learning_rate_monitor import LearningRateMonitor
 from raylit.callbacks.model_checkpoint import ModelCheckpoint
 from raylit.callbacks.model_summary import ModelSummary, RichModelSummary
 from raylit.callbacks.progress_bar import ProgressBar, RichProgressBar, TQDMProgressBar
+from raylit.callbacks.pruning import ModelPruning
 from raylit.callbacks.regularization import Regularization
+from raylit.callbacks.spike_detection import SpikeDetection
 from raylit.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
 from raylit.callbacks.timer import Timer
 from raylit.callbacks.weight_averaging import EMAWeightAveraging, WeightAveraging
@@ -30,11 +32,13 @@ __all__ = [
     "LambdaCallback",
     "LearningRateMonitor",
     "ModelCheckpoint",
+    "ModelPruning",
     "ModelSummary",
     "ProgressBar",
     "Regularization",
     "RichModelSummary",
     "RichProgressBar",
+    "SpikeDetection",
     "StochasticWeightAveraging",
     "TQDMProgressBar",
     "Timer",

@@ -17,10 +17,12 @@ from raylit.callbacks import (
     LambdaCallback,
     LearningRateMonitor,
     ModelCheckpoint,
+    ModelPruning,
     ModelSummary,
     ProgressBar,
     Regularization,
     RichModelSummary,
+    SpikeDetection,
     StochasticWeightAveraging,
     Timer,
     WeightAveraging,
@@ -128,6 +130,28 @@ class TestStochasticWeightAveraging(CallbackConformance):
     @pytest.fixture
     def make(self) -> Callable[[], Callback]:
         return lambda: StochasticWeightAveraging(0.05, swa_epoch_start=1)
+
+
+class TestModelPruning(CallbackConformance):
+    changes_training = True
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: ModelPruning("l1_unstructured", amount=0.2)
+
+
+class TestModelPruningWithMasks(CallbackConformance):
+    changes_training = True
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: ModelPruning("l1_unstructured", make_pruning_permanent=False, use_lottery_ticket_hypothesis=False)
+
+
+class TestSpikeDetection(CallbackConformance):
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: SpikeDetection(rtol=100.0)
 
 
 class WithBackbone(TinyModel):

@@ -502,3 +502,51 @@ def test_stochastic_weight_averaging_that_never_began(tmp_path: Path) -> None:
         return torch.equal(model.layer.weight, before)
 
     assert both(scenario, tmp_path) == (True, False)
+
+
+def test_the_lottery_ticket_begins_again_each_time(tmp_path: Path) -> None:
+    """On the CPU, Lightning begins again once: from then on training changes what it has kept of the weights."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        model = model_class(pl)()
+        before = model.layer.weight.detach().clone()
+        pruning = pl.callbacks.ModelPruning("l1_unstructured", amount=0.1)
+        trainer(pl, root, callbacks=[pruning], max_epochs=3).fit(model, loader(4))
+        left = model.layer.weight != 0
+        return torch.equal(model.layer.weight[left], before[left])
+
+    assert both(scenario, tmp_path) == (False, True)
+
+
+def test_pruning_that_goes_on(tmp_path: Path) -> None:
+    """Lightning forgets what was pruned: the weights grow again, and as many are pruned as the first time."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        zeros = []
+        for epochs, ckpt_path in ((2, None), (3, root / "epoch=1.ckpt"), (3, None)):
+            saver = pl.callbacks.ModelCheckpoint(root, filename="{epoch}", save_top_k=-1)
+            pruning = pl.callbacks.ModelPruning("l1_unstructured", amount=0.4, use_lottery_ticket_hypothesis=False)
+            model = model_class(pl)()
+            trainer(pl, root, callbacks=[pruning, saver], max_epochs=epochs).fit(model, loader(4), ckpt_path=ckpt_path)
+            zeros.append(sum(int((one == 0).sum()) for one in model.parameters()))
+        return zeros
+
+    theirs, ours = both(scenario, tmp_path)
+    assert ours[0] < ours[1] == ours[2] == theirs[2]
+    assert theirs[1] < theirs[2]
+
+
+def test_spike_detection_that_goes_on(tmp_path: Path) -> None:
+    """Lightning cannot load what it has saved."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        saver = pl.callbacks.ModelCheckpoint(root)
+        trainer(pl, root, callbacks=[pl.callbacks.SpikeDetection(), saver]).fit(model_class(pl)(), loader(2))
+        one = trainer(pl, root, callbacks=[pl.callbacks.SpikeDetection()], max_epochs=3)
+        try:
+            one.fit(model_class(pl)(), loader(2), ckpt_path=saver.best_model_path)
+        except AttributeError:
+            return "failed"
+        return one.current_epoch
+
+    assert both(scenario, tmp_path) == ("failed", 3)
