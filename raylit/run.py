@@ -40,6 +40,7 @@ class Run:
         val_entries: what validation logs; training has its own in `metrics`.
         stop_agreed: whether `trainer.should_stop` is the same on all ranks; then, and not before, they may stop.
         sigterm_agreed: likewise for `received_sigterm`.
+        predictions: what `predict_step` returned, by loader, while prediction runs.
         last_validation: monotonic seconds at the end of the last validation.
     """
 
@@ -70,6 +71,7 @@ class Run:
         self.resumed = False
         self.received_sigterm = False
         self.stop_agreed = self.sigterm_agreed = world.size == 1
+        self.predictions: list[list[Any]] = []
         self.history: list[dict[str, float]] = []
         self.transfer: Callable[[Any, int], Any] | None = None
         self.loss: torch.Tensor | None = None

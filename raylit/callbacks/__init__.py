@@ -7,6 +7,7 @@ from raylit.callbacks.lambda_callback import LambdaCallback
 from raylit.callbacks.learning_rate_monitor import LearningRateMonitor
 from raylit.callbacks.model_checkpoint import ModelCheckpoint
 from raylit.callbacks.model_summary import ModelSummary, RichModelSummary
+from raylit.callbacks.prediction_writer import BasePredictionWriter
 from raylit.callbacks.progress_bar import ProgressBar, RichProgressBar, TQDMProgressBar
 from raylit.callbacks.timer import Timer
 
@@ -15,6 +16,7 @@ MONITORS = (EarlyStopping, Checkpoint)
 
 __all__ = [
     "MONITORS",
+    "BasePredictionWriter",
     "Callback",
     "Checkpoint",
     "EarlyStopping",
