@@ -47,6 +47,7 @@ class Run:
         forward_only: whether a training batch ends with `training_step`: what follows is up to it, or is not wanted.
         stop_agreed: whether `trainer.should_stop` is the same on all ranks; then, and not before, they may stop.
         sigterm_agreed: likewise for `received_sigterm`.
+        predictions: what `predict_step` returned, by loader, while prediction runs.
         last_validation: monotonic seconds at the end of the last validation.
         loggers_saved: likewise when the loggers last wrote what they held.
     """
@@ -82,6 +83,7 @@ class Run:
         self.resumed_from: dict[str, Any] | None = None
         self.received_sigterm = False
         self.stop_agreed = self.sigterm_agreed = world.size == 1
+        self.predictions: list[list[Any]] = []
         self.history: list[dict[str, float]] = []
         self.transfer: Callable[[Any, int], Any] | None = None
         self.loss: torch.Tensor | None = None

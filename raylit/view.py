@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from raylit.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, ProgressBar
+from raylit.data import seen_indices
 from raylit.loggers import Logger
 from raylit.metrics import to_numbers
 from raylit.progress import Progress
@@ -212,6 +213,31 @@ class RunView:
     def epoch_loop(self) -> Self:
         """The Trainer itself: Lightning keeps `max_steps` in `fit_loop.epoch_loop`."""
         return self
+
+    # ---- what was predicted ----
+    @property
+    def predict_loop(self) -> Self:
+        """The Trainer itself: Lightning keeps `predictions` and `epoch_batch_indices` in a `predict_loop`."""
+        return self
+
+    @property
+    def predictions(self) -> list[Any]:
+        """What this rank predicted so far, as `predict` returns it; empty unless it is kept."""
+        kept = self._run.predictions if self._run is not None else []
+        return kept[0] if len(kept) == 1 else kept
+
+    @property
+    def epoch_batch_indices(self) -> list[list[Any]]:
+        """For each loader, which samples the batches predicted so far were made of. Known while there is a BasePredictionWriter."""
+        run = self._run
+        if run is None or "predict" not in run.loaders:
+            return []
+        return [seen_indices(one)[: len(kept)] for one, kept in zip(run.loaders["predict"].flattened, run.predictions, strict=False)]
+
+    def batch_indices(self, batch_idx: int, dataloader_idx: int = 0) -> list[Any]:
+        """Return which samples one batch was made of; empty if that cannot be told. Known while there is a BasePredictionWriter."""
+        seen = seen_indices(self._run.loaders["predict"].flattened[dataloader_idx]) if self._run is not None else []
+        return list(seen[batch_idx]) if seen else []
 
     # ---- ranks ----
     @property

@@ -9,6 +9,7 @@ from raylit.callbacks.lambda_callback import LambdaCallback
 from raylit.callbacks.learning_rate_monitor import LearningRateMonitor
 from raylit.callbacks.model_checkpoint import ModelCheckpoint
 from raylit.callbacks.model_summary import ModelSummary, RichModelSummary
+from raylit.callbacks.prediction_writer import BasePredictionWriter
 from raylit.callbacks.progress_bar import ProgressBar, RichProgressBar, TQDMProgressBar
 from raylit.callbacks.pruning import ModelPruning
 from raylit.callbacks.regularization import Regularization
@@ -24,6 +25,7 @@ __all__ = [
     "MONITORS",
     "BackboneFinetuning",
     "BaseFinetuning",
+    "BasePredictionWriter",
     "Callback",
     "Checkpoint",
     "EMAWeightAveraging",
