@@ -22,6 +22,7 @@ from raylit.messages import warn
 from raylit.metrics import to_numbers
 from raylit.module import LightningModule
 from raylit.parallel import World
+from raylit.profiling import make_run
 from raylit.run import Run
 
 
@@ -38,7 +39,7 @@ def run_job(job: Job) -> Result:
         BaseException: whatever the user's code raised, with rank, epoch and step added as a note.
     """
     world = World.join(job.trainer.accelerator)
-    run = Run(job, world)
+    run = make_run(job, world)
     trainer, module = run.trainer, run.module
     value: Any = None
     try:
@@ -106,7 +107,7 @@ def attach(run: Run) -> None:
     for callback in trainer.callbacks:
         callback._log = module.log
     check(run)
-    run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS)
+    run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS, run.watch)
 
 
 def check(run: Run) -> None:
@@ -181,8 +182,7 @@ def set_up(run: Run) -> None:
     if run.datamodule is not None:
         run.call(run.datamodule, "setup", stage)
     for callback in trainer.callbacks:
-        run.metrics.hook = "setup"
-        callback.setup(trainer, module, stage)
+        run.call(callback, "setup", trainer, module, stage)
     run.call(module, "setup", stage)
     run.world.barrier()
     with module_dtype(run):
@@ -217,7 +217,7 @@ def place(run: Run) -> None:
         run.needs_closure = is_overridden("optimizer_step", module, LightningModule) or optim.wants_closure(run.optimizers[0])
     run.prepare_calls()
     # hooks may have been set on the instances in setup
-    run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS)
+    run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS, run.watch)
 
 
 def log_hyperparameters(run: Run) -> None:
@@ -284,8 +284,7 @@ def tear_down(run: Run) -> None:
     if run.datamodule is not None:
         run.call(run.datamodule, "teardown", stage)
     for callback in run.trainer.callbacks:
-        run.metrics.hook = "teardown"
-        callback.teardown(run.trainer, module, stage)
+        run.call(callback, "teardown", run.trainer, module, stage)
     run.call(module, "teardown", stage)
 
 
@@ -373,4 +372,5 @@ def detach(run: Run) -> None:
     run.hooks = {}
     run.transfer = None
     run.wrapped_optimizers = []
+    run.close()
     sys.stdout.flush()
