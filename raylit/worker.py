@@ -17,6 +17,7 @@ from raylit.callbacks import MONITORS, Callback, Checkpoint, ModelCheckpoint
 from raylit.checkpoint.file import plain_items
 from raylit.errors import ConfigError, Stopped
 from raylit.hooks import is_overridden, resolve
+from raylit.hparams import CLASS_PATH
 from raylit.job import Job, Result
 from raylit.messages import warn
 from raylit.metrics import to_numbers
@@ -233,7 +234,7 @@ def log_hyperparameters(run: Run) -> None:
         if owner is None or not owner._log_hyperparams:
             continue
         for key, value in plain_items(dict(owner.hparams_initial))[0].items():
-            if key in hparams and not _same(hparams[key], value):
+            if key in hparams and key != CLASS_PATH and not _same(hparams[key], value):
                 raise ConfigError(
                     f"The hyperparameter {key!r} is {hparams[key]!r} in the datamodule and {value!r} in the module. Make them equal, rename one, or keep one"
                     " from the loggers with save_hyperparameters(logger=False)."
