@@ -41,6 +41,7 @@ class Run:
         stop_agreed: whether `trainer.should_stop` is the same on all ranks; then, and not before, they may stop.
         sigterm_agreed: likewise for `received_sigterm`.
         predictions: what `predict_step` returned, by loader, while prediction runs.
+        failed_within_step: whether an exception ended the run in a batch that had not yet changed the weights.
         last_validation: monotonic seconds at the end of the last validation.
     """
 
@@ -70,6 +71,7 @@ class Run:
         self.last_validation = time.monotonic()
         self.resumed = False
         self.received_sigterm = False
+        self.failed_within_step = False
         self.stop_agreed = self.sigterm_agreed = world.size == 1
         self.predictions: list[list[Any]] = []
         self.history: list[dict[str, float]] = []

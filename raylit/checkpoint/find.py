@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from raylit.checkpoint import folder
 from raylit.checkpoint.file import load
 from raylit.errors import CheckpointError
 from raylit.messages import warn
@@ -14,6 +15,8 @@ from raylit.messages import warn
 
 def resolve(ckpt_path: str | os.PathLike[str] | None, savers: Sequence[Any], default_root_dir: str, fn: str) -> str | None:
     """Return the file or URL that is meant by `ckpt_path`, None for none.
+
+    A fit without `ckpt_path` goes on from what an OnExceptionCheckpoint among `savers` left, or a `last` file if that is newer.
 
     Args:
         ckpt_path: a path, a URL, `best` or `last`.
@@ -24,8 +27,15 @@ def resolve(ckpt_path: str | os.PathLike[str] | None, savers: Sequence[Any], def
     Raises:
         CheckpointError: there is none.
     """
+    on_exception: list[str] = [saver.ckpt_path for saver in savers if hasattr(saver, "ckpt_path") and folder.exists(saver.ckpt_path)]
+    savers = [saver for saver in savers if not hasattr(saver, "ckpt_path")]
     if ckpt_path is None:
-        return None
+        if fn != "fit" or not on_exception:
+            return None
+        lasts = [_newest([saver.dirpath], "last*.ckpt") for saver in savers if getattr(saver, "save_last", None) and saver.dirpath]
+        found = max([*on_exception, *(last for last in lasts if last)], key=folder.modified)
+        warn(f"fit was given no ckpt_path, but a fit before was ended by an exception: it goes on from {found}.")
+        return found
     path = os.fspath(ckpt_path)
     if path not in ("best", "last"):
         if "://" not in path and not os.path.exists(path):
@@ -39,7 +49,8 @@ def resolve(ckpt_path: str | os.PathLike[str] | None, savers: Sequence[Any], def
                 f"ckpt_path='best': no checkpoint was saved by a fit before, and there is none in {_names(folders)}. Fit first, or give a path."
             )
         return best
-    newest = _newest(folders, "last*.ckpt") or _newest(folders, "*.ckpt")
+    saved = _newest(folders, "last*.ckpt") or _newest(folders, "*.ckpt")
+    newest = max([*on_exception, *([saved] if saved else [])], key=folder.modified, default=None)
     if newest is None:
         if fn == "fit":
             warn(f"ckpt_path='last': there is no checkpoint in {_names(folders)}. Training starts from scratch.")
