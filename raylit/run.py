@@ -48,6 +48,7 @@ class Run:
         stop_agreed: whether `trainer.should_stop` is the same on all ranks; then, and not before, they may stop.
         sigterm_agreed: likewise for `received_sigterm`.
         predictions: what `predict_step` returned, by loader, while prediction runs.
+        failed_within_step: whether an exception ended the run in a batch that had not yet changed the weights.
         last_validation: monotonic seconds at the end of the last validation.
         loggers_saved: likewise when the loggers last wrote what they held.
     """
@@ -82,6 +83,7 @@ class Run:
         self.resumed = False
         self.resumed_from: dict[str, Any] | None = None
         self.received_sigterm = False
+        self.failed_within_step = False
         self.stop_agreed = self.sigterm_agreed = world.size == 1
         self.predictions: list[list[Any]] = []
         self.history: list[dict[str, float]] = []

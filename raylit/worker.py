@@ -303,6 +303,7 @@ def fail(run: Run, error: BaseException) -> None:
     error.add_note(
         f"(raylit) rank {run.world.rank} of {run.world.size}, epoch {progress.epoch}, batch {progress.batch}, step {progress.steps}, in {run.stage or 'setup'}"
     )
+    run.failed_within_step = progress.batches_done < progress.batch and run.metrics.hook != "on_train_batch_end"
     try:
         if run.hooks:
             run.fire("on_exception", error)

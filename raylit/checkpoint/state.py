@@ -89,7 +89,7 @@ def dump(run: Run, weights_only: bool = False, together: bool = True) -> dict[st
 def _within_step(run: Run) -> bool:
     """Tell whether the batch that was begun has not yet changed the weights."""
     hook = HOOKS.get(run.metrics.hook or "")
-    return hook is not None and hook.log == PER_STEP and run.metrics.hook != "on_train_batch_end"
+    return run.failed_within_step or (hook is not None and hook.log == PER_STEP and run.metrics.hook != "on_train_batch_end")
 
 
 def read(run: Run, path: str) -> dict[str, Any]:
