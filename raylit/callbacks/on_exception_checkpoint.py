@@ -49,7 +49,7 @@ class OnExceptionCheckpoint(Checkpoint):
         if run is None or not run.optimizers or trainer.state.fn != "fit" or trainer.fast_dev_run:
             return  # there is nothing yet that a fit could go on from
         if trainer.is_global_zero:  # alone: the other ranks may be gone, or know of no exception
-            save(dump(run), self.ckpt_path)
+            save(dump(run, together=False), self.ckpt_path)
             info(f"A {type(exception).__name__} was raised ({exception}); the run was saved to {self.ckpt_path}.")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
