@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import importlib
 import inspect
 from argparse import Namespace
 from collections.abc import Iterator, MutableMapping, Sequence
@@ -13,12 +14,16 @@ from contextvars import ContextVar
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from raylit.errors import ConfigError
+from raylit.errors import CheckpointError, ConfigError
 
 _PRIMITIVES = (bool, int, float, str)
 
-# What the CLI was told, for classes that it constructs: a config file knows more than the frame does (nested class_path entries).
-given_hparams: ContextVar[dict[str, Any] | None] = ContextVar("given_hparams", default=None)
+# What the CLI was told, and of which class: a config file knows more than the frame does (nested class_path entries).
+given_hparams: ContextVar[tuple[type, dict[str, Any]] | None] = ContextVar("given_hparams", default=None)
+
+# Among the hyperparameters that a CLI keeps: the class they are of, and that jsonargparse is to make it of them. The names are Lightning's.
+CLASS_PATH, INSTANTIATOR = "_class_path", "_instantiator"
+INSTANTIATORS = ("lightning.pytorch.cli.instantiate_module", "pytorch_lightning.cli.instantiate_module")
 
 
 class AttributeDict(dict[str, Any]):
@@ -79,8 +84,8 @@ class HasHyperparameters:
         """
         self._log_hyperparams = logger
         given = given_hparams.get()
-        if given is not None:
-            init_args = dict(given)
+        if given is not None and given[0] is type(self):
+            init_args = dict(given[1])
         elif dataclasses.is_dataclass(self):
             init_args = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
         else:
@@ -148,6 +153,9 @@ def construct(cls: type[T], checkpoint: dict[str, Any], hparams_file: str | None
         checkpoint: what a checkpoint file holds.
         hparams_file: YAML file with hyperparameters to take instead.
         overrides: arguments that win over the stored ones.
+
+    Raises:
+        CheckpointError: a CLI made the checkpoint, and its hyperparameters do not fit the class.
     """
     if hparams_file:
         import yaml
@@ -159,7 +167,17 @@ def construct(cls: type[T], checkpoint: dict[str, Any], hparams_file: str | None
     container = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NAME)
     if container and container != "kwargs" and container in accepted_arguments(cls, {container: None}):
         stored = {container: stored}
-    return cls(**accepted_arguments(cls, {**stored, **overrides}))
+    values = {**stored, **overrides}
+    maker = values.pop(INSTANTIATOR, None)
+    arguments = accepted_arguments(cls, values)
+    if maker is None:
+        return cls(**arguments)
+    if maker not in INSTANTIATORS:  # a checkpoint must not be able to have any function called
+        raise CheckpointError(
+            f"The checkpoint wants {cls.__name__} to be made by {maker!r}, which raylit does not know. It was not called."
+        )
+    made: T = importlib.import_module("raylit.cli.construct").instantiate_module(cls, arguments)  # the only place for jsonargparse
+    return made
 
 
 if TYPE_CHECKING:
@@ -183,9 +201,9 @@ else:
 
 
 @contextmanager
-def constructed_with(values: dict[str, Any]) -> Iterator[None]:
-    """Within, `save_hyperparameters` keeps `values` instead of what it finds in the frame."""
-    token = given_hparams.set(values)
+def constructed_with(cls: type, values: dict[str, Any] | None) -> Iterator[None]:
+    """Within, `save_hyperparameters` of an object of `cls` keeps `values`, unless they are None, instead of what it finds in the frame."""
+    token = given_hparams.set(None if values is None else (cls, values))
     try:
         yield
     finally:

@@ -68,7 +68,7 @@ def fit(run: Run) -> None:
         if progress.batches_done < progress.batch:
             finish_batch(run)
         with suppress(StopIteration):  # raised by a user's hook, it ends the epoch
-            train_epoch(run, batches if batches is not None else iter(run.loaders["train"]))
+            run.timed("run_training_epoch", train_epoch)(run, batches if batches is not None else iter(run.loaders["train"]))
         batches = None
         end_epoch(run)
     run.fire("on_train_end")
@@ -82,6 +82,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     accumulate, log_every = trainer.accumulate_grad_batches, trainer.log_every_n_steps
     use_closure = automatic and run.needs_closure
     run.forward_only = not automatic or trainer._skip_backward
+    train, train_with_closure = (run.timed("run_training_batch", function) for function in (train_batch, step_with_closure))
     alone = run.world.size == 1
     ahead = None if num_batches != float("inf") else next(batches, None)
     while not (
@@ -110,7 +111,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
             update_schedulers(run, "epoch", plateau=False)
             break
         steps = progress.batch % accumulate == 0 or progress.is_last_batch
-        output = step_with_closure(run, batch, batch_idx) if use_closure and steps else train_batch(run, batch, batch_idx, steps)
+        output = train_with_closure(run, batch, batch_idx) if use_closure and steps else train(run, batch, batch_idx, steps)
 
         if run.schedulers and automatic:
             if steps:

@@ -48,6 +48,7 @@ class Run:
         stop_agreed: whether `trainer.should_stop` is the same on all ranks; then, and not before, they may stop.
         sigterm_agreed: likewise for `received_sigterm`.
         predictions: what `predict_step` returned, by loader, while prediction runs.
+        failed_within_step: whether an exception ended the run in a batch that had not yet changed the weights.
         last_validation: monotonic seconds at the end of the last validation.
         loggers_saved: likewise when the loggers last wrote what they held.
     """
@@ -82,6 +83,7 @@ class Run:
         self.resumed = False
         self.resumed_from: dict[str, Any] | None = None
         self.received_sigterm = False
+        self.failed_within_step = False
         self.stop_agreed = self.sigterm_agreed = world.size == 1
         self.predictions: list[list[Any]] = []
         self.history: list[dict[str, float]] = []
@@ -108,6 +110,15 @@ class Run:
             return getattr(owner, name)(*args, **kwargs)
         finally:
             self.metrics.hook = before
+
+    watch: Callable[[object, str, Callable[..., Any]], Callable[..., Any]] | None = None  # how hooks are wrapped for a profiler
+
+    def timed(self, action: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `function` as a profiler is to see it: as it is, since there is none."""
+        return function
+
+    def close(self) -> None:
+        """The job has ended, well or not; called last."""
 
     def before_optimizer_step(self, optimizer: Any) -> None:
         """Gradients are complete: unscale them, tell who listens, clip them."""

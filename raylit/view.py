@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from raylit.run import Run
 
 
+STAGE_OF_LOADER = {"sanity_check": "val", "validate": "val", "test": "test", "predict": "predict"}
+
+
 @dataclass
 class TrainerState:
     """Which entry point runs (`fn`), in which stage, and how it stands (`initializing`, `running`, `finished`, `interrupted`)."""
@@ -90,6 +93,12 @@ class RunView:
     def should_log_step(self) -> bool:
         """Whether the step values of this batch are due at the loggers."""
         return bool(self.log_every_n_steps) and ((self.progress.log_steps + 1) % self.log_every_n_steps == 0 or self.should_stop)
+
+    def should_log_batch(self, batch_idx: int, dataloader_idx: int = 0) -> bool:
+        """Tell whether values of this batch of an evaluation or prediction are due at the loggers."""
+        every = self.log_every_n_steps
+        number = sum(self._num_batches(STAGE_OF_LOADER.get(str(self._stage), ""))[:dataloader_idx]) + batch_idx + 1
+        return bool(every) and (number % every == 0 or self.should_stop)
 
     @property
     def sanity_checking(self) -> bool:

@@ -17,11 +17,13 @@ from raylit.callbacks import MONITORS, Callback, Checkpoint, ModelCheckpoint
 from raylit.checkpoint.file import plain_items
 from raylit.errors import ConfigError, Stopped
 from raylit.hooks import is_overridden, resolve
+from raylit.hparams import CLASS_PATH
 from raylit.job import Job, Result
 from raylit.messages import warn
 from raylit.metrics import to_numbers
 from raylit.module import LightningModule
 from raylit.parallel import World
+from raylit.profiling import make_run
 from raylit.run import Run
 
 
@@ -38,7 +40,7 @@ def run_job(job: Job) -> Result:
         BaseException: whatever the user's code raised, with rank, epoch and step added as a note.
     """
     world = World.join(job.trainer.accelerator)
-    run = Run(job, world)
+    run = make_run(job, world)
     trainer, module = run.trainer, run.module
     value: Any = None
     try:
@@ -106,7 +108,7 @@ def attach(run: Run) -> None:
     for callback in trainer.callbacks:
         callback._log = module.log
     check(run)
-    run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS)
+    run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS, run.watch)
 
 
 def check(run: Run) -> None:
@@ -181,8 +183,7 @@ def set_up(run: Run) -> None:
     if run.datamodule is not None:
         run.call(run.datamodule, "setup", stage)
     for callback in trainer.callbacks:
-        run.metrics.hook = "setup"
-        callback.setup(trainer, module, stage)
+        run.call(callback, "setup", trainer, module, stage)
     run.call(module, "setup", stage)
     run.world.barrier()
     with module_dtype(run):
@@ -217,7 +218,7 @@ def place(run: Run) -> None:
         run.needs_closure = is_overridden("optimizer_step", module, LightningModule) or optim.wants_closure(run.optimizers[0])
     run.prepare_calls()
     # hooks may have been set on the instances in setup
-    run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS)
+    run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS, run.watch)
 
 
 def log_hyperparameters(run: Run) -> None:
@@ -233,7 +234,7 @@ def log_hyperparameters(run: Run) -> None:
         if owner is None or not owner._log_hyperparams:
             continue
         for key, value in plain_items(dict(owner.hparams_initial))[0].items():
-            if key in hparams and not _same(hparams[key], value):
+            if key in hparams and key != CLASS_PATH and not _same(hparams[key], value):
                 raise ConfigError(
                     f"The hyperparameter {key!r} is {hparams[key]!r} in the datamodule and {value!r} in the module. Make them equal, rename one, or keep one"
                     " from the loggers with save_hyperparameters(logger=False)."
@@ -284,8 +285,7 @@ def tear_down(run: Run) -> None:
     if run.datamodule is not None:
         run.call(run.datamodule, "teardown", stage)
     for callback in run.trainer.callbacks:
-        run.metrics.hook = "teardown"
-        callback.teardown(run.trainer, module, stage)
+        run.call(callback, "teardown", run.trainer, module, stage)
     run.call(module, "teardown", stage)
 
 
@@ -303,6 +303,7 @@ def fail(run: Run, error: BaseException) -> None:
     error.add_note(
         f"(raylit) rank {run.world.rank} of {run.world.size}, epoch {progress.epoch}, batch {progress.batch}, step {progress.steps}, in {run.stage or 'setup'}"
     )
+    run.failed_within_step = progress.batches_done < progress.batch and run.metrics.hook != "on_train_batch_end"
     try:
         if run.hooks:
             run.fire("on_exception", error)
@@ -373,4 +374,5 @@ def detach(run: Run) -> None:
     run.hooks = {}
     run.transfer = None
     run.wrapped_optimizers = []
+    run.close()
     sys.stdout.flush()

@@ -73,9 +73,10 @@ def test_arguments_by_name() -> None:
 
 
 def test_the_command_line_knows_better() -> None:
-    with constructed_with({"width": {"class_path": "a.B"}}):
-        net = Fixed(3)
+    with constructed_with(Fixed, {"width": {"class_path": "a.B"}}):
+        net, other = Fixed(3), Net(4)
     assert net.hparams == {"width": {"class_path": "a.B"}}
+    assert other.hparams == {"width": 4, "lr": 0.1}, "it spoke of another class"
     assert Fixed(3).hparams == {"width": 3}
 
 

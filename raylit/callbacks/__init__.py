@@ -2,6 +2,7 @@
 
 from raylit.callbacks.callback import Callback
 from raylit.callbacks.checkpoint import Checkpoint
+from raylit.callbacks.device_stats_monitor import DeviceStatsMonitor
 from raylit.callbacks.early_stopping import EarlyStopping
 from raylit.callbacks.finetuning import BackboneFinetuning, BaseFinetuning
 from raylit.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
@@ -9,6 +10,7 @@ from raylit.callbacks.lambda_callback import LambdaCallback
 from raylit.callbacks.learning_rate_monitor import LearningRateMonitor
 from raylit.callbacks.model_checkpoint import ModelCheckpoint
 from raylit.callbacks.model_summary import ModelSummary, RichModelSummary
+from raylit.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
 from raylit.callbacks.prediction_writer import BasePredictionWriter
 from raylit.callbacks.progress_bar import ProgressBar, RichProgressBar, TQDMProgressBar
 from raylit.callbacks.pruning import ModelPruning
@@ -28,6 +30,7 @@ __all__ = [
     "BasePredictionWriter",
     "Callback",
     "Checkpoint",
+    "DeviceStatsMonitor",
     "EMAWeightAveraging",
     "EarlyStopping",
     "GradientAccumulationScheduler",
@@ -36,6 +39,7 @@ __all__ = [
     "ModelCheckpoint",
     "ModelPruning",
     "ModelSummary",
+    "OnExceptionCheckpoint",
     "ProgressBar",
     "Regularization",
     "RichModelSummary",

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
+from raylit.cli import construct
 from raylit.cli.diagnosis import BASES, explain, find_class
 from raylit.cli.optimizer import ReduceLROnPlateau, give_optimizer
 from raylit.cli.source import Source, read_arguments, where_given
 from raylit.datamodule import LightningDataModule
 from raylit.errors import ConfigError
-from raylit.hparams import constructed_with
 from raylit.module import LightningModule
 from raylit.rng import seed_everything
 from raylit.trainer import Trainer
@@ -90,9 +90,7 @@ class Config:
 
     def seed(self) -> None:
         """Seed the random numbers, as `seed_everything` says, which then is the seed itself."""
-        wanted = self.values.seed_everything
-        if wanted is not False:
-            self.values.seed_everything = seed_everything(None if wanted is True else wanted, workers=True)
+        self.values.seed_everything = seed(self.values.seed_everything)
 
     def take(self, name: str, value: Any) -> bool:
         """Take the value of an argument of the model from elsewhere, unless a flag gave it. Returns whether that changed the config."""
@@ -135,6 +133,11 @@ def parse(command: str, args: Sequence[str], needs_model: bool = True) -> Config
     return Config(command, values, parser, sources)
 
 
+def seed(wanted: bool | int) -> bool | int:
+    """Seed the random numbers with `wanted`; True: PL_GLOBAL_SEED or 0, False: not at all. Returns the seed, or False."""
+    return False if wanted is False else seed_everything(None if wanted is True else wanted, workers=True)
+
+
 def instantiate(parser: ArgumentParser, values: Namespace) -> Namespace:
     """Return `values` with objects in place of what describes them. A module's hyperparameters are as the config has them.
 
@@ -142,33 +145,14 @@ def instantiate(parser: ArgumentParser, values: Namespace) -> Namespace:
         Exception: whatever a constructor raised.
     """
 
-    def make(cls: type, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return construct(cls, *args, **kwargs)
-        except Exception as error:
-            raise _Raised(error) from error
-
-    def construct(cls: type, *args: Any, **kwargs: Any) -> Any:
-        given = next((values[key] for key in ("model", "data") if key in values and _is_of(values[key], cls)), None)
+    def hyperparameters(cls: type, arguments: dict[str, Any], links: dict[str, Any]) -> dict[str, Any] | None:
+        given = next((values[key] for key in ("model", "data") if key in values and is_of(values[key], cls)), None)
         plain = given.init_args.as_dict() if given is not None and "init_args" in given else {}
         if not any(isinstance(value, Mapping) and "class_path" in value for value in plain.values()):
-            return cls(*args, **kwargs)
-        with constructed_with({name: plain.get(name, value) for name, value in kwargs.items()}):  # rather than the objects made of them
-            return cls(*args, **kwargs)
+            return None
+        return {name: plain.get(name, value) for name, value in arguments.items()}  # rather than the objects made of them
 
-    try:
-        made: Namespace = parser.instantiate(values, instantiators=[(make, object, True)])
-    except _Raised as carrier:
-        raise carrier.error from None
-    return made
-
-
-class _Raised(BaseException):
-    """Carries an exception of a constructor past jsonargparse, which would make a text about types of it."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(error)
-        self.error = error
+    return construct.instantiate(parser, values, hyperparameters)
 
 
 def _argument_names(given: Any) -> set[str]:
@@ -176,7 +160,8 @@ def _argument_names(given: Any) -> set[str]:
     return {*given, *(given.get("init_args") or {})} if isinstance(given, dict) else set()
 
 
-def _is_of(spec: Any, cls: type) -> bool:
+def is_of(spec: Any, cls: type) -> bool:
+    """Tell whether `spec` is the part of a config that describes an object of `cls`."""
     return isinstance(spec, Namespace) and str(spec.get("class_path")).rpartition(".")[2] == cls.__name__
 
 

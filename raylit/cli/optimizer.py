@@ -1,14 +1,15 @@
-"""The keys `optimizer` and `lr_scheduler` of a config, for modules that leave `configure_optimizers` to it."""
+"""Optimizers and schedulers in a config: types for arguments that take one, and modules that leave `configure_optimizers` to the config."""
 
 from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from raylit.errors import ConfigError
 from raylit.hooks import is_overridden
@@ -31,6 +32,32 @@ class ReduceLROnPlateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
         self.monitor = monitor
 
 
+LRSchedulerTypeTuple = (LRScheduler, ReduceLROnPlateau)
+LRSchedulerTypeUnion = LRScheduler | ReduceLROnPlateau
+LRSchedulerType = type[LRScheduler] | type[ReduceLROnPlateau]
+
+# For arguments of a module that take an optimizer or a scheduler from the config, to be called in `configure_optimizers` with what it lacks.
+OptimizerCallable = Callable[[Iterable], Optimizer]  # type: ignore[type-arg]
+LRSchedulerCallable = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
+
+Configure = Callable[..., Any]
+
+
+def instantiate_class(args: Any, init: Mapping[str, Any]) -> Any:
+    """Make the object that a config describes.
+
+    Args:
+        args: what comes before the arguments of the config: one object, or a tuple of several.
+        init: class_path, and init_args unless there are none.
+
+    Example:
+        >>> instantiate_class(model.parameters(), {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}})
+    """
+    module, _, name = init["class_path"].rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    return cls(*(args if isinstance(args, tuple) else (args,)), **(init.get("init_args") or {}))
+
+
 def give_optimizer(module: LightningModule, optimizer: Mapping[str, Any] | None, lr_scheduler: Mapping[str, Any] | None) -> None:
     """Give the module a `configure_optimizers` that makes what the config describes; none if it describes nothing.
 
@@ -44,34 +71,55 @@ def give_optimizer(module: LightningModule, optimizer: Mapping[str, Any] | None,
     """
     if optimizer is None:
         if lr_scheduler is not None:
-            raise ConfigError(f"lr_scheduler is {_name(lr_scheduler)}, but the config has no optimizer for it. Give one: --optimizer Adam.")
+            raise ConfigError(
+                f"lr_scheduler is {short_name(lr_scheduler)}, but the config has no optimizer for it. Give one: --optimizer Adam."
+            )
         return
-    if lr_scheduler is not None and _name(lr_scheduler) == "ReduceLROnPlateau" and "monitor" not in (lr_scheduler.get("init_args") or {}):
+    if is_overridden("configure_optimizers", module, LightningModule):
+        info(f"The config's optimizer, {short_name(optimizer)}, is used instead of {type(module).__name__}.configure_optimizers.")
+    replace_configure_optimizers(module, optimizer, lr_scheduler, configured)
+
+
+def replace_configure_optimizers(
+    module: LightningModule, optimizer: Mapping[str, Any], lr_scheduler: Mapping[str, Any] | None, configure: Configure
+) -> None:
+    """Give the module a `configure_optimizers` that makes both when it is called, and returns what `configure` makes of them.
+
+    Raises:
+        ConfigError: ReduceLROnPlateau was given without a metric.
+    """
+    if (
+        lr_scheduler is not None
+        and short_name(lr_scheduler) == "ReduceLROnPlateau"
+        and "monitor" not in (lr_scheduler.get("init_args") or {})
+    ):
         raise ConfigError(
             "lr_scheduler: PyTorch's ReduceLROnPlateau does not say which metric it watches. Use class_path: raylit.cli.ReduceLROnPlateau with monitor."
         )
-    if is_overridden("configure_optimizers", module, LightningModule):
-        info(f"The config's optimizer, {_name(optimizer)}, is used instead of {type(module).__name__}.configure_optimizers.")
-    module.configure_optimizers = functools.partial(_configure, module, _plain(optimizer), _plain(lr_scheduler))  # type: ignore[method-assign]
+    make = functools.partial(_make_and_configure, module, configure, _plain(optimizer), _plain(lr_scheduler))
+    module.configure_optimizers = make  # type: ignore[method-assign]
 
 
-def _configure(module: LightningModule, optimizer: dict[str, Any], lr_scheduler: dict[str, Any] | None) -> Any:
-    made = _class(optimizer)(module.parameters(), **(optimizer.get("init_args") or {}))
+def configured(lightning_module: LightningModule, optimizer: Optimizer, lr_scheduler: LRSchedulerTypeUnion | None = None) -> Any:
+    """Return an optimizer and its scheduler as `configure_optimizers` does."""
     if lr_scheduler is None:
-        return made
-    scheduler = _class(lr_scheduler)(made, **(lr_scheduler.get("init_args") or {}))
-    if isinstance(scheduler, ReduceLROnPlateau):
-        return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
-    return [made], [scheduler]
+        return optimizer
+    if isinstance(lr_scheduler, ReduceLROnPlateau):
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": lr_scheduler, "monitor": lr_scheduler.monitor}}
+    return [optimizer], [lr_scheduler]
 
 
-def _class(spec: Mapping[str, Any]) -> Any:
-    module, _, name = spec["class_path"].rpartition(".")
-    return getattr(importlib.import_module(module), name)
-
-
-def _name(spec: Mapping[str, Any]) -> str:
+def short_name(spec: Mapping[str, Any]) -> str:
+    """Return the name of the class that a config describes."""
     return str(spec["class_path"]).rpartition(".")[2]
+
+
+def _make_and_configure(
+    module: LightningModule, configure: Configure, optimizer: Mapping[str, Any], lr_scheduler: Mapping[str, Any] | None
+) -> Any:
+    made = instantiate_class(module.parameters(), optimizer)
+    scheduler = None if lr_scheduler is None else instantiate_class(made, lr_scheduler)
+    return configure(module, optimizer=made, lr_scheduler=scheduler)
 
 
 def _plain(spec: Any) -> Any:

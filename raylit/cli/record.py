@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import fsspec
 
 from raylit.callbacks import Callback
+from raylit.checkpoint import folder
+from raylit.errors import ConfigError
+from raylit.hooks import is_overridden
 from raylit.messages import warn
 
 if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+    from raylit.cli.parser import LightningArgumentParser
     from raylit.module import LightningModule
     from raylit.trainer import Trainer
 
 
-class SaveConfigCallback(Callback):
-    """Stores the config as `config.yaml`: an artifact of the run in MLflow, a file in the folder of other loggers.
+class KeepConfig(Callback):
+    """Stores the config of the `raylit` command as `config.yaml`: an artifact of the run in MLflow, a file in the folder of other loggers.
 
     Args:
         text: the config.
@@ -40,3 +48,105 @@ class SaveConfigCallback(Callback):
                         file.write(self.text)
             except Exception as error:  # the run is worth more than the record of it
                 warn(f"The config could not be stored with {type(logger).__name__}: {error}")
+
+
+class SaveConfigCallback(Callback):
+    """Stores the config of a LightningCLI in `trainer.log_dir` when the work begins. In MLflow it becomes an artifact of the run.
+
+    Subclass it to keep the config elsewhere too: override `save_config`, which is called on rank 0 only.
+
+    Args:
+        parser: what read the config.
+        config: the config.
+        config_filename: how the file is called.
+        overwrite: whether a file that is there already, from another run, is written over.
+        multifile: whether parts of the config that came from files of their own are written to such files again.
+        save_to_log_dir: False leaves all to `save_config`.
+
+    Raises:
+        ConfigError: `save_to_log_dir` is False, but `save_config` is not overridden.
+
+    Example:
+        >>> class LogConfig(SaveConfigCallback):
+        ...     def save_config(self, trainer, pl_module, stage):
+        ...         trainer.logger.log_hyperparams({"config": self.parser.dump(self.config, skip_none=False)})
+        >>> LightningCLI(LitModel, save_config_callback=LogConfig)
+    """
+
+    def __init__(
+        self,
+        parser: LightningArgumentParser,
+        config: Namespace,
+        config_filename: str = "config.yaml",
+        overwrite: bool = False,
+        multifile: bool = False,
+        save_to_log_dir: bool = True,
+    ) -> None:
+        self.parser = parser
+        self.config = config
+        self.config_filename = config_filename
+        self.overwrite = overwrite
+        self.multifile = multifile
+        self.save_to_log_dir = save_to_log_dir
+        self.already_saved = False
+        self._text: str | None = None
+        if not save_to_log_dir and not is_overridden("save_config", self, SaveConfigCallback):
+            raise ConfigError(
+                f"{type(self).__name__}(save_to_log_dir=False) would save nothing. Override save_config in a subclass, or leave it out."
+            )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Store the config, on rank 0; all ranks fail if it cannot be.
+
+        Raises:
+            RuntimeError: there is a config of another run.
+        """
+        if self.already_saved:
+            return
+        if self.save_to_log_dir:
+            self._save(trainer, stage)
+        if trainer.is_global_zero:
+            self.save_config(trainer, pl_module, stage)
+        self.already_saved = True
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Override to keep `self.config` somewhere else. It runs on rank 0 only: it must not wait for other ranks."""
+
+    def _save(self, trainer: Trainer, stage: str) -> None:
+        text = self._text if self._text is not None else self.parser.dump(self.config, skip_unset=False)
+        if trainer.is_global_zero and stage != "predict":  # predict opens no loggers
+            for logger in trainer.loggers:
+                if hasattr(logger, "log_text"):
+                    logger.log_text(text, self.config_filename)
+        if hasattr(trainer.logger, "log_text"):
+            return  # a folder would be in the way of a fit that goes on in the same run
+        log_dir = trainer.log_dir
+        assert log_dir is not None
+        path = os.path.join(log_dir, self.config_filename)
+        is_taken = trainer.world.broadcast_object(trainer.is_global_zero and not self.overwrite and self._is_of_another_run(path, text))
+        if is_taken:
+            raise RuntimeError(
+                f"{type(self).__name__} expected {path} to NOT exist: it is the config of a previous run. Delete it, give this run another folder, write over"
+                ' it with LightningCLI(save_config_kwargs={"overwrite": True}), or save none with LightningCLI(save_config_callback=None).'
+            )
+        if trainer.is_global_zero:
+            if not folder.is_url(log_dir):
+                os.makedirs(log_dir, exist_ok=True)
+            if self.multifile:
+                self.parser.save(self.config, path, skip_unset=False, overwrite=self.overwrite, multifile=True)
+            else:
+                with fsspec.open(path, "w", encoding="utf-8") as file:
+                    file.write(text)
+
+    def _is_of_another_run(self, path: str, text: str) -> bool:
+        if not folder.exists(path):
+            return False
+        if self._text is None:
+            return True
+        with fsspec.open(path, "r", encoding="utf-8") as file:  # in a worker: it may have been restarted, and have written this before
+            return bool(file.read() != text)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what goes to the workers, where a class of the user's script may not be found by its name to write the config."""
+        text = self._text if self._text is not None else self.parser.dump(self.config, skip_unset=False)
+        return {**self.__dict__, "_text": text}

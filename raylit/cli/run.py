@@ -16,7 +16,7 @@ from raylit.callbacks import Callback
 from raylit.checkpoint import find, load
 from raylit.cli import report
 from raylit.cli.config import ARGUMENTS, Config, parse
-from raylit.cli.record import SaveConfigCallback
+from raylit.cli.record import KeepConfig
 from raylit.errors import CheckpointError, ConfigError, Terminated
 from raylit.messages import info
 from raylit.trainer import Trainer
@@ -48,7 +48,7 @@ def run(command: str, args: list[str], options: Namespace) -> None:
     if command == "check":
         check(config)
         return
-    keeper = SaveConfigCallback("")
+    keeper = KeepConfig("")
     trainer = make_trainer(config, [keeper])
     ckpt_path = find_checkpoint(command, trainer, config.values.ckpt_path, getattr(options, "resume", False))
     if command != "fit" and ckpt_path is not None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raylit.callbacks import Callback, ModelCheckpoint
+from raylit.callbacks import Callback, Checkpoint, ModelCheckpoint
 from raylit.checkpoint import to_plain
 from raylit.hooks import HOOKS
 from raylit.testing.modules import TinyModel
@@ -62,7 +62,7 @@ class CallbackConformance:
             "accelerator": "cpu",
             "logger": False,
             "max_epochs": 2,
-            "enable_checkpointing": None if any(isinstance(callback, ModelCheckpoint) for callback in callbacks) else False,
+            "enable_checkpointing": None if any(isinstance(callback, Checkpoint) for callback in callbacks) else False,
             "enable_progress_bar": None,
             "enable_model_summary": False,
             "default_root_dir": folder,

@@ -1,0 +1,318 @@
+"""LightningCLI where raylit has something of its own; that it is as Lightning's is tested in tests/parity/test_cli.py."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import raylit.cli
+from raylit import Trainer
+from raylit.cli import LightningArgumentParser, LightningCLI, OptimizerCallable, ReduceLROnPlateau, SaveConfigCallback, instantiate_class
+from raylit.errors import CheckpointError, ConfigError
+from raylit.testing import BoringDataModule, BoringModel, TinyModel
+from tests.cli.conftest import environment
+from tests.ranks import run_on_two_ranks
+
+QUIET = {"accelerator": "cpu", "max_epochs": 1, "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+FLAGS = [f"--trainer.{name}={str(value).lower()}" for name, value in QUIET.items()]
+
+
+class Made:
+    """What no argument's type names."""
+
+
+class Net(TinyModel):
+    def __init__(self, head: nn.Module | None = None, anything: Any = None, untyped=None, size: int = 1) -> None:  # type: ignore[no-untyped-def]
+        super().__init__()
+        self.save_hyperparameters()
+        self.head, self.anything, self.untyped = head, anything, untyped
+        self.inner = Inner()
+
+
+class Inner(BoringModel):
+    def __init__(self, depth: int = 3) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
+class Late(BoringModel):
+    """Makes its parameters when it is known where they are to be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.layer
+
+    def configure_model(self) -> None:
+        self.layer = nn.Linear(32, 2)
+
+
+class WithOptimizer(BoringModel):
+    def __init__(self, optimizer: OptimizerCallable = torch.optim.SGD) -> None:
+        super().__init__()
+        self.make = optimizer
+
+    def configure_optimizers(self) -> Any:
+        return self.make(self.parameters())
+
+
+class Failing(BoringModel):
+    def __init__(self, head: nn.Module | None = None) -> None:
+        raise KeyError("no such head")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def made(model: Any, *flags: str, **kwargs: Any) -> LightningCLI:
+    """A CLI that has run nothing."""
+    return LightningCLI(model, BoringDataModule, run=False, args=[*FLAGS, *flags], **{"save_config_callback": None, **kwargs})
+
+
+# ---- the surface ----
+
+
+def test_it_has_the_names_of_lightnings() -> None:
+    script = (  # in a process of its own: other tests may have changed the module
+        "import lightning.pytorch.cli as theirs\n"
+        "print(*(n for n, v in vars(theirs).items() if n[0] != '_' and getattr(v, '__module__', '') == theirs.__name__))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    own = {*done.stdout.split()} - {"ModuleType"}  # for its own annotations
+    own |= {"ArgsType", "LRSchedulerCallable", "LRSchedulerType", "LRSchedulerTypeTuple", "LRSchedulerTypeUnion", "OptimizerCallable"}
+    assert len(own) > 10
+    assert own <= {*raylit.cli.__all__}
+
+
+def test_arguments_in_two_places_are_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["main.py", "--trainer.max_epochs=9"])
+    with pytest.warns(UserWarning, match=r"not read: \['--trainer.max_epochs=9'\]"):
+        cli = made(Net)
+    assert cli.trainer.max_epochs == 1
+
+
+def test_a_class_from_its_description() -> None:
+    made = instantiate_class((3, 4), {"class_path": "torch.nn.Linear", "init_args": {"bias": False}})
+    assert (made.in_features, made.out_features, made.bias) == (3, 4, None)
+    assert isinstance(instantiate_class((), {"class_path": "torch.nn.ReLU"}), nn.ReLU)
+
+
+def test_what_is_no_optimizer_or_scheduler_is_refused() -> None:
+    parser = LightningArgumentParser()
+    with pytest.raises(ConfigError, match=r"optimizer: .*Linear.* is no subclass of torch.optim.optimizer.Optimizer"):
+        parser.add_optimizer_args(nn.Linear)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"lr_scheduler: .*SGD.* is no subclass of"):
+        parser.add_lr_scheduler_args((torch.optim.SGD,))  # type: ignore[arg-type]
+
+
+# ---- errors of the user's code stay as they are ----
+
+
+def test_what_a_constructor_raises() -> None:
+    with pytest.raises(KeyError, match="no such head"):
+        made(Failing, "--model.head=torch.nn.ReLU")
+
+
+def test_what_a_callable_of_the_config_raises() -> None:
+    model = made(WithOptimizer, "--model.optimizer=SGD", "--model.optimizer.lr=-1").model
+    with pytest.raises(ValueError, match="Invalid learning rate"):
+        model.configure_optimizers()
+
+
+# ---- optimizers ----
+
+
+def test_the_optimizer_gets_the_parameters_that_configure_model_makes() -> None:
+    cli = made(Late, "--optimizer=SGD", "--optimizer.lr=0.5")
+    cli.trainer.fit(cli.model, cli.datamodule)
+    assert {id(p) for p in cli.trainer.optimizers[0].param_groups[0]["params"]} == {id(p) for p in cli.model.layer.parameters()}
+
+
+def test_a_scheduler_without_an_optimizer_is_not_used() -> None:
+    with pytest.warns(UserWarning, match=r"StepLR is not used, since the config has no optimizer"):
+        made(BoringModel, "--lr_scheduler=StepLR", "--lr_scheduler.step_size=1")
+
+
+def test_pytorchs_plateau_does_not_say_what_it_watches() -> None:
+    with pytest.raises(ConfigError, match=r"raylit.cli.ReduceLROnPlateau with monitor"):
+        made(BoringModel, "--optimizer=SGD", "--lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau")
+    found = made(
+        BoringModel, "--optimizer=SGD", "--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=x"
+    ).model.configure_optimizers()
+    assert isinstance(found["lr_scheduler"]["scheduler"], ReduceLROnPlateau)
+
+
+# ---- hyperparameters ----
+
+
+def test_a_module_within_keeps_its_own_arguments() -> None:
+    cli = made(Net, "--model.head=torch.nn.Tanh", "--model.size=2")
+    assert cli.model.inner.hparams["depth"] == 3 and "_instantiator" not in cli.model.inner.hparams
+    assert cli.model.hparams["head"] == {"class_path": "torch.nn.Tanh"} and cli.model.hparams["size"] == 2
+
+
+def checkpoint(path: Path, model: Any = Net, *flags: str) -> Path:
+    cli = made(model, "--model.head=torch.nn.Tanh", *flags)
+    cli.trainer.fit(cli.model, cli.datamodule)
+    cli.trainer.save_checkpoint(path)
+    return path
+
+
+def changed(path: Path, **hparams: Any) -> Path:
+    """A copy of a checkpoint with other hyperparameters."""
+    stored = torch.load(path, weights_only=True)
+    stored["hyper_parameters"].update(hparams)
+    torch.save(stored, path.with_name("changed.ckpt"))
+    return path.with_name("changed.ckpt")
+
+
+def test_what_was_loaded_can_be_saved_and_loaded_again(folder: Path) -> None:
+    loaded = Net.load_from_checkpoint(checkpoint(folder / "one.ckpt"), size=5)
+    assert isinstance(loaded.head, nn.Tanh)
+    trainer = Trainer(**QUIET, default_root_dir=folder)  # type: ignore[arg-type]
+    trainer.fit(loaded, datamodule=BoringDataModule())
+    trainer.save_checkpoint(folder / "two.ckpt")
+    again = Net.load_from_checkpoint(folder / "two.ckpt")
+    assert isinstance(again.head, nn.Tanh) and again.hparams["size"] == 5
+
+
+@pytest.mark.parametrize("name", ["anything", "untyped"])
+def test_a_checkpoint_makes_nothing_that_no_type_asks_for(folder: Path, name: str) -> None:
+    spec = {"class_path": f"{__name__}.Made"}
+    path = changed(checkpoint(folder / "one.ckpt"), **{name: spec})
+    with pytest.warns(UserWarning, match=rf"Net gets {name} as it stands in the checkpoint, as a description of a .*Made"):
+        loaded = Net.load_from_checkpoint(path)
+    assert not isinstance(getattr(loaded, name), Made)
+    assert Net.load_from_checkpoint(path, **{name: 3}).hparams[name] == 3
+
+
+def test_a_checkpoint_has_no_function_called(folder: Path) -> None:
+    path = changed(checkpoint(folder / "one.ckpt"), _instantiator="os.system")
+    with pytest.raises(CheckpointError, match=r"'os\.system', which raylit does not know"):
+        Net.load_from_checkpoint(path)
+
+
+@pytest.mark.parametrize("named", ["subprocess.Popen", "not.imported.Net", "tests.ranks.run_on_two_ranks"])
+def test_a_checkpoint_has_no_other_class_made(folder: Path, named: str) -> None:
+    path = changed(checkpoint(folder / "one.ckpt"), _class_path=named)
+    with pytest.raises(CheckpointError, match=f"of the class '{named}', which is no LightningModule or was not imported"):
+        raylit.LightningModule.load_from_checkpoint(path)
+    assert "not.imported" not in sys.modules
+
+
+def test_hyperparameters_that_do_not_fit(folder: Path) -> None:
+    path = changed(checkpoint(folder / "one.ckpt"), head={"class_path": "torch.optim.SGD"})
+    with pytest.raises(CheckpointError, match=r"do not fit Net[\s\S]*load_from_checkpoint\(path, name=value\)"):
+        Net.load_from_checkpoint(path)
+
+
+def test_a_damaged_checkpoint(folder: Path) -> None:
+    (folder / "bad.ckpt").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match=r"bad\.ckpt"):
+        LightningCLI(Net, BoringDataModule, args=["test", *FLAGS, "--ckpt_path=bad.ckpt"])
+
+
+# ---- where the config is kept ----
+
+
+def test_save_config_that_saves_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="would save nothing"):
+        made(Net, save_config_callback=SaveConfigCallback, save_config_kwargs={"save_to_log_dir": False})
+
+
+def test_in_mlflow_the_config_is_an_artifact_of_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    flags = ["fit", *FLAGS, "--trainer.logger=MLFlowLogger", "--trainer.limit_train_batches=2", "--model.size=4"]
+    first = LightningCLI(Net, BoringDataModule, args=flags)
+    logger = first.trainer.logger
+    assert logger is not None and logger.run_id is not None
+    client = MlflowClient(logger.tracking_uri)  # type: ignore[attr-defined]
+    text = Path(client.download_artifacts(logger.run_id, "config.yaml", str(folder))).read_text()
+    assert yaml.safe_load(text)["model"]["size"] == 4
+    again = LightningCLI(Net, BoringDataModule, args=[*flags, "--trainer.max_epochs=2", "--ckpt_path=last"])
+    assert again.trainer.logger is not None and again.trainer.logger.run_id == logger.run_id, "the same run: nothing is in the way"
+
+
+def test_a_worker_that_was_restarted_finds_its_own_config(folder: Path) -> None:
+    cli = made(BoringModel, save_config_callback=SaveConfigCallback)
+    callback = next(one for one in cli.trainer.callbacks if isinstance(one, SaveConfigCallback))
+    sent = pickle.dumps(callback)
+    for _ in range(2):  # each in a new process
+        Trainer(**QUIET, callbacks=[pickle.loads(sent)]).fit(BoringModel())  # type: ignore[arg-type]
+    (folder / "config.yaml").write_text("of: another run")
+    with pytest.raises(RuntimeError, match=r"config\.yaml to NOT exist"):
+        Trainer(**QUIET, callbacks=[pickle.loads(sent)]).fit(BoringModel())  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match=r"config\.yaml to NOT exist"):
+        cli.trainer.fit(cli.model, cli.datamodule)
+
+
+def on_two_ranks(folder: str) -> list[Any]:
+    sys.argv = ["main.py"]
+    flags = ["fit", *FLAGS, f"--trainer.default_root_dir={folder}", "--trainer.limit_train_batches=2"]
+    seen: list[Any] = []
+
+    class Count(SaveConfigCallback):
+        def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
+            seen.append(stage)
+
+    for _ in range(2):
+        try:
+            LightningCLI(BoringModel, BoringDataModule, save_config_callback=Count, args=flags)
+        except RuntimeError as error:
+            seen.append("to NOT exist" in str(error))
+    return seen
+
+
+def test_two_ranks_write_once_and_refuse_together(tmp_path: Path) -> None:
+    assert run_on_two_ranks(on_two_ranks, tmp_path) == [["fit", True], [True]]
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["trainer"]["max_epochs"] == 1
+
+
+MAIN = """\
+import raylit as pl
+from raylit.cli import LightningCLI
+from raylit.testing import BoringDataModule, BoringModel
+
+
+class Mine(BoringModel):
+    def __init__(self, size: int = 1):
+        super().__init__()
+        self.save_hyperparameters()
+
+
+class MyCLI(LightningCLI):
+    def after_fit(self):
+        print("fitted", self.trainer.global_step, self.trainer.num_workers)
+
+
+if __name__ == "__main__":
+    MyCLI(datamodule_class=BoringDataModule)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_script_on_ray(folder: Path) -> None:
+    (folder / "main.py").write_text(MAIN)
+    flags = ["--trainer.num_workers=2", "--trainer.max_steps=3", "--model=Mine", "--model.size=4", "--optimizer=Adam"]
+    command = [sys.executable, "main.py", "fit", *flags, "--trainer.accelerator=cpu"]
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "fitted 3 2" in done.stdout
+    (config,) = folder.glob("lightning_logs/*/config.yaml")
+    kept = yaml.safe_load(config.read_text())
+    assert kept["model"] == {"class_path": "__main__.Mine", "init_args": {"size": 4}} and kept["trainer"]["num_workers"] == 2
