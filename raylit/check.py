@@ -172,7 +172,7 @@ def _settings(trainer: Trainer) -> Trainer:
         num_workers=0, devices=None, num_nodes=1, use_gpu=None, accelerator=trainer.accelerator if has_device else "cpu",
         logger=False, callbacks=None, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         fast_dev_run=False, max_epochs=max_epochs, max_steps=max_steps, min_epochs=None, min_steps=None, max_time=None,
-        compile=False, overfit_batches=0.0, num_sanity_val_steps=0, check_val_every_n_epoch=1, val_check_interval=None,
+        compile=False, profiler=None, overfit_batches=0.0, num_sanity_val_steps=0, check_val_every_n_epoch=1, val_check_interval=None,
         accumulate_grad_batches=1, reload_dataloaders_every_n_epochs=0, enable_autolog_hparams=False,
     )  # fmt: skip
 

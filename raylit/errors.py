@@ -5,7 +5,8 @@
     |-- DataError(ValueError)               data is missing, empty or cannot be sharded
     |-- CheckpointError(RuntimeError)       a checkpoint is missing, torn, foreign or unsafe to load
     |-- LaunchError(RuntimeError)           processes could not be started, or ended without a result
-    `-- MissingPackageError(ImportError)    an optional package is not installed
+    |-- MissingPackageError(ImportError)    an optional package is not installed
+    `-- TrainingSpikeException(RuntimeError) the loss jumped, and SpikeDetection ended training
 
 A text says what happened, why, and the fix as code or flag. Errors of user code are never wrapped: they pass through with a note.
 """
@@ -46,6 +47,20 @@ class MissingPackageError(RaylitError, ImportError):
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str | None]]:
         return type(self), self._arguments
+
+
+class TrainingSpikeException(RaylitError, RuntimeError):
+    """The loss jumped, and SpikeDetection ended training."""
+
+    def __init__(self, batch_idx: int) -> None:
+        self.batch_idx = batch_idx
+        super().__init__(
+            f"Training spike detected in batch {batch_idx}. SpikeDetection has written down which batches to leave out: remove them from the data and"
+            " go on from a checkpoint of before."
+        )
+
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        return type(self), (self.batch_idx,)
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from raylit import data
 from raylit.batch import move_to
+from raylit.callbacks import BasePredictionWriter
 from raylit.data.combined import Item
 from raylit.hooks import is_overridden
 from raylit.limits import end_on_sigterm
@@ -125,22 +126,27 @@ def predict(run: Run) -> list[Any] | None:
             return None
         several = len(loader.flattened) > 1
         check_dataloader_idx(run.module, "predict_step", len(loader.flattened))
-        kept: list[list[Any]] = [[] for _ in loader.flattened]
+        intervals = [callback.interval for callback in run.trainer.callbacks if isinstance(callback, BasePredictionWriter)]
+        if intervals:
+            loader.flattened = [data.noting_indices(one) for one in loader.flattened]
+        keeps = run.job.return_predictions or any(interval.on_epoch for interval in intervals)
+        kept = run.predictions = [[] for _ in loader.flattened]
         with evaluating(run, "predict"):
             batches = iter(loader)
             run.fire("on_predict_start")
             run.fire("on_predict_epoch_start")
             with suppress(StopIteration):
-                predict_batches(run, batches, several, kept)
+                predict_batches(run, batches, several, kept if keeps else None)
             run.fire("on_predict_epoch_end")
             run.fire("on_predict_end")
+    run.predictions = []
     if not run.job.return_predictions:
         return None
     return kept if several else kept[0]
 
 
-def predict_batches(run: Run, batches: Iterator[Item], several: bool, kept: list[list[Any]]) -> None:
-    """Predict every batch; what is to be returned is appended to `kept`."""
+def predict_batches(run: Run, batches: Iterator[Item], several: bool, kept: list[list[Any]] | None) -> None:
+    """Predict every batch; results are appended to `kept`, unless that is None."""
     metrics, hooks, precision, predict_step = run.metrics, run.hooks, run.precision, run.module.predict_step
     for batch, batch_idx, dataloader_idx in batches:
         if run.transfer is not None:
@@ -155,5 +161,5 @@ def predict_batches(run: Run, batches: Iterator[Item], several: bool, kept: list
         if hooks["on_predict_batch_end"]:
             run.fire("on_predict_batch_end", output, batch, batch_idx, *which)
         metrics.hook = None
-        if run.job.return_predictions:
+        if kept is not None:
             kept[dataloader_idx].append(move_to(output, "cpu"))

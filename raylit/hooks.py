@@ -171,8 +171,9 @@ def is_overridden(name: str, obj: object, base: type) -> bool:
 
 
 def resolve(
-    trainer: object, module: object, callbacks: Sequence[object], module_base: type, callback_base: type, monitors: type | tuple[type, ...]
-) -> Hooks:
+    trainer: object, module: object, callbacks: Sequence[object], module_base: type, callback_base: type, monitors: type | tuple[type, ...],
+    watch: Callable[[object, str, Callable[..., Any]], Callable[..., Any]] | None = None,
+) -> Hooks:  # fmt: skip
     """Bind every event that callbacks and the module share to the functions somebody overrode.
 
     Args:
@@ -182,6 +183,7 @@ def resolve(
         module_base: a method that is this class's own counts as not overridden.
         callback_base: likewise for callbacks.
         monitors: classes of callbacks that come after the module in `on_train_epoch_end`.
+        watch: given an owner, the name of a hook and the function, returns the function to call instead.
 
     Returns:
         A list for each event, called in order with the event's own arguments: trainer and module are already bound.
@@ -193,8 +195,9 @@ def resolve(
         for callback in callbacks:
             if is_overridden(name, callback, callback_base):
                 after_module = name == "on_train_epoch_end" and isinstance(callback, monitors)
-                (late if after_module else own).append(partial(getattr(callback, name), trainer, module))
+                function = partial(getattr(callback, name), trainer, module)
+                (late if after_module else own).append(watch(callback, name, function) if watch else function)
         if "M" in HOOKS[name].owners and is_overridden(name, module, module_base):
-            own.append(getattr(module, name))
+            own.append(watch(module, name, getattr(module, name)) if watch else getattr(module, name))
         hooks[name] = own + late
     return hooks

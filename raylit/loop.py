@@ -64,10 +64,11 @@ def fit(run: Run) -> None:
             progress.epochs_begun = progress.epochs_processed + 1
             run.fire("on_train_epoch_start")
             progress.start_epoch()
+        run.wrap()  # hooks may have frozen or unfrozen parameters
         if progress.batches_done < progress.batch:
             finish_batch(run)
         with suppress(StopIteration):  # raised by a user's hook, it ends the epoch
-            train_epoch(run, batches if batches is not None else iter(run.loaders["train"]))
+            run.timed("run_training_epoch", train_epoch)(run, batches if batches is not None else iter(run.loaders["train"]))
         batches = None
         end_epoch(run)
     run.fire("on_train_end")
@@ -80,6 +81,8 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     automatic, num_batches = run.module.automatic_optimization, trainer.num_training_batches
     accumulate, log_every = trainer.accumulate_grad_batches, trainer.log_every_n_steps
     use_closure = automatic and run.needs_closure
+    run.forward_only = not automatic or trainer._skip_backward
+    train, train_with_closure = (run.timed("run_training_batch", function) for function in (train_batch, step_with_closure))
     alone = run.world.size == 1
     ahead = None if num_batches != float("inf") else next(batches, None)
     while not (
@@ -108,7 +111,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
             update_schedulers(run, "epoch", plateau=False)
             break
         steps = progress.batch % accumulate == 0 or progress.is_last_batch
-        output = step_with_closure(run, batch, batch_idx) if use_closure and steps else train_batch(run, batch, batch_idx, steps)
+        output = train_with_closure(run, batch, batch_idx) if use_closure and steps else train(run, batch, batch_idx, steps)
 
         if run.schedulers and automatic:
             if steps:
@@ -172,7 +175,7 @@ def train_batch(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
                 output = training_step(*args)
         else:
             output = training_step(*args)
-        if not run.module.automatic_optimization:
+        if run.forward_only:
             return output
         loss = loss_of(run, output)
         optimizer = run.optimizers[0]
@@ -248,7 +251,7 @@ def loss_of(run: Run, output: Any) -> Tensor | None:
 
 def batch_outputs(run: Run, output: Any) -> dict[str, Any]:
     """Return what `on_train_batch_end` gets: the loss, detached and divided as it went backward, and the other keys of a dict."""
-    if not run.module.automatic_optimization:
+    if run.forward_only:
         loss = output.get("loss") if isinstance(output, Mapping) else output
     elif run.precision.scaler is not None:
         loss = loss_of(run, output)  # what went backward is scaled

@@ -18,7 +18,7 @@ from raylit.hooks import Hooks, is_overridden
 from raylit.messages import warn_once
 from raylit.metrics import Metrics, to_numbers
 from raylit.module import LightningModule
-from raylit.parallel import Precision, World
+from raylit.parallel import Precision, World, find_strategy
 from raylit.progress import Progress
 
 if TYPE_CHECKING:
@@ -44,8 +44,11 @@ class Run:
         loaders: the loader of each stage, once it was asked for.
         val_entries: what validation logs; training has its own in `metrics`.
         resumed_from: what the checkpoint that this fit goes on from says of this rank alone, as far as it does; see `checkpoint/exact.py`.
+        forward_only: whether a training batch ends with `training_step`: what follows is up to it, or is not wanted.
         stop_agreed: whether `trainer.should_stop` is the same on all ranks; then, and not before, they may stop.
         sigterm_agreed: likewise for `received_sigterm`.
+        predictions: what `predict_step` returned, by loader, while prediction runs.
+        failed_within_step: whether an exception ended the run in a batch that had not yet changed the weights.
         last_validation: monotonic seconds at the end of the last validation.
         loggers_saved: likewise when the loggers last wrote what they held.
     """
@@ -69,6 +72,7 @@ class Run:
         self.schedulers: list[LRSchedulerConfig] = []
         self.step_module: nn.Module | None = None
         self.compiled: list[nn.Module] = []
+        self._wrapped_for: list[bool] = []
         self.loaders: dict[str, data.CombinedLoader] = {}
         self.loader_epoch: dict[str, int] = {}
         self.val_entries: dict[tuple[Any, ...], Entry] = {}
@@ -79,11 +83,14 @@ class Run:
         self.resumed = False
         self.resumed_from: dict[str, Any] | None = None
         self.received_sigterm = False
+        self.failed_within_step = False
         self.stop_agreed = self.sigterm_agreed = world.size == 1
+        self.predictions: list[list[Any]] = []
         self.history: list[dict[str, float]] = []
         self.transfer: Callable[[Any, int], Any] | None = None
         self.loss: torch.Tensor | None = None
         self.accumulating = True
+        self.forward_only = False
         self.needs_closure = self.checks_validation = self.said_minimum = False
         self.said_left_out: set[int] = set()
 
@@ -103,6 +110,15 @@ class Run:
             return getattr(owner, name)(*args, **kwargs)
         finally:
             self.metrics.hook = before
+
+    watch: Callable[[object, str, Callable[..., Any]], Callable[..., Any]] | None = None  # how hooks are wrapped for a profiler
+
+    def timed(self, action: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `function` as a profiler is to see it: as it is, since there is none."""
+        return function
+
+    def close(self) -> None:
+        """The job has ended, well or not; called last."""
 
     def before_optimizer_step(self, optimizer: Any) -> None:
         """Gradients are complete: unscale them, tell who listens, clip them."""
@@ -163,6 +179,18 @@ class Run:
             return self.call(owners[2], names[2], batch, dataloader_idx)
 
         return transfer
+
+    def wrap(self) -> None:
+        """Wrap the module for data parallelism; anew if other parameters require gradients than when it was wrapped last.
+
+        DDP synchronizes the gradients of those that required one when it was made: one unfrozen since would differ from rank to rank.
+        """
+        if self.world.size == 1:
+            return
+        required = [parameter.requires_grad for parameter in self.module.parameters()]
+        if required != self._wrapped_for:
+            self.step_module = None  # its hooks go with it
+            self.step_module, self._wrapped_for = find_strategy(self.trainer.strategy).wrap(self.module, self.world), required
 
     # ---- data ----
 

@@ -19,6 +19,7 @@ from raylit.loggers import Logger
 from raylit.module import LightningModule
 from raylit.parallel import DDPStrategy, find_strategy
 from raylit.parallel.precision import canonical
+from raylit.profilers import Profiler, find_profiler
 from raylit.progress import Progress
 from raylit.run import Run
 from raylit.view import RunView, TrainerState
@@ -66,6 +67,7 @@ class Trainer(RunView):
         benchmark: whether cuDNN looks for the fastest algorithm. Default: as it is set; False if `deterministic`.
         inference_mode: whether evaluation outside of fit runs in inference mode rather than under no_grad.
         use_distributed_sampler: whether loaders are sharded over the workers.
+        profiler: what measures where the time goes: `simple`, `advanced`, `pytorch` or a Profiler; it reports at the end.
         detect_anomaly: whether autograd looks for NaN and says where it came from. Slow.
         sync_batchnorm: whether batch norm statistics are taken over all workers.
         reload_dataloaders_every_n_epochs: ask for the loaders anew every n epochs; 0: never.
@@ -120,6 +122,7 @@ class Trainer(RunView):
         benchmark: bool | None = None,
         inference_mode: bool = True,
         use_distributed_sampler: bool = True,
+        profiler: Profiler | str | None = None,
         detect_anomaly: bool = False,
         sync_batchnorm: bool = False,
         reload_dataloaders_every_n_epochs: int = 0,
@@ -168,6 +171,7 @@ class Trainer(RunView):
         # who listens
         self.loggers = [] if self.fast_dev_run else settings.make_loggers(logger, self.default_root_dir)
         self.callbacks = settings.make_callbacks(callbacks, max_time, enable_checkpointing, enable_progress_bar, enable_model_summary)
+        self.profiler = find_profiler(profiler)
         # what runs
         self.should_stop = False
         self.progress = Progress()
@@ -316,10 +320,11 @@ class Trainer(RunView):
         """
         if self._run is None:
             raise ConfigError("There is nothing to save yet: call fit, validate, test or predict first.")
-        checkpoint = dump(self._run, bool(weights_only))
-        if self.is_global_zero:
-            save(checkpoint, filepath, storage_options=storage_options)
-        self._run.world.barrier()
+        with self.profiler.profile("save_checkpoint"):
+            checkpoint = dump(self._run, bool(weights_only))
+            if self.is_global_zero:
+                save(checkpoint, filepath, storage_options=storage_options)
+            self._run.world.barrier()
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Send values to the loggers, at `step` or at the step that runs."""

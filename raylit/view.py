@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from raylit.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, ProgressBar
+from raylit.data import seen_indices
 from raylit.loggers import Logger
 from raylit.metrics import to_numbers
 from raylit.progress import Progress
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from raylit.optim import LightningOptimizer, LRSchedulerConfig
     from raylit.parallel import World
     from raylit.run import Run
+
+
+STAGE_OF_LOADER = {"sanity_check": "val", "validate": "val", "test": "test", "predict": "predict"}
 
 
 @dataclass
@@ -62,6 +66,7 @@ class RunView:
     _metrics: tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
     _module: LightningModule | None
     _datamodule: LightningDataModule | None
+    _skip_backward: bool = False  # whether epochs that begin now go forward only, without learning
 
     # ---- where it is ----
     @property
@@ -88,6 +93,12 @@ class RunView:
     def should_log_step(self) -> bool:
         """Whether the step values of this batch are due at the loggers."""
         return bool(self.log_every_n_steps) and ((self.progress.log_steps + 1) % self.log_every_n_steps == 0 or self.should_stop)
+
+    def should_log_batch(self, batch_idx: int, dataloader_idx: int = 0) -> bool:
+        """Tell whether values of this batch of an evaluation or prediction are due at the loggers."""
+        every = self.log_every_n_steps
+        number = sum(self._num_batches(STAGE_OF_LOADER.get(str(self._stage), ""))[:dataloader_idx]) + batch_idx + 1
+        return bool(every) and (number % every == 0 or self.should_stop)
 
     @property
     def sanity_checking(self) -> bool:
@@ -211,6 +222,31 @@ class RunView:
     def epoch_loop(self) -> Self:
         """The Trainer itself: Lightning keeps `max_steps` in `fit_loop.epoch_loop`."""
         return self
+
+    # ---- what was predicted ----
+    @property
+    def predict_loop(self) -> Self:
+        """The Trainer itself: Lightning keeps `predictions` and `epoch_batch_indices` in a `predict_loop`."""
+        return self
+
+    @property
+    def predictions(self) -> list[Any]:
+        """What this rank predicted so far, as `predict` returns it; empty unless it is kept."""
+        kept = self._run.predictions if self._run is not None else []
+        return kept[0] if len(kept) == 1 else kept
+
+    @property
+    def epoch_batch_indices(self) -> list[list[Any]]:
+        """For each loader, which samples the batches predicted so far were made of. Known while there is a BasePredictionWriter."""
+        run = self._run
+        if run is None or "predict" not in run.loaders:
+            return []
+        return [seen_indices(one)[: len(kept)] for one, kept in zip(run.loaders["predict"].flattened, run.predictions, strict=False)]
+
+    def batch_indices(self, batch_idx: int, dataloader_idx: int = 0) -> list[Any]:
+        """Return which samples one batch was made of; empty if that cannot be told. Known while there is a BasePredictionWriter."""
+        seen = seen_indices(self._run.loaders["predict"].flattened[dataloader_idx]) if self._run is not None else []
+        return list(seen[batch_idx]) if seen else []
 
     # ---- ranks ----
     @property

@@ -22,7 +22,8 @@ from raylit.job import Job, Result
 from raylit.messages import warn
 from raylit.metrics import to_numbers
 from raylit.module import LightningModule
-from raylit.parallel import World, find_strategy
+from raylit.parallel import World
+from raylit.profiling import make_run
 from raylit.run import Run
 
 
@@ -39,7 +40,7 @@ def run_job(job: Job) -> Result:
         BaseException: whatever the user's code raised, with rank, epoch and step added as a note.
     """
     world = World.join(job.trainer.accelerator)
-    run = Run(job, world)
+    run = make_run(job, world)
     trainer, module = run.trainer, run.module
     value: Any = None
     try:
@@ -107,7 +108,7 @@ def attach(run: Run) -> None:
     for callback in trainer.callbacks:
         callback._log = module.log
     check(run)
-    run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS)
+    run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS, run.watch)
 
 
 def check(run: Run) -> None:
@@ -182,8 +183,7 @@ def set_up(run: Run) -> None:
     if run.datamodule is not None:
         run.call(run.datamodule, "setup", stage)
     for callback in trainer.callbacks:
-        run.metrics.hook = "setup"
-        callback.setup(trainer, module, stage)
+        run.call(callback, "setup", trainer, module, stage)
     run.call(module, "setup", stage)
     run.world.barrier()
     with module_dtype(run):
@@ -214,12 +214,11 @@ def place(run: Run) -> None:
         run.metrics.hook = None
         run.zero_grad = optim.zero_grad_of(run.optimizers[0])
         run.wrapped_optimizers = [optim.LightningOptimizer(optimizer, run) for optimizer in run.optimizers]
-        if run.world.size > 1:
-            run.step_module = find_strategy(trainer.strategy).wrap(module, run.world)
+        run.wrap()
         run.needs_closure = is_overridden("optimizer_step", module, LightningModule) or optim.wants_closure(run.optimizers[0])
     run.prepare_calls()
     # hooks may have been set on the instances in setup
-    run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS)
+    run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS, run.watch)
 
 
 def log_hyperparameters(run: Run) -> None:
@@ -286,8 +285,7 @@ def tear_down(run: Run) -> None:
     if run.datamodule is not None:
         run.call(run.datamodule, "teardown", stage)
     for callback in run.trainer.callbacks:
-        run.metrics.hook = "teardown"
-        callback.teardown(run.trainer, module, stage)
+        run.call(callback, "teardown", run.trainer, module, stage)
     run.call(module, "teardown", stage)
 
 
@@ -305,6 +303,7 @@ def fail(run: Run, error: BaseException) -> None:
     error.add_note(
         f"(raylit) rank {run.world.rank} of {run.world.size}, epoch {progress.epoch}, batch {progress.batch}, step {progress.steps}, in {run.stage or 'setup'}"
     )
+    run.failed_within_step = progress.batches_done < progress.batch and run.metrics.hook != "on_train_batch_end"
     try:
         if run.hooks:
             run.fire("on_exception", error)
@@ -375,4 +374,5 @@ def detach(run: Run) -> None:
     run.hooks = {}
     run.transfer = None
     run.wrapped_optimizers = []
+    run.close()
     sys.stdout.flush()

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from raylit import errors
-from raylit.errors import MissingPackageError, RaylitError, Stopped, Terminated, did_you_mean
+from raylit.errors import MissingPackageError, RaylitError, Stopped, Terminated, TrainingSpikeException, did_you_mean
 from raylit.utilities.exceptions import MisconfigurationException
 
 
@@ -17,6 +17,7 @@ from raylit.utilities.exceptions import MisconfigurationException
         ("CheckpointError", RuntimeError),
         ("LaunchError", RuntimeError),
         ("MissingPackageError", ImportError),
+        ("TrainingSpikeException", RuntimeError),
     ],
 )
 def test_every_error_is_raylits_and_pythons(name: str, builtin: type[Exception]) -> None:
@@ -35,6 +36,12 @@ def test_a_missing_package_says_how_to_install_it_also_from_another_process(extr
     error = MissingPackageError("optuna", "search='optuna'", extra)
     assert str(error) == f"search='optuna' needs the package optuna, which is not installed. Run: {command}"
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_a_spike_comes_whole_from_another_process() -> None:
+    error = TrainingSpikeException(7)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert "batch 7" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -2,31 +2,51 @@
 
 from raylit.callbacks.callback import Callback
 from raylit.callbacks.checkpoint import Checkpoint
+from raylit.callbacks.device_stats_monitor import DeviceStatsMonitor
 from raylit.callbacks.early_stopping import EarlyStopping
+from raylit.callbacks.finetuning import BackboneFinetuning, BaseFinetuning
+from raylit.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
 from raylit.callbacks.lambda_callback import LambdaCallback
 from raylit.callbacks.learning_rate_monitor import LearningRateMonitor
 from raylit.callbacks.model_checkpoint import ModelCheckpoint
 from raylit.callbacks.model_summary import ModelSummary, RichModelSummary
+from raylit.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
+from raylit.callbacks.prediction_writer import BasePredictionWriter
 from raylit.callbacks.progress_bar import ProgressBar, RichProgressBar, TQDMProgressBar
+from raylit.callbacks.pruning import ModelPruning
 from raylit.callbacks.regularization import Regularization
+from raylit.callbacks.spike_detection import SpikeDetection
+from raylit.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
 from raylit.callbacks.timer import Timer
+from raylit.callbacks.weight_averaging import EMAWeightAveraging, WeightAveraging
 
 # They watch metrics, so at the end of an epoch they come after the module, which may still log some.
 MONITORS = (EarlyStopping, Checkpoint)
 
 __all__ = [
     "MONITORS",
+    "BackboneFinetuning",
+    "BaseFinetuning",
+    "BasePredictionWriter",
     "Callback",
     "Checkpoint",
+    "DeviceStatsMonitor",
+    "EMAWeightAveraging",
     "EarlyStopping",
+    "GradientAccumulationScheduler",
     "LambdaCallback",
     "LearningRateMonitor",
     "ModelCheckpoint",
+    "ModelPruning",
     "ModelSummary",
+    "OnExceptionCheckpoint",
     "ProgressBar",
     "Regularization",
     "RichModelSummary",
     "RichProgressBar",
+    "SpikeDetection",
+    "StochasticWeightAveraging",
     "TQDMProgressBar",
     "Timer",
+    "WeightAveraging",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from raylit.checkpoint import folder
 from raylit.checkpoint.file import is_whole, load
 from raylit.errors import CheckpointError
 from raylit.messages import warn
@@ -14,6 +15,8 @@ from raylit.messages import warn
 
 def resolve(ckpt_path: str | os.PathLike[str] | None, savers: Sequence[Any], default_root_dir: str, fn: str) -> str | None:
     """Return the file or URL that is meant by `ckpt_path`, None for none.
+
+    A fit without `ckpt_path` goes on from what an OnExceptionCheckpoint among `savers` left, or a `last` file if that is newer.
 
     Args:
         ckpt_path: a path, a URL, `best` or `last`.
@@ -24,8 +27,15 @@ def resolve(ckpt_path: str | os.PathLike[str] | None, savers: Sequence[Any], def
     Raises:
         CheckpointError: there is none.
     """
+    on_exception: list[str] = [saver.ckpt_path for saver in savers if hasattr(saver, "ckpt_path") and folder.exists(saver.ckpt_path)]
+    savers = [saver for saver in savers if not hasattr(saver, "ckpt_path")]
     if ckpt_path is None:
-        return None
+        if fn != "fit" or not on_exception:
+            return None
+        own = [saver.dirpath for saver in savers if getattr(saver, "save_last", None) and saver.dirpath]
+        newest = max([*on_exception, *_newest(own, "last*.ckpt")], key=folder.modified)
+        warn(f"fit was given no ckpt_path, but a fit before was ended by an exception: it goes on from {newest}.")
+        return newest
     path = os.fspath(ckpt_path)
     if path not in ("best", "last"):
         if "://" not in path and not os.path.exists(path):
@@ -39,7 +49,9 @@ def resolve(ckpt_path: str | os.PathLike[str] | None, savers: Sequence[Any], def
                 f"ckpt_path='best': no checkpoint was saved by a fit before, and there is none in {_names(folders)}. Fit first, or give a path."
             )
         return best
-    found = list(dict.fromkeys([*_newest(folders, "last*.ckpt"), *_newest(folders, "*.ckpt")]))
+    saved = list(dict.fromkeys([*_newest(folders, "last*.ckpt"), *_newest(folders, "*.ckpt")]))
+    newer = [path for path in on_exception if not saved or folder.modified(path) > folder.modified(saved[0])]
+    found = list(dict.fromkeys([*sorted(newer, key=folder.modified, reverse=True), *saved]))
     whole = next((path for path in found if _is_whole(path)), None)
     if whole is not None:
         return whole
@@ -71,7 +83,7 @@ def _newest(folders: Iterable[str], pattern: str) -> list[str]:
 
 
 def _is_whole(path: str) -> bool:
-    whole = is_whole(path)
+    whole = "://" in path or is_whole(path)
     if not whole:
         warn(f"The checkpoint {path} is torn or damaged; it is left aside, and the one before it is taken.")
     return whole

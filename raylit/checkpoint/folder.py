@@ -49,6 +49,14 @@ def listing(folder: str) -> list[Any]:
     return list(fs.ls(inner)) if fs.isdir(inner) else []
 
 
+def modified(path: str) -> float:
+    """Return when a file was written last, in seconds since 1970."""
+    if "://" not in path:
+        return os.stat(path).st_mtime
+    fs, inner = _file_system(path)
+    return float(fs.modified(inner).timestamp())
+
+
 def remove(path: str) -> None:
     """Delete a file, or the folder that a sharded checkpoint is; nothing happens if it is gone already."""
     if "://" in path:

@@ -60,7 +60,7 @@ def dump(run: Run, weights_only: bool = False, together: bool = True) -> dict[st
                     f" load_from_checkpoint will want them as arguments. Say so with save_hyperparameters(ignore={left_out!r})."
                 )
     if run.datamodule is not None:
-        state = run.datamodule.state_dict()
+        state = run.call(run.datamodule, "state_dict")
         if state:
             checkpoint[type(run.datamodule).__qualname__] = state
     if not weights_only:
@@ -89,7 +89,7 @@ def dump(run: Run, weights_only: bool = False, together: bool = True) -> dict[st
 def _within_step(run: Run) -> bool:
     """Tell whether the batch that was begun has not yet changed the weights."""
     hook = HOOKS.get(run.metrics.hook or "")
-    return hook is not None and hook.log == PER_STEP and run.metrics.hook != "on_train_batch_end"
+    return run.failed_within_step or (hook is not None and hook.log == PER_STEP and run.metrics.hook != "on_train_batch_end")
 
 
 def read(run: Run, path: str) -> dict[str, Any]:
@@ -106,9 +106,9 @@ def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
         raise CheckpointError(f"{run.job.ckpt_path} holds no state_dict; it has: {', '.join(map(str, checkpoint))}.")
     module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
     if run.datamodule is not None and type(run.datamodule).__qualname__ in checkpoint:
-        run.datamodule.load_state_dict(checkpoint[type(run.datamodule).__qualname__])
+        run.call(run.datamodule, "load_state_dict", checkpoint[type(run.datamodule).__qualname__])
     for callback in trainer.callbacks:
-        callback.on_load_checkpoint(trainer, module, checkpoint)
+        run.call(callback, "on_load_checkpoint", trainer, module, checkpoint)
     stored = dict(checkpoint.get("callbacks", {}))
     for callback in trainer.callbacks:
         state = stored.pop(callback.state_key, None)

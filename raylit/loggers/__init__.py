@@ -3,5 +3,6 @@
 from raylit.loggers.base import Logger
 from raylit.loggers.csv import CSVLogger
 from raylit.loggers.mlflow import MLFlowLogger
+from raylit.loggers.tensorboard import TensorBoardLogger
 
-__all__ = ["CSVLogger", "Logger", "MLFlowLogger"]
+__all__ = ["CSVLogger", "Logger", "MLFlowLogger", "TensorBoardLogger"]

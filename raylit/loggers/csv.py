@@ -8,11 +8,11 @@ import math
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from enum import Enum
 from typing import Any
 
 from raylit.errors import ConfigError
 from raylit.loggers.base import Logger
+from raylit.loggers.run_folder import NAME_HPARAMS_FILE, claim_version, hparams_as_yaml
 from raylit.messages import warn, warn_once
 
 
@@ -64,7 +64,7 @@ class CSVLogger(Logger):
     @property
     def version(self) -> int | str:
         if self._version is None:
-            self._version = self._claim_version()
+            self._version = claim_version(self.root_dir)
         return self._version
 
     @property
@@ -118,18 +118,6 @@ class CSVLogger(Logger):
         if self._experiment is not None:
             self._experiment.save()
 
-    def _claim_version(self) -> int:
-        """Make the folder of the next free number. Making it is what claims it: two runs that start together get two numbers."""
-        os.makedirs(self.root_dir, exist_ok=True)
-        numbers = [name.split("_")[1] for name in os.listdir(self.root_dir) if name.startswith("version_")]
-        version = max((int(number) for number in numbers if number.isdigit()), default=-1) + 1
-        while True:
-            try:
-                os.mkdir(os.path.join(self.root_dir, f"version_{version}"))
-                return version
-            except FileExistsError:
-                version += 1
-
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_experiment": None}
 
@@ -147,7 +135,7 @@ class ExperimentWriter:
     """
 
     NAME_METRICS_FILE = "metrics.csv"
-    NAME_HPARAMS_FILE = "hparams.yaml"
+    NAME_HPARAMS_FILE = NAME_HPARAMS_FILE
 
     def __init__(self, log_dir: str, num_rows_before: int | None = None) -> None:
         self.log_dir = log_dir
@@ -175,20 +163,9 @@ class ExperimentWriter:
 
     def log_hparams(self, params: Mapping[str, Any]) -> None:
         """Add hyperparameters and write all of them; what YAML cannot hold is left out with a warning."""
-        import yaml
-
         self.hparams.update(params)
-        writable = {}
-        for key, value in self.hparams.items():
-            plain = value.name if isinstance(value, Enum) else value
-            try:
-                yaml.dump(plain)
-            except (TypeError, ValueError):
-                warn(f"The hyperparameter {key!r} ({type(value).__name__}) is not in hparams.yaml: YAML cannot hold it.")
-            else:
-                writable[key] = plain
         with open(os.path.join(self.log_dir, self.NAME_HPARAMS_FILE), "w", newline="", encoding="utf-8") as file:
-            yaml.dump(writable, file)
+            file.write(hparams_as_yaml(self.hparams))
 
     def save(self) -> None:
         """Append the rows kept so far. Where that fails they are kept for the next time: a full disk does not end the training."""

@@ -6,20 +6,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor, nn
 
 from raylit.callbacks import (
+    BackboneFinetuning,
     Callback,
     EarlyStopping,
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
     LambdaCallback,
     LearningRateMonitor,
     ModelCheckpoint,
+    ModelPruning,
     ModelSummary,
     ProgressBar,
     Regularization,
     RichModelSummary,
+    SpikeDetection,
+    StochasticWeightAveraging,
     Timer,
+    WeightAveraging,
 )
-from raylit.testing import CallbackConformance
+from raylit.testing import CallbackConformance, TinyModel
 
 
 class TestEarlyStopping(CallbackConformance):
@@ -90,6 +98,78 @@ class TestRegularization(CallbackConformance):
     @pytest.fixture
     def make(self) -> Callable[[], Callback]:
         return lambda: Regularization(l1=1e-3, l2=1e-2, groups={"layer.bias": {"l2": 0.1}}, log_penalty=True)
+
+
+class TestGradientAccumulationScheduler(CallbackConformance):
+    changes_training = True
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: GradientAccumulationScheduler({1: 2})
+
+
+class TestWeightAveraging(CallbackConformance):
+    changes_training = True
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return WeightAveraging
+
+
+class TestEMAWeightAveraging(CallbackConformance):
+    changes_training = True
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: EMAWeightAveraging(decay=0.9, update_every_n_steps=2)
+
+
+class TestStochasticWeightAveraging(CallbackConformance):
+    changes_training = True
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: StochasticWeightAveraging(0.05, swa_epoch_start=1)
+
+
+class TestModelPruning(CallbackConformance):
+    changes_training = True
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: ModelPruning("l1_unstructured", amount=0.2)
+
+
+class TestModelPruningWithMasks(CallbackConformance):
+    changes_training = True
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: ModelPruning("l1_unstructured", make_pruning_permanent=False, use_lottery_ticket_hypothesis=False)
+
+
+class TestSpikeDetection(CallbackConformance):
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: SpikeDetection(rtol=100.0)
+
+
+class WithBackbone(TinyModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.backbone(x))
+
+
+class TestBackboneFinetuning(CallbackConformance):
+    changes_training = True
+    model = WithBackbone
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: BackboneFinetuning(1, train_bn=False)
 
 
 class TestLambdaCallback(CallbackConformance):

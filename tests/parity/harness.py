@@ -266,6 +266,11 @@ def seen(trainer: Any, model: Any = None) -> dict[str, Any]:
     return found
 
 
+def seen_after(trainer: Any, *more: str) -> dict[str, Any]:
+    """What is seen of a fit that went on. Lightning does not bring back random states, nor what was logged before."""
+    return {name: value for name, value in seen(trainer).items() if name not in ("rng", *more)}
+
+
 def rows(trainer: Any) -> list[dict[str, str]]:
     """The rows of the CSV file of a run, without empty cells."""
     logger = trainer.logger

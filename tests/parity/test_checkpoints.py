@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import raylit
-from tests.parity.harness import files, loader, model_class, parity, plain, quiet, rows, seen, traced_objects, trainer
+from tests.parity.harness import files, loader, model_class, parity, plain, quiet, rows, seen, seen_after, traced_objects, trainer
 
 ADDED = ("raylit", "pytorch-lightning_version")  # what only raylit writes, and what is the same in all files of a version
 
@@ -130,11 +130,6 @@ def test_the_default_place(pl: Any, tmp_path: Path) -> Any:
 
 
 # ---- going on ----
-
-
-def seen_after(trainer: Any, *more: str) -> dict[str, Any]:
-    """What is seen of a fit that went on. Lightning does not bring back random states, nor what was logged before."""
-    return {name: value for name, value in seen(trainer).items() if name not in ("rng", *more)}
 
 
 def resumed(

@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, RandomSampler
 import raylit
 from tests.parity.harness import Rows, loader, model_class, quiet, run, trainer
 from tests.parity.test_checkpoints import saving_at, scheduled
+from tests.parity.test_finetuning import with_backbone
+from tests.parity.test_stochastic_weight_averaging import net
 
 
 def both(scenario: Any, tmp_path: Path) -> tuple[Any, Any]:
@@ -399,3 +401,152 @@ def test_a_compiled_model_may_log(tmp_path: Path) -> None:
     theirs, ours = both(scenario, tmp_path)
     assert theirs == ["InternalTorchDynamoError"]
     assert ours == [True, True]
+
+
+def test_weight_averaging_that_begins_late(tmp_path: Path) -> None:
+    """Until then Lightning validates and saves the weights of before the fit, and ends with them if it never began."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        average = pl.callbacks.EMAWeightAveraging(update_starting_at_step=1000)
+        saver = pl.callbacks.ModelCheckpoint(root)
+        model = model_class(pl)()
+        before = model.layer.weight.clone()
+        trainer(pl, root, callbacks=[average, saver], max_epochs=1).fit(model, loader(4), loader(1))
+        saved = torch.load(saver.best_model_path, weights_only=True)
+        return [torch.equal(before, weight) for weight in (model.layer.weight, saved["state_dict"]["layer.weight"])]
+
+    assert both(scenario, tmp_path) == ([True, True], [False, False])
+
+
+def test_weight_averaging_tests_the_average_of_a_checkpoint(tmp_path: Path) -> None:
+    """The Trainer that has fitted loads a checkpoint for test: Lightning takes the weights of training from it."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        saver, model = pl.callbacks.ModelCheckpoint(root), model_class(pl)()
+        one = trainer(pl, root, callbacks=[pl.callbacks.WeightAveraging(), saver], max_epochs=1)
+        one.fit(model, loader(4), loader(1))
+        one.test(model, loader(1), ckpt_path=saver.best_model_path, verbose=False)
+        saved = torch.load(saver.best_model_path, weights_only=True)
+        return [torch.equal(model.layer.weight, saved[key]["layer.weight"]) for key in ("state_dict", "current_model_state")]
+
+    assert both(scenario, tmp_path) == ([False, True], [True, False])
+
+
+def test_accumulation_by_epoch_goes_on_within_an_epoch(tmp_path: Path) -> None:
+    """Lightning accumulates nothing in the rest of that epoch."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        path, model, steps = root / "one.ckpt", scheduled(pl), []
+        for callbacks, ckpt_path in (([saving_at(pl, "on_train_batch_end", path, 1)], None), ([], path)):
+            one = trainer(pl, root, callbacks=[pl.callbacks.GradientAccumulationScheduler({0: 2}), *callbacks], max_epochs=1)
+            one.fit(model(), loader(6), ckpt_path=ckpt_path)
+            steps.append(one.global_step)
+        return steps
+
+    theirs, ours = both(scenario, tmp_path)
+    assert ours == [3, 3]
+    assert theirs[1] > 3
+
+
+def test_finetuning_that_goes_on(tmp_path: Path) -> None:
+    """Lightning freezes again what was unfrozen before the checkpoint."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        saver, model = pl.callbacks.ModelCheckpoint(root), with_backbone(pl)
+        trainer(pl, root, callbacks=[pl.callbacks.BackboneFinetuning(1), saver]).fit(model(), loader(3))
+        again = model()
+        trainer(pl, root, callbacks=[pl.callbacks.BackboneFinetuning(1)], max_epochs=3).fit(
+            again, loader(3), ckpt_path=saver.best_model_path
+        )
+        return again.backbone[0].weight.requires_grad
+
+    assert both(scenario, tmp_path) == (False, True)
+
+
+def test_finetuning_of_parameters_with_equal_values(tmp_path: Path) -> None:
+    """Lightning takes them for the same; those of new batch norms are all alike."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        one, other = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+        return len(pl.callbacks.BaseFinetuning.filter_on_optimizer(torch.optim.SGD([one], lr=0.1), [other]))
+
+    theirs, ours = both(scenario, tmp_path)
+    assert (theirs, ours) == (0, 1)
+
+
+def test_stochastic_weight_averaging_ends_with_the_mean(tmp_path: Path) -> None:
+    """Lightning takes a step in the epoch for batch norm, with the gradients of the one before if there is no validation to clear them."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        begins: list[Any] = []
+
+        class Watch(pl.Callback):  # type: ignore[misc]
+            def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+                begins.append(module.layer.weight.detach().clone())
+
+        model = net(pl)()
+        one = trainer(pl, root, callbacks=[pl.callbacks.StochasticWeightAveraging(0.05, 1), Watch()], max_epochs=3)
+        one.fit(model, loader(4))
+        return one.global_step, torch.allclose(model.layer.weight, torch.stack(begins[:3]).mean(0))
+
+    assert both(scenario, tmp_path) == ([13, False], [12, True])
+
+
+def test_stochastic_weight_averaging_that_never_began(tmp_path: Path) -> None:
+    """Lightning ends with the weights from before the fit."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        model = model_class(pl)()
+        before = model.layer.weight.clone()
+        trainer(pl, root, callbacks=[pl.callbacks.StochasticWeightAveraging(0.05, 9)]).fit(model, loader(4))
+        return torch.equal(model.layer.weight, before)
+
+    assert both(scenario, tmp_path) == (True, False)
+
+
+def test_the_lottery_ticket_begins_again_each_time(tmp_path: Path) -> None:
+    """On the CPU, Lightning begins again once: from then on training changes what it has kept of the weights."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        model = model_class(pl)()
+        before = model.layer.weight.detach().clone()
+        pruning = pl.callbacks.ModelPruning("l1_unstructured", amount=0.1)
+        trainer(pl, root, callbacks=[pruning], max_epochs=3).fit(model, loader(4))
+        left = model.layer.weight != 0
+        return torch.equal(model.layer.weight[left], before[left])
+
+    assert both(scenario, tmp_path) == (False, True)
+
+
+def test_pruning_that_goes_on(tmp_path: Path) -> None:
+    """Lightning forgets what was pruned: the weights grow again, and as many are pruned as the first time."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        zeros = []
+        for epochs, ckpt_path in ((2, None), (3, root / "epoch=1.ckpt"), (3, None)):
+            saver = pl.callbacks.ModelCheckpoint(root, filename="{epoch}", save_top_k=-1)
+            pruning = pl.callbacks.ModelPruning("l1_unstructured", amount=0.4, use_lottery_ticket_hypothesis=False)
+            model = model_class(pl)()
+            trainer(pl, root, callbacks=[pruning, saver], max_epochs=epochs).fit(model, loader(4), ckpt_path=ckpt_path)
+            zeros.append(sum(int((one == 0).sum()) for one in model.parameters()))
+        return zeros
+
+    theirs, ours = both(scenario, tmp_path)
+    assert ours[0] < ours[1] == ours[2] == theirs[2]
+    assert theirs[1] < theirs[2]
+
+
+def test_spike_detection_that_goes_on(tmp_path: Path) -> None:
+    """Lightning cannot load what it has saved."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        saver = pl.callbacks.ModelCheckpoint(root)
+        trainer(pl, root, callbacks=[pl.callbacks.SpikeDetection(), saver]).fit(model_class(pl)(), loader(2))
+        one = trainer(pl, root, callbacks=[pl.callbacks.SpikeDetection()], max_epochs=3)
+        try:
+            one.fit(model_class(pl)(), loader(2), ckpt_path=saver.best_model_path)
+        except AttributeError:
+            return "failed"
+        return one.current_epoch
+
+    assert both(scenario, tmp_path) == ("failed", 3)

@@ -1,0 +1,309 @@
+"""TensorBoardLogger: metrics, hyperparameters and the model's graph as event files for TensorBoard."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import torch
+
+from raylit import messages
+from raylit.errors import ConfigError, MissingPackageError
+from raylit.loggers.base import Logger
+from raylit.loggers.run_folder import NAME_HPARAMS_FILE, claim_version, hparams_as_yaml
+from raylit.messages import rank_zero_only, warn, warn_once
+
+
+class TensorBoardLogger(Logger):
+    """Write event files and `hparams.yaml` to `<save_dir>/<name>/version_<N>`; look at them with `tensorboard --logdir <save_dir>`.
+
+    Files, tags and steps are those of Lightning's TensorBoardLogger. Values that come again because processes died and went on from a
+    checkpoint stand there once, as long as the package tensorboard is installed (tensorboardX alone cannot read what it wrote).
+
+    Args:
+        save_dir: folder of all experiments, or an fsspec URL.
+        name: folder of this experiment; None or "" leaves this level out.
+        version: folder of this run: a number N gives `version_N`, a string is taken as it is, None takes the next free number.
+        log_graph: whether to record the model's graph, traced with its `example_input_array`.
+        default_hp_metric: whether hyperparameters that come without a metric get a placeholder `hp_metric`, without which TensorBoard does
+            not show them.
+        prefix: put before the names of metrics, joined by "-".
+        sub_dir: folder for the files below that of the run.
+        kwargs: handed to `torch.utils.tensorboard.SummaryWriter`, such as `flush_secs` or `max_queue`.
+
+    Attributes:
+        hparams: the hyperparameters logged so far.
+
+    Raises:
+        MissingPackageError: neither tensorboard nor tensorboardX is installed.
+
+    Example:
+        >>> trainer = Trainer(logger=TensorBoardLogger("logs", name="digits"))  # logs/digits/version_0/events.out.tfevents...
+    """
+
+    LOGGER_JOIN_CHAR = "-"
+    NAME_HPARAMS_FILE = NAME_HPARAMS_FILE
+
+    def __init__(
+        self,
+        save_dir: str | os.PathLike[str],
+        name: str | None = "lightning_logs",
+        version: int | str | None = None,
+        log_graph: bool = False,
+        default_hp_metric: bool = True,
+        prefix: str = "",
+        sub_dir: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not _has("tensorboard") and not _has("tensorboardX"):
+            raise MissingPackageError("tensorboard", "TensorBoardLogger", "tensorboard")
+        if log_graph and not _has("tensorboard"):
+            warn("TensorBoardLogger(log_graph=True) needs the package tensorboard; with tensorboardX alone no graph is recorded.")
+        self.hparams: dict[str, Any] = {}
+        self._save_dir = os.fspath(save_dir)
+        self._name = name or ""
+        self._version = version
+        self._log_graph = log_graph and _has("tensorboard")
+        self._default_hp_metric = default_hp_metric
+        self._prefix = prefix
+        self._sub_dir = None if sub_dir is None else os.fspath(sub_dir)
+        self._kwargs = kwargs
+        self._files_before: set[str] = set()
+        self._restarted = False
+        self._last_step: dict[str, int] = {}  # of a tag, in files that processes of this run wrote before they died
+        self._experiment: Any = None
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def version(self) -> int | str:
+        if self._version is None:
+            self._version = claim_version(_expanded(self.root_dir))
+        return self._version
+
+    @property
+    def save_dir(self) -> str:
+        return self._save_dir
+
+    @property
+    def sub_dir(self) -> str | None:
+        """Folder for the files below that of the run, or None."""
+        return self._sub_dir
+
+    @property
+    def root_dir(self) -> str:
+        """Folder of the experiment, `<save_dir>/<name>`."""
+        return os.path.join(self._save_dir, self._name)
+
+    @property
+    def log_dir(self) -> str:
+        version = self.version
+        folder = version if isinstance(version, str) else f"version_{version}"
+        return _expanded(os.path.join(self.root_dir, folder, *filter(None, [self._sub_dir])))
+
+    @property
+    def experiment(self) -> Any:
+        """The SummaryWriter, made with its folder on first use, for images, histograms and all else; on other ranks than 0 it does nothing."""
+        if messages.rank() != 0:
+            return _Nothing()
+        if self._experiment is None:
+            if self._restarted:
+                self._last_step = _last_steps(self.log_dir, self._files_before)
+            self._experiment = _library().SummaryWriter(log_dir=self.log_dir, **self._kwargs)
+        return self._experiment
+
+    def open(self, *, default_root_dir: str, tags: Mapping[str, str]) -> None:
+        if "://" not in self._save_dir:  # workers may have another working directory
+            self._save_dir = os.path.abspath(_expanded(self._save_dir))
+        self._close_writer()  # a second fit with this logger goes on in files of its own
+        self._restarted, self._last_step = False, {}
+        self._files_before = set(_event_files(self.log_dir))
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        with self._unless_disk_fails():
+            writer = self.experiment
+            for key, value in metrics.items():
+                tag = f"{self._prefix}{self.LOGGER_JOIN_CHAR}{key}" if self._prefix else key
+                if isinstance(value, dict):
+                    writer.add_scalars(tag, value, step)
+                elif self._is_new(tag, step):
+                    writer.add_scalar(tag, _number(tag, value), step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Mapping[str, Any] | Namespace | None = None, metrics: Any = None, step: int | None = None) -> None:
+        """Record hyperparameters.
+
+        Args:
+            params: nested mappings, namespaces and dataclasses are allowed; their names are joined by "/".
+            metrics: name to number of what the run is to be compared by; a number alone is taken for `hp_metric`.
+            step: x-axis of `metrics`.
+        """
+        given = vars(params) if isinstance(params, Namespace) else dict(params or {})
+        self.hparams.update(given)
+        if metrics is None:
+            metrics = {"hp_metric": -1} if self._default_hp_metric else {}
+        elif not isinstance(metrics, dict):
+            metrics = {"hp_metric": metrics}
+        if not metrics:
+            return
+        self.log_metrics(metrics, step)
+        with self._unless_disk_fails():
+            writer = self.experiment._get_file_writer()
+            flat = {key: _plain(value) for key, value in _flatten(given)}
+            for summary in _library().summary.hparams(flat, metrics):
+                if self._is_new(summary.value[0].tag, step):
+                    writer.add_summary(summary, step)
+
+    @rank_zero_only
+    def log_graph(self, model: Any, input_array: Any = None) -> None:
+        if not self._log_graph:
+            return
+        batch = model.example_input_array if input_array is None else input_array
+        if not isinstance(batch, (torch.Tensor, tuple)):
+            why = "it is not set" if batch is None else f"it is a {type(batch).__name__}, not a tensor or a tuple of forward's arguments"
+            warn(f"TensorBoardLogger(log_graph=True) passes example_input_array of {type(model).__name__} through the model, but {why}.")
+            return
+        batch = model.on_before_batch_transfer(batch, 0)
+        batch = model.transfer_batch_to_device(batch, model.device, 0)
+        batch = model.on_after_batch_transfer(batch, 0)
+        with self._unless_disk_fails():
+            self.experiment.add_graph(model, batch)
+
+    @rank_zero_only
+    def save(self) -> None:
+        with self._unless_disk_fails():
+            if "://" not in self._save_dir:  # elsewhere each flush is an upload; the writer's own thread does it every `flush_secs`
+                self.experiment.flush()
+            self._write_hparams()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        if self._experiment is not None:
+            with self._unless_disk_fails():
+                self._write_hparams()
+            self._close_writer()
+
+    def _write_hparams(self) -> None:
+        """Write `hparams.yaml` unless it is there: a run has one set of hyperparameters, those of its start."""
+        import fsspec
+
+        fs, path = fsspec.core.url_to_fs(os.path.join(self.log_dir, self.NAME_HPARAMS_FILE))
+        if not fs.isfile(path):
+            with fs.open(path, "w", encoding="utf-8") as file:
+                file.write(hparams_as_yaml(self.hparams))
+
+    def _is_new(self, tag: str, step: int | None) -> bool:
+        """Tell whether a value was not written before the processes of this run died and went on from a checkpoint."""
+        return not self._last_step or (step or 0) > self._last_step.get(tag, -1)
+
+    def _close_writer(self) -> None:
+        writer, self._experiment = self._experiment, None
+        if writer is not None:
+            with self._unless_disk_fails():
+                writer.close()
+
+    @contextmanager
+    def _unless_disk_fails(self) -> Iterator[None]:
+        """Within, a disk that cannot be written is no reason to end the training: what could not be written is lost, with a warning."""
+        try:
+            yield
+        except OSError as error:
+            self._experiment = None  # its thread has ended; the next value begins a new file
+            warn_once(f"Could not write event files to {self.log_dir}: {error}. Training goes on; values logged meanwhile are lost.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_experiment": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _restarted=True)
+
+
+class _Nothing:
+    """Stands for the SummaryWriter on ranks that write nothing: whatever is called on it does nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return self._do_nothing
+
+    def _do_nothing(self, *args: Any, **kwargs: Any) -> _Nothing:
+        return self
+
+
+def _has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _library() -> Any:
+    """Return torch's SummaryWriter and its kin if it can be used, else those of tensorboardX."""
+    if _has("tensorboard"):
+        import torch.utils.tensorboard.summary
+
+        return torch.utils.tensorboard
+    import tensorboardX.summary
+
+    return tensorboardX
+
+
+def _expanded(path: str) -> str:
+    return os.path.expanduser(os.path.expandvars(path))
+
+
+def _event_files(folder: str) -> list[str]:
+    import fsspec
+
+    fs, path = fsspec.core.url_to_fs(folder)
+    return [fs.unstrip_protocol(file) if "://" in folder else file for file in fs.glob(f"{path}/events.out.tfevents.*")]
+
+
+def _last_steps(folder: str, files_before: set[str]) -> dict[str, int]:
+    """Return the last step of each tag in the event files of `folder` but `files_before`."""
+    if not _has("tensorboard"):
+        return {}
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    last: dict[str, int] = {}
+    for file in sorted(set(_event_files(folder)) - files_before):
+        for event in EventFileLoader(file).Load():
+            for value in event.summary.value:
+                last[value.tag] = max(event.step, last.get(value.tag, -1))
+    return last
+
+
+def _number(tag: str, value: Any) -> Any:
+    value = value.item() if hasattr(value, "item") else value
+    if not isinstance(value, (int, float)):
+        raise ConfigError(f"TensorBoardLogger cannot log {tag} = {value!r} ({type(value).__name__}). Log a number, or a dict of numbers.")
+    return value
+
+
+def _flatten(params: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield `model/lr` and the like with their values; a list of mappings gives `layers/0/size`."""
+    for key, value in params.items():
+        name = f"{prefix}{key}"
+        if is_dataclass(value) and not isinstance(value, type):
+            value = asdict(value)
+        elif isinstance(value, Namespace):
+            value = vars(value)
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{name}/")
+        elif isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
+            for index, item in enumerate(value):
+                yield from _flatten(item, f"{name}/{index}/")
+        else:
+            yield name, value
+
+
+def _plain(value: Any) -> Any:
+    """Return what TensorBoard takes for a hyperparameter: numbers, words and tensors with up to one dimension; all else as text."""
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
+        value = value.item()
+    if type(value) in (bool, int, float, str) or (type(value) is torch.Tensor and value.ndim <= 1):
+        return value
+    return str(value)
