@@ -16,7 +16,7 @@ from raylit.callbacks import Callback
 from raylit.checkpoint import load
 from raylit.cli.config import is_of, seed
 from raylit.cli.construct import as_hyperparameters, instantiate
-from raylit.cli.optimizer import LRSchedulerTypeUnion, configured, replace_configure_optimizers
+from raylit.cli.optimizer import LRSchedulerTypeUnion, check_scheduler, configured, replace_configure_optimizers
 from raylit.cli.parser import LightningArgumentParser, Registry
 from raylit.cli.record import SaveConfigCallback
 from raylit.datamodule import LightningDataModule
@@ -314,6 +314,7 @@ class LightningCLI:
             if scheduler:
                 warn(f"lr_scheduler: {scheduler['class_path']} is not used, since the config has no optimizer for it.")
             return
+        check_scheduler(scheduler)
         if is_overridden("configure_optimizers", self.model, LightningModule):
             warn(f"`{type(self.model).__name__}.configure_optimizers` will be overridden by `{type(self).__name__}.configure_optimizers`.")
         replace_configure_optimizers(self.model, optimizer, scheduler, self.configure_optimizers)

@@ -75,18 +75,17 @@ def give_optimizer(module: LightningModule, optimizer: Mapping[str, Any] | None,
                 f"lr_scheduler is {short_name(lr_scheduler)}, but the config has no optimizer for it. Give one: --optimizer Adam."
             )
         return
+    check_scheduler(lr_scheduler)
     if is_overridden("configure_optimizers", module, LightningModule):
         info(f"The config's optimizer, {short_name(optimizer)}, is used instead of {type(module).__name__}.configure_optimizers.")
     replace_configure_optimizers(module, optimizer, lr_scheduler, configured)
 
 
-def replace_configure_optimizers(
-    module: LightningModule, optimizer: Mapping[str, Any], lr_scheduler: Mapping[str, Any] | None, configure: Configure
-) -> None:
-    """Give the module a `configure_optimizers` that makes both when it is called, and returns what `configure` makes of them.
+def check_scheduler(lr_scheduler: Mapping[str, Any] | None) -> None:
+    """Check what describes a scheduler.
 
     Raises:
-        ConfigError: ReduceLROnPlateau was given without a metric.
+        ConfigError: it is ReduceLROnPlateau without a metric.
     """
     if (
         lr_scheduler is not None
@@ -96,6 +95,12 @@ def replace_configure_optimizers(
         raise ConfigError(
             "lr_scheduler: PyTorch's ReduceLROnPlateau does not say which metric it watches. Use class_path: raylit.cli.ReduceLROnPlateau with monitor."
         )
+
+
+def replace_configure_optimizers(
+    module: LightningModule, optimizer: Mapping[str, Any], lr_scheduler: Mapping[str, Any] | None, configure: Configure
+) -> None:
+    """Give the module a `configure_optimizers` that makes both when it is called, and returns what `configure` makes of them."""
     make = functools.partial(_make_and_configure, module, configure, _plain(optimizer), _plain(lr_scheduler))
     module.configure_optimizers = make  # type: ignore[method-assign]
 
