@@ -79,8 +79,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     batch_start, batch_end = hooks["on_train_batch_start"], hooks["on_train_batch_end"]
     automatic, num_batches = run.module.automatic_optimization, trainer.num_training_batches
     accumulate, log_every = trainer.accumulate_grad_batches, trainer.log_every_n_steps
-    use_closure = automatic and run.needs_closure
-    train, train_with_closure = (run.timed("run_training_batch", function) for function in (train_batch, step_with_closure))
+    train = run.timed("run_training_batch", step_with_closure if automatic and run.needs_closure else train_batch)
     alone = run.world.size == 1
     if progress.batch:
         batches = islice(batches, progress.batch, None)
@@ -106,7 +105,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
             update_schedulers(run, "epoch", plateau=False)
             break
         steps = progress.batch % accumulate == 0 or progress.is_last_batch
-        output = train_with_closure(run, batch, batch_idx) if use_closure and steps else train(run, batch, batch_idx, steps)
+        output = train(run, batch, batch_idx, steps)
 
         if run.schedulers and automatic:
             if steps:
@@ -203,8 +202,10 @@ def train_batch(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
     return output
 
 
-def step_with_closure(run: Run, batch: Any, batch_idx: int) -> Any:
+def step_with_closure(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
     """Let the module's `optimizer_step`, or an optimizer such as LBFGS, call `train_batch` as a closure, as often as it wants."""
+    if not step:
+        return train_batch(run, batch, batch_idx, step)
     output = None
 
     def closure() -> Tensor | None:

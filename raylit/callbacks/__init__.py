@@ -11,6 +11,7 @@ from raylit.callbacks.model_summary import ModelSummary, RichModelSummary
 from raylit.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
 from raylit.callbacks.prediction_writer import BasePredictionWriter
 from raylit.callbacks.progress_bar import ProgressBar, RichProgressBar, TQDMProgressBar
+from raylit.callbacks.throughput_monitor import ThroughputMonitor
 from raylit.callbacks.timer import Timer
 
 # They watch metrics, so at the end of an epoch they come after the module, which may still log some.
@@ -32,5 +33,6 @@ __all__ = [
     "RichModelSummary",
     "RichProgressBar",
     "TQDMProgressBar",
+    "ThroughputMonitor",
     "Timer",
 ]
