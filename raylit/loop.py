@@ -111,7 +111,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
             update_schedulers(run, "epoch", plateau=False)
             break
         steps = progress.batch % accumulate == 0 or progress.is_last_batch
-        output = train_with_closure(run, batch, batch_idx) if use_closure and steps else train(run, batch, batch_idx, steps)
+        output = train(run, batch, batch_idx, steps)
 
         if run.schedulers and automatic:
             if steps:
@@ -211,8 +211,10 @@ def train_batch(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
     return output
 
 
-def step_with_closure(run: Run, batch: Any, batch_idx: int) -> Any:
+def step_with_closure(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
     """Let the module's `optimizer_step`, or an optimizer such as LBFGS, call `train_batch` as a closure, as often as it wants."""
+    if not step:
+        return train_batch(run, batch, batch_idx, step)
     output = None
 
     def closure() -> Tensor | None:

@@ -329,7 +329,7 @@ class Trainer(RunView):
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Send values to the loggers, at `step` or at the step that runs."""
         assert self._run is not None, "no job was run yet"
-        self._run.metrics.logged.update(metrics)
+        self._run.metrics.logged.update((name, settings.as_tensor(value)) for name, value in metrics.items())
         self._run.log_metrics(metrics, step)
 
     def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:

@@ -17,6 +17,7 @@ from raylit.callbacks.pruning import ModelPruning
 from raylit.callbacks.regularization import Regularization
 from raylit.callbacks.spike_detection import SpikeDetection
 from raylit.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
+from raylit.callbacks.throughput_monitor import ThroughputMonitor
 from raylit.callbacks.timer import Timer
 from raylit.callbacks.weight_averaging import EMAWeightAveraging, WeightAveraging
 
@@ -47,6 +48,7 @@ __all__ = [
     "SpikeDetection",
     "StochasticWeightAveraging",
     "TQDMProgressBar",
+    "ThroughputMonitor",
     "Timer",
     "WeightAveraging",
 ]
