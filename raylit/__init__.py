@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from raylit import callbacks, loggers, strategies, utilities
+from raylit import callbacks, core, loggers, strategies, utilities
 from raylit.callbacks import Callback
 from raylit.datamodule import DataModule, LightningDataModule
 from raylit.job import Result
@@ -30,7 +30,7 @@ _LAZY = {"Tuner": "raylit.tune", "SweepResult": "raylit.tune"}
 
 __all__ = [
     "CSVLogger", "Callback", "DDPStrategy", "DataModule", "LightningDataModule", "LightningModule", "MLFlowLogger", "Result", "SweepResult",
-    "Trainer", "Tuner", "__version__", "callbacks", "loggers", "seed_everything", "strategies", "utilities",
+    "Trainer", "Tuner", "__version__", "callbacks", "core", "loggers", "seed_everything", "strategies", "utilities",
 ]  # fmt: skip
 
 

@@ -50,10 +50,10 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
     return seed
 
 
-def state() -> dict[str, Any]:
-    """Return the random states of Python, numpy, PyTorch and the CUDA devices."""
+def state(cuda: bool = True) -> dict[str, Any]:
+    """Return the random states of Python, numpy, PyTorch and, if `cuda`, the CUDA devices."""
     states = {"torch": torch.get_rng_state(), "numpy": np.random.get_state(), "python": random.getstate()}
-    if torch.cuda.is_available():
+    if cuda and torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state_all()
     return states
 
@@ -68,9 +68,9 @@ def restore(states: dict[str, Any]) -> None:
 
 
 @contextmanager
-def isolated() -> Iterator[None]:
+def isolated(cuda: bool = True) -> Iterator[None]:
     """Within, random numbers may be drawn; afterwards the states are what they were before."""
-    states = state()
+    states = state(cuda)
     try:
         yield
     finally:

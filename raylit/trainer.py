@@ -19,7 +19,8 @@ from raylit.parallel import DDPStrategy, find_strategy
 from raylit.parallel.precision import canonical
 from raylit.progress import Progress
 from raylit.run import Run
-from raylit.view import RunView, TrainerState
+from raylit.states import TrainerFn, TrainerState, TrainerStatus
+from raylit.view import RunView
 
 
 class Trainer(RunView):
@@ -61,6 +62,7 @@ class Trainer(RunView):
         gradient_clip_algorithm: `norm` bounds the norm of all gradients together, `value` each number.
         deterministic: True: only deterministic algorithms; `warn`: warn where there is none.
         benchmark: whether cuDNN looks for the fastest algorithm. Default: as it is set; False if `deterministic`.
+        plugins: not used: the error says which argument does what a plugin of Lightning is for.
         inference_mode: whether evaluation outside of fit runs in inference mode rather than under no_grad.
         use_distributed_sampler: whether loaders are sharded over the workers.
         detect_anomaly: whether autograd looks for NaN and says where it came from. Slow.
@@ -115,6 +117,7 @@ class Trainer(RunView):
         gradient_clip_algorithm: str | None = None,
         deterministic: bool | Literal["warn"] | None = None,
         benchmark: bool | None = None,
+        plugins: Any = None,
         inference_mode: bool = True,
         use_distributed_sampler: bool = True,
         detect_anomaly: bool = False,
@@ -126,6 +129,7 @@ class Trainer(RunView):
         self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         root = os.fspath(default_root_dir) if default_root_dir is not None else os.getcwd()
         self.default_root_dir = root if "://" in root else os.path.abspath(os.path.expanduser(root))
+        settings.refuse_plugins(plugins)
         settings.apply_environment(deterministic, benchmark)
         # where it runs
         self.num_workers = settings.number_of_workers(num_workers, devices, num_nodes, accelerator)
@@ -160,12 +164,12 @@ class Trainer(RunView):
         self.detect_anomaly = detect_anomaly
         self.reload_dataloaders_every_n_epochs = settings.at_least(0, reload_dataloaders_every_n_epochs=reload_dataloaders_every_n_epochs)
         self.enable_autolog_hparams = enable_autolog_hparams
-        if self.overfit_batches > 0:
-            self.limit_train_batches = self.limit_val_batches = self.overfit_batches
         if self.fast_dev_run:
             settings.restrict_to_dev_run(self)
+        if self.overfit_batches > 0:
+            self.limit_train_batches = self.limit_val_batches = self.overfit_batches
         # who listens
-        self.loggers = [] if self.fast_dev_run else settings.make_loggers(logger, self.default_root_dir)
+        self.loggers = settings.make_loggers(logger, self.default_root_dir, dummy=self.fast_dev_run > 0)
         self.callbacks = settings.make_callbacks(callbacks, max_time, enable_checkpointing, enable_progress_bar, enable_model_summary)
         # what runs
         self.should_stop = False
@@ -324,13 +328,6 @@ class Trainer(RunView):
         run.fire("on_after_backward")
         run.metrics.hook = hook
 
-    def all_gather(self, data: Any, sync_grads: bool = False) -> Any:
-        """Stack the tensors of all ranks; see `LightningModule.all_gather`."""
-        from torch.utils._pytree import tree_map
-
-        world = self.world
-        return data if world.size == 1 else tree_map(lambda value: world.all_gather(settings.as_tensor(value), sync_grads), data)
-
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on rank 0, above the progress bar."""
         if not self.is_global_zero:
@@ -359,7 +356,7 @@ class Trainer(RunView):
         model = driver.check_model(fn, model)
         given, datamodule = driver.check_data(fn, data, datamodule)
         self.ckpt_path = find.resolve(ckpt_path, self.checkpoint_callbacks, self.default_root_dir, fn)
-        self._state.fn, self._state.status = fn, "running"
+        self._state.fn, self._state.status = TrainerFn(fn), TrainerStatus.RUNNING
         self._module, self._datamodule = model, datamodule
         return Job(fn, self, model, datamodule, given, self.ckpt_path, weights_only)
 
@@ -374,16 +371,19 @@ class Trainer(RunView):
             self._metrics = state["metrics"]
             self.should_stop = state["should_stop"]
             self.num_training_batches = state["num_training_batches"]
-            self._state.status = "finished"
+            self._state.status = TrainerStatus.FINISHED
         return result
 
     def begin(self, run: Run) -> None:
         """A job begins on this rank; the worker calls it."""
+        if self._run is not None and run.job.fn != "fit":
+            run.follow(self._run)
         self._run = run
+        self.strategy._world = run.world
         self._module, self._datamodule = run.module, run.datamodule
         self._metrics = ({}, {}, {})
         self.display = run.job.display
-        self._state.fn, self._state.status = run.job.fn, "running"
+        self._state.fn, self._state.status = TrainerFn(run.job.fn), TrainerStatus.RUNNING
 
     def end(self, run: Run) -> None:
         """The job has ended on this rank; the worker calls it."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 from raylit.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, ProgressBar
 from raylit.loggers import Logger
 from raylit.metrics import to_numbers
+from raylit.parallel import Precision, choose_device
 from raylit.progress import Progress
+from raylit.states import RunningStage, TrainerState
 
 if TYPE_CHECKING:
     from raylit.data import CombinedLoader
@@ -21,25 +24,6 @@ if TYPE_CHECKING:
     from raylit.optim import LightningOptimizer, LRSchedulerConfig
     from raylit.parallel import World
     from raylit.run import Run
-
-
-@dataclass
-class TrainerState:
-    """Which entry point runs (`fn`), in which stage, and how it stands (`initializing`, `running`, `finished`, `interrupted`)."""
-
-    fn: str | None = None
-    stage: str | None = None
-    status: str = "initializing"
-
-    @property
-    def finished(self) -> bool:
-        """Whether the last job ended without an exception."""
-        return self.status == "finished"
-
-    @property
-    def stopped(self) -> bool:
-        """Whether no job runs."""
-        return self.status in ("finished", "interrupted")
 
 
 class RunView:
@@ -55,10 +39,12 @@ class RunView:
     should_stop: bool
     progress: Progress
     num_training_batches: float
+    num_workers: int
+    num_nodes: int
+    precision: str
+    accelerator: str
     limit_val_batches: int | float
     _run: Run | None
-    _status: str
-    _fn: str | None
     _metrics: tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
     _module: LightningModule | None
     _datamodule: LightningDataModule | None
@@ -132,7 +118,7 @@ class RunView:
     @property
     def _stage(self) -> str | None:
         run = self._run
-        if run is None or self.state.status != "running":
+        if run is None or self._state.status != "running":
             return None
         return run.stage or ("train" if run.job.fn == "fit" else run.job.fn)  # before its loop begins, a job is in the stage to come
 
@@ -212,16 +198,52 @@ class RunView:
         """The Trainer itself: Lightning keeps `max_steps` in `fit_loop.epoch_loop`."""
         return self
 
+    @property
+    def precision_plugin(self) -> Precision:
+        """The number format of the run; before one, of the device it would take."""
+        if self._run is not None:
+            return self._run.precision
+        return Precision(self.precision, choose_device("cpu" if self.num_workers else self.accelerator, 0))
+
+    @property
+    def scaler(self) -> Any:
+        """The gradient scaler of `16-mixed` on a GPU, or None."""
+        return self.precision_plugin.scaler
+
+    @contextmanager
+    def init_module(self, empty_init: bool | None = None) -> Iterator[None]:
+        """Within, new tensors are made on the device and in the precision of this Trainer.
+
+        Args:
+            empty_init: True leaves weights uninitialized, for a model whose weights are about to be loaded.
+
+        Example:
+            >>> with Trainer(precision="bf16-true", max_epochs=1).init_module():
+            ...     model = BoringModel()
+        """
+        with self.precision_plugin.creating(bool(empty_init)):
+            yield
+
     # ---- ranks ----
     @property
     def world_size(self) -> int:
-        """Number of ranks."""
-        return self._run.world.size if self._run is not None else 1
+        """Number of ranks; before a job those that were asked for."""
+        return self._run.world.size if self._run is not None else max(1, self.num_workers)
 
     @property
     def num_devices(self) -> int:
         """Number of ranks on each node."""
-        return max(1, self.world_size // self._run.world.num_nodes) if self._run is not None else 1
+        return max(1, self.world_size // (self._run.world.num_nodes if self._run is not None else self.num_nodes))
+
+    @property
+    def device_ids(self) -> list[int]:
+        """Numbers of the devices on each node."""
+        return list(range(self.num_devices))
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, int] | None:
+        """Arguments for a DistributedSampler of one's own; None on one rank."""
+        return {"num_replicas": self.world_size, "rank": self.global_rank} if self.world_size > 1 else None
 
     @property
     def world(self) -> World:
@@ -248,6 +270,13 @@ class RunView:
     def is_global_zero(self) -> bool:
         """Whether this is rank 0."""
         return self.global_rank == 0
+
+    def all_gather(self, data: Any, sync_grads: bool = False) -> Any:
+        """Stack the tensors of all ranks; see `LightningModule.all_gather`."""
+        from torch.utils._pytree import tree_map
+
+        world = self.world
+        return data if world.size == 1 else tree_map(lambda value: world.all_gather(torch.as_tensor(value), sync_grads), data)
 
     # ---- loggers and callbacks ----
     @property
@@ -319,7 +348,8 @@ class RunView:
 
     @property
     def state(self) -> TrainerState:
-        """Which entry point runs and how it stands."""
+        """Which entry point runs, in which stage, and how it stands."""
+        self._state.stage = RunningStage(self._stage) if self._stage is not None else None
         return self._state
 
     _state: TrainerState
