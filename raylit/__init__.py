@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from raylit import callbacks, loggers, profilers, strategies, utilities
+from raylit import callbacks, core, loggers, profilers, strategies, utilities
 from raylit.callbacks import Callback
 from raylit.check import CheckReport
 from raylit.datamodule import DataModule, LightningDataModule
@@ -31,7 +31,7 @@ _LAZY = {"Tuner": "raylit.tune", "SweepResult": "raylit.tune"}
 
 __all__ = [
     "CSVLogger", "Callback", "CheckReport", "DDPStrategy", "DataModule", "LightningDataModule", "LightningModule", "MLFlowLogger", "Result", "SweepResult",
-    "Trainer", "Tuner", "__version__", "callbacks", "loggers", "profilers", "seed_everything", "strategies", "utilities",
+    "Trainer", "Tuner", "__version__", "callbacks", "core", "loggers", "profilers", "seed_everything", "strategies", "utilities",
 ]  # fmt: skip
 
 

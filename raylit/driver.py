@@ -16,6 +16,7 @@ from raylit.loggers import Logger
 from raylit.messages import warn
 from raylit.module import LightningModule
 from raylit.settings import foreign_hint
+from raylit.states import TrainerStatus
 from raylit.version import __version__
 from raylit.worker import status_of
 
@@ -98,7 +99,7 @@ def driving(job: Job) -> Iterator[None]:
         status = "success"
     except BaseException as error:
         status = status_of(error)
-        trainer.state.status = "interrupted"
+        trainer.state.status = TrainerStatus.INTERRUPTED
         raise
     finally:
         for logger in opened:

@@ -18,13 +18,14 @@ Settings = tuple[Any, ...]  # prog_bar, logger, on_step, on_epoch, reduce_fx, sy
 class Entry:
     """The values logged under one name, in one hook, for one loader."""
 
-    __slots__ = ("computed", "dataloader_idx", "fresh", "hook", "last", "logger", "metric", "metric_path", "name", "on_epoch", "on_step", "prog_bar",
+    __slots__ = ("computed", "dataloader_idx", "dtype", "fresh", "hook", "last", "logger", "metric", "metric_path", "name", "on_epoch", "on_step", "prog_bar",
                  "rank_zero_only", "reduce", "settings", "stacked", "suffix", "sync_epoch", "sync_step", "total", "values", "weight", "weights")  # fmt: skip
 
     def __init__(self, hook: str, name: str, reduce: str, on_step: bool, on_epoch: bool, dataloader_idx: int | None) -> None:
         self.hook, self.name, self.reduce = hook, name, reduce
         self.on_step, self.on_epoch = on_step, on_epoch
         self.dataloader_idx = dataloader_idx
+        self.dtype = _default_dtype()  # of Python numbers, in the hook where they are logged: float64 in the steps of 64-true
         self.suffix = ""
         self.prog_bar = self.logger = self.sync_step = self.rank_zero_only = False
         self.sync_epoch = True
@@ -49,7 +50,7 @@ class Entry:
     def blank(self) -> Entry:
         """A copy without values, for the ranks that logged nothing under this name."""
         copy = Entry(self.hook, self.name, self.reduce, self.on_step, self.on_epoch, self.dataloader_idx)
-        for setting in ("settings", "logger", "metric_path", "prog_bar", "rank_zero_only", "suffix", "sync_epoch", "sync_step"):
+        for setting in ("dtype", "settings", "logger", "metric_path", "prog_bar", "rank_zero_only", "suffix", "sync_epoch", "sync_step"):
             setattr(copy, setting, getattr(self, setting))
         return copy
 
@@ -78,7 +79,7 @@ class Entry:
 
     def shorten(self) -> None:
         """Let the values take less room, without waiting for the device they are on."""
-        self.stacked.append(_stack(self.values))
+        self.stacked.append(_stack(self.values, self.dtype))
         self.values = []
         if self.stacked[-1].device.type == "cpu":
             self.fold()
@@ -86,7 +87,7 @@ class Entry:
     def fold(self) -> None:
         """Bring the values to the host and add them up, in the order they came."""
         if self.values:
-            self.stacked.append(_stack(self.values))
+            self.stacked.append(_stack(self.values, self.dtype))
         if not self.stacked:
             return
         numbers = (self.stacked[0] if len(self.stacked) == 1 else torch.cat(self.stacked)).cpu().numpy()
@@ -121,26 +122,26 @@ def _default_dtype() -> torch.dtype:
     return dtype if dtype in (torch.float32, torch.float64) else torch.float32
 
 
-def as_tensor(value: Tensor | float) -> Tensor:
-    """Return a logged value as a float32 or float64 tensor without dimensions."""
+def as_tensor(value: Tensor | float, dtype: torch.dtype) -> Tensor:
+    """Return a logged value as a tensor without dimensions: of `dtype`, unless it is a float32 or float64 tensor already."""
     if not isinstance(value, Tensor):
-        return torch.tensor(value, dtype=_default_dtype())
+        return torch.tensor(value, dtype=dtype)
     if value.dtype not in (torch.float32, torch.float64):
-        value = value.to(_default_dtype())
+        value = value.to(dtype)
     return value.reshape(()) if value.ndim else value
 
 
-def _stack(values: list[Any]) -> Tensor:
-    """Return logged values as one float32 or float64 tensor, on the device of those that are on one."""
+def _stack(values: list[Any], dtype: torch.dtype) -> Tensor:
+    """Return logged values as one float32 or float64 tensor (`dtype` if they are neither), on the device of those that are on one."""
     if all(isinstance(value, (int, float)) for value in values):
-        return torch.tensor(values, dtype=_default_dtype())
+        return torch.tensor(values, dtype=dtype)
     try:
         stacked = torch.stack(values).detach().reshape(-1)
     except (TypeError, RuntimeError):  # numbers are among them, or tensors of several shapes or devices
-        tensors = [as_tensor(value).detach() for value in values]
+        tensors = [as_tensor(value, dtype).detach() for value in values]
         device = next((tensor.device for tensor in tensors if tensor.device.type != "cpu"), torch.device("cpu"))
         stacked = torch.stack([tensor.to(device) for tensor in tensors])
-    return stacked if stacked.dtype in (torch.float32, torch.float64) else stacked.to(_default_dtype())
+    return stacked if stacked.dtype in (torch.float32, torch.float64) else stacked.to(dtype)
 
 
 def _require_tensor(value: Any, name: str) -> Tensor:

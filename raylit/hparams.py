@@ -8,7 +8,7 @@ import functools
 import importlib
 import inspect
 from argparse import Namespace
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import FrameType
@@ -56,6 +56,7 @@ class HasHyperparameters:
 
     CHECKPOINT_HYPER_PARAMS_KEY: str
     CHECKPOINT_HYPER_PARAMS_NAME: str
+    CHECKPOINT_HYPER_PARAMS_TYPE: str
 
     _log_hyperparams: bool = False
     _hparams_name: str | None = None
@@ -116,10 +117,14 @@ class HasHyperparameters:
             self._hparams_name = "kwargs"
 
         hparams = self.hparams
-        for name in ignored:
-            hparams.pop(name, None)
+        self.remove_ignored_hparams(ignored)
         hparams.update(found)
         self._hparams_initial = AttributeDict(copy.deepcopy(dict(hparams)))
+
+    def remove_ignored_hparams(self, ignore_list: Iterable[str]) -> None:
+        """Forget the hyperparameters of these names, such as those that a base class saved."""
+        for name in ignore_list:
+            self.hparams.pop(name, None)
 
     @property
     def hparams(self) -> AttributeDict:

@@ -80,9 +80,8 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     batch_start, batch_end = hooks["on_train_batch_start"], hooks["on_train_batch_end"]
     automatic, num_batches = run.module.automatic_optimization, trainer.num_training_batches
     accumulate, log_every = trainer.accumulate_grad_batches, trainer.log_every_n_steps
-    use_closure = automatic and run.needs_closure
     run.forward_only = not automatic or trainer._skip_backward
-    train, train_with_closure = (run.timed("run_training_batch", function) for function in (train_batch, step_with_closure))
+    train = run.timed("run_training_batch", step_with_closure if automatic and run.needs_closure else train_batch)
     alone = run.world.size == 1
     ahead = None if num_batches != float("inf") else next(batches, None)
     while not (

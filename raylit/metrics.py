@@ -260,7 +260,7 @@ class Metrics:
             if on_step and entry.on_step:
                 if entry.last is None:
                     continue
-                value = as_tensor(entry.last)
+                value = as_tensor(entry.last, entry.dtype)
             elif not on_step and entry.on_epoch:
                 value = entry.local()
             else:

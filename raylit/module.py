@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from raylit import checkpoint as checkpoints
 from raylit.batch import move_to
 from raylit.errors import ConfigError
+from raylit.export import Exportable
 from raylit.hooks import ModuleHooks
 from raylit.hparams import HasHyperparameters, class_only, construct
 from raylit.messages import warn
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from raylit.trainer import Trainer
 
 
-class LightningModule(ModuleHooks, HasHyperparameters, nn.Module):
+class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
     """A model with its training, validation, test and predict steps and its optimizers.
 
     Override `training_step` and `configure_optimizers` to train; the other steps as needed. All of `torch.nn.Module` works as usual.
@@ -52,9 +53,11 @@ class LightningModule(ModuleHooks, HasHyperparameters, nn.Module):
 
     CHECKPOINT_HYPER_PARAMS_KEY = "hyper_parameters"
     CHECKPOINT_HYPER_PARAMS_NAME = "hparams_name"
+    CHECKPOINT_HYPER_PARAMS_TYPE = "hparams_type"
 
     allow_zero_length_dataloader_with_multiple_devices: bool = False
     prepare_data_per_node: bool = True
+    device_mesh: None = None  # of strategies that split a model over devices
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -131,9 +134,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, nn.Module):
         """As `on_validation_model_eval`."""
         self.eval()
 
-    def on_predict_model_eval(self) -> None:
-        """As `on_validation_model_eval`."""
-        self.eval()
+    on_predict_model_eval = on_test_model_eval
 
     # ---- logging ----
 

@@ -57,8 +57,8 @@ def seed(number: int) -> None:
     torch.default_generator.manual_seed(number)
 
 
-def state() -> dict[str, Any]:
-    """Return the random states of Python, numpy, PyTorch and this process's accelerator, as plain data."""
+def state(cuda: bool = True) -> dict[str, Any]:
+    """Return the random states of Python, numpy, PyTorch and, if `cuda`, this process's accelerator, as plain data."""
     version, words, gauss = random.getstate()
     legacy: Any = np.random.get_state()
     _, keys, position, has_gauss, cached = legacy
@@ -67,7 +67,7 @@ def state() -> dict[str, Any]:
         "python": (version, torch.tensor(words), gauss),
         "numpy": (torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if cuda and torch.cuda.is_available() and torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
 
@@ -84,9 +84,9 @@ def restore(states: dict[str, Any]) -> None:
 
 
 @contextmanager
-def isolated() -> Iterator[None]:
+def isolated(cuda: bool = True) -> Iterator[None]:
     """Within, random numbers may be drawn; afterwards the states are what they were before."""
-    states = state()
+    states = state(cuda)
     try:
         yield
     finally:

@@ -94,6 +94,11 @@ class Run:
         self.needs_closure = self.checks_validation = self.said_minimum = False
         self.said_left_out: set[int] = set()
 
+    def follow(self, before: Run) -> None:
+        """Keep what checkpoints hold of the fit that came before this evaluation of the same module."""
+        if before.module is self.module:
+            self.optimizers, self.schedulers, self.history = before.optimizers, before.schedulers, before.history
+
     # ---- events ----
 
     def fire(self, name: str, *args: Any) -> None:

@@ -13,6 +13,7 @@ from raylit.callbacks import Callback, Checkpoint, ModelCheckpoint, ModelSummary
 from raylit.callbacks.timer import parse_duration
 from raylit.errors import ConfigError
 from raylit.loggers import CSVLogger, Logger
+from raylit.loggers.logger import DummyLogger
 from raylit.messages import warn
 
 if TYPE_CHECKING:
@@ -140,6 +141,27 @@ def clipping(value: Any, algorithm: str | None) -> tuple[float | None, str | Non
     return value, algorithm.lower() if algorithm is not None else None
 
 
+INSTEAD_OF = {  # a kind of plugin, and what to write
+    "Precision": "precision='bf16-mixed' (or another) says the number format",
+    "LayerSync": "sync_batchnorm=True takes batch norm statistics over all ranks",
+    "CheckpointIO": "checkpoints are written whole or not at all, to any fsspec URL that ModelCheckpoint(dirpath=...) names",
+    "ClusterEnvironment": "ranks are found from the variables of torchrun, or started by num_workers=...",
+}
+
+
+def refuse_plugins(plugins: Any) -> None:
+    """Say what to write in place of a plugin.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    given = list(plugins) if isinstance(plugins, (list, tuple)) else [plugins] if plugins is not None else []
+    if given:
+        kinds = [cls.__name__ for cls in type(given[0]).__mro__]
+        instead = next((text for kind, text in INSTEAD_OF.items() if kind in kinds), "; ".join(INSTEAD_OF.values()))
+        raise ConfigError(f"Trainer(plugins=...) got {given[0]!r}, but raylit has no plugins: {instead}. Leave plugins out.")
+
+
 def apply_environment(deterministic: bool | str | None, benchmark: bool | None) -> None:
     """Set what PyTorch keeps for the whole process."""
     if deterministic not in (None, True, False, "warn"):
@@ -154,13 +176,15 @@ def apply_environment(deterministic: bool | str | None, benchmark: bool | None) 
         torch.backends.cudnn.benchmark = benchmark
 
 
-def make_loggers(logger: Logger | Iterable[Logger] | bool | None, default_root_dir: str) -> list[Logger]:
-    """Return the loggers: those given, or a CSVLogger."""
+def make_loggers(logger: Logger | Iterable[Logger] | bool | None, default_root_dir: str, *, dummy: bool) -> list[Logger]:
+    """Return the loggers: those given, or a CSVLogger; if `dummy`, one that writes nothing in their place."""
     if logger is None or logger is True:
-        return [CSVLogger(default_root_dir)]
-    if logger is False:
-        return []
-    return [logger] if isinstance(logger, Logger) else list(logger)
+        loggers: list[Logger] = [CSVLogger(default_root_dir)]
+    elif logger is False:
+        loggers = []
+    else:
+        loggers = [logger] if isinstance(logger, Logger) else list(logger)
+    return [DummyLogger()] if dummy and loggers else loggers
 
 
 def make_callbacks(
@@ -212,8 +236,3 @@ def print_table(table: Any) -> None:
     from rich.console import Console
 
     Console().print(table)
-
-
-def as_tensor(value: Any) -> torch.Tensor:
-    """Return `value` as a tensor."""
-    return value if isinstance(value, torch.Tensor) else torch.as_tensor(value)

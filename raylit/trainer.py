@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, Literal
 
+import torch
+
 from raylit import driver, settings
 from raylit.callbacks import Callback
 from raylit.check import CheckReport, check
@@ -22,7 +24,8 @@ from raylit.parallel.precision import canonical
 from raylit.profilers import Profiler, find_profiler
 from raylit.progress import Progress
 from raylit.run import Run
-from raylit.view import RunView, TrainerState
+from raylit.states import TrainerFn, TrainerState, TrainerStatus
+from raylit.view import RunView
 
 
 class Trainer(RunView):
@@ -65,6 +68,7 @@ class Trainer(RunView):
         gradient_clip_algorithm: `norm` bounds the norm of all gradients together, `value` each number.
         deterministic: True: only deterministic algorithms; `warn`: warn where there is none.
         benchmark: whether cuDNN looks for the fastest algorithm. Default: as it is set; False if `deterministic`.
+        plugins: not used: the error says which argument does what a plugin of Lightning is for.
         inference_mode: whether evaluation outside of fit runs in inference mode rather than under no_grad.
         use_distributed_sampler: whether loaders are sharded over the workers.
         profiler: what measures where the time goes: `simple`, `advanced`, `pytorch` or a Profiler; it reports at the end.
@@ -120,6 +124,7 @@ class Trainer(RunView):
         gradient_clip_algorithm: str | None = None,
         deterministic: bool | Literal["warn"] | None = None,
         benchmark: bool | None = None,
+        plugins: Any = None,
         inference_mode: bool = True,
         use_distributed_sampler: bool = True,
         profiler: Profiler | str | None = None,
@@ -132,6 +137,7 @@ class Trainer(RunView):
     ) -> None:
         self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         self.default_root_dir = settings.root_dir(default_root_dir)
+        settings.refuse_plugins(plugins)
         settings.apply_environment(deterministic, benchmark)
         # where it runs
         self.num_workers = settings.number_of_workers(num_workers, devices, num_nodes, accelerator)
@@ -164,12 +170,12 @@ class Trainer(RunView):
         self.inference_mode, self.detect_anomaly = inference_mode, detect_anomaly
         self.reload_dataloaders_every_n_epochs = settings.at_least(0, reload_dataloaders_every_n_epochs=reload_dataloaders_every_n_epochs)
         self.enable_autolog_hparams = enable_autolog_hparams
-        if self.overfit_batches > 0:
-            self.limit_train_batches = self.limit_val_batches = self.overfit_batches
         if self.fast_dev_run:
             settings.restrict_to_dev_run(self)
+        if self.overfit_batches > 0:
+            self.limit_train_batches = self.limit_val_batches = self.overfit_batches
         # who listens
-        self.loggers = [] if self.fast_dev_run else settings.make_loggers(logger, self.default_root_dir)
+        self.loggers = settings.make_loggers(logger, self.default_root_dir, dummy=self.fast_dev_run > 0)
         self.callbacks = settings.make_callbacks(callbacks, max_time, enable_checkpointing, enable_progress_bar, enable_model_summary)
         self.profiler = find_profiler(profiler)
         # what runs
@@ -329,20 +335,13 @@ class Trainer(RunView):
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Send values to the loggers, at `step` or at the step that runs."""
         assert self._run is not None, "no job was run yet"
-        self._run.metrics.logged.update((name, settings.as_tensor(value)) for name, value in metrics.items())
+        self._run.metrics.logged.update((name, torch.as_tensor(value)) for name, value in metrics.items())
         self._run.log_metrics(metrics, step)
 
     def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass with its hooks; see `LightningModule.manual_backward`."""
         assert self._run is not None, "no job was run yet"
         self._run.backward(loss, *args, **kwargs)
-
-    def all_gather(self, data: Any, sync_grads: bool = False) -> Any:
-        """Stack the tensors of all ranks; see `LightningModule.all_gather`."""
-        from torch.utils._pytree import tree_map
-
-        world = self.world
-        return data if world.size == 1 else tree_map(lambda value: world.all_gather(settings.as_tensor(value), sync_grads), data)
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on rank 0, above the progress bar."""
@@ -371,7 +370,7 @@ class Trainer(RunView):
         model = driver.check_model(fn, model)
         given, datamodule = driver.check_data(fn, data, datamodule)
         self.ckpt_path = find.resolve(ckpt_path, self.checkpoint_callbacks, self.default_root_dir, fn)
-        self._state.fn, self._state.status = fn, "running"
+        self._state.fn, self._state.status = TrainerFn(fn), TrainerStatus.RUNNING
         self._module, self._datamodule = model, datamodule
         return Job(fn, self, model, datamodule, given, self.ckpt_path, weights_only)
 
@@ -386,15 +385,18 @@ class Trainer(RunView):
             self._metrics = state["metrics"]
             self.should_stop = state["should_stop"]
             self.num_training_batches = state["num_training_batches"]
-            self._state.status = "finished"
+            self._state.status = TrainerStatus.FINISHED
         return result
 
     def begin(self, run: Run) -> None:
         """A job begins on this rank; the worker calls it."""
+        if self._run is not None and run.job.fn != "fit":
+            run.follow(self._run)
         self._run, self._metrics = run, ({}, {}, {})
+        self.strategy._world = run.world
         self._module, self._datamodule = run.module, run.datamodule
         self.display = run.job.display
-        self._state.fn, self._state.status = run.job.fn, "running"
+        self._state.fn, self._state.status = TrainerFn(run.job.fn), TrainerStatus.RUNNING
 
     def end(self, run: Run) -> None:
         """The job has ended on this rank; the worker calls it."""

@@ -3,55 +3,34 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
-from raylit.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, ProgressBar
 from raylit.data import seen_indices
-from raylit.loggers import Logger
+from raylit.listeners import Listeners
 from raylit.metrics import to_numbers
+from raylit.parallel import Precision, choose_device
 from raylit.progress import Progress
+from raylit.ranks import Ranks
+from raylit.states import RunningStage, TrainerState
 
 if TYPE_CHECKING:
     from raylit.data import CombinedLoader
     from raylit.datamodule import LightningDataModule
     from raylit.module import LightningModule
     from raylit.optim import LightningOptimizer, LRSchedulerConfig
-    from raylit.parallel import World
-    from raylit.run import Run
 
 
 STAGE_OF_LOADER = {"sanity_check": "val", "validate": "val", "test": "test", "predict": "predict"}
 
 
-@dataclass
-class TrainerState:
-    """Which entry point runs (`fn`), in which stage, and how it stands (`initializing`, `running`, `finished`, `interrupted`)."""
-
-    fn: str | None = None
-    stage: str | None = None
-    status: str = "initializing"
-
-    @property
-    def finished(self) -> bool:
-        """Whether the last job ended without an exception."""
-        return self.status == "finished"
-
-    @property
-    def stopped(self) -> bool:
-        """Whether no job runs."""
-        return self.status in ("finished", "interrupted")
-
-
-class RunView:
+class RunView(Ranks, Listeners):
     """The read-only side of the Trainer: where the run is, what it logged, what it works with."""
 
-    callbacks: list[Callback]
-    loggers: list[Logger]
-    default_root_dir: str
     max_steps: int
     max_epochs: int | None
     log_every_n_steps: int
@@ -59,10 +38,9 @@ class RunView:
     should_stop: bool
     progress: Progress
     num_training_batches: float
+    precision: str
+    accelerator: str
     limit_val_batches: int | float
-    _run: Run | None
-    _status: str
-    _fn: str | None
     _metrics: tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
     _module: LightningModule | None
     _datamodule: LightningDataModule | None
@@ -143,7 +121,7 @@ class RunView:
     @property
     def _stage(self) -> str | None:
         run = self._run
-        if run is None or self.state.status != "running":
+        if run is None or self._state.status != "running":
             return None
         return run.stage or ("train" if run.job.fn == "fit" else run.job.fn)  # before its loop begins, a job is in the stage to come
 
@@ -248,82 +226,32 @@ class RunView:
         seen = seen_indices(self._run.loaders["predict"].flattened[dataloader_idx]) if self._run is not None else []
         return list(seen[batch_idx]) if seen else []
 
-    # ---- ranks ----
+    # ---- numbers and devices ----
     @property
-    def world_size(self) -> int:
-        """Number of ranks."""
-        return self._run.world.size if self._run is not None else 1
+    def precision_plugin(self) -> Precision:
+        """The number format of the run; before one, of the device it would take."""
+        if self._run is not None:
+            return self._run.precision
+        return Precision(self.precision, choose_device("cpu" if self.num_workers else self.accelerator, 0))
 
     @property
-    def num_devices(self) -> int:
-        """Number of ranks on each node."""
-        return max(1, self.world_size // self._run.world.num_nodes) if self._run is not None else 1
+    def scaler(self) -> Any:
+        """The gradient scaler of `16-mixed` on a GPU, or None."""
+        return self.precision_plugin.scaler
 
-    @property
-    def world(self) -> World:
-        """This rank's place among the others."""
-        assert self._run is not None, "no job was run yet"
-        return self._run.world
+    @contextmanager
+    def init_module(self, empty_init: bool | None = None) -> Iterator[None]:
+        """Within, new tensors are made on the device and in the precision of this Trainer.
 
-    @property
-    def global_rank(self) -> int:
-        """Rank among all processes."""
-        return self._run.world.rank if self._run is not None else 0
+        Args:
+            empty_init: True leaves weights uninitialized, for a model whose weights are about to be loaded.
 
-    @property
-    def local_rank(self) -> int:
-        """Rank among the processes of this node."""
-        return self._run.world.local_rank if self._run is not None else 0
-
-    @property
-    def node_rank(self) -> int:
-        """Number of this node."""
-        return self._run.world.node_rank if self._run is not None else 0
-
-    @property
-    def is_global_zero(self) -> bool:
-        """Whether this is rank 0."""
-        return self.global_rank == 0
-
-    # ---- loggers and callbacks ----
-    @property
-    def logger(self) -> Logger | None:
-        """The first logger, or None."""
-        return self.loggers[0] if self.loggers else None
-
-    @logger.setter
-    def logger(self, logger: Logger | None) -> None:
-        self.loggers = [logger] if logger else []
-
-    @property
-    def log_dir(self) -> str | None:
-        """Folder of the first logger's files, else `default_root_dir`."""
-        return self.default_root_dir if self.logger is None else self.logger.log_dir or self.logger.save_dir
-
-    @property
-    def checkpoint_callbacks(self) -> list[Checkpoint]:
-        """All callbacks that save checkpoints."""
-        return [c for c in self.callbacks if isinstance(c, Checkpoint)]
-
-    @property
-    def checkpoint_callback(self) -> Checkpoint | None:
-        """The first ModelCheckpoint, or whatever else saves checkpoints, or None."""
-        return next((c for c in self.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), next(iter(self.checkpoint_callbacks), None))
-
-    @property
-    def early_stopping_callbacks(self) -> list[EarlyStopping]:
-        """All EarlyStopping callbacks."""
-        return [c for c in self.callbacks if isinstance(c, EarlyStopping)]
-
-    @property
-    def early_stopping_callback(self) -> EarlyStopping | None:
-        """The first EarlyStopping callback, or None."""
-        return next(iter(self.early_stopping_callbacks), None)
-
-    @property
-    def progress_bar_callback(self) -> ProgressBar | None:
-        """The progress bar, or None."""
-        return next((c for c in self.callbacks if isinstance(c, ProgressBar)), None)
+        Example:
+            >>> with Trainer(precision="bf16-true", max_epochs=1).init_module():
+            ...     model = BoringModel()
+        """
+        with self.precision_plugin.creating(bool(empty_init)):
+            yield
 
     # ---- what was logged ----
 
@@ -355,7 +283,8 @@ class RunView:
 
     @property
     def state(self) -> TrainerState:
-        """Which entry point runs and how it stands."""
+        """Which entry point runs, in which stage, and how it stands."""
+        self._state.stage = RunningStage(self._stage) if self._stage is not None else None
         return self._state
 
     _state: TrainerState

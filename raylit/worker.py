@@ -25,6 +25,7 @@ from raylit.module import LightningModule
 from raylit.parallel import World
 from raylit.profiling import make_run
 from raylit.run import Run
+from raylit.states import TrainerStatus
 
 
 def run_job(job: Job) -> Result:
@@ -74,7 +75,7 @@ def run_job(job: Job) -> Result:
             run.fire("on_fit_end")
         tear_down(run)
         finalize(run, "success")
-        trainer.state.status = "finished"
+        trainer.state.status = TrainerStatus.FINISHED
         return collect(run, value)
     except BaseException as error:
         fail(run, error)
@@ -299,7 +300,7 @@ def finalize(run: Run, status: str) -> None:
 def fail(run: Run, error: BaseException) -> None:
     """Tell callbacks, datamodule and loggers of an exception, and say in the exception where it happened."""
     trainer, progress = run.trainer, run.progress
-    trainer.state.status = "interrupted"
+    trainer.state.status = TrainerStatus.INTERRUPTED
     error.add_note(
         f"(raylit) rank {run.world.rank} of {run.world.size}, epoch {progress.epoch}, batch {progress.batch}, step {progress.steps}, in {run.stage or 'setup'}"
     )

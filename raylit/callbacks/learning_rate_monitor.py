@@ -54,7 +54,7 @@ class LearningRateMonitor(Callback):
         self.last_weight_decay_values: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.loggers and not trainer.fast_dev_run:
+        if not trainer.loggers:
             raise ConfigError(
                 "LearningRateMonitor has no logger to write to. Give the Trainer one, such as logger=CSVLogger('logs'), or leave it out."
             )

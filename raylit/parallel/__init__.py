@@ -2,6 +2,6 @@
 
 from raylit.parallel.ddp import DDPStrategy, find_strategy, no_sync
 from raylit.parallel.precision import Precision
-from raylit.parallel.world import World, is_lost_peer
+from raylit.parallel.world import World, choose_device, is_lost_peer
 
-__all__ = ["DDPStrategy", "Precision", "World", "find_strategy", "is_lost_peer", "no_sync"]
+__all__ = ["DDPStrategy", "Precision", "World", "choose_device", "find_strategy", "is_lost_peer", "no_sync"]

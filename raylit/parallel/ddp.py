@@ -6,7 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raylit.errors import ConfigError
@@ -49,6 +50,7 @@ class DDPStrategy:
     broadcast_buffers: bool = True
     bucket_cap_mb: int | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
+    _world: World | None = field(default=None, init=False, repr=False, compare=False)
 
     def wrap(self, module: LightningModule, world: World) -> nn.Module:
         """Return the module to call with the arguments of `training_step`.
@@ -72,6 +74,77 @@ class DDPStrategy:
             bucket_cap_mb=self.bucket_cap_mb,
             **kwargs,
         )
+
+    # ---- what user code asks of `trainer.strategy` while a job runs, on one rank as on many ----
+
+    @property
+    def world(self) -> World:
+        """This rank's place among all.
+
+        Raises:
+            RuntimeError: no job was run yet.
+        """
+        if self._world is None:
+            raise RuntimeError("What trainer.strategy knows of ranks and devices is known while a job runs, from setup on.")
+        return self._world
+
+    @property
+    def root_device(self) -> torch.device:
+        """Where this rank computes."""
+        return self.world.device
+
+    @property
+    def global_rank(self) -> int:
+        """Rank among all processes."""
+        return self.world.rank
+
+    @property
+    def local_rank(self) -> int:
+        """Rank among the processes of this node."""
+        return self.world.local_rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.world.size
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this is rank 0."""
+        return self.world.is_zero
+
+    def barrier(self, name: str | None = None) -> None:
+        """Wait for all ranks."""
+        self.world.barrier()
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        """Return the `obj` of rank `src` on every rank; it is pickled."""
+        return self.world.broadcast_object(obj, src)
+
+    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
+        """Return the ranks' tensors stacked; `tensor` itself when alone."""
+        return self.world.all_gather(tensor, sync_grads)
+
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: str | None = "mean") -> Any:
+        """Return the `mean` or the `sum` of the ranks' tensors; what is no tensor is returned as it is.
+
+        Raises:
+            ConfigError: `reduce_op` is neither.
+        """
+        if str(reduce_op).lower() not in ("mean", "avg", "sum"):
+            raise ConfigError(f"strategy.reduce(reduce_op={reduce_op!r}) is not known. Use 'mean' or 'sum'.")
+        if not isinstance(tensor, Tensor) or self.world.size == 1:
+            return tensor
+        gathered = self.world.all_gather(tensor)
+        return (
+            gathered.sum(0)
+            if str(reduce_op).lower() == "sum"
+            else gathered.mean(0, dtype=None if tensor.is_floating_point() else torch.float32)
+        )
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        """Return whether all ranks (or any of them) decided so."""
+        return not self.world.any(not decision) if all else self.world.any(decision)
 
 
 def no_sync(model: nn.Module | None) -> AbstractContextManager[Any]:

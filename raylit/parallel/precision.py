@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from raylit.batch import cast_to
 from raylit.errors import ConfigError
@@ -78,11 +79,34 @@ class Precision:
         else:
             yield
 
+    @property
+    def precision(self) -> str:
+        """The canonical name, as Lightning calls it."""
+        return self.name
+
+    @contextmanager
+    def creating(self, empty: bool) -> Iterator[None]:
+        """The context in which to make a model: it lands on the device in the format, and if `empty` with whatever the memory held."""
+        with torch.device(self.device), _NoInit() if empty else nullcontext(), self.context() if self.converts else nullcontext():
+            yield
+
     def convert_module(self, module: nn.Module) -> None:
         """Bring the parameters and buffers into the format, in place."""
-        if self.converts:
+        if self.dtype is torch.float64:
+            module.double()  # unlike `to` it leaves complex parameters and the states of torchmetrics as they are
+        elif self.converts:
             module.to(self.dtype)
 
     def convert_input(self, batch: Any) -> Any:
         """Bring the floating-point tensors of a batch into the format."""
         return cast_to(batch, self.dtype) if self.converts else batch
+
+
+class _NoInit(TorchFunctionMode):
+    """Within, the functions of `torch.nn.init` leave their tensor as it is."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)

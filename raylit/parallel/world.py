@@ -67,12 +67,12 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    def broadcast_object(self, value: Any) -> Any:
-        """Return rank 0's `value` on every rank; it is pickled."""
+    def broadcast_object(self, value: Any, src: int = 0) -> Any:
+        """Return the `value` of rank `src` on every rank; it is pickled."""
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=src)
         return box[0]
 
     def all_gather_object(self, value: Any) -> list[Any]:

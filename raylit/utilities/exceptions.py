@@ -1,5 +1,6 @@
-"""Lightning's place for the exception about wrong settings."""
+"""Lightning's place for its exceptions."""
 
 from raylit.errors import ConfigError as MisconfigurationException
+from raylit.errors import Terminated as SIGTERMException
 
-__all__ = ["MisconfigurationException"]
+__all__ = ["MisconfigurationException", "SIGTERMException"]

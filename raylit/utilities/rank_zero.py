@@ -1,10 +1,37 @@
-"""Lightning's place for what is done on rank 0 only."""
+"""Lightning's place for what is done on rank 0 only, and for warnings."""
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 from raylit.messages import info as rank_zero_info
-from raylit.messages import rank_zero_only
+from raylit.messages import log, rank, rank_zero_only
 from raylit.messages import warn as rank_zero_warn
+
+
+class PossibleUserWarning(UserWarning):
+    """A warning of something that may well be meant."""
+
+
+class WarningCache(set[str]):
+    """Says each text once."""
+
+    def warn(self, message: str, stacklevel: int = 5, **kwargs: Any) -> None:
+        """Warn on rank 0, unless it was said before."""
+        if message not in self:
+            self.add(message)
+            rank_zero_warn(message, stacklevel=stacklevel, **kwargs)
+
+    def deprecation(self, message: str, stacklevel: int = 6) -> None:
+        """Warn of something that will go, unless it was said before."""
+        self.warn(message, stacklevel=stacklevel, category=DeprecationWarning)
+
+    def info(self, message: str) -> None:
+        """Say one line on rank 0, unless it was said before."""
+        if message not in self:
+            self.add(message)
+            rank_zero_info(message)
 
 
 def rank_zero_deprecation(text: str) -> None:
@@ -12,4 +39,21 @@ def rank_zero_deprecation(text: str) -> None:
     rank_zero_warn(text, DeprecationWarning, stacklevel=4)
 
 
-__all__ = ["rank_zero_deprecation", "rank_zero_info", "rank_zero_only", "rank_zero_warn"]
+def rank_zero_debug(text: str) -> None:
+    """Say one line on stderr, on rank 0, if the logger `raylit` is set to DEBUG."""
+    if rank() == 0:
+        log.debug(text)
+
+
+def disable_possible_user_warnings(module: str = "") -> None:
+    """Ignore warnings of things that may well be meant.
+
+    Args:
+        module: start of the name of the module that warns; empty for all.
+    """
+    warnings.filterwarnings("ignore", module=module, category=PossibleUserWarning)
+
+
+__all__ = [
+    "WarningCache", "rank_zero_debug", "rank_zero_deprecation", "rank_zero_info", "rank_zero_only", "rank_zero_warn",
+]  # fmt: skip

@@ -149,11 +149,12 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         run(pl, tmp_path / "2", CONFIGURATIONS["Rprop, without momentum"], {"log_momentum": True})
 
 
-def test_a_trial_run_needs_no_logger() -> None:
+def test_a_trial_run_writes_nothing(tmp_path: Path) -> None:
     model = module(pl, CONFIGURATIONS["no scheduler"])
-    trainer = pl.Trainer(callbacks=LearningRateMonitor("step"), fast_dev_run=True, **QUIET)
+    arguments = {**QUIET, "logger": True, "default_root_dir": tmp_path}
+    trainer = pl.Trainer(callbacks=LearningRateMonitor("step"), fast_dev_run=True, **arguments)
     trainer.fit(model, batches())
-    assert trainer.global_step == 1
+    assert (trainer.global_step, list(tmp_path.iterdir())) == (1, [])
 
 
 def test_other_callbacks_may_watch_a_learning_rate(tmp_path: Path) -> None:

@@ -157,6 +157,27 @@ def few(folder: str) -> dict[str, Any]:
     return found
 
 
+def asked(pl_trainer: pl.Trainer) -> dict[str, Any]:
+    """What user code gets from `trainer.strategy`."""
+    pl_trainer.fit(Net(), train(12))
+    strategy, rank = pl_trainer.strategy, pl_trainer.global_rank
+    value = torch.tensor([1.0, 3.0 + rank])
+    strategy.barrier()
+    return {
+        "ranks": (strategy.global_rank, strategy.local_rank, strategy.world_size, strategy.is_global_zero, str(strategy.root_device)),
+        "sent": (strategy.broadcast(rank), strategy.broadcast(f"from {rank}", src=1)),
+        "reduced": (
+            strategy.reduce(value).tolist(),
+            strategy.reduce(value, reduce_op="sum").tolist(),
+            strategy.reduce(torch.tensor(rank)).item(),
+        ),
+        "gathered": strategy.all_gather(value).tolist(),
+        "decided": (strategy.reduce_boolean_decision(rank == 0), strategy.reduce_boolean_decision(rank == 0, all=False)),
+        "sampler": pl_trainer.distributed_sampler_kwargs,
+        "devices": pl_trainer.device_ids,
+    }
+
+
 def main(folder: str) -> dict[str, Any]:
     """What each rank does; all in one pair of processes, whose start takes longest."""
     found: dict[str, Any] = {
@@ -187,6 +208,7 @@ def main(folder: str) -> dict[str, Any]:
     trainer(folder, max_epochs=1).fit(counts, DataLoader(TensorDataset(X.repeat(4, 1), Y.repeat(4, 1)), 2))
     found["called"] = (counts.num_batches, counts.called)
     found["few"] = few(folder)
+    found["asked"] = asked(trainer(folder, max_epochs=1))
     found["samples"] = [sample.item() for batch in shuffled.train_dataloader for sample in batch[1]]
     return found
 
@@ -297,3 +319,23 @@ def test_names_of_strategies(strategy: str, unused: bool) -> None:
 def test_unknown_strategy() -> None:
     with pytest.raises(ConfigError, match=r"strategy='dpp' is not known\. Use 'auto', 'ddp'"):
         pl.Trainer(strategy="dpp")
+
+
+def test_what_user_code_asks_of_the_strategy(ranks: list[dict[str, Any]]) -> None:
+    for rank, found in enumerate(one["asked"] for one in ranks):
+        assert found["ranks"] == (rank, rank, 2, rank == 0, "cpu")
+        assert found["sent"] == (0, "from 1")
+        assert found["reduced"] == ([1.0, 3.5], [2.0, 7.0], 0.5)
+        assert found["gathered"] == [[1.0, 3.0], [1.0, 4.0]]
+        assert found["decided"] == (False, True)
+        assert (found["sampler"], found["devices"]) == ({"num_replicas": 2, "rank": rank}, [0, 1])
+
+
+def test_a_strategy_knows_no_ranks_before_a_job() -> None:
+    with pytest.raises(RuntimeError, match="while a job runs"):
+        DDPStrategy().barrier()
+
+
+def test_an_unknown_reduction_is_refused() -> None:
+    with pytest.raises(ConfigError, match="reduce_op='median'"):
+        DDPStrategy().reduce(torch.ones(1), reduce_op="median")

@@ -13,7 +13,7 @@ import torchmetrics
 from torch.utils.data import DataLoader, RandomSampler
 
 import raylit
-from tests.parity.harness import Rows, loader, model_class, quiet, run, trainer
+from tests.parity.harness import Rows, loader, model_class, packages, quiet, run, stream, trainer
 from tests.parity.test_checkpoints import saving_at, scheduled
 from tests.parity.test_finetuning import with_backbone
 from tests.parity.test_stochastic_weight_averaging import net
@@ -550,3 +550,16 @@ def test_spike_detection_that_goes_on(tmp_path: Path) -> None:
         return one.current_epoch
 
     assert both(scenario, tmp_path) == ("failed", 3)
+
+
+def test_the_steps_of_data_without_a_length(tmp_path: Path) -> None:
+    found: dict[str, Any] = {}
+    for pl in packages():
+
+        class Asks(model_class(pl)):  # type: ignore[misc]
+            def on_train_start(self) -> None:
+                found[type(self.trainer).__module__.split(".")[0]] = self.trainer.estimated_stepping_batches
+
+        with quiet():
+            trainer(pl, tmp_path).fit(Asks(), stream(2))
+    assert found == {"lightning": -1, "raylit": float("inf")}

@@ -355,3 +355,26 @@ def test_the_size_of_a_batch_is_found(pl: Any, tmp_path: Path, batch: Any) -> An
     data = [batch(torch.ones(3, 4)), batch(torch.ones(1, 4))]
     one.fit(Nested(), DataLoader(data, collate_fn=lambda samples: samples[0]))
     return seen(one)
+
+
+@parity
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
+def test_numbers_and_metrics_in_other_precisions(pl: Any, tmp_path: Path, precision: str) -> Any:
+    class Measures(model_class(pl)):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.error = torchmetrics.MeanSquaredError()
+            self.turned = torch.nn.Parameter(torch.ones(1, dtype=torch.complex64)) if precision == "64-true" else None
+
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            self.log("number", 0.1 * (batch_idx + 1), on_step=True, on_epoch=True, batch_size=3)
+            self.log("whole", batch_idx, reduce_fx="sum")
+            self.error.update(self(batch).float(), batch[:, :3].float().contiguous())
+            self.log("error", self.error)
+
+        def on_validation_epoch_end(self) -> None:
+            self.log("at the end", 0.1)
+
+    model = Measures()
+    found = fit(pl, tmp_path, model, precision=precision)
+    return {**found, "state": str(model.error.sum_squared_error.dtype), "complex": str(getattr(model.turned, "dtype", None))}

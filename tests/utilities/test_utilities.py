@@ -13,7 +13,10 @@ from torch import nn
 import raylit
 from raylit.errors import ConfigError
 
-MODULES = ["utilities", "utilities.combined_loader", "utilities.exceptions", "utilities.rank_zero", "utilities.types", "strategies"]
+MODULES = [
+    "utilities", "utilities.combined_loader", "utilities.exceptions", "utilities.grads", "utilities.memory", "utilities.rank_zero",
+    "utilities.types", "loggers.logger", "strategies",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -1,4 +1,4 @@
-"""Norms of gradients, to be logged in `on_before_optimizer_step`."""
+"""Gradients: their norms, to be logged in `on_before_optimizer_step`, and how they may be clipped."""
 
 from __future__ import annotations
 
@@ -6,6 +6,26 @@ import torch
 from torch import nn
 
 from raylit.errors import ConfigError
+from raylit.states import LightningEnum
+
+__all__ = ["grad_norm"]
+
+
+class GradClipAlgorithmType(LightningEnum):
+    """The values of `Trainer(gradient_clip_algorithm=...)`."""
+
+    VALUE = "value"
+    NORM = "norm"
+
+    @staticmethod
+    def supported_type(val: str) -> bool:
+        """Tell whether it is one of them."""
+        return any(member.value == val for member in GradClipAlgorithmType)
+
+    @staticmethod
+    def supported_types() -> list[str]:
+        """Return them."""
+        return [member.value for member in GradClipAlgorithmType]
 
 
 def grad_norm(module: nn.Module, norm_type: float | int | str, group_separator: str = "/") -> dict[str, float]:

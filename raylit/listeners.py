@@ -1,0 +1,53 @@
+"""What user code reads off `trainer` about those that listen to it."""
+
+from __future__ import annotations
+
+from raylit.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, ProgressBar
+from raylit.loggers import Logger
+
+
+class Listeners:
+    """The loggers and the callbacks."""
+
+    callbacks: list[Callback]
+    loggers: list[Logger]
+    default_root_dir: str
+
+    @property
+    def logger(self) -> Logger | None:
+        """The first logger, or None."""
+        return self.loggers[0] if self.loggers else None
+
+    @logger.setter
+    def logger(self, logger: Logger | None) -> None:
+        self.loggers = [logger] if logger else []
+
+    @property
+    def log_dir(self) -> str | None:
+        """Folder of the first logger's files, else `default_root_dir`."""
+        return self.default_root_dir if self.logger is None else self.logger.log_dir or self.logger.save_dir
+
+    @property
+    def checkpoint_callbacks(self) -> list[Checkpoint]:
+        """All callbacks that save checkpoints."""
+        return [c for c in self.callbacks if isinstance(c, Checkpoint)]
+
+    @property
+    def checkpoint_callback(self) -> Checkpoint | None:
+        """The first ModelCheckpoint, or whatever else saves checkpoints, or None."""
+        return next((c for c in self.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), next(iter(self.checkpoint_callbacks), None))
+
+    @property
+    def early_stopping_callbacks(self) -> list[EarlyStopping]:
+        """All EarlyStopping callbacks."""
+        return [c for c in self.callbacks if isinstance(c, EarlyStopping)]
+
+    @property
+    def early_stopping_callback(self) -> EarlyStopping | None:
+        """The first EarlyStopping callback, or None."""
+        return next(iter(self.early_stopping_callbacks), None)
+
+    @property
+    def progress_bar_callback(self) -> ProgressBar | None:
+        """The progress bar, or None."""
+        return next((c for c in self.callbacks if isinstance(c, ProgressBar)), None)
