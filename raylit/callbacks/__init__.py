@@ -1,9 +1,13 @@
 """Code that runs at the events of a run. `Callback` is the contract; each of the others is one file."""
 
+from collections.abc import Iterable
+
+from raylit.callbacks.batch_size_finder import BatchSizeFinder
 from raylit.callbacks.callback import Callback
 from raylit.callbacks.checkpoint import Checkpoint
 from raylit.callbacks.early_stopping import EarlyStopping
 from raylit.callbacks.lambda_callback import LambdaCallback
+from raylit.callbacks.learning_rate_finder import LearningRateFinder
 from raylit.callbacks.learning_rate_monitor import LearningRateMonitor
 from raylit.callbacks.model_checkpoint import ModelCheckpoint
 from raylit.callbacks.model_summary import ModelSummary, RichModelSummary
@@ -16,10 +20,12 @@ MONITORS = (EarlyStopping, Checkpoint)
 
 __all__ = [
     "MONITORS",
+    "BatchSizeFinder",
     "Callback",
     "Checkpoint",
     "EarlyStopping",
     "LambdaCallback",
+    "LearningRateFinder",
     "LearningRateMonitor",
     "ModelCheckpoint",
     "ModelSummary",
@@ -29,4 +35,10 @@ __all__ = [
     "RichProgressBar",
     "TQDMProgressBar",
     "Timer",
+    "in_order",
 ]
+
+
+def in_order(callbacks: Iterable[Callback]) -> list[Callback]:
+    """Return the callbacks in the order in which they are called: finders first, for what they find holds for all others; checkpoints last."""
+    return sorted(callbacks, key=lambda one: -1 if isinstance(one, (LearningRateFinder, BatchSizeFinder)) else isinstance(one, Checkpoint))

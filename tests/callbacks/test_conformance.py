@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from raylit.callbacks import (
+    BatchSizeFinder,
     Callback,
     EarlyStopping,
     LambdaCallback,
+    LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
     ModelSummary,
@@ -64,6 +66,20 @@ class TestLearningRateMonitor(CallbackConformance):
     @pytest.fixture
     def make(self) -> Callable[[], Callback]:
         return lambda: LearningRateMonitor(log_momentum=True, log_weight_decay=True)
+
+
+class TestLearningRateFinder(CallbackConformance):
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: LearningRateFinder(num_training_steps=3, update_attr=False)
+
+
+class TestBatchSizeFinder(CallbackConformance):
+    """The size it begins with is that of the model, and the largest."""
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: BatchSizeFinder(init_val=4, max_val=4, steps_per_trial=1)
 
 
 class TestModelSummary(CallbackConformance):
