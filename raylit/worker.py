@@ -39,7 +39,7 @@ def run_job(job: Job) -> Result:
     """
     world = World.join(job.trainer.accelerator)
     run = Run(job, world)
-    run.work = work
+    run.work = loop.fit if job.fn == "fit" else evaluate
     trainer, module = run.trainer, run.module
     value: Any = None
     try:
@@ -61,7 +61,7 @@ def run_job(job: Job) -> Result:
             del loaded
             world.barrier()
             with catching_sigterm(run), torch.autograd.set_detect_anomaly(trainer.detect_anomaly, check_nan=trainer.detect_anomaly):
-                value = work(run)
+                value = run.work(run)
             bring_home(run)
             if job.fn == "fit":
                 run.fire("on_fit_end")
@@ -79,12 +79,9 @@ def run_job(job: Job) -> Result:
         world.leave()
 
 
-def work(run: Run) -> Any:
-    """Run the loop of the job; returns what `validate`, `test` and `predict` give to the user."""
-    fn = run.job.fn
-    if fn == "fit":
-        return loop.fit(run)
-    run.stage = fn
+def evaluate(run: Run) -> Any:
+    """Run validation, test or prediction; returns what that gives to the user."""
+    run.stage = fn = run.job.fn
     if fn == "predict":
         return evaluation.predict(run)
     return [to_numbers(values) for values in evaluation.evaluate(run, "test" if fn == "test" else "val")]
