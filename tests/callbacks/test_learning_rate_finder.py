@@ -20,6 +20,11 @@ from tests.ranks import run_on_two_ranks
 QUIET: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
 class Rated(TinyModel):
     """20 batches, with a learning rate to be found."""
 

@@ -20,6 +20,11 @@ from raylit.testing import RandomDataset, TinyModel
 QUIET: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
 class Tunable(TinyModel):
     def __init__(self, lr: float = 0.1) -> None:
         super().__init__()
