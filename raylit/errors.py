@@ -81,3 +81,7 @@ class Stopped(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(0)
+
+
+class SearchDone(Exception):
+    """The Tuner wanted a search and no training: the job ends here, in good order."""

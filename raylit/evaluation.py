@@ -49,6 +49,9 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
         with evaluating(run, name):
             batches = iter(loader)
             run.fire(f"on_{name}_start")
+            if stage not in run.loaders:  # BatchSizeFinder wants it anew
+                loader = run.load(stage)
+                limits, batches = loader.limits or [], iter(loader)
             run.fire(f"on_{name}_epoch_start")
             with suppress(StopIteration):  # raised by a user's hook, it ends the loop
                 evaluate_batches(run, name, batches, several)
@@ -134,6 +137,8 @@ def predict(run: Run) -> list[Any] | None:
         with evaluating(run, "predict"):
             batches = iter(loader)
             run.fire("on_predict_start")
+            if "predict" not in run.loaders:  # BatchSizeFinder wants it anew
+                batches = iter(run.load("predict"))
             run.fire("on_predict_epoch_start")
             with suppress(StopIteration):
                 predict_batches(run, batches, several, kept if keeps else None)

@@ -139,6 +139,30 @@ class HasHyperparameters:
         return AttributeDict(copy.deepcopy(dict(self.__dict__.get("_hparams_initial", {}))))
 
 
+def holders_of(name: str, module: HasHyperparameters, datamodule: HasHyperparameters | None = None) -> list[Any]:
+    """Return what has the attribute or hyperparameter `name`: of the module, its hparams, the datamodule, its hparams; the last one counts."""
+    holders: list[Any] = []
+    for owner in (module, datamodule):
+        if owner is not None:
+            holders += [owner] if hasattr(owner, name) else []
+            holders += [owner.hparams] if name in owner.hparams else []
+    return holders
+
+
+def get_value(holders: list[Any], name: str) -> Any:
+    """Return the value of `name` in the last of `holders`."""
+    return holders[-1][name] if isinstance(holders[-1], MutableMapping) else getattr(holders[-1], name)
+
+
+def set_value(holders: list[Any], name: str, value: Any) -> None:
+    """Set `name` in all of `holders`."""
+    for holder in holders:
+        if isinstance(holder, MutableMapping):
+            holder[name] = value
+        else:
+            setattr(holder, name, value)
+
+
 def accepted_arguments(cls: type, values: MutableMapping[str, Any]) -> dict[str, Any]:
     """Return those of `values` that `cls.__init__` takes by name; all of them if it takes `**kwargs`."""
     parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]

@@ -64,6 +64,9 @@ def fit(run: Run) -> None:
             progress.epochs_begun = progress.epochs_processed + 1
             run.fire("on_train_epoch_start")
             progress.start_epoch()
+            if "train" not in run.loaders:  # BatchSizeFinder wants it anew
+                batches = start_training_data(run)
+                set_epoch(run)
         run.wrap()  # hooks may have frozen or unfrozen parameters
         if progress.batches_done < progress.batch:
             finish_batch(run)

@@ -37,6 +37,7 @@ class Run:
 
     Attributes:
         zero_grad: clears the gradients of the only optimizer of an automatic optimization.
+        work: runs the loop of the job and returns what `validate`, `test` and `predict` give to the user; the worker sets it.
         stage: what runs now: `train`, `sanity_check`, `validate`, `test`, `predict` or None.
         hooks: the overridden functions of each event.
         step_module: called with the arguments of `training_step`: the module wrapped by DDP, or None when alone.
@@ -65,6 +66,7 @@ class Run:
         self.progress: Progress = trainer.progress
         self.metrics = Metrics(world, self.module)
         self.hooks: Hooks = {}
+        self.work: Callable[[Run], Any] | None = None
         self.stage: str | None = None
         self.optimizers: list[Any] = []
         self.wrapped_optimizers: list[LightningOptimizer] = []

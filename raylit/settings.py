@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raylit.callbacks import Callback, Checkpoint, ModelCheckpoint, ModelSummary, ProgressBar, Timer
+from raylit.callbacks import Callback, Checkpoint, ModelCheckpoint, ModelSummary, ProgressBar, Timer, in_order
 from raylit.callbacks.timer import parse_duration
 from raylit.errors import ConfigError
 from raylit.loggers import CSVLogger, Logger
@@ -206,7 +206,7 @@ def make_callbacks(
         callbacks.append(ModelSummary())
     if checkpointing is not False and not any(isinstance(callback, Checkpoint) for callback in callbacks):
         callbacks.append(ModelCheckpoint())
-    return [c for c in callbacks if not isinstance(c, Checkpoint)] + [c for c in callbacks if isinstance(c, Checkpoint)]
+    return in_order(callbacks)
 
 
 def foreign_hint(value: object) -> str:

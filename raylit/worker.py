@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from raylit import checkpoint, compiled, evaluation, loop, optim
-from raylit.callbacks import MONITORS, Callback, Checkpoint, ModelCheckpoint
+from raylit.callbacks import MONITORS, Callback, ModelCheckpoint, in_order
 from raylit.checkpoint.file import plain_items
-from raylit.errors import ConfigError, Stopped
+from raylit.errors import ConfigError, SearchDone, Stopped
 from raylit.hooks import is_overridden, resolve
 from raylit.hparams import CLASS_PATH
 from raylit.job import Job, Result
@@ -42,6 +42,7 @@ def run_job(job: Job) -> Result:
     """
     world = World.join(job.trainer.accelerator)
     run = make_run(job, world)
+    run.work = loop.fit if job.fn == "fit" else evaluate
     trainer, module = run.trainer, run.module
     value: Any = None
     try:
@@ -52,27 +53,23 @@ def run_job(job: Job) -> Result:
         if loaded is not None:
             checkpoint.restore_module(run, loaded)
         place(run)
-        if job.fn == "fit":
-            run.fire("on_fit_start")
-        log_hyperparameters(run)
-        module.zero_grad()
-        if job.fn == "fit" and loaded is not None:
-            checkpoint.restore_training(run, loaded)
-            run.resumed = True
-        del loaded
-        world.barrier()
-        with catching_sigterm(run), torch.autograd.set_detect_anomaly(trainer.detect_anomaly, check_nan=trainer.detect_anomaly):
+        try:
             if job.fn == "fit":
-                loop.fit(run)
-            elif job.fn == "predict":
-                run.stage = "predict"
-                value = evaluation.predict(run)
-            else:
-                run.stage = job.fn
-                value = [to_numbers(values) for values in evaluation.evaluate(run, "test" if job.fn == "test" else "val")]
-        bring_home(run)
-        if job.fn == "fit":
-            run.fire("on_fit_end")
+                run.fire("on_fit_start")
+            log_hyperparameters(run)
+            module.zero_grad()
+            if job.fn == "fit" and loaded is not None:
+                checkpoint.restore_training(run, loaded)
+                run.resumed = True
+            del loaded
+            world.barrier()
+            with catching_sigterm(run), torch.autograd.set_detect_anomaly(trainer.detect_anomaly, check_nan=trainer.detect_anomaly):
+                value = run.work(run)
+            bring_home(run)
+            if job.fn == "fit":
+                run.fire("on_fit_end")
+        except SearchDone:
+            bring_home(run)
         tear_down(run)
         finalize(run, "success")
         trainer.state.status = TrainerStatus.FINISHED
@@ -83,6 +80,14 @@ def run_job(job: Job) -> Result:
     finally:
         detach(run)
         world.leave()
+
+
+def evaluate(run: Run) -> Any:
+    """Run validation, test or prediction; returns what that gives to the user."""
+    run.stage = fn = run.job.fn
+    if fn == "predict":
+        return evaluation.predict(run)
+    return [to_numbers(values) for values in evaluation.evaluate(run, "test" if fn == "test" else "val")]
 
 
 def attach(run: Run) -> None:
@@ -103,9 +108,7 @@ def attach(run: Run) -> None:
         trainer.callbacks = [
             callback for callback in trainer.callbacks if not any(issubclass(kind, type(callback)) for kind in kinds)
         ] + own
-    trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, Checkpoint)] + [
-        c for c in trainer.callbacks if isinstance(c, Checkpoint)
-    ]
+    trainer.callbacks = in_order(trainer.callbacks)
     for callback in trainer.callbacks:
         callback._log = module.log
     check(run)

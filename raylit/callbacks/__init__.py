@@ -1,5 +1,8 @@
 """Code that runs at the events of a run. `Callback` is the contract; each of the others is one file."""
 
+from collections.abc import Iterable
+
+from raylit.callbacks.batch_size_finder import BatchSizeFinder
 from raylit.callbacks.callback import Callback
 from raylit.callbacks.checkpoint import Checkpoint
 from raylit.callbacks.device_stats_monitor import DeviceStatsMonitor
@@ -7,6 +10,7 @@ from raylit.callbacks.early_stopping import EarlyStopping
 from raylit.callbacks.finetuning import BackboneFinetuning, BaseFinetuning
 from raylit.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
 from raylit.callbacks.lambda_callback import LambdaCallback
+from raylit.callbacks.learning_rate_finder import LearningRateFinder
 from raylit.callbacks.learning_rate_monitor import LearningRateMonitor
 from raylit.callbacks.model_checkpoint import ModelCheckpoint
 from raylit.callbacks.model_summary import ModelSummary, RichModelSummary
@@ -29,6 +33,7 @@ __all__ = [
     "BackboneFinetuning",
     "BaseFinetuning",
     "BasePredictionWriter",
+    "BatchSizeFinder",
     "Callback",
     "Checkpoint",
     "DeviceStatsMonitor",
@@ -36,6 +41,7 @@ __all__ = [
     "EarlyStopping",
     "GradientAccumulationScheduler",
     "LambdaCallback",
+    "LearningRateFinder",
     "LearningRateMonitor",
     "ModelCheckpoint",
     "ModelPruning",
@@ -51,4 +57,10 @@ __all__ = [
     "ThroughputMonitor",
     "Timer",
     "WeightAveraging",
+    "in_order",
 ]
+
+
+def in_order(callbacks: Iterable[Callback]) -> list[Callback]:
+    """Return the callbacks in the order in which they are called: finders first, for what they find holds for all others; checkpoints last."""
+    return sorted(callbacks, key=lambda one: -1 if isinstance(one, (LearningRateFinder, BatchSizeFinder)) else isinstance(one, Checkpoint))

@@ -30,7 +30,7 @@ def dump(run: Run, progress: Progress) -> dict[str, Any]:
     if not progress.in_epoch:
         return state
     state["sums"] = run.metrics.partial_sums()
-    state["metrics"] = {name: _metric_state(metric) for name, metric in _metrics(run.module)}
+    state["metrics"] = {name: metric_state(metric) for name, metric in metrics_in(run.module)}
     if run.module.automatic_optimization and progress.batch % run.trainer.accumulate_grad_batches and not progress.is_last_batch:
         state["gradients"] = {name: value.grad for name, value in run.module.named_parameters() if value.grad is not None}
     return state
@@ -55,16 +55,16 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     run.metrics.load_values(state["logged"])
     if "sums" in state:
         run.metrics.load_partial_sums(state["sums"])
-    metrics = dict(_metrics(run.module))
+    metrics = dict(metrics_in(run.module))
     for name, values in state.get("metrics", {}).items():
         if name in metrics:
-            _restore_metric(metrics[name], values, run.device)
+            restore_metric(metrics[name], values, run.device)
     parameters = dict(run.module.named_parameters())
     for name, gradient in state.get("gradients", {}).items():
         parameters[name].grad = gradient.to(run.device)
 
 
-def _metrics(module: nn.Module) -> list[tuple[str, Any]]:
+def metrics_in(module: nn.Module) -> list[tuple[str, Any]]:
     """The torchmetrics in a module, without importing torchmetrics where nobody else has."""
     torchmetrics = sys.modules.get("torchmetrics")
     if torchmetrics is None:
@@ -72,12 +72,14 @@ def _metrics(module: nn.Module) -> list[tuple[str, Any]]:
     return [(name, child) for name, child in module.named_modules() if isinstance(child, torchmetrics.Metric)]
 
 
-def _metric_state(metric: Any) -> dict[str, Any]:
+def metric_state(metric: Any) -> dict[str, Any]:
+    """Return what a torchmetrics.Metric holds."""
     states = {name: list(value) if isinstance(value, list) else value for name, value in metric.metric_state.items()}
     return {"states": states, "updates": metric.update_count}
 
 
-def _restore_metric(metric: Any, values: dict[str, Any], device: Any) -> None:
+def restore_metric(metric: Any, values: dict[str, Any], device: Any) -> None:
+    """Give a torchmetrics.Metric back what `metric_state` returned."""
     for name, value in values["states"].items():
         setattr(metric, name, [one.to(device) for one in value] if isinstance(value, list) else value.to(device))
     metric._update_count = values["updates"]

@@ -133,12 +133,7 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
             f"{run.job.ckpt_path} holds {len(states)} optimizers, but configure_optimizers returned {len(run.optimizers)}."
         )
     for optimizer, state in zip(run.optimizers, states, strict=True):
-        optimizer.load_state_dict(state)
-        for parameter, values in getattr(optimizer, "state", {}).items():
-            if isinstance(values, dict) and isinstance(parameter, torch.Tensor):
-                optimizer.state[parameter] = {
-                    key: value if key == "step" else move_to(value, run.device, False) for key, value in values.items()
-                }
+        load_optimizer(optimizer, state, run.device)
     for config, state in zip(run.schedulers, checkpoint["lr_schedulers"], strict=False):
         config.scheduler.load_state_dict(state)
     if run.precision.scaler is not None and "MixedPrecision" in checkpoint:
@@ -152,6 +147,14 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
         exact.restore(run, run.resumed_from)
     in_validation = _in_validation(state) if own is None else checkpoint["raylit"]["stage"] == "validate"
     _begin_where_it_stopped(run, in_validation)
+
+
+def load_optimizer(optimizer: Any, state: dict[str, Any], device: torch.device) -> None:
+    """Give an optimizer back its state, which may come from another device."""
+    optimizer.load_state_dict(state)
+    for parameter, values in getattr(optimizer, "state", {}).items():
+        if isinstance(values, dict) and isinstance(parameter, torch.Tensor):
+            optimizer.state[parameter] = {key: value if key == "step" else move_to(value, device, False) for key, value in values.items()}
 
 
 def _in_validation(state: dict[str, Any]) -> bool:

@@ -1,6 +1,23 @@
-"""Sweeps: many fits with values drawn from a space. The only place for Ray Tune."""
+"""Searches: for a learning rate or a batch size, and sweeps of many fits. The only place for Ray Tune, which is loaded when a sweep is."""
 
-from raylit.tune.space import SweepSpec
-from raylit.tune.sweep import SweepResult, TrialResult, Tuner
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from raylit.tune.tuner import Tuner
+
+if TYPE_CHECKING:
+    from raylit.tune.space import SweepSpec
+    from raylit.tune.sweep import SweepResult, TrialResult
+
+_LAZY = {"SweepSpec": "raylit.tune.space", "SweepResult": "raylit.tune.sweep", "TrialResult": "raylit.tune.sweep"}
 
 __all__ = ["SweepResult", "SweepSpec", "TrialResult", "Tuner"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'raylit.tune' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Tuner: runs a sweep on Ray Tune. The package `raylit.tune` is the only place for it."""
+"""Runs a sweep on Ray Tune. The package `raylit.tune` is the only place for it."""
 
 from __future__ import annotations
 
@@ -117,130 +117,101 @@ class SweepResult:
         return figure
 
 
-class Tuner:
-    """Sweeps a model with the settings of a Trainer.
-
-    Args:
-        trainer: each trial is a fit with this Trainer's arguments, in one process.
-
-    Example:
-        >>> sweep = Tuner(trainer).sweep(
-        ...     LitDigits, DigitsData, space={"model.lr": tune.loguniform(1e-4, 1e-1)}, metric="val_loss", num_samples=20
-        ... )
-    """
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-
-    def sweep(
-        self,
-        model: Callable[..., LightningModule],
-        datamodule: Callable[..., LightningDataModule] | LightningDataModule | None = None,
-        *,
-        spec: SweepSpec | None = None,
-        train_dataloaders: Any = None,
-        val_dataloaders: Any = None,
-        **settings: Any,
-    ) -> SweepResult:
-        """Run the trials of a sweep, each with values drawn from the space.
-
-        Args:
-            model: the module's class, or a function; called with the trial's `model.*` values.
-            datamodule: the datamodule's class, or a function; called with the trial's `data.*` values. Or an object, the same for all.
-            spec: the settings of the sweep.
-            train_dataloaders: loaders instead of a datamodule.
-            val_dataloaders: likewise.
-            settings: the settings of the sweep, instead of `spec`; see SweepSpec.
-
-        Returns:
-            The trials, best first.
-
-        Raises:
-            ConfigError: a setting is wrong; nothing was started.
-            LaunchError: every trial failed.
-        """
-        if (spec is None) == (not settings):
-            raise ConfigError(
-                "Tuner.sweep wants the settings of the sweep: space=..., metric=..., ..., or a SweepSpec as spec=..., but not both."
-            )
-        spec = SweepSpec(**settings) if spec is None else spec
-        if isinstance(model, LightningModule):
-            raise ConfigError(
-                f"Tuner.sweep got a {type(model).__name__} object; every trial needs one of its own. Give the class, or a function that makes it."
-            )
-        if self.trainer.num_workers > 1:
-            raise ConfigError(
-                f"Each trial of a sweep runs in one process, but the Trainer has num_workers={self.trainer.num_workers}. Use num_workers=0."
-            )
-        if isinstance(datamodule, LightningDataModule) and any(key.startswith("data.") for key in spec.space):
-            raise ConfigError("The space has data.* keys, but datamodule is an object. Give its class, or a function that makes it.")
-        self.trainer.replaced(**{key.partition(".")[2]: _example(value) for key, value in spec.space.items() if key.startswith("trainer.")})
-        connect(spec.max_concurrent or 1, spec.resources)
-        name = f"{spec.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
-        storage = self.trainer.storage_path or os.path.join(self.trainer.default_root_dir, "raylit_runs")
-        parent = self._parent(spec, name)
-        data = (lambda: datamodule) if isinstance(datamodule, LightningDataModule) else datamodule
-        loaders = {"train_dataloaders": train_dataloaders, "val_dataloaders": val_dataloaders} if train_dataloaders is not None else {}
-        plan = TrialPlan(
-            self.trainer.replaced(num_workers=None, devices=None, num_nodes=1), model, data, loaders, parent, os.path.join(storage, name), spec.metric, os.environ.get("PL_GLOBAL_SEED")
-        )  # fmt: skip
-        info(f"Sweep {spec.name}: {spec.num_trials} trials over {', '.join(spec.swept) or 'constants only'}; files in {plan.folder}")
-        status = "failed"
-        try:
-            grid = self._run(spec, name, storage, plan)
-            result = _collect(spec, grid, parent, plan.folder)
-            status = "success" if any(trial.score is not None for trial in result.trials) else "failed"
-            if parent is not None:  # Ray ends the process of a trial that its scheduler stopped before the trial could say so
-                parent.close_children("success", [trial.run_id for trial in result.trials if trial.run_id and not trial.error])
-                parent.close_children("failed")
-        except (KeyboardInterrupt, SystemExit):
-            status = "killed"
-            raise
-        finally:
-            if parent is not None:
-                parent.close_children("killed")
-                parent.close(status)
-        print_table(result.trials, spec)
-        _ = result.best  # raises if there is none
-        return result
-
-    def _run(self, spec: SweepSpec, name: str, storage: str, plan: TrialPlan) -> tune.ResultGrid:
-        """Run the trials on Ray Tune."""
-        os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths of user code mean what they mean elsewhere
-        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints tables whatever `verbose` says
-        search = spec.make_search()
-        stop = {key: value for key, value in spec.stop.items() if key != "time_budget_s"}
-        resources = {"cpu" if key == "CPU" else "gpu" if key == "GPU" else key: amount for key, amount in spec.resources.items()}
-
-        parcel = Parcel(plan, {"The model": plan.model, "The datamodule": plan.data, "The Trainer": plan.trainer})
-
-        def trainable(config: dict[str, Any]) -> None:
-            parcel.unpack()(config)
-
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, resources),
-            param_space=dict(spec.space),
-            tune_config=tune.TuneConfig(
-                metric=spec.metric, mode=spec.mode, num_samples=spec.num_samples, search_alg=search, scheduler=spec.make_scheduler(),
-                max_concurrent_trials=spec.max_concurrent if isinstance(search, Searcher) else None, time_budget_s=spec.stop.get("time_budget_s"),
-                trial_name_creator=_trial_name, trial_dirname_creator=_trial_name,
-            ),
-            run_config=tune.RunConfig(name=name, storage_path=storage, stop=stop or None, verbose=0, callbacks=[SweepDisplay(spec)]),
-        )  # fmt: skip
-        return tuner.fit()
-
-    def _parent(self, spec: SweepSpec, name: str) -> MLFlowLogger | None:
-        """Open the sweep's own run in MLflow: the Trainer's experiment, else one with the sweep's name; none if it has loggers but no MLflow."""
-        own = next((logger for logger in self.trainer.loggers if isinstance(logger, MLFlowLogger)), None)
-        if own is None and self.trainer._arguments["logger"] not in (None, True):
-            return None
-        parent = own.sibling(name) if own is not None else MLFlowLogger(spec.name, run_name=name)
-        tags = {"raylit.version": __version__, "raylit.sweep": spec.name, "raylit.swept": ",".join(spec.swept)}
-        parent.open(default_root_dir=self.trainer.default_root_dir, tags=tags)
-        parent.log_hyperparams(
-            {"metric": spec.metric, "mode": spec.mode, "num_trials": spec.num_trials, "space": {k: _text(v) for k, v in spec.space.items()}}
+def run_sweep(
+    trainer: Trainer,
+    model: Callable[..., LightningModule],
+    datamodule: Callable[..., LightningDataModule] | LightningDataModule | None,
+    *,
+    spec: SweepSpec | None,
+    train_dataloaders: Any,
+    val_dataloaders: Any,
+    settings: dict[str, Any],
+) -> SweepResult:
+    """Run the trials of a sweep; see `Tuner.sweep`."""
+    if (spec is None) == (not settings):
+        raise ConfigError(
+            "Tuner.sweep wants the settings of the sweep: space=..., metric=..., ..., or a SweepSpec as spec=..., but not both."
         )
-        return parent
+    spec = SweepSpec(**settings) if spec is None else spec
+    if isinstance(model, LightningModule):
+        raise ConfigError(
+            f"Tuner.sweep got a {type(model).__name__} object; every trial needs one of its own. Give the class, or a function that makes it."
+        )
+    if trainer.num_workers > 1:
+        raise ConfigError(
+            f"Each trial of a sweep runs in one process, but the Trainer has num_workers={trainer.num_workers}. Use num_workers=0."
+        )
+    if isinstance(datamodule, LightningDataModule) and any(key.startswith("data.") for key in spec.space):
+        raise ConfigError("The space has data.* keys, but datamodule is an object. Give its class, or a function that makes it.")
+    trainer.replaced(**{key.partition(".")[2]: _example(value) for key, value in spec.space.items() if key.startswith("trainer.")})
+    connect(spec.max_concurrent or 1, spec.resources)
+    name = f"{spec.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+    storage = trainer.storage_path or os.path.join(trainer.default_root_dir, "raylit_runs")
+    parent = _parent(trainer, spec, name)
+    data = (lambda: datamodule) if isinstance(datamodule, LightningDataModule) else datamodule
+    loaders = {"train_dataloaders": train_dataloaders, "val_dataloaders": val_dataloaders} if train_dataloaders is not None else {}
+    plan = TrialPlan(
+        trainer.replaced(num_workers=None, devices=None, num_nodes=1), model, data, loaders, parent, os.path.join(storage, name), spec.metric, os.environ.get("PL_GLOBAL_SEED")
+    )  # fmt: skip
+    info(f"Sweep {spec.name}: {spec.num_trials} trials over {', '.join(spec.swept) or 'constants only'}; files in {plan.folder}")
+    status = "failed"
+    try:
+        grid = _run(spec, name, storage, plan)
+        result = _collect(spec, grid, parent, plan.folder)
+        status = "success" if any(trial.score is not None for trial in result.trials) else "failed"
+        if parent is not None:  # Ray ends the process of a trial that its scheduler stopped before the trial could say so
+            parent.close_children("success", [trial.run_id for trial in result.trials if trial.run_id and not trial.error])
+            parent.close_children("failed")
+    except (KeyboardInterrupt, SystemExit):
+        status = "killed"
+        raise
+    finally:
+        if parent is not None:
+            parent.close_children("killed")
+            parent.close(status)
+    print_table(result.trials, spec)
+    _ = result.best  # raises if there is none
+    return result
+
+
+def _run(spec: SweepSpec, name: str, storage: str, plan: TrialPlan) -> tune.ResultGrid:
+    """Run the trials on Ray Tune."""
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths of user code mean what they mean elsewhere
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints tables whatever `verbose` says
+    search = spec.make_search()
+    stop = {key: value for key, value in spec.stop.items() if key != "time_budget_s"}
+    resources = {"cpu" if key == "CPU" else "gpu" if key == "GPU" else key: amount for key, amount in spec.resources.items()}
+
+    parcel = Parcel(plan, {"The model": plan.model, "The datamodule": plan.data, "The Trainer": plan.trainer})
+
+    def trainable(config: dict[str, Any]) -> None:
+        parcel.unpack()(config)
+
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, resources),
+        param_space=dict(spec.space),
+        tune_config=tune.TuneConfig(
+            metric=spec.metric, mode=spec.mode, num_samples=spec.num_samples, search_alg=search, scheduler=spec.make_scheduler(),
+            max_concurrent_trials=spec.max_concurrent if isinstance(search, Searcher) else None, time_budget_s=spec.stop.get("time_budget_s"),
+            trial_name_creator=_trial_name, trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(name=name, storage_path=storage, stop=stop or None, verbose=0, callbacks=[SweepDisplay(spec)]),
+    )  # fmt: skip
+    return tuner.fit()
+
+
+def _parent(trainer: Trainer, spec: SweepSpec, name: str) -> MLFlowLogger | None:
+    """Open the sweep's own run in MLflow: the Trainer's experiment, else one with the sweep's name; none if it has loggers but no MLflow."""
+    own = next((logger for logger in trainer.loggers if isinstance(logger, MLFlowLogger)), None)
+    if own is None and trainer._arguments["logger"] not in (None, True):
+        return None
+    parent = own.sibling(name) if own is not None else MLFlowLogger(spec.name, run_name=name)
+    tags = {"raylit.version": __version__, "raylit.sweep": spec.name, "raylit.swept": ",".join(spec.swept)}
+    parent.open(default_root_dir=trainer.default_root_dir, tags=tags)
+    parent.log_hyperparams(
+        {"metric": spec.metric, "mode": spec.mode, "num_trials": spec.num_trials, "space": {k: _text(v) for k, v in spec.space.items()}}
+    )
+    return parent
 
 
 def _trial_name(trial: Any) -> str:

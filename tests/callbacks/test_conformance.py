@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from raylit.callbacks import (
     BackboneFinetuning,
+    BatchSizeFinder,
     Callback,
     EarlyStopping,
     EMAWeightAveraging,
     GradientAccumulationScheduler,
     LambdaCallback,
+    LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
     ModelPruning,
@@ -72,6 +74,20 @@ class TestLearningRateMonitor(CallbackConformance):
     @pytest.fixture
     def make(self) -> Callable[[], Callback]:
         return lambda: LearningRateMonitor(log_momentum=True, log_weight_decay=True)
+
+
+class TestLearningRateFinder(CallbackConformance):
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: LearningRateFinder(num_training_steps=3, update_attr=False)
+
+
+class TestBatchSizeFinder(CallbackConformance):
+    """The size it begins with is that of the model, and the largest."""
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Callback]:
+        return lambda: BatchSizeFinder(init_val=4, max_val=4, steps_per_trial=1)
 
 
 class TestModelSummary(CallbackConformance):
