@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
-from raylit import data
+from raylit import data, rng
 from raylit.batch import move_to
 from raylit.callbacks import BasePredictionWriter
 from raylit.data.combined import Item
@@ -22,6 +22,20 @@ from raylit.hooks import is_overridden
 from raylit.limits import end_on_sigterm
 from raylit.module import LightningModule
 from raylit.run import Run, check_dataloader_idx, no_grad_context, restore_modes, submodule_modes
+
+
+def sanity_check(run: Run) -> None:
+    """Run a few validation batches whose results are forgotten, leaving the random state as it was."""
+    trainer = run.trainer
+    if not run.validates or trainer.num_sanity_val_steps == 0 or run.resumed:
+        return
+    with rng.isolated():
+        run.stage = "sanity_check"
+        run.fire("on_sanity_check_start")
+        evaluate(run, "val")
+        run.metrics.clear()
+        run.fire("on_sanity_check_end")
+        run.stage = "train"
 
 
 def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:

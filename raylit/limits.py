@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from raylit.errors import Terminated
+from raylit.data.combined import CombinedLoader, length_of
+from raylit.errors import ConfigError, DataError, Terminated
 from raylit.messages import info
 from raylit.run import Run
 
@@ -62,6 +63,30 @@ def end_on_sigterm(run: Run) -> None:
     """
     if run.received_sigterm and run.sigterm_agreed:
         raise Terminated
+
+
+def val_check_batch(run: Run, loader: CombinedLoader, number: float) -> float:
+    """Return after how many training batches validation is due, of `number` in an epoch; infinity: at its end.
+
+    Raises:
+        ConfigError: after more batches than an epoch has.
+        DataError: after a fraction of an epoch whose length is not known.
+    """
+    trainer, interval = run.trainer, run.trainer.val_check_interval
+    if isinstance(interval, int):
+        if interval > number and trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0:
+            raise ConfigError(
+                f"val_check_interval={interval} is more than the {number} training batches of an epoch. Lower it, set"
+                " check_val_every_n_epoch=None to count batches over epochs, or limit_val_batches=0 for no validation."
+            )
+        return interval
+    if any(length_of(one) == float("inf") for one in loader.flattened):
+        if interval != 1.0 and trainer.val_check_time_s is None:
+            raise DataError(
+                f"val_check_interval={interval} is a fraction of an epoch, but the training loader has no length. Give a number."
+            )
+        return float("inf")
+    return max(1, int(number * interval))
 
 
 def validates_in_epoch(run: Run) -> bool:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+
 from raylit.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, ProgressBar
 from raylit.loggers import Logger
+from raylit.ranks import Ranks
 
 
-class Listeners:
-    """The loggers and the callbacks."""
+class Listeners(Ranks):
+    """The loggers and the callbacks, and what is told them."""
 
     callbacks: list[Callback]
     loggers: list[Logger]
@@ -51,3 +56,15 @@ class Listeners:
     def progress_bar_callback(self) -> ProgressBar | None:
         """The progress bar, or None."""
         return next((c for c in self.callbacks if isinstance(c, ProgressBar)), None)
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Send values to the loggers, at `step` or at the step that runs."""
+        assert self._run is not None, "no job was run yet"
+        self._run.metrics.logged.update((name, torch.as_tensor(value)) for name, value in metrics.items())
+        self._run.log_metrics(metrics, step)
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print on rank 0, above the progress bar."""
+        if self.is_global_zero:
+            bar = self.progress_bar_callback
+            (bar.print if bar is not None else print)(*args, **kwargs)

@@ -1,7 +1,7 @@
 """The algorithm: how a model is trained. Open this file first.
 
     fit
-        a few validation batches, to find errors early                   sanity_check
+        a few validation batches, to find errors early                   evaluation.sanity_check
         until max_epochs, max_steps or a stop:
             on_train_epoch_start
             for each batch:                                              train_epoch
@@ -30,9 +30,9 @@ from torch import Tensor, set_grad_enabled
 from raylit import data, rng
 from raylit.callbacks import MONITORS
 from raylit.data.combined import Item
-from raylit.errors import ConfigError, DataError
-from raylit.evaluation import evaluate
-from raylit.limits import agree_on_stop, end_on_sigterm, is_done, stops, validates_in_epoch, validation_due
+from raylit.errors import ConfigError
+from raylit.evaluation import evaluate, sanity_check
+from raylit.limits import agree_on_stop, end_on_sigterm, is_done, stops, val_check_batch, validates_in_epoch, validation_due
 from raylit.messages import warn
 from raylit.parallel import no_sync
 from raylit.run import Run
@@ -322,20 +322,6 @@ def validate_within(run: Run, stepped: bool) -> None:
     agree_on_stop(run)
 
 
-def sanity_check(run: Run) -> None:
-    """Run a few validation batches whose results are forgotten, leaving the random state as it was."""
-    trainer = run.trainer
-    if not run.validates or trainer.num_sanity_val_steps == 0 or run.resumed:
-        return
-    with rng.isolated():
-        run.stage = "sanity_check"
-        run.fire("on_sanity_check_start")
-        evaluate(run, "val")
-        run.metrics.clear()
-        run.fire("on_sanity_check_end")
-        run.stage = "train"
-
-
 def set_epoch(run: Run) -> None:
     """Tell the samplers which epoch is read."""
     for loader in run.loaders["train"].flattened:
@@ -356,21 +342,7 @@ def start_training_data(run: Run) -> Iterator[Item] | None:
     number = trainer.num_training_batches = loader.num_batches()
     if number == 0:
         return None
-    if isinstance(trainer.val_check_interval, int):
-        run.val_check_batch = trainer.val_check_interval
-        if run.val_check_batch > number and trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0:
-            raise ConfigError(
-                f"val_check_interval={trainer.val_check_interval} is more than the {number} training batches of an epoch. Lower it, set"
-                " check_val_every_n_epoch=None to count batches over epochs, or limit_val_batches=0 for no validation."
-            )
-    elif any(data.combined.length_of(one) == float("inf") for one in loader.flattened):
-        if trainer.val_check_interval != 1.0 and trainer.val_check_time_s is None:
-            raise DataError(
-                f"val_check_interval={trainer.val_check_interval} is a fraction of an epoch, but the training loader has no length. Give a number."
-            )
-        run.val_check_batch = float("inf")
-    else:
-        run.val_check_batch = max(1, int(number * trainer.val_check_interval))
+    run.val_check_batch = val_check_batch(run, loader, number)
     run.checks_validation = run.validates
     if trainer.loggers and 0 < number < trainer.log_every_n_steps and not trainer.fast_dev_run:
         warn(

@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, Literal
 
-import torch
-
 from raylit import driver, settings
 from raylit.callbacks import Callback
 from raylit.check import CheckReport, check
@@ -332,22 +330,10 @@ class Trainer(RunView):
                 save(checkpoint, filepath, storage_options=storage_options)
             self._run.world.barrier()
 
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Send values to the loggers, at `step` or at the step that runs."""
-        assert self._run is not None, "no job was run yet"
-        self._run.metrics.logged.update((name, torch.as_tensor(value)) for name, value in metrics.items())
-        self._run.log_metrics(metrics, step)
-
     def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass with its hooks; see `LightningModule.manual_backward`."""
         assert self._run is not None, "no job was run yet"
         self._run.backward(loss, *args, **kwargs)
-
-    def print(self, *args: Any, **kwargs: Any) -> None:
-        """Print on rank 0, above the progress bar."""
-        if self.is_global_zero:
-            bar = self.progress_bar_callback
-            (bar.print if bar is not None else print)(*args, **kwargs)
 
     def replaced(self, **arguments: Any) -> Trainer:
         """Return a new Trainer with the arguments this one was made with, but for those given.

@@ -15,7 +15,6 @@ from raylit.listeners import Listeners
 from raylit.metrics import to_numbers
 from raylit.parallel import Precision, choose_device
 from raylit.progress import Progress
-from raylit.ranks import Ranks
 from raylit.states import RunningStage, TrainerState
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 STAGE_OF_LOADER = {"sanity_check": "val", "validate": "val", "test": "test", "predict": "predict"}
 
 
-class RunView(Ranks, Listeners):
+class RunView(Listeners):
     """The read-only side of the Trainer: where the run is, what it logged, what it works with."""
 
     max_steps: int
