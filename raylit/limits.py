@@ -48,21 +48,42 @@ def may_stop(run: Run) -> bool:
 
 
 def agree_on_stop(run: Run) -> None:
-    """Make a stop or a SIGTERM on any rank one on all. Until then no rank acts on its own: the others would wait for it."""
+    """Make what any rank wants, to stop, to end or to save, the wish of all. Until then no rank acts on its own: the others would wait for it."""
     if run.world.size > 1:
-        asked = run.world.all_gather_object((run.trainer.should_stop, run.received_sigterm))
-        run.trainer.should_stop = run.stop_agreed = any(stop for stop, _ in asked)
-        run.received_sigterm = run.sigterm_agreed = any(sigterm for _, sigterm in asked)
+        recovery = run.recovery
+        mine = (run.trainer.should_stop, run.received_sigterm, run.received_sigint, recovery is not None and recovery.is_wanted)
+        stop, sigterm, sigint, saves = map(any, zip(*run.world.all_gather_object(mine), strict=True))
+        run.trainer.should_stop = run.stop_agreed = stop
+        run.signal_agreed = sigterm or sigint
+        run.received_sigterm = run.received_sigterm or sigterm  # a signal that comes meanwhile is for the next time
+        run.received_sigint = run.received_sigint or sigint
+        if recovery is not None:
+            recovery.is_due = recovery.is_due or saves
+        run.pauses = run.pauses or run.signal_agreed or saves
 
 
-def end_on_sigterm(run: Run) -> None:
-    """End the run if a SIGTERM came that all ranks know of.
+def pause(run: Run) -> None:
+    """Between two batches: save what the fit can go on from, if that is due, and end the run if a signal asked for it.
 
     Raises:
-        Terminated: it did.
+        Terminated, KeyboardInterrupt: it did.
     """
-    if run.received_sigterm and run.sigterm_agreed:
-        raise Terminated
+    run.pauses = False
+    ends, recovery = run.asked_to_end, run.recovery
+    if recovery is not None and (ends or recovery.is_due):
+        recovery.save(run, ending=ends)
+        run.saved_at_end = ends
+    end_on_signal(run)
+
+
+def end_on_signal(run: Run) -> None:
+    """End the run if a signal came that all ranks know of.
+
+    Raises:
+        Terminated, KeyboardInterrupt: it did.
+    """
+    if run.asked_to_end:
+        raise Terminated if run.received_sigterm else KeyboardInterrupt
 
 
 def val_check_batch(run: Run, loader: CombinedLoader, number: float) -> float:

@@ -17,6 +17,7 @@ from ray import cloudpickle
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from raylit.checkpoint import find
 from raylit.errors import LaunchError, Terminated
 from raylit.job import Job, Result
 from raylit.launch.cluster import connect, is_verbose
@@ -168,14 +169,8 @@ class _Work:
 
 def newest_since(job: Job, started_at: float) -> str | None:
     """Return the newest checkpoint that this job has written: there is one when Ray restarted the workers."""
-    files: list[tuple[float, str]] = []
-    for callback in job.trainer.checkpoint_callbacks:
-        folder = getattr(callback, "dirpath", None) or getattr(callback, "resolve_dirpath", lambda trainer: None)(job.trainer)
-        if folder and "://" not in folder and os.path.isdir(folder):
-            for entry in os.scandir(folder):
-                if entry.name.endswith(".ckpt") and entry.stat().st_mtime >= started_at:
-                    files.append((entry.stat().st_mtime, entry.path))
-    return max(files)[1] if files else None
+    folders = {one for saver in job.trainer.savers if (one := getattr(saver, "resolve_dirpath", lambda trainer: None)(job.trainer))}
+    return find.newest_since(folders, started_at)
 
 
 class WorkerFailure(Exception):
