@@ -90,21 +90,20 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     run.forward_only = not automatic or trainer._skip_backward
     train = run.timed("run_training_batch", step_with_closure if automatic and run.needs_closure else train_batch)
     alone = run.world.size == 1
-    ahead = None if num_batches != float("inf") else next(batches, None)
+    loader, is_sized = run.loaders["train"], num_batches != float("inf")
+    if not is_sized:
+        batches = loader.ahead(batches)
     while not (
         progress.is_last_batch
         or progress.batch == num_batches
         or progress.steps >= trainer.max_steps != -1
         or (trainer.should_stop and stops(run))
     ):
-        if num_batches != float("inf"):
-            item = next(batches, None)
-        else:  # without a length, only the next batch tells whether this one is the last
-            item, ahead = ahead, next(batches, None)
+        item = next(batches, None)
         if item is None:
             break
         batch, batch_idx = item[0], progress.batch
-        progress.is_last_batch = progress.batch + 1 >= num_batches if num_batches != float("inf") else ahead is None
+        progress.is_last_batch = progress.batch + 1 >= num_batches if is_sized else loader.is_last
         if run.transfer is not None:
             batch = run.transfer(batch, 0)
         progress.batch += 1

@@ -68,7 +68,8 @@ def shared_out(states: list[dict[str, Any]], world: World) -> dict[str, Any]:
         " numbers, such as those of dropout, are others than they would have been."
     )
     theirs = states[world.rank :: world.size]
-    state = {**states[0], "sums": merged([sums for one in theirs for sums in one.get("sums", ())])}
+    state = {**states[0], "loaders": [one if "read_by" in one else {} for one in states[0]["loaders"]]}
+    state["sums"] = merged([sums for one in theirs for sums in one.get("sums", ())])
     state["metrics"] = {name: [one["metrics"][name] for one in theirs] for name in state.get("metrics", ())}
     factor = world.size / len(states)  # of gradients the mean over the ranks is taken
     state["gradients"] = {

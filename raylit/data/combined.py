@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -49,6 +50,8 @@ class CombinedLoader:
         self.limits: list[float] | None = None
         self._start = 0
         self._restored: set[int] = set()
+        self._held: dict[int, dict[str, Any]] = {}  # states of before the batch that was read ahead
+        self.is_last = False
         self._own_limits: list[float] | None = None  # while an epoch is read that other ranks began, which has another length
         self.is_plain = len(self._flattened) == 1 and self._flattened[0] is iterables
 
@@ -98,6 +101,7 @@ class CombinedLoader:
 
     def __iter__(self) -> Iterator[Item]:
         """Begin an iteration of every loader now, not at the first batch: workers start early and random seeds are drawn in a known order."""
+        self._held = {}
         if not self._flattened:
             return iter(())
         if self._start:
@@ -113,10 +117,24 @@ class CombinedLoader:
 
     # ---- in the middle of an epoch ----
 
+    def ahead(self, items: Iterator[Item]) -> Iterator[Item]:
+        """Read one batch ahead, so that `is_last` tells of each batch whether it is the last; `states` stays that of before."""
+        keepers = {number: keeper for number, one in enumerate(self.readers) if resumable.has_state(keeper := resumable.keeper_of(one))}
+        item = next(items, None)
+        while item is not None:
+            self._held = {number: copy.deepcopy(keeper.state_dict()) for number, keeper in keepers.items()}
+            following = next(items, None)
+            self.is_last = following is None
+            yield item
+            item = following
+
     def states(self) -> list[dict[str, Any]]:
         """Return what `go_on` takes: of each loader what it needs to go on from where it is, as plain data."""
         keepers = [resumable.keeper_of(loader) for loader in self.readers]
-        return [{} if keeper is None else keeper.state_dict() for keeper in keepers]
+        return [
+            self._held[number] if number in self._held else {} if keeper is None else keeper.state_dict()
+            for number, keeper in enumerate(keepers)
+        ]
 
     def go_on(self, batch: int, states: list[dict[str, Any]]) -> None:
         """Let the next iteration begin at number `batch`.
@@ -128,7 +146,13 @@ class CombinedLoader:
         self._start = batch
         for number, (loader, state) in enumerate(zip(self.readers, states, strict=False)):
             keeper = resumable.keeper_of(loader)
-            if keeper is not None and state and (batch or keeper is not loader):  # a loader's own state is that of the epoch which ended
+            if (
+                keeper is not None
+                and state
+                and (
+                    batch or isinstance(keeper, resumable.ResumableSampler)  # data's own state is that of the epoch which ended
+                )
+            ):
                 keeper.load_state_dict(state)
                 self._restored.add(id(loader))
                 if batch and isinstance(keeper, resumable.ResumableSampler) and keeper.share_rest(state, batch) and self.limits:
@@ -177,8 +201,8 @@ class CombinedLoader:
 def _drop(iterator: Iterator[Any], number: int, name: str) -> None:
     """Read `number` batches that were read before, of a loader that cannot tell where it is."""
     warn(
-        f"The {name} keeps no state: its first {number} batches are read again and dropped. Give it state_dict and load_state_dict,"
-        " as torchdata's StatefulDataLoader has them, to go on at once and exactly."
+        f"The {name} keeps no state: its first {number} batches are read again and dropped. Give it, or an iterable data set that is read without"
+        " worker processes, state_dict and load_state_dict, as torchdata's StatefulDataLoader has them, to go on at once and exactly."
     )
     for _ in range(number):
         next(iterator, None)

@@ -234,13 +234,18 @@ def resumable(loader: Any, rank: int, num_ranks: int, number: int) -> Any:
 
 
 def keeper_of(loader: Any) -> Any:
-    """Return what knows where `loader` is: its sampler, or the loader itself if it keeps its own place; None if nothing does."""
+    """Return what knows where `loader` is: its sampler, the loader, or an iterable data set read in this process; None if nothing does."""
     for name in ("batch_sampler", "sampler"):
         if isinstance(getattr(loader, name, None), ResumableSampler):
             return getattr(loader, name)
-    return loader if has_state(loader) else None
+    if has_state(loader):
+        return loader
+    own = getattr(loader, "dataset", None) if isinstance(loader, DataLoader) and loader.num_workers == 0 else None
+    return own if isinstance(own, IterableDataset) and has_state(own) else None
 
 
-def has_state(loader: Any) -> bool:
-    """Tell whether a loader keeps its own place, as torchdata's StatefulDataLoader does."""
-    return callable(getattr(loader, "state_dict", None)) and callable(getattr(loader, "load_state_dict", None))
+def has_state(data: Any) -> bool:
+    """Tell whether a loader or data set keeps its own place, as torchdata's StatefulDataLoader does."""
+    if isinstance(data, ResumableSampler):
+        return False
+    return callable(getattr(data, "state_dict", None)) and callable(getattr(data, "load_state_dict", None))
