@@ -25,9 +25,21 @@ def texts() -> dict[str, str]:
     return {name.removeprefix("cluster/"): (ROOT / name).read_text() for name in names if (ROOT / name).exists()}
 
 
+class Loader(yaml.SafeLoader):
+    """YAML as Go reads it, which refuses a key that is there twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        assert len(set(keys)) == len(keys), f"twice in one mapping, at {node.start_mark}: {keys}"
+        return super().construct_mapping(node, deep)
+
+
+Loader.add_constructor("tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node, deep=True))
+
+
 def documents(name: str) -> list[Any]:
     """Return the documents of a YAML file."""
-    return list(yaml.safe_load_all(texts()[name]))
+    return list(yaml.load_all(texts()[name], Loader))
 
 
 def manifests() -> list[dict[str, Any]]:

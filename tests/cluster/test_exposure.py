@@ -16,7 +16,7 @@ from .files import CLUSTER, COMPOSE, ROOT, commands, documents, manifests, pod_t
 def test_ports_of_containers_are_published_on_loopback() -> None:
     services = documents(COMPOSE)[0]["services"]
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
-    assert published == {"head": ["127.0.0.1:8265:8265"], "mlflow": ["127.0.0.1:5000:5000"]}
+    assert published == {"head": ["127.0.0.1:8265:8265"], "mlflow": ["${MLFLOW_BIND:-127.0.0.1}:5000:5000"]}
     assert all("network_mode" not in service and "privileged" not in service for service in services.values())
     assert services["postgres"]["networks"] == services["s3"]["networks"] == ["stores"]
     assert documents(COMPOSE)[0]["networks"]["stores"] == {"internal": True}
@@ -126,7 +126,7 @@ def test_no_secret_in_a_file(name: str) -> None:
 
 def is_reference(path: tuple[str, ...], value: str) -> bool:
     """Tell whether a value says where a secret is, rather than being one."""
-    wheres = ("secrets/", "/run/secrets/", "~/.ray/auth_token")
+    wheres = ("secrets/", "/run/secrets/", "~/.ray/auth_token", "~/.mlflow/credentials")
     settings = ("secretName", "automountServiceAccountToken", "HttpTokens")  # which have no secret as their value
     return value.startswith(wheres) or path[-1] in settings or "secrets" in path
 

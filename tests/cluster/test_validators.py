@@ -14,7 +14,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from .files import CLUSTER, COMPOSE, documents, manifests, pod_templates, ray_cluster_specs, texts
+from .files import CLUSTER, COMPOSE, Loader, documents, manifests, pod_templates, ray_cluster_specs, texts
 from .kuberay import SPECS
 
 KUBERNETES = "1.34"  # the oldest version that is still maintained, or nearly; what it knows, newer ones know
@@ -27,6 +27,12 @@ OF_KUBERAY = [manifest for manifest in manifests() if manifest["apiVersion"] == 
 def run(*command: Any) -> tuple[int, str]:
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120, check=False)
     return done.returncode, done.stdout + done.stderr
+
+
+def test_a_key_that_is_there_twice_is_refused() -> None:
+    """By the loader through which all of these tests read."""
+    with pytest.raises(AssertionError, match="twice"):
+        yaml.load("head: {cpus: 1, cpus: 2}", Loader)
 
 
 # Ray's launcher
