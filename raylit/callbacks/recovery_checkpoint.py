@@ -190,6 +190,7 @@ class RecoveryCheckpoint(Callback):
     def _end(self) -> None:
         if self._clock is not None:
             self._clock.cancel()
+            self._clock.join()  # its thread would keep the run alive a little longer
         if self._writer is not None:
             self._writer.close()
         self.__dict__.pop("on_train_batch_end", None)

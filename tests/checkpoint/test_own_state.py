@@ -52,6 +52,9 @@ class Loader:
         if not self.is_loaded:
             self.state["position"] = 0
         self.is_loaded = False
+        return self.read()
+
+    def read(self) -> Iterator[Sample]:
         while self.state["position"] < 7:
             self.state["position"] += 1
             x = torch.randn(3, 3, generator=torch.Generator().manual_seed(self.state["position"]))
