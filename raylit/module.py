@@ -176,9 +176,9 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         Raises:
             ConfigError: logging is not possible in the running hook, or not with these arguments.
         """
-        metrics = self._metrics
-        if metrics is None:
-            warn(f"self.log({name!r}, ...) was called outside a running Trainer; the value is not recorded.")
+        if (metrics := self._metrics) is None:
+            reason = "with Trainer(barebones=True)" if self._attached and self._attached.barebones else "outside a running Trainer"
+            warn(f"self.log({name!r}, ...) was called {reason}; the value is not recorded.")
             return
         settings = (prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, add_dataloader_idx, rank_zero_only)
         metrics.log(name, value, settings, enable_graph, batch_size)

@@ -95,12 +95,11 @@ def attach(run: Run) -> None:
     trainer, module = run.trainer, run.module
     trainer.begin(run)
     module.trainer = trainer
-    module._metrics = run.metrics
     if run.datamodule is not None:
         run.datamodule.trainer = trainer
     for child in module.modules():
         if isinstance(child, LightningModule):
-            child._metrics = run.metrics
+            child._metrics = None if trainer.barebones else run.metrics
     own = run.call(module, "configure_callbacks")
     if own:
         own = list(own) if isinstance(own, (list, tuple)) else [own]
