@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -67,11 +67,11 @@ def size_of(batch: Any, check: bool = True) -> int:
     """Return how many samples `batch` holds: the first dimension of the first tensor in it, depth first; a 0-d tensor counts 1.
 
     Args:
-        batch: tensors and strings in lists, tuples, mappings and dataclasses.
+        batch: tensors in mappings, dataclasses, lists and whatever else can be iterated.
         check: warn if the other tensors have other first dimensions.
 
     Raises:
-        ConfigError: there is no tensor and no string in it.
+        ConfigError: there is no tensor in it.
     """
     first = _first_size(batch)
     if first is None:
@@ -96,12 +96,12 @@ def _first_size(batch: Any) -> int | None:
 def _sizes(batch: Any) -> Iterator[int]:
     if isinstance(batch, Tensor):
         yield batch.size(0) if batch.ndim else 1
-    elif isinstance(batch, str):
-        yield len(batch)
+    elif isinstance(batch, (str, bytes)):
+        return
     elif isinstance(batch, Mapping):
         for item in batch.values():
             yield from _sizes(item)
-    elif isinstance(batch, (list, tuple)):
+    elif isinstance(batch, Iterable):
         for item in batch:
             yield from _sizes(item)
     elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):

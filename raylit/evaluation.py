@@ -9,6 +9,7 @@ evaluate (validation and test)
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -19,7 +20,7 @@ from raylit.batch import move_to
 from raylit.callbacks import BasePredictionWriter
 from raylit.data.combined import Item
 from raylit.hooks import is_overridden
-from raylit.limits import end_on_sigterm
+from raylit.limits import end_on_sigterm, validates_in_epoch
 from raylit.module import LightningModule
 from raylit.run import Run, check_dataloader_idx, no_grad_context, restore_modes, submodule_modes
 
@@ -33,8 +34,8 @@ def sanity_check(run: Run) -> None:
         run.stage = "sanity_check"
         run.fire("on_sanity_check_start")
         evaluate(run, "val")
-        run.metrics.clear()
         run.fire("on_sanity_check_end")
+        run.metrics.clear()
         run.stage = "train"
 
 
@@ -48,6 +49,8 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
     with no_grad_context(run):
         if stage not in run.loaders or (run.job.fn == "fit" and run.reload_due(stage)):
             run.load(stage)
+            if sanity and not validates_in_epoch(run):
+                run.loader_epoch[stage] = -sys.maxsize  # where loaders are asked for anew, the first real validation does so
             run.val_batches_seen = {}
         loader = run.loaders[stage]
         limits = loader.limits or []
@@ -86,6 +89,8 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
                 run.remember(logged)
             run.has_validated = run.has_validated or not sanity
             run.fire(f"on_{name}_end")
+            if sanity:
+                metrics.refresh()  # on_sanity_check_end sees what there is
             metrics.reset()
         loader.limits = limits
         metrics.switch_back(before)

@@ -68,6 +68,7 @@ def fit(run: Run) -> None:
                 batches = start_training_data(run)
                 set_epoch(run)
         run.wrap()  # hooks may have frozen or unfrozen parameters
+        run.choose_clipping()
         if progress.batches_done < progress.batch:
             finish_batch(run)
         with suppress(StopIteration):  # raised by a user's hook, it ends the epoch
@@ -82,7 +83,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     trainer, progress, metrics, hooks = run.trainer, run.progress, run.metrics, run.hooks
     batch_start, batch_end = hooks["on_train_batch_start"], hooks["on_train_batch_end"]
     automatic, num_batches = run.module.automatic_optimization, trainer.num_training_batches
-    accumulate, log_every = trainer.accumulate_grad_batches, trainer.log_every_n_steps
+    log_every = trainer.log_every_n_steps
     run.forward_only = not automatic or trainer._skip_backward
     train = run.timed("run_training_batch", step_with_closure if automatic and run.needs_closure else train_batch)
     alone = run.world.size == 1
@@ -112,7 +113,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
             update_schedulers(run, "step", plateau=False)
             update_schedulers(run, "epoch", plateau=False)
             break
-        steps = progress.batch % accumulate == 0 or progress.is_last_batch
+        steps = progress.batch % trainer.accumulate_grad_batches == 0 or progress.is_last_batch
         output = train(run, batch, batch_idx, steps)
 
         if run.schedulers and automatic:
@@ -178,6 +179,8 @@ def train_batch(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
         else:
             output = training_step(*args)
         if run.forward_only:
+            if output is not None and not isinstance(output, Tensor | Mapping):
+                raise ConfigError(f"training_step returned a {type(output).__name__}. Return a tensor, a dict, or nothing.")
             return output
         loss = loss_of(run, output)
         optimizer = run.optimizers[0]

@@ -57,7 +57,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
 
     allow_zero_length_dataloader_with_multiple_devices: bool = False
     prepare_data_per_node: bool = True
-    device_mesh: None = None  # of strategies that split a model over devices
+    device_mesh = fabric = None  # of strategies that split a model over devices; of Lightning Fabric
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -383,7 +383,7 @@ class Trainer(RunView):
 
     def begin(self, run: Run) -> None:
         """A job begins on this rank; the worker calls it."""
-        if self._run is not None and run.job.fn != "fit":
+        if self._run is not None:
             run.follow(self._run)
         self._run, self._metrics = run, ({}, {}, {})
         self.strategy._world = run.world
@@ -394,7 +394,7 @@ class Trainer(RunView):
     def end(self, run: Run) -> None:
         """The job has ended on this rank; the worker calls it."""
         self._metrics = (run.metrics.callback, run.metrics.logged, run.metrics.progress_bar)
-        self.display = None
+        self.display, run.is_over = None, True
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_run": None, "_module": None, "_datamodule": None, "display": None}

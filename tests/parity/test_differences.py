@@ -13,7 +13,7 @@ import torchmetrics
 from torch.utils.data import DataLoader, RandomSampler
 
 import raylit
-from tests.parity.harness import Rows, loader, model_class, packages, quiet, run, stream, trainer
+from tests.parity.harness import Rows, describe, files, loader, model_class, packages, quiet, run, stream, trainer
 from tests.parity.test_checkpoints import saving_at, scheduled
 from tests.parity.test_finetuning import with_backbone
 from tests.parity.test_stochastic_weight_averaging import net
@@ -563,3 +563,34 @@ def test_the_steps_of_data_without_a_length(tmp_path: Path) -> None:
         with quiet():
             trainer(pl, tmp_path).fit(Asks(), stream(2))
     assert found == {"lightning": -1, "raylit": float("inf")}
+
+
+def test_a_prediction_leaves_the_loggers_alone(tmp_path: Path) -> None:
+    def scenario(pl: Any, root: Path) -> Any:
+        class Net(model_class(pl)):  # type: ignore[misc]
+            def __init__(self, width: int = 3) -> None:
+                super().__init__()
+                self.save_hyperparameters()
+
+        trainer(pl, root, logger=pl.loggers.CSVLogger(root, version=0)).predict(Net(), loader(1))
+        return files(root, "**/*.*")
+
+    assert both(scenario, tmp_path) == (["lightning_logs/version_0/hparams.yaml"], [])
+
+
+def test_loaders_are_given_without_the_datamodule_of_before(tmp_path: Path) -> None:
+    def scenario(pl: Any, root: Path) -> Any:
+        class Data(pl.LightningDataModule):  # type: ignore[misc]
+            def setup(self, stage: str) -> None:
+                stages.append(describe(stage))
+
+            def train_dataloader(self) -> Any:
+                return loader(1)
+
+        stages: list[str] = []
+        one, model = trainer(pl, root), model_class(pl)()
+        one.fit(model, datamodule=Data())
+        one.test(model, loader(1), verbose=False)
+        return stages
+
+    assert both(scenario, tmp_path) == (["fit", "test"], ["fit"])
