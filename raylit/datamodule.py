@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from raylit import checkpoint as checkpoints
-from raylit.batch import move_to
+from raylit.batch import transfer_to
 from raylit.hooks import is_overridden
 from raylit.hparams import HasHyperparameters, accepted_arguments, class_only, construct
 
@@ -65,7 +65,7 @@ class LightningDataModule(HasHyperparameters):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch to `device`; wins over the module's."""
-        return move_to(batch, device)
+        return transfer_to(batch, device)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Change a batch once it is on the device; wins over the module's."""

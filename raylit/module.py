@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from raylit import checkpoint as checkpoints
-from raylit.batch import move_to
+from raylit.batch import transfer_to
 from raylit.errors import ConfigError
 from raylit.export import Exportable
 from raylit.hooks import ModuleHooks
@@ -112,7 +112,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch to `device`: tensors and whatever has `.to`, inside lists, tuples, dicts and dataclasses."""
-        return move_to(batch, device)
+        return transfer_to(batch, device)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Change a batch while it is still on the CPU."""
