@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
+from functools import partial
 from typing import Any
 
 from torch import Tensor, set_grad_enabled
@@ -86,7 +87,11 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     log_every = trainer.log_every_n_steps
     run.forward_only = not automatic or trainer._skip_backward
     train = run.timed("run_training_batch", step_with_closure if automatic and run.needs_closure else train_batch)
-    alone = run.world.size == 1
+    alone, transfer = run.world.size == 1, run.transfer
+    if data.takes_iterator(run.module.training_step):
+        given = data.Handover(batches, num_batches - progress.batch, lambda batch, _: metrics.begin_batch(batch))
+        batches, transfer, train = given.turns(), None, partial(train_on_iterator, given, train)
+        batch_end = [given.after(function) for function in batch_end]
     ahead = None if num_batches != float("inf") else next(batches, None)
     while not (
         progress.is_last_batch
@@ -102,8 +107,8 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
             break
         batch, batch_idx = item[0], progress.batch
         progress.is_last_batch = progress.batch + 1 >= num_batches if num_batches != float("inf") else ahead is None
-        if run.transfer is not None:
-            batch = run.transfer(batch, 0)
+        if transfer is not None:
+            batch = transfer(batch, 0)
         progress.batch += 1
         progress.total_batches += 1
         metrics.begin_batch(batch)
@@ -145,6 +150,13 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
             progress.log_steps += 1
         if run.received_sigterm:
             end_on_sigterm(run)
+
+
+def train_on_iterator(given: data.Handover, train: Any, run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
+    """Let `training_step` read its batch itself, or several."""
+    output = train(run, given, batch_idx, step)
+    run.progress.is_last_batch = given.done
+    return output
 
 
 def finish_batch(run: Run) -> None:

@@ -594,3 +594,26 @@ def test_loaders_are_given_without_the_datamodule_of_before(tmp_path: Path) -> N
         return stages
 
     assert both(scenario, tmp_path) == (["fit", "test"], ["fit"])
+
+
+def test_a_step_with_an_iterator_accumulates_too(tmp_path: Path) -> None:
+    """Lightning clears the gradients by the number of a batch before."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        class Net(model_class(pl)):  # type: ignore[misc]
+            def training_step(self, dataloader_iter: Any) -> Any:
+                return (self.layer(next(dataloader_iter)[0]) - 1).square().mean()
+
+        class Plain(model_class(pl)):  # type: ignore[misc]
+            def training_step(self, batch: Any, batch_idx: int) -> Any:
+                return (self.layer(batch) - 1).square().mean()
+
+        weights = []
+        for kind in (Net, Plain):
+            torch.manual_seed(0)
+            model = kind()
+            trainer(pl, root, accumulate_grad_batches=2).fit(model, loader(4))
+            weights.append(model.layer.weight)
+        return torch.equal(*weights)
+
+    assert both(scenario, tmp_path) == (False, True)
