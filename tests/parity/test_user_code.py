@@ -136,6 +136,43 @@ def test_what_is_seen_of_an_exception(pl: Any, tmp_path: Path, hook: str) -> Any
     return {"trace": trace, "left": left, "metrics": dict(one.callback_metrics)}
 
 
+def calling_super(hook: str, trace: list[Any]) -> Callable[..., Any]:
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = getattr(super(type(self), self), hook)(*args, **kwargs)
+        trace.append([hook, describe(result) if not isinstance(result, dict) else sorted(result), self.training])
+        return result
+
+    return called
+
+
+OF_THE_MODULE = ["configure_callbacks", "prepare_data", "setup", "configure_model", "on_fit_start", "on_train_start", "on_train_epoch_start",
+                 "on_train_batch_start", "on_train_batch_end", "on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer",
+                 "optimizer_step", "optimizer_zero_grad", "backward", "on_before_optimizer_step", "configure_gradient_clipping", "lr_scheduler_step",
+                 "on_validation_model_zero_grad", "on_validation_model_eval", "on_validation_model_train", "on_test_model_eval", "on_test_model_train",
+                 "on_predict_model_eval", "on_save_checkpoint", "on_validation_epoch_end", "on_train_epoch_end", "on_fit_end", "teardown"]  # fmt: skip
+
+
+@parity
+@pytest.mark.parametrize(
+    "hooks", [OF_THE_MODULE, ["on_validation_model_train"], ["on_test_model_train"], ["configure_callbacks"]], ids=lambda hooks: hooks[-1]
+)
+def test_hooks_that_call_super(pl: Any, tmp_path: Path, hooks: list[str]) -> Any:
+    trace: list[Any] = []
+
+    class Net(model_class(pl)):  # type: ignore[misc]
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            return [optimizer], [lr_scheduler.StepLR(optimizer, 1)]
+
+    model = type("Calls", (Net,), {hook: calling_super(hook, trace) for hook in hooks})()
+    one = trainer(pl, tmp_path, gradient_clip_val=0.1)
+    one.fit(model, loader(2), loader(1))
+    one.test(model, loader(1), verbose=False)
+    found = [one.predict(model, loader(1)), {name: module.training for name, module in model.named_modules()}]
+    one.save_checkpoint(tmp_path / "one.ckpt")
+    return {"trace": trace, "found": found, **seen(one, model)}
+
+
 # ---- what is set while it runs ----
 
 
