@@ -57,12 +57,12 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
 
     allow_zero_length_dataloader_with_multiple_devices: bool = False
     prepare_data_per_node: bool = True
+    automatic_optimization: bool = True
+    example_input_array: Any = None
     device_mesh = fabric = None  # of strategies that split a model over devices; of Lightning Fabric
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.automatic_optimization = True
-        self.example_input_array: Any = None
         self._strict_loading: bool | None = None
         self._trainer: weakref.ref[Trainer] | None = None
         self._metrics: Metrics | None = None
@@ -183,11 +183,11 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         settings = (prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, add_dataloader_idx, rank_zero_only)
         metrics.log(name, value, settings, enable_graph, batch_size)
 
-    def log_dict(self, dictionary: Mapping[str, Any], **kwargs: Any) -> None:
+    def log_dict(self, dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
         """Record several values with the same arguments; see `log`. A `torchmetrics.MetricCollection` is a mapping too."""
         with_prefix: dict[str, Any] = {"keep_base": False} if type(dictionary).__name__ == "MetricCollection" else {}
         for name, value in dictionary.items(**with_prefix):
-            self.log(name, value, **kwargs)
+            self.log(name, value, *args, **kwargs)
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on rank 0, above the progress bar."""

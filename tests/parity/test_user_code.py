@@ -173,6 +173,49 @@ def test_hooks_that_call_super(pl: Any, tmp_path: Path, hooks: list[str]) -> Any
     return {"trace": trace, "found": found, **seen(one, model)}
 
 
+@parity
+@pytest.mark.parametrize("how", ["in __init__", "in the class", "a property"])
+def test_settings_of_a_module(pl: Any, tmp_path: Path, how: str) -> Any:
+    class Net(model_class(pl)):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            if how == "in __init__":
+                self.automatic_optimization, self.example_input_array = False, torch.zeros(2, 4)
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+            optimizer.step()
+
+    if how == "in the class":
+        Net.automatic_optimization, Net.example_input_array = False, torch.zeros(2, 4)
+    elif how == "a property":
+        Net.automatic_optimization, Net.example_input_array = property(lambda self: False), property(lambda self: torch.zeros(2, 4))
+    one, model = trainer(pl, tmp_path), Net()
+    one.fit(model, loader(3), loader(1))
+    return {"found": [model.automatic_optimization, model.example_input_array], **seen(one, model)}
+
+
+@parity
+def test_arguments_of_log_by_position(pl: Any, tmp_path: Path) -> Any:
+    class Watch(pl.Callback):  # type: ignore[misc]
+        def on_train_batch_end(self, *args: Any) -> None:
+            self.log("c", 1.0, True, True, False, True)
+            self.log_dict({"d": 2.0}, True)
+
+    class Net(model_class(pl)):  # type: ignore[misc]
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = self.loss(batch)
+            self.log("a", loss, True, True, True, True, "max")
+            self.log_dict({"b": loss}, True, False, False, True)
+            return loss
+
+    one = trainer(pl, tmp_path, callbacks=[Watch()], logger=True, log_every_n_steps=1)
+    one.fit(Net(), loader(3))
+    return seen(one)
+
+
 # ---- what is set while it runs ----
 
 
