@@ -348,7 +348,8 @@ def start_training_data(run: Run) -> Iterator[Item] | None:
     trainer = run.trainer
     if trainer.limit_train_batches == 0:
         return None
-    loader = run.load("train")
+    is_asked_for = "train" in run.loaders and not run.reload_due("train")  # as by `estimated_stepping_batches`
+    loader = run.loaders["train"] if is_asked_for else run.load("train")
     if run.resumed:
         set_epoch(run)
         batch = run.progress.batch if run.progress.in_epoch else 0

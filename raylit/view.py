@@ -333,7 +333,7 @@ class RunView(Listeners):
         if self.max_epochs == -1:
             return float("inf") if self.max_steps == -1 else self.max_steps
         loader = run.loaders["train"] if "train" in run.loaders else run.load("train")
-        batches = loader.num_batches()
+        batches = self.num_training_batches = loader.num_batches()
         if batches == float("inf"):
             return self.max_steps if self.max_steps != -1 else float("inf")
         assert self.max_epochs is not None

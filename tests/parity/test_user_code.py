@@ -266,6 +266,34 @@ def test_what_is_left_after_several_jobs(pl: Any, tmp_path: Path) -> Any:
 
 
 @parity
+@pytest.mark.parametrize(
+    "settings", [{}, {"limit_train_batches": 0.5}, {"reload_dataloaders_every_n_epochs": 1}, {"accumulate_grad_batches": 2}], ids=str
+)
+def test_loaders_are_asked_for_once_however_early(pl: Any, tmp_path: Path, settings: dict[str, Any]) -> Any:
+    found: list[Any] = []
+
+    class Net(model_class(pl)):  # type: ignore[misc]
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            steps = [self.trainer.estimated_stepping_batches, self.trainer.estimated_stepping_batches, self.trainer.num_training_batches]
+            found.append(steps)
+            return [optimizer], [{"scheduler": lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps[0] + 1), "interval": "step"}]
+
+        def train_dataloader(self) -> Any:
+            found.append(["train", self.current_epoch])
+            return loader(4)
+
+        def val_dataloader(self) -> Any:
+            found.append(["val", self.current_epoch])
+            return loader(2)
+
+    one, model = trainer(pl, tmp_path, **settings), Net()
+    one.fit(model)
+    left = seen(one, model)
+    return {"found": found, **{name: left[name] for name in ("step", "epoch", "modes")}, "rate": one.optimizers[0].param_groups[0]["lr"]}
+
+
+@parity
 def test_counters_by_their_private_names(pl: Any, tmp_path: Path) -> Any:
     found: list[Any] = []
 
