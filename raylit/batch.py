@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,16 +19,61 @@ def move_to(batch: Any, device: torch.device | str, non_blocking: bool | None = 
     """Return `batch` with everything that has `.to(device)` moved, inside lists, tuples, named tuples, dicts and dataclasses."""
     # Copies from pinned memory to a GPU may overlap with compute; other copies may not be read before they are done.
     asynchronous = torch.device(device).type == "cuda" if non_blocking is None else non_blocking
+    return _replace(batch, lambda item: _moved(item, device, asynchronous) if _can_move(item) else None)
 
-    def move(item: Any) -> Any:
-        if isinstance(item, Tensor):
-            return item.to(device, non_blocking=asynchronous)
-        if hasattr(item, "to") and callable(item.to) and not isinstance(item, type):
-            moved = item.to(device)
-            return item if moved is None else moved  # a user's `to` may work in place
-        return None
 
-    return _replace(batch, move)
+def _can_move(item: Any) -> bool:
+    return isinstance(item, Tensor) or (hasattr(item, "to") and callable(item.to) and not isinstance(item, type))
+
+
+def _moved(item: Any, device: torch.device | str, non_blocking: bool) -> Any:
+    if isinstance(item, Tensor):
+        return item.to(device, non_blocking=non_blocking)
+    moved = item.to(device)
+    return item if moved is None else moved  # a user's `to` may work in place
+
+
+def transfer_to(batch: Any, device: torch.device) -> Any:
+    """Return `batch` on the device of the step that is to come; as `move_to`, but to a CUDA device while the step before still computes."""
+    return _side_stream(device).move(batch) if device.type == "cuda" else move_to(batch, device)
+
+
+class SideStream:
+    """A stream of a CUDA device for nothing but copies, which so need not wait for the work that steps have queued.
+
+    Copies run while the device computes if the batch lies in pinned memory: `DataLoader(pin_memory=True)`.
+
+    Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-streams
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+
+    def move(self, batch: Any) -> Any:
+        """Return `batch` on the device; what is computed from now on waits until it is there."""
+        compute = torch.cuda.current_stream(self.device)
+
+        def move(item: Any) -> Any:
+            if isinstance(item, Tensor) and item.layout is torch.strided:
+                moved = item.to(self.device, non_blocking=True)
+                if moved is not item:
+                    moved.record_stream(compute)  # else its memory would be given to the next copy as soon as Python lets go of it
+                return moved
+            if not _can_move(item):
+                return None
+            with torch.cuda.stream(compute):  # of the tensors in here one cannot say so
+                return _moved(item, self.device, non_blocking=True)
+
+        with torch.cuda.stream(self.stream):
+            there = _replace(batch, move)
+        compute.wait_stream(self.stream)
+        return there
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> SideStream:
+    return SideStream(device)
 
 
 def cast_to(batch: Any, dtype: torch.dtype) -> Any:
@@ -67,11 +113,11 @@ def size_of(batch: Any, check: bool = True) -> int:
     """Return how many samples `batch` holds: the first dimension of the first tensor in it, depth first; a 0-d tensor counts 1.
 
     Args:
-        batch: tensors and strings in lists, tuples, mappings and dataclasses.
+        batch: tensors in mappings, dataclasses, lists and whatever else can be iterated.
         check: warn if the other tensors have other first dimensions.
 
     Raises:
-        ConfigError: there is no tensor and no string in it.
+        ConfigError: there is no tensor in it.
     """
     first = _first_size(batch)
     if first is None:
@@ -96,12 +142,12 @@ def _first_size(batch: Any) -> int | None:
 def _sizes(batch: Any) -> Iterator[int]:
     if isinstance(batch, Tensor):
         yield batch.size(0) if batch.ndim else 1
-    elif isinstance(batch, str):
-        yield len(batch)
+    elif isinstance(batch, (str, bytes)):
+        return
     elif isinstance(batch, Mapping):
         for item in batch.values():
             yield from _sizes(item)
-    elif isinstance(batch, (list, tuple)):
+    elif isinstance(batch, Iterable):
         for item in batch:
             yield from _sizes(item)
     elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):

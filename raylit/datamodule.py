@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from raylit import checkpoint as checkpoints
-from raylit.batch import move_to
+from raylit.batch import transfer_to
+from raylit.hooks import is_overridden
 from raylit.hparams import HasHyperparameters, accepted_arguments, class_only, construct
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class LightningDataModule(HasHyperparameters):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch to `device`; wins over the module's."""
-        return move_to(batch, device)
+        return transfer_to(batch, device)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Change a batch once it is on the device; wins over the module's."""
@@ -129,22 +130,24 @@ class LightningDataModule(HasHyperparameters):
     def __str__(self) -> str:
         """Name the sizes of the data sets that the loaders would read."""
         lines = []
-        for stage in ("train", "val", "test", "predict"):
-            if (
-                getattr(type(self), f"{stage}_dataloader") is getattr(LightningDataModule, f"{stage}_dataloader")
-                and f"{stage}_dataloader" not in self.__dict__
-            ):
-                lines.append(f"{stage} dataloader: None")
-                continue
+        for stage, name in (("train", "Train"), ("val", "Validation"), ("test", "Test"), ("predict", "Predict")):
+            hook = f"{stage}_dataloader"
             try:
-                loader = getattr(self, f"{stage}_dataloader")()
+                found = _sizes(getattr(self, hook)()) if is_overridden(hook, self, LightningDataModule) else "None"
             except Exception as error:  # before setup a user's hook fails in any way; a text must not
-                lines.append(f"{stage} dataloader: not available yet ({type(error).__name__}: {error})")
-                continue
-            dataset = getattr(loader, "dataset", None)
-            size = len(dataset) if dataset is not None and hasattr(dataset, "__len__") else "NA"
-            lines.append(f"{stage} dataloader: size={size}")
-        return "{" + ", ".join(lines) + "}"
+                found = f"not available yet ({type(error).__name__}: {error})"
+            lines.append(f"{{{name} dataloader: {found}}}")
+        return "\n".join(lines)
+
+
+def _sizes(loaders: Any) -> str:
+    """Tell how many samples there are: of one loader, or of each of several."""
+    several = list(loaders.values() if isinstance(loaders, Mapping) else loaders) if isinstance(loaders, (Mapping, list, tuple)) else None
+    sizes = []
+    for loader in [loaders] if several is None else several:
+        dataset = getattr(loader, "dataset", None)
+        sizes.append(f"size={len(dataset) if isinstance(dataset, Sized) else 'NA'}")
+    return sizes[0] if several is None else " ; ".join(f"{number}. {size}" for number, size in enumerate(sizes, 1))
 
 
 class _Constant:

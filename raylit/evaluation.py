@@ -9,8 +9,9 @@ evaluate (validation and test)
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -19,7 +20,7 @@ from raylit.batch import move_to
 from raylit.callbacks import BasePredictionWriter
 from raylit.data.combined import Item
 from raylit.hooks import is_overridden
-from raylit.limits import end_on_signal
+from raylit.limits import end_on_signal, validates_in_epoch
 from raylit.module import LightningModule
 from raylit.run import Run, check_dataloader_idx, no_grad_context, restore_modes, submodule_modes
 
@@ -33,8 +34,8 @@ def sanity_check(run: Run) -> None:
         run.stage = "sanity_check"
         run.fire("on_sanity_check_start")
         evaluate(run, "val")
-        run.metrics.clear()
         run.fire("on_sanity_check_end")
+        run.metrics.clear()
         run.stage = "train"
 
 
@@ -48,6 +49,8 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
     with no_grad_context(run):
         if stage not in run.loaders or (run.job.fn == "fit" and run.reload_due(stage)):
             run.load(stage)
+            if sanity and not validates_in_epoch(run):
+                run.loader_epoch[stage] = -sys.maxsize  # where loaders are asked for anew, the first real validation does so
             run.val_batches_seen = {}
         loader = run.loaders[stage]
         limits = loader.limits or []
@@ -55,7 +58,8 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
         if not run.world.any(sum(loader.limits) > 0):  # a rank whose share is empty takes part in what the others do together
             return []
         several = loader.mode == "sequential" and len(loader.flattened) > 1
-        check_dataloader_idx(module, f"{name}_step", len(loader.flattened) if several else 1)
+        if not data.takes_iterator(getattr(module, f"{name}_step")):
+            check_dataloader_idx(module, f"{name}_step", len(loader.flattened) if several else 1)
         if run.job.fn == "fit":
             for one in loader.flattened:
                 data.set_epoch(one, run.progress.epochs_processed)
@@ -67,7 +71,7 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
                 limits, batches = loader.limits or [], iter(loader)
             run.fire(f"on_{name}_epoch_start")
             with suppress(StopIteration):  # raised by a user's hook, it ends the loop
-                evaluate_batches(run, name, batches, several)
+                evaluate_batches(run, name, batches, several, loader.num_batches())
             metrics.end_epoch()
             metrics.reduce_over_ranks()
             indices = range(len(loader.flattened)) if several else [None]
@@ -85,20 +89,25 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
                 run.remember(logged)
             run.has_validated = run.has_validated or not sanity
             run.fire(f"on_{name}_end")
+            if sanity:
+                metrics.refresh()  # on_sanity_check_end sees what there is
             metrics.reset()
         loader.limits = limits
     run.last_validation = time.monotonic()
     return outputs
 
 
-def evaluate_batches(run: Run, name: str, batches: Iterator[Item], several: bool) -> None:
+def evaluate_batches(run: Run, name: str, batches: Iterator[Item], several: bool, number: float) -> None:
     """Take the evaluation step for every batch."""
     metrics, hooks, precision = run.metrics, run.hooks, run.precision
     batch_start, batch_end = hooks[f"on_{name}_batch_start"], hooks[f"on_{name}_batch_end"]
-    step = getattr(run.module, f"{name}_step")
+    step, transfer = getattr(run.module, f"{name}_step"), run.transfer
+    if data.takes_iterator(step):
+        batches, step, batch_end = hand_over(run, batches, step, batch_end, number, several)
+        transfer = None
     for batch, batch_idx, dataloader_idx in batches:
-        if run.transfer is not None:
-            batch = run.transfer(batch, dataloader_idx)
+        if transfer is not None:
+            batch = transfer(batch, dataloader_idx)
         metrics.begin_batch(batch, dataloader_idx if several else None)
         which = (dataloader_idx,) if several else ()
         for function in batch_start:
@@ -116,6 +125,14 @@ def evaluate_batches(run: Run, name: str, batches: Iterator[Item], several: bool
             run.log_metrics(metrics.to_log(), step=count)
             run.val_batches_seen[dataloader_idx] = count + 1
         end_on_signal(run)
+
+
+def hand_over(
+    run: Run, batches: Iterator[Item], step: Callable[..., Any], batch_end: list[Callable[..., Any]], number: float, several: bool
+) -> tuple[Iterator[Item], Callable[..., Any], list[Callable[..., Any]]]:
+    """Return what the loop reads, calls and tells if the step is to read the batches itself."""
+    given = data.Handover(batches, number, lambda batch, index: run.metrics.begin_batch(batch, index if several else None))
+    return given.turns(), lambda *args: step(given), [given.after(function) for function in batch_end]
 
 
 @contextmanager
@@ -140,7 +157,8 @@ def predict(run: Run) -> list[Any] | None:
         if not run.world.any(sum(loader.limits or []) > 0):
             return None
         several = len(loader.flattened) > 1
-        check_dataloader_idx(run.module, "predict_step", len(loader.flattened))
+        if not data.takes_iterator(run.module.predict_step):
+            check_dataloader_idx(run.module, "predict_step", len(loader.flattened))
         intervals = [callback.interval for callback in run.trainer.callbacks if isinstance(callback, BasePredictionWriter)]
         if intervals:
             loader.flattened = [data.noting_indices(one) for one in loader.flattened]
@@ -153,7 +171,7 @@ def predict(run: Run) -> list[Any] | None:
                 batches = iter(run.load("predict"))
             run.fire("on_predict_epoch_start")
             with suppress(StopIteration):
-                predict_batches(run, batches, several, kept if keeps else None)
+                predict_batches(run, batches, several, kept if keeps else None, loader.num_batches())
             run.fire("on_predict_epoch_end")
             run.fire("on_predict_end")
     run.predictions = []
@@ -162,12 +180,16 @@ def predict(run: Run) -> list[Any] | None:
     return kept if several else kept[0]
 
 
-def predict_batches(run: Run, batches: Iterator[Item], several: bool, kept: list[list[Any]] | None) -> None:
+def predict_batches(run: Run, batches: Iterator[Item], several: bool, kept: list[list[Any]] | None, number: float) -> None:
     """Predict every batch; results are appended to `kept`, unless that is None."""
-    metrics, hooks, precision, predict_step = run.metrics, run.hooks, run.precision, run.module.predict_step
+    metrics, hooks, precision, predict_step, transfer = run.metrics, run.hooks, run.precision, run.module.predict_step, run.transfer
+    batch_end = hooks["on_predict_batch_end"]
+    if data.takes_iterator(predict_step):
+        batches, predict_step, batch_end = hand_over(run, batches, predict_step, batch_end, number, several)
+        transfer = None
     for batch, batch_idx, dataloader_idx in batches:
-        if run.transfer is not None:
-            batch = run.transfer(batch, dataloader_idx)
+        if transfer is not None:
+            batch = transfer(batch, dataloader_idx)
         which = (dataloader_idx,) if several else ()
         metrics.begin_batch(batch)
         if hooks["on_predict_batch_start"]:
@@ -175,8 +197,9 @@ def predict_batches(run: Run, batches: Iterator[Item], several: bool, kept: list
         metrics.hook = "predict_step"
         with precision.context() if precision.has_context else nullcontext():
             output = predict_step(batch, *((batch_idx,) if run.takes_batch_idx["predict_step"] else ()), *which)
-        if hooks["on_predict_batch_end"]:
-            run.fire("on_predict_batch_end", output, batch, batch_idx, *which)
+        for function in batch_end:
+            metrics.hook = "on_predict_batch_end"
+            function(output, batch, batch_idx, *which)
         metrics.hook = None
         if kept is not None:
             kept[dataloader_idx].append(move_to(output, "cpu"))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import csv
 import dataclasses
 import functools
 import importlib
 import inspect
+import os
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -180,19 +183,14 @@ def construct(cls: type[T], checkpoint: dict[str, Any], hparams_file: str | None
     Args:
         cls: the class; it gets those that its `__init__` takes.
         checkpoint: what a checkpoint file holds.
-        hparams_file: YAML file with hyperparameters to take instead.
+        hparams_file: YAML file with hyperparameters to take instead; or CSV, with the columns key and value.
         overrides: arguments that win over the stored ones.
 
     Raises:
         CheckpointError: a CLI made the checkpoint, and its hyperparameters do not fit the class.
     """
-    if hparams_file:
-        import yaml
-
-        with open(hparams_file) as file:
-            stored = yaml.safe_load(file) or {}
-    else:
-        stored = dict(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}))
+    stored = _read_hparams(hparams_file) if hparams_file else dict(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}))
+    checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY] = {**stored, **overrides}  # for on_load_checkpoint
     container = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NAME)
     if container and container != "kwargs" and container in accepted_arguments(cls, {container: None}):
         stored = {container: stored}
@@ -207,6 +205,27 @@ def construct(cls: type[T], checkpoint: dict[str, Any], hparams_file: str | None
         )
     made: T = importlib.import_module("raylit.cli.construct").instantiate_module(cls, arguments)  # the only place for jsonargparse
     return made
+
+
+def _read_hparams(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read hyperparameters from a file."""
+    kind = os.path.splitext(path)[1].lower()
+    if kind not in (".yaml", ".yml", ".csv"):
+        raise ConfigError(f"hparams_file={os.fspath(path)!r} is neither .yaml nor .csv. Give a file of one of these kinds.")
+    with open(path, newline="" if kind == ".csv" else None) as file:
+        if kind != ".csv":
+            import yaml
+
+            return yaml.safe_load(file) or {}
+        return {row["key"]: _literal(row["value"]) for row in csv.DictReader(file)}
+
+
+def _literal(text: str) -> Any:
+    """Return the Python literal that a text is, else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 if TYPE_CHECKING:

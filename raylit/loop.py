@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
+from functools import partial
 from typing import Any
 
 from torch import Tensor, set_grad_enabled
@@ -69,6 +70,7 @@ def fit(run: Run) -> None:
                 batches = start_training_data(run)
                 set_epoch(run)
         run.wrap()  # hooks may have frozen or unfrozen parameters
+        run.choose_clipping()
         if progress.batches_done < progress.batch or run.validation_left:
             finish_batch(run)
         with suppress(StopIteration):  # raised by a user's hook, it ends the epoch
@@ -86,11 +88,15 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     trainer, progress, metrics, hooks = run.trainer, run.progress, run.metrics, run.hooks
     batch_start, batch_end = hooks["on_train_batch_start"], hooks["on_train_batch_end"]
     automatic, num_batches = run.module.automatic_optimization, trainer.num_training_batches
-    accumulate, log_every = trainer.accumulate_grad_batches, trainer.log_every_n_steps
+    log_every = trainer.log_every_n_steps
     run.forward_only = not automatic or trainer._skip_backward
     train = run.timed("run_training_batch", step_with_closure if automatic and run.needs_closure else train_batch)
-    alone = run.world.size == 1
+    alone, transfer = run.world.size == 1, run.transfer
     loader, is_sized = run.loaders["train"], num_batches != float("inf")
+    if data.takes_iterator(run.module.training_step):
+        given = data.Handover(batches, num_batches - progress.batch, lambda batch, _: metrics.begin_batch(batch))
+        batches, transfer, train = given.turns(), None, partial(train_on_iterator, given, train)
+        batch_end = [given.after(function) for function in batch_end]
     if not is_sized:
         batches = loader.ahead(batches)
     while not (
@@ -104,8 +110,8 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
             break
         batch, batch_idx = item[0], progress.batch
         progress.is_last_batch = progress.batch + 1 >= num_batches if is_sized else loader.is_last
-        if run.transfer is not None:
-            batch = run.transfer(batch, 0)
+        if transfer is not None:
+            batch = transfer(batch, 0)
         progress.batch += 1
         progress.total_batches += 1
         metrics.begin_batch(batch)
@@ -115,7 +121,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
             update_schedulers(run, "step", plateau=False)
             update_schedulers(run, "epoch", plateau=False)
             break
-        steps = progress.batch % accumulate == 0 or progress.is_last_batch
+        steps = progress.batch % trainer.accumulate_grad_batches == 0 or progress.is_last_batch
         output = train(run, batch, batch_idx, steps)
 
         if run.schedulers and automatic:
@@ -147,6 +153,13 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
             progress.log_steps += 1
         if run.pauses:
             pause(run)
+
+
+def train_on_iterator(given: data.Handover, train: Any, run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
+    """Let `training_step` read its batch itself, or several."""
+    output = train(run, given, batch_idx, step)
+    run.progress.is_last_batch = given.done
+    return output
 
 
 def finish_batch(run: Run) -> None:
@@ -182,6 +195,8 @@ def train_batch(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
         else:
             output = training_step(*args)
         if run.forward_only:
+            if output is not None and not isinstance(output, Tensor | Mapping):
+                raise ConfigError(f"training_step returned a {type(output).__name__}. Return a tensor, a dict, or nothing.")
             return output
         loss = loss_of(run, output)
         optimizer = run.optimizers[0]
@@ -344,7 +359,8 @@ def start_training_data(run: Run) -> Iterator[Item] | None:
     trainer = run.trainer
     if trainer.limit_train_batches == 0:
         return None
-    loader = run.load("train")
+    is_asked_for = "train" in run.loaders and not run.reload_due("train")  # as by `estimated_stepping_batches`
+    loader = run.loaders["train"] if is_asked_for else run.load("train")
     if run.resumed:
         set_epoch(run)
         batch = run.progress.batch if run.progress.in_epoch else 0

@@ -11,6 +11,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from raylit.parallel import World
 
 REDUCTIONS = ("mean", "sum", "min", "max")
-ADD_DATALOADER_IDX = 6  # its place among the settings
+SYNC_DIST, ADD_DATALOADER_IDX = 5, 6  # their places among the settings
 PICK: dict[str, Callable[[list[float]], float]] = {"sum": sum, "min": min, "max": max}  # of the ranks' values
 
 
@@ -65,7 +67,9 @@ class Metrics:
             entry = self.entries[key] = self._register(name, value, settings)
         elif not entry.settings:  # it came from a checkpoint
             entry.settings = settings
-        elif entry.settings != settings or entry.dataloader_idx != self.dataloader_idx:
+        elif (
+            entry.settings != settings and not _differ_in_sync_only(entry.settings, settings)
+        ) or entry.dataloader_idx != self.dataloader_idx:
             raise ConfigError(
                 f"self.log({name!r}, ...) was called twice in {self.hook} with different arguments, or for two loaders with add_dataloader_idx=False."
                 " Use the same arguments, or another name."
@@ -84,6 +88,8 @@ class Metrics:
                 )
             # cloned, because the user may go on to change the tensor in place
             value = value.clone() if enable_graph else value.detach().clone()
+        elif isinstance(value, (Decimal, Fraction)):
+            value = float(value)
         elif not isinstance(value, (int, float, np.number)):
             raise ConfigError(
                 f"self.log({name!r}, {value!r}): a {type(value).__name__} cannot be logged. Give a number, a tensor with one element or a torchmetrics.Metric."
@@ -310,6 +316,10 @@ def _reduction(reduce_fx: str | Callable[..., Any], name: str) -> str:
             f"self.log({name!r}, reduce_fx={reduce_fx!r}): only 'mean', 'sum', 'min' and 'max' are possible. For anything else log a torchmetrics.Metric."
         )
     return reduce
+
+
+def _differ_in_sync_only(one: Settings, other: Settings) -> bool:
+    return (one[:SYNC_DIST], one[SYNC_DIST + 1 :]) == (other[:SYNC_DIST], other[SYNC_DIST + 1 :])
 
 
 def is_metric(value: Any) -> bool:

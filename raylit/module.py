@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from raylit import checkpoint as checkpoints
-from raylit.batch import move_to
+from raylit.batch import transfer_to
 from raylit.errors import ConfigError
 from raylit.export import Exportable
 from raylit.hooks import ModuleHooks
@@ -57,12 +57,12 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
 
     allow_zero_length_dataloader_with_multiple_devices: bool = False
     prepare_data_per_node: bool = True
-    device_mesh: None = None  # of strategies that split a model over devices
+    automatic_optimization: bool = True
+    example_input_array: Any = None
+    device_mesh = fabric = None  # of strategies that split a model over devices; of Lightning Fabric
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.automatic_optimization = True
-        self.example_input_array: Any = None
         self._strict_loading: bool | None = None
         self._trainer: weakref.ref[Trainer] | None = None
         self._metrics: Metrics | None = None
@@ -112,7 +112,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch to `device`: tensors and whatever has `.to`, inside lists, tuples, dicts and dataclasses."""
-        return move_to(batch, device)
+        return transfer_to(batch, device)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Change a batch while it is still on the CPU."""
@@ -176,18 +176,18 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         Raises:
             ConfigError: logging is not possible in the running hook, or not with these arguments.
         """
-        metrics = self._metrics
-        if metrics is None:
-            warn(f"self.log({name!r}, ...) was called outside a running Trainer; the value is not recorded.")
+        if (metrics := self._metrics) is None:
+            reason = "with Trainer(barebones=True)" if self._attached and self._attached.barebones else "outside a running Trainer"
+            warn(f"self.log({name!r}, ...) was called {reason}; the value is not recorded.")
             return
         settings = (prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, add_dataloader_idx, rank_zero_only)
         metrics.log(name, value, settings, enable_graph, batch_size)
 
-    def log_dict(self, dictionary: Mapping[str, Any], **kwargs: Any) -> None:
+    def log_dict(self, dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
         """Record several values with the same arguments; see `log`. A `torchmetrics.MetricCollection` is a mapping too."""
         with_prefix: dict[str, Any] = {"keep_base": False} if type(dictionary).__name__ == "MetricCollection" else {}
         for name, value in dictionary.items(**with_prefix):
-            self.log(name, value, **kwargs)
+            self.log(name, value, *args, **kwargs)
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on rank 0, above the progress bar."""

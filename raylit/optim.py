@@ -152,6 +152,14 @@ def wants_closure(optimizer: Any) -> bool:
     return not type(optimizer).__module__.startswith("torch.optim")
 
 
+def use(run: Run, optimizers: list[Any]) -> None:
+    """Let the loop step these optimizers."""
+    run.optimizers = optimizers
+    run.zero_grad = zero_grad_of(optimizers[0])
+    run.wrapped_optimizers = [LightningOptimizer(optimizer, run) for optimizer in optimizers]
+    run.needs_closure = is_overridden("optimizer_step", run.module, LightningModule) or wants_closure(optimizers[0])
+
+
 def configure(module: LightningModule) -> tuple[list[Any], list[LRSchedulerConfig]]:
     """Call `configure_optimizers` and check what it returned.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -69,4 +70,11 @@ class Ranks:
         from torch.utils._pytree import tree_map
 
         world = self.world
-        return data if world.size == 1 else tree_map(lambda value: world.all_gather(torch.as_tensor(value), sync_grads), data)
+        tensors = tree_map(_as_tensor, data)
+        return tensors if world.size == 1 else tree_map(lambda value: world.all_gather(value, sync_grads), tensors)
+
+
+def _as_tensor(value: Any) -> Any:
+    """Return a number or an array as a tensor, of the type that Lightning gives it."""
+    dtype = {bool: torch.uint8, int: torch.int32}.get(type(value))
+    return torch.as_tensor(value, dtype=dtype) if isinstance(value, (bool, int, float, np.ndarray, np.generic)) else value

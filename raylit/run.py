@@ -44,6 +44,8 @@ class Run:
         step_module: called with the arguments of `training_step`: the module wrapped by DDP, or None when alone.
         compiled: what of the module is compiled while this run lasts.
         loaders: the loader of each stage, once it was asked for.
+        earlier_lengths: for each stage of the jobs before, the batches of its loaders.
+        is_over: whether the job has ended.
         val_entries: what validation logs; training has its own in `metrics`.
         resumed_from: what the checkpoint that this fit goes on from says of this rank alone, as far as it does; see `checkpoint/exact.py`.
         forward_only: whether a training batch ends with `training_step`: what follows is up to it, or is not wanted.
@@ -84,11 +86,12 @@ class Run:
         self.compiled: list[nn.Module] = []
         self._wrapped_for: list[bool] = []
         self.loaders: dict[str, data.CombinedLoader] = {}
+        self.earlier_lengths: dict[str, list[float]] = {}
         self.loader_epoch: dict[str, int] = {}
         self.val_entries: dict[tuple[Any, ...], Entry] = {}
         self.val_batches_seen: dict[int, int] = {}
         self.val_check_batch: float = float("inf")
-        self.has_validated = False
+        self.has_validated = self.is_over = False
         self.last_validation = self.loggers_saved = time.monotonic()
         self.resumed = False
         self.resumed_from: dict[str, Any] | None = None
@@ -108,8 +111,9 @@ class Run:
         self.said_left_out: set[int] = set()
 
     def follow(self, before: Run) -> None:
-        """Keep what checkpoints hold of the fit that came before this evaluation of the same module."""
-        if before.module is self.module:
+        """Remember how much data the jobs before had, and if this is an evaluation of the same module, what checkpoints hold of its fit."""
+        self.earlier_lengths = before.earlier_lengths | {stage: loader.lengths() for stage, loader in before.loaders.items()}
+        if self.job.fn != "fit" and before.module is self.module:
             self.optimizers, self.schedulers, self.history = before.optimizers, before.schedulers, before.history
 
     @property
@@ -153,7 +157,8 @@ class Run:
             self.fire("on_before_optimizer_step", optimizer)
         if module.automatic_optimization and self.clips:
             metrics.hook = "configure_gradient_clipping"
-            module.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
+            value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+            module.configure_gradient_clipping(optimizer, gradient_clip_val=value, gradient_clip_algorithm=algorithm)
         metrics.hook = before
 
     def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
@@ -169,16 +174,18 @@ class Run:
     def prepare_calls(self) -> None:
         """Find out once what the loop would otherwise ask at every batch."""
         module, base = self.module, LightningModule
-        self.clips = (
-            bool(self.trainer.gradient_clip_val)
-            or is_overridden("configure_gradient_clipping", module, base)
-            or is_overridden("clip_gradients", module, base)
-        )
+        self.choose_clipping()
         self.overrides_backward = is_overridden("backward", module, base)
         self.overrides_zero_grad = is_overridden("optimizer_zero_grad", module, base)
         self.overrides_batch_start = is_overridden("on_train_batch_start", module, base)
         self.takes_batch_idx = {step: _takes_batch_idx(getattr(module, step)) for step in STEP_OF.values()}
         self.transfer = self._choose_transfer()
+
+    def choose_clipping(self) -> None:
+        """Find out whether gradients are clipped; `gradient_clip_val` may be set while a fit runs, and counts from the next epoch on."""
+        self.clips = bool(self.trainer.gradient_clip_val) or any(
+            is_overridden(name, self.module, LightningModule) for name in ("configure_gradient_clipping", "clip_gradients")
+        )
 
     def _choose_transfer(self) -> Callable[[Any, int], Any] | None:
         """Return how a batch gets to the device, or None where nothing is to be done."""
@@ -307,7 +314,8 @@ def _takes_batch_idx(step: Callable[..., Any]) -> bool:
     """Tell whether a step wants the number of the batch: by name, as a second argument, or through `*args`."""
     parameters = inspect.signature(step).parameters
     positional = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return "batch_idx" in parameters or len(positional) >= 2 or any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+    by_name = any(parameter.name == "batch_idx" for parameter in positional)
+    return by_name or len(positional) >= 2 or any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
 
 
 def check_dataloader_idx(module: LightningModule, step: str, num_loaders: int) -> None:

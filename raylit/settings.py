@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import functools
+import inspect
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import torch
 
@@ -14,10 +17,88 @@ from raylit.callbacks.timer import parse_duration
 from raylit.errors import ConfigError
 from raylit.loggers import CSVLogger, Logger
 from raylit.loggers.logger import DummyLogger
-from raylit.messages import warn
+from raylit.messages import info, warn
+from raylit.parallel.world import ACCELERATORS
 
 if TYPE_CHECKING:
     from raylit.trainer import Trainer
+
+P = ParamSpec("P")
+
+
+def defaults_from_environment(init: Callable[P, None]) -> Callable[P, None]:
+    """Decorate the Trainer's `__init__`: what is not given is taken from variables such as PL_TRAINER_MAX_EPOCHS, if they are set.
+
+    Raises:
+        ConfigError: also of a variable whose value is not what its argument wants.
+    """
+    parameters = list(inspect.signature(init).parameters.values())[1:]
+
+    @functools.wraps(init)
+    def with_environment(*args: P.args, **kwargs: P.kwargs) -> None:
+        found = {}
+        for parameter in parameters:
+            variable = f"PL_{type(args[0]).__name__}_{parameter.name}".upper()
+            text = os.environ.get(variable)
+            if text and parameter.name not in kwargs:
+                kwargs[parameter.name] = from_variable(variable, text, str(parameter.annotation))
+                found[variable] = text
+        try:
+            init(*args, **kwargs)
+        except (ConfigError, TypeError) as error:
+            if not found:
+                raise
+            origin = ", ".join(f"{variable}={text}" for variable, text in found.items())
+            raise type(error)(f"{error} These arguments came from the environment: {origin}.") from error
+
+    return with_environment
+
+
+def from_variable(variable: str, text: str, wanted: str) -> Any:
+    """Return the value of an environment variable: a Python literal, or text where the argument's type has it.
+
+    Raises:
+        ConfigError: it is text, and the argument wants something else.
+    """
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        if not any(kind in wanted for kind in ("str", "Any", "Literal")):
+            raise ConfigError(
+                f"The environment variable {variable}={text} holds no {wanted}. Write it as in Python (3, 0.5, True, None), or unset it."
+            ) from None
+    return text
+
+
+WITHOUT_BAREBONES = {  # arguments that barebones excludes, and why
+    "enable_checkpointing": "checkpoints cost speed",
+    "logger": "logging costs speed",
+    "enable_progress_bar": "the progress bar costs speed",
+    "log_every_n_steps": "logging costs speed",
+    "enable_model_summary": "the model summary costs time",
+    "num_sanity_val_steps": "the sanity check costs time",
+    "fast_dev_run": "a trial run measures no speed",
+    "detect_anomaly": "anomaly detection costs speed",
+    "profiler": "profiling costs speed",
+}
+
+
+def refuse_in_barebones(arguments: dict[str, Any]) -> None:
+    """Say what `Trainer(barebones=True)` switches off.
+
+    Raises:
+        ConfigError: one of these arguments asks for it.
+    """
+    for name, reason in WITHOUT_BAREBONES.items():
+        value = arguments[name]
+        if value or (name in ("logger", "profiler") and value not in (None, False)):
+            raise ConfigError(
+                f"Trainer(barebones=True, {name}={value!r}): {reason}, so it is off in barebones mode. Leave one of the two out."
+            )
+    info(
+        "Trainer(barebones=True): what costs speed is off, so that the rest can be measured: self.log, self.log_dict and the arguments"
+        f" {', '.join(WITHOUT_BAREBONES)}. Since there is no progress bar, you may want to print progress in the module."
+    )
 
 
 def at_least(minimum: int, **argument: Any) -> int:
@@ -31,6 +112,8 @@ def at_least(minimum: int, **argument: Any) -> int:
 def number_of_workers(num_workers: int | None, devices: Any, num_nodes: int, accelerator: str) -> int:
     """Return how many Ray workers are meant: by raylit's `num_workers`, or by Lightning's `devices` and `num_nodes`."""
     at_least(1, num_nodes=num_nodes)
+    if accelerator not in ACCELERATORS:
+        raise ConfigError(f"accelerator={accelerator!r} is not known. Use one of: {', '.join(ACCELERATORS)}.")
     if num_workers is not None:
         at_least(0, num_workers=num_workers)
         if devices is not None or num_nodes != 1:
@@ -86,7 +169,7 @@ def epochs(
     if max_epochs is None:
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         if max_steps == -1 and max_time is None and not any(isinstance(callback, Timer) for callback in given):
-            warn("max_epochs was not set; it is 1000. Set max_epochs=-1 to train without a limit.", stacklevel=4)
+            warn("max_epochs was not set; it is 1000. Set max_epochs=-1 to train without a limit.", stacklevel=5)
             max_epochs = 1000
         else:
             max_epochs = -1
@@ -183,7 +266,10 @@ def make_loggers(logger: Logger | Iterable[Logger] | bool | None, default_root_d
     elif logger is False:
         loggers = []
     else:
-        loggers = [logger] if isinstance(logger, Logger) else list(logger)
+        loggers = list(logger) if isinstance(logger, Iterable) else [logger]
+        for one in loggers:
+            if not isinstance(one, Logger):
+                raise ConfigError(f"logger={logger!r} holds {one!r}, which is no Logger.{foreign_hint(one)} Give a Logger, True or False.")
     return [DummyLogger()] if dummy and loggers else loggers
 
 

@@ -27,7 +27,7 @@ from raylit.view import RunView
 
 
 class Trainer(RunView):
-    """Trains, validates, tests and predicts, in this process or on Ray.
+    """Trains, validates, tests and predicts, in this process or on Ray. Arguments not given may come from the environment: PL_TRAINER_MAX_EPOCHS=3.
 
     Args:
         num_workers: 0 trains in this process; n in n Ray actors, each with a copy of the model, gradients averaged.
@@ -71,6 +71,7 @@ class Trainer(RunView):
         use_distributed_sampler: whether loaders are sharded over the workers.
         profiler: what measures where the time goes: `simple`, `advanced`, `pytorch` or a Profiler; it reports at the end.
         detect_anomaly: whether autograd looks for NaN and says where it came from. Slow.
+        barebones: whether all that may cost speed is off, to measure the rest: loggers, checkpoints, bar, summary, sanity check, `self.log`.
         sync_batchnorm: whether batch norm statistics are taken over all workers.
         reload_dataloaders_every_n_epochs: ask for the loaders anew every n epochs; 0: never.
         default_root_dir: folder for whatever has no folder of its own. Default: the current one.
@@ -84,6 +85,7 @@ class Trainer(RunView):
         >>> result = trainer.fit(model, train_dataloaders=loader)
     """
 
+    @settings.defaults_from_environment
     def __init__(
         self,
         *,
@@ -127,6 +129,7 @@ class Trainer(RunView):
         use_distributed_sampler: bool = True,
         profiler: Profiler | str | None = None,
         detect_anomaly: bool = False,
+        barebones: bool = False,
         sync_batchnorm: bool = False,
         reload_dataloaders_every_n_epochs: int = 0,
         default_root_dir: str | os.PathLike[str] | None = None,
@@ -134,6 +137,10 @@ class Trainer(RunView):
         compile: bool | dict[str, Any] = False,
     ) -> None:
         self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        if barebones:
+            settings.refuse_in_barebones(self._arguments)
+            logger = enable_checkpointing = enable_progress_bar = enable_model_summary = False
+            log_every_n_steps = num_sanity_val_steps = 0
         self.default_root_dir = settings.root_dir(default_root_dir)
         settings.refuse_plugins(plugins)
         settings.apply_environment(deterministic, benchmark)
@@ -165,7 +172,7 @@ class Trainer(RunView):
         self.log_every_n_steps = settings.at_least(0, log_every_n_steps=50 if log_every_n_steps is None else log_every_n_steps)
         self.accumulate_grad_batches = settings.at_least(1, accumulate_grad_batches=accumulate_grad_batches)
         self.gradient_clip_val, self.gradient_clip_algorithm = settings.clipping(gradient_clip_val, gradient_clip_algorithm)
-        self.inference_mode, self.detect_anomaly = inference_mode, detect_anomaly
+        self.inference_mode, self.detect_anomaly, self.barebones = inference_mode, detect_anomaly, barebones
         self.reload_dataloaders_every_n_epochs = settings.at_least(0, reload_dataloaders_every_n_epochs=reload_dataloaders_every_n_epochs)
         self.enable_autolog_hparams = enable_autolog_hparams
         if self.fast_dev_run:
@@ -383,7 +390,7 @@ class Trainer(RunView):
 
     def begin(self, run: Run) -> None:
         """A job begins on this rank; the worker calls it."""
-        if self._run is not None and run.job.fn != "fit":
+        if self._run is not None:
             run.follow(self._run)
         self._run, self._metrics = run, ({}, {}, {})
         self.strategy._world = run.world
@@ -394,7 +401,7 @@ class Trainer(RunView):
     def end(self, run: Run) -> None:
         """The job has ended on this rank; the worker calls it."""
         self._metrics = (run.metrics.callback, run.metrics.logged, run.metrics.progress_bar)
-        self.display = None
+        self.display, run.is_over = None, True
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_run": None, "_module": None, "_datamodule": None, "display": None}

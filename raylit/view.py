@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
+from raylit import optim
 from raylit.data import seen_indices
 from raylit.listeners import Listeners
 from raylit.metrics import to_numbers
+from raylit.optim import LightningOptimizer
 from raylit.parallel import Precision, choose_device
 from raylit.progress import Progress
 from raylit.states import RunningStage, TrainerState
 
 if TYPE_CHECKING:
-    from raylit.data import CombinedLoader
     from raylit.datamodule import LightningDataModule
     from raylit.module import LightningModule
-    from raylit.optim import LightningOptimizer, LRSchedulerConfig
+    from raylit.optim import LRSchedulerConfig
 
 
 STAGE_OF_LOADER = {"sanity_check": "val", "validate": "val", "test": "test", "predict": "predict"}
@@ -114,13 +115,13 @@ class RunView(Listeners):
 
     @property
     def evaluating(self) -> bool:
-        """Whether validation or test runs."""
-        return self.validating or self.testing
+        """Whether validation or test runs, the sanity check among them."""
+        return self._stage in ("validate", "test", "sanity_check")
 
     @property
     def _stage(self) -> str | None:
         run = self._run
-        if run is None or self._state.status != "running":
+        if run is None or run.is_over:
             return None
         return run.stage or ("train" if run.job.fn == "fit" else run.job.fn)  # before its loop begins, a job is in the stage to come
 
@@ -142,13 +143,21 @@ class RunView(Listeners):
 
     @property
     def optimizers(self) -> list[Any]:
-        """The optimizers."""
+        """The optimizers; others may be set while a fit runs."""
         return self._run.optimizers if self._run is not None else []
+
+    @optimizers.setter
+    def optimizers(self, optimizers: list[Any]) -> None:
+        assert self._run is not None, "no job was run yet"
+        optim.use(self._run, optimizers)
 
     @property
     def wrapped_optimizers(self) -> list[LightningOptimizer]:
         """The optimizers whose `step` counts."""
-        return self._run.wrapped_optimizers if self._run is not None else []
+        run = self._run
+        if run is None:
+            return []
+        return run.wrapped_optimizers or [LightningOptimizer(optimizer, run) for optimizer in run.optimizers]
 
     @property
     def lr_scheduler_configs(self) -> list[LRSchedulerConfig]:
@@ -199,6 +208,21 @@ class RunView(Listeners):
     def epoch_loop(self) -> Self:
         """The Trainer itself: Lightning keeps `max_steps` in `fit_loop.epoch_loop`."""
         return self
+
+    @property
+    def batch_idx(self) -> int:
+        """Number of the batch in its epoch; -1 before the first."""
+        return self.progress.batch - 1
+
+    @property
+    def total_batch_idx(self) -> int:
+        """Number of the batch over all epochs; -1 before the first."""
+        return self.progress.total_batches - 1
+
+    @property
+    def _batches_that_stepped(self) -> int:
+        """The x-axis of the loggers, by Lightning's name."""
+        return self.progress.log_steps
 
     # ---- what was predicted ----
     @property
@@ -273,7 +297,7 @@ class RunView(Listeners):
         return to_numbers(self._metrics[2])
 
     def _refresh(self) -> None:
-        if self._run is not None and self.state.status == "running":
+        if self._run is not None and not self._run.is_over:
             metrics = self._run.metrics
             metrics.refresh()
             self._metrics = (metrics.callback, metrics.logged, metrics.progress_bar)
@@ -309,7 +333,7 @@ class RunView(Listeners):
         if self.max_epochs == -1:
             return float("inf") if self.max_steps == -1 else self.max_steps
         loader = run.loaders["train"] if "train" in run.loaders else run.load("train")
-        batches = loader.num_batches()
+        batches = self.num_training_batches = loader.num_batches()
         if batches == float("inf"):
             return self.max_steps if self.max_steps != -1 else float("inf")
         assert self.max_epochs is not None
@@ -317,9 +341,11 @@ class RunView(Listeners):
         return steps if self.max_steps == -1 else min(steps, self.max_steps)
 
     def _loader(self, stage: str) -> Any:
-        loader: CombinedLoader | None = self._run.loaders.get(stage) if self._run is not None else None
-        return None if loader is None else loader.iterables
+        run = self._run
+        return run.loaders[stage].iterables if run is not None and stage in run.loaders else None
 
     def _num_batches(self, stage: str) -> list[float]:
-        loader = self._run.loaders.get(stage) if self._run is not None else None
-        return [] if loader is None else loader.lengths()
+        run = self._run
+        if run is None:
+            return []
+        return run.loaders[stage].lengths() if stage in run.loaders else run.earlier_lengths.get(stage, [])

@@ -98,12 +98,11 @@ def attach(run: Run) -> None:
     trainer, module = run.trainer, run.module
     trainer.begin(run)
     module.trainer = trainer
-    module._metrics = run.metrics
     if run.datamodule is not None:
         run.datamodule.trainer = trainer
     for child in module.modules():
         if isinstance(child, LightningModule):
-            child._metrics = run.metrics
+            child._metrics = None if trainer.barebones else run.metrics
     own = run.call(module, "configure_callbacks")
     if own:
         own = list(own) if isinstance(own, (list, tuple)) else [own]
@@ -185,13 +184,13 @@ def prepare_data(run: Run) -> None:
 def set_up(run: Run) -> None:
     """Fire `setup` and `configure_model`; find out what the loop calls."""
     trainer, module, stage = run.trainer, run.module, run.job.fn
-    for logger in trainer.loggers if run.world.is_zero else ():
+    for logger in trainer.loggers if run.world.is_zero and stage != "predict" else ():
         _ = logger.experiment  # makes its files and connections before the workers of loaders are forked
     if run.datamodule is not None:
-        run.call(run.datamodule, "setup", stage)
+        run.call(run.datamodule, "setup", stage=stage)
     for callback in trainer.callbacks:
-        run.call(callback, "setup", trainer, module, stage)
-    run.call(module, "setup", stage)
+        run.call(callback, "setup", trainer, module, stage=stage)
+    run.call(module, "setup", stage=stage)
     run.world.barrier()
     with module_dtype(run):
         run.call(module, "configure_model")
@@ -217,12 +216,10 @@ def place(run: Run) -> None:
     run.compiled = compiled.compile_modules(run)
     if run.job.fn == "fit":
         run.metrics.hook = "configure_optimizers"
-        run.optimizers, run.schedulers = optim.configure(module)
+        optimizers, run.schedulers = optim.configure(module)
         run.metrics.hook = None
-        run.zero_grad = optim.zero_grad_of(run.optimizers[0])
-        run.wrapped_optimizers = [optim.LightningOptimizer(optimizer, run) for optimizer in run.optimizers]
+        optim.use(run, optimizers)
         run.wrap()
-        run.needs_closure = is_overridden("optimizer_step", module, LightningModule) or optim.wants_closure(run.optimizers[0])
     run.prepare_calls()
     # hooks may have been set on the instances in setup
     run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS, run.watch)
@@ -270,10 +267,10 @@ def tear_down(run: Run) -> None:
     """Fire `teardown`."""
     module, stage = run.module, run.job.fn
     if run.datamodule is not None:
-        run.call(run.datamodule, "teardown", stage)
+        run.call(run.datamodule, "teardown", stage=stage)
     for callback in run.trainer.callbacks:
-        run.call(callback, "teardown", run.trainer, module, stage)
-    run.call(module, "teardown", stage)
+        run.call(callback, "teardown", run.trainer, module, stage=stage)
+    run.call(module, "teardown", stage=stage)
 
 
 def finalize(run: Run, status: str) -> None:

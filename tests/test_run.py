@@ -70,7 +70,7 @@ def test_whether_a_fit_validates(module: Any, data: Any, limit: float, expected:
         (lambda batch: None, False),
         (lambda batch, batch_idx: None, True),
         (lambda batch, i: None, True),
-        (lambda batch, *, batch_idx: None, True),
+        (lambda batch, *, batch_idx=0: None, False),
         (lambda *args: None, True),
         (lambda batch, **more: None, False),
     ],

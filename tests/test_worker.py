@@ -26,7 +26,7 @@ def test_the_order_of_a_life(tmp_path: Path) -> None:
     calls: list[str] = []
 
     def noting(cls: type, name: str, *hooks: str) -> Any:
-        made = {hook: lambda self, *args, _hook=hook: calls.append(f"{name}.{_hook}") for hook in hooks}
+        made = {hook: lambda self, *args, _hook=hook, **kwargs: calls.append(f"{name}.{_hook}") for hook in hooks}
         return type(name, (cls,), made)()
 
     both = ("prepare_data", "setup", "teardown")
@@ -133,7 +133,7 @@ def test_wherever_it_fails_it_is_told_and_cleaned_up(tmp_path: Path, hook: str) 
         def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
             told.append(exception)
 
-    def fails(*args: Any) -> None:
+    def fails(*args: Any, **kwargs: Any) -> None:
         raise ZeroDivisionError("the user's")
 
     module = type("Net", (BoringModel,), {hook: fails})()

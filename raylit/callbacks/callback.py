@@ -91,16 +91,16 @@ class Callback:
         """Make a `state_key` of the arguments that tell callbacks of one class apart."""
         return f"{type(self).__qualname__}{kwargs!r}"
 
-    def log(self, name: str, value: Any, **kwargs: Any) -> None:
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         """Record a value, as `LightningModule.log`; only while a Trainer runs."""
         if self._log is None:
             raise RuntimeError(f"{type(self).__name__}.log({name!r}, ...) was called outside a running Trainer.")
-        self._log(name, value, **kwargs)
+        self._log(name, value, *args, **kwargs)
 
-    def log_dict(self, dictionary: Any, **kwargs: Any) -> None:
+    def log_dict(self, dictionary: Any, *args: Any, **kwargs: Any) -> None:
         """Record several values; see `log`."""
         for name, value in dictionary.items():
-            self.log(name, value, **kwargs)
+            self.log(name, value, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_log"}

@@ -1,8 +1,11 @@
 """Loaders: combined, sharded over ranks, counted. The only place for pyarrow."""
 
 from raylit.data.combined import CombinedLoader
+from raylit.data.handover import Handover, takes_iterator
 from raylit.data.indices import noting_indices, seen_indices
 from raylit.data.loaders import prepare
 from raylit.data.sampler import ShardedSampler, set_epoch, shard
 
-__all__ = ["CombinedLoader", "ShardedSampler", "noting_indices", "prepare", "seen_indices", "set_epoch", "shard"]
+__all__ = [
+    "CombinedLoader", "Handover", "ShardedSampler", "noting_indices", "prepare", "seen_indices", "set_epoch", "shard", "takes_iterator",
+]  # fmt: skip

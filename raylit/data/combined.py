@@ -44,10 +44,10 @@ class CombinedLoader:
         if mode not in MODES:
             raise ConfigError(f"CombinedLoader(mode={mode!r}) is not known. Use one of: {', '.join(MODES)}.")
         self._iterables = iterables
-        self._flattened, self._spec = tree_flatten(iterables)
+        self._flattened, self._spec = tree_flatten(iterables, is_leaf=_is_list_of_batches)
         self.readers: list[Any] = self._flattened
         self._mode = mode
-        self.limits: list[float] | None = None
+        self._limits: list[float] | None = None
         self._start = 0
         self._restored: set[int] = set()
         self._held: dict[int, dict[str, Any]] = {}  # states of before the batch that was read ahead
@@ -71,6 +71,18 @@ class CombinedLoader:
             raise ConfigError(f"CombinedLoader holds {len(self._flattened)} loaders, but {len(loaders)} were given.")
         self._flattened = self.readers = loaders
         self._iterables = tree_unflatten(loaders, self._spec)
+
+    @property
+    def limits(self) -> list[float] | None:
+        """How many batches are read of each loader at most, or None; may be set, a single number for all of them."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: float | list[float] | None) -> None:
+        limits = [limits] * len(self._flattened) if isinstance(limits, (int, float)) else limits
+        if limits is not None and len(limits) != len(self._flattened):
+            raise ConfigError(f"CombinedLoader holds {len(self._flattened)} loaders, but {len(limits)} limits were given.")
+        self._limits = limits
 
     @property
     def mode(self) -> str:
@@ -250,7 +262,9 @@ def _read_max_size(
                     return
                 if cycle:
                     iterators[i], taken[i] = iter(loader.readers[i]), 0
-                    batches[i], _ = _next_within(iterators[i], 0, limits[i])
+                    batches[i], has_batch = _next_within(iterators[i], 0, limits[i])
+                    if not has_batch:
+                        return
             taken[i] += 1
         yield loader.join(batches), index, 0
         index += 1
@@ -286,6 +300,11 @@ _READERS: dict[str, Callable[..., Iterator[Item]]] = {
     "max_size_cycle": _read_max_size_cycle,
     "max_size": _read_max_size,
 }
+
+
+def _is_list_of_batches(value: Any) -> bool:
+    """Tell whether a list holds numbers or words: then they are batches, and it is a loader rather than a list of loaders."""
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(item, (int, float, str)) for item in value)
 
 
 def is_iterable(value: Any) -> bool:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch.utils.data import RandomSampler
+
 from raylit.data.combined import CombinedLoader, is_iterable, length_of
 from raylit.data.resumable import resumable
 from raylit.data.sampler import shard, with_short_batches, without_shuffle
 from raylit.errors import DataError
+from raylit.messages import warn
 
 if TYPE_CHECKING:
     from raylit.parallel import World
@@ -41,13 +44,27 @@ def prepare(data: Any, stage: str, world: World, *, limit: int | float, distribu
             raise DataError(
                 f"{origin} gave {one!r} ({type(one).__name__}), which cannot be iterated. Give a DataLoader, an iterable, or a list or dict of them."
             )
+        warn_of(one, stage, overfit, origin)
         one = without_shuffle(one) if overfit else with_short_batches(one) if stage == "predict" else one
         ready.append(shard(one, world, SHARD_MODES[stage]) if distribute else one)
+    if not ready:
+        warn(f"{origin} gave no loader.")
     loader.flattened = ready
     if stage == "train":
         loader.readers = [resumable(one, world.rank, world.size, number) for number, one in enumerate(ready)]
     loader.limits = [num_batches(stage, length_of(one), limit) for one in ready]
     return loader
+
+
+def warn_of(loader: Any, stage: str, overfit: bool, origin: str) -> None:
+    """Warn of what is possible, but hardly meant."""
+    is_shuffled = isinstance(getattr(loader, "sampler", None), RandomSampler)
+    if is_shuffled and overfit:
+        warn(f"The {stage} loader shuffles, but overfit_batches reads it in order, so that the same batches come in each epoch.")
+    elif is_shuffled and stage != "train":
+        warn(f"The {stage} loader shuffles: its values and predictions come in another order each time. Use DataLoader(shuffle=False).")
+    if length_of(loader) == 0:
+        warn(f"{origin} gave a loader without a single batch.")
 
 
 def num_batches(stage: str, length: float, limit: int | float) -> float:

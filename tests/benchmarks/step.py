@@ -1,10 +1,12 @@
 """What a step of training costs: raylit and other frameworks, as ratios to the hand-written loop.
 
-    python -m tests.benchmarks.step [--steps 3000] [--rounds 5]
+    python -m tests.benchmarks.step [--steps 3000] [--rounds 5] [--model mlp|transformer] [--only raylit]
 
-A small model (an MLP 10-32-1, 32 samples a batch) shows the cost of the framework itself. All loops read the same batches, which lie in memory,
-on one thread. Each round runs every loop once, one after the other, so that a busy machine slows all of them; the table has the medians over the
-rounds. The time is taken by the batches as they are read: from one that follows some steps to warm up, to the last.
+A small model (an MLP 10-32-1, 32 samples a batch) shows the cost of the framework itself; a transformer, on a GPU of the size of GPT-2 small and
+in bf16, what is left of it where steps are long. All loops read the same batches, which lie in memory, on one thread, and on a GPU if there is
+one. Each round runs every loop once, one after the other, so that a busy machine slows all of them; the table has the medians over the rounds.
+The time is taken by the batches as they are read: from one that follows some steps to warm up, to the last; before both a GPU has to have done
+all that it was given.
 """
 
 from __future__ import annotations
@@ -25,29 +27,105 @@ from typing import Any
 import torch
 from torch import nn
 
-WARM_UP = 100
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ACCELERATOR = {"cuda": "gpu", "cpu": "cpu"}[DEVICE.type]
 Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+class Transformer(nn.Module):
+    """A language model: on a GPU with the sizes of GPT-2 small, on a CPU tiny.
+
+    Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.
+    """
+
+    VOCABULARY, LENGTH, SAMPLES, WIDTH, HEADS, LAYERS = (50257, 1024, 8, 768, 12, 12) if DEVICE.type == "cuda" else (100, 16, 2, 32, 2, 2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(self.VOCABULARY, self.WIDTH), nn.Embedding(self.LENGTH, self.WIDTH)
+        layer = nn.TransformerEncoderLayer(
+            self.WIDTH, self.HEADS, 4 * self.WIDTH, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, self.LAYERS, nn.LayerNorm(self.WIDTH), enable_nested_tensor=False)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(self.LENGTH))
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        hidden = self.words(words) + self.places.weight[: words.size(1)]
+        hidden = self.layers(hidden, mask=self.mask, is_causal=True)
+        return nn.functional.linear(hidden, self.words.weight)  # the same weights in and out
+
+
+class Mlp:
+    """The small model and its data."""
+
+    warm_up, precision = 100, None
+
+    @staticmethod
+    def net() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 1))
+
+    @staticmethod
+    def batch(generator: torch.Generator) -> Batch:
+        return torch.randn(32, 10, generator=generator), torch.randn(32, 1, generator=generator)
+
+    @staticmethod
+    def loss(net: nn.Module, batch: Batch) -> torch.Tensor:
+        return nn.functional.mse_loss(net(batch[0]), batch[1])
+
+
+class Language:
+    """The transformer and its data."""
+
+    warm_up, precision = 10, "bf16-mixed"
+
+    @staticmethod
+    def net() -> nn.Module:
+        torch.manual_seed(0)
+        return Transformer()
+
+    @staticmethod
+    def batch(generator: torch.Generator) -> Batch:
+        words = torch.randint(Transformer.VOCABULARY, (Transformer.SAMPLES, Transformer.LENGTH + 1), generator=generator)
+        return words[:, :-1].contiguous(), words[:, 1:].contiguous()
+
+    @staticmethod
+    def loss(net: nn.Module, batch: Batch) -> torch.Tensor:
+        return nn.functional.cross_entropy(net(batch[0]).flatten(0, 1), batch[1].flatten())
+
+
+WORK: dict[str, Any] = {"mlp": Mlp, "transformer": Language}
+net = Mlp.net
 
 
 class Batches:
     """The batches of one epoch, which note the seconds that a step took between two of them."""
 
-    def __init__(self, num_batches: int) -> None:
+    def __init__(self, num_batches: int, work: Any = Mlp) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.batches = [(torch.randn(32, 10, generator=generator), torch.randn(32, 1, generator=generator)) for _ in range(64)]
+        self.work = work
+        self.batches = [work.batch(generator) for _ in range(64)]
+        if DEVICE.type == "cuda":
+            self.batches = [(x.pin_memory(), y.pin_memory()) for x, y in self.batches]
         self.num_batches = num_batches
         self.seconds_per_step = float("nan")
+
+    def now(self) -> float:
+        """The time, once the device has nothing left to do."""
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     def __len__(self) -> int:
         return self.num_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        start = time.perf_counter()
+        start, warm_up = self.now(), self.work.warm_up
         for index in range(self.num_batches):
-            if index == WARM_UP:
-                start = time.perf_counter()
+            if index == warm_up:
+                start = self.now()
             if index == self.num_batches - 1:  # nobody need ask for one more than there are
-                self.seconds_per_step = (time.perf_counter() - start) / (index - WARM_UP)
+                self.seconds_per_step = (self.now() - start) / (index - warm_up)
             yield self.batches[index % len(self.batches)]
 
 
@@ -61,22 +139,16 @@ class Terminal(io.StringIO):
         return len(text)
 
 
-def net() -> nn.Module:
-    """The model."""
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 1))
-
-
-def module(pl: Any, logs: bool) -> Any:
-    """The same as a LightningModule, which logs its loss or does not."""
+def module(pl: Any, work: Any, logs: bool) -> Any:
+    """The model as a LightningModule, which logs its loss or does not."""
 
     class Net(pl.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.net = net()
+            self.net = work.net()
 
         def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-            loss = nn.functional.mse_loss(self.net(batch[0]), batch[1])
+            loss: torch.Tensor = work.loss(self.net, batch)
             if logs:
                 self.log("loss", loss, on_step=True, on_epoch=True, prog_bar=True)
             return loss
@@ -89,10 +161,17 @@ def module(pl: Any, logs: bool) -> Any:
 
 def by_hand(batches: Batches, folder: Path) -> None:
     """The loop that everybody can write."""
-    model = net()
+    work = batches.work
+    model = work.net().to(DEVICE)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    for x, y in batches:
-        loss = nn.functional.mse_loss(model(x), y)
+    for batch in batches:
+        if DEVICE.type == "cuda":
+            batch = batch[0].to(DEVICE, non_blocking=True), batch[1].to(DEVICE, non_blocking=True)
+        if work.precision is None:
+            loss = work.loss(model, batch)
+        else:
+            with torch.autocast(DEVICE.type, torch.bfloat16):
+                loss = work.loss(model, batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -102,12 +181,13 @@ def with_fabric(batches: Batches, folder: Path) -> None:
     """Lightning Fabric, which leaves the loop to the user."""
     import lightning
 
-    fabric = lightning.Fabric(accelerator="cpu", devices=1)
+    work = batches.work
+    fabric = lightning.Fabric(accelerator=ACCELERATOR, devices=1, precision=work.precision)
     fabric.launch()
-    model = net()
+    model = work.net()
     model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.01))
-    for x, y in batches:
-        loss = nn.functional.mse_loss(model(x), y)
+    for batch in batches:
+        loss = work.loss(model, fabric.to_device(batch) if DEVICE.type == "cuda" else batch)
         optimizer.zero_grad()
         fabric.backward(loss)
         optimizer.step()
@@ -116,12 +196,14 @@ def with_fabric(batches: Batches, folder: Path) -> None:
 def with_accelerate(batches: Batches, folder: Path) -> None:
     """Accelerate, likewise."""
     from accelerate import Accelerator
+    from accelerate.utils import send_to_device
 
-    accelerator = Accelerator(cpu=True)
-    model = net()
+    work = batches.work
+    accelerator = Accelerator(cpu=DEVICE.type == "cpu", mixed_precision="no" if work.precision is None else "bf16")
+    model = work.net()
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.01))
-    for x, y in batches:
-        loss = nn.functional.mse_loss(model(x), y)
+    for batch in batches:
+        loss = work.loss(model, send_to_device(batch, DEVICE, non_blocking=True) if DEVICE.type == "cuda" else batch)
         optimizer.zero_grad()
         accelerator.backward(loss)
         optimizer.step()
@@ -131,7 +213,10 @@ def fit(pl: Any, logs: bool, everything: bool) -> Callable[[Batches, Path], None
     """A fit with `pl`, which is raylit or Lightning: bare, with one log, or with all that users switch on."""
 
     def run(batches: Batches, folder: Path) -> None:
-        settings: dict[str, Any] = {"max_epochs": 1, "accelerator": "cpu", "default_root_dir": folder, "enable_model_summary": False}
+        settings: dict[str, Any] = {
+            "max_epochs": 1, "accelerator": ACCELERATOR, "devices": 1, "precision": batches.work.precision, "default_root_dir": folder,
+            "enable_model_summary": False,
+        }  # fmt: skip
         if not everything:
             settings |= {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         else:
@@ -140,7 +225,7 @@ def fit(pl: Any, logs: bool, everything: bool) -> Callable[[Batches, Path], None
             )
             settings["logger"] = [pl.loggers.CSVLogger(str(folder)), mlflow]
             settings["callbacks"] = [pl.callbacks.ModelCheckpoint(), pl.callbacks.LearningRateMonitor(), *users_callbacks(pl)]
-        pl.Trainer(**settings).fit(module(pl, logs), batches)
+        pl.Trainer(**settings).fit(module(pl, batches.work, logs), batches)
 
     return run
 
@@ -197,14 +282,14 @@ def quiet() -> Iterator[None]:
     logging.disable(level)
 
 
-def measure(num_steps: int, num_rounds: int, only: str = "") -> dict[str, list[float]]:
+def measure(num_steps: int, num_rounds: int, only: str = "", model: str = "mlp") -> dict[str, list[float]]:
     """Return the seconds per step of each loop, one for each round."""
     torch.set_num_threads(1)
     chosen = {name: loop for name, loop in loops().items() if only in name or name == "by hand"}
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
     for number in range(num_rounds):
         for name, loop in chosen.items():
-            batches = Batches(num_steps)
+            batches = Batches(num_steps, WORK[model])
             with tempfile.TemporaryDirectory() as folder, quiet():
                 loop(batches, Path(folder))
             seconds[name].append(batches.seconds_per_step)
@@ -228,5 +313,6 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=3000, help="batches of a loop")
     parser.add_argument("--rounds", type=int, default=5, help="how often each loop is run")
     parser.add_argument("--only", default="", help="only the loops with this in their name, and the hand-written one")
+    parser.add_argument("--model", default="mlp", choices=WORK, help="what is trained")
     arguments = parser.parse_args()
-    print(table(measure(arguments.steps, arguments.rounds, arguments.only)))
+    print(table(measure(arguments.steps, arguments.rounds, arguments.only, arguments.model)))

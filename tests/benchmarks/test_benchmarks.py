@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 LOOPS = ["by hand", "Fabric", "Accelerate", "Lightning", "Lightning, one log", "Lightning, everything",
          "raylit", "raylit, one log", "raylit, everything"]  # fmt: skip
 
@@ -19,8 +21,9 @@ def run(name: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_the_table_has_a_ratio_for_every_loop() -> None:
-    done = run("step", "--steps", "150", "--rounds", "1")
+@pytest.mark.parametrize("model", ["mlp", "transformer"])
+def test_the_table_has_a_ratio_for_every_loop(model: str) -> None:
+    done = run("step", "--steps", "150" if model == "mlp" else "15", "--rounds", "1", "--model", model)
     rows = [re.split(r"  +", line) for line in done.splitlines()[1:]]
     assert [row[0] for row in rows] == LOOPS
     assert all(float(row[1]) > 0 and float(row[2]) > 0 for row in rows), done

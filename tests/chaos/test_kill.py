@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,20 +19,29 @@ ROOT = Path(__file__).parents[2]
 LONGEST_S = 1.0  # after the first batch; a whole fit takes about as long
 
 
-def start(folder: Path, seed: int) -> subprocess.Popen[bytes]:
+def start(folder: Path, seed: int, **env: str) -> subprocess.Popen[bytes]:
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "tests.chaos.train", str(folder), str(seed)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=(folder / "errors").open("ab"))
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | env, stdout=subprocess.DEVNULL, stderr=(folder / "errors").open("ab"))
+
+
+def start_two(folder: Path, seed: int) -> list[subprocess.Popen[bytes]]:
+    """Start the two ranks of a group, as torchrun does."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
+    return [start(folder, seed, RANK=rank, LOCAL_RANK=rank, **common) for rank in "01"]
 
 
 def kill_until_it_ends(folder: Path, seed: int, number: signal.Signals) -> int:
     """Start the fit and end it by a signal, again and again; returns how often. Every third start is let run a little longer."""
     dice, killed = random.Random(seed), 0
     while True:
-        before = (folder / "steps").stat().st_size if (folder / "steps").exists() else 0
+        before = size_of(folder / "steps")
         process = start(folder, seed)
         try:
-            while process.poll() is None and ((folder / "steps").stat().st_size if (folder / "steps").exists() else 0) == before:
+            while process.poll() is None and size_of(folder / "steps") == before:
                 time.sleep(0.005)
             try:
                 process.wait(dice.uniform(0, LONGEST_S * (1 + killed % 3)))
@@ -58,9 +69,48 @@ def rows(folder: Path) -> dict[tuple[str, str], set[str]]:
     return found
 
 
+def kill_one_until_they_end(folder: Path, seed: int, number: signal.Signals) -> int:
+    """As above, with two ranks of which one gets the signal: the other ends too."""
+    dice, killed = random.Random(seed), 0
+    while True:
+        before = size_of(folder / "steps")
+        both = start_two(folder, seed)
+        try:
+            while all(one.poll() is None for one in both) and size_of(folder / "steps") == before:
+                time.sleep(0.005)
+            time.sleep(dice.uniform(0, LONGEST_S * (1 + killed % 3)))
+            if any(one.poll() is None for one in both):
+                dice.choice(both).send_signal(number)
+                killed += 1
+            codes = [one.wait(60) for one in both]
+        finally:
+            for one in both:
+                one.kill()
+                one.wait()
+        if codes == [0, 0]:
+            return killed
+        assert 0 not in codes or killed, (folder / "errors").read_text()
+        assert killed < 50, "they do not come forward"
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 def check(tmp_path: Path, seed: int, number: signal.Signals) -> None:
     assert start(tmp_path / "whole", seed).wait(120) == 0, (tmp_path / "whole" / "errors").read_text()
     killed = kill_until_it_ends(tmp_path / "killed", seed, number)
+    compare(tmp_path, killed)
+
+
+def check_two(tmp_path: Path, seed: int, number: signal.Signals) -> None:
+    whole = start_two(tmp_path / "whole", seed)
+    assert [one.wait(120) for one in whole] == [0, 0], (tmp_path / "whole" / "errors").read_text()
+    killed = kill_one_until_they_end(tmp_path / "killed", seed, number)
+    compare(tmp_path, killed)
+
+
+def compare(tmp_path: Path, killed: int) -> None:
     assert killed > 0
     whole, pieces = (torch.load(tmp_path / name / "end.pt", weights_only=True) for name in ("whole", "killed"))
     assert all(torch.equal(value, pieces["weights"][name]) for name, value in whole["weights"].items()), killed
@@ -81,3 +131,14 @@ def test_killed_often(tmp_path: Path, seed: int) -> None:
 
 def test_terminated(tmp_path: Path) -> None:
     check(tmp_path, 100, signal.SIGTERM)
+
+
+def test_one_of_two_ranks_is_killed(tmp_path: Path) -> None:
+    check_two(tmp_path, 200, signal.SIGKILL)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("seed", range(201, 206))
+def test_one_of_two_ranks_is_killed_often(tmp_path: Path, seed: int, number: signal.Signals) -> None:
+    check_two(tmp_path, seed, number)

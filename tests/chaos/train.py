@@ -1,4 +1,7 @@
-"""A fit that can be killed at any time and started again: python train.py FOLDER SEED. It appends a line to FOLDER/steps for every batch."""
+"""A fit that can be killed at any time and started again: python train.py FOLDER SEED. It appends a line to FOLDER/steps for every batch.
+
+With the variables that torchrun sets it is one of several ranks.
+"""
 
 from __future__ import annotations
 
@@ -85,6 +88,8 @@ def main(folder: Path, seed: int) -> None:
     module = Net(folder / "steps")
     train = DataLoader(Noisy(60), batch_size=4, shuffle=True, num_workers=2)
     trainer.fit(module, train, DataLoader(Noisy(8), batch_size=4), ckpt_path="last")
+    if not trainer.is_global_zero:
+        return
     torch.save({"weights": module.state_dict(), "loss": trainer.callback_metrics["loss"]}, folder / "end.tmp")
     (folder / "end.tmp").rename(folder / "end.pt")
 

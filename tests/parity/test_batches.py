@@ -226,3 +226,63 @@ def test_half_a_validation_is_none(pl: Any, tmp_path: Path, missing: str) -> Any
     else:
         one.fit(Full(), loader(2))
     return seen(one)
+
+
+# ---- steps that read the data themselves ----
+
+
+@parity
+@pytest.mark.parametrize("data", ["a loader", "a stream", "two loaders"])
+@pytest.mark.parametrize("settings", [{}, {"val_check_interval": 2}, {"limit_train_batches": 3, "limit_val_batches": 1}], ids=str)
+def test_a_step_with_an_iterator(pl: Any, tmp_path: Path, data: str, settings: dict[str, Any]) -> Any:
+    trace: list[Any] = []
+
+    class Net(model_class(pl)):  # type: ignore[misc]
+        def first(self, dataloader_iter: Any) -> Any:
+            batch, batch_idx, dataloader_idx = next(dataloader_iter)
+            trace.append([describe(batch), batch_idx, dataloader_idx])
+            return batch[0] if isinstance(batch, (list, tuple)) else batch
+
+        def training_step(self, dataloader_iter: Any) -> Any:
+            loss = self.loss(self.first(dataloader_iter))
+            self.log("loss", loss, on_step=True, on_epoch=True, batch_size=2)
+            return {"loss": loss}
+
+        def validation_step(self, dataloader_iter: Any) -> Any:
+            self.log("val_loss", self.loss(self.first(dataloader_iter)), batch_size=2)
+
+        def predict_step(self, dataloader_iter: Any) -> Any:
+            return self(self.first(dataloader_iter))
+
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            raise AssertionError("up to the step")
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)]
+
+    def noting(hook: str) -> Any:
+        return lambda self, trainer, module, *args: trace.append([hook, *(describe(one) for one in args), trainer.is_last_batch])
+
+    hooks = ["on_train_batch_end", "on_validation_batch_end", "on_predict_batch_end", "on_train_epoch_end"]
+    watch = type("Watch", (pl.Callback,), {hook: noting(hook) for hook in hooks})()
+    arguments = {key: value for key, value in settings.items() if not (data == "a stream" and key == "val_check_interval")}
+    one, model = trainer(pl, tmp_path, callbacks=[watch], logger=True, log_every_n_steps=1, **arguments), Net()
+    made = {"a loader": lambda: loader(4), "a stream": lambda: stream(4), "two loaders": lambda: [loader(4), loader(3)]}[data]
+    one.fit(model, made(), loader(3))
+    return {"predicted": one.predict(model, loader(2)), "trace": trace, "rate": one.optimizers[0].param_groups[0]["lr"], **seen(one, model)}
+
+
+@parity
+def test_a_step_that_reads_several_batches(pl: Any, tmp_path: Path) -> Any:
+    sizes: list[Any] = []
+
+    class Net(model_class(pl)):  # type: ignore[misc]
+        def training_step(self, dataloader_iter: Any) -> Any:
+            batches = [next(dataloader_iter)[0] for _ in range(2)]
+            sizes.append([describe(one) for one in batches])
+            return self.loss(torch.cat(batches))
+
+    one, model = trainer(pl, tmp_path), Net()
+    one.fit(model, loader(4))
+    return {"sizes": sizes, "step": one.global_step, "weights": model.state_dict()}

@@ -14,7 +14,7 @@ import torchmetrics
 from torch.utils.data import DataLoader, RandomSampler
 
 import raylit
-from tests.parity.harness import Rows, loader, model_class, packages, quiet, run, stream, trainer
+from tests.parity.harness import Rows, describe, files, loader, model_class, packages, quiet, run, stream, trainer
 from tests.parity.test_checkpoints import saving_at, scheduled
 from tests.parity.test_finetuning import with_backbone
 from tests.parity.test_stochastic_weight_averaging import net
@@ -605,3 +605,57 @@ def test_a_full_disk_does_not_end_training(tmp_path: Path) -> None:
         return "ended", one.global_step
 
     assert both(scenario, tmp_path) == (["failed", 4], ["ended", 6])
+
+
+def test_a_prediction_leaves_the_loggers_alone(tmp_path: Path) -> None:
+    def scenario(pl: Any, root: Path) -> Any:
+        class Net(model_class(pl)):  # type: ignore[misc]
+            def __init__(self, width: int = 3) -> None:
+                super().__init__()
+                self.save_hyperparameters()
+
+        trainer(pl, root, logger=pl.loggers.CSVLogger(root, version=0)).predict(Net(), loader(1))
+        return files(root, "**/*.*")
+
+    assert both(scenario, tmp_path) == (["lightning_logs/version_0/hparams.yaml"], [])
+
+
+def test_loaders_are_given_without_the_datamodule_of_before(tmp_path: Path) -> None:
+    def scenario(pl: Any, root: Path) -> Any:
+        class Data(pl.LightningDataModule):  # type: ignore[misc]
+            def setup(self, stage: str) -> None:
+                stages.append(describe(stage))
+
+            def train_dataloader(self) -> Any:
+                return loader(1)
+
+        stages: list[str] = []
+        one, model = trainer(pl, root), model_class(pl)()
+        one.fit(model, datamodule=Data())
+        one.test(model, loader(1), verbose=False)
+        return stages
+
+    assert both(scenario, tmp_path) == (["fit", "test"], ["fit"])
+
+
+def test_a_step_with_an_iterator_accumulates_too(tmp_path: Path) -> None:
+    """Lightning clears the gradients by the number of a batch before."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        class Net(model_class(pl)):  # type: ignore[misc]
+            def training_step(self, dataloader_iter: Any) -> Any:
+                return (self.layer(next(dataloader_iter)[0]) - 1).square().mean()
+
+        class Plain(model_class(pl)):  # type: ignore[misc]
+            def training_step(self, batch: Any, batch_idx: int) -> Any:
+                return (self.layer(batch) - 1).square().mean()
+
+        weights = []
+        for kind in (Net, Plain):
+            torch.manual_seed(0)
+            model = kind()
+            trainer(pl, root, accumulate_grad_batches=2).fit(model, loader(4))
+            weights.append(model.layer.weight)
+        return torch.equal(*weights)
+
+    assert both(scenario, tmp_path) == (False, True)

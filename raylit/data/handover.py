@@ -1,0 +1,57 @@
+"""Steps that read the data themselves: `training_step(self, dataloader_iter)`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from raylit.data.combined import Item
+
+
+def takes_iterator(step: Callable[..., Any]) -> bool:
+    """Tell whether a step wants the iterator over the batches instead of a batch: its argument is then called `dataloader_iter`."""
+    return "dataloader_iter" in inspect.signature(step).parameters
+
+
+class Handover(Iterator[Item]):
+    """What such a step is given. Each `next` of it reads (batch, batch_idx, dataloader_idx); moving the batch to the device is up to the step.
+
+    Args:
+        batches: what is read.
+        length: how many there are, infinity if that is not known.
+        tell: called with the batch and the number of its loader when it was read.
+
+    Attributes:
+        item: what was read last; before the first, `(None, 0, 0)`. It is what the hooks around the step get.
+        done: whether nothing is left.
+    """
+
+    def __init__(self, batches: Iterator[Item], length: float, tell: Callable[[Any, int], None]) -> None:
+        self._batches = batches
+        self._tell = tell
+        self._left = length
+        self.item: Item = (None, 0, 0)
+        self.done = length <= 0
+
+    def __next__(self) -> Item:
+        if self.done:
+            raise StopIteration
+        try:
+            self.item = next(self._batches)
+        except StopIteration:
+            self.done = True
+            raise
+        self._left -= 1
+        self.done = self._left <= 0
+        self._tell(self.item[0], self.item[2])
+        return self.item
+
+    def turns(self) -> Iterator[Item]:
+        """Yield what was read last, once for each step, until nothing is left; for the loop."""
+        while not self.done:
+            yield self.item
+
+    def after(self, function: Callable[..., None]) -> Callable[..., None]:
+        """Return a hook that comes after the step, as one that gets what the step has read."""
+        return lambda outputs, batch, batch_idx, *which: function(outputs, self.item[0], self.item[1], *which)
