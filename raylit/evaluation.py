@@ -97,8 +97,8 @@ def evaluate_batches(run: Run, name: str, batches: Iterator[Item], several: bool
     """Take the evaluation step for every batch."""
     metrics, hooks, precision = run.metrics, run.hooks, run.precision
     batch_start, batch_end = hooks[f"on_{name}_batch_start"], hooks[f"on_{name}_batch_end"]
-    step = getattr(run.module, f"{name}_step")
-    for batch, batch_idx, dataloader_idx in batches:
+    step = run.strategy.step(run.module, run.step_module, f"{name}_step")
+    for batch, batch_idx, dataloader_idx in run.strategy.together(batches):
         if run.transfer is not None:
             batch = run.transfer(batch, dataloader_idx)
         metrics.begin_batch(batch, dataloader_idx if several else None)
@@ -126,6 +126,7 @@ def evaluating(run: Run, name: str) -> Iterator[None]:
     modes = submodule_modes(run.module)
     run.call(run.module, f"on_{name}_model_eval")
     yield
+    run.strategy.settle(run.module)
     back = f"on_{name}_model_train"
     if name != "predict" and is_overridden(back, run.module, LightningModule):
         run.call(run.module, back)
@@ -166,8 +167,9 @@ def predict(run: Run) -> list[Any] | None:
 
 def predict_batches(run: Run, batches: Iterator[Item], several: bool, kept: list[list[Any]] | None) -> None:
     """Predict every batch; results are appended to `kept`, unless that is None."""
-    metrics, hooks, precision, predict_step = run.metrics, run.hooks, run.precision, run.module.predict_step
-    for batch, batch_idx, dataloader_idx in batches:
+    metrics, hooks, precision = run.metrics, run.hooks, run.precision
+    predict_step = run.strategy.step(run.module, run.step_module, "predict_step")
+    for batch, batch_idx, dataloader_idx in run.strategy.together(batches):
         if run.transfer is not None:
             batch = run.transfer(batch, dataloader_idx)
         which = (dataloader_idx,) if several else ()

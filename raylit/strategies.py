@@ -1,5 +1,8 @@
 """Lightning's place for strategies."""
 
-from raylit.parallel import DDPStrategy
+from raylit.parallel import DDPStrategy, FSDPStrategy, Strategy
 
-__all__ = ["DDPStrategy"]
+DDP = DDPStrategy
+FSDP = FSDPStrategy
+
+__all__ = ["DDP", "FSDP", "DDPStrategy", "FSDPStrategy", "Strategy"]

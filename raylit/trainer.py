@@ -17,7 +17,7 @@ from raylit.errors import ConfigError, did_you_mean
 from raylit.job import Fn, Job, Result
 from raylit.loggers import Logger
 from raylit.module import LightningModule
-from raylit.parallel import DDPStrategy, find_strategy
+from raylit.parallel import Strategy, find_strategy
 from raylit.parallel.precision import canonical
 from raylit.profilers import Profiler, find_profiler
 from raylit.progress import Progress
@@ -36,7 +36,7 @@ class Trainer(RunView):
         max_failures: how often Ray restarts the workers after one died; each time from the newest checkpoint.
         storage_path: folder or URL that all nodes of the Ray cluster reach, for the files of a run. Default: `raylit_runs` in `default_root_dir`.
         accelerator: `auto`, `cpu`, `gpu`, `cuda` or `mps`.
-        strategy: how workers are kept in step: `auto`, `ddp`, `ddp_find_unused_parameters_true` or a DDPStrategy.
+        strategy: how workers are kept in step: `auto`, `ddp`, `ddp_find_unused_parameters_true`, `fsdp`, or a DDPStrategy or FSDPStrategy.
         devices: Lightning's spelling of workers per node: a number, or a list of GPUs. More than one means that many Ray workers.
         num_nodes: Lightning's spelling: workers are `devices * num_nodes`.
         compile: whether modules are compiled by torch.compile; or its arguments: `{"mode": "max-autotune"}`.
@@ -93,7 +93,7 @@ class Trainer(RunView):
         max_failures: int = 0,
         storage_path: str | None = None,
         accelerator: str = "auto",
-        strategy: str | DDPStrategy = "auto",
+        strategy: str | Strategy = "auto",
         devices: int | str | list[int] | None = None,
         num_nodes: int = 1,
         precision: str | int | None = None,

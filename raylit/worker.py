@@ -212,14 +212,16 @@ def place(run: Run) -> None:
         nn.SyncBatchNorm.convert_sync_batchnorm(module)
     module.to(run.device)
     run.compiled = compiled.compile_modules(run)
+    run.strategy.shard(module, run.world, run.precision)
     if run.job.fn == "fit":
         run.metrics.hook = "configure_optimizers"
         run.optimizers, run.schedulers = optim.configure(module)
         run.metrics.hook = None
         run.zero_grad = optim.zero_grad_of(run.optimizers[0])
         run.wrapped_optimizers = [optim.LightningOptimizer(optimizer, run) for optimizer in run.optimizers]
-        run.wrap()
         run.needs_closure = is_overridden("optimizer_step", module, LightningModule) or optim.wants_closure(run.optimizers[0])
+    if run.job.fn == "fit" or run.strategy.shards:
+        run.wrap()
     run.prepare_calls()
     # hooks may have been set on the instances in setup
     run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS, run.watch)
@@ -279,6 +281,7 @@ def catching_sigterm(run: Run) -> Iterator[None]:
 def bring_home(run: Run) -> None:
     """Unwrap the model and bring it to the CPU."""
     run.step_module = None
+    run.strategy.bring_home(run.module, run.optimizers)
     if run.device.type != "cpu":
         run.module.to("cpu")
 

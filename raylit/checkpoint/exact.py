@@ -32,7 +32,7 @@ def dump(run: Run, progress: Progress) -> dict[str, Any]:
     state["sums"] = run.metrics.partial_sums()
     state["metrics"] = {name: metric_state(metric) for name, metric in metrics_in(run.module)}
     if run.module.automatic_optimization and progress.batch % run.trainer.accumulate_grad_batches and not progress.is_last_batch:
-        state["gradients"] = {name: value.grad for name, value in run.module.named_parameters() if value.grad is not None}
+        state["gradients"] = run.strategy.gradients(run.module)
     return state
 
 
@@ -59,9 +59,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     for name, values in state.get("metrics", {}).items():
         if name in metrics:
             restore_metric(metrics[name], values, run.device)
-    parameters = dict(run.module.named_parameters())
-    for name, gradient in state.get("gradients", {}).items():
-        parameters[name].grad = gradient.to(run.device)
+    run.strategy.set_gradients(run.module, state.get("gradients", {}))
 
 
 def metrics_in(module: nn.Module) -> list[tuple[str, Any]]:

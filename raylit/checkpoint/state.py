@@ -32,18 +32,19 @@ def dump(run: Run, weights_only: bool = False, together: bool = True) -> dict[st
     """
     trainer, module, progress = run.trainer, run.module, run.progress
     run.save_loggers()
+    run.strategy.settle(module)
     if _within_step(run):  # a fit that goes on from here trains on this batch anew
         progress = progress.before_batch()
     checkpoint: dict[str, Any] = {
         "epoch": progress.epoch,
         "global_step": progress.steps,
         VERSION_KEY: LIGHTNING_FORMAT,
-        "state_dict": module.state_dict(),
+        "state_dict": run.strategy.whole(module.state_dict()),
         "loops": loops_of(progress, automatic=module.automatic_optimization, accumulate=trainer.accumulate_grad_batches),
     }
     if not weights_only:
         checkpoint["callbacks"] = {callback.state_key: state for callback in trainer.callbacks if (state := callback.state_dict())}
-        checkpoint["optimizer_states"] = [optimizer.state_dict() for optimizer in run.optimizers]
+        checkpoint["optimizer_states"] = [run.strategy.whole(optimizer.state_dict()) for optimizer in run.optimizers]
         checkpoint["lr_schedulers"] = [config.scheduler.state_dict() for config in run.schedulers]
         if run.precision.scaler is not None:
             checkpoint["MixedPrecision"] = run.precision.scaler.state_dict()
@@ -77,7 +78,7 @@ def dump(run: Run, weights_only: bool = False, together: bool = True) -> dict[st
         own = exact.dump(run, progress)
         others = [None] * (run.world.size - 1)
         checkpoint["raylit"]["ranks"] = run.world.all_gather_object(own) if together else [own, *others]
-    plain, foreign = plain_items(checkpoint)
+    plain, foreign = plain_items(run.strategy.whole(checkpoint))
     if foreign:
         raise CheckpointError(
             f"The checkpoint holds objects that are no plain data under: {', '.join(foreign)}. Checkpoints hold tensors, numbers, strings and containers"
@@ -133,7 +134,7 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
             f"{run.job.ckpt_path} holds {len(states)} optimizers, but configure_optimizers returned {len(run.optimizers)}."
         )
     for optimizer, state in zip(run.optimizers, states, strict=True):
-        load_optimizer(optimizer, state, run.device)
+        load_optimizer(optimizer, run.strategy.optimizer_state(optimizer, state))
     for config, state in zip(run.schedulers, checkpoint["lr_schedulers"], strict=False):
         config.scheduler.load_state_dict(state)
     if run.precision.scaler is not None and "MixedPrecision" in checkpoint:
@@ -149,12 +150,14 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
     _begin_where_it_stopped(run, in_validation)
 
 
-def load_optimizer(optimizer: Any, state: dict[str, Any], device: torch.device) -> None:
+def load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
     """Give an optimizer back its state, which may come from another device."""
     optimizer.load_state_dict(state)
     for parameter, values in getattr(optimizer, "state", {}).items():
         if isinstance(values, dict) and isinstance(parameter, torch.Tensor):
-            optimizer.state[parameter] = {key: value if key == "step" else move_to(value, device, False) for key, value in values.items()}
+            optimizer.state[parameter] = {
+                key: value if key == "step" else move_to(value, parameter.device, False) for key, value in values.items()
+            }
 
 
 def _in_validation(state: dict[str, Any]) -> bool:

@@ -41,6 +41,7 @@ class World:
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) if together else 1
         self.node_rank = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))) if together else 0
         self.num_nodes = max(1, self.size // max(1, local_size))
+        self._cpu_group: Any = None
         messages.rank_zero_only.rank = self.rank  # type: ignore[attr-defined]
 
     @classmethod
@@ -86,6 +87,22 @@ class World:
     def any(self, flag: bool) -> bool:
         """Return whether `flag` is true on any rank."""
         return any(self.all_gather_object(flag)) if self.size > 1 else flag
+
+    def gather_numbers(self, number: int) -> list[int]:
+        """Return every rank's small whole number, in the order of ranks, without a stop of the accelerator."""
+        if self.size == 1:
+            return [number]
+        own = torch.tensor([int(number)])
+        gathered = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(gathered, own, group=self.cpu_group)
+        return [int(one) for one in gathered]
+
+    @property
+    def cpu_group(self) -> Any:
+        """The ranks as a group that sends host memory; None if the default group does. Made on first use, which is to be on all ranks."""
+        if self._cpu_group is None and "gloo" not in str(dist.get_backend_config()):
+            self._cpu_group = dist.new_group(backend="gloo")
+        return self._cpu_group
 
     def all_gather(self, tensor: Tensor, sync_grads: bool = False) -> Tensor:
         """Return the ranks' tensors stacked, shape (size, *tensor.shape); `tensor` itself when alone."""
