@@ -10,7 +10,7 @@ from typing import Any, Literal
 from raylit import driver, settings
 from raylit.callbacks import Callback
 from raylit.check import CheckReport, check
-from raylit.checkpoint import dump, find, save
+from raylit.checkpoint import dump, find, save, save_folder
 from raylit.compiled import options_of
 from raylit.datamodule import LightningDataModule
 from raylit.errors import ConfigError, did_you_mean
@@ -325,8 +325,10 @@ class Trainer(RunView):
         if self._run is None:
             raise ConfigError("There is nothing to save yet: call fit, validate, test or predict first.")
         with self.profiler.profile("save_checkpoint"):
-            checkpoint = dump(self._run, bool(weights_only))
-            if self.is_global_zero:
+            checkpoint = dump(self._run, bool(weights_only), parts=self.strategy.saves_folders)
+            if self.strategy.saves_folders:
+                save_folder(self._run, checkpoint, filepath, in_background=self.strategy.saves_in_background)
+            elif self.is_global_zero:
                 save(checkpoint, filepath, storage_options=storage_options)
             self._run.world.barrier()
 

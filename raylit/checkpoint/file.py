@@ -53,7 +53,7 @@ def save(checkpoint: dict[str, Any], path: str | os.PathLike[str], *, storage_op
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-        _sync_folder(folder)
+        sync(folder)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         with contextlib.suppress(OSError):
             Path(temporary).unlink(missing_ok=True)
@@ -76,6 +76,10 @@ def load(
         CheckpointError: there is no such file, it is torn, or it holds objects that only code could restore.
     """
     source = os.fspath(path)
+    if os.path.isdir(source):
+        from raylit.checkpoint import sharded
+
+        return sharded.load(source, map_location, weights_only)
     import fsspec
 
     try:
@@ -97,7 +101,11 @@ def load(
 
 
 def is_whole(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a local file is a checkpoint with nothing missing and every byte as it was written, without loading it."""
+    """Tell whether a local file or folder is a checkpoint with nothing missing and every byte as it was written, without loading it."""
+    if os.path.isdir(path):
+        from raylit.checkpoint import sharded
+
+        return sharded.is_whole(os.fspath(path))
     try:
         with open(path, "rb") as file:
             return zipfile.is_zipfile(file) and _check_sums(file)
@@ -157,7 +165,7 @@ def plain_items(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return kept, left_out
 
 
-def _sync_folder(folder: str) -> None:
+def sync(folder: str) -> None:
     """Make a rename durable: the folder's own entry must reach the disk too."""
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -6,6 +6,7 @@ tensors and plain data.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,29 +23,36 @@ if TYPE_CHECKING:
     from raylit.run import Run
 
 
-def dump(run: Run, weights_only: bool = False, together: bool = True) -> dict[str, Any]:
+def dump(run: Run, weights_only: bool = False, together: bool = True, parts: bool = False) -> dict[str, Any]:
     """Return the checkpoint of a run: its state copied into plain data, ready to be written.
 
     Args:
         run: the run.
         weights_only: leave out all that only a continued training needs.
         together: whether all ranks come here, so that each can give what it alone knows.
+        parts: leave tensors that are spread over the ranks as they are, for a sharded checkpoint; else rank 0 gets them whole.
+
+    Raises:
+        CheckpointError: it holds what is no plain data, or this rank alone does not have the whole of it.
     """
     trainer, module, progress = run.trainer, run.module, run.progress
+    if run.strategy.shards and not together:
+        raise CheckpointError("Rank 0 alone cannot save a sharded model: each rank holds a part of it.")
     run.save_loggers()
     run.strategy.settle(module)
+    whole: Callable[[Any], Any] = (lambda state: state) if parts else run.strategy.whole
     if _within_step(run):  # a fit that goes on from here trains on this batch anew
         progress = progress.before_batch()
     checkpoint: dict[str, Any] = {
         "epoch": progress.epoch,
         "global_step": progress.steps,
         VERSION_KEY: LIGHTNING_FORMAT,
-        "state_dict": run.strategy.whole(module.state_dict()),
+        "state_dict": whole(module.state_dict()),
         "loops": loops_of(progress, automatic=module.automatic_optimization, accumulate=trainer.accumulate_grad_batches),
     }
     if not weights_only:
         checkpoint["callbacks"] = {callback.state_key: state for callback in trainer.callbacks if (state := callback.state_dict())}
-        checkpoint["optimizer_states"] = [run.strategy.whole(optimizer.state_dict()) for optimizer in run.optimizers]
+        checkpoint["optimizer_states"] = [whole(optimizer.state_dict()) for optimizer in run.optimizers]
         checkpoint["lr_schedulers"] = [config.scheduler.state_dict() for config in run.schedulers]
         if run.precision.scaler is not None:
             checkpoint["MixedPrecision"] = run.precision.scaler.state_dict()
@@ -78,7 +86,7 @@ def dump(run: Run, weights_only: bool = False, together: bool = True) -> dict[st
         own = exact.dump(run, progress)
         others = [None] * (run.world.size - 1)
         checkpoint["raylit"]["ranks"] = run.world.all_gather_object(own) if together else [own, *others]
-    plain, foreign = plain_items(run.strategy.whole(checkpoint))
+    plain, foreign = plain_items(whole(checkpoint))
     if foreign:
         raise CheckpointError(
             f"The checkpoint holds objects that are no plain data under: {', '.join(foreign)}. Checkpoints hold tensors, numbers, strings and containers"
@@ -105,6 +113,7 @@ def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
     run.call(module, "on_load_checkpoint", checkpoint)
     if "state_dict" not in checkpoint:
         raise CheckpointError(f"{run.job.ckpt_path} holds no state_dict; it has: {', '.join(map(str, checkpoint))}.")
+    run.precision.convert_module(module)  # else weights in float64 would be rounded on their way
     module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
     if run.datamodule is not None and type(run.datamodule).__qualname__ in checkpoint:
         run.call(run.datamodule, "load_state_dict", checkpoint[type(run.datamodule).__qualname__])

@@ -120,6 +120,7 @@ class FSDPStrategy(Strategy):
             raise ConfigError("auto_wrap_policy and min_num_params were both given. Leave one of them out.")
         self.sharding_strategy = name
         self.saves_folders = self.state_dict_type == "sharded"
+        self.saves_in_background = self.async_save
         self._policy = policy_of(self.auto_wrap_policy)
 
     @property
@@ -228,8 +229,8 @@ class FSDPStrategy(Strategy):
     # ---- checkpoints ----
 
     def whole(self, state: Any) -> Any:
-        """Return nested state with whole tensors in host memory on rank 0, empty ones on the others; or with parts, if folders are saved."""
-        return state if self.saves_folders or self._steps is None else self._whole(state)
+        """Return nested state with whole tensors in host memory on rank 0, empty ones on the others."""
+        return state if self._steps is None else self._whole(state)
 
     def _whole(self, state: Any) -> Any:
         def gather(value: Any) -> Any:

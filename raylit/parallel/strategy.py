@@ -39,11 +39,13 @@ class Strategy:
             read all it has; those that are through earlier begin again. `drop`: it ends for all with the first that has no more.
         shards: whether a rank holds a part of each parameter only, so that forward passes and checkpoints need all ranks.
         saves_folders: whether a checkpoint is a folder into which every rank writes its part.
+        saves_in_background: whether it does so while training goes on.
     """
 
     uneven: Uneven = "finish"
     shards: bool = False
     saves_folders: bool = False
+    saves_in_background: bool = False
     find_unused_parameters: bool = False
     _world: World | None = None
 

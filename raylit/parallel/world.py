@@ -42,6 +42,7 @@ class World:
         self.node_rank = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))) if together else 0
         self.num_nodes = max(1, self.size // max(1, local_size))
         self._cpu_group: Any = None
+        self._files_group: Any = None
         messages.rank_zero_only.rank = self.rank  # type: ignore[attr-defined]
 
     @classmethod
@@ -96,6 +97,13 @@ class World:
         gathered = [torch.empty_like(own) for _ in range(self.size)]
         dist.all_gather(gathered, own, group=self.cpu_group)
         return [int(one) for one in gathered]
+
+    @property
+    def files_group(self) -> Any:
+        """The ranks as a group of its own for those who write files, perhaps in the background. Made on first use, which is to be on all ranks."""
+        if self._files_group is None:
+            self._files_group = dist.new_group(backend="gloo")
+        return self._files_group
 
     @property
     def cpu_group(self) -> Any:
