@@ -235,7 +235,14 @@ class Run:
         limit = getattr(trainer, f"limit_{stage}_batches")
         overfits = trainer.overfit_batches > 0 and stage in ("train", "val") and self.job.fn == "fit"
         loader = data.prepare(
-            given, stage, self.world, limit=limit, distribute=trainer.use_distributed_sampler, overfit=overfits, origin=origin
+            given,
+            stage,
+            self.world,
+            limit=limit,
+            distribute=trainer.use_distributed_sampler,
+            overfit=overfits,
+            origin=origin,
+            uneven=self.strategy.uneven,
         )
         self.loaders[stage] = loader
         self.loader_epoch[stage] = self.progress.epoch

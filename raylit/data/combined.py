@@ -8,6 +8,7 @@ from typing import Any
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from raylit.data import resumable
+from raylit.data.even import Even
 from raylit.errors import ConfigError
 from raylit.messages import warn
 
@@ -47,6 +48,7 @@ class CombinedLoader:
         self.readers: list[Any] = self._flattened
         self._mode = mode
         self.limits: list[float] | None = None
+        self.even: Even | None = None
         self._start = 0
         self._restored: set[int] = set()
         self.is_plain = len(self._flattened) == 1 and self._flattened[0] is iterables
@@ -80,6 +82,11 @@ class CombinedLoader:
 
     def num_batches(self) -> float:
         """Return how many batches an iteration gives, infinity if that cannot be told."""
+        if self.even is not None:
+            return self.even.number
+        return self._own_number()
+
+    def _own_number(self) -> float:
         lengths = self.lengths()
         combine: Callable[..., float] = {"min_size": min, "sequential": sum}.get(self._mode, max)  # type: ignore[assignment]
         return combine(lengths) if lengths else 0
@@ -97,6 +104,17 @@ class CombinedLoader:
 
     def __iter__(self) -> Iterator[Item]:
         """Begin an iteration of every loader now, not at the first batch: workers start early and random seeds are drawn in a known order."""
+        if self.even is None:
+            return self._begin()
+        index, own = self._start, self._own_number()
+        if not index:
+            self.even.passed = 0
+        elif not self.even.passed and index > own:  # how far the data was read is not known: assume that it was read in whole passes
+            self.even.passed = int((index - 1) // own * own)
+        self._start -= self.even.passed
+        return self.even.batches(self._begin(), self._begin, index)
+
+    def _begin(self) -> Iterator[Item]:
         if not self._flattened:
             return iter(())
         if self._start:
@@ -115,7 +133,8 @@ class CombinedLoader:
     def states(self) -> list[dict[str, Any]]:
         """Return what `go_on` takes: of each loader what it needs to go on from where it is, as plain data."""
         keepers = [resumable.keeper_of(loader) for loader in self.readers]
-        return [{} if keeper is None else keeper.state_dict() for keeper in keepers]
+        states = [{} if keeper is None else keeper.state_dict() for keeper in keepers]
+        return states if self.even is None else [*states, {"passed": self.even.passed}]
 
     def go_on(self, batch: int, states: list[dict[str, Any]]) -> None:
         """Let the next iteration begin at number `batch`.
@@ -125,6 +144,8 @@ class CombinedLoader:
             states: what `states` returned then; empty if it is not known, which is exact only for data that is read in order.
         """
         self._start = batch
+        if self.even is not None and batch and len(states) > len(self.readers):
+            self.even.passed = states[-1]["passed"]
         for loader, state in zip(self.readers, states, strict=False):
             keeper = resumable.keeper_of(loader)
             if keeper is not None and state and (batch or keeper is not loader):  # a loader's own state is that of the epoch which ended

@@ -5,17 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raylit.data.combined import CombinedLoader, is_iterable, length_of
+from raylit.data.even import make_even
 from raylit.data.resumable import resumable
 from raylit.data.sampler import shard, with_short_batches, without_shuffle
 from raylit.errors import DataError
 
 if TYPE_CHECKING:
     from raylit.parallel import World
+    from raylit.parallel.strategy import Uneven
 
 SHARD_MODES = {"train": "train", "val": "evaluate", "test": "evaluate", "predict": "predict"}
 
 
-def prepare(data: Any, stage: str, world: World, *, limit: int | float, distribute: bool, overfit: bool, origin: str) -> CombinedLoader:
+def prepare(
+    data: Any, stage: str, world: World, *, limit: int | float, distribute: bool, overfit: bool, origin: str, uneven: Uneven = "finish"
+) -> CombinedLoader:
     """Return the loader of one rank for one stage, with its limits set.
 
     Args:
@@ -26,9 +30,10 @@ def prepare(data: Any, stage: str, world: World, *, limit: int | float, distribu
         distribute: whether to shard over the ranks.
         overfit: whether to read in order, whatever the loader says.
         origin: where the data came from, for error texts.
+        uneven: what to do if the ranks have different numbers of training batches; see `even`.
 
     Raises:
-        DataError: it cannot be iterated, or the limit leaves nothing.
+        DataError: it cannot be iterated, the limit leaves nothing, or a rank has no training batch while others have.
     """
     loader = data if isinstance(data, CombinedLoader) else CombinedLoader(data, "max_size_cycle" if stage == "train" else "sequential")
     if stage == "train" and loader.mode == "sequential":
@@ -42,11 +47,15 @@ def prepare(data: Any, stage: str, world: World, *, limit: int | float, distribu
                 f"{origin} gave {one!r} ({type(one).__name__}), which cannot be iterated. Give a DataLoader, an iterable, or a list or dict of them."
             )
         one = without_shuffle(one) if overfit else with_short_batches(one) if stage == "predict" else one
-        ready.append(shard(one, world, SHARD_MODES[stage]) if distribute else one)
+        mode = "drop" if stage == "train" and uneven == "drop" else SHARD_MODES[stage]
+        ready.append(shard(one, world, mode) if distribute else one)
     loader.flattened = ready
     if stage == "train":
         loader.readers = [resumable(one, world.rank, number) for number, one in enumerate(ready)]
     loader.limits = [num_batches(stage, length_of(one), limit) for one in ready]
+    loader.even = None  # a loader that is given may have been read before
+    if stage == "train":
+        loader.even = make_even(loader.num_batches(), ready, world, uneven)
     return loader
 
 

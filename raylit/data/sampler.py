@@ -2,7 +2,7 @@
 
 The order of all samples is a function of seed and epoch; rank r of n takes positions r, r + n, r + 2n, ... of it, so batch i of all ranks
 together is batch i of one process with n times the batch size. In training every rank gets equally many samples: the order is continued
-from its start until it divides (as torch's DistributedSampler does). In evaluation nothing is repeated: ranks may differ by one sample.
+from its start until it divides (as torch's DistributedSampler does), or with `drop` its end is left out. In evaluation nothing is repeated: ranks may differ by one sample.
 For prediction each rank takes one consecutive piece, so that the ranks' results, one after the other, are in the order of the data.
 """
 
@@ -31,7 +31,7 @@ class ShardedSampler(Sampler[Any]):
         sampler: gives indices, or whole batches of indices if it is a batch sampler.
         rank: this rank.
         size: number of ranks.
-        mode: `train`, `evaluate` or `predict`; see the module's text.
+        mode: `train`, `drop`, `evaluate` or `predict`; see the module's text.
         seed: of random orders, together with the epoch.
     """
 
@@ -54,6 +54,8 @@ class ShardedSampler(Sampler[Any]):
         if self.mode == "predict":
             start, stop = (len(order) * r // self.size for r in (self.rank, self.rank + 1))
             return iter(order[start:stop])
+        if self.mode == "drop":
+            order = order[: len(order) // self.size * self.size]
         if self.mode == "train" and order:
             missing = -len(order) % self.size
             order += (order * math.ceil(missing / len(order)))[:missing]
@@ -63,6 +65,8 @@ class ShardedSampler(Sampler[Any]):
         number = len(self.sampler)
         if self.mode == "predict":
             return number * (self.rank + 1) // self.size - number * self.rank // self.size
+        if self.mode == "drop":
+            return number // self.size
         if self.mode == "train":
             return math.ceil(number / self.size)
         return len(range(self.rank, number, self.size))
