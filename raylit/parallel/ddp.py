@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from raylit.module import LightningModule
     from raylit.parallel.world import World
 
-COMM_HOOKS = ("fp16", "bf16", "powersgd", "batched_powersgd")
+COMM_HOOKS = ("fp16", "bf16", "powersgd")
 
 
 class TrainingStep(nn.Module):
@@ -80,8 +80,8 @@ class DDPStrategy(Strategy):
         gradient_as_bucket_view: gradients are views into the buckets: saves one copy of the gradients in memory.
         broadcast_buffers: copy rank 0's buffers (running means) to all ranks at each step.
         bucket_cap_mb: size of a bucket in MiB.
-        ddp_comm_hook: what is sent in place of the gradients: `fp16` or `bf16` halves what is sent, `powersgd` and `batched_powersgd` send
-            matrices of low rank; or a communication hook of `torch.distributed.algorithms.ddp_comm_hooks` or one's own.
+        ddp_comm_hook: what is sent in place of the gradients: `fp16` or `bf16` halves what is sent, `powersgd` sends matrices
+            of low rank; or a communication hook of `torch.distributed.algorithms.ddp_comm_hooks` or one's own.
         ddp_comm_state: the hook's first argument: for PowerSGD a `PowerSGDState`, by default one of rank 1 that begins at step 1000.
         ddp_comm_wrapper: such as torch's `bf16_compress_wrapper`: takes the hook, returns the one to use.
         uneven: what happens when the ranks have different numbers of training batches; see `Strategy`.
@@ -144,7 +144,9 @@ class DDPStrategy(Strategy):
         )
         if self.ddp_comm_hook is not None:
             state, hook = self._hook()
-            wrapped.register_comm_hook(state, hook if self.ddp_comm_wrapper is None else self.ddp_comm_wrapper(hook))
+            send = hook if self.ddp_comm_wrapper is None else self.ddp_comm_wrapper(hook)
+            # by its name torch would refuse bfloat16 on the CPU, where gloo sends it too, and by annotations that are strings one of the user's
+            wrapped.register_comm_hook(state, lambda state, bucket: send(state, bucket))
         return wrapped if automatic else StepByHand(wrapped, module)
 
     def _hook(self) -> tuple[Any, Callable[..., Any]]:
@@ -153,13 +155,12 @@ class DDPStrategy(Strategy):
 
         if callable(self.ddp_comm_hook):
             return self.ddp_comm_state, self.ddp_comm_hook
-        if self.ddp_comm_hook in ("fp16", "bf16"):
-            return (
-                self.ddp_comm_state,
-                default_hooks.fp16_compress_hook if self.ddp_comm_hook == "fp16" else default_hooks.bf16_compress_hook,
-            )
+        if self.ddp_comm_hook == "fp16":
+            return self.ddp_comm_state, default_hooks.fp16_compress_hook
+        if self.ddp_comm_hook == "bf16":
+            return self.ddp_comm_state, default_hooks.bf16_compress_hook
         state = self.ddp_comm_state or powerSGD_hook.PowerSGDState(process_group=None)
-        return state, powerSGD_hook.powerSGD_hook if self.ddp_comm_hook == "powersgd" else powerSGD_hook.batched_powerSGD_hook
+        return state, powerSGD_hook.powerSGD_hook
 
 
 def check_uneven(uneven: str) -> None:
