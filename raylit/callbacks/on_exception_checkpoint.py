@@ -45,11 +45,7 @@ class OnExceptionCheckpoint(Checkpoint):
         return os.path.join(self.dirpath, self.filename + self.FILE_EXTENSION)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.strategy.shards:
-            raise ConfigError(
-                "OnExceptionCheckpoint cannot save a sharded model: where an exception ends one rank, the parts of the others are out of its reach."
-                " Leave it out and save as training goes on: ModelCheckpoint(every_n_train_steps=100)."
-            )
+        trainer.strategy.refuse_if_sharded("OnExceptionCheckpoint saves what rank 0 has, since an exception may end it alone")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         run = trainer._run

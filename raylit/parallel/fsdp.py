@@ -6,8 +6,6 @@ forward pass is `training_step` or a step of evaluation: so the module keeps its
 
 from __future__ import annotations
 
-import importlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from torch.utils._pytree import tree_map
 from raylit.errors import ConfigError
 from raylit.parallel.ddp import check_uneven
 from raylit.parallel.strategy import Strategy, Uneven
+from raylit.parallel.units import Unit, callable_children, choose_units, is_part, part_like, policy_of
 
 if TYPE_CHECKING:
     from raylit.module import LightningModule
@@ -144,6 +143,10 @@ class FSDPStrategy(Strategy):
             raise ConfigError(
                 f"{type(module).__name__} is sharded already: by a run that an exception ended, or by its own code. Make it anew and leave fully_shard out."
             )
+        if any(child._compiled_call_impl is not None for child in module.modules()):
+            raise ConfigError(
+                "Trainer(compile=...) and FSDP on several ranks do not go together here: leave out compile, or use strategy='ddp'."
+            )
         options = {"mesh": self._mesh(world), **self._placing(world), **self.kwargs}
         policy, whole = self._mixing(precision)
         manual = not module.automatic_optimization
@@ -156,7 +159,7 @@ class FSDPStrategy(Strategy):
             options["reshard_after_forward"] = True
         steps = Steps(module)
         roots = list(callable_children(module)) if manual else [steps]
-        inner = [unit for unit in self._choose(module, policy is not whole) if unit not in roots]
+        inner = [unit for unit in choose_units(module, self._wants_unit, norms=policy is not whole) if unit not in roots]
         units = [Unit(target) for target in [*inner, *roots]]
         for target in [*inner, *roots]:
             is_norm = isinstance(target, nn.modules.batchnorm._BatchNorm)
@@ -293,6 +296,12 @@ class FSDPStrategy(Strategy):
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)
 
+    def _wants_unit(self, module: nn.Module, number: int) -> bool:
+        """Tell whether a module with so many parameters outside of other units is to be one."""
+        if self._policy is not None:
+            return self._policy(module=module, recurse=False, nonwrapped_numel=number)
+        return number >= (UNIT_SIZE if self.min_num_params is None else self.min_num_params)
+
     def _mesh(self, world: World) -> Any:
         from torch.distributed.device_mesh import init_device_mesh
 
@@ -322,146 +331,3 @@ class FSDPStrategy(Strategy):
         if precision.is_mixed:  # autocast casts the inputs
             return MixedPrecisionPolicy(param_dtype=precision.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False), whole
         return whole, whole
-
-    def _choose(self, module: nn.Module, norms: bool) -> list[nn.Module]:
-        """Return the submodules to make units of, inner ones first."""
-        uses = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
-
-        def is_closed(candidate: nn.Module) -> bool:
-            """Tell whether no parameter of it is used outside of it too."""
-            inside = Counter(id(parameter) for _, parameter in candidate.named_parameters(remove_duplicate=False))
-            return bool(inside) and all(uses[key] == number for key, number in inside.items())
-
-        chosen: list[nn.Module] = []
-
-        def visit(candidate: nn.Module) -> int:
-            """Choose within `candidate` and perhaps it; returns how many of its parameters are in no unit yet."""
-            if candidate in chosen:
-                return 0
-            number = sum(visit(child) for child in candidate.children())
-            number += sum(parameter.numel() for parameter in candidate._parameters.values() if parameter is not None)
-            if candidate is module or isinstance(candidate, (nn.ModuleList, nn.ModuleDict)):
-                return number
-            is_norm = norms and isinstance(candidate, nn.modules.batchnorm._BatchNorm)
-            if self._policy is not None:
-                wanted = self._policy(module=candidate, recurse=False, nonwrapped_numel=number)
-            else:
-                wanted = number >= (UNIT_SIZE if self.min_num_params is None else self.min_num_params)
-            if (wanted or is_norm) and is_closed(candidate):
-                chosen.append(candidate)
-                return 0
-            return number
-
-        visit(module)
-        return chosen
-
-
-class Unit:
-    """A module that `fully_shard` is about to change, and what it was before."""
-
-    def __init__(self, module: Any) -> None:
-        self.module = module
-        self._class = type(module)
-        self._attributes = set(vars(module))
-        self._reshards: list[Any] = []
-
-    @property
-    def groups(self) -> list[Any]:
-        """What torch gathers together."""
-        state = self.module._get_fsdp_state()
-        return (
-            list(state._fsdp_param_groups)
-            if hasattr(state, "_fsdp_param_groups")
-            else [g for g in (state._fsdp_param_group,) if g is not None]
-        )
-
-    def keep_whole(self) -> None:
-        """Gather the parameters, and let no forward pass part them again."""
-        self._reshards = [group.post_forward_mesh_info for group in self.groups]
-        for group in self.groups:
-            group.post_forward_mesh_info = None
-        self.module.unshard()
-
-    def part_again(self) -> None:
-        """Undo `keep_whole`."""
-        for group, reshards in zip(self.groups, self._reshards, strict=True):
-            group.post_forward_mesh_info = reshards
-        self.module.reshard()
-
-    def undo(self) -> None:
-        """Make the module what it was, but for its parameters."""
-        from torch.distributed._composable_state import _module_state_mapping
-
-        state = self.module._get_fsdp_state()
-        handles = [state._pre_forward_hook_handle, state._post_forward_hook_handle]
-        for group in self.groups:
-            handles += group._module_to_pre_save_state_dict_hook_handle.values()
-            handles += group._module_to_pre_load_state_dict_hook_handle.values()
-        for handle in handles:
-            handle.remove()
-        self.module.__class__ = self._class
-        for name in set(vars(self.module)) - self._attributes:
-            if not isinstance(name, str) or "fsdp" in name or "composable" in name:
-                del vars(self.module)[name]
-        _module_state_mapping.pop(self.module, None)
-
-
-def is_part(value: Any) -> bool:
-    """Tell whether a tensor is spread over the ranks."""
-    return hasattr(value, "device_mesh") and isinstance(value, Tensor)
-
-
-def part_like(parameter: Any, value: Any) -> Any:
-    """Return this rank's part of a whole tensor, if it has the shape of a parameter that is spread over the ranks; else `value`."""
-    if not is_part(parameter) or not isinstance(value, Tensor) or is_part(value) or value.shape != parameter.shape:
-        return value
-    from torch.distributed.tensor import DTensor
-
-    local, mesh = value, parameter.device_mesh
-    for number, placement in enumerate(parameter.placements):
-        if placement.is_shard():
-            parts, own = torch.chunk(local, mesh.size(number), placement.dim), mesh.get_local_rank(number)
-            local = parts[own] if own < len(parts) else local.narrow(placement.dim, 0, 0)
-    local = local.to(parameter.to_local().device, copy=True)
-    return DTensor.from_local(local, mesh, parameter.placements, run_check=False, shape=parameter.shape, stride=parameter.stride())
-
-
-def policy_of(given: Any) -> Callable[..., bool] | None:
-    """Return the function that says whether a module is a unit, None if nothing was given.
-
-    Raises:
-        ConfigError: it is neither classes, nor import paths of classes, nor a policy.
-    """
-    if given is None:
-        return None
-    if callable(given) and not isinstance(given, type):
-        policy: Callable[..., bool] = given
-        return policy
-    classes = []
-    for one in given if isinstance(given, (list, tuple, set, frozenset)) else [given]:
-        found = one
-        if isinstance(one, str):
-            place, _, name = one.rpartition(".")
-            try:
-                found = getattr(importlib.import_module(place), name)
-            except (ImportError, AttributeError, ValueError) as error:
-                raise ConfigError(
-                    f"auto_wrap_policy={one!r}: {error or 'no such class'}. Give the import path of a class of modules."
-                ) from error
-        if not (isinstance(found, type) and issubclass(found, nn.Module)):
-            raise ConfigError(f"auto_wrap_policy={given!r}: {one!r} is no class of modules. Give classes, their import paths, or a policy.")
-        classes.append(found)
-    return partial(_is_one_of, tuple(classes))
-
-
-def _is_one_of(classes: tuple[type, ...], module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
-    return isinstance(module, classes)
-
-
-def callable_children(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the children with parameters, in place of a list or dict of modules those in it."""
-    for child in module.children():
-        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
-            yield from callable_children(child)
-        elif next(child.parameters(), None) is not None:
-            yield child

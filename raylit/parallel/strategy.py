@@ -53,6 +53,17 @@ class Strategy:
         live = ("_world", "_steps", "_units")
         return {name: value for name, value in vars(self).items() if name not in live}
 
+    def refuse_if_sharded(self, what: str) -> None:
+        """Say that something needs the whole model on each rank.
+
+        Raises:
+            ConfigError: no rank has it.
+        """
+        if self.shards:
+            raise ConfigError(
+                f"{what}, but {type(self).__name__} leaves a part of the model on each rank. Leave it out, or use strategy='ddp'."
+            )
+
     # ---- what a run asks ----
 
     def shard(self, module: LightningModule, world: World, precision: Precision) -> None:
