@@ -19,6 +19,7 @@ import uuid
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -173,8 +174,24 @@ def _take_parts(value: Any, path: Place, parts: dict[str, Tensor], places: dict[
 # ---- reading ----
 
 
-def load(folder: str | os.PathLike[str], map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Unread:
+    """Stands for a tensor that is read once it is known which part of it this rank keeps."""
+
+    folder: str
+    key: str
+
+
+def load(
+    folder: str | os.PathLike[str], map_location: Any = "cpu", weights_only: bool | None = None, *, leaves_optimizers: bool = False
+) -> dict[str, Any]:
     """Read a sharded checkpoint into this process alone, as if it were one file.
+
+    Args:
+        folder: local path.
+        map_location: device on which tensors appear.
+        weights_only: False lets it run code while it loads. Only for folders you wrote yourself.
+        leaves_optimizers: leave the states of optimizers to `read_optimizer`.
 
     Raises:
         CheckpointError: there is none, it was not finished, or it is damaged.
@@ -182,39 +199,72 @@ def load(folder: str | os.PathLike[str], map_location: Any = "cpu", weights_only
     source = os.fspath(folder)
     check(source)
     checkpoint = file.load(os.path.join(source, META), map_location=map_location, weights_only=weights_only)
-    places = checkpoint["raylit"].pop("parts")
-    try:
-        tensors = _read_parts(source, list(places)) if places else {}
-    except Exception as error:  # whatever DCP, and pickle before it, make of damaged files
-        raise CheckpointError(f"The checkpoint {source} could not be read: {error}. It is torn or damaged, or no checkpoint.") from error
+    places: dict[str, Place] = checkpoint["raylit"].pop("parts")
+    later = {key for key, path in places.items() if leaves_optimizers and path[0] == "optimizer_states"}
+    tensors = _read_parts(source, {key: None for key in places if key not in later})
     for key, path in places.items():
         inner: Any = checkpoint
         for step in path[:-1]:
             inner = inner[step]
-        inner[path[-1]] = tensors[key].to(map_location) if isinstance(map_location, (str, torch.device)) else tensors[key]
+        inner[path[-1]] = Unread(source, key) if key in later else tensors[key]
+        if key not in later and isinstance(map_location, (str, torch.device)):
+            inner[path[-1]] = tensors[key].to(map_location)
     return checkpoint
 
 
-def _read_parts(folder: str, keys: list[str]) -> dict[str, Tensor]:
+def read_optimizer(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's state with what was left unread: of each tensor the part that this rank has of its parameter.
+
+    Raises:
+        CheckpointError: the folder is damaged.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    of = dict(zip(numbers, parameters, strict=False))
+    wanted = {
+        value.key: of.get(number) for number, values in state["state"].items() for value in values.values() if isinstance(value, Unread)
+    }
+    if not wanted:
+        return state
+    folder = next(value.folder for values in state["state"].values() for value in values.values() if isinstance(value, Unread))
+    tensors = _read_parts(folder, wanted)
+    read = {
+        number: {name: tensors[value.key] if isinstance(value, Unread) else value for name, value in values.items()}
+        for number, values in state["state"].items()
+    }
+    return {**state, "state": read}
+
+
+def _read_parts(folder: str, wanted: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    """Read tensors by their keys; the part that this rank has of the tensor beside the key, or if that is None or of another shape, all of it."""
+    if not wanted:
+        return {}
     from torch.distributed.checkpoint import filesystem, state_dict_loader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    with open(os.path.join(folder, ".metadata"), "rb") as stream:
-        metadata = _Unpickler(stream).load()
+    try:
+        with open(os.path.join(folder, ".metadata"), "rb") as stream:
+            metadata = _Unpickler(stream).load()
 
-    class Reader(filesystem.FileSystemReader):
-        def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
-            return metadata
+        class Reader(filesystem.FileSystemReader):
+            def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
+                return metadata
 
-    tensors: dict[str, Tensor] = {}
-    for key in keys:
-        described = metadata.state_dict_metadata[key]
-        if not isinstance(described, TensorStorageMetadata):
-            raise pickle.UnpicklingError(f"{key} is no tensor in it")  # DCP would unpickle it
-        tensors[key] = torch.empty(described.size, dtype=described.properties.dtype)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # says what no_dist says
-        state_dict_loader.load(dict(tensors), storage_reader=Reader(folder), no_dist=True)
+        tensors: dict[str, Any] = {}
+        for key, like in wanted.items():
+            described = metadata.state_dict_metadata[key]
+            if not isinstance(described, TensorStorageMetadata):
+                raise pickle.UnpicklingError(f"{key} is no tensor in it")  # DCP would unpickle it
+            dtype = described.properties.dtype
+            is_like = like is not None and like.shape == described.size
+            tensors[key] = (
+                torch.empty_like(like.detach(), dtype=dtype) if is_like and like is not None else torch.empty(described.size, dtype=dtype)
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # says what no_dist says
+            state_dict_loader.load(dict(tensors), storage_reader=Reader(folder), no_dist=True)
+    except Exception as error:  # whatever DCP, and pickle before it, make of damaged files
+        raise CheckpointError(f"The checkpoint {folder} could not be read: {error}. It is torn or damaged, or no checkpoint.") from error
     return tensors
 
 

@@ -6,13 +6,14 @@ tensors and plain data.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from raylit.batch import move_to
-from raylit.checkpoint import exact
+from raylit.checkpoint import exact, sharded
 from raylit.checkpoint.file import LIGHTNING_FORMAT, VERSION_KEY, load, plain_items
 from raylit.checkpoint.loops import loops_of, progress_of
 from raylit.errors import CheckpointError
@@ -102,8 +103,10 @@ def _within_step(run: Run) -> bool:
 
 
 def read(run: Run, path: str) -> dict[str, Any]:
-    """Load the checkpoint at `path` to the CPU."""
+    """Load the checkpoint at `path` to the CPU; of a sharded one the states of optimizers are left for `restore_training`."""
     info(f"Restoring states from the checkpoint path at {path}")
+    if os.path.isdir(path):
+        return sharded.load(path, weights_only=run.job.weights_only, leaves_optimizers=True)
     return load(path, map_location="cpu", weights_only=run.job.weights_only)
 
 
@@ -143,7 +146,7 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
             f"{run.job.ckpt_path} holds {len(states)} optimizers, but configure_optimizers returned {len(run.optimizers)}."
         )
     for optimizer, state in zip(run.optimizers, states, strict=True):
-        load_optimizer(optimizer, run.strategy.optimizer_state(optimizer, state))
+        load_optimizer(optimizer, run.strategy.optimizer_state(optimizer, sharded.read_optimizer(optimizer, state)))
     for config, state in zip(run.schedulers, checkpoint["lr_schedulers"], strict=False):
         config.scheduler.load_state_dict(state)
     if run.precision.scaler is not None and "MixedPrecision" in checkpoint:
