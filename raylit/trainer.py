@@ -10,7 +10,7 @@ from typing import Any, Literal
 from raylit import driver, settings
 from raylit.callbacks import Callback
 from raylit.check import CheckReport, check
-from raylit.checkpoint import dump, find, save, save_folder
+from raylit.checkpoint import dump, find, save, sharded
 from raylit.compiled import options_of
 from raylit.datamodule import LightningDataModule
 from raylit.errors import ConfigError, did_you_mean
@@ -327,7 +327,7 @@ class Trainer(RunView):
         with self.profiler.profile("save_checkpoint"):
             checkpoint = dump(self._run, bool(weights_only), parts=self.strategy.saves_folders)
             if self.strategy.saves_folders:
-                save_folder(self._run, checkpoint, filepath, in_background=self.strategy.saves_in_background)
+                sharded.save(self._run, checkpoint, filepath, in_background=self.strategy.saves_in_background)
             elif self.is_global_zero:
                 save(checkpoint, filepath, storage_options=storage_options)
             self._run.world.barrier()

@@ -280,7 +280,8 @@ def catching_sigterm(run: Run) -> Iterator[None]:
 def bring_home(run: Run) -> None:
     """Unwrap the model and bring it to the CPU."""
     run.step_module = None
-    checkpoint.pending.wait()
+    if run.strategy.saves_folders:
+        checkpoint.sharded.wait(run)
     run.strategy.bring_home(run.module, run.optimizers)
     if run.device.type != "cpu":
         run.module.to("cpu")

@@ -1,8 +1,7 @@
 """Checkpoints: what is in them, their file format, writing them whole, reading them safely."""
 
-from raylit.checkpoint import find, pending
+from raylit.checkpoint import find, pending, sharded
 from raylit.checkpoint.file import load, plain_items, save, to_plain
-from raylit.checkpoint.sharded import save as save_folder
 from raylit.checkpoint.sharded import to_one_file
 from raylit.checkpoint.state import dump, load_optimizer, read, restore_module, restore_training
 
@@ -17,7 +16,7 @@ __all__ = [
     "restore_module",
     "restore_training",
     "save",
-    "save_folder",
+    "sharded",
     "to_one_file",
     "to_plain",
 ]

@@ -17,7 +17,7 @@ import pickle
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from raylit.checkpoint import file, pending
 from raylit.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from raylit.parallel import World
     from raylit.run import Run
 
 META, COMPLETE = "meta.pt", "complete.json"
@@ -79,7 +80,6 @@ def save(run: Run, checkpoint: dict[str, Any], path: str | os.PathLike[str], *, 
         raise CheckpointError(
             f"{target}: a sharded checkpoint needs a local path that all ranks reach. Use state_dict_type='full' for URLs."
         )
-    pending.wait()
     world = run.world
     temporary = f"{os.path.dirname(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.part"
     temporary = world.broadcast_object(temporary)
@@ -87,19 +87,49 @@ def save(run: Run, checkpoint: dict[str, Any], path: str | os.PathLike[str], *, 
     places: dict[str, Place] = {}
     rest = _take_parts(checkpoint, (), parts, places)
     rest["raylit"] = {**rest["raylit"], "parts": places}
-    os.makedirs(temporary, exist_ok=True)
-    if world.is_zero:
-        file.save(rest, os.path.join(temporary, META))
+    with _failing_together(world, target):
+        pending.wait()
+        os.makedirs(temporary, exist_ok=True)
+        if world.is_zero:
+            file.save(rest, os.path.join(temporary, META))
     written: Future[None] = Future()
     finish = _finisher(temporary, target, world.is_zero, written)
     if not parts:
         finish(None)
     else:
         _write_parts(parts, temporary, world.files_group, in_background, finish)
-    if in_background:
-        pending.begin(target, written)
-    elif (error := written.exception()) is not None:
-        raise CheckpointError(f"Could not write the checkpoint {target}: {error}. What stood there before is untouched.") from error
+    pending.begin(target, written)
+    if not in_background:
+        wait(run)
+
+
+def wait(run: Run) -> None:
+    """Wait until what is being written in the background is on the disk. To be called on all ranks.
+
+    Raises:
+        CheckpointError: it could not be written, on all ranks.
+    """
+    with _failing_together(run.world, "before"):
+        pending.wait()
+
+
+@contextlib.contextmanager
+def _failing_together(world: World, target: str) -> Iterator[None]:
+    """Make an error of one rank, to write the checkpoint `target`, one of all; else they would wait for it.
+
+    Raises:
+        CheckpointError: there was one.
+    """
+    failed: CheckpointError | OSError | None = None
+    try:
+        yield
+    except (CheckpointError, OSError) as error:
+        failed = error
+    if world.any(failed is not None):
+        if isinstance(failed, CheckpointError):
+            raise failed
+        reason = "another rank could not" if failed is None else failed
+        raise CheckpointError(f"Could not write the checkpoint {target}: {reason}. What stood there before is untouched.") from failed
 
 
 def _write_parts(parts: dict[str, Tensor], folder: str, group: Any, in_background: bool, finish: Callable[[Any], None]) -> None:

@@ -54,7 +54,8 @@ class World:
         """
         device = choose_device(accelerator, int(os.environ.get("LOCAL_RANK", "0")))
         if not dist.is_initialized() and "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            # what is in host memory, such as what the ranks agree on, goes by gloo, so that the accelerator is not waited for
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
             # kept until the process ends: a rank that is through must not take the group's store from one that still leaves
             atexit.register(_leave_group)
         return cls(device)

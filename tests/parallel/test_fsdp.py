@@ -51,10 +51,15 @@ def two(folder: str) -> None:
     go_on(folder + "/file", FULL, 1)
     go_on(folder + "/folder", FOLDERS, 1)
     go_on(folder + "/background", BACKGROUND, 1)
+    go_on(folder + "/direct", BACKGROUND, 1)
 
 
 def four(folder: str) -> dict[str, Any]:
-    return {
+    direct = {
+        "ddp": go_on(f"{folder}/ddp", "ddp", 3, f"{folder}/direct/last.ckpt"),
+        "direct": go_on(f"{folder}/direct", FOLDERS, 3, f"{folder}/direct/last.ckpt"),
+    }
+    return direct | {
         kind: go_on(f"{folder}/{kind}", strategy, 3, f"{folder}/{kind}/last.ckpt")
         for kind, strategy in {"file": FULL, "folder": FOLDERS, "background": BACKGROUND}.items()
     }
