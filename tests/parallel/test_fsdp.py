@@ -19,6 +19,7 @@ from raylit.checkpoint import load, to_one_file
 from raylit.checkpoint.sharded import COMPLETE, META
 from raylit.errors import CheckpointError, ConfigError
 from raylit.parallel import FSDPStrategy, Precision, World
+from raylit.utilities import grad_norm
 from tests.checkpoint.test_resume import QUIET, Saves, fit, loader
 from tests.checkpoint.test_resume import Net as Resumed
 from tests.parallel.test_sync import Block, Net, X, Y
@@ -270,8 +271,12 @@ def test_precisions_and_memory(tmp_path: Path) -> None:
 class Finds(Net):
     """Checks in its hooks that the optimizers hold parts."""
 
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.grad_norms = grad_norm(self, 2)
+
     def on_train_start(self) -> None:
-        assert all(hasattr(p, "to_local") for group in self.trainer.optimizers[0].param_groups for p in group["params"])
+        parameters = [parameter for group in self.trainer.optimizers[0].param_groups for parameter in group["params"]]
+        assert all(hasattr(parameter, "to_local") == self.trainer.strategy.shards for parameter in parameters)
 
 
 class Fails(Net):
@@ -286,7 +291,7 @@ def before_and_after(folder: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for strategy in ("ddp", FULL):
         torch.manual_seed(0)
-        module = Finds() if strategy is FULL else Net()
+        module = Finds()
         finder = pl.callbacks.LearningRateFinder(num_training_steps=10, update_attr=False)
         trainer = pl.Trainer(accelerator="cpu", strategy=strategy, max_epochs=1, default_root_dir=folder, callbacks=finder, **quiet)
         trainer.fit(module, data, data)
@@ -297,6 +302,7 @@ def before_and_after(folder: str) -> dict[str, Any]:
         found[type(trainer.strategy).__name__] = {
             "losses": finder.optimal_lr.results["loss"],
             "tested": tested,
+            "norms": module.grad_norms,
             "saved": [saved["state_dict"], saved["optimizer_states"], saved["global_step"]],
             "kinds": {type(parameter) for parameter in module.parameters()},
         }
@@ -314,6 +320,7 @@ def test_what_comes_before_and_after_a_fit_is_as_with_ddp(tmp_path: Path) -> Non
         ddp, fsdp = found["DDPStrategy"], found["FSDPStrategy"]
         assert fsdp["kinds"] == {nn.Parameter}
         assert fsdp["losses"] == pytest.approx(ddp["losses"], rel=1e-4)
+        assert fsdp["norms"] == pytest.approx(ddp["norms"], rel=1e-3)
         assert fsdp["tested"] == pytest.approx(ddp["tested"], rel=1e-4)
         flat, expected = torch.utils._pytree.tree_flatten(fsdp["saved"]), torch.utils._pytree.tree_flatten(ddp["saved"])
         assert flat[1] == expected[1]
