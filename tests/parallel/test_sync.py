@@ -90,6 +90,14 @@ class ByHand(Net):
         return [torch.optim.SGD(self.blocks.parameters(), lr=0.02), torch.optim.Adam(self.head.parameters(), lr=0.01)]
 
 
+class Unfreezes(Net):
+    """Trains its first block from the second epoch on only, and its scale not at all after that."""
+
+    def on_train_epoch_start(self) -> None:
+        self.blocks[0].requires_grad_(self.current_epoch > 0)
+        self.scale.requires_grad_(self.current_epoch == 0)
+
+
 class NotesGradients(Callback):
     """Keeps the norm of all gradients after clipping."""
 
@@ -109,6 +117,7 @@ CASES: dict[str, dict[str, Any]] = {
     "clipped": {"gradient_clip_val": 0.05},
     "clipped by value": {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"},
     "by hand": {"kind": ByHand},
+    "unfrozen": {"kind": Unfreezes},
 }
 STRATEGIES: dict[str, Any] = {
     "ddp": "ddp",
