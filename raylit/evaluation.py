@@ -101,11 +101,11 @@ def evaluate_batches(run: Run, name: str, batches: Iterator[Item], several: bool
     """Take the evaluation step for every batch."""
     metrics, hooks, precision = run.metrics, run.hooks, run.precision
     batch_start, batch_end = hooks[f"on_{name}_batch_start"], hooks[f"on_{name}_batch_end"]
-    step, transfer = getattr(run.module, f"{name}_step"), run.transfer
-    if data.takes_iterator(step):
+    step, transfer = run.strategy.step(run.module, run.step_module, f"{name}_step"), run.transfer
+    if data.takes_iterator(getattr(run.module, f"{name}_step")):
         batches, step, batch_end = hand_over(run, batches, step, batch_end, number, several)
         transfer = None
-    for batch, batch_idx, dataloader_idx in batches:
+    for batch, batch_idx, dataloader_idx in run.strategy.together(batches):
         if transfer is not None:
             batch = transfer(batch, dataloader_idx)
         metrics.begin_batch(batch, dataloader_idx if several else None)
@@ -141,6 +141,7 @@ def evaluating(run: Run, name: str) -> Iterator[None]:
     modes = submodule_modes(run.module)
     run.call(run.module, f"on_{name}_model_eval")
     yield
+    run.strategy.settle(run.module)
     back = f"on_{name}_model_train"
     if name != "predict" and is_overridden(back, run.module, LightningModule):
         run.call(run.module, back)
@@ -182,12 +183,13 @@ def predict(run: Run) -> list[Any] | None:
 
 def predict_batches(run: Run, batches: Iterator[Item], several: bool, kept: list[list[Any]] | None, number: float) -> None:
     """Predict every batch; results are appended to `kept`, unless that is None."""
-    metrics, hooks, precision, predict_step, transfer = run.metrics, run.hooks, run.precision, run.module.predict_step, run.transfer
+    metrics, hooks, precision, transfer = run.metrics, run.hooks, run.precision, run.transfer
+    predict_step = run.strategy.step(run.module, run.step_module, "predict_step")
     batch_end = hooks["on_predict_batch_end"]
-    if data.takes_iterator(predict_step):
+    if data.takes_iterator(run.module.predict_step):
         batches, predict_step, batch_end = hand_over(run, batches, predict_step, batch_end, number, several)
         transfer = None
-    for batch, batch_idx, dataloader_idx in batches:
+    for batch, batch_idx, dataloader_idx in run.strategy.together(batches):
         if transfer is not None:
             batch = transfer(batch, dataloader_idx)
         which = (dataloader_idx,) if several else ()

@@ -13,7 +13,6 @@ from raylit.data import CombinedLoader
 from raylit.data.combined import Item
 from raylit.datamodule import LightningDataModule
 from raylit.messages import warn
-from raylit.parallel import find_strategy
 from raylit.profilers import PassThroughProfiler, Profiler
 from raylit.run import STEP_OF, Run
 
@@ -60,7 +59,7 @@ class MeasuredLoader(CombinedLoader):
 
     def __init__(self, loader: CombinedLoader, profiler: Profiler, action: str) -> None:
         super().__init__(loader.iterables, loader.mode)
-        self.limits, self.readers = loader.limits, loader.readers
+        self.limits, self.readers, self.even = loader.limits, loader.readers, loader.even
         self._profiler = profiler
         self._action = action
 
@@ -88,7 +87,7 @@ class ProfiledRun(Run):
         self.profiler._lightning_module = weakref.proxy(self.module)
         log_dir = world.broadcast_object(trainer.log_dir if world.is_zero else None)
         self.profiler.setup(stage=job.fn, local_rank=world.local_rank if world.size > 1 else None, log_dir=log_dir)
-        strategy = "SingleDeviceStrategy" if world.size == 1 else type(find_strategy(trainer.strategy)).__name__
+        strategy = "SingleDeviceStrategy" if world.size == 1 else type(trainer.strategy).__name__
         self._strategy = f"[Strategy]{strategy}"
         self._wrapped: list[tuple[object, str, Any]] = []
         self._wrap(self.module, "configure_optimizers", self._name_of(self.module, "configure_optimizers"))

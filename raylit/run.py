@@ -18,7 +18,7 @@ from raylit.hooks import Hooks, is_overridden
 from raylit.messages import warn_once
 from raylit.metrics import Metrics, to_numbers
 from raylit.module import LightningModule
-from raylit.parallel import Precision, World, find_strategy
+from raylit.parallel import Precision, Strategy, World
 from raylit.progress import Progress
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ class Run:
         work: runs the loop of the job and returns what `validate`, `test` and `predict` give to the user; the worker sets it.
         stage: what runs now: `train`, `sanity_check`, `validate`, `test`, `predict` or None.
         hooks: the overridden functions of each event.
-        step_module: called with the arguments of `training_step`: the module wrapped by DDP, or None when alone.
+        strategy: how the ranks keep the model in step.
+        step_module: called with the arguments of `training_step`: the module wrapped by DDP or FSDP, or None when alone.
         compiled: what of the module is compiled while this run lasts.
         loaders: the loader of each stage, once it was asked for.
         earlier_lengths: for each stage of the jobs before, the batches of its loaders.
@@ -72,6 +73,7 @@ class Run:
         self.datamodule: LightningDataModule | None = job.datamodule
         self.world = world
         self.device = world.device
+        self.strategy: Strategy = trainer.strategy
         self.precision = Precision(trainer.precision, world.device)
         self.progress: Progress = trainer.progress
         self.metrics = Metrics(world, self.module)
@@ -166,6 +168,8 @@ class Run:
         hook = self.metrics.hook
         if self.precision.scaler is not None:
             loss = self.precision.scaler.scale(loss)
+        prepare = getattr(self.step_module, "prepare_backward", None)
+        loss = loss if prepare is None else prepare(loss)
         self.fire("on_before_backward", loss)
         self.call(self.module, "backward", loss, *args, **kwargs)
         self.fire("on_after_backward")
@@ -220,7 +224,7 @@ class Run:
         required = [parameter.requires_grad for parameter in self.module.parameters()]
         if required != self._wrapped_for:
             self.step_module = None  # its hooks go with it
-            self.step_module, self._wrapped_for = find_strategy(self.trainer.strategy).wrap(self.module, self.world), required
+            self.step_module, self._wrapped_for = self.strategy.wrap(self.module, self.world), required
 
     # ---- data ----
 
@@ -254,7 +258,14 @@ class Run:
         limit = getattr(trainer, f"limit_{stage}_batches")
         overfits = trainer.overfit_batches > 0 and stage in ("train", "val") and self.job.fn == "fit"
         loader = data.prepare(
-            given, stage, self.world, limit=limit, distribute=trainer.use_distributed_sampler, overfit=overfits, origin=origin
+            given,
+            stage,
+            self.world,
+            limit=limit,
+            distribute=trainer.use_distributed_sampler,
+            overfit=overfits,
+            origin=origin,
+            uneven=self.strategy.uneven,
         )
         self.loaders[stage] = loader
         self.loader_epoch[stage] = self.progress.epoch
@@ -350,5 +361,9 @@ def restore_modes(module: nn.Module, modes: dict[str, bool]) -> None:
 
 def no_grad_context(run: Run) -> Any:
     """Return the context of an evaluation: inference mode where it is wanted and possible, else no_grad."""
-    inference = run.trainer.inference_mode and run.job.fn != "fit" and not (run.world.size > 1 and run.device.type == "cpu")
+    inference = (
+        run.trainer.inference_mode
+        and run.job.fn != "fit"
+        and not (run.world.size > 1 and (run.strategy.shards or run.device.type == "cpu"))
+    )
     return torch.inference_mode() if inference else torch.no_grad()

@@ -1,5 +1,8 @@
-"""Lightning's place for strategies."""
+"""Lightning's place for strategies; `FSDP` and `DDP` are short for them."""
 
-from raylit.parallel import DDPStrategy
+from raylit.parallel import DDPStrategy, FSDPStrategy, Strategy
 
-__all__ = ["DDPStrategy"]
+DDP = DDPStrategy
+FSDP = FSDPStrategy
+
+__all__ = ["DDPStrategy", "FSDPStrategy", "Strategy"]

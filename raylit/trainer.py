@@ -10,14 +10,14 @@ from typing import Any, Literal
 from raylit import driver, settings
 from raylit.callbacks import Callback
 from raylit.check import CheckReport, check
-from raylit.checkpoint import dump, find, save
+from raylit.checkpoint import find, write
 from raylit.compiled import options_of
 from raylit.datamodule import LightningDataModule
-from raylit.errors import ConfigError, NotSavedError, did_you_mean
+from raylit.errors import ConfigError, did_you_mean
 from raylit.job import Fn, Job, Result
 from raylit.loggers import Logger
 from raylit.module import LightningModule
-from raylit.parallel import DDPStrategy, find_strategy
+from raylit.parallel import Strategy, find_strategy
 from raylit.parallel.precision import canonical
 from raylit.profilers import Profiler, find_profiler
 from raylit.progress import Progress
@@ -36,7 +36,7 @@ class Trainer(RunView):
         max_failures: how often Ray restarts the workers after one died; each time from the newest checkpoint.
         storage_path: folder or URL that all nodes of the Ray cluster reach, for the files of a run. Default: `raylit_runs` in `default_root_dir`.
         accelerator: `auto`, `cpu`, `gpu`, `cuda` or `mps`.
-        strategy: how workers are kept in step: `auto`, `ddp`, `ddp_find_unused_parameters_true` or a DDPStrategy.
+        strategy: how workers are kept in step: `auto`, `ddp`, `ddp_find_unused_parameters_true`, `fsdp`, or a DDPStrategy or FSDPStrategy.
         devices: Lightning's spelling of workers per node: a number, or a list of GPUs. More than one means that many Ray workers.
         num_nodes: Lightning's spelling: workers are `devices * num_nodes`.
         compile: whether modules are compiled by torch.compile; or its arguments: `{"mode": "max-autotune"}`.
@@ -95,7 +95,7 @@ class Trainer(RunView):
         max_failures: int = 0,
         storage_path: str | None = None,
         accelerator: str = "auto",
-        strategy: str | DDPStrategy = "auto",
+        strategy: str | Strategy = "auto",
         devices: int | str | list[int] | None = None,
         num_nodes: int = 1,
         precision: str | int | None = None,
@@ -334,15 +334,7 @@ class Trainer(RunView):
         if self._run is None:
             raise ConfigError("There is nothing to save yet: call fit, validate, test or predict first.")
         with self.profiler.profile("save_checkpoint"):
-            checkpoint = dump(self._run, bool(weights_only))
-            error = None
-            if self.is_global_zero:
-                try:
-                    save(checkpoint, filepath, storage_options=storage_options)
-                except NotSavedError as failed:
-                    error = failed
-            if self._run.world.any(error is not None):
-                raise error or NotSavedError(f"Rank 0 could not write the checkpoint {filepath}.")
+            write(self._run, filepath, bool(weights_only), storage_options)
 
     def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass with its hooks; see `LightningModule.manual_backward`."""

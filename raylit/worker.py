@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
 
 from raylit import checkpoint, compiled, evaluation, loop, optim
 from raylit.callbacks import MONITORS, Callback, ModelCheckpoint, in_order
@@ -21,7 +20,7 @@ from raylit.job import Job, Result
 from raylit.messages import warn
 from raylit.metrics import to_numbers
 from raylit.module import LightningModule
-from raylit.parallel import World
+from raylit.parallel import World, sync_batch_norm, unsync_batch_norm
 from raylit.profiling import make_run
 from raylit.run import Run
 from raylit.signals import catching_signals
@@ -211,14 +210,16 @@ def place(run: Run) -> None:
     trainer, module = run.trainer, run.module
     run.precision.convert_module(module)
     if trainer.sync_batchnorm and run.world.size > 1 and run.job.fn == "fit":
-        nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        sync_batch_norm(module, run.device)
     module.to(run.device)
     run.compiled = compiled.compile_modules(run)
+    run.strategy.shard(module, run.world, run.precision)
     if run.job.fn == "fit":
         run.metrics.hook = "configure_optimizers"
         optimizers, run.schedulers = optim.configure(module)
         run.metrics.hook = None
         optim.use(run, optimizers)
+    if run.job.fn == "fit" or run.strategy.shards:
         run.wrap()
     run.prepare_calls()
     # hooks may have been set on the instances in setup
@@ -259,6 +260,9 @@ def _same(one: Any, other: Any) -> bool:
 def bring_home(run: Run) -> None:
     """Unwrap the model and bring it to the CPU."""
     run.step_module = None
+    if run.strategy.saves_folders:
+        checkpoint.sharded.wait(run)
+    run.strategy.bring_home(run.module, run.optimizers)
     if run.device.type != "cpu":
         run.module.to("cpu")
 
@@ -357,6 +361,7 @@ def _gather_predictions(run: Run, value: Any) -> Any:
 def detach(run: Run) -> None:
     """Cut the ties that would keep the run alive."""
     compiled.restore(run.compiled)
+    unsync_batch_norm(run.module)
     run.module._metrics = None
     for child in run.module.modules():
         if isinstance(child, LightningModule):

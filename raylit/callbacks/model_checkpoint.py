@@ -175,7 +175,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
         if not self.save_on_exception or self.dirpath is None or self._should_skip_saving_checkpoint(trainer):
             return
         is_everywhere = isinstance(exception, Terminated)  # else this rank may be the only one to come here: it asks nothing of the others
-        if not is_everywhere and not trainer.is_global_zero:
+        if not is_everywhere and (trainer.strategy.shards or not trainer.is_global_zero):
             return
         metrics = self._local_metrics(trainer)
         path = self.format_checkpoint_name(metrics)

@@ -25,7 +25,7 @@ class OnExceptionCheckpoint(Checkpoint):
         filename: its name without `.ckpt`; a file of that name is replaced.
 
     Raises:
-        ConfigError: `filename` is empty.
+        ConfigError: `filename` is empty, or the strategy shards the model.
 
     Example:
         >>> trainer = Trainer(callbacks=[OnExceptionCheckpoint("checkpoints")])
@@ -43,6 +43,9 @@ class OnExceptionCheckpoint(Checkpoint):
     def ckpt_path(self) -> str:
         """Path of the file."""
         return os.path.join(self.dirpath, self.filename + self.FILE_EXTENSION)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        trainer.strategy.refuse_if_sharded("OnExceptionCheckpoint saves what rank 0 has, since an exception may end it alone")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         run = trainer._run

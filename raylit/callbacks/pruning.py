@@ -175,6 +175,7 @@ class ModelPruning(Callback):
     # ---- events ----
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        trainer.strategy.refuse_if_sharded("ModelPruning compares the weights of the whole model")
         self._names = {id(module): name for name, module in pl_module.named_modules()}
         self._parameters_to_prune = self.filter_parameters_to_prune(
             self.sanitize_parameters_to_prune(pl_module, self._given, self._parameter_names)

@@ -131,7 +131,7 @@ def _restore(run: Run, saved: dict[str, Any]) -> None:
             if name in saved["others"]:
                 value.copy_(saved["others"][name])
     for optimizer, state in zip(run.optimizers, checkpoint["optimizer_states"], strict=True):
-        load_optimizer(optimizer, state, run.device)
+        load_optimizer(optimizer, state)
     for config, state in zip(run.schedulers, checkpoint["lr_schedulers"], strict=True):
         config.scheduler.load_state_dict(state)
     for name, metric in exact.metrics_in(module):

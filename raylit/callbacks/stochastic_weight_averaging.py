@@ -97,6 +97,7 @@ class StochasticWeightAveraging(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        trainer.strategy.refuse_if_sharded("StochasticWeightAveraging copies the whole model")
         self._state, self._average_model, self._swa_scheduler, self._momenta = None, None, None, {}
         self._latest_update_epoch = -1
         unlimited = trainer.max_epochs in (None, -1)

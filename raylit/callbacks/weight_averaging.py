@@ -103,6 +103,7 @@ class WeightAveraging(Callback):
         return step_idx is not None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        trainer.strategy.refuse_if_sharded("WeightAveraging copies the whole model")
         self._average_model, self._loaded, self._swapped = None, None, False
         if stage == "fit":  # of an earlier fit of another Trainer nothing is to remain
             self._latest_update_step = min(self._latest_update_step, trainer.global_step)

@@ -36,7 +36,7 @@ def dump(run: Run, progress: Progress) -> dict[str, Any]:
     state["sums"] = run.metrics.partial_sums()
     state["metrics"] = {name: metric_state(metric) for name, metric in metrics_in(run.module)}
     if run.module.automatic_optimization and progress.batch % run.trainer.accumulate_grad_batches and not progress.is_last_batch:
-        state["gradients"] = {name: value.grad for name, value in run.module.named_parameters() if value.grad is not None}
+        state["gradients"] = run.strategy.gradients(run.module)
     return state
 
 
@@ -93,9 +93,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         for number, one in enumerate(values if isinstance(values, list) else [values]):
             if name in metrics:
                 (add_to_metric if number else restore_metric)(metrics[name], one, run.device)
-    parameters = dict(run.module.named_parameters())
-    for name, gradient in state.get("gradients", {}).items():
-        parameters[name].grad = gradient.to(run.device)
+    run.strategy.set_gradients(run.module, state.get("gradients", {}))
 
 
 def merged(sums: list[dict[str, Any]]) -> list[dict[str, Any]]:

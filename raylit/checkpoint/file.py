@@ -81,6 +81,10 @@ def load(
         CheckpointError: there is no such file, it is torn, or it holds objects that only code could restore.
     """
     source = os.fspath(path)
+    if os.path.isdir(source):
+        from raylit.checkpoint import sharded
+
+        return sharded.load(source, map_location, weights_only)
     import fsspec
 
     try:
@@ -102,7 +106,11 @@ def load(
 
 
 def is_whole(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a local file is a checkpoint with nothing missing and every byte as it was written, without loading it."""
+    """Tell whether a local file or folder is a checkpoint with nothing missing and every byte as it was written, without loading it."""
+    if os.path.isdir(path):
+        from raylit.checkpoint import sharded
+
+        return sharded.is_whole(os.fspath(path))
     try:
         with open(path, "rb") as file:
             return zipfile.is_zipfile(file) and _check_sums(file)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raylit.checkpoint import pending
+
 if TYPE_CHECKING:
     from raylit.loggers import Logger
 
@@ -34,9 +36,9 @@ def default(loggers: Sequence[Logger], root_dir: str) -> str:
 
 
 def exists(path: str) -> bool:
-    """Tell whether something is called `path`, be it a link to nowhere."""
+    """Tell whether something is called `path`, be it a link to nowhere, or is about to be."""
     if "://" not in path:
-        return os.path.lexists(path)
+        return os.path.lexists(path) or pending.is_pending(path)
     fs, inner = _file_system(path)
     return bool(fs.exists(inner))
 
@@ -87,7 +89,14 @@ def modified(path: str) -> float:
 
 
 def remove(path: str) -> None:
-    """Delete a file, or the folder that a sharded checkpoint is; nothing happens if it is gone already."""
+    """Delete a file, or the folder that a sharded checkpoint is; nothing happens if it is gone already.
+
+    While a checkpoint is written in the background nothing is deleted until that is whole; likewise for second names.
+    """
+    pending.when_written(lambda: _remove(path))
+
+
+def _remove(path: str) -> None:
     if "://" in path:
         fs, inner = _file_system(path)
         if fs.exists(inner):
@@ -106,6 +115,10 @@ def give_second_name(path: str, name: str, *, symbolic: bool = False) -> None:
         name: path of its second name, on the same file system.
         symbolic: whether the link is to be a relative symbolic one rather than a hard one, which outlives the deletion of `path`.
     """
+    pending.when_written(lambda: _give_second_name(path, name, symbolic))
+
+
+def _give_second_name(path: str, name: str, symbolic: bool) -> None:
     if "://" in path:
         fs, inner = _file_system(path)
         fs.copy(inner, _file_system(name)[1], recursive=True)

@@ -6,12 +6,14 @@ tensors and plain data.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from raylit.batch import move_to
-from raylit.checkpoint import exact
+from raylit.checkpoint import exact, sharded
 from raylit.checkpoint.file import LIGHTNING_FORMAT, VERSION_KEY, load, plain_items
 from raylit.checkpoint.loops import loops_of, progress_of
 from raylit.errors import CheckpointError
@@ -24,28 +26,36 @@ if TYPE_CHECKING:
 VALIDATION_LEFT = "validation left"  # the stage of a checkpoint that was saved because an exception ended a validation
 
 
-def dump(run: Run, weights_only: bool = False, together: bool = True) -> dict[str, Any]:
+def dump(run: Run, weights_only: bool = False, together: bool = True, parts: bool = False) -> dict[str, Any]:
     """Return the checkpoint of a run: its state copied into plain data, ready to be written.
 
     Args:
         run: the run.
         weights_only: leave out all that only a continued training needs.
         together: whether all ranks come here, so that each can give what it alone knows.
+        parts: leave tensors that are spread over the ranks as they are, for a sharded checkpoint; else rank 0 gets them whole.
+
+    Raises:
+        CheckpointError: it holds what is no plain data, or this rank alone does not have the whole of it.
     """
     trainer, module, progress = run.trainer, run.module, run.progress
+    if run.strategy.shards and not together:
+        raise CheckpointError("Rank 0 alone cannot save a sharded model: each rank holds a part of it.")
     run.save_loggers()
+    run.strategy.settle(module)
+    whole: Callable[[Any], Any] = (lambda state: state) if parts else run.strategy.whole
     if _within_step(run):  # a fit that goes on from here trains on this batch anew
         progress = progress.before_batch()
     checkpoint: dict[str, Any] = {
         "epoch": progress.epoch,
         "global_step": progress.steps,
         VERSION_KEY: LIGHTNING_FORMAT,
-        "state_dict": module.state_dict(),
+        "state_dict": whole(module.state_dict()),
         "loops": loops_of(progress, automatic=module.automatic_optimization, accumulate=trainer.accumulate_grad_batches),
     }
     if not weights_only:
         checkpoint["callbacks"] = {callback.state_key: state for callback in trainer.callbacks if (state := callback.state_dict())}
-        checkpoint["optimizer_states"] = [optimizer.state_dict() for optimizer in run.optimizers]
+        checkpoint["optimizer_states"] = [whole(optimizer.state_dict()) for optimizer in run.optimizers]
         checkpoint["lr_schedulers"] = [config.scheduler.state_dict() for config in run.schedulers]
         if run.precision.scaler is not None:
             checkpoint["MixedPrecision"] = run.precision.scaler.state_dict()
@@ -79,7 +89,7 @@ def dump(run: Run, weights_only: bool = False, together: bool = True) -> dict[st
         own = exact.dump(run, progress)
         others = [None] * (run.world.size - 1)
         checkpoint["raylit"]["ranks"] = run.world.all_gather_object(own) if together else [own, *others]
-    plain, foreign = plain_items(checkpoint)
+    plain, foreign = plain_items(whole(checkpoint))
     if foreign:
         raise CheckpointError(
             f"The checkpoint holds objects that are no plain data under: {', '.join(foreign)}. Checkpoints hold tensors, numbers, strings and containers"
@@ -95,8 +105,10 @@ def _within_step(run: Run) -> bool:
 
 
 def read(run: Run, path: str) -> dict[str, Any]:
-    """Load the checkpoint at `path` to the CPU."""
+    """Load the checkpoint at `path` to the CPU; of a sharded one the states of optimizers are left for `restore_training`."""
     info(f"Restoring states from the checkpoint path at {path}")
+    if os.path.isdir(path):
+        return sharded.load(path, weights_only=run.job.weights_only, leaves_optimizers=True)
     return load(path, map_location="cpu", weights_only=run.job.weights_only)
 
 
@@ -106,6 +118,7 @@ def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
     run.call(module, "on_load_checkpoint", checkpoint)
     if "state_dict" not in checkpoint:
         raise CheckpointError(f"{run.job.ckpt_path} holds no state_dict; it has: {', '.join(map(str, checkpoint))}.")
+    run.precision.convert_module(module)  # else weights in float64 would be rounded on their way
     module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
     if run.datamodule is not None and type(run.datamodule).__qualname__ in checkpoint:
         run.call(run.datamodule, "load_state_dict", checkpoint[type(run.datamodule).__qualname__])
@@ -135,7 +148,7 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
             f"{run.job.ckpt_path} holds {len(states)} optimizers, but configure_optimizers returned {len(run.optimizers)}."
         )
     for optimizer, state in zip(run.optimizers, states, strict=True):
-        load_optimizer(optimizer, state, run.device)
+        load_optimizer(optimizer, run.strategy.optimizer_state(optimizer, sharded.read_optimizer(optimizer, state)))
     for config, state in zip(run.schedulers, checkpoint["lr_schedulers"], strict=False):
         config.scheduler.load_state_dict(state)
     if run.precision.scaler is not None and "MixedPrecision" in checkpoint:
@@ -152,12 +165,14 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
     _begin_where_it_stopped(run, saved_in_validation=stage == "validate")
 
 
-def load_optimizer(optimizer: Any, state: dict[str, Any], device: torch.device) -> None:
+def load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
     """Give an optimizer back its state, which may come from another device."""
     optimizer.load_state_dict(state)
     for parameter, values in getattr(optimizer, "state", {}).items():
         if isinstance(values, dict) and isinstance(parameter, torch.Tensor):
-            optimizer.state[parameter] = {key: value if key == "step" else move_to(value, device, False) for key, value in values.items()}
+            optimizer.state[parameter] = {
+                key: value if key == "step" else move_to(value, parameter.device, False) for key, value in values.items()
+            }
 
 
 def _in_validation(state: dict[str, Any]) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from raylit.data import resumable
+from raylit.data.even import Even
 from raylit.errors import ConfigError
 from raylit.messages import warn
 
@@ -48,11 +50,14 @@ class CombinedLoader:
         self.readers: list[Any] = self._flattened
         self._mode = mode
         self._limits: list[float] | None = None
+        self.even: Even | None = None
         self._start = 0
         self._restored: set[int] = set()
-        self._held: dict[int, dict[str, Any]] = {}  # states of before the batch that was read ahead
+        self._held: dict[int, dict[str, Any]] = {}  # states of before the batch that was read ahead, and what `even` said then
+        self._held_passed: int | None = None
         self.is_last = False
         self._own_limits: list[float] | None = None  # while an epoch is read that other ranks began, which has another length
+        self._own_even: Even | None = None  # likewise
         self.is_plain = len(self._flattened) == 1 and self._flattened[0] is iterables
 
     @property
@@ -96,6 +101,11 @@ class CombinedLoader:
 
     def num_batches(self) -> float:
         """Return how many batches an iteration gives, infinity if that cannot be told."""
+        if self.even is not None:
+            return self.even.number
+        return self._own_number()
+
+    def _own_number(self) -> float:
         lengths = self.lengths()
         combine: Callable[..., float] = {"min_size": min, "sequential": sum}.get(self._mode, max)  # type: ignore[assignment]
         return combine(lengths) if lengths else 0
@@ -113,7 +123,18 @@ class CombinedLoader:
 
     def __iter__(self) -> Iterator[Item]:
         """Begin an iteration of every loader now, not at the first batch: workers start early and random seeds are drawn in a known order."""
-        self._held = {}
+        self._held, self._held_passed = {}, None
+        if self.even is None:
+            return self._begin()
+        index, own = self._start, self._own_number()
+        if not index:
+            self.even.passed = 0
+        elif not self.even.passed and index > own:  # how far the data was read is not known: assume that it was read in whole passes
+            self.even.passed = int((index - 1) // own * own)
+        self._start -= self.even.passed
+        return self.even.batches(self._begin(), self._begin, index)
+
+    def _begin(self) -> Iterator[Item]:
         if not self._flattened:
             return iter(())
         if self._start:
@@ -134,6 +155,7 @@ class CombinedLoader:
         keepers = {number: keeper for number, one in enumerate(self.readers) if resumable.has_state(keeper := resumable.keeper_of(one))}
         item = next(items, None)
         while item is not None:
+            self._held_passed = None if self.even is None else self.even.passed
             self._held = {number: copy.deepcopy(keeper.state_dict()) for number, keeper in keepers.items()}
             following = next(items, None)
             self.is_last = following is None
@@ -143,10 +165,13 @@ class CombinedLoader:
     def states(self) -> list[dict[str, Any]]:
         """Return what `go_on` takes: of each loader what it needs to go on from where it is, as plain data."""
         keepers = [resumable.keeper_of(loader) for loader in self.readers]
-        return [
+        states = [
             self._held[number] if number in self._held else {} if keeper is None else keeper.state_dict()
             for number, keeper in enumerate(keepers)
         ]
+        if self.even is None:
+            return states
+        return [*states, {"passed": self.even.passed if self._held_passed is None else self._held_passed}]
 
     def go_on(self, batch: int, states: list[dict[str, Any]]) -> None:
         """Let the next iteration begin at number `batch`.
@@ -156,6 +181,8 @@ class CombinedLoader:
             states: what `states` returned then; empty if it is not known, which is exact only for data that is read in order.
         """
         self._start = batch
+        if self.even is not None and batch and len(states) > len(self.readers):
+            self.even.passed = states[-1]["passed"]
         for number, (loader, state) in enumerate(zip(self.readers, states, strict=False)):
             keeper = resumable.keeper_of(loader)
             if (
@@ -172,9 +199,13 @@ class CombinedLoader:
                     if self.limits[number] == length_of(self._flattened[number]):  # no limit: all that is left
                         self.limits[number] = length_of(loader)
 
+        if self._own_limits is not None and self.even is not None:
+            self._own_even, self.even = self.even, replace(self.even, number=self._own_number())
+
     def begin_anew(self) -> None:
         """Let the epoch that others began be over: the next one has the length of this number of ranks again."""
         self.limits, self._own_limits = self._own_limits, None
+        self.even, self._own_even = self._own_even or self.even, None
         for keeper in map(resumable.keeper_of, self.readers):
             if isinstance(keeper, resumable.ResumableSampler):
                 keeper.begin_anew()

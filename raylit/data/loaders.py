@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import RandomSampler
 
 from raylit.data.combined import CombinedLoader, is_iterable, length_of
+from raylit.data.even import make_even
 from raylit.data.resumable import resumable
 from raylit.data.sampler import shard, with_short_batches, without_shuffle
 from raylit.errors import DataError
@@ -14,11 +15,14 @@ from raylit.messages import warn
 
 if TYPE_CHECKING:
     from raylit.parallel import World
+    from raylit.parallel.strategy import Uneven
 
 SHARD_MODES = {"train": "train", "val": "evaluate", "test": "evaluate", "predict": "predict"}
 
 
-def prepare(data: Any, stage: str, world: World, *, limit: int | float, distribute: bool, overfit: bool, origin: str) -> CombinedLoader:
+def prepare(
+    data: Any, stage: str, world: World, *, limit: int | float, distribute: bool, overfit: bool, origin: str, uneven: Uneven = "finish"
+) -> CombinedLoader:
     """Return the loader of one rank for one stage, with its limits set.
 
     Args:
@@ -29,9 +33,10 @@ def prepare(data: Any, stage: str, world: World, *, limit: int | float, distribu
         distribute: whether to shard over the ranks.
         overfit: whether to read in order, whatever the loader says.
         origin: where the data came from, for error texts.
+        uneven: what to do if the ranks have different numbers of training batches; see `even`.
 
     Raises:
-        DataError: it cannot be iterated, or the limit leaves nothing.
+        DataError: it cannot be iterated, the limit leaves nothing, or a rank has no training batch while others have.
     """
     loader = data if isinstance(data, CombinedLoader) else CombinedLoader(data, "max_size_cycle" if stage == "train" else "sequential")
     if stage == "train" and loader.mode == "sequential":
@@ -46,13 +51,17 @@ def prepare(data: Any, stage: str, world: World, *, limit: int | float, distribu
             )
         warn_of(one, stage, overfit, origin)
         one = without_shuffle(one) if overfit else with_short_batches(one) if stage == "predict" else one
-        ready.append(shard(one, world, SHARD_MODES[stage]) if distribute else one)
+        mode = "drop" if stage == "train" and uneven == "drop" else SHARD_MODES[stage]
+        ready.append(shard(one, world, mode) if distribute else one)
     if not ready:
         warn(f"{origin} gave no loader.")
     loader.flattened = ready
     if stage == "train":
         loader.readers = [resumable(one, world.rank, world.size, number) for number, one in enumerate(ready)]
     loader.limits = [num_batches(stage, length_of(one), limit) for one in ready]
+    loader.even = None  # a loader that is given may have been read before
+    if stage == "train":
+        loader.even = make_even(loader.num_batches(), ready, world, uneven)
     return loader
 
 

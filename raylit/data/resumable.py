@@ -114,7 +114,7 @@ class ResumableSampler:
         before = sum(batches for *_, batches in self._spans)
         self._spans = [*self._spans, [num_ranks, unit, number - before]]
         taken = sum(ranks * size * batches for ranks, size, batches in self._spans)
-        self._remaining = share(order[taken:], self._identity[0], self.num_ranks)
+        self._remaining = share(order[taken:], self._identity[0], self.num_ranks, "train" if self._sharded is None else self._sharded.mode)
         return True
 
     def begin_anew(self) -> None:

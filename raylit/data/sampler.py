@@ -2,7 +2,7 @@
 
 The order of all samples is a function of seed and epoch; rank r of n takes positions r, r + n, r + 2n, ... of it, so batch i of all ranks
 together is batch i of one process with n times the batch size. In training every rank gets equally many samples: the order is continued
-from its start until it divides (as torch's DistributedSampler does). In evaluation nothing is repeated: ranks may differ by one sample.
+from its start until it divides (as torch's DistributedSampler does), or with `drop` its end is left out. In evaluation nothing is repeated: ranks may differ by one sample.
 For prediction each rank takes one consecutive piece, so that the ranks' results, one after the other, are in the order of the data.
 """
 
@@ -31,7 +31,7 @@ class ShardedSampler(Sampler[Any]):
         sampler: gives indices, or whole batches of indices if it is a batch sampler.
         rank: this rank.
         size: number of ranks.
-        mode: `train`, `evaluate` or `predict`; see the module's text.
+        mode: `train`, `drop`, `evaluate` or `predict`; see the module's text.
         seed: of random orders, together with the epoch.
     """
 
@@ -54,12 +54,14 @@ class ShardedSampler(Sampler[Any]):
         if self.mode == "predict":
             start, stop = (len(order) * r // self.size for r in (self.rank, self.rank + 1))
             return iter(order[start:stop])
-        return iter(share(order, self.rank, self.size) if self.mode == "train" else order[self.rank :: self.size])
+        return iter(share(order, self.rank, self.size, self.mode))
 
     def __len__(self) -> int:
         number = len(self.sampler)
         if self.mode == "predict":
             return number * (self.rank + 1) // self.size - number * self.rank // self.size
+        if self.mode == "drop":
+            return number // self.size
         if self.mode == "train":
             return math.ceil(number / self.size)
         return len(range(self.rank, number, self.size))
@@ -78,10 +80,14 @@ class ShardedSampler(Sampler[Any]):
             return list(self.sampler)
 
 
-def share(order: list[Any], rank: int, size: int) -> list[Any]:
-    """Return one rank's share of an order for training: as many for each rank, so that the first may come twice."""
-    missing = -len(order) % size if order else 0
-    return (order + (order * math.ceil(missing / max(len(order), 1)))[:missing])[rank::size]
+def share(order: list[Any], rank: int, size: int, mode: str = "train") -> list[Any]:
+    """Return one rank's share of an order: in training as many for each rank, so that the first come twice or, with `drop`, the last do not come."""
+    if mode == "drop":
+        order = order[: len(order) // size * size]
+    elif mode == "train" and order:
+        missing = -len(order) % size
+        order = order + (order * math.ceil(missing / len(order)))[:missing]
+    return order[rank::size]
 
 
 def shard(loader: Any, world: World, mode: str) -> Any:

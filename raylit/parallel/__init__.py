@@ -1,7 +1,23 @@
 """Ranks and how they keep a model in step. The only place for `torch.distributed` and its wrappers."""
 
-from raylit.parallel.ddp import DDPStrategy, find_strategy, no_sync
+from raylit.parallel.batch_norm import sync_batch_norm, unsync_batch_norm
+from raylit.parallel.ddp import DDPStrategy
+from raylit.parallel.find import find_strategy, no_sync
+from raylit.parallel.fsdp import FSDPStrategy
 from raylit.parallel.precision import Precision
+from raylit.parallel.strategy import Strategy
 from raylit.parallel.world import World, choose_device, is_lost_peer
 
-__all__ = ["DDPStrategy", "Precision", "World", "choose_device", "find_strategy", "is_lost_peer", "no_sync"]
+__all__ = [
+    "DDPStrategy",
+    "FSDPStrategy",
+    "Precision",
+    "Strategy",
+    "World",
+    "choose_device",
+    "find_strategy",
+    "is_lost_peer",
+    "no_sync",
+    "sync_batch_norm",
+    "unsync_batch_norm",
+]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from raylit.errors import ConfigError
+from raylit.errors import ConfigError, did_you_mean
+from raylit.parallel.strategy import Strategy, Uneven
 
 if TYPE_CHECKING:
     from raylit.module import LightningModule
     from raylit.parallel.world import World
+
+COMM_HOOKS = ("fp16", "bf16", "powersgd")
 
 
 class TrainingStep(nn.Module):
@@ -29,19 +33,68 @@ class TrainingStep(nn.Module):
         return self.module.training_step(*args, **kwargs)
 
 
-@dataclass
-class DDPStrategy:
-    """Arguments of DistributedDataParallel.
+class LossPassing(nn.Module):
+    """Gives back what it is given. Around it, DDP synchronizes what the next backward pass of it finds, whoever calls that."""
 
-    Attributes:
+    def __init__(self, module: LightningModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, loss: Tensor | None) -> Tensor | None:
+        """Return `loss`."""
+        return loss
+
+
+class StepByHand(nn.Module):
+    """Calls a `training_step` that runs backward by itself, perhaps several times: not this call, but each loss goes through DDP."""
+
+    def __init__(self, passing: DistributedDataParallel, module: LightningModule) -> None:
+        super().__init__()
+        self.passing, self.module = passing, module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module's `training_step`, after rank 0's buffers were copied to all ranks."""
+        self.passing.require_forward_param_sync = True
+        with torch.no_grad():
+            self.passing(None)
+        return self.module.training_step(*args, **kwargs)
+
+    def prepare_backward(self, loss: Tensor) -> Tensor:
+        """Return the loss to run backward from."""
+        self.passing.require_forward_param_sync = False  # what was computed with the buffers is not to be undone below its feet
+        prepared: Tensor = self.passing(loss)
+        return prepared
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Within, backward passes add up gradients on each rank alone."""
+        return self.passing.no_sync()
+
+
+@dataclass
+class DDPStrategy(Strategy):
+    """Every rank holds the whole model; gradients are averaged by DistributedDataParallel, in buckets, while backward still runs.
+
+    Args:
         find_unused_parameters: allow parameters that got no gradient in a step; costs a walk over the graph per step.
         static_graph: the set of used parameters never changes; lets torch optimize.
         gradient_as_bucket_view: gradients are views into the buckets: saves one copy of the gradients in memory.
         broadcast_buffers: copy rank 0's buffers (running means) to all ranks at each step.
         bucket_cap_mb: size of a bucket in MiB.
+        ddp_comm_hook: what is sent in place of the gradients: `fp16` or `bf16` halves what is sent, `powersgd` sends matrices
+            of low rank; or a communication hook of `torch.distributed.algorithms.ddp_comm_hooks` or one's own.
+        ddp_comm_state: the hook's first argument: for PowerSGD a `PowerSGDState`, by default one of rank 1 that begins at step 1000.
+        ddp_comm_wrapper: such as torch's `bf16_compress_wrapper`: takes the hook, returns the one to use.
+        uneven: what happens when the ranks have different numbers of training batches; see `Strategy`.
         kwargs: further arguments of DistributedDataParallel.
 
-    Source: Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", 2020.
+    Raises:
+        ConfigError: there is no such hook, or no such policy.
+
+    Sources: Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", 2020. Vogels et al., "PowerSGD: Practical
+    Low-Rank Gradient Compression for Distributed Optimization", 2019.
+
+    Example:
+        >>> trainer = Trainer(num_workers=4, strategy=DDPStrategy(ddp_comm_hook="bf16"))
     """
 
     find_unused_parameters: bool = False
@@ -49,8 +102,21 @@ class DDPStrategy:
     gradient_as_bucket_view: bool = True
     broadcast_buffers: bool = True
     bucket_cap_mb: int | None = None
+    ddp_comm_hook: str | Callable[..., Any] | None = None
+    ddp_comm_state: Any = None
+    ddp_comm_wrapper: Callable[..., Any] | None = None
+    uneven: Uneven = "finish"
     kwargs: dict[str, Any] = field(default_factory=dict)
-    _world: World | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_uneven(self.uneven)
+        if isinstance(self.ddp_comm_hook, str) and self.ddp_comm_hook not in COMM_HOOKS:
+            hint = did_you_mean(self.ddp_comm_hook, COMM_HOOKS)
+            raise ConfigError(
+                f"ddp_comm_hook={self.ddp_comm_hook!r} is not known.{hint} Use one of {', '.join(map(repr, COMM_HOOKS))} or a function."
+            )
+        if self.ddp_comm_hook is None and (self.ddp_comm_state is not None or self.ddp_comm_wrapper is not None):
+            raise ConfigError("ddp_comm_state and ddp_comm_wrapper belong to a hook: give ddp_comm_hook, such as 'powersgd', too.")
 
     def wrap(self, module: LightningModule, world: World) -> nn.Module:
         """Return the module to call with the arguments of `training_step`.
@@ -65,103 +131,43 @@ class DDPStrategy:
         kwargs = dict(self.kwargs)
         if not self.broadcast_buffers:
             kwargs["broadcast_buffers"] = False  # newer torch deprecates naming it
-        return DistributedDataParallel(
-            TrainingStep(module),
+        automatic = module.automatic_optimization
+        wrapped = DistributedDataParallel(
+            TrainingStep(module) if automatic else LossPassing(module),
             device_ids=[world.device.index] if world.device.type == "cuda" else None,
-            find_unused_parameters=self.find_unused_parameters,
+            # optimizers stepped by hand have losses of their own, each of some of the parameters
+            find_unused_parameters=self.find_unused_parameters or not (automatic or self.static_graph),
             static_graph=self.static_graph,
             gradient_as_bucket_view=self.gradient_as_bucket_view,
             bucket_cap_mb=self.bucket_cap_mb,
             **kwargs,
         )
+        if self.ddp_comm_hook is not None:
+            state, hook = self._hook()
+            send = hook if self.ddp_comm_wrapper is None else self.ddp_comm_wrapper(hook)
+            # by its name torch would refuse bfloat16 on the CPU, where gloo sends it too, and by annotations that are strings one of the user's
+            wrapped.register_comm_hook(state, lambda state, bucket: send(state, bucket))
+        return wrapped if automatic else StepByHand(wrapped, module)
 
-    # ---- what user code asks of `trainer.strategy` while a job runs, on one rank as on many ----
+    def _hook(self) -> tuple[Any, Callable[..., Any]]:
+        """Return the state and the function to register."""
+        from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 
-    @property
-    def world(self) -> World:
-        """This rank's place among all.
-
-        Raises:
-            RuntimeError: no job was run yet.
-        """
-        if self._world is None:
-            raise RuntimeError("What trainer.strategy knows of ranks and devices is known while a job runs, from setup on.")
-        return self._world
-
-    @property
-    def root_device(self) -> torch.device:
-        """Where this rank computes."""
-        return self.world.device
-
-    @property
-    def global_rank(self) -> int:
-        """Rank among all processes."""
-        return self.world.rank
-
-    @property
-    def local_rank(self) -> int:
-        """Rank among the processes of this node."""
-        return self.world.local_rank
-
-    @property
-    def world_size(self) -> int:
-        """Number of ranks."""
-        return self.world.size
-
-    @property
-    def is_global_zero(self) -> bool:
-        """Whether this is rank 0."""
-        return self.world.is_zero
-
-    def barrier(self, name: str | None = None) -> None:
-        """Wait for all ranks."""
-        self.world.barrier()
-
-    def broadcast(self, obj: Any, src: int = 0) -> Any:
-        """Return the `obj` of rank `src` on every rank; it is pickled."""
-        return self.world.broadcast_object(obj, src)
-
-    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
-        """Return the ranks' tensors stacked; `tensor` itself when alone."""
-        return self.world.all_gather(tensor, sync_grads)
-
-    def reduce(self, tensor: Any, group: Any = None, reduce_op: str | None = "mean") -> Any:
-        """Return the `mean` or the `sum` of the ranks' tensors; what is no tensor is returned as it is.
-
-        Raises:
-            ConfigError: `reduce_op` is neither.
-        """
-        if str(reduce_op).lower() not in ("mean", "avg", "sum"):
-            raise ConfigError(f"strategy.reduce(reduce_op={reduce_op!r}) is not known. Use 'mean' or 'sum'.")
-        if not isinstance(tensor, Tensor) or self.world.size == 1:
-            return tensor
-        gathered = self.world.all_gather(tensor)
-        return (
-            gathered.sum(0)
-            if str(reduce_op).lower() == "sum"
-            else gathered.mean(0, dtype=None if tensor.is_floating_point() else torch.float32)
-        )
-
-    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
-        """Return whether all ranks (or any of them) decided so."""
-        return not self.world.any(not decision) if all else self.world.any(decision)
+        if callable(self.ddp_comm_hook):
+            return self.ddp_comm_state, self.ddp_comm_hook
+        if self.ddp_comm_hook == "fp16":
+            return self.ddp_comm_state, default_hooks.fp16_compress_hook
+        if self.ddp_comm_hook == "bf16":
+            return self.ddp_comm_state, default_hooks.bf16_compress_hook
+        state = self.ddp_comm_state or powerSGD_hook.PowerSGDState(process_group=None)
+        return state, powerSGD_hook.powerSGD_hook
 
 
-def no_sync(model: nn.Module | None) -> AbstractContextManager[Any]:
-    """Within, backward passes add up gradients on each rank alone: for all but the last batch of an accumulation."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
-
-
-def find_strategy(strategy: str | DDPStrategy) -> DDPStrategy:
-    """Return the strategy for its short name.
+def check_uneven(uneven: str) -> None:
+    """Refuse a policy that there is not.
 
     Raises:
-        ConfigError: there is no such strategy.
+        ConfigError: it is neither `finish` nor `drop`.
     """
-    if isinstance(strategy, DDPStrategy):
-        return strategy
-    if strategy in ("auto", "ddp"):
-        return DDPStrategy()
-    if strategy == "ddp_find_unused_parameters_true":
-        return DDPStrategy(find_unused_parameters=True)
-    raise ConfigError(f"strategy={strategy!r} is not known. Use 'auto', 'ddp', 'ddp_find_unused_parameters_true' or a DDPStrategy object.")
+    if uneven not in ("finish", "drop"):
+        raise ConfigError(f"uneven={uneven!r} is not known. Use 'finish' or 'drop'.")

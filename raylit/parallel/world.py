@@ -41,6 +41,8 @@ class World:
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) if together else 1
         self.node_rank = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))) if together else 0
         self.num_nodes = max(1, self.size // max(1, local_size))
+        self._cpu_group: Any = None
+        self._files_group: Any = None
         messages.rank_zero_only.rank = self.rank  # type: ignore[attr-defined]
 
     @classmethod
@@ -52,7 +54,8 @@ class World:
         """
         device = choose_device(accelerator, int(os.environ.get("LOCAL_RANK", "0")))
         if not dist.is_initialized() and "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            # what is in host memory, such as what the ranks agree on, goes by gloo, so that the accelerator is not waited for
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
             # kept until the process ends: a rank that is through must not take the group's store from one that still leaves
             atexit.register(_leave_group)
         return cls(device)
@@ -86,6 +89,29 @@ class World:
     def any(self, flag: bool) -> bool:
         """Return whether `flag` is true on any rank."""
         return any(self.all_gather_object(flag)) if self.size > 1 else flag
+
+    def gather_numbers(self, number: int) -> list[int]:
+        """Return every rank's small whole number, in the order of ranks, without a stop of the accelerator."""
+        if self.size == 1:
+            return [number]
+        own = torch.tensor([int(number)])
+        gathered = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(gathered, own, group=self.cpu_group)
+        return [int(one) for one in gathered]
+
+    @property
+    def files_group(self) -> Any:
+        """The ranks as a group of its own for those who write files, perhaps in the background. Made on first use, which is to be on all ranks."""
+        if self._files_group is None:
+            self._files_group = dist.new_group(backend="gloo")
+        return self._files_group
+
+    @property
+    def cpu_group(self) -> Any:
+        """The ranks as a group that sends host memory; None if the default group does. Made on first use, which is to be on all ranks."""
+        if self._cpu_group is None and "gloo" not in str(dist.get_backend_config()):
+            self._cpu_group = dist.new_group(backend="gloo")
+        return self._cpu_group
 
     def all_gather(self, tensor: Tensor, sync_grads: bool = False) -> Tensor:
         """Return the ranks' tensors stacked, shape (size, *tensor.shape); `tensor` itself when alone."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -28,8 +30,14 @@ class GradClipAlgorithmType(LightningEnum):
         return [member.value for member in GradClipAlgorithmType]
 
 
+def _whole(norm: Any) -> torch.Tensor:
+    """Return a norm as it is, or if it was taken of parts that are spread over the ranks, that of them together."""
+    whole: torch.Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return whole
+
+
 def grad_norm(module: nn.Module, norm_type: float | int | str, group_separator: str = "/") -> dict[str, float]:
-    """Return the norm of each parameter's gradient and of all together, as numbers: on a GPU this waits for the device.
+    """Return the norm of each parameter's gradient and of all together, as numbers: on a GPU this waits for the device, with FSDP for the other ranks.
 
     Args:
         module: its parameters without a gradient are left out.
@@ -47,7 +55,7 @@ def grad_norm(module: nn.Module, norm_type: float | int | str, group_separator: 
     if p <= 0:
         raise ConfigError(f"grad_norm(norm_type={norm_type!r}): give a positive number, or 'inf'.")
     norms = {
-        f"grad_{p}_norm{group_separator}{name}": torch.linalg.vector_norm(parameter.grad, p)
+        f"grad_{p}_norm{group_separator}{name}": _whole(torch.linalg.vector_norm(parameter.grad, p))
         for name, parameter in module.named_parameters()
         if parameter.grad is not None
     }

@@ -132,6 +132,7 @@ CASES: dict[str, dict[str, Any]] = {
         "data": lambda: {"a": loader(), "b": DataLoader(Noisy(7), batch_size=3, shuffle=True)}
     },
     "clipping": {"gradient_clip_val": 0.1},
+    "double precision": {"precision": "64-true", "every": 3},
     "a limit": {"limit_train_batches": 5},
 }
 

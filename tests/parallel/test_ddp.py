@@ -317,7 +317,7 @@ def test_names_of_strategies(strategy: str, unused: bool) -> None:
 
 
 def test_unknown_strategy() -> None:
-    with pytest.raises(ConfigError, match=r"strategy='dpp' is not known\. Use 'auto', 'ddp'"):
+    with pytest.raises(ConfigError, match=r"strategy='dpp' is not known\. Did you mean 'ddp'\? Use one of 'auto', 'ddp'"):
         pl.Trainer(strategy="dpp")
 
 

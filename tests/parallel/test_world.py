@@ -30,6 +30,7 @@ def communicate(folder: str) -> dict[str, Any]:
         "place": (world.rank, world.size, world.local_rank, world.node_rank, world.num_nodes, world.is_zero),
         "broadcast": world.broadcast_object({"from": world.rank}),
         "objects": world.all_gather_object(world.rank * 10),
+        "numbers": world.gather_numbers(world.rank + 5),
         "any": (world.any(world.rank == 1), world.any(False)),
         "tensors": world.all_gather(mine.detach()),
         "gathered": gathered.detach(),
@@ -50,6 +51,7 @@ def test_two_ranks(tmp_path: Path) -> None:
     for found in (zero, one):
         assert found["broadcast"] == {"from": 0}
         assert found["objects"] == [0, 10]
+        assert found["numbers"] == [5, 6]
         assert found["any"] == (True, False)
         assert torch.equal(found["tensors"], torch.tensor([[0.0], [1.0]]))
         assert torch.equal(found["gathered"], found["tensors"])
@@ -69,6 +71,7 @@ def test_alone_nothing_is_asked() -> None:
     assert world.all_gather_object(3) == [3]
     assert world.all_gather(tensor) is tensor
     assert world.any(True)
+    assert world.gather_numbers(7) == [7]
 
 
 def test_devices() -> None:

@@ -181,7 +181,6 @@ def test_going_on_after_an_epoch(pl: Any, tmp_path: Path, hook: str, interval: s
         {"check_val_every_n_epoch": 2},
         {"limit_train_batches": 3},
         {"precision": "bf16-mixed"},
-        {"precision": "64-true"},
         {"accumulate_grad_batches": 3},
         {"gradient_clip_val": 0.1},
     ],

@@ -1,0 +1,343 @@
+"""A sharded checkpoint is a folder into which every rank writes its parts of tensors, by torch.distributed.checkpoint (DCP).
+
+    meta.pt                 all else, as in a checkpoint of one file; it says where the tensors belong
+    .metadata, *.distcp     the parts, as DCP writes them
+    complete.json           the sizes of the other files; written last: a folder without it was not finished
+
+It is written under a temporary name and renamed. It opens in any number of processes, and loading it runs no code from it: what DCP keeps as a
+pickle is read by a reader that knows the few classes which belong there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import shutil
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from raylit.checkpoint import file, pending
+from raylit.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from raylit.parallel import World
+    from raylit.run import Run
+
+META, COMPLETE = "meta.pt", "complete.json"
+Place = tuple[Any, ...]
+
+KNOWN = {  # all that DCP's metadata is made of, besides numbers and strings
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size", "device"},
+    "collections": {"OrderedDict"},
+    "pathlib": {"PosixPath", "PurePosixPath", "Path"},
+}  # fmt: skip
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the classes of DCP's metadata only."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name) if name in KNOWN.get(module, ()) or (module == "torch" and "." not in name) else None
+        if found is None or (module == "torch" and name not in KNOWN["torch"] and not isinstance(found, torch.dtype)):
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which does not belong there")
+        return found
+
+
+# ---- writing ----
+
+
+def save(run: Run, checkpoint: dict[str, Any], path: str | os.PathLike[str], *, in_background: bool) -> None:
+    """Write a checkpoint as a folder, whole or not at all. To be called on all ranks.
+
+    Args:
+        run: the run.
+        checkpoint: as `dump(run, parts=True)` returned it.
+        path: local path, reached by all ranks.
+        in_background: return as soon as the state was copied; see `pending`.
+
+    Raises:
+        CheckpointError: it could not be written, or that before it could not; what stood at `path` is untouched.
+    """
+    from raylit.checkpoint.folder import absolute
+
+    target = absolute(path)
+    if "://" in target:
+        raise CheckpointError(
+            f"{target}: a sharded checkpoint needs a local path that all ranks reach. Use state_dict_type='full' for URLs."
+        )
+    world = run.world
+    temporary = f"{os.path.dirname(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.part"
+    temporary = world.broadcast_object(temporary)
+    parts: dict[str, Tensor] = {}
+    places: dict[str, Place] = {}
+    rest = _take_parts(checkpoint, (), parts, places)
+    rest["raylit"] = {**rest["raylit"], "parts": places}
+    with _failing_together(world, target):
+        pending.wait()
+        os.makedirs(temporary, exist_ok=True)
+        if world.is_zero:
+            file.save(rest, os.path.join(temporary, META))
+    written: Future[None] = Future()
+    finish = _finisher(temporary, target, world.is_zero, written)
+    if not parts:
+        finish(None)
+    else:
+        _write_parts(parts, temporary, world.files_group, in_background, finish)
+    pending.begin(target, written)
+    if not in_background:
+        wait(run)
+
+
+def wait(run: Run) -> None:
+    """Wait until what is being written in the background is on the disk. To be called on all ranks.
+
+    Raises:
+        CheckpointError: it could not be written, on all ranks.
+    """
+    with _failing_together(run.world, "before"):
+        pending.wait()
+
+
+@contextlib.contextmanager
+def _failing_together(world: World, target: str) -> Iterator[None]:
+    """Make an error of one rank, to write the checkpoint `target`, one of all; else they would wait for it.
+
+    Raises:
+        CheckpointError: there was one.
+    """
+    failed: CheckpointError | OSError | None = None
+    try:
+        yield
+    except (CheckpointError, OSError) as error:
+        failed = error
+    if world.any(failed is not None):
+        if isinstance(failed, CheckpointError):
+            raise failed
+        reason = "another rank could not" if failed is None else failed
+        raise CheckpointError(f"Could not write the checkpoint {target}: {reason}. What stood there before is untouched.") from failed
+
+
+def _write_parts(parts: dict[str, Tensor], folder: str, group: Any, in_background: bool, finish: Callable[[Any], None]) -> None:
+    from torch.distributed.checkpoint import filesystem, state_dict_saver
+
+    writer = filesystem.FileSystemWriter(folder)
+    if in_background:
+        # what is in host memory already is not copied by DCP, and training goes on to change it
+        copied: dict[str, Any] = {key: part.detach().clone() if part.device.type == "cpu" else part for key, part in parts.items()}
+        future: Any = state_dict_saver.async_save(copied, storage_writer=writer, process_group=group)
+        future.add_done_callback(lambda done: finish(done.exception()))
+        return
+    try:
+        state_dict_saver.save(dict(parts), storage_writer=writer, process_group=group)
+    except Exception as error:  # DCP has an exception of its own, which holds those of all ranks
+        finish(error)
+    else:
+        finish(None)
+
+
+def _finisher(temporary: str, target: str, is_zero: bool, written: Future[None]) -> Callable[[Any], None]:
+    """Return what is called when the parts of all ranks are written, or with the exception that came in between."""
+
+    def finish(error: Any) -> None:
+        try:
+            if error is None and is_zero:
+                sizes = {name: os.path.getsize(os.path.join(temporary, name)) for name in sorted(os.listdir(temporary))}
+                with open(os.path.join(temporary, COMPLETE), "w", encoding="utf-8") as marker:
+                    json.dump({"files": sizes}, marker)
+                    marker.flush()
+                    os.fsync(marker.fileno())
+                _replace(temporary, target)
+        except OSError as failed:
+            error = failed
+        if error is not None:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(temporary)
+            written.set_exception(error)
+        else:
+            written.set_result(None)
+
+    return finish
+
+
+def _replace(temporary: str, target: str) -> None:
+    """Rename a folder; one that has the name already is out of the way before, and gone after."""
+    before = None
+    if os.path.lexists(target):
+        before = f"{temporary}.old"
+        os.rename(target, before)
+    os.rename(temporary, target)
+    file.sync(os.path.dirname(target))
+    if before is not None:
+        shutil.rmtree(before) if os.path.isdir(before) and not os.path.islink(before) else os.unlink(before)
+
+
+def _take_parts(value: Any, path: Place, parts: dict[str, Tensor], places: dict[str, Place]) -> Any:
+    """Return nested data without the tensors that are spread over the ranks, which go to `parts`, and their places in it to `places`."""
+    if hasattr(value, "device_mesh") and isinstance(value, Tensor):
+        key = "/".join(map(str, path))
+        parts[key], places[key] = value, path
+        return None
+    if isinstance(value, dict):
+        return type(value)((key, _take_parts(one, (*path, key), parts, places)) for key, one in value.items())
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        taken = [_take_parts(one, (*path, number), parts, places) for number, one in enumerate(value)]
+        changed = any(before is not after for before, after in zip(value, taken, strict=True))
+        return taken if changed else value
+    return value
+
+
+# ---- reading ----
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Stands for a tensor that is read once it is known which part of it this rank keeps."""
+
+    folder: str
+    key: str
+
+
+def load(
+    folder: str | os.PathLike[str], map_location: Any = "cpu", weights_only: bool | None = None, *, leaves_optimizers: bool = False
+) -> dict[str, Any]:
+    """Read a sharded checkpoint into this process alone, as if it were one file.
+
+    Args:
+        folder: local path.
+        map_location: device on which tensors appear.
+        weights_only: False lets it run code while it loads. Only for folders you wrote yourself.
+        leaves_optimizers: leave the states of optimizers to `read_optimizer`.
+
+    Raises:
+        CheckpointError: there is none, it was not finished, or it is damaged.
+    """
+    source = os.fspath(folder)
+    check(source)
+    checkpoint = file.load(os.path.join(source, META), map_location=map_location, weights_only=weights_only)
+    places: dict[str, Place] = checkpoint["raylit"].pop("parts")
+    later = {key for key, path in places.items() if leaves_optimizers and path[0] == "optimizer_states"}
+    tensors = _read_parts(source, {key: None for key in places if key not in later})
+    for key, path in places.items():
+        inner: Any = checkpoint
+        for step in path[:-1]:
+            inner = inner[step]
+        inner[path[-1]] = Unread(source, key) if key in later else tensors[key]
+        if key not in later and isinstance(map_location, (str, torch.device)):
+            inner[path[-1]] = tensors[key].to(map_location)
+    return checkpoint
+
+
+def read_optimizer(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's state with what was left unread: of each tensor the part that this rank has of its parameter.
+
+    Raises:
+        CheckpointError: the folder is damaged.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    of = dict(zip(numbers, parameters, strict=False))
+    wanted = {
+        value.key: of.get(number) for number, values in state["state"].items() for value in values.values() if isinstance(value, Unread)
+    }
+    if not wanted:
+        return state
+    folder = next(value.folder for values in state["state"].values() for value in values.values() if isinstance(value, Unread))
+    tensors = _read_parts(folder, wanted)
+    read = {
+        number: {name: tensors[value.key] if isinstance(value, Unread) else value for name, value in values.items()}
+        for number, values in state["state"].items()
+    }
+    return {**state, "state": read}
+
+
+def _read_parts(folder: str, wanted: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    """Read tensors by their keys; the part that this rank has of the tensor beside the key, or if that is None or of another shape, all of it."""
+    if not wanted:
+        return {}
+    from torch.distributed.checkpoint import filesystem, state_dict_loader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    try:
+        with open(os.path.join(folder, ".metadata"), "rb") as stream:
+            metadata = _Unpickler(stream).load()
+
+        class Reader(filesystem.FileSystemReader):
+            def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
+                return metadata
+
+        tensors: dict[str, Any] = {}
+        for key, like in wanted.items():
+            described = metadata.state_dict_metadata[key]
+            if not isinstance(described, TensorStorageMetadata):
+                raise pickle.UnpicklingError(f"{key} is no tensor in it")  # DCP would unpickle it
+            dtype = described.properties.dtype
+            is_like = like is not None and like.shape == described.size
+            tensors[key] = (
+                torch.empty_like(like.detach(), dtype=dtype) if is_like and like is not None else torch.empty(described.size, dtype=dtype)
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # says what no_dist says
+            state_dict_loader.load(dict(tensors), storage_reader=Reader(folder), no_dist=True)
+    except Exception as error:  # whatever DCP, and pickle before it, make of damaged files
+        raise CheckpointError(f"The checkpoint {folder} could not be read: {error}. It is torn or damaged, or no checkpoint.") from error
+    return tensors
+
+
+def check(folder: str) -> None:
+    """Check that the writing of a folder was finished and that no file lost anything.
+
+    Raises:
+        CheckpointError: it was not, or one did.
+    """
+    try:
+        with open(os.path.join(folder, COMPLETE), encoding="utf-8") as marker:
+            sizes: dict[str, int] = json.load(marker)["files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder} is no checkpoint, or its writing was not finished: {COMPLETE} is missing or damaged.") from error
+    for name, size in sizes.items():
+        path = os.path.join(folder, name)
+        found = os.path.getsize(path) if os.path.isfile(path) else None
+        if found != size:
+            raise CheckpointError(
+                f"The checkpoint {folder} is damaged: {name} has {'no file' if found is None else f'{found} bytes'}, not {size} bytes."
+            )
+
+
+def is_whole(folder: str) -> bool:
+    """Tell whether a folder is a checkpoint with nothing missing, without loading it."""
+    try:
+        check(folder)
+    except CheckpointError:
+        return False
+    return file.is_whole(os.path.join(folder, META))
+
+
+def to_one_file(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Make a sharded checkpoint one file, which opens anywhere, also in Lightning.
+
+    Args:
+        folder: the sharded checkpoint.
+        path: local path or fsspec URL of the file.
+
+    Raises:
+        CheckpointError: the folder cannot be read, or the file not be written.
+
+    Example:
+        >>> to_one_file("checkpoints/last.ckpt", "last.ckpt")
+    """
+    file.save(load(folder), path)

@@ -1,0 +1,36 @@
+"""Saving a run, as all ranks do it together."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from raylit.checkpoint import sharded
+from raylit.checkpoint.file import save
+from raylit.checkpoint.state import dump
+from raylit.errors import NotSavedError
+
+if TYPE_CHECKING:
+    from raylit.run import Run
+
+
+def write(run: Run, path: str | os.PathLike[str], weights_only: bool = False, storage_options: Any = None) -> None:
+    """Write the run to a file, or to a folder where its strategy saves such. To be called on all ranks.
+
+    Raises:
+        NotSavedError: it could not be written; what stood at `path` is untouched. On all ranks, if one could not.
+    """
+    strategy = run.strategy
+    checkpoint = dump(run, weights_only, parts=strategy.saves_folders)
+    if strategy.saves_folders:
+        sharded.save(run, checkpoint, path, in_background=strategy.saves_in_background)
+        run.world.barrier()
+        return
+    error = None
+    if run.world.is_zero:
+        try:
+            save(checkpoint, path, storage_options=storage_options)
+        except NotSavedError as failed:
+            error = failed
+    if run.world.any(error is not None):
+        raise error or NotSavedError(f"Rank 0 could not write the checkpoint {os.fspath(path)}.")

@@ -1,0 +1,178 @@
+"""Strategy: how the ranks keep one model in step. The contract, and what user code asks of `trainer.strategy`.
+
+Who calls what, on every rank:
+
+    worker.place        shard      before optimizers are made
+                        wrap       after; again when other parameters require gradients
+    loop                the wrapped module in place of `training_step`; its `no_sync()` for all but the last batch of an accumulation;
+                        its `prepare_backward(loss)`, if it has one, before each backward pass of manual optimization
+    evaluation          step, together, settle
+    checkpoint          whole, optimizer_state, gradients, set_gradients
+    worker.bring_home   bring_home
+
+A strategy of one's own derives from this class and overrides `wrap`, and the rest where parameters are not whole on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from raylit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from raylit.module import LightningModule
+    from raylit.parallel.precision import Precision
+    from raylit.parallel.world import World
+
+Uneven = Literal["finish", "drop"]
+
+
+class Strategy:
+    """How the ranks keep one model in step.
+
+    Attributes:
+        uneven: what happens to an epoch of training in which the ranks have different numbers of batches. `finish`: it lasts until every rank has
+            read all it has; those that are through earlier begin again. `drop`: it ends for all with the first that has no more.
+        shards: whether a rank holds a part of each parameter only, so that forward passes and checkpoints need all ranks.
+        saves_folders: whether a checkpoint is a folder into which every rank writes its part.
+        saves_in_background: whether it does so while training goes on.
+    """
+
+    uneven: Uneven = "finish"
+    shards: bool = False
+    saves_folders: bool = False
+    saves_in_background: bool = False
+    find_unused_parameters: bool = False
+    _world: World | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        live = ("_world", "_steps", "_units")
+        return {name: value for name, value in vars(self).items() if name not in live}
+
+    def refuse_if_sharded(self, what: str) -> None:
+        """Say that something needs the whole model on each rank.
+
+        Raises:
+            ConfigError: no rank has it.
+        """
+        if self.shards:
+            raise ConfigError(
+                f"{what}, but {type(self).__name__} leaves a part of the model on each rank. Leave it out, or use strategy='ddp'."
+            )
+
+    # ---- what a run asks ----
+
+    def shard(self, module: LightningModule, world: World, precision: Precision) -> None:
+        """Change the module in place, before optimizers are made of its parameters."""
+
+    def wrap(self, module: LightningModule, world: World) -> nn.Module | None:
+        """Return what is called with the arguments of `training_step`, on several ranks; None: `training_step` itself."""
+        return None
+
+    def step(self, module: LightningModule, wrapped: nn.Module | None, name: str) -> Callable[..., Any]:
+        """Return what an evaluation calls for its step `name`."""
+        function: Callable[..., Any] = getattr(module, name)
+        return function
+
+    def together(self, batches: Iterator[Any]) -> Iterable[Any]:
+        """Return the batches of an evaluation, of which this rank may have more or fewer than others."""
+        return batches
+
+    def settle(self, module: LightningModule) -> None:
+        """Bring the module back to how it is between steps."""
+
+    def whole(self, state: Any) -> Any:
+        """Return nested state as one file is to hold it; all ranks come here, and on rank 0 nothing in it may be a part."""
+        return state
+
+    def optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
+        """Return what this rank keeps of an optimizer's state, as the file held it."""
+        return state
+
+    def gradients(self, module: LightningModule) -> dict[str, Tensor]:
+        """Return this rank's gradients by parameter, within an accumulation."""
+        return {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
+
+    def set_gradients(self, module: LightningModule, gradients: dict[str, Tensor]) -> None:
+        """Bring back what `gradients` returned."""
+        parameters = dict(module.named_parameters())
+        for name, gradient in gradients.items():
+            parameters[name].grad = gradient.to(parameters[name].device)
+
+    def bring_home(self, module: LightningModule, optimizers: list[Any]) -> None:
+        """Undo `shard`: afterwards the module is what it was, with the weights of now."""
+
+    # ---- what user code asks of `trainer.strategy` while a job runs, on one rank as on many ----
+
+    @property
+    def world(self) -> World:
+        """This rank's place among all.
+
+        Raises:
+            RuntimeError: no job was run yet.
+        """
+        if self._world is None:
+            raise RuntimeError("What trainer.strategy knows of ranks and devices is known while a job runs, from setup on.")
+        return self._world
+
+    @property
+    def root_device(self) -> torch.device:
+        """Where this rank computes."""
+        return self.world.device
+
+    @property
+    def global_rank(self) -> int:
+        """Rank among all processes."""
+        return self.world.rank
+
+    @property
+    def local_rank(self) -> int:
+        """Rank among the processes of this node."""
+        return self.world.local_rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.world.size
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this is rank 0."""
+        return self.world.is_zero
+
+    def barrier(self, name: str | None = None) -> None:
+        """Wait for all ranks."""
+        self.world.barrier()
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        """Return the `obj` of rank `src` on every rank; it is pickled."""
+        return self.world.broadcast_object(obj, src)
+
+    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
+        """Return the ranks' tensors stacked; `tensor` itself when alone."""
+        return self.world.all_gather(tensor, sync_grads)
+
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: str | None = "mean") -> Any:
+        """Return the `mean` or the `sum` of the ranks' tensors; what is no tensor is returned as it is.
+
+        Raises:
+            ConfigError: `reduce_op` is neither.
+        """
+        if str(reduce_op).lower() not in ("mean", "avg", "sum"):
+            raise ConfigError(f"strategy.reduce(reduce_op={reduce_op!r}) is not known. Use 'mean' or 'sum'.")
+        if not isinstance(tensor, Tensor) or self.world.size == 1:
+            return tensor
+        gathered = self.world.all_gather(tensor)
+        return (
+            gathered.sum(0)
+            if str(reduce_op).lower() == "sum"
+            else gathered.mean(0, dtype=None if tensor.is_floating_point() else torch.float32)
+        )
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        """Return whether all ranks (or any of them) decided so."""
+        return not self.world.any(not decision) if all else self.world.any(decision)

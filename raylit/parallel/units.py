@@ -1,0 +1,161 @@
+"""Units of FSDP: which submodules are gathered together, what is done to them, and how it is undone."""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from raylit.errors import ConfigError
+
+
+def choose_units(module: nn.Module, wants: Callable[[nn.Module, int], bool], *, norms: bool) -> list[nn.Module]:
+    """Return the submodules to make units of, inner ones first.
+
+    Args:
+        module: what is sharded.
+        wants: is asked of a submodule, and the number of its parameters that are in no unit yet.
+        norms: whether each batch norm is a unit, since its parameters are to be gathered in another format.
+    """
+    uses = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
+
+    def is_closed(candidate: nn.Module) -> bool:
+        """Tell whether no parameter of it is used outside of it too."""
+        inside = Counter(id(parameter) for _, parameter in candidate.named_parameters(remove_duplicate=False))
+        return bool(inside) and all(uses[key] == number for key, number in inside.items())
+
+    chosen: list[nn.Module] = []
+
+    def visit(candidate: nn.Module) -> int:
+        """Choose within `candidate` and perhaps it; returns how many of its parameters are in no unit yet."""
+        if candidate in chosen:
+            return 0
+        number = sum(visit(child) for child in candidate.children())
+        number += sum(parameter.numel() for parameter in candidate._parameters.values() if parameter is not None)
+        if candidate is module or isinstance(candidate, (nn.ModuleList, nn.ModuleDict)):
+            return number
+        is_norm = norms and isinstance(candidate, _BatchNorm)
+        if (is_norm or wants(candidate, number)) and is_closed(candidate):
+            chosen.append(candidate)
+            return 0
+        return number
+
+    visit(module)
+    return chosen
+
+
+class Unit:
+    """A module that `fully_shard` is about to change, and what it was before."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self._class = type(module)
+        self._attributes = set(vars(module))
+        self._reshards: list[Any] = []
+
+    @property
+    def groups(self) -> list[Any]:
+        """What torch gathers together."""
+        state = self.module._get_fsdp_state()
+        return (
+            list(state._fsdp_param_groups)
+            if hasattr(state, "_fsdp_param_groups")
+            else [g for g in (state._fsdp_param_group,) if g is not None]
+        )
+
+    def keep_whole(self) -> None:
+        """Gather the parameters, and let no forward pass part them again."""
+        self._reshards = [group.post_forward_mesh_info for group in self.groups]
+        for group in self.groups:
+            group.post_forward_mesh_info = None
+        self.module.unshard()
+
+    def part_again(self) -> None:
+        """Undo `keep_whole`."""
+        for group, reshards in zip(self.groups, self._reshards, strict=True):
+            group.post_forward_mesh_info = reshards
+        self.module.reshard()
+
+    def undo(self) -> None:
+        """Make the module what it was, but for its parameters."""
+        from torch.distributed._composable_state import _module_state_mapping
+
+        state = self.module._get_fsdp_state()
+        handles = [state._pre_forward_hook_handle, state._post_forward_hook_handle]
+        for group in self.groups:
+            handles += group._module_to_pre_save_state_dict_hook_handle.values()
+            handles += group._module_to_pre_load_state_dict_hook_handle.values()
+        for handle in handles:
+            handle.remove()
+        self.module.__class__ = self._class
+        for name in set(vars(self.module)) - self._attributes:
+            if not isinstance(name, str) or "fsdp" in name or "composable" in name:
+                del vars(self.module)[name]
+        _module_state_mapping.pop(self.module, None)
+
+
+def is_part(value: Any) -> bool:
+    """Tell whether a tensor is spread over the ranks."""
+    return hasattr(value, "device_mesh") and isinstance(value, Tensor)
+
+
+def part_like(parameter: Any, value: Any) -> Any:
+    """Return this rank's part of a whole tensor, if it has the shape of a parameter that is spread over the ranks; else `value`."""
+    if not is_part(parameter) or not isinstance(value, Tensor) or is_part(value) or value.shape != parameter.shape:
+        return value
+    from torch.distributed.tensor import DTensor
+
+    local, mesh = value, parameter.device_mesh
+    for number, placement in enumerate(parameter.placements):
+        if placement.is_shard():
+            parts, own = torch.chunk(local, mesh.size(number), placement.dim), mesh.get_local_rank(number)
+            local = parts[own] if own < len(parts) else local.narrow(placement.dim, 0, 0)
+    local = local.to(parameter.to_local().device, copy=True)
+    return DTensor.from_local(local, mesh, parameter.placements, run_check=False, shape=parameter.shape, stride=parameter.stride())
+
+
+def policy_of(given: Any) -> Callable[..., bool] | None:
+    """Return the function that says whether a module is a unit, None if nothing was given.
+
+    Raises:
+        ConfigError: it is neither classes, nor import paths of classes, nor a policy.
+    """
+    if given is None:
+        return None
+    if callable(given) and not isinstance(given, type):
+        policy: Callable[..., bool] = given
+        return policy
+    classes = []
+    for one in given if isinstance(given, (list, tuple, set, frozenset)) else [given]:
+        found = one
+        if isinstance(one, str):
+            place, _, name = one.rpartition(".")
+            try:
+                found = getattr(importlib.import_module(place), name)
+            except (ImportError, AttributeError, ValueError) as error:
+                raise ConfigError(
+                    f"auto_wrap_policy={one!r}: {error or 'no such class'}. Give the import path of a class of modules."
+                ) from error
+        if not (isinstance(found, type) and issubclass(found, nn.Module)):
+            raise ConfigError(f"auto_wrap_policy={given!r}: {one!r} is no class of modules. Give classes, their import paths, or a policy.")
+        classes.append(found)
+    return partial(_is_one_of, tuple(classes))
+
+
+def _is_one_of(classes: tuple[type, ...], module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
+    return isinstance(module, classes)
+
+
+def callable_children(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the children with parameters, in place of a list or dict of modules those in it."""
+    for child in module.children():
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            yield from callable_children(child)
+        elif next(child.parameters(), None) is not None:
+            yield child
