@@ -15,11 +15,12 @@ from typing import Any
 import ray
 from ray import cloudpickle
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from raylit.errors import LaunchError, Terminated
 from raylit.job import Job, Result
 from raylit.launch.cluster import connect, is_verbose
+from raylit.launch.network import ProcessGroup
 from raylit.launch.parcel import Parcel
 from raylit.launch.relay import Relay, RemoteScreen, echoing
 from raylit.messages import info
@@ -56,7 +57,7 @@ class RayTrainLauncher:
             work.screen = relay.screen
             ray_trainer: Any = _Trainer(
                 work,  # type: ignore[arg-type]  # likewise
-                torch_config=TorchConfig(),
+                torch_config=ProcessGroup(),
                 scaling_config=ScalingConfig(num_workers=trainer.num_workers, use_gpu=trainer.use_gpu, resources_per_worker=resources),
                 run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees Ray Train's first version, which v2 replaces at run time
                     name=f"{job.fn}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
