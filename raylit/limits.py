@@ -9,6 +9,9 @@ from raylit.errors import ConfigError, DataError, Terminated
 from raylit.messages import info
 from raylit.run import Run
 
+STOP_CHECK_EVERY = 16  # batches between two agreements of the ranks on whether to stop: one small collective each
+STOP_CHECK_EVERY_S = 2.0  # the longest time between two, where batches take long
+
 
 def is_done(run: Run) -> bool:
     """Tell whether training is over, and say why."""
@@ -48,11 +51,28 @@ def may_stop(run: Run) -> bool:
 
 
 def agree_on_stop(run: Run) -> None:
-    """Make a stop or a SIGTERM on any rank one on all. Until then no rank acts on its own: the others would wait for it."""
+    """Make a stop or a SIGTERM on any rank one on all. Until then no rank acts on its own: the others would wait for it.
+
+    That the machine of a rank is about to be taken away counts as a SIGTERM.
+    """
+    notice, batches = run.job.notice, run.progress.total_batches
+    if notice is not None and notice.terminated:
+        run.received_sigterm = True
+    is_due = notice is not None and notice.is_due
     if run.world.size > 1:
-        asked = run.world.all_gather_object((run.trainer.should_stop, run.received_sigterm))
-        run.trainer.should_stop = run.stop_agreed = any(stop for stop, _ in asked)
-        run.received_sigterm = run.sigterm_agreed = any(sigterm for _, sigterm in asked)
+        since, now = batches - run.agreed[0], time.monotonic()
+        took_s = (now - run.agreed[1]) / since if since else run.batch_s
+        run.agreed = (batches, now)
+        asked = run.world.all_gather_object((run.trainer.should_stop, run.received_sigterm, is_due, took_s))
+        run.trainer.should_stop = run.stop_agreed = any(stop for stop, *_ in asked)
+        run.received_sigterm = run.sigterm_agreed = any(sigterm for _, sigterm, *_ in asked)
+        is_due = any(due for _, _, due, _ in asked)
+        run.batch_s = max(took for *_, took in asked)
+        run.next_agreement = batches + max(1, min(STOP_CHECK_EVERY, int(STOP_CHECK_EVERY_S / run.batch_s)))
+    elif notice is not None:
+        run.next_agreement = batches + STOP_CHECK_EVERY
+    if is_due and notice.came():
+        run.received_sigterm = run.sigterm_agreed = True
 
 
 def end_on_sigterm(run: Run) -> None:

@@ -48,6 +48,9 @@ class Run:
         forward_only: whether a training batch ends with `training_step`: what follows is up to it, or is not wanted.
         stop_agreed: whether `trainer.should_stop` is the same on all ranks; then, and not before, they may stop.
         sigterm_agreed: likewise for `received_sigterm`.
+        next_agreement: the count of batches at which the ranks agree on both again; infinity when alone.
+        agreed: the count, and monotonic seconds, when they did last.
+        batch_s: seconds that a batch took since, on the slowest rank; until that is known, a guess that makes them agree soon.
         predictions: what `predict_step` returned, by loader, while prediction runs.
         failed_within_step: whether an exception ended the run in a batch that had not yet changed the weights.
         last_validation: monotonic seconds at the end of the last validation.
@@ -87,6 +90,9 @@ class Run:
         self.received_sigterm = False
         self.failed_within_step = False
         self.stop_agreed = self.sigterm_agreed = world.size == 1
+        self.next_agreement = float("inf")
+        self.agreed = (self.progress.total_batches, time.monotonic())
+        self.batch_s = 2.0
         self.predictions: list[list[Any]] = []
         self.history: list[dict[str, float]] = []
         self.transfer: Callable[[Any, int], Any] | None = None

@@ -8,6 +8,8 @@ from typing import Any
 import ray
 from ray.train.torch import TorchConfig
 
+from raylit.launch.notice import catch_sigterm
+
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
@@ -28,11 +30,17 @@ def choose_interface() -> None:
             os.environ[GLOO_INTERFACE] = name
 
 
+def prepare() -> None:
+    """Make a worker ready for its rank."""
+    choose_interface()
+    catch_sigterm()
+
+
 class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]  # what it is, Ray decides
-    """Makes torch's process group, once every worker has chosen its interface."""
+    """Makes torch's process group, once every worker has chosen its interface. What is executed runs in the main thread of each."""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        worker_group.execute(choose_interface)
+        worker_group.execute(prepare)
         super().on_start(worker_group, backend_config)
 
 

@@ -5,26 +5,29 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import threading
 import time
-import traceback
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray import cloudpickle
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from raylit.errors import LaunchError, Terminated
 from raylit.job import Job, Result
-from raylit.launch.cluster import connect, is_verbose
+from raylit.launch.cluster import connect, dashboard_url, is_verbose
+from raylit.launch.failure import Restarts, WorkerFailure, failure_config, raise_original
 from raylit.launch.network import ProcessGroup
+from raylit.launch.notice import Notice
 from raylit.launch.parcel import Parcel
 from raylit.launch.relay import Relay, RemoteScreen, echoing
+from raylit.launch.watch import Watch
 from raylit.messages import info
-from raylit.parallel import is_lost_peer
+from raylit.parallel import choose_device
 from raylit.rng import seed_everything
 from raylit.worker import run_job
 
@@ -53,30 +56,56 @@ class RayTrainLauncher:
         info(
             f"Starting {trainer.num_workers} Ray workers, each with {', '.join(f'{amount:g} {name}' for name, amount in resources.items())}."
         )
-        with Relay() as relay:
+        _say_where_to_look(job)
+        failures = failure_config(trainer.max_failures)
+        num_preemptions = 0
+        with Relay(Watch(trainer.num_workers, resources)) as relay:
             work.screen = relay.screen
-            ray_trainer: Any = _Trainer(
-                work,  # type: ignore[arg-type]  # likewise
-                torch_config=ProcessGroup(),
-                scaling_config=ScalingConfig(num_workers=trainer.num_workers, use_gpu=trainer.use_gpu, resources_per_worker=resources),
-                run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees Ray Train's first version, which v2 replaces at run time
-                    name=f"{job.fn}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
-                    storage_path=trainer.storage_path or os.path.join(trainer.default_root_dir, "raylit_runs"),
-                    failure_config=FailureConfig(max_failures=trainer.max_failures),
-                    logging_config=LoggingConfig(log_level="INFO" if is_verbose() else "WARNING"),
-                ),
-            )
-            try:
-                with _terminated_by_sigterm():
-                    result = ray_trainer.fit().return_value
-            except TrainingFailedError as error:
-                _raise_original(error)
-            except (KeyboardInterrupt, SystemExit):
-                ray_trainer.abort()
-                raise
+            restarts = Restarts(relay.screen, failures.max_failures)
+            while True:
+                result = self._run(job, work, resources, failures, restarts)
+                if not isinstance(result, _Preempted):
+                    break
+                num_preemptions += 1
+                if failures.max_preemption_failures != -1 and num_preemptions > failures.max_preemption_failures:
+                    raise LaunchError(
+                        f"A node was taken away for the {num_preemptions}. time, and FailureConfig(max_preemption_failures="
+                        f"{failures.max_preemption_failures}) allows no further restart. fit(ckpt_path='last') goes on."
+                    )
+                relay.screen.restart(f"Restart {num_preemptions} because of a notice that a node goes away, from the newest checkpoint.")
         if not isinstance(result, Result):
             raise LaunchError("Ray Train ended without a result of rank 0. Its log is in the Ray dashboard under Train.")
         return result
+
+    def _run(self, job: Job, work: _Work, resources: dict[str, float], failures: Any, restarts: Restarts) -> Any:
+        """Have Ray Train call `work` on all workers; return what rank 0 returned."""
+        trainer = job.trainer
+        ray_trainer: Any = _Trainer(
+            work,  # type: ignore[arg-type]  # it wants a function
+            torch_config=ProcessGroup(),
+            scaling_config=ScalingConfig(num_workers=trainer.num_workers, use_gpu=trainer.use_gpu, resources_per_worker=resources),
+            run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees Ray Train's first version, which v2 replaces at run time
+                # Ray Train would go on with a run of the same name
+                name=f"{job.fn}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
+                storage_path=trainer.storage_path or os.path.join(trainer.default_root_dir, "raylit_runs"),
+                failure_config=failures,
+                callbacks=[restarts],  # type: ignore[list-item]  # likewise
+                logging_config=LoggingConfig(log_level="INFO" if is_verbose() else "WARNING"),
+            ),
+        )
+        try:
+            with _terminated_by_sigterm():
+                return ray_trainer.fit().return_value
+        except TrainingFailedError as error:
+            raise_original(error)
+        except (KeyboardInterrupt, SystemExit):
+            ray_trainer.abort()
+            raise
+
+
+@dataclass
+class _Preempted:
+    """What a worker returns that left because its machine, or another's, is about to be taken away."""
 
 
 class _Trainer(TorchTrainer):
@@ -147,12 +176,14 @@ class _Work:
         self.started_at = time.time()
         self.seed = os.environ.get("PL_GLOBAL_SEED")
 
-    def __call__(self) -> Result | None:
+    def __call__(self) -> Result | _Preempted | None:
         rank = int(os.environ["RANK"])
+        notice = Notice()
         with echoing(self.screen, rank) if self.shows_prints else contextlib.nullcontext():
             try:
                 job: Job = self.parcel.unpack()
-                job.display = self.screen
+                job.display, job.notice = self.screen, notice
+                self.screen.started(_where(job, rank))
                 if self.seed is not None:
                     # the same weights come from the driver; what is drawn during training (dropout) differs between ranks
                     seed_everything(int(self.seed) + rank, verbose=False)
@@ -160,11 +191,33 @@ class _Work:
                 if job.fn == "fit":
                     job.ckpt_path = newest_since(job, self.started_at) or job.ckpt_path
                 result = run_job(job)
-            except Exception as error:
+            except BaseException as error:
+                if isinstance(error, Terminated) and notice.given:
+                    return _Preempted()
                 raise WorkerFailure.of(error) from None
             finally:
                 self.screen.wait()
         return result if rank == 0 else None
+
+
+def _where(job: Job, rank: int) -> dict[str, Any]:
+    """Return what the driver tells of a worker."""
+    address = ray.util.get_node_ip_address()
+    device = choose_device(job.trainer.accelerator, int(os.environ["LOCAL_RANK"]))
+    return {"rank": rank, "size": int(os.environ["WORLD_SIZE"]), "node": f"{address} ({socket.gethostname()})", "device": str(device)}
+
+
+def _say_where_to_look(job: Job) -> None:
+    """Say where the job can be followed and what it leaves."""
+    for logger in job.trainer.loggers if job.fn != "predict" else ():
+        if hasattr(logger, "where"):
+            info(f"MLflow: {logger.where()}")
+    dashboard = dashboard_url()
+    if dashboard:
+        info(f"Ray dashboard: {dashboard}")
+    for callback in job.trainer.checkpoint_callbacks if job.fn == "fit" else ():
+        if hasattr(callback, "resolve_dirpath"):
+            info(f"Checkpoints: {callback.resolve_dirpath(job.trainer)}")
 
 
 def newest_since(job: Job, started_at: float) -> str | None:
@@ -177,72 +230,3 @@ def newest_since(job: Job, started_at: float) -> str | None:
                 if entry.name.endswith(".ckpt") and entry.stat().st_mtime >= started_at:
                     files.append((entry.stat().st_mtime, entry.path))
     return max(files)[1] if files else None
-
-
-class WorkerFailure(Exception):
-    """Carries an exception of user code from a worker to the driver, whatever arguments its class wants when it is made.
-
-    Attributes:
-        at: seconds since the epoch when it was raised.
-        text: its traceback, since tracebacks do not travel.
-        parts: class, arguments and attributes of the exception, pickled; None if they cannot be.
-    """
-
-    def __init__(self, at: float, text: str, parts: bytes | None) -> None:
-        super().__init__(at, text, parts)
-        self.at, self.text, self.parts = at, text, parts
-
-    @classmethod
-    def of(cls, error: Exception) -> WorkerFailure:
-        """Return what carries `error`, which is being handled."""
-        try:
-            parts = cloudpickle.dumps((type(error), error.args, error.__dict__))
-            cloudpickle.loads(parts)
-        except Exception:  # whatever the user's own attributes raise when pickled
-            parts = None
-        return cls(time.time(), traceback.format_exc(), parts)
-
-    def original(self) -> Exception:
-        """Return the exception, or one with the same text if it cannot be pickled."""
-        if self.parts is None:
-            return LaunchError(f"{self.text.strip().splitlines()[-1]} (this stands for the original exception, which cannot be pickled)")
-        kind, args, attributes = cloudpickle.loads(self.parts)
-        error: Exception = kind.__new__(kind, *args)
-        error.__dict__.update(attributes)
-        return error
-
-    def __str__(self) -> str:
-        return self.text
-
-
-class WorkerTraceback(Exception):
-    """The traceback of an exception in a worker, as text."""
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.args[0]}"""'
-
-
-def _raise_original(error: TrainingFailedError) -> None:
-    """Raise the user's own exception that ended the run: the first, if several ranks failed.
-
-    Raises:
-        LaunchError: no exception of user code ended it: a worker died or could not be started.
-    """
-    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    own = sorted((failure for failure in failures.values() if isinstance(failure, WorkerFailure)), key=lambda failure: failure.at)
-    dead = {rank: failure for rank, failure in failures.items() if not isinstance(failure, WorkerFailure)}
-    for failure in own:
-        # when a worker dies, those that were waiting for it fail too
-        if not dead or not is_lost_peer(failure.original()):
-            raise failure.original() from WorkerTraceback(failure.text)
-    reasons = [f"rank {rank}: {_reason(failure)}" for rank, failure in dead.items()]
-    raise LaunchError(
-        f"The Ray workers ended without finishing ({'; '.join(reasons) or str(error).strip().splitlines()[-1]})."
-        " Trainer(max_failures=1) has them restarted from the newest checkpoint."
-    ) from error
-
-
-def _reason(failure: Exception) -> str:
-    """Return the telling line of one of Ray's errors, without its list of what might have been."""
-    lines = (str(failure).strip() or type(failure).__name__).splitlines()
-    return next((line for line in lines if line.startswith("The actor is dead")), lines[0]).partition(" Some common causes")[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""Carries the progress of rank 0 from its worker to the screen of the driver."""
+"""Carries what the workers have to show to the driver: the progress of rank 0 to its screen, the rest to whoever watches them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from raylit.callbacks.screen import make_screen
+from raylit.launch.watch import Watch
 
 
 class _Mailbox:
@@ -50,6 +51,14 @@ class RemoteScreen:
         """Send a line."""
         self._mailbox.send.remote("print", text)
 
+    def started(self, where: dict[str, Any]) -> None:
+        """Send where a rank has started."""
+        self._mailbox.send.remote("started", where)
+
+    def restart(self, why: str) -> None:
+        """Send that the workers are started anew."""
+        self._mailbox.send.remote("restart", why)
+
     def wait(self) -> None:
         """Wait until all that was sent has arrived."""
         ray.get(self._mailbox.wait.remote())
@@ -85,13 +94,18 @@ def echoing(screen: RemoteScreen, rank: int) -> Iterator[None]:
 
 
 class Relay:
-    """Draws on the driver, in a thread, what the workers send. Used as a context manager around a job."""
+    """Draws on the driver, in a thread, what the workers send. Used as a context manager around a job.
 
-    def __init__(self, every_s: float = 0.2) -> None:
+    Args:
+        watch: is told of starts and restarts, and asked to look every `every_s`.
+        every_s: how often what was sent is taken.
+    """
+
+    def __init__(self, watch: Watch, every_s: float = 0.2) -> None:
         actor = ray.remote(num_cpus=0)(_Mailbox)
         self._mailbox: Any = actor.remote()
         self.screen = RemoteScreen(self._mailbox)
-        self.every_s = every_s
+        self.watch, self.every_s = watch, every_s
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._draw, name="raylit-progress", daemon=True)
 
@@ -109,7 +123,11 @@ class Relay:
         is_last = False
         while not is_last:
             is_last = self._ended.wait(self.every_s)
-            for kind, content in ray.get(self._mailbox.take.remote()) if screen is not None else ():
-                getattr(screen, kind)(content)
+            for kind, content in ray.get(self._mailbox.take.remote()):
+                if kind in ("started", "restart"):
+                    getattr(self.watch, kind)(content)
+                elif screen is not None:
+                    getattr(screen, kind)(content)
+            self.watch.look()
         if screen is not None:
             screen.close()

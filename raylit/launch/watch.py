@@ -1,0 +1,72 @@
+"""Says on the driver what becomes of the workers: what they wait for, where they are, that they are started anew."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray
+
+from raylit.messages import info
+
+FIRST_S, EVERY_S = 5.0, 30.0  # of waiting, until it is said and until it is said again
+
+
+class Watch:
+    """Follows the workers of one job.
+
+    Args:
+        num_workers: how many are wanted.
+        resources: what each reserves.
+    """
+
+    def __init__(self, num_workers: int, resources: dict[str, float]) -> None:
+        self.num_workers, self.resources = num_workers, resources
+        self._ranks: dict[int, dict[str, Any]] = {}
+        self._began = time.monotonic()
+        self._is_waiting = True
+        self._next = self._began + FIRST_S
+
+    def started(self, where: dict[str, Any]) -> None:
+        """A rank has started; once all have, say where."""
+        self._ranks[where["rank"]] = where
+        if len(self._ranks) < where["size"]:
+            return
+        self._is_waiting = False
+        nodes: dict[str, list[str]] = {}
+        for rank in sorted(self._ranks):
+            one = self._ranks[rank]
+            nodes.setdefault(one["node"], []).append(f"rank {rank} on {one['device']}")
+        for node, ranks in nodes.items():
+            info(f"Node {node}: {', '.join(ranks)}")
+
+    def restart(self, why: str) -> None:
+        """The workers are started anew."""
+        info(why)
+        self._ranks, self._is_waiting, self._began = {}, True, time.monotonic()
+        self._next = self._began + FIRST_S
+
+    def look(self) -> None:
+        """Say, every so often, what is asked for and what the cluster has, if it cannot give it now."""
+        now = time.monotonic()
+        if not self._is_waiting or now < self._next:
+            return
+        self._next = now + EVERY_S
+        if _is_pending(self.resources):
+            info(f"Waiting for the Ray cluster since {now - self._began:.0f} s: {asked_and_there(self.num_workers, self.resources)}.")
+
+
+def asked_and_there(num_workers: int, resources: dict[str, float]) -> str:
+    """Return what workers ask for and what the cluster has, as text."""
+    has, free = ray.cluster_resources(), ray.available_resources()
+    asked = ", ".join(f"{amount * num_workers:g} {name}" for name, amount in resources.items())
+    there = ", ".join(f"{has.get(name, 0):g} {name} ({free.get(name, 0):g} free)" for name in resources)
+    num_nodes = sum(node["Alive"] for node in ray.nodes())
+    return f"{num_workers} workers ask for {asked}; it has {there} on {num_nodes} node{'s' if num_nodes != 1 else ''}"
+
+
+def _is_pending(resources: dict[str, float]) -> bool:
+    """Tell whether a group of workers that each want `resources` waits for its place."""
+    wanted = {name: amount for name, amount in resources.items() if amount}
+    groups = ray.util.placement_group_table().values()
+    return any(group["state"] in ("PENDING", "RESCHEDULING") and wanted in group["bundles"].values() for group in groups)
