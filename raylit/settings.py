@@ -28,6 +28,11 @@ def at_least(minimum: int, **argument: Any) -> int:
     return value
 
 
+def failures(max_failures: Any) -> Any:
+    """Return how many failures are allowed: a number, or a `ray.train.FailureConfig`, which also says how many preemptions."""
+    return max_failures if hasattr(max_failures, "max_failures") else at_least(0, max_failures=max_failures)
+
+
 def number_of_workers(num_workers: int | None, devices: Any, num_nodes: int, accelerator: str) -> int:
     """Return how many Ray workers are meant: by raylit's `num_workers`, or by Lightning's `devices` and `num_nodes`."""
     at_least(1, num_nodes=num_nodes)

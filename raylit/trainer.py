@@ -33,7 +33,7 @@ class Trainer(RunView):
         num_workers: 0 trains in this process; n in n Ray actors, each with a copy of the model, gradients averaged.
         use_gpu: whether each Ray worker gets a GPU. None: whether `accelerator` says so.
         resources_per_worker: what each Ray worker reserves, such as `{"CPU": 2}`. Default: one CPU, and one GPU if `use_gpu`.
-        max_failures: how often Ray restarts the workers after one died; each time from the newest checkpoint.
+        max_failures: how often Ray restarts the workers after one failed, from the newest checkpoint; or a `ray.train.FailureConfig`.
         storage_path: folder or URL that all nodes of the Ray cluster reach, for the files of a run. Default: `raylit_runs` in `default_root_dir`.
         accelerator: `auto`, `cpu`, `gpu`, `cuda` or `mps`.
         strategy: how workers are kept in step: `auto`, `ddp`, `ddp_find_unused_parameters_true` or a DDPStrategy.
@@ -90,7 +90,7 @@ class Trainer(RunView):
         num_workers: int | None = None,
         use_gpu: bool | None = None,
         resources_per_worker: dict[str, float] | None = None,
-        max_failures: int = 0,
+        max_failures: int | Any = 0,
         storage_path: str | None = None,
         accelerator: str = "auto",
         strategy: str | DDPStrategy = "auto",
@@ -142,7 +142,7 @@ class Trainer(RunView):
         self.num_nodes = num_nodes
         self.use_gpu = accelerator in ("gpu", "cuda") if use_gpu is None else use_gpu
         self.accelerator = ("gpu" if self.use_gpu else "cpu") if self.num_workers else "gpu" if use_gpu else accelerator
-        self.max_failures = settings.at_least(0, max_failures=max_failures)
+        self.max_failures = settings.failures(max_failures)
         self.resources_per_worker, self.storage_path = resources_per_worker, storage_path
         self.strategy = find_strategy(strategy)
         self.precision = canonical(precision)

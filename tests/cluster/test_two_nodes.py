@@ -1,0 +1,107 @@
+"""A fit over two nodes, of which one dies, is the fit in which none died. The nodes are network namespaces with their own addresses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+
+from tests.cluster import train
+from tests.cluster.nodes import Nodes, why_not
+from tests.ranks import run_on_two_ranks
+
+pytestmark = pytest.mark.ray
+NUM_BATCHES = train.NUM_SAMPLES // train.BATCH_SIZE // 2  # of an epoch, on each rank
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    """Two nodes with one CPU each."""
+    reason = why_not()
+    assert reason is None, f"This test makes network namespaces, which cannot be had here: {reason}. Leave it out with -m 'not ray'."
+    with Nodes(2) as made:
+        made.start(0)
+        made.start(1)
+        yield made
+
+
+def seen(folder: Path, rank: int) -> list[list[str]]:
+    """The complete lines that a rank wrote: epoch, batch, time, samples."""
+    path = folder / f"seen-{rank}"
+    return [line.split() for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
+
+
+def wait_for(folder: Path, epoch: int, batch: int, process: subprocess.Popen[str]) -> None:
+    """Wait until both ranks have begun a batch."""
+    deadline = time.monotonic() + 120
+    while not all(any((int(line[0]), int(line[1])) >= (epoch, batch) for line in seen(folder, rank)[-1:]) for rank in (0, 1)):
+        assert process.poll() is None, (folder / "errors").read_text()
+        assert time.monotonic() < deadline, (folder / "errors").read_text()
+        time.sleep(0.05)
+
+
+def start(nodes: Nodes, folder: Path, epochs: int) -> subprocess.Popen[str]:
+    """Start the fit on the head."""
+    folder.mkdir(exist_ok=True)
+    command = (sys.executable, "-m", "tests.cluster.train", str(folder), str(epochs))
+    with (folder / "out").open("w") as out, (folder / "errors").open("w") as errors:
+        return nodes.popen(
+            0, *command, cwd=str(train.__file__).rpartition("/")[0], env={"RAY_ADDRESS": nodes.address}, stdout=out, stderr=errors
+        )
+
+
+def undisturbed(folder: str) -> dict[str, torch.Tensor]:
+    """The same fit on two ranks without Ray."""
+    return train.fit(folder, epochs=train.EPOCHS)
+
+
+def undisturbed_short(folder: str) -> dict[str, torch.Tensor]:
+    """Likewise."""
+    return train.fit(folder, epochs=2)
+
+
+def check(folder: Path, expected: dict[str, torch.Tensor], epochs: int) -> None:
+    """Every sample once per epoch, the same weights, every step once in MLflow."""
+    found = torch.load(folder / "end.pt", weights_only=True)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    for epoch in range(epochs):
+        samples: list[str] = []
+        for rank in (0, 1):
+            batches: dict[int, list[str]] = {}
+            for line in seen(folder, rank):
+                if int(line[0]) == epoch:
+                    assert batches.setdefault(int(line[1]), line[3:]) == line[3:]  # done again, it is the same
+            samples += [sample for batch in batches.values() for sample in batch]
+        assert sorted(map(int, samples)) == list(range(train.NUM_SAMPLES))
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("two nodes").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "loss_step")] == list(range(epochs * NUM_BATCHES))
+    assert [metric.value for metric in client.get_metric_history(run.info.run_id, "epoch")][-1] == epochs - 1
+
+
+def test_a_node_dies_and_comes_back(nodes: Nodes, tmp_path: Path) -> None:
+    process = start(nodes, tmp_path / "ray", 2)
+    try:
+        (tmp_path / "plain").mkdir()
+        expected = run_on_two_ranks(undisturbed_short, tmp_path / "plain")[0]
+        wait_for(tmp_path / "ray", 1, NUM_BATCHES // 2, process)
+        nodes.kill(1)
+        killed = time.time()
+        nodes.start(1)
+        assert process.wait(120) == 0, (tmp_path / "ray" / "errors").read_text()
+    finally:
+        process.kill()
+    check(tmp_path / "ray", expected, 2)
+    text = (tmp_path / "ray" / "errors").read_text()
+    assert "Restart 1 of 3, from the newest checkpoint: rank " in text
+    for address in nodes.addresses:
+        assert f"Node {address} (" in text
+    again = min(float(line[2]) for line in seen(tmp_path / "ray", 0) if float(line[2]) > killed + 1)
+    print(f"from the death of a node to the next step: {again - killed:.1f} s")
