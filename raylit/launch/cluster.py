@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from raylit.errors import LaunchError
+from raylit.launch import nodes
 from raylit.messages import info
 
 _is_ours = False  # whether the connection of this process was made here, quietly
@@ -44,9 +45,11 @@ def connect(num_workers: int = 1, resources: dict[str, float] | None = None) -> 
             try:
                 ray.init(address=address, **quiet)
             except ConnectionError as error:
-                raise LaunchError(
-                    f"No Ray cluster answers at {address} (RAY_ADDRESS, --ray.address): {error}. Start one with `ray start --head`."
-                ) from error
+                raise LaunchError(f"No Ray cluster answers at {address} (RAY_ADDRESS, --ray.address): {_why(error)}") from error
+            missing = nodes.without_code()
+            if missing:
+                info(f"Sending {os.getcwd()} to the nodes of the Ray cluster: {', '.join(missing)} cannot see it.")
+                nodes.connect_with_code(address, quiet)
         else:
             # "local" rather than no address, which would join whatever cluster an earlier process left a note of, be it dead
             ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(wanted.get("CPU", 1))), include_dashboard=True, **quiet)
@@ -65,6 +68,12 @@ def dashboard_url() -> str | None:
     """Return the address of the connected cluster's dashboard, or None."""
     url = getattr(ray._private.worker, "get_dashboard_url", lambda: None)()
     return f"http://{url}" if url else None
+
+
+def _why(error: ConnectionError) -> str:
+    if "AuthToken" in str(error.__cause__):
+        return "it asks for a token that this machine does not have. Copy ~/.ray/auth_token of the head node to here."
+    return f"{error}. Start one with `ray start --head`; other nodes join with `RAY_AUTH_MODE=token ray start --address=...`."
 
 
 def _send_token() -> None:

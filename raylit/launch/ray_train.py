@@ -22,6 +22,7 @@ from raylit.job import Job, Result
 from raylit.launch.cluster import connect, dashboard_url, is_verbose
 from raylit.launch.failure import Restarts, WorkerFailure, failure_config, raise_original
 from raylit.launch.network import ProcessGroup
+from raylit.launch.nodes import check_shared
 from raylit.launch.notice import Notice
 from raylit.launch.parcel import Parcel
 from raylit.launch.relay import Relay, RemoteScreen, echoing
@@ -53,6 +54,7 @@ class RayTrainLauncher:
         job.returns_state = True
         work = _Work(job)
         work.shows_prints = connect(trainer.num_workers, resources)
+        check_shared(_folders(job))
         info(
             f"Starting {trainer.num_workers} Ray workers, each with {', '.join(f'{amount:g} {name}' for name, amount in resources.items())}."
         )
@@ -87,7 +89,7 @@ class RayTrainLauncher:
             run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees Ray Train's first version, which v2 replaces at run time
                 # Ray Train would go on with a run of the same name
                 name=f"{job.fn}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
-                storage_path=trainer.storage_path or os.path.join(trainer.default_root_dir, "raylit_runs"),
+                storage_path=_storage(job),
                 failure_config=failures,
                 callbacks=[restarts],  # type: ignore[list-item]  # likewise
                 logging_config=LoggingConfig(log_level="INFO" if is_verbose() else "WARNING"),
@@ -205,6 +207,18 @@ def _where(job: Job, rank: int) -> dict[str, Any]:
     address = ray.util.get_node_ip_address()
     device = choose_device(job.trainer.accelerator, int(os.environ["LOCAL_RANK"]))
     return {"rank": rank, "size": int(os.environ["WORLD_SIZE"]), "node": f"{address} ({socket.gethostname()})", "device": str(device)}
+
+
+def _storage(job: Job) -> str:
+    """Return where Ray Train keeps its own files of the run."""
+    return job.trainer.storage_path or os.path.join(job.trainer.default_root_dir, "raylit_runs")
+
+
+def _folders(job: Job) -> list[str]:
+    """Return the folders that the workers write to."""
+    savers = job.trainer.checkpoint_callbacks if job.fn == "fit" else []
+    own = [saver.resolve_dirpath(job.trainer) for saver in savers if hasattr(saver, "resolve_dirpath")]
+    return [_storage(job), *own]
 
 
 def _say_where_to_look(job: Job) -> None:

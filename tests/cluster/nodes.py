@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -35,9 +36,11 @@ class Nodes:
     Args:
         num_nodes: how many; the first is the head.
         num_cpus: of each.
+        unshared: a folder that only the head sees.
     """
 
-    def __init__(self, num_nodes: int = 2, num_cpus: int = 1) -> None:
+    def __init__(self, num_nodes: int = 2, num_cpus: int = 1, unshared: Path | None = None) -> None:
+        self.unshared = unshared
         self.id = uuid.uuid4().hex[:5]
         self.num_cpus = num_cpus
         self.net = f"10.{77 + os.getpid() % 100}.{os.getpid() // 100 % 200}"
@@ -94,7 +97,10 @@ class Nodes:
         options += ["--include-dashboard=false"] if number == 0 else []
         # once a token file exists, `ray start --head` asks for the token, and all others have to send it
         mode = "token" if Path("~/.ray/auth_token").expanduser().exists() else "disabled"
-        command = self.command(number, RAY, "start", *where, *options, "--disable-usage-stats")
+        start = [RAY, "start", *where, *options, "--disable-usage-stats"]
+        if number and self.unshared:
+            start = ["sh", "-c", f"mount -t tmpfs none {self.unshared} && exec {shlex.join(start)}"]  # seen in this node only
+        command = self.command(number, *start)
         done = subprocess.run(command, env=self.env | {"RAY_AUTH_MODE": mode}, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
 

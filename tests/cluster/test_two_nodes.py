@@ -21,11 +21,17 @@ NUM_BATCHES = train.NUM_SAMPLES // train.BATCH_SIZE // 2  # of an epoch, on each
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Nodes]:
+def unshared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the second node does not see."""
+    return tmp_path_factory.mktemp("unshared")
+
+
+@pytest.fixture(scope="module")
+def nodes(unshared: Path) -> Iterator[Nodes]:
     """Two nodes with one CPU each."""
     reason = why_not()
     assert reason is None, f"This test makes network namespaces, which cannot be had here: {reason}. Leave it out with -m 'not ray'."
-    with Nodes(2) as made:
+    with Nodes(2, unshared=unshared) as made:
         made.start(0)
         made.start(1)
         yield made
@@ -105,3 +111,55 @@ def test_a_node_dies_and_comes_back(nodes: Nodes, tmp_path: Path) -> None:
         assert f"Node {address} (" in text
     again = min(float(line[2]) for line in seen(tmp_path / "ray", 0) if float(line[2]) > killed + 1)
     print(f"from the death of a node to the next step: {again - killed:.1f} s")
+
+
+SCRIPT = """
+import os
+import sys
+
+import raylit as pl
+from raylit.errors import ConfigError
+from lib.parts import Net
+
+model = Net()
+try:
+    pl.Trainer(num_workers=2, max_epochs=1, default_root_dir=".", logger=False).fit(model)
+except ConfigError as error:
+    print("refused:", error)
+os.environ["WANTED"] = "1"
+pl.Trainer(num_workers=2, max_epochs=1, default_root_dir=sys.argv[1], logger=False).fit(model)
+print("trained", model.where)
+"""
+
+PARTS = """
+from raylit.testing.modules import TinyModel
+
+
+class Net(TinyModel):
+    where = "nowhere"
+
+    def on_train_start(self):
+        from lib import more  # found on a node that never saw this folder
+
+        assert more.ANSWER == 42
+
+    def on_fit_end(self):
+        self.where = "everywhere"
+"""
+
+
+def test_code_travels_and_folders_must_be_shared(nodes: Nodes, unshared: Path, tmp_path: Path) -> None:
+    (unshared / "lib").mkdir()
+    (unshared / "train.py").write_text(SCRIPT)
+    (unshared / "lib" / "parts.py").write_text(PARTS)
+    (unshared / "lib" / "more.py").write_text("ANSWER = 42")
+    env = {"RAY_ADDRESS": nodes.address}
+    process = nodes.popen(
+        0, sys.executable, "train.py", str(tmp_path), cwd=unshared, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, out + errors
+    assert f"refused: The run would write to {unshared}" in out
+    assert nodes.addresses[1] in out
+    assert "trained" in out
+    assert f"Sending {unshared} to the nodes" in errors
