@@ -1,4 +1,4 @@
-"""What is told of a failure: restarts as they happen, and the user's own exception, with the user's own lines, at the end."""
+"""What is told of a failure: the user's own exception, with the user's own lines, or why a worker ended."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ import os
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from ray import cloudpickle
-from ray.train import FailureConfig, TrainingFailedError, UserCallback
+from ray.train import FailureConfig, TrainingFailedError
 
 from raylit.errors import LaunchError
 from raylit.launch.cluster import is_verbose
 from raylit.parallel import is_lost_peer
-
-if TYPE_CHECKING:
-    from raylit.launch.relay import RemoteScreen
 
 OURS = str(Path(__file__).parents[1]) + os.sep
 
@@ -67,28 +64,6 @@ class WorkerTraceback(Exception):
 
     def __str__(self) -> str:
         return f'\n"""\n{self.args[0]}"""'
-
-
-class Restarts(UserCallback):
-    """Says, from where Ray Train watches the workers, that it starts them anew.
-
-    Args:
-        screen: where to say it.
-        max_failures: how often it does; -1: always.
-    """
-
-    def __init__(self, screen: RemoteScreen, max_failures: int) -> None:
-        self.screen, self.max_failures, self.num_failures = screen, max_failures, 0
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Workers failed. Ray Train does not say yet whether it goes on; the budget tells."""
-        self.num_failures += 1
-        if self.max_failures != -1 and self.num_failures > self.max_failures:
-            return
-        of = "" if self.max_failures == -1 else f" of {self.max_failures}"
-        self.screen.restart(
-            f"Restart {self.num_failures}{of}, from the newest checkpoint: {'; '.join(reasons_of(worker_exceptions)) or 'workers failed'}."
-        )
 
 
 def traceback_of(error: BaseException) -> str:

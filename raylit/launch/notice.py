@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-import threading
+import os
 import time
-from typing import Any
 
 import ray.train
 
+from raylit.launch.remote import TERMINATED
+
 ASK_EVERY_S = 5.0  # as often as Ray Train itself looks for nodes that are drained
-
-_terminated = threading.Event()
-
-
-def catch_sigterm() -> None:
-    """Make a SIGTERM a notice, in the main thread of a worker, where Ray Train does not train. By itself it would end the process at once."""
-
-    def handle(number: int, frame: Any) -> None:
-        _terminated.set()
-
-    signal.signal(signal.SIGTERM, handle)
 
 
 class Notice:
@@ -37,8 +26,9 @@ class Notice:
     @property
     def terminated(self) -> bool:
         """Whether this process got a SIGTERM."""
-        self.given = self.given or _terminated.is_set()
-        return _terminated.is_set()
+        terminated = TERMINATED in os.environ
+        self.given = self.given or terminated
+        return terminated
 
     @property
     def is_due(self) -> bool:

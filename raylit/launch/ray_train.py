@@ -14,19 +14,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from raylit.errors import LaunchError, Terminated
 from raylit.job import Job, Result
+from raylit.launch import remote
 from raylit.launch.cluster import connect, dashboard_url, is_verbose
-from raylit.launch.failure import Restarts, WorkerFailure, failure_config, raise_original
-from raylit.launch.network import ProcessGroup
+from raylit.launch.failure import WorkerFailure, failure_config, raise_original
 from raylit.launch.nodes import check_shared
 from raylit.launch.notice import Notice
 from raylit.launch.parcel import Parcel
 from raylit.launch.relay import Relay, RemoteScreen, echoing
-from raylit.launch.watch import Watch
+from raylit.launch.remote import ProcessGroup, Restarts
+from raylit.launch.watch import Watch, groups, remove_groups
 from raylit.messages import info
 from raylit.parallel import choose_device
 from raylit.rng import seed_everything
@@ -38,6 +40,8 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 # Ray Train would write each printed line a second time.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+
+cloudpickle.register_pickle_by_value(remote)
 
 
 class RayTrainLauncher:
@@ -61,9 +65,10 @@ class RayTrainLauncher:
         _say_where_to_look(job)
         failures = failure_config(trainer.max_failures)
         num_preemptions = 0
-        with Relay(Watch(trainer.num_workers, resources)) as relay:
+        watch = Watch(trainer.num_workers, resources)
+        with Relay(watch) as relay:
             work.screen = relay.screen
-            restarts = Restarts(relay.screen, failures.max_failures)
+            restarts = Restarts(relay.mailbox, failures.max_failures)
             while True:
                 result = self._run(job, work, resources, failures, restarts)
                 if not isinstance(result, _Preempted):
@@ -74,7 +79,7 @@ class RayTrainLauncher:
                         f"A node was taken away for the {num_preemptions}. time, and FailureConfig(max_preemption_failures="
                         f"{failures.max_preemption_failures}) allows no further restart. fit(ckpt_path='last') goes on."
                     )
-                relay.screen.restart(f"Restart {num_preemptions} because of a notice that a node goes away, from the newest checkpoint.")
+                watch.restart(f"Restart {num_preemptions} because of a notice that a node goes away, from the newest checkpoint.")
         if not isinstance(result, Result):
             raise LaunchError("Ray Train ended without a result of rank 0. Its log is in the Ray dashboard under Train.")
         return result
@@ -84,7 +89,7 @@ class RayTrainLauncher:
         trainer = job.trainer
         ray_trainer: Any = _Trainer(
             work,  # type: ignore[arg-type]  # it wants a function
-            torch_config=ProcessGroup(),
+            torch_config=ProcessGroup(),  # type: ignore[arg-type]  # it only wants what every backend has
             scaling_config=ScalingConfig(num_workers=trainer.num_workers, use_gpu=trainer.use_gpu, resources_per_worker=resources),
             run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees Ray Train's first version, which v2 replaces at run time
                 # Ray Train would go on with a run of the same name
@@ -95,13 +100,16 @@ class RayTrainLauncher:
                 logging_config=LoggingConfig(log_level="INFO" if is_verbose() else "WARNING"),
             ),
         )
+        before = groups()
         try:
             with _terminated_by_sigterm():
                 return ray_trainer.fit().return_value
         except TrainingFailedError as error:
             raise_original(error)
-        except (KeyboardInterrupt, SystemExit):
-            ray_trainer.abort()
+        except BaseException as error:
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                ray_trainer.abort()
+            remove_groups(resources, before)
             raise
 
 
@@ -117,6 +125,11 @@ class _Trainer(TorchTrainer):
 
     def _register_sigint_handler(self, controller: Any) -> None:
         self._controller = controller
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Without the one for whose sake each run starts one more process, which is to remove what `remove_groups` does."""
+        made = super()._create_default_callbacks()  # type: ignore[misc]  # likewise
+        return [callback for callback in made if type(callback).__name__ != "PlacementGroupCleanerCallback"]
 
     def abort(self, timeout_s: float = 30) -> None:
         """Stop the workers and what holds their resources."""

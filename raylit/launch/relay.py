@@ -11,30 +11,8 @@ from typing import Any
 import ray
 
 from raylit.callbacks.screen import make_screen
+from raylit.launch.remote import Mailbox
 from raylit.launch.watch import Watch
-
-
-class _Mailbox:
-    """An actor that holds what was sent until it is taken; the newest picture of a stage replaces an older one that nobody took.
-
-    It is no asynchronous actor: those do not keep the order of calls.
-    """
-
-    def __init__(self) -> None:
-        self.items: list[tuple[str, Any]] = []
-
-    def send(self, kind: str, content: Any) -> None:
-        last = self.items[-1] if self.items else None
-        if last and kind == "show" == last[0] and not last[1]["is_last"] and last[1]["stage"] == content["stage"]:
-            self.items.pop()
-        self.items.append((kind, content))
-
-    def take(self) -> list[tuple[str, Any]]:
-        items, self.items = self.items, []
-        return items
-
-    def wait(self) -> None:
-        """Answers once all that the caller sent before has arrived."""
 
 
 class RemoteScreen:
@@ -54,10 +32,6 @@ class RemoteScreen:
     def started(self, where: dict[str, Any]) -> None:
         """Send where a rank has started."""
         self._mailbox.send.remote("started", where)
-
-    def restart(self, why: str) -> None:
-        """Send that the workers are started anew."""
-        self._mailbox.send.remote("restart", why)
 
     def wait(self) -> None:
         """Wait until all that was sent has arrived."""
@@ -102,9 +76,9 @@ class Relay:
     """
 
     def __init__(self, watch: Watch, every_s: float = 0.2) -> None:
-        actor = ray.remote(num_cpus=0)(_Mailbox)
-        self._mailbox: Any = actor.remote()
-        self.screen = RemoteScreen(self._mailbox)
+        actor = ray.remote(num_cpus=0)(Mailbox)
+        self.mailbox: Any = actor.remote()
+        self.screen = RemoteScreen(self.mailbox)
         self.watch, self.every_s = watch, every_s
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._draw, name="raylit-progress", daemon=True)
@@ -116,14 +90,14 @@ class Relay:
     def __exit__(self, *exception: object) -> None:
         self._ended.set()
         self._thread.join(timeout=10)
-        ray.kill(self._mailbox)
+        ray.kill(self.mailbox)
 
     def _draw(self) -> None:
         screen = make_screen()
         is_last = False
         while not is_last:
             is_last = self._ended.wait(self.every_s)
-            for kind, content in ray.get(self._mailbox.take.remote()):
+            for kind, content in ray.get(self.mailbox.take.remote()):
                 if kind in ("started", "restart"):
                     getattr(self.watch, kind)(content)
                 elif screen is not None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import Any
 
 import ray
+from ray._raylet import PlacementGroupID
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from raylit.messages import info
 
@@ -52,7 +55,7 @@ class Watch:
         if not self._is_waiting or now < self._next:
             return
         self._next = now + EVERY_S
-        if _is_pending(self.resources):
+        if {"PENDING", "RESCHEDULING"} & set(groups(self.resources).values()):
             info(f"Waiting for the Ray cluster since {now - self._began:.0f} s: {asked_and_there(self.num_workers, self.resources)}.")
 
 
@@ -65,8 +68,18 @@ def asked_and_there(num_workers: int, resources: dict[str, float]) -> str:
     return f"{num_workers} workers ask for {asked}; it has {there} on {num_nodes} node{'s' if num_nodes != 1 else ''}"
 
 
-def _is_pending(resources: dict[str, float]) -> bool:
-    """Tell whether a group of workers that each want `resources` waits for its place."""
-    wanted = {name: amount for name, amount in resources.items() if amount}
-    groups = ray.util.placement_group_table().values()
-    return any(group["state"] in ("PENDING", "RESCHEDULING") and wanted in group["bundles"].values() for group in groups)
+def groups(resources: dict[str, float] | None = None) -> dict[str, str]:
+    """Return the states of the groups of reserved resources that this job has, by id; only those for workers that each want `resources`, if given."""
+    job, wanted = ray.get_runtime_context().get_job_id(), {name: amount for name, amount in (resources or {}).items() if amount}
+    return {
+        name: group["state"]
+        for name, group in ray.util.placement_group_table().items()
+        if name.endswith(job) and group["state"] != "REMOVED" and (resources is None or wanted in group["bundles"].values())
+    }
+
+
+def remove_groups(resources: dict[str, float], before: Collection[str]) -> None:
+    """Give back what a run reserved, but for what was there before: nobody else does if Ray Train's controller was killed."""
+    for name in groups(resources):
+        if name not in before:
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
