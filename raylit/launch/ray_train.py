@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -22,17 +20,13 @@ from raylit.errors import LaunchError, Terminated
 from raylit.job import Job, Result
 from raylit.launch import remote
 from raylit.launch.cluster import connect, dashboard_url, is_verbose
-from raylit.launch.failure import WorkerFailure, failure_config, raise_original
+from raylit.launch.failure import failure_config, raise_original
 from raylit.launch.nodes import check_shared
-from raylit.launch.notice import Notice
-from raylit.launch.parcel import Parcel
-from raylit.launch.relay import Relay, RemoteScreen, echoing
+from raylit.launch.relay import Relay
 from raylit.launch.remote import ProcessGroup, Restarts
 from raylit.launch.watch import Watch, groups, remove_groups
+from raylit.launch.work import Preempted, Work
 from raylit.messages import info
-from raylit.parallel import choose_device
-from raylit.rng import seed_everything
-from raylit.worker import run_job
 
 # Ray Train polls its workers every 2 s by default, which every fit waits for at its end.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -42,6 +36,9 @@ os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 
 cloudpickle.register_pickle_by_value(remote)
+
+# Ray Train's own: what removes the groups that `remove_groups` removes, and what serves Ray Datasets, of which the workers get none.
+NOT_NEEDED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 
 
 class RayTrainLauncher:
@@ -56,7 +53,7 @@ class RayTrainLauncher:
         trainer = job.trainer
         resources = {"CPU": 1.0, **({"GPU": 1.0} if trainer.use_gpu else {}), **(trainer.resources_per_worker or {})}
         job.returns_state = True
-        work = _Work(job)
+        work = Work(job)
         work.shows_prints = connect(trainer.num_workers, resources)
         check_shared(_folders(job))
         info(
@@ -71,7 +68,7 @@ class RayTrainLauncher:
             restarts = Restarts(relay.mailbox, failures.max_failures)
             while True:
                 result = self._run(job, work, resources, failures, restarts)
-                if not isinstance(result, _Preempted):
+                if not isinstance(result, Preempted):
                     break
                 num_preemptions += 1
                 if failures.max_preemption_failures != -1 and num_preemptions > failures.max_preemption_failures:
@@ -84,7 +81,7 @@ class RayTrainLauncher:
             raise LaunchError("Ray Train ended without a result of rank 0. Its log is in the Ray dashboard under Train.")
         return result
 
-    def _run(self, job: Job, work: _Work, resources: dict[str, float], failures: Any, restarts: Restarts) -> Any:
+    def _run(self, job: Job, work: Work, resources: dict[str, float], failures: Any, restarts: Restarts) -> Any:
         """Have Ray Train call `work` on all workers; return what rank 0 returned."""
         trainer = job.trainer
         ray_trainer: Any = _Trainer(
@@ -113,11 +110,6 @@ class RayTrainLauncher:
             raise
 
 
-@dataclass
-class _Preempted:
-    """What a worker returns that left because its machine, or another's, is about to be taken away."""
-
-
 class _Trainer(TorchTrainer):
     """A TorchTrainer that Ctrl-C ends as Python says: Ray's own handler would end the process, with exit code 1 and without a word."""
 
@@ -127,9 +119,9 @@ class _Trainer(TorchTrainer):
         self._controller = controller
 
     def _create_default_callbacks(self) -> list[Any]:
-        """Without the one for whose sake each run starts one more process, which is to remove what `remove_groups` does."""
+        """Without those for whose sake each run would start one more process."""
         made = super()._create_default_callbacks()  # type: ignore[misc]  # likewise
-        return [callback for callback in made if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+        return [callback for callback in made if type(callback).__name__ not in NOT_NEEDED]
 
     def abort(self, timeout_s: float = 30) -> None:
         """Stop the workers and what holds their resources."""
@@ -167,61 +159,6 @@ def _terminated_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class _Work:
-    """What each worker calls; a class, so that what it needs is pickled with it.
-
-    Attributes:
-        screen: where rank 0 shows its progress.
-        shows_prints: whether what is printed is shown there too.
-    """
-
-    screen: RemoteScreen
-    shows_prints: bool
-
-    def __init__(self, job: Job) -> None:
-        trainer = job.trainer
-        parts = {
-            "The LightningModule": job.module,
-            "The LightningDataModule": job.datamodule,
-            **{f"The {stage} data": loaders for stage, loaders in job.data.items()},
-            **{f"The callback {type(callback).__name__}": callback for callback in trainer.callbacks},
-            **{f"The logger {type(logger).__name__}": logger for logger in trainer.loggers},
-        }
-        self.parcel = Parcel(job, parts)
-        self.started_at = time.time()
-        self.seed = os.environ.get("PL_GLOBAL_SEED")
-
-    def __call__(self) -> Result | _Preempted | None:
-        rank = int(os.environ["RANK"])
-        notice = Notice()
-        with echoing(self.screen, rank) if self.shows_prints else contextlib.nullcontext():
-            try:
-                job: Job = self.parcel.unpack()
-                job.display, job.notice = self.screen, notice
-                self.screen.started(_where(job, rank))
-                if self.seed is not None:
-                    # the same weights come from the driver; what is drawn during training (dropout) differs between ranks
-                    seed_everything(int(self.seed) + rank, verbose=False)
-                    os.environ["PL_GLOBAL_SEED"] = self.seed
-                if job.fn == "fit":
-                    job.ckpt_path = newest_since(job, self.started_at) or job.ckpt_path
-                result = run_job(job)
-            except BaseException as error:
-                if isinstance(error, Terminated) and notice.given:
-                    return _Preempted()
-                raise WorkerFailure.of(error) from None
-            finally:
-                self.screen.wait()
-        return result if rank == 0 else None
-
-
-def _where(job: Job, rank: int) -> dict[str, Any]:
-    """Return what the driver tells of a worker."""
-    address = ray.util.get_node_ip_address()
-    device = choose_device(job.trainer.accelerator, int(os.environ["LOCAL_RANK"]))
-    return {"rank": rank, "size": int(os.environ["WORLD_SIZE"]), "node": f"{address} ({socket.gethostname()})", "device": str(device)}
-
-
 def _storage(job: Job) -> str:
     """Return where Ray Train keeps its own files of the run."""
     return job.trainer.storage_path or os.path.join(job.trainer.default_root_dir, "raylit_runs")
@@ -245,15 +182,3 @@ def _say_where_to_look(job: Job) -> None:
     for callback in job.trainer.checkpoint_callbacks if job.fn == "fit" else ():
         if hasattr(callback, "resolve_dirpath"):
             info(f"Checkpoints: {callback.resolve_dirpath(job.trainer)}")
-
-
-def newest_since(job: Job, started_at: float) -> str | None:
-    """Return the newest checkpoint that this job has written: there is one when Ray restarted the workers."""
-    files: list[tuple[float, str]] = []
-    for callback in job.trainer.checkpoint_callbacks:
-        folder = getattr(callback, "dirpath", None) or getattr(callback, "resolve_dirpath", lambda trainer: None)(job.trainer)
-        if folder and "://" not in folder and os.path.isdir(folder):
-            for entry in os.scandir(folder):
-                if entry.name.endswith(".ckpt") and entry.stat().st_mtime >= started_at:
-                    files.append((entry.stat().st_mtime, entry.path))
-    return max(files)[1] if files else None
