@@ -4,6 +4,7 @@
     |-- ConfigError(ValueError)             an argument, a hook's return value or a config file is wrong
     |-- DataError(ValueError)               data is missing, empty or cannot be sharded
     |-- CheckpointError(RuntimeError)       a checkpoint is missing, torn, foreign or unsafe to load
+    |   `-- NotSavedError                   it could not be written: no space, no permission
     |-- LaunchError(RuntimeError)           processes could not be started, or ended without a result
     |-- MissingPackageError(ImportError)    an optional package is not installed
     `-- TrainingSpikeException(RuntimeError) the loss jumped, and SpikeDetection ended training
@@ -31,6 +32,10 @@ class DataError(RaylitError, ValueError):
 
 class CheckpointError(RaylitError, RuntimeError):
     """A checkpoint is missing, torn, foreign or unsafe to load."""
+
+
+class NotSavedError(CheckpointError):
+    """A checkpoint could not be written, for want of space or permission; what stood in its place is untouched."""
 
 
 class LaunchError(RaylitError, RuntimeError):

@@ -19,7 +19,7 @@ from raylit.batch import move_to
 from raylit.callbacks import BasePredictionWriter
 from raylit.data.combined import Item
 from raylit.hooks import is_overridden
-from raylit.limits import end_on_sigterm
+from raylit.limits import end_on_signal
 from raylit.module import LightningModule
 from raylit.run import Run, check_dataloader_idx, no_grad_context, restore_modes, submodule_modes
 
@@ -56,11 +56,10 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
             return []
         several = loader.mode == "sequential" and len(loader.flattened) > 1
         check_dataloader_idx(module, f"{name}_step", len(loader.flattened) if several else 1)
-        before = metrics.switch(run.val_entries, training=False)
         if run.job.fn == "fit":
             for one in loader.flattened:
                 data.set_epoch(one, run.progress.epochs_processed)
-        with evaluating(run, name):
+        with metrics.switched(run.val_entries, training=False), evaluating(run, name):
             batches = iter(loader)
             run.fire(f"on_{name}_start")
             if stage not in run.loaders:  # BatchSizeFinder wants it anew
@@ -88,7 +87,6 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
             run.fire(f"on_{name}_end")
             metrics.reset()
         loader.limits = limits
-        metrics.switch_back(before)
     run.last_validation = time.monotonic()
     return outputs
 
@@ -117,7 +115,7 @@ def evaluate_batches(run: Run, name: str, batches: Iterator[Item], several: bool
             count = run.val_batches_seen.get(dataloader_idx, 0)
             run.log_metrics(metrics.to_log(), step=count)
             run.val_batches_seen[dataloader_idx] = count + 1
-        end_on_sigterm(run)
+        end_on_signal(run)
 
 
 @contextmanager

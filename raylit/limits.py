@@ -51,11 +51,11 @@ def may_stop(run: Run) -> bool:
 
 
 def agree_on_stop(run: Run) -> None:
-    """Make a stop or a SIGTERM on any rank one on all. Until then no rank acts on its own: the others would wait for it.
+    """Make what any rank wants, to stop, to end or to save, the wish of all. Until then no rank acts on its own: the others would wait for it.
 
     That the machine of a rank is about to be taken away counts as a SIGTERM.
     """
-    notice, batches = run.job.notice, run.progress.total_batches
+    notice, recovery, batches = run.job.notice, run.recovery, run.progress.total_batches
     if notice is not None and notice.terminated:
         run.received_sigterm = True
     is_due = notice is not None and notice.is_due
@@ -63,26 +63,46 @@ def agree_on_stop(run: Run) -> None:
         since, now = batches - run.agreed[0], time.monotonic()
         took_s = (now - run.agreed[1]) / since if since else run.batch_s
         run.agreed = (batches, now)
-        asked = run.world.all_gather_object((run.trainer.should_stop, run.received_sigterm, is_due, took_s))
-        run.trainer.should_stop = run.stop_agreed = any(stop for stop, *_ in asked)
-        run.received_sigterm = run.sigterm_agreed = any(sigterm for _, sigterm, *_ in asked)
-        is_due = any(due for _, _, due, _ in asked)
-        run.batch_s = max(took for *_, took in asked)
+        mine = (run.trainer.should_stop, run.received_sigterm, run.received_sigint, recovery is not None and recovery.is_wanted, is_due)
+        *asked, is_due, run.batch_s = map(max, zip(*run.world.all_gather_object((*mine, took_s)), strict=True))
+        stop, sigterm, sigint, saves = asked
+        run.trainer.should_stop = run.stop_agreed = stop
+        run.signal_agreed = sigterm or sigint
+        run.received_sigterm = run.received_sigterm or sigterm  # a signal that comes meanwhile is for the next time
+        run.received_sigint = run.received_sigint or sigint
+        if recovery is not None:
+            recovery.is_due = recovery.is_due or saves
+        run.pauses = run.pauses or run.signal_agreed or saves
         run.next_agreement = batches + max(1, min(STOP_CHECK_EVERY, int(STOP_CHECK_EVERY_S / run.batch_s)))
     elif notice is not None:
-        run.next_agreement = batches + STOP_CHECK_EVERY
+        run.next_agreement = batches + 1
+        run.pauses = run.pauses or run.received_sigterm
     if is_due and notice.came():
-        run.received_sigterm = run.sigterm_agreed = True
+        run.received_sigterm = run.signal_agreed = run.pauses = True
 
 
-def end_on_sigterm(run: Run) -> None:
-    """End the run if a SIGTERM came that all ranks know of.
+def pause(run: Run) -> None:
+    """Between two batches: save what the fit can go on from, if that is due, and end the run if a signal asked for it.
 
     Raises:
-        Terminated: it did.
+        Terminated, KeyboardInterrupt: it did.
     """
-    if run.received_sigterm and run.sigterm_agreed:
-        raise Terminated
+    run.pauses = False
+    ends, recovery = run.asked_to_end, run.recovery
+    if recovery is not None and (ends or recovery.is_due):
+        recovery.save(run, ending=ends)
+        run.saved_at_end = ends
+    end_on_signal(run)
+
+
+def end_on_signal(run: Run) -> None:
+    """End the run if a signal came that all ranks know of.
+
+    Raises:
+        Terminated, KeyboardInterrupt: it did.
+    """
+    if run.asked_to_end:
+        raise Terminated if run.received_sigterm else KeyboardInterrupt
 
 
 def val_check_batch(run: Run, loader: CombinedLoader, number: float) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from raylit.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, ProgressBar
+from raylit.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, ProgressBar, RecoveryCheckpoint
 from raylit.loggers import Logger
 from raylit.ranks import Ranks
 
@@ -36,6 +36,11 @@ class Listeners(Ranks):
     def checkpoint_callbacks(self) -> list[Checkpoint]:
         """All callbacks that save checkpoints."""
         return [c for c in self.callbacks if isinstance(c, Checkpoint)]
+
+    @property
+    def savers(self) -> list[Callback]:
+        """All callbacks whose files a fit may go on from."""
+        return [c for c in self.callbacks if isinstance(c, (Checkpoint, RecoveryCheckpoint))]
 
     @property
     def checkpoint_callback(self) -> Checkpoint | None:

@@ -29,10 +29,11 @@ from torch import Tensor, set_grad_enabled
 
 from raylit import data, rng
 from raylit.callbacks import MONITORS
+from raylit.checkpoint import exact
 from raylit.data.combined import Item
 from raylit.errors import ConfigError
 from raylit.evaluation import evaluate, sanity_check
-from raylit.limits import agree_on_stop, end_on_sigterm, is_done, stops, val_check_batch, validates_in_epoch, validation_due
+from raylit.limits import agree_on_stop, end_on_signal, is_done, pause, stops, val_check_batch, validates_in_epoch, validation_due
 from raylit.messages import warn
 from raylit.parallel import no_sync
 from raylit.run import Run
@@ -67,7 +68,7 @@ def fit(run: Run) -> None:
                 batches = start_training_data(run)
                 set_epoch(run)
         run.wrap()  # hooks may have frozen or unfrozen parameters
-        if progress.batches_done < progress.batch:
+        if progress.batches_done < progress.batch or run.validation_left:
             finish_batch(run)
         with suppress(StopIteration):  # raised by a user's hook, it ends the epoch
             run.timed("run_training_epoch", train_epoch)(run, batches if batches is not None else iter(run.loaders["train"]))
@@ -140,21 +141,22 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
             update_schedulers(run, "step", plateau=True)
         if steps:
             progress.log_steps += 1
-        if run.received_sigterm:
-            end_on_sigterm(run)
+        if run.pauses:
+            pause(run)
 
 
 def finish_batch(run: Run) -> None:
-    """Do what comes after `on_train_batch_end`, in which the checkpoint was saved that this fit goes on from."""
+    """Do what comes after `on_train_batch_end`, or within validation, where the checkpoint was saved that this fit goes on from."""
     progress = run.progress
     progress.batches_done = progress.batch
     stepped = progress.batch % run.trainer.accumulate_grad_batches == 0 or progress.is_last_batch
-    if (stepped or not run.module.automatic_optimization) and run.trainer.should_log_step:
+    if (stepped or not run.module.automatic_optimization) and run.trainer.should_log_step and not run.validation_left:
         run.metrics.begin_batch(None)
         run.metrics.reduce_steps_over_ranks()
         run.log_metrics(run.metrics.to_log())
-    if run.checks_validation and validation_due(run):
+    if run.checks_validation and (run.validation_left or validation_due(run)):
         validate_within(run, stepped)
+    run.validation_left = False
     if stepped:
         update_schedulers(run, "step", plateau=True)
         progress.log_steps += 1
@@ -302,7 +304,8 @@ def end_epoch(run: Run) -> None:
     metrics.reset()
     progress.epoch += 1
     agree_on_stop(run)
-    end_on_sigterm(run)
+    if run.pauses:
+        pause(run)
 
 
 def is_monitor(function: Any) -> bool:
@@ -315,7 +318,13 @@ def validate_within(run: Run, stepped: bool) -> None:
     if stepped:
         run.call(run.module, "on_validation_model_zero_grad")
     run.stage = "validate"
-    evaluate(run, "val")
+    before = exact.before_validation(run)
+    try:
+        end_on_signal(run)  # where ranks may have different numbers of batches, all end here or none
+        evaluate(run, "val")
+    except BaseException:
+        run.broken_validation = before
+        raise
     run.stage = "train"
     agree_on_stop(run)
 

@@ -9,7 +9,8 @@ divided once, so an epoch's mean is exact whatever the ranks' batch counts are, 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -161,18 +162,18 @@ class Metrics:
             entry.reset()
         self.in_batch = False
 
-    def switch(self, entries: dict[tuple[Any, ...], Entry], training: bool) -> tuple[Any, ...]:
-        """Let another loop's entries be filled, between two batches; returns what `switch_back` wants."""
+    @contextmanager
+    def switched(self, entries: dict[tuple[Any, ...], Entry], training: bool) -> Iterator[None]:
+        """Within, between two batches of a loop, another's entries are filled."""
         self.refresh()
         before = (self.entries, self.training, self.in_batch, self.hook)
         self.entries, self.training, self.in_batch = entries, training, False
         self.batch, self.batch_size, self.dataloader_idx = None, None, None
-        return before
-
-    def switch_back(self, before: tuple[Any, ...]) -> None:
-        """Undo `switch`."""
-        self.entries, self.training, self.in_batch, self.hook = before
-        self.batch, self.batch_size, self.dataloader_idx = None, None, None
+        try:
+            yield
+        finally:
+            self.entries, self.training, self.in_batch, self.hook = before
+            self.batch, self.batch_size, self.dataloader_idx = None, None, None
 
     def clear(self) -> None:
         """Forget everything that was logged."""

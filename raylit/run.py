@@ -22,6 +22,7 @@ from raylit.parallel import Precision, World, find_strategy
 from raylit.progress import Progress
 
 if TYPE_CHECKING:
+    from raylit.callbacks import RecoveryCheckpoint
     from raylit.job import Job
     from raylit.optim import LightningOptimizer, LRSchedulerConfig
     from raylit.trainer import Trainer
@@ -47,12 +48,19 @@ class Run:
         resumed_from: what the checkpoint that this fit goes on from says of this rank alone, as far as it does; see `checkpoint/exact.py`.
         forward_only: whether a training batch ends with `training_step`: what follows is up to it, or is not wanted.
         stop_agreed: whether `trainer.should_stop` is the same on all ranks; then, and not before, they may stop.
-        sigterm_agreed: likewise for `received_sigterm`.
         next_agreement: the count of batches at which the ranks agree on both again; infinity when alone.
         agreed: the count, and monotonic seconds, when they did last.
         batch_s: seconds that a batch took since, on the slowest rank; until that is known, a guess that makes them agree soon.
+        received_sigterm, received_sigint: whether this process was asked to end; the loop does so between two batches.
+        signal_agreed: whether they are the same on all ranks.
+        pauses: whether the loop has something to do between this batch and the next: to end, or to save a recovery checkpoint.
+        recovery: what saves recovery checkpoints, while training runs.
+        saved_at_end: whether it has saved the last.
+        validation_left: whether the fit goes on with a validation that was not ended.
+        broken_validation: what of this rank's state a validation that an exception has ended had changed, as it was before.
         predictions: what `predict_step` returned, by loader, while prediction runs.
         failed_within_step: whether an exception ended the run in a batch that had not yet changed the weights.
+        is_half_stepped: whether it came from within an optimizer's step or a backward pass that adds to gradients of earlier batches.
         last_validation: monotonic seconds at the end of the last validation.
         loggers_saved: likewise when the loggers last wrote what they held.
     """
@@ -87,12 +95,15 @@ class Run:
         self.last_validation = self.loggers_saved = time.monotonic()
         self.resumed = False
         self.resumed_from: dict[str, Any] | None = None
-        self.received_sigterm = False
-        self.failed_within_step = False
-        self.stop_agreed = self.sigterm_agreed = world.size == 1
         self.next_agreement = float("inf")
         self.agreed = (self.progress.total_batches, time.monotonic())
         self.batch_s = 2.0
+        self.received_sigterm = self.received_sigint = self.pauses = False
+        self.recovery: RecoveryCheckpoint | None = None
+        self.saved_at_end = self.failed_within_step = self.is_half_stepped = False
+        self.validation_left = False
+        self.broken_validation: dict[str, Any] | None = None
+        self.stop_agreed = self.signal_agreed = world.size == 1
         self.predictions: list[list[Any]] = []
         self.history: list[dict[str, float]] = []
         self.transfer: Callable[[Any, int], Any] | None = None
@@ -106,6 +117,11 @@ class Run:
         """Keep what checkpoints hold of the fit that came before this evaluation of the same module."""
         if before.module is self.module:
             self.optimizers, self.schedulers, self.history = before.optimizers, before.schedulers, before.history
+
+    @property
+    def asked_to_end(self) -> bool:
+        """Whether a signal came that all ranks know of."""
+        return (self.received_sigterm or self.received_sigint) and self.signal_agreed
 
     # ---- events ----
 

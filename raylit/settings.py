@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raylit.callbacks import Callback, Checkpoint, ModelCheckpoint, ModelSummary, ProgressBar, Timer, in_order
+from raylit.callbacks import Callback, Checkpoint, ModelCheckpoint, ModelSummary, ProgressBar, RecoveryCheckpoint, Timer, in_order
 from raylit.callbacks.timer import parse_duration
 from raylit.errors import ConfigError
 from raylit.loggers import CSVLogger, Logger
@@ -193,9 +193,14 @@ def make_loggers(logger: Logger | Iterable[Logger] | bool | None, default_root_d
 
 
 def make_callbacks(
-    given: Sequence[Callback] | Callback | None, max_time: Any, checkpointing: bool | None, bar: bool | None, summary: bool | None
+    given: Sequence[Callback] | Callback | None,
+    max_time: Any,
+    checkpointing: bool | None,
+    bar: bool | None,
+    summary: bool | None,
+    is_trial: bool,
 ) -> list[Callback]:
-    """Return the callbacks: those given and the defaults that are wanted, checkpoints last."""
+    """Return the callbacks: those given and the defaults that are wanted, checkpoints last. Of a trial run nothing is to be left."""
     callbacks = [given] if isinstance(given, Callback) else list(given or ())
     for callback in callbacks:
         if not isinstance(callback, Callback):
@@ -211,6 +216,8 @@ def make_callbacks(
         callbacks.append(ModelSummary())
     if checkpointing is not False and not any(isinstance(callback, Checkpoint) for callback in callbacks):
         callbacks.append(ModelCheckpoint())
+    if checkpointing is not False and not is_trial and not any(isinstance(callback, RecoveryCheckpoint) for callback in callbacks):
+        callbacks.append(RecoveryCheckpoint())
     return in_order(callbacks)
 
 

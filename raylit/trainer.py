@@ -13,7 +13,7 @@ from raylit.check import CheckReport, check
 from raylit.checkpoint import dump, find, save
 from raylit.compiled import options_of
 from raylit.datamodule import LightningDataModule
-from raylit.errors import ConfigError, did_you_mean
+from raylit.errors import ConfigError, NotSavedError, did_you_mean
 from raylit.job import Fn, Job, Result
 from raylit.loggers import Logger
 from raylit.module import LightningModule
@@ -58,7 +58,7 @@ class Trainer(RunView):
         check_val_every_n_epoch: validate in every n-th epoch. None: `val_check_interval` counts batches over epochs.
         num_sanity_val_steps: validation batches to run before training; -1: all. Default 2.
         log_every_n_steps: how often step values go to the loggers. Default 50; 0: never.
-        enable_checkpointing: whether a ModelCheckpoint is added if there is none. Default True.
+        enable_checkpointing: whether a ModelCheckpoint and a RecoveryCheckpoint are added if there is none. Default True.
         enable_progress_bar: whether progress is shown. Default True.
         enable_model_summary: whether the model is summarized at the start. Default True.
         accumulate_grad_batches: batches whose gradients add up to one optimizer step.
@@ -174,7 +174,9 @@ class Trainer(RunView):
             self.limit_train_batches = self.limit_val_batches = self.overfit_batches
         # who listens
         self.loggers = settings.make_loggers(logger, self.default_root_dir, dummy=self.fast_dev_run > 0)
-        self.callbacks = settings.make_callbacks(callbacks, max_time, enable_checkpointing, enable_progress_bar, enable_model_summary)
+        self.callbacks = settings.make_callbacks(
+            callbacks, max_time, enable_checkpointing, enable_progress_bar, enable_model_summary, is_trial=self.fast_dev_run > 0
+        )
         self.profiler = find_profiler(profiler)
         # what runs
         self.should_stop = False
@@ -320,15 +322,20 @@ class Trainer(RunView):
             storage_options: handed to fsspec for URLs.
 
         Raises:
-            CheckpointError: it could not be written; what stood there is untouched.
+            NotSavedError: it could not be written; what stood there is untouched. On all ranks, if rank 0 could not.
         """
         if self._run is None:
             raise ConfigError("There is nothing to save yet: call fit, validate, test or predict first.")
         with self.profiler.profile("save_checkpoint"):
             checkpoint = dump(self._run, bool(weights_only))
+            error = None
             if self.is_global_zero:
-                save(checkpoint, filepath, storage_options=storage_options)
-            self._run.world.barrier()
+                try:
+                    save(checkpoint, filepath, storage_options=storage_options)
+                except NotSavedError as failed:
+                    error = failed
+            if self._run.world.any(error is not None):
+                raise error or NotSavedError(f"Rank 0 could not write the checkpoint {filepath}.")
 
     def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass with its hooks; see `LightningModule.manual_backward`."""
@@ -355,7 +362,7 @@ class Trainer(RunView):
             model, ckpt_path = self._module, driver.best_by_default(fn, self._module, self.checkpoint_callback, ckpt_path)
         model = driver.check_model(fn, model)
         given, datamodule = driver.check_data(fn, data, datamodule)
-        self.ckpt_path = find.resolve(ckpt_path, self.checkpoint_callbacks, self.default_root_dir, fn)
+        self.ckpt_path = find.resolve(ckpt_path, self.savers, self.default_root_dir, fn)
         self._state.fn, self._state.status = TrainerFn(fn), TrainerStatus.RUNNING
         self._module, self._datamodule = model, datamodule
         return Job(fn, self, model, datamodule, given, self.ckpt_path, weights_only)

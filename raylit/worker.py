@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
-import threading
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +24,7 @@ from raylit.module import LightningModule
 from raylit.parallel import World
 from raylit.profiling import make_run
 from raylit.run import Run
+from raylit.signals import catching_signals
 from raylit.states import TrainerStatus
 
 
@@ -49,6 +49,9 @@ def run_job(job: Job) -> Result:
         attach(run)
         prepare_data(run)
         set_up(run)
+        trainer.ckpt_path = job.ckpt_path = world.broadcast_object(
+            job.ckpt_path
+        )  # "last" may be another file by the time another rank looks
         loaded = checkpoint.read(run, job.ckpt_path) if job.ckpt_path else None
         if loaded is not None:
             checkpoint.restore_module(run, loaded)
@@ -63,7 +66,7 @@ def run_job(job: Job) -> Result:
                 run.resumed = True
             del loaded
             world.barrier()
-            with catching_sigterm(run), torch.autograd.set_detect_anomaly(trainer.detect_anomaly, check_nan=trainer.detect_anomaly):
+            with catching_signals(run), torch.autograd.set_detect_anomaly(trainer.detect_anomaly, check_nan=trainer.detect_anomaly):
                 value = run.work(run)
             bring_home(run)
             if job.fn == "fit":
@@ -256,26 +259,6 @@ def _same(one: Any, other: Any) -> bool:
     return bool(equal.all()) if isinstance(equal, torch.Tensor) else bool(equal)
 
 
-@contextlib.contextmanager
-def catching_sigterm(run: Run) -> Iterator[None]:
-    """Within, SIGTERM sets a flag that the loop honours at the end of a batch."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-
-    def handle(number: int, frame: Any) -> None:
-        run.received_sigterm = True
-        if callable(before):
-            before(number, frame)
-
-    signal.signal(signal.SIGTERM, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def bring_home(run: Run) -> None:
     """Unwrap the model and bring it to the CPU."""
     run.step_module = None
@@ -307,7 +290,16 @@ def fail(run: Run, error: BaseException) -> None:
     error.add_note(
         f"(raylit) rank {run.world.rank} of {run.world.size}, epoch {progress.epoch}, batch {progress.batch}, step {progress.steps}, in {run.stage or 'setup'}"
     )
-    run.failed_within_step = progress.batches_done < progress.batch and run.metrics.hook != "on_train_batch_end"
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    codes = {frame.f_code for frame in frames}
+    in_batch = progress.batches_done < progress.batch
+    run.failed_within_step = in_batch and run.metrics.hook != "on_train_batch_end" and loop.update_schedulers.__code__ not in codes
+    run.is_half_stepped = run.failed_within_step and (
+        any(frame.f_code.co_name == "step" and isinstance(frame.f_locals.get("self"), torch.optim.Optimizer) for frame in frames)
+        or (trainer.accumulate_grad_batches > 1 and torch.Tensor.backward.__code__ in codes)
+        or (not run.module.automatic_optimization and run.metrics.hook == "training_step")
+    )
+    del frames  # which hold what they worked with
     try:
         if run.hooks:
             run.fire("on_exception", error)

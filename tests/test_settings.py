@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from raylit import settings
-from raylit.callbacks import Callback, ModelCheckpoint, ProgressBar, Timer
+from raylit.callbacks import Callback, ModelCheckpoint, ProgressBar, RecoveryCheckpoint, Timer
 from raylit.errors import ConfigError
 
 
@@ -84,15 +84,15 @@ def test_callbacks_come_with_the_defaults_and_checkpoints_last() -> None:
     class Own(Callback):
         pass
 
-    found = settings.make_callbacks([ModelCheckpoint(), Own()], "00:00:00:10", None, None, False)
-    assert [type(callback) for callback in found] == [Own, Timer, ProgressBar, ModelCheckpoint]
-    assert settings.make_callbacks(Own(), None, False, False, False)[0].__class__ is Own
+    found = settings.make_callbacks([ModelCheckpoint(), Own()], "00:00:00:10", None, None, False, False)
+    assert [type(callback) for callback in found] == [Own, Timer, ProgressBar, RecoveryCheckpoint, ModelCheckpoint]
+    assert settings.make_callbacks(Own(), None, False, False, False, False)[0].__class__ is Own
 
 
 def test_a_callback_of_lightning_is_told_apart() -> None:
     lightning = pytest.importorskip("lightning.pytorch")
     with pytest.raises(ConfigError, match="import raylit as pl"):
-        settings.make_callbacks([lightning.callbacks.EarlyStopping("x")], None, False, False, False)
+        settings.make_callbacks([lightning.callbacks.EarlyStopping("x")], None, False, False, False, False)
 
 
 def test_what_is_set_for_the_process_is_checked() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import raylit as pl
-from raylit.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from raylit.callbacks import Callback, EarlyStopping, ModelCheckpoint, RecoveryCheckpoint
 from raylit.errors import ConfigError, Stopped, Terminated
 from raylit.testing import BoringDataModule, BoringModel, TinyModel
 from raylit.worker import status_of
@@ -118,7 +118,7 @@ def test_callbacks_of_the_module_stand_in_for_the_trainers(tmp_path: Path) -> No
 
     one = trainer(tmp_path, callbacks=[EarlyStopping("gone"), Other(), ModelCheckpoint(tmp_path / "gone")], enable_checkpointing=None)
     one.fit(Net())
-    assert [type(callback) for callback in one.callbacks] == [Other, Own, ModelCheckpoint]
+    assert [type(callback) for callback in one.callbacks] == [Other, RecoveryCheckpoint, Own, ModelCheckpoint]
     assert (tmp_path / "own").exists() and not (tmp_path / "gone").exists()
 
 

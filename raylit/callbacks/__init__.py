@@ -18,6 +18,7 @@ from raylit.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
 from raylit.callbacks.prediction_writer import BasePredictionWriter
 from raylit.callbacks.progress_bar import ProgressBar, RichProgressBar, TQDMProgressBar
 from raylit.callbacks.pruning import ModelPruning
+from raylit.callbacks.recovery_checkpoint import RecoveryCheckpoint
 from raylit.callbacks.regularization import Regularization
 from raylit.callbacks.spike_detection import SpikeDetection
 from raylit.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
@@ -48,6 +49,7 @@ __all__ = [
     "ModelSummary",
     "OnExceptionCheckpoint",
     "ProgressBar",
+    "RecoveryCheckpoint",
     "Regularization",
     "RichModelSummary",
     "RichProgressBar",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raylit.callbacks.scheduled_checkpoint import ScheduledCheckpoint
 from raylit.checkpoint import dump, folder, naming, save
-from raylit.errors import ConfigError, Terminated
+from raylit.errors import ConfigError, NotSavedError, Terminated
 from raylit.messages import info, warn, warn_once
 
 if TYPE_CHECKING:
@@ -145,6 +145,12 @@ class ModelCheckpoint(ScheduledCheckpoint):
         self.dirpath = trainer.world.broadcast_object(self.resolve_dirpath(trainer))
         if self.save_last == "link" and folder.is_url(self.dirpath):
             raise ConfigError(f"ModelCheckpoint(save_last='link') needs local files, but dirpath is {self.dirpath}. Use save_last=True.")
+        if stage == "fit" and not trainer.fast_dev_run:
+            problem = trainer.world.broadcast_object(folder.unwritable(self.dirpath) if trainer.is_global_zero else None)
+            if problem:
+                raise NotSavedError(
+                    f"Checkpoints cannot be written to {self.dirpath}: {problem}. Set another ModelCheckpoint(dirpath=...)."
+                )
         is_new = stage == "fit" and os.path.dirname(trainer.ckpt_path or "") != self.dirpath
         if is_new and trainer.is_global_zero and self.save_top_k != 0 and folder.listing(self.dirpath):
             warn(f"The folder for checkpoints, {self.dirpath}, is not empty.")
@@ -162,7 +168,8 @@ class ModelCheckpoint(ScheduledCheckpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.save_last and not self._last_checkpoint_saved and not trainer.fast_dev_run:
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+            with self._forgiving():
+                self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if not self.save_on_exception or self.dirpath is None or self._should_skip_saving_checkpoint(trainer):
@@ -172,12 +179,13 @@ class ModelCheckpoint(ScheduledCheckpoint):
             return
         metrics = self._local_metrics(trainer)
         path = self.format_checkpoint_name(metrics)
-        if self.save_last:
-            last = self._free_path(metrics, self.CHECKPOINT_NAME_LAST, self.last_model_path, path)
-            self._save_under_two_names(trainer, path, last, together=is_everywhere)
-        else:
-            self._save_checkpoint(trainer, path, together=is_everywhere)
-        info(f"A {type(exception).__name__} was raised ({exception}); the run was saved to {path}.")
+        with self._forgiving():
+            if self.save_last:
+                last = self._free_path(metrics, self.CHECKPOINT_NAME_LAST, self.last_model_path, path)
+                self._save_under_two_names(trainer, path, last, together=is_everywhere)
+            else:
+                self._save_checkpoint(trainer, path, together=is_everywhere)
+            info(f"A {type(exception).__name__} was raised ({exception}); the run was saved to {path}.")
 
     # ---- what ----
 

@@ -64,7 +64,7 @@ def rehearsal(run: Run, callbacks: Sequence[Callback], **settings: Any) -> Itera
             assert run.work is not None
             run.work(run)
 
-        run.resumed, run.resumed_from = False, None
+        run.resumed, run.resumed_from, run.recovery = False, None, None
         vars(trainer).update(
             callbacks=list(callbacks), loggers=[DummyLogger()] if trainer.loggers else [], num_sanity_val_steps=0, **settings
         )
@@ -73,9 +73,8 @@ def rehearsal(run: Run, callbacks: Sequence[Callback], **settings: Any) -> Itera
             begin()
             yield perform
         finally:
-            was_asked_to_end = run.received_sigterm
-            vars(run).update(own)
-            run.received_sigterm = was_asked_to_end
+            asked = {name: getattr(run, name) for name in ("received_sigterm", "received_sigint", "pauses")}
+            vars(run).update({**own, **asked})
             vars(trainer).update(theirs)
             vars(run.metrics).update(logged)
             progress.load_state_dict(counters)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from raylit.callbacks.checkpoint import Checkpoint
 from raylit.callbacks.timer import SharedDeadline
-from raylit.errors import ConfigError
+from raylit.errors import ConfigError, NotSavedError
+from raylit.messages import warn
 
 if TYPE_CHECKING:
     from raylit.module import LightningModule
@@ -67,6 +70,16 @@ class ScheduledCheckpoint(Checkpoint):
         """Save if `is_due`: an epoch has ended, or a validation in it. Called on all ranks."""
         raise NotImplementedError
 
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        """Within, a checkpoint is saved. If it cannot be written, that is warned of, and all is as before: the run is worth more than its file."""
+        before = {name: dict(value) if isinstance(value, dict) else value for name, value in vars(self).items()}
+        try:
+            yield
+        except NotSavedError as error:
+            vars(self).update(before)
+            warn(f"{error} Training goes on without it.", RuntimeWarning)
+
     @property
     def every_n_epochs(self) -> int:
         """Saves in every n-th epoch; 0: epochs do not matter."""
@@ -89,20 +102,24 @@ class ScheduledCheckpoint(Checkpoint):
         if waits and (self._awaits_first_value(trainer) or self._awaits_next_value(trainer)):
             self._defer_save_until_validation = True
         else:
-            self._save_at_step(trainer)
+            with self._forgiving():
+                self._save_at_step(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._should_skip_saving_checkpoint(trainer):
             return
         if self._defer_save_until_validation:
             self._defer_save_until_validation = False
-            self._save_at_step(trainer)
+            with self._forgiving():
+                self._save_at_step(trainer)
         elif not self._should_save_on_train_epoch_end(trainer):
-            self._save_at_epoch(trainer, self._epoch_is_due(trainer))
+            with self._forgiving():
+                self._save_at_epoch(trainer, self._epoch_is_due(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._should_skip_saving_checkpoint(trainer) and self._should_save_on_train_epoch_end(trainer):
-            self._save_at_epoch(trainer, self._epoch_is_due(trainer))
+            with self._forgiving():
+                self._save_at_epoch(trainer, self._epoch_is_due(trainer))
 
     def _epoch_is_due(self, trainer: Trainer) -> bool:
         return self._every_n_epochs > 0 and (trainer.current_epoch + 1) % self._every_n_epochs == 0

@@ -30,7 +30,7 @@ class Course:
         self.throughput = Throughput()
         self.started = 0.0
         self.batches = self.samples = self.lengths = 0
-        self.totals: Counter[str] = Counter()
+        self.totals: Counter[str | None] = Counter()
         self.elapsed_s = 0.0
 
 
@@ -115,7 +115,7 @@ class ThroughputMonitor(Callback):
 
     def _evaluated(self, trainer: Trainer, pl_module: LightningModule, stage: str, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         is_due = trainer.should_log_batch(batch_idx, dataloader_idx)
-        self._update(trainer, pl_module, stage, batch, is_due, step=self._courses[stage].totals[str(trainer.state.fn)] + 1)
+        self._update(trainer, pl_module, stage, batch, is_due, step=self._courses[stage].totals[trainer.state.fn] + 1)
 
     def _update(self, trainer: Trainer, pl_module: LightningModule, stage: str, batch: Any, is_due: bool, step: int | None) -> None:
         """Count a batch, and log if it is time to."""
@@ -130,7 +130,7 @@ class ThroughputMonitor(Callback):
             if self.length_fn is not None:
                 course.lengths += self.length_fn(batch)
         course.batches += 1
-        course.totals[str(trainer.state.fn)] += 1
+        course.totals[trainer.state.fn] += 1
         flops = getattr(pl_module, "flops_per_batch", None)
         if flops is None:
             warn_once(

@@ -26,6 +26,8 @@ def dump(run: Run, progress: Progress) -> dict[str, Any]:
         "rng": rng.state(),
         "loaders": [] if loader is None else loader.states(),
         "logged": run.metrics.values(),
+        "val_batches": run.val_batches_seen,
+        **(run.broken_validation or {}),
     }
     if not progress.in_epoch:
         return state
@@ -34,6 +36,12 @@ def dump(run: Run, progress: Progress) -> dict[str, Any]:
     if run.module.automatic_optimization and progress.batch % run.trainer.accumulate_grad_batches and not progress.is_last_batch:
         state["gradients"] = {name: value.grad for name, value in run.module.named_parameters() if value.grad is not None}
     return state
+
+
+def before_validation(run: Run) -> dict[str, Any]:
+    """Return what of the state of this rank a validation changes, so that one which was ended by an exception can be begun anew."""
+    values = {name: dict(kept) for name, kept in run.metrics.values().items()}
+    return {"rng": rng.state(), "logged": values, "val_batches": dict(run.val_batches_seen)}
 
 
 def mine(run: Run, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
@@ -53,6 +61,7 @@ def mine(run: Run, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
 def restore(run: Run, state: dict[str, Any]) -> None:
     """Bring back what was logged and the gradients; random states and the place in the data the loop brings back, when it is there."""
     run.metrics.load_values(state["logged"])
+    run.val_batches_seen = dict(state.get("val_batches", {}))
     if "sums" in state:
         run.metrics.load_partial_sums(state["sums"])
     metrics = dict(metrics_in(run.module))

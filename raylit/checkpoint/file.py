@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from raylit.errors import CheckpointError
+from raylit.errors import CheckpointError, NotSavedError
 
 MapLocation = torch.device | str | dict[str, str] | None
 
@@ -35,31 +35,36 @@ def save(checkpoint: dict[str, Any], path: str | os.PathLike[str], *, storage_op
         storage_options: handed to fsspec for URLs.
 
     Raises:
-        CheckpointError: the folder cannot be written to, or no space is left; what stood at `path` is untouched.
+        NotSavedError: the folder cannot be written to, or no space is left; what stood at `path` is untouched.
     """
     target = os.fspath(path)
     if "://" in target:
         import fsspec
 
-        with fsspec.open(target, "wb", **(storage_options or {})) as file:
-            torch.save(checkpoint, file)
+        try:
+            with fsspec.open(target, "wb", **(storage_options or {})) as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:
+            raise _not_saved(target, error) from error
         return
     folder = os.path.dirname(os.path.abspath(target))
     temporary = os.path.join(folder, f".{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         os.makedirs(folder, exist_ok=True)
-        with open(temporary, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+        torch.save(checkpoint, temporary)  # by its name, which torch writes to without holding up other threads
+        sync(temporary)
         os.replace(temporary, target)
-        _sync_folder(folder)
+        sync(folder)  # the folder's own entry must reach the disk too
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         with contextlib.suppress(OSError):
             Path(temporary).unlink(missing_ok=True)
-        raise CheckpointError(
-            f"Could not write the checkpoint {target}: {error}. What stood there before is untouched. Free space or set another dirpath."
-        ) from error
+        raise _not_saved(target, error) from error
+
+
+def _not_saved(target: str, error: Exception) -> NotSavedError:
+    return NotSavedError(
+        f"Could not write the checkpoint {target}: {error}. What stood there before is untouched. Free space or set another dirpath."
+    )
 
 
 def load(
@@ -157,9 +162,9 @@ def plain_items(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return kept, left_out
 
 
-def _sync_folder(folder: str) -> None:
-    """Make a rename durable: the folder's own entry must reach the disk too."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: str) -> None:
+    """Wait until what was written to a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from raylit.checkpoint import folder
@@ -49,9 +48,8 @@ def resolve(ckpt_path: str | os.PathLike[str] | None, savers: Sequence[Any], def
                 f"ckpt_path='best': no checkpoint was saved by a fit before, and there is none in {_names(folders)}. Fit first, or give a path."
             )
         return best
-    saved = list(dict.fromkeys([*_newest(folders, "last*.ckpt"), *_newest(folders, "*.ckpt")]))
-    newer = [path for path in on_exception if not saved or folder.modified(path) > folder.modified(saved[0])]
-    found = list(dict.fromkeys([*sorted(newer, key=folder.modified, reverse=True), *saved]))
+    saved = list(dict.fromkeys([*_newest(folders, "last*.ckpt"), *_newest(folders, "*.ckpt"), *on_exception]))
+    found = sorted(saved, key=folder.modified, reverse=True)  # of those of one moment `last` comes first
     whole = next((path for path in found if _is_whole(path)), None)
     if whole is not None:
         return whole
@@ -63,6 +61,12 @@ def resolve(ckpt_path: str | os.PathLike[str] | None, savers: Sequence[Any], def
     raise CheckpointError(f"ckpt_path='last': there is no checkpoint in {_names(folders)}. Fit first, or give a path.")
 
 
+def newest_since(folders: Iterable[str], seconds: float) -> str | None:
+    """Return the newest whole checkpoint in `folders` of those that were written after a time, in seconds since 1970."""
+    found = [path for path in _newest(dict.fromkeys(folders), "*.ckpt") if folder.modified(path) >= seconds]
+    return next(filter(_is_whole, found), None)
+
+
 def _names(folders: Iterable[str]) -> str:
     return ", ".join(folders) or "any folder known to the Trainer"
 
@@ -70,16 +74,18 @@ def _names(folders: Iterable[str]) -> str:
 def _folders(savers: Sequence[Any], default_root_dir: str) -> list[str]:
     """Return where checkpoints may be: the callbacks' folders, else those that earlier runs made below the root folder."""
     own = [os.fspath(saver.dirpath) for saver in savers if getattr(saver, "dirpath", None)]
-    if own or "://" in default_root_dir:
+    if own:
         return own
-    root = Path(default_root_dir)
-    found = [*root.glob("checkpoints"), *root.glob("*/*/checkpoints"), *root.glob("*/*/*/checkpoints")]
-    return [str(folder) for folder in sorted(found, key=lambda folder: folder.stat().st_mtime_ns, reverse=True)][:1]
+    depths = ("checkpoints", "*/*/checkpoints", "*/*/*/checkpoints")
+    files = [file for depth in depths for file in folder.newest_first(default_root_dir, f"{depth}/**/*.ckpt")]
+    if not files:
+        return []
+    newest = max(files, key=folder.modified)
+    return [newest[: newest.rindex("/checkpoints/")] + "/checkpoints"]
 
 
 def _newest(folders: Iterable[str], pattern: str) -> list[str]:
-    files = [file for folder in folders for file in Path(folder).glob(f"**/{pattern}") if file.exists()]
-    return [str(file) for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True)]
+    return sorted((file for one in folders for file in folder.newest_first(one, f"**/{pattern}")), key=folder.modified, reverse=True)
 
 
 def _is_whole(path: str) -> bool:

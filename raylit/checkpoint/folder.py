@@ -41,12 +41,41 @@ def exists(path: str) -> bool:
     return bool(fs.exists(inner))
 
 
+def unwritable(folder: str) -> str | None:
+    """Return why nothing can be written to a local folder, which may not exist yet; None if something can, or it is elsewhere."""
+    if "://" in folder:
+        return None
+    place = Path(folder)
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        return f"{place} is a file"
+    return None if os.access(place, os.W_OK | os.X_OK) else f"{place} is read-only for this user"
+
+
 def listing(folder: str) -> list[Any]:
     """Return what is in `folder`; nothing if there is no such folder."""
     if "://" not in folder:
         return os.listdir(folder) if os.path.isdir(folder) else []
     fs, inner = _file_system(folder)
     return list(fs.ls(inner)) if fs.isdir(inner) else []
+
+
+def newest_first(folder: str, pattern: str) -> list[str]:
+    """Return the paths in `folder` that match a pattern such as `**/*.ckpt`, those that were written last first."""
+    if "://" not in folder:
+        found = [str(path) for path in Path(folder).glob(pattern) if path.exists()]
+    else:
+        fs, inner = _file_system(folder)
+        found = [fs.unstrip_protocol(path) for path in fs.glob(f"{inner}/{pattern}")]
+    return sorted(found, key=modified, reverse=True)
+
+
+def remove_unfinished(folder: str) -> None:
+    """Delete what processes that were killed while they wrote have left of checkpoints in a local folder."""
+    if "://" not in folder and os.path.isdir(folder):
+        for path in Path(folder).glob(".*.ckpt.*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def modified(path: str) -> float:

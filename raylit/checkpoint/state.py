@@ -21,6 +21,8 @@ from raylit.messages import info, warn
 if TYPE_CHECKING:
     from raylit.run import Run
 
+VALIDATION_LEFT = "validation left"  # the stage of a checkpoint that was saved because an exception ended a validation
+
 
 def dump(run: Run, weights_only: bool = False, together: bool = True) -> dict[str, Any]:
     """Return the checkpoint of a run: its state copied into plain data, ready to be written.
@@ -69,7 +71,7 @@ def dump(run: Run, weights_only: bool = False, together: bool = True) -> dict[st
     run.call(module, "on_save_checkpoint", checkpoint)
     checkpoint["raylit"] = {
         "progress": progress.state_dict(),
-        "stage": run.stage,
+        "stage": run.stage if run.broken_validation is None else VALIDATION_LEFT,
         "history": run.history,
         "run_id": next((logger.run_id for logger in trainer.loggers if logger.run_id), None),
     }
@@ -145,8 +147,9 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
     run.resumed_from = exact.mine(run, checkpoint)
     if run.resumed_from is not None:
         exact.restore(run, run.resumed_from)
-    in_validation = _in_validation(state) if own is None else checkpoint["raylit"]["stage"] == "validate"
-    _begin_where_it_stopped(run, in_validation)
+    stage = checkpoint["raylit"]["stage"] if own is not None else "validate" if _in_validation(state) else "train"
+    run.validation_left = stage == VALIDATION_LEFT
+    _begin_where_it_stopped(run, saved_in_validation=stage == "validate")
 
 
 def load_optimizer(optimizer: Any, state: dict[str, Any], device: torch.device) -> None:

@@ -25,7 +25,7 @@ from raylit.launch.nodes import check_shared
 from raylit.launch.relay import Relay
 from raylit.launch.remote import ProcessGroup, Restarts
 from raylit.launch.watch import Watch, groups, remove_groups
-from raylit.launch.work import Preempted, Work
+from raylit.launch.work import Preempted, Work, checkpoint_folders
 from raylit.messages import info
 
 # Ray Train polls its workers every 2 s by default, which every fit waits for at its end.
@@ -166,9 +166,7 @@ def _storage(job: Job) -> str:
 
 def _folders(job: Job) -> list[str]:
     """Return the folders that the workers write to."""
-    savers = job.trainer.checkpoint_callbacks if job.fn == "fit" else []
-    own = [saver.resolve_dirpath(job.trainer) for saver in savers if hasattr(saver, "resolve_dirpath")]
-    return [_storage(job), *own]
+    return [_storage(job), *checkpoint_folders(job)]
 
 
 def _say_where_to_look(job: Job) -> None:
@@ -179,6 +177,5 @@ def _say_where_to_look(job: Job) -> None:
     dashboard = dashboard_url()
     if dashboard:
         info(f"Ray dashboard: {dashboard}")
-    for callback in job.trainer.checkpoint_callbacks if job.fn == "fit" else ():
-        if hasattr(callback, "resolve_dirpath"):
-            info(f"Checkpoints: {callback.resolve_dirpath(job.trainer)}")
+    if folders := checkpoint_folders(job):
+        info(f"Checkpoints: {', '.join(folders)}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from raylit.checkpoint import find
 from raylit.errors import Terminated
 from raylit.job import Job, Result
 from raylit.launch.failure import WorkerFailure
@@ -64,7 +65,7 @@ class Work:
                     seed_everything(int(self.seed) + rank, verbose=False)
                     os.environ["PL_GLOBAL_SEED"] = self.seed
                 if job.fn == "fit":
-                    job.ckpt_path = newest_since(job, self.started_at) or job.ckpt_path
+                    job.ckpt_path = find.newest_since(checkpoint_folders(job), self.started_at) or job.ckpt_path
                 result = run_job(job)
             except BaseException as error:
                 if isinstance(error, Terminated) and notice.given:
@@ -82,13 +83,8 @@ def _where(job: Job, rank: int) -> dict[str, Any]:
     return {"rank": rank, "size": int(os.environ["WORLD_SIZE"]), "node": f"{address} ({socket.gethostname()})", "device": str(device)}
 
 
-def newest_since(job: Job, started_at: float) -> str | None:
-    """Return the newest checkpoint that this job has written: there is one when Ray restarted the workers."""
-    files: list[tuple[float, str]] = []
-    for callback in job.trainer.checkpoint_callbacks:
-        folder = getattr(callback, "dirpath", None) or getattr(callback, "resolve_dirpath", lambda trainer: None)(job.trainer)
-        if folder and "://" not in folder and os.path.isdir(folder):
-            for entry in os.scandir(folder):
-                if entry.name.endswith(".ckpt") and entry.stat().st_mtime >= started_at:
-                    files.append((entry.stat().st_mtime, entry.path))
-    return max(files)[1] if files else None
+def checkpoint_folders(job: Job) -> list[str]:
+    """Return where the job's checkpoints are, those for recovery too."""
+    if job.fn != "fit":
+        return []
+    return list(dict.fromkeys(saver.resolve_dirpath(job.trainer) for saver in job.trainer.savers if hasattr(saver, "resolve_dirpath")))

@@ -33,7 +33,7 @@ class Noisy(Dataset[tuple[Tensor, Tensor]]):
 
 
 class Net(pl.LightningModule):
-    """A regression with dropout."""
+    """A regression with dropout, trained with a moving average of its weights."""
 
     def __init__(self, steps: Path) -> None:
         super().__init__()
@@ -64,12 +64,17 @@ class Net(pl.LightningModule):
 def main(folder: Path, seed: int) -> None:
     """Train to the end, from the newest checkpoint if there is one."""
     pl.seed_everything(seed, verbose=False)
-    saver = pl.callbacks.ModelCheckpoint(folder / "checkpoints", every_n_train_steps=3, save_last=True)
+    callbacks = [
+        pl.callbacks.RecoveryCheckpoint(every_n_steps=1, every_s=0.2),
+        pl.callbacks.ModelCheckpoint(folder / "checkpoints", every_n_train_steps=4, save_last=True),
+        pl.callbacks.EarlyStopping("val_loss", patience=50),
+        pl.callbacks.EMAWeightAveraging(decay=0.8),
+    ]
     trainer = pl.Trainer(
         max_epochs=EPOCHS,
         accelerator="cpu",
         default_root_dir=folder,
-        callbacks=[saver, pl.callbacks.EarlyStopping("val_loss", patience=50)],
+        callbacks=callbacks,
         logger=pl.loggers.CSVLogger(folder, name="", version=0),
         log_every_n_steps=1,
         val_check_interval=5,

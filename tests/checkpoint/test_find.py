@@ -33,7 +33,7 @@ def test_a_path_is_itself(tmp_path: Path) -> None:
         find.resolve("nowhere.ckpt", [], str(tmp_path), "fit")
 
 
-def test_last_is_the_newest_and_a_file_called_last_comes_first(tmp_path: Path) -> None:
+def test_last_is_the_newest_and_of_those_of_one_moment_the_one_of_that_name(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     for age, name in enumerate(("c", "a", "b")):
@@ -42,7 +42,11 @@ def test_last_is_the_newest_and_a_file_called_last_comes_first(tmp_path: Path) -
     assert find.resolve("last", [], str(tmp_path), "fit") == str(folder / "c.ckpt")
     save({"name": "last"}, folder / "last.ckpt")
     os.utime(folder / "last.ckpt", (1, 1))
+    assert find.resolve("last", [], str(tmp_path), "fit") == str(folder / "c.ckpt")
+    os.utime(folder / "last.ckpt", (1000, 1000))
     assert find.resolve("last", [], str(tmp_path), "fit") == str(folder / "last.ckpt")
+    save({"name": "recovery"}, folder / "recovery" / "batch=1.ckpt")
+    assert find.resolve("last", [], str(tmp_path), "fit") == str(folder / "recovery" / "batch=1.ckpt")
 
 
 def test_a_damaged_file_is_left_aside(tmp_path: Path) -> None:

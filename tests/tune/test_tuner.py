@@ -116,7 +116,7 @@ def test_a_dummy_takes_any_call() -> None:
     logger.log_metrics({"a": 1.0})
     logger.log_hyperparams({"a": 1}, {"hp": 2})
     logger.experiment.add_image("x", [0], 3)
-    logger.experiment.run["a"].append(1)
+    logger.experiment["a"].append(1)
     logger[0].watch(None)
     assert (logger.name, logger.version, logger.save_dir) == ("", "", None)
 

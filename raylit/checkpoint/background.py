@@ -1,0 +1,92 @@
+"""Writing a checkpoint while training goes on: the state is copied once, and a thread writes the copy."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+from raylit.checkpoint.file import save
+from raylit.errors import NotSavedError
+from raylit.messages import warn
+
+
+class BackgroundWriter:
+    """Writes one checkpoint at a time in a thread of its own; what it could not write it warns of, and training goes on.
+
+    The copy's memory is kept for the next one: memory that is new costs several times what copying does.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._kept: list[torch.UntypedStorage] = []
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def write(self, checkpoint: dict[str, Any], path: str, then: Callable[[str], None]) -> None:
+        """Copy `checkpoint` and begin to write the copy; waits first if one is being written.
+
+        Args:
+            checkpoint: what `dump` returned; its tensors may change as soon as this returns.
+            path: local path or fsspec URL.
+            then: called with the path, in the thread, once the file is whole and durable.
+        """
+        self.wait()
+        copied = self._copy(checkpoint)
+        self._thread = threading.Thread(target=_write, args=(copied, path, then), name="raylit-checkpoint", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def close(self) -> None:
+        """Wait, and give the memory back."""
+        self.wait()
+        self._kept = []
+
+    def _copy(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """Return a copy in host memory; tensors that share memory, such as tied weights, share it in the copy too."""
+        copies: dict[tuple[torch.device, int], torch.UntypedStorage] = {}
+        kept, self._kept = iter(self._kept), []
+
+        def copy(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return value
+            storage = value.untyped_storage()
+            key = (storage.device, storage.data_ptr())
+            if key not in copies:
+                host = next(kept, None)
+                if host is None or host.nbytes() != storage.nbytes():
+                    host = torch.UntypedStorage(storage.nbytes())
+                    host = host.pin_memory() if storage.device.type == "cuda" else host
+                _as_bytes(host).copy_(_as_bytes(storage), non_blocking=True)
+                copies[key] = host
+                self._kept.append(host)
+            return torch.empty(0, dtype=value.dtype).set_(copies[key], value.storage_offset(), value.size(), value.stride())
+
+        copied: dict[str, Any] = tree_map(copy, checkpoint)
+        for device in {device for device, _ in copies if device.type == "cuda"}:
+            torch.cuda.synchronize(device)
+        return copied
+
+
+def _as_bytes(storage: torch.UntypedStorage) -> torch.Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+
+
+def _write(checkpoint: dict[str, Any], path: str, then: Callable[[str], None]) -> None:
+    try:
+        save(checkpoint, path)
+    except NotSavedError as error:
+        warn(f"{error} Training goes on.", RuntimeWarning)
+    else:
+        then(path)
