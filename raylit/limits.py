@@ -77,6 +77,8 @@ def agree_on_stop(run: Run) -> None:
     elif notice is not None:
         run.next_agreement = batches + 1
         run.pauses = run.pauses or run.received_sigterm
+    if notice is not None and run.asked_to_end:
+        notice.given = True
     if is_due and notice.came():
         run.received_sigterm = run.signal_agreed = run.pauses = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 import traceback
@@ -21,6 +22,13 @@ OURS = str(Path(__file__).parents[1]) + os.sep
 def failure_config(max_failures: Any) -> Any:
     """Return Ray's FailureConfig for `Trainer(max_failures=...)`: a number, or the config itself."""
     return max_failures if isinstance(max_failures, FailureConfig) else FailureConfig(max_failures=max_failures)
+
+
+def less(failures: Any, num_failures: int) -> Any:
+    """Return a FailureConfig that allows what is left after some failures."""
+    if failures.max_failures == -1 or not num_failures:
+        return failures
+    return dataclasses.replace(failures, max_failures=max(0, failures.max_failures - num_failures))
 
 
 class WorkerFailure(Exception):

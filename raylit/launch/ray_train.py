@@ -20,7 +20,7 @@ from raylit.errors import LaunchError, Terminated
 from raylit.job import Job, Result
 from raylit.launch import remote
 from raylit.launch.cluster import connect, dashboard_url, is_verbose
-from raylit.launch.failure import failure_config, raise_original
+from raylit.launch.failure import failure_config, less, raise_original
 from raylit.launch.nodes import check_shared
 from raylit.launch.relay import Relay
 from raylit.launch.remote import ProcessGroup, Restarts
@@ -65,9 +65,9 @@ class RayTrainLauncher:
         watch = Watch(trainer.num_workers, resources)
         with Relay(watch) as relay:
             work.screen = relay.screen
-            restarts = Restarts(relay.mailbox, failures.max_failures)
             while True:
-                result = self._run(job, work, resources, failures, restarts)
+                restarts = Restarts(relay.mailbox, failures.max_failures, watch.num_failures)
+                result = self._run(job, work, resources, less(failures, watch.num_failures), restarts)
                 if not isinstance(result, Preempted):
                     break
                 num_preemptions += 1
@@ -86,7 +86,7 @@ class RayTrainLauncher:
         trainer = job.trainer
         ray_trainer: Any = _Trainer(
             work,  # type: ignore[arg-type]  # it wants a function
-            torch_config=ProcessGroup(),  # type: ignore[arg-type]  # it only wants what every backend has
+            torch_config=ProcessGroup({name: value for name, value in os.environ.items() if name.startswith("RAYLIT_")}),  # type: ignore[arg-type]  # it only wants what every backend has
             scaling_config=ScalingConfig(num_workers=trainer.num_workers, use_gpu=trainer.use_gpu, resources_per_worker=resources),
             run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees Ray Train's first version, which v2 replaces at run time
                 # Ray Train would go on with a run of the same name

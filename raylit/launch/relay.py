@@ -98,7 +98,7 @@ class Relay:
         while not is_last:
             is_last = self._ended.wait(self.every_s)
             for kind, content in ray.get(self.mailbox.take.remote()):
-                if kind in ("started", "restart"):
+                if kind in ("started", "failed"):
                     getattr(self.watch, kind)(content)
                 elif screen is not None:
                     getattr(screen, kind)(content)

@@ -49,10 +49,11 @@ class Restarts(UserCallback):
     Args:
         mailbox: where to say it.
         max_failures: how often it does; -1: always.
+        num_failures: how often it did before.
     """
 
-    def __init__(self, mailbox: Any, max_failures: int) -> None:
-        self.mailbox, self.max_failures, self.num_failures = mailbox, max_failures, 0
+    def __init__(self, mailbox: Any, max_failures: int, num_failures: int) -> None:
+        self.mailbox, self.max_failures, self.num_failures = mailbox, max_failures, num_failures
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Workers failed. Ray Train does not say yet whether it goes on; the budget tells."""
@@ -62,7 +63,7 @@ class Restarts(UserCallback):
         if self.max_failures == -1 or self.num_failures <= self.max_failures:
             of = "" if self.max_failures == -1 else f" of {self.max_failures}"
             why = "; ".join(reasons_of(worker_exceptions)) or "workers failed"
-            self.mailbox.send.remote("restart", f"Restart {self.num_failures}{of}, from the newest checkpoint: {why}.")
+            self.mailbox.send.remote("failed", f"Restart {self.num_failures}{of}, from the newest checkpoint: {why}.")
 
 
 def interface_of(address: str) -> str | None:
@@ -112,17 +113,21 @@ class Environment(Backend):
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         """The workers are there."""
-        worker_group.execute(prepare, worker_group.execute_single(0, meeting_place))
+        worker_group.execute(prepare, {**backend_config.env, **worker_group.execute_single(0, meeting_place)})
 
 
 class ProcessGroup(BackendConfig):
     """Stands in the place of Ray's TorchConfig, which imports torch wherever it goes.
 
     Attributes:
+        env: variables that the workers are to have.
         backend: a name, which TorchTrainer would choose otherwise; which backend it is, the workers know.
     """
 
     backend = "as under torchrun"
+
+    def __init__(self, env: dict[str, str]) -> None:
+        self.env = env
 
     @property
     def backend_cls(self) -> Any:

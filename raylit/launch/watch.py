@@ -21,10 +21,14 @@ class Watch:
     Args:
         num_workers: how many are wanted.
         resources: what each reserves.
+
+    Attributes:
+        num_failures: how often workers failed and were started anew.
     """
 
     def __init__(self, num_workers: int, resources: dict[str, float]) -> None:
         self.num_workers, self.resources = num_workers, resources
+        self.num_failures = 0
         self._ranks: dict[int, dict[str, Any]] = {}
         self._began = time.monotonic()
         self._is_waiting = True
@@ -42,6 +46,11 @@ class Watch:
             nodes.setdefault(one["node"], []).append(f"rank {rank} on {one['device']}")
         for node, ranks in nodes.items():
             info(f"Node {node}: {', '.join(ranks)}")
+
+    def failed(self, why: str) -> None:
+        """Workers failed and are started anew."""
+        self.num_failures += 1
+        self.restart(why)
 
     def restart(self, why: str) -> None:
         """The workers are started anew."""

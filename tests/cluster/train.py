@@ -59,7 +59,7 @@ def fit(folder: str, num_workers: int = 0, max_failures: int = 0, epochs: int = 
         max_failures=max_failures,
         accelerator="cpu",
         default_root_dir=root,
-        callbacks=[pl.callbacks.ModelCheckpoint(root / "checkpoints", every_n_train_steps=4, save_top_k=-1)],
+        callbacks=[pl.callbacks.RecoveryCheckpoint(root / "recovery", every_n_steps=3, every_s=None)],
         logger=pl.MLFlowLogger("two nodes", tracking_uri=f"sqlite:///{root}/mlflow.db") if num_workers else False,
         log_every_n_steps=1,
         enable_model_summary=False,
