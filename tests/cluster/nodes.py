@@ -95,13 +95,21 @@ class Nodes:
         where = ["--head", "--port=6379", f"--temp-dir={self.ray_folder}"] if number == 0 else [f"--address={self.address}"]
         options = [f"--node-ip-address={self.addresses[number]}", f"--num-cpus={self.num_cpus}", "--object-store-memory=100000000"]
         options += ["--include-dashboard=false"] if number == 0 else []
-        # once a token file exists, `ray start --head` asks for the token, and all others have to send it
-        mode = "token" if Path("~/.ray/auth_token").expanduser().exists() else "disabled"
         start = [RAY, "start", *where, *options, "--disable-usage-stats"]
         if number and self.unshared:
             start = ["sh", "-c", f"mount -t tmpfs none {self.unshared} && exec {shlex.join(start)}"]  # seen in this node only
-        command = self.command(number, *start)
-        done = subprocess.run(command, env=self.env | {"RAY_AUTH_MODE": mode}, capture_output=True, text=True, timeout=60)
+        self._ray(number, *start)
+
+    def drain(self, node_id: str, deadline_s: int) -> None:
+        """Give a node notice that it will be taken away, as the provider of a spot machine does."""
+        why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", str(deadline_s)]
+        self._ray(0, RAY, "drain-node", "--address", self.address, "--node-id", node_id, *why)
+
+    def _ray(self, number: int, *command: str) -> None:
+        # once a token file exists, `ray start --head` asks for the token, and all others have to send it
+        mode = "token" if Path("~/.ray/auth_token").expanduser().exists() else "disabled"
+        env = self.env | {"RAY_AUTH_MODE": mode}
+        done = subprocess.run(self.command(number, *command), env=env, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def kill(self, number: int) -> None:

@@ -113,6 +113,48 @@ def test_a_node_dies_and_comes_back(nodes: Nodes, tmp_path: Path) -> None:
     print(f"from the death of a node to the next step: {again - killed:.1f} s")
 
 
+@pytest.mark.long
+def test_a_node_dies_again_and_again(nodes: Nodes, tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    expected = run_on_two_ranks(undisturbed, tmp_path / "plain")[0]
+    process = start(nodes, tmp_path / "ray", train.EPOCHS)
+    try:
+        for epoch, batch in ((0, 2), (1, 0), (2, NUM_BATCHES - 2)):
+            wait_for(tmp_path / "ray", epoch, batch, process)
+            nodes.kill(1)
+            nodes.start(1)
+        assert process.wait(120) == 0, (tmp_path / "ray" / "errors").read_text()
+    finally:
+        process.kill()
+    check(tmp_path / "ray", expected, train.EPOCHS)
+
+
+@pytest.mark.long
+def test_a_notice_costs_no_batch(nodes: Nodes, tmp_path: Path) -> None:
+    """A node that is to be taken away is left before the deadline, and the fit goes on at the next batch on the one that comes."""
+    (tmp_path / "plain").mkdir()
+    expected = run_on_two_ranks(undisturbed, tmp_path / "plain")[0]
+    process = start(nodes, tmp_path / "ray", train.EPOCHS)
+    try:
+        wait_for(tmp_path / "ray", 0, 1, process)
+        nodes.drain((tmp_path / "ray" / f"node-{nodes.addresses[1]}").read_text(), deadline_s=60)
+        deadline = time.monotonic() + 60
+        while "because of a notice" not in (tmp_path / "ray" / "errors").read_text():
+            assert time.monotonic() < deadline and process.poll() is None, (tmp_path / "ray" / "errors").read_text()
+            time.sleep(0.1)
+        nodes.kill(1)
+        time.sleep(8)  # the driver waits for a node, and says so
+        nodes.start(1)
+        assert process.wait(120) == 0, (tmp_path / "ray" / "errors").read_text()
+    finally:
+        process.kill()
+    check(tmp_path / "ray", expected, train.EPOCHS)
+    for rank in (0, 1):
+        batches = [(line[0], line[1]) for line in seen(tmp_path / "ray", rank)]
+        assert len(batches) == len(set(batches)) == train.EPOCHS * NUM_BATCHES  # none was done twice
+    assert "Waiting for the Ray cluster since" in (tmp_path / "ray" / "errors").read_text()
+
+
 SCRIPT = """
 import os
 import sys

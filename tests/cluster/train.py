@@ -7,13 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import raylit as pl
 
-NUM_SAMPLES, BATCH_SIZE, EPOCHS, STEP_S = 96, 4, 3, 0.1
+NUM_SAMPLES, BATCH_SIZE, EPOCHS, STEP_S = 96, 4, 3, 0.25
 
 
 class Numbered(Dataset[tuple[Tensor, Tensor]]):
@@ -44,6 +45,11 @@ class Net(pl.LightningModule):
         loss = nn.functional.mse_loss(self.net(batch[1]).squeeze(1), batch[1].sum(1))
         self.log("loss", loss, on_step=True, on_epoch=True)
         return loss
+
+    def on_fit_start(self) -> None:
+        if self.trainer.num_workers:
+            where = ray.get_runtime_context().get_node_id()
+            (self.folder / f"node-{ray.util.get_node_ip_address()}").write_text(where)
 
     def configure_optimizers(self) -> Any:
         return torch.optim.AdamW(self.parameters(), lr=0.02)
