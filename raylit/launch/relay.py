@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylit.callbacks.screen import make_screen
 from raylit.launch.remote import Mailbox
@@ -34,8 +35,9 @@ class RemoteScreen:
         self._mailbox.send.remote("started", where)
 
     def wait(self) -> None:
-        """Wait until all that was sent has arrived."""
-        ray.get(self._mailbox.wait.remote())
+        """Wait until all that was sent has arrived, or nobody is there any more who would look."""
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            ray.get(self._mailbox.wait.remote())
 
     def close(self) -> None:
         """The driver closes the screen, when the job has ended."""
@@ -76,7 +78,9 @@ class Relay:
     """
 
     def __init__(self, watch: Watch, every_s: float = 0.2) -> None:
-        actor = ray.remote(num_cpus=0)(Mailbox)
+        # on this node, with which the driver ends too
+        here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox)
         self.mailbox: Any = actor.remote()
         self.screen = RemoteScreen(self.mailbox)
         self.watch, self.every_s = watch, every_s

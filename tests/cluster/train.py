@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import raylit as pl
 
-NUM_SAMPLES, BATCH_SIZE, EPOCHS, STEP_S = 96, 4, 3, 0.25
+NUM_SAMPLES, BATCH_SIZE, EPOCHS, STEP_S = 96, 4, 3, 0.2
 
 
 class Numbered(Dataset[tuple[Tensor, Tensor]]):
