@@ -53,7 +53,7 @@ def fit(run: Run) -> None:
     if validates_in_epoch(run) and "val" not in run.loaders:
         run.load("val")
     run.fire("on_train_start")
-    if run.resumed_from is not None:
+    if run.resumed_from is not None and "rng" in run.resumed_from:
         rng.restore(run.resumed_from["rng"])  # as they were, whatever it took to come here again
     agree_on_stop(run)
     while not is_done(run):
@@ -74,6 +74,9 @@ def fit(run: Run) -> None:
             run.timed("run_training_epoch", train_epoch)(run, batches if batches is not None else iter(run.loaders["train"]))
         batches = None
         end_epoch(run)
+        if run.loaders["train"].was_begun_by_others:
+            run.loaders["train"].begin_anew()
+            count_batches(run)
     run.fire("on_train_end")
 
 
@@ -346,10 +349,9 @@ def start_training_data(run: Run) -> Iterator[Item] | None:
         batch = run.progress.batch if run.progress.in_epoch else 0
         loader.go_on(batch, run.resumed_from["loaders"] if run.resumed_from is not None else [])
     batches = iter(loader) if run.progress.in_epoch or not run.resumed else None
-    number = trainer.num_training_batches = loader.num_batches()
-    if number == 0:
+    if count_batches(run) == 0:
         return None
-    run.val_check_batch = val_check_batch(run, loader, number)
+    number = trainer.num_training_batches
     run.checks_validation = run.validates
     if trainer.loggers and 0 < number < trainer.log_every_n_steps and not trainer.fast_dev_run:
         warn(
@@ -357,6 +359,15 @@ def start_training_data(run: Run) -> Iterator[Item] | None:
             " Lower log_every_n_steps to see them."
         )
     return batches
+
+
+def count_batches(run: Run) -> float:
+    """Find how many batches an epoch has and after how many validation is due; return the former."""
+    loader = run.loaders["train"]
+    number = run.trainer.num_training_batches = loader.num_batches()
+    if number:
+        run.val_check_batch = val_check_batch(run, loader, number)
+    return number
 
 
 def update_schedulers(run: Run, interval: str, plateau: bool) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils._pytree import tree_map
 
@@ -68,7 +69,11 @@ class BackgroundWriter:
                 if host is None or host.nbytes() != storage.nbytes():
                     host = torch.UntypedStorage(storage.nbytes())
                     host = host.pin_memory() if storage.device.type == "cuda" else host
-                _as_bytes(host).copy_(_as_bytes(storage), non_blocking=True)
+                if storage.device.type == "cpu":
+                    # by numpy, in this thread: torch's threads wait for each other, which is long where others use the cores
+                    np.copyto(_as_bytes(host).numpy(), _as_bytes(storage).numpy())
+                else:
+                    _as_bytes(host).copy_(_as_bytes(storage), non_blocking=True)
                 copies[key] = host
                 self._kept.append(host)
             return torch.empty(0, dtype=value.dtype).set_(copies[key], value.storage_offset(), value.size(), value.stride())

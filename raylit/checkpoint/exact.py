@@ -9,12 +9,14 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from raylit import rng
-from raylit.messages import warn
+from raylit.messages import info, warn
 
 if TYPE_CHECKING:
+    from raylit.parallel import World
     from raylit.progress import Progress
     from raylit.run import Run
 
@@ -45,16 +47,37 @@ def before_validation(run: Run) -> dict[str, Any]:
 
 
 def mine(run: Run, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
-    """Return this rank's state in a checkpoint, None if it holds none for it."""
-    ranks = checkpoint.get("raylit", {}).get("ranks")
-    if ranks is None or len(ranks) != run.world.size or ranks[run.world.rank] is None:
-        if ranks is not None:
-            warn(
-                f"The checkpoint holds the random states of {len(ranks)} ranks, and this fit has {run.world.size}: it goes on with the same weights"
-                " and the next batch, but not with the same random numbers."
-            )
+    """Return this rank's state in a checkpoint, None if it holds none for it. If other numbers of ranks wrote it, theirs are shared out."""
+    ranks: list[dict[str, Any] | None] | None = checkpoint.get("raylit", {}).get("ranks")
+    if ranks is None:
         return None
-    state: dict[str, Any] = ranks[run.world.rank]
+    if None in ranks and run.world.size > 1:
+        warn(
+            "The checkpoint was saved by one rank alone, because of an exception: this fit goes on with the same weights and the next batch,"
+            " but not with the same random numbers."
+        )
+        return ranks[run.world.rank] if len(ranks) == run.world.size else None
+    states = [state for state in ranks if state is not None]
+    return states[run.world.rank] if len(states) == run.world.size else shared_out(states, run.world)
+
+
+def shared_out(states: list[dict[str, Any]], world: World) -> dict[str, Any]:
+    """Return one rank's share of the states of another number of ranks: epoch values and gradients keep their sums over all ranks."""
+    info(
+        f"The checkpoint was saved by {len(states)} ranks, and this fit has {world.size}: what is left of the epoch is dealt out among them. Random"
+        " numbers, such as those of dropout, are others than they would have been."
+    )
+    theirs = states[world.rank :: world.size]
+    state = {**states[0], "sums": merged([sums for one in theirs for sums in one.get("sums", ())])}
+    state["metrics"] = {name: [one["metrics"][name] for one in theirs] for name in state.get("metrics", ())}
+    factor = world.size / len(states)  # of gradients the mean over the ranks is taken
+    state["gradients"] = {
+        name: factor * torch.stack([one["gradients"][name] for one in theirs]).sum(0) for name in state.get("gradients", ()) if theirs
+    }
+    if world.rank >= len(states):
+        del state["rng"]
+    if "sums" not in states[0]:
+        del state["sums"]
     return state
 
 
@@ -66,11 +89,31 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         run.metrics.load_partial_sums(state["sums"])
     metrics = dict(metrics_in(run.module))
     for name, values in state.get("metrics", {}).items():
-        if name in metrics:
-            restore_metric(metrics[name], values, run.device)
+        for number, one in enumerate(values if isinstance(values, list) else [values]):
+            if name in metrics:
+                (add_to_metric if number else restore_metric)(metrics[name], one, run.device)
     parameters = dict(run.module.named_parameters())
     for name, gradient in state.get("gradients", {}).items():
         parameters[name].grad = gradient.to(run.device)
+
+
+def merged(sums: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what several ranks had logged in the epoch, as `Metrics.partial_sums` returns it, as if one had logged it all."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for one in sums:
+        hook, name, reduce, _, _, loader = one["arguments"]
+        other = found.setdefault((hook, name, loader), one)
+        if other is one or one["total"] is None:
+            continue
+        if other["total"] is None:
+            found[hook, name, loader] = one
+            continue
+        combine: Any = {"min": torch.minimum, "max": torch.maximum}.get(reduce, torch.add)
+        weight = other["kept"]["weight"] + one["kept"]["weight"]
+        found[hook, name, loader] = {
+            **other, "total": combine(other["total"], one["total"]), "kept": {**other["kept"], "weight": weight}
+        }  # fmt: skip
+    return list(found.values())
 
 
 def metrics_in(module: nn.Module) -> list[tuple[str, Any]]:
@@ -92,4 +135,26 @@ def restore_metric(metric: Any, values: dict[str, Any], device: Any) -> None:
     for name, value in values["states"].items():
         setattr(metric, name, [one.to(device) for one in value] if isinstance(value, list) else value.to(device))
     metric._update_count = values["updates"]
+    metric._computed = None
+
+
+def add_to_metric(metric: Any, values: dict[str, Any], device: Any) -> None:
+    """Add to a torchmetrics.Metric what another rank's had seen, as it itself would if it were to sync now."""
+    from torchmetrics.utilities.data import dim_zero_cat, dim_zero_max, dim_zero_mean, dim_zero_min, dim_zero_sum
+
+    before, more = metric.update_count, values["updates"]
+    for name, value in values["states"].items():
+        own, reduction = getattr(metric, name), metric._reductions[name]
+        if isinstance(own, list):
+            own.extend(one.to(device) for one in (value if isinstance(value, list) else [value]))
+        elif reduction in (dim_zero_sum, dim_zero_max, dim_zero_min):
+            combine: Any = {dim_zero_sum: torch.add, dim_zero_max: torch.maximum, dim_zero_min: torch.minimum}[reduction]
+            setattr(metric, name, combine(own, value.to(device)))
+        elif reduction is dim_zero_mean:
+            setattr(metric, name, (own * before + value.to(device) * more) / max(before + more, 1))
+        elif reduction is dim_zero_cat:
+            setattr(metric, name, torch.cat([own, value.to(device)]))
+        else:
+            warn(f"What {type(metric).__name__}.{name} held on other ranks is left out: nothing says how two of it become one.")
+    metric._update_count = before + more
     metric._computed = None

@@ -49,6 +49,7 @@ class CombinedLoader:
         self.limits: list[float] | None = None
         self._start = 0
         self._restored: set[int] = set()
+        self._own_limits: list[float] | None = None  # while an epoch is read that other ranks began, which has another length
         self.is_plain = len(self._flattened) == 1 and self._flattened[0] is iterables
 
     @property
@@ -76,7 +77,7 @@ class CombinedLoader:
     def lengths(self) -> list[float]:
         """Return the number of batches of each loader, within `limits`."""
         limits = self.limits or [float("inf")] * len(self._flattened)
-        return [min(length_of(loader), limit) for loader, limit in zip(self._flattened, limits, strict=True)]
+        return [min(length_of(loader), limit) for loader, limit in zip(self.readers, limits, strict=True)]
 
     def num_batches(self) -> float:
         """Return how many batches an iteration gives, infinity if that cannot be told."""
@@ -125,11 +126,27 @@ class CombinedLoader:
             states: what `states` returned then; empty if it is not known, which is exact only for data that is read in order.
         """
         self._start = batch
-        for loader, state in zip(self.readers, states, strict=False):
+        for number, (loader, state) in enumerate(zip(self.readers, states, strict=False)):
             keeper = resumable.keeper_of(loader)
             if keeper is not None and state and (batch or keeper is not loader):  # a loader's own state is that of the epoch which ended
                 keeper.load_state_dict(state)
                 self._restored.add(id(loader))
+                if batch and isinstance(keeper, resumable.ResumableSampler) and keeper.share_rest(state, batch) and self.limits:
+                    self._own_limits = self._own_limits or list(self.limits)
+                    if self.limits[number] == length_of(self._flattened[number]):  # no limit: all that is left
+                        self.limits[number] = length_of(loader)
+
+    def begin_anew(self) -> None:
+        """Let the epoch that others began be over: the next one has the length of this number of ranks again."""
+        self.limits, self._own_limits = self._own_limits, None
+        for keeper in map(resumable.keeper_of, self.readers):
+            if isinstance(keeper, resumable.ResumableSampler):
+                keeper.begin_anew()
+
+    @property
+    def was_begun_by_others(self) -> bool:
+        """Whether the epoch that is read was begun by another number of ranks, or with other batches, and so has another length."""
+        return self._own_limits is not None
 
     def _rest(self) -> Iterator[Item]:
         start, self._start = self._start, 0

@@ -45,7 +45,7 @@ def prepare(data: Any, stage: str, world: World, *, limit: int | float, distribu
         ready.append(shard(one, world, SHARD_MODES[stage]) if distribute else one)
     loader.flattened = ready
     if stage == "train":
-        loader.readers = [resumable(one, world.rank, number) for number, one in enumerate(ready)]
+        loader.readers = [resumable(one, world.rank, world.size, number) for number, one in enumerate(ready)]
     loader.limits = [num_batches(stage, length_of(one), limit) for one in ready]
     return loader
 

@@ -4,6 +4,9 @@ The indices of the batches that were read before are drawn and dropped; their sa
 shuffled order, is drawn from the random states of the time when the epoch began, which checkpoints hold. In worker processes the random
 numbers of a batch depend on the epoch's seed and the batch's place in the epoch, not on the worker that happens to load it, nor on what it
 loaded before; so a batch is the same with any number of workers, in an epoch that is read from its middle as in a whole one.
+
+With another number of ranks, or another batch size, than the epoch began with, the order of all its samples is drawn as it was then; those that
+all ranks together have read are left out, and what remains is dealt out to the ranks there are now.
 """
 
 from __future__ import annotations
@@ -15,11 +18,11 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 from torch.utils.data._utils.fetch import _MapDatasetFetcher
 
 from raylit import rng
-from raylit.data.sampler import ShardedSampler
+from raylit.data.sampler import ShardedSampler, share
 
 
 class SeededBatch(list[Any]):
@@ -41,21 +44,33 @@ class ResumableSampler:
         sampler: gives indices or batches of indices.
         generators: of the loader and its samplers; their states are kept with the process's own.
         identity: numbers of the rank and the loader, which differ in what is random.
+        num_ranks: among which the samples are dealt out.
         seeds_workers: whether to give each batch a seed, for worker processes.
 
     Attributes:
         skip: how many the next epoch leaves out, because it is the rest of the one that had begun; None: it is a new one.
     """
 
-    def __init__(self, sampler: Any, generators: list[torch.Generator], identity: tuple[int, ...], seeds_workers: bool) -> None:
+    def __init__(
+        self, sampler: Any, generators: list[torch.Generator], identity: tuple[int, ...], num_ranks: int, seeds_workers: bool
+    ) -> None:
         self.sampler = sampler
         self.skip: int | None = None
+        self.num_ranks = num_ranks
+        # samples of a batch, where the order is one of samples; 1 where it is one of batches or there are none
+        self.unit: int = sampler.batch_size if type(sampler) is BatchSampler else 1
+        self._spans: list[
+            list[int]
+        ] = []  # ranks, samples of a batch, batches of each rank: of the parts of the epoch that were read otherwise
+        self._remaining: list[Any] | None = None  # this rank's share of an epoch that others began
         self._begun: dict[str, Any] | None = None  # random states at the first index of the epoch that is read, and the epoch's seed
         self._passes = 0
         self._sharded = next((one for one in (sampler, getattr(sampler, "sampler", None)) if isinstance(one, ShardedSampler)), None)
         self._generators, self._identity, self._seeds_workers = generators, identity, seeds_workers
 
     def __len__(self) -> int:
+        if self._remaining is not None:
+            return sum(batches for *_, batches in self._spans) + len(self._batches(self._remaining))
         return len(self.sampler)
 
     def __getattr__(self, name: str) -> Any:
@@ -70,6 +85,8 @@ class ResumableSampler:
             "passes": self._passes,
             "generators": [generator.get_state() for generator in self._generators],
             "order_seed": None if self._sharded is None else self._sharded.seed,
+            "read_by": [self.num_ranks, self.unit],
+            "spans": self._spans,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -78,6 +95,51 @@ class ResumableSampler:
         self._set_generators(state["generators"])
         if self._sharded is not None and state["order_seed"] is not None:
             self._sharded.seed = state["order_seed"]
+        self._spans, self._remaining = state.get("spans", []), None
+
+    def share_rest(self, state: dict[str, Any], number: int) -> bool:
+        """Deal out what is left of an epoch, if other ranks began it or with other batches; to be called after `load_state_dict`.
+
+        Args:
+            state: what `state_dict` of any of them returned.
+            number: batches that each rank had read of the whole epoch.
+
+        Returns:
+            Whether it had to be done.
+        """
+        num_ranks, unit = state.get("read_by", [self.num_ranks, self.unit])
+        if state["begun"] is None or ([num_ranks, unit] == [self.num_ranks, self.unit] and not self._spans):
+            return False
+        order = self._order_of(state)
+        before = sum(batches for *_, batches in self._spans)
+        self._spans = [*self._spans, [num_ranks, unit, number - before]]
+        taken = sum(ranks * size * batches for ranks, size, batches in self._spans)
+        self._remaining = share(order[taken:], self._identity[0], self.num_ranks)
+        return True
+
+    def begin_anew(self) -> None:
+        """Forget that others began the epoch that was read."""
+        self._spans, self._remaining = [], None
+
+    def _order_of(self, state: dict[str, Any]) -> list[Any]:
+        """Return the order of all samples, or batches, of an epoch, as it was when it began."""
+        source = self.sampler.sampler if type(self.sampler) is BatchSampler else self.sampler
+        source = source.sampler if isinstance(source, ShardedSampler) else source
+        order_seed, epoch = state["begun"].get("drawn_by", (state["order_seed"], 0))
+        if order_seed is not None:
+            sharded = ShardedSampler(source, 0, 1, "evaluate", order_seed)
+            sharded.set_epoch(epoch)
+            return list(sharded)
+        now = self.state_dict()["generators"]
+        with rng.isolated():
+            rng.restore(state["begun"]["rng"])
+            self._set_generators(state["begun"]["generators"])
+            order = list(source)
+        self._set_generators(now)
+        return order
+
+    def _batches(self, indices: list[Any]) -> list[Any]:
+        return list(BatchSampler(indices, self.unit, self.sampler.drop_last)) if type(self.sampler) is BatchSampler else indices
 
     def rest(self, loader: Any, number: int) -> Iterator[Any]:
         """Begin to read what is left of the epoch that had begun, of which `number` batches were read."""
@@ -94,16 +156,21 @@ class ResumableSampler:
     def __iter__(self) -> Iterator[Any]:
         # What is below runs when the first index is asked for. A loader with workers calls iter() twice and reads from the second.
         skip, self.skip = self.skip, None
-        if skip is not None and self._begun is not None:
+        if skip is not None and self._remaining is not None:
+            drawn = iter(self._batches(self._remaining))
+        elif skip is not None and self._begun is not None:
             drawn = self._again(self._begun, skip)
         else:
             self._passes += 1
+            self.begin_anew()
             seed = _hash(torch.initial_seed(), self._passes, *self._identity)
-            self._begun = {"rng": rng.state(), "generators": self.state_dict()["generators"], "seed": seed}
+            drawn_by = (None, 0) if self._sharded is None else (self._sharded.seed, self._sharded.epoch)
+            self._begun = {"rng": rng.state(), "generators": self.state_dict()["generators"], "seed": seed, "drawn_by": drawn_by}
             drawn = islice(self.sampler, skip or 0, None)
         if not self._seeds_workers:
             yield from drawn
             return
+        assert self._begun is not None
         for number, indices in enumerate(drawn, start=skip or 0):
             if isinstance(indices, (int, list, tuple)):
                 indices = SeededIndex(indices) if isinstance(indices, int) else SeededBatch(indices)
@@ -149,7 +216,7 @@ class SeedingWorkers:
         _MapDatasetFetcher.fetch = seeded_fetch  # type: ignore[method-assign]  # of this worker process, which does nothing else
 
 
-def resumable(loader: Any, rank: int, number: int) -> Any:
+def resumable(loader: Any, rank: int, num_ranks: int, number: int) -> Any:
     """Return a copy of a DataLoader, the `number`-th of its stage, that can be read from the middle of an epoch; other loaders as they are."""
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or has_state(loader):
         return loader
@@ -160,7 +227,7 @@ def resumable(loader: Any, rank: int, number: int) -> Any:
     changed = copy.copy(loader)
     # DataLoader forbids to set these attributes after construction; going through __dict__ spares it a second construction
     changed.__dict__["_iterator"] = None  # persistent workers read what the loader's own sampler draws
-    changed.__dict__[name] = ResumableSampler(sampler, list(generators.values()), (rank, number), loader.num_workers > 0)
+    changed.__dict__[name] = ResumableSampler(sampler, list(generators.values()), (rank, number), num_ranks, loader.num_workers > 0)
     if loader.num_workers > 0:
         changed.__dict__["worker_init_fn"] = SeedingWorkers(loader.worker_init_fn)
     return changed

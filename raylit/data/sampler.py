@@ -54,10 +54,7 @@ class ShardedSampler(Sampler[Any]):
         if self.mode == "predict":
             start, stop = (len(order) * r // self.size for r in (self.rank, self.rank + 1))
             return iter(order[start:stop])
-        if self.mode == "train" and order:
-            missing = -len(order) % self.size
-            order += (order * math.ceil(missing / len(order)))[:missing]
-        return iter(order[self.rank :: self.size])
+        return iter(share(order, self.rank, self.size) if self.mode == "train" else order[self.rank :: self.size])
 
     def __len__(self) -> int:
         number = len(self.sampler)
@@ -79,6 +76,12 @@ class ShardedSampler(Sampler[Any]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed + self.epoch)
             return list(self.sampler)
+
+
+def share(order: list[Any], rank: int, size: int) -> list[Any]:
+    """Return one rank's share of an order for training: as many for each rank, so that the first may come twice."""
+    missing = -len(order) % size if order else 0
+    return (order + (order * math.ceil(missing / max(len(order), 1)))[:missing])[rank::size]
 
 
 def shard(loader: Any, world: World, mode: str) -> Any:

@@ -30,3 +30,12 @@ def test_the_other_costs_are_measured() -> None:
     done = run("costs", "--rounds", "1")
     rows = [re.split(r"  +", line) for line in done.splitlines()]
     assert len(rows) == 6 and all(float(value.split()[0]) > 0 for _, value in rows), done
+
+
+def test_what_saving_costs_is_measured() -> None:
+    done = run("checkpoint", "--megabytes", "4", "--rounds", "1")
+    rows = [re.split(r"  +", line) for line in done.splitlines()[1:7]]
+    names = ["torch.save", "torch.save and fsync", "raylit, RecoveryCheckpoint", "raylit, save_checkpoint", "Lightning, save_checkpoint",
+             "Lightning, AsyncCheckpointIO"]  # fmt: skip
+    assert [row[0] for row in rows] == names
+    assert all(float(row[1].split()[0]) > 0 and float(row[3].split()[0]) >= float(row[1].split()[0]) for row in rows), done

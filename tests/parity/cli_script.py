@@ -156,7 +156,7 @@ class Extended(LightningCLI):
         self.note("before_fit", self.trainer.global_step)
 
     def after_fit(self):
-        self.note("after_fit", self.trainer.global_step, [type(one).__name__ for one in self.trainer.callbacks])
+        self.note("after_fit", self.trainer.global_step, [type(one).__name__ for one in self.trainer.callbacks if type(one).__name__ != "RecoveryCheckpoint"])
 
     @staticmethod
     def configure_optimizers(lightning_module, optimizer, lr_scheduler=None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -563,3 +564,44 @@ def test_the_steps_of_data_without_a_length(tmp_path: Path) -> None:
         with quiet():
             trainer(pl, tmp_path).fit(Asks(), stream(2))
     assert found == {"lightning": -1, "raylit": float("inf")}
+
+
+def test_what_a_fit_goes_on_from_is_kept_without_asking(tmp_path: Path) -> None:
+    """A fit that an exception ended half way goes on, with ckpt_path="last", where it was: Lightning begins anew."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        class Breaks(pl.Callback):  # type: ignore[misc]
+            def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+                if trainer.global_step == 5:
+                    raise RuntimeError("once")
+
+        with pytest.raises(RuntimeError, match="once"):
+            trainer(pl, root, callbacks=[Breaks()], enable_checkpointing=True).fit(model_class(pl)(), loader(8))
+        one = trainer(pl, root, enable_checkpointing=True)
+        before: list[int] = []
+        one.callbacks.append(
+            type("Notes", (pl.Callback,), {"on_train_start": lambda self, trainer, module: before.append(trainer.global_step)})()
+        )
+        one.fit(model_class(pl)(), loader(8), ckpt_path="last")
+        return before
+
+    assert both(scenario, tmp_path) == ([0], [5])
+
+
+def test_a_full_disk_does_not_end_training(tmp_path: Path) -> None:
+    def scenario(pl: Any, root: Path) -> Any:
+        class Full(pl.Callback):  # type: ignore[misc]
+            def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+                if trainer.global_step == 3:  # a file where the next checkpoint's folder is to be
+                    shutil.rmtree(root / "kept")
+                    (root / "kept").touch()
+
+        saver = pl.callbacks.ModelCheckpoint(root / "kept", every_n_train_steps=2, save_top_k=-1)
+        one = trainer(pl, root, callbacks=[Full(), saver], max_epochs=1)
+        try:
+            one.fit(model_class(pl)(), loader(6))
+        except OSError:
+            return "failed", one.global_step
+        return "ended", one.global_step
+
+    assert both(scenario, tmp_path) == (["failed", 4], ["ended", 6])
