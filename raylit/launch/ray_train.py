@@ -66,8 +66,7 @@ class RayTrainLauncher:
         with Relay(watch) as relay:
             work.screen = relay.screen
             while True:
-                restarts = Restarts(relay.mailbox, failures.max_failures, watch.num_failures)
-                result = self._run(job, work, resources, less(failures, watch.num_failures), restarts)
+                result = self._run(job, work, resources, failures, relay)
                 if not isinstance(result, Preempted):
                     break
                 num_preemptions += 1
@@ -81,9 +80,10 @@ class RayTrainLauncher:
             raise LaunchError("Ray Train ended without a result of rank 0. Its log is in the Ray dashboard under Train.")
         return result
 
-    def _run(self, job: Job, work: Work, resources: dict[str, float], failures: Any, restarts: Restarts) -> Any:
+    def _run(self, job: Job, work: Work, resources: dict[str, float], failures: Any, relay: Relay) -> Any:
         """Have Ray Train call `work` on all workers; return what rank 0 returned."""
-        trainer = job.trainer
+        trainer, num_failures = job.trainer, relay.watch.num_failures
+        restarts: Any = Restarts(relay.mailbox, failures.max_failures, num_failures)
         ray_trainer: Any = _Trainer(
             work,  # type: ignore[arg-type]  # it wants a function
             torch_config=ProcessGroup({name: value for name, value in os.environ.items() if name.startswith("RAYLIT_")}),  # type: ignore[arg-type]  # it only wants what every backend has
@@ -92,8 +92,8 @@ class RayTrainLauncher:
                 # Ray Train would go on with a run of the same name
                 name=f"{job.fn}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
                 storage_path=_storage(job),
-                failure_config=failures,
-                callbacks=[restarts],  # type: ignore[list-item]  # likewise
+                failure_config=less(failures, num_failures),
+                callbacks=[restarts],
                 logging_config=LoggingConfig(log_level="INFO" if is_verbose() else "WARNING"),
             ),
         )
@@ -105,6 +105,8 @@ class RayTrainLauncher:
             raise_original(error)
         except BaseException as error:
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                with contextlib.suppress(KeyboardInterrupt):  # once more: at once
+                    relay.end_workers()
                 ray_trainer.abort()
             remove_groups(resources, before)
             raise

@@ -14,30 +14,37 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raylit.callbacks.screen import make_screen
 from raylit.launch.remote import Mailbox
 from raylit.launch.watch import Watch
+from raylit.messages import info
+
+PATIENCE_S = 30.0  # with workers that are to save the run and leave
 
 
 class RemoteScreen:
     """What the ProgressBar of rank 0 draws on: sends and does not wait."""
 
     def __init__(self, mailbox: Any) -> None:
-        self._mailbox = mailbox
+        self.mailbox = mailbox
 
     def show(self, shown: dict[str, Any]) -> None:
         """Send a picture."""
-        self._mailbox.send.remote("show", shown)
+        self.mailbox.send.remote("show", shown)
 
     def print(self, text: str) -> None:
         """Send a line."""
-        self._mailbox.send.remote("print", text)
+        self.mailbox.send.remote("print", text)
 
     def started(self, where: dict[str, Any]) -> None:
         """Send where a rank has started."""
-        self._mailbox.send.remote("started", where)
+        self.mailbox.send.remote("started", where)
+
+    def left(self, rank: int) -> None:
+        """Send that a rank is through, well or not."""
+        self.mailbox.send.remote("left", rank)
 
     def wait(self) -> None:
         """Wait until all that was sent has arrived, or nobody is there any more who would look."""
         with contextlib.suppress(ray.exceptions.RayActorError):
-            ray.get(self._mailbox.wait.remote())
+            ray.get(self.mailbox.wait.remote())
 
     def close(self) -> None:
         """The driver closes the screen, when the job has ended."""
@@ -96,13 +103,20 @@ class Relay:
         self._thread.join(timeout=10)
         ray.kill(self.mailbox)
 
+    def end_workers(self) -> None:
+        """Have the workers save the run and leave, if they train; returns when they have, or after `PATIENCE_S`."""
+        if self.watch.is_running:
+            info("Saving the run after this batch. Press Ctrl-C again to end at once.")
+            self.mailbox.end.remote()
+            self.watch.all_left.wait(PATIENCE_S)
+
     def _draw(self) -> None:
         screen = make_screen()
         is_last = False
         while not is_last:
             is_last = self._ended.wait(self.every_s)
             for kind, content in ray.get(self.mailbox.take.remote()):
-                if kind in ("started", "failed"):
+                if kind in ("started", "failed", "left"):
                     getattr(self.watch, kind)(content)
                 elif screen is not None:
                     getattr(screen, kind)(content)

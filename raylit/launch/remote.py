@@ -26,6 +26,15 @@ class Mailbox:
 
     def __init__(self) -> None:
         self.items: list[tuple[str, Any]] = []
+        self.ends = False
+
+    def end(self) -> None:
+        """The driver wants the workers to save the run and leave."""
+        self.ends = True
+
+    def is_ending(self) -> bool:
+        """Tell whether it does."""
+        return self.ends
 
     def send(self, kind: str, content: Any) -> None:
         """Hold one more."""

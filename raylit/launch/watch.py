@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Collection
 from typing import Any
@@ -24,14 +25,17 @@ class Watch:
 
     Attributes:
         num_failures: how often workers failed and were started anew.
+        is_running: whether all ranks have started.
+        all_left: set while none is there any more.
     """
 
     def __init__(self, num_workers: int, resources: dict[str, float]) -> None:
         self.num_workers, self.resources = num_workers, resources
         self.num_failures = 0
+        self.is_running = False
+        self.all_left = threading.Event()
         self._ranks: dict[int, dict[str, Any]] = {}
         self._began = time.monotonic()
-        self._is_waiting = True
         self._next = self._began + FIRST_S
 
     def started(self, where: dict[str, Any]) -> None:
@@ -39,13 +43,20 @@ class Watch:
         self._ranks[where["rank"]] = where
         if len(self._ranks) < where["size"]:
             return
-        self._is_waiting = False
+        self.is_running = True
+        self.all_left.clear()
         nodes: dict[str, list[str]] = {}
         for rank in sorted(self._ranks):
             one = self._ranks[rank]
             nodes.setdefault(one["node"], []).append(f"rank {rank} on {one['device']}")
         for node, ranks in nodes.items():
             info(f"Node {node}: {', '.join(ranks)}")
+
+    def left(self, rank: int) -> None:
+        """A rank is through."""
+        self._ranks.pop(rank, None)
+        if not self._ranks:
+            self.all_left.set()
 
     def failed(self, why: str) -> None:
         """Workers failed and are started anew."""
@@ -55,13 +66,13 @@ class Watch:
     def restart(self, why: str) -> None:
         """The workers are started anew."""
         info(why)
-        self._ranks, self._is_waiting, self._began = {}, True, time.monotonic()
+        self._ranks, self.is_running, self._began = {}, False, time.monotonic()
         self._next = self._began + FIRST_S
 
     def look(self) -> None:
         """Say, every so often, what is asked for and what the cluster has, if it cannot give it now."""
         now = time.monotonic()
-        if not self._is_waiting or now < self._next:
+        if self.is_running or now < self._next:
             return
         self._next = now + EVERY_S
         if {"PENDING", "RESCHEDULING"} & set(groups(self.resources).values()):

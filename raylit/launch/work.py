@@ -54,7 +54,7 @@ class Work:
 
     def __call__(self) -> Result | Preempted | None:
         rank = int(os.environ["RANK"])
-        notice = Notice()
+        notice = Notice(self.screen.mailbox if rank == 0 else None)
         with echoing(self.screen, rank) if self.shows_prints else contextlib.nullcontext():
             try:
                 job: Job = self.parcel.unpack()
@@ -72,6 +72,7 @@ class Work:
                     return Preempted()
                 raise WorkerFailure.of(error) from None
             finally:
+                self.screen.left(rank)
                 self.screen.wait()
         return result if rank == 0 else None
 
