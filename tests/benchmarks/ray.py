@@ -112,7 +112,7 @@ def torchrun(size: str, num_batches: int, folder: Path) -> None:
         torch.distributed.destroy_process_group()
         return
     command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.benchmarks.ray"]
-    subprocess.run([sys.executable, "-m", *command, "--run", "torchrun", size, str(num_batches), str(folder)], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-m", *command, "--case", "torchrun", size, str(num_batches), str(folder)], check=True, cwd=ROOT)
 
 
 def torch_trainer(size: str, num_batches: int, folder: Path) -> None:
@@ -207,7 +207,7 @@ def measure(kind: str, size: str, name: str, num_batches: int, address: str) -> 
     """Run one case in a driver of its own; return the seconds it is about."""
     with tempfile.TemporaryDirectory() as folder:
         env = os.environ | {"RAY_ADDRESS": address, "OMP_NUM_THREADS": "1", "RAYLIT_PROGRESS": "none", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.ray", "--run", f"{kind}/{name}", size, str(num_batches), folder]
+        command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.ray", "--case", f"{kind}/{name}", size, str(num_batches), folder]
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
         if done.returncode:
             raise RuntimeError(f"{name}: {done.stdout}{done.stderr}")
@@ -239,12 +239,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3, help="how often each case is run")
     parser.add_argument("--only", default="", help="only this table: start, step or death")
-    parser.add_argument("--run", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.run:
-        name, size, num_batches, folder = arguments.run
-        kind, _, case = name.partition("/")
-        (torchrun if kind == "torchrun" else CASES[kind][case])(size, int(num_batches), Path(folder))
+    if arguments.case:
+        name, size, num_batches, folder = arguments.case
+        kind, _, which = name.partition("/")
+        (torchrun if kind == "torchrun" else CASES[kind][which])(size, int(num_batches), Path(folder))
         return
     import ray
 
