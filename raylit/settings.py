@@ -60,9 +60,10 @@ def number_of_workers(num_workers: int | None, devices: Any, num_nodes: int, acc
     return total if total > 1 else 0
 
 
-def root_dir(given: str | os.PathLike[str] | None) -> str:
-    """Return the folder for whatever has none of its own: a URL as it is, else an absolute path; without one the current folder."""
-    root = os.fspath(given) if given is not None else os.getcwd()
+def root_dir(given: str | os.PathLike[str] | None, storage_path: str | None = None) -> str:
+    """Return the folder for whatever has none of its own: a URL as it is, else an absolute path; without one the storage or the current folder."""
+    shared = storage_path if storage_path and "://" not in storage_path else os.getcwd()
+    root = os.fspath(given) if given is not None else shared
     return root if "://" in root else os.path.abspath(os.path.expanduser(root))
 
 

@@ -34,7 +34,7 @@ class Trainer(RunView):
         use_gpu: whether each Ray worker gets a GPU. None: whether `accelerator` says so.
         resources_per_worker: what each Ray worker reserves, such as `{"CPU": 2}`. Default: one CPU, and one GPU if `use_gpu`.
         max_failures: how often Ray restarts the workers after one failed, from the newest checkpoint; or a `ray.train.FailureConfig`.
-        storage_path: folder or URL that all nodes of the Ray cluster reach, for the files of a run. Default: `raylit_runs` in `default_root_dir`.
+        storage_path: folder or URL that all nodes of the Ray cluster reach, for the files of a run: Ray's, and checkpoints. Default: `default_root_dir`.
         accelerator: `auto`, `cpu`, `gpu`, `cuda` or `mps`.
         strategy: how workers are kept in step: `auto`, `ddp`, `ddp_find_unused_parameters_true` or a DDPStrategy.
         devices: Lightning's spelling of workers per node: a number, or a list of GPUs. More than one means that many Ray workers.
@@ -73,7 +73,7 @@ class Trainer(RunView):
         detect_anomaly: whether autograd looks for NaN and says where it came from. Slow.
         sync_batchnorm: whether batch norm statistics are taken over all workers.
         reload_dataloaders_every_n_epochs: ask for the loaders anew every n epochs; 0: never.
-        default_root_dir: folder for whatever has no folder of its own. Default: the current one.
+        default_root_dir: folder for whatever has no folder of its own. Default: `storage_path` if that is a folder, else the current one.
         enable_autolog_hparams: whether hyperparameters are sent to the loggers.
 
     Raises:
@@ -134,7 +134,7 @@ class Trainer(RunView):
         compile: bool | dict[str, Any] = False,
     ) -> None:
         self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        self.default_root_dir = settings.root_dir(default_root_dir)
+        self.default_root_dir = settings.root_dir(default_root_dir, storage_path)
         settings.refuse_plugins(plugins)
         settings.apply_environment(deterministic, benchmark)
         # where it runs
@@ -362,7 +362,7 @@ class Trainer(RunView):
             model, ckpt_path = self._module, driver.best_by_default(fn, self._module, self.checkpoint_callback, ckpt_path)
         model = driver.check_model(fn, model)
         given, datamodule = driver.check_data(fn, data, datamodule)
-        self.ckpt_path = find.resolve(ckpt_path, self.savers, self.default_root_dir, fn)
+        self.ckpt_path = find.resolve(ckpt_path, self.savers, self.storage_url or self.default_root_dir, fn)
         self._state.fn, self._state.status = TrainerFn(fn), TrainerStatus.RUNNING
         self._module, self._datamodule = model, datamodule
         return Job(fn, self, model, datamodule, given, self.ckpt_path, weights_only)
