@@ -27,6 +27,7 @@ class Job:
         weights_only: False lets the checkpoint run code when it is loaded.
         return_predictions: whether `predict` keeps its results.
         returns_state: whether the Result must carry what the driver's objects are to hold afterwards, since they are others than the workers'.
+        notice: says whether this rank's machine is about to be taken away, or None where nobody would know; see `launch/notice.py`.
         display: where the progress bar of rank 0 sends what it would draw, or None to draw here.
     """
 
@@ -39,6 +40,7 @@ class Job:
     weights_only: bool | None = None
     return_predictions: bool = True
     returns_state: bool = False
+    notice: Any = None
     display: Any = None
 
 

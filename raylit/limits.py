@@ -9,6 +9,9 @@ from raylit.errors import ConfigError, DataError, Terminated
 from raylit.messages import info
 from raylit.run import Run
 
+STOP_CHECK_EVERY = 16  # batches between two agreements of the ranks on whether to stop: one small collective each
+STOP_CHECK_EVERY_S = 2.0  # the longest time between two, where batches take long
+
 
 def is_done(run: Run) -> bool:
     """Tell whether training is over, and say why."""
@@ -48,11 +51,21 @@ def may_stop(run: Run) -> bool:
 
 
 def agree_on_stop(run: Run) -> None:
-    """Make what any rank wants, to stop, to end or to save, the wish of all. Until then no rank acts on its own: the others would wait for it."""
+    """Make what any rank wants, to stop, to end or to save, the wish of all. Until then no rank acts on its own: the others would wait for it.
+
+    That the machine of a rank is about to be taken away counts as a SIGTERM.
+    """
+    notice, recovery, batches = run.job.notice, run.recovery, run.progress.total_batches
+    if notice is not None and notice.terminated:
+        run.received_sigterm = True
+    is_due = notice is not None and notice.is_due
     if run.world.size > 1:
-        recovery = run.recovery
-        mine = (run.trainer.should_stop, run.received_sigterm, run.received_sigint, recovery is not None and recovery.is_wanted)
-        stop, sigterm, sigint, saves = map(any, zip(*run.world.all_gather_object(mine), strict=True))
+        since, now = batches - run.agreed[0], time.monotonic()
+        took_s = (now - run.agreed[1]) / since if since else run.batch_s
+        run.agreed = (batches, now)
+        mine = (run.trainer.should_stop, run.received_sigterm, run.received_sigint, recovery is not None and recovery.is_wanted, is_due)
+        *asked, is_due, run.batch_s = map(max, zip(*run.world.all_gather_object((*mine, took_s)), strict=True))
+        stop, sigterm, sigint, saves = asked
         run.trainer.should_stop = run.stop_agreed = stop
         run.signal_agreed = sigterm or sigint
         run.received_sigterm = run.received_sigterm or sigterm  # a signal that comes meanwhile is for the next time
@@ -60,6 +73,14 @@ def agree_on_stop(run: Run) -> None:
         if recovery is not None:
             recovery.is_due = recovery.is_due or saves
         run.pauses = run.pauses or run.signal_agreed or saves
+        run.next_agreement = batches + max(1, min(STOP_CHECK_EVERY, int(STOP_CHECK_EVERY_S / run.batch_s)))
+    elif notice is not None:
+        run.next_agreement = batches + 1
+        run.pauses = run.pauses or run.received_sigterm
+    if notice is not None and run.asked_to_end:
+        notice.given = True
+    if is_due and notice.came():
+        run.received_sigterm = run.signal_agreed = run.pauses = True
 
 
 def pause(run: Run) -> None:

@@ -17,6 +17,7 @@ class Listeners(Ranks):
     callbacks: list[Callback]
     loggers: list[Logger]
     default_root_dir: str
+    storage_path: str | None
 
     @property
     def logger(self) -> Logger | None:
@@ -36,6 +37,11 @@ class Listeners(Ranks):
     def checkpoint_callbacks(self) -> list[Checkpoint]:
         """All callbacks that save checkpoints."""
         return [c for c in self.callbacks if isinstance(c, Checkpoint)]
+
+    @property
+    def storage_url(self) -> str | None:
+        """`storage_path`, if it is a URL: folders of checkpoints that have no other place lie below it."""
+        return self.storage_path if self.storage_path and "://" in self.storage_path else None
 
     @property
     def savers(self) -> list[Callback]:

@@ -40,7 +40,6 @@ from raylit.parallel import no_sync
 from raylit.run import Run
 
 NOTHING = nullcontext()
-STOP_CHECK_EVERY = 16  # batches between two agreements of the ranks on whether to stop: one small collective each
 
 
 def fit(run: Run) -> None:
@@ -91,7 +90,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     log_every = trainer.log_every_n_steps
     run.forward_only = not automatic or trainer._skip_backward
     train = run.timed("run_training_batch", step_with_closure if automatic and run.needs_closure else train_batch)
-    alone, transfer = run.world.size == 1, run.transfer
+    transfer = run.transfer
     loader, is_sized = run.loaders["train"], num_batches != float("inf")
     if data.takes_iterator(run.module.training_step):
         given = data.Handover(batches, num_batches - progress.batch, lambda batch, _: metrics.begin_batch(batch))
@@ -136,7 +135,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
                 function(outputs, batch, batch_idx)
         metrics.hook = None
         progress.batches_done += 1
-        if not alone and progress.batch % STOP_CHECK_EVERY == 0:
+        if progress.total_batches >= run.next_agreement:
             agree_on_stop(run)
         if (
             (steps or not automatic)

@@ -51,6 +51,9 @@ class Run:
         resumed_from: what the checkpoint that this fit goes on from says of this rank alone, as far as it does; see `checkpoint/exact.py`.
         forward_only: whether a training batch ends with `training_step`: what follows is up to it, or is not wanted.
         stop_agreed: whether `trainer.should_stop` is the same on all ranks; then, and not before, they may stop.
+        next_agreement: the count of batches at which the ranks agree on both again; infinity when alone.
+        agreed: the count, and monotonic seconds, when they did last.
+        batch_s: seconds that a batch took since, on the slowest rank; until that is known, a guess that makes them agree soon.
         received_sigterm, received_sigint: whether this process was asked to end; the loop does so between two batches.
         signal_agreed: whether they are the same on all ranks.
         pauses: whether the loop has something to do between this batch and the next: to end, or to save a recovery checkpoint.
@@ -97,6 +100,9 @@ class Run:
         self.last_validation = self.loggers_saved = time.monotonic()
         self.resumed = False
         self.resumed_from: dict[str, Any] | None = None
+        self.next_agreement = float("inf")
+        self.agreed = (self.progress.total_batches, time.monotonic())
+        self.batch_s = 2.0
         self.received_sigterm = self.received_sigint = self.pauses = False
         self.recovery: RecoveryCheckpoint | None = None
         self.saved_at_end = self.failed_within_step = self.is_half_stepped = False

@@ -109,6 +109,11 @@ def at_least(minimum: int, **argument: Any) -> int:
     return value
 
 
+def failures(max_failures: Any) -> Any:
+    """Return how many failures are allowed: a number, or a `ray.train.FailureConfig`, which also says how many preemptions."""
+    return max_failures if hasattr(max_failures, "max_failures") else at_least(0, max_failures=max_failures)
+
+
 def number_of_workers(num_workers: int | None, devices: Any, num_nodes: int, accelerator: str) -> int:
     """Return how many Ray workers are meant: by raylit's `num_workers`, or by Lightning's `devices` and `num_nodes`."""
     at_least(1, num_nodes=num_nodes)
@@ -138,9 +143,10 @@ def number_of_workers(num_workers: int | None, devices: Any, num_nodes: int, acc
     return total if total > 1 else 0
 
 
-def root_dir(given: str | os.PathLike[str] | None) -> str:
-    """Return the folder for whatever has none of its own: a URL as it is, else an absolute path; without one the current folder."""
-    root = os.fspath(given) if given is not None else os.getcwd()
+def root_dir(given: str | os.PathLike[str] | None, storage_path: str | None = None) -> str:
+    """Return the folder for whatever has none of its own: a URL as it is, else an absolute path; without one the storage or the current folder."""
+    shared = storage_path if storage_path and "://" not in storage_path else os.getcwd()
+    root = os.fspath(given) if given is not None else shared
     return root if "://" in root else os.path.abspath(os.path.expanduser(root))
 
 

@@ -33,8 +33,8 @@ class Trainer(RunView):
         num_workers: 0 trains in this process; n in n Ray actors, each with a copy of the model, gradients averaged.
         use_gpu: whether each Ray worker gets a GPU. None: whether `accelerator` says so.
         resources_per_worker: what each Ray worker reserves, such as `{"CPU": 2}`. Default: one CPU, and one GPU if `use_gpu`.
-        max_failures: how often Ray restarts the workers after one died; each time from the newest checkpoint.
-        storage_path: folder or URL that all nodes of the Ray cluster reach, for the files of a run. Default: `raylit_runs` in `default_root_dir`.
+        max_failures: how often Ray restarts the workers after one failed, from the newest checkpoint; or a `ray.train.FailureConfig`.
+        storage_path: folder or URL that all nodes of the Ray cluster reach, for the files of a run: Ray's, and checkpoints. Default: `default_root_dir`.
         accelerator: `auto`, `cpu`, `gpu`, `cuda` or `mps`.
         strategy: how workers are kept in step: `auto`, `ddp`, `ddp_find_unused_parameters_true`, `fsdp`, or a DDPStrategy or FSDPStrategy.
         devices: Lightning's spelling of workers per node: a number, or a list of GPUs. More than one means that many Ray workers.
@@ -74,7 +74,7 @@ class Trainer(RunView):
         barebones: whether all that may cost speed is off, to measure the rest: loggers, checkpoints, bar, summary, sanity check, `self.log`.
         sync_batchnorm: whether batch norm statistics are taken over all workers.
         reload_dataloaders_every_n_epochs: ask for the loaders anew every n epochs; 0: never.
-        default_root_dir: folder for whatever has no folder of its own. Default: the current one.
+        default_root_dir: folder for whatever has no folder of its own. Default: `storage_path` if that is a folder, else the current one.
         enable_autolog_hparams: whether hyperparameters are sent to the loggers.
 
     Raises:
@@ -92,7 +92,7 @@ class Trainer(RunView):
         num_workers: int | None = None,
         use_gpu: bool | None = None,
         resources_per_worker: dict[str, float] | None = None,
-        max_failures: int = 0,
+        max_failures: int | Any = 0,
         storage_path: str | None = None,
         accelerator: str = "auto",
         strategy: str | Strategy = "auto",
@@ -141,7 +141,7 @@ class Trainer(RunView):
             settings.refuse_in_barebones(self._arguments)
             logger = enable_checkpointing = enable_progress_bar = enable_model_summary = False
             log_every_n_steps = num_sanity_val_steps = 0
-        self.default_root_dir = settings.root_dir(default_root_dir)
+        self.default_root_dir = settings.root_dir(default_root_dir, storage_path)
         settings.refuse_plugins(plugins)
         settings.apply_environment(deterministic, benchmark)
         # where it runs
@@ -149,7 +149,7 @@ class Trainer(RunView):
         self.num_nodes = num_nodes
         self.use_gpu = accelerator in ("gpu", "cuda") if use_gpu is None else use_gpu
         self.accelerator = ("gpu" if self.use_gpu else "cpu") if self.num_workers else "gpu" if use_gpu else accelerator
-        self.max_failures = settings.at_least(0, max_failures=max_failures)
+        self.max_failures = settings.failures(max_failures)
         self.resources_per_worker, self.storage_path = resources_per_worker, storage_path
         self.strategy = find_strategy(strategy)
         self.precision = canonical(precision)
@@ -361,7 +361,7 @@ class Trainer(RunView):
             model, ckpt_path = self._module, driver.best_by_default(fn, self._module, self.checkpoint_callback, ckpt_path)
         model = driver.check_model(fn, model)
         given, datamodule = driver.check_data(fn, data, datamodule)
-        self.ckpt_path = find.resolve(ckpt_path, self.savers, self.default_root_dir, fn)
+        self.ckpt_path = find.resolve(ckpt_path, self.savers, self.storage_url or self.default_root_dir, fn)
         self._state.fn, self._state.status = TrainerFn(fn), TrainerStatus.RUNNING
         self._module, self._datamodule = model, datamodule
         return Job(fn, self, model, datamodule, given, self.ckpt_path, weights_only)

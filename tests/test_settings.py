@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import raylit as pl
 from raylit import settings
 from raylit.callbacks import Callback, ModelCheckpoint, ProgressBar, RecoveryCheckpoint, Timer
 from raylit.errors import ConfigError
+from raylit.testing.modules import TinyModel
 
 
 @pytest.mark.parametrize(
@@ -124,3 +127,14 @@ def test_results_are_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert ["all", "1", "1"] in rows
     settings.print_results("test", [{}])
     assert capsys.readouterr().out == ""
+
+
+def test_storage_path_is_where_the_files_of_a_run_go(tmp_path: Path) -> None:
+    shared = pl.Trainer(storage_path=str(tmp_path / "nfs"), max_epochs=1)
+    assert shared.default_root_dir == str(tmp_path / "nfs")
+    bucket = pl.Trainer(storage_path="memory://bucket", default_root_dir=tmp_path, max_epochs=1, enable_model_summary=False)
+    bucket.fit(TinyModel())
+    assert bucket.checkpoint_callback.best_model_path.startswith("memory://bucket/lightning_logs/version_0/checkpoints/")
+    again = pl.Trainer(storage_path="memory://bucket", default_root_dir=tmp_path, max_epochs=2, enable_model_summary=False)
+    again.fit(TinyModel(), ckpt_path="last")
+    assert again.ckpt_path.endswith("bucket/lightning_logs/version_0/checkpoints/epoch=0-step=4.ckpt")

@@ -267,8 +267,8 @@ class ModelCheckpoint(ScheduledCheckpoint):
     # ---- where ----
 
     def resolve_dirpath(self, trainer: Trainer) -> str:
-        """Return the folder for checkpoints: the one given, else one below the folder of the first logger, else below the Trainer's."""
-        return folder.default(trainer.loggers, trainer.default_root_dir) if self.dirpath is None else self.dirpath
+        """Return the folder for checkpoints: the one given, else below the Trainer's storage URL, the folder of the first logger or the Trainer's."""
+        return folder.default(trainer.loggers, trainer.default_root_dir, trainer.storage_url) if self.dirpath is None else self.dirpath
 
     def format_checkpoint_name(
         self, metrics: dict[str, Any], filename: str | None = None, ver: int | None = None, prefix: str | None = None

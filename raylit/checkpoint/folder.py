@@ -26,13 +26,13 @@ def absolute(path: str | os.PathLike[str]) -> str:
     return path if "://" in path else os.path.realpath(os.path.expanduser(path))
 
 
-def default(loggers: Sequence[Logger], root_dir: str) -> str:
-    """Return the folder for the checkpoints of a run: below that of its first logger, or below the root folder."""
+def default(loggers: Sequence[Logger], root_dir: str, storage_url: str | None = None) -> str:
+    """Return the folder for the checkpoints of a run: below that of its first logger, or below the root folder; at the URL, if there is one."""
     if not loggers:
-        return os.path.join(root_dir, "checkpoints")
+        return os.path.join(storage_url or root_dir, "checkpoints")
     first = loggers[0]
     version = first.version if isinstance(first.version, str) else f"version_{first.version}"
-    return os.path.join(first.save_dir or root_dir, str(first.name), version, "checkpoints")
+    return os.path.join(storage_url or first.save_dir or root_dir, str(first.name), version, "checkpoints")
 
 
 def exists(path: str) -> bool:

@@ -124,7 +124,9 @@ def find_checkpoint(command: str, trainer: Trainer, ckpt_path: str | None, must_
         ConfigError: there is none.
     """
     try:
-        return find.resolve(ckpt_path, trainer.savers, trainer.default_root_dir, "validate" if must_exist else command)
+        return find.resolve(
+            ckpt_path, trainer.savers, trainer.storage_url or trainer.default_root_dir, "validate" if must_exist else command
+        )
     except CheckpointError as error:
         if must_exist:
             raise ConfigError(
@@ -136,7 +138,7 @@ def find_checkpoint(command: str, trainer: Trainer, ckpt_path: str | None, must_
 def say_how_to_go_on(trainer: Trainer, started: float, args: list[str]) -> None:
     """Say how to go on with a fit that was ended, if it left a checkpoint."""
     try:
-        newest = find.resolve("last", trainer.savers, trainer.default_root_dir, "validate")
+        newest = find.resolve("last", trainer.savers, trainer.storage_url or trainer.default_root_dir, "validate")
     except CheckpointError:
         return
     if newest is not None and "://" not in newest and os.path.getmtime(newest) >= started:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 from typing import Any
 
 import ray
 
 from raylit.errors import LaunchError
+from raylit.launch import nodes
 from raylit.messages import info
 
 _is_ours = False  # whether the connection of this process was made here, quietly
@@ -38,17 +38,19 @@ def connect(num_workers: int = 1, resources: dict[str, float] | None = None) -> 
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
         quiet: dict[str, Any] = {"logging_level": logging.INFO if is_verbose() else logging.WARNING, "log_to_driver": is_verbose()}
+        # which tells every user of tokens how to switch them off
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         if address:
             _send_token()
             try:
                 ray.init(address=address, **quiet)
             except ConnectionError as error:
-                raise LaunchError(
-                    f"No Ray cluster answers at {address} (RAY_ADDRESS, --ray.address): {error}. Start one with `ray start --head`."
-                ) from error
+                raise LaunchError(f"No Ray cluster answers at {address} (RAY_ADDRESS, --ray.address): {_why(error)}") from error
+            missing = nodes.without_code()
+            if missing:
+                info(f"Sending {os.getcwd()} to the nodes of the Ray cluster: {', '.join(missing)} cannot see it.")
+                nodes.connect_with_code(address, quiet)
         else:
-            # which tells every user of a local cluster how to switch its tokens off
-            logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
             # "local" rather than no address, which would join whatever cluster an earlier process left a note of, be it dead
             ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(wanted.get("CPU", 1))), include_dashboard=True, **quiet)
             info(f"Started a Ray cluster on this machine; dashboard: {dashboard_url() or 'none'}")
@@ -68,7 +70,14 @@ def dashboard_url() -> str | None:
     return f"http://{url}" if url else None
 
 
+def _why(error: ConnectionError) -> str:
+    if "AuthToken" in str(error.__cause__):
+        return "it asks for a token that this machine does not have. Copy ~/.ray/auth_token of the head node to here."
+    return f"{error}. Start one with `ray start --head`; other nodes join with `RAY_AUTH_MODE=token ray start --address=...`."
+
+
 def _send_token() -> None:
-    """Let Ray send the token that `ray start --head` asks for once a token file exists, which it does not by itself when joining."""
-    if "RAY_AUTH_MODE" not in os.environ and Path("~/.ray/auth_token").expanduser().exists():
-        os.environ["RAY_AUTH_MODE"] = "token"
+    """Have Ray send the token that `ray start --head` asks for once a token file exists. It does so by itself only where it starts a cluster."""
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)

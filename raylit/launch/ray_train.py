@@ -7,26 +7,26 @@ import os
 import signal
 import threading
 import time
-import traceback
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import ray
 from ray import cloudpickle
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer
 
-from raylit.checkpoint import find
 from raylit.errors import LaunchError, Terminated
 from raylit.job import Job, Result
-from raylit.launch.cluster import connect, is_verbose
-from raylit.launch.parcel import Parcel
-from raylit.launch.relay import Relay, RemoteScreen, echoing
+from raylit.launch import remote
+from raylit.launch.cluster import connect, dashboard_url, is_verbose
+from raylit.launch.failure import failure_config, less, raise_original
+from raylit.launch.nodes import check_shared
+from raylit.launch.relay import Relay
+from raylit.launch.remote import ProcessGroup, Restarts
+from raylit.launch.watch import Watch, groups, remove_groups
+from raylit.launch.work import Preempted, Work, checkpoint_folders
 from raylit.messages import info
-from raylit.parallel import is_lost_peer
-from raylit.rng import seed_everything
-from raylit.worker import run_job
 
 # Ray Train polls its workers every 2 s by default, which every fit waits for at its end.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -34,6 +34,11 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 # Ray Train would write each printed line a second time.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+
+cloudpickle.register_pickle_by_value(remote)
+
+# Ray Train's own: what removes the groups that `remove_groups` removes, and what serves Ray Datasets, of which the workers get none.
+NOT_NEEDED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 
 
 class RayTrainLauncher:
@@ -48,35 +53,63 @@ class RayTrainLauncher:
         trainer = job.trainer
         resources = {"CPU": 1.0, **({"GPU": 1.0} if trainer.use_gpu else {}), **(trainer.resources_per_worker or {})}
         job.returns_state = True
-        work = _Work(job)
+        work = Work(job)
         work.shows_prints = connect(trainer.num_workers, resources)
+        check_shared(_folders(job))
         info(
             f"Starting {trainer.num_workers} Ray workers, each with {', '.join(f'{amount:g} {name}' for name, amount in resources.items())}."
         )
-        with Relay() as relay:
+        _say_where_to_look(job)
+        failures = failure_config(trainer.max_failures)
+        num_preemptions = 0
+        watch = Watch(trainer.num_workers, resources)
+        with Relay(watch) as relay:
             work.screen = relay.screen
-            ray_trainer: Any = _Trainer(
-                work,  # type: ignore[arg-type]  # likewise
-                torch_config=TorchConfig(),
-                scaling_config=ScalingConfig(num_workers=trainer.num_workers, use_gpu=trainer.use_gpu, resources_per_worker=resources),
-                run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees Ray Train's first version, which v2 replaces at run time
-                    name=f"{job.fn}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
-                    storage_path=trainer.storage_path or os.path.join(trainer.default_root_dir, "raylit_runs"),
-                    failure_config=FailureConfig(max_failures=trainer.max_failures),
-                    logging_config=LoggingConfig(log_level="INFO" if is_verbose() else "WARNING"),
-                ),
-            )
-            try:
-                with _terminated_by_sigterm():
-                    result = ray_trainer.fit().return_value
-            except TrainingFailedError as error:
-                _raise_original(error)
-            except (KeyboardInterrupt, SystemExit):
-                ray_trainer.abort()
-                raise
+            while True:
+                result = self._run(job, work, resources, failures, relay)
+                if not isinstance(result, Preempted):
+                    break
+                num_preemptions += 1
+                if failures.max_preemption_failures != -1 and num_preemptions > failures.max_preemption_failures:
+                    raise LaunchError(
+                        f"A node was taken away for the {num_preemptions}. time, and FailureConfig(max_preemption_failures="
+                        f"{failures.max_preemption_failures}) allows no further restart. fit(ckpt_path='last') goes on."
+                    )
+                watch.restart(f"Restart {num_preemptions} because of a notice that a node goes away, from the newest checkpoint.")
         if not isinstance(result, Result):
             raise LaunchError("Ray Train ended without a result of rank 0. Its log is in the Ray dashboard under Train.")
         return result
+
+    def _run(self, job: Job, work: Work, resources: dict[str, float], failures: Any, relay: Relay) -> Any:
+        """Have Ray Train call `work` on all workers; return what rank 0 returned."""
+        trainer, num_failures = job.trainer, relay.watch.num_failures
+        restarts: Any = Restarts(relay.mailbox, failures.max_failures, num_failures)
+        ray_trainer: Any = _Trainer(
+            work,  # type: ignore[arg-type]  # it wants a function
+            torch_config=ProcessGroup({name: value for name, value in os.environ.items() if name.startswith("RAYLIT_")}),  # type: ignore[arg-type]  # it only wants what every backend has
+            scaling_config=ScalingConfig(num_workers=trainer.num_workers, use_gpu=trainer.use_gpu, resources_per_worker=resources),
+            run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees Ray Train's first version, which v2 replaces at run time
+                # Ray Train would go on with a run of the same name
+                name=f"{job.fn}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
+                storage_path=_storage(job),
+                failure_config=less(failures, num_failures),
+                callbacks=[restarts],
+                logging_config=LoggingConfig(log_level="INFO" if is_verbose() else "WARNING"),
+            ),
+        )
+        before = groups()
+        try:
+            with _terminated_by_sigterm():
+                return ray_trainer.fit().return_value
+        except TrainingFailedError as error:
+            raise_original(error)
+        except BaseException as error:
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                with contextlib.suppress(KeyboardInterrupt):  # once more: at once
+                    relay.end_workers()
+                ray_trainer.abort()
+            remove_groups(resources, before)
+            raise
 
 
 class _Trainer(TorchTrainer):
@@ -86,6 +119,11 @@ class _Trainer(TorchTrainer):
 
     def _register_sigint_handler(self, controller: Any) -> None:
         self._controller = controller
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Without those for whose sake each run would start one more process."""
+        made = super()._create_default_callbacks()  # type: ignore[misc]  # likewise
+        return [callback for callback in made if type(callback).__name__ not in NOT_NEEDED]
 
     def abort(self, timeout_s: float = 30) -> None:
         """Stop the workers and what holds their resources."""
@@ -123,120 +161,23 @@ def _terminated_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class _Work:
-    """What each worker calls; a class, so that what it needs is pickled with it.
-
-    Attributes:
-        screen: where rank 0 shows its progress.
-        shows_prints: whether what is printed is shown there too.
-    """
-
-    screen: RemoteScreen
-    shows_prints: bool
-
-    def __init__(self, job: Job) -> None:
-        trainer = job.trainer
-        parts = {
-            "The LightningModule": job.module,
-            "The LightningDataModule": job.datamodule,
-            **{f"The {stage} data": loaders for stage, loaders in job.data.items()},
-            **{f"The callback {type(callback).__name__}": callback for callback in trainer.callbacks},
-            **{f"The logger {type(logger).__name__}": logger for logger in trainer.loggers},
-        }
-        self.parcel = Parcel(job, parts)
-        self.started_at = time.time()
-        self.seed = os.environ.get("PL_GLOBAL_SEED")
-
-    def __call__(self) -> Result | None:
-        rank = int(os.environ["RANK"])
-        with echoing(self.screen, rank) if self.shows_prints else contextlib.nullcontext():
-            try:
-                job: Job = self.parcel.unpack()
-                job.display = self.screen
-                if self.seed is not None:
-                    # the same weights come from the driver; what is drawn during training (dropout) differs between ranks
-                    seed_everything(int(self.seed) + rank, verbose=False)
-                    os.environ["PL_GLOBAL_SEED"] = self.seed
-                if job.fn == "fit":
-                    job.ckpt_path = newest_since(job, self.started_at) or job.ckpt_path
-                result = run_job(job)
-            except Exception as error:
-                raise WorkerFailure.of(error) from None
-            finally:
-                self.screen.wait()
-        return result if rank == 0 else None
+def _storage(job: Job) -> str:
+    """Return where Ray Train keeps its own files of the run."""
+    return job.trainer.storage_path or os.path.join(job.trainer.default_root_dir, "raylit_runs")
 
 
-def newest_since(job: Job, started_at: float) -> str | None:
-    """Return the newest checkpoint that this job has written: there is one when Ray restarted the workers."""
-    folders = {one for saver in job.trainer.savers if (one := getattr(saver, "resolve_dirpath", lambda trainer: None)(job.trainer))}
-    return find.newest_since(folders, started_at)
+def _folders(job: Job) -> list[str]:
+    """Return the folders that the workers write to."""
+    return [_storage(job), *checkpoint_folders(job)]
 
 
-class WorkerFailure(Exception):
-    """Carries an exception of user code from a worker to the driver, whatever arguments its class wants when it is made.
-
-    Attributes:
-        at: seconds since the epoch when it was raised.
-        text: its traceback, since tracebacks do not travel.
-        parts: class, arguments and attributes of the exception, pickled; None if they cannot be.
-    """
-
-    def __init__(self, at: float, text: str, parts: bytes | None) -> None:
-        super().__init__(at, text, parts)
-        self.at, self.text, self.parts = at, text, parts
-
-    @classmethod
-    def of(cls, error: Exception) -> WorkerFailure:
-        """Return what carries `error`, which is being handled."""
-        try:
-            parts = cloudpickle.dumps((type(error), error.args, error.__dict__))
-            cloudpickle.loads(parts)
-        except Exception:  # whatever the user's own attributes raise when pickled
-            parts = None
-        return cls(time.time(), traceback.format_exc(), parts)
-
-    def original(self) -> Exception:
-        """Return the exception, or one with the same text if it cannot be pickled."""
-        if self.parts is None:
-            return LaunchError(f"{self.text.strip().splitlines()[-1]} (this stands for the original exception, which cannot be pickled)")
-        kind, args, attributes = cloudpickle.loads(self.parts)
-        error: Exception = kind.__new__(kind, *args)
-        error.__dict__.update(attributes)
-        return error
-
-    def __str__(self) -> str:
-        return self.text
-
-
-class WorkerTraceback(Exception):
-    """The traceback of an exception in a worker, as text."""
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.args[0]}"""'
-
-
-def _raise_original(error: TrainingFailedError) -> None:
-    """Raise the user's own exception that ended the run: the first, if several ranks failed.
-
-    Raises:
-        LaunchError: no exception of user code ended it: a worker died or could not be started.
-    """
-    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    own = sorted((failure for failure in failures.values() if isinstance(failure, WorkerFailure)), key=lambda failure: failure.at)
-    dead = {rank: failure for rank, failure in failures.items() if not isinstance(failure, WorkerFailure)}
-    for failure in own:
-        # when a worker dies, those that were waiting for it fail too
-        if not dead or not is_lost_peer(failure.original()):
-            raise failure.original() from WorkerTraceback(failure.text)
-    reasons = [f"rank {rank}: {_reason(failure)}" for rank, failure in dead.items()]
-    raise LaunchError(
-        f"The Ray workers ended without finishing ({'; '.join(reasons) or str(error).strip().splitlines()[-1]})."
-        " Trainer(max_failures=1) has them restarted from the newest checkpoint."
-    ) from error
-
-
-def _reason(failure: Exception) -> str:
-    """Return the telling line of one of Ray's errors, without its list of what might have been."""
-    lines = (str(failure).strip() or type(failure).__name__).splitlines()
-    return next((line for line in lines if line.startswith("The actor is dead")), lines[0]).partition(" Some common causes")[0].rstrip(".")
+def _say_where_to_look(job: Job) -> None:
+    """Say where the job can be followed and what it leaves."""
+    for logger in job.trainer.loggers if job.fn != "predict" else ():
+        if hasattr(logger, "where"):
+            info(f"MLflow: {logger.where()}")
+    dashboard = dashboard_url()
+    if dashboard:
+        info(f"Ray dashboard: {dashboard}")
+    if folders := checkpoint_folders(job):
+        info(f"Checkpoints: {', '.join(folders)}")

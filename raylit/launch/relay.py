@@ -1,4 +1,4 @@
-"""Carries the progress of rank 0 from its worker to the screen of the driver."""
+"""Carries what the workers have to show to the driver: the progress of rank 0 to its screen, the rest to whoever watches them."""
 
 from __future__ import annotations
 
@@ -9,50 +9,42 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylit.callbacks.screen import make_screen
+from raylit.launch.remote import Mailbox
+from raylit.launch.watch import Watch
+from raylit.messages import info
 
-
-class _Mailbox:
-    """An actor that holds what was sent until it is taken; the newest picture of a stage replaces an older one that nobody took.
-
-    It is no asynchronous actor: those do not keep the order of calls.
-    """
-
-    def __init__(self) -> None:
-        self.items: list[tuple[str, Any]] = []
-
-    def send(self, kind: str, content: Any) -> None:
-        last = self.items[-1] if self.items else None
-        if last and kind == "show" == last[0] and not last[1]["is_last"] and last[1]["stage"] == content["stage"]:
-            self.items.pop()
-        self.items.append((kind, content))
-
-    def take(self) -> list[tuple[str, Any]]:
-        items, self.items = self.items, []
-        return items
-
-    def wait(self) -> None:
-        """Answers once all that the caller sent before has arrived."""
+PATIENCE_S = 30.0  # with workers that are to save the run and leave
 
 
 class RemoteScreen:
     """What the ProgressBar of rank 0 draws on: sends and does not wait."""
 
     def __init__(self, mailbox: Any) -> None:
-        self._mailbox = mailbox
+        self.mailbox = mailbox
 
     def show(self, shown: dict[str, Any]) -> None:
         """Send a picture."""
-        self._mailbox.send.remote("show", shown)
+        self.mailbox.send.remote("show", shown)
 
     def print(self, text: str) -> None:
         """Send a line."""
-        self._mailbox.send.remote("print", text)
+        self.mailbox.send.remote("print", text)
+
+    def started(self, where: dict[str, Any]) -> None:
+        """Send where a rank has started."""
+        self.mailbox.send.remote("started", where)
+
+    def left(self, rank: int) -> None:
+        """Send that a rank is through, well or not."""
+        self.mailbox.send.remote("left", rank)
 
     def wait(self) -> None:
-        """Wait until all that was sent has arrived."""
-        ray.get(self._mailbox.wait.remote())
+        """Wait until all that was sent has arrived, or nobody is there any more who would look."""
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            ray.get(self.mailbox.wait.remote())
 
     def close(self) -> None:
         """The driver closes the screen, when the job has ended."""
@@ -85,13 +77,20 @@ def echoing(screen: RemoteScreen, rank: int) -> Iterator[None]:
 
 
 class Relay:
-    """Draws on the driver, in a thread, what the workers send. Used as a context manager around a job."""
+    """Draws on the driver, in a thread, what the workers send. Used as a context manager around a job.
 
-    def __init__(self, every_s: float = 0.2) -> None:
-        actor = ray.remote(num_cpus=0)(_Mailbox)
-        self._mailbox: Any = actor.remote()
-        self.screen = RemoteScreen(self._mailbox)
-        self.every_s = every_s
+    Args:
+        watch: is told of starts and restarts, and asked to look every `every_s`.
+        every_s: how often what was sent is taken.
+    """
+
+    def __init__(self, watch: Watch, every_s: float = 0.2) -> None:
+        # on this node, with which the driver ends too
+        here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox)
+        self.mailbox: Any = actor.remote()
+        self.screen = RemoteScreen(self.mailbox)
+        self.watch, self.every_s = watch, every_s
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._draw, name="raylit-progress", daemon=True)
 
@@ -102,14 +101,25 @@ class Relay:
     def __exit__(self, *exception: object) -> None:
         self._ended.set()
         self._thread.join(timeout=10)
-        ray.kill(self._mailbox)
+        ray.kill(self.mailbox)
+
+    def end_workers(self) -> None:
+        """Have the workers save the run and leave, if they train; returns when they have, or after `PATIENCE_S`."""
+        if self.watch.is_running:
+            info("Saving the run after this batch. Press Ctrl-C again to end at once.")
+            self.mailbox.end.remote()
+            self.watch.all_left.wait(PATIENCE_S)
 
     def _draw(self) -> None:
         screen = make_screen()
         is_last = False
         while not is_last:
             is_last = self._ended.wait(self.every_s)
-            for kind, content in ray.get(self._mailbox.take.remote()) if screen is not None else ():
-                getattr(screen, kind)(content)
+            for kind, content in ray.get(self.mailbox.take.remote()):
+                if kind in ("started", "failed", "left"):
+                    getattr(self.watch, kind)(content)
+                elif screen is not None:
+                    getattr(screen, kind)(content)
+            self.watch.look()
         if screen is not None:
             screen.close()

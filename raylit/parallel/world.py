@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -54,8 +55,9 @@ class World:
         """
         device = choose_device(accelerator, int(os.environ.get("LOCAL_RANK", "0")))
         if not dist.is_initialized() and "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            patience = timedelta(seconds=float(os.environ.get("RAYLIT_TIMEOUT_S", "1800")))  # with a rank that hangs
             # what is in host memory, such as what the ranks agree on, goes by gloo, so that the accelerator is not waited for
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=patience)
             # kept until the process ends: a rank that is through must not take the group's store from one that still leaves
             atexit.register(_leave_group)
         return cls(device)

@@ -42,3 +42,10 @@ def test_what_saving_costs_is_measured() -> None:
              "Lightning, AsyncCheckpointIO"]  # fmt: skip
     assert [row[0] for row in rows] == names
     assert all(float(row[1].split()[0]) > 0 and float(row[3].split()[0]) >= float(row[1].split()[0]) for row in rows), done
+
+
+@pytest.mark.ray
+def test_the_cost_of_ray_is_measured() -> None:
+    rows = [re.split(r"  +", line) for line in run("ray", "--only", "death", "--rounds", "1").splitlines() if line]
+    assert [row[0] for row in rows] == ["death, MLP 1 M", "raylit"]
+    assert float(rows[1][1]) > 0

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import raylit as pl
 from raylit.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from raylit.errors import ConfigError, LaunchError
-from raylit.launch.ray_train import WorkerFailure
+from raylit.launch.failure import WorkerFailure
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

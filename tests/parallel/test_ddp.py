@@ -14,7 +14,7 @@ from torchmetrics.classification import BinaryAccuracy
 
 import raylit as pl
 from raylit.errors import ConfigError, Terminated
-from raylit.loop import STOP_CHECK_EVERY
+from raylit.limits import STOP_CHECK_EVERY
 from raylit.parallel import DDPStrategy, find_strategy
 from tests.ranks import run_on_two_ranks
 
@@ -286,7 +286,8 @@ def test_within_the_steps_the_ranks_only_agree_on_stops(ranks: Any) -> None:
     for rank in ranks:
         num_batches, called = rank["called"]
         assert num_batches > 2 * STOP_CHECK_EVERY
-        assert called == ["all_gather_object"] * (num_batches // STOP_CHECK_EVERY)
+        assert set(called) == {"all_gather_object"}
+        assert len(called) <= num_batches // STOP_CHECK_EVERY + 3  # the first few find out how long a batch takes
 
 
 def test_predictions_are_in_the_order_of_the_data(ranks: Any) -> None:

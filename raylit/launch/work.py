@@ -1,0 +1,91 @@
+"""What each worker calls. It is apart from what starts the workers so that they import nothing for it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from raylit.checkpoint import find
+from raylit.errors import Terminated
+from raylit.job import Job, Result
+from raylit.launch.failure import WorkerFailure
+from raylit.launch.notice import Notice
+from raylit.launch.parcel import Parcel
+from raylit.launch.relay import RemoteScreen, echoing
+from raylit.parallel import choose_device
+from raylit.rng import seed_everything
+from raylit.worker import run_job
+
+
+@dataclass
+class Preempted:
+    """What a worker returns that left because its machine, or another's, is about to be taken away."""
+
+
+class Work:
+    """What each worker calls; a class, so that what it needs is pickled with it.
+
+    Attributes:
+        screen: where rank 0 shows its progress.
+        shows_prints: whether what is printed is shown there too.
+    """
+
+    screen: RemoteScreen
+    shows_prints: bool
+
+    def __init__(self, job: Job) -> None:
+        trainer = job.trainer
+        parts = {
+            "The LightningModule": job.module,
+            "The LightningDataModule": job.datamodule,
+            **{f"The {stage} data": loaders for stage, loaders in job.data.items()},
+            **{f"The callback {type(callback).__name__}": callback for callback in trainer.callbacks},
+            **{f"The logger {type(logger).__name__}": logger for logger in trainer.loggers},
+        }
+        self.parcel = Parcel(job, parts)
+        self.started_at = time.time()
+        self.seed = os.environ.get("PL_GLOBAL_SEED")
+
+    def __call__(self) -> Result | Preempted | None:
+        rank = int(os.environ["RANK"])
+        notice = Notice(self.screen.mailbox if rank == 0 else None)
+        with echoing(self.screen, rank) if self.shows_prints else contextlib.nullcontext():
+            try:
+                job: Job = self.parcel.unpack()
+                job.display, job.notice = self.screen, notice
+                self.screen.started(_where(job, rank))
+                if self.seed is not None:
+                    # the same weights come from the driver; what is drawn during training (dropout) differs between ranks
+                    seed_everything(int(self.seed) + rank, verbose=False)
+                    os.environ["PL_GLOBAL_SEED"] = self.seed
+                if job.fn == "fit":
+                    job.ckpt_path = find.newest_since(checkpoint_folders(job), self.started_at) or job.ckpt_path
+                result = run_job(job)
+            except BaseException as error:
+                if isinstance(error, Terminated) and notice.given:
+                    return Preempted()
+                raise WorkerFailure.of(error) from None
+            finally:
+                self.screen.left(rank)
+                self.screen.wait()
+        return result if rank == 0 else None
+
+
+def _where(job: Job, rank: int) -> dict[str, Any]:
+    """Return what the driver tells of a worker."""
+    address = ray.util.get_node_ip_address()
+    device = choose_device(job.trainer.accelerator, int(os.environ["LOCAL_RANK"]))
+    return {"rank": rank, "size": int(os.environ["WORLD_SIZE"]), "node": f"{address} ({socket.gethostname()})", "device": str(device)}
+
+
+def checkpoint_folders(job: Job) -> list[str]:
+    """Return where the job's checkpoints are, those for recovery too."""
+    if job.fn != "fit":
+        return []
+    return list(dict.fromkeys(saver.resolve_dirpath(job.trainer) for saver in job.trainer.savers if hasattr(saver, "resolve_dirpath")))

@@ -1,0 +1,207 @@
+"""A fit over two nodes, of which one dies, is the fit in which none died. The nodes are network namespaces with their own addresses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+
+from tests.cluster import train
+from tests.cluster.nodes import Nodes, why_not
+from tests.ranks import run_on_two_ranks
+
+pytestmark = pytest.mark.ray
+NUM_BATCHES = train.NUM_SAMPLES // train.BATCH_SIZE // 2  # of an epoch, on each rank
+
+
+@pytest.fixture(scope="module")
+def unshared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the second node does not see."""
+    return tmp_path_factory.mktemp("unshared")
+
+
+@pytest.fixture(scope="module")
+def nodes(unshared: Path) -> Iterator[Nodes]:
+    """Two nodes with one CPU each."""
+    reason = why_not()
+    assert reason is None, f"This test makes network namespaces, which cannot be had here: {reason}. Leave it out with -m 'not ray'."
+    with Nodes(2, unshared=unshared) as made:
+        made.start(0)
+        made.start(1)
+        yield made
+
+
+def seen(folder: Path, rank: int) -> list[list[str]]:
+    """The complete lines that a rank wrote: epoch, batch, time, samples."""
+    path = folder / f"seen-{rank}"
+    return [line.split() for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
+
+
+def wait_for(folder: Path, epoch: int, batch: int, process: subprocess.Popen[str]) -> None:
+    """Wait until both ranks have begun a batch."""
+    deadline = time.monotonic() + 120
+    while not all(any((int(line[0]), int(line[1])) >= (epoch, batch) for line in seen(folder, rank)[-1:]) for rank in (0, 1)):
+        assert process.poll() is None, (folder / "errors").read_text()
+        assert time.monotonic() < deadline, (folder / "errors").read_text()
+        time.sleep(0.05)
+
+
+def start(nodes: Nodes, folder: Path, epochs: int) -> subprocess.Popen[str]:
+    """Start the fit on the head."""
+    folder.mkdir(exist_ok=True)
+    command = (sys.executable, "-m", "tests.cluster.train", str(folder), str(epochs))
+    with (folder / "out").open("w") as out, (folder / "errors").open("w") as errors:
+        return nodes.popen(
+            0, *command, cwd=str(train.__file__).rpartition("/")[0], env={"RAY_ADDRESS": nodes.address}, stdout=out, stderr=errors
+        )
+
+
+def undisturbed(folder: str) -> dict[str, torch.Tensor]:
+    """The same fit on two ranks without Ray."""
+    return train.fit(folder, epochs=train.EPOCHS)
+
+
+def undisturbed_short(folder: str) -> dict[str, torch.Tensor]:
+    """Likewise."""
+    return train.fit(folder, epochs=2)
+
+
+def check(folder: Path, expected: dict[str, torch.Tensor], epochs: int) -> None:
+    """Every sample once per epoch, the same weights, every step once in MLflow."""
+    found = torch.load(folder / "end.pt", weights_only=True)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    for epoch in range(epochs):
+        samples: list[str] = []
+        for rank in (0, 1):
+            batches: dict[int, list[str]] = {}
+            for line in seen(folder, rank):
+                if int(line[0]) == epoch:
+                    assert batches.setdefault(int(line[1]), line[3:]) == line[3:]  # done again, it is the same
+            samples += [sample for batch in batches.values() for sample in batch]
+        assert sorted(map(int, samples)) == list(range(train.NUM_SAMPLES))
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("two nodes").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "loss_step")] == list(range(epochs * NUM_BATCHES))
+    assert [metric.value for metric in client.get_metric_history(run.info.run_id, "epoch")][-1] == epochs - 1
+
+
+def test_a_node_dies_and_comes_back(nodes: Nodes, tmp_path: Path) -> None:
+    process = start(nodes, tmp_path / "ray", 2)
+    try:
+        (tmp_path / "plain").mkdir()
+        expected = run_on_two_ranks(undisturbed_short, tmp_path / "plain")[0]
+        wait_for(tmp_path / "ray", 1, NUM_BATCHES // 2, process)
+        nodes.kill(1)
+        killed = time.time()
+        nodes.start(1)
+        assert process.wait(120) == 0, (tmp_path / "ray" / "errors").read_text()
+    finally:
+        process.kill()
+    check(tmp_path / "ray", expected, 2)
+    text = (tmp_path / "ray" / "errors").read_text()
+    assert "Restart 1 of 3, from the newest checkpoint: rank " in text
+    for address in nodes.addresses:
+        assert f"Node {address} (" in text
+    again = min(float(line[2]) for line in seen(tmp_path / "ray", 0) if float(line[2]) > killed + 1)
+    print(f"from the death of a node to the next step: {again - killed:.1f} s")
+
+
+@pytest.mark.long
+def test_a_node_dies_again_and_again(nodes: Nodes, tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    expected = run_on_two_ranks(undisturbed, tmp_path / "plain")[0]
+    process = start(nodes, tmp_path / "ray", train.EPOCHS)
+    try:
+        for epoch, batch in ((0, 2), (1, 0), (2, NUM_BATCHES - 2)):
+            wait_for(tmp_path / "ray", epoch, batch, process)
+            nodes.kill(1)
+            nodes.start(1)
+        assert process.wait(120) == 0, (tmp_path / "ray" / "errors").read_text()
+    finally:
+        process.kill()
+    check(tmp_path / "ray", expected, train.EPOCHS)
+
+
+@pytest.mark.long
+def test_a_notice_costs_no_batch(nodes: Nodes, tmp_path: Path) -> None:
+    """A node that is to be taken away is left before the deadline, and the fit goes on at the next batch on the one that comes."""
+    (tmp_path / "plain").mkdir()
+    expected = run_on_two_ranks(undisturbed, tmp_path / "plain")[0]
+    process = start(nodes, tmp_path / "ray", train.EPOCHS)
+    try:
+        wait_for(tmp_path / "ray", 0, 1, process)
+        nodes.drain((tmp_path / "ray" / f"node-{nodes.addresses[1]}").read_text(), deadline_s=60)
+        deadline = time.monotonic() + 60
+        while "because of a notice" not in (tmp_path / "ray" / "errors").read_text():
+            assert time.monotonic() < deadline and process.poll() is None, (tmp_path / "ray" / "errors").read_text()
+            time.sleep(0.1)
+        nodes.kill(1)
+        time.sleep(8)  # the driver waits for a node, and says so
+        nodes.start(1)
+        assert process.wait(120) == 0, (tmp_path / "ray" / "errors").read_text()
+    finally:
+        process.kill()
+    check(tmp_path / "ray", expected, train.EPOCHS)
+    for rank in (0, 1):
+        batches = [(line[0], line[1]) for line in seen(tmp_path / "ray", rank)]
+        assert len(batches) == len(set(batches)) == train.EPOCHS * NUM_BATCHES  # none was done twice
+    assert "Waiting for the Ray cluster since" in (tmp_path / "ray" / "errors").read_text()
+
+
+SCRIPT = """
+import os
+import sys
+
+import raylit as pl
+from raylit.errors import ConfigError
+from lib.parts import Net
+
+model = Net()
+try:
+    pl.Trainer(num_workers=2, max_epochs=1, default_root_dir=".", logger=False).fit(model)
+except ConfigError as error:
+    print("refused:", error)
+os.environ["WANTED"] = "1"
+pl.Trainer(num_workers=2, max_epochs=1, default_root_dir=sys.argv[1], logger=False).fit(model)
+print("trained", model.where)
+"""
+
+PARTS = """
+from raylit.testing.modules import TinyModel
+
+
+class Net(TinyModel):
+    where = "nowhere"
+
+    def on_train_start(self):
+        from lib import more  # found on a node that never saw this folder
+
+        assert more.ANSWER == 42
+
+    def on_fit_end(self):
+        self.where = "everywhere"
+"""
+
+
+def test_code_travels_and_folders_must_be_shared(nodes: Nodes, unshared: Path, tmp_path: Path) -> None:
+    (unshared / "lib").mkdir()
+    (unshared / "train.py").write_text(SCRIPT)
+    (unshared / "lib" / "parts.py").write_text(PARTS)
+    (unshared / "lib" / "more.py").write_text("ANSWER = 42")
+    env = {"RAY_ADDRESS": nodes.address}
+    process = nodes.popen(
+        0, sys.executable, "train.py", str(tmp_path), cwd=unshared, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, out + errors
+    assert f"refused: The run would write to {unshared}" in out
+    assert nodes.addresses[1] in out
+    assert "trained" in out
+    assert f"Sending {unshared} to the nodes" in errors

@@ -1,0 +1,81 @@
+"""A fit on two Ray workers: python -m tests.cluster.train FOLDER. Each rank appends to FOLDER/seen-RANK what it trains on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+import raylit as pl
+
+NUM_SAMPLES, BATCH_SIZE, EPOCHS, STEP_S = 96, 4, 3, 0.2
+
+
+class Numbered(Dataset[tuple[Tensor, Tensor]]):
+    """Samples that come with their number."""
+
+    def __init__(self, size: int) -> None:
+        self.x = torch.randn(size, 4, generator=torch.Generator().manual_seed(size))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return torch.tensor(index), self.x[index]
+
+
+class Net(pl.LightningModule):
+    """A regression that writes down which samples it sees, in which epoch and batch, and when."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
+        self.folder = folder
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        with (self.folder / f"seen-{self.global_rank}").open("a") as file:
+            file.write(f"{self.current_epoch} {batch_idx} {time.time():.3f} {' '.join(map(str, batch[0].tolist()))}\n")
+        time.sleep(STEP_S)
+        loss = nn.functional.mse_loss(self.net(batch[1]).squeeze(1), batch[1].sum(1))
+        self.log("loss", loss, on_step=True, on_epoch=True)
+        return loss
+
+    def on_fit_start(self) -> None:
+        if self.trainer.num_workers:
+            where = ray.get_runtime_context().get_node_id()
+            (self.folder / f"node-{ray.util.get_node_ip_address()}").write_text(where)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=0.02)
+
+
+def fit(folder: str, num_workers: int = 0, max_failures: int = 0, epochs: int = EPOCHS) -> dict[str, Tensor]:
+    """Train and return the weights; the run is in FOLDER/mlflow.db."""
+    root = Path(folder)
+    pl.seed_everything(7, verbose=False)
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        num_workers=num_workers or None,
+        max_failures=max_failures,
+        accelerator="cpu",
+        default_root_dir=root,
+        callbacks=[pl.callbacks.RecoveryCheckpoint(root / "recovery", every_n_steps=3, every_s=None)],
+        logger=pl.MLFlowLogger("two nodes", tracking_uri=f"sqlite:///{root}/mlflow.db") if num_workers else False,
+        log_every_n_steps=1,
+        enable_model_summary=False,
+    )
+    module = Net(root)
+    trainer.fit(module, DataLoader(Numbered(NUM_SAMPLES), BATCH_SIZE, shuffle=True))
+    return dict(module.state_dict())
+
+
+if __name__ == "__main__":
+    weights = fit(sys.argv[1], num_workers=2, max_failures=3, epochs=int(sys.argv[2]))
+    torch.save(weights, Path(sys.argv[1]) / "end.tmp")
+    (Path(sys.argv[1]) / "end.tmp").rename(Path(sys.argv[1]) / "end.pt")
