@@ -28,7 +28,7 @@ from typing import Any
 
 from torch import Tensor, set_grad_enabled
 
-from raylit import data, rng
+from raylit import data, optim, rng
 from raylit.callbacks import MONITORS
 from raylit.checkpoint import exact
 from raylit.data.combined import Item
@@ -117,17 +117,17 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
 
         if batch_start and skips_rest(run, batch, batch_idx):
             progress.is_last_batch = True
-            update_schedulers(run, "step", plateau=False)
-            update_schedulers(run, "epoch", plateau=False)
+            optim.update_schedulers(run, "step", plateau=False)
+            optim.update_schedulers(run, "epoch", plateau=False)
             break
         steps = progress.batch % trainer.accumulate_grad_batches == 0 or progress.is_last_batch
         output = train(run, batch, batch_idx, steps)
 
         if run.schedulers and automatic:
             if steps:
-                update_schedulers(run, "step", plateau=False)
+                optim.update_schedulers(run, "step", plateau=False)
             if progress.is_last_batch:
-                update_schedulers(run, "epoch", plateau=False)
+                optim.update_schedulers(run, "epoch", plateau=False)
         if batch_end:
             outputs = batch_outputs(run, output)
             metrics.hook = "on_train_batch_end"
@@ -147,7 +147,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
         if run.checks_validation and validation_due(run):
             validate_within(run, steps)
         if run.schedulers and automatic and steps:
-            update_schedulers(run, "step", plateau=True)
+            optim.update_schedulers(run, "step", plateau=True)
         if steps:
             progress.log_steps += 1
         if run.pauses:
@@ -174,7 +174,7 @@ def finish_batch(run: Run) -> None:
         validate_within(run, stepped)
     run.validation_left = False
     if stepped:
-        update_schedulers(run, "step", plateau=True)
+        optim.update_schedulers(run, "step", plateau=True)
         progress.log_steps += 1
 
 
@@ -312,7 +312,7 @@ def end_epoch(run: Run) -> None:
     metrics.hook = None
     metrics.refresh()
     if progress.is_last_batch or progress.batch == trainer.num_training_batches:
-        update_schedulers(run, "epoch", plateau=True)
+        optim.update_schedulers(run, "epoch", plateau=True)
     progress.log_steps -= 1  # the values of an epoch stand at the x of its last step
     epoch_values = metrics.to_log()
     run.log_metrics(epoch_values)
@@ -384,27 +384,3 @@ def count_batches(run: Run) -> float:
     if number:
         run.val_check_batch = val_check_batch(run, loader, number)
     return number
-
-
-def update_schedulers(run: Run, interval: str, plateau: bool) -> None:
-    """Step the learning-rate schedulers of one kind that are due."""
-    if not run.module.automatic_optimization:
-        return
-    for config in run.schedulers:
-        count = run.progress.batch if interval == "step" else run.progress.epoch + 1
-        if config.reduce_on_plateau != plateau or config.interval != interval or count % config.frequency != 0:
-            continue
-        value = None
-        if plateau:
-            metrics = run.trainer.callback_metrics
-            value = metrics.get(str(config.monitor))
-            if value is None:
-                text = (
-                    f"ReduceLROnPlateau watches {config.monitor!r}, which was not logged. Logged so far: {', '.join(metrics) or 'nothing'}."
-                )
-                if config.strict:
-                    raise ConfigError(text + ' Log it, change "monitor", or set "strict": False in the lr_scheduler dict.')
-                warn(text + " The learning rate is left as it is.", RuntimeWarning)
-                continue
-        run.call(run.module, "lr_scheduler_step", config.scheduler, value)
-        run.progress.scheduler_steps += 1

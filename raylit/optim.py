@@ -160,6 +160,30 @@ def use(run: Run, optimizers: list[Any]) -> None:
     run.needs_closure = is_overridden("optimizer_step", run.module, LightningModule) or wants_closure(optimizers[0])
 
 
+def update_schedulers(run: Run, interval: str, plateau: bool) -> None:
+    """Step the learning-rate schedulers of one kind that are due."""
+    if not run.module.automatic_optimization:
+        return
+    for config in run.schedulers:
+        count = run.progress.batch if interval == "step" else run.progress.epoch + 1
+        if config.reduce_on_plateau != plateau or config.interval != interval or count % config.frequency != 0:
+            continue
+        value = None
+        if plateau:
+            metrics = run.trainer.callback_metrics
+            value = metrics.get(str(config.monitor))
+            if value is None:
+                text = (
+                    f"ReduceLROnPlateau watches {config.monitor!r}, which was not logged. Logged so far: {', '.join(metrics) or 'nothing'}."
+                )
+                if config.strict:
+                    raise ConfigError(text + ' Log it, change "monitor", or set "strict": False in the lr_scheduler dict.')
+                warn(text + " The learning rate is left as it is.", RuntimeWarning)
+                continue
+        run.call(run.module, "lr_scheduler_step", config.scheduler, value)
+        run.progress.scheduler_steps += 1
+
+
 def configure(module: LightningModule) -> tuple[list[Any], list[LRSchedulerConfig]]:
     """Call `configure_optimizers` and check what it returned.
 

@@ -294,7 +294,7 @@ def fail(run: Run, error: BaseException) -> None:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     codes = {frame.f_code for frame in frames}
     in_batch = progress.batches_done < progress.batch
-    run.failed_within_step = in_batch and run.metrics.hook != "on_train_batch_end" and loop.update_schedulers.__code__ not in codes
+    run.failed_within_step = in_batch and run.metrics.hook != "on_train_batch_end" and optim.update_schedulers.__code__ not in codes
     run.is_half_stepped = run.failed_within_step and (
         any(frame.f_code.co_name == "step" and isinstance(frame.f_locals.get("self"), torch.optim.Optimizer) for frame in frames)
         or (trainer.accumulate_grad_batches > 1 and torch.Tensor.backward.__code__ in codes)

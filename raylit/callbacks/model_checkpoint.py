@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from raylit.trainer import Trainer
 
 Metrics = dict[str, Tensor]
+STATE = ("monitor", "best_model_score", "best_model_path", "current_score", "dirpath", "best_k_models", "kth_best_model_path", "kth_value",
+         "last_model_path")  # fmt: skip
 
 
 class ModelCheckpoint(ScheduledCheckpoint):
@@ -383,17 +385,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
     # ---- state ----
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "monitor": self.monitor,
-            "best_model_score": self.best_model_score,
-            "best_model_path": self.best_model_path,
-            "current_score": self.current_score,
-            "dirpath": self.dirpath,
-            "best_k_models": dict(self.best_k_models),
-            "kth_best_model_path": self.kth_best_model_path,
-            "kth_value": self.kth_value,
-            "last_model_path": self.last_model_path,
-        }
+        return {name: dict(value) if isinstance(value := getattr(self, name), dict) else value for name in STATE}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_model_path = state_dict["best_model_path"]
