@@ -38,7 +38,8 @@ def run_on_ranks(number: int, function: Callable[[str], Any], folder: Path, time
     }
     path = os.pathsep.join(filter(None, [*sys.path, os.getcwd()]))
     script = (
-        "import importlib, os, pickle, sys, torch\n"
+        "import faulthandler, importlib, os, pickle, sys, torch\n"
+        f"faulthandler.dump_traceback_later({0.8 * timeout_s}, exit=True)\n"  # a rank that hangs says where
         "torch.set_num_threads(1)\n"
         "torch.distributed.init_process_group('gloo')\n"
         f"found = importlib.import_module({function.__module__!r}).{function.__name__}({str(folder)!r})\n"
