@@ -48,7 +48,7 @@ def fit(run: Run) -> None:
     sanity_check(run)
     run.stage = "train"
     batches = start_training_data(run)
-    if is_done(run) or run.trainer.limit_train_batches == 0:
+    if (is_done(run) and not run.end_left) or run.trainer.limit_train_batches == 0:
         return
     set_grad_enabled(True)
     if validates_in_epoch(run) and "val" not in run.loaders:
@@ -323,7 +323,9 @@ def end_epoch(run: Run) -> None:
     progress.epoch += 1
     agree_on_stop(run)
     if run.pauses:
+        run.between_epochs = True
         pause(run)
+        run.between_epochs = False
 
 
 def is_monitor(function: Any) -> bool:

@@ -59,6 +59,8 @@ class Run:
         pauses: whether the loop has something to do between this batch and the next: to end, or to save a recovery checkpoint.
         recovery: what saves recovery checkpoints, while training runs.
         saved_at_end: whether it has saved the last.
+        between_epochs: whether an epoch has ended, and neither the next one nor the end of training has begun.
+        end_left: whether the fit goes on from there: if it was the last epoch, training has yet to end.
         validation_left: whether the fit goes on with a validation that was not ended.
         broken_validation: what of this rank's state a validation that an exception has ended had changed, as it was before.
         predictions: what `predict_step` returned, by loader, while prediction runs.
@@ -106,7 +108,7 @@ class Run:
         self.received_sigterm = self.received_sigint = self.pauses = False
         self.recovery: RecoveryCheckpoint | None = None
         self.saved_at_end = self.failed_within_step = self.is_half_stepped = False
-        self.validation_left = False
+        self.validation_left = self.between_epochs = self.end_left = False
         self.broken_validation: dict[str, Any] | None = None
         self.stop_agreed = self.signal_agreed = world.size == 1
         self.predictions: list[list[Any]] = []

@@ -23,7 +23,9 @@ from raylit.messages import info, warn
 if TYPE_CHECKING:
     from raylit.run import Run
 
-VALIDATION_LEFT = "validation left"  # the stage of a checkpoint that was saved because an exception ended a validation
+# stages of checkpoints for recovery
+VALIDATION_LEFT = "validation left"  # an exception has ended a validation
+BETWEEN_EPOCHS = "between epochs"
 
 
 def dump(run: Run, weights_only: bool = False, together: bool = True, parts: bool = False) -> dict[str, Any]:
@@ -81,7 +83,7 @@ def dump(run: Run, weights_only: bool = False, together: bool = True, parts: boo
     run.call(module, "on_save_checkpoint", checkpoint)
     checkpoint["raylit"] = {
         "progress": progress.state_dict(),
-        "stage": run.stage if run.broken_validation is None else VALIDATION_LEFT,
+        "stage": VALIDATION_LEFT if run.broken_validation is not None else BETWEEN_EPOCHS if run.between_epochs else run.stage,
         "history": run.history,
         "run_id": next((logger.run_id for logger in trainer.loggers if logger.run_id), None),
     }
@@ -161,7 +163,7 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
     if run.resumed_from is not None:
         exact.restore(run, run.resumed_from)
     stage = checkpoint["raylit"]["stage"] if own is not None else "validate" if _in_validation(state) else "train"
-    run.validation_left = stage == VALIDATION_LEFT
+    run.validation_left, run.end_left = stage == VALIDATION_LEFT, stage == BETWEEN_EPOCHS
     _begin_where_it_stopped(run, saved_in_validation=stage == "validate")
 
 

@@ -67,7 +67,9 @@ DATA: dict[str, Any] = {
     "own generator": lambda **more: loader(generator=torch.Generator().manual_seed(5), **more),
     "two": lambda **more: {"a": loader(**more), "b": DataLoader(Noisy(7), batch_size=3, shuffle=True)},
 }
-PLACES = ("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_validation_batch_end", "on_train_epoch_start")
+PLACES = (
+    "on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_validation_batch_end", "on_train_epoch_start", "on_train_epoch_end"
+)  # fmt: skip
 
 cases = st.fixed_dictionaries(
     {
@@ -158,6 +160,12 @@ PLAIN: dict[str, Any] = {
 @pytest.mark.parametrize("batch", range(1, 14))
 def test_within_validation(tmp_path: Path, batch: int, how: str) -> None:
     check(tmp_path, {**PLAIN, "place": "on_validation_batch_end", "batch": batch, "how": how})
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_between_epochs(tmp_path: Path, batch: int) -> None:
+    """Also after the last one: what comes at the end of training, such as to take over the average of the weights, is not forgotten."""
+    check(tmp_path, {**PLAIN, "callbacks": {"ema"}, "place": "on_train_epoch_end", "batch": batch})
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
