@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from raylit import importable
 from raylit.errors import CheckpointError, ConfigError
 
 _PRIMITIVES = (bool, int, float, str)
@@ -187,10 +188,12 @@ def construct(cls: type[T], checkpoint: dict[str, Any], hparams_file: str | None
         overrides: arguments that win over the stored ones.
 
     Raises:
-        CheckpointError: a CLI made the checkpoint, and its hyperparameters do not fit the class.
+        CheckpointError: a CLI made the checkpoint, and its hyperparameters do not fit the class; or one is not to be found where it was imported from.
     """
     stored = _read_hparams(hparams_file) if hparams_file else dict(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}))
     checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY] = {**stored, **overrides}  # for on_load_checkpoint
+    described = checkpoint.get("raylit", {}).get("hyper_parameters", {}).get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})
+    stored = {**{name: _restored(name, one, cls) for name, one in described.items() if name not in overrides}, **stored}
     container = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NAME)
     if container and container != "kwargs" and container in accepted_arguments(cls, {container: None}):
         stored = {container: stored}
@@ -205,6 +208,15 @@ def construct(cls: type[T], checkpoint: dict[str, Any], hparams_file: str | None
         )
     made: T = importlib.import_module("raylit.cli.construct").instantiate_module(cls, arguments)  # the only place for jsonargparse
     return made
+
+
+def _restored(name: str, description: dict[str, Any], cls: type) -> Any:
+    try:
+        return importable.restore(description, cls)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"The hyperparameter {name!r} in the checkpoint was not restored: {error}. Give it: {cls.__name__}.load_from_checkpoint(path, {name}=...)."
+        ) from error
 
 
 def _read_hparams(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from raylit import importable
 from raylit.batch import move_to
 from raylit.checkpoint import exact, sharded
 from raylit.checkpoint.file import LIGHTNING_FORMAT, VERSION_KEY, load, plain_items
@@ -62,15 +63,22 @@ def dump(run: Run, weights_only: bool = False, together: bool = True, parts: boo
         if run.precision.scaler is not None:
             checkpoint["MixedPrecision"] = run.precision.scaler.state_dict()
     owners = [module] if run.datamodule is None else [module, run.datamodule]
+    by_path: dict[str, Any] = {}
     for owner in owners:
         if owner.hparams:
-            hparams, left_out = plain_items(dict(owner.hparams))
+            hparams, others = plain_items(dict(owner.hparams))
+            found: dict[str, Any] = {name: importable.describe(owner.hparams[name], type(owner)) for name in others}
+            described, _ = plain_items({name: one for name, one in found.items() if one is not None})
+            left_out = [name for name in others if name not in described]
+            if described:
+                by_path[owner.CHECKPOINT_HYPER_PARAMS_KEY] = described
             checkpoint[owner.CHECKPOINT_HYPER_PARAMS_NAME] = owner._hparams_name
             checkpoint[owner.CHECKPOINT_HYPER_PARAMS_KEY] = hparams
             if left_out and id(owner) not in run.said_left_out:
                 run.said_left_out.add(id(owner))
                 warn(
-                    f"The hyperparameters {', '.join(left_out)} of {type(owner).__name__} are no plain data and are not stored in checkpoints:"
+                    f"The hyperparameters {', '.join(left_out)} of {type(owner).__name__} are neither plain data nor classes or functions that can be"
+                    " imported from torch or the module's own package, and are not stored in checkpoints:"
                     f" load_from_checkpoint will want them as arguments. Say so with save_hyperparameters(ignore={left_out!r})."
                 )
     if run.datamodule is not None:
@@ -85,12 +93,13 @@ def dump(run: Run, weights_only: bool = False, together: bool = True, parts: boo
         "progress": progress.state_dict(),
         "stage": VALIDATION_LEFT if run.broken_validation is not None else BETWEEN_EPOCHS if run.between_epochs else run.stage,
         "history": run.history,
+        "hyper_parameters": by_path,
         "run_id": next((logger.run_id for logger in trainer.loggers if logger.run_id), None),
     }
     if run.job.fn == "fit" and not weights_only:
         own = exact.dump(run, progress)
-        others = [None] * (run.world.size - 1)
-        checkpoint["raylit"]["ranks"] = run.world.all_gather_object(own) if together else [own, *others]
+        absent: list[Any] = [None] * (run.world.size - 1)
+        checkpoint["raylit"]["ranks"] = run.world.all_gather_object(own) if together else [own, *absent]
     plain, foreign = plain_items(whole(checkpoint))
     if foreign:
         raise CheckpointError(
