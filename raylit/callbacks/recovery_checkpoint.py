@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from raylit.callbacks.callback import Callback
 from raylit.callbacks.model_checkpoint import ModelCheckpoint
+from raylit.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
 from raylit.checkpoint import dump, folder, save
 from raylit.checkpoint.background import BackgroundWriter
 from raylit.errors import CheckpointError, ConfigError, Stopped, Terminated
@@ -23,8 +24,9 @@ class RecoveryCheckpoint(Callback):
     """Keeps the newest states of a fit on disk, so that it goes on where it was after its process or machine has died.
 
     They are taken between two batches, copied once and written in the background: the step waits for the copy alone. One more is written when
-    SIGTERM, Ctrl-C or an exception ends the fit. `fit(ckpt_path="last")` and `raylit fit --resume` go on from the newest that is whole, of
-    these and of ModelCheckpoint's; a fit that ends well deletes its own. What cannot be written is warned of, and training goes on.
+    SIGTERM, Ctrl-C or an exception ends the fit (at an exception unless another callback saves then). `fit(ckpt_path="last")` and
+    `raylit fit --resume` go on from the newest that is whole, of these and of ModelCheckpoint's; a fit that ends well deletes its own. What cannot
+    be written is warned of, and training goes on.
 
     The Trainer adds one unless `enable_checkpointing=False`. ModelCheckpoint's files are the user's; these are nobody's but the next start's.
 
@@ -143,6 +145,10 @@ class RecoveryCheckpoint(Callback):
             exception, (Terminated, KeyboardInterrupt)
         )  # else this rank may be the only one to come here, and has to leave it at what there is
         has_trained = run.progress.total_batches > run.failed_within_step
+        others = [one for one in trainer.callbacks if isinstance(one, OnExceptionCheckpoint) or getattr(one, "save_on_exception", False)]
+        if others and not is_everywhere:
+            self._end()  # what they save is the same
+            return
         if has_trained and not run.saved_at_end and not isinstance(exception, Stopped) and (is_everywhere or run.world.size == 1):
             if run.is_half_stepped:
                 info(
@@ -182,6 +188,7 @@ class RecoveryCheckpoint(Callback):
             self._writer.wait()
             for file in self._files:
                 folder.remove(file)
+            folder.remove_if_empty(self.resolve_dirpath(trainer))
         self._end()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

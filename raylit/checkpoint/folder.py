@@ -80,6 +80,12 @@ def remove_unfinished(folder: str) -> None:
             path.unlink(missing_ok=True)
 
 
+def remove_if_empty(folder: str) -> None:
+    """Delete a local folder if there is nothing in it."""
+    if os.path.isdir(folder) and not os.listdir(folder):
+        os.rmdir(folder)
+
+
 def modified(path: str) -> float:
     """Return when a file was written last, in seconds since 1970."""
     if "://" not in path:

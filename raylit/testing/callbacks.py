@@ -148,7 +148,7 @@ class CallbackConformance:
             def __init__(self, event: str) -> None:
                 setattr(self, event, self.interrupt)
 
-            def interrupt(self, *args: Any) -> None:
+            def interrupt(self, *args: Any, **kwargs: Any) -> None:
                 raise Interruption
 
         callback = make()

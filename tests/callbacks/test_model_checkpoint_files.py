@@ -193,7 +193,7 @@ def test_an_exception_saves_the_run(save_last: Any, tmp_path: Path) -> None:
 
 def test_an_exception_before_the_first_step_saves_nothing(tmp_path: Path) -> None:
     class Fails(pl.Callback):
-        def setup(self, *args: Any) -> None:
+        def setup(self, *args: Any, **kwargs: Any) -> None:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

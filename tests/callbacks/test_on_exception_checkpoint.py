@@ -32,7 +32,7 @@ class Fails(Callback):
         self.done = False
         setattr(self, hook, self.fail)
 
-    def fail(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+    def fail(self, trainer: Any, pl_module: Any, *args: Any, **kwargs: Any) -> None:
         if not self.done and (
             self.batch_idx is None or (trainer.current_epoch == 1 and (trainer.progress.batch > self.batch_idx or not args))
         ):
