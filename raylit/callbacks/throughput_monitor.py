@@ -67,7 +67,7 @@ class ThroughputMonitor(Callback):
         self._start("train", anew=True)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._courses["validate"].totals[str(trainer.state.fn)] = 0  # the x-axis of validation begins anew in each epoch, as in Lightning
+        self._courses["validate"].totals[trainer.state.fn] = 0  # the x-axis of validation begins anew in each epoch, as in Lightning
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         progress = trainer.progress

@@ -11,6 +11,7 @@ pickle is read by a reader that knows the few classes which belong there.
 from __future__ import annotations
 
 import contextlib
+import enum
 import json
 import os
 import pickle
@@ -52,10 +53,18 @@ class _Unpickler(pickle.Unpickler):
     """Knows the classes of DCP's metadata only."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):  # by which Python before 3.11.4 pickles members of enumerations
+            return _member
         found = super().find_class(module, name) if name in KNOWN.get(module, ()) or (module == "torch" and "." not in name) else None
         if found is None or (module == "torch" and name not in KNOWN["torch"] and not isinstance(found, torch.dtype)):
             raise pickle.UnpicklingError(f"it names {module}.{name}, which does not belong there")
         return found
+
+
+def _member(kind: Any, name: str) -> enum.Enum:
+    if not (isinstance(kind, type) and issubclass(kind, enum.Enum)):
+        raise pickle.UnpicklingError(f"it asks for {name} of {kind}, which is no enumeration")
+    return kind[name]
 
 
 # ---- writing ----

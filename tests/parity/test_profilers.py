@@ -22,7 +22,7 @@ def actions(profiler: Any) -> dict[str, int]:
     return {
         name: len(times)
         for name, times in sorted(profiler.recorded_durations.items())
-        if not re.match(r"\[Strategy\].*\.on_|\[Callback\](ModelCheckpoint|Watch)", name)
+        if not re.match(r"\[Strategy\].*\.on_|\[Callback\](ModelCheckpoint|RecoveryCheckpoint|Watch)", name)
     }
 
 
