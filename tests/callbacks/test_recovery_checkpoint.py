@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -192,6 +193,21 @@ def test_ctrl_c(tmp_path: Path, presses: int) -> None:
     assert ended == ([3] if presses == 1 else [])
     assert names(tmp_path / "checkpoints" / "recovery") == ["batch=3.ckpt" if presses == 1 else "batch=2.ckpt"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_on_a_file_system_elsewhere(tmp_path: Path) -> None:
+    where = "memory://recovery_elsewhere"
+    callbacks = [RecoveryCheckpoint(f"{where}/recovery", every_n_steps=2, every_s=None), ModelCheckpoint(where, save_top_k=0)]
+    with pytest.raises(Terminated):
+        trainer(tmp_path, *callbacks, At(1, slowly), At(7, terminate)).fit(Tiny(), loader(8))
+    files = fsspec.filesystem("memory").ls("/recovery_elsewhere/recovery", detail=False)
+    assert len(files) == 2 and "/recovery_elsewhere/recovery/batch=7.ckpt" in files
+    batches: list[int] = []
+    callbacks = [RecoveryCheckpoint(f"{where}/recovery"), ModelCheckpoint(where, save_top_k=0)]
+    one = trainer(tmp_path, *callbacks, At(0, lambda one: batches.append(one.progress.total_batches)))
+    one.fit(Tiny(), loader(8), ckpt_path="last")
+    assert batches == list(range(8, 17))
+    assert fsspec.filesystem("memory").ls("/recovery_elsewhere/recovery", detail=False) == []
 
 
 # ---- what cannot be written ----

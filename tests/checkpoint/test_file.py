@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raylit.checkpoint import load, plain_items, save, to_plain
@@ -63,6 +63,7 @@ def test_what_is_not_plain_is_named() -> None:
         to_plain(object())
 
 
+@settings(max_examples=200)
 @given(st.integers(0, 1500))
 def test_a_torn_file_is_refused(number: int) -> None:
     import io

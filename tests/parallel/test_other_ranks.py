@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric, SumMetric
 import raylit as pl
 from raylit.callbacks import Callback
 from raylit.checkpoint import load, save
-from tests.ranks import run_on_two_ranks
+from tests.ranks import run_on_ranks, run_on_two_ranks
 
 SAMPLES = 48
 QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "logger": False}
@@ -216,3 +216,20 @@ def test_a_limit_counts_the_batches_of_a_rank(tmp_path: Path) -> None:
     net, epochs = fit(tmp_path / "again", "in order", tmp_path / "two.ckpt", limit_train_batches=10)
     assert of_epoch(net.seen, 0) == list(range(24, 24 + 18))
     assert epochs.lengths == [(10, 10), (10, 10)]
+
+
+def first_on_four(folder: str) -> Any:
+    return fit(Path(folder), "shuffled", None)[0].seen
+
+
+def then_on_two_of_four(folder: str) -> Any:
+    return fit(Path(folder) / "two", "shuffled", Path(folder) / "3.ckpt")[0].seen
+
+
+@pytest.mark.long
+def test_four_ranks_then_two_or_one(tmp_path: Path) -> None:
+    before = [number for seen in run_on_ranks(4, first_on_four, tmp_path) for number in of_epoch(seen, 0)[:9]]
+    assert len(before) == 36
+    two = [number for seen in run_on_two_ranks(then_on_two_of_four, tmp_path) for number in of_epoch(seen, 0)]
+    one = of_epoch(fit(tmp_path / "one", "shuffled", tmp_path / "3.ckpt")[0].seen, 0)
+    assert sorted(before + two) == sorted(before + one) == list(range(SAMPLES))
