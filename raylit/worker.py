@@ -48,9 +48,8 @@ def run_job(job: Job) -> Result:
         attach(run)
         prepare_data(run)
         set_up(run)
-        trainer.ckpt_path = job.ckpt_path = world.broadcast_object(
-            job.ckpt_path
-        )  # "last" may be another file by the time another rank looks
+        # one for all: "last" may be another file by the time another rank looks
+        trainer.ckpt_path = job.ckpt_path = world.broadcast_object(job.ckpt_path)
         loaded = checkpoint.read(run, job.ckpt_path) if job.ckpt_path else None
         if loaded is not None:
             checkpoint.restore_module(run, loaded)

@@ -185,20 +185,15 @@ class CombinedLoader:
             self.even.passed = states[-1]["passed"]
         for number, (loader, state) in enumerate(zip(self.readers, states, strict=False)):
             keeper = resumable.keeper_of(loader)
-            if (
-                keeper is not None
-                and state
-                and (
-                    batch or isinstance(keeper, resumable.ResumableSampler)  # data's own state is that of the epoch which ended
-                )
-            ):
-                keeper.load_state_dict(state)
-                self._restored.add(id(loader))
-                if batch and isinstance(keeper, resumable.ResumableSampler) and keeper.share_rest(state, batch) and self.limits:
-                    self._own_limits = self._own_limits or list(self.limits)
-                    if self.limits[number] == length_of(self._flattened[number]):  # no limit: all that is left
-                        self.limits[number] = length_of(loader)
-
+            is_sampler = isinstance(keeper, resumable.ResumableSampler)
+            if keeper is None or not state or not (batch or is_sampler):  # between epochs, data's own state is that of the one which ended
+                continue
+            keeper.load_state_dict(state)
+            self._restored.add(id(loader))
+            if batch and is_sampler and keeper.share_rest(state, batch) and self.limits:
+                self._own_limits = self._own_limits or list(self.limits)
+                if self.limits[number] == length_of(self._flattened[number]):  # no limit: all that is left
+                    self.limits[number] = length_of(loader)
         if self._own_limits is not None and self.even is not None:
             self._own_even, self.even = self.even, replace(self.even, number=self._own_number())
 

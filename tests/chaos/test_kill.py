@@ -19,43 +19,56 @@ ROOT = Path(__file__).parents[2]
 LONGEST_S = 1.0  # after the first batch; a whole fit takes about as long
 
 
-def start(folder: Path, seed: int, **env: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, seed: int, ranks: int) -> list[subprocess.Popen[bytes]]:
+    """Start the fit: one process, or the ranks of a group as torchrun does."""
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "tests.chaos.train", str(folder), str(seed)]
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | env, stdout=subprocess.DEVNULL, stderr=(folder / "errors").open("ab"))
-
-
-def start_two(folder: Path, seed: int) -> list[subprocess.Popen[bytes]]:
-    """Start the two ranks of a group, as torchrun does."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
-    return [start(folder, seed, RANK=rank, LOCAL_RANK=rank, **common) for rank in "01"]
+    group = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "TORCHELASTIC_RUN_ID": "test",
+    }
+    command = [sys.executable, "-m", "tests.chaos.train", str(folder), str(seed)]
+    errors = (folder / "errors").open("ab")
+    return [
+        subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | (group | {"RANK": rank, "LOCAL_RANK": rank} if ranks > 1 else {}), stdout=subprocess.DEVNULL, stderr=errors
+        )
+        for rank in map(str, range(ranks))
+    ]  # fmt: skip
 
 
-def kill_until_it_ends(folder: Path, seed: int, number: signal.Signals) -> int:
-    """Start the fit and end it by a signal, again and again; returns how often. Every third start is let run a little longer."""
+def kill_until_it_ends(folder: Path, seed: int, number: signal.Signals, ranks: int) -> int:
+    """Start the fit and end it, by a signal to one of its ranks, again and again; returns how often. Every third start runs a little longer."""
     dice, killed = random.Random(seed), 0
     while True:
         before = size_of(folder / "steps")
-        process = start(folder, seed)
+        processes = start(folder, seed, ranks)
         try:
-            while process.poll() is None and size_of(folder / "steps") == before:
+            while all(one.poll() is None for one in processes) and size_of(folder / "steps") == before:
                 time.sleep(0.005)
             try:
-                process.wait(dice.uniform(0, LONGEST_S * (1 + killed % 3)))
+                processes[0].wait(dice.uniform(0, LONGEST_S * (1 + killed % 3)))
             except subprocess.TimeoutExpired:
-                process.send_signal(number)
+                dice.choice(processes).send_signal(number)
                 killed += 1
-            code = process.wait(60)
+            codes = [one.wait(60) for one in processes]
         finally:
-            process.kill()
-            process.wait()
-        if code == 0:
+            for one in processes:
+                one.kill()
+                one.wait()
+        if not any(codes):
             return killed
-        assert code in (-number, 128 + number), (folder / "errors").read_text()
+        assert {-number, 128 + number} & {*codes}, (folder / "errors").read_text()
         assert killed < 50, "it does not come forward"
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def rows(folder: Path) -> dict[tuple[str, str], set[str]]:
@@ -69,48 +82,10 @@ def rows(folder: Path) -> dict[tuple[str, str], set[str]]:
     return found
 
 
-def kill_one_until_they_end(folder: Path, seed: int, number: signal.Signals) -> int:
-    """As above, with two ranks of which one gets the signal: the other ends too."""
-    dice, killed = random.Random(seed), 0
-    while True:
-        before = size_of(folder / "steps")
-        both = start_two(folder, seed)
-        try:
-            while all(one.poll() is None for one in both) and size_of(folder / "steps") == before:
-                time.sleep(0.005)
-            time.sleep(dice.uniform(0, LONGEST_S * (1 + killed % 3)))
-            if any(one.poll() is None for one in both):
-                dice.choice(both).send_signal(number)
-                killed += 1
-            codes = [one.wait(60) for one in both]
-        finally:
-            for one in both:
-                one.kill()
-                one.wait()
-        if codes == [0, 0]:
-            return killed
-        assert 0 not in codes or killed, (folder / "errors").read_text()
-        assert killed < 50, "they do not come forward"
-
-
-def size_of(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def check(tmp_path: Path, seed: int, number: signal.Signals) -> None:
-    assert start(tmp_path / "whole", seed).wait(120) == 0, (tmp_path / "whole" / "errors").read_text()
-    killed = kill_until_it_ends(tmp_path / "killed", seed, number)
-    compare(tmp_path, killed)
-
-
-def check_two(tmp_path: Path, seed: int, number: signal.Signals) -> None:
-    whole = start_two(tmp_path / "whole", seed)
-    assert [one.wait(120) for one in whole] == [0, 0], (tmp_path / "whole" / "errors").read_text()
-    killed = kill_one_until_they_end(tmp_path / "killed", seed, number)
-    compare(tmp_path, killed)
-
-
-def compare(tmp_path: Path, killed: int) -> None:
+def check(tmp_path: Path, seed: int, number: signal.Signals, ranks: int = 1) -> None:
+    codes = [one.wait(120) for one in start(tmp_path / "whole", seed, ranks)]
+    assert not any(codes), (tmp_path / "whole" / "errors").read_text()
+    killed = kill_until_it_ends(tmp_path / "killed", seed, number, ranks)
     assert killed > 0
     whole, pieces = (torch.load(tmp_path / name / "end.pt", weights_only=True) for name in ("whole", "killed"))
     assert all(torch.equal(value, pieces["weights"][name]) for name, value in whole["weights"].items()), killed
@@ -134,11 +109,11 @@ def test_terminated(tmp_path: Path) -> None:
 
 
 def test_one_of_two_ranks_is_killed(tmp_path: Path) -> None:
-    check_two(tmp_path, 200, signal.SIGKILL)
+    check(tmp_path, 200, signal.SIGKILL, ranks=2)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("seed", range(201, 206))
 def test_one_of_two_ranks_is_killed_often(tmp_path: Path, seed: int, number: signal.Signals) -> None:
-    check_two(tmp_path, seed, number)
+    check(tmp_path, seed, number, ranks=2)
