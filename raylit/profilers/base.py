@@ -87,11 +87,13 @@ class Profiler(ABC):
 
     def describe(self) -> None:
         """Write the report to its file, or print it on the first rank of each node."""
-        self._prepare_streams()
-        text = self.summary()
-        if text and self._write_stream is not None:
-            self._write_stream(text)
-        self.teardown(self._stage)
+        try:
+            self._prepare_streams()
+            text = self.summary()
+            if text and self._write_stream is not None:
+                self._write_stream(text)
+        finally:
+            self.teardown(self._stage)
 
     @property
     def local_rank(self) -> int:

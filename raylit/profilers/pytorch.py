@@ -17,6 +17,7 @@ from raylit.profilers.base import Profiler
 from raylit.profilers.schedule import STEPS, StepSchedule, default_schedule
 
 OWN_KWARGS = ("export_to_flame_graph", "metric")
+BATCH = "run_training_batch"
 
 
 class PyTorchProfiler(Profiler):
@@ -113,6 +114,7 @@ class PyTorchProfiler(Profiler):
         self._parent: Any = None
         self._names: ModuleNames | None = None
         self._running: dict[str, record_function] = {}
+        self._step: str | None = None  # what is to be counted as a step when the batch has ended
 
     def start(self, action_name: str) -> None:
         if self.profiler is None:
@@ -120,16 +122,28 @@ class PyTorchProfiler(Profiler):
         if self._names is None and self._record_module_names and self._lightning_module is not None:
             self._names = ModuleNames(self._lightning_module)
         if action_name not in self._running:
-            self._running[action_name] = record_function(f"[pl][profile]{action_name}")
-            self._running[action_name].__enter__()
+            self._begin_label(action_name)
 
     def stop(self, action_name: str) -> None:
         running = self._running.pop(action_name, None)
         if running is not None:
             running.__exit__(None, None, None)
-        kind = next((step for step in STEPS if action_name.endswith(step)), None)
-        if kind is None or self._emit_nvtx or self.profiler is None:
+        if action_name.endswith("training_step") and BATCH in self._running:
+            self._step = action_name  # the backward pass and the optimizer's step belong to it
+        elif action_name == BATCH and self._step is not None:
+            self._take_step(self._step)
+            self._step = None
+        elif action_name.endswith(STEPS):
+            self._take_step(action_name)
+
+    def _take_step(self, action_name: str) -> None:
+        """Let the schedule say what is done next. What runs meanwhile is labelled anew: a label must not outlast the recording it began in.
+
+        torch writes the end of a label to memory that it freed when the recording ended, if another one has begun.
+        """
+        if self._emit_nvtx or self.profiler is None:
             return
+        kind = next(step for step in STEPS if action_name.endswith(step))
         if self._schedule is not None:
             self._schedule.kind = kind
             if self._schedule.schedule is default_schedule and self._total_steps(kind) < 5:
@@ -140,8 +154,21 @@ class PyTorchProfiler(Profiler):
             self.profiler.on_trace_ready = lambda profiler: self._export(profiler, action_name)
         if self._schedule is not None:
             self.profiler.step_num = self._schedule.num_step
+        goes_on = self.profiler.current_action is torch.profiler.ProfilerAction.RECORD
+        labels = [] if goes_on else list(self._running)
+        self._end_labels(labels)
         self.profiler.step()
+        for label in labels:
+            self._begin_label(label)
         self.profiler.add_metadata("Framework", "raylit")
+
+    def _begin_label(self, action_name: str) -> None:
+        self._running[action_name] = record_function(f"[pl][profile]{action_name}")
+        self._running[action_name].__enter__()
+
+    def _end_labels(self, action_names: list[str]) -> None:
+        for name in reversed(action_names):
+            self._running.pop(name).__exit__(None, None, None)
 
     def summary(self) -> str:
         self._end()
@@ -152,9 +179,7 @@ class PyTorchProfiler(Profiler):
 
     def teardown(self, stage: str | None) -> None:
         self._end()
-        for running in self._running.values():
-            running.__exit__(None, None, None)
-        self._running = {}
+        self._end_labels(list(self._running))
         super().teardown(stage)
 
     def _begin(self, action_name: str) -> None:
@@ -208,8 +233,8 @@ class PyTorchProfiler(Profiler):
         return float(sum(trainer.num_test_batches if kind == "test_step" else trainer.num_predict_batches))
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out: dict[str, Any] = {"profiler": None, "function_events": None, "_parent": None, "_names": None, "_running": {}}
-        return super().__getstate__() | left_out
+        left_out = dict.fromkeys(("profiler", "function_events", "_parent", "_names", "_step"))
+        return super().__getstate__() | left_out | {"_running": {}}
 
 
 class ModuleNames:
