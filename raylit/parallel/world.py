@@ -17,6 +17,7 @@ from torch import Tensor
 
 from raylit import messages
 from raylit.errors import ConfigError
+from raylit.parallel.fork import make_forks_safe
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
@@ -35,6 +36,8 @@ class World:
 
     def __init__(self, device: torch.device) -> None:
         together = dist.is_available() and dist.is_initialized()
+        if together:
+            make_forks_safe()
         self.device = device
         self.rank = dist.get_rank() if together else 0
         self.size = dist.get_world_size() if together else 1

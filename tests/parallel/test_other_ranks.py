@@ -81,14 +81,14 @@ def batches(kind: str) -> Any:
         return DataLoader(Numbers(), batch_sampler=Batches(RandomSampler(Numbers()), 3, False))
     if kind == "generator":
         return DataLoader(Numbers(), batch_size=3, shuffle=True, generator=torch.Generator().manual_seed(9))
-    return DataLoader(Numbers(), batch_size=3, shuffle=kind != "in order")
+    return DataLoader(Numbers(), batch_size=3, shuffle=kind != "in order", num_workers=2 if kind == "workers" else 0)
 
 
 class Batches(BatchSampler):
     """A batch sampler of one's own, which is not taken apart."""
 
 
-KINDS = ("shuffled", "in order", "own batches", "generator")
+KINDS = ("shuffled", "in order", "own batches", "generator", "workers")
 
 
 def fit(folder: Path, kind: str, ckpt_path: Path | None, **arguments: Any) -> tuple[Net, Epochs]:
