@@ -93,27 +93,25 @@ def check(tmp_path: Path, seed: int, number: signal.Signals, ranks: int = 1) -> 
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
 @pytest.mark.parametrize("seed", range(3))
-def test_killed(tmp_path: Path, seed: int) -> None:
-    check(tmp_path, seed, signal.SIGKILL)
+def test_one_process(tmp_path: Path, seed: int, number: signal.Signals) -> None:
+    check(tmp_path, seed, number)
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
 @pytest.mark.parametrize("seed", range(3, 20))
-def test_killed_often(tmp_path: Path, seed: int) -> None:
-    check(tmp_path, seed, signal.SIGKILL)
+def test_one_process_often(tmp_path: Path, seed: int, number: signal.Signals) -> None:
+    check(tmp_path, seed, number)
 
 
-def test_terminated(tmp_path: Path) -> None:
-    check(tmp_path, 100, signal.SIGTERM)
-
-
-def test_one_of_two_ranks_is_killed(tmp_path: Path) -> None:
+def test_one_of_two_ranks(tmp_path: Path) -> None:
     check(tmp_path, 200, signal.SIGKILL, ranks=2)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize("seed", range(201, 206))
-def test_one_of_two_ranks_is_killed_often(tmp_path: Path, seed: int, number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+@pytest.mark.parametrize("seed", range(201, 220))
+def test_one_of_two_ranks_often(tmp_path: Path, seed: int, number: signal.Signals) -> None:
     check(tmp_path, seed, number, ranks=2)
