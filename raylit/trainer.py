@@ -212,7 +212,7 @@ class Trainer(RunView):
 
         Args:
             model: the module; afterwards it holds the trained weights.
-            train_dataloaders: a DataLoader, any iterable, or a list or dict of them; or a LightningDataModule.
+            train_dataloaders: a DataLoader, any iterable, a `ray.data.Dataset`, or a list or dict of them; or a LightningDataModule.
             val_dataloaders: likewise for validation; several are read one after the other.
             datamodule: the data, instead of loaders.
             ckpt_path: checkpoint to go on from: a path, `last` or `best`.
