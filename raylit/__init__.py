@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raylit import callbacks, core, loggers, profilers, strategies, utilities
+from raylit.async_validation import ValidationConfig
 from raylit.callbacks import Callback
 from raylit.check import CheckReport
 from raylit.data import RayDataLoader
@@ -32,7 +33,7 @@ _LAZY = {"Tuner": "raylit.tune", "SweepResult": "raylit.tune"}
 
 __all__ = [
     "CSVLogger", "Callback", "CheckReport", "DDPStrategy", "DataModule", "LightningDataModule", "LightningModule", "MLFlowLogger", "RayDataLoader", "Result",
-    "SweepResult", "Trainer", "Tuner", "__version__", "callbacks", "core", "loggers", "profilers", "seed_everything", "strategies", "utilities",
+    "SweepResult", "Trainer", "Tuner", "ValidationConfig", "__version__", "callbacks", "core", "loggers", "profilers", "seed_everything", "strategies", "utilities",
 ]  # fmt: skip
 
 
