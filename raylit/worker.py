@@ -343,7 +343,8 @@ def collect(run: Run, value: Any) -> Result:
     if run.job.returns_state:
         result.state = {
             "module": {name: tensor.detach().cpu() for name, tensor in run.module.state_dict().items()},
-            "callbacks": [callback.__getstate__() for callback in trainer.callbacks],
+            # without `log`, which is the module's, with all that this rank made of it
+            "callbacks": [{name: value for name, value in dict(one.__getstate__()).items() if name != "_log"} for one in trainer.callbacks],
             "progress": progress.state_dict(),
             "metrics": (metrics.callback, metrics.logged, metrics.progress_bar),
             "should_stop": trainer.should_stop,
