@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import raylit as pl
 from raylit import ValidationConfig
-from raylit.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from raylit.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, RecoveryCheckpoint
 from raylit.errors import ConfigError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -46,6 +46,9 @@ class Net(pl.LightningModule):
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         if self.is_told("stop at 9") and self.global_step == 9:
             raise KeyError("enough")
+        if self.is_told("kill at 9") and self.global_step == 9 and self.global_rank == 1 and self.folder is not None:
+            (self.folder / "kill at 9").unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
         loss = self.loss(batch)
         self.log("train_loss", loss, on_step=True, on_epoch=True)
         return loss
@@ -338,6 +341,20 @@ def test_two_workers_leave_what_one_process_leaves(tmp_path: Path) -> None:
         runs[name]["stopper"] = pytest.approx(float(stopper.best_score), rel=1e-4)
     assert [step for step, _ in runs["ray"]["val_step"]] == [2, 5, 8, 11, 14, 17]
     assert runs["ray"] == runs["local"]
+
+
+def test_what_runs_when_a_worker_is_killed_is_run_again(tmp_path: Path) -> None:
+    """The fit goes on from the recovery checkpoint of step 8, which knows of the validation of step 6."""
+    train, (val, _) = loaders(4)
+    saver = ModelCheckpoint(monitor="val_step", mode="min")
+    done = trainer(
+        marked(tmp_path, "wait", "kill at 9"), num_workers=2, max_failures=1, async_validation=True,
+        callbacks=[saver, RecoveryCheckpoint(every_n_steps=4, every_s=None)],
+    )  # fmt: skip
+    result = done.fit(Net(tmp_path), train, val)
+    assert not (tmp_path / "kill at 9").exists()
+    assert [row["val_step"] for row in result.history] == [row["step"] for row in result.history] == [6, 12, 18]
+    assert saver.best_model_score == 6.0
 
 
 def test_what_a_validation_raises_beside_two_workers_reaches_the_user(tmp_path: Path) -> None:

@@ -204,6 +204,9 @@ def test_going_on_otherwise_is_said_to_be_inexact(tmp_path: Path) -> None:
     trainer(tmp_path, callbacks=saver, enable_checkpointing=None, max_steps=3).fit(Net(), RayDataLoader(dataset(), 8))
     with pytest.warns(UserWarning, match="begun by 1 ranks with batches of 8 rows, and goes on with 1 of 4.*twice or not at all"):
         trainer(tmp_path).fit(Net(), RayDataLoader(dataset(), 4), ckpt_path=tmp_path / "step=3.ckpt")
+    with pytest.warns(UserWarning, match="goes on with 1 of 32"):  # which has fewer batches than were read
+        result = trainer(tmp_path).fit(Net(), RayDataLoader(dataset(), 32), ckpt_path=tmp_path / "step=3.ckpt")
+    assert (result.epochs, result.steps) == (2, 3 + 2)
     with pytest.warns(UserWarning, match="preserve_order=False.*twice or not at all"):
         trainer(tmp_path).fit(Net(), RayDataLoader(dataset(), 8, preserve_order=False), ckpt_path=tmp_path / "step=3.ckpt")
 
