@@ -13,8 +13,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raylit import callbacks, core, loggers, profilers, strategies, utilities
+from raylit.async_validation import ValidationConfig
 from raylit.callbacks import Callback
 from raylit.check import CheckReport
+from raylit.data import RayDataLoader
 from raylit.datamodule import DataModule, LightningDataModule
 from raylit.job import Result
 from raylit.loggers import CSVLogger, MLFlowLogger
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
 _LAZY = {"Tuner": "raylit.tune", "SweepResult": "raylit.tune"}
 
 __all__ = [
-    "CSVLogger", "Callback", "CheckReport", "DDPStrategy", "DataModule", "LightningDataModule", "LightningModule", "MLFlowLogger", "Result", "SweepResult",
-    "Trainer", "Tuner", "__version__", "callbacks", "core", "loggers", "profilers", "seed_everything", "strategies", "utilities",
+    "CSVLogger", "Callback", "CheckReport", "DDPStrategy", "DataModule", "LightningDataModule", "LightningModule", "MLFlowLogger", "RayDataLoader", "Result",
+    "SweepResult", "Trainer", "Tuner", "ValidationConfig", "__version__", "callbacks", "core", "loggers", "profilers", "seed_everything", "strategies", "utilities",
 ]  # fmt: skip
 
 

@@ -174,6 +174,7 @@ def _settings(trainer: Trainer) -> Trainer:
         fast_dev_run=False, max_epochs=max_epochs, max_steps=max_steps, min_epochs=None, min_steps=None, max_time=None,
         compile=False, profiler=None, overfit_batches=0.0, num_sanity_val_steps=0, check_val_every_n_epoch=1, val_check_interval=None,
         accumulate_grad_batches=1, reload_dataloaders_every_n_epochs=0, enable_autolog_hparams=False,
+        async_validation=False,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from raylit.errors import ConfigError
 from raylit.job import Job
 from raylit.launch import Launcher, LocalLauncher
 from raylit.loggers import Logger
-from raylit.messages import warn
+from raylit.messages import rank, warn
 from raylit.module import LightningModule
 from raylit.settings import foreign_hint
 from raylit.states import TrainerStatus
@@ -71,6 +71,10 @@ def best_by_default(fn: str, module: LightningModule | None, saver: Checkpoint |
 def launcher_for(job: Job) -> Launcher:
     """Return what starts the processes of a job: none here, or Ray's."""
     if job.trainer.num_workers == 0:
+        if job.trainer.async_validation and job.fn == "fit" and rank() == 0:
+            from raylit.launch.validation import ValidationTasks
+
+            job.validator = ValidationTasks(job)
         return LocalLauncher()
     if getattr(job.module, "_torch_compile", None) is not None:
         raise ConfigError(

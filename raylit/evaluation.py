@@ -34,6 +34,8 @@ def sanity_check(run: Run) -> None:
         run.stage = "sanity_check"
         run.fire("on_sanity_check_start")
         evaluate(run, "val")
+        if run.validations is not None:
+            run.validations.check()
         run.fire("on_sanity_check_end")
         run.metrics.clear()
         run.stage = "train"

@@ -6,7 +6,7 @@ import time
 
 from raylit.data.combined import CombinedLoader, length_of
 from raylit.errors import ConfigError, DataError, Terminated
-from raylit.messages import info
+from raylit.messages import info, warn_once
 from raylit.run import Run
 
 STOP_CHECK_EVERY = 16  # batches between two agreements of the ranks on whether to stop: one small collective each
@@ -63,8 +63,10 @@ def agree_on_stop(run: Run) -> None:
         since, now = batches - run.agreed[0], time.monotonic()
         took_s = (now - run.agreed[1]) / since if since else run.batch_s
         run.agreed = (batches, now)
-        mine = (run.trainer.should_stop, run.received_sigterm, run.received_sigint, recovery is not None and recovery.is_wanted, is_due)
-        *asked, is_due, run.batch_s = map(max, zip(*run.world.all_gather_object((*mine, took_s)), strict=True))
+        arrived = run.validations is not None and run.validations.is_ready
+        saves = recovery is not None and recovery.is_wanted
+        mine = (run.trainer.should_stop, run.received_sigterm, run.received_sigint, saves, arrived, is_due)
+        *asked, arrived, is_due, run.batch_s = map(max, zip(*run.world.all_gather_object((*mine, took_s)), strict=True))
         stop, sigterm, sigint, saves = asked
         run.trainer.should_stop = run.stop_agreed = stop
         run.signal_agreed = sigterm or sigint
@@ -72,7 +74,7 @@ def agree_on_stop(run: Run) -> None:
         run.received_sigint = run.received_sigint or sigint
         if recovery is not None:
             recovery.is_due = recovery.is_due or saves
-        run.pauses = run.pauses or run.signal_agreed or saves
+        run.pauses = run.pauses or run.signal_agreed or saves or arrived
         run.next_agreement = batches + max(1, min(STOP_CHECK_EVERY, int(STOP_CHECK_EVERY_S / run.batch_s)))
     elif notice is not None:
         run.next_agreement = batches + 1
@@ -84,17 +86,50 @@ def agree_on_stop(run: Run) -> None:
 
 
 def pause(run: Run) -> None:
-    """Between two batches: save what the fit can go on from, if that is due, and end the run if a signal asked for it.
+    """Between two batches: take the values of validations that were not waited for, save what the fit can go on from, end on a signal.
 
     Raises:
         Terminated, KeyboardInterrupt: it did.
     """
     run.pauses = False
     ends, recovery = run.asked_to_end, run.recovery
+    if run.validations is not None and len(run.validations):
+        run.validations.collect()
+        agree_on_stop(run)  # EarlyStopping may have judged them
     if recovery is not None and (ends or recovery.is_due):
         recovery.save(run, ending=ends)
         run.saved_at_end = ends
     end_on_signal(run)
+
+
+def validate_elsewhere(run: Run) -> None:
+    """Have the run as it is now validated without waiting for it, unless too many validations have not come back."""
+    validations = run.validations
+    assert validations is not None
+    while validations.is_full and not run.asked_to_end:
+        warn_once(
+            f"Training waits for its validations, of which {len(validations)} have not ended: they take longer than the training between them. Validate"
+            " less often, or raise ValidationConfig(max_pending=...).",
+            key="async validation waits",
+        )
+        validations.wait(0.5)
+        validations.collect()
+        agree_on_stop(run)
+    validations.begin()
+
+
+def await_validations(run: Run) -> None:
+    """Training has ended; take the values of the validations that have not."""
+    validations = run.validations
+    if validations is None or not len(validations):
+        return
+    info(f"Training is done; waiting for {len(validations)} validations that are not.")
+    run.between_epochs = True
+    while len(validations):
+        validations.wait(0.5)
+        agree_on_stop(run)
+        pause(run)
+    run.between_epochs = False
 
 
 def end_on_signal(run: Run) -> None:

@@ -29,12 +29,23 @@ from typing import Any
 from torch import Tensor, set_grad_enabled
 
 from raylit import data, optim, rng
-from raylit.callbacks import MONITORS
+from raylit.callbacks import is_monitor
 from raylit.checkpoint import exact
 from raylit.data.combined import Item
 from raylit.errors import ConfigError
 from raylit.evaluation import evaluate, sanity_check
-from raylit.limits import agree_on_stop, end_on_signal, is_done, pause, stops, val_check_batch, validates_in_epoch, validation_due
+from raylit.limits import (
+    agree_on_stop,
+    await_validations,
+    end_on_signal,
+    is_done,
+    pause,
+    stops,
+    val_check_batch,
+    validate_elsewhere,
+    validates_in_epoch,
+    validation_due,
+)
 from raylit.messages import warn
 from raylit.parallel import no_sync
 from raylit.run import Run
@@ -79,6 +90,7 @@ def fit(run: Run) -> None:
         if run.loaders["train"].was_begun_by_others:
             run.loaders["train"].begin_anew()
             count_batches(run)
+    await_validations(run)
     run.fire("on_train_end")
 
 
@@ -328,16 +340,15 @@ def end_epoch(run: Run) -> None:
         run.between_epochs = False
 
 
-def is_monitor(function: Any) -> bool:
-    """Tell whether a bound callback watches metrics: it comes after the module at the end of an epoch."""
-    return isinstance(getattr(getattr(function, "func", None), "__self__", None), MONITORS)
-
-
 def validate_within(run: Run, stepped: bool) -> None:
     """Run validation in the middle of training."""
     if stepped:
         run.call(run.module, "on_validation_model_zero_grad")
     run.stage = "validate"
+    if run.validations is not None:
+        validate_elsewhere(run)
+        run.stage = "train"
+        return
     before = exact.before_validation(run)
     try:
         end_on_signal(run)  # where ranks may have different numbers of batches, all end here or none

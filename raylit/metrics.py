@@ -181,6 +181,10 @@ class Metrics:
             self.entries, self.training, self.in_batch, self.hook = before
             self.batch, self.batch_size, self.dataloader_idx = None, None, None
 
+    def is_of_training(self, name: str) -> bool:
+        """Tell whether training has logged a value of this name."""
+        return any(name in (entry.name, f"{entry.name}_step", f"{entry.name}_epoch") for entry in self.train_entries.values())
+
     def clear(self) -> None:
         """Forget everything that was logged."""
         self.callback, self.logged, self.progress_bar = {}, {}, {}

@@ -170,6 +170,8 @@ def update_schedulers(run: Run, interval: str, plateau: bool) -> None:
             continue
         value = None
         if plateau:
+            if run.validations is not None and not run.metrics.is_of_training(str(config.monitor)):
+                run.validations.refuse_scheduler(str(config.monitor))
             metrics = run.trainer.callback_metrics
             value = metrics.get(str(config.monitor))
             if value is None:

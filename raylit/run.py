@@ -22,6 +22,7 @@ from raylit.parallel import Precision, Strategy, World
 from raylit.progress import Progress
 
 if TYPE_CHECKING:
+    from raylit.async_validation import AsyncValidation
     from raylit.callbacks import RecoveryCheckpoint
     from raylit.job import Job
     from raylit.optim import LightningOptimizer, LRSchedulerConfig
@@ -58,6 +59,7 @@ class Run:
         signal_agreed: whether they are the same on all ranks.
         pauses: whether the loop has something to do between this batch and the next: to end, or to save a recovery checkpoint.
         recovery: what saves recovery checkpoints, while training runs.
+        validations: those that training does not wait for, if it is not to.
         saved_at_end: whether it has saved the last.
         between_epochs: whether an epoch has ended, and neither the next one nor the end of training has begun.
         end_left: whether the fit goes on from there: if it was the last epoch, training has yet to end.
@@ -107,6 +109,7 @@ class Run:
         self.batch_s = 2.0
         self.received_sigterm = self.received_sigint = self.pauses = False
         self.recovery: RecoveryCheckpoint | None = None
+        self.validations: AsyncValidation | None = None
         self.saved_at_end = self.failed_within_step = self.is_half_stepped = False
         self.validation_left = self.between_epochs = self.end_left = False
         self.broken_validation: dict[str, Any] | None = None
@@ -319,14 +322,17 @@ class Run:
                 logger.save()
 
     def remember(self, metrics: dict[str, Any]) -> None:
-        """Keep epoch values for `Result.history`; those of one step are one row."""
+        """Keep epoch values for `Result.history`; those of one step are one row, and rows are in the order of steps."""
         if not metrics or not self.world.is_zero:
             return
         row: dict[str, float] = {"epoch": self.progress.epoch, "step": self.progress.steps, **to_numbers(metrics)}
-        if self.history and self.history[-1]["step"] == row["step"]:
-            self.history[-1].update(row)
+        place = len(self.history)
+        while place and self.history[place - 1]["step"] > row["step"]:  # as of a validation that was not waited for
+            place -= 1
+        if place and self.history[place - 1]["step"] == row["step"]:
+            self.history[place - 1].update(row)
         else:
-            self.history.append(row)
+            self.history.insert(place, row)
 
 
 def _takes_batch_idx(step: Callable[..., Any]) -> bool:

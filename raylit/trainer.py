@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from raylit import driver, settings
+from raylit.async_validation import ValidationConfig, config_of
 from raylit.callbacks import Callback
 from raylit.check import CheckReport, check
 from raylit.checkpoint import find, write
@@ -40,6 +41,7 @@ class Trainer(RunView):
         devices: Lightning's spelling of workers per node: a number, or a list of GPUs. More than one means that many Ray workers.
         num_nodes: Lightning's spelling: workers are `devices * num_nodes`.
         compile: whether modules are compiled by torch.compile; or its arguments: `{"mode": "max-autotune"}`.
+        async_validation: whether training does not wait for validation, which then runs in Ray tasks of its own, on checkpoints; or a ValidationConfig.
         precision: `32-true`, `64-true`, `16-mixed`, `bf16-mixed`, `16-true`, `bf16-true`, or 64, 32, 16, `bf16`.
         logger: a logger or several; True for a CSVLogger, False for none.
         callbacks: a callback or several.
@@ -135,6 +137,7 @@ class Trainer(RunView):
         default_root_dir: str | os.PathLike[str] | None = None,
         enable_autolog_hparams: bool = True,
         compile: bool | dict[str, Any] = False,
+        async_validation: bool | ValidationConfig = False,
     ) -> None:
         self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         if barebones:
@@ -151,12 +154,11 @@ class Trainer(RunView):
         self.accelerator = ("gpu" if self.use_gpu else "cpu") if self.num_workers else "gpu" if use_gpu else accelerator
         self.max_failures = settings.failures(max_failures)
         self.resources_per_worker, self.storage_path = resources_per_worker, storage_path
-        self.strategy = find_strategy(strategy)
-        self.precision = canonical(precision)
-        self.compile = options_of(compile)
+        self.strategy, self.precision, self.compile = find_strategy(strategy), canonical(precision), options_of(compile)
         self.use_distributed_sampler, self.sync_batchnorm = use_distributed_sampler, sync_batchnorm
         # how long, how often, how much
         self.fast_dev_run = settings.fast_dev_run(fast_dev_run)
+        self.async_validation = config_of(async_validation, is_trial=self.fast_dev_run > 0)
         self.max_epochs, self.min_epochs = settings.epochs(
             max_epochs, min_epochs, 1 if fast_dev_run else max_steps, min_steps, max_time, callbacks
         )
@@ -186,12 +188,10 @@ class Trainer(RunView):
         )
         self.profiler = find_profiler(profiler)
         # what runs
-        self.should_stop = False
-        self.progress = Progress()
+        self.should_stop, self.progress, self._state = False, Progress(), TrainerState()
         self.num_training_batches: float = float("inf")
         self.ckpt_path: str | None = None
         self.display: Any = None
-        self._state = TrainerState()
         self._run: Run | None = None
         self._module: LightningModule | None = None
         self._datamodule: LightningDataModule | None = None
@@ -212,7 +212,7 @@ class Trainer(RunView):
 
         Args:
             model: the module; afterwards it holds the trained weights.
-            train_dataloaders: a DataLoader, any iterable, or a list or dict of them; or a LightningDataModule.
+            train_dataloaders: a DataLoader, any iterable, a `ray.data.Dataset`, or a list or dict of them; or a LightningDataModule.
             val_dataloaders: likewise for validation; several are read one after the other.
             datamodule: the data, instead of loaders.
             ckpt_path: checkpoint to go on from: a path, `last` or `best`.

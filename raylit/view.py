@@ -312,6 +312,11 @@ class RunView(Listeners):
 
     _state: TrainerState
 
+    def comes_later(self, name: str | None) -> bool:
+        """Tell whether a metric is one of validations that training does not wait for; see `raylit.async_validation`."""
+        run = self._run
+        return name is not None and run is not None and run.validations is not None and not run.metrics.is_of_training(name)
+
     @property
     def enable_validation(self) -> bool:
         """Whether the fit that runs has a validation."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from raylit import checkpoint, compiled, evaluation, loop, optim
+from raylit.async_validation import AsyncValidation
 from raylit.callbacks import MONITORS, Callback, ModelCheckpoint, in_order
 from raylit.checkpoint.file import plain_items
 from raylit.errors import ConfigError, SearchDone, Stopped
@@ -46,6 +47,8 @@ def run_job(job: Job) -> Result:
     value: Any = None
     try:
         attach(run)
+        if job.fn == "fit" and trainer.async_validation is not None and run.validates:
+            run.validations = AsyncValidation(run, job.validator)
         prepare_data(run)
         set_up(run)
         # one for all: "last" may be another file by the time another rank looks
@@ -79,6 +82,8 @@ def run_job(job: Job) -> Result:
         fail(run, error)
         raise
     finally:
+        if run.validations is not None:
+            run.validations.close()
         detach(run)
         world.leave()
 
@@ -338,7 +343,8 @@ def collect(run: Run, value: Any) -> Result:
     if run.job.returns_state:
         result.state = {
             "module": {name: tensor.detach().cpu() for name, tensor in run.module.state_dict().items()},
-            "callbacks": [callback.__getstate__() for callback in trainer.callbacks],
+            # without `log`, which is the module's, with all that this rank made of it
+            "callbacks": [{name: value for name, value in dict(one.__getstate__()).items() if name != "_log"} for one in trainer.callbacks],
             "progress": progress.state_dict(),
             "metrics": (metrics.callback, metrics.logged, metrics.progress_bar),
             "should_stop": trainer.should_stop,

@@ -20,6 +20,7 @@ PACKAGE = Path(raylit.__file__).parent
 ONLY_PLACES = {  # a package, and the parts of raylit that may use it
     "ray.train": {"launch"},
     "ray.tune": {"tune"},
+    "ray.data": {"data"},
     "torch.distributed": {"parallel", "checkpoint", "data"},
 }
 NOT_LOADED = ("ray", "mlflow", "pyarrow", "jsonargparse", "lightning", "pytorch_lightning")

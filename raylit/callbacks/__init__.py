@@ -60,7 +60,13 @@ __all__ = [
     "Timer",
     "WeightAveraging",
     "in_order",
+    "is_monitor",
 ]
+
+
+def is_monitor(function: object) -> bool:
+    """Tell whether a bound callback watches metrics: it comes after the module at the end of an epoch."""
+    return isinstance(getattr(getattr(function, "func", None), "__self__", None), MONITORS)
 
 
 def in_order(callbacks: Iterable[Callback]) -> list[Callback]:

@@ -159,11 +159,14 @@ class EarlyStopping(Callback):
             self._check_on_train_epoch_end = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1 and not by_the_clock
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._check_on_train_epoch_end:
+        if self._check_on_train_epoch_end and not trainer.comes_later(self.monitor):
             self._run_early_stopping_check(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._check_on_train_epoch_end:
+        comes_later = trainer.comes_later(self.monitor)
+        if comes_later and trainer.should_stop:
+            return  # of before the stop that an earlier value led to
+        if comes_later or not self._check_on_train_epoch_end:
             self._run_early_stopping_check(trainer)
 
     def state_dict(self) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def rehearsal(run: Run, callbacks: Sequence[Callback], **settings: Any) -> Itera
             assert run.work is not None
             run.work(run)
 
-        run.resumed, run.resumed_from, run.recovery = False, None, None
+        run.resumed, run.resumed_from, run.recovery, run.validations = False, None, None, None
         vars(trainer).update(
             callbacks=list(callbacks), loggers=[DummyLogger()] if trainer.loggers else [], num_sanity_val_steps=0, **settings
         )

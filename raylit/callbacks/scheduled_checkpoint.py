@@ -121,6 +121,10 @@ class ScheduledCheckpoint(Checkpoint):
             with self._forgiving():
                 self._save_at_epoch(trainer, self._epoch_is_due(trainer))
 
+    def saves_after_validation(self, trainer: Trainer) -> bool:
+        """Tell whether a validation that ends now may lead to a checkpoint."""
+        return self._defer_save_until_validation or not self._should_save_on_train_epoch_end(trainer)
+
     def _epoch_is_due(self, trainer: Trainer) -> bool:
         return self._every_n_epochs > 0 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
 
@@ -134,6 +138,8 @@ class ScheduledCheckpoint(Checkpoint):
 
     def _should_save_on_train_epoch_end(self, trainer: Trainer) -> bool:
         """Tell whether an epoch is saved at its end rather than after validation, which may run several times in it, or not in each."""
+        if trainer.comes_later(self.monitor):
+            return False
         if self._save_on_train_epoch_end is not None:
             return self._save_on_train_epoch_end
         if trainer.val_check_time_s is not None or trainer.check_val_every_n_epoch != 1:

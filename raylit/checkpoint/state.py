@@ -94,6 +94,7 @@ def dump(run: Run, weights_only: bool = False, together: bool = True, parts: boo
         "stage": VALIDATION_LEFT if run.broken_validation is not None else BETWEEN_EPOCHS if run.between_epochs else run.stage,
         "history": run.history,
         "hyper_parameters": by_path,
+        "validations": [] if run.validations is None else run.validations.state(),
         "run_id": next((logger.run_id for logger in trainer.loggers if logger.run_id), None),
     }
     if run.job.fn == "fit" and not weights_only:
@@ -168,6 +169,14 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
     state = own if own is not None else progress_of(checkpoint["loops"], checkpoint["global_step"])
     run.progress.load_state_dict(state)
     run.history = list(checkpoint.get("raylit", {}).get("history", ()))
+    outstanding = checkpoint.get("raylit", {}).get("validations", [])
+    if outstanding and run.validations is None:
+        steps = ", ".join(str(one["progress"]["steps"]) for one in outstanding)
+        warn(
+            f"Asynchronous validations, of step {steps}, had not ended when the checkpoint was saved. Without async_validation they are lost."
+        )
+    elif run.validations is not None:
+        run.validations.go_on(outstanding)
     run.resumed_from = exact.mine(run, checkpoint)
     if run.resumed_from is not None:
         exact.restore(run, run.resumed_from)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from raylit.checkpoint import sharded
-from raylit.checkpoint.file import save
+from raylit.checkpoint import folder, sharded
+from raylit.checkpoint.file import load, save
 from raylit.checkpoint.state import dump
 from raylit.errors import NotSavedError
 
@@ -21,15 +22,38 @@ def write(run: Run, path: str | os.PathLike[str], weights_only: bool = False, st
         NotSavedError: it could not be written; what stood at `path` is untouched. On all ranks, if one could not.
     """
     strategy = run.strategy
+    judged = run.validations.saved if run.validations is not None else None
+    if judged is not None:
+        _copy(run, judged, os.fspath(path))
+        return
     checkpoint = dump(run, weights_only, parts=strategy.saves_folders)
     if strategy.saves_folders:
         sharded.save(run, checkpoint, path, in_background=strategy.saves_in_background)
         run.world.barrier()
         return
+    _on_rank_zero(run, path, lambda: save(checkpoint, path, storage_options=storage_options))
+
+
+def _copy(run: Run, judged: str, path: str) -> None:
+    """Let the checkpoint that a validation was of be the one that is saved."""
+
+    def copy() -> None:
+        if folder.is_url(judged) or folder.is_url(path):
+            save(load(judged), path)
+        else:
+            try:
+                folder.give_second_name(judged, path)
+            except OSError as error:
+                raise NotSavedError(f"The checkpoint {path} could not be written: {error}.") from error
+
+    _on_rank_zero(run, path, copy)
+
+
+def _on_rank_zero(run: Run, path: str | os.PathLike[str], action: Callable[[], None]) -> None:
     error = None
     if run.world.is_zero:
         try:
-            save(checkpoint, path, storage_options=storage_options)
+            action()
         except NotSavedError as failed:
             error = failed
     if run.world.any(error is not None):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
+from raylit.data.ray_dataset import RayDataLoader
 from raylit.errors import DataError
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ def _ranks(have: Sequence[int]) -> str:
 
 def is_certain(loader: Any) -> bool:
     """Tell whether `loader` gives as many batches as it says."""
+    if isinstance(loader, RayDataLoader):
+        return loader.is_certain
     if isinstance(loader, DataLoader):
         return not isinstance(loader.dataset, IterableDataset)
     return isinstance(loader, (Sequence, range))
@@ -101,7 +104,7 @@ def make_even(number: float, loaders: Sequence[Any], world: World, policy: Uneve
         policy: what is to be done if they have not.
 
     Raises:
-        DataError: a rank has none, while others have.
+        DataError: a rank has none, while others have; or a rank could not begin its data again.
     """
     if world.size == 1:
         return None
@@ -113,4 +116,10 @@ def make_even(number: float, loaders: Sequence[Any], world: World, policy: Uneve
     together = float("inf") if float("inf") in numbers else min(numbers) if policy == "drop" else max(numbers)
     if policy == "finish" and not agrees and 0 in numbers:
         raise DataError(f"{_ranks(numbers)} no training batch at all; they {_WHY}")
+    if policy == "finish" and any(isinstance(loader, RayDataLoader) and loader.is_shared for loader in loaders):
+        raise DataError(
+            "The ranks may have different numbers of training batches, and those that are through cannot begin a Ray Dataset again before the others"
+            ' are: all ranks begin it together. Let the first that is through end the epoch: Trainer(strategy=DDPStrategy(uneven="drop")), or likewise'
+            " FSDPStrategy; or give RayDataLoader a batch_size, and the other loaders equally many batches on each rank."
+        )
     return Even(world, policy, together, agrees)

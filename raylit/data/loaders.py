@@ -8,6 +8,7 @@ from torch.utils.data import RandomSampler
 
 from raylit.data.combined import CombinedLoader, is_iterable, length_of
 from raylit.data.even import make_even
+from raylit.data.ray_dataset import RayDataLoader, as_loader
 from raylit.data.resumable import resumable
 from raylit.data.sampler import shard, with_short_batches, without_shuffle
 from raylit.errors import DataError
@@ -26,7 +27,7 @@ def prepare(
     """Return the loader of one rank for one stage, with its limits set.
 
     Args:
-        data: a loader, any iterable, a collection of them, or a CombinedLoader.
+        data: a loader, any iterable, a `ray.data.Dataset`, a collection of them, or a CombinedLoader.
         stage: `train`, `val`, `test` or `predict`.
         world: this rank's place among all.
         limit: `limit_<stage>_batches`: a number of batches, or a fraction of them.
@@ -45,11 +46,16 @@ def prepare(
         raise DataError(f"CombinedLoader(mode={loader.mode!r}) cannot be predicted on. Use mode='sequential'.")
     ready = []
     for one in loader.flattened:
+        one = as_loader(one, origin)
         if not is_iterable(one):
             raise DataError(
-                f"{origin} gave {one!r} ({type(one).__name__}), which cannot be iterated. Give a DataLoader, an iterable, or a list or dict of them."
+                f"{origin} gave {one!r} ({type(one).__name__}), which cannot be iterated. Give a DataLoader, an iterable, a Ray Dataset, or a list or dict of them."
             )
         warn_of(one, stage, overfit, origin)
+        if isinstance(one, RayDataLoader):
+            several = len(loader.flattened) > 1
+            ready.append(one.prepared(stage, world if distribute else None, overfit=overfit, among_several=several))
+            continue
         one = without_shuffle(one) if overfit else with_short_batches(one) if stage == "predict" else one
         mode = "drop" if stage == "train" and uneven == "drop" else SHARD_MODES[stage]
         ready.append(shard(one, world, mode) if distribute else one)
@@ -67,7 +73,7 @@ def prepare(
 
 def warn_of(loader: Any, stage: str, overfit: bool, origin: str) -> None:
     """Warn of what is possible, but hardly meant."""
-    is_shuffled = isinstance(getattr(loader, "sampler", None), RandomSampler)
+    is_shuffled = isinstance(getattr(loader, "sampler", None), RandomSampler) or (isinstance(loader, RayDataLoader) and loader.is_shuffled)
     if is_shuffled and overfit:
         warn(f"The {stage} loader shuffles, but overfit_batches reads it in order, so that the same batches come in each epoch.")
     elif is_shuffled and stage != "train":

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
+from raylit.data.ray_dataset import RayDataLoader
 from raylit.messages import warn_once
 
 if TYPE_CHECKING:
@@ -146,7 +147,10 @@ def reading(loader: DataLoader[Any], sampler: Any, drop_last: bool | None = None
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
-    """Tell the samplers of `loader` which epoch begins."""
+    """Tell a loader of a Ray Dataset, or the samplers of `loader`, which epoch begins."""
+    if isinstance(loader, RayDataLoader):
+        loader.set_epoch(epoch)
+        return
     for sampler in {
         id(s): s
         for s in (

@@ -24,6 +24,7 @@ from raylit.launch.failure import failure_config, less, raise_original
 from raylit.launch.nodes import check_shared
 from raylit.launch.relay import Relay
 from raylit.launch.remote import ProcessGroup, Restarts
+from raylit.launch.validation import resources_of
 from raylit.launch.watch import Watch, groups, remove_groups
 from raylit.launch.work import Preempted, Work, checkpoint_folders
 from raylit.messages import info
@@ -51,7 +52,7 @@ class RayTrainLauncher:
     def launch(self, job: Job) -> Result:
         """See `Launcher.launch`."""
         trainer = job.trainer
-        resources = {"CPU": 1.0, **({"GPU": 1.0} if trainer.use_gpu else {}), **(trainer.resources_per_worker or {})}
+        resources = resources_of(trainer)
         job.returns_state = True
         work = Work(job)
         work.shows_prints = connect(trainer.num_workers, resources)

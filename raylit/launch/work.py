@@ -18,6 +18,7 @@ from raylit.launch.failure import WorkerFailure
 from raylit.launch.notice import Notice
 from raylit.launch.parcel import Parcel
 from raylit.launch.relay import RemoteScreen, echoing
+from raylit.launch.validation import ValidationTasks
 from raylit.parallel import choose_device
 from raylit.rng import seed_everything
 from raylit.worker import run_job
@@ -65,6 +66,8 @@ class Work:
                     seed_everything(int(self.seed) + rank, verbose=False)
                     os.environ["PL_GLOBAL_SEED"] = self.seed
                 if job.fn == "fit":
+                    if job.trainer.async_validation and rank == 0:
+                        job.validator = ValidationTasks(job)
                     job.ckpt_path = find.newest_since(checkpoint_folders(job), self.started_at) or job.ckpt_path
                 result = run_job(job)
             except BaseException as error:

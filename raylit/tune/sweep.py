@@ -143,6 +143,11 @@ def run_sweep(
         )
     if isinstance(datamodule, LightningDataModule) and any(key.startswith("data.") for key in spec.space):
         raise ConfigError("The space has data.* keys, but datamodule is an object. Give its class, or a function that makes it.")
+    if trainer.async_validation:
+        raise ConfigError(
+            "Trainer(async_validation=...) in a sweep: the trials reserve all there is, and their validations could wait for each other for ever. Leave"
+            " async_validation out."
+        )
     trainer.replaced(**{key.partition(".")[2]: _example(value) for key, value in spec.space.items() if key.startswith("trainer.")})
     connect(spec.max_concurrent or 1, spec.resources)
     name = f"{spec.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"

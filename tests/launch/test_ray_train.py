@@ -120,6 +120,7 @@ class TestTwoWorkers:
         assert stopper is not None
         assert saver.best_model_path == result.best_model_path
         assert Path(saver.best_model_path).is_relative_to(folder)
+        assert all(callback._log is None for callback in pl_trainer.callbacks)  # it would bring the worker's module along
         assert stopper.best_score == saver.best_model_score == pytest.approx(pl_trainer.callback_metrics["val_loss"].item())
 
     def test_best_checkpoint_holds_the_weights(self, fits: dict[str, Any]) -> None:

@@ -187,6 +187,12 @@ def test_wrong_arguments_start_nothing(arguments: dict[str, Any], message: str, 
     assert not list(tmp_path.iterdir())
 
 
+def test_async_validation_in_a_trial_is_refused(tmp_path: Path) -> None:
+    tuner = pl.Tuner(pl.Trainer(async_validation=True, max_epochs=1, default_root_dir=tmp_path))
+    with pytest.raises(ConfigError, match="Leave async_validation out"):
+        tuner.sweep(Line, Data, space={"model.lr": 0.1}, metric="val_loss")
+
+
 def test_several_workers_in_a_trial_are_refused(tmp_path: Path) -> None:
     tuner = pl.Tuner(pl.Trainer(num_workers=2, max_epochs=1, default_root_dir=tmp_path))
     with pytest.raises(ConfigError, match="runs in one process"):
