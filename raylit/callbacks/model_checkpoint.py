@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from raylit import storage
 from raylit.callbacks.scheduled_checkpoint import ScheduledCheckpoint
 from raylit.checkpoint import dump, folder, naming, save
 from raylit.errors import ConfigError, NotSavedError, Terminated
@@ -145,10 +145,10 @@ class ModelCheckpoint(ScheduledCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.dirpath = trainer.world.broadcast_object(self.resolve_dirpath(trainer))
-        if self.save_last == "link" and folder.is_url(self.dirpath):
+        if self.save_last == "link" and storage.is_url(self.dirpath):
             raise ConfigError(f"ModelCheckpoint(save_last='link') needs local files, but dirpath is {self.dirpath}. Use save_last=True.")
         if stage == "fit" and not trainer.fast_dev_run:
-            problem = trainer.world.broadcast_object(folder.unwritable(self.dirpath) if trainer.is_global_zero else None)
+            problem = trainer.world.broadcast_object(storage.unwritable(self.dirpath) if trainer.is_global_zero else None)
             if problem:
                 raise NotSavedError(
                     f"Checkpoints cannot be written to {self.dirpath}: {problem}. Set another ModelCheckpoint(dirpath=...)."
@@ -294,11 +294,11 @@ class ModelCheckpoint(ScheduledCheckpoint):
 
     def file_exists(self, filepath: str | os.PathLike[str], trainer: Trainer) -> bool:
         """Tell whether there is a file, as rank 0 sees it. To be called on all ranks."""
-        return bool(trainer.world.broadcast_object(folder.exists(os.fspath(filepath)) if trainer.is_global_zero else None))
+        return trainer.world.from_zero(lambda: folder.exists(os.fspath(filepath)), NotSavedError)
 
     def _path(self, trainer: Trainer, metrics: Metrics, template: str | None, own: str, *taken: str) -> str:
         """Return the path for the next checkpoint, as rank 0 found it."""
-        return str(trainer.world.broadcast_object(self._free_path(metrics, template, own, *taken) if trainer.is_global_zero else None))
+        return trainer.world.from_zero(lambda: self._free_path(metrics, template, own, *taken), NotSavedError)
 
     def _free_path(self, metrics: Metrics, template: str | None, own: str, *taken: str) -> str:
         """Return the first version of a name that is free, or is `own`, which may be replaced."""
@@ -335,8 +335,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
         """Write the run to a file that has `last` as its second name; returns the `last` before it."""
         replaced, self.last_model_path = self.last_model_path, last  # before saving, because it is part of what is saved
         self._save_checkpoint(trainer, filepath, together)
-        if trainer.is_global_zero:
-            folder.give_second_name(filepath, last, symbolic=self.save_last == "link")
+        (self._give_second_name if together else self._link)(trainer, filepath, last)
         if self.save_last != "link":
             self._last_checkpoint_saved = last
         self._tell_loggers(trainer)
@@ -349,11 +348,16 @@ class ModelCheckpoint(ScheduledCheckpoint):
         last = self._path(trainer, metrics, self.CHECKPOINT_NAME_LAST, self.last_model_path)
         replaced, self.last_model_path = self.last_model_path, last
         if self.save_last == "link" and self._last_checkpoint_saved and self.save_top_k != 0:
-            if trainer.is_global_zero:
-                folder.give_second_name(self._last_checkpoint_saved, last, symbolic=True)
+            self._give_second_name(trainer, self._last_checkpoint_saved, last)
         else:
             self._save_checkpoint(trainer, last)
         self._remove_checkpoint(trainer, replaced, last)
+
+    def _link(self, trainer: Trainer, path: str, name: str) -> None:
+        folder.give_second_name(path, name, symbolic=self.save_last == "link")
+
+    def _give_second_name(self, trainer: Trainer, path: str, name: str) -> None:
+        trainer.world.from_zero(lambda: self._link(trainer, path, name), NotSavedError)
 
     def _tell_loggers(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
@@ -362,25 +366,21 @@ class ModelCheckpoint(ScheduledCheckpoint):
 
     def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
         """Tell whether `previous`, replaced by `current`, is this callback's to delete."""
-        if not previous or previous == current:
-            return False
-        if folder.is_url(previous):
-            return True
-        path = Path(previous).absolute()
-        resumed_from = Path(trainer.ckpt_path).absolute() if trainer.ckpt_path else None
-        return path != resumed_from and Path(self.dirpath or "").absolute() in path.parents
+        resumed_from, own = trainer.ckpt_path or "", self.dirpath or ""
+        if not storage.is_url(previous):
+            previous, current, resumed_from, own = map(os.path.abspath, (previous, current, resumed_from, own))
+        return previous not in (current, resumed_from) and previous.startswith(f"{own}/")
 
     def _remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> None:
-        if trainer.is_global_zero and self._should_remove_checkpoint(trainer, previous, current):
+        if previous and trainer.is_global_zero and self._should_remove_checkpoint(trainer, previous, current):
             folder.remove(previous)
 
     def to_yaml(self, filepath: str | os.PathLike[str] | None = None) -> None:
         """Write paths and values of the checkpoints kept to a file, by default `best_k_models.yaml` in `dirpath`."""
-        import fsspec
         import yaml
 
-        with fsspec.open(os.fspath(filepath or os.path.join(self.dirpath or "", "best_k_models.yaml")), "w") as file:
-            yaml.dump({path: value.item() for path, value in self.best_k_models.items()}, file)
+        text = yaml.dump({path: value.item() for path, value in self.best_k_models.items()})
+        storage.write_text(os.fspath(filepath or os.path.join(self.dirpath or "", "best_k_models.yaml")), text)
 
     # ---- state ----
 

@@ -26,11 +26,4 @@ def write(run: Run, path: str | os.PathLike[str], weights_only: bool = False, st
         sharded.save(run, checkpoint, path, in_background=strategy.saves_in_background)
         run.world.barrier()
         return
-    error = None
-    if run.world.is_zero:
-        try:
-            save(checkpoint, path, storage_options=storage_options)
-        except NotSavedError as failed:
-            error = failed
-    if run.world.any(error is not None):
-        raise error or NotSavedError(f"Rank 0 could not write the checkpoint {os.fspath(path)}.")
+    run.world.from_zero(lambda: save(checkpoint, path, storage_options=storage_options), NotSavedError)

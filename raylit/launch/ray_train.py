@@ -20,7 +20,7 @@ from raylit.errors import LaunchError, Terminated
 from raylit.job import Job, Result
 from raylit.launch import remote
 from raylit.launch.cluster import connect, dashboard_url, is_verbose
-from raylit.launch.failure import failure_config, less, raise_original
+from raylit.launch.failure import failure_config, last_line, less, raise_original
 from raylit.launch.nodes import check_shared
 from raylit.launch.relay import Relay
 from raylit.launch.remote import ProcessGroup, Restarts
@@ -103,6 +103,9 @@ class RayTrainLauncher:
                 return ray_trainer.fit().return_value
         except TrainingFailedError as error:
             raise_original(error)
+        except ray.exceptions.ActorDiedError as error:
+            remove_groups(resources, before)
+            raise LaunchError(f"The process in which Ray Train watches the workers has died: {last_line(str(error))}") from error
         except BaseException as error:
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 with contextlib.suppress(KeyboardInterrupt):  # once more: at once

@@ -26,6 +26,7 @@ from raylit.loggers.store import PARENT_TAG, Entry, RunStore
 from raylit.loggers.upload import CheckpointUploader, best_tags
 from raylit.loggers.writer import BackgroundWriter
 from raylit.messages import info, warn, warn_once
+from raylit.storage import is_url
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -237,7 +238,7 @@ class MLFlowLogger(Logger):
         self._stop_threads()
         if not self._owns_run:
             self._run_id = self._given_run_id  # the user may have another run by now
-        self._root_dir = os.path.abspath(default_root_dir)
+        self._root_dir = os.getcwd() if is_url(default_root_dir) else os.path.abspath(default_root_dir)  # no database lies in a bucket
         self._start_run(tags)
         self._was_opened = True
 
