@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from raylit.trainer import Trainer
 
 Metrics = dict[str, Tensor]
-STATE = ("monitor", "best_model_score", "best_model_path", "current_score", "dirpath", "best_k_models", "kth_best_model_path", "kth_value",
-         "last_model_path")  # fmt: skip
+OF_FOLDER = ("best_model_score", "best_k_models", "kth_best_model_path", "kth_value", "last_model_path")
+STATE = ("monitor", "best_model_path", "current_score", "dirpath", *OF_FOLDER)
 
 
 class ModelCheckpoint(ScheduledCheckpoint):
@@ -144,6 +144,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
     # ---- when ----
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._in_fit = stage == "fit"
         self.dirpath = trainer.world.broadcast_object(self.resolve_dirpath(trainer))
         if self.save_last == "link" and storage.is_url(self.dirpath):
             raise ConfigError(f"ModelCheckpoint(save_last='link') needs local files, but dirpath is {self.dirpath}. Use save_last=True.")
@@ -306,9 +307,8 @@ class ModelCheckpoint(ScheduledCheckpoint):
         if not self._enable_version_counter:
             return path
         stem = path.removesuffix(self.FILE_EXTENSION)
-        candidates = (
-            one + self.FILE_EXTENSION for one in naming.versions(stem, join=self.CHECKPOINT_JOIN_CHAR, start=self.STARTING_VERSION)
-        )
+        names = naming.versions(stem, join=self.CHECKPOINT_JOIN_CHAR, start=self.STARTING_VERSION)
+        candidates = (name + self.FILE_EXTENSION for name in names)
         return next(one for one in candidates if one == own or not (one in taken or folder.exists(one)))
 
     # ---- files ----
@@ -390,11 +390,10 @@ class ModelCheckpoint(ScheduledCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_model_path = state_dict["best_model_path"]
         before = state_dict.get("dirpath", self.dirpath)
-        if before != self.dirpath:
+        if before != self.dirpath and self._in_fit:
             warn(
                 f"ModelCheckpoint now saves to {self.dirpath!r}, but the checkpoint comes from {before!r}. It goes on with best_model_path"
                 f" alone and counts its best checkpoints anew; to go on with them, set dirpath={before!r}."
             )
-            return
-        for name in ("best_model_score", "kth_best_model_path", "kth_value", "best_k_models", "last_model_path"):
+        for name in OF_FOLDER if before == self.dirpath else ():
             setattr(self, name, state_dict.get(name, getattr(self, name)))

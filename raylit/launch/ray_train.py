@@ -19,7 +19,7 @@ from ray.train.torch import TorchTrainer
 from raylit.errors import LaunchError, Terminated
 from raylit.job import Job, Result
 from raylit.launch import remote
-from raylit.launch.cluster import connect, dashboard_url, is_verbose
+from raylit.launch.cluster import connect, is_verbose, say_dashboard
 from raylit.launch.failure import failure_config, last_line, less, raise_original
 from raylit.launch.nodes import check_shared
 from raylit.launch.relay import Relay
@@ -179,8 +179,6 @@ def _say_where_to_look(job: Job) -> None:
     for logger in job.trainer.loggers if job.fn != "predict" else ():
         if hasattr(logger, "where"):
             info(f"MLflow: {logger.where()}")
-    dashboard = dashboard_url()
-    if dashboard:
-        info(f"Ray dashboard: {dashboard}")
+    say_dashboard()
     if folders := checkpoint_folders(job):
         info(f"Checkpoints: {', '.join(folders)}")
