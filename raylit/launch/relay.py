@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raylit.callbacks.screen import make_screen
 from raylit.launch.remote import Mailbox
 from raylit.launch.watch import Watch
-from raylit.messages import info
+from raylit.messages import info, warn
 
 PATIENCE_S = 30.0  # with workers that are to save the run and leave
 
@@ -115,7 +115,13 @@ class Relay:
         is_last = False
         while not is_last:
             is_last = self._ended.wait(self.every_s)
-            for kind, content in ray.get(self.mailbox.take.remote()):
+            try:
+                taken = ray.get(self.mailbox.take.remote())
+            except ray.exceptions.RayActorError:
+                warn("The process that brings progress here has died, for want of memory it may be. The run goes on, unseen.")
+                self.watch.all_left.set()  # nobody would tell
+                break
+            for kind, content in taken:
                 if kind in ("started", "failed", "left"):
                     getattr(self.watch, kind)(content)
                 elif screen is not None:
