@@ -41,6 +41,10 @@ class RemoteScreen:
         """Send that a rank is through, well or not."""
         self.mailbox.send.remote("left", rank)
 
+    def say(self, text: str) -> None:
+        """Send what the driver is to say, whether it draws or not."""
+        self.mailbox.send.remote("say", text)
+
     def wait(self) -> None:
         """Wait until all that was sent has arrived, or nobody is there any more who would look."""
         with contextlib.suppress(ray.exceptions.RayActorError):
@@ -122,7 +126,7 @@ class Relay:
                 self.watch.all_left.set()  # nobody would tell
                 break
             for kind, content in taken:
-                if kind in ("started", "failed", "left"):
+                if kind in ("started", "failed", "left", "say"):
                     getattr(self.watch, kind)(content)
                 elif screen is not None:
                     getattr(screen, kind)(content)

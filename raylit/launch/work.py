@@ -18,6 +18,7 @@ from raylit.launch.cluster import is_verbose
 from raylit.launch.failure import WorkerFailure
 from raylit.launch.notice import Notice
 from raylit.launch.parcel import Parcel
+from raylit.launch.patience import Patience
 from raylit.launch.relay import RemoteScreen, echoing
 from raylit.parallel import choose_device
 from raylit.rng import seed_everything
@@ -69,7 +70,8 @@ class Work:
                     os.environ["PL_GLOBAL_SEED"] = self.seed
                 if job.fn == "fit":
                     job.ckpt_path = find.newest_since(checkpoint_folders(job), self.before) or job.ckpt_path
-                result = run_job(job)
+                with Patience(job, self.screen, rank):
+                    result = run_job(job)
             except BaseException as error:
                 if isinstance(error, Terminated) and notice.given:
                     return Preempted()
