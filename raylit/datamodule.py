@@ -115,7 +115,7 @@ class LightningDataModule(HasHyperparameters):
         """Make a datamodule with the stored hyperparameters and state; `kwargs` win over the stored ones.
 
         Raises:
-            CheckpointError: the file is missing, torn or unsafe.
+            CheckpointError: the file is missing (which is a FileNotFoundError too), torn or unsafe.
             TypeError: it was called on an object: it makes a new one, and would leave that as it is.
         """
         checkpoint = checkpoints.load(checkpoint_path, map_location=map_location or "cpu", weights_only=weights_only)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raylit.callbacks import Checkpoint, ModelCheckpoint
-from raylit.checkpoint import load
+from raylit.checkpoint import folder, load
 from raylit.datamodule import LightningDataModule
 from raylit.errors import ConfigError
 from raylit.job import Job
@@ -17,8 +17,12 @@ from raylit.messages import rank, warn
 from raylit.module import LightningModule
 from raylit.settings import foreign_hint
 from raylit.states import TrainerStatus
+from raylit.storage import is_url
 from raylit.version import __version__
 from raylit.worker import status_of
+
+if TYPE_CHECKING:
+    from raylit.trainer import Trainer
 
 
 def check_model(fn: str, model: Any) -> LightningModule:
@@ -52,6 +56,32 @@ def check_data(fn: str, data: dict[str, Any], datamodule: LightningDataModule | 
     if given and datamodule is not None:
         raise ConfigError(f"Trainer.{fn} got both loaders and a datamodule. Give one of the two.")
     return given, datamodule
+
+
+def check_places(fn: str, trainer: Trainer) -> None:
+    """Find out whether the URLs that a job would write to can be written to.
+
+    Raises:
+        NotSavedError: one cannot.
+        MissingPackageError: a package for one is not installed.
+        ConfigError: sharded checkpoints were to be saved at one.
+    """
+    if trainer.fast_dev_run and not trainer.num_workers:
+        return
+    own = {saver: getattr(saver, "dirpath", None) for saver in trainer.savers} if fn == "fit" else {}
+    default = trainer.storage_url or trainer.default_root_dir
+    if trainer.strategy.saves_folders:
+        for saver, dirpath in own.items():
+            if isinstance(saver, Checkpoint) and is_url(dirpath or default):
+                raise ConfigError(
+                    f"{type(saver).__name__} would save to {dirpath or default}, but a sharded checkpoint needs a folder that all ranks reach. Give it one"
+                    " with dirpath='/mnt/shared/run', or use state_dict_type='full'."
+                )
+    places = {*own.values(), *(logger.save_dir for logger in trainer.loggers if fn != "predict")}
+    if trainer.num_workers or None in own.values():
+        places.add(default)
+    for url in sorted(place for place in places if place and is_url(place)):
+        folder.check_writable(url)
 
 
 def best_by_default(fn: str, module: LightningModule | None, saver: Checkpoint | None, ckpt_path: Any) -> Any:

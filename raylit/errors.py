@@ -4,7 +4,8 @@
     |-- ConfigError(ValueError)             an argument, a hook's return value or a config file is wrong
     |-- DataError(ValueError)               data is missing, empty or cannot be sharded
     |-- CheckpointError(RuntimeError)       a checkpoint is missing, torn, foreign or unsafe to load
-    |   `-- NotSavedError                   it could not be written: no space, no permission
+    |   |-- NotSavedError                   it could not be written: no space, no permission
+    |   `-- CheckpointNotFoundError(FileNotFoundError) there is none
     |-- LaunchError(RuntimeError)           processes could not be started, or ended without a result
     |-- MissingPackageError(ImportError)    an optional package is not installed
     `-- TrainingSpikeException(RuntimeError) the loss jumped, and SpikeDetection ended training
@@ -36,6 +37,10 @@ class CheckpointError(RaylitError, RuntimeError):
 
 class NotSavedError(CheckpointError):
     """A checkpoint could not be written, for want of space or permission; what stood in its place is untouched."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no checkpoint where one was to be."""
 
 
 class LaunchError(RaylitError, RuntimeError):

@@ -369,7 +369,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         """Make a module with the stored hyperparameters and weights.
 
         Args:
-            checkpoint_path: path or URL of a checkpoint of raylit or Lightning.
+            checkpoint_path: path or URL of a checkpoint of raylit or Lightning, or a binary file that is open.
             map_location: device of the result; see `torch.load`. Default: the CPU.
             hparams_file: YAML file with hyperparameters, for checkpoints that have none.
             strict: whether keys must match exactly; default `strict_loading`.
@@ -377,7 +377,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
             kwargs: arguments of `__init__` that win over the stored ones.
 
         Raises:
-            CheckpointError: the file is missing, torn or unsafe.
+            CheckpointError: the file is missing (which is a FileNotFoundError too), torn or unsafe.
             TypeError: it was called on an object: it makes a new one, and would leave that as it is.
         """
         checkpoint = checkpoints.load(checkpoint_path, map_location=map_location or "cpu", weights_only=weights_only)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import torch
 
+from raylit import storage
 from raylit.callbacks import Callback, Checkpoint, ModelCheckpoint, ModelSummary, ProgressBar, RecoveryCheckpoint, Timer, in_order
 from raylit.callbacks.timer import parse_duration
 from raylit.errors import ConfigError
@@ -143,10 +144,15 @@ def number_of_workers(num_workers: int | None, devices: Any, num_nodes: int, acc
     return total if total > 1 else 0
 
 
+def place(storage_path: str | os.PathLike[str] | None) -> str | None:
+    """Return the folder or URL for the files of a run, None for none."""
+    return storage.local(storage_path) if storage_path else None
+
+
 def root_dir(given: str | os.PathLike[str] | None, storage_path: str | None = None) -> str:
     """Return the folder for whatever has none of its own: a URL as it is, else an absolute path; without one the storage or the current folder."""
-    shared = storage_path if storage_path and "://" not in storage_path else os.getcwd()
-    root = os.fspath(given) if given is not None else shared
+    shared = place(storage_path)
+    root = storage.local(given) if given is not None else shared if shared and "://" not in shared else os.getcwd()
     return root if "://" in root else os.path.abspath(os.path.expanduser(root))
 
 

@@ -153,7 +153,7 @@ class Trainer(RunView):
         self.use_gpu = accelerator in ("gpu", "cuda") if use_gpu is None else use_gpu
         self.accelerator = ("gpu" if self.use_gpu else "cpu") if self.num_workers else "gpu" if use_gpu else accelerator
         self.max_failures = settings.failures(max_failures)
-        self.resources_per_worker, self.storage_path = resources_per_worker, storage_path
+        self.resources_per_worker, self.storage_path = resources_per_worker, settings.place(storage_path)
         self.strategy, self.precision, self.compile = find_strategy(strategy), canonical(precision), options_of(compile)
         self.use_distributed_sampler, self.sync_batchnorm = use_distributed_sampler, sync_batchnorm
         # how long, how often, how much
@@ -361,6 +361,7 @@ class Trainer(RunView):
             model, ckpt_path = self._module, driver.best_by_default(fn, self._module, self.checkpoint_callback, ckpt_path)
         model = driver.check_model(fn, model)
         given, datamodule = driver.check_data(fn, data, datamodule)
+        driver.check_places(fn, self)
         self.ckpt_path = find.resolve(ckpt_path, self.savers, self.storage_url or self.default_root_dir, fn)
         self._state.fn, self._state.status = TrainerFn(fn), TrainerStatus.RUNNING
         self._module, self._datamodule = model, datamodule

@@ -1,18 +1,22 @@
-"""What several folders of tests share: one Ray cluster for the whole run, as raylit itself starts it."""
+"""What several folders of tests share: one Ray cluster for the whole run, as raylit itself starts it, and one S3 server."""
 
 from __future__ import annotations
 
 import gc
 import os
 import signal
+import uuid
 from collections.abc import Iterator
 
 import pytest
+
+from tests.buckets import S3_ENVIRONMENT, s3_server
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.pop("RAY_ADDRESS", None)
+os.environ.update(S3_ENVIRONMENT)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job, and so it would be in all that the tests start
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -35,3 +39,19 @@ def ray_cluster() -> Iterator[str]:
     connect(num_workers=4)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def _s3() -> Iterator[None]:
+    with s3_server():
+        yield
+
+
+@pytest.fixture
+def bucket(_s3: None) -> str:
+    """The URL of a new, empty S3 bucket."""
+    import fsspec
+
+    name = f"b{uuid.uuid4().hex[:12]}"
+    fsspec.filesystem("s3").mkdir(name)
+    return f"s3://{name}"

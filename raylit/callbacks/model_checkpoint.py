@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from raylit import storage
 from raylit.callbacks.scheduled_checkpoint import ScheduledCheckpoint
 from raylit.checkpoint import dump, folder, naming, save
 from raylit.errors import ConfigError, NotSavedError, Terminated
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from raylit.trainer import Trainer
 
 Metrics = dict[str, Tensor]
-STATE = ("monitor", "best_model_score", "best_model_path", "current_score", "dirpath", "best_k_models", "kth_best_model_path", "kth_value",
-         "last_model_path")  # fmt: skip
+OF_FOLDER = ("best_model_score", "best_k_models", "kth_best_model_path", "kth_value", "last_model_path")
+STATE = ("monitor", "best_model_path", "current_score", "dirpath", *OF_FOLDER)
 
 
 class ModelCheckpoint(ScheduledCheckpoint):
@@ -144,11 +144,12 @@ class ModelCheckpoint(ScheduledCheckpoint):
     # ---- when ----
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._in_fit = stage == "fit"
         self.dirpath = trainer.world.broadcast_object(self.resolve_dirpath(trainer))
-        if self.save_last == "link" and folder.is_url(self.dirpath):
+        if self.save_last == "link" and storage.is_url(self.dirpath):
             raise ConfigError(f"ModelCheckpoint(save_last='link') needs local files, but dirpath is {self.dirpath}. Use save_last=True.")
         if stage == "fit" and not trainer.fast_dev_run:
-            problem = trainer.world.broadcast_object(folder.unwritable(self.dirpath) if trainer.is_global_zero else None)
+            problem = trainer.world.broadcast_object(storage.unwritable(self.dirpath) if trainer.is_global_zero else None)
             if problem:
                 raise NotSavedError(
                     f"Checkpoints cannot be written to {self.dirpath}: {problem}. Set another ModelCheckpoint(dirpath=...)."
@@ -294,11 +295,11 @@ class ModelCheckpoint(ScheduledCheckpoint):
 
     def file_exists(self, filepath: str | os.PathLike[str], trainer: Trainer) -> bool:
         """Tell whether there is a file, as rank 0 sees it. To be called on all ranks."""
-        return bool(trainer.world.broadcast_object(folder.exists(os.fspath(filepath)) if trainer.is_global_zero else None))
+        return trainer.world.from_zero(lambda: folder.exists(os.fspath(filepath)), NotSavedError)
 
     def _path(self, trainer: Trainer, metrics: Metrics, template: str | None, own: str, *taken: str) -> str:
         """Return the path for the next checkpoint, as rank 0 found it."""
-        return str(trainer.world.broadcast_object(self._free_path(metrics, template, own, *taken) if trainer.is_global_zero else None))
+        return trainer.world.from_zero(lambda: self._free_path(metrics, template, own, *taken), NotSavedError)
 
     def _free_path(self, metrics: Metrics, template: str | None, own: str, *taken: str) -> str:
         """Return the first version of a name that is free, or is `own`, which may be replaced."""
@@ -306,9 +307,8 @@ class ModelCheckpoint(ScheduledCheckpoint):
         if not self._enable_version_counter:
             return path
         stem = path.removesuffix(self.FILE_EXTENSION)
-        candidates = (
-            one + self.FILE_EXTENSION for one in naming.versions(stem, join=self.CHECKPOINT_JOIN_CHAR, start=self.STARTING_VERSION)
-        )
+        names = naming.versions(stem, join=self.CHECKPOINT_JOIN_CHAR, start=self.STARTING_VERSION)
+        candidates = (name + self.FILE_EXTENSION for name in names)
         return next(one for one in candidates if one == own or not (one in taken or folder.exists(one)))
 
     # ---- files ----
@@ -335,8 +335,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
         """Write the run to a file that has `last` as its second name; returns the `last` before it."""
         replaced, self.last_model_path = self.last_model_path, last  # before saving, because it is part of what is saved
         self._save_checkpoint(trainer, filepath, together)
-        if trainer.is_global_zero:
-            folder.give_second_name(filepath, last, symbolic=self.save_last == "link")
+        (self._give_second_name if together else self._link)(trainer, filepath, last)
         if self.save_last != "link":
             self._last_checkpoint_saved = last
         self._tell_loggers(trainer)
@@ -349,11 +348,16 @@ class ModelCheckpoint(ScheduledCheckpoint):
         last = self._path(trainer, metrics, self.CHECKPOINT_NAME_LAST, self.last_model_path)
         replaced, self.last_model_path = self.last_model_path, last
         if self.save_last == "link" and self._last_checkpoint_saved and self.save_top_k != 0:
-            if trainer.is_global_zero:
-                folder.give_second_name(self._last_checkpoint_saved, last, symbolic=True)
+            self._give_second_name(trainer, self._last_checkpoint_saved, last)
         else:
             self._save_checkpoint(trainer, last)
         self._remove_checkpoint(trainer, replaced, last)
+
+    def _link(self, trainer: Trainer, path: str, name: str) -> None:
+        folder.give_second_name(path, name, symbolic=self.save_last == "link")
+
+    def _give_second_name(self, trainer: Trainer, path: str, name: str) -> None:
+        trainer.world.from_zero(lambda: self._link(trainer, path, name), NotSavedError)
 
     def _tell_loggers(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
@@ -362,25 +366,21 @@ class ModelCheckpoint(ScheduledCheckpoint):
 
     def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
         """Tell whether `previous`, replaced by `current`, is this callback's to delete."""
-        if not previous or previous == current:
-            return False
-        if folder.is_url(previous):
-            return True
-        path = Path(previous).absolute()
-        resumed_from = Path(trainer.ckpt_path).absolute() if trainer.ckpt_path else None
-        return path != resumed_from and Path(self.dirpath or "").absolute() in path.parents
+        resumed_from, own = trainer.ckpt_path or "", self.dirpath or ""
+        if not storage.is_url(previous):
+            previous, current, resumed_from, own = map(os.path.abspath, (previous, current, resumed_from, own))
+        return previous not in (current, resumed_from) and previous.startswith(f"{own}/")
 
     def _remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> None:
-        if trainer.is_global_zero and self._should_remove_checkpoint(trainer, previous, current):
+        if previous and trainer.is_global_zero and self._should_remove_checkpoint(trainer, previous, current):
             folder.remove(previous)
 
     def to_yaml(self, filepath: str | os.PathLike[str] | None = None) -> None:
         """Write paths and values of the checkpoints kept to a file, by default `best_k_models.yaml` in `dirpath`."""
-        import fsspec
         import yaml
 
-        with fsspec.open(os.fspath(filepath or os.path.join(self.dirpath or "", "best_k_models.yaml")), "w") as file:
-            yaml.dump({path: value.item() for path, value in self.best_k_models.items()}, file)
+        text = yaml.dump({path: value.item() for path, value in self.best_k_models.items()})
+        storage.write_text(os.fspath(filepath or os.path.join(self.dirpath or "", "best_k_models.yaml")), text)
 
     # ---- state ----
 
@@ -390,11 +390,10 @@ class ModelCheckpoint(ScheduledCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_model_path = state_dict["best_model_path"]
         before = state_dict.get("dirpath", self.dirpath)
-        if before != self.dirpath:
+        if before != self.dirpath and self._in_fit:
             warn(
                 f"ModelCheckpoint now saves to {self.dirpath!r}, but the checkpoint comes from {before!r}. It goes on with best_model_path"
                 f" alone and counts its best checkpoints anew; to go on with them, set dirpath={before!r}."
             )
-            return
-        for name in ("best_model_score", "kth_best_model_path", "kth_value", "best_k_models", "last_model_path"):
+        for name in OF_FOLDER if before == self.dirpath else ():
             setattr(self, name, state_dict.get(name, getattr(self, name)))

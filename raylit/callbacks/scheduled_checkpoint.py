@@ -34,6 +34,8 @@ class ScheduledCheckpoint(Checkpoint):
         ConfigError: more than one of the three intervals was given, or one is negative.
     """
 
+    _in_fit = True
+
     def __init__(
         self,
         monitor: str | None,

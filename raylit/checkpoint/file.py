@@ -1,7 +1,7 @@
 """A checkpoint is one file that `torch.load(weights_only=True)` opens: tensors and plain data, no code.
 
 It is written to a temporary name in the same folder, synced to the disk and renamed, so a reader sees the old file or the new one whole,
-never a part. Remote paths (`s3://...`) go through fsspec, whose uploads appear whole by themselves.
+never a part. What goes to a URL (`s3://...`) is written to a temporary file first, and appears whole when that was uploaded.
 """
 
 from __future__ import annotations
@@ -9,15 +9,18 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import tempfile
 import uuid
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import torch
 
-from raylit.errors import CheckpointError, NotSavedError
+from raylit import storage
+from raylit.errors import CheckpointError, CheckpointNotFoundError, NotSavedError
 
 MapLocation = torch.device | str | dict[str, str] | None
 
@@ -38,15 +41,15 @@ def save(checkpoint: dict[str, Any], path: str | os.PathLike[str], *, storage_op
         NotSavedError: the folder cannot be written to, or no space is left; what stood at `path` is untouched.
     """
     target = os.fspath(path)
-    if "://" in target:
-        import fsspec
-
+    if storage.is_url(target):
         try:
-            with fsspec.open(target, "wb", **(storage_options or {})) as file:
-                torch.save(checkpoint, file)
+            with tempfile.TemporaryDirectory(prefix="raylit-") as work:
+                torch.save(checkpoint, os.path.join(work, "checkpoint"))
+                storage.upload(os.path.join(work, "checkpoint"), target, storage_options)
         except (OSError, RuntimeError) as error:
             raise _not_saved(target, error) from error
         return
+    target = storage.local(target)
     folder = os.path.dirname(os.path.abspath(target))
     temporary = os.path.join(folder, f".{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -68,31 +71,30 @@ def _not_saved(target: str, error: Exception) -> NotSavedError:
 
 
 def load(
-    path: str | os.PathLike[str], *, map_location: MapLocation | Literal["cpu"] = "cpu", weights_only: bool | None = None
+    path: str | os.PathLike[str] | IO[bytes], *, map_location: MapLocation | Literal["cpu"] = "cpu", weights_only: bool | None = None
 ) -> dict[str, Any]:
     """Read a checkpoint of raylit or Lightning.
 
     Args:
-        path: local path or fsspec URL.
+        path: local path or fsspec URL, or a binary file that is open and can seek.
         map_location: device on which tensors appear; see `torch.load`.
         weights_only: False lets the file run code while it loads. Only for files you wrote yourself.
 
     Raises:
-        CheckpointError: there is no such file, it is torn, or it holds objects that only code could restore.
+        CheckpointNotFoundError: there is no such file.
+        CheckpointError: it is torn, or it holds objects that only code could restore.
     """
-    source = os.fspath(path)
-    if os.path.isdir(source):
+    source = storage.local(path) if isinstance(path, (str, os.PathLike)) else str(getattr(path, "name", path))
+    if isinstance(path, (str, os.PathLike)) and os.path.isdir(source):
         from raylit.checkpoint import sharded
 
         return sharded.load(source, map_location, weights_only)
-    import fsspec
-
     try:
-        with fsspec.open(source, "rb") as file:
+        with _opened(path) as file:
             _check_sums(file)
             loaded = torch.load(file, map_location=map_location, weights_only=weights_only is not False)
     except FileNotFoundError as error:
-        raise CheckpointError(f"There is no checkpoint at {source}.") from error
+        raise CheckpointNotFoundError(f"There is no checkpoint at {source}.") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"The checkpoint {source} was not loaded: it is damaged, or it holds objects that only running code from the file could restore"
@@ -103,6 +105,15 @@ def load(
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{source} holds a {type(loaded).__name__}, not a checkpoint (a dict).")
     return loaded
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[bytes]]:
+    if not isinstance(path, (str, os.PathLike)):
+        yield path
+        return
+    with storage.downloaded(storage.local(path)) as here, open(here, "rb") as file:
+        yield file
 
 
 def is_whole(path: str | os.PathLike[str]) -> bool:

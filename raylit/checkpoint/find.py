@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from raylit import storage
 from raylit.checkpoint import folder
 from raylit.checkpoint.file import is_whole, load
-from raylit.errors import CheckpointError
+from raylit.errors import CheckpointError, CheckpointNotFoundError
 from raylit.messages import warn
 
 
@@ -24,7 +25,8 @@ def resolve(ckpt_path: str | os.PathLike[str] | None, savers: Sequence[Any], def
         fn: `fit`, `validate`, `test` or `predict`.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointNotFoundError: there is none.
+        CheckpointError: all are damaged, or their place does not answer.
     """
     on_exception: list[str] = [saver.ckpt_path for saver in savers if hasattr(saver, "ckpt_path") and folder.exists(saver.ckpt_path)]
     savers = [saver for saver in savers if not hasattr(saver, "ckpt_path")]
@@ -35,16 +37,16 @@ def resolve(ckpt_path: str | os.PathLike[str] | None, savers: Sequence[Any], def
         newest = max([*on_exception, *_newest(own, "last*.ckpt")], key=folder.modified)
         warn(f"fit was given no ckpt_path, but a fit before was ended by an exception: it goes on from {newest}.")
         return newest
-    path = os.fspath(ckpt_path)
+    path = storage.local(ckpt_path)
     if path not in ("best", "last"):
-        if "://" not in path and not os.path.exists(path):
-            raise CheckpointError(f"ckpt_path={path!r}: there is no such file. Give a path, 'best' or 'last'.")
+        if not _is_there(path):
+            raise CheckpointNotFoundError(f"ckpt_path={path!r}: there is no such file. Give a path, 'best' or 'last'.")
         return path
     folders = _folders(savers, default_root_dir)
     if path == "best":
         best = next((saver.best_model_path for saver in savers if getattr(saver, "best_model_path", "")), None) or _best_in(folders, savers)
         if best is None:
-            raise CheckpointError(
+            raise CheckpointNotFoundError(
                 f"ckpt_path='best': no checkpoint was saved by a fit before, and there is none in {_names(folders)}. Fit first, or give a path."
             )
         return best
@@ -58,13 +60,22 @@ def resolve(ckpt_path: str | os.PathLike[str] | None, savers: Sequence[Any], def
     if fn == "fit":
         warn(f"ckpt_path='last': there is no checkpoint in {_names(folders)}. Training starts from scratch.")
         return None
-    raise CheckpointError(f"ckpt_path='last': there is no checkpoint in {_names(folders)}. Fit first, or give a path.")
+    raise CheckpointNotFoundError(f"ckpt_path='last': there is no checkpoint in {_names(folders)}. Fit first, or give a path.")
 
 
-def newest_since(folders: Iterable[str], seconds: float) -> str | None:
-    """Return the newest whole checkpoint in `folders` of those that were written after a time, in seconds since 1970."""
-    found = [path for path in _newest(dict.fromkeys(folders), "*.ckpt") if folder.modified(path) >= seconds]
+def times_of(folders: Iterable[str]) -> dict[str, float]:
+    """Return the checkpoints in `folders`, with when they were written: by the clock of whoever keeps them, which may not be this machine's."""
+    return {path: folder.modified(path) for path in _newest(dict.fromkeys(folders), "*.ckpt")}
+
+
+def newest_since(folders: Iterable[str], before: dict[str, float]) -> str | None:
+    """Return the newest whole checkpoint in `folders` that was written after `times_of` returned `before`."""
+    found = [path for path, time in times_of(folders).items() if before.get(path) != time]
     return next(filter(_is_whole, found), None)
+
+
+def _is_there(path: str) -> bool:
+    return folder.exists(path) if "://" in path else os.path.exists(path)
 
 
 def _names(folders: Iterable[str]) -> str:
@@ -104,6 +115,6 @@ def _best_in(folders: Sequence[str], savers: Sequence[Any]) -> str | None:
     known = [states.get(saver.state_key) for saver in savers] + [state for state in states.values() if isinstance(state, dict)]
     for state in known:
         best = state.get("best_model_path") if state else None
-        if best and os.path.exists(best):
+        if best and _is_there(best):
             return str(best)
     return newest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -10,19 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raylit.checkpoint import pending
+from raylit.errors import NotSavedError
+from raylit.messages import warn
+from raylit.storage import asking, file_system, fresh, local, unwritable
 
 if TYPE_CHECKING:
     from raylit.loggers import Logger
 
 
-def is_url(path: str) -> bool:
-    """Tell whether `path` is on a file system other than the local one."""
-    return "://" in path and not path.startswith(("file://", "local://"))
-
-
 def absolute(path: str | os.PathLike[str]) -> str:
     """Return a local path without `~`, links and dots; URLs as they are."""
-    path = os.fspath(path)
+    path = local(path)
     return path if "://" in path else os.path.realpath(os.path.expanduser(path))
 
 
@@ -36,41 +35,56 @@ def default(loggers: Sequence[Logger], root_dir: str, storage_url: str | None = 
 
 
 def exists(path: str) -> bool:
-    """Tell whether something is called `path`, be it a link to nowhere, or is about to be."""
+    """Tell whether something is called `path`, be it a link to nowhere, or is about to be.
+
+    Raises:
+        NotSavedError: the file system of a URL does not answer.
+    """
     if "://" not in path:
         return os.path.lexists(path) or pending.is_pending(path)
-    fs, inner = _file_system(path)
-    return bool(fs.exists(inner))
+    fs, inner = fresh(path)
+    try:
+        with asking():
+            return bool(fs.exists(inner))
+    except OSError as error:
+        raise NotSavedError(f"It could not be found out whether there is a {path}: {error}.") from error
 
 
-def unwritable(folder: str) -> str | None:
-    """Return why nothing can be written to a local folder, which may not exist yet; None if something can, or it is elsewhere."""
-    if "://" in folder:
-        return None
-    place = Path(folder)
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir():
-        return f"{place} is a file"
-    return None if os.access(place, os.W_OK | os.X_OK) else f"{place} is read-only for this user"
+def check_writable(folder: str) -> None:
+    """Find out whether checkpoints can be written to a folder or URL.
+
+    Raises:
+        NotSavedError: they cannot.
+        MissingPackageError: a package for the URL is not installed.
+        ConfigError: the URL names no known file system.
+    """
+    problem = unwritable(folder)
+    if problem:
+        raise NotSavedError(f"Nothing can be written to {folder}: {problem}. Correct that, or give another place.")
 
 
 def listing(folder: str) -> list[Any]:
     """Return what is in `folder`; nothing if there is no such folder."""
     if "://" not in folder:
         return os.listdir(folder) if os.path.isdir(folder) else []
-    fs, inner = _file_system(folder)
-    return list(fs.ls(inner)) if fs.isdir(inner) else []
+    fs, inner = fresh(folder)
+    with asking():
+        return list(fs.ls(inner)) if fs.isdir(inner) else []
 
 
 def newest_first(folder: str, pattern: str) -> list[str]:
-    """Return the paths in `folder` that match a pattern such as `**/*.ckpt`, those that were written last first."""
+    """Return the paths in `folder` that match a pattern such as `**/*.ckpt`, those that were written last first.
+
+    Buckets know the second of a file only: of those of one, that with the higher numbers in its name comes first.
+    """
     if "://" not in folder:
         found = [str(path) for path in Path(folder).glob(pattern) if path.exists()]
     else:
-        fs, inner = _file_system(folder)
-        found = [fs.unstrip_protocol(path) for path in fs.glob(f"{inner}/{pattern}")]
-    return sorted(found, key=modified, reverse=True)
+        fs, inner = fresh(folder)
+        with asking():
+            found = [fs.unstrip_protocol(path) for path in fs.glob(f"{inner}/{pattern}")]
+    numbers = {path: [int(number) for number in re.findall(r"\d+", os.path.basename(path))] for path in found}
+    return sorted(found, key=lambda path: (modified(path), numbers[path]), reverse=True)
 
 
 def remove_unfinished(folder: str) -> None:
@@ -90,8 +104,9 @@ def modified(path: str) -> float:
     """Return when a file was written last, in seconds since 1970."""
     if "://" not in path:
         return os.stat(path).st_mtime
-    fs, inner = _file_system(path)
-    return float(fs.modified(inner).timestamp())
+    fs, inner = file_system(path)
+    with asking():
+        return float(fs.modified(inner).timestamp())
 
 
 def remove(path: str) -> None:
@@ -104,9 +119,13 @@ def remove(path: str) -> None:
 
 def _remove(path: str) -> None:
     if "://" in path:
-        fs, inner = _file_system(path)
-        if fs.exists(inner):
-            fs.rm(inner, recursive=True)
+        fs, inner = fresh(path)
+        try:
+            with asking():
+                if fs.exists(inner):
+                    fs.rm(inner, recursive=True)
+        except OSError as error:
+            warn(f"{path} is no longer needed, but could not be deleted: {error}")
     elif os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
     else:
@@ -120,14 +139,25 @@ def give_second_name(path: str, name: str, *, symbolic: bool = False) -> None:
         path: the checkpoint.
         name: path of its second name, on the same file system.
         symbolic: whether the link is to be a relative symbolic one rather than a hard one, which outlives the deletion of `path`.
+
+    Raises:
+        NotSavedError: there is no room for it.
     """
-    pending.when_written(lambda: _give_second_name(path, name, symbolic))
+
+    def give() -> None:
+        try:
+            _give_second_name(path, name, symbolic)
+        except OSError as error:
+            raise NotSavedError(f"The checkpoint {path} could not also be called {name}: {error}.") from error
+
+    pending.when_written(give)
 
 
 def _give_second_name(path: str, name: str, symbolic: bool) -> None:
     if "://" in path:
-        fs, inner = _file_system(path)
-        fs.copy(inner, _file_system(name)[1], recursive=True)
+        fs, inner = file_system(path)
+        with asking():
+            fs.cp_file(inner, file_system(name)[1])
         return
     if path == name:
         return
@@ -146,10 +176,3 @@ def _give_second_name(path: str, name: str, symbolic: bool) -> None:
     if os.path.isdir(name) and not os.path.islink(name):
         shutil.rmtree(name)  # a sharded checkpoint: a rename cannot replace a folder
     os.replace(temporary, name)
-
-
-def _file_system(path: str) -> tuple[Any, str]:
-    import fsspec
-
-    fs, inner = fsspec.core.url_to_fs(path)
-    return fs, inner

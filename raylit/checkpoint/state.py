@@ -134,9 +134,11 @@ def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
     module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
     if run.datamodule is not None and type(run.datamodule).__qualname__ in checkpoint:
         run.call(run.datamodule, "load_state_dict", checkpoint[type(run.datamodule).__qualname__])
+    if "callbacks" not in checkpoint:  # of weights only they are told nothing, as they were when it was saved
+        return
     for callback in trainer.callbacks:
         run.call(callback, "on_load_checkpoint", trainer, module, checkpoint)
-    stored = dict(checkpoint.get("callbacks", {}))
+    stored = dict(checkpoint["callbacks"])
     for callback in trainer.callbacks:
         state = stored.pop(callback.state_key, None)
         if state is not None:

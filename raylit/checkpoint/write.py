@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from raylit.checkpoint import folder, sharded
 from raylit.checkpoint.file import load, save
 from raylit.checkpoint.state import dump
 from raylit.errors import NotSavedError
+from raylit.storage import is_url
 
 if TYPE_CHECKING:
     from raylit.run import Run
@@ -31,14 +31,14 @@ def write(run: Run, path: str | os.PathLike[str], weights_only: bool = False, st
         sharded.save(run, checkpoint, path, in_background=strategy.saves_in_background)
         run.world.barrier()
         return
-    _on_rank_zero(run, path, lambda: save(checkpoint, path, storage_options=storage_options))
+    run.world.from_zero(lambda: save(checkpoint, path, storage_options=storage_options), NotSavedError)
 
 
 def _copy(run: Run, judged: str, path: str) -> None:
     """Let the checkpoint that a validation was of be the one that is saved."""
 
     def copy() -> None:
-        if folder.is_url(judged) or folder.is_url(path):
+        if is_url(judged) or is_url(path):
             save(load(judged), path)
         else:
             try:
@@ -46,15 +46,4 @@ def _copy(run: Run, judged: str, path: str) -> None:
             except OSError as error:
                 raise NotSavedError(f"The checkpoint {path} could not be written: {error}.") from error
 
-    _on_rank_zero(run, path, copy)
-
-
-def _on_rank_zero(run: Run, path: str | os.PathLike[str], action: Callable[[], None]) -> None:
-    error = None
-    if run.world.is_zero:
-        try:
-            action()
-        except NotSavedError as failed:
-            error = failed
-    if run.world.any(error is not None):
-        raise error or NotSavedError(f"Rank 0 could not write the checkpoint {os.fspath(path)}.")
+    run.world.from_zero(copy, NotSavedError)

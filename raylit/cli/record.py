@@ -12,6 +12,7 @@ from raylit.checkpoint import folder
 from raylit.errors import ConfigError
 from raylit.hooks import is_overridden
 from raylit.messages import warn
+from raylit.storage import write_text
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -43,9 +44,7 @@ class KeepConfig(Callback):
                 if log_text is not None:
                     log_text(self.text, self.config_filename)
                 elif logger.log_dir:
-                    os.makedirs(logger.log_dir, exist_ok=True)
-                    with open(os.path.join(logger.log_dir, self.config_filename), "w", encoding="utf-8") as file:
-                        file.write(self.text)
+                    write_text(os.path.join(logger.log_dir, self.config_filename), self.text)
             except Exception as error:  # the run is worth more than the record of it
                 warn(f"The config could not be stored with {type(logger).__name__}: {error}")
 
@@ -130,13 +129,11 @@ class SaveConfigCallback(Callback):
                 ' it with LightningCLI(save_config_kwargs={"overwrite": True}), or save none with LightningCLI(save_config_callback=None).'
             )
         if trainer.is_global_zero:
-            if not folder.is_url(log_dir):
-                os.makedirs(log_dir, exist_ok=True)
             if self.multifile:
+                os.makedirs(log_dir, exist_ok=True)
                 self.parser.save(self.config, path, skip_unset=False, overwrite=self.overwrite, multifile=True)
             else:
-                with fsspec.open(path, "w", encoding="utf-8") as file:
-                    file.write(text)
+                write_text(path, text)
 
     def _is_of_another_run(self, path: str, text: str) -> bool:
         if not folder.exists(path):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from raylit.callbacks import Callback
-from raylit.checkpoint import find, load
+from raylit.checkpoint import find, folder, load
 from raylit.cli import report
 from raylit.cli.config import ARGUMENTS, Config, parse
 from raylit.cli.record import KeepConfig
@@ -141,6 +141,6 @@ def say_how_to_go_on(trainer: Trainer, started: float, args: list[str]) -> None:
         newest = find.resolve("last", trainer.savers, trainer.storage_url or trainer.default_root_dir, "validate")
     except CheckpointError:
         return
-    if newest is not None and "://" not in newest and os.path.getmtime(newest) >= started:
+    if newest is not None and folder.modified(newest) >= started:
         again = shlex.join(report.without_ckpt_path(args))
         print(f"Its newest checkpoint is {report.shown(newest)}. Go on with:\n  raylit fit {again} --resume", file=sys.stderr, flush=True)

@@ -53,7 +53,7 @@ def connect(num_workers: int = 1, resources: dict[str, float] | None = None) -> 
         else:
             # "local" rather than no address, which would join whatever cluster an earlier process left a note of, be it dead
             ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(wanted.get("CPU", 1))), include_dashboard=True, **quiet)
-            info(f"Started a Ray cluster on this machine; dashboard: {dashboard_url() or 'none'}")
+            info("Started a Ray cluster on this machine.")
         _is_ours = not is_verbose()
     has = ray.cluster_resources()
     lacking = {name: amount for name, amount in wanted.items() if has.get(name, 0) < amount}
@@ -64,10 +64,11 @@ def connect(num_workers: int = 1, resources: dict[str, float] | None = None) -> 
     return _is_ours
 
 
-def dashboard_url() -> str | None:
-    """Return the address of the connected cluster's dashboard, or None."""
+def say_dashboard() -> None:
+    """Say where the connected cluster's dashboard is, if it has one."""
     url = getattr(ray._private.worker, "get_dashboard_url", lambda: None)()
-    return f"http://{url}" if url else None
+    if url:
+        info(f"Ray dashboard: http://{url}")
 
 
 def _why(error: ConnectionError) -> str:

@@ -16,6 +16,7 @@ from raylit.errors import LaunchError
 from raylit.launch.cluster import is_verbose
 from raylit.parallel import is_lost_peer
 
+LOW_MEMORY = "running low on memory"  # in Ray's words
 OURS = str(Path(__file__).parents[1]) + os.sep
 
 
@@ -67,6 +68,13 @@ class WorkerFailure(Exception):
         return self.text
 
 
+@dataclasses.dataclass
+class ControllerDied:
+    """What a run gives back whose workers nobody watches any more: the process of Ray Train's that did is dead."""
+
+    why: str
+
+
 class WorkerTraceback(Exception):
     """The traceback of an exception in a worker, as text."""
 
@@ -90,7 +98,7 @@ def traceback_of(error: BaseException) -> str:
 def reasons_of(failures: dict[int, Exception]) -> list[str]:
     """Return why ranks failed, in a line each; nothing of those that only lost another rank, if it is known why that one went."""
     telling = {rank: failure for rank, failure in sorted(failures.items()) if not _is_consequence(failure)} or failures
-    return [f"rank {rank}: {_reason(failure)}" for rank, failure in telling.items()]
+    return [f"rank {rank}: {reason(failure)}" for rank, failure in telling.items()]
 
 
 def last_line(text: str) -> str:
@@ -111,9 +119,11 @@ def raise_original(error: TrainingFailedError) -> NoReturn:
         first = min(own, key=lambda failure: failure.at)
         raise first.original() from WorkerTraceback(first.text)
     reasons = reasons_of(failures) or [str(error).strip().splitlines()[-1]]
+    why = "; ".join(reasons)
+    less = " Fewer workers on a node (resources_per_worker={'CPU': 4}), smaller batches or fewer workers of loaders need less memory."
     raise LaunchError(
-        f"The Ray workers ended without finishing ({'; '.join(reasons)})."
-        " Trainer(max_failures=1) has them restarted from the newest checkpoint."
+        f"The Ray workers ended without finishing ({why}). Trainer(max_failures=1) has them restarted from the newest checkpoint."
+        f"{less if LOW_MEMORY in why else ''}"
     ) from error
 
 
@@ -123,12 +133,11 @@ def _is_consequence(failure: Exception) -> bool:
     return isinstance(original, Exception) and is_lost_peer(original)
 
 
-def _reason(failure: BaseException) -> str:
+def reason(failure: BaseException) -> str:
     """Return the telling line: of an exception the last one, of Ray's errors that without its list of what might have been."""
     if isinstance(failure, WorkerFailure):
         return last_line(failure.text)
     text = str(getattr(failure, "health_check_failure", failure)).strip() or type(failure).__name__
     lines = text.splitlines()
-    telling = ("The actor is dead", "Task was killed due to the node running low on memory")
-    found = next((line.strip() for line in lines if line.strip().startswith(telling)), lines[0])
+    found = next((line.strip() for line in lines if line.strip().startswith("The actor is dead") or LOW_MEMORY in line), lines[0])
     return found.partition(" Some common causes")[0].rstrip(".")

@@ -19,8 +19,8 @@ from ray.train.torch import TorchTrainer
 from raylit.errors import LaunchError, Terminated
 from raylit.job import Job, Result
 from raylit.launch import remote
-from raylit.launch.cluster import connect, dashboard_url, is_verbose
-from raylit.launch.failure import failure_config, less, raise_original
+from raylit.launch.cluster import connect, is_verbose, say_dashboard
+from raylit.launch.failure import ControllerDied, failure_config, last_line, less, raise_original, reason
 from raylit.launch.nodes import check_shared
 from raylit.launch.relay import Relay
 from raylit.launch.remote import ProcessGroup, Restarts
@@ -68,6 +68,9 @@ class RayTrainLauncher:
             work.screen = relay.screen
             while True:
                 result = self._run(job, work, resources, failures, relay)
+                if isinstance(result, ControllerDied):
+                    self._may_restart(result, failures, watch)
+                    continue
                 if not isinstance(result, Preempted):
                     break
                 num_preemptions += 1
@@ -80,6 +83,21 @@ class RayTrainLauncher:
         if not isinstance(result, Result):
             raise LaunchError("Ray Train ended without a result of rank 0. Its log is in the Ray dashboard under Train.")
         return result
+
+    def _may_restart(self, died: ControllerDied, failures: Any, watch: Watch) -> None:
+        """Count a failure that Ray Train could not count itself.
+
+        Raises:
+            LaunchError: it was one too many.
+        """
+        if failures.max_failures != -1 and watch.num_failures >= failures.max_failures:
+            raise LaunchError(
+                f"The process in which Ray Train watches the workers has died: {died.why}. Trainer(max_failures=1) starts it again, from the"
+                " newest checkpoint."
+            )
+        watch.failed(
+            f"Restart {watch.num_failures + 1}, from the newest checkpoint: the process that watches the workers died: {died.why}."
+        )
 
     def _run(self, job: Job, work: Work, resources: dict[str, float], failures: Any, relay: Relay) -> Any:
         """Have Ray Train call `work` on all workers; return what rank 0 returned."""
@@ -104,9 +122,16 @@ class RayTrainLauncher:
                 return ray_trainer.fit().return_value
         except TrainingFailedError as error:
             raise_original(error)
+        except ray.exceptions.ActorDiedError as error:
+            remove_groups(resources, before)
+            if "creation task" in str(error):  # it would die again
+                raise LaunchError(f"Ray Train could not begin: {last_line(str(error))}") from error
+            return ControllerDied(reason(error))
         except BaseException as error:
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 with contextlib.suppress(KeyboardInterrupt):  # once more: at once
+                    for logger in trainer.loggers if job.fn != "predict" else ():
+                        logger.announce("killed")  # whoever sends a SIGTERM may not wait for the workers: `ray job stop` does for 3 s
                     relay.end_workers()
                 ray_trainer.abort()
             remove_groups(resources, before)
@@ -177,8 +202,6 @@ def _say_where_to_look(job: Job) -> None:
     for logger in job.trainer.loggers if job.fn != "predict" else ():
         if hasattr(logger, "where"):
             info(f"MLflow: {logger.where()}")
-    dashboard = dashboard_url()
-    if dashboard:
-        info(f"Ray dashboard: {dashboard}")
+    say_dashboard()
     if folders := checkpoint_folders(job):
         info(f"Checkpoints: {', '.join(folders)}")

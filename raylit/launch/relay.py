@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raylit.callbacks.screen import make_screen
 from raylit.launch.remote import Mailbox
 from raylit.launch.watch import Watch
-from raylit.messages import info
+from raylit.messages import info, warn
 
 PATIENCE_S = 30.0  # with workers that are to save the run and leave
 
@@ -40,6 +40,10 @@ class RemoteScreen:
     def left(self, rank: int) -> None:
         """Send that a rank is through, well or not."""
         self.mailbox.send.remote("left", rank)
+
+    def say(self, text: str) -> None:
+        """Send what the driver is to say, whether it draws or not."""
+        self.mailbox.send.remote("say", text)
 
     def wait(self) -> None:
         """Wait until all that was sent has arrived, or nobody is there any more who would look."""
@@ -115,8 +119,14 @@ class Relay:
         is_last = False
         while not is_last:
             is_last = self._ended.wait(self.every_s)
-            for kind, content in ray.get(self.mailbox.take.remote()):
-                if kind in ("started", "failed", "left"):
+            try:
+                taken = ray.get(self.mailbox.take.remote())
+            except ray.exceptions.RayActorError:
+                warn("The process that brings progress here has died, for want of memory it may be. The run goes on, unseen.")
+                self.watch.all_left.set()  # nobody would tell
+                break
+            for kind, content in taken:
+                if kind in ("started", "failed", "left", "say"):
                     getattr(self.watch, kind)(content)
                 elif screen is not None:
                     getattr(screen, kind)(content)

@@ -69,6 +69,10 @@ class Watch:
         self._ranks, self.is_running, self._began = {}, False, time.monotonic()
         self._next = self._began + FIRST_S
 
+    def say(self, text: str) -> None:
+        """A worker wants something said."""
+        info(text)
+
     def look(self) -> None:
         """Say, every so often, what is asked for and what the cluster has, if it cannot give it now."""
         now = time.monotonic()

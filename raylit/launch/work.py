@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,11 @@ import ray
 from raylit.checkpoint import find
 from raylit.errors import Terminated
 from raylit.job import Job, Result
+from raylit.launch.cluster import is_verbose
 from raylit.launch.failure import WorkerFailure
 from raylit.launch.notice import Notice
 from raylit.launch.parcel import Parcel
+from raylit.launch.patience import Patience
 from raylit.launch.relay import RemoteScreen, echoing
 from raylit.launch.validation import ValidationTasks
 from raylit.parallel import choose_device
@@ -50,12 +52,14 @@ class Work:
             **{f"The logger {type(logger).__name__}": logger for logger in trainer.loggers},
         }
         self.parcel = Parcel(job, parts)
-        self.started_at = time.time()
+        self.before = find.times_of(checkpoint_folders(job))
         self.seed = os.environ.get("PL_GLOBAL_SEED")
 
     def __call__(self) -> Result | Preempted | None:
         rank = int(os.environ["RANK"])
         notice = Notice(self.screen.mailbox if rank == 0 else None)
+        if not is_verbose():
+            logging.getLogger("aiobotocore").setLevel(logging.WARNING)  # Ray lets through what it says of the credentials it found
         with echoing(self.screen, rank) if self.shows_prints else contextlib.nullcontext():
             try:
                 job: Job = self.parcel.unpack()
@@ -68,8 +72,9 @@ class Work:
                 if job.fn == "fit":
                     if job.trainer.async_validation and rank == 0:
                         job.validator = ValidationTasks(job)
-                    job.ckpt_path = find.newest_since(checkpoint_folders(job), self.started_at) or job.ckpt_path
-                result = run_job(job)
+                    job.ckpt_path = find.newest_since(checkpoint_folders(job), self.before) or job.ckpt_path
+                with Patience(job, self.screen, rank):
+                    result = run_job(job)
             except BaseException as error:
                 if isinstance(error, Terminated) and notice.given:
                     return Preempted()

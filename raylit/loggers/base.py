@@ -1,9 +1,10 @@
 """The contract of a logger.
 
 A logger lives twice. On the driver, the process in which `Trainer.fit` was called, `open` is called once before any worker starts and `close`
-once after the last has ended, however it ended: there a run is created and its status set. In between the logger travels, pickled, to rank 0
-of the workers (the same process and object when `num_workers=0`), where the loop calls `log_metrics`, `log_hyperparams`, `save` and
-`finalize`. When workers are restarted the pickled logger starts anew there, so whatever must survive belongs into what `open` stored.
+once after the last has ended, however it ended: there a run is created and its status set; `announce` comes before, if the driver is told to
+end while workers run. In between the logger travels, pickled, to rank 0 of the workers (the same process and object when `num_workers=0`), where
+the loop calls `log_metrics`, `log_hyperparams`, `save` and `finalize`. When workers are restarted the pickled logger starts anew there, so whatever
+must survive belongs into what `open` stored.
 
 `log_metrics` is called from the training thread: it must not block on a network or a database, and after `open` has succeeded nothing here
 may stop the training. `open` should raise at once where the store cannot be reached. Ranks other than 0 call none of it.
@@ -68,6 +69,9 @@ class Logger(ABC):
         Raises:
             Exception: whatever the store raises when it cannot be reached; the run is then not started.
         """
+
+    def announce(self, status: str) -> None:
+        """The run is about to end, and this process may be killed before `close`: set the end state now. Driver only; must not block."""
 
     def close(self, status: str) -> None:
         """Set the end state of the run. Driver only, once, after the last worker.

@@ -8,12 +8,16 @@ import math
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from raylit.errors import ConfigError
 from raylit.loggers.base import Logger
+from raylit.loggers.mirror import Mirror, downloaded_if_there
 from raylit.loggers.run_folder import NAME_HPARAMS_FILE, claim_version, hparams_as_yaml
 from raylit.messages import warn, warn_once
+from raylit.storage import is_url, local
+
+if TYPE_CHECKING:
+    from raylit.callbacks.checkpoint import Checkpoint
 
 
 class CSVLogger(Logger):
@@ -23,14 +27,11 @@ class CSVLogger(Logger):
     is there already (an explicit `version`, or a run that goes on after its processes died) is continued instead of deleted.
 
     Args:
-        save_dir: local folder of all experiments.
+        save_dir: folder of all experiments, or an fsspec URL, to which the files are copied, from a thread, every 5 seconds at most.
         name: folder of this experiment; None or "" leaves this level out.
         version: folder of this run: a number N gives `version_N`, a string is taken as it is, None takes the next free number.
         prefix: put before the names of metrics, joined by "-".
         flush_logs_every_n_steps: rows are written when `(step + 1) % flush_logs_every_n_steps == 0`, and whenever `save` is called.
-
-    Raises:
-        ConfigError: `save_dir` is not a local folder.
 
     Example:
         >>> trainer = Trainer(logger=CSVLogger("logs", name="digits"))  # logs/digits/version_0/metrics.csv
@@ -46,9 +47,7 @@ class CSVLogger(Logger):
         prefix: str = "",
         flush_logs_every_n_steps: int = 100,
     ) -> None:
-        self._save_dir = os.fspath(save_dir)
-        if "://" in self._save_dir:
-            raise ConfigError(f"CSVLogger(save_dir={self._save_dir!r}) cannot append there. Give a local folder, or use MLFlowLogger.")
+        self._save_dir = local(save_dir)
         self._name = name or ""
         self._version = version
         self._prefix = prefix
@@ -56,6 +55,7 @@ class CSVLogger(Logger):
         self._num_rows_before = 0
         self._restarted = self._was_opened = False
         self._experiment: ExperimentWriter | None = None
+        self._mirror: Mirror | None = None
 
     @property
     def name(self) -> str:
@@ -85,17 +85,21 @@ class CSVLogger(Logger):
     def experiment(self) -> ExperimentWriter:
         """The writer of the files; made, with its folder, on first use."""
         if self._experiment is None:
-            self._experiment = ExperimentWriter(self.log_dir, num_rows_before=self._num_rows_before if self._restarted else None)
+            if is_url(self._save_dir):
+                self._mirror = Mirror(self.log_dir, ExperimentWriter.NAME_METRICS_FILE)
+            folder = self._mirror.folder if self._mirror is not None else self.log_dir
+            self._experiment = ExperimentWriter(folder, num_rows_before=self._num_rows_before if self._restarted else None)
         return self._experiment
 
     def open(self, *, default_root_dir: str, tags: Mapping[str, str]) -> None:
-        self._save_dir = os.path.abspath(self._save_dir)  # workers may have another working directory
+        if not is_url(self._save_dir):
+            self._save_dir = os.path.abspath(self._save_dir)  # workers may have another working directory
+            os.makedirs(self.log_dir, exist_ok=True)
         self._restarted = False
         if self._experiment is not None:  # a second fit with this logger: goes on in the same files
-            self._experiment.save()
-            self._experiment = None
-        os.makedirs(self.log_dir, exist_ok=True)
-        self._num_rows_before = sum(1 for _ in _read_rows(os.path.join(self.log_dir, ExperimentWriter.NAME_METRICS_FILE)))
+            self.finalize("success")
+        with downloaded_if_there(os.path.join(self.log_dir, ExperimentWriter.NAME_METRICS_FILE)) as file:
+            self._num_rows_before = sum(1 for _ in _read_rows(file))
         if self._num_rows_before and not self._was_opened:
             warn(f"{self.log_dir} already holds metrics of a run; they are kept and new rows go below them.")
         self._was_opened = True
@@ -113,13 +117,23 @@ class CSVLogger(Logger):
 
     def save(self) -> None:
         self.experiment.save()
+        if self._mirror is not None:
+            self._mirror.copy()
 
     def finalize(self, status: str) -> None:
         if self._experiment is not None:
-            self._experiment.save()
+            self.save()
+        if self._mirror is not None:
+            self._mirror.close()
+            self._experiment = self._mirror = None
+
+    def after_save_checkpoint(self, checkpoint_callback: Checkpoint) -> None:
+        if self._mirror is not None:
+            self.save()
+            self._mirror.copy(soon=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_experiment": None}
+        return self.__dict__ | {"_experiment": None, "_mirror": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _restarted=True)

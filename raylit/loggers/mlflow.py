@@ -26,6 +26,7 @@ from raylit.loggers.store import PARENT_TAG, Entry, RunStore
 from raylit.loggers.upload import CheckpointUploader, best_tags
 from raylit.loggers.writer import BackgroundWriter
 from raylit.messages import info, warn, warn_once
+from raylit.storage import is_url
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -237,12 +238,17 @@ class MLFlowLogger(Logger):
         self._stop_threads()
         if not self._owns_run:
             self._run_id = self._given_run_id  # the user may have another run by now
-        self._root_dir = os.path.abspath(default_root_dir)
+        self._root_dir = os.getcwd() if is_url(default_root_dir) else os.path.abspath(default_root_dir)  # no database lies in a bucket
         self._start_run(tags)
         self._was_opened = True
 
+    def announce(self, status: str) -> None:
+        if self._has_run and self._owns_run:
+            self._writer.put([Entry("status", "", STATUSES.get(status, "FAILED"))])
+            self._writer.flush_soon()
+
     def close(self, status: str) -> None:
-        self._put_status(status)
+        self.announce(status)
         if self._stop_threads():
             warn(f"MLflow may go on showing the run {self._run_id} as running: its store did not answer when it ended ({status}).")
 
@@ -269,7 +275,7 @@ class MLFlowLogger(Logger):
         for callback in self._live.callbacks.values() if self._log_model else ():
             self._uploader.add(callback, link=False)
         if not self._was_opened:  # used without a Trainer: nobody calls `close`
-            self._put_status(status)
+            self.announce(status)
         self._stop_threads()
 
     def _ensure_run(self) -> None:
@@ -347,10 +353,6 @@ class MLFlowLogger(Logger):
         if self._live.uploader is None:
             self._live.uploader = CheckpointUploader(self._run_store.upload, str(self._run_id))
         return self._live.uploader
-
-    def _put_status(self, status: str) -> None:
-        if self._has_run and self._owns_run:
-            self._writer.put([Entry("status", "", STATUSES.get(status, "FAILED"))])
 
     def _stop_threads(self) -> int:
         """Write what is queued; return how much of the metrics, parameters, tags and status could not be."""

@@ -6,23 +6,30 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
+from raylit import storage
 from raylit.messages import warn
 
 NAME_HPARAMS_FILE = "hparams.yaml"
+NO_HPARAMS = b"{}\n"
 
 
 def claim_version(root_dir: str) -> int:
-    """Make the folder `version_<N>` of the next free number. Making it is what claims it: two runs that start together get two numbers."""
-    import fsspec
+    """Make the folder `version_<N>` of the next free number. Making it is what claims it: two runs that start together get two numbers.
 
-    fs, root = fsspec.core.url_to_fs(root_dir)
-    fs.makedirs(root, exist_ok=True)
-    names = [path.rstrip("/").rpartition("/")[2] for path in fs.ls(root, detail=False)]
+    In a bucket, which has no folders, an `hparams.yaml` without any claims it.
+    """
+    fs, root = storage.fresh(root_dir)
+    has_folders = root_dir.partition("://")[0] not in storage.BUCKETS
+    storage.make_folder(root_dir, fs, root)
+    names = [path.rstrip("/").rpartition("/")[2] for path in (fs.ls(root, detail=False) if fs.isdir(root) else ())]
     numbers = [name.split("_")[1] for name in names if name.startswith("version_")]
     version = max((int(number) for number in numbers if number.isdigit()), default=-1) + 1
     while True:
         try:
-            fs.makedirs(f"{root}/version_{version}", exist_ok=False)
+            if has_folders:
+                fs.makedirs(f"{root}/version_{version}", exist_ok=False)
+            else:
+                fs.pipe_file(f"{root}/version_{version}/{NAME_HPARAMS_FILE}", NO_HPARAMS, mode="create")
             return version
         except FileExistsError:
             version += 1

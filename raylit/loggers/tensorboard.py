@@ -15,8 +15,9 @@ import torch
 from raylit import messages
 from raylit.errors import ConfigError, MissingPackageError
 from raylit.loggers.base import Logger
-from raylit.loggers.run_folder import NAME_HPARAMS_FILE, claim_version, hparams_as_yaml
+from raylit.loggers.run_folder import NAME_HPARAMS_FILE, NO_HPARAMS, claim_version, hparams_as_yaml
 from raylit.messages import rank_zero_only, warn, warn_once
+from raylit.storage import asking, file_system, fresh, local, write_text
 
 
 class TensorBoardLogger(Logger):
@@ -65,7 +66,7 @@ class TensorBoardLogger(Logger):
         if log_graph and not _has("tensorboard"):
             warn("TensorBoardLogger(log_graph=True) needs the package tensorboard; with tensorboardX alone no graph is recorded.")
         self.hparams: dict[str, Any] = {}
-        self._save_dir = os.fspath(save_dir)
+        self._save_dir = local(save_dir)
         self._name = name or ""
         self._version = version
         self._log_graph = log_graph and _has("tensorboard")
@@ -77,6 +78,7 @@ class TensorBoardLogger(Logger):
         self._restarted = False
         self._last_step: dict[str, int] = {}  # of a tag, in files that processes of this run wrote before they died
         self._experiment: Any = None
+        self._has_hparams = False  # whether their file is known to be there
 
     @property
     def name(self) -> str:
@@ -193,12 +195,15 @@ class TensorBoardLogger(Logger):
 
     def _write_hparams(self) -> None:
         """Write `hparams.yaml` unless it is there: a run has one set of hyperparameters, those of its start."""
-        import fsspec
-
-        fs, path = fsspec.core.url_to_fs(os.path.join(self.log_dir, self.NAME_HPARAMS_FILE))
-        if not fs.isfile(path):
-            with fs.open(path, "w", encoding="utf-8") as file:
-                file.write(hparams_as_yaml(self.hparams))
+        if self._has_hparams:
+            return
+        path = os.path.join(self.log_dir, self.NAME_HPARAMS_FILE)
+        fs, inner = file_system(path)
+        with asking():
+            is_there = fs.isfile(inner) and fs.cat_file(inner) != NO_HPARAMS
+        if not is_there:
+            write_text(path, hparams_as_yaml(self.hparams))
+        self._has_hparams = True
 
     def _is_new(self, tag: str, step: int | None) -> bool:
         """Tell whether a value was not written before the processes of this run died and went on from a checkpoint."""
@@ -256,9 +261,7 @@ def _expanded(path: str) -> str:
 
 
 def _event_files(folder: str) -> list[str]:
-    import fsspec
-
-    fs, path = fsspec.core.url_to_fs(folder)
+    fs, path = fresh(folder)
     return [fs.unstrip_protocol(file) if "://" in folder else file for file in fs.glob(f"{path}/events.out.tfevents.*")]
 
 

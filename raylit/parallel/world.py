@@ -8,8 +8,9 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from raylit import messages
 from raylit.errors import ConfigError
 from raylit.parallel.fork import make_forks_safe
 
+T = TypeVar("T")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
@@ -90,6 +92,19 @@ class World:
         gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, value)
         return gathered
+
+    def from_zero(self, action: Callable[[], T], failure: type[Exception]) -> T:
+        """Return what `action` returned on rank 0, which alone calls it, or raise on all ranks the `failure` that it raised there."""
+        found: Any = None
+        if self.is_zero:
+            try:
+                found = action()
+            except failure as error:
+                found = error
+        found = self.broadcast_object(found)
+        if isinstance(found, failure):
+            raise found
+        return found  # type: ignore[no-any-return]
 
     def any(self, flag: bool) -> bool:
         """Return whether `flag` is true on any rank."""

@@ -14,7 +14,7 @@ from ray.tune.search import Searcher
 
 from raylit.datamodule import LightningDataModule
 from raylit.errors import ConfigError, LaunchError
-from raylit.launch.cluster import connect
+from raylit.launch.cluster import connect, say_dashboard
 from raylit.launch.parcel import Parcel
 from raylit.loggers import MLFlowLogger
 from raylit.messages import info
@@ -159,6 +159,7 @@ def run_sweep(
         trainer.replaced(num_workers=None, devices=None, num_nodes=1), model, data, loaders, parent, os.path.join(storage, name), spec.metric, os.environ.get("PL_GLOBAL_SEED")
     )  # fmt: skip
     info(f"Sweep {spec.name}: {spec.num_trials} trials over {', '.join(spec.swept) or 'constants only'}; files in {plan.folder}")
+    say_dashboard()
     status = "failed"
     try:
         grid = _run(spec, name, storage, plan)

@@ -59,7 +59,6 @@ class TrialPlan:
     def make_trainer(self, name: str, arguments: dict[str, Any], config: dict[str, Any]) -> Trainer:
         """Return the Trainer of the trial called `name`: its files in a folder of its own, its run below the sweep's."""
         folder = os.path.join(self.folder, name)
-        os.makedirs(folder, exist_ok=True)
         trainer = self.trainer.replaced(
             **{"default_root_dir": folder, "enable_progress_bar": False, "enable_model_summary": False, **arguments}
         )

@@ -28,9 +28,12 @@ def test_a_path_is_itself(tmp_path: Path) -> None:
     (tmp_path / "one.ckpt").touch()
     assert find.resolve(tmp_path / "one.ckpt", [], str(tmp_path), "fit") == str(tmp_path / "one.ckpt")
     assert find.resolve(None, [], str(tmp_path), "fit") is None
-    assert find.resolve("s3://bucket/one.ckpt", [], str(tmp_path), "fit") == "s3://bucket/one.ckpt"
-    with pytest.raises(CheckpointError, match="no such file"):
-        find.resolve("nowhere.ckpt", [], str(tmp_path), "fit")
+    assert find.resolve(f"file://{tmp_path}/one.ckpt", [], str(tmp_path), "fit") == str(tmp_path / "one.ckpt")
+    save({"x": 1}, "memory://find/one.ckpt")
+    assert find.resolve("memory://find/one.ckpt", [], str(tmp_path), "fit") == "memory://find/one.ckpt"
+    for missing in ("nowhere.ckpt", "memory://find/two.ckpt"):
+        with pytest.raises(FileNotFoundError, match="no such file"):
+            find.resolve(missing, [], str(tmp_path), "fit")
 
 
 def test_last_is_the_newest_and_of_those_of_one_moment_the_one_of_that_name(tmp_path: Path) -> None:

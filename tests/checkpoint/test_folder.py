@@ -13,18 +13,12 @@ from raylit.checkpoint import folder
 from raylit.loggers import CSVLogger
 
 
-@pytest.mark.parametrize(
-    ("path", "expected"), [("a/b.ckpt", False), ("file://a", False), ("local://a", False), ("s3://a", True), ("memory://a", True)]
-)
-def test_urls(path: str, expected: bool) -> None:
-    assert folder.is_url(path) is expected
-
-
 def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert folder.absolute("~/a/../b") == folder.absolute(Path("b")) == os.path.realpath(tmp_path / "b")
     assert folder.absolute("s3://a/../b") == "s3://a/../b"
+    assert folder.absolute(f"file://{tmp_path}/b") == os.path.realpath(tmp_path / "b")
 
 
 def test_the_folder_of_a_run(tmp_path: Path) -> None:
@@ -34,12 +28,12 @@ def test_the_folder_of_a_run(tmp_path: Path) -> None:
         assert folder.default([logger, CSVLogger("other")], "root") == str(tmp_path / "mine" / name / "checkpoints")
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def place(request: Any, tmp_path: Path) -> str:
     """A folder with the checkpoint `one.ckpt`, which holds `1`, and the sharded one `two.ckpt`, a folder that holds `2` in `part`."""
-    root = str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}"
+    root = {"local": str(tmp_path), "memory": f"memory://{tmp_path.name}"}.get(request.param) or request.getfixturevalue("bucket")
     for path, text in (("one.ckpt", "1"), ("two.ckpt/part", "2")):
-        with fsspec.open(f"{root}/{path}", "w", auto_mkdir=True) as file:
+        with fsspec.open(f"{root}/{path}", "w") as file:
             file.write(text)
     return root
 

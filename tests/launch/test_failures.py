@@ -109,3 +109,28 @@ def test_a_traceback_begins_with_the_lines_of_the_user() -> None:
     lines = failure.text.splitlines()
     assert "test_failures.py" in lines[1]
     assert reasons_of({1: failure, 0: ValueError("lost")}) == ["rank 0: lost", f"rank 1: {lines[-1]}"]
+
+
+class HangsOnce(Fragile):
+    """Alone, it hangs in its third batch, once."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        if self.trainer.progress.total_batches == 3 and not (self.folder / "hung").exists():
+            (self.folder / "hung").touch()
+            time.sleep(1000)
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_single_worker_that_hangs_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAYLIT_TIMEOUT_S", "3")
+    module, x = HangsOnce({}, tmp_path), torch.ones(24, 3)
+    saver = pl.callbacks.RecoveryCheckpoint(every_n_steps=1, every_s=None)
+    off: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = pl.Trainer(max_epochs=1, num_workers=1, max_failures=1, default_root_dir=tmp_path, callbacks=[saver], **off)
+    trainer.fit(module, DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), 4))
+    said = capfd.readouterr().err
+    assert re.search(r"Rank 0 has come to no next batch for \d+ s\. It is ended\. It is here:", said) and "time.sleep(1000)" in said
+    assert "Restart 1 of 1, from the newest checkpoint" in said
+    assert trainer.global_step == 6

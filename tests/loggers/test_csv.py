@@ -6,17 +6,19 @@ import pickle
 import resource
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 import yaml
 
-from raylit.errors import ConfigError
 from raylit.loggers import CSVLogger, Logger
 from raylit.testing.loggers import LoggerConformance, log_in_another_process
 
@@ -39,6 +41,30 @@ class TestConformance(LoggerConformance):
         assert isinstance(logger, CSVLogger)
         read: Mapping[str, Any] = yaml.unsafe_load((Path(logger.log_dir) / "hparams.yaml").read_text())
         return read
+
+
+class TestConformanceAtAURL(LoggerConformance):
+    @pytest.fixture
+    def make(self, bucket: str) -> Callable[[], Logger]:
+        return lambda: CSVLogger(bucket)
+
+    def history(self, logger: Logger) -> list[tuple[str, int, float]]:
+        with fsspec.open(f"{logger.log_dir}/metrics.csv", "r", newline="") as file:
+            return [(key, int(row["step"]), float(row[key])) for row in csv.DictReader(file) for key in row if row[key] and key != "step"]
+
+    def hyperparams(self, logger: Logger) -> Mapping[str, Any] | None:
+        with fsspec.open(f"{logger.log_dir}/hparams.yaml") as file:
+            read: Mapping[str, Any] = yaml.unsafe_load(file)
+        return read
+
+    def test_rows_are_there_while_the_run_goes_on(self, opened: Logger) -> None:
+        opened.log_metrics({"loss": 0.5}, 0)
+        opened.after_save_checkpoint(SimpleNamespace())  # type: ignore[arg-type]
+        deadline = time.monotonic() + 30
+        while not fsspec.filesystem("s3").exists(f"{opened.log_dir}/metrics.csv"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert self.history(opened) == [("loss", 0, 0.5)]
 
 
 class Color(Enum):
@@ -174,11 +200,6 @@ def test_a_full_disk_does_not_raise(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     logger.finalize("success")
     assert [row["step"] for row in rows(logger)] == ["0", "1", "2", "3", "4", "5"]
-
-
-def test_remote_folders_are_refused() -> None:
-    with pytest.raises(ConfigError, match="s3://bucket"):
-        CSVLogger("s3://bucket/logs")
 
 
 def test_importing_loggers_is_cheap() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -349,8 +350,9 @@ def test_the_states_of_callbacks(pl: Any, tmp_path: Path) -> Any:
 
 
 @parity
+@pytest.mark.parametrize("weights_only", [False, True])
 @pytest.mark.parametrize("fn", ["validate", "test", "predict"])
-def test_what_an_evaluation_loads(pl: Any, tmp_path: Path, fn: str) -> Any:
+def test_what_an_evaluation_loads(pl: Any, tmp_path: Path, fn: str, weights_only: bool) -> Any:
     class Watch(pl.Callback):  # type: ignore[misc]
         found: list[str] = []  # noqa: RUF012
 
@@ -366,8 +368,39 @@ def test_what_an_evaluation_loads(pl: Any, tmp_path: Path, fn: str) -> Any:
     Watch.found = []
     one, model = trainer(pl, tmp_path, callbacks=[Watch()]), scheduled(pl)()
     one.fit(model, loader(2))
-    one.save_checkpoint(tmp_path / "one.ckpt")
+    one.save_checkpoint(tmp_path / "one.ckpt", weights_only=weights_only)
     fresh = scheduled(pl)()
     other = trainer(pl, tmp_path, callbacks=[Watch()])
     getattr(other, fn)(fresh, loader(1), ckpt_path=tmp_path / "one.ckpt")
     return {"found": Watch.found, "extra": fresh.extra, **seen(other, fresh)}
+
+
+@parity
+def test_a_module_of_an_open_file(pl: Any, tmp_path: Path) -> Any:
+    one = trainer(pl, tmp_path)
+    one.fit(scheduled(pl)(rate=0.5), loader(2))
+    one.save_checkpoint(tmp_path / "one.ckpt")
+    found = []
+    with (tmp_path / "one.ckpt").open("rb") as file:
+        for source in (file, io.BytesIO((tmp_path / "one.ckpt").read_bytes())):
+            module = scheduled(pl).load_from_checkpoint(source)
+            found.append([module.hparams.rate, dict(module.state_dict())])
+    return found
+
+
+@parity
+def test_a_file_that_is_not_there(pl: Any, tmp_path: Path) -> Any:
+    """`except FileNotFoundError` catches it, whatever looks for it."""
+    missing = tmp_path / "none.ckpt"
+    calls = {fn: getattr(trainer(pl, tmp_path), fn) for fn in ("fit", "validate", "test", "predict")}
+    found = {}
+    for fn, call in calls.items():
+        try:
+            call(scheduled(pl)(), loader(1), ckpt_path=missing)
+        except FileNotFoundError:
+            found[fn] = "FileNotFoundError"
+    try:
+        scheduled(pl).load_from_checkpoint(missing)
+    except FileNotFoundError:
+        found["load_from_checkpoint"] = "FileNotFoundError"
+    return found

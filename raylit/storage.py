@@ -1,0 +1,163 @@
+"""Files in other places than the local disk: fsspec URLs such as `s3://bucket/runs`. A URL of the local disk, `file:///runs`, is the path it names.
+
+Each file system has exceptions of its own; all that comes from one here is an OSError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from raylit.errors import ConfigError, MissingPackageError, did_you_mean
+
+S3 = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION and, of another server than Amazon's, AWS_ENDPOINT_URL, or a profile in ~/.aws"
+GOOGLE = "GOOGLE_APPLICATION_CREDENTIALS, or what `gcloud auth application-default login` leaves"
+AZURE = "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
+# Scheme: package, extra, and where it looks for credentials. These have no folders, and what they would make for a missing one is a bucket.
+BUCKETS = {
+    **dict.fromkeys(("s3", "s3a"), ("s3fs", "s3", S3)),
+    **dict.fromkeys(("gs", "gcs"), ("gcsfs", "gcs", GOOGLE)),
+    **dict.fromkeys(("abfs", "abfss", "az"), ("adlfs", "azure", AZURE)),
+}
+
+
+def local(path: str | os.PathLike[str]) -> str:
+    """Return the path that a URL of the local disk names; all else as it is."""
+    return os.fspath(path).removeprefix("file://").removeprefix("local://")
+
+
+def is_url(path: str) -> bool:
+    """Tell whether `path` is on a file system other than the local one."""
+    return "://" in local(path)
+
+
+def file_system(url: str, **options: Any) -> tuple[Any, str]:
+    """Return fsspec's file system of a URL, and the path in it.
+
+    Args:
+        url: the URL; or a local path.
+        options: of the file system.
+
+    Raises:
+        MissingPackageError: its package is not installed.
+        ConfigError: fsspec knows no such file system.
+    """
+    import fsspec
+
+    scheme = url.partition("://")[0]
+    try:
+        fs, inner = fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        package, extra, _ = BUCKETS.get(scheme, (str(error), None, None))
+        raise MissingPackageError(package, url, extra) from error
+    except ValueError as error:
+        raise ConfigError(f"{url}: {error}.{did_you_mean(scheme, BUCKETS)} Give a local path, s3://..., gs://... or abfs://....") from error
+    return fs, inner
+
+
+@contextlib.contextmanager
+def asking() -> Iterator[None]:
+    """Within, a file system is asked to do something.
+
+    Raises:
+        OSError: it failed, with whatever exception.
+    """
+    try:
+        yield
+    except (OSError, MissingPackageError, ConfigError):
+        raise
+    except Exception as error:  # botocore's, for one, are no OSErrors
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def fresh(url: str) -> tuple[Any, str]:
+    """Return what `file_system` does, without what it remembers of folders: other processes write there too."""
+    fs, inner = file_system(url)
+    fs.invalidate_cache()
+    return fs, inner
+
+
+def upload(path: str, url: str, options: dict[str, Any] | None = None) -> None:
+    """Copy a local file to a URL, where it appears whole or not at all. Missing folders are made, missing buckets are not.
+
+    Raises:
+        OSError: it could not be.
+    """
+    fs, inner = file_system(url, **(options or {}))
+    with asking():
+        make_folder(url, fs, fs._parent(inner))
+        fs.put_file(path, inner)
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a small file at a path or URL. Missing folders are made.
+
+    Raises:
+        OSError: it could not be.
+    """
+    fs, inner = file_system(path)
+    with asking():
+        make_folder(path, fs, fs._parent(inner))
+        fs.pipe_file(inner, text.encode())
+
+
+def make_folder(url: str, fs: Any, inner: str) -> None:
+    """Make a folder where there is such a thing."""
+    if url.partition("://")[0] not in BUCKETS:
+        fs.makedirs(inner, exist_ok=True)
+
+
+@contextlib.contextmanager
+def downloaded(path: str, options: dict[str, Any] | None = None) -> Iterator[str]:
+    """Within, the file at a URL is also a local file, whose path this gives; a local file is itself.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it could not be read.
+    """
+    if "://" not in path:
+        yield path
+        return
+    fs, inner = file_system(path, **(options or {}))
+    with tempfile.TemporaryDirectory(prefix="raylit-") as folder:
+        copy = os.path.join(folder, "copy")
+        with asking():
+            fs.get_file(inner, copy)
+        yield copy
+
+
+def unwritable(folder: str) -> str | None:
+    """Return why nothing can be written to a folder or URL, which may not exist yet; None if something can. At a URL it is tried.
+
+    Raises:
+        MissingPackageError: a package for the URL is not installed.
+        ConfigError: the URL names no known file system.
+    """
+    if "://" in folder:
+        return _unwritable_url(folder)
+    place = Path(folder)
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        return f"{place} is a file"
+    return None if os.access(place, os.W_OK | os.X_OK) else f"{place} is read-only for this user"
+
+
+def _unwritable_url(url: str) -> str | None:
+    fs, inner = file_system(url)
+    tried = f"{inner.rstrip('/')}/.raylit-{uuid.uuid4().hex[:8]}"
+    try:
+        with asking():
+            make_folder(url, fs, inner)
+            fs.pipe_file(tried, b"")
+            fs.rm(tried)
+    except OSError as error:
+        _, _, credentials = BUCKETS.get(url.partition("://")[0], (None, None, None))
+        where = f" (credentials, and where the bucket is, come from {credentials})" if credentials else ""
+        return f"{str(error).rstrip('.') or type(error).__name__}{where}"
+    return None
