@@ -6,9 +6,11 @@ import dataclasses
 import os
 import time
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import ray
 from ray import cloudpickle
 from ray.train import FailureConfig, TrainingFailedError
 
@@ -16,6 +18,7 @@ from raylit.errors import LaunchError
 from raylit.launch.cluster import is_verbose
 from raylit.parallel import is_lost_peer
 
+DEAD = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)  # what is raised by asking something of an actor that has died
 LOW_MEMORY = "running low on memory"  # in Ray's words
 OURS = str(Path(__file__).parents[1]) + os.sep
 
@@ -119,12 +122,14 @@ def raise_original(error: TrainingFailedError) -> NoReturn:
         first = min(own, key=lambda failure: failure.at)
         raise first.original() from WorkerTraceback(first.text)
     reasons = reasons_of(failures) or [str(error).strip().splitlines()[-1]]
-    why = "; ".join(reasons)
+    raise LaunchError(f"The Ray workers ended without finishing ({'; '.join(reasons)}).{advice(reasons)}") from error
+
+
+def advice(reasons: Iterable[str]) -> str:
+    """Return what can be done about workers that ended for these reasons."""
+    again = " Trainer(max_failures=1) has them restarted from the newest checkpoint."
     less = " Fewer workers on a node (resources_per_worker={'CPU': 4}), smaller batches or fewer workers of loaders need less memory."
-    raise LaunchError(
-        f"The Ray workers ended without finishing ({why}). Trainer(max_failures=1) has them restarted from the newest checkpoint."
-        f"{less if LOW_MEMORY in why else ''}"
-    ) from error
+    return again + (less if any(LOW_MEMORY in reason for reason in reasons) else "")
 
 
 def _is_consequence(failure: Exception) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 import ray.train
 
+from raylit.launch.failure import DEAD
 from raylit.launch.remote import TERMINATED
 
 ASK_EVERY_S = 5.0  # as often as Ray Train itself looks for nodes that are drained
@@ -61,5 +62,5 @@ class Notice:
         answer, self._answer, self._next_question = self._answer, None, time.monotonic() + ASK_DRIVER_EVERY_S
         try:
             return bool(ray.get(answer))
-        except ray.exceptions.RayActorError:  # it is gone, and this worker will be soon
+        except DEAD:  # it is gone, and this worker will be soon
             return False

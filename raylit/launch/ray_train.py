@@ -20,7 +20,7 @@ from raylit.errors import LaunchError, Terminated
 from raylit.job import Job, Result
 from raylit.launch import remote
 from raylit.launch.cluster import connect, is_verbose, say_dashboard
-from raylit.launch.failure import ControllerDied, failure_config, last_line, less, raise_original, reason
+from raylit.launch.failure import DEAD, ControllerDied, advice, failure_config, last_line, less, raise_original, reason
 from raylit.launch.nodes import check_shared
 from raylit.launch.relay import Relay
 from raylit.launch.remote import ProcessGroup, Restarts
@@ -91,10 +91,7 @@ class RayTrainLauncher:
             LaunchError: it was one too many.
         """
         if failures.max_failures != -1 and watch.num_failures >= failures.max_failures:
-            raise LaunchError(
-                f"The process in which Ray Train watches the workers has died: {died.why}. Trainer(max_failures=1) starts it again, from the"
-                " newest checkpoint."
-            )
+            raise LaunchError(f"The process in which Ray Train watches the workers has died ({died.why}).{advice([died.why])}")
         watch.failed(
             f"Restart {watch.num_failures + 1}, from the newest checkpoint: the process that watches the workers died: {died.why}."
         )
@@ -122,7 +119,7 @@ class RayTrainLauncher:
                 return ray_trainer.fit().return_value
         except TrainingFailedError as error:
             raise_original(error)
-        except ray.exceptions.ActorDiedError as error:
+        except DEAD as error:
             remove_groups(resources, before)
             if "creation task" in str(error):  # it would die again
                 raise LaunchError(f"Ray Train could not begin: {last_line(str(error))}") from error
@@ -157,7 +154,7 @@ class _Trainer(TorchTrainer):
             return
         try:
             ray.get(self._controller.abort.remote(), timeout=timeout_s)
-        except ray.exceptions.RayActorError:
+        except DEAD:
             return  # how it ends
         except ray.exceptions.GetTimeoutError:
             ray.kill(self._controller)

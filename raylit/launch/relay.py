@@ -12,6 +12,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylit.callbacks.screen import make_screen
+from raylit.launch.failure import DEAD
 from raylit.launch.remote import Mailbox
 from raylit.launch.watch import Watch
 from raylit.messages import info, warn
@@ -47,7 +48,7 @@ class RemoteScreen:
 
     def wait(self) -> None:
         """Wait until all that was sent has arrived, or nobody is there any more who would look."""
-        with contextlib.suppress(ray.exceptions.RayActorError):
+        with contextlib.suppress(*DEAD):
             ray.get(self.mailbox.wait.remote())
 
     def close(self) -> None:
@@ -121,7 +122,7 @@ class Relay:
             is_last = self._ended.wait(self.every_s)
             try:
                 taken = ray.get(self.mailbox.take.remote())
-            except ray.exceptions.RayActorError:
+            except DEAD:
                 warn("The process that brings progress here has died, for want of memory it may be. The run goes on, unseen.")
                 self.watch.all_left.set()  # nobody would tell
                 break

@@ -157,7 +157,7 @@ def test_a_worker_that_runs_out_of_memory(tmp_path: Path, max_failures: int) -> 
     if max_failures:
         assert code == 0, said
         (restart,) = (line for line in said.splitlines() if line.startswith("Restart"))
-        assert restart.startswith("Restart 1 of 1, from the newest checkpoint: rank 1: ") and "running low on memory" in restart
+        assert restart.startswith("Restart 1") and "running low on memory" in restart  # of a worker, or whatever else Ray chose to kill
         assert [seen(tmp_path, rank) for rank in range(2)] == [[1, 2, 3, 4, 5, 5, 6, 7, 8]] * 2, "what was not saved is done again"
         assert statuses(tmp_path) == ["FINISHED"]
     else:

@@ -4,6 +4,7 @@ import math
 import os
 import pickle
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,17 @@ def test_a_run_knows_who_where_and_what(uri: str, tmp_path: Path) -> None:
     logger.close("killed")
     assert run_of(logger).info.status == "KILLED"
     assert run_of(logger).info.end_time
+
+
+def test_an_announced_end_is_there_without_close(uri: str, tmp_path: Path) -> None:
+    logger = opened(MLFlowLogger(tracking_uri=uri), tmp_path)
+    logger.announce("killed")
+    deadline = time.monotonic() + 30
+    while run_of(logger).info.status != "KILLED":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    logger.close("success")
+    assert run_of(logger).info.status == "FINISHED"
 
 
 def test_metrics_are_those_that_lightning_records(uri: str, tmp_path: Path) -> None:
