@@ -28,6 +28,7 @@ class Job:
         return_predictions: whether `predict` keeps its results.
         returns_state: whether the Result must carry what the driver's objects are to hold afterwards, since they are others than the workers'.
         notice: says whether this rank's machine is about to be taken away, or None where nobody would know; see `launch/notice.py`.
+        resized: how many workers there are of those there may be, and what follows from it, or None; see `launch/resized.py`.
         display: where the progress bar of rank 0 sends what it would draw, or None to draw here.
     """
 
@@ -41,6 +42,7 @@ class Job:
     return_predictions: bool = True
     returns_state: bool = False
     notice: Any = None
+    resized: Any = None
     display: Any = None
 
 

@@ -168,6 +168,8 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
     state = own if own is not None else progress_of(checkpoint["loops"], checkpoint["global_step"])
     run.progress.load_state_dict(state)
     run.history = list(checkpoint.get("raylit", {}).get("history", ()))
+    if run.job.resized is not None:
+        run.job.resized.go_on(run, checkpoint.get("raylit", {}).get("ranks") or [])
     run.resumed_from = exact.mine(run, checkpoint)
     if run.resumed_from is not None:
         exact.restore(run, run.resumed_from)

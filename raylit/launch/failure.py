@@ -14,6 +14,7 @@ from ray.train import FailureConfig, TrainingFailedError
 
 from raylit.errors import LaunchError
 from raylit.launch.cluster import is_verbose
+from raylit.launch.remote import WorkerFailure, is_consequence, is_ours, last_line, reasons_of
 from raylit.parallel import is_lost_peer
 
 OURS = str(Path(__file__).parents[1]) + os.sep
@@ -31,40 +32,24 @@ def less(failures: Any, num_failures: int) -> Any:
     return dataclasses.replace(failures, max_failures=max(0, failures.max_failures - num_failures))
 
 
-class WorkerFailure(Exception):
-    """Carries an exception of user code from a worker to the driver, whatever arguments its class wants when it is made.
+def failure_of(error: BaseException) -> WorkerFailure:
+    """Return what carries `error`, which is being handled, to the driver."""
+    try:
+        parts = cloudpickle.dumps((type(error), error.args, error.__dict__))
+        cloudpickle.loads(parts)
+    except Exception:  # whatever the user's own attributes raise when pickled
+        parts = None
+    return WorkerFailure(time.time(), traceback_of(error), parts, isinstance(error, Exception) and is_lost_peer(error))
 
-    Attributes:
-        at: seconds since the epoch when it was raised.
-        text: its traceback, since tracebacks do not travel.
-        parts: class, arguments and attributes of the exception, pickled; None if they cannot be.
-    """
 
-    def __init__(self, at: float, text: str, parts: bytes | None) -> None:
-        super().__init__(at, text, parts)
-        self.at, self.text, self.parts = at, text, parts
-
-    @classmethod
-    def of(cls, error: BaseException) -> WorkerFailure:
-        """Return what carries `error`, which is being handled."""
-        try:
-            parts = cloudpickle.dumps((type(error), error.args, error.__dict__))
-            cloudpickle.loads(parts)
-        except Exception:  # whatever the user's own attributes raise when pickled
-            parts = None
-        return cls(time.time(), traceback_of(error), parts)
-
-    def original(self) -> BaseException:
-        """Return the exception, or one with the same text if it cannot be pickled."""
-        if self.parts is None:
-            return LaunchError(f"{last_line(self.text)} (this stands for the original exception, which cannot be pickled)")
-        kind, args, attributes = cloudpickle.loads(self.parts)
-        error: BaseException = kind.__new__(kind, *args)
-        error.__dict__.update(attributes)
-        return error
-
-    def __str__(self) -> str:
-        return self.text
+def original(failure: Any) -> BaseException:
+    """Return the exception that a WorkerFailure carries, or one with the same text if it cannot be pickled."""
+    if failure.parts is None:
+        return LaunchError(f"{last_line(failure.text)} (this stands for the original exception, which cannot be pickled)")
+    kind, args, attributes = cloudpickle.loads(failure.parts)
+    error: BaseException = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class WorkerTraceback(Exception):
@@ -87,18 +72,6 @@ def traceback_of(error: BaseException) -> str:
     return "".join(whole.format())
 
 
-def reasons_of(failures: dict[int, Exception]) -> list[str]:
-    """Return why ranks failed, in a line each; nothing of those that only lost another rank, if it is known why that one went."""
-    telling = {rank: failure for rank, failure in sorted(failures.items()) if not _is_consequence(failure)} or failures
-    return [f"rank {rank}: {_reason(failure)}" for rank, failure in telling.items()]
-
-
-def last_line(text: str) -> str:
-    """Return the last line of a traceback that is no note: class and text of the exception."""
-    lines = [line for line in text.strip().splitlines() if line and not line.startswith((" ", "(raylit)"))]
-    return lines[-1] if lines else text.strip()
-
-
 def raise_original(error: TrainingFailedError) -> NoReturn:
     """Raise the user's own exception that ended the run: the first, if several ranks failed.
 
@@ -106,29 +79,12 @@ def raise_original(error: TrainingFailedError) -> NoReturn:
         LaunchError: no exception of user code ended it: a worker died, hung or could not be started.
     """
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    own = [failure for failure in failures.values() if isinstance(failure, WorkerFailure) and not _is_consequence(failure)]
+    own: list[Any] = [failure for failure in failures.values() if is_ours(failure) and not is_consequence(failure)]
     if own:
         first = min(own, key=lambda failure: failure.at)
-        raise first.original() from WorkerTraceback(first.text)
+        raise original(first) from WorkerTraceback(first.text)
     reasons = reasons_of(failures) or [str(error).strip().splitlines()[-1]]
     raise LaunchError(
         f"The Ray workers ended without finishing ({'; '.join(reasons)})."
         " Trainer(max_failures=1) has them restarted from the newest checkpoint."
     ) from error
-
-
-def _is_consequence(failure: Exception) -> bool:
-    """Tell whether a failure only says that another rank could not be reached."""
-    original = failure.original() if isinstance(failure, WorkerFailure) else None
-    return isinstance(original, Exception) and is_lost_peer(original)
-
-
-def _reason(failure: BaseException) -> str:
-    """Return the telling line: of an exception the last one, of Ray's errors that without its list of what might have been."""
-    if isinstance(failure, WorkerFailure):
-        return last_line(failure.text)
-    text = str(getattr(failure, "health_check_failure", failure)).strip() or type(failure).__name__
-    lines = text.splitlines()
-    telling = ("The actor is dead", "Task was killed due to the node running low on memory")
-    found = next((line.strip() for line in lines if line.strip().startswith(telling)), lines[0])
-    return found.partition(" Some common causes")[0].rstrip(".")

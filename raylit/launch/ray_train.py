@@ -8,7 +8,8 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -16,10 +17,12 @@ from ray import cloudpickle
 from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
+from raylit.callbacks import RecoveryCheckpoint
 from raylit.errors import LaunchError, Terminated
 from raylit.job import Job, Result
-from raylit.launch import remote
+from raylit.launch import elastic, remote
 from raylit.launch.cluster import connect, dashboard_url, is_verbose
+from raylit.launch.elastic import AsManyAsFit, LostNodesAreNoFailures, Room
 from raylit.launch.failure import failure_config, less, raise_original
 from raylit.launch.nodes import check_shared
 from raylit.launch.relay import Relay
@@ -36,8 +39,11 @@ os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 
 cloudpickle.register_pickle_by_value(remote)
+cloudpickle.register_pickle_by_value(elastic)
 
 # Ray Train's own: what removes the groups that `remove_groups` removes, and what serves Ray Datasets, of which the workers get none.
+RESIZE_EVERY_S = 10.0  # how often an elastic fit looks whether there is room for more workers
+ABORT_S = 30.0  # for a running controller; one that waits for the cluster does not listen
 NOT_NEEDED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 
 
@@ -54,15 +60,15 @@ class RayTrainLauncher:
         resources = {"CPU": 1.0, **({"GPU": 1.0} if trainer.use_gpu else {}), **(trainer.resources_per_worker or {})}
         job.returns_state = True
         work = Work(job)
-        work.shows_prints = connect(trainer.num_workers, resources)
+        work.shows_prints = connect(trainer.num_workers, resources, trainer.min_workers)
         check_shared(_folders(job))
         info(
-            f"Starting {trainer.num_workers} Ray workers, each with {', '.join(f'{amount:g} {name}' for name, amount in resources.items())}."
+            f"Starting {trainer.workers_wanted} Ray workers, each with {', '.join(f'{amount:g} {name}' for name, amount in resources.items())}."
         )
         _say_where_to_look(job)
         failures = failure_config(trainer.max_failures)
         num_preemptions = 0
-        watch = Watch(trainer.num_workers, resources)
+        watch = Watch(trainer.min_workers, resources, trainer.num_workers if trainer.is_elastic else 0)
         with Relay(watch) as relay:
             work.screen = relay.screen
             while True:
@@ -84,30 +90,44 @@ class RayTrainLauncher:
         """Have Ray Train call `work` on all workers; return what rank 0 returned."""
         trainer, num_failures = job.trainer, relay.watch.num_failures
         restarts: Any = Restarts(relay.mailbox, failures.max_failures, num_failures)
+        before = groups()
+        size = (trainer.min_workers, trainer.num_workers) if trainer.is_elastic else trainer.num_workers
+        every_s = float(os.environ.get("RAYLIT_RESIZE_EVERY_S", RESIZE_EVERY_S))
+        scaling: Any = ScalingConfig(  # type: ignore[call-arg]  # mypy sees Ray Train's first version, which v2 replaces at run time
+            num_workers=size,  # type: ignore[arg-type]
+            use_gpu=trainer.use_gpu,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=every_s,
+        )
         ray_trainer: Any = _Trainer(
             work,  # type: ignore[arg-type]  # it wants a function
             torch_config=ProcessGroup({name: value for name, value in os.environ.items() if name.startswith("RAYLIT_")}),  # type: ignore[arg-type]  # it only wants what every backend has
-            scaling_config=ScalingConfig(num_workers=trainer.num_workers, use_gpu=trainer.use_gpu, resources_per_worker=resources),
-            run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees Ray Train's first version, which v2 replaces at run time
+            scaling_config=scaling,
+            run_config=RunConfig(  # type: ignore[call-arg]  # likewise
                 # Ray Train would go on with a run of the same name
                 name=f"{job.fn}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
                 storage_path=_storage(job),
                 failure_config=less(failures, num_failures),
-                callbacks=[restarts],
+                callbacks=[] if trainer.is_elastic else [restarts],
                 logging_config=LoggingConfig(log_level="INFO" if is_verbose() else "WARNING"),
             ),
         )
-        before = groups()
+        if trainer.is_elastic:
+            room = Room(resources, before)
+            ray_trainer.policies = {
+                "scaling_policy": AsManyAsFit(scaling, room, relay.mailbox, grows=_goes_on(job)),
+                "failure_policy": LostNodesAreNoFailures(ray_trainer.run_config.failure_config, room, restarts),
+            }
         try:
             with _terminated_by_sigterm():
-                return ray_trainer.fit().return_value
+                return cloudpickle.loads(ray_trainer.fit().return_value)
         except TrainingFailedError as error:
             raise_original(error)
         except BaseException as error:
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 with contextlib.suppress(KeyboardInterrupt):  # once more: at once
                     relay.end_workers()
-                ray_trainer.abort()
+                ray_trainer.abort(ABORT_S if relay.watch.is_running else ABORT_S / 10)
             remove_groups(resources, before)
             raise
 
@@ -116,6 +136,7 @@ class _Trainer(TorchTrainer):
     """A TorchTrainer that Ctrl-C ends as Python says: Ray's own handler would end the process, with exit code 1 and without a word."""
 
     _controller: Any = None
+    policies: Mapping[str, Any] = MappingProxyType({})  # instead of Ray's own
 
     def _register_sigint_handler(self, controller: Any) -> None:
         self._controller = controller
@@ -125,7 +146,10 @@ class _Trainer(TorchTrainer):
         made = super()._create_default_callbacks()  # type: ignore[misc]  # likewise
         return [callback for callback in made if type(callback).__name__ not in NOT_NEEDED]
 
-    def abort(self, timeout_s: float = 30) -> None:
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        return super()._initialize_and_run_controller(**{**arguments, **self.policies})  # type: ignore[misc]  # likewise
+
+    def abort(self, timeout_s: float) -> None:
         """Stop the workers and what holds their resources."""
         if self._controller is None:
             return
@@ -164,6 +188,11 @@ def _terminated_by_sigterm() -> Iterator[None]:
 def _storage(job: Job) -> str:
     """Return where Ray Train keeps its own files of the run."""
     return job.trainer.storage_path or os.path.join(job.trainer.default_root_dir, "raylit_runs")
+
+
+def _goes_on(job: Job) -> bool:
+    """Tell whether the job can be interrupted at any batch and lose nothing."""
+    return job.fn == "fit" and any(isinstance(callback, RecoveryCheckpoint) for callback in job.trainer.callbacks)
 
 
 def _folders(job: Job) -> list[str]:

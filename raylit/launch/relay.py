@@ -37,6 +37,10 @@ class RemoteScreen:
         """Send where a rank has started."""
         self.mailbox.send.remote("started", where)
 
+    def went_on(self, how: str) -> None:
+        """Send where, and how, an elastic job begins or goes on."""
+        self.mailbox.send.remote("went_on", how)
+
     def left(self, rank: int) -> None:
         """Send that a rank is through, well or not."""
         self.mailbox.send.remote("left", rank)
@@ -116,7 +120,7 @@ class Relay:
         while not is_last:
             is_last = self._ended.wait(self.every_s)
             for kind, content in ray.get(self.mailbox.take.remote()):
-                if kind in ("started", "failed", "left"):
+                if kind in ("started", "went_on", "failed", "restart", "left"):
                     getattr(self.watch, kind)(content)
                 elif screen is not None:
                     getattr(screen, kind)(content)
