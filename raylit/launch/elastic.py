@@ -100,6 +100,7 @@ class AsManyAsFit(ElasticScalingPolicy):
         self.room, self.mailbox, self.grows = room, mailbox, grows
         self._shunned: list[str] = []
         self._silent: list[str] = []  # nodes of workers that did not answer when they were asked last
+        self._lacks = False  # room for the fewest
         self._looked = float("-inf")
 
     def after_controller_start(self, train_run_context: Any) -> None:
@@ -107,10 +108,13 @@ class AsManyAsFit(ElasticScalingPolicy):
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
         super().after_controller_start(train_run_context)
 
-    def _get_reserved_resources(self) -> dict[str, dict[str, float]]:
-        fit, unfit = self.room.nodes()
-        self._shunned = list(unfit)
-        return self.room.free(fit)
+    def _get_reserved_resources(self) -> dict[str, dict[str, float]] | None:
+        try:
+            fit, unfit = self.room.nodes()
+            self._shunned = list(unfit)
+            return self.room.free(fit)
+        except ray.exceptions.RayError:  # the head is busy or being started anew, and asked again
+            return None
 
     def make_decision_for_non_running_worker_group(self) -> Any:
         """Start with as many as fit, if those are enough."""
@@ -118,8 +122,12 @@ class AsManyAsFit(ElasticScalingPolicy):
         self._looked = time.monotonic()
         self._silent = []
         decision = super().make_decision_for_non_running_worker_group()
-        if isinstance(decision, ResizeDecision):
+        lacks = not isinstance(decision, ResizeDecision)
+        if lacks != self._lacks:
+            self.mailbox.send.remote("lacks_room", lacks)
+        if not lacks:
             self.mailbox.make_room.remote(False)
+        self._lacks = lacks
         return decision
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
@@ -130,7 +138,10 @@ class AsManyAsFit(ElasticScalingPolicy):
         """
         if time.monotonic() >= self._looked + ASK_EVERY_S:
             self._looked = time.monotonic()
-            before, self._silent = self._silent, self.room.lost()
+            try:
+                before, self._silent = self._silent, self.room.lost()
+            except ray.exceptions.RayError:
+                return NoopDecision()
             if self._silent and self._silent == before:
                 raise PreemptionError(PreemptionInfo(None, {node: [] for node in self._silent}))
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)

@@ -120,7 +120,7 @@ class Relay:
         while not is_last:
             is_last = self._ended.wait(self.every_s)
             for kind, content in ray.get(self.mailbox.take.remote()):
-                if kind in ("started", "went_on", "failed", "restart", "left"):
+                if kind in ("started", "went_on", "failed", "restart", "lacks_room", "left"):
                     getattr(self.watch, kind)(content)
                 elif screen is not None:
                     getattr(screen, kind)(content)

@@ -211,10 +211,11 @@ class Environment(Backend):
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
         """The workers are to end. Those on nodes that do not answer are given up, which Ray would wait for."""
-        there = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-        for worker in worker_group.get_workers():
-            node = there.get(worker.metadata.node_id)
-            if node is None or not answers(node):
+        workers = worker_group.get_workers()
+        where = {worker.metadata.node_id for worker in workers}
+        there = {node["NodeID"] for node in ray.nodes() if node["NodeID"] in where and node["Alive"] and answers(node)}
+        for worker in workers:
+            if worker.metadata.node_id not in there:
                 ray.kill(worker.actor)
 
 

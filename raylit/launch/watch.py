@@ -34,6 +34,7 @@ class Watch:
         self.num_workers, self.resources, self.most = num_workers, resources, most
         self._before: list[str] = []  # the node of each rank, as they were started last
         self._how: str | None = None  # an elastic job goes on
+        self._lacks_room = False  # even for the fewest workers of an elastic job
         self.num_failures = 0
         self.is_running = False
         self.all_left = threading.Event()
@@ -75,6 +76,10 @@ class Watch:
             info(f"Resized from {len(self._before)} to {len(now)} workers{why}, {self._how}.")
         self._before, self._how = now, None
 
+    def lacks_room(self, lacks: bool) -> None:
+        """There is not room for the fewest workers that an elastic job is to have, or there is again."""
+        self._lacks_room = lacks
+
     def left(self, rank: int) -> None:
         """A rank is through."""
         self._ranks.pop(rank, None)
@@ -98,12 +103,8 @@ class Watch:
         if self.is_running or now < self._next:
             return
         self._next = now + EVERY_S
-        if self.most:  # an elastic job reserves nothing before it has enough
-            free = ray.available_resources()
-            waits = any(free.get(name, 0) < amount * self.num_workers for name, amount in self.resources.items())
-        else:
-            waits = not {"PENDING", "RESCHEDULING"}.isdisjoint(groups(self.resources).values())
-        if waits:
+        # an elastic job reserves nothing before there is enough, and says so
+        if self._lacks_room or (not self.most and {"PENDING", "RESCHEDULING"} & set(groups(self.resources).values())):
             info(f"Waiting for the Ray cluster since {now - self._began:.0f} s: {asked_and_there(self.num_workers, self.resources)}.")
 
 

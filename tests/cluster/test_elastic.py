@@ -224,9 +224,15 @@ def test_steps_that_cannot_be_dealt_out_evenly(nodes: Nodes, tmp_path: Path) -> 
         fit.wait(fit.told)
         nodes.start(2)
         fit.wait(lambda: len(fit.told()) == 2)
+        nodes.kill(1)
+        nodes.kill(2)
+        fit.wait(lambda: "Waiting for the Ray cluster since" in fit.errors.read_text())
+        assert "2 workers ask for 2 CPU; it has" in fit.errors.read_text()
+        nodes.start(2)
         fit.check(None)
     assert (
         "batch of each worker kept, so that a step takes 2/3 of the data, since 3 batches cannot be dealt out evenly to 2 workers;"
         in fit.told()[0]
     )
     assert "Resized from 2 to 3 workers" in fit.told()[1]
+    assert "Resized from 3 to 2 workers" in fit.told()[2]

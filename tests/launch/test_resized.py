@@ -65,7 +65,7 @@ class Saves(Callback):
         self.lengths.append(trainer.num_training_batches)
 
 
-def fit(folder: Path, size: int, ckpt_path: Path | None = None) -> dict[str, Any]:
+def fit(folder: Path, size: int, ckpt_path: Path | None = None, strategy: str = "auto") -> dict[str, Any]:
     """Fit as a worker of an elastic job that has `size` of up to two workers."""
     warnings.simplefilter("ignore")
     pl.seed_everything(3, verbose=False)
@@ -75,7 +75,7 @@ def fit(folder: Path, size: int, ckpt_path: Path | None = None) -> dict[str, Any
     net, saves = Net(), Saves(folder)
     trainer = pl.Trainer(
         num_workers=(1, 2), max_epochs=2, limit_train_batches=STEPS, val_check_interval=2, accelerator="cpu", callbacks=[saves],
-        default_root_dir=folder, num_sanity_val_steps=0, **QUIET,
+        default_root_dir=folder, num_sanity_val_steps=0, strategy=strategy, **QUIET,
     )  # fmt: skip
     loaders = {"train": DataLoader(data, BATCH_SIZE, shuffle=True), "val": DataLoader(data, BATCH_SIZE)}
     job = trainer._job("fit", net, loaders, None, ckpt_path, None)
@@ -142,6 +142,22 @@ def test_one_then_two(tmp_path: Path, two: tuple[Path, list[Any]]) -> None:
     # within a step, whose first batch is in no step then
     seen = [sorted(number for one in (zero[7], other[7]) for at, number in one["seen"] if 3 <= at < STEPS)]
     assert len(seen[0]) == 2 * BATCH_SIZE * 3 and zero[7]["steps"] == 2 * STEPS
+
+
+def fsdp_throughout(folder: str) -> Any:
+    return fit(Path(folder) / "two", 2, strategy="fsdp")
+
+
+def fsdp_after_one(folder: str) -> Any:
+    return fit(Path(folder) / "after", 2, Path(folder) / "one" / "6.ckpt", strategy="fsdp")
+
+
+@pytest.mark.long
+def test_fsdp(tmp_path: Path) -> None:
+    two = run_on_two_ranks(fsdp_throughout, tmp_path)
+    check([fit(tmp_path / "one after", 1, tmp_path / "two" / "3.ckpt", strategy="fsdp")], two, 3)
+    fit(tmp_path / "one", 1, strategy="fsdp")
+    check(run_on_two_ranks(fsdp_after_one, tmp_path), two, 3)
 
 
 def adapted(size: int, most: int, net: Any = None, **arguments: Any) -> tuple[pl.Trainer, Resized]:
