@@ -21,7 +21,7 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.train.v2.api.exceptions import PreemptionError
 from ray.train.v2.api.preemption import PreemptionInfo
 
-from raylit.launch.remote import Left, answers
+from raylit.launch.remote import answers, is_leave
 
 NODE_ID = "ray.io/node-id"  # the label that each node has
 LOOK_EVERY_S = 0.5  # at the cluster, while there is not enough room
@@ -171,7 +171,7 @@ class LostNodesAreNoFailures(DefaultFailurePolicy):
         """Say what becomes of a failure."""
         failures = getattr(training_failed_error, "worker_failures", {})
         lost = training_failed_error.preemption_info.preempted_node_ids if isinstance(training_failed_error, PreemptionError) else []
-        why = next((failure.why for failure in failures.values() if type(failure).__name__ == Left.__name__), None)
+        why = next((failure.why for failure in failures.values() if is_leave(failure)), None)
         if why == "ends":
             return FailureDecision.RAISE
         if why == "grows":

@@ -11,10 +11,11 @@ from typing import Any, NoReturn
 
 from ray import cloudpickle
 from ray.train import FailureConfig, TrainingFailedError
+from ray.train.v2.api.exceptions import PreemptionError
 
 from raylit.errors import LaunchError
 from raylit.launch.cluster import is_verbose
-from raylit.launch.remote import WorkerFailure, is_consequence, is_ours, last_line, reasons_of
+from raylit.launch.remote import WorkerFailure, is_consequence, is_leave, is_ours, last_line, reasons_of
 from raylit.parallel import is_lost_peer
 
 OURS = str(Path(__file__).parents[1]) + os.sep
@@ -83,6 +84,11 @@ def raise_original(error: TrainingFailedError) -> NoReturn:
     if own:
         first = min(own, key=lambda failure: failure.at)
         raise original(first) from WorkerTraceback(first.text)
+    if isinstance(error, PreemptionError) or any(is_leave(failure) for failure in failures.values()):
+        raise LaunchError(
+            "A node was taken away, or is about to be, and FailureConfig(max_preemption_failures=...) allows no further restart."
+            " fit(ckpt_path='last') goes on."
+        ) from error
     reasons = reasons_of(failures) or [str(error).strip().splitlines()[-1]]
     raise LaunchError(
         f"The Ray workers ended without finishing ({'; '.join(reasons)})."

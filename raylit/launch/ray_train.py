@@ -120,7 +120,8 @@ class RayTrainLauncher:
             }
         try:
             with _terminated_by_sigterm():
-                return cloudpickle.loads(ray_trainer.fit().return_value)
+                returned = ray_trainer.fit().return_value
+                return None if returned is None else cloudpickle.loads(returned)
         except TrainingFailedError as error:
             raise_original(error)
         except BaseException as error:

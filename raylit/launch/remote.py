@@ -87,6 +87,11 @@ class Left(Exception):
         self.why = why
 
 
+def is_leave(failure: BaseException) -> bool:
+    """Tell whether a failure is none, but that the workers have left; see `is_ours` for how it is told."""
+    return type(failure).__name__ == Left.__name__
+
+
 def is_ours(failure: BaseException) -> bool:
     """Tell whether a failure is a WorkerFailure: having come from another process, it is of a class of the same name."""
     return type(failure).__name__ == WorkerFailure.__name__

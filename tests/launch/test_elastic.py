@@ -13,8 +13,9 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from raylit.errors import LaunchError
 from raylit.launch.elastic import AsManyAsFit, LostNodesAreNoFailures, Room
-from raylit.launch.failure import failure_of
+from raylit.launch.failure import failure_of, raise_original
 from raylit.launch.remote import Left, Mailbox, Restarts, answers
 from raylit.launch.watch import Watch, groups
 
@@ -98,6 +99,8 @@ def test_only_failures_are_counted(mailbox: Any) -> None:
     decision, told = decide(Left(""))
     assert decision is FailureDecision.RETRY and "to be taken away" in told[0]
     assert decide(Left(""))[0] is FailureDecision.RAISE  # the second, of which one is allowed
+    with pytest.raises(LaunchError, match="max_preemption_failures"):
+        raise_original(WorkerGroupError("", {0: Left("")}))
     assert decide(Left("ends")) == (FailureDecision.RAISE, [])
     try:
         raise ArithmeticError("bad")
