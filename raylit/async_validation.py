@@ -206,7 +206,7 @@ class AsyncValidation:
             if isinstance(outcome, str):
                 warn(f"There are no values of {where}: {outcome} Training goes on.", RuntimeWarning)
             elif isinstance(outcome, BaseException):
-                error: BaseException = outcome.original()  # type: ignore[attr-defined]  # a launch.failure.WorkerFailure
+                error: BaseException = outcome.original()  # type: ignore[attr-defined]  # a launch.remote.WorkerFailure
                 error.add_note(f"(raylit) in {where}, which ran in a Ray task")
                 raise error from outcome
             else:

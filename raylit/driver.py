@@ -121,7 +121,7 @@ def driving(job: Job) -> Iterator[None]:
     trainer, run_id = job.trainer, None
     if job.fn == "fit" and job.ckpt_path:
         run_id = load(job.ckpt_path, weights_only=job.weights_only).get("raylit", {}).get("run_id")
-    tags = {"raylit.version": __version__, "raylit.num_workers": str(trainer.num_workers)}
+    tags = {"raylit.version": __version__, "raylit.num_workers": trainer.workers_wanted}
     status, opened = "failed", list[Logger]()
     try:
         for logger in [] if job.fn == "predict" else trainer.loggers:

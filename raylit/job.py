@@ -29,6 +29,7 @@ class Job:
         returns_state: whether the Result must carry what the driver's objects are to hold afterwards, since they are others than the workers'.
         notice: says whether this rank's machine is about to be taken away, or None where nobody would know; see `launch/notice.py`.
         validator: starts the validations that training does not wait for, on rank 0; see `launch/validation.py`.
+        resized: how many workers there are of those there may be, and what follows from it, or None; see `launch/resized.py`.
         display: where the progress bar of rank 0 sends what it would draw, or None to draw here.
     """
 
@@ -43,6 +44,7 @@ class Job:
     returns_state: bool = False
     notice: Any = None
     validator: Any = None
+    resized: Any = None
     display: Any = None
 
 

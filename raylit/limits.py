@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from raylit.checkpoint import exact
 from raylit.data.combined import CombinedLoader, length_of
 from raylit.errors import ConfigError, DataError, Terminated
 from raylit.messages import info, warn_once
@@ -91,6 +92,8 @@ def pause(run: Run) -> None:
     Raises:
         Terminated, KeyboardInterrupt: it did.
     """
+    if run.job.resized is not None and exact.is_within_window(run, run.progress):
+        return  # it is after the step: another number of workers, with other windows, may go on from there
     run.pauses = False
     ends, recovery = run.asked_to_end, run.recovery
     if run.validations is not None and len(run.validations):

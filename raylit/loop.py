@@ -376,7 +376,7 @@ def start_training_data(run: Run) -> Iterator[Item] | None:
     if run.resumed:
         set_epoch(run)
         batch = run.progress.batch if run.progress.in_epoch else 0
-        loader.go_on(batch, run.resumed_from["loaders"] if run.resumed_from is not None else [])
+        loader.go_on(batch, run.resumed_from["loaders"] if run.resumed_from is not None else [], run.counted_before)
     batches = iter(loader) if run.progress.in_epoch or not run.resumed else None
     if count_batches(run) == 0:
         return None

@@ -15,13 +15,24 @@ if TYPE_CHECKING:
 class Ranks:
     """How many ranks there are, and which this one is."""
 
+    min_workers: int
     num_workers: int
     num_nodes: int
     _run: Run | None
 
     @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers changes with what the cluster has, from `min_workers` to `num_workers`."""
+        return self.min_workers < self.num_workers
+
+    @property
+    def workers_wanted(self) -> str:
+        """How many workers were asked for, in words."""
+        return f"{self.min_workers} to {self.num_workers}" if self.is_elastic else str(self.num_workers)
+
+    @property
     def world_size(self) -> int:
-        """Number of ranks; before a job those that were asked for."""
+        """Number of ranks; before a job those that were asked for, at most."""
         return self._run.world.size if self._run is not None else max(1, self.num_workers)
 
     @property

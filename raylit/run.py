@@ -50,6 +50,7 @@ class Run:
         is_over: whether the job has ended.
         val_entries: what validation logs; training has its own in `metrics`.
         resumed_from: what the checkpoint that this fit goes on from says of this rank alone, as far as it does; see `checkpoint/exact.py`.
+        counted_before: batches of the epoch, as those counted who saved the checkpoint, if they were another number of workers.
         forward_only: whether a training batch ends with `training_step`: what follows is up to it, or is not wanted.
         stop_agreed: whether `trainer.should_stop` is the same on all ranks; then, and not before, they may stop.
         next_agreement: the count of batches at which the ranks agree on both again; infinity when alone.
@@ -104,6 +105,7 @@ class Run:
         self.last_validation = self.loggers_saved = time.monotonic()
         self.resumed = False
         self.resumed_from: dict[str, Any] | None = None
+        self.counted_before: int | None = None
         self.next_agreement = float("inf")
         self.agreed = (self.progress.total_batches, time.monotonic())
         self.batch_s = 2.0
@@ -277,6 +279,7 @@ class Run:
             overfit=overfits,
             origin=origin,
             uneven=self.strategy.uneven,
+            elastic=self.job.resized is not None,
         )
         self.loaders[stage] = loader
         self.loader_epoch[stage] = self.progress.epoch

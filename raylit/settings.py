@@ -115,18 +115,25 @@ def failures(max_failures: Any) -> Any:
     return max_failures if hasattr(max_failures, "max_failures") else at_least(0, max_failures=max_failures)
 
 
-def number_of_workers(num_workers: int | None, devices: Any, num_nodes: int, accelerator: str) -> int:
-    """Return how many Ray workers are meant: by raylit's `num_workers`, or by Lightning's `devices` and `num_nodes`."""
+def number_of_workers(num_workers: Any, devices: Any, num_nodes: int, accelerator: str) -> tuple[int, int]:
+    """Return how many Ray workers are meant, at least and at most: by raylit's `num_workers`, or by Lightning's `devices` and `num_nodes`."""
     at_least(1, num_nodes=num_nodes)
     if accelerator not in ACCELERATORS:
         raise ConfigError(f"accelerator={accelerator!r} is not known. Use one of: {', '.join(ACCELERATORS)}.")
     if num_workers is not None:
-        at_least(0, num_workers=num_workers)
+        least, most = num_workers if isinstance(num_workers, (tuple, list)) and len(num_workers) == 2 else (num_workers, num_workers)
+        if not all(isinstance(one, int) and not isinstance(one, bool) for one in (least, most)) or not (
+            1 <= least <= most or least == most == 0
+        ):
+            raise ConfigError(
+                f"num_workers={num_workers!r}: give a whole number of at least 0, or two, the fewest and the most, for a fit that goes on with as many"
+                " workers as there is room for: num_workers=(1, 4)."
+            )
         if devices is not None or num_nodes != 1:
             raise ConfigError(
                 f"num_workers={num_workers} was given together with devices={devices!r}, num_nodes={num_nodes}. Give the one or the other."
             )
-        return num_workers
+        return least, most
     if devices is None or devices == "auto":
         per_node = 1
     elif isinstance(devices, (list, tuple)):
@@ -141,7 +148,8 @@ def number_of_workers(num_workers: int | None, devices: Any, num_nodes: int, acc
     if per_node < 1:
         raise ConfigError(f"devices={devices!r} names no device. Give a number of at least 1, a list of GPUs, or 'auto'.")
     total = per_node * num_nodes
-    return total if total > 1 else 0
+    total = total if total > 1 else 0
+    return total, total
 
 
 def place(storage_path: str | os.PathLike[str] | None) -> str | None:

@@ -31,7 +31,8 @@ class Trainer(RunView):
     """Trains, validates, tests and predicts, in this process or on Ray. Arguments not given may come from the environment: PL_TRAINER_MAX_EPOCHS=3.
 
     Args:
-        num_workers: 0 trains in this process; n in n Ray actors, each with a copy of the model, gradients averaged.
+        num_workers: 0 trains in this process; n in n Ray actors, each with a copy of the model, gradients averaged. (min, max): elastic, in as
+            many as there is room for; starts with min, shrinks when a node goes, grows when one comes; the batch of all of max is kept.
         use_gpu: whether each Ray worker gets a GPU. None: whether `accelerator` says so.
         resources_per_worker: what each Ray worker reserves, such as `{"CPU": 2}`. Default: one CPU, and one GPU if `use_gpu`.
         max_failures: how often Ray restarts the workers after one failed, from the newest checkpoint; or a `ray.train.FailureConfig`.
@@ -91,7 +92,7 @@ class Trainer(RunView):
     def __init__(
         self,
         *,
-        num_workers: int | None = None,
+        num_workers: int | tuple[int, int] | None = None,
         use_gpu: bool | None = None,
         resources_per_worker: dict[str, float] | None = None,
         max_failures: int | Any = 0,
@@ -148,11 +149,10 @@ class Trainer(RunView):
         settings.refuse_plugins(plugins)
         settings.apply_environment(deterministic, benchmark)
         # where it runs
-        self.num_workers = settings.number_of_workers(num_workers, devices, num_nodes, accelerator)
-        self.num_nodes = num_nodes
+        self.min_workers, self.num_workers = settings.number_of_workers(num_workers, devices, num_nodes, accelerator)
         self.use_gpu = accelerator in ("gpu", "cuda") if use_gpu is None else use_gpu
         self.accelerator = ("gpu" if self.use_gpu else "cpu") if self.num_workers else "gpu" if use_gpu else accelerator
-        self.max_failures = settings.failures(max_failures)
+        self.max_failures, self.num_nodes = settings.failures(max_failures), num_nodes
         self.resources_per_worker, self.storage_path = resources_per_worker, settings.place(storage_path)
         self.strategy, self.precision, self.compile = find_strategy(strategy), canonical(precision), options_of(compile)
         self.use_distributed_sampler, self.sync_batchnorm = use_distributed_sampler, sync_batchnorm

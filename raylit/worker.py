@@ -222,6 +222,8 @@ def place(run: Run) -> None:
         run.metrics.hook = "configure_optimizers"
         optimizers, run.schedulers = optim.configure(module)
         run.metrics.hook = None
+        if run.job.resized is not None:
+            run.job.resized.adapt_schedulers(run.schedulers)
         optim.use(run, optimizers)
     if run.job.fn == "fit" or run.strategy.shards:
         run.wrap()

@@ -17,19 +17,22 @@ from raylit.testing.modules import TinyModel
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((None, None, 1, "cpu"), 0),
-        ((None, "auto", 1, "cpu"), 0),
-        ((None, 1, 1, "cpu"), 0),
-        ((None, 2, 1, "cpu"), 2),
-        ((None, "3", 1, "cpu"), 3),
-        ((None, [0, 1], 2, "gpu"), 4),
-        ((None, "0,1", 1, "gpu"), 2),
-        ((None, None, 2, "cpu"), 2),
-        ((0, None, 1, "cpu"), 0),
-        ((5, None, 1, "cpu"), 5),
+        ((None, None, 1, "cpu"), (0, 0)),
+        ((None, "auto", 1, "cpu"), (0, 0)),
+        ((None, 1, 1, "cpu"), (0, 0)),
+        ((None, 2, 1, "cpu"), (2, 2)),
+        ((None, "3", 1, "cpu"), (3, 3)),
+        ((None, [0, 1], 2, "gpu"), (4, 4)),
+        ((None, "0,1", 1, "gpu"), (2, 2)),
+        ((None, None, 2, "cpu"), (2, 2)),
+        ((0, None, 1, "cpu"), (0, 0)),
+        ((5, None, 1, "cpu"), (5, 5)),
+        (((1, 4), None, 1, "cpu"), (1, 4)),
+        (([2, 3], None, 1, "cpu"), (2, 3)),
+        (((2, 2), None, 1, "cpu"), (2, 2)),
     ],
 )
-def test_number_of_workers(arguments: tuple[Any, ...], expected: int) -> None:
+def test_number_of_workers(arguments: tuple[Any, ...], expected: tuple[int, int]) -> None:
     assert settings.number_of_workers(*arguments) == expected
 
 
@@ -39,6 +42,12 @@ def test_number_of_workers(arguments: tuple[Any, ...], expected: int) -> None:
         ((2, 2, 1, "cpu"), "Give the one or the other"),
         ((2, None, 2, "cpu"), "Give the one or the other"),
         ((-1, None, 1, "cpu"), "num_workers=-1"),
+        (((0, 2), None, 1, "cpu"), r"num_workers=\(0, 2\): give a whole number .* or two, .*num_workers=\(1, 4\)"),
+        (((3, 2), None, 1, "cpu"), r"num_workers=\(3, 2\)"),
+        (((1, 2, 3), None, 1, "cpu"), r"num_workers=\(1, 2, 3\)"),
+        (((1, 2.0), None, 1, "cpu"), r"num_workers=\(1, 2.0\)"),
+        (((True, 2), None, 1, "cpu"), r"num_workers=\(True, 2\)"),
+        (((1, 2), 2, 1, "cpu"), "Give the one or the other"),
         ((None, 0, 1, "cpu"), "devices=0 names no device"),
         ((None, [], 1, "cpu"), "names no device"),
         ((None, "many", 1, "cpu"), "devices='many'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raylit.callbacks.callback import Callback
@@ -15,9 +16,13 @@ from raylit.errors import CheckpointError, ConfigError, Stopped, Terminated
 from raylit.messages import info, warn
 
 if TYPE_CHECKING:
+    from raylit.loggers.base import Logger
     from raylit.module import LightningModule
     from raylit.run import Run
     from raylit.trainer import Trainer
+
+
+SETTLE_S = 10.0  # how long a checkpoint waits for what was logged before it to be written
 
 
 class RecoveryCheckpoint(Callback):
@@ -132,7 +137,7 @@ class RecoveryCheckpoint(Callback):
         checkpoint = dump(run)
         if self._writer is None:  # of another rank than 0
             return
-        self._writer.write(checkpoint, self._path(checkpoint, run), self._written)
+        self._writer.write(checkpoint, self._path(checkpoint, run), self._written, partial(_settle, run.trainer.loggers))
         if self._clock is not None:
             self._clock.cancel()
         self._start_clock(run)
@@ -207,6 +212,12 @@ class RecoveryCheckpoint(Callback):
         state = {**self.__dict__, "_writer": None, "_clock": None}
         state.pop("on_train_batch_end", None)
         return state
+
+
+def _settle(loggers: list[Logger]) -> None:
+    """Wait until the loggers have written what a fit that goes on from the checkpoint will not log again."""
+    for logger in loggers:
+        logger.settle(SETTLE_S)
 
 
 def _left_behind(where: str, goes_on_from: str | None) -> list[str]:

@@ -30,17 +30,18 @@ class BackgroundWriter:
         """Whether a checkpoint is being written."""
         return self._thread is not None and self._thread.is_alive()
 
-    def write(self, checkpoint: dict[str, Any], path: str, then: Callable[[str], None]) -> None:
+    def write(self, checkpoint: dict[str, Any], path: str, then: Callable[[str], None], first: Callable[[], None] | None = None) -> None:
         """Copy `checkpoint` and begin to write the copy; waits first if one is being written.
 
         Args:
             checkpoint: what `dump` returned; its tensors may change as soon as this returns.
             path: local path or fsspec URL.
             then: called with the path, in the thread, once the file is whole and durable.
+            first: called in the thread before the file is written.
         """
         self.wait()
         copied = self._copy(checkpoint)
-        self._thread = threading.Thread(target=_write, args=(copied, path, then), name="raylit-checkpoint", daemon=True)
+        self._thread = threading.Thread(target=_write, args=(copied, path, then, first), name="raylit-checkpoint", daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
@@ -88,7 +89,9 @@ def _as_bytes(storage: torch.UntypedStorage) -> torch.Tensor:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
-def _write(checkpoint: dict[str, Any], path: str, then: Callable[[str], None]) -> None:
+def _write(checkpoint: dict[str, Any], path: str, then: Callable[[str], None], first: Callable[[], None] | None) -> None:
+    if first is not None:
+        first()
     try:
         save(checkpoint, path)
     except NotSavedError as error:

@@ -35,9 +35,14 @@ def dump(run: Run, progress: Progress) -> dict[str, Any]:
         return state
     state["sums"] = run.metrics.partial_sums()
     state["metrics"] = {name: metric_state(metric) for name, metric in metrics_in(run.module)}
-    if run.module.automatic_optimization and progress.batch % run.trainer.accumulate_grad_batches and not progress.is_last_batch:
+    if is_within_window(run, progress):
         state["gradients"] = run.strategy.gradients(run.module)
     return state
+
+
+def is_within_window(run: Run, progress: Progress) -> bool:
+    """Tell whether gradients of batches that were read wait for more before the optimizer steps."""
+    return run.module.automatic_optimization and bool(progress.batch % run.trainer.accumulate_grad_batches) and not progress.is_last_batch
 
 
 def before_validation(run: Run) -> dict[str, Any]:
@@ -58,15 +63,18 @@ def mine(run: Run, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
         )
         return ranks[run.world.rank] if len(ranks) == run.world.size else None
     states = [state for state in ranks if state is not None]
-    return states[run.world.rank] if len(states) == run.world.size else shared_out(states, run.world)
+    if len(states) == run.world.size:
+        return states[run.world.rank]
+    if run.job.resized is None:
+        info(
+            f"The checkpoint was saved by {len(states)} ranks, and this fit has {run.world.size}: what is left of the epoch is dealt out among them."
+            " Random numbers, such as those of dropout, are others than they would have been."
+        )
+    return shared_out(states, run.world)
 
 
 def shared_out(states: list[dict[str, Any]], world: World) -> dict[str, Any]:
     """Return one rank's share of the states of another number of ranks: epoch values and gradients keep their sums over all ranks."""
-    info(
-        f"The checkpoint was saved by {len(states)} ranks, and this fit has {world.size}: what is left of the epoch is dealt out among them. Random"
-        " numbers, such as those of dropout, are others than they would have been."
-    )
     theirs = states[world.rank :: world.size]
     state = {**states[0], "loaders": [one if "read_by" in one else {} for one in states[0]["loaders"]]}
     state["sums"] = merged([sums for one in theirs for sums in one.get("sums", ())])

@@ -179,6 +179,8 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
         )
     elif run.validations is not None:
         run.validations.go_on(outstanding)
+    if run.job.resized is not None:
+        run.job.resized.go_on(run, checkpoint.get("raylit", {}).get("ranks") or [])
     run.resumed_from = exact.mine(run, checkpoint)
     if run.resumed_from is not None:
         exact.restore(run, run.resumed_from)

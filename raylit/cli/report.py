@@ -42,7 +42,7 @@ def _place(trainer: Trainer) -> str:
     if not trainer.num_workers:
         return f"in this process ({trainer.accelerator})" if trainer.accelerator != "auto" else "in this process"
     address = os.environ.get("RAY_ADDRESS")
-    return f"in {trainer.num_workers} Ray workers {f'of the cluster {address}' if address else 'on this machine'}"
+    return f"in {trainer.workers_wanted} Ray workers {f'of the cluster {address}' if address else 'on this machine'}"
 
 
 def end_of_fit(result: Result, trainer: Trainer, time_s: float, args: list[str]) -> None:

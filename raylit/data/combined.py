@@ -173,12 +173,13 @@ class CombinedLoader:
             return states
         return [*states, {"passed": self.even.passed if self._held_passed is None else self._held_passed}]
 
-    def go_on(self, batch: int, states: list[dict[str, Any]]) -> None:
+    def go_on(self, batch: int, states: list[dict[str, Any]], counted: int | None = None) -> None:
         """Let the next iteration begin at number `batch`.
 
         Args:
             batch: batches of the epoch that were read before; 0 if none were.
             states: what `states` returned then; empty if it is not known, which is exact only for data that is read in order.
+            counted: `batch` as those counted who read them, if they were another number of ranks and it was converted.
         """
         self._start = batch
         if self.even is not None and batch and len(states) > len(self.readers):
@@ -190,7 +191,7 @@ class CombinedLoader:
                 continue
             keeper.load_state_dict(state)
             self._restored.add(id(loader))
-            if batch and is_sampler and keeper.share_rest(state, batch) and self.limits:
+            if batch and is_sampler and keeper.share_rest(state, batch, batch if counted is None else counted) and self.limits:
                 self._own_limits = self._own_limits or list(self.limits)
                 if self.limits[number] == length_of(self._flattened[number]):  # no limit: all that is left
                     self.limits[number] = length_of(loader)

@@ -22,8 +22,9 @@ SHARD_MODES = {"train": "train", "val": "evaluate", "test": "evaluate", "predict
 
 
 def prepare(
-    data: Any, stage: str, world: World, *, limit: int | float, distribute: bool, overfit: bool, origin: str, uneven: Uneven = "finish"
-) -> CombinedLoader:
+    data: Any, stage: str, world: World, *, limit: int | float, distribute: bool, overfit: bool, origin: str, uneven: Uneven = "finish",
+    elastic: bool = False,
+) -> CombinedLoader:  # fmt: skip
     """Return the loader of one rank for one stage, with its limits set.
 
     Args:
@@ -35,6 +36,7 @@ def prepare(
         overfit: whether to read in order, whatever the loader says.
         origin: where the data came from, for error texts.
         uneven: what to do if the ranks have different numbers of training batches; see `even`.
+        elastic: whether the number of ranks may change, so that one alone is to read in the order of many.
 
     Raises:
         DataError: it cannot be iterated, the limit leaves nothing, or a rank has no training batch while others have.
@@ -58,7 +60,7 @@ def prepare(
             continue
         one = without_shuffle(one) if overfit else with_short_batches(one) if stage == "predict" else one
         mode = "drop" if stage == "train" and uneven == "drop" else SHARD_MODES[stage]
-        ready.append(shard(one, world, mode) if distribute else one)
+        ready.append(shard(one, world, mode, elastic) if distribute else one)
     if not ready:
         warn(f"{origin} gave no loader.")
     loader.flattened = ready

@@ -62,6 +62,7 @@ class ResumableSampler:
         self._spans: list[
             list[int]
         ] = []  # ranks, samples of a batch, batches of each rank: of the parts of the epoch that were read otherwise
+        self._from = 0  # the number of the first batch after them
         self._remaining: list[Any] | None = None  # this rank's share of an epoch that others began
         self._begun: dict[str, Any] | None = None  # random states at the first index of the epoch that is read, and the epoch's seed
         self._passes = 0
@@ -70,7 +71,7 @@ class ResumableSampler:
 
     def __len__(self) -> int:
         if self._remaining is not None:
-            return sum(batches for *_, batches in self._spans) + len(self._batches(self._remaining))
+            return self._from + len(self._batches(self._remaining))
         return len(self.sampler)
 
     def __getattr__(self, name: str) -> Any:
@@ -87,6 +88,7 @@ class ResumableSampler:
             "order_seed": None if self._sharded is None else self._sharded.seed,
             "read_by": [self.num_ranks, self.unit],
             "spans": self._spans,
+            "from": self._from,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -96,13 +98,15 @@ class ResumableSampler:
         if self._sharded is not None and state["order_seed"] is not None:
             self._sharded.seed = state["order_seed"]
         self._spans, self._remaining = state.get("spans", []), None
+        self._from = state.get("from", sum(batches for *_, batches in self._spans))
 
-    def share_rest(self, state: dict[str, Any], number: int) -> bool:
+    def share_rest(self, state: dict[str, Any], number: int, counted: int) -> bool:
         """Deal out what is left of an epoch, if other ranks began it or with other batches; to be called after `load_state_dict`.
 
         Args:
             state: what `state_dict` of any of them returned.
-            number: batches that each rank had read of the whole epoch.
+            number: batches that each rank had read of the whole epoch, as it goes on being counted.
+            counted: as those counted who read them.
 
         Returns:
             Whether it had to be done.
@@ -111,15 +115,15 @@ class ResumableSampler:
         if state["begun"] is None or ([num_ranks, unit] == [self.num_ranks, self.unit] and not self._spans):
             return False
         order = self._order_of(state)
-        before = sum(batches for *_, batches in self._spans)
-        self._spans = [*self._spans, [num_ranks, unit, number - before]]
+        self._spans = [*self._spans, [num_ranks, unit, counted - self._from]]
+        self._from = number
         taken = sum(ranks * size * batches for ranks, size, batches in self._spans)
         self._remaining = share(order[taken:], self._identity[0], self.num_ranks, "train" if self._sharded is None else self._sharded.mode)
         return True
 
     def begin_anew(self) -> None:
         """Forget that others began the epoch that was read."""
-        self._spans, self._remaining = [], None
+        self._spans, self._remaining, self._from = [], None, 0
 
     def _order_of(self, state: dict[str, Any]) -> list[Any]:
         """Return the order of all samples, or batches, of an epoch, as it was when it began."""

@@ -91,14 +91,14 @@ def share(order: list[Any], rank: int, size: int, mode: str = "train") -> list[A
     return order[rank::size]
 
 
-def shard(loader: Any, world: World, mode: str) -> Any:
+def shard(loader: Any, world: World, mode: str, alone: bool = False) -> Any:
     """Return a loader that reads this rank's share of what `loader` reads.
 
     The user's loader is copied as it is, never made anew through its constructor, so subclasses and custom collate functions keep working;
     only what draws the indices is exchanged. Left as they are: loaders other than torch's, iterable data sets, and loaders that already
-    have a distributed sampler.
+    have a distributed sampler; and all of a rank that is alone, unless it is to read in the order of many (`alone`).
     """
-    if world.size == 1 or not isinstance(loader, DataLoader):
+    if not isinstance(loader, DataLoader) or (world.size == 1 and (not alone or isinstance(loader.dataset, IterableDataset))):
         return loader
     if isinstance(loader.dataset, IterableDataset):
         warn_once(

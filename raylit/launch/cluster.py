@@ -20,12 +20,13 @@ def is_verbose() -> bool:
     return bool(os.environ.get("RAYLIT_VERBOSE"))
 
 
-def connect(num_workers: int = 1, resources: dict[str, float] | None = None) -> bool:
+def connect(num_workers: int = 1, resources: dict[str, float] | None = None, least: int | None = None) -> bool:
     """Make sure that this process is connected to a Ray cluster.
 
     Args:
         num_workers: how many workers are wanted; a cluster started here is made large enough for them.
         resources: what each worker reserves.
+        least: how many are enough to begin with; None: all of them.
 
     Returns:
         Whether raylit made the connection and so decides what of the workers' output is shown: Ray shows all of it otherwise, and if verbose.
@@ -56,6 +57,8 @@ def connect(num_workers: int = 1, resources: dict[str, float] | None = None) -> 
             info("Started a Ray cluster on this machine.")
         _is_ours = not is_verbose()
     has = ray.cluster_resources()
+    if least is not None:
+        num_workers, wanted = least, {name: amount * least / num_workers for name, amount in wanted.items()}
     lacking = {name: amount for name, amount in wanted.items() if has.get(name, 0) < amount}
     if lacking:
         asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items())

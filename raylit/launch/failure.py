@@ -13,13 +13,14 @@ from typing import Any, NoReturn
 import ray
 from ray import cloudpickle
 from ray.train import FailureConfig, TrainingFailedError
+from ray.train.v2.api.exceptions import PreemptionError
 
 from raylit.errors import LaunchError
 from raylit.launch.cluster import is_verbose
+from raylit.launch.remote import LOW_MEMORY, WorkerFailure, is_consequence, is_leave, is_ours, reasons_of
 from raylit.parallel import is_lost_peer
 
 DEAD = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)  # what is raised by asking something of an actor that has died
-LOW_MEMORY = "running low on memory"  # in Ray's words
 OURS = str(Path(__file__).parents[1]) + os.sep
 
 
@@ -35,40 +36,14 @@ def less(failures: Any, num_failures: int) -> Any:
     return dataclasses.replace(failures, max_failures=max(0, failures.max_failures - num_failures))
 
 
-class WorkerFailure(Exception):
-    """Carries an exception of user code from a worker to the driver, whatever arguments its class wants when it is made.
-
-    Attributes:
-        at: seconds since the epoch when it was raised.
-        text: its traceback, since tracebacks do not travel.
-        parts: class, arguments and attributes of the exception, pickled; None if they cannot be.
-    """
-
-    def __init__(self, at: float, text: str, parts: bytes | None) -> None:
-        super().__init__(at, text, parts)
-        self.at, self.text, self.parts = at, text, parts
-
-    @classmethod
-    def of(cls, error: BaseException) -> WorkerFailure:
-        """Return what carries `error`, which is being handled."""
-        try:
-            parts = cloudpickle.dumps((type(error), error.args, error.__dict__))
-            cloudpickle.loads(parts)
-        except Exception:  # whatever the user's own attributes raise when pickled
-            parts = None
-        return cls(time.time(), traceback_of(error), parts)
-
-    def original(self) -> BaseException:
-        """Return the exception, or one with the same text if it cannot be pickled."""
-        if self.parts is None:
-            return LaunchError(f"{last_line(self.text)} (this stands for the original exception, which cannot be pickled)")
-        kind, args, attributes = cloudpickle.loads(self.parts)
-        error: BaseException = kind.__new__(kind, *args)
-        error.__dict__.update(attributes)
-        return error
-
-    def __str__(self) -> str:
-        return self.text
+def failure_of(error: BaseException) -> WorkerFailure:
+    """Return what carries `error`, which is being handled, to the driver."""
+    try:
+        parts = cloudpickle.dumps((type(error), error.args, error.__dict__))
+        cloudpickle.loads(parts)
+    except Exception:  # whatever the user's own attributes raise when pickled
+        parts = None
+    return WorkerFailure(time.time(), traceback_of(error), parts, isinstance(error, Exception) and is_lost_peer(error))
 
 
 @dataclasses.dataclass
@@ -98,18 +73,6 @@ def traceback_of(error: BaseException) -> str:
     return "".join(whole.format())
 
 
-def reasons_of(failures: dict[int, Exception]) -> list[str]:
-    """Return why ranks failed, in a line each; nothing of those that only lost another rank, if it is known why that one went."""
-    telling = {rank: failure for rank, failure in sorted(failures.items()) if not _is_consequence(failure)} or failures
-    return [f"rank {rank}: {reason(failure)}" for rank, failure in telling.items()]
-
-
-def last_line(text: str) -> str:
-    """Return the last line of a traceback that is no note: class and text of the exception."""
-    lines = [line for line in text.strip().splitlines() if line and not line.startswith((" ", "(raylit)"))]
-    return lines[-1] if lines else text.strip()
-
-
 def raise_original(error: TrainingFailedError) -> NoReturn:
     """Raise the user's own exception that ended the run: the first, if several ranks failed.
 
@@ -117,10 +80,15 @@ def raise_original(error: TrainingFailedError) -> NoReturn:
         LaunchError: no exception of user code ended it: a worker died, hung or could not be started.
     """
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    own = [failure for failure in failures.values() if isinstance(failure, WorkerFailure) and not _is_consequence(failure)]
+    own: list[Any] = [failure for failure in failures.values() if is_ours(failure) and not is_consequence(failure)]
     if own:
         first = min(own, key=lambda failure: failure.at)
         raise first.original() from WorkerTraceback(first.text)
+    if isinstance(error, PreemptionError) or any(is_leave(failure) for failure in failures.values()):
+        raise LaunchError(
+            "A node was taken away, or is about to be, and FailureConfig(max_preemption_failures=...) allows no further restart."
+            " fit(ckpt_path='last') goes on."
+        ) from error
     reasons = reasons_of(failures) or [str(error).strip().splitlines()[-1]]
     raise LaunchError(f"The Ray workers ended without finishing ({'; '.join(reasons)}).{advice(reasons)}") from error
 
@@ -130,19 +98,3 @@ def advice(reasons: Iterable[str]) -> str:
     again = " Trainer(max_failures=1) has them restarted from the newest checkpoint."
     less = " Fewer workers on a node (resources_per_worker={'CPU': 4}), smaller batches or fewer workers of loaders need less memory."
     return again + (less if any(LOW_MEMORY in reason for reason in reasons) else "")
-
-
-def _is_consequence(failure: Exception) -> bool:
-    """Tell whether a failure only says that another rank could not be reached."""
-    original = failure.original() if isinstance(failure, WorkerFailure) else None
-    return isinstance(original, Exception) and is_lost_peer(original)
-
-
-def reason(failure: BaseException) -> str:
-    """Return the telling line: of an exception the last one, of Ray's errors that without its list of what might have been."""
-    if isinstance(failure, WorkerFailure):
-        return last_line(failure.text)
-    text = str(getattr(failure, "health_check_failure", failure)).strip() or type(failure).__name__
-    lines = text.splitlines()
-    found = next((line.strip() for line in lines if line.strip().startswith("The actor is dead") or LOW_MEMORY in line), lines[0])
-    return found.partition(" Some common causes")[0].rstrip(".")

@@ -24,10 +24,11 @@ class Notice:
 
     Attributes:
         given: whether the notice has come, to any rank.
+        why: `ends` if the driver wants the run to end, `grows` if there is room for more workers, else nothing.
     """
 
     def __init__(self, mailbox: Any) -> None:
-        self.given = False
+        self.given, self.why = False, ""
         self._next = time.monotonic() + ASK_EVERY_S
         self._mailbox, self._next_question = mailbox, 0.0
         self._answer: Any = None
@@ -55,12 +56,13 @@ class Notice:
         if self._mailbox is None or time.monotonic() < self._next_question:
             return False
         if self._answer is None:
-            self._answer = self._mailbox.is_ending.remote()
+            self._answer = self._mailbox.why_end.remote()
         if not ray.wait([self._answer], timeout=0)[0]:
             return False
         answer: Any
         answer, self._answer, self._next_question = self._answer, None, time.monotonic() + ASK_DRIVER_EVERY_S
         try:
-            return bool(ray.get(answer))
+            self.why = ray.get(answer)
         except DEAD:  # it is gone, and this worker will be soon
             return False
+        return bool(self.why)

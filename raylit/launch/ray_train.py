@@ -8,7 +8,8 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -16,14 +17,16 @@ from ray import cloudpickle
 from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
+from raylit.callbacks import RecoveryCheckpoint
 from raylit.errors import LaunchError, Terminated
 from raylit.job import Job, Result
-from raylit.launch import remote
+from raylit.launch import elastic, remote
 from raylit.launch.cluster import connect, is_verbose, say_dashboard
-from raylit.launch.failure import DEAD, ControllerDied, advice, failure_config, last_line, less, raise_original, reason
+from raylit.launch.elastic import AsManyAsFit, LostNodesAreNoFailures, Room
+from raylit.launch.failure import DEAD, ControllerDied, advice, failure_config, less, raise_original
 from raylit.launch.nodes import check_shared
 from raylit.launch.relay import Relay
-from raylit.launch.remote import ProcessGroup, Restarts
+from raylit.launch.remote import ProcessGroup, Restarts, last_line, reason
 from raylit.launch.validation import resources_of
 from raylit.launch.watch import Watch, groups, remove_groups
 from raylit.launch.work import Preempted, Work, checkpoint_folders
@@ -37,8 +40,11 @@ os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 
 cloudpickle.register_pickle_by_value(remote)
+cloudpickle.register_pickle_by_value(elastic)
 
 # Ray Train's own: what removes the groups that `remove_groups` removes, and what serves Ray Datasets, of which the workers get none.
+RESIZE_EVERY_S = 10.0  # how often an elastic fit looks whether there is room for more workers
+ABORT_S = 30.0  # for a running controller; one that waits for the cluster does not listen
 NOT_NEEDED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 
 
@@ -55,15 +61,15 @@ class RayTrainLauncher:
         resources = resources_of(trainer)
         job.returns_state = True
         work = Work(job)
-        work.shows_prints = connect(trainer.num_workers, resources)
+        work.shows_prints = connect(trainer.num_workers, resources, trainer.min_workers)
         check_shared(_folders(job))
         info(
-            f"Starting {trainer.num_workers} Ray workers, each with {', '.join(f'{amount:g} {name}' for name, amount in resources.items())}."
+            f"Starting {trainer.workers_wanted} Ray workers, each with {', '.join(f'{amount:g} {name}' for name, amount in resources.items())}."
         )
         _say_where_to_look(job)
         failures = failure_config(trainer.max_failures)
         num_preemptions = 0
-        watch = Watch(trainer.num_workers, resources)
+        watch = Watch(trainer.min_workers, resources, trainer.num_workers if trainer.is_elastic else 0)
         with Relay(watch) as relay:
             work.screen = relay.screen
             while True:
@@ -100,23 +106,38 @@ class RayTrainLauncher:
         """Have Ray Train call `work` on all workers; return what rank 0 returned."""
         trainer, num_failures = job.trainer, relay.watch.num_failures
         restarts: Any = Restarts(relay.mailbox, failures.max_failures, num_failures)
+        before = groups()
+        size = (trainer.min_workers, trainer.num_workers) if trainer.is_elastic else trainer.num_workers
+        every_s = float(os.environ.get("RAYLIT_RESIZE_EVERY_S", RESIZE_EVERY_S))
+        scaling: Any = ScalingConfig(  # type: ignore[call-arg]  # mypy sees Ray Train's first version, which v2 replaces at run time
+            num_workers=size,  # type: ignore[arg-type]
+            use_gpu=trainer.use_gpu,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=every_s,
+        )
         ray_trainer: Any = _Trainer(
             work,  # type: ignore[arg-type]  # it wants a function
             torch_config=ProcessGroup({name: value for name, value in os.environ.items() if name.startswith("RAYLIT_")}),  # type: ignore[arg-type]  # it only wants what every backend has
-            scaling_config=ScalingConfig(num_workers=trainer.num_workers, use_gpu=trainer.use_gpu, resources_per_worker=resources),
-            run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees Ray Train's first version, which v2 replaces at run time
+            scaling_config=scaling,
+            run_config=RunConfig(  # type: ignore[call-arg]  # likewise
                 # Ray Train would go on with a run of the same name
                 name=f"{job.fn}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
                 storage_path=_storage(job),
                 failure_config=less(failures, num_failures),
-                callbacks=[restarts],
+                callbacks=[] if trainer.is_elastic else [restarts],
                 logging_config=LoggingConfig(log_level="INFO" if is_verbose() else "WARNING"),
             ),
         )
-        before = groups()
+        if trainer.is_elastic:
+            room = Room(resources, before)
+            ray_trainer.policies = {
+                "scaling_policy": AsManyAsFit(scaling, room, relay.mailbox, grows=_goes_on(job)),
+                "failure_policy": LostNodesAreNoFailures(ray_trainer.run_config.failure_config, room, restarts),
+            }
         try:
             with _terminated_by_sigterm():
-                return ray_trainer.fit().return_value
+                returned = ray_trainer.fit().return_value
+                return None if returned is None else cloudpickle.loads(returned)
         except TrainingFailedError as error:
             raise_original(error)
         except DEAD as error:
@@ -130,7 +151,7 @@ class RayTrainLauncher:
                     for logger in trainer.loggers if job.fn != "predict" else ():
                         logger.announce("killed")  # whoever sends a SIGTERM may not wait for the workers: `ray job stop` does for 3 s
                     relay.end_workers()
-                ray_trainer.abort()
+                ray_trainer.abort(ABORT_S if relay.watch.is_running else ABORT_S / 10)
             remove_groups(resources, before)
             raise
 
@@ -139,6 +160,7 @@ class _Trainer(TorchTrainer):
     """A TorchTrainer that Ctrl-C ends as Python says: Ray's own handler would end the process, with exit code 1 and without a word."""
 
     _controller: Any = None
+    policies: Mapping[str, Any] = MappingProxyType({})  # instead of Ray's own
 
     def _register_sigint_handler(self, controller: Any) -> None:
         self._controller = controller
@@ -148,7 +170,10 @@ class _Trainer(TorchTrainer):
         made = super()._create_default_callbacks()  # type: ignore[misc]  # likewise
         return [callback for callback in made if type(callback).__name__ not in NOT_NEEDED]
 
-    def abort(self, timeout_s: float = 30) -> None:
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        return super()._initialize_and_run_controller(**{**arguments, **self.policies})  # type: ignore[misc]  # likewise
+
+    def abort(self, timeout_s: float) -> None:
         """Stop the workers and what holds their resources."""
         if self._controller is None:
             return
@@ -187,6 +212,11 @@ def _terminated_by_sigterm() -> Iterator[None]:
 def _storage(job: Job) -> str:
     """Return where Ray Train keeps its own files of the run."""
     return job.trainer.storage_path or os.path.join(job.trainer.default_root_dir, "raylit_runs")
+
+
+def _goes_on(job: Job) -> bool:
+    """Tell whether the job can be interrupted at any batch and lose nothing."""
+    return job.fn == "fit" and any(isinstance(callback, RecoveryCheckpoint) for callback in job.trainer.callbacks)
 
 
 def _folders(job: Job) -> list[str]:

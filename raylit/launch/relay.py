@@ -38,6 +38,10 @@ class RemoteScreen:
         """Send where a rank has started."""
         self.mailbox.send.remote("started", where)
 
+    def went_on(self, how: str) -> None:
+        """Send where, and how, an elastic job begins or goes on."""
+        self.mailbox.send.remote("went_on", how)
+
     def left(self, rank: int) -> None:
         """Send that a rank is through, well or not."""
         self.mailbox.send.remote("left", rank)
@@ -127,7 +131,7 @@ class Relay:
                 self.watch.all_left.set()  # nobody would tell
                 break
             for kind, content in taken:
-                if kind in ("started", "failed", "left", "say"):
+                if kind in ("started", "went_on", "failed", "restart", "lacks_room", "left", "say"):
                     getattr(self.watch, kind)(content)
                 elif screen is not None:
                     getattr(screen, kind)(content)

@@ -12,8 +12,9 @@ from raylit.callbacks import MONITORS, Callback
 from raylit.errors import ConfigError
 from raylit.job import Job
 from raylit.launch.cluster import connect
-from raylit.launch.failure import WorkerFailure
+from raylit.launch.failure import failure_of
 from raylit.launch.parcel import Parcel
+from raylit.launch.remote import WorkerFailure, is_ours
 from raylit.loggers.logger import DummyLogger
 
 
@@ -109,9 +110,10 @@ class ValidationTasks:
         """Return what it found, the WorkerFailure it ended with, or in words why there is nothing; it is forgotten then."""
         del self._refs[path]
         try:
-            return self._futures.pop(path).result()
+            found = self._futures.pop(path).result()
         except (ray.exceptions.RayError, concurrent.futures.CancelledError) as error:
             return f"its task was lost ({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})."
+        return WorkerFailure(*found.args) if is_ours(found) else found  # this process's own class, to be sent to the other ranks
 
     def cancel(self) -> None:
         """End what runs."""
@@ -154,4 +156,4 @@ def _validate(parcel: Parcel, path: str, progress: dict[str, Any]) -> Any:
         found = {"callback": callback, "logged": logged, "progress_bar": progress_bar}
         return {**found, "rows": recorder.rows, "seen": dict(trainer._run.val_batches_seen)}
     except BaseException as error:
-        return WorkerFailure.of(error)
+        return failure_of(error)

@@ -20,8 +20,9 @@ class Watch:
     """Follows the workers of one job.
 
     Args:
-        num_workers: how many are wanted.
+        num_workers: how many are wanted, at least.
         resources: what each reserves.
+        most: how many are wanted at most; 0: it does not change.
 
     Attributes:
         num_failures: how often workers failed and were started anew.
@@ -29,8 +30,11 @@ class Watch:
         all_left: set while none is there any more.
     """
 
-    def __init__(self, num_workers: int, resources: dict[str, float]) -> None:
-        self.num_workers, self.resources = num_workers, resources
+    def __init__(self, num_workers: int, resources: dict[str, float], most: int = 0) -> None:
+        self.num_workers, self.resources, self.most = num_workers, resources, most
+        self._before: list[str] = []  # the node of each rank, as they were started last
+        self._how: str | None = None  # an elastic job goes on
+        self._lacks_room = False  # even for the fewest workers of an elastic job
         self.num_failures = 0
         self.is_running = False
         self.all_left = threading.Event()
@@ -51,6 +55,30 @@ class Watch:
             nodes.setdefault(one["node"], []).append(f"rank {rank} on {one['device']}")
         for node, ranks in nodes.items():
             info(f"Node {node}: {', '.join(ranks)}")
+        self._say_size()
+
+    def went_on(self, how: str) -> None:
+        """An elastic job begins or goes on."""
+        self._how = how
+        self._say_size()
+
+    def _say_size(self) -> None:
+        """Say, once it is known how an elastic job goes on, with how many workers it does, and why with others than before."""
+        if self._how is None or not self.is_running:
+            return
+        now = [one["node"] for one in self._ranks.values()]
+        if not self._before and len(now) < self.most:
+            info(f"Began with {len(now)} of up to {self.most} workers, {self._how}.")
+        elif self._before and len(now) != len(self._before):
+            changes = [f"node {node} left" for node in dict.fromkeys(self._before) if node not in now]
+            changes += [f"node {node} came" for node in dict.fromkeys(now) if node not in self._before]
+            why = f" ({', '.join(changes)})" if changes else ""
+            info(f"Resized from {len(self._before)} to {len(now)} workers{why}, {self._how}.")
+        self._before, self._how = now, None
+
+    def lacks_room(self, lacks: bool) -> None:
+        """There is not room for the fewest workers that an elastic job is to have, or there is again."""
+        self._lacks_room = lacks
 
     def left(self, rank: int) -> None:
         """A rank is through."""
@@ -66,7 +94,7 @@ class Watch:
     def restart(self, why: str) -> None:
         """The workers are started anew."""
         info(why)
-        self._ranks, self.is_running, self._began = {}, False, time.monotonic()
+        self._ranks, self.is_running, self._how, self._began = {}, False, None, time.monotonic()
         self._next = self._began + FIRST_S
 
     def say(self, text: str) -> None:
@@ -79,7 +107,8 @@ class Watch:
         if self.is_running or now < self._next:
             return
         self._next = now + EVERY_S
-        if {"PENDING", "RESCHEDULING"} & set(groups(self.resources).values()):
+        # an elastic job reserves nothing before there is enough, and says so
+        if self._lacks_room or (not self.most and {"PENDING", "RESCHEDULING"} & set(groups(self.resources).values())):
             info(f"Waiting for the Ray cluster since {now - self._began:.0f} s: {asked_and_there(self.num_workers, self.resources)}.")
 
 

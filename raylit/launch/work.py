@@ -10,20 +10,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray import cloudpickle
 
 from raylit.checkpoint import find
 from raylit.errors import Terminated
-from raylit.job import Job, Result
+from raylit.job import Job
+from raylit.launch import remote
 from raylit.launch.cluster import is_verbose
-from raylit.launch.failure import WorkerFailure
+from raylit.launch.failure import failure_of
 from raylit.launch.notice import Notice
 from raylit.launch.parcel import Parcel
 from raylit.launch.patience import Patience
 from raylit.launch.relay import RemoteScreen, echoing
+from raylit.launch.remote import Left
+from raylit.launch.resized import Resized
 from raylit.launch.validation import ValidationTasks
 from raylit.parallel import choose_device
 from raylit.rng import seed_everything
 from raylit.worker import run_job
+
+# What fails in a worker is looked at by a process without raylit.
+cloudpickle.register_pickle_by_value(remote)
 
 
 @dataclass
@@ -55,7 +62,16 @@ class Work:
         self.before = find.times_of(checkpoint_folders(job))
         self.seed = os.environ.get("PL_GLOBAL_SEED")
 
-    def __call__(self) -> Result | Preempted | None:
+    def __call__(self) -> bytes | None:
+        """Do the work of this worker.
+
+        Returns:
+            Of rank 0, a Result or Preempted: pickled, so that what only hands it on need not know them.
+
+        Raises:
+            WorkerFailure: carries what the user's code raised.
+            Left: rank 0 of an elastic job has saved it, and all leave for other workers to go on.
+        """
         rank = int(os.environ["RANK"])
         notice = Notice(self.screen.mailbox if rank == 0 else None)
         if not is_verbose():
@@ -69,20 +85,29 @@ class Work:
                     # the same weights come from the driver; what is drawn during training (dropout) differs between ranks
                     seed_everything(int(self.seed) + rank, verbose=False)
                     os.environ["PL_GLOBAL_SEED"] = self.seed
+                if job.trainer.is_elastic:
+                    job.resized = Resized(int(os.environ["WORLD_SIZE"]), job.trainer.num_workers, self.screen if rank == 0 else None)
+                    job.resized.adapt(job.trainer, job.module, job.fn)
                 if job.fn == "fit":
                     if job.trainer.async_validation and rank == 0:
                         job.validator = ValidationTasks(job)
                     job.ckpt_path = find.newest_since(checkpoint_folders(job), self.before) or job.ckpt_path
+                if job.resized is not None and not (job.fn == "fit" and job.ckpt_path):
+                    job.resized.tell("from the start")
                 with Patience(job, self.screen, rank):
-                    result = run_job(job)
+                    result: Any = run_job(job)
             except BaseException as error:
                 if isinstance(error, Terminated) and notice.given:
-                    return Preempted()
-                raise WorkerFailure.of(error) from None
+                    if job.resized is None:
+                        return bytes(cloudpickle.dumps(Preempted()))
+                    if rank != 0:
+                        return None
+                    raise Left(notice.why) from None
+                raise failure_of(error) from None
             finally:
                 self.screen.left(rank)
                 self.screen.wait()
-        return result if rank == 0 else None
+        return bytes(cloudpickle.dumps(result)) if rank == 0 else None
 
 
 def _where(job: Job, rank: int) -> dict[str, Any]:

@@ -99,6 +99,12 @@ class Logger(ABC):
     def save(self) -> None:
         """Write what is buffered, if writing is cheap. Rank 0, every second at most, after every epoch, and before a checkpoint is written."""
 
+    def settle(self, timeout_s: float) -> None:
+        """Return once what was logged so far outlives this process, or after `timeout_s`. Rank 0, in a thread, before a recovery checkpoint is written.
+
+        A fit that goes on from it logs only what comes after.
+        """
+
     def finalize(self, status: str) -> None:
         """Write all that is buffered and release what is held. Rank 0, once, at the end of the loop; `status` as in `close`."""
 

@@ -15,7 +15,7 @@ import time
 from argparse import Namespace
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from raylit.errors import ConfigError, MissingPackageError
@@ -259,7 +259,7 @@ class MLFlowLogger(Logger):
         self._writer.put([Entry("metric", key, number, time_ms, int(step or 0)) for key, number in numbers if number is not None])
 
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace | None = None) -> None:
-        self._writer.put([Entry("param", key, value[: store.MAX_PARAM_LENGTH]) for key, value in _flatten(params or {})], keep=True)
+        self._writer.put([Entry("param", key, value[: store.MAX_PARAM_LENGTH]) for key, value in store.flatten(params or {})], keep=True)
 
     def after_save_checkpoint(self, checkpoint_callback: Checkpoint) -> None:
         self._live.callbacks[id(checkpoint_callback)] = checkpoint_callback
@@ -267,6 +267,10 @@ class MLFlowLogger(Logger):
             self._live.writer.flush_soon()  # what was logged before a checkpoint is not replayed from it
         if self._log_model == "all" or (self._log_model and getattr(checkpoint_callback, "save_top_k", None) == -1):
             self._uploader.add(checkpoint_callback, link=True)
+
+    def settle(self, timeout_s: float) -> None:
+        if self._live.writer is not None:
+            self._live.writer.flush(timeout_s)
 
     def finalize(self, status: str) -> None:
         best: dict[str, str] = max(map(best_tags, self._live.callbacks.values()), key=len, default={})
@@ -387,14 +391,3 @@ def _number(key: str, value: Any) -> float | None:
     except (TypeError, ValueError, RuntimeError):
         warn_once(f"MLflow records numbers only, so the metric {key} = {value!r} was left out.", key=f"mlflow metric {key}")
         return None
-
-
-def _flatten(params: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield `model.lr` and the like with their values as text. Lists are values, as in Lightning."""
-    for key, value in (vars(params) if isinstance(params, Namespace) else params).items():
-        if is_dataclass(value) and not isinstance(value, type):
-            value = asdict(value)
-        if isinstance(value, Mapping | Namespace) and (vars(value) if isinstance(value, Namespace) else value):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", str(value)

@@ -7,7 +7,9 @@ import re
 import socket
 import threading
 import zlib
-from collections.abc import Mapping
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -127,6 +129,17 @@ def clean_name(name: str) -> str:
     if len(clean) > MAX_NAME_LENGTH:  # two long names must not become one
         clean = f"{clean[: MAX_NAME_LENGTH - 9]}-{zlib.crc32(name.encode()):08x}"
     return clean
+
+
+def flatten(params: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield `model.lr` and the like with their values as text. Lists are values, as in Lightning."""
+    for key, value in (vars(params) if isinstance(params, Namespace) else params).items():
+        if is_dataclass(value) and not isinstance(value, type):
+            value = asdict(value)
+        if isinstance(value, Mapping | Namespace) and (vars(value) if isinstance(value, Namespace) else value):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value)
 
 
 def find_store(tracking_uri: str | None, files_dir: str | None, root_dir: str) -> tuple[str, str | None]:

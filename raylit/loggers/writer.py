@@ -57,6 +57,7 @@ class BackgroundWriter(Generic[T]):
         self._wake = threading.Condition()
         self._flush = self._closing = self._abandoned = self._warned = False
         self._num_failures = self._num_dropped = self._num_rejected = 0
+        self._num_put = self._num_done = 0
         self._changed_at = time.monotonic()  # last success, or the failure that ended the successes
         atexit.register(self.close, 5.0)  # a script that forgot to finalize
         self._thread = threading.Thread(target=self._run, name="raylit-writer", daemon=True)
@@ -70,12 +71,14 @@ class BackgroundWriter(Generic[T]):
             keep: never drop these, however long the store is away, and write them before all others.
         """
         with self._wake:
-            was_idle = not self._num_waiting()
+            was_idle, size = not self._num_waiting(), self._num_waiting()
             (self._kept if keep else self._queue).extend(items)
+            self._num_put += self._num_waiting() - size
             num_over = len(self._queue) - self._max_waiting
             for _ in range(num_over):
                 self._queue.popleft()
             if num_over > 0:
+                self._num_done += num_over
                 if not self._num_dropped:
                     log.warning(f"Too much is waiting to be written ({self._what}): dropped the oldest {num_over}, and will drop more.")
                 self._num_dropped += num_over
@@ -87,6 +90,13 @@ class BackgroundWriter(Generic[T]):
         with self._wake:
             self._flush = True
             self._wake.notify_all()
+
+    def flush(self, timeout_s: float) -> None:
+        """Return once what is queued now is written; or is held, if the store does not answer; or when `timeout_s` have passed."""
+        self.flush_soon()
+        with self._wake:
+            until = self._num_put
+            self._wake.wait_for(lambda: self._num_done >= until or self._is_held or self._abandoned, timeout_s)
 
     def close(self, timeout_s: float = 30.0, busy_timeout_s: float | None = None) -> int:
         """Write what is queued and end the thread.
@@ -127,6 +137,8 @@ class BackgroundWriter(Generic[T]):
                 waiting = [*self._batch, *self._kept, *self._queue]
             if self._hold is not None and (waiting or self._is_held):
                 self._is_held = self._hold(waiting) and bool(waiting)
+                with self._wake:
+                    self._wake.notify_all()
             return self._is_held
 
     def _num_waiting(self) -> int:
@@ -177,6 +189,7 @@ class BackgroundWriter(Generic[T]):
                 log.info(f"Writing works again ({self._what}).")
             self._num_failures = 0
             self._changed_at = time.monotonic()
+            self._num_done += size
             del self._batch[:size]
             self._wake.notify_all()
 

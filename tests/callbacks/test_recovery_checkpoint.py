@@ -146,6 +146,23 @@ def test_weights_of_the_time_are_saved_whatever_comes_later(tmp_path: Path) -> N
         assert saved["tied"].untyped_storage().data_ptr() == saved["same"].untyped_storage().data_ptr()
 
 
+class Slow(pl.loggers.CSVLogger):
+    """Has written what was logged only a while after it is asked to."""
+
+    def settle(self, timeout_s: float) -> None:
+        time.sleep(0.2)
+        self.found = [*getattr(self, "found", ()), names(Path(self.save_dir) / "recovery")]
+
+
+def test_what_was_logged_before_is_written_before(tmp_path: Path) -> None:
+    logger = Slow(tmp_path)
+    recovery = RecoveryCheckpoint(tmp_path / "recovery", every_n_steps=3, every_s=None)
+    trainer(tmp_path, recovery, At(1, lambda _: recovery._writer and recovery._writer.wait()), logger=logger, max_epochs=1).fit(
+        Tiny(), loader(7)
+    )
+    assert logger.found == [[], ["batch=3.ckpt"]]
+
+
 def test_the_next_fit_goes_on_and_cleans_up(tmp_path: Path) -> None:
     with pytest.raises(Terminated):
         trainer(tmp_path, RecoveryCheckpoint(every_n_steps=2), At(7, terminate)).fit(Tiny(), loader(8))

@@ -112,6 +112,14 @@ class Nodes:
         done = subprocess.run(self.command(number, *command), env=env, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
 
+    def cut(self, number: int) -> None:
+        """Take a node's network away, as when its power goes: nobody tells the others."""
+        _ip("-n", self.names[number], "link", "set", "eth0", "down")
+
+    def join(self, number: int) -> None:
+        """Give it back."""
+        _ip("-n", self.names[number], "link", "set", "eth0", "up")
+
     def kill(self, number: int) -> None:
         """Take a node away: SIGKILL to all that runs on it."""
         for _ in range(50):

@@ -1,4 +1,7 @@
-"""A fit on two Ray workers: python -m tests.cluster.train FOLDER. Each rank appends to FOLDER/seen-RANK what it trains on."""
+"""A fit on two Ray workers: python -m tests.cluster.train FOLDER EPOCHS [FEWEST [MOST]]. Each rank appends to FOLDER/seen-RANK what it trains on.
+
+With FEWEST it is elastic, and slow while it has only one worker, so that there is time for another to come.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import raylit as pl
 
-NUM_SAMPLES, BATCH_SIZE, EPOCHS, STEP_S = 96, 4, 3, 0.2
+NUM_SAMPLES, BATCH_SIZE, EPOCHS, STEP_S, ALONE_S = 96, 4, 3, 0.2, 1.0
 
 
 class Numbered(Dataset[tuple[Tensor, Tensor]]):
@@ -41,12 +44,15 @@ class Net(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         with (self.folder / f"seen-{self.global_rank}").open("a") as file:
             file.write(f"{self.current_epoch} {batch_idx} {time.time():.3f} {' '.join(map(str, batch[0].tolist()))}\n")
-        time.sleep(STEP_S)
+        with (self.folder / f"steps-{self.global_rank}").open("a") as file:
+            file.write(f"{self.began} {self.global_step} {self.current_epoch} {' '.join(map(str, batch[0].tolist()))}\n")
+        time.sleep(ALONE_S if self.trainer.is_elastic and self.trainer.world_size == 1 else STEP_S)
         loss = nn.functional.mse_loss(self.net(batch[1]).squeeze(1), batch[1].sum(1))
         self.log("loss", loss, on_step=True, on_epoch=True)
         return loss
 
     def on_fit_start(self) -> None:
+        self.began = self.trainer.strategy.broadcast(time.time())
         if self.trainer.num_workers:
             where = ray.get_runtime_context().get_node_id()
             (self.folder / f"node-{ray.util.get_node_ip_address()}").write_text(where)
@@ -55,7 +61,7 @@ class Net(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.02)
 
 
-def fit(folder: str, num_workers: int = 0, max_failures: int = 0, epochs: int = EPOCHS) -> dict[str, Tensor]:
+def fit(folder: str, num_workers: int | tuple[int, int] = 0, max_failures: int = 0, epochs: int = EPOCHS) -> dict[str, Tensor]:
     """Train and return the weights; the run is in FOLDER/mlflow.db."""
     root = Path(folder)
     pl.seed_everything(7, verbose=False)
@@ -76,6 +82,9 @@ def fit(folder: str, num_workers: int = 0, max_failures: int = 0, epochs: int = 
 
 
 if __name__ == "__main__":
-    weights = fit(sys.argv[1], num_workers=2, max_failures=3, epochs=int(sys.argv[2]))
+    elastic = list(map(int, sys.argv[3:]))
+    weights = fit(
+        sys.argv[1], num_workers=tuple([*elastic, 2][:2]) if elastic else 2, max_failures=0 if elastic else 3, epochs=int(sys.argv[2])
+    )
     torch.save(weights, Path(sys.argv[1]) / "end.tmp")
     (Path(sys.argv[1]) / "end.tmp").rename(Path(sys.argv[1]) / "end.pt")

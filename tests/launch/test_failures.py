@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import raylit as pl
 from raylit.errors import LaunchError
-from raylit.launch.failure import WorkerFailure, reasons_of
+from raylit.launch.failure import failure_of
+from raylit.launch.remote import reasons_of
 from raylit.launch.watch import FIRST_S, groups
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -105,7 +106,7 @@ def test_a_traceback_begins_with_the_lines_of_the_user() -> None:
     try:
         torch.zeros(2) + torch.zeros(3)
     except RuntimeError as error:
-        failure = WorkerFailure.of(error)
+        failure = failure_of(error)
     lines = failure.text.splitlines()
     assert "test_failures.py" in lines[1]
     assert reasons_of({1: failure, 0: ValueError("lost")}) == ["rank 0: lost", f"rank 1: {lines[-1]}"]

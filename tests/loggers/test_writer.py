@@ -50,6 +50,46 @@ def test_writes_are_spaced_unless_flushed() -> None:
     writer.close()
 
 
+def test_flush_waits_for_what_was_put_before() -> None:
+    written: list[int] = []
+    writes = threading.Event()
+
+    def write(batch: list[int]) -> None:
+        writes.wait()
+        written.extend(batch)
+
+    writer: BackgroundWriter[int] = BackgroundWriter(write, "numbers", interval_s=60)
+    writer.flush(60)  # nothing to wait for
+    writer.put([1, 2])
+    began = time.monotonic()
+    writer.flush(0.2)
+    assert time.monotonic() - began >= 0.2 and not written
+    writes.set()
+    writer.flush(60)
+    assert written == [1, 2]
+    writer.put([3])
+    writer.flush(60)
+    assert written == [1, 2, 3]
+    writer.close()
+
+
+def test_flush_does_not_wait_for_a_store_that_is_away(said: list[str]) -> None:
+    held: list[int] = []
+
+    def write(batch: list[int]) -> None:
+        raise ConnectionError("away")
+
+    def hold(batch: list[int]) -> bool:
+        held[:] = batch
+        return True
+
+    writer: BackgroundWriter[int] = BackgroundWriter(write, "numbers", hold=hold)
+    writer.put([1])
+    writer.flush(60)
+    assert held == [1]
+    writer.close(0.1)
+
+
 def test_failures_are_tried_again_in_order_and_warned_of_once(said: list[str]) -> None:
     written: list[int] = []
     attempts = 0
