@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import raylit as pl
 from raylit.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from raylit.errors import ConfigError, LaunchError
-from raylit.launch.failure import failure_of, original
+from raylit.launch.failure import failure_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -190,6 +190,6 @@ def test_exception_that_cannot_be_pickled_is_told() -> None:
     try:
         raise OddError("held", threading.Lock())  # type: ignore[arg-type]
     except OddError as error:
-        found = original(failure_of(error))
+        found = failure_of(error).original()
     assert isinstance(found, LaunchError)
     assert "OddError: held" in str(found)
