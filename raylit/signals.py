@@ -11,6 +11,8 @@ from typing import Any
 from raylit.messages import info
 from raylit.run import Run
 
+RAYS = "ray._private.worker"  # where the handler is from that `ray.init` sets: it would end the process in the middle of a batch
+
 
 @contextlib.contextmanager
 def catching_signals(run: Run) -> Iterator[None]:
@@ -23,7 +25,7 @@ def catching_signals(run: Run) -> Iterator[None]:
     def terminate(number: int, frame: Any) -> None:
         run.received_sigterm = run.pauses = True
         own = before[signal.SIGTERM]
-        if callable(own):
+        if callable(own) and getattr(own, "__module__", "") != RAYS:
             own(number, frame)
 
     def interrupt(number: int, frame: Any) -> None:

@@ -45,6 +45,7 @@ def test_what_saving_costs_is_measured() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_what_validation_costs_is_measured() -> None:
     rows = [re.split(r"  +", line) for line in run("validation", "--steps", "20", "--rounds", "1").splitlines()[1:]]
     assert [row[0] for row in rows] == ["no validation", "waited for", "not waited for"]
@@ -52,6 +53,7 @@ def test_what_validation_costs_is_measured() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_the_cost_of_ray_is_measured() -> None:
     rows = [re.split(r"  +", line) for line in run("ray", "--only", "death", "--rounds", "1").splitlines() if line]
     assert [row[0] for row in rows] == ["death, MLP 1 M", "raylit"]

@@ -357,6 +357,7 @@ def test_two_workers_predict_in_the_order_of_the_data(tmp_path: Path) -> None:
     assert torch.cat(predictions).tolist() == list(range(NUM_TRAIN))
 
 
+@pytest.mark.long
 def test_two_workers_do_not_begin_a_dataset_alone(tmp_path: Path) -> None:
     """Blocks as they come may be another number on each rank: refused on all, and named."""
     with pytest.raises(DataError, match=r"cannot begin a Ray Dataset again before the others.*uneven=\"drop\""):

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from raylit.errors import Terminated
 from raylit.launch.watch import groups
+from tests.callbacks.test_recovery_checkpoint import At, Tiny, loader, names, terminate, trainer
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -60,3 +62,9 @@ def test_the_run_is_saved_and_nothing_stays(number: signal.Signals, ray_cluster:
     alive = [actor.class_name for actor in list_actors(ray_cluster, filters=[("state", "=", "ALIVE")])]
     assert not [name for name in alive if "RayTrainWorker" in name or "Mailbox" in name or "Controller" in name]
     assert set(groups()) <= before
+
+
+def test_a_fit_in_a_process_that_uses_ray_ends_after_its_batch(tmp_path: Path) -> None:
+    with pytest.raises(Terminated):
+        trainer(tmp_path, At(7, terminate)).fit(Tiny(), loader(8))
+    assert names(tmp_path / "checkpoints" / "recovery") == ["batch=7.ckpt"]

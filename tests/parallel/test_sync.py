@@ -152,7 +152,7 @@ def everything(folder: str) -> dict[tuple[str, str], Any]:
     return {(name, case): fit(folder, size, strategy=STRATEGIES[name], **CASES[case]) for name, case in runs}
 
 
-@pytest.mark.parametrize("num_ranks", [2, 4])
+@pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_ranks_together_are_one_process(tmp_path: Path, num_ranks: int) -> None:
     ranks = run_on_ranks(num_ranks, everything, tmp_path, timeout_s=240)
     alone = {case: fit(str(tmp_path), 1, **CASES[case]) for case in CASES}
