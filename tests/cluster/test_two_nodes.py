@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -52,14 +55,44 @@ def wait_for(folder: Path, epoch: int, batch: int, process: subprocess.Popen[str
         time.sleep(0.05)
 
 
-def start(nodes: Nodes, folder: Path, epochs: int) -> subprocess.Popen[str]:
+@contextmanager
+def mlflow_server(nodes: Nodes, folder: Path) -> Iterator[str]:
+    """Within, an MLflow server runs on the head, where both nodes reach it, and keeps the runs in FOLDER/mlflow.db; gives its address."""
+    folder.mkdir()
+    address = f"http://{nodes.addresses[0]}:5000"
+    where = ("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts"), "--workers", "1")
+    command = (
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        nodes.addresses[0],
+        "--port",
+        "5000",
+        "--allowed-hosts",
+        f"{nodes.addresses[0]}:5000",
+        *where,
+    )
+    with (folder / "server").open("w") as log:
+        server = nodes.popen(0, sys.executable, *command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    try:
+        ask = nodes.command(1, sys.executable, "-c", f"import urllib.request as r; r.urlopen('{address}/health', timeout=2)")
+        deadline = time.monotonic() + 60
+        while subprocess.run(ask, capture_output=True).returncode:
+            assert time.monotonic() < deadline and server.poll() is None, (folder / "server").read_text()
+            time.sleep(0.2)
+        yield address
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)  # its workers too
+        server.wait()
+
+
+def start(nodes: Nodes, folder: Path, epochs: int, tracking_uri: str) -> subprocess.Popen[str]:
     """Start the fit on the head."""
-    folder.mkdir(exist_ok=True)
     command = (sys.executable, "-m", "tests.cluster.train", str(folder), str(epochs))
-    with (folder / "out").open("w") as out, (folder / "errors").open("w") as errors:
-        return nodes.popen(
-            0, *command, cwd=str(train.__file__).rpartition("/")[0], env={"RAY_ADDRESS": nodes.address}, stdout=out, stderr=errors
-        )
+    env = {"RAY_ADDRESS": nodes.address, "MLFLOW_TRACKING_URI": tracking_uri}
+    with (folder / "out").open("a") as out, (folder / "errors").open("a") as errors:
+        return nodes.popen(0, *command, cwd=str(train.__file__).rpartition("/")[0], env=env, stdout=out, stderr=errors)
 
 
 def undisturbed(folder: str) -> dict[str, torch.Tensor]:
@@ -93,66 +126,91 @@ def check(folder: Path, expected: dict[str, torch.Tensor], epochs: int) -> None:
 
 
 def test_a_node_dies_and_comes_back(nodes: Nodes, tmp_path: Path) -> None:
-    process = start(nodes, tmp_path / "ray", 2)
-    try:
-        (tmp_path / "plain").mkdir()
-        expected = run_on_two_ranks(undisturbed_short, tmp_path / "plain")[0]
-        wait_for(tmp_path / "ray", 1, NUM_BATCHES // 2, process)
-        nodes.kill(1)
-        killed = time.time()
-        nodes.start(1)
-        assert process.wait(120) == 0, (tmp_path / "ray" / "errors").read_text()
-    finally:
-        process.kill()
-    check(tmp_path / "ray", expected, 2)
-    text = (tmp_path / "ray" / "errors").read_text()
+    folder = tmp_path / "ray"
+    with mlflow_server(nodes, folder) as address:
+        process = start(nodes, folder, 2, address)
+        try:
+            (tmp_path / "plain").mkdir()
+            expected = run_on_two_ranks(undisturbed_short, tmp_path / "plain")[0]
+            wait_for(folder, 1, NUM_BATCHES // 2, process)
+            nodes.kill(1)
+            killed = time.time()
+            nodes.start(1)
+            assert process.wait(120) == 0, (folder / "errors").read_text()
+        finally:
+            process.kill()
+    check(folder, expected, 2)
+    text = (folder / "errors").read_text()
     assert "Restart 1 of 3, from the newest checkpoint: rank " in text
     for address in nodes.addresses:
         assert f"Node {address} (" in text
-    again = min(float(line[2]) for line in seen(tmp_path / "ray", 0) if float(line[2]) > killed + 1)
+    again = min(float(line[2]) for line in seen(folder, 0) if float(line[2]) > killed + 1)
     print(f"from the death of a node to the next step: {again - killed:.1f} s")
 
 
 @pytest.mark.long
 def test_a_node_dies_again_and_again(nodes: Nodes, tmp_path: Path) -> None:
+    folder = tmp_path / "ray"
     (tmp_path / "plain").mkdir()
     expected = run_on_two_ranks(undisturbed, tmp_path / "plain")[0]
-    process = start(nodes, tmp_path / "ray", train.EPOCHS)
-    try:
-        for epoch, batch in ((0, 2), (1, 0), (2, NUM_BATCHES - 2)):
-            wait_for(tmp_path / "ray", epoch, batch, process)
-            nodes.kill(1)
-            nodes.start(1)
-        assert process.wait(120) == 0, (tmp_path / "ray" / "errors").read_text()
-    finally:
-        process.kill()
-    check(tmp_path / "ray", expected, train.EPOCHS)
+    with mlflow_server(nodes, folder) as address:
+        process = start(nodes, folder, train.EPOCHS, address)
+        try:
+            for epoch, batch in ((0, 2), (1, 0), (2, NUM_BATCHES - 2)):
+                wait_for(folder, epoch, batch, process)
+                nodes.kill(1)
+                nodes.start(1)
+            assert process.wait(120) == 0, (folder / "errors").read_text()
+        finally:
+            process.kill()
+    check(folder, expected, train.EPOCHS)
+
+
+@pytest.mark.long
+def test_the_driver_dies_and_another_goes_on(nodes: Nodes, tmp_path: Path) -> None:
+    folder = tmp_path / "ray"
+    (tmp_path / "plain").mkdir()
+    expected = run_on_two_ranks(undisturbed, tmp_path / "plain")[0]
+    with mlflow_server(nodes, folder) as address:
+        for epoch, batch in ((0, NUM_BATCHES - 2), (1, 5), (train.EPOCHS, 0)):
+            process = start(nodes, folder, train.EPOCHS, address)
+            try:
+                if epoch < train.EPOCHS:
+                    wait_for(folder, epoch, batch, process)
+                else:
+                    assert process.wait(120) == 0, (folder / "errors").read_text()
+            finally:
+                process.kill()
+                process.wait()
+    check(folder, expected, train.EPOCHS)
 
 
 @pytest.mark.long
 def test_a_notice_costs_no_batch(nodes: Nodes, tmp_path: Path) -> None:
     """A node that is to be taken away is left before the deadline, and the fit goes on at the next batch on the one that comes."""
+    folder = tmp_path / "ray"
     (tmp_path / "plain").mkdir()
     expected = run_on_two_ranks(undisturbed, tmp_path / "plain")[0]
-    process = start(nodes, tmp_path / "ray", train.EPOCHS)
-    try:
-        wait_for(tmp_path / "ray", 0, 1, process)
-        nodes.drain((tmp_path / "ray" / f"node-{nodes.addresses[1]}").read_text(), deadline_s=60)
-        deadline = time.monotonic() + 60
-        while "because of a notice" not in (tmp_path / "ray" / "errors").read_text():
-            assert time.monotonic() < deadline and process.poll() is None, (tmp_path / "ray" / "errors").read_text()
-            time.sleep(0.1)
-        nodes.kill(1)
-        time.sleep(8)  # the driver waits for a node, and says so
-        nodes.start(1)
-        assert process.wait(120) == 0, (tmp_path / "ray" / "errors").read_text()
-    finally:
-        process.kill()
-    check(tmp_path / "ray", expected, train.EPOCHS)
+    with mlflow_server(nodes, folder) as address:
+        process = start(nodes, folder, train.EPOCHS, address)
+        try:
+            wait_for(folder, 0, 1, process)
+            nodes.drain((folder / f"node-{nodes.addresses[1]}").read_text(), deadline_s=60)
+            deadline = time.monotonic() + 60
+            while "because of a notice" not in (folder / "errors").read_text():
+                assert time.monotonic() < deadline and process.poll() is None, (folder / "errors").read_text()
+                time.sleep(0.1)
+            nodes.kill(1)
+            time.sleep(8)  # the driver waits for a node, and says so
+            nodes.start(1)
+            assert process.wait(120) == 0, (folder / "errors").read_text()
+        finally:
+            process.kill()
+    check(folder, expected, train.EPOCHS)
     for rank in (0, 1):
-        batches = [(line[0], line[1]) for line in seen(tmp_path / "ray", rank)]
+        batches = [(line[0], line[1]) for line in seen(folder, rank)]
         assert len(batches) == len(set(batches)) == train.EPOCHS * NUM_BATCHES  # none was done twice
-    assert "Waiting for the Ray cluster since" in (tmp_path / "ray" / "errors").read_text()
+    assert "Waiting for the Ray cluster since" in (folder / "errors").read_text()
 
 
 SCRIPT = """

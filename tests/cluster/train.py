@@ -5,6 +5,7 @@ With FEWEST it is elastic, and slow while it has only one worker, so that there 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -62,7 +63,7 @@ class Net(pl.LightningModule):
 
 
 def fit(folder: str, num_workers: int | tuple[int, int] = 0, max_failures: int = 0, epochs: int = EPOCHS) -> dict[str, Tensor]:
-    """Train and return the weights; the run is in FOLDER/mlflow.db."""
+    """Train, from the newest checkpoint if there is one, and return the weights; the run is in FOLDER/mlflow.db or where MLFLOW_TRACKING_URI says."""
     root = Path(folder)
     pl.seed_everything(7, verbose=False)
     trainer = pl.Trainer(
@@ -72,12 +73,14 @@ def fit(folder: str, num_workers: int | tuple[int, int] = 0, max_failures: int =
         accelerator="cpu",
         default_root_dir=root,
         callbacks=[pl.callbacks.RecoveryCheckpoint(root / "recovery", every_n_steps=3, every_s=None)],
-        logger=pl.MLFlowLogger("two nodes", tracking_uri=f"sqlite:///{root}/mlflow.db") if num_workers else False,
+        logger=pl.MLFlowLogger("two nodes", tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db"))
+        if num_workers
+        else False,
         log_every_n_steps=1,
         enable_model_summary=False,
     )
     module = Net(root)
-    trainer.fit(module, DataLoader(Numbered(NUM_SAMPLES), BATCH_SIZE, shuffle=True))
+    trainer.fit(module, DataLoader(Numbered(NUM_SAMPLES), BATCH_SIZE, shuffle=True), ckpt_path="last" if num_workers else None)
     return dict(module.state_dict())
 
 
