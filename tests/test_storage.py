@@ -193,6 +193,22 @@ def test_wrong_credentials_and_packages(bucket: str, monkeypatch: pytest.MonkeyP
         pl.Trainer(storage_path="s33://box/runs", max_epochs=1, **QUIET).fit(TinyModel())
 
 
+def test_what_a_run_goes_on_from_and_what_others_saved_is_kept(bucket: str, tmp_path: Path) -> None:
+    def fit(max_epochs: int, where: str, ckpt_path: str | None) -> str:
+        saver = ModelCheckpoint(f"{bucket}/{where}", filename="{epoch}")
+        pl.Trainer(default_root_dir=tmp_path, callbacks=saver, logger=False, max_epochs=max_epochs, **QUIET).fit(
+            TinyModel(), ckpt_path=ckpt_path
+        )
+        return saver.best_model_path
+
+    first = fit(1, "one", None)
+    second = fit(3, "one", first)
+    third = fit(4, "two", second)
+    kept = [name for name in files(bucket) if "recovery" not in name]
+    assert kept == ["one/epoch=0.ckpt", "one/epoch=2.ckpt", "two/epoch=3.ckpt"]
+    assert [first, second, third] == [f"{bucket}/{name}" for name in kept]
+
+
 def test_sharded_checkpoints_want_a_folder(bucket: str) -> None:
     trainer = pl.Trainer(storage_path=bucket, strategy=pl.strategies.FSDPStrategy(state_dict_type="sharded"), max_epochs=1, **QUIET)
     with pytest.raises(ConfigError, match=r"a sharded checkpoint needs a folder that all ranks reach.*state_dict_type='full'"):

@@ -320,7 +320,7 @@ def _check_cluster(num_ranks: int) -> None:
 def _quieten() -> None:
     """Keep Ray Data's progress from the screen, where raylit shows its own; it stays in Ray's log files."""
     for handler in logging.getLogger("ray.data").handlers:
-        if not isinstance(handler, logging.FileHandler):
+        if type(handler).__module__ == "ray._private.log":  # that of the screen
             handler.setLevel(max(handler.level, logging.WARNING))
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # which tells how to switch it on
 

@@ -29,6 +29,7 @@ def test_the_table_has_a_ratio_for_every_loop(model: str) -> None:
     assert all(float(row[1]) > 0 and float(row[2]) > 0 for row in rows), done
 
 
+@pytest.mark.long
 def test_the_other_costs_are_measured() -> None:
     done = run("costs", "--rounds", "1")
     rows = [re.split(r"  +", line) for line in done.splitlines()]

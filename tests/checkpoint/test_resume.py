@@ -137,7 +137,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+# the garbage collector, when it finds loaders whose workers stay, waits 5 s for each of these
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] if "stay" in name else []) for name in CASES])
 def test_it_ends_as_if_it_had_never_stopped(tmp_path: Path, name: str) -> None:
     case = dict(CASES[name])
     every, data = case.pop("every", 1), case.pop("data", loader)

@@ -193,7 +193,10 @@ def test_an_error_in_a_ray_worker_shows_the_users_lines(lab: Path, ray_cluster: 
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 130, "Interrupted."), (signal.SIGTERM, 143, "Terminated.")])
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [pytest.param(signal.SIGINT, 130, "Interrupted.", marks=pytest.mark.long), (signal.SIGTERM, 143, "Terminated.")],
+)
 def test_a_signal_ends_a_fit_on_ray_workers(lab: Path, ray_cluster: str, number: signal.Signals, code: int, said: str) -> None:
     from ray.util.state import list_actors
 

@@ -343,6 +343,7 @@ class Streams(Net):
         return RayDataLoader(dataset(NUM_VAL, lazy=True), 4)
 
 
+@pytest.mark.long
 def test_two_workers_read_streams_of_unknown_length(tmp_path: Path) -> None:
     done = trainer(tmp_path, num_workers=2)
     done.fit(Streams(tmp_path))

@@ -120,6 +120,7 @@ def ray_job(env: dict[str, str], *command: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.timeout(280)
 def test_a_job_that_is_stopped_is_saved_and_goes_on_at_the_next_batch(head: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(SCRIPT)

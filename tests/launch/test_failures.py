@@ -85,6 +85,7 @@ def test_every_failure_ends_in_a_restart(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(told) == 4
 
 
+@pytest.mark.long
 def test_preemptions_have_a_budget_of_their_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     holder = ray.remote(num_cpus=3)(Holder).remote()
     ray.get(holder.is_there.remote())
@@ -122,6 +123,7 @@ class HangsOnce(Fragile):
         return super().training_step(batch, batch_idx)
 
 
+@pytest.mark.long
 def test_a_single_worker_that_hangs_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
