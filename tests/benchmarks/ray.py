@@ -12,6 +12,7 @@ Each round runs all, one after the other; the table has medians, and ratios to t
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import statistics
@@ -109,6 +110,7 @@ def torchrun(size: str, num_batches: int, folder: Path) -> None:
     if "RANK" in os.environ:
         torch.distributed.init_process_group("gloo")
         by_hand(size, num_batches, str(folder / "step"))
+        gc.collect()  # what still holds the group would abort the process when it ends
         torch.distributed.destroy_process_group()
         return
     command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.benchmarks.ray"]
