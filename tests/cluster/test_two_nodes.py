@@ -95,6 +95,18 @@ def start(nodes: Nodes, folder: Path, epochs: int, tracking_uri: str) -> subproc
         return nodes.popen(0, *command, cwd=str(train.__file__).rpartition("/")[0], env=env, stdout=out, stderr=errors)
 
 
+@contextmanager
+def ends_well(nodes: Nodes, folder: Path, epochs: int) -> Iterator[subprocess.Popen[str]]:
+    """Start the fit, with its runs on an MLflow server on the head; after what is done to the nodes within, it comes to its end."""
+    with mlflow_server(nodes, folder) as address:
+        process = start(nodes, folder, epochs, address)
+        try:
+            yield process
+            assert process.wait(120) == 0, (folder / "errors").read_text()
+        finally:
+            process.kill()
+
+
 def undisturbed(folder: str) -> dict[str, torch.Tensor]:
     """The same fit on two ranks without Ray."""
     return train.fit(folder, epochs=train.EPOCHS)
@@ -127,18 +139,13 @@ def check(folder: Path, expected: dict[str, torch.Tensor], epochs: int) -> None:
 
 def test_a_node_dies_and_comes_back(nodes: Nodes, tmp_path: Path) -> None:
     folder = tmp_path / "ray"
-    with mlflow_server(nodes, folder) as address:
-        process = start(nodes, folder, 2, address)
-        try:
-            (tmp_path / "plain").mkdir()
-            expected = run_on_two_ranks(undisturbed_short, tmp_path / "plain")[0]
-            wait_for(folder, 1, NUM_BATCHES // 2, process)
-            nodes.kill(1)
-            killed = time.time()
-            nodes.start(1)
-            assert process.wait(120) == 0, (folder / "errors").read_text()
-        finally:
-            process.kill()
+    with ends_well(nodes, folder, 2) as process:
+        (tmp_path / "plain").mkdir()
+        expected = run_on_two_ranks(undisturbed_short, tmp_path / "plain")[0]
+        wait_for(folder, 1, NUM_BATCHES // 2, process)
+        nodes.kill(1)
+        killed = time.time()
+        nodes.start(1)
     check(folder, expected, 2)
     text = (folder / "errors").read_text()
     assert "Restart 1 of 3, from the newest checkpoint: rank " in text
@@ -153,16 +160,11 @@ def test_a_node_dies_again_and_again(nodes: Nodes, tmp_path: Path) -> None:
     folder = tmp_path / "ray"
     (tmp_path / "plain").mkdir()
     expected = run_on_two_ranks(undisturbed, tmp_path / "plain")[0]
-    with mlflow_server(nodes, folder) as address:
-        process = start(nodes, folder, train.EPOCHS, address)
-        try:
-            for epoch, batch in ((0, 2), (1, 0), (2, NUM_BATCHES - 2)):
-                wait_for(folder, epoch, batch, process)
-                nodes.kill(1)
-                nodes.start(1)
-            assert process.wait(120) == 0, (folder / "errors").read_text()
-        finally:
-            process.kill()
+    with ends_well(nodes, folder, train.EPOCHS) as process:
+        for epoch, batch in ((0, 2), (1, 0), (2, NUM_BATCHES - 2)):
+            wait_for(folder, epoch, batch, process)
+            nodes.kill(1)
+            nodes.start(1)
     check(folder, expected, train.EPOCHS)
 
 
@@ -191,21 +193,16 @@ def test_a_notice_costs_no_batch(nodes: Nodes, tmp_path: Path) -> None:
     folder = tmp_path / "ray"
     (tmp_path / "plain").mkdir()
     expected = run_on_two_ranks(undisturbed, tmp_path / "plain")[0]
-    with mlflow_server(nodes, folder) as address:
-        process = start(nodes, folder, train.EPOCHS, address)
-        try:
-            wait_for(folder, 0, 1, process)
-            nodes.drain((folder / f"node-{nodes.addresses[1]}").read_text(), deadline_s=60)
-            deadline = time.monotonic() + 60
-            while "because of a notice" not in (folder / "errors").read_text():
-                assert time.monotonic() < deadline and process.poll() is None, (folder / "errors").read_text()
-                time.sleep(0.1)
-            nodes.kill(1)
-            time.sleep(8)  # the driver waits for a node, and says so
-            nodes.start(1)
-            assert process.wait(120) == 0, (folder / "errors").read_text()
-        finally:
-            process.kill()
+    with ends_well(nodes, folder, train.EPOCHS) as process:
+        wait_for(folder, 0, 1, process)
+        nodes.drain((folder / f"node-{nodes.addresses[1]}").read_text(), deadline_s=60)
+        deadline = time.monotonic() + 60
+        while "because of a notice" not in (folder / "errors").read_text():
+            assert time.monotonic() < deadline and process.poll() is None, (folder / "errors").read_text()
+            time.sleep(0.1)
+        nodes.kill(1)
+        time.sleep(8)  # the driver waits for a node, and says so
+        nodes.start(1)
     check(folder, expected, train.EPOCHS)
     for rank in (0, 1):
         batches = [(line[0], line[1]) for line in seen(folder, rank)]
