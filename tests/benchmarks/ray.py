@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from torch import nn
 
 ROOT = Path(__file__).parents[2]
 WARM_UP = 5
-SIZES = {"MLP 1 M": 60, "transformer 20 M": 15}  # and steps to take
+SIZES = {"MLP 1 M": 600, "transformer 20 M": 40}  # and steps to take
 
 
 def make_net(size: str) -> nn.Module:
@@ -41,8 +41,11 @@ def make_net(size: str) -> nn.Module:
     return nn.Sequential(nn.Linear(256, 512), nn.TransformerEncoder(layer, 6), nn.Linear(512, 256))
 
 
-class Batches:
-    """Batches that lie in memory; writes the median seconds from one to the next to `result`, on rank 0."""
+class Stream:
+    """Batches that lie in memory; writes the median seconds from one to the next to `result`, on rank 0.
+
+    Ranks must ask each other for each batch whether all have one: not every class with a length keeps to it.
+    """
 
     def __init__(self, size: str, num_batches: int, result: str) -> None:
         shape = (32, 256) if size == "MLP 1 M" else (4, 16, 256)
@@ -60,6 +63,13 @@ class Batches:
                 steps = [after - before for before, after in zip(times[WARM_UP:-1], times[WARM_UP + 1 :], strict=True)]
                 Path(self.result).write_text(str(statistics.median(steps)))
             yield self.batches[index % 8]
+
+
+class Batches(Stream, Sequence[torch.Tensor]):
+    """The same as a sequence, whose length is certain, as that of a DataLoader over a data set with indices is."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.batches[index % 8]
 
 
 def module(pl: Any, size: str, result: str = "", marker: str = "") -> Any:
@@ -165,12 +175,12 @@ def raylit_trainer(folder: Path, **more: Any) -> Any:
     return pl.Trainer(num_workers=2, max_epochs=1, default_root_dir=folder, **{**off, **more})
 
 
-def raylit_fit(size: str, num_batches: int, folder: Path, then: str = "") -> None:
+def raylit_fit(size: str, num_batches: int, folder: Path, then: str = "", batches_class: type[Stream] = Batches) -> None:
     """raylit; if `then`, what is timed is a second fit, or a test after the fit."""
     import raylit as pl
 
     trainer = raylit_trainer(folder)
-    net, batches = module(pl, size, str(folder / "first")), Batches(size, num_batches, str(folder / "step"))
+    net, batches = module(pl, size, str(folder / "first")), batches_class(size, num_batches, str(folder / "step"))
     if then:
         trainer.fit(net, batches)
         trainer = raylit_trainer(folder)
@@ -200,7 +210,13 @@ CASES: dict[str, dict[str, Case]] = {
         "raylit, test after fit": lambda size, number, folder: raylit_fit(size, number, folder, "test"),
         "Lightning on Ray": lightning_on_ray,
     },
-    "step": {"torchrun": torchrun, "bare TorchTrainer": torch_trainer, "raylit": raylit_fit, "Lightning on Ray": lightning_on_ray},
+    "step": {
+        "torchrun": torchrun,
+        "bare TorchTrainer": torch_trainer,
+        "raylit": raylit_fit,
+        "raylit, from a stream": lambda size, number, folder: raylit_fit(size, number, folder, batches_class=Stream),
+        "Lightning on Ray": lightning_on_ray,
+    },
     "death": {"raylit": raylit_death},
 }
 
