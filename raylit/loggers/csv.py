@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import math
 import os
@@ -202,10 +203,12 @@ class ExperimentWriter:
             os.replace(path + ".tmp", path)  # a new column: readers see the old file or the new one whole
             self.metrics_keys = keys
             return
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([row.get(key, "") for key in keys] for row in self.metrics)
         size = os.path.getsize(path)
         try:
-            with open(path, "a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, keys).writerows(self.metrics)
+            with open(path, "ab") as file:
+                file.write(text.getvalue().encode())
         except OSError:
             os.truncate(path, size)
             raise

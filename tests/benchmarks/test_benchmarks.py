@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-LOOPS = ["by hand", "Fabric", "Accelerate", "Lightning", "Lightning, one log", "Lightning, everything",
+LOOPS = ["by hand", "Fabric", "Accelerate", "by hand, everything", "Lightning", "Lightning, one log", "Lightning, everything",
          "raylit", "raylit, one log", "raylit, everything"]  # fmt: skip
 
 
