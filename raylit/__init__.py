@@ -18,6 +18,7 @@ from raylit.callbacks import Callback
 from raylit.check import CheckReport
 from raylit.data import RayDataLoader
 from raylit.datamodule import DataModule, LightningDataModule
+from raylit.driver import keep_workers
 from raylit.job import Result
 from raylit.loggers import CSVLogger, MLFlowLogger
 from raylit.module import LightningModule
@@ -33,7 +34,7 @@ _LAZY = {"Tuner": "raylit.tune", "SweepResult": "raylit.tune"}
 
 __all__ = [
     "CSVLogger", "Callback", "CheckReport", "DDPStrategy", "DataModule", "LightningDataModule", "LightningModule", "MLFlowLogger", "RayDataLoader", "Result",
-    "SweepResult", "Trainer", "Tuner", "ValidationConfig", "__version__", "callbacks", "core", "loggers", "profilers", "seed_everything", "strategies", "utilities",
+    "SweepResult", "Trainer", "Tuner", "ValidationConfig", "__version__", "callbacks", "core", "keep_workers", "loggers", "profilers", "seed_everything", "strategies", "utilities",
 ]  # fmt: skip
 
 

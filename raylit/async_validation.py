@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -108,7 +109,6 @@ class AsyncValidation:
         assert run.trainer.async_validation is not None
         self._run, self._tasks, self._config = run, tasks, run.trainer.async_validation
         self._pending: list[Pending] = []
-        self._num_begun = 0
         self._writer = BackgroundWriter()
         self.saved: str | None = None
         averaging = [type(one).__name__ for one in run.trainer.callbacks if isinstance(one, WeightAveraging)]
@@ -164,9 +164,8 @@ class AsyncValidation:
         trainer = self._run.trainer
         savers = (one for one in trainer.callbacks if isinstance(one, ModelCheckpoint))
         where = next(savers, ModelCheckpoint()).resolve_dirpath(trainer)
-        self._num_begun += 1
-        # not .ckpt: nobody is to find it who looks for checkpoints
-        return os.path.join(where, "validation", f"batch={self._run.progress.total_batches}-{self._num_begun}.pending")
+        # not .ckpt: nobody is to find it who looks for checkpoints; and no name comes twice, however other numbers of workers count batches
+        return os.path.join(where, "validation", f"step={self._run.progress.steps}-{uuid.uuid4().hex[:8]}.pending")
 
     def _start(self, pending: Pending) -> None:
         self._tasks.start(pending.path, pending.progress, self._has_news)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from raylit.callbacks import Checkpoint, ModelCheckpoint
@@ -110,9 +111,41 @@ def launcher_for(job: Job) -> Launcher:
         raise ConfigError(
             "What torch.compile(model) returned cannot be sent to Ray workers. Give them the model itself, and Trainer(compile=True)."
         )
+    kept: Launcher | None = _kept.get()
+    if kept is not None and not job.trainer.is_elastic:
+        return kept
     from raylit.launch.ray_train import RayTrainLauncher
 
     return RayTrainLauncher()
+
+
+_kept: ContextVar[Launcher | None] = ContextVar("kept workers", default=None)
+
+
+@contextlib.contextmanager
+def keep_workers() -> Iterator[None]:
+    """Within, one job after the other runs on the same Ray workers, of whatever Trainer, and only the first waits for them to start.
+
+    Between the jobs they keep what they have reserved. A job that wants other workers, in number, resources or `max_failures`, ends them and starts
+    its own, as does the first after one that failed; `max_failures` counts for all jobs of the same workers. Elastic jobs, whose number of workers
+    changes, and jobs in this process are as they are elsewhere.
+
+    Example:
+        >>> with raylit.keep_workers():
+        ...     trainer.fit(model, datamodule=data)
+        ...     trainer.test(model, datamodule=data)
+    """
+    if _kept.get() is not None:
+        yield
+        return
+    from raylit.launch.kept import KeptWorkers
+
+    with KeptWorkers() as workers:
+        token = _kept.set(workers)
+        try:
+            yield
+        finally:
+            _kept.reset(token)
 
 
 @contextlib.contextmanager

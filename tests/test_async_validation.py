@@ -288,6 +288,7 @@ def test_a_trial_run_validates_in_place(tmp_path: Path) -> None:
             r"wants 1000 CPU, but beside the 0 workers the Ray cluster has .*num_cpus=0",
         ),
         ({"async_validation": ValidationConfig(resources={"tpu": 1})}, "wants 1 tpu"),
+        ({"async_validation": True, "num_workers": (1, 100)}, "beside up to 100 workers the Ray cluster has 0: it would never begin"),
         ({"async_validation": True, "callbacks": EMAWeightAveraging()}, "EMAWeightAveraging validates with the average"),
     ],
 )

@@ -20,6 +20,11 @@ def is_verbose() -> bool:
     return bool(os.environ.get("RAYLIT_VERBOSE"))
 
 
+def resources_of(trainer: Any) -> dict[str, float]:
+    """Return what each worker of a Trainer reserves."""
+    return {"CPU": 1.0, **({"GPU": 1.0} if trainer.use_gpu else {}), **(trainer.resources_per_worker or {})}
+
+
 def connect(num_workers: int = 1, resources: dict[str, float] | None = None, least: int | None = None) -> bool:
     """Make sure that this process is connected to a Ray cluster.
 

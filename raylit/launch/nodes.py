@@ -115,9 +115,17 @@ def _ask(nodes: dict[str, str], question: Callable[[list[str]], list[T]], paths:
     look = ray.remote(num_cpus=0, max_retries=0)(question)
     asked = {look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(paths): node for node in nodes}
     done, late = ray.wait(list(asked), num_returns=len(asked), timeout=ASK_S) if asked else ([], [])
+    answers = {}
+    for ref in done:
+        try:
+            answers[asked[ref]] = ray.get(ref)
+        except ray.exceptions.RayTaskError:  # raylit is not installed there, it may be
+            raise
+        except ray.exceptions.RayError:  # a node that has just died, which Ray lists until it notices
+            late.append(ref)
     if late:
         warn(f"The nodes {', '.join(nodes[asked[ref]] for ref in late)} of the Ray cluster do not answer; it is not known what they see.")
-    return {asked[ref]: ray.get(ref) for ref in done}
+    return answers
 
 
 def _exist(paths: list[str]) -> list[bool]:

@@ -8,9 +8,9 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import cloudpickle
@@ -21,16 +21,18 @@ from raylit.callbacks import RecoveryCheckpoint
 from raylit.errors import LaunchError, Terminated
 from raylit.job import Job, Result
 from raylit.launch import elastic, remote
-from raylit.launch.cluster import connect, is_verbose, say_dashboard
+from raylit.launch.cluster import connect, is_verbose, resources_of, say_dashboard
 from raylit.launch.elastic import AsManyAsFit, LostNodesAreNoFailures, Room
 from raylit.launch.failure import DEAD, ControllerDied, advice, failure_config, less, raise_original
 from raylit.launch.nodes import check_shared
 from raylit.launch.relay import Relay
 from raylit.launch.remote import ProcessGroup, Restarts, last_line, reason
-from raylit.launch.validation import resources_of
 from raylit.launch.watch import Watch, groups, remove_groups
 from raylit.launch.work import Preempted, Work, checkpoint_folders
 from raylit.messages import info
+
+if TYPE_CHECKING:
+    from raylit.trainer import Trainer
 
 # Ray Train polls its workers every 2 s by default, which every fit waits for at its end.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -55,40 +57,80 @@ class RayTrainLauncher:
     ends, so that only the first fit pays for it.
     """
 
+    _ray_trainer: Any = None  # that runs
+    _before: Collection[str] = ()  # groups of reserved resources that are others'
+    is_ended = False  # by the driver
+
     def launch(self, job: Job) -> Result:
         """See `Launcher.launch`."""
-        trainer = job.trainer
-        resources = resources_of(trainer)
-        job.returns_state = True
-        work = Work(job)
-        work.shows_prints = connect(trainer.num_workers, resources, trainer.min_workers)
-        check_shared(_folders(job))
-        info(
-            f"Starting {trainer.workers_wanted} Ray workers, each with {', '.join(f'{amount:g} {name}' for name, amount in resources.items())}."
-        )
-        _say_where_to_look(job)
-        failures = failure_config(trainer.max_failures)
-        num_preemptions = 0
-        watch = Watch(trainer.min_workers, resources, trainer.num_workers if trainer.is_elastic else 0)
-        with Relay(watch) as relay:
+        work = self.prepare(job)
+        self.say_start(job)
+        say_where_to_look(job)
+        with Relay(self.watch_for(job.trainer)) as relay:
             work.screen = relay.screen
-            while True:
-                result = self._run(job, work, resources, failures, relay)
-                if isinstance(result, ControllerDied):
-                    self._may_restart(result, failures, watch)
-                    continue
-                if not isinstance(result, Preempted):
-                    break
-                num_preemptions += 1
-                if failures.max_preemption_failures != -1 and num_preemptions > failures.max_preemption_failures:
-                    raise LaunchError(
-                        f"A node was taken away for the {num_preemptions}. time, and FailureConfig(max_preemption_failures="
-                        f"{failures.max_preemption_failures}) allows no further restart. fit(ckpt_path='last') goes on."
-                    )
-                watch.restart(f"Restart {num_preemptions} because of a notice that a node goes away, from the newest checkpoint.")
+            try:
+                with terminated_by_sigterm():
+                    result = self.run(job, work, relay)
+            except (KeyboardInterrupt, SystemExit):
+                self.end(job, relay)
+                raise
         if not isinstance(result, Result):
             raise LaunchError("Ray Train ended without a result of rank 0. Its log is in the Ray dashboard under Train.")
         return result
+
+    def prepare(self, job: Job) -> Work:
+        """Connect to the cluster, and return what the workers are to do, but for the screen that it is shown on."""
+        trainer = job.trainer
+        self.resources = resources_of(trainer)
+        job.returns_state = True
+        work = Work(job)
+        work.shows_prints = connect(trainer.num_workers, self.resources, trainer.min_workers)
+        check_shared(_folders(job))
+        return work
+
+    def say_start(self, job: Job) -> None:
+        """Say that workers are started."""
+        each = ", ".join(f"{amount:g} {name}" for name, amount in self.resources.items())
+        info(f"Starting {job.trainer.workers_wanted} Ray workers, each with {each}.")
+
+    def watch_for(self, trainer: Trainer) -> Watch:
+        """Return what follows the workers of a Trainer."""
+        return Watch(trainer.min_workers, self.resources, trainer.num_workers if trainer.is_elastic else 0)
+
+    def run(self, job: Job, work: Callable[[], bytes | None], relay: Relay) -> Any:
+        """Have Ray Train call `work` on all workers, again if they are to be started anew; return what rank 0 returned.
+
+        Raises:
+            LaunchError: the workers could not be started, or died too often.
+            BaseException: what the user's code raised.
+        """
+        failures = failure_config(job.trainer.max_failures)
+        num_preemptions = 0
+        while True:
+            result = self._run(job, work, failures, relay)
+            if isinstance(result, ControllerDied):
+                self._may_restart(result, failures, relay.watch)
+                continue
+            if not isinstance(result, Preempted) or self.is_ended:
+                return result
+            num_preemptions += 1
+            if failures.max_preemption_failures != -1 and num_preemptions > failures.max_preemption_failures:
+                raise LaunchError(
+                    f"A node was taken away for the {num_preemptions}. time, and FailureConfig(max_preemption_failures="
+                    f"{failures.max_preemption_failures}) allows no further restart. fit(ckpt_path='last') goes on."
+                )
+            relay.watch.restart(f"Restart {num_preemptions} because of a notice that a node goes away, from the newest checkpoint.")
+
+    def end(self, job: Job, relay: Relay) -> None:
+        """Have the workers of a running job save it and leave, and give back what they reserved. An interrupt meanwhile ends them at once."""
+        self.is_ended = True
+        with contextlib.suppress(KeyboardInterrupt):
+            for logger in job.trainer.loggers if job.fn != "predict" else ():
+                logger.announce("killed")  # whoever sends a SIGTERM may not wait for the workers: `ray job stop` does for 3 s
+            relay.end_workers()
+        if self._ray_trainer is not None:
+            self._ray_trainer.abort(ABORT_S if relay.watch.is_running else ABORT_S / 10)
+        remove_groups(self.resources, self._before)
 
     def _may_restart(self, died: ControllerDied, failures: Any, watch: Watch) -> None:
         """Count a failure that Ray Train could not count itself.
@@ -102,17 +144,17 @@ class RayTrainLauncher:
             f"Restart {watch.num_failures + 1}, from the newest checkpoint: the process that watches the workers died: {died.why}."
         )
 
-    def _run(self, job: Job, work: Work, resources: dict[str, float], failures: Any, relay: Relay) -> Any:
-        """Have Ray Train call `work` on all workers; return what rank 0 returned."""
+    def _run(self, job: Job, work: Callable[[], bytes | None], failures: Any, relay: Relay) -> Any:
+        """Have Ray Train call `work` on all workers, once; return what rank 0 returned."""
         trainer, num_failures = job.trainer, relay.watch.num_failures
         restarts: Any = Restarts(relay.mailbox, failures.max_failures, num_failures)
-        before = groups()
+        self._before = before = groups()
         size = (trainer.min_workers, trainer.num_workers) if trainer.is_elastic else trainer.num_workers
         every_s = float(os.environ.get("RAYLIT_RESIZE_EVERY_S", RESIZE_EVERY_S))
         scaling: Any = ScalingConfig(  # type: ignore[call-arg]  # mypy sees Ray Train's first version, which v2 replaces at run time
             num_workers=size,  # type: ignore[arg-type]
             use_gpu=trainer.use_gpu,
-            resources_per_worker=resources,
+            resources_per_worker=self.resources,
             elastic_resize_monitor_interval_s=every_s,
         )
         ray_trainer: Any = _Trainer(
@@ -129,30 +171,24 @@ class RayTrainLauncher:
             ),
         )
         if trainer.is_elastic:
-            room = Room(resources, before)
+            room = Room(self.resources, before)
             ray_trainer.policies = {
                 "scaling_policy": AsManyAsFit(scaling, room, relay.mailbox, grows=_goes_on(job)),
                 "failure_policy": LostNodesAreNoFailures(ray_trainer.run_config.failure_config, room, restarts),
             }
+        self._ray_trainer = ray_trainer
         try:
-            with _terminated_by_sigterm():
-                returned = ray_trainer.fit().return_value
-                return None if returned is None else cloudpickle.loads(returned)
+            returned = ray_trainer.fit().return_value
+            return None if returned is None else cloudpickle.loads(returned)
         except TrainingFailedError as error:
             raise_original(error)
         except DEAD as error:
-            remove_groups(resources, before)
+            remove_groups(self.resources, before)
             if "creation task" in str(error):  # it would die again
                 raise LaunchError(f"Ray Train could not begin: {last_line(str(error))}") from error
             return ControllerDied(reason(error))
-        except BaseException as error:
-            if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                with contextlib.suppress(KeyboardInterrupt):  # once more: at once
-                    for logger in trainer.loggers if job.fn != "predict" else ():
-                        logger.announce("killed")  # whoever sends a SIGTERM may not wait for the workers: `ray job stop` does for 3 s
-                    relay.end_workers()
-                ray_trainer.abort(ABORT_S if relay.watch.is_running else ABORT_S / 10)
-            remove_groups(resources, before)
+        except Exception:
+            remove_groups(self.resources, before)
             raise
 
 
@@ -186,7 +222,7 @@ class _Trainer(TorchTrainer):
 
 
 @contextlib.contextmanager
-def _terminated_by_sigterm() -> Iterator[None]:
+def terminated_by_sigterm() -> Iterator[None]:
     """Within, SIGTERM raises Terminated here: `ray.init` has set a handler that ends the process at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -224,7 +260,7 @@ def _folders(job: Job) -> list[str]:
     return [_storage(job), *checkpoint_folders(job)]
 
 
-def _say_where_to_look(job: Job) -> None:
+def say_where_to_look(job: Job) -> None:
     """Say where the job can be followed and what it leaves."""
     for logger in job.trainer.loggers if job.fn != "predict" else ():
         if hasattr(logger, "where"):

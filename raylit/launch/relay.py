@@ -131,7 +131,7 @@ class Relay:
                 self.watch.all_left.set()  # nobody would tell
                 break
             for kind, content in taken:
-                if kind in ("started", "went_on", "failed", "restart", "lacks_room", "left", "say"):
+                if kind in ("started", "went_on", "failed", "restart", "lacks_room", "left", "say", "did"):
                     getattr(self.watch, kind)(content)
                 elif screen is not None:
                     getattr(screen, kind)(content)

@@ -30,6 +30,7 @@ class Mailbox:
     def __init__(self) -> None:
         self.items: list[tuple[str, Any]] = []
         self.ends = self.makes_room = False
+        self.number, self.job, self.results = 0, None, {}  # type: int, Any, dict[int, Any]
 
     def end(self) -> None:
         """The driver wants the workers to save the run and leave."""
@@ -42,6 +43,23 @@ class Mailbox:
     def why_end(self) -> str:
         """Tell why the workers are to leave: `ends`, `grows`, or nothing if they are not."""
         return "ends" if self.ends else "grows" if self.makes_room else ""
+
+    def give(self, job: Any) -> None:
+        """The next job of workers that are kept."""
+        self.number, self.job, self.results = self.number + 1, job, {}
+
+    def next_job(self, after: int) -> tuple[int, Any]:
+        """Return number and job, which is None until there is one that follows number `after`; a worker that has just started asks with 0."""
+        if after == 0:
+            self.results = {}  # of workers that are no more
+        return self.number, self.job if self.number > after else None
+
+    def did(self, rank: int, size: int, result: Any) -> None:
+        """A rank is through with the job; the driver is told once all are."""
+        self.results[rank] = result
+        if len(self.results) == size:
+            self.send("did", self.results[0])
+            self.job, self.results = None, {}
 
     def send(self, kind: str, content: Any) -> None:
         """Hold one more."""

@@ -11,7 +11,7 @@ import ray
 from raylit.callbacks import MONITORS, Callback
 from raylit.errors import ConfigError
 from raylit.job import Job
-from raylit.launch.cluster import connect
+from raylit.launch.cluster import connect, resources_of
 from raylit.launch.failure import failure_of
 from raylit.launch.parcel import Parcel
 from raylit.launch.remote import WorkerFailure, is_ours
@@ -68,7 +68,7 @@ class ValidationTasks:
         assert config is not None
         connect()
         wanted = {"CPU": config.num_cpus, "GPU": config.num_gpus, **config.resources}
-        _check_room(wanted, trainer.num_workers, resources_of(trainer))
+        _check_room(wanted, trainer)
         callbacks = [one for one in trainer.callbacks if _takes_part(one)]
         validating = trainer.replaced(
             num_workers=0, devices=None, num_nodes=1, use_gpu=None, accelerator="gpu" if config.num_gpus else "cpu", strategy="auto",
@@ -122,19 +122,21 @@ class ValidationTasks:
         self._refs, self._futures = {}, {}
 
 
-def resources_of(trainer: Any) -> dict[str, float]:
-    """Return what each worker of a Trainer reserves."""
-    return {"CPU": 1.0, **({"GPU": 1.0} if trainer.use_gpu else {}), **(trainer.resources_per_worker or {})}
+def _check_room(wanted: dict[str, float], trainer: Any) -> None:
+    """Find that a validation would wait for ever.
 
-
-def _check_room(wanted: dict[str, float], num_workers: int, taken: dict[str, float]) -> None:
-    has = ray.cluster_resources()
+    Raises:
+        ConfigError: it would, beside the workers; or, if they are elastic, could once they are as many as they may be.
+    """
+    has, taken = ray.cluster_resources(), resources_of(trainer)
     for name, amount in wanted.items():
-        left = has.get(name, 0) - num_workers * taken.get(name, 0)
-        if amount > left:
+        left = has.get(name, 0) - trainer.num_workers * taken.get(name, 0)
+        is_to_grow = left < 0 and not trainer.is_elastic  # or there would be no workers either
+        if amount > left and not is_to_grow:
             raise ConfigError(
-                f"An asynchronous validation wants {amount:g} {name}, but beside the {num_workers} workers the Ray cluster has {max(left, 0):g}: it would never"
-                " begin. Leave room for it, or have it share what the workers reserve: Trainer(async_validation=ValidationConfig(num_cpus=0))."
+                f"An asynchronous validation wants {amount:g} {name}, but beside {'up to ' if trainer.is_elastic else 'the '}{trainer.num_workers} workers the"
+                f" Ray cluster has {max(left, 0):g}: it would never begin. Leave room for it, or have it share what the workers reserve:"
+                " Trainer(async_validation=ValidationConfig(num_cpus=0))."
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Collection
@@ -28,6 +29,7 @@ class Watch:
         num_failures: how often workers failed and were started anew.
         is_running: whether all ranks have started.
         all_left: set while none is there any more.
+        results: of the jobs of workers that are kept: lists of a reference to each, pickled.
     """
 
     def __init__(self, num_workers: int, resources: dict[str, float], most: int = 0) -> None:
@@ -38,6 +40,7 @@ class Watch:
         self.num_failures = 0
         self.is_running = False
         self.all_left = threading.Event()
+        self.results: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._ranks: dict[int, dict[str, Any]] = {}
         self._began = time.monotonic()
         self._next = self._began + FIRST_S
@@ -85,6 +88,10 @@ class Watch:
         self._ranks.pop(rank, None)
         if not self._ranks:
             self.all_left.set()
+
+    def did(self, result: Any) -> None:
+        """Workers that are kept are through with a job."""
+        self.results.put(result)
 
     def failed(self, why: str) -> None:
         """Workers failed and are started anew."""

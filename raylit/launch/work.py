@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import socket
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+import torch
 from ray import cloudpickle
 
 from raylit.checkpoint import find
@@ -28,6 +31,9 @@ from raylit.launch.validation import ValidationTasks
 from raylit.parallel import choose_device
 from raylit.rng import seed_everything
 from raylit.worker import run_job
+
+ASK_EVERY_S = 0.1  # for the next job
+END = "end"  # in the place of a job: there will be none
 
 # What fails in a worker is looked at by a process without raylit.
 cloudpickle.register_pickle_by_value(remote)
@@ -63,10 +69,15 @@ class Work:
         self.seed = os.environ.get("PL_GLOBAL_SEED")
 
     def __call__(self) -> bytes | None:
+        """Do the work of this worker; returns what `do` does, pickled, so that what only hands it on need not know it."""
+        result = self.do()
+        return None if result is None else bytes(cloudpickle.dumps(result))
+
+    def do(self) -> Any:
         """Do the work of this worker.
 
         Returns:
-            Of rank 0, a Result or Preempted: pickled, so that what only hands it on need not know them.
+            Of rank 0, a Result; of every rank, Preempted if a machine is about to be taken away.
 
         Raises:
             WorkerFailure: carries what the user's code raised.
@@ -99,7 +110,7 @@ class Work:
             except BaseException as error:
                 if isinstance(error, Terminated) and notice.given:
                     if job.resized is None:
-                        return bytes(cloudpickle.dumps(Preempted()))
+                        return Preempted()
                     if rank != 0:
                         return None
                     raise Left(notice.why) from None
@@ -107,7 +118,40 @@ class Work:
             finally:
                 self.screen.left(rank)
                 self.screen.wait()
-        return bytes(cloudpickle.dumps(result)) if rank == 0 else None
+        return result if rank == 0 else None
+
+
+@dataclass
+class Works:
+    """What each worker calls that is kept: does one job after the other, as the driver gives them.
+
+    Attributes:
+        screen: whose mailbox they come through.
+    """
+
+    screen: RemoteScreen
+
+    def __call__(self) -> bytes | None:
+        """Do jobs until there is none any more; returns Preempted, pickled, if a machine is about to be taken away."""
+        mailbox, number = self.screen.mailbox, 0
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        while True:
+            latest, given = ray.get(mailbox.next_job.remote(number))
+            if given is None:
+                time.sleep(ASK_EVERY_S)
+                continue
+            if given == END:
+                return None
+            work: Work = ray.get(given[0])
+            result = work.do()
+            if isinstance(result, Preempted):
+                return bytes(cloudpickle.dumps(result))
+            ray.get(mailbox.did.remote(rank, size, [ray.put(cloudpickle.dumps(result))] if rank == 0 else None))
+            number = latest
+            del work, result
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
 
 def _where(job: Job, rank: int) -> dict[str, Any]:

@@ -191,6 +191,14 @@ def raylit_fit(size: str, num_batches: int, folder: Path, then: str = "", batche
         trainer.fit(net, batches)
 
 
+def raylit_kept(size: str, num_batches: int, folder: Path, then: str) -> None:
+    """raylit, on workers that did a fit before."""
+    import raylit as pl
+
+    with pl.keep_workers():
+        raylit_fit(size, num_batches, folder, then)
+
+
 def raylit_death(size: str, num_batches: int, folder: Path) -> None:
     """raylit, one of whose workers is killed."""
     import raylit as pl
@@ -208,6 +216,8 @@ CASES: dict[str, dict[str, Case]] = {
         "raylit": raylit_fit,
         "raylit, a second fit": lambda size, number, folder: raylit_fit(size, number, folder, "fit"),
         "raylit, test after fit": lambda size, number, folder: raylit_fit(size, number, folder, "test"),
+        "kept: a second fit": lambda size, number, folder: raylit_kept(size, number, folder, "fit"),
+        "kept: test after fit": lambda size, number, folder: raylit_kept(size, number, folder, "test"),
         "Lightning on Ray": lightning_on_ray,
     },
     "step": {

@@ -22,12 +22,12 @@ pytestmark = pytest.mark.ray
 class Fit:
     """An elastic fit that runs on the head of some nodes."""
 
-    def __init__(self, nodes: Nodes, folder: Path, epochs: int, fewest: int, most: int = 2) -> None:
+    def __init__(self, nodes: Nodes, folder: Path, epochs: int, fewest: int, most: int = 2, **env: str) -> None:
         self.folder, self.epochs, self.fewest, self.most = folder, epochs, fewest, most
         folder.mkdir()
         self.errors = folder / "errors"
         command = (sys.executable, "-m", "tests.cluster.train", str(folder), str(epochs), str(fewest), str(most))
-        env = {"RAY_ADDRESS": nodes.address, "RAYLIT_RESIZE_EVERY_S": "3"}
+        env |= {"RAY_ADDRESS": nodes.address, "RAYLIT_RESIZE_EVERY_S": "3"}
         with (folder / "out").open("w") as out, self.errors.open("w") as errors:
             self.process = nodes.popen(0, *command, cwd=str(train.__file__).rpartition("/")[0], env=env, stdout=out, stderr=errors)
 
@@ -121,6 +121,11 @@ def undisturbed_short(folder: str) -> dict[str, torch.Tensor]:
     return train.fit(folder, epochs=2)
 
 
+def undisturbed_with_validation(folder: str) -> dict[str, torch.Tensor]:
+    """Likewise; and validation is waited for."""
+    return train.fit(folder, epochs=2, validates=True)
+
+
 def undisturbed(folder: str) -> dict[str, torch.Tensor]:
     """Likewise."""
     return train.fit(folder, epochs=4)
@@ -174,6 +179,34 @@ def test_nodes_come_and_go_again_and_again(nodes: Nodes, tmp_path: Path) -> None
         nodes.start(1)
         fit.check(expected)
     assert fit.told()[0].startswith("Began with 1 of up to 2 workers, from the start; global batch kept: accumulate_grad_batches=2;")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_validations_that_are_not_waited_for(nodes: Nodes, tmp_path: Path) -> None:
+    """Those that run when a node dies, or when workers leave for more to come, are run again: each value comes once, for its step."""
+    nodes.start(1)
+    (tmp_path / "plain").mkdir()
+    with Fit(nodes, tmp_path / "ray", 2, fewest=1, VALIDATES="1") as fit:
+        expected = run_on_two_ranks(undisturbed_with_validation, tmp_path / "plain")[0]
+        fit.wait(lambda: len(fit.steps()) > 5)
+        nodes.kill(1)
+        fit.wait(fit.told)
+        fit.wait_for_more(4)
+        nodes.start(1)
+        fit.wait(lambda: len(fit.told()) == 2)
+        fit.check(expected)
+    ours, theirs = (
+        [(row["step"], row["val_loss"]) for row in torch.load(tmp_path / kind / "history.pt") if "val_loss" in row]
+        for kind in ("ray", "plain")
+    )
+    per_epoch = train.NUM_SAMPLES // train.BATCH_SIZE // 2
+    assert [step for step, _ in ours] == [step for step, _ in theirs] == list(range(4, 2 * per_epoch + 1, train.VALIDATE_EVERY))
+    assert [value for _, value in ours] == pytest.approx([value for _, value in theirs], rel=1e-3)
+    client = MlflowClient(f"sqlite:///{tmp_path}/ray/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("two nodes").experiment_id])
+    logged = [(metric.step + 1, metric.value) for metric in client.get_metric_history(run.info.run_id, "val_loss")]
+    assert sorted(logged) == [(step, pytest.approx(value)) for step, value in ours]
 
 
 @pytest.mark.long

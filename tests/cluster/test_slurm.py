@@ -221,7 +221,7 @@ def test_two_nodes_train_together_and_go_on_after_sigterm(folder: Path, network:
         assert code == 143, said
         assert "in 2 Ray workers of the cluster 10.231.77.1:" in said
         assert calls(folder) == f"scontrol requeue {job_id}\n", said
-        saved = max(folder.glob("mlruns/*/*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime)
+        saved = max(folder.glob("mlruns/*/*/checkpoints/**/*.ckpt"), key=lambda path: path.stat().st_mtime)
 
         code, said = ended(
             submit(folder, *FIT, "--trainer.num_workers", "2", on=one.split(), SLURM_RESTART_COUNT="1", **env), timeout_s=180

@@ -1,6 +1,7 @@
 """A fit on two Ray workers: python -m tests.cluster.train FOLDER EPOCHS [FEWEST [MOST]]. Each rank appends to FOLDER/seen-RANK what it trains on.
 
-With FEWEST it is elastic, and slow while it has only one worker, so that there is time for another to come.
+With FEWEST it is elastic, and slow while it has only one worker, so that there is time for another to come. With VALIDATES in the environment it also
+validates, without waiting for it. Its history comes to FOLDER/history.pt.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 import raylit as pl
 
 NUM_SAMPLES, BATCH_SIZE, EPOCHS, STEP_S, ALONE_S = 96, 4, 3, 0.2, 1.0
+VALIDATE_EVERY = 4  # batches of a worker, if there are two
 
 
 class Numbered(Dataset[tuple[Tensor, Tensor]]):
@@ -52,6 +54,9 @@ class Net(pl.LightningModule):
         self.log("loss", loss, on_step=True, on_epoch=True)
         return loss
 
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", nn.functional.mse_loss(self.net(batch[1]).squeeze(1), batch[1].sum(1)))
+
     def on_fit_start(self) -> None:
         self.began = self.trainer.strategy.broadcast(time.time())
         if self.trainer.num_workers:
@@ -62,7 +67,9 @@ class Net(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.02)
 
 
-def fit(folder: str, num_workers: int | tuple[int, int] = 0, max_failures: int = 0, epochs: int = EPOCHS) -> dict[str, Tensor]:
+def fit(
+    folder: str, num_workers: int | tuple[int, int] = 0, max_failures: int = 0, epochs: int = EPOCHS, validates: bool = False
+) -> dict[str, Tensor]:
     """Train, from the newest checkpoint if there is one, and return the weights; the run is in FOLDER/mlflow.db or where MLFLOW_TRACKING_URI says."""
     root = Path(folder)
     pl.seed_everything(7, verbose=False)
@@ -78,16 +85,25 @@ def fit(folder: str, num_workers: int | tuple[int, int] = 0, max_failures: int =
         else False,
         log_every_n_steps=1,
         enable_model_summary=False,
+        val_check_interval=VALIDATE_EVERY if validates else None,
+        async_validation=pl.ValidationConfig(num_cpus=0) if validates and num_workers else False,
     )
     module = Net(root)
-    trainer.fit(module, DataLoader(Numbered(NUM_SAMPLES), BATCH_SIZE, shuffle=True), ckpt_path="last" if num_workers else None)
+    loaders = [DataLoader(Numbered(NUM_SAMPLES), BATCH_SIZE, shuffle=True), DataLoader(Numbered(30), BATCH_SIZE) if validates else None]
+    result = trainer.fit(module, *loaders, ckpt_path="last" if num_workers else None)
+    if trainer.is_global_zero:
+        torch.save(result.history, root / "history.pt")
     return dict(module.state_dict())
 
 
 if __name__ == "__main__":
     elastic = list(map(int, sys.argv[3:]))
     weights = fit(
-        sys.argv[1], num_workers=tuple([*elastic, 2][:2]) if elastic else 2, max_failures=0 if elastic else 3, epochs=int(sys.argv[2])
+        sys.argv[1],
+        num_workers=tuple([*elastic, 2][:2]) if elastic else 2,
+        max_failures=0 if elastic else 3,
+        epochs=int(sys.argv[2]),
+        validates="VALIDATES" in os.environ,
     )
     torch.save(weights, Path(sys.argv[1]) / "end.tmp")
     (Path(sys.argv[1]) / "end.tmp").rename(Path(sys.argv[1]) / "end.pt")

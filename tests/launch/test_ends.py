@@ -65,6 +65,29 @@ pl.Trainer(
 '''.replace("\\\\n", "\\n")
 
 
+SWEEP = """
+import sys, time
+import raylit as pl
+from raylit.testing import TinyModel
+
+folder = sys.argv[1]
+
+class Slow(TinyModel):
+    def __init__(self, lr):
+        super().__init__()
+
+    def training_step(self, batch, batch_idx):
+        with open(f"{folder}/seen-0", "a") as file:
+            file.write("1 ")
+        time.sleep(0.1)
+        return super().training_step(batch, batch_idx)
+
+logger = pl.MLFlowLogger("ends", tracking_uri=f"sqlite:///{folder}/mlflow.db")
+trainer = pl.Trainer(max_epochs=1000, default_root_dir=folder, accelerator="cpu", enable_progress_bar=False, logger=logger, enable_model_summary=False)
+pl.Tuner(trainer).sweep(Slow, space={"model.lr": {"grid": [0.1, 0.2]}}, metric="val_loss", search="grid")
+"""
+
+
 def environment(**more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return kept | {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", **more}
@@ -137,6 +160,20 @@ def test_a_job_that_is_stopped_is_saved_and_goes_on_at_the_next_batch(head: dict
     assert f"Restoring states from the checkpoint path at {saved}" in log and "succeeded" in log, log
     assert [seen(tmp_path, rank) for rank in range(2)] == [list(range(1, 2 * epochs + 1))] * 2
     assert statuses(tmp_path) == ["FINISHED"], "one run"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(280)
+def test_a_sweep_that_is_stopped_leaves_no_run_running(head: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "tune.py").write_text(SWEEP)
+    command = ["--", sys.executable, "-W", "ignore", str(tmp_path / "tune.py"), str(tmp_path)]
+    wait_for(lambda: "submitted" in ray_job(head, "submit", "--submission-id=sweep", "--no-wait", *command))
+    wait_for(lambda: len(seen(tmp_path)) > 10)
+    ray_job(head, "stop", "sweep")
+    assert statuses(tmp_path) == ["KILLED"] * 3, "the sweep and two trials"
+    number = len(seen(tmp_path))
+    time.sleep(3)
+    assert len(seen(tmp_path)) == number, "the trials have ended"
 
 
 # ---- memory, and processes of Ray's own ----
