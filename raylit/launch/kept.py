@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import queue
 import threading
+import time
 from typing import Any
 
 import ray
@@ -89,23 +89,21 @@ class Group:
             LaunchError: they ended without one.
             BaseException: whatever the user's code raised.
         """
-        work.screen = self._relay.screen
+        work.screen, results = self._relay.screen, self._relay.watch.results
         sent = ray.put(work)
         self._relay.mailbox.give.remote([sent])
         try:
             with terminated_by_sigterm():
-                while True:
-                    try:
-                        (result,) = self._relay.watch.results.get(timeout=0.1)
-                    except queue.Empty:
-                        if self.is_alive:
-                            continue
-                        raise self._error or LaunchError("The Ray workers ended without a result of rank 0.") from None
-                    found: Result = cloudpickle.loads(ray.get(result))
-                    return found
+                while results.empty() and self.is_alive:
+                    time.sleep(0.02)
         except (KeyboardInterrupt, SystemExit):
             self.launcher.end(job, self._relay)
             raise
+        if results.empty():
+            raise self._error or LaunchError("The Ray workers ended without a result of rank 0.")
+        (result,) = results.get()
+        found: Result = cloudpickle.loads(ray.get(result))
+        return found
 
     def close(self) -> None:
         """Let them end, and wait until they have."""

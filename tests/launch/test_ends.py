@@ -38,7 +38,7 @@ class Seen(TinyModel):
             file.write(f"{number}\\\\n")
         if kills == "memory" and number == 5 and self.global_rank == 1 and not os.path.exists(f"{folder}/ate"):
             open(f"{folder}/ate", "w").close()
-            self.eaten = [torch.ones(50_000_000) for _ in range(7)]
+            self.eaten = [torch.ones(50_000_000) for _ in range(18)]
             time.sleep(30)
         time.sleep(0.1)
         return super().training_step(batch, batch_idx)

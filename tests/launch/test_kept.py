@@ -21,6 +21,7 @@ from raylit.launch import Launcher
 from raylit.launch.kept import KeptWorkers
 from raylit.launch.watch import groups
 from raylit.testing import LauncherConformance, RandomDataset, TinyModel
+from raylit.testing.launchers import Fails, Mistake
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 ROOT = Path(__file__).parents[2]
@@ -41,6 +42,13 @@ class TestKeptWorkers(LauncherConformance):
     @pytest.fixture
     def make(self, kept: KeptWorkers) -> Callable[[], Launcher]:  # type: ignore[override]
         return lambda: kept
+
+    def test_the_user_s_exception_is_raised_here(self, trainer: Callable[..., pl.Trainer]) -> None:
+        """With the traceback of the worker."""
+        with pytest.raises(Mistake, match="in the third step") as raised:
+            trainer().fit(self.model(Fails))
+        assert "Mistake: in the third step\n(raylit) rank" in str(raised.value.__cause__)
+        assert trainer(max_epochs=1).fit(self.model()).epochs == 1
 
 
 class Process(pl.Callback):
@@ -112,14 +120,16 @@ import sys, time
 import raylit as pl
 from raylit.testing import TinyModel
 
+folder = sys.argv[1]
+
 class Slow(TinyModel):
     def training_step(self, batch, batch_idx):
-        open(sys.argv[1] + "/trains", "w").close()
+        open(folder + "/trains", "w").close()
         time.sleep(0.1)
         return super().training_step(batch, batch_idx)
 
-logger = pl.MLFlowLogger("kept", tracking_uri=f"sqlite:///{sys.argv[1]}/mlflow.db")
-trainer = pl.Trainer(num_workers=2, max_epochs=-1, default_root_dir=sys.argv[1], logger=logger, accelerator="cpu")
+logger = pl.MLFlowLogger("kept", tracking_uri=f"sqlite:///{folder}/mlflow.db")
+trainer = pl.Trainer(num_workers=2, max_epochs=-1, default_root_dir=folder, logger=logger, accelerator="cpu")
 with pl.keep_workers():
     trainer.validate(TinyModel())
     trainer.fit(Slow())
@@ -127,7 +137,7 @@ with pl.keep_workers():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
 def test_a_signal_saves_the_job_that_runs_and_ends_the_workers(tmp_path: Path, number: int, code: int) -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(tmp_path)]
