@@ -126,7 +126,7 @@ def await_validations(run: Run) -> None:
     validations = run.validations
     if validations is None or not len(validations):
         return
-    info(f"Training is done; waiting for {len(validations)} validations that are not.")
+    info(f"Training is done, but not all of its validations: waiting for {len(validations)}.")
     run.between_epochs = True
     while len(validations):
         validations.wait(0.5)
