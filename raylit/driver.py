@@ -23,6 +23,7 @@ from raylit.version import __version__
 from raylit.worker import status_of
 
 if TYPE_CHECKING:
+    from raylit.launch.kept import KeptWorkers
     from raylit.trainer import Trainer
 
 
@@ -111,15 +112,17 @@ def launcher_for(job: Job) -> Launcher:
         raise ConfigError(
             "What torch.compile(model) returned cannot be sent to Ray workers. Give them the model itself, and Trainer(compile=True)."
         )
-    kept: Launcher | None = _kept.get()
+    kept = _kept.get()
     if kept is not None and not job.trainer.is_elastic:
         return kept
+    if kept is not None:
+        kept.release()  # what they hold, it may want
     from raylit.launch.ray_train import RayTrainLauncher
 
     return RayTrainLauncher()
 
 
-_kept: ContextVar[Launcher | None] = ContextVar("kept workers", default=None)
+_kept: ContextVar[KeptWorkers | None] = ContextVar("kept workers", default=None)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import threading
-import time
 from typing import Any
 
 import ray
@@ -32,26 +33,35 @@ class KeptWorkers:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let the workers end, if there are any."""
         if self._group is not None:
-            self._group.close()
-            self._group = None
+            group, self._group = self._group, None
+            group.close()
 
     def launch(self, job: Job) -> Result:
         """See `Launcher.launch`."""
         trainer = job.trainer
         kind = (trainer.num_workers, trainer.use_gpu, resources_of(trainer), failure_config(trainer.max_failures))
         if self._group is not None and (kind != self._kind or not self._group.is_alive):
-            self._group.close()
-            self._group = None
+            self.release()
         launcher = RayTrainLauncher() if self._group is None else self._group.launcher
         work = launcher.prepare(job)
-        if self._group is None:
-            launcher.say_start(job)
-        else:
+        if self._group is not None:
             info(f"Going on with the {trainer.num_workers} Ray workers that there are.")
+            say_where_to_look(job)
+            try:
+                return self._group.do(job, work)
+            except LaunchError:
+                if self._group.has_begun:
+                    raise
+            info("The Ray workers have ended between two jobs.")
+            return self.launch(job)
+        launcher.say_start(job)
         say_where_to_look(job)
-        if self._group is None:
-            self._group, self._kind = Group(launcher, job), kind
+        self._group, self._kind = Group(launcher, job), kind
         return self._group.do(job, work)
 
 
@@ -66,6 +76,7 @@ class Group:
     def __init__(self, launcher: RayTrainLauncher, job: Job) -> None:
         self.launcher = launcher
         self._error: BaseException | None = None
+        self._number = self._starts_before = 0  # of jobs; of starts before the last job
         self._relay = Relay(launcher.watch_for(job.trainer))
         self._relay.__enter__()
         self._thread = threading.Thread(target=self._run, args=(job,), name="raylit-workers", daemon=True)
@@ -74,7 +85,12 @@ class Group:
     @property
     def is_alive(self) -> bool:
         """Whether they wait for jobs, or do one."""
-        return self._thread.is_alive() and not self.launcher.is_ended
+        return self._thread.is_alive() and self._relay.is_alive and not self.launcher.is_ended
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether they began with the last job, or may have."""
+        return self._relay.watch.num_starts > self._starts_before or not self._relay.is_alive
 
     def _run(self, job: Job) -> None:
         try:
@@ -89,24 +105,56 @@ class Group:
             LaunchError: they ended without one.
             BaseException: whatever the user's code raised.
         """
-        work.screen, results = self._relay.screen, self._relay.watch.results
-        sent = ray.put(work)
-        self._relay.mailbox.give.remote([sent])
+        watch = self._relay.watch
+        self._number, self._starts_before, work.screen = self._number + 1, watch.num_starts, self._relay.screen
+        sent = ray.put(work)  # kept until the job is done
+        result = None
         try:
             with terminated_by_sigterm():
-                while results.empty() and self.is_alive:
-                    time.sleep(0.02)
+                self._give([sent])
+                while result is None and self.is_alive:
+                    result = self._result()
         except (KeyboardInterrupt, SystemExit):
+            self._number += 1
+            self._give(END)
             self.launcher.end(job, self._relay)
             raise
-        if results.empty():
+        except BaseException:  # a signal handler of the user's
+            self.launcher.abort(watch)
+            raise
+        if result is None:
+            if not self._relay.is_alive:
+                self.launcher.abort(watch)
             raise self._error or LaunchError("The Ray workers ended without a result of rank 0.")
-        (result,) = results.get()
-        found: Result = cloudpickle.loads(ray.get(result))
+        try:
+            found: Result = cloudpickle.loads(ray.get(result))
+        except ray.exceptions.RayError as error:
+            raise LaunchError("Rank 0 has died after the job was done, before its result had come here. What it saved is there.") from error
         return found
+
+    def _give(self, job: Any) -> None:
+        self._relay.mailbox.give.remote(self._number, job)
+
+    def _result(self) -> Any:
+        """Return a reference to the result of the job, or None after a moment."""
+        with contextlib.suppress(queue.Empty):
+            number, (result,) = self._relay.watch.results.get(timeout=0.02)
+            if number == self._number:
+                return result
+        return None
 
     def close(self) -> None:
         """Let them end, and wait until they have."""
-        self._relay.mailbox.give.remote(END)
-        self._thread.join(END_S)
-        self._relay.__exit__()
+        watch = self._relay.watch
+        self._number += 1
+        try:
+            self._give(END)
+            self._thread.join(END_S if watch.is_running else 0)
+            if self._thread.is_alive():
+                self.launcher.abort(watch)
+                self._thread.join(END_S)
+        except BaseException:
+            self.launcher.abort(watch)
+            raise
+        finally:
+            self._relay.__exit__()

@@ -16,6 +16,9 @@ import ray
 from ray import cloudpickle
 from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylit.callbacks import RecoveryCheckpoint
 from raylit.errors import LaunchError, Terminated
@@ -58,7 +61,7 @@ class RayTrainLauncher:
     """
 
     _ray_trainer: Any = None  # that runs
-    _before: Collection[str] = ()  # groups of reserved resources that are others'
+    _before: Collection[str] | None = None  # groups of reserved resources that are others'
     is_ended = False  # by the driver
 
     def launch(self, job: Job) -> Result:
@@ -108,10 +111,12 @@ class RayTrainLauncher:
         num_preemptions = 0
         while True:
             result = self._run(job, work, failures, relay)
+            if self.is_ended:
+                return result
             if isinstance(result, ControllerDied):
                 self._may_restart(result, failures, relay.watch)
                 continue
-            if not isinstance(result, Preempted) or self.is_ended:
+            if not isinstance(result, Preempted):
                 return result
             num_preemptions += 1
             if failures.max_preemption_failures != -1 and num_preemptions > failures.max_preemption_failures:
@@ -128,9 +133,15 @@ class RayTrainLauncher:
             for logger in job.trainer.loggers if job.fn != "predict" else ():
                 logger.announce("killed")  # whoever sends a SIGTERM may not wait for the workers: `ray job stop` does for 3 s
             relay.end_workers()
+        self.abort(relay.watch)
+
+    def abort(self, watch: Watch) -> None:
+        """End the workers at once, and give back what they reserved."""
+        self.is_ended = True
         if self._ray_trainer is not None:
-            self._ray_trainer.abort(ABORT_S if relay.watch.is_running else ABORT_S / 10)
-        remove_groups(self.resources, self._before)
+            self._ray_trainer.abort(ABORT_S if watch.is_running else ABORT_S / 10)
+        if self._before is not None:
+            remove_groups(self.resources, self._before)
 
     def _may_restart(self, died: ControllerDied, failures: Any, watch: Watch) -> None:
         """Count a failure that Ray Train could not count itself.
@@ -198,16 +209,19 @@ class _Trainer(TorchTrainer):
     _controller: Any = None
     policies: Mapping[str, Any] = MappingProxyType({})  # instead of Ray's own
 
-    def _register_sigint_handler(self, controller: Any) -> None:
-        self._controller = controller
-
     def _create_default_callbacks(self) -> list[Any]:
         """Without those for whose sake each run would start one more process."""
         made = super()._create_default_callbacks()  # type: ignore[misc]  # likewise
         return [callback for callback in made if type(callback).__name__ not in NOT_NEEDED]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        return super()._initialize_and_run_controller(**{**arguments, **self.policies})  # type: ignore[misc]  # likewise
+        """As Ray does, but remember the controller, and leave Ctrl-C to Python."""
+        here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        env = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **get_env_vars_to_propagate()}
+        actor: Any = ray.remote(num_cpus=0, scheduling_strategy=here, runtime_env={"env_vars": env})(TrainController)
+        self._controller = actor.remote(**{**arguments, **self.policies})
+        ray.get(self._controller.run.remote())
+        return ray.get(self._controller.get_result.remote())
 
     def abort(self, timeout_s: float) -> None:
         """Stop the workers and what holds their resources."""

@@ -112,6 +112,11 @@ class Relay:
         self._thread.join(timeout=10)
         ray.kill(self.mailbox)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether what the workers send still arrives."""
+        return self._thread.is_alive()
+
     def end_workers(self) -> None:
         """Have the workers save the run and leave, if they train; returns when they have, or after `PATIENCE_S`."""
         if self.watch.is_running:
@@ -131,6 +136,9 @@ class Relay:
                 self.watch.all_left.set()  # nobody would tell
                 break
             for kind, content in taken:
+                if kind == "did" and screen is not None:  # the next job draws anew
+                    screen.close()
+                    screen = make_screen()
                 if kind in ("started", "went_on", "failed", "restart", "lacks_room", "left", "say", "did"):
                     getattr(self.watch, kind)(content)
                 elif screen is not None:

@@ -44,9 +44,9 @@ class Mailbox:
         """Tell why the workers are to leave: `ends`, `grows`, or nothing if they are not."""
         return "ends" if self.ends else "grows" if self.makes_room else ""
 
-    def give(self, job: Any) -> None:
-        """The next job of workers that are kept."""
-        self.number, self.job, self.results = self.number + 1, job, {}
+    def give(self, number: int, job: Any) -> None:
+        """The next job of workers that are kept; numbers go up from 1."""
+        self.number, self.job, self.results = number, job, {}
 
     def next_job(self, after: int) -> tuple[int, Any]:
         """Return number and job, which is None until there is one that follows number `after`; a worker that has just started asks with 0."""
@@ -54,11 +54,13 @@ class Mailbox:
             self.results = {}  # of workers that are no more
         return self.number, self.job if self.number > after else None
 
-    def did(self, rank: int, size: int, result: Any) -> None:
-        """A rank is through with the job; the driver is told once all are."""
+    def did(self, number: int, rank: int, size: int, result: Any) -> None:
+        """A rank is through with a job; the driver is told once all are."""
+        if number != self.number:
+            return
         self.results[rank] = result
         if len(self.results) == size:
-            self.send("did", self.results[0])
+            self.send("did", (number, self.results[0]))
             self.job, self.results = None, {}
 
     def send(self, kind: str, content: Any) -> None:

@@ -29,7 +29,8 @@ class Watch:
         num_failures: how often workers failed and were started anew.
         is_running: whether all ranks have started.
         all_left: set while none is there any more.
-        results: of the jobs of workers that are kept: lists of a reference to each, pickled.
+        num_starts: how often all ranks have started a job.
+        results: of workers that are kept: the numbers of their jobs, with references to what came of them, pickled, in lists.
     """
 
     def __init__(self, num_workers: int, resources: dict[str, float], most: int = 0) -> None:
@@ -39,6 +40,7 @@ class Watch:
         self._lacks_room = False  # even for the fewest workers of an elastic job
         self.num_failures = 0
         self.is_running = False
+        self.num_starts = 0
         self.all_left = threading.Event()
         self.results: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._ranks: dict[int, dict[str, Any]] = {}
@@ -51,6 +53,7 @@ class Watch:
         if len(self._ranks) < where["size"]:
             return
         self.is_running = True
+        self.num_starts += 1
         self.all_left.clear()
         nodes: dict[str, list[str]] = {}
         for rank in sorted(self._ranks):
@@ -89,7 +92,7 @@ class Watch:
         if not self._ranks:
             self.all_left.set()
 
-    def did(self, result: Any) -> None:
+    def did(self, result: tuple[int, Any]) -> None:
         """Workers that are kept are through with a job."""
         self.results.put(result)
 

@@ -32,6 +32,7 @@ from raylit.parallel import choose_device
 from raylit.rng import seed_everything
 from raylit.worker import run_job
 
+SEED = "PL_GLOBAL_SEED"
 ASK_EVERY_S = 0.1  # for the next job
 END = "end"  # in the place of a job: there will be none
 
@@ -66,7 +67,7 @@ class Work:
         }
         self.parcel = Parcel(job, parts)
         self.before = find.times_of(checkpoint_folders(job))
-        self.seed = os.environ.get("PL_GLOBAL_SEED")
+        self.seed = os.environ.get(SEED)
 
     def __call__(self) -> bytes | None:
         """Do the work of this worker; returns what `do` does, pickled, so that what only hands it on need not know it."""
@@ -95,7 +96,7 @@ class Work:
                 if self.seed is not None:
                     # the same weights come from the driver; what is drawn during training (dropout) differs between ranks
                     seed_everything(int(self.seed) + rank, verbose=False)
-                    os.environ["PL_GLOBAL_SEED"] = self.seed
+                    os.environ[SEED] = self.seed
                 if job.trainer.is_elastic:
                     job.resized = Resized(int(os.environ["WORLD_SIZE"]), job.trainer.num_workers, self.screen if rank == 0 else None)
                     job.resized.adapt(job.trainer, job.module, job.fn)
@@ -133,7 +134,7 @@ class Works:
 
     def __call__(self) -> bytes | None:
         """Do jobs until there is none any more; returns Preempted, pickled, if a machine is about to be taken away."""
-        mailbox, number = self.screen.mailbox, 0
+        mailbox, number, seed = self.screen.mailbox, 0, os.environ.get(SEED)
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         while True:
             latest, given = ray.get(mailbox.next_job.remote(number))
@@ -146,9 +147,11 @@ class Works:
             result = work.do()
             if isinstance(result, Preempted):
                 return bytes(cloudpickle.dumps(result))
-            ray.get(mailbox.did.remote(rank, size, [ray.put(cloudpickle.dumps(result))] if rank == 0 else None))
+            ray.get(mailbox.did.remote(latest, rank, size, [ray.put(cloudpickle.dumps(result))] if rank == 0 else None))
             number = latest
             del work, result
+            os.environ.pop(SEED, None)  # of this job
+            os.environ.update({SEED: seed} if seed is not None else {})
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

@@ -92,7 +92,7 @@ def test_jobs_in_one_block_share_workers_that_are_gone_after_it(tmp_path: Path) 
     """A worker that dies is started anew, and goes on where the job that runs was saved."""
     process = Process(tmp_path)
     saver = pl.callbacks.RecoveryCheckpoint(tmp_path / "recovery", every_n_steps=1, every_s=None)
-    ours, theirs = model(), model()
+    ours = model()
     before = groups()
     with pl.keep_workers():
         trainer(tmp_path, callbacks=process, max_failures=1).fit(ours, loader())
@@ -106,13 +106,34 @@ def test_jobs_in_one_block_share_workers_that_are_gone_after_it(tmp_path: Path) 
     for ran, validated in zip(process.processes("fit"), process.processes("validate"), strict=True):
         assert [ran[0] == ran[1], ran[1] == ran[2], ran[2:] == validated] == [True, False, True]
     assert result.steps == 8
+    here, theirs, whole = trainer(tmp_path / "plain", num_workers=0), model(), DataLoader(RandomDataset(32, 16), batch_size=4)
+    here.fit(theirs, whole)
+    tested_here = here.test(theirs, loader(), verbose=False)
+    trainer(tmp_path / "plain", num_workers=0).fit(theirs, whole)
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value)
+    assert tested == [pytest.approx(values) for values in tested_here]
+
+
+@pytest.mark.long
+def test_other_jobs_end_the_workers_and_start_their_own(tmp_path: Path) -> None:
+    ours, theirs = model(), model()
+    process = Process(tmp_path)
+    before = groups()
     with pl.keep_workers():
+        trainer(tmp_path, callbacks=process).fit(ours, loader())
+        for pids in process.processes("fit"):
+            os.kill(int(pids[-1]), signal.SIGKILL)  # between two jobs
+        trainer(tmp_path, callbacks=process).test(ours, loader(), verbose=False)
+        trainer(tmp_path, num_workers=1).test(ours, loader(), verbose=False)
+        trainer(tmp_path, num_workers=0).validate(ours, loader(), verbose=False)
+        trainer(tmp_path, num_workers=(1, 4)).validate(ours, loader(), verbose=False)  # as many as there may be
+        trainer(tmp_path, num_workers=2).fit(ours, loader())
+    assert groups() == before
+    assert not {*process.processes("fit")[0]} & {*process.processes("test")[0]}
+    for _ in range(2):
         trainer(tmp_path / "plain").fit(theirs, loader())
-        tested_there = trainer(tmp_path / "plain", num_workers=1).test(theirs, loader(), verbose=False)  # on another one
-        trainer(tmp_path / "plain", num_workers=0).validate(theirs, loader(), verbose=False)  # here
-        trainer(tmp_path / "plain", num_workers=2).fit(theirs, loader())
     assert all(torch.equal(ours.state_dict()[name], value) for name, value in theirs.state_dict().items())
-    assert tested == tested_there
 
 
 SCRIPT = """
@@ -129,7 +150,7 @@ class Slow(TinyModel):
         return super().training_step(batch, batch_idx)
 
 logger = pl.MLFlowLogger("kept", tracking_uri=f"sqlite:///{folder}/mlflow.db")
-trainer = pl.Trainer(num_workers=2, max_epochs=-1, default_root_dir=folder, logger=logger, accelerator="cpu")
+trainer = pl.Trainer(num_workers=2, max_epochs=-1, max_failures=1, default_root_dir=folder, logger=logger, accelerator="cpu")
 with pl.keep_workers():
     trainer.validate(TinyModel())
     trainer.fit(Slow())
@@ -149,7 +170,7 @@ def test_a_signal_saves_the_job_that_runs_and_ends_the_workers(tmp_path: Path, n
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
-    assert "Saving the run after this batch" in said
+    assert "Saving the run after this batch" in said and "Restart" not in said
     assert list(tmp_path.glob("mlruns/*/*/checkpoints/recovery/*.ckpt"))
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
