@@ -114,24 +114,28 @@ def launcher_for(job: Job) -> Launcher:
         )
     kept = _kept.get()
     if kept is not None and not job.trainer.is_elastic:
-        return kept
-    if kept is not None:
-        kept.release()  # what they hold, it may want
+        from raylit.launch.kept import KeptWorkers
+
+        if not kept:
+            kept.append(KeptWorkers())
+        return kept[0]
+    for workers in kept or ():
+        workers.release()  # what they hold, it may want
     from raylit.launch.ray_train import RayTrainLauncher
 
     return RayTrainLauncher()
 
 
-_kept: ContextVar[KeptWorkers | None] = ContextVar("kept workers", default=None)
+_kept: ContextVar[list[KeptWorkers] | None] = ContextVar("kept workers", default=None)  # one, once there is a job for it
 
 
 @contextlib.contextmanager
 def keep_workers() -> Iterator[None]:
     """Within, one job after the other runs on the same Ray workers, of whatever Trainer, and only the first waits for them to start.
 
-    Between the jobs they keep what they have reserved. A job that wants other workers, in number, resources or `max_failures`, ends them and starts
-    its own, as does the first after one that failed; `max_failures` counts for all jobs of the same workers. Elastic jobs, whose number of workers
-    changes, and jobs in this process are as they are elsewhere.
+    Between the jobs they keep what they have reserved. A job that wants other workers, in number, resources or `max_failures`, and an elastic one end
+    them and start their own, as does the first after a job that failed. `max_failures` counts for all jobs of the same workers. What runs in this process
+    is as it is elsewhere.
 
     Example:
         >>> with raylit.keep_workers():
@@ -141,14 +145,14 @@ def keep_workers() -> Iterator[None]:
     if _kept.get() is not None:
         yield
         return
-    from raylit.launch.kept import KeptWorkers
-
-    with KeptWorkers() as workers:
-        token = _kept.set(workers)
-        try:
-            yield
-        finally:
-            _kept.reset(token)
+    kept: list[KeptWorkers] = []
+    token = _kept.set(kept)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+        for workers in kept:
+            workers.release()
 
 
 @contextlib.contextmanager

@@ -23,17 +23,11 @@ END_S = 60.0  # for workers that have nothing to do
 
 
 class KeptWorkers:
-    """Starts workers for the first job, and gives them those that follow. A context manager around the jobs."""
+    """Starts workers for the first job, and gives them those that follow, until they are released."""
 
     def __init__(self) -> None:
         self._group: Group | None = None
         self._kind: Any = None  # of its workers
-
-    def __enter__(self) -> KeptWorkers:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.release()
 
     def release(self) -> None:
         """Let the workers end, if there are any."""

@@ -29,8 +29,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def kept(ray_cluster: str) -> Iterator[KeptWorkers]:
-    with KeptWorkers() as workers:
-        yield workers
+    workers = KeptWorkers()
+    yield workers
+    workers.release()
 
 
 class TestKeptWorkers(LauncherConformance):
