@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -203,7 +206,22 @@ def _run(spec: SweepSpec, name: str, storage: str, plan: TrialPlan) -> tune.Resu
         ),
         run_config=tune.RunConfig(name=name, storage_path=storage, stop=stop or None, verbose=0, callbacks=[SweepDisplay(spec)]),
     )  # fmt: skip
-    return tuner.fit()
+    with _handlers_kept():
+        return tuner.fit()
+
+
+@contextlib.contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Within, a sweep runs. Tune leaves its handlers behind, which would swallow the next Ctrl-C, whatever runs then."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _parent(trainer: Trainer, spec: SweepSpec, name: str) -> MLFlowLogger | None:

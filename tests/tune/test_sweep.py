@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,10 @@ class TestSweep:
         assert result.best is result.trials[0]
         assert result.best.config["model.lr"] > 0.1
         assert {trial.config["model.lr"] for trial in result.trials} <= {0.3, 0.2, 1e-6}
+
+    def test_ctrl_c_means_what_it_meant_before(self, result: SweepResult) -> None:
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
 
     def test_bad_trials_were_stopped_early(self, result: SweepResult) -> None:
         assert result.best.iterations == 4
