@@ -10,21 +10,22 @@ Importing raylit loads neither ray, mlflow, pyarrow nor jsonargparse: each is lo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raylit import callbacks, core, loggers, profilers, strategies, utilities
-from raylit.async_validation import ValidationConfig
 from raylit.callbacks import Callback
-from raylit.check import CheckReport
+from raylit.check.check import CheckReport
+from raylit.core.datamodule import DataModule, LightningDataModule
+from raylit.core.job import Result
+from raylit.core.module import LightningModule
 from raylit.data import RayDataLoader
-from raylit.datamodule import DataModule, LightningDataModule
-from raylit.driver import keep_workers
-from raylit.job import Result
 from raylit.loggers import CSVLogger, MLFlowLogger
-from raylit.module import LightningModule
 from raylit.parallel import DDPStrategy
-from raylit.rng import seed_everything
-from raylit.trainer import Trainer
+from raylit.runtime.lazy import attribute_loader
+from raylit.runtime.rng import seed_everything
+from raylit.trainer.driver import keep_workers
+from raylit.trainer.trainer import Trainer
+from raylit.validation.pending import ValidationConfig
 from raylit.version import __version__
 
 if TYPE_CHECKING:
@@ -37,10 +38,4 @@ __all__ = [
     "SweepResult", "Trainer", "Tuner", "ValidationConfig", "__version__", "callbacks", "core", "keep_workers", "loggers", "profilers", "seed_everything", "strategies", "utilities",
 ]  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        import importlib
-
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'raylit' has no attribute {name!r}")
+__getattr__ = attribute_loader(__name__, _LAZY)

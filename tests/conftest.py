@@ -34,7 +34,7 @@ def ray_cluster() -> Iterator[str]:
     """A Ray cluster of this machine with four logical CPUs, and this process connected to it; gives its address."""
     import ray
 
-    from raylit.launch.cluster import connect
+    from raylit.launch.on_ray.cluster import connect
 
     connect(num_workers=4)
     yield ray.get_runtime_context().gcs_address

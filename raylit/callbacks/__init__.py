@@ -2,29 +2,30 @@
 
 from collections.abc import Iterable
 
-from raylit.callbacks.batch_size_finder import BatchSizeFinder
-from raylit.callbacks.callback import Callback
-from raylit.callbacks.checkpoint import Checkpoint
-from raylit.callbacks.device_stats_monitor import DeviceStatsMonitor
-from raylit.callbacks.early_stopping import EarlyStopping
-from raylit.callbacks.finetuning import BackboneFinetuning, BaseFinetuning
-from raylit.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
+from raylit.callbacks.checkpoints.checkpoint import Checkpoint
+from raylit.callbacks.checkpoints.model_checkpoint import ModelCheckpoint
+from raylit.callbacks.checkpoints.on_exception_checkpoint import OnExceptionCheckpoint
+from raylit.callbacks.checkpoints.recovery_checkpoint import RecoveryCheckpoint
+from raylit.callbacks.display.model_summary import ModelSummary, RichModelSummary
+from raylit.callbacks.display.progress_bar import ProgressBar, RichProgressBar, TQDMProgressBar
+from raylit.callbacks.finders.batch_size_finder import BatchSizeFinder
+from raylit.callbacks.finders.learning_rate_finder import LearningRateFinder
 from raylit.callbacks.lambda_callback import LambdaCallback
-from raylit.callbacks.learning_rate_finder import LearningRateFinder
-from raylit.callbacks.learning_rate_monitor import LearningRateMonitor
-from raylit.callbacks.model_checkpoint import ModelCheckpoint
-from raylit.callbacks.model_summary import ModelSummary, RichModelSummary
-from raylit.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
+from raylit.callbacks.monitors.device_stats_monitor import DeviceStatsMonitor
+from raylit.callbacks.monitors.early_stopping import EarlyStopping
+from raylit.callbacks.monitors.learning_rate_monitor import LearningRateMonitor
+from raylit.callbacks.monitors.spike_detection import SpikeDetection
+from raylit.callbacks.monitors.throughput_monitor import ThroughputMonitor
+from raylit.callbacks.monitors.timer import Timer
 from raylit.callbacks.prediction_writer import BasePredictionWriter
-from raylit.callbacks.progress_bar import ProgressBar, RichProgressBar, TQDMProgressBar
-from raylit.callbacks.pruning import ModelPruning
-from raylit.callbacks.recovery_checkpoint import RecoveryCheckpoint
-from raylit.callbacks.regularization import Regularization
-from raylit.callbacks.spike_detection import SpikeDetection
-from raylit.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
-from raylit.callbacks.throughput_monitor import ThroughputMonitor
-from raylit.callbacks.timer import Timer
-from raylit.callbacks.weight_averaging import EMAWeightAveraging, WeightAveraging
+from raylit.callbacks.weights.finetuning import BackboneFinetuning, BaseFinetuning
+from raylit.callbacks.weights.gradient_accumulation_scheduler import GradientAccumulationScheduler
+from raylit.callbacks.weights.pruning import ModelPruning
+from raylit.callbacks.weights.regularization import Regularization
+from raylit.callbacks.weights.stochastic_weight_averaging import StochasticWeightAveraging
+from raylit.callbacks.weights.weight_averaging import EMAWeightAveraging, WeightAveraging
+from raylit.core.callback import Callback
+from raylit.runtime.lazy import attribute_loader
 
 # They watch metrics, so at the end of an epoch they come after the module, which may still log some.
 MONITORS = (EarlyStopping, Checkpoint)
@@ -72,3 +73,6 @@ def is_monitor(function: object) -> bool:
 def in_order(callbacks: Iterable[Callback]) -> list[Callback]:
     """Return the callbacks in the order in which they are called: finders first, for what they find holds for all others; checkpoints last."""
     return sorted(callbacks, key=lambda one: -1 if isinstance(one, (LearningRateFinder, BatchSizeFinder)) else isinstance(one, Checkpoint))
+
+
+__getattr__ = attribute_loader(__name__)  # Lightning's paths, which no module here imports

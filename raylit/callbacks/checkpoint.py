@@ -1,9 +1,5 @@
-"""The kind of callback that saves checkpoints: called after all others."""
+"""Lightning's path to `raylit.callbacks.checkpoints.checkpoint`."""
 
-from __future__ import annotations
+from raylit.callbacks.checkpoints.checkpoint import Checkpoint
 
-from raylit.callbacks.callback import Callback
-
-
-class Checkpoint(Callback):
-    """Base of callbacks that save checkpoints. The Trainer calls them last, so that they save what the others have done."""
+__all__ = ["Checkpoint"]

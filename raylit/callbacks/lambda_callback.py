@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from raylit.callbacks.callback import Callback
+from raylit.core.callback import Callback
+from raylit.core.hooks import HOOKS
 from raylit.errors import ConfigError, did_you_mean
-from raylit.hooks import HOOKS
 
 _NAMES = tuple(name for name, hook in HOOKS.items() if "C" in hook.owners and name not in ("state_dict", "load_state_dict"))
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
-from raylit.callbacks.callback import Callback
+from raylit.core.callback import Callback
 from raylit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from raylit.module import LightningModule
-    from raylit.trainer import Trainer
+    from raylit.core.module import LightningModule
+    from raylit.trainer.trainer import Trainer
 
 
 class WriteInterval(StrEnum):

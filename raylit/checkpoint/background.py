@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_map
 
-from raylit.checkpoint.file import save
+from raylit.checkpoint.format import save
 from raylit.errors import NotSavedError
-from raylit.messages import warn
+from raylit.runtime.messages import warn
 
 
 class BackgroundWriter:

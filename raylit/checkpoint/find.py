@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from raylit import storage
 from raylit.checkpoint import folder
-from raylit.checkpoint.file import is_whole, load
+from raylit.checkpoint.format import is_whole, load
 from raylit.errors import CheckpointError, CheckpointNotFoundError
-from raylit.messages import warn
+from raylit.runtime import storage
+from raylit.runtime.messages import warn
 
 
 def resolve(ckpt_path: str | os.PathLike[str] | None, savers: Sequence[Any], default_root_dir: str, fn: str) -> str | None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from raylit.checkpoint import pending
 from raylit.errors import NotSavedError
-from raylit.messages import warn
-from raylit.storage import asking, file_system, fresh, local, unwritable
+from raylit.runtime.messages import warn
+from raylit.runtime.storage import asking, file_system, fresh, local, unwritable
 
 if TYPE_CHECKING:
     from raylit.loggers import Logger

@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from raylit.checkpoint import file, pending
+from raylit.checkpoint import format, pending
 from raylit.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from raylit.engine.run import Run
     from raylit.parallel import World
-    from raylit.run import Run
 
 META, COMPLETE = "meta.pt", "complete.json"
 Place = tuple[Any, ...]
@@ -100,7 +100,7 @@ def save(run: Run, checkpoint: dict[str, Any], path: str | os.PathLike[str], *, 
         pending.wait()
         os.makedirs(temporary, exist_ok=True)
         if world.is_zero:
-            file.save(rest, os.path.join(temporary, META))
+            format.save(rest, os.path.join(temporary, META))
     written: Future[None] = Future()
     finish = _finisher(temporary, target, world.is_zero, written)
     if not parts:
@@ -190,7 +190,7 @@ def _replace(temporary: str, target: str) -> None:
         before = f"{temporary}.old"
         os.rename(target, before)
     os.rename(temporary, target)
-    file.sync(os.path.dirname(target))
+    format.sync(os.path.dirname(target))
     if before is not None:
         shutil.rmtree(before) if os.path.isdir(before) and not os.path.islink(before) else os.unlink(before)
 
@@ -237,7 +237,7 @@ def load(
     """
     source = os.fspath(folder)
     check(source)
-    checkpoint = file.load(os.path.join(source, META), map_location=map_location, weights_only=weights_only)
+    checkpoint = format.load(os.path.join(source, META), map_location=map_location, weights_only=weights_only)
     places: dict[str, Place] = checkpoint["raylit"].pop("parts")
     later = {key for key, path in places.items() if leaves_optimizers and path[0] == "optimizer_states"}
     tensors = _read_parts(source, {key: None for key in places if key not in later})
@@ -333,7 +333,7 @@ def is_whole(folder: str) -> bool:
         check(folder)
     except CheckpointError:
         return False
-    return file.is_whole(os.path.join(folder, META))
+    return format.is_whole(os.path.join(folder, META))
 
 
 def to_one_file(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
@@ -349,4 +349,4 @@ def to_one_file(folder: str | os.PathLike[str], path: str | os.PathLike[str]) ->
     Example:
         >>> to_one_file("checkpoints/last.ckpt", "last.ckpt")
     """
-    file.save(load(folder), path)
+    format.save(load(folder), path)

@@ -14,11 +14,11 @@ from raylit.cli import construct
 from raylit.cli.diagnosis import BASES, explain, find_class
 from raylit.cli.optimizer import ReduceLROnPlateau, give_optimizer
 from raylit.cli.source import Source, read_arguments, where_given
-from raylit.datamodule import LightningDataModule
+from raylit.core.datamodule import LightningDataModule
+from raylit.core.module import LightningModule
 from raylit.errors import ConfigError
-from raylit.module import LightningModule
-from raylit.rng import seed_everything
-from raylit.trainer import Trainer
+from raylit.runtime.rng import seed_everything
+from raylit.trainer.trainer import Trainer
 from raylit.version import __version__
 
 # What the methods of Trainer take beside model and data, as in LightningCLI: name to type and default.

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse._common import parsing_settings  # there is no public way to put a setting back
 
+from raylit.core.hparams import CLASS_PATH, INSTANTIATOR, INSTANTIATORS, constructed_with
 from raylit.errors import CheckpointError
-from raylit.hparams import CLASS_PATH, INSTANTIATOR, INSTANTIATORS, constructed_with
-from raylit.messages import warn
+from raylit.runtime.messages import warn
 
 T = TypeVar("T")
 

@@ -19,11 +19,11 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from raylit.callbacks import Callback
 from raylit.cli.source import Source, dotted, read_file, where_given
-from raylit.datamodule import LightningDataModule
+from raylit.core.datamodule import LightningDataModule
+from raylit.core.module import LightningModule
 from raylit.errors import ConfigError, did_you_mean
 from raylit.loggers import Logger
-from raylit.module import LightningModule
-from raylit.trainer import Trainer
+from raylit.trainer.trainer import Trainer
 
 Path = tuple[str | int, ...]
 

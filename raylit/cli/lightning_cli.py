@@ -19,13 +19,13 @@ from raylit.cli.construct import as_hyperparameters, instantiate
 from raylit.cli.optimizer import LRSchedulerTypeUnion, check_scheduler, configured, replace_configure_optimizers
 from raylit.cli.parser import LightningArgumentParser, Registry
 from raylit.cli.record import SaveConfigCallback
-from raylit.datamodule import LightningDataModule
+from raylit.core.datamodule import LightningDataModule
+from raylit.core.hooks import is_overridden
+from raylit.core.hparams import CLASS_PATH, INSTANTIATOR
+from raylit.core.module import LightningModule
 from raylit.errors import ConfigError
-from raylit.hooks import is_overridden
-from raylit.hparams import CLASS_PATH, INSTANTIATOR
-from raylit.messages import warn
-from raylit.module import LightningModule
-from raylit.trainer import Trainer
+from raylit.runtime.messages import warn
+from raylit.trainer.trainer import Trainer
 from raylit.version import __version__
 
 ArgsType = list[str] | dict[str, Any] | Namespace | None

@@ -11,10 +11,10 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from raylit.core.hooks import is_overridden
+from raylit.core.module import LightningModule
 from raylit.errors import ConfigError
-from raylit.hooks import is_overridden
-from raylit.messages import info
-from raylit.module import LightningModule
+from raylit.runtime.messages import info
 
 
 class ReduceLROnPlateau(torch.optim.lr_scheduler.ReduceLROnPlateau):

@@ -11,10 +11,10 @@ from torch.optim import Optimizer
 
 from raylit.callbacks import Callback
 from raylit.cli.optimizer import LRSchedulerType, LRSchedulerTypeTuple
-from raylit.datamodule import LightningDataModule
+from raylit.core.datamodule import LightningDataModule
+from raylit.core.module import LightningModule
 from raylit.errors import ConfigError
-from raylit.module import LightningModule
-from raylit.trainer import Trainer
+from raylit.trainer.trainer import Trainer
 
 register_unresolvable_import_paths(torch)  # functions such as torch.relu do not say where they are to be imported from
 set_parsing_settings(config_read_mode_fsspec_enabled=True)  # --config s3://bucket/config.yaml

@@ -9,17 +9,17 @@ import fsspec
 
 from raylit.callbacks import Callback
 from raylit.checkpoint import folder
+from raylit.core.hooks import is_overridden
 from raylit.errors import ConfigError
-from raylit.hooks import is_overridden
-from raylit.messages import warn
-from raylit.storage import write_text
+from raylit.runtime.messages import warn
+from raylit.runtime.storage import write_text
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
 
     from raylit.cli.parser import LightningArgumentParser
-    from raylit.module import LightningModule
-    from raylit.trainer import Trainer
+    from raylit.core.module import LightningModule
+    from raylit.trainer.trainer import Trainer
 
 
 class KeepConfig(Callback):

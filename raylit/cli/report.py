@@ -13,10 +13,10 @@ from raylit.callbacks import ModelCheckpoint
 from raylit.loggers import MLFlowLogger
 
 if TYPE_CHECKING:
-    from raylit.datamodule import LightningDataModule
-    from raylit.job import Result
-    from raylit.module import LightningModule
-    from raylit.trainer import Trainer
+    from raylit.core.datamodule import LightningDataModule
+    from raylit.core.job import Result
+    from raylit.core.module import LightningModule
+    from raylit.trainer.trainer import Trainer
     from raylit.tune import SweepResult
 
 

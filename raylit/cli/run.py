@@ -18,8 +18,8 @@ from raylit.cli import report
 from raylit.cli.config import ARGUMENTS, Config, parse
 from raylit.cli.record import KeepConfig
 from raylit.errors import CheckpointError, ConfigError, Terminated
-from raylit.messages import info
-from raylit.trainer import Trainer
+from raylit.runtime.messages import info
+from raylit.trainer.trainer import Trainer
 
 
 def run(command: str, args: list[str], options: Namespace) -> None:

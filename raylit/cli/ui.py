@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from raylit.errors import ConfigError, LaunchError, MissingPackageError, Terminated
-from raylit.loggers import store
+from raylit.loggers.mlflow import store
 
 START_TIMEOUT_S = 120.0
 

@@ -1,11 +1,11 @@
 """Loaders: combined, sharded over ranks, counted. The only place for pyarrow, and `ray_dataset` for ray.data."""
 
 from raylit.data.combined import CombinedLoader
-from raylit.data.handover import Handover, takes_iterator
-from raylit.data.indices import noting_indices, seen_indices
+from raylit.data.iterator_steps import Handover, takes_iterator
 from raylit.data.loaders import prepare
 from raylit.data.ray_dataset import RayDataLoader
-from raylit.data.sampler import ShardedSampler, set_epoch, shard
+from raylit.data.sampling.indices import noting_indices, seen_indices
+from raylit.data.sampling.sampler import ShardedSampler, set_epoch, shard
 
 __all__ = [
     "CombinedLoader", "Handover", "RayDataLoader", "ShardedSampler", "noting_indices", "prepare", "seen_indices", "set_epoch", "shard", "takes_iterator",

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from raylit.data import resumable
-from raylit.data.even import Even
+from raylit.data.sampling import resumable
+from raylit.data.sharding import Even
 from raylit.errors import ConfigError
-from raylit.messages import warn
+from raylit.runtime.messages import warn
 
 MODES = ("min_size", "max_size_cycle", "max_size", "sequential")
 Item = tuple[Any, int, int]  # batch, number of the batch, number of the loader

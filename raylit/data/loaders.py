@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import RandomSampler
 
 from raylit.data.combined import CombinedLoader, is_iterable, length_of
-from raylit.data.even import make_even
 from raylit.data.ray_dataset import RayDataLoader, as_loader
-from raylit.data.resumable import resumable
-from raylit.data.sampler import shard, with_short_batches, without_shuffle
+from raylit.data.sampling.resumable import resumable
+from raylit.data.sampling.sampler import shard, with_short_batches, without_shuffle
+from raylit.data.sharding import make_even
 from raylit.errors import DataError
-from raylit.messages import warn
+from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:
     from raylit.parallel import World

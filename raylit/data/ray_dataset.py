@@ -8,7 +8,7 @@ Alone, a rank reads all rows. Of several, Ray workers all:
                     each reads one consecutive piece of the rows, which are computed once and kept in Ray's object store: the ranks' results,
                     one after the other, are in the order of the data, and no rank waits for another to begin a loader
 
-Ray hands out whole blocks, so which rows a rank gets is another matter than in `sampler.py`; with `preserve_order` it is the same each time.
+Ray hands out whole blocks, so which rows a rank gets is another matter than in `sampling/sampler.py`; with `preserve_order` it is the same each time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from raylit.errors import ConfigError, DataError
-from raylit.messages import info, warn
+from raylit.runtime.messages import info, warn
 
 if TYPE_CHECKING:
     from raylit.parallel import World

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from raylit.job import Job, Result
+from raylit.core.job import Job, Result
 
 
 class Launcher(Protocol):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from raylit.job import Job, Result
-from raylit.worker import run_job
+from raylit.core.job import Job, Result
+from raylit.engine.worker import run_job
 
 
 class LocalLauncher:

@@ -1,8 +1,11 @@
 """Where metrics and hyperparameters go: `Logger` is the contract, the others are its implementations."""
 
-from raylit.loggers.base import Logger
+from raylit.core.logger import Logger
 from raylit.loggers.csv import CSVLogger
-from raylit.loggers.mlflow import MLFlowLogger
+from raylit.loggers.mlflow.logger import MLFlowLogger
 from raylit.loggers.tensorboard import TensorBoardLogger
+from raylit.runtime.lazy import attribute_loader
 
 __all__ = ["CSVLogger", "Logger", "MLFlowLogger", "TensorBoardLogger"]
+
+__getattr__ = attribute_loader(__name__)  # Lightning's paths, which no module here imports

@@ -11,14 +11,14 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from raylit.loggers.base import Logger
+from raylit.core.logger import Logger
+from raylit.loggers.files import NAME_HPARAMS_FILE, claim_version, hparams_as_yaml
 from raylit.loggers.mirror import Mirror, downloaded_if_there
-from raylit.loggers.run_folder import NAME_HPARAMS_FILE, claim_version, hparams_as_yaml
-from raylit.messages import warn, warn_once
-from raylit.storage import is_url, local
+from raylit.runtime.messages import warn, warn_once
+from raylit.runtime.storage import is_url, local
 
 if TYPE_CHECKING:
-    from raylit.callbacks.checkpoint import Checkpoint
+    from raylit.callbacks.checkpoints.checkpoint import Checkpoint
 
 
 class CSVLogger(Logger):

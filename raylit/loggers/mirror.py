@@ -8,8 +8,8 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
-from raylit import storage
-from raylit.loggers.writer import BackgroundWriter
+from raylit.loggers.mlflow.queue import BackgroundWriter
+from raylit.runtime import storage
 
 COPY_EVERY_S = 5.0
 

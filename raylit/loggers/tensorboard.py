@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from raylit import messages
+from raylit.core.logger import Logger
 from raylit.errors import ConfigError, MissingPackageError
-from raylit.loggers.base import Logger
-from raylit.loggers.run_folder import NAME_HPARAMS_FILE, NO_HPARAMS, claim_version, hparams_as_yaml
-from raylit.messages import rank_zero_only, warn, warn_once
-from raylit.storage import asking, file_system, fresh, local, write_text
+from raylit.loggers.files import NAME_HPARAMS_FILE, NO_HPARAMS, claim_version, hparams_as_yaml
+from raylit.runtime import messages
+from raylit.runtime.messages import rank_zero_only, warn, warn_once
+from raylit.runtime.storage import asking, file_system, fresh, local, write_text
 
 
 class TensorBoardLogger(Logger):

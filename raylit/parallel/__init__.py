@@ -1,8 +1,8 @@
 """Ranks and how they keep a model in step. The only place for `torch.distributed` and its wrappers."""
 
 from raylit.parallel.batch_norm import sync_batch_norm, unsync_batch_norm
+from raylit.parallel.by_name import find_strategy, no_sync
 from raylit.parallel.ddp import DDPStrategy
-from raylit.parallel.find import find_strategy, no_sync
 from raylit.parallel.fsdp import FSDPStrategy
 from raylit.parallel.precision import Precision
 from raylit.parallel.strategy import Strategy

@@ -15,7 +15,7 @@ from raylit.errors import ConfigError, did_you_mean
 from raylit.parallel.strategy import Strategy, Uneven
 
 if TYPE_CHECKING:
-    from raylit.module import LightningModule
+    from raylit.core.module import LightningModule
     from raylit.parallel.world import World
 
 COMM_HOOKS = ("fp16", "bf16", "powersgd")

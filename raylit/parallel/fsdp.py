@@ -23,7 +23,7 @@ from raylit.parallel.strategy import Strategy, Uneven
 from raylit.parallel.units import Unit, callable_children, choose_units, is_part, part_like, policy_of
 
 if TYPE_CHECKING:
-    from raylit.module import LightningModule
+    from raylit.core.module import LightningModule
     from raylit.parallel.precision import Precision
     from raylit.parallel.world import World
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from raylit.batch import cast_to
 from raylit.errors import ConfigError
-from raylit.messages import warn
+from raylit.runtime.batch import cast_to
+from raylit.runtime.messages import warn
 
 # what the user may write -> canonical name
 _NAMES: dict[str, str] = {

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from raylit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from raylit.module import LightningModule
+    from raylit.core.module import LightningModule
     from raylit.parallel.precision import Precision
     from raylit.parallel.world import World
 

@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from raylit import messages
 from raylit.errors import ConfigError
 from raylit.parallel.fork import make_forks_safe
+from raylit.runtime import messages
 
 T = TypeVar("T")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")

@@ -2,7 +2,7 @@
 
 from raylit.profilers.advanced import AdvancedProfiler
 from raylit.profilers.base import PassThroughProfiler, Profiler
-from raylit.profilers.find import find_profiler
+from raylit.profilers.by_name import find_profiler
 from raylit.profilers.pytorch import PyTorchProfiler
 from raylit.profilers.simple import SimpleProfiler
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from raylit.messages import log
+from raylit.runtime.messages import log
 
 
 class Profiler(ABC):

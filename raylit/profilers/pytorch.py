@@ -12,9 +12,9 @@ from torch import nn
 from torch.autograd.profiler import record_function
 
 from raylit.errors import ConfigError, did_you_mean
-from raylit.messages import warn, warn_once
 from raylit.profilers.base import Profiler
 from raylit.profilers.schedule import STEPS, StepSchedule, default_schedule
+from raylit.runtime.messages import warn, warn_once
 
 OWN_KWARGS = ("export_to_flame_graph", "metric")
 BATCH = "run_training_batch"

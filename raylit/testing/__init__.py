@@ -5,9 +5,9 @@ Importing it needs nothing beyond raylit; the suites need pytest.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from raylit.runtime.lazy import attribute_loader
 from raylit.testing.modules import BoringDataModule, BoringModel, RandomDataset, TinyModel
 
 if TYPE_CHECKING:
@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from raylit.testing.launchers import LauncherConformance
     from raylit.testing.loggers import LoggerConformance
 
-_SUITES = {"CallbackConformance": "callbacks", "LauncherConformance": "launchers", "LoggerConformance": "loggers"}
+_SUITES = {
+    "CallbackConformance": "raylit.testing.callbacks",
+    "LauncherConformance": "raylit.testing.launchers",
+    "LoggerConformance": "raylit.testing.loggers",
+}
 
 __all__ = [
     "BoringDataModule",
@@ -27,8 +31,4 @@ __all__ = [
     "TinyModel",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _SUITES:
-        raise AttributeError(f"module 'raylit.testing' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"raylit.testing.{_SUITES[name]}"), name)
+__getattr__ = attribute_loader(__name__, _SUITES)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from raylit.callbacks import Callback, Checkpoint, ModelCheckpoint
 from raylit.checkpoint import to_plain
-from raylit.hooks import HOOKS
+from raylit.core.hooks import HOOKS
 from raylit.testing.modules import TinyModel
-from raylit.trainer import Trainer
+from raylit.trainer.trainer import Trainer
 
 
 class Interruption(Exception):

@@ -14,7 +14,7 @@ from raylit.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from raylit.launch import Launcher, LocalLauncher
 from raylit.loggers import CSVLogger
 from raylit.testing.modules import RandomDataset, TinyModel
-from raylit.trainer import Trainer
+from raylit.trainer.trainer import Trainer
 
 
 class Mistake(Exception):
@@ -79,7 +79,7 @@ class LauncherConformance:
     def trainer(self, make: Callable[[], Launcher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trainer]:
         """Return a function that makes a Trainer for two epochs on the CPU that uses the launcher."""
         launcher = make()
-        monkeypatch.setattr("raylit.driver.launcher_for", lambda job: launcher)
+        monkeypatch.setattr("raylit.trainer.driver.launcher_for", lambda job: launcher)
 
         def make_trainer(**arguments: Any) -> Trainer:
             settings = {
@@ -125,7 +125,7 @@ class LauncherConformance:
         here, there = self.model(), self.model()
         there.dropout.p = here.dropout.p = 0.0
         trainer().fit(there)
-        monkeypatch.setattr("raylit.driver.launcher_for", lambda job: LocalLauncher())
+        monkeypatch.setattr("raylit.trainer.driver.launcher_for", lambda job: LocalLauncher())
         trainer().fit(here)
         assert torch.equal(here.layer.weight, there.layer.weight)
 

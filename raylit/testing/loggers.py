@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from raylit.loggers.base import Logger
+from raylit.core.logger import Logger
 
 # What rank 0 does, in a process of its own: {"logger": a pickled Logger, "rows": [(metrics, step)], "status": for `finalize`}
 _WORKER = """

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from raylit.datamodule import LightningDataModule
-from raylit.module import LightningModule
+from raylit.core.datamodule import LightningDataModule
+from raylit.core.module import LightningModule
 
 
 class RandomDataset(Dataset[Tensor]):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from raylit.runtime.lazy import attribute_loader
 from raylit.tune.tuner import Tuner
 
 if TYPE_CHECKING:
@@ -14,10 +15,4 @@ _LAZY = {"SweepSpec": "raylit.tune.space", "SweepResult": "raylit.tune.sweep", "
 
 __all__ = ["SweepResult", "SweepSpec", "TrialResult", "Tuner"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        import importlib
-
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'raylit.tune' has no attribute {name!r}")
+__getattr__ = attribute_loader(__name__, _LAZY)

@@ -15,14 +15,14 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
-from raylit.datamodule import LightningDataModule
+from raylit.core.datamodule import LightningDataModule
+from raylit.core.module import LightningModule
 from raylit.errors import ConfigError, LaunchError
-from raylit.launch.cluster import connect, say_dashboard
-from raylit.launch.parcel import Parcel
+from raylit.launch.on_ray.by_value import Parcel
+from raylit.launch.on_ray.cluster import connect, say_dashboard
 from raylit.loggers import MLFlowLogger
-from raylit.messages import info
-from raylit.module import LightningModule
-from raylit.trainer import Trainer
+from raylit.runtime.messages import info
+from raylit.trainer.trainer import Trainer
 from raylit.tune.display import SweepDisplay, print_table
 from raylit.tune.space import SweepSpec
 from raylit.tune.trial import TrialPlan

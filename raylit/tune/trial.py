@@ -13,9 +13,9 @@ from ray import tune
 from raylit.callbacks import Checkpoint, ModelCheckpoint
 from raylit.errors import ConfigError, Stopped
 from raylit.loggers import CSVLogger, MLFlowLogger
-from raylit.metrics import to_numbers
-from raylit.rng import seed_everything
-from raylit.trainer import Trainer
+from raylit.metrics.metrics import to_numbers
+from raylit.runtime.rng import seed_everything
+from raylit.trainer.trainer import Trainer
 
 
 @dataclass

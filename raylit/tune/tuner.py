@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils._pytree import tree_leaves
 
-from raylit import driver
 from raylit.callbacks import BatchSizeFinder, LearningRateFinder
-from raylit.callbacks.learning_rate_finder import LRFinderResult, attribute_name
-from raylit.check import generators_kept
-from raylit.datamodule import LightningDataModule
+from raylit.callbacks.finders.learning_rate_finder import LRFinderResult, attribute_name
+from raylit.check.check import generators_kept
+from raylit.core.datamodule import LightningDataModule
+from raylit.core.hparams import holders_of, set_value
+from raylit.core.module import LightningModule
+from raylit.engine.run import STAGE_OF, restore_modes, submodule_modes
 from raylit.errors import ConfigError, DataError, did_you_mean
-from raylit.hparams import holders_of, set_value
-from raylit.loggers.logger import DummyLogger
-from raylit.module import LightningModule
-from raylit.rng import isolated
-from raylit.run import STAGE_OF, restore_modes, submodule_modes
-from raylit.trainer import Trainer
+from raylit.loggers.dummy import DummyLogger
+from raylit.runtime.rng import isolated
+from raylit.trainer import driver
+from raylit.trainer.trainer import Trainer
 
 if TYPE_CHECKING:
     from raylit.tune.space import SweepSpec

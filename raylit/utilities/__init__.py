@@ -1,9 +1,10 @@
 """Names that users import from `lightning.pytorch.utilities`; here they lead to where the things live."""
 
-from raylit.batch import move_to as move_data_to_device
+from raylit.core.hparams import AttributeDict
+from raylit.core.states import LightningEnum
 from raylit.data import CombinedLoader
-from raylit.hparams import AttributeDict
-from raylit.states import LightningEnum
+from raylit.runtime.batch import move_to as move_data_to_device
+from raylit.runtime.lazy import attribute_loader
 from raylit.utilities import combined_loader, exceptions, memory, model_helpers, rank_zero, seed, types
 from raylit.utilities.grads import GradClipAlgorithmType, grad_norm
 from raylit.utilities.model_helpers import find_shared_parameters, is_picklable, measure_flops, set_shared_parameters
@@ -22,3 +23,5 @@ __all__ = [
     "rank_zero", "rank_zero_deprecation", "rank_zero_info", "rank_zero_only", "rank_zero_warn", "seed", "set_shared_parameters",
     "suggested_max_num_workers", "types",
 ]  # fmt: skip
+
+__getattr__ = attribute_loader(__name__)  # Lightning's paths, which no module here imports

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from raylit.core.states import LightningEnum
 from raylit.errors import ConfigError
-from raylit.states import LightningEnum
 
 __all__ = ["grad_norm"]
 

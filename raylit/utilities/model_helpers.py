@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from raylit import hooks
 from raylit.callbacks import Callback
-from raylit.datamodule import LightningDataModule
-from raylit.module import LightningModule
+from raylit.core import hooks
+from raylit.core.datamodule import LightningDataModule
+from raylit.core.module import LightningModule
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raylit.summary import Summary, summarize
+from raylit.runtime.summary import Summary, summarize
 
 __all__ = ["ModelSummary", "Summary", "summarize"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from raylit.messages import info as rank_zero_info
-from raylit.messages import log, rank, rank_zero_only
-from raylit.messages import warn as rank_zero_warn
+from raylit.runtime.messages import info as rank_zero_info
+from raylit.runtime.messages import log, rank, rank_zero_only
+from raylit.runtime.messages import warn as rank_zero_warn
 
 
 class PossibleUserWarning(UserWarning):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from raylit.errors import ConfigError
-from raylit.rng import isolated, seed_everything
+from raylit.runtime.rng import isolated, seed_everything
 
 __all__ = ["isolate_rng", "seed_everything", "suggested_max_num_workers"]
 

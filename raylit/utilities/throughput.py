@@ -1,5 +1,5 @@
 """Place of Throughput and `measure_flops`; in Lightning it is `lightning.fabric.utilities.throughput`."""
 
-from raylit.throughput import Throughput, get_available_flops, measure_flops
+from raylit.runtime.throughput import Throughput, get_available_flops, measure_flops
 
 __all__ = ["Throughput", "get_available_flops", "measure_flops"]

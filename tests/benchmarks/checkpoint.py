@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import raylit
-from raylit.checkpoint import dump
+from raylit.engine.state import dump
 from tests.benchmarks.step import quiet
 
 Timing = tuple[float, float]  # seconds that training waited, and until the file was there

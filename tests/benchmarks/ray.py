@@ -134,7 +134,7 @@ def torch_trainer(size: str, num_batches: int, folder: Path) -> None:
     from ray.train.torch import TorchTrainer
 
     def loop() -> None:
-        import raylit.launch.ray_train  # noqa: F401  the same imports
+        import raylit.launch.on_ray.launcher  # noqa: F401  the same imports
 
         by_hand(size, num_batches, str(folder / "step"), str(folder / "first"))
 
@@ -167,8 +167,8 @@ def lightning_on_ray(size: str, num_batches: int, folder: Path) -> None:
 def raylit_trainer(folder: Path, **more: Any) -> Any:
     """A Trainer with two workers on the cluster, connected."""
     import raylit as pl
-    import raylit.launch.ray_train
-    from raylit.launch.cluster import connect
+    import raylit.launch.on_ray.launcher
+    from raylit.launch.on_ray.cluster import connect
 
     connect(2)
     off: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}

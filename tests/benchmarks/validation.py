@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 import raylit as pl
 from raylit import ValidationConfig
-from raylit.launch.cluster import connect
+from raylit.launch.on_ray.cluster import connect
 from tests.benchmarks.step import quiet
 
 WIDTH, BATCH = 512, 64

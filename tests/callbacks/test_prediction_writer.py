@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import DataLoader
 
 import raylit as pl
-from raylit import messages
 from raylit.callbacks import BasePredictionWriter, Callback
 from raylit.errors import ConfigError
+from raylit.runtime import messages
 from raylit.testing import CallbackConformance, TinyModel
 from tests.ranks import run_on_two_ranks
 

@@ -11,7 +11,7 @@ import torch
 import raylit as pl
 from raylit.callbacks import ModelCheckpoint
 from raylit.checkpoint import load, to_one_file
-from raylit.checkpoint.file import is_whole
+from raylit.checkpoint.format import is_whole
 from raylit.errors import CheckpointError
 from raylit.parallel import FSDPStrategy
 from raylit.testing import TinyModel

@@ -183,7 +183,7 @@ def test_an_error_of_user_code_shows_the_users_lines(main: Callable[..., Done]) 
     assert shown[-1].startswith("(raylit) rank 0 of 1, epoch 0, batch")
     whole = main(*args, "step", "--verbose")
     assert whole.code == 1
-    assert "raylit/loop.py" in whole.err and "RuntimeError: mat1" in whole.err
+    assert "raylit/engine/loop.py" in whole.err and "RuntimeError: mat1" in whole.err
 
 
 def test_an_error_of_a_constructor_is_shown_as_it_is(main: Callable[..., Done]) -> None:

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import BinaryAccuracy
 
 import raylit as pl
+from raylit.engine.schedule import STOP_CHECK_EVERY
 from raylit.errors import ConfigError, Terminated
-from raylit.limits import STOP_CHECK_EVERY
 from raylit.parallel import DDPStrategy, find_strategy
 from tests.ranks import run_on_two_ranks
 

@@ -20,8 +20,8 @@ from raylit.checkpoint.sharded import COMPLETE, META
 from raylit.errors import CheckpointError, ConfigError
 from raylit.parallel import FSDPStrategy, Precision, World
 from raylit.utilities import grad_norm
-from tests.checkpoint.test_resume import QUIET, Saves, fit, loader
-from tests.checkpoint.test_resume import Net as Resumed
+from tests.engine.test_resume import QUIET, Saves, fit, loader
+from tests.engine.test_resume import Net as Resumed
 from tests.parallel.test_sync import Block, Net, X, Y
 from tests.ranks import run_on_ranks, run_on_two_ranks
 

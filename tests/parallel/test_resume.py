@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.checkpoint.test_resume import Net, Saves, fit, loader
+from tests.engine.test_resume import Net, Saves, fit, loader
 from tests.ranks import run_on_two_ranks
 
 NUM_BATCHES = 8  # of a rank, in two epochs

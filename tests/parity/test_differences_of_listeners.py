@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import raylit
-from raylit.throughput import get_available_flops
+from raylit.runtime.throughput import get_available_flops
 from tests.parity.harness import files, loader, model_class, trainer
 from tests.parity.test_differences import both
 

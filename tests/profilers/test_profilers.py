@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import raylit as pl
-from raylit import loop, messages
+from raylit.engine import loop
 from raylit.errors import ConfigError
 from raylit.profilers import AdvancedProfiler, PassThroughProfiler, Profiler, PyTorchProfiler, SimpleProfiler
+from raylit.runtime import messages
 from raylit.testing.modules import TinyModel
 from tests.ranks import run_on_two_ranks
 

@@ -13,11 +13,11 @@ import torch
 
 import raylit.testing
 from raylit.callbacks import Callback
+from raylit.engine.worker import run_job
 from raylit.errors import CheckpointError
 from raylit.launch import LocalLauncher
 from raylit.loggers import CSVLogger, Logger
 from raylit.testing import CallbackConformance, LauncherConformance, LoggerConformance
-from raylit.worker import run_job
 
 
 class Misspelled(Callback):

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 import raylit as pl
 from raylit.errors import ConfigError, DataError
 from raylit.loggers import CSVLogger
-from raylit.loggers.logger import DummyLogger
+from raylit.loggers.dummy import DummyLogger
 from raylit.testing import RandomDataset, TinyModel
 
 QUIET: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}

@@ -1,0 +1,232 @@
+"""RecoveryCheckpoint: always a place to go on from, whatever happens to the process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from raylit.callbacks.checkpoints.model_checkpoint import ModelCheckpoint
+from raylit.callbacks.checkpoints.on_exception_checkpoint import OnExceptionCheckpoint
+from raylit.checkpoint import folder, save
+from raylit.checkpoint.background import BackgroundWriter
+from raylit.core.callback import Callback
+from raylit.engine.state import dump
+from raylit.errors import CheckpointError, ConfigError, Stopped, Terminated
+from raylit.runtime.messages import info, warn
+
+if TYPE_CHECKING:
+    from raylit.core.logger import Logger
+    from raylit.core.module import LightningModule
+    from raylit.engine.run import Run
+    from raylit.trainer.trainer import Trainer
+
+
+SETTLE_S = 10.0  # how long a checkpoint waits for what was logged before it to be written
+
+
+class RecoveryCheckpoint(Callback):
+    """Keeps the newest states of a fit on disk, so that it goes on where it was after its process or machine has died.
+
+    They are taken between two batches, copied once and written in the background: the step waits for the copy alone. One more is written when
+    SIGTERM, Ctrl-C or an exception ends the fit (at an exception unless another callback saves then). `fit(ckpt_path="last")` and
+    `raylit fit --resume` go on from the newest that is whole, of these and of ModelCheckpoint's; a fit that ends well deletes its own. What cannot
+    be written is warned of, and training goes on.
+
+    The Trainer adds one unless `enable_checkpointing=False`. ModelCheckpoint's files are the user's; these are nobody's but the next start's.
+
+    Args:
+        dirpath: folder or fsspec URL. None: `recovery` in the folder of the first ModelCheckpoint.
+        every_n_steps: also after every n optimizer steps. In one process a step is left out while the one before is being written.
+        every_s: seconds between two; None: not by time. On several ranks they may come up to 16 batches late.
+        keep: how many to keep.
+
+    Attributes:
+        is_wanted: whether the time has passed; as this rank knows.
+        is_due: whether the state is to be saved after this batch; as all ranks know.
+
+    Raises:
+        ConfigError: a number is out of range.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[RecoveryCheckpoint(every_n_steps=500, every_s=None)])
+        >>> trainer.fit(model, datamodule=data, ckpt_path="last")
+    """
+
+    def __init__(
+        self, dirpath: str | os.PathLike[str] | None = None, every_n_steps: int | None = None, every_s: float | None = 300, keep: int = 2
+    ) -> None:
+        for name, value, least in (("every_n_steps", every_n_steps, 1), ("every_s", every_s, 0), ("keep", keep, 1)):
+            if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool) or value < least):
+                raise ConfigError(f"RecoveryCheckpoint({name}={value!r}): give a number of at least {least}.")
+        self.dirpath = folder.absolute(dirpath) if dirpath else None
+        self.every_n_steps, self.every_s, self.keep = every_n_steps, every_s, keep
+        self._clear()
+
+    def _clear(self) -> None:
+        self.is_wanted = self.is_due = False
+        self._files: list[str] = []
+        self._steps = 0  # at the last save, or at the start
+        self._writer: BackgroundWriter | None = None
+        self._clock: threading.Timer | None = None
+
+    # ---- when ----
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.every_n_steps is not None:  # otherwise a step is to pay nothing for it
+            self.on_train_batch_end = self._count  # type: ignore[method-assign]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert trainer._run is not None
+        self._clear()
+        self._steps = trainer.global_step
+        trainer._run.recovery = self
+        if trainer.is_global_zero:
+            where = self.resolve_dirpath(trainer)
+            self._files = _left_behind(where, trainer.ckpt_path)
+            self._writer = BackgroundWriter()
+            self._start_clock(trainer._run)
+
+    def _count(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        run = trainer._run
+        if run is not None and self.every_n_steps is not None and trainer.global_step - self._steps >= self.every_n_steps:
+            self.is_due = run.pauses = True
+
+    def _start_clock(self, run: Run) -> None:
+        if self.every_s is None:
+            return
+
+        def ring() -> None:
+            self.is_wanted = True
+            if run.world.size == 1:  # else the ranks have to agree first
+                self.is_due = run.pauses = True
+
+        self._clock = threading.Timer(self.every_s, ring)
+        self._clock.daemon = True
+        self._clock.start()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether one is being written."""
+        return self._writer is not None and self._writer.is_busy
+
+    # ---- what ----
+
+    def resolve_dirpath(self, trainer: Trainer) -> str:
+        """Return the folder of the files."""
+        if self.dirpath is not None:
+            return self.dirpath
+        savers = (callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint))
+        return os.path.join(next(savers, ModelCheckpoint()).resolve_dirpath(trainer), "recovery")
+
+    def save(self, run: Run, *, ending: bool = False) -> None:
+        """Take the state of the run as it is between two batches. To be called on all ranks.
+
+        Args:
+            run: the run.
+            ending: whether the fit is about to end, so that the file has to be written before this returns.
+        """
+        if ending:
+            self._save_at_end(run, together=True)
+            return
+        if run.world.size == 1 and self.is_busy:
+            run.pauses = True  # as soon as that is written
+            return
+        self.is_wanted = self.is_due = False
+        self._steps = run.progress.steps
+        checkpoint = dump(run)
+        if self._writer is None:  # of another rank than 0
+            return
+        self._writer.write(checkpoint, self._path(checkpoint, run), self._written, partial(_settle, run.trainer.loggers))
+        if self._clock is not None:
+            self._clock.cancel()
+        self._start_clock(run)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        run = trainer._run
+        if run is None or run.recovery is not self:
+            return
+        is_everywhere = run.asked_to_end and isinstance(
+            exception, (Terminated, KeyboardInterrupt)
+        )  # else this rank may be the only one to come here, and has to leave it at what there is
+        has_trained = run.progress.total_batches > run.failed_within_step
+        others = [one for one in trainer.callbacks if isinstance(one, OnExceptionCheckpoint) or getattr(one, "save_on_exception", False)]
+        if others and not is_everywhere:
+            self._end()  # what they save is the same
+            return
+        if has_trained and not run.saved_at_end and not isinstance(exception, Stopped) and (is_everywhere or run.world.size == 1):
+            if run.is_half_stepped:
+                info(
+                    "The exception came in the middle of a step, whose traces cannot be undone; the newest checkpoint stays that of before."
+                )
+            else:
+                self._save_at_end(run, is_everywhere)
+        self._end()
+
+    def _path(self, checkpoint: dict[str, Any], run: Run) -> str:
+        return os.path.join(self.resolve_dirpath(run.trainer), f"batch={checkpoint['raylit']['progress']['total_batches']}.ckpt")
+
+    def _save_at_end(self, run: Run, together: bool) -> None:
+        try:
+            checkpoint = dump(run, together=together)
+            if self._writer is None:
+                return
+            self._writer.wait()
+            path = self._path(checkpoint, run)
+            save(checkpoint, path)
+        except CheckpointError as error:
+            warn(str(error), RuntimeWarning)
+            return
+        self._written(path)
+        info(f"The run was saved to {path}. fit(ckpt_path='last') goes on from there.")
+
+    def _written(self, path: str) -> None:
+        """Forget the older ones, now that a newer one is whole."""
+        self._files = [*(file for file in self._files if file != path), path]
+        while len(self._files) > self.keep:
+            folder.remove(self._files.pop(0))
+
+    # ---- the end ----
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._writer is not None:
+            self._writer.wait()
+            for file in self._files:
+                folder.remove(file)
+            folder.remove_if_empty(self.resolve_dirpath(trainer))
+        self._end()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock.join()  # its thread would keep the run alive a little longer
+        if self._writer is not None:
+            self._writer.close()
+        self.__dict__.pop("on_train_batch_end", None)
+        self._clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__, "_writer": None, "_clock": None}
+        state.pop("on_train_batch_end", None)
+        return state
+
+
+def _settle(loggers: list[Logger]) -> None:
+    """Wait until the loggers have written what a fit that goes on from the checkpoint will not log again."""
+    for logger in loggers:
+        logger.settle(SETTLE_S)
+
+
+def _left_behind(where: str, goes_on_from: str | None) -> list[str]:
+    """Return the files, the oldest first, of a fit that did not end and that goes on: they are this one's to delete."""
+    if not goes_on_from:
+        return []
+    before = os.path.dirname(goes_on_from)
+    folders = [where] if before == where or os.path.basename(before) != os.path.basename(where) else [before, where]
+    for one in folders:
+        folder.remove_unfinished(one)
+    return [file for one in folders for file in reversed(folder.newest_first(one, "*.ckpt"))]

@@ -1,0 +1,163 @@
+"""When ModelCheckpoint saves: after batches, epochs or some time, and whether before or after validation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from raylit.callbacks.checkpoints.checkpoint import Checkpoint
+from raylit.callbacks.monitors.timer import SharedDeadline
+from raylit.errors import ConfigError, NotSavedError
+from raylit.runtime.messages import warn
+
+if TYPE_CHECKING:
+    from raylit.core.module import LightningModule
+    from raylit.trainer.trainer import Trainer
+
+
+class ScheduledCheckpoint(Checkpoint):
+    """Calls one of its two `_save_at_...` when it is time to; not in a trial run, in the sanity check, before the first step or twice at one.
+
+    Subclasses implement these two and set `_last_global_step_saved`.
+
+    Args:
+        monitor: a metric whose value a save has to wait for, or None.
+        every_n_train_steps: see `ModelCheckpoint`, as for the others.
+        train_time_interval: see there.
+        every_n_epochs: see there.
+        save_on_train_epoch_end: see there.
+
+    Raises:
+        ConfigError: more than one of the three intervals was given, or one is negative.
+    """
+
+    _in_fit = True
+
+    def __init__(
+        self,
+        monitor: str | None,
+        every_n_train_steps: int | None,
+        train_time_interval: timedelta | None,
+        every_n_epochs: int | None,
+        save_on_train_epoch_end: bool | None,
+    ) -> None:
+        by_default = every_n_train_steps is None and train_time_interval is None and every_n_epochs is None
+        self.monitor = monitor
+        self._every_n_train_steps = every_n_train_steps or 0
+        self._train_time_interval = train_time_interval
+        self._every_n_epochs = 1 if by_default else every_n_epochs or 0
+        self._save_on_train_epoch_end = save_on_train_epoch_end
+        self._last_global_step_saved = 0  # before the first step there is nothing to save
+        self._defer_save_until_validation = False
+        self._timed_from = 0.0
+        self._deadline = SharedDeadline()
+        name = type(self).__name__
+        for argument, value in (("every_n_train_steps", self._every_n_train_steps), ("every_n_epochs", self._every_n_epochs)):
+            if value < 0:
+                raise ConfigError(f"{name}({argument}={value}): give a whole number of at least 0.")
+        if (self._every_n_train_steps > 0) + (self._every_n_epochs > 0) + (train_time_interval is not None) > 1:
+            raise ConfigError(
+                f"{name} got more than one of every_n_train_steps={self._every_n_train_steps}, every_n_epochs={self._every_n_epochs},"
+                f" train_time_interval={train_time_interval}. Give one; for several, add a {name} for each."
+            )
+
+    def _save_at_step(self, trainer: Trainer) -> None:
+        """Save: steps or a time have passed. Called on all ranks."""
+        raise NotImplementedError
+
+    def _save_at_epoch(self, trainer: Trainer, is_due: bool) -> None:
+        """Save if `is_due`: an epoch has ended, or a validation in it. Called on all ranks."""
+        raise NotImplementedError
+
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        """Within, a checkpoint is saved. If it cannot be written, that is warned of, and all is as before: the run is worth more than its file."""
+        before = {name: dict(value) if isinstance(value, dict) else value for name, value in vars(self).items()}
+        try:
+            yield
+        except NotSavedError as error:
+            vars(self).update(before)
+            warn(f"{error} Training goes on without it.", RuntimeWarning)
+
+    @property
+    def every_n_epochs(self) -> int:
+        """Saves in every n-th epoch; 0: epochs do not matter."""
+        return self._every_n_epochs
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._timed_from = time.monotonic()
+        self._deadline.restart()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        due = self._every_n_train_steps > 0 and trainer.global_step % self._every_n_train_steps == 0
+        if self._train_time_interval is not None:
+            left_s = self._train_time_interval.total_seconds() - (time.monotonic() - self._timed_from)
+            due = self._deadline.is_reached(trainer.world, left_s)
+        if not due or self._should_skip_saving_checkpoint(trainer):
+            return
+        if self._train_time_interval is not None:
+            self._timed_from = time.monotonic()
+        waits = self.monitor is not None and trainer.enable_validation
+        if waits and (self._awaits_first_value(trainer) or self._awaits_next_value(trainer)):
+            self._defer_save_until_validation = True
+        else:
+            with self._forgiving():
+                self._save_at_step(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._should_skip_saving_checkpoint(trainer):
+            return
+        if self._defer_save_until_validation:
+            self._defer_save_until_validation = False
+            with self._forgiving():
+                self._save_at_step(trainer)
+        elif not self._should_save_on_train_epoch_end(trainer):
+            with self._forgiving():
+                self._save_at_epoch(trainer, self._epoch_is_due(trainer))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._should_skip_saving_checkpoint(trainer) and self._should_save_on_train_epoch_end(trainer):
+            with self._forgiving():
+                self._save_at_epoch(trainer, self._epoch_is_due(trainer))
+
+    def saves_after_validation(self, trainer: Trainer) -> bool:
+        """Tell whether a validation that ends now may lead to a checkpoint."""
+        return self._defer_save_until_validation or not self._should_save_on_train_epoch_end(trainer)
+
+    def _epoch_is_due(self, trainer: Trainer) -> bool:
+        return self._every_n_epochs > 0 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
+
+    def _should_skip_saving_checkpoint(self, trainer: Trainer) -> bool:
+        return (
+            bool(trainer.fast_dev_run)
+            or trainer.state.fn != "fit"
+            or trainer.sanity_checking
+            or self._last_global_step_saved == trainer.global_step
+        )
+
+    def _should_save_on_train_epoch_end(self, trainer: Trainer) -> bool:
+        """Tell whether an epoch is saved at its end rather than after validation, which may run several times in it, or not in each."""
+        if trainer.comes_later(self.monitor):
+            return False
+        if self._save_on_train_epoch_end is not None:
+            return self._save_on_train_epoch_end
+        if trainer.val_check_time_s is not None or trainer.check_val_every_n_epoch != 1:
+            return False
+        return sum(trainer.num_val_batches) == 0 or trainer.val_check_interval == 1.0
+
+    def _awaits_first_value(self, trainer: Trainer) -> bool:
+        """Tell whether the metric was not logged yet, as rank 0 sees it."""
+        return bool(trainer.world.broadcast_object(self.monitor not in trainer.callback_metrics))
+
+    def _awaits_next_value(self, trainer: Trainer) -> bool:
+        """Tell whether the metrics are those of an earlier validation, with the next one to come right after this batch."""
+        every = trainer.check_val_every_n_epoch
+        return (
+            trainer.is_last_batch
+            and not self._should_save_on_train_epoch_end(trainer)
+            and sum(trainer.num_val_batches) > 0
+            and (every is None or (trainer.current_epoch + 1) % every == 0)
+        )

@@ -1,0 +1,141 @@
+"""Running the loop of a job on trial: for the finders, which look what happens and want nothing of it to remain.
+
+What is put back: weights and buffers, gradients, what the module and the datamodule put into checkpoints, train or eval mode, optimizers,
+torchmetrics, all that the Run and the Trainer hold (settings, counters, callbacks, loggers, what was logged), and the random states. It is
+kept in host memory; no file is written. Callbacks and loggers of the user are not called at all. What a module keeps in plain attributes is
+not known here, nor is it to checkpoints.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from raylit.core.callback import Callback
+from raylit.core.hooks import resolve
+from raylit.core.module import LightningModule
+from raylit.engine import exact
+from raylit.engine.run import restore_modes, submodule_modes
+from raylit.engine.state import load_optimizer
+from raylit.loggers.dummy import DummyLogger
+from raylit.metrics.metrics import Metrics
+from raylit.parallel import Precision
+from raylit.runtime import rng
+
+if TYPE_CHECKING:
+    from raylit.engine.run import Run
+
+
+@contextmanager
+def rehearsal(run: Run, callbacks: Sequence[Callback], **settings: Any) -> Iterator[Callable[[], None]]:
+    """Within, the function it gives runs the loop of the job, from where it is now, as often as it is called; afterwards all is as it was.
+
+    Args:
+        run: the run, in `on_fit_start`, `on_train_epoch_start` or the start of an evaluation.
+        callbacks: the only ones that are called meanwhile.
+        settings: attributes of the Trainer meanwhile, such as `max_steps`.
+    """
+    trainer, module, progress = run.trainer, run.module, run.progress
+    with rng.isolated():
+        own, theirs, logged, counters = dict(vars(run)), dict(vars(trainer)), dict(vars(run.metrics)), progress.state_dict()
+        modes = submodule_modes(module)
+        gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in module.parameters()]
+        saved = _save(run)
+
+        def begin() -> None:
+            restore_modes(module, modes)
+            progress.load_state_dict(counters)
+            vars(run.metrics).update(vars(Metrics(run.world, module)))
+            for parameter in module.parameters():
+                parameter.grad = None
+            run.stage, run.loss, run.accumulating, run.has_validated, run.said_minimum = own["stage"], None, True, False, False
+            run.loaders, run.loader_epoch, run.val_entries, run.val_batches_seen, run.history = {}, {}, {}, {}, []
+            run.precision = _fresh(own["precision"])
+            trainer.should_stop, run.stop_agreed = False, run.world.size == 1
+
+        def perform() -> None:
+            begin()
+            assert run.work is not None
+            run.work(run)
+
+        run.resumed, run.resumed_from, run.recovery, run.validations = False, None, None, None
+        vars(trainer).update(
+            callbacks=list(callbacks), loggers=[DummyLogger()] if trainer.loggers else [], num_sanity_val_steps=0, **settings
+        )
+        run.hooks = resolve(trainer, module, callbacks, LightningModule, Callback, ())
+        try:
+            begin()
+            yield perform
+        finally:
+            asked = {name: getattr(run, name) for name in ("received_sigterm", "received_sigint", "pauses")}
+            vars(run).update({**own, **asked})
+            vars(trainer).update(theirs)
+            vars(run.metrics).update(logged)
+            progress.load_state_dict(counters)
+            _restore(run, saved)
+            restore_modes(module, modes)
+            for parameter, gradient, requires_grad in gradients:
+                parameter.grad, parameter.requires_grad = gradient, requires_grad
+
+
+def _fresh(precision: Precision) -> Precision:
+    """Return a copy with a gradient scaler of its own, that a step which failed half way leaves no trace in the other."""
+    made = copy.copy(precision)
+    if precision.scaler is not None:
+        made.scaler = torch.amp.GradScaler(precision.device.type)
+        made.scaler.load_state_dict(precision.scaler.state_dict())
+    return made
+
+
+def _on_host(state: Any) -> Any:
+    """Return a copy whose tensors are in host memory."""
+    return tree_map(lambda value: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value), state)
+
+
+def _save(run: Run) -> dict[str, Any]:
+    """Return what of the module, the datamodule and the optimizers is to be put back."""
+    module, progress = run.module, run.progress
+    state = module.state_dict()
+    others = {name: value for name, value in chain(module.named_parameters(), module.named_buffers()) if name not in state}
+    states = [optimizer.state_dict() for optimizer in run.optimizers]
+    checkpoint = {
+        "epoch": progress.epoch,
+        "global_step": progress.steps,
+        "state_dict": _on_host(state),
+        # the groups hold settings, which stay where they are: a learning rate may be a tensor on the device
+        "optimizer_states": [{key: copy.deepcopy(value) if key == "param_groups" else _on_host(value) for key, value in one.items()} for one in states],
+        "lr_schedulers": [copy.deepcopy(config.scheduler.state_dict()) for config in run.schedulers],
+    }  # fmt: skip
+    run.call(module, "on_save_checkpoint", checkpoint)
+    return {
+        "checkpoint": checkpoint,
+        "others": _on_host(others),
+        "metrics": {name: _on_host(exact.metric_state(metric)) for name, metric in exact.metrics_in(module)},
+        "data": copy.deepcopy(run.datamodule.state_dict()) if run.datamodule is not None else {},
+    }
+
+
+def _restore(run: Run, saved: dict[str, Any]) -> None:
+    """Put back what `_save` returned."""
+    module, checkpoint = run.module, saved["checkpoint"]
+    run.call(module, "on_load_checkpoint", checkpoint)
+    module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
+    with torch.no_grad():
+        for name, value in chain(module.named_parameters(), module.named_buffers()):
+            if name in saved["others"]:
+                value.copy_(saved["others"][name])
+    for optimizer, state in zip(run.optimizers, checkpoint["optimizer_states"], strict=True):
+        load_optimizer(optimizer, state)
+    for config, state in zip(run.schedulers, checkpoint["lr_schedulers"], strict=True):
+        config.scheduler.load_state_dict(state)
+    for name, metric in exact.metrics_in(module):
+        exact.restore_metric(metric, saved["metrics"][name], run.device)
+    if saved["data"] and run.datamodule is not None:
+        run.datamodule.load_state_dict(saved["data"])

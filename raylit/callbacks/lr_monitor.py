@@ -1,0 +1,5 @@
+"""Lightning's path to `raylit.callbacks.monitors.learning_rate_monitor`."""
+
+from raylit.callbacks.monitors.learning_rate_monitor import LearningRateMonitor
+
+__all__ = ["LearningRateMonitor"]

@@ -1,0 +1,5 @@
+"""Lightning's path to `raylit.callbacks.display.progress_bar`."""
+
+from raylit.callbacks.display.progress_bar import RichProgressBar
+
+__all__ = ["RichProgressBar"]

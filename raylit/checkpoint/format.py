@@ -1,0 +1,190 @@
+"""A checkpoint is one file that `torch.load(weights_only=True)` opens: tensors and plain data, no code.
+
+It is written to a temporary name in the same folder, synced to the disk and renamed, so a reader sees the old file or the new one whole,
+never a part. What goes to a URL (`s3://...`) is written to a temporary file first, and appears whole when that was uploaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import tempfile
+import uuid
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import torch
+
+from raylit.errors import CheckpointError, CheckpointNotFoundError, NotSavedError
+from raylit.runtime import storage
+
+MapLocation = torch.device | str | dict[str, str] | None
+
+# The name under which the writer's version stands; Lightning looks for it to migrate older files.
+VERSION_KEY = "pytorch-lightning_version"
+LIGHTNING_FORMAT = "2.6.6"
+
+
+def save(checkpoint: dict[str, Any], path: str | os.PathLike[str], *, storage_options: dict[str, Any] | None = None) -> None:
+    """Write `checkpoint` to `path`, whole or not at all.
+
+    Args:
+        checkpoint: tensors and plain data (see `to_plain`).
+        path: local path or fsspec URL; missing folders are made.
+        storage_options: handed to fsspec for URLs.
+
+    Raises:
+        NotSavedError: the folder cannot be written to, or no space is left; what stood at `path` is untouched.
+    """
+    target = os.fspath(path)
+    if storage.is_url(target):
+        try:
+            with tempfile.TemporaryDirectory(prefix="raylit-") as work:
+                torch.save(checkpoint, os.path.join(work, "checkpoint"))
+                storage.upload(os.path.join(work, "checkpoint"), target, storage_options)
+        except (OSError, RuntimeError) as error:
+            raise _not_saved(target, error) from error
+        return
+    target = storage.local(target)
+    folder = os.path.dirname(os.path.abspath(target))
+    temporary = os.path.join(folder, f".{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        torch.save(checkpoint, temporary)  # by its name, which torch writes to without holding up other threads
+        sync(temporary)
+        os.replace(temporary, target)
+        sync(folder)  # the folder's own entry must reach the disk too
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink(missing_ok=True)
+        raise _not_saved(target, error) from error
+
+
+def _not_saved(target: str, error: Exception) -> NotSavedError:
+    return NotSavedError(
+        f"Could not write the checkpoint {target}: {error}. What stood there before is untouched. Free space or set another dirpath."
+    )
+
+
+def load(
+    path: str | os.PathLike[str] | IO[bytes], *, map_location: MapLocation | Literal["cpu"] = "cpu", weights_only: bool | None = None
+) -> dict[str, Any]:
+    """Read a checkpoint of raylit or Lightning.
+
+    Args:
+        path: local path or fsspec URL, or a binary file that is open and can seek.
+        map_location: device on which tensors appear; see `torch.load`.
+        weights_only: False lets the file run code while it loads. Only for files you wrote yourself.
+
+    Raises:
+        CheckpointNotFoundError: there is no such file.
+        CheckpointError: it is torn, or it holds objects that only code could restore.
+    """
+    source = storage.local(path) if isinstance(path, (str, os.PathLike)) else str(getattr(path, "name", path))
+    if isinstance(path, (str, os.PathLike)) and os.path.isdir(source):
+        from raylit.checkpoint import sharded
+
+        return sharded.load(source, map_location, weights_only)
+    try:
+        with _opened(path) as file:
+            _check_sums(file)
+            loaded = torch.load(file, map_location=map_location, weights_only=weights_only is not False)
+    except FileNotFoundError as error:
+        raise CheckpointNotFoundError(f"There is no checkpoint at {source}.") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"The checkpoint {source} was not loaded: it is damaged, or it holds objects that only running code from the file could restore"
+            f" ({str(error).splitlines()[0]}). If you wrote it yourself and trust it, pass weights_only=False."
+        ) from error
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"The checkpoint {source} could not be read: {error}. It is torn or damaged, or no checkpoint.") from error
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{source} holds a {type(loaded).__name__}, not a checkpoint (a dict).")
+    return loaded
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[bytes]]:
+    if not isinstance(path, (str, os.PathLike)):
+        yield path
+        return
+    with storage.downloaded(storage.local(path)) as here, open(here, "rb") as file:
+        yield file
+
+
+def is_whole(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a local file or folder is a checkpoint with nothing missing and every byte as it was written, without loading it."""
+    if os.path.isdir(path):
+        from raylit.checkpoint import sharded
+
+        return sharded.is_whole(os.fspath(path))
+    try:
+        with open(path, "rb") as file:
+            return zipfile.is_zipfile(file) and _check_sums(file)
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _check_sums(file: Any) -> bool:
+    """Compare the file with the checksums that torch wrote into it but does not look at when it loads; the file is left at its start.
+
+    Raises:
+        BadZipFile: they differ.
+    """
+    if zipfile.is_zipfile(file):  # else it is of a very old torch, without checksums
+        file.seek(0)
+        try:
+            damaged = zipfile.ZipFile(file).testzip()
+        except Exception as error:  # whatever comes of it where the file's own index is damaged
+            raise zipfile.BadZipFile(f"its index is damaged: {error}") from error
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} in it is wrong")
+    file.seek(0)
+    return True
+
+
+def to_plain(value: Any) -> Any:
+    """Return `value` as data that `torch.load(weights_only=True)` takes back, or raise TypeError naming what cannot be.
+
+    Tensors, numbers, strings, None and containers of them pass; paths become strings, numpy scalars numbers, other mappings dicts.
+    """
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.Tensor, torch.dtype, torch.device, torch.Size)):
+        subclassed: Any = next((t for t in (int, float, str) if type(value) is not t and isinstance(value, t)), None)
+        return subclassed(value) if subclassed and not isinstance(value, bool) else value
+    if isinstance(value, OrderedDict) and type(value) is OrderedDict:
+        return OrderedDict((to_plain(k), to_plain(v)) for k, v in value.items())
+    if isinstance(value, dict) or (hasattr(value, "keys") and hasattr(value, "__getitem__")):
+        return {to_plain(k): to_plain(value[k]) for k in value.keys()}  # noqa: SIM118  (Namespace-like mappings)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        items = [to_plain(item) for item in value]
+        return items if isinstance(value, list) else set(items) if isinstance(value, (set, frozenset)) else tuple(items)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if type(value).__module__ == "numpy" and hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        return value.item()
+    raise TypeError(f"a {type(value).__module__}.{type(value).__qualname__} is not plain data")
+
+
+def plain_items(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Split `values` into its entries as plain data and the names of those that are none."""
+    kept: dict[str, Any] = {}
+    left_out: list[str] = []
+    for key, value in values.items():
+        try:
+            kept[key] = to_plain(value)
+        except TypeError:
+            left_out.append(key)
+    return kept, left_out
+
+
+def sync(path: str) -> None:
+    """Wait until what was written to a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,308 @@
+"""Hyperparameters: the arguments a module or datamodule was made with, kept for checkpoints, loggers and `load_from_checkpoint`."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import csv
+import dataclasses
+import functools
+import importlib
+import inspect
+import os
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from raylit.core import importable
+from raylit.errors import CheckpointError, ConfigError
+
+_PRIMITIVES = (bool, int, float, str)
+
+# What the CLI was told, and of which class: a config file knows more than the frame does (nested class_path entries).
+given_hparams: ContextVar[tuple[type, dict[str, Any]] | None] = ContextVar("given_hparams", default=None)
+
+# Among the hyperparameters that a CLI keeps: the class they are of, and that jsonargparse is to make it of them. The names are Lightning's.
+CLASS_PATH, INSTANTIATOR = "_class_path", "_instantiator"
+INSTANTIATORS = ("lightning.pytorch.cli.instantiate_module", "pytorch_lightning.cli.instantiate_module")
+
+
+class AttributeDict(dict[str, Any]):
+    """A dict whose keys can be read and set as attributes: `hparams.lr` is `hparams["lr"]`."""
+
+    def __getattr__(self, key: str) -> Any:
+        try:
+            return self[key]
+        except KeyError:
+            raise AttributeError(f"no hyperparameter {key!r}; there are: {', '.join(map(str, self)) or 'none'}") from None
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        self[key] = value
+
+    def __delattr__(self, key: str) -> None:
+        try:
+            del self[key]
+        except KeyError:
+            raise AttributeError(key) from None
+
+    def __repr__(self) -> str:
+        if not self:
+            return ""
+        width = max(len(str(key)) for key in self) + 3
+        return "\n".join(f'"{key}":'.ljust(width) + f" {value}" for key, value in sorted(self.items()))
+
+
+class HasHyperparameters:
+    """Gives `save_hyperparameters`, `hparams` and `hparams_initial` to LightningModule and LightningDataModule."""
+
+    CHECKPOINT_HYPER_PARAMS_KEY: str
+    CHECKPOINT_HYPER_PARAMS_NAME: str
+    CHECKPOINT_HYPER_PARAMS_TYPE: str
+
+    _log_hyperparams: bool = False
+    _hparams_name: str | None = None
+
+    def save_hyperparameters(
+        self, *args: Any, ignore: str | Sequence[str] | None = None, frame: FrameType | None = None, logger: bool = True
+    ) -> None:
+        """Keep the arguments of `__init__` in `hparams`. Call it in `__init__`, first thing.
+
+        Args:
+            args: names of arguments to keep (default: all), or one container (dict, Namespace, dataclass) to keep instead.
+            ignore: names not to keep.
+            frame: the frame whose arguments are meant; found by itself.
+            logger: whether the loggers record them.
+
+        Raises:
+            ConfigError: a number, string or bool was given where a container or argument names are expected.
+
+        Example:
+            >>> class Net(LightningModule):
+            ...     def __init__(self, width=32, lr=1e-3):
+            ...         super().__init__()
+            ...         self.save_hyperparameters()
+            >>> Net(width=8).hparams.width
+            8
+        """
+        self._log_hyperparams = logger
+        given = given_hparams.get()
+        if given is not None and given[0] is type(self):
+            init_args = dict(given[1])
+        elif dataclasses.is_dataclass(self):
+            init_args = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+        else:
+            if frame is None:
+                here = inspect.currentframe()
+                frame = here.f_back if here else None
+            init_args = _constructor_arguments(frame)
+
+        ignored = {ignore} if isinstance(ignore, str) else set(ignore or ())
+        init_args = {name: value for name, value in init_args.items() if name not in ignored}
+        containers = [arg for arg in args if not isinstance(arg, str)]
+        if len(args) == 1 and containers and not containers[0] and not isinstance(containers[0], _PRIMITIVES):
+            return  # an empty container
+        if not args:
+            found = AttributeDict(init_args)
+            self._hparams_name = "kwargs" if init_args else None
+        elif containers:
+            found = _as_hparams(containers[0])
+            names = [name for name, value in init_args.items() if value is containers[0]]
+            self._hparams_name = names[0] if names else None
+        else:
+            unknown = [name for name in args if name not in init_args and name not in ignored]
+            if unknown:
+                raise ConfigError(
+                    f"save_hyperparameters({', '.join(map(repr, args))}): {type(self).__name__}.__init__ has no argument {unknown[0]!r}."
+                )
+            found = AttributeDict({name: init_args[name] for name in args if name in init_args})
+            self._hparams_name = "kwargs"
+
+        hparams = self.hparams
+        self.remove_ignored_hparams(ignored)
+        hparams.update(found)
+        self._hparams_initial = AttributeDict(copy.deepcopy(dict(hparams)))
+
+    def remove_ignored_hparams(self, ignore_list: Iterable[str]) -> None:
+        """Forget the hyperparameters of these names, such as those that a base class saved."""
+        for name in ignore_list:
+            self.hparams.pop(name, None)
+
+    @property
+    def hparams(self) -> AttributeDict:
+        """The saved hyperparameters; may be changed."""
+        if "_hparams" not in self.__dict__:
+            self._hparams = AttributeDict()
+        return self._hparams
+
+    @property
+    def hparams_initial(self) -> AttributeDict:
+        """A copy of the hyperparameters as they were saved; changing it changes nothing."""
+        return AttributeDict(copy.deepcopy(dict(self.__dict__.get("_hparams_initial", {}))))
+
+
+def holders_of(name: str, module: HasHyperparameters, datamodule: HasHyperparameters | None = None) -> list[Any]:
+    """Return what has the attribute or hyperparameter `name`: of the module, its hparams, the datamodule, its hparams; the last one counts."""
+    holders: list[Any] = []
+    for owner in (module, datamodule):
+        if owner is not None:
+            holders += [owner] if hasattr(owner, name) else []
+            holders += [owner.hparams] if name in owner.hparams else []
+    return holders
+
+
+def get_value(holders: list[Any], name: str) -> Any:
+    """Return the value of `name` in the last of `holders`."""
+    return holders[-1][name] if isinstance(holders[-1], MutableMapping) else getattr(holders[-1], name)
+
+
+def set_value(holders: list[Any], name: str, value: Any) -> None:
+    """Set `name` in all of `holders`."""
+    for holder in holders:
+        if isinstance(holder, MutableMapping):
+            holder[name] = value
+        else:
+            setattr(holder, name, value)
+
+
+def accepted_arguments(cls: type, values: MutableMapping[str, Any]) -> dict[str, Any]:
+    """Return those of `values` that `cls.__init__` takes by name; all of them if it takes `**kwargs`."""
+    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return dict(values)
+    return {name: value for name, value in values.items() if name in parameters}
+
+
+T = TypeVar("T", bound=HasHyperparameters)
+
+
+def construct(cls: type[T], checkpoint: dict[str, Any], hparams_file: str | None, overrides: dict[str, Any]) -> T:
+    """Make an object of `cls` with the hyperparameters in a checkpoint.
+
+    Args:
+        cls: the class; it gets those that its `__init__` takes.
+        checkpoint: what a checkpoint file holds.
+        hparams_file: YAML file with hyperparameters to take instead; or CSV, with the columns key and value.
+        overrides: arguments that win over the stored ones.
+
+    Raises:
+        CheckpointError: a CLI made the checkpoint, and its hyperparameters do not fit the class; or one is not to be found where it was imported from.
+    """
+    stored = _read_hparams(hparams_file) if hparams_file else dict(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}))
+    checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY] = {**stored, **overrides}  # for on_load_checkpoint
+    described = checkpoint.get("raylit", {}).get("hyper_parameters", {}).get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})
+    stored = {**{name: _restored(name, one, cls) for name, one in described.items() if name not in overrides}, **stored}
+    container = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NAME)
+    if container and container != "kwargs" and container in accepted_arguments(cls, {container: None}):
+        stored = {container: stored}
+    values = {**stored, **overrides}
+    maker = values.pop(INSTANTIATOR, None)
+    arguments = accepted_arguments(cls, values)
+    if maker is None:
+        return cls(**arguments)
+    if maker not in INSTANTIATORS:  # a checkpoint must not be able to have any function called
+        raise CheckpointError(
+            f"The checkpoint wants {cls.__name__} to be made by {maker!r}, which raylit does not know. It was not called."
+        )
+    made: T = importlib.import_module("raylit.cli.construct").instantiate_module(cls, arguments)  # the only place for jsonargparse
+    return made
+
+
+def _restored(name: str, description: dict[str, Any], cls: type) -> Any:
+    try:
+        return importable.restore(description, cls)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"The hyperparameter {name!r} in the checkpoint was not restored: {error}. Give it: {cls.__name__}.load_from_checkpoint(path, {name}=...)."
+        ) from error
+
+
+def _read_hparams(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read hyperparameters from a file."""
+    kind = os.path.splitext(path)[1].lower()
+    if kind not in (".yaml", ".yml", ".csv"):
+        raise ConfigError(f"hparams_file={os.fspath(path)!r} is neither .yaml nor .csv. Give a file of one of these kinds.")
+    with open(path, newline="" if kind == ".csv" else None) as file:
+        if kind != ".csv":
+            import yaml
+
+            return yaml.safe_load(file) or {}
+        return {row["key"]: _literal(row["value"]) for row in csv.DictReader(file)}
+
+
+def _literal(text: str) -> Any:
+    """Return the Python literal that a text is, else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+if TYPE_CHECKING:
+    class_only = classmethod
+else:
+
+    class class_only(classmethod):
+        """A classmethod that refuses to be called on an object, where its return value is easily forgotten."""
+
+        def __get__(self, instance: object, owner: type | None = None) -> Any:
+            bound = super().__get__(None, owner)
+            if instance is None:
+                return bound
+
+            @functools.wraps(bound)
+            def refuse(*args: Any, **kwargs: Any) -> NoReturn:
+                name = f"{owner.__name__}.{bound.__name__}"
+                raise TypeError(f"{name} was called on an object, which it would leave as it is: write new = {name}(...) on the class.")
+
+            return refuse
+
+
+@contextmanager
+def constructed_with(cls: type, values: dict[str, Any] | None) -> Iterator[None]:
+    """Within, `save_hyperparameters` of an object of `cls` keeps `values`, unless they are None, instead of what it finds in the frame."""
+    token = given_hparams.set(None if values is None else (cls, values))
+    try:
+        yield
+    finally:
+        given_hparams.reset(token)
+
+
+def _as_hparams(container: Any) -> AttributeDict:
+    if isinstance(container, _PRIMITIVES):
+        raise ConfigError(
+            f"save_hyperparameters got the {type(container).__name__} {container!r}. Pass argument names, or one dict, Namespace or dataclass."
+        )
+    if isinstance(container, Namespace):
+        return AttributeDict(vars(container))
+    if dataclasses.is_dataclass(container) and not isinstance(container, type):
+        return AttributeDict(dataclasses.asdict(container))
+    if isinstance(container, MutableMapping):
+        return AttributeDict(container)
+    raise ConfigError(
+        f"save_hyperparameters cannot keep a {type(container).__name__}. Pass argument names, or one dict, Namespace or dataclass."
+    )
+
+
+def _constructor_arguments(frame: FrameType | None) -> dict[str, Any]:
+    """Collect the arguments of the `__init__` calls on the stack, from the class that called upwards to the most derived one, which wins."""
+    collected: dict[str, Any] = {}
+    inside = False
+    while frame is not None:
+        variables = frame.f_locals
+        cls = variables.get("__class__")
+        is_init = frame.f_code.co_name == "__init__" and isinstance(cls, type) and issubclass(cls, HasHyperparameters)
+        if is_init:
+            assert isinstance(cls, type)
+            inside = True
+            for name, parameter in list(inspect.signature(cls.__init__).parameters.items())[1:]:  # type: ignore[misc]
+                if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                    collected.update(variables[name])
+                elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
+                    collected[name] = variables[name]
+        elif inside:
+            break
+        frame = frame.f_back
+    return collected

@@ -1,0 +1,400 @@
+"""LightningModule: a `torch.nn.Module` that also says how it is trained, evaluated and optimized."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from raylit import checkpoint as checkpoints
+from raylit.core.export import Exportable
+from raylit.core.hooks import ModuleHooks
+from raylit.core.hparams import HasHyperparameters, class_only, construct
+from raylit.errors import ConfigError
+from raylit.runtime.batch import transfer_to
+from raylit.runtime.messages import warn
+
+if TYPE_CHECKING:
+    from raylit.metrics.metrics import Metrics
+    from raylit.trainer.trainer import Trainer
+
+
+class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
+    """A model with its training, validation, test and predict steps and its optimizers.
+
+    Override `training_step` and `configure_optimizers` to train; the other steps as needed. All of `torch.nn.Module` works as usual.
+
+    Attributes:
+        automatic_optimization: False if `training_step` itself calls `manual_backward` and `step` of `self.optimizers()`.
+        example_input_array: an input of `forward`, for summaries and exports.
+        strict_loading: whether the keys of a loaded `state_dict` must match exactly.
+
+    Example:
+        >>> class Line(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layer = nn.Linear(1, 1)
+        ...
+        ...     def training_step(self, batch, batch_idx):
+        ...         x, y = batch
+        ...         loss = nn.functional.mse_loss(self.layer(x), y)
+        ...         self.log("loss", loss)
+        ...         return loss
+        ...
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.SGD(self.parameters(), lr=0.1)
+    """
+
+    CHECKPOINT_HYPER_PARAMS_KEY = "hyper_parameters"
+    CHECKPOINT_HYPER_PARAMS_NAME = "hparams_name"
+    CHECKPOINT_HYPER_PARAMS_TYPE = "hparams_type"
+
+    allow_zero_length_dataloader_with_multiple_devices: bool = False
+    prepare_data_per_node: bool = True
+    automatic_optimization: bool = True
+    example_input_array: Any = None
+    device_mesh = fabric = None  # of strategies that split a model over devices; of Lightning Fabric
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._strict_loading: bool | None = None
+        self._trainer: weakref.ref[Trainer] | None = None
+        self._metrics: Metrics | None = None
+
+    # ---- what users write ----
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor | Mapping[str, Any] | None:
+        """Return the loss of one batch: a scalar tensor, a dict with the key `loss`, or None to skip the batch."""
+        raise NotImplementedError(f"{type(self).__name__} has no training_step.")
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Tensor | Mapping[str, Any] | None:
+        """Evaluate one validation batch; log what matters."""
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Tensor | Mapping[str, Any] | None:
+        """Evaluate one test batch; log what matters."""
+
+    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the prediction for one batch; by default `self(batch)`."""
+        return self(args[0] if args else next(iter(kwargs.values())))
+
+    def configure_optimizers(self) -> Any:
+        """Return an optimizer; or a list of them; or ([optimizers], [schedulers]); or a dict with `optimizer`, `lr_scheduler`, `monitor`."""
+
+    # ---- hooks that do something by default ----
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Run the backward pass."""
+        loss.backward(*args, **kwargs)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None) -> None:
+        """Step `optimizer`; the closure runs `training_step`, zero_grad and backward and must be called exactly as the optimizer wants."""
+        optimizer.step(closure=optimizer_closure)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Clear the gradients."""
+        optimizer.zero_grad()
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step one scheduler; `metric` is the monitored value or None."""
+        scheduler.step() if metric is None else scheduler.step(metric)
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the gradients before the optimizer steps; by default as the Trainer's arguments say."""
+        self.clip_gradients(optimizer, gradient_clip_val=gradient_clip_val, gradient_clip_algorithm=gradient_clip_algorithm)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch to `device`: tensors and whatever has `.to`, inside lists, tuples, dicts and dataclasses."""
+        return transfer_to(batch, device)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Change a batch while it is still on the CPU."""
+        return batch
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Change a batch once it is on the device."""
+        return batch
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Free the gradients before a validation in the middle of training."""
+        self.zero_grad()
+
+    def on_validation_model_eval(self) -> None:
+        """Put the model into eval mode; afterwards every submodule gets the mode back that it had."""
+        self.eval()
+
+    def on_test_model_eval(self) -> None:
+        """As `on_validation_model_eval`."""
+        self.eval()
+
+    on_predict_model_eval = on_test_model_eval
+
+    # ---- logging ----
+
+    def log(
+        self,
+        name: str,
+        value: Any,
+        prog_bar: bool = False,
+        logger: bool | None = None,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        reduce_fx: str | Callable[..., Any] = "mean",
+        enable_graph: bool = False,
+        sync_dist: bool | None = None,
+        sync_dist_group: Any = None,
+        add_dataloader_idx: bool = True,
+        batch_size: int | None = None,
+        metric_attribute: str | None = None,
+        rank_zero_only: bool = False,
+    ) -> None:
+        """Record one value under `name`.
+
+        Args:
+            name: key in the loggers and in `trainer.callback_metrics`.
+            value: a number, a tensor with one element, or a `torchmetrics.Metric`.
+            prog_bar: show it in the progress bar.
+            logger: send it to the loggers; None is True.
+            on_step: record the value of every batch (at the loggers every `log_every_n_steps`). Default by hook: True in training.
+            on_epoch: record the value reduced over the epoch. Default by hook: True in evaluation.
+            reduce_fx: `mean` (weighted by batch size), `sum`, `min` or `max`; how an epoch's values become one.
+            enable_graph: keep the value's graph.
+            sync_dist: reduce over the ranks. None: epoch values are, step values are not.
+            sync_dist_group: not used; values are reduced over all ranks.
+            add_dataloader_idx: with several evaluation loaders, append `/dataloader_idx_i` to the name.
+            batch_size: weight of the value in a mean; found in the batch if None.
+            metric_attribute: attribute of the module that holds a logged Metric, where it cannot be found.
+            rank_zero_only: the value counts on rank 0 only.
+
+        Raises:
+            ConfigError: logging is not possible in the running hook, or not with these arguments.
+        """
+        if (metrics := self._metrics) is None:
+            reason = "with Trainer(barebones=True)" if self._attached and self._attached.barebones else "outside a running Trainer"
+            warn(f"self.log({name!r}, ...) was called {reason}; the value is not recorded.")
+            return
+        settings = (prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, add_dataloader_idx, rank_zero_only)
+        metrics.log(name, value, settings, enable_graph, batch_size)
+
+    def log_dict(self, dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Record several values with the same arguments; see `log`. A `torchmetrics.MetricCollection` is a mapping too."""
+        with_prefix: dict[str, Any] = {"keep_base": False} if type(dictionary).__name__ == "MetricCollection" else {}
+        for name, value in dictionary.items(**with_prefix):
+            self.log(name, value, *args, **kwargs)
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print on rank 0, above the progress bar."""
+        self.trainer.print(*args, **kwargs)
+
+    # ---- the running trainer ----
+
+    @property
+    def trainer(self) -> Trainer:
+        """The Trainer that runs this module.
+
+        Raises:
+            RuntimeError: none does.
+        """
+        trainer = self._trainer() if self._trainer is not None else None
+        if trainer is None:
+            raise RuntimeError(f"{type(self).__qualname__} is not attached to a `Trainer`.")
+        return trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Trainer | None) -> None:
+        self._trainer = None if trainer is None else weakref.ref(trainer)
+        for child in self.children():
+            if isinstance(child, LightningModule):
+                child.trainer = trainer
+
+    @property
+    def _attached(self) -> Trainer | None:
+        return self._trainer() if self._trainer is not None else None
+
+    @property
+    def current_epoch(self) -> int:
+        """Epochs completed; 0 if unattached."""
+        return self._attached.current_epoch if self._attached else 0
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps taken; 0 if unattached."""
+        return self._attached.global_step if self._attached else 0
+
+    @property
+    def global_rank(self) -> int:
+        """Rank among all processes; 0 if unattached."""
+        return self._attached.global_rank if self._attached else 0
+
+    @property
+    def local_rank(self) -> int:
+        """Rank among the processes of this node; 0 if unattached."""
+        return self._attached.local_rank if self._attached else 0
+
+    @property
+    def logger(self) -> Any:
+        """The first logger, or None."""
+        return self._attached.logger if self._attached else None
+
+    @property
+    def loggers(self) -> list[Any]:
+        """All loggers."""
+        return self._attached.loggers if self._attached else []
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first parameter or buffer; the CPU if there is none."""
+        return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the first floating-point parameter or buffer."""
+        dtypes = (tensor.dtype for tensor in chain(self.parameters(), self.buffers()))
+        return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.get_default_dtype())
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether `device` is a CUDA device."""
+        return self.device.type == "cuda"
+
+    @property
+    def strict_loading(self) -> bool:
+        """Whether the keys of a loaded `state_dict` must match exactly; True unless set."""
+        return True if self._strict_loading is None else self._strict_loading
+
+    @strict_loading.setter
+    def strict_loading(self, value: bool) -> None:
+        self._strict_loading = value
+
+    # ---- manual optimization and helpers ----
+
+    def optimizers(self, use_pl_optimizer: bool = True) -> Any:
+        """Return the optimizer, or the list of them; wrapped so that `step` counts and hooks fire, unless `use_pl_optimizer` is False."""
+        found = self.trainer.wrapped_optimizers if use_pl_optimizer else self.trainer.optimizers
+        return found[0] if len(found) == 1 else found
+
+    def lr_schedulers(self) -> Any:
+        """Return the scheduler, the list of them, or None."""
+        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        return None if not schedulers else schedulers[0] if len(schedulers) == 1 else schedulers
+
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Run the backward pass in manual optimization: with the hooks around it and the loss scaled where precision asks for it."""
+        if self.automatic_optimization:
+            raise ConfigError("manual_backward needs manual optimization: set self.automatic_optimization = False in __init__.")
+        self.trainer.backward(loss, *args, **kwargs)
+
+    def clip_gradients(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the gradients of the optimizer's parameters; what is None is taken from the Trainer.
+
+        Raises:
+            ConfigError: the values differ from those given to the Trainer, or the algorithm is not `norm` or `value`.
+        """
+        trainer = self.trainer
+        for name, own, given in (
+            ("gradient_clip_val", gradient_clip_val, trainer.gradient_clip_val),
+            ("gradient_clip_algorithm", gradient_clip_algorithm, trainer.gradient_clip_algorithm),
+        ):
+            if own is not None and given is not None and own != given:
+                raise ConfigError(f"Trainer({name}={given!r}) and clip_gradients({name}={own!r}) disagree. Set it in one of the two only.")
+        value = trainer.gradient_clip_val if gradient_clip_val is None else gradient_clip_val
+        algorithm = (gradient_clip_algorithm or trainer.gradient_clip_algorithm or "norm").lower()
+        if algorithm not in ("norm", "value"):
+            raise ConfigError(f"gradient_clip_algorithm={algorithm!r} is not known. Use 'norm' or 'value'.")
+        clip = nn.utils.clip_grad_value_ if algorithm == "value" else nn.utils.clip_grad_norm_
+        if value is not None and value > 0:
+            clip(_parameters_of(optimizer), value)
+
+    def toggle_optimizer(self, optimizer: Any) -> None:
+        """Let only the parameters of `optimizer` require gradients, until `untoggle_optimizer`."""
+        remembered: dict[Tensor, bool] = {}
+        for other in self.trainer.optimizers:
+            for parameter in _parameters_of(other):
+                remembered.setdefault(parameter, parameter.requires_grad)
+                parameter.requires_grad = False
+        for parameter in _parameters_of(optimizer):
+            parameter.requires_grad = remembered.get(parameter, True)
+        self._toggled = remembered
+
+    def untoggle_optimizer(self, optimizer: Any) -> None:
+        """Undo `toggle_optimizer`."""
+        own = set(_parameters_of(optimizer))
+        for parameter, requires_grad in self._toggled.items():
+            if parameter not in own:
+                parameter.requires_grad = requires_grad
+        self._toggled = {}
+
+    @contextmanager
+    def toggled_optimizer(self, optimizer: Any) -> Iterator[None]:
+        """Within, only the parameters of `optimizer` require gradients."""
+        self.toggle_optimizer(optimizer)
+        try:
+            yield
+        finally:
+            self.untoggle_optimizer(optimizer)
+
+    def all_gather(self, data: Any, group: Any = None, sync_grads: bool = False) -> Any:
+        """Return `data` with every tensor stacked over the ranks, shape (world_size, *shape); unchanged on one rank."""
+        return self.trainer.all_gather(data, sync_grads=sync_grads)
+
+    def freeze(self) -> Self:
+        """Stop training all parameters and switch to eval mode."""
+        return self.requires_grad_(False).eval()
+
+    def unfreeze(self) -> Self:
+        """Train all parameters and switch to train mode."""
+        return self.requires_grad_(True).train()
+
+    # ---- storing ----
+
+    @class_only
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: str | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Make a module with the stored hyperparameters and weights.
+
+        Args:
+            checkpoint_path: path or URL of a checkpoint of raylit or Lightning, or a binary file that is open.
+            map_location: device of the result; see `torch.load`. Default: the CPU.
+            hparams_file: YAML file with hyperparameters, for checkpoints that have none.
+            strict: whether keys must match exactly; default `strict_loading`.
+            weights_only: False lets the file run code; see `raylit.checkpoint.load`.
+            kwargs: arguments of `__init__` that win over the stored ones.
+
+        Raises:
+            CheckpointError: the file is missing (which is a FileNotFoundError too), torn or unsafe.
+            TypeError: it was called on an object: it makes a new one, and would leave that as it is.
+        """
+        checkpoint = checkpoints.load(checkpoint_path, map_location=map_location or "cpu", weights_only=weights_only)
+        module = construct(cls, checkpoint, hparams_file, kwargs)
+        if strict is not None and module._strict_loading is not None and strict != module.strict_loading:
+            raise ConfigError(
+                f"load_from_checkpoint(strict={strict}) and {cls.__name__}.strict_loading={module.strict_loading} disagree. Set one of them."
+            )
+        module.configure_model()
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading if strict is None else strict)
+        first = next(iter(checkpoint["state_dict"].values()), None)
+        return module.to(first.device) if isinstance(first, Tensor) else module
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_trainer": None, "_metrics": None, "_torch_compile": None}  # type: ignore[no-untyped-call]
+
+
+def _parameters_of(optimizer: Any) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,0 +1,5 @@
+"""Lightning's path to `raylit.engine.optimizers`."""
+
+from raylit.engine.optimizers import LightningOptimizer
+
+__all__ = ["LightningOptimizer"]

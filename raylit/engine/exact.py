@@ -1,0 +1,167 @@
+"""What a rank needs, beside weights, optimizers and counters, to go on as if it had never stopped.
+
+That is: its random states, the place in its data, the values logged so far in the epoch, and gradients that were not yet used. Each rank has
+its own; a checkpoint holds a list of them under `raylit` / `ranks`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from raylit.runtime import rng
+from raylit.runtime.messages import info, warn
+
+if TYPE_CHECKING:
+    from raylit.engine.progress import Progress
+    from raylit.engine.run import Run
+    from raylit.parallel import World
+
+
+def dump(run: Run, progress: Progress) -> dict[str, Any]:
+    """Return the state of this rank as plain data; `progress` is what the checkpoint says of it."""
+    loader = run.loaders.get("train")
+    state: dict[str, Any] = {
+        "rng": rng.state(),
+        "loaders": [] if loader is None else loader.states(),
+        "logged": run.metrics.values(),
+        "val_batches": run.val_batches_seen,
+        **(run.broken_validation or {}),
+    }
+    if not progress.in_epoch:
+        return state
+    state["sums"] = run.metrics.partial_sums()
+    state["metrics"] = {name: metric_state(metric) for name, metric in metrics_in(run.module)}
+    if is_within_window(run, progress):
+        state["gradients"] = run.strategy.gradients(run.module)
+    return state
+
+
+def is_within_window(run: Run, progress: Progress) -> bool:
+    """Tell whether gradients of batches that were read wait for more before the optimizer steps."""
+    return run.module.automatic_optimization and bool(progress.batch % run.trainer.accumulate_grad_batches) and not progress.is_last_batch
+
+
+def before_validation(run: Run) -> dict[str, Any]:
+    """Return what of the state of this rank a validation changes, so that one which was ended by an exception can be begun anew."""
+    values = {name: dict(kept) for name, kept in run.metrics.values().items()}
+    return {"rng": rng.state(), "logged": values, "val_batches": dict(run.val_batches_seen)}
+
+
+def mine(run: Run, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
+    """Return this rank's state in a checkpoint, None if it holds none for it. If other numbers of ranks wrote it, theirs are shared out."""
+    ranks: list[dict[str, Any] | None] | None = checkpoint.get("raylit", {}).get("ranks")
+    if ranks is None:
+        return None
+    if None in ranks and run.world.size > 1:
+        warn(
+            "The checkpoint was saved by one rank alone, because of an exception: this fit goes on with the same weights and the next batch,"
+            " but not with the same random numbers."
+        )
+        return ranks[run.world.rank] if len(ranks) == run.world.size else None
+    states = [state for state in ranks if state is not None]
+    if len(states) == run.world.size:
+        return states[run.world.rank]
+    if run.job.resized is None:
+        info(
+            f"The checkpoint was saved by {len(states)} ranks, and this fit has {run.world.size}: what is left of the epoch is dealt out among them."
+            " Random numbers, such as those of dropout, are others than they would have been."
+        )
+    return shared_out(states, run.world)
+
+
+def shared_out(states: list[dict[str, Any]], world: World) -> dict[str, Any]:
+    """Return one rank's share of the states of another number of ranks: epoch values and gradients keep their sums over all ranks."""
+    theirs = states[world.rank :: world.size]
+    state = {**states[0], "loaders": [one if "read_by" in one else {} for one in states[0]["loaders"]]}
+    state["sums"] = merged([sums for one in theirs for sums in one.get("sums", ())])
+    state["metrics"] = {name: [one["metrics"][name] for one in theirs] for name in state.get("metrics", ())}
+    factor = world.size / len(states)  # of gradients the mean over the ranks is taken
+    state["gradients"] = {
+        name: factor * torch.stack([one["gradients"][name] for one in theirs]).sum(0) for name in state.get("gradients", ()) if theirs
+    }
+    if world.rank >= len(states):
+        del state["rng"]
+    if "sums" not in states[0]:
+        del state["sums"]
+    return state
+
+
+def restore(run: Run, state: dict[str, Any]) -> None:
+    """Bring back what was logged and the gradients; random states and the place in the data the loop brings back, when it is there."""
+    run.metrics.load_values(state["logged"])
+    run.val_batches_seen = dict(state.get("val_batches", {}))
+    if "sums" in state:
+        run.metrics.load_partial_sums(state["sums"])
+    metrics = dict(metrics_in(run.module))
+    for name, values in state.get("metrics", {}).items():
+        for number, one in enumerate(values if isinstance(values, list) else [values]):
+            if name in metrics:
+                (add_to_metric if number else restore_metric)(metrics[name], one, run.device)
+    run.strategy.set_gradients(run.module, state.get("gradients", {}))
+
+
+def merged(sums: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what several ranks had logged in the epoch, as `Metrics.partial_sums` returns it, as if one had logged it all."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for one in sums:
+        hook, name, reduce, _, _, loader = one["arguments"]
+        other = found.setdefault((hook, name, loader), one)
+        if other is one or one["total"] is None:
+            continue
+        if other["total"] is None:
+            found[hook, name, loader] = one
+            continue
+        combine: Any = {"min": torch.minimum, "max": torch.maximum}.get(reduce, torch.add)
+        weight = other["kept"]["weight"] + one["kept"]["weight"]
+        found[hook, name, loader] = {
+            **other, "total": combine(other["total"], one["total"]), "kept": {**other["kept"], "weight": weight}
+        }  # fmt: skip
+    return list(found.values())
+
+
+def metrics_in(module: nn.Module) -> list[tuple[str, Any]]:
+    """The torchmetrics in a module, without importing torchmetrics where nobody else has."""
+    torchmetrics = sys.modules.get("torchmetrics")
+    if torchmetrics is None:
+        return []
+    return [(name, child) for name, child in module.named_modules() if isinstance(child, torchmetrics.Metric)]
+
+
+def metric_state(metric: Any) -> dict[str, Any]:
+    """Return what a torchmetrics.Metric holds."""
+    states = {name: list(value) if isinstance(value, list) else value for name, value in metric.metric_state.items()}
+    return {"states": states, "updates": metric.update_count}
+
+
+def restore_metric(metric: Any, values: dict[str, Any], device: Any) -> None:
+    """Give a torchmetrics.Metric back what `metric_state` returned."""
+    for name, value in values["states"].items():
+        setattr(metric, name, [one.to(device) for one in value] if isinstance(value, list) else value.to(device))
+    metric._update_count = values["updates"]
+    metric._computed = None
+
+
+def add_to_metric(metric: Any, values: dict[str, Any], device: Any) -> None:
+    """Add to a torchmetrics.Metric what another rank's had seen, as it itself would if it were to sync now."""
+    from torchmetrics.utilities.data import dim_zero_cat, dim_zero_max, dim_zero_mean, dim_zero_min, dim_zero_sum
+
+    before, more = metric.update_count, values["updates"]
+    for name, value in values["states"].items():
+        own, reduction = getattr(metric, name), metric._reductions[name]
+        if isinstance(own, list):
+            own.extend(one.to(device) for one in (value if isinstance(value, list) else [value]))
+        elif reduction in (dim_zero_sum, dim_zero_max, dim_zero_min):
+            combine: Any = {dim_zero_sum: torch.add, dim_zero_max: torch.maximum, dim_zero_min: torch.minimum}[reduction]
+            setattr(metric, name, combine(own, value.to(device)))
+        elif reduction is dim_zero_mean:
+            setattr(metric, name, (own * before + value.to(device) * more) / max(before + more, 1))
+        elif reduction is dim_zero_cat:
+            setattr(metric, name, torch.cat([own, value.to(device)]))
+        else:
+            warn(f"What {type(metric).__name__}.{name} held on other ranks is left out: nothing says how two of it become one.")
+    metric._update_count = before + more
+    metric._computed = None

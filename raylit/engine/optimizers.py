@@ -1,0 +1,305 @@
+"""From what `configure_optimizers` returns to optimizers and scheduler configurations; and the optimizer that users step by hand."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+from raylit.core.hooks import is_overridden
+from raylit.core.module import LightningModule
+from raylit.errors import ConfigError, did_you_mean
+from raylit.parallel import no_sync
+from raylit.runtime.messages import warn
+
+if TYPE_CHECKING:
+    from raylit.engine.run import Run
+
+
+@dataclass
+class LRSchedulerConfig:
+    """A learning-rate scheduler and when it is stepped.
+
+    Attributes:
+        scheduler: the scheduler.
+        name: how LearningRateMonitor calls it.
+        interval: `epoch` or `step`.
+        frequency: every how many epochs or steps.
+        reduce_on_plateau: whether it is stepped with the value of `monitor`.
+        monitor: the metric it watches.
+        strict: whether it is an error if that metric is missing.
+    """
+
+    scheduler: Any
+    name: str | None = None
+    interval: str = "epoch"
+    frequency: int = 1
+    reduce_on_plateau: bool = False
+    monitor: str | None = None
+    strict: bool = True
+
+
+class NoOptimizer(torch.optim.Optimizer):
+    """Stands in when `configure_optimizers` returned None: it steps nothing."""
+
+    def __init__(self) -> None:
+        super().__init__([torch.zeros(1)], {})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Evaluate the closure, if there is one."""
+        if closure is not None:
+            closure()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Do nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take nothing."""
+
+
+class LightningOptimizer:
+    """What `self.optimizers()` gives: the user's optimizer, whose `step` is counted and fires `on_before_optimizer_step`.
+
+    It passes for an instance of the wrapped optimizer's class; everything but `step` goes to the wrapped one, `optimizer`.
+    """
+
+    def __init__(self, optimizer: Any, run: Run) -> None:
+        self._optimizer = optimizer
+        self._run = run
+        self.__class__ = type("Lightning" + type(optimizer).__name__, (LightningOptimizer, type(optimizer)), {})
+
+    @property
+    def optimizer(self) -> Any:
+        """The wrapped optimizer."""
+        return self._optimizer
+
+    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+        """Step the optimizer: run `closure` if given, unscale gradients, fire the hook, change the parameters, count.
+
+        Args:
+            closure: computes the loss and the gradients anew.
+            kwargs: handed to the wrapped optimizer's `step`.
+        """
+        if closure is not None and not callable(closure):
+            raise ConfigError(f"optimizer.step(closure={closure!r}): the closure must be callable.")
+        run = self._run
+        scaler = run.precision.scaler
+        if scaler is not None:
+            result = closure() if closure is not None else None
+            run.before_optimizer_step(self._optimizer)
+            scaler.step(self._optimizer, **kwargs)
+            scaler.update()
+        else:
+
+            def prepared() -> Any:
+                loss = closure() if closure is not None else None
+                run.before_optimizer_step(self._optimizer)
+                return loss
+
+            result = self._optimizer.step(closure=prepared, **kwargs)
+        if not run.module.automatic_optimization:
+            run.progress.steps += 1
+        return result
+
+    @contextmanager
+    def toggle_model(self, sync_grad: bool = True) -> Iterator[None]:
+        """Within, only this optimizer's parameters require gradients.
+
+        Args:
+            sync_grad: False leaves gradients unsynchronized over ranks, for all but the last batch of an accumulation.
+        """
+        module = self._run.module
+        with no_sync(self._run.step_module if not sync_grad else None), module.toggled_optimizer(self._optimizer):
+            yield
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._optimizer, name)
+
+
+def zero_grad_of(optimizer: Any) -> Callable[[], None]:
+    """Return what clears the gradients of an optimizer: its own `zero_grad`, or if that is torch's, the work that it does.
+
+    Around that work torch opens an entry for its profiler, at every step, which costs more than all the rest.
+    """
+    if type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad or "zero_grad" in vars(optimizer):
+        own: Callable[[], None] = optimizer.zero_grad
+        return own
+
+    def zero_grad() -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    return zero_grad
+
+
+def wants_closure(optimizer: Any) -> bool:
+    """Tell whether `step` of the optimizer must be handed the closure: torch's own, but LBFGS, never need it; of others one cannot know."""
+    if isinstance(optimizer, (torch.optim.LBFGS, NoOptimizer)):
+        return True
+    return not type(optimizer).__module__.startswith("torch.optim")
+
+
+def use(run: Run, optimizers: list[Any]) -> None:
+    """Let the loop step these optimizers."""
+    run.optimizers = optimizers
+    run.zero_grad = zero_grad_of(optimizers[0])
+    run.wrapped_optimizers = [LightningOptimizer(optimizer, run) for optimizer in optimizers]
+    run.needs_closure = is_overridden("optimizer_step", run.module, LightningModule) or wants_closure(optimizers[0])
+
+
+def update_schedulers(run: Run, interval: str, plateau: bool) -> None:
+    """Step the learning-rate schedulers of one kind that are due."""
+    if not run.module.automatic_optimization:
+        return
+    for config in run.schedulers:
+        count = run.progress.batch if interval == "step" else run.progress.epoch + 1
+        if config.reduce_on_plateau != plateau or config.interval != interval or count % config.frequency != 0:
+            continue
+        value = None
+        if plateau:
+            if run.validations is not None and not run.metrics.is_of_training(str(config.monitor)):
+                run.validations.refuse_scheduler(str(config.monitor))
+            metrics = run.trainer.callback_metrics
+            value = metrics.get(str(config.monitor))
+            if value is None:
+                text = (
+                    f"ReduceLROnPlateau watches {config.monitor!r}, which was not logged. Logged so far: {', '.join(metrics) or 'nothing'}."
+                )
+                if config.strict:
+                    raise ConfigError(text + ' Log it, change "monitor", or set "strict": False in the lr_scheduler dict.')
+                warn(text + " The learning rate is left as it is.", RuntimeWarning)
+                continue
+        run.call(run.module, "lr_scheduler_step", config.scheduler, value)
+        run.progress.scheduler_steps += 1
+
+
+def configure(module: LightningModule) -> tuple[list[Any], list[LRSchedulerConfig]]:
+    """Call `configure_optimizers` and check what it returned.
+
+    Raises:
+        ConfigError: the return value has none of the possible shapes.
+    """
+    returned = module.configure_optimizers()
+    if returned is None:
+        warn("configure_optimizers returned None: this fit runs without an optimizer.")
+        returned = NoOptimizer()
+    optimizers, schedulers, monitor = _take_apart(returned)
+    if module.automatic_optimization and len(optimizers) > 1:
+        raise ConfigError(
+            f"configure_optimizers returned {len(optimizers)} optimizers, which only manual optimization can use: set self.automatic_optimization = False"
+            " in __init__ and call manual_backward and step of self.optimizers() in training_step."
+        )
+    if "optimizer_idx" in inspect.signature(module.training_step).parameters:
+        raise ConfigError(
+            "training_step has an argument optimizer_idx. Several optimizers are stepped by hand: set self.automatic_optimization = False."
+        )
+    configs = [_scheduler_config(scheduler, monitor, module.automatic_optimization) for scheduler in schedulers]
+    for config in configs:
+        _check_scheduler(config, optimizers, module)
+    return optimizers, configs
+
+
+def _is_optimizer(value: Any) -> bool:
+    return isinstance(value, torch.optim.Optimizer) or all(
+        hasattr(value, name) for name in ("param_groups", "state_dict", "load_state_dict", "step")
+    )
+
+
+def _take_apart(returned: Any) -> tuple[list[Any], list[Any], str | None]:
+    """Return (optimizers, schedulers, monitor) of any of the possible return values."""
+    if _is_optimizer(returned):
+        return [_unwrap(returned)], [], None
+    if isinstance(returned, dict):
+        _check_dict(returned)
+        return [_unwrap(returned["optimizer"])], [returned["lr_scheduler"]] if "lr_scheduler" in returned else [], returned.get("monitor")
+    if isinstance(returned, (list, tuple)):
+        if len(returned) == 2 and isinstance(returned[0], list) and all(_is_optimizer(one) for one in returned[0]):
+            schedulers = returned[1] if isinstance(returned[1], list) else [returned[1]]
+            return [_unwrap(one) for one in returned[0]], schedulers, None
+        if returned and all(isinstance(one, dict) for one in returned):
+            for one in returned:
+                _check_dict(one)
+            schedulers = [one["lr_scheduler"] for one in returned if "lr_scheduler" in one]
+            return [_unwrap(one["optimizer"]) for one in returned], schedulers, None
+        if all(_is_optimizer(one) for one in returned):
+            return [_unwrap(one) for one in returned], [], None
+    raise ConfigError(
+        f"configure_optimizers returned {returned!r}. Return an optimizer, a list of them, ([optimizers], [schedulers]),"
+        ' or {"optimizer": ..., "lr_scheduler": ..., "monitor": ...}.'
+    )
+
+
+def _unwrap(optimizer: Any) -> Any:
+    return optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+
+
+def _check_dict(value: dict[str, Any]) -> None:
+    known = ("optimizer", "lr_scheduler", "monitor")
+    if "optimizer" not in value:
+        raise ConfigError(f'The dict that configure_optimizers returned has no key "optimizer"; it has: {", ".join(map(repr, value))}.')
+    for key in value:
+        if key not in known:
+            warn(f"configure_optimizers returned the unknown key {key!r}; it is ignored.{did_you_mean(str(key), known)}", RuntimeWarning)
+
+
+def _scheduler_config(scheduler: Any, monitor: str | None, automatic: bool) -> LRSchedulerConfig:
+    given = dict(scheduler) if isinstance(scheduler, dict) else {"scheduler": scheduler}
+    known = [field.name for field in fields(LRSchedulerConfig)]
+    for key in [key for key in given if key not in known]:
+        warn(f"The lr_scheduler dict has the unknown key {key!r}; it is ignored.{did_you_mean(key, known)}", RuntimeWarning)
+        del given[key]
+    if "scheduler" not in given:
+        raise ConfigError('The lr_scheduler dict must have the key "scheduler" that holds the scheduler.')
+    if given.get("interval", "epoch") not in ("step", "epoch"):
+        raise ConfigError(f'The lr_scheduler dict has "interval": {given["interval"]!r}; use "step" or "epoch".')
+    if not automatic:
+        ignored = [key for key in ("reduce_on_plateau", "monitor", "strict") if key in given]
+        if ignored:
+            warn(
+                f"The lr_scheduler dict has {ignored}, which manual optimization ignores: call self.lr_schedulers().step(...) yourself.",
+                RuntimeWarning,
+            )
+        return LRSchedulerConfig(**{key: value for key, value in given.items() if key not in ignored})
+    is_plateau = isinstance(given["scheduler"], ReduceLROnPlateau)
+    config = LRSchedulerConfig(**{"reduce_on_plateau": is_plateau, **given})
+    if config.monitor is None and not isinstance(scheduler, dict):
+        config.monitor = monitor
+    if config.reduce_on_plateau and config.monitor is None:
+        raise ConfigError(
+            "ReduceLROnPlateau needs to know which metric to watch. Return"
+            ' {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}} from configure_optimizers.'
+        )
+    if isinstance(config.scheduler, OneCycleLR) and config.interval == "epoch":
+        warn('OneCycleLR is stepped once per epoch. Did you mean "interval": "step"?', RuntimeWarning)
+    return config
+
+
+def _check_scheduler(config: LRSchedulerConfig, optimizers: list[Any], module: LightningModule) -> None:
+    scheduler = config.scheduler
+    name = type(scheduler).__name__
+    if not (hasattr(scheduler, "state_dict") and hasattr(scheduler, "load_state_dict")):
+        raise TypeError(
+            f"The lr scheduler {name} has no state_dict and load_state_dict, so it could not be stored in checkpoints. Add them."
+        )
+    is_torch = isinstance(scheduler, (LRScheduler, ReduceLROnPlateau))
+    if not is_torch and module.automatic_optimization and not is_overridden("lr_scheduler_step", module, LightningModule):
+        raise ConfigError(
+            f"The lr scheduler {name} is none of torch's. Override lr_scheduler_step(self, scheduler, metric) to say how it is stepped."
+        )
+    if getattr(scheduler, "optimizer", None) is not None and all(scheduler.optimizer is not one for one in optimizers):
+        raise ConfigError(
+            f"The lr scheduler {name} belongs to an optimizer that configure_optimizers did not return. Return that optimizer too."
+        )

@@ -1,0 +1,190 @@
+"""When training stops and when validation is due."""
+
+from __future__ import annotations
+
+import time
+
+from raylit.data.combined import CombinedLoader, length_of
+from raylit.engine import exact
+from raylit.engine.run import Run
+from raylit.errors import ConfigError, DataError, Terminated
+from raylit.runtime.messages import info, warn_once
+
+STOP_CHECK_EVERY = 16  # batches between two agreements of the ranks on whether to stop: one small collective each
+STOP_CHECK_EVERY_S = 2.0  # the longest time between two, where batches take long
+
+
+def is_done(run: Run) -> bool:
+    """Tell whether training is over, and say why."""
+    trainer, progress = run.trainer, run.progress
+    if trainer.num_training_batches == 0:
+        info("`Trainer.fit` stopped: No training batches.")
+        return True
+    if steps_reached(run):
+        info(f"`Trainer.fit` stopped: `max_steps={trainer.max_steps}` reached.")
+        return True
+    if trainer.max_epochs not in (None, -1) and progress.epochs_processed >= trainer.max_epochs:
+        info(f"`Trainer.fit` stopped: `max_epochs={trainer.max_epochs}` reached.")
+        return True
+    return stops(run)
+
+
+def stops(run: Run) -> bool:
+    """Tell whether a stop was asked for that all ranks know of and that is allowed."""
+    return run.trainer.should_stop and run.stop_agreed and may_stop(run)
+
+
+def steps_reached(run: Run) -> bool:
+    """Tell whether `max_steps` optimizer steps were taken."""
+    return run.trainer.max_steps != -1 and run.progress.steps >= run.trainer.max_steps
+
+
+def may_stop(run: Run) -> bool:
+    """Tell whether `min_epochs` and `min_steps` allow to stop; say so once if not."""
+    trainer = run.trainer
+    allowed = run.progress.epochs_processed >= (trainer.min_epochs or 0) and run.progress.steps >= (trainer.min_steps or 0)
+    if not allowed and not run.said_minimum:
+        run.said_minimum = True
+        info(
+            f"A stop was asked for, but min_epochs={trainer.min_epochs} or min_steps={trainer.min_steps} is not reached: training goes on."
+        )
+    return allowed
+
+
+def agree_on_stop(run: Run) -> None:
+    """Make what any rank wants, to stop, to end or to save, the wish of all. Until then no rank acts on its own: the others would wait for it.
+
+    That the machine of a rank is about to be taken away counts as a SIGTERM.
+    """
+    notice, recovery, batches = run.job.notice, run.recovery, run.progress.total_batches
+    if notice is not None and notice.terminated:
+        run.received_sigterm = True
+    is_due = notice is not None and notice.is_due
+    if run.world.size > 1:
+        since, now = batches - run.agreed[0], time.monotonic()
+        took_s = (now - run.agreed[1]) / since if since else run.batch_s
+        run.agreed = (batches, now)
+        arrived = run.validations is not None and run.validations.is_ready
+        saves = recovery is not None and recovery.is_wanted
+        mine = (run.trainer.should_stop, run.received_sigterm, run.received_sigint, saves, arrived, is_due)
+        *asked, arrived, is_due, run.batch_s = map(max, zip(*run.world.all_gather_object((*mine, took_s)), strict=True))
+        stop, sigterm, sigint, saves = asked
+        run.trainer.should_stop = run.stop_agreed = stop
+        run.signal_agreed = sigterm or sigint
+        run.received_sigterm = run.received_sigterm or sigterm  # a signal that comes meanwhile is for the next time
+        run.received_sigint = run.received_sigint or sigint
+        if recovery is not None:
+            recovery.is_due = recovery.is_due or saves
+        run.pauses = run.pauses or run.signal_agreed or saves or arrived
+        run.next_agreement = batches + max(1, min(STOP_CHECK_EVERY, int(STOP_CHECK_EVERY_S / run.batch_s)))
+    elif notice is not None:
+        run.next_agreement = batches + 1
+        run.pauses = run.pauses or run.received_sigterm
+    if notice is not None and run.asked_to_end:
+        notice.given = True
+    if is_due and notice.came():
+        run.received_sigterm = run.signal_agreed = run.pauses = True
+
+
+def pause(run: Run) -> None:
+    """Between two batches: take the values of validations that were not waited for, save what the fit can go on from, end on a signal.
+
+    Raises:
+        Terminated, KeyboardInterrupt: it did.
+    """
+    if run.job.resized is not None and exact.is_within_window(run, run.progress):
+        return  # it is after the step: another number of workers, with other windows, may go on from there
+    run.pauses = False
+    ends, recovery = run.asked_to_end, run.recovery
+    if run.validations is not None and len(run.validations):
+        run.validations.collect()
+        agree_on_stop(run)  # EarlyStopping may have judged them
+    if recovery is not None and (ends or recovery.is_due):
+        recovery.save(run, ending=ends)
+        run.saved_at_end = ends
+    end_on_signal(run)
+
+
+def validate_elsewhere(run: Run) -> None:
+    """Have the run as it is now validated without waiting for it, unless too many validations have not come back."""
+    validations = run.validations
+    assert validations is not None
+    while validations.is_full and not run.asked_to_end:
+        warn_once(
+            f"Training waits for its validations, of which {len(validations)} have not ended: they take longer than the training between them. Validate"
+            " less often, or raise ValidationConfig(max_pending=...).",
+            key="async validation waits",
+        )
+        validations.wait(0.5)
+        validations.collect()
+        agree_on_stop(run)
+    validations.begin()
+
+
+def await_validations(run: Run) -> None:
+    """Training has ended; take the values of the validations that have not."""
+    validations = run.validations
+    if validations is None or not len(validations):
+        return
+    info(f"Training is done, but not all of its validations: waiting for {len(validations)}.")
+    run.between_epochs = True
+    while len(validations):
+        validations.wait(0.5)
+        agree_on_stop(run)
+        pause(run)
+    run.between_epochs = False
+
+
+def end_on_signal(run: Run) -> None:
+    """End the run if a signal came that all ranks know of.
+
+    Raises:
+        Terminated, KeyboardInterrupt: it did.
+    """
+    if run.asked_to_end:
+        raise Terminated if run.received_sigterm else KeyboardInterrupt
+
+
+def val_check_batch(run: Run, loader: CombinedLoader, number: float) -> float:
+    """Return after how many training batches validation is due, of `number` in an epoch; infinity: at its end.
+
+    Raises:
+        ConfigError: after more batches than an epoch has.
+        DataError: after a fraction of an epoch whose length is not known.
+    """
+    trainer, interval = run.trainer, run.trainer.val_check_interval
+    if isinstance(interval, int):
+        if interval > number and trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0:
+            raise ConfigError(
+                f"val_check_interval={interval} is more than the {number} training batches of an epoch. Lower it, set"
+                " check_val_every_n_epoch=None to count batches over epochs, or limit_val_batches=0 for no validation."
+            )
+        return interval
+    if any(length_of(one) == float("inf") for one in loader.flattened):
+        if interval != 1.0 and trainer.val_check_time_s is None:
+            raise DataError(
+                f"val_check_interval={interval} is a fraction of an epoch, but the training loader has no length. Give a number."
+            )
+        return float("inf")
+    return max(1, int(number * interval))
+
+
+def validates_in_epoch(run: Run) -> bool:
+    """Tell whether validation may run in the epoch that begins."""
+    every = run.trainer.check_val_every_n_epoch
+    return run.validates and (every is None or (run.progress.epoch + 1) % every == 0)
+
+
+def validation_due(run: Run) -> bool:
+    """Tell whether validation runs after the batch just trained on."""
+    trainer, progress = run.trainer, run.progress
+    if not validates_in_epoch(run):
+        return False
+    if stops(run):
+        return True
+    if trainer.val_check_time_s is not None:
+        return time.monotonic() - run.last_validation >= trainer.val_check_time_s
+    if run.val_check_batch == float("inf"):
+        return progress.is_last_batch
+    count = progress.total_batches if trainer.check_val_every_n_epoch is None else progress.batch
+    return count % run.val_check_batch == 0

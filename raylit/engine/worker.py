@@ -1,0 +1,385 @@
+"""run_job: the life of one rank, top to bottom. Launchers call it on every rank; it does not know how the processes were started."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from raylit.callbacks import MONITORS, Callback, ModelCheckpoint, in_order
+from raylit.checkpoint import sharded
+from raylit.checkpoint.format import plain_items
+from raylit.core.hooks import is_overridden, resolve
+from raylit.core.hparams import CLASS_PATH
+from raylit.core.job import Job, Result
+from raylit.core.module import LightningModule
+from raylit.core.states import TrainerStatus
+from raylit.engine import compile as compiled
+from raylit.engine import evaluation, loop, optimizers, state
+from raylit.engine.profiled_run import make_run
+from raylit.engine.run import Run
+from raylit.engine.signals import catching_signals
+from raylit.errors import ConfigError, SearchDone, Stopped
+from raylit.metrics.metrics import to_numbers
+from raylit.parallel import World, sync_batch_norm, unsync_batch_norm
+from raylit.runtime.messages import warn
+from raylit.validation.pending import AsyncValidation
+
+
+def run_job(job: Job) -> Result:
+    """Do the work of one rank.
+
+    Args:
+        job: the work; its objects are used, and changed, as they are.
+
+    Returns:
+        What the rank has to say; rank 0's is the run's.
+
+    Raises:
+        BaseException: whatever the user's code raised, with rank, epoch and step added as a note.
+    """
+    world = World.join(job.trainer.accelerator)
+    run = make_run(job, world)
+    run.work = loop.fit if job.fn == "fit" else evaluate
+    trainer, module = run.trainer, run.module
+    value: Any = None
+    try:
+        attach(run)
+        if job.fn == "fit" and trainer.async_validation is not None and run.validates:
+            run.validations = AsyncValidation(run, job.validator)
+        prepare_data(run)
+        set_up(run)
+        # one for all: "last" may be another file by the time another rank looks
+        trainer.ckpt_path = job.ckpt_path = world.broadcast_object(job.ckpt_path)
+        loaded = state.read(run, job.ckpt_path) if job.ckpt_path else None
+        if loaded is not None:
+            state.restore_module(run, loaded)
+        place(run)
+        try:
+            if job.fn == "fit":
+                run.fire("on_fit_start")
+            log_hyperparameters(run)
+            module.zero_grad()
+            if job.fn == "fit" and loaded is not None:
+                state.restore_training(run, loaded)
+                run.resumed = True
+            del loaded
+            world.barrier()
+            with catching_signals(run), torch.autograd.set_detect_anomaly(trainer.detect_anomaly, check_nan=trainer.detect_anomaly):
+                value = run.work(run)
+            bring_home(run)
+            if job.fn == "fit":
+                run.fire("on_fit_end")
+        except SearchDone:
+            bring_home(run)
+        tear_down(run)
+        finalize(run, "success")
+        trainer.state.status = TrainerStatus.FINISHED
+        return collect(run, value)
+    except BaseException as error:
+        fail(run, error)
+        raise
+    finally:
+        if run.validations is not None:
+            run.validations.close()
+        detach(run)
+        world.leave()
+
+
+def evaluate(run: Run) -> Any:
+    """Run validation, test or prediction; returns what that gives to the user."""
+    run.stage = fn = run.job.fn
+    if fn == "predict":
+        return evaluation.predict(run)
+    return [to_numbers(values) for values in evaluation.evaluate(run, "test" if fn == "test" else "val")]
+
+
+def attach(run: Run) -> None:
+    """Introduce trainer, module, datamodule and callbacks to each other."""
+    trainer, module = run.trainer, run.module
+    trainer.begin(run)
+    module.trainer = trainer
+    if run.datamodule is not None:
+        run.datamodule.trainer = trainer
+    for child in module.modules():
+        if isinstance(child, LightningModule):
+            child._metrics = None if trainer.barebones else run.metrics
+    own = run.call(module, "configure_callbacks")
+    if own:
+        own = list(own) if isinstance(own, (list, tuple)) else [own]
+        kinds = {type(callback) for callback in own}
+        trainer.callbacks = [
+            callback for callback in trainer.callbacks if not any(issubclass(kind, type(callback)) for kind in kinds)
+        ] + own
+    trainer.callbacks = in_order(trainer.callbacks)
+    for callback in trainer.callbacks:
+        callback._log = module.log
+    check(run)
+    run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS, run.watch)
+
+
+def check(run: Run) -> None:
+    """Find what cannot work before anything is started.
+
+    Raises:
+        ConfigError: with the missing method or the argument to change.
+    """
+    trainer, module, fn = run.trainer, run.module, run.job.fn
+    name = type(module).__name__
+    if fn == "fit":
+        for method in ("training_step", "configure_optimizers"):
+            if not is_overridden(method, module, LightningModule):
+                raise ConfigError(f"{name} has no {method}(), which Trainer.fit needs. Define it in the module.")
+        has_step = is_overridden("validation_step", module, LightningModule)
+        if run.has_data("val") and not has_step:
+            warn(f"There is validation data, but {name} has no validation_step: validation is skipped.")
+        if not run.has_data("train") and trainer.limit_train_batches != 0:
+            raise ConfigError(_no_data("fit", "train", "train_dataloaders"))
+        if has_step and not run.has_data("val") and trainer.limit_val_batches != 0:
+            warn(f"{name} has a validation_step, but no val_dataloader was given: validation is skipped.")
+        if not module.automatic_optimization:
+            for argument, given in (
+                ("gradient_clip_val", trainer.gradient_clip_val),
+                ("accumulate_grad_batches", trainer.accumulate_grad_batches != 1),
+            ):
+                if given:
+                    raise ConfigError(
+                        f"Trainer({argument}=...) has no effect in manual optimization, where training_step does it. Leave it out and"
+                        + (
+                            " call self.clip_gradients(optimizer, ...)."
+                            if argument == "gradient_clip_val"
+                            else " step the optimizer every n batches."
+                        )
+                    )
+    else:
+        stage = {"validate": "val", "test": "test", "predict": "predict"}[fn]
+        step = {"val": "validation_step", "test": "test_step"}.get(stage)
+        if step is not None and not is_overridden(step, module, LightningModule):
+            raise ConfigError(f"{name} has no {step}(), which Trainer.{fn} needs. Define it in the module.")
+        if not run.has_data(stage):
+            raise ConfigError(_no_data(fn, stage, "dataloaders"))
+    keys = [callback.state_key for callback in trainer.callbacks if is_overridden("state_dict", callback, Callback)]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ConfigError(
+                f"Two callbacks store their state under the same name {key!r}. Override state_key in one of them, or give it other arguments."
+            )
+
+
+def _no_data(fn: str, stage: str, argument: str) -> str:
+    return (
+        f"There is no data for Trainer.{fn}. Give it one of these: trainer.{fn}(model, {argument}=DataLoader(...)); trainer.{fn}(model, datamodule=...)"
+        f" with {stage}_dataloader() in the LightningDataModule; {stage}_dataloader() in the LightningModule."
+    )
+
+
+def prepare_data(run: Run) -> None:
+    """Call `prepare_data` where it is to run: once per node, or once at all."""
+    world = run.world
+    for owner in (run.datamodule, run.module):
+        if owner is not None and (world.local_rank == 0 if owner.prepare_data_per_node else world.rank == 0):
+            run.call(owner, "prepare_data")
+    world.barrier()
+
+
+def set_up(run: Run) -> None:
+    """Fire `setup` and `configure_model`; find out what the loop calls."""
+    trainer, module, stage = run.trainer, run.module, run.job.fn
+    for logger in trainer.loggers if run.world.is_zero and stage != "predict" else ():
+        _ = logger.experiment  # makes its files and connections before the workers of loaders are forked
+    if run.datamodule is not None:
+        run.call(run.datamodule, "setup", stage=stage)
+    for callback in trainer.callbacks:
+        run.call(callback, "setup", trainer, module, stage=stage)
+    run.call(module, "setup", stage=stage)
+    run.world.barrier()
+    with module_dtype(run):
+        run.call(module, "configure_model")
+
+
+@contextlib.contextmanager
+def module_dtype(run: Run) -> Iterator[None]:
+    """Within, new parameters get the format of `true` precisions."""
+    if not run.precision.converts:
+        yield
+        return
+    with run.precision.context():
+        yield
+
+
+def place(run: Run) -> None:
+    """Bring the model to the device and into its precision; make optimizers; wrap it for data parallelism."""
+    trainer, module = run.trainer, run.module
+    run.precision.convert_module(module)
+    if trainer.sync_batchnorm and run.world.size > 1 and run.job.fn == "fit":
+        sync_batch_norm(module, run.device)
+    module.to(run.device)
+    run.compiled = compiled.compile_modules(run)
+    run.strategy.shard(module, run.world, run.precision)
+    if run.job.fn == "fit":
+        run.metrics.hook = "configure_optimizers"
+        configured, run.schedulers = optimizers.configure(module)
+        run.metrics.hook = None
+        if run.job.resized is not None:
+            run.job.resized.adapt_schedulers(run.schedulers)
+        optimizers.use(run, configured)
+    if run.job.fn == "fit" or run.strategy.shards:
+        run.wrap()
+    run.prepare_calls()
+    # hooks may have been set on the instances in setup
+    run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS, run.watch)
+
+
+def log_hyperparameters(run: Run) -> None:
+    """Send the hyperparameters of module and datamodule to the loggers.
+
+    Raises:
+        ConfigError: both have one of the same name with different values.
+    """
+    if not run.world.is_zero or run.job.fn == "predict":
+        return
+    hparams: dict[str, Any] = {}
+    for owner in (run.datamodule, run.module):
+        if owner is None or not owner._log_hyperparams:
+            continue
+        for key, value in plain_items(dict(owner.hparams_initial))[0].items():
+            if key in hparams and key != CLASS_PATH and not _same(hparams[key], value):
+                raise ConfigError(
+                    f"The hyperparameter {key!r} is {hparams[key]!r} in the datamodule and {value!r} in the module. Make them equal, rename one, or keep one"
+                    " from the loggers with save_hyperparameters(logger=False)."
+                )
+            hparams[key] = value
+    for logger in run.trainer.loggers:
+        if hparams:
+            logger.log_hyperparams(hparams)
+        logger.log_graph(run.module)
+        logger.save()
+
+
+def _same(one: Any, other: Any) -> bool:
+    equal = one == other
+    return bool(equal.all()) if isinstance(equal, torch.Tensor) else bool(equal)
+
+
+def bring_home(run: Run) -> None:
+    """Unwrap the model and bring it to the CPU."""
+    run.step_module = None
+    if run.strategy.saves_folders:
+        sharded.wait(run)
+    run.strategy.bring_home(run.module, run.optimizers)
+    if run.device.type != "cpu":
+        run.module.to("cpu")
+
+
+def tear_down(run: Run) -> None:
+    """Fire `teardown`."""
+    module, stage = run.module, run.job.fn
+    if run.datamodule is not None:
+        run.call(run.datamodule, "teardown", stage=stage)
+    for callback in run.trainer.callbacks:
+        run.call(callback, "teardown", run.trainer, module, stage=stage)
+    run.call(module, "teardown", stage=stage)
+
+
+def finalize(run: Run, status: str) -> None:
+    """Let the loggers write what they hold."""
+    if run.world.is_zero:
+        for logger in run.trainer.loggers:
+            logger.finalize(status)
+
+
+def fail(run: Run, error: BaseException) -> None:
+    """Tell callbacks, datamodule and loggers of an exception, and say in the exception where it happened."""
+    trainer, progress = run.trainer, run.progress
+    trainer.state.status = TrainerStatus.INTERRUPTED
+    error.add_note(
+        f"(raylit) rank {run.world.rank} of {run.world.size}, epoch {progress.epoch}, batch {progress.batch}, step {progress.steps}, in {run.stage or 'setup'}"
+    )
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    codes = {frame.f_code for frame in frames}
+    in_batch = progress.batches_done < progress.batch
+    run.failed_within_step = in_batch and run.metrics.hook != "on_train_batch_end" and optimizers.update_schedulers.__code__ not in codes
+    run.is_half_stepped = run.failed_within_step and (
+        any(frame.f_code.co_name == "step" and isinstance(frame.f_locals.get("self"), torch.optim.Optimizer) for frame in frames)
+        or (trainer.accumulate_grad_batches > 1 and torch.Tensor.backward.__code__ in codes)
+        or (not run.module.automatic_optimization and run.metrics.hook == "training_step")
+    )
+    del frames  # which hold what they worked with
+    try:
+        if run.hooks:
+            run.fire("on_exception", error)
+        if run.datamodule is not None:
+            run.call(run.datamodule, "on_exception", error)
+    finally:
+        finalize(run, status_of(error))
+
+
+def status_of(error: BaseException) -> str:
+    """Return the end state that loggers are told for a run that `error` ended."""
+    if isinstance(error, Stopped):
+        return "success"
+    return "killed" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
+
+
+def collect(run: Run, value: Any) -> Result:
+    """Put together what the run gives back."""
+    trainer, progress = run.trainer, run.progress
+    metrics = run.metrics
+    metrics.refresh()
+    for values in (metrics.callback, metrics.logged, metrics.progress_bar):
+        values.update((name, tensor.cpu()) for name, tensor in values.items())
+    saver = next((callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)), None)
+    result = Result(
+        metrics=to_numbers(metrics.callback),
+        best_model_path=(saver.best_model_path or None) if saver else None,
+        best_model_score=float(saver.best_model_score) if saver and saver.best_model_score is not None else None,
+        last_model_path=(saver.last_model_path or saver._last_checkpoint_saved or None) if saver else None,
+        run_id=next((logger.run_id for logger in trainer.loggers if logger.run_id), None),
+        history=run.history,
+        epochs=progress.epoch,
+        steps=progress.steps,
+        value=_gather_predictions(run, value) if run.job.fn == "predict" else value,
+    )
+    if run.job.returns_state:
+        result.state = {
+            "module": {name: tensor.detach().cpu() for name, tensor in run.module.state_dict().items()},
+            # without `log`, which is the module's, with all that this rank made of it
+            "callbacks": [{name: value for name, value in dict(one.__getstate__()).items() if name != "_log"} for one in trainer.callbacks],
+            "progress": progress.state_dict(),
+            "metrics": (metrics.callback, metrics.logged, metrics.progress_bar),
+            "should_stop": trainer.should_stop,
+            "num_training_batches": trainer.num_training_batches,
+        }
+    return result
+
+
+def _gather_predictions(run: Run, value: Any) -> Any:
+    """Put the ranks' predictions, each of a consecutive piece of the data, one after the other."""
+    if run.world.size == 1 or value is None:
+        return value
+    ranks = run.world.all_gather_object(value)
+    if len(run.loaders["predict"].flattened) == 1:
+        return [output for rank in ranks for output in rank]
+    return [[output for rank in ranks for output in rank[index]] for index in range(len(ranks[0]))]
+
+
+def detach(run: Run) -> None:
+    """Cut the ties that would keep the run alive."""
+    compiled.restore(run.compiled)
+    unsync_batch_norm(run.module)
+    run.module._metrics = None
+    for child in run.module.modules():
+        if isinstance(child, LightningModule):
+            child._metrics = None
+    for callback in run.trainer.callbacks:
+        callback.__dict__.pop("_log", None)
+    run.trainer.end(run)
+    run.hooks = {}
+    run.transfer = None
+    run.wrapped_optimizers = []
+    run.close()
+    sys.stdout.flush()

@@ -1,0 +1,275 @@
+"""What runs in processes that Ray starts beside training.
+
+They are sent this code itself, not its name: importing raylit would bring torch along, and make every start of a run wait for it. So nothing here
+takes from raylit at the top, or keeps anything in a global.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import ray
+from ray import cloudpickle
+from ray.train import UserCallback
+from ray.train.backend import Backend, BackendConfig
+
+GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
+TERMINATED = "RAYLIT_TERMINATED"
+LOW_MEMORY = "running low on memory"  # in Ray's words
+ANSWER_S = 1.0  # how long a node may take to accept a connection
+
+
+class Mailbox:
+    """An actor that holds what was sent until it is taken; the newest picture of a stage replaces an older one that nobody took.
+
+    It is no asynchronous actor: those do not keep the order of calls.
+    """
+
+    def __init__(self) -> None:
+        self.items: list[tuple[str, Any]] = []
+        self.ends = self.makes_room = False
+        self.number, self.job, self.results = 0, None, {}  # type: int, Any, dict[int, Any]
+
+    def end(self) -> None:
+        """The driver wants the workers to save the run and leave."""
+        self.ends = True
+
+    def make_room(self, wanted: bool) -> None:
+        """Whether they are to do so for the sake of more workers."""
+        self.makes_room = wanted
+
+    def why_end(self) -> str:
+        """Tell why the workers are to leave: `ends`, `grows`, or nothing if they are not."""
+        return "ends" if self.ends else "grows" if self.makes_room else ""
+
+    def give(self, number: int, job: Any) -> None:
+        """The next job of workers that are kept; numbers go up from 1."""
+        self.number, self.job, self.results = number, job, {}
+
+    def next_job(self, after: int) -> tuple[int, Any]:
+        """Return number and job, which is None until there is one that follows number `after`; a worker that has just started asks with 0."""
+        if after == 0:
+            self.results = {}  # of workers that are no more
+        return self.number, self.job if self.number > after else None
+
+    def did(self, number: int, rank: int, size: int, result: Any) -> None:
+        """A rank is through with a job; the driver is told once all are."""
+        if number != self.number:
+            return
+        self.results[rank] = result
+        if len(self.results) == size:
+            self.send("did", (number, self.results[0]))
+            self.job, self.results = None, {}
+
+    def send(self, kind: str, content: Any) -> None:
+        """Hold one more."""
+        last = self.items[-1] if self.items else None
+        if last and kind == "show" == last[0] and not last[1]["is_last"] and last[1]["stage"] == content["stage"]:
+            self.items.pop()
+        self.items.append((kind, content))
+
+    def take(self) -> list[tuple[str, Any]]:
+        """Return what is held."""
+        items, self.items = self.items, []
+        return items
+
+    def wait(self) -> None:
+        """Answers once all that the caller sent before has arrived."""
+
+
+class WorkerFailure(Exception):
+    """Carries an exception of user code from a worker to the driver, whatever arguments its class wants when it is made.
+
+    Attributes:
+        at: seconds since the epoch when it was raised.
+        text: its traceback, since tracebacks do not travel.
+        parts: class, arguments and attributes of the exception, pickled; None if they cannot be.
+        is_consequence: whether it only says that another rank could not be reached.
+    """
+
+    def __init__(self, at: float, text: str, parts: bytes | None, is_consequence: bool) -> None:
+        super().__init__(at, text, parts, is_consequence)
+        self.at, self.text, self.parts, self.is_consequence = at, text, parts, is_consequence
+
+    def original(self) -> BaseException:
+        """Return the exception, or one with the same text if it cannot be pickled."""
+        if self.parts is None:
+            from raylit.errors import LaunchError
+
+            return LaunchError(f"{last_line(self.text)} (this stands for the original exception, which cannot be pickled)")
+        kind, args, attributes = cloudpickle.loads(self.parts)
+        error: BaseException = kind.__new__(kind, *args)
+        error.__dict__.update(attributes)
+        return error
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Left(Exception):
+    """The workers of an elastic job have saved it and left.
+
+    Attributes:
+        why: `grows`: there is room for more; `ends`: the driver wants it to end; else a node is about to be taken away.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+def is_leave(failure: BaseException) -> bool:
+    """Tell whether a failure is none, but that the workers have left; see `is_ours` for how it is told."""
+    return type(failure).__name__ == Left.__name__
+
+
+def is_ours(failure: BaseException) -> bool:
+    """Tell whether a failure is a WorkerFailure: having come from another process, it is of a class of the same name."""
+    return type(failure).__name__ == WorkerFailure.__name__
+
+
+def is_consequence(failure: Any) -> bool:
+    """Tell whether a failure only says that another rank could not be reached."""
+    return is_ours(failure) and bool(failure.is_consequence)
+
+
+def reasons_of(failures: dict[int, Exception]) -> list[str]:
+    """Return why ranks failed, in a line each; nothing of those that only lost another rank, if it is known why that one went."""
+    telling = {rank: failure for rank, failure in sorted(failures.items()) if not is_consequence(failure)} or failures
+    return [f"rank {rank}: {reason(failure)}" for rank, failure in telling.items()]
+
+
+def last_line(text: str) -> str:
+    """Return the last line of a traceback that is no note: class and text of the exception."""
+    lines = [line for line in text.strip().splitlines() if line and not line.startswith((" ", "(raylit)"))]
+    return lines[-1] if lines else text.strip()
+
+
+def reason(failure: Any) -> str:
+    """Return the telling line: of an exception the last one, of Ray's errors that without its list of what might have been."""
+    if is_ours(failure):
+        return last_line(failure.text)
+    text = str(getattr(failure, "health_check_failure", failure)).strip() or type(failure).__name__
+    lines = text.splitlines()
+    found = next((line.strip() for line in lines if line.strip().startswith("The actor is dead") or LOW_MEMORY in line), lines[0])
+    return found.partition(" Some common causes")[0].rstrip(".")
+
+
+class Restarts(UserCallback):
+    """Says, from where Ray Train watches the workers, that it starts them anew.
+
+    Args:
+        mailbox: where to say it.
+        max_failures: how often it does; -1: always.
+        num_failures: how often it did before.
+    """
+
+    def __init__(self, mailbox: Any, max_failures: int, num_failures: int) -> None:
+        self.mailbox, self.max_failures, self.num_failures = mailbox, max_failures, num_failures
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Workers failed. Ray Train does not say yet whether it goes on; the budget tells."""
+        self.num_failures += 1
+        if self.max_failures == -1 or self.num_failures <= self.max_failures:
+            of = "" if self.max_failures == -1 else f" of {self.max_failures}"
+            why = "; ".join(reasons_of(worker_exceptions)) or "workers failed"
+            self.mailbox.send.remote("failed", f"Restart {self.num_failures}{of}, from the newest checkpoint: {why}.")
+
+    def say(self, why: str) -> None:
+        """The workers of an elastic job are started anew, which counts for no failure."""
+        self.mailbox.send.remote("restart", why)
+
+    def blames_user(self, failures: dict[int, Exception]) -> bool:
+        """Tell whether user code failed, rather than that a worker or a connection was lost."""
+        return any(is_ours(failure) and not is_consequence(failure) for failure in failures.values())
+
+
+def interface_of(address: str) -> str | None:
+    """Return the name of this machine's network interface that owns an IP address, or None."""
+    import psutil  # Ray brings its own
+
+    owners = (name for name, owned in psutil.net_if_addrs().items() if any(one.address.partition("%")[0] == address for one in owned))
+    return next(owners, None)
+
+
+def answers(node: dict[str, Any]) -> bool:
+    """Tell whether a node, of those that `ray.nodes` lists, is still there. Ray itself takes some time to notice."""
+    import socket
+
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), ANSWER_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def prepare(place: dict[str, str]) -> None:
+    """Make a worker ready to join the process group, in its main thread, where Ray Train does not train.
+
+    gloo is told to use this node's own interface, unless the user said which: by itself it takes that of the host name, often the loopback.
+    A SIGTERM becomes a notice (see `preemption.py`); by itself it would end the process at once.
+    """
+    os.environ.update(place)
+    context = ray.train.get_context()
+    os.environ["RANK"], os.environ["WORLD_SIZE"] = str(context.get_world_rank()), str(context.get_world_size())
+    os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"] = str(context.get_local_rank()), str(context.get_local_world_size())
+    os.environ["NODE_RANK"] = str(context.get_node_rank())
+    name = interface_of(ray.util.get_node_ip_address())
+    if name is not None:
+        os.environ.setdefault(GLOO_INTERFACE, name)
+
+    def handle(number: int, frame: Any) -> None:
+        os.environ[TERMINATED] = "1"
+
+    signal.signal(signal.SIGTERM, handle)
+
+
+def meeting_place() -> dict[str, str]:
+    """Return where the ranks find each other, as `torchrun` would tell them: rank 0's address and a free port there."""
+    import socket
+
+    address = ray.util.get_node_ip_address()
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as listener:
+        listener.bind(("", 0))
+        port = listener.getsockname()[1]
+    return {"MASTER_ADDR": address, "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "ray"}
+
+
+class Environment(Backend):
+    """Tells each worker its rank and where to meet; there they make torch's process group themselves, as under `torchrun`."""
+
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        """The workers are there."""
+        worker_group.execute(prepare, {**backend_config.env, **worker_group.execute_single(0, meeting_place)})
+
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+        """The workers are to end. Those on nodes that do not answer are given up, which Ray would wait for."""
+        workers = worker_group.get_workers()
+        where = {worker.metadata.node_id for worker in workers}
+        there = {node["NodeID"] for node in ray.nodes() if node["NodeID"] in where and node["Alive"] and answers(node)}
+        for worker in workers:
+            if worker.metadata.node_id not in there:
+                ray.kill(worker.actor)
+
+
+class ProcessGroup(BackendConfig):
+    """Stands in the place of Ray's TorchConfig, which imports torch wherever it goes.
+
+    Attributes:
+        env: variables that the workers are to have.
+        backend: a name, which TorchTrainer would choose otherwise; which backend it is, the workers know.
+    """
+
+    backend = "as under torchrun"
+
+    def __init__(self, env: dict[str, str]) -> None:
+        self.env = env
+
+    @property
+    def backend_cls(self) -> Any:
+        """What prepares the workers."""
+        return Environment

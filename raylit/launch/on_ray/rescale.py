@@ -1,0 +1,101 @@
+"""What another number of workers than all that there may be changes in training: as little as can be.
+
+The measure is the largest number, `max` of `num_workers=(min, max)`: a step takes the batches of so many workers, whoever they are of. With fewer, each
+adds up the gradients of more batches, where the batches of a step can be dealt out evenly; else each keeps what it takes, and the step is smaller.
+The learning rate is left alone. What the Trainer counts in batches of a worker comes to mean the same data, so that an epoch keeps its length.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from raylit.callbacks import GradientAccumulationScheduler
+from raylit.runtime.messages import info
+
+if TYPE_CHECKING:
+    from raylit.core.module import LightningModule
+    from raylit.engine.run import Run
+    from raylit.trainer.trainer import Trainer
+
+LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "val_check_interval")
+
+
+class Resized:
+    """Fits a job to the workers that there are.
+
+    Args:
+        size: how many there are.
+        most: how many there may be.
+        screen: tells the driver, from rank 0, how the job goes on; None: nobody is told.
+
+    Attributes:
+        policy: what became of the batch of a step, in words.
+    """
+
+    def __init__(self, size: int, most: int, screen: Any = None) -> None:
+        self.size, self.most, self.screen = size, most, screen
+        self.factor = Fraction(most, size)
+        self.keeps_step = False
+        self.policy = ""
+
+    def adapt(self, trainer: Trainer, module: LightningModule, fn: str) -> None:
+        """Change what the Trainer counts in batches of a worker. To be called once, before the job runs."""
+        if trainer.fast_dev_run:
+            return
+        for name in LIMITS:
+            value = getattr(trainer, name)
+            if isinstance(value, int):  # else it is a fraction
+                setattr(trainer, name, math.ceil(value * self.factor))
+        if fn != "fit":
+            return
+        batches = trainer.accumulate_grad_batches * self.factor
+        obstacle = None
+        if not module.automatic_optimization:
+            obstacle = "training_step itself steps the optimizer"
+        elif any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
+            obstacle = "GradientAccumulationScheduler says how many batches it takes"
+        elif batches.denominator != 1:
+            obstacle = f"{trainer.accumulate_grad_batches * self.most} batches cannot be dealt out evenly to {self.size} workers"
+        self.keeps_step = obstacle is None or self.size == self.most
+        if obstacle is None:
+            trainer.accumulate_grad_batches = int(batches)
+            self.policy = f"global batch kept: accumulate_grad_batches={int(batches)}"
+        elif self.size == self.most:
+            self.policy = "global batch as it was asked for"
+        else:
+            self.policy = f"batch of each worker kept, so that a step takes {self.factor**-1} of the data, since {obstacle}"
+        self.policy += "; learning rate unchanged"
+
+    def adapt_schedulers(self, schedulers: list[Any]) -> None:
+        """Let learning-rate schedulers that step every n batches do so after the same data."""
+        for config in schedulers if self.keeps_step else ():
+            if config.interval == "step" and config.frequency > 1:
+                config.frequency = math.ceil(config.frequency * self.factor)
+
+    def go_on(self, run: Run, ranks: list[Any]) -> None:
+        """Count the batches that were read as so many workers would have counted them, and say from where the fit goes on.
+
+        Args:
+            run: the run, whose counters are those of the checkpoint.
+            ranks: what the checkpoint holds of each rank that saved it.
+        """
+        progress, accumulate = run.progress, run.trainer.accumulate_grad_batches
+        if ranks and len(ranks) != self.size and progress.in_epoch:
+            run.counted_before, before = progress.batch, progress.total_batches - progress.batch
+            number = progress.batch * len(ranks) // self.size
+            if not any(one and one.get("gradients") for one in ranks):
+                number -= number % accumulate  # the next batch is the first of a step
+            elif number % accumulate == 0:
+                info(
+                    "The checkpoint was saved within a step whose batches cannot be shared out among these workers: they are left out of it."
+                )
+            progress.batches_done = number - (progress.batch - progress.batches_done)
+            progress.batch, progress.total_batches = number, before * len(ranks) // self.size + number
+        self.tell(f"from epoch {progress.epoch}, batch {progress.batch}, step {progress.steps}")
+
+    def tell(self, where: str) -> None:
+        """Tell the driver where the job begins or goes on, and what becomes of its batches."""
+        if self.screen is not None:
+            self.screen.went_on("; ".join(filter(None, (where, self.policy))))

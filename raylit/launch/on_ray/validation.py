@@ -1,0 +1,161 @@
+"""Validates checkpoints in Ray tasks, for `raylit.async_validation`."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+
+from raylit.callbacks import MONITORS, Callback
+from raylit.core.job import Job
+from raylit.errors import ConfigError
+from raylit.launch.on_ray.by_value import Parcel
+from raylit.launch.on_ray.cluster import connect, resources_of
+from raylit.launch.on_ray.failure import failure_of
+from raylit.launch.on_ray.mailbox import WorkerFailure, is_ours
+from raylit.loggers.dummy import DummyLogger
+
+
+class Recorder(DummyLogger):
+    """Keeps what a validation sends to loggers.
+
+    Attributes:
+        rows: what sent it (see `kind`); number of the loader; values; the x-axis.
+        kind: `batch`: the loop, for a batch; `end`: the loop, at its end; `user`: the user's code itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[str, int, dict[str, float], int | None]] = []
+        self.kind, self.loader = "user", 0
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.rows.append((self.kind, self.loader, dict(metrics), step))
+
+
+class Tells(Callback):
+    """Tells a Recorder when it is the loop that logs."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        run, recorder = trainer._run, self.recorder
+        own = run.log_metrics
+
+        def log_metrics(metrics: dict[str, Any], step: int | None = None) -> None:
+            recorder.kind, recorder.loader = "end" if step is None else "batch", run.metrics.dataloader_idx or 0
+            own(metrics, step)
+            recorder.kind = "user"
+
+        run.log_metrics = log_metrics
+
+
+class ValidationTasks:
+    """Starts the tasks of one fit, and holds them until their values are taken.
+
+    Args:
+        job: the fit, as yet untouched: the tasks get copies of its module and its validation data.
+
+    Raises:
+        ConfigError: they cannot be sent, or the workers leave no room for a task.
+    """
+
+    def __init__(self, job: Job) -> None:
+        trainer, config = job.trainer, job.trainer.async_validation
+        assert config is not None
+        connect()
+        wanted = {"CPU": config.num_cpus, "GPU": config.num_gpus, **config.resources}
+        _check_room(wanted, trainer)
+        callbacks = [one for one in trainer.callbacks if _takes_part(one)]
+        validating = trainer.replaced(
+            num_workers=0, devices=None, num_nodes=1, use_gpu=None, accelerator="gpu" if config.num_gpus else "cpu", strategy="auto",
+            resources_per_worker=None, max_failures=0, logger=Recorder(), callbacks=callbacks, max_epochs=1, max_time=None, profiler=None,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, async_validation=False,
+        )  # fmt: skip
+        content = (validating, job.module, job.data.get("val"), job.datamodule, job.weights_only)
+        parts = {"The LightningModule": job.module, "The LightningDataModule": job.datamodule, "The val data": job.data.get("val"),
+                 **{f"The callback {type(callback).__name__}": callback for callback in callbacks}}  # fmt: skip
+        self._parcel = ray.put(Parcel(content, parts))
+        self._validate = ray.remote(_validate).options(
+            num_cpus=config.num_cpus, num_gpus=config.num_gpus, resources=config.resources or None,
+            scheduling_strategy="SPREAD",  # not among the resources of the worker that asks for it
+        )  # fmt: skip
+        self._futures: dict[str, concurrent.futures.Future[Any]] = {}
+        self._refs: dict[str, Any] = {}
+
+    def start(self, path: str, progress: dict[str, Any], then: Callable[[], None]) -> None:
+        """Have the checkpoint at `path` validated; `then` is called, in another thread, once that has ended."""
+        self._refs[path] = self._validate.remote(self._parcel, path, progress)
+        future = self._refs[path].future()
+        self._futures[path] = future
+        future.add_done_callback(lambda _: then())
+
+    def has(self, path: str) -> bool:
+        """Tell whether it was started."""
+        return path in self._futures
+
+    def is_ready(self, path: str) -> bool:
+        """Tell whether it has ended."""
+        return path in self._futures and self._futures[path].done()
+
+    def wait(self, path: str, seconds: float) -> None:
+        """Wait until it has ended, but no longer than this."""
+        if path in self._futures:
+            concurrent.futures.wait([self._futures[path]], timeout=seconds)
+
+    def outcome(self, path: str) -> Any:
+        """Return what it found, the WorkerFailure it ended with, or in words why there is nothing; it is forgotten then."""
+        del self._refs[path]
+        try:
+            found = self._futures.pop(path).result()
+        except (ray.exceptions.RayError, concurrent.futures.CancelledError) as error:
+            return f"its task was lost ({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})."
+        return WorkerFailure(*found.args) if is_ours(found) else found  # this process's own class, to be sent to the other ranks
+
+    def cancel(self) -> None:
+        """End what runs."""
+        for ref in self._refs.values():
+            ray.cancel(ref, force=True)
+        self._refs, self._futures = {}, {}
+
+
+def _check_room(wanted: dict[str, float], trainer: Any) -> None:
+    """Find that a validation would wait for ever.
+
+    Raises:
+        ConfigError: it would, beside the workers; or, if they are elastic, could once they are as many as they may be.
+    """
+    has, taken = ray.cluster_resources(), resources_of(trainer)
+    for name, amount in wanted.items():
+        left = has.get(name, 0) - trainer.num_workers * taken.get(name, 0)
+        is_to_grow = left < 0 and not trainer.is_elastic  # or there would be no workers either
+        if amount > left and not is_to_grow:
+            raise ConfigError(
+                f"An asynchronous validation wants {amount:g} {name}, but beside {'up to ' if trainer.is_elastic else 'the '}{trainer.num_workers} workers the"
+                f" Ray cluster has {max(left, 0):g}: it would never begin. Leave room for it, or have it share what the workers reserve:"
+                " Trainer(async_validation=ValidationConfig(num_cpus=0))."
+            )
+
+
+def _takes_part(callback: Any) -> bool:
+    """Tell whether a callback of the user's own is called in validation."""
+    own = not (type(callback).__module__.startswith("raylit.") or isinstance(callback, MONITORS))
+    return own and any(name.startswith("on_validation") for cls in type(callback).__mro__[:-2] for name in vars(cls))
+
+
+def _validate(parcel: Parcel, path: str, progress: dict[str, Any]) -> Any:
+    """Validate a checkpoint, in a process of its own."""
+    try:
+        trainer, module, data, datamodule, weights_only = parcel.unpack()
+        (recorder,) = trainer.loggers
+        trainer.callbacks.append(Tells(recorder))
+        trainer.progress.load_state_dict(progress)
+        trainer.validate(module, data, ckpt_path=path, datamodule=datamodule, weights_only=weights_only, verbose=False)
+        callback, logged, progress_bar = trainer._metrics
+        found = {"callback": callback, "logged": logged, "progress_bar": progress_bar}
+        return {**found, "rows": recorder.rows, "seen": dict(trainer._run.val_batches_seen)}
+    except BaseException as error:
+        return failure_of(error)

@@ -1,0 +1,74 @@
+"""A worker that comes to no next batch: what it does instead is said, and where RAYLIT_TIMEOUT_S asks for it the worker is ended.
+
+Ranks that wait for a rank that hangs lose patience by themselves, in the collective that does not end. Nobody waits for a rank that is alone, or
+for one that hangs where the others have nothing to ask of it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+from raylit.core.job import Job
+from raylit.launch.on_ray.relay import RemoteScreen
+
+VARIABLE, DEFAULT_S = "RAYLIT_TIMEOUT_S", 1800.0
+LONGER = 1.5  # than the collectives, whose error says more
+
+
+class Patience:
+    """Looks, in a thread, whether the loop of this worker goes on. A context manager around the job.
+
+    Args:
+        job: the job.
+        screen: where to say it.
+        rank: of this worker.
+    """
+
+    def __init__(self, job: Job, screen: RemoteScreen, rank: int) -> None:
+        self.job, self.screen, self.rank = job, screen, rank
+        self.ends = VARIABLE in os.environ  # a step may take an hour: only who gives a time has the worker ended
+        self.limit_s = LONGER * float(os.environ.get(VARIABLE, DEFAULT_S))
+        self._watched = threading.get_ident()
+        self._over = threading.Event()
+
+    def __enter__(self) -> Patience:
+        threading.Thread(target=self._look, name="raylit-patience", daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+
+    def _look(self) -> None:
+        before, since = self._place(), time.monotonic()
+        while not self._over.wait(min(self.limit_s / 10, 30)):
+            now = self._place()
+            if now is None or now != before:
+                before, since = now, time.monotonic()
+            elif time.monotonic() - since > self.limit_s:
+                self._say(time.monotonic() - since)
+                if self.ends:
+                    self.screen.wait()
+                    os._exit(1)  # no exception gets through to a thread that waits
+                since = time.monotonic()
+
+    def _place(self) -> Any:
+        """Return where the loop is; None where it is in none, and where a long time is nothing odd."""
+        run = self.job.trainer._run
+        if run is None or run.stage not in ("train", "validate") or self.job.fn != "fit":
+            return None
+        return run.stage, run.progress.total_batches, run.progress.batches_done, tuple(run.val_batches_seen.copy().values())
+
+    def _say(self, seconds: float) -> None:
+        frame = sys._current_frames().get(self._watched)
+        stack = "".join(traceback.format_stack(frame)[-6:]) if frame is not None else ""
+        fate = (
+            "It is ended"
+            if self.ends
+            else f"To have it ended, and started again (max_failures), set {VARIABLE} to the seconds a batch may take"
+        )
+        self.screen.say(f"Rank {self.rank} has come to no next batch for {seconds:.0f} s. {fate}. It is here:\n{stack}")

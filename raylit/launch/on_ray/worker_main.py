@@ -1,0 +1,171 @@
+"""What each worker calls. It is apart from what starts the workers so that they import nothing for it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from ray import cloudpickle
+
+from raylit.checkpoint import find
+from raylit.core.job import Job
+from raylit.engine.worker import run_job
+from raylit.errors import Terminated
+from raylit.launch.on_ray import mailbox as remote
+from raylit.launch.on_ray.by_value import Parcel
+from raylit.launch.on_ray.cluster import is_verbose
+from raylit.launch.on_ray.failure import failure_of
+from raylit.launch.on_ray.mailbox import Left
+from raylit.launch.on_ray.preemption import Notice
+from raylit.launch.on_ray.relay import RemoteScreen, echoing
+from raylit.launch.on_ray.rescale import Resized
+from raylit.launch.on_ray.validation import ValidationTasks
+from raylit.launch.on_ray.watchdog import Patience
+from raylit.parallel import choose_device
+from raylit.runtime.rng import seed_everything
+
+SEED = "PL_GLOBAL_SEED"
+ASK_EVERY_S = 0.1  # for the next job
+END = "end"  # in the place of a job: there will be none
+
+# What fails in a worker is looked at by a process without raylit.
+cloudpickle.register_pickle_by_value(remote)
+
+
+@dataclass
+class Preempted:
+    """What a worker returns that left because its machine, or another's, is about to be taken away."""
+
+
+class Work:
+    """What each worker calls; a class, so that what it needs is pickled with it.
+
+    Attributes:
+        screen: where rank 0 shows its progress.
+        shows_prints: whether what is printed is shown there too.
+    """
+
+    screen: RemoteScreen
+    shows_prints: bool
+
+    def __init__(self, job: Job) -> None:
+        trainer = job.trainer
+        parts = {
+            "The LightningModule": job.module,
+            "The LightningDataModule": job.datamodule,
+            **{f"The {stage} data": loaders for stage, loaders in job.data.items()},
+            **{f"The callback {type(callback).__name__}": callback for callback in trainer.callbacks},
+            **{f"The logger {type(logger).__name__}": logger for logger in trainer.loggers},
+        }
+        self.parcel = Parcel(job, parts)
+        self.before = find.times_of(checkpoint_folders(job))
+        self.seed = os.environ.get(SEED)
+
+    def __call__(self) -> bytes | None:
+        """Do the work of this worker; returns what `do` does, pickled, so that what only hands it on need not know it."""
+        result = self.do()
+        return None if result is None else bytes(cloudpickle.dumps(result))
+
+    def do(self) -> Any:
+        """Do the work of this worker.
+
+        Returns:
+            Of rank 0, a Result; of every rank, Preempted if a machine is about to be taken away.
+
+        Raises:
+            WorkerFailure: carries what the user's code raised.
+            Left: rank 0 of an elastic job has saved it, and all leave for other workers to go on.
+        """
+        rank = int(os.environ["RANK"])
+        notice = Notice(self.screen.mailbox if rank == 0 else None)
+        if not is_verbose():
+            logging.getLogger("aiobotocore").setLevel(logging.WARNING)  # Ray lets through what it says of the credentials it found
+        with echoing(self.screen, rank) if self.shows_prints else contextlib.nullcontext():
+            try:
+                job: Job = self.parcel.unpack()
+                job.display, job.notice = self.screen, notice
+                self.screen.started(_where(job, rank))
+                if self.seed is not None:
+                    # the same weights come from the driver; what is drawn during training (dropout) differs between ranks
+                    seed_everything(int(self.seed) + rank, verbose=False)
+                    os.environ[SEED] = self.seed
+                if job.trainer.is_elastic:
+                    job.resized = Resized(int(os.environ["WORLD_SIZE"]), job.trainer.num_workers, self.screen if rank == 0 else None)
+                    job.resized.adapt(job.trainer, job.module, job.fn)
+                if job.fn == "fit":
+                    if job.trainer.async_validation and rank == 0:
+                        job.validator = ValidationTasks(job)
+                    job.ckpt_path = find.newest_since(checkpoint_folders(job), self.before) or job.ckpt_path
+                if job.resized is not None and not (job.fn == "fit" and job.ckpt_path):
+                    job.resized.tell("from the start")
+                with Patience(job, self.screen, rank):
+                    result: Any = run_job(job)
+            except BaseException as error:
+                if isinstance(error, Terminated) and notice.given:
+                    if job.resized is None:
+                        return Preempted()
+                    if rank != 0:
+                        return None
+                    raise Left(notice.why) from None
+                raise failure_of(error) from None
+            finally:
+                self.screen.left(rank)
+                self.screen.wait()
+        return result if rank == 0 else None
+
+
+@dataclass
+class Works:
+    """What each worker calls that is kept: does one job after the other, as the driver gives them.
+
+    Attributes:
+        screen: whose mailbox they come through.
+    """
+
+    screen: RemoteScreen
+
+    def __call__(self) -> bytes | None:
+        """Do jobs until there is none any more; returns Preempted, pickled, if a machine is about to be taken away."""
+        mailbox, number, seed = self.screen.mailbox, 0, os.environ.get(SEED)
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        while True:
+            latest, given = ray.get(mailbox.next_job.remote(number))
+            if given is None:
+                time.sleep(ASK_EVERY_S)
+                continue
+            if given == END:
+                return None
+            work: Work = ray.get(given[0])
+            result = work.do()
+            if isinstance(result, Preempted):
+                return bytes(cloudpickle.dumps(result))
+            ray.get(mailbox.did.remote(latest, rank, size, [ray.put(cloudpickle.dumps(result))] if rank == 0 else None))
+            number = latest
+            del work, result
+            os.environ.pop(SEED, None)  # of this job
+            os.environ.update({SEED: seed} if seed is not None else {})
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def _where(job: Job, rank: int) -> dict[str, Any]:
+    """Return what the driver tells of a worker."""
+    address = ray.util.get_node_ip_address()
+    device = choose_device(job.trainer.accelerator, int(os.environ["LOCAL_RANK"]))
+    return {"rank": rank, "size": int(os.environ["WORLD_SIZE"]), "node": f"{address} ({socket.gethostname()})", "device": str(device)}
+
+
+def checkpoint_folders(job: Job) -> list[str]:
+    """Return where the job's checkpoints are, those for recovery too."""
+    if job.fn != "fit":
+        return []
+    return list(dict.fromkeys(saver.resolve_dirpath(job.trainer) for saver in job.trainer.savers if hasattr(saver, "resolve_dirpath")))

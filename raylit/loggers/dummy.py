@@ -1,0 +1,89 @@
+"""Lightning's place for the contract of loggers, and for what stands in for a logger where nothing is to be written."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from raylit.core.logger import Logger
+from raylit.runtime.messages import rank
+
+__all__ = ["DummyExperiment", "DummyLogger", "Logger", "rank_zero_experiment"]
+
+
+class DummyExperiment:
+    """Has every method, and none does anything: `experiment.add_scalar(...)`, `experiment[0].add_image(...)`."""
+
+    def nop(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name.startswith("__"):  # copy and pickle ask for such names, and must not find them
+            raise AttributeError(name)
+        return self.nop
+
+    def __getitem__(self, index: Any) -> DummyExperiment:
+        return self
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """Do nothing."""
+
+
+class DummyLogger(Logger):
+    """Takes the place of the loggers in a trial run, so that code which writes to them works as it does in earnest.
+
+    Example:
+        >>> DummyLogger().experiment.add_scalar("loss", 1.0)
+    """
+
+    def __init__(self) -> None:
+        self._experiment = DummyExperiment()
+
+    @property
+    def experiment(self) -> DummyExperiment:
+        """An object with every method."""
+        return self._experiment
+
+    @property
+    def name(self) -> str:
+        """Empty."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Empty."""
+        return ""
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None: ...
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __getitem__(self, index: Any) -> DummyLogger:
+        return self
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _nothing
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """Do nothing."""
+
+
+def rank_zero_experiment(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Decorate the `experiment` of a logger so that ranks other than 0 get one that does nothing.
+
+    Example:
+        >>> class MyLogger(Logger):
+        ...     @property
+        ...     @rank_zero_experiment
+        ...     def experiment(self):
+        ...         return self._connection
+    """
+
+    @functools.wraps(function)
+    def experiment(self: Any) -> Any:
+        return function(self) if rank() == 0 else DummyExperiment()
+
+    return experiment

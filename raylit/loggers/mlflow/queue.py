@@ -1,0 +1,213 @@
+"""A thread that writes what the training thread logs, so that training never waits for a network or a database."""
+
+from __future__ import annotations
+
+import atexit
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+from raylit.runtime.messages import log
+
+T = TypeVar("T")
+
+
+class Rejected(Exception):
+    """Raised by a `write` function: the store will never take this, however often it is sent."""
+
+
+class BackgroundWriter(Generic[T]):
+    """Hands items to `write`, in order and in batches, on a daemon thread.
+
+    What `write` raises never reaches the training thread. `Rejected` leaves out the item that caused it (found by halving the batch); any
+    other exception is warned of once and the same batch is tried again, so `write` must give the same result when repeated.
+
+    Args:
+        write: takes a batch; called on the thread only.
+        what: what is written and where, for warnings, such as "metrics to http://host:5000".
+        max_batch: items in one call of `write`.
+        max_waiting: items kept while the store does not answer; beyond it the oldest are dropped, with a warning.
+        interval_s: shortest time between two calls of `write`.
+        max_backoff_s: longest pause between two attempts.
+        hold: told of all that waits when the store does not answer, at every attempt and at the end, and of nothing when all is written:
+            to keep it where it outlives this process. Returns whether it did.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[list[T]], None],
+        what: str,
+        *,
+        max_batch: int = 1000,
+        max_waiting: int = 200_000,
+        interval_s: float = 0.5,
+        max_backoff_s: float = 30.0,
+        hold: Callable[[list[T]], bool] | None = None,
+    ) -> None:
+        self._write, self._what = write, what
+        self._max_batch, self._max_waiting = max_batch, max_waiting
+        self._hold, self._is_held, self._holding = hold, False, threading.Lock()
+        self._interval_s, self._max_backoff_s = interval_s, max_backoff_s
+        self._kept: deque[T] = deque()  # few and dear: written first, never dropped
+        self._queue: deque[T] = deque()
+        self._batch: list[T] = []
+        self._wake = threading.Condition()
+        self._flush = self._closing = self._abandoned = self._warned = False
+        self._num_failures = self._num_dropped = self._num_rejected = 0
+        self._num_put = self._num_done = 0
+        self._changed_at = time.monotonic()  # last success, or the failure that ended the successes
+        atexit.register(self.close, 5.0)  # a script that forgot to finalize
+        self._thread = threading.Thread(target=self._run, name="raylit-writer", daemon=True)
+        self._thread.start()
+
+    def put(self, items: Iterable[T], *, keep: bool = False) -> None:
+        """Queue items; never blocks.
+
+        Args:
+            items: written in this order.
+            keep: never drop these, however long the store is away, and write them before all others.
+        """
+        with self._wake:
+            was_idle, size = not self._num_waiting(), self._num_waiting()
+            (self._kept if keep else self._queue).extend(items)
+            self._num_put += self._num_waiting() - size
+            num_over = len(self._queue) - self._max_waiting
+            for _ in range(num_over):
+                self._queue.popleft()
+            if num_over > 0:
+                self._num_done += num_over
+                if not self._num_dropped:
+                    log.warning(f"Too much is waiting to be written ({self._what}): dropped the oldest {num_over}, and will drop more.")
+                self._num_dropped += num_over
+            if was_idle or self._is_due():  # waking the thread for each call would cost the training thread a switch
+                self._wake.notify_all()
+
+    def flush_soon(self) -> None:
+        """Write what is queued now rather than at the end of the interval. Does not wait for it."""
+        with self._wake:
+            self._flush = True
+            self._wake.notify_all()
+
+    def flush(self, timeout_s: float) -> None:
+        """Return once what is queued now is written; or is held, if the store does not answer; or when `timeout_s` have passed."""
+        self.flush_soon()
+        with self._wake:
+            until = self._num_put
+            self._wake.wait_for(lambda: self._num_done >= until or self._is_held or self._abandoned, timeout_s)
+
+    def close(self, timeout_s: float = 30.0, busy_timeout_s: float | None = None) -> int:
+        """Write what is queued and end the thread.
+
+        Args:
+            timeout_s: give up when nothing could be written for so long.
+            busy_timeout_s: the same while a first attempt is under way that has not failed yet, for writes that take long.
+
+        Returns:
+            The number of items left, which are lost unless they are held. A warning says how many, too.
+        """
+        atexit.unregister(self.close)
+        with self._wake:
+            self._closing = True
+            self._changed_at = time.monotonic()
+            self._wake.notify_all()
+            while self._num_waiting():
+                limit_s = timeout_s if self._num_failures or busy_timeout_s is None else busy_timeout_s
+                remaining_s = self._changed_at + limit_s - time.monotonic()
+                if remaining_s <= 0:
+                    break
+                self._wake.wait(remaining_s)
+            num_left = self._num_waiting()
+            self._abandoned = True
+            self._wake.notify_all()
+        is_held = self._hold_waiting()
+        if num_left or self._num_dropped or self._num_rejected > 1:
+            log.warning(
+                f"Not written ({self._what}): {num_left} for which there was no time at the end{', kept for the next run' if is_held else ''}, "
+                f"{self._num_dropped} dropped because too much was waiting, {self._num_rejected} that the store refused."
+            )
+        return num_left
+
+    def _hold_waiting(self) -> bool:
+        """Have what waits kept elsewhere."""
+        with self._holding:  # the thread and whoever is in `close`
+            with self._wake:
+                waiting = [*self._batch, *self._kept, *self._queue]
+            if self._hold is not None and (waiting or self._is_held):
+                self._is_held = self._hold(waiting) and bool(waiting)
+                with self._wake:
+                    self._wake.notify_all()
+            return self._is_held
+
+    def _num_waiting(self) -> int:
+        return len(self._kept) + len(self._queue) + len(self._batch)
+
+    def _run(self) -> None:
+        next_write_at = 0.0
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._num_waiting() or self._closing)
+                if self._abandoned or not self._num_waiting():
+                    return
+                self._wake.wait_for(self._is_due, timeout=max(next_write_at - time.monotonic(), 0))
+                self._flush = False
+                num_kept = min(len(self._kept), self._max_batch)
+                self._batch = [self._kept.popleft() for _ in range(num_kept)]
+                self._batch += [self._queue.popleft() for _ in range(min(len(self._queue), self._max_batch - num_kept))]
+            self._deliver()
+            next_write_at = time.monotonic() + self._interval_s
+
+    def _is_due(self) -> bool:
+        return self._flush or self._closing or len(self._queue) >= self._max_batch
+
+    def _deliver(self) -> None:
+        """Write the current batch, however many attempts it takes."""
+        size = len(self._batch)
+        while self._batch and not self._abandoned:
+            try:
+                self._write(self._batch[:size])
+            except Rejected as error:
+                if size > 1:
+                    size //= 2
+                    continue
+                if not self._num_rejected:
+                    log.warning(f"Left out ({self._what}): {error}")
+                self._num_rejected += 1
+            except Exception as error:
+                self._fail(error)
+                continue
+            self._succeed(size)
+            size = len(self._batch)
+        if self._is_held and not self._num_waiting():
+            self._hold_waiting()
+
+    def _succeed(self, size: int) -> None:
+        with self._wake:
+            if self._num_failures:
+                log.info(f"Writing works again ({self._what}).")
+            self._num_failures = 0
+            self._changed_at = time.monotonic()
+            self._num_done += size
+            del self._batch[:size]
+            self._wake.notify_all()
+
+    def _fail(self, error: Exception) -> None:
+        """Say so once, and pause: longer with each failure in a row, but short when somebody waits in `close`."""
+        with self._wake:
+            if not self._warned:
+                self._warned = True
+                log.warning(
+                    f"Could not write ({self._what}): {error} "
+                    f"Training goes on. What comes is kept (the last {self._max_waiting}) and written in order when it works again."
+                )
+            if not self._num_failures:
+                self._changed_at = time.monotonic()
+            self._num_failures += 1
+            self._wake.notify_all()
+        self._hold_waiting()
+        with self._wake:
+            was_closing = self._closing
+            pause_s = min(0.5 * 2 ** min(self._num_failures, 10), self._max_backoff_s, 1.0 if was_closing else math.inf)
+            self._wake.wait_for(lambda: self._abandoned or self._closing != was_closing, timeout=pause_s)

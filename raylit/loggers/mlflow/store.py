@@ -1,0 +1,331 @@
+"""The MLflow side of MLFlowLogger: where a store lies, whether it answers, and how entries get into a run of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import threading
+import zlib
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from raylit.errors import ConfigError
+from raylit.loggers.mlflow.queue import Rejected
+from raylit.loggers.mlflow.uploads import Upload, remove_link
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+MAX_NAME_LENGTH, MAX_PARAM_LENGTH, MAX_ENTRIES = 250, 6000, 1000  # as in mlflow.utils.validation
+PARENT_TAG = "mlflow.parentRunId"
+DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+class Entry(NamedTuple):
+    """Something to write into a run: a metric, a parameter, a tag, a text (`key` is its artifact file), or the run's status."""
+
+    kind: Literal["metric", "param", "tag", "text", "status"]
+    key: str
+    value: Any
+    time_ms: int = 0
+    step: int = 0
+
+
+class RunStore:
+    """One run of a store, for the threads that write to it.
+
+    Args:
+        uri: absolute URI of the store.
+        run_id: the run, which exists.
+        newest_before: None if nobody else writes metrics of this run of the program. Else what `newest_values` gave when it began: a
+            newer value was written by a process that died since, and what is replayed up to its step is left out.
+    """
+
+    def __init__(self, uri: str, run_id: str, newest_before: Mapping[str, tuple[int, int]] | None) -> None:
+        self._uri, self._run_id = uri, run_id
+        self._newest_before = newest_before
+        self._last_step: dict[str, int] | None = None if newest_before is not None else {}  # None: not known yet
+        self._client: MlflowClient | None = None
+        self._lock = threading.Lock()
+
+    def write(self, entries: list[Entry]) -> None:
+        """Write entries. The same batch may be written twice: MLflow keeps equal metrics, parameters and tags once."""
+        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.exceptions import MlflowException
+
+        client = self._answering_client()
+        known: dict[str, str] = {}
+        if self._last_step is None or any(entry.kind == "param" for entry in entries):
+            run = client.get_run(self._run_id)
+            known = dict(run.data.params)
+            if self._last_step is None and self._newest_before is not None:
+                newest = newest_values(run).items()
+                self._last_step = {key: value[0] for key, value in newest if self._newest_before.get(key) != value}
+        last_step = self._last_step or {}
+        metrics: list[Metric] = []
+        params: dict[str, str] = {}
+        tags: dict[str, str] = {}
+        for kind, name, value, time_ms, step in entries:
+            key = clean_name(name)
+            if kind == "metric" and (key not in last_step or step > last_step[key]):
+                metrics.append(Metric(key, value, time_ms, step))
+            elif kind == "param" and key not in known:
+                known[key] = params[key] = value
+            elif kind == "param" and known[key] != value:  # a parameter of MLflow cannot change
+                tags[clean_name(f"raylit.resume.{key}")] = value
+            elif kind == "tag":
+                tags[key] = value
+        try:
+            client.log_batch(self._run_id, metrics, [Param(*item) for item in params.items()], [RunTag(*item) for item in tags.items()])
+            for entry in entries:
+                if entry.kind == "text":
+                    client.log_text(self._run_id, entry.value, entry.key)
+        except MlflowException as error:
+            if error.error_code == "INVALID_PARAMETER_VALUE":
+                raise Rejected(str(error)) from error
+            raise
+        for status in (entry.value for entry in entries if entry.kind == "status"):
+            client.set_terminated(self._run_id, status)
+
+    def upload(self, uploads: list[Upload]) -> None:
+        """Copy checkpoints into the artifacts, laid out as Lightning does."""
+        client = self._answering_client()
+        for upload in uploads:
+            if not os.path.exists(upload.path):
+                raise Rejected(f"{upload.path} was deleted before it could be uploaded")
+            folder = Path(upload.path).stem
+            client.log_artifact(self._run_id, upload.path, folder)
+            client.log_dict(self._run_id, upload.metadata, f"{folder}/metadata.yaml")
+            client.log_text(self._run_id, str(upload.aliases), f"{folder}/aliases.txt")
+            if upload.is_link:
+                remove_link(upload)
+
+    def _answering_client(self) -> MlflowClient:
+        check_answers(self._uri)
+        with self._lock:
+            if self._client is None:
+                self._client = client_of(self._uri)
+            return self._client
+
+
+def newest_values(run: Run) -> dict[str, tuple[int, int]]:
+    """Return step and time of the newest value of each metric of a run."""
+    return {metric.key: (metric.step, metric.timestamp) for metric in run.to_proto().data.metrics}  # only this form tells the step
+
+
+@lru_cache(maxsize=10_000)
+def clean_name(name: str) -> str:
+    """Turn any text into a name that MLflow takes: as in Lightning, what it refuses is left out."""
+    parts = (part for part in re.sub(r"[^/\w.\- :]+", "", name).split("/") if part not in ("", ".", ".."))
+    clean = "/".join(parts) or "_"
+    if len(clean) > MAX_NAME_LENGTH:  # two long names must not become one
+        clean = f"{clean[: MAX_NAME_LENGTH - 9]}-{zlib.crc32(name.encode()):08x}"
+    return clean
+
+
+def flatten(params: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield `model.lr` and the like with their values as text. Lists are values, as in Lightning."""
+    for key, value in (vars(params) if isinstance(params, Namespace) else params).items():
+        if is_dataclass(value) and not isinstance(value, type):
+            value = asdict(value)
+        if isinstance(value, Mapping | Namespace) and (vars(value) if isinstance(value, Namespace) else value):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value)
+
+
+def find_store(tracking_uri: str | None, files_dir: str | None, root_dir: str) -> tuple[str, str | None]:
+    """Decide which store to use.
+
+    Args:
+        tracking_uri: what the user gave; None: what mlflow was told (`set_tracking_uri`, MLFLOW_TRACKING_URI), else a database of our own.
+        files_dir: folder for a database of our own and its artifacts, if not `mlflow.db` and `mlruns` in `root_dir`.
+        root_dir: absolute folder of the Trainer.
+
+    Returns:
+        Its absolute URI and, for a database of our own, the root folder of its artifacts.
+
+    Raises:
+        ConfigError: the folder holds a store of plain files, which MLflow does not open any more.
+    """
+    import mlflow
+
+    uri = tracking_uri
+    if not uri and (mlflow.active_run() is not None or mlflow.is_tracking_uri_set()):  # type: ignore[no-untyped-call]
+        uri = mlflow.get_tracking_uri()
+    if not uri and files_dir is None:
+        return f"sqlite:///{os.path.join(root_dir, 'mlflow.db')}", os.path.join(root_dir, "mlruns")
+    folder = _local_folder(uri) if uri else files_dir
+    if folder is None:
+        return _absolute(str(uri)), None
+    if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1"):
+        return Path(folder).as_uri(), None
+    database = f"sqlite:///{os.path.join(folder, 'mlflow.db')}"
+    if any(Path(folder).glob("[0-9]*/meta.yaml")):
+        raise ConfigError(
+            f"{folder} holds an MLflow store of plain files, which MLflow has given up. Move it into a database: "
+            f"mlflow migrate-filestore --source {folder} --target {database}  (or set MLFLOW_ALLOW_FILE_STORE=true)."
+        )
+    return database, folder
+
+
+def connect(uri: str, artifact_root: str | None) -> MlflowClient:
+    """Return a client of the store, which is made if it is a database file that is not there yet.
+
+    Raises:
+        ConfigError: the store does not answer, or its folder cannot be written to.
+    """
+    from mlflow import MlflowClient
+
+    try:
+        check_answers(uri, num_retries=1)
+        file = sqlite_file(uri)
+        if file is not None:
+            os.makedirs(os.path.dirname(file), exist_ok=True)
+            if not os.access(file if os.path.exists(file) else os.path.dirname(file), os.W_OK):
+                raise PermissionError(f"no permission to write {file}")
+    except Exception as error:
+        raise ConfigError(
+            f"MLFlowLogger cannot reach its store {without_password(uri)}: {error}\n"
+            "Nothing of the run would be recorded, so it was not started. Start the server (mlflow server --host 127.0.0.1 --port 5000), "
+            "correct tracking_uri or MLFLOW_TRACKING_URI, or give neither to record into a local database."
+        ) from error
+    if artifact_root is not None:
+        _local_store(uri, artifact_root)
+    return MlflowClient(tracking_uri=uri)
+
+
+def running_children(client: MlflowClient, experiment_id: str, run_id: str) -> list[str]:
+    """Return the ids of the runs below `run_id` that have not ended.
+
+    Raises:
+        Exception: the store does not answer.
+    """
+    check_answers(client.tracking_uri)
+    found: list[str] = []
+    token: str | None = None
+    while True:
+        query = f"tags.`{PARENT_TAG}` = '{run_id}' and attributes.status = 'RUNNING'"
+        page = client.search_runs([experiment_id], query, max_results=1000, page_token=token)
+        found += [run.info.run_id for run in page]
+        token = page.token
+        if not token:
+            return found
+
+
+def client_of(uri: str) -> MlflowClient:
+    """Return a client of a store that exists.
+
+    Raises:
+        FileNotFoundError: the database is a file of another machine. mlflow would make an empty one here, where nobody looks for it.
+    """
+    from mlflow import MlflowClient
+
+    file = sqlite_file(uri)
+    if file is not None and not os.path.isfile(file):
+        raise FileNotFoundError(
+            f"The database {file} is not on this machine ({socket.gethostname()}). "
+            "Workers on several machines need a server: MLFlowLogger(tracking_uri='http://...')."
+        )
+    return MlflowClient(tracking_uri=uri)
+
+
+def find_experiment(client: MlflowClient, name: str, artifact_location: str | None, artifact_root: str | None) -> str:
+    """Return the id of the experiment `name`, which is created if it is not there.
+
+    Raises:
+        ConfigError: it was deleted, which keeps its name taken.
+    """
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        create = client.create_experiment if artifact_root is None else _local_store(client.tracking_uri, artifact_root).create_experiment
+        try:
+            created = str(create(name, artifact_location))
+            client.set_experiment_tag(created, "mlflow.experimentKind", "custom_model_development")  # shows what belongs to training first
+            return created
+        except MlflowException as error:
+            experiment = client.get_experiment_by_name(name)  # another process was quicker
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
+                raise
+    if experiment.lifecycle_stage == "deleted":
+        raise ConfigError(
+            f"The experiment {name!r} was deleted, so no run can be added to it. Restore it with "
+            f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`, or give another experiment_name."
+        )
+    return str(experiment.experiment_id)
+
+
+def _local_store(uri: str, artifact_root: str) -> SqlAlchemyStore:
+    """Return the database itself, made if it is not there. A client cannot say where artifacts go: it takes the working directory."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    return SqlAlchemyStore(uri, artifact_root)  # type: ignore[no-untyped-call]
+
+
+def active_run_id(uri: str) -> str | None:
+    """Return the run that the user has started in this thread, or named by MLFLOW_RUN_ID, if it is in this store."""
+    import mlflow
+
+    active = mlflow.active_run()
+    run_id = active.info.run_id if active is not None else os.environ.get("MLFLOW_RUN_ID")
+    return run_id if run_id and _absolute(mlflow.get_tracking_uri()) == uri else None
+
+
+def check_answers(uri: str, num_retries: int = 0) -> None:
+    """Raise within seconds if no server answers at `uri`. The requests of mlflow itself would try for four minutes."""
+    parts = urlsplit(uri)
+    if is_http(uri):
+        from mlflow.exceptions import MlflowException
+        from mlflow.utils.credentials import get_default_host_creds
+        from mlflow.utils.rest_utils import http_request
+
+        credentials = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
+        try:
+            answer = http_request(  # type: ignore[no-untyped-call]
+                credentials, "/health", "GET", max_retries=num_retries, timeout=5, raise_on_status=False
+            )
+        except MlflowException as error:
+            raise ConnectionError(without_password(str(error))) from None
+        if answer.status_code in (502, 503, 504):
+            raise ConnectionError(f"HTTP status {answer.status_code}")
+    elif parts.hostname and parts.scheme.split("+")[0] in DEFAULT_PORTS:
+        socket.create_connection((parts.hostname, parts.port or DEFAULT_PORTS[parts.scheme.split("+")[0]]), timeout=5).close()
+
+
+def is_http(uri: str) -> bool:
+    """Tell whether the store is a server that speaks MLflow's own protocol."""
+    return uri.startswith(("http://", "https://"))
+
+
+def sqlite_file(uri: str) -> str | None:
+    """Return the file of an SQLite store."""
+    return unquote(uri.removeprefix("sqlite:///").split("?")[0]) if uri.startswith("sqlite:///") else None
+
+
+def without_password(uri: str) -> str:
+    """Return the URI as it may be shown."""
+    return re.sub(r"//([^/@:]*):[^/@]*@", r"//\1:***@", uri)
+
+
+def _absolute(uri: str) -> str:
+    file = sqlite_file(uri)
+    if file is not None and not os.path.isabs(file):
+        return uri.replace(uri.removeprefix("sqlite:///").split("?")[0], os.path.abspath(file), 1)
+    return uri.rstrip("/")
+
+
+def _local_folder(uri: str) -> str | None:
+    parts = urlsplit(uri)
+    if parts.scheme not in ("", "file") or uri in ("databricks", "databricks-uc", "uc"):
+        return None
+    return os.path.abspath(unquote(parts.netloc + parts.path))

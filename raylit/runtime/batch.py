@@ -1,0 +1,155 @@
+"""What can be done with a batch without knowing what is in it: move it to a device, tell its size."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raylit.errors import ConfigError
+from raylit.runtime.messages import warn_once
+
+
+def move_to(batch: Any, device: torch.device | str, non_blocking: bool | None = None) -> Any:
+    """Return `batch` with everything that has `.to(device)` moved, inside lists, tuples, named tuples, dicts and dataclasses."""
+    # Copies from pinned memory to a GPU may overlap with compute; other copies may not be read before they are done.
+    asynchronous = torch.device(device).type == "cuda" if non_blocking is None else non_blocking
+    return _replace(batch, lambda item: _moved(item, device, asynchronous) if _can_move(item) else None)
+
+
+def _can_move(item: Any) -> bool:
+    return isinstance(item, Tensor) or (hasattr(item, "to") and callable(item.to) and not isinstance(item, type))
+
+
+def _moved(item: Any, device: torch.device | str, non_blocking: bool) -> Any:
+    if isinstance(item, Tensor):
+        return item.to(device, non_blocking=non_blocking)
+    moved = item.to(device)
+    return item if moved is None else moved  # a user's `to` may work in place
+
+
+def transfer_to(batch: Any, device: torch.device) -> Any:
+    """Return `batch` on the device of the step that is to come; as `move_to`, but to a CUDA device while the step before still computes."""
+    return _side_stream(device).move(batch) if device.type == "cuda" else move_to(batch, device)
+
+
+class SideStream:
+    """A stream of a CUDA device for nothing but copies, which so need not wait for the work that steps have queued.
+
+    Copies run while the device computes if the batch lies in pinned memory: `DataLoader(pin_memory=True)`.
+
+    Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-streams
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+
+    def move(self, batch: Any) -> Any:
+        """Return `batch` on the device; what is computed from now on waits until it is there."""
+        compute = torch.cuda.current_stream(self.device)
+
+        def move(item: Any) -> Any:
+            if isinstance(item, Tensor) and item.layout is torch.strided:
+                moved = item.to(self.device, non_blocking=True)
+                if moved is not item:
+                    moved.record_stream(compute)  # else its memory would be given to the next copy as soon as Python lets go of it
+                return moved
+            if not _can_move(item):
+                return None
+            with torch.cuda.stream(compute):  # of the tensors in here one cannot say so
+                return _moved(item, self.device, non_blocking=True)
+
+        with torch.cuda.stream(self.stream):
+            there = _replace(batch, move)
+        compute.wait_stream(self.stream)
+        return there
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> SideStream:
+    return SideStream(device)
+
+
+def cast_to(batch: Any, dtype: torch.dtype) -> Any:
+    """Return `batch` with the floating-point tensors in it as `dtype`."""
+
+    def cast(item: Any) -> Any:
+        if not isinstance(item, Tensor):
+            return None
+        return item.to(dtype) if item.is_floating_point() else item
+
+    return _replace(batch, cast)
+
+
+def _replace(batch: Any, function: Callable[[Any], Any]) -> Any:
+    """Return `batch` with each item replaced by what `function` makes of it; where that is None, with what is in the item replaced."""
+    if isinstance(batch, (str, bytes, int, float, type(None))):
+        return batch
+    made = function(batch)
+    if made is not None:
+        return made
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_replace(item, function) for item in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)([_replace(item, function) for item in batch])
+    if isinstance(batch, Mapping):
+        items = {key: _replace(item, function) for key, item in batch.items()}
+        if isinstance(batch, defaultdict):
+            return type(batch)(batch.default_factory, items)
+        return items if type(batch) is dict else type(batch)(items)  # type: ignore[call-arg]
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        changed = {field.name: _replace(getattr(batch, field.name), function) for field in dataclasses.fields(batch) if field.init}
+        return dataclasses.replace(batch, **changed)
+    return batch
+
+
+def size_of(batch: Any, check: bool = True) -> int:
+    """Return how many samples `batch` holds: the first dimension of the first tensor in it, depth first; a 0-d tensor counts 1.
+
+    Args:
+        batch: tensors in mappings, dataclasses, lists and whatever else can be iterated.
+        check: warn if the other tensors have other first dimensions.
+
+    Raises:
+        ConfigError: there is no tensor in it.
+    """
+    first = _first_size(batch)
+    if first is None:
+        raise ConfigError("The batch size could not be found: the batch holds no tensor. Give it: self.log(name, value, batch_size=n).")
+    if check and any(size != first for size in _sizes(batch)):
+        warn_once(
+            f"The batch holds tensors of different first dimensions; {first} was taken as the batch size that weights logged means."
+            " If that is wrong, give it: self.log(name, value, batch_size=n).",
+            key="ambiguous batch size",
+        )
+    return first
+
+
+def _first_size(batch: Any) -> int | None:
+    if isinstance(batch, Tensor):
+        return batch.size(0) if batch.ndim else 1
+    if isinstance(batch, (list, tuple)) and batch and isinstance(batch[0], Tensor):
+        return _first_size(batch[0])
+    return next(_sizes(batch), None)
+
+
+def _sizes(batch: Any) -> Iterator[int]:
+    if isinstance(batch, Tensor):
+        yield batch.size(0) if batch.ndim else 1
+    elif isinstance(batch, (str, bytes)):
+        return
+    elif isinstance(batch, Mapping):
+        for item in batch.values():
+            yield from _sizes(item)
+    elif isinstance(batch, Iterable):
+        for item in batch:
+            yield from _sizes(item)
+    elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        for field in dataclasses.fields(batch):
+            yield from _sizes(getattr(batch, field.name))

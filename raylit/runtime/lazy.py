@@ -1,0 +1,34 @@
+"""Names of a package that are loaded when they are asked for (PEP 562)."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def attribute_loader(package: str, places: Mapping[str, str] | None = None) -> Callable[[str], Any]:
+    """Return a `__getattr__` for the package.
+
+    It finds the names in `places`, and modules of the package that nothing has imported yet: `pl.callbacks.lr_monitor` works
+    after `import raylit as pl` alone, as it does in Lightning, though no module of raylit imports Lightning's paths.
+
+    Args:
+        package: the package's `__name__`.
+        places: name to the module that has it.
+
+    Example:
+        >>> __getattr__ = attribute_loader(__name__, {"Tuner": "raylit.tune"})
+    """
+    places = places or {}
+
+    def load(name: str) -> Any:
+        if name in places:
+            return getattr(importlib.import_module(places[name]), name)
+        path = f"{package}.{name}"
+        if not name.startswith("_") and importlib.util.find_spec(path) is not None:
+            return importlib.import_module(path)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return load

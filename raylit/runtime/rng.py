@@ -1,0 +1,93 @@
+"""The random states of a process: seeding them, and keeping them as they were."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from raylit.errors import ConfigError
+from raylit.runtime.messages import info
+
+MAX_SEED = 2**32 - 1
+
+
+def seed_everything(seed: int | None = None, workers: bool = False, verbose: bool = True) -> int:
+    """Seed the random number generators of Python, numpy and PyTorch on all devices.
+
+    Args:
+        seed: 0 to 2**32 - 1. None takes the environment variable PL_GLOBAL_SEED, or else 0.
+        workers: whether the worker processes of loaders are seeded from it too, each with a seed of its own.
+        verbose: whether to say the seed.
+
+    Returns:
+        The seed used.
+
+    Raises:
+        ConfigError: the seed is out of range or not a whole number.
+    """
+    if seed is None:
+        given = os.environ.get("PL_GLOBAL_SEED", "0")
+        try:
+            seed = int(given)
+        except ValueError:
+            raise ConfigError(f"The environment variable PL_GLOBAL_SEED={given!r} is not a whole number.") from None
+    if not 0 <= int(seed) <= MAX_SEED:
+        raise ConfigError(f"seed={seed} is out of range: give a whole number from 0 to {MAX_SEED}.")
+    seed = int(seed)
+    if verbose:
+        info(f"Seed set to {seed}")
+    os.environ["PL_GLOBAL_SEED"] = str(seed)
+    os.environ["PL_SEED_WORKERS"] = str(int(workers))
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return seed
+
+
+def seed(number: int) -> None:
+    """Seed the generators of Python, numpy and PyTorch on the CPU: 0 to 2**63 - 1."""
+    random.seed(number)
+    np.random.seed(number % (MAX_SEED + 1))
+    torch.default_generator.manual_seed(number)
+
+
+def state(cuda: bool = True) -> dict[str, Any]:
+    """Return the random states of Python, numpy, PyTorch and, if `cuda`, this process's accelerator, as plain data."""
+    version, words, gauss = random.getstate()
+    legacy: Any = np.random.get_state()
+    _, keys, position, has_gauss, cached = legacy
+    states: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": (version, torch.tensor(words), gauss),
+        "numpy": (torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+    }
+    if cuda and torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore(states: dict[str, Any]) -> None:
+    """Go back to what `state` returned."""
+    torch.set_rng_state(states["torch"])
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+@contextmanager
+def isolated(cuda: bool = True) -> Iterator[None]:
+    """Within, random numbers may be drawn; afterwards the states are what they were before."""
+    states = state(cuda)
+    try:
+        yield
+    finally:
+        restore(states)

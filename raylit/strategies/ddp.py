@@ -1,0 +1,5 @@
+"""Lightning's path to `raylit.parallel`."""
+
+from raylit.parallel import DDPStrategy
+
+__all__ = ["DDPStrategy"]

@@ -1,0 +1,180 @@
+"""What is done in the user's process before the work begins, wherever that is, and after it has ended."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from raylit.callbacks import Checkpoint, ModelCheckpoint
+from raylit.checkpoint import folder, load
+from raylit.core.datamodule import LightningDataModule
+from raylit.core.job import Job
+from raylit.core.module import LightningModule
+from raylit.core.states import TrainerStatus
+from raylit.engine.worker import status_of
+from raylit.errors import ConfigError
+from raylit.launch import Launcher, LocalLauncher
+from raylit.loggers import Logger
+from raylit.runtime.messages import rank, warn
+from raylit.runtime.storage import is_url
+from raylit.trainer.settings import foreign_hint
+from raylit.version import __version__
+
+if TYPE_CHECKING:
+    from raylit.launch.on_ray.pool import KeptWorkers
+    from raylit.trainer.trainer import Trainer
+
+
+def check_model(fn: str, model: Any) -> LightningModule:
+    """Return `model` if it is a LightningModule; of `torch.compile(model)`, the model, which remembers how it is to be compiled.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    wrapped = getattr(model, "_orig_mod", None)
+    if isinstance(wrapped, LightningModule):
+        wrapped._torch_compile = model.dynamo_ctx
+        return wrapped
+    if not isinstance(model, LightningModule):
+        kind = f"{type(model).__module__}.{type(model).__qualname__}"
+        raise TypeError(f"Trainer.{fn} wants a LightningModule, but got a {kind}.{foreign_hint(model)}")
+    return model
+
+
+def check_data(fn: str, data: dict[str, Any], datamodule: LightningDataModule | None) -> tuple[dict[str, Any], LightningDataModule | None]:
+    """Return the loaders by stage, and the datamodule, which may stand in the place of the first loaders.
+
+    Raises:
+        ConfigError: the data is given twice.
+    """
+    first = next(iter(data))
+    if isinstance(data[first], LightningDataModule):
+        if datamodule is not None:
+            raise ConfigError(f"Trainer.{fn} got two datamodules. Give one.")
+        datamodule, data = data[first], {stage: loader for stage, loader in data.items() if stage != first}
+    given = {stage: loader for stage, loader in data.items() if loader is not None}
+    if given and datamodule is not None:
+        raise ConfigError(f"Trainer.{fn} got both loaders and a datamodule. Give one of the two.")
+    return given, datamodule
+
+
+def check_places(fn: str, trainer: Trainer) -> None:
+    """Find out whether the URLs that a job would write to can be written to.
+
+    Raises:
+        NotSavedError: one cannot.
+        MissingPackageError: a package for one is not installed.
+        ConfigError: sharded checkpoints were to be saved at one.
+    """
+    if trainer.fast_dev_run and not trainer.num_workers:
+        return
+    own = {saver: getattr(saver, "dirpath", None) for saver in trainer.savers} if fn == "fit" else {}
+    default = trainer.storage_url or trainer.default_root_dir
+    if trainer.strategy.saves_folders:
+        for saver, dirpath in own.items():
+            if isinstance(saver, Checkpoint) and is_url(dirpath or default):
+                raise ConfigError(
+                    f"{type(saver).__name__} would save to {dirpath or default}, but a sharded checkpoint needs a folder that all ranks reach. Give it one"
+                    " with dirpath='/mnt/shared/run', or use state_dict_type='full'."
+                )
+    places = {*own.values(), *(logger.save_dir for logger in trainer.loggers if fn != "predict")}
+    if trainer.num_workers or None in own.values():
+        places.add(default)
+    for url in sorted(place for place in places if place and is_url(place)):
+        folder.check_writable(url)
+
+
+def best_by_default(fn: str, module: LightningModule | None, saver: Checkpoint | None, ckpt_path: Any) -> Any:
+    """Return the checkpoint to take for a job that names no model and so means `module`, the last one: the best there is.
+
+    Raises:
+        TypeError: there was no job before.
+    """
+    if module is None:
+        raise TypeError(f"Trainer.{fn} needs a model: give it, or call fit before.")
+    if ckpt_path is not None or not isinstance(saver, ModelCheckpoint) or not saver.best_model_path:
+        return ckpt_path
+    warn(f"Trainer.{fn} was given neither a model nor ckpt_path: the best checkpoint of the last fit is loaded ({saver.best_model_path}).")
+    return "best"
+
+
+def launcher_for(job: Job) -> Launcher:
+    """Return what starts the processes of a job: none here, or Ray's."""
+    if job.trainer.num_workers == 0:
+        if job.trainer.async_validation and job.fn == "fit" and rank() == 0:
+            from raylit.launch.on_ray.validation import ValidationTasks
+
+            job.validator = ValidationTasks(job)
+        return LocalLauncher()
+    if getattr(job.module, "_torch_compile", None) is not None:
+        raise ConfigError(
+            "What torch.compile(model) returned cannot be sent to Ray workers. Give them the model itself, and Trainer(compile=True)."
+        )
+    kept = _kept.get()
+    if kept is not None and not job.trainer.is_elastic:
+        from raylit.launch.on_ray.pool import KeptWorkers
+
+        if not kept:
+            kept.append(KeptWorkers())
+        return kept[0]
+    for workers in kept or ():
+        workers.release()  # what they hold, it may want
+    from raylit.launch.on_ray.launcher import RayTrainLauncher
+
+    return RayTrainLauncher()
+
+
+_kept: ContextVar[list[KeptWorkers] | None] = ContextVar("kept workers", default=None)  # one, once there is a job for it
+
+
+@contextlib.contextmanager
+def keep_workers() -> Iterator[None]:
+    """Within, one job after the other runs on the same Ray workers, of whatever Trainer, and only the first waits for them to start.
+
+    Between the jobs they keep what they have reserved. A job that wants other workers, in number, resources or `max_failures`, and an elastic one end
+    them and start their own, as does the first after a job that failed. `max_failures` counts for all jobs of the same workers. What runs in this process
+    is as it is elsewhere.
+
+    Example:
+        >>> with raylit.keep_workers():
+        ...     trainer.fit(model, datamodule=data)
+        ...     trainer.test(model, datamodule=data)
+    """
+    if _kept.get() is not None:
+        yield
+        return
+    kept: list[KeptWorkers] = []
+    token = _kept.set(kept)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+        for workers in kept:
+            workers.release()
+
+
+@contextlib.contextmanager
+def driving(job: Job) -> Iterator[None]:
+    """Within, the job runs: the loggers are opened before any process starts and closed after the last has ended, however it ended."""
+    trainer, run_id = job.trainer, None
+    if job.fn == "fit" and job.ckpt_path:
+        run_id = load(job.ckpt_path, weights_only=job.weights_only).get("raylit", {}).get("run_id")
+    tags = {"raylit.version": __version__, "raylit.num_workers": trainer.workers_wanted}
+    status, opened = "failed", list[Logger]()
+    try:
+        for logger in [] if job.fn == "predict" else trainer.loggers:
+            if run_id is not None:
+                logger.resume(run_id)
+            logger.open(default_root_dir=trainer.default_root_dir, tags=tags)
+            opened.append(logger)
+        yield
+        status = "success"
+    except BaseException as error:
+        status = status_of(error)
+        trainer.state.status = TrainerStatus.INTERRUPTED
+        raise
+    finally:
+        for logger in opened:
+            logger.close(status)

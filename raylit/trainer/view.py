@@ -1,0 +1,356 @@
+"""What user code reads off `trainer`, on every rank while a job runs and on the driver afterwards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from raylit.core.states import RunningStage, TrainerState
+from raylit.data import seen_indices
+from raylit.engine import optimizers as engine_optimizers
+from raylit.engine.optimizers import LightningOptimizer
+from raylit.engine.progress import Progress
+from raylit.metrics.metrics import to_numbers
+from raylit.parallel import Precision, choose_device
+from raylit.trainer.listeners import Listeners
+
+if TYPE_CHECKING:
+    from raylit.core.datamodule import LightningDataModule
+    from raylit.core.module import LightningModule
+    from raylit.engine.optimizers import LRSchedulerConfig
+
+
+STAGE_OF_LOADER = {"sanity_check": "val", "validate": "val", "test": "test", "predict": "predict"}
+
+
+class RunView(Listeners):
+    """The read-only side of the Trainer: where the run is, what it logged, what it works with."""
+
+    max_steps: int
+    max_epochs: int | None
+    log_every_n_steps: int
+    accumulate_grad_batches: int
+    should_stop: bool
+    progress: Progress
+    num_training_batches: float
+    precision: str
+    accelerator: str
+    limit_val_batches: int | float
+    _metrics: tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
+    _module: LightningModule | None
+    _datamodule: LightningDataModule | None
+    _skip_backward: bool = False  # whether epochs that begin now go forward only, without learning
+
+    # ---- where it is ----
+    @property
+    def current_epoch(self) -> int:
+        """Epochs completed; the number of the one that runs."""
+        return self.progress.epoch
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps taken."""
+        return self.progress.steps
+
+    @property
+    def is_last_batch(self) -> bool:
+        """Whether the batch being trained on is the epoch's last."""
+        return self.progress.is_last_batch
+
+    @property
+    def has_validated(self) -> bool:
+        """Whether validation has run to its end in this fit."""
+        return self._run is not None and self._run.has_validated
+
+    @property
+    def should_log_step(self) -> bool:
+        """Whether the step values of this batch are due at the loggers."""
+        return bool(self.log_every_n_steps) and ((self.progress.log_steps + 1) % self.log_every_n_steps == 0 or self.should_stop)
+
+    def should_log_batch(self, batch_idx: int, dataloader_idx: int = 0) -> bool:
+        """Tell whether values of this batch of an evaluation or prediction are due at the loggers."""
+        every = self.log_every_n_steps
+        number = sum(self._num_batches(STAGE_OF_LOADER.get(str(self._stage), ""))[:dataloader_idx]) + batch_idx + 1
+        return bool(every) and (number % every == 0 or self.should_stop)
+
+    @property
+    def sanity_checking(self) -> bool:
+        """Whether validation runs ahead of training."""
+        return self._stage == "sanity_check"
+
+    @property
+    def training(self) -> bool:
+        """Whether training runs."""
+        return self._stage == "train"
+
+    @property
+    def validating(self) -> bool:
+        """Whether validation runs."""
+        return self._stage == "validate"
+
+    @property
+    def testing(self) -> bool:
+        """Whether test runs."""
+        return self._stage == "test"
+
+    @property
+    def predicting(self) -> bool:
+        """Whether prediction runs."""
+        return self._stage == "predict"
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether an exception ended the last job."""
+        return self.state.status == "interrupted"
+
+    @property
+    def received_sigterm(self) -> bool:
+        """Whether this process was asked to end."""
+        return self._run is not None and self._run.received_sigterm
+
+    @property
+    def evaluating(self) -> bool:
+        """Whether validation or test runs, the sanity check among them."""
+        return self._stage in ("validate", "test", "sanity_check")
+
+    @property
+    def _stage(self) -> str | None:
+        run = self._run
+        if run is None or run.is_over:
+            return None
+        return run.stage or ("train" if run.job.fn == "fit" else run.job.fn)  # before its loop begins, a job is in the stage to come
+
+    # ---- what it works with ----
+    @property
+    def lightning_module(self) -> LightningModule | None:
+        """The module, never wrapped."""
+        return self._module
+
+    @property
+    def datamodule(self) -> LightningDataModule | None:
+        """The datamodule, or None."""
+        return self._datamodule
+
+    @property
+    def model(self) -> torch.nn.Module | None:
+        """The module as it is trained: wrapped by DDP on several ranks."""
+        return self._run.step_module if self._run is not None and self._run.step_module is not None else self._module
+
+    @property
+    def optimizers(self) -> list[Any]:
+        """The optimizers; others may be set while a fit runs."""
+        return self._run.optimizers if self._run is not None else []
+
+    @optimizers.setter
+    def optimizers(self, optimizers: list[Any]) -> None:
+        assert self._run is not None, "no job was run yet"
+        engine_optimizers.use(self._run, optimizers)
+
+    @property
+    def wrapped_optimizers(self) -> list[LightningOptimizer]:
+        """The optimizers whose `step` counts."""
+        run = self._run
+        if run is None:
+            return []
+        return run.wrapped_optimizers or [LightningOptimizer(optimizer, run) for optimizer in run.optimizers]
+
+    @property
+    def lr_scheduler_configs(self) -> list[LRSchedulerConfig]:
+        """The schedulers and when they are stepped."""
+        return self._run.schedulers if self._run is not None else []
+
+    @property
+    def train_dataloader(self) -> Any:
+        """The training data this rank reads, in the nesting it was given in."""
+        return self._loader("train")
+
+    @property
+    def val_dataloaders(self) -> Any:
+        """The validation data this rank reads."""
+        return self._loader("val")
+
+    @property
+    def test_dataloaders(self) -> Any:
+        """The test data this rank reads."""
+        return self._loader("test")
+
+    @property
+    def predict_dataloaders(self) -> Any:
+        """The data to predict that this rank reads."""
+        return self._loader("predict")
+
+    @property
+    def num_val_batches(self) -> list[float]:
+        """Batches of each validation loader."""
+        return self._num_batches("val")
+
+    @property
+    def num_test_batches(self) -> list[float]:
+        """Batches of each test loader."""
+        return self._num_batches("test")
+
+    @property
+    def num_predict_batches(self) -> list[float]:
+        """Batches of each loader to predict."""
+        return self._num_batches("predict")
+
+    @property
+    def fit_loop(self) -> Self:
+        """The Trainer itself: Lightning keeps `max_epochs` and `min_epochs` in a `fit_loop`, where users set them."""
+        return self
+
+    @property
+    def epoch_loop(self) -> Self:
+        """The Trainer itself: Lightning keeps `max_steps` in `fit_loop.epoch_loop`."""
+        return self
+
+    @property
+    def batch_idx(self) -> int:
+        """Number of the batch in its epoch; -1 before the first."""
+        return self.progress.batch - 1
+
+    @property
+    def total_batch_idx(self) -> int:
+        """Number of the batch over all epochs; -1 before the first."""
+        return self.progress.total_batches - 1
+
+    @property
+    def _batches_that_stepped(self) -> int:
+        """The x-axis of the loggers, by Lightning's name."""
+        return self.progress.log_steps
+
+    # ---- what was predicted ----
+    @property
+    def predict_loop(self) -> Self:
+        """The Trainer itself: Lightning keeps `predictions` and `epoch_batch_indices` in a `predict_loop`."""
+        return self
+
+    @property
+    def predictions(self) -> list[Any]:
+        """What this rank predicted so far, as `predict` returns it; empty unless it is kept."""
+        kept = self._run.predictions if self._run is not None else []
+        return kept[0] if len(kept) == 1 else kept
+
+    @property
+    def epoch_batch_indices(self) -> list[list[Any]]:
+        """For each loader, which samples the batches predicted so far were made of. Known while there is a BasePredictionWriter."""
+        run = self._run
+        if run is None or "predict" not in run.loaders:
+            return []
+        return [seen_indices(one)[: len(kept)] for one, kept in zip(run.loaders["predict"].flattened, run.predictions, strict=False)]
+
+    def batch_indices(self, batch_idx: int, dataloader_idx: int = 0) -> list[Any]:
+        """Return which samples one batch was made of; empty if that cannot be told. Known while there is a BasePredictionWriter."""
+        seen = seen_indices(self._run.loaders["predict"].flattened[dataloader_idx]) if self._run is not None else []
+        return list(seen[batch_idx]) if seen else []
+
+    # ---- numbers and devices ----
+    @property
+    def precision_plugin(self) -> Precision:
+        """The number format of the run; before one, of the device it would take."""
+        if self._run is not None:
+            return self._run.precision
+        return Precision(self.precision, choose_device("cpu" if self.num_workers else self.accelerator, 0))
+
+    @property
+    def scaler(self) -> Any:
+        """The gradient scaler of `16-mixed` on a GPU, or None."""
+        return self.precision_plugin.scaler
+
+    @contextmanager
+    def init_module(self, empty_init: bool | None = None) -> Iterator[None]:
+        """Within, new tensors are made on the device and in the precision of this Trainer.
+
+        Args:
+            empty_init: True leaves weights uninitialized, for a model whose weights are about to be loaded.
+
+        Example:
+            >>> with Trainer(precision="bf16-true", max_epochs=1).init_module():
+            ...     model = BoringModel()
+        """
+        with self.precision_plugin.creating(bool(empty_init)):
+            yield
+
+    # ---- what was logged ----
+
+    @property
+    def callback_metrics(self) -> dict[str, Tensor]:
+        """The latest value of everything logged, for callbacks and user code; tensors."""
+        self._refresh()
+        return self._metrics[0]
+
+    @property
+    def logged_metrics(self) -> dict[str, Tensor]:
+        """The latest value of everything sent to the loggers; tensors."""
+        self._refresh()
+        return self._metrics[1]
+
+    @property
+    def progress_bar_metrics(self) -> dict[str, float]:
+        """The latest value of everything logged with `prog_bar=True`; numbers."""
+        self._refresh()
+        return to_numbers(self._metrics[2])
+
+    def _refresh(self) -> None:
+        if self._run is not None and not self._run.is_over:
+            metrics = self._run.metrics
+            metrics.refresh()
+            self._metrics = (metrics.callback, metrics.logged, metrics.progress_bar)
+
+    # ---- derived ----
+
+    @property
+    def state(self) -> TrainerState:
+        """Which entry point runs, in which stage, and how it stands."""
+        self._state.stage = RunningStage(self._stage) if self._stage is not None else None
+        return self._state
+
+    _state: TrainerState
+
+    def comes_later(self, name: str | None) -> bool:
+        """Tell whether a metric is one of validations that training does not wait for; see `raylit.async_validation`."""
+        run = self._run
+        return name is not None and run is not None and run.validations is not None and not run.metrics.is_of_training(name)
+
+    @property
+    def enable_validation(self) -> bool:
+        """Whether the fit that runs has a validation."""
+        return self._run is not None and self._run.job.fn == "fit" and self._run.validates
+
+    @property
+    def num_sanity_val_batches(self) -> list[float]:
+        """Batches of each validation loader that the sanity check reads."""
+        return [min(self.num_sanity_val_steps, number) for number in self.num_val_batches]
+
+    num_sanity_val_steps: float
+
+    @property
+    def estimated_stepping_batches(self) -> float:
+        """Optimizer steps that this fit will take, for schedulers; infinity if that cannot be told. Asks for the training data if need be."""
+        run = self._run
+        if run is None or self.state.fn != "fit":
+            raise RuntimeError("estimated_stepping_batches is known while a fit runs, for instance in configure_optimizers.")
+        if self.max_epochs == -1:
+            return float("inf") if self.max_steps == -1 else self.max_steps
+        loader = run.loaders["train"] if "train" in run.loaders else run.load("train")
+        batches = self.num_training_batches = loader.num_batches()
+        if batches == float("inf"):
+            return self.max_steps if self.max_steps != -1 else float("inf")
+        assert self.max_epochs is not None
+        steps = math.ceil(batches / self.accumulate_grad_batches) * max(self.max_epochs, 1)
+        return steps if self.max_steps == -1 else min(steps, self.max_steps)
+
+    def _loader(self, stage: str) -> Any:
+        run = self._run
+        return run.loaders[stage].iterables if run is not None and stage in run.loaders else None
+
+    def _num_batches(self, stage: str) -> list[float]:
+        run = self._run
+        if run is None:
+            return []
+        return run.loaders[stage].lengths() if stage in run.loaders else run.earlier_lengths.get(stage, [])

@@ -1,0 +1,291 @@
+"""Validation that training does not wait for: of a checkpoint, in a Ray task, its values reported for the step they belong to.
+
+When validation is due the run is copied, and a thread writes the copy to a file. Once that is whole, a task (see `launch/on_ray/validation.py`) loads it and
+validates it as `Trainer.validate` would. Some batches later its values arrive. Between two batches the run is then taken back for a moment to where
+it was: the counters, and what callbacks saw then together with what has arrived. So loggers get the values at their step, and EarlyStopping and
+ModelCheckpoint judge them as if they had waited; what ModelCheckpoint saves is the file that was validated.
+
+Values arrive in the order of their validations, on all ranks between the same two batches.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from raylit.callbacks import MONITORS, Checkpoint, ModelCheckpoint, WeightAveraging
+from raylit.callbacks.checkpoints.scheduled_checkpoint import ScheduledCheckpoint
+from raylit.checkpoint import folder
+from raylit.checkpoint.background import BackgroundWriter
+from raylit.engine.state import dump
+from raylit.errors import ConfigError
+from raylit.runtime.messages import warn
+
+if TYPE_CHECKING:
+    from raylit.engine.run import Run
+    from raylit.trainer.trainer import Trainer
+
+
+@dataclass
+class ValidationConfig:
+    """Says how `Trainer(async_validation=...)` validates; True means this without arguments.
+
+    Args:
+        num_cpus: CPUs that each validation reserves, beside those of the workers. 0 reserves none, and shares theirs.
+        num_gpus: likewise GPUs; with one, validation runs on it.
+        resources: other resources, by name.
+        max_pending: how many validations may wait or run; training waits for the oldest before there is one more.
+
+    Raises:
+        ConfigError: a number is out of range.
+
+    Example:
+        >>> trainer = Trainer(num_workers=4, use_gpu=True, async_validation=ValidationConfig(num_gpus=1))
+    """
+
+    num_cpus: float = 1
+    num_gpus: float = 0
+    resources: dict[str, float] = field(default_factory=dict)
+    max_pending: int = 4
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_cpus", 0), ("num_gpus", 0), ("max_pending", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < least:
+                raise ConfigError(f"ValidationConfig({name}={value!r}): give a number of at least {least}.")
+
+
+def config_of(given: bool | ValidationConfig, is_trial: bool) -> ValidationConfig | None:
+    """Return what `Trainer(async_validation=...)` means; None: validation runs where training does, as it does in a trial run.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if not isinstance(given, (bool, ValidationConfig)):
+        raise ConfigError(f"async_validation={given!r}: give True, False or a raylit.ValidationConfig.")
+    config = ValidationConfig() if given is True else given
+    return config if config and not is_trial else None
+
+
+@dataclass
+class Pending:
+    """A validation whose values have not arrived.
+
+    Attributes:
+        path: the checkpoint.
+        progress: the counters when it was due.
+        seen: what callbacks saw then.
+    """
+
+    path: str
+    progress: dict[str, Any]
+    seen: dict[str, Any]
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that had been taken."""
+        return int(self.progress["steps"])
+
+
+class AsyncValidation:
+    """The validations of a fit that have not come back. All ranks have it, and call its methods together; the tasks are rank 0's.
+
+    Args:
+        run: the run.
+        tasks: what starts them, on rank 0.
+
+    Attributes:
+        saved: the checkpoint whose values are being judged: what is saved meanwhile is this file.
+
+    Raises:
+        ConfigError: a callback works on the weights that are validated, or a scheduler waits for the values.
+    """
+
+    def __init__(self, run: Run, tasks: Any) -> None:
+        assert run.trainer.async_validation is not None
+        self._run, self._tasks, self._config = run, tasks, run.trainer.async_validation
+        self._pending: list[Pending] = []
+        self._writer = BackgroundWriter()
+        self.saved: str | None = None
+        averaging = [type(one).__name__ for one in run.trainer.callbacks if isinstance(one, WeightAveraging)]
+        if averaging:
+            raise ConfigError(
+                f"{averaging[0]} validates with the average of the weights, which an asynchronous validation does not have. Leave one of the two out."
+            )
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there may not be one more."""
+        return len(self) >= self._config.max_pending
+
+    # ---- to begin one ----
+
+    def check(self) -> None:
+        """Find what cannot wait for values, as far as the sanity check has told what validation logs.
+
+        Raises:
+            ConfigError: a ReduceLROnPlateau watches one of them.
+        """
+        names = {f"{entry.name}{fork}{entry.suffix}" for entry in self._run.val_entries.values() for fork in ("", "_epoch")}
+        for config in self._run.schedulers:
+            if config.reduce_on_plateau and config.monitor in names:
+                self.refuse_scheduler(config.monitor)
+
+    @staticmethod
+    def refuse_scheduler(monitor: str) -> NoReturn:
+        """Say that a learning rate cannot wait for a value of validation.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            f"ReduceLROnPlateau watches {monitor!r}, which training does not log; with async_validation a value of validation arrives at some later"
+            " batch, another each time. Let it watch a value of training, or leave async_validation out."
+        )
+
+    def begin(self) -> None:
+        """Have the run as it is now validated. Waits for the copy alone, unless the one before is still being written."""
+        run, trainer = self._run, self._run.trainer
+        checkpoint = dump(run, weights_only=not any(_keeps_all(one, trainer) for one in trainer.callbacks))
+        pending = Pending(self._path() if run.world.is_zero else "", run.progress.state_dict(), dict(trainer.callback_metrics))
+        self._pending.append(pending)
+        if run.world.is_zero:
+            self._writer.write(checkpoint, pending.path, lambda path: self._start(pending))
+        run.last_validation = time.monotonic()
+
+    def _path(self) -> str:
+        trainer = self._run.trainer
+        savers = (one for one in trainer.callbacks if isinstance(one, ModelCheckpoint))
+        where = next(savers, ModelCheckpoint()).resolve_dirpath(trainer)
+        # not .ckpt: nobody is to find it who looks for checkpoints; and no name comes twice, however other numbers of workers count batches
+        return os.path.join(where, "validation", f"step={self._run.progress.steps}-{uuid.uuid4().hex[:8]}.pending")
+
+    def _start(self, pending: Pending) -> None:
+        self._tasks.start(pending.path, pending.progress, self._has_news)
+
+    def _has_news(self) -> None:
+        if self._run.world.size == 1:  # else the ranks have to agree first
+            self._run.pauses = True
+
+    # ---- to see how they ended ----
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the oldest has ended, as rank 0 knows."""
+        if not self._pending or not self._run.world.is_zero:
+            return False
+        path = self._pending[0].path
+        return bool(self._tasks.is_ready(path)) or not (self._writer.is_busy or self._tasks.has(path))
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the oldest has ended, but no longer than this."""
+        if self._pending and self._run.world.is_zero:
+            self._writer.wait()
+            self._tasks.wait(self._pending[0].path, seconds)
+
+    def collect(self) -> None:
+        """Take what has arrived.
+
+        Raises:
+            Exception: what the user's code raised in a validation.
+        """
+        while self._pending:
+            outcome = self._run.world.broadcast_object(self._outcome() if self.is_ready else None)
+            if outcome is None:
+                return
+            pending = self._pending.pop(0)
+            where = f"the asynchronous validation of step {pending.steps}"
+            if isinstance(outcome, str):
+                warn(f"There are no values of {where}: {outcome} Training goes on.", RuntimeWarning)
+            elif isinstance(outcome, BaseException):
+                error: BaseException = outcome.original()  # type: ignore[attr-defined]  # a launch.remote.WorkerFailure
+                error.add_note(f"(raylit) in {where}, which ran in a Ray task")
+                raise error from outcome
+            else:
+                self._take(pending, outcome)
+            if self._run.world.is_zero and folder.exists(pending.path):
+                folder.remove(pending.path)
+                folder.remove_if_empty(os.path.dirname(pending.path))
+
+    def _outcome(self) -> Any:
+        path = self._pending[0].path
+        return self._tasks.outcome(path) if self._tasks.has(path) else "its checkpoint could not be written."
+
+    def _take(self, pending: Pending, outcome: dict[str, Any]) -> None:
+        run, metrics = self._run, self._run.metrics
+        with self._back_at(pending, outcome["callback"]):
+            for kind, loader, values, step in outcome["rows"]:
+                if kind == "batch":
+                    step += run.val_batches_seen.get(loader, 0)
+                for logger in run.trainer.loggers if run.world.is_zero else ():
+                    logger.log_metrics(values, step)
+                if kind == "end":
+                    run.remember({name: value for name, value in values.items() if name != "epoch"})
+            run.save_loggers()
+            run.has_validated = True
+            for callback in run.trainer.callbacks:
+                if isinstance(callback, MONITORS):
+                    callback.on_validation_end(run.trainer, run.module)
+        for loader, number in outcome["seen"].items():
+            run.val_batches_seen[loader] = run.val_batches_seen.get(loader, 0) + number
+        for kind in ("callback", "logged", "progress_bar"):
+            getattr(metrics, kind).update(outcome[kind])
+
+    @contextmanager
+    def _back_at(self, pending: Pending, values: dict[str, Any]) -> Iterator[None]:
+        """Within, counters and metrics are those of the end of a validation that had not been waited for."""
+        run, metrics = self._run, self._run.metrics
+        with metrics.switched({}, training=False):
+            now, seen, stage = run.progress.state_dict(), metrics.callback, run.stage
+            run.progress.load_state_dict(pending.progress)
+            metrics.callback, run.stage, self.saved = {**pending.seen, **values}, "validate", pending.path
+            try:
+                yield
+            finally:
+                run.progress.load_state_dict(now)
+                metrics.callback, run.stage, self.saved = seen, stage, None
+
+    # ---- over the end of a process ----
+
+    def state(self) -> list[dict[str, Any]]:
+        """Return, as plain data, which have not come back, for a checkpoint."""
+        return [asdict(pending) for pending in self._pending]
+
+    def go_on(self, states: list[dict[str, Any]]) -> None:
+        """Begin those again that had not come back when a checkpoint was saved."""
+        there = self._run.world.broadcast_object([folder.exists(state["path"]) for state in states])
+        for state, is_there in zip(states, there, strict=True):
+            pending = Pending(**state)
+            if is_there:
+                self._pending.append(pending)
+                if self._run.world.is_zero:
+                    self._start(pending)
+            else:
+                warn(LOST.format(pending.steps))
+
+    def close(self) -> None:
+        """End those that run. Their checkpoints stay, for a fit that goes on."""
+        if self._tasks is not None:
+            self._writer.close()
+            self._tasks.cancel()
+
+
+LOST = (
+    "The asynchronous validation of step {} had not ended when the checkpoint was saved, and its own checkpoint is gone: EarlyStopping and ModelCheckpoint go"
+    " on without its values."
+)
+
+
+def _keeps_all(callback: Any, trainer: Trainer) -> bool:
+    """Tell whether a callback may save the run once the values are there, and wants more of it than weights."""
+    if isinstance(callback, ScheduledCheckpoint):
+        return callback.saves_after_validation(trainer) and not getattr(callback, "save_weights_only", False)
+    return isinstance(callback, Checkpoint)

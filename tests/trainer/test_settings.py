@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import raylit as pl
+from raylit.callbacks import Callback, ModelCheckpoint, ProgressBar, RecoveryCheckpoint, Timer
+from raylit.errors import ConfigError
+from raylit.testing.modules import TinyModel
+from raylit.trainer import settings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((None, None, 1, "cpu"), (0, 0)),
+        ((None, "auto", 1, "cpu"), (0, 0)),
+        ((None, 1, 1, "cpu"), (0, 0)),
+        ((None, 2, 1, "cpu"), (2, 2)),
+        ((None, "3", 1, "cpu"), (3, 3)),
+        ((None, [0, 1], 2, "gpu"), (4, 4)),
+        ((None, "0,1", 1, "gpu"), (2, 2)),
+        ((None, None, 2, "cpu"), (2, 2)),
+        ((0, None, 1, "cpu"), (0, 0)),
+        ((5, None, 1, "cpu"), (5, 5)),
+        (((1, 4), None, 1, "cpu"), (1, 4)),
+        (([2, 3], None, 1, "cpu"), (2, 3)),
+        (((2, 2), None, 1, "cpu"), (2, 2)),
+    ],
+)
+def test_number_of_workers(arguments: tuple[Any, ...], expected: tuple[int, int]) -> None:
+    assert settings.number_of_workers(*arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((2, 2, 1, "cpu"), "Give the one or the other"),
+        ((2, None, 2, "cpu"), "Give the one or the other"),
+        ((-1, None, 1, "cpu"), "num_workers=-1"),
+        (((0, 2), None, 1, "cpu"), r"num_workers=\(0, 2\): give a whole number .* or two, .*num_workers=\(1, 4\)"),
+        (((3, 2), None, 1, "cpu"), r"num_workers=\(3, 2\)"),
+        (((1, 2, 3), None, 1, "cpu"), r"num_workers=\(1, 2, 3\)"),
+        (((1, 2.0), None, 1, "cpu"), r"num_workers=\(1, 2.0\)"),
+        (((True, 2), None, 1, "cpu"), r"num_workers=\(True, 2\)"),
+        (((1, 2), 2, 1, "cpu"), "Give the one or the other"),
+        ((None, 0, 1, "cpu"), "devices=0 names no device"),
+        ((None, [], 1, "cpu"), "names no device"),
+        ((None, "many", 1, "cpu"), "devices='many'"),
+        ((None, 1, 0, "cpu"), "num_nodes=0"),
+    ],
+)
+def test_numbers_of_workers_that_are_none(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settings.number_of_workers(*arguments)
+
+
+@pytest.mark.parametrize("value", [True, -1, 1.5, -0.1, 1.0001])
+def test_limits_that_are_none(value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"limit_val_batches={value}"):
+        settings.limit("limit_val_batches", value)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, 1.0), (0, 0), (0.0, 0.0), (1, 1), (1.0, 1.0), (7, 7)])
+def test_the_type_of_a_limit_is_kept(value: Any, expected: Any) -> None:
+    found = settings.limit("x", value)
+    assert (found, type(found)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize(
+    ("value", "every", "expected"),
+    [
+        (None, 1, (1.0, None)),
+        (0.25, 1, (0.25, None)),
+        (10, None, (10, None)),
+        ("00:00:01:30", 1, (1.0, 90.0)),
+        (timedelta(minutes=2), 1, (1.0, 120.0)),
+        ({"hours": 1}, 1, (1.0, 3600.0)),
+    ],
+)
+def test_when_to_validate(value: Any, every: int | None, expected: Any) -> None:
+    assert settings.validation_interval(value, every) == expected
+
+
+@pytest.mark.parametrize(("value", "every"), [(1.5, 1), (-1, 1), (True, 1), (0.5, None), (1, 0)])
+def test_intervals_that_are_none(value: Any, every: int | None) -> None:
+    with pytest.raises(ConfigError):
+        settings.validation_interval(value, every)
+
+
+def test_callbacks_come_with_the_defaults_and_checkpoints_last() -> None:
+    class Own(Callback):
+        pass
+
+    found = settings.make_callbacks([ModelCheckpoint(), Own()], "00:00:00:10", None, None, False, False)
+    assert [type(callback) for callback in found] == [Own, Timer, ProgressBar, RecoveryCheckpoint, ModelCheckpoint]
+    assert settings.make_callbacks(Own(), None, False, False, False, False)[0].__class__ is Own
+
+
+def test_a_callback_of_lightning_is_told_apart() -> None:
+    lightning = pytest.importorskip("lightning.pytorch")
+    with pytest.raises(ConfigError, match="import raylit as pl"):
+        settings.make_callbacks([lightning.callbacks.EarlyStopping("x")], None, False, False, False, False)
+
+
+def test_what_is_set_for_the_process_is_checked() -> None:
+    with pytest.raises(ConfigError, match="deterministic='perhaps'"):
+        settings.apply_environment("perhaps", None)
+    before = torch.backends.cudnn.benchmark
+    settings.apply_environment(None, None)
+    assert torch.backends.cudnn.benchmark == before
+
+
+@pytest.mark.parametrize(("value", "expected"), [(False, 0), (True, 1), (5, 5)])
+def test_a_trial_run(value: Any, expected: int) -> None:
+    assert settings.fast_dev_run(value) == expected
+
+
+def test_clipping() -> None:
+    assert settings.clipping(None, None) == (None, None)
+    assert settings.clipping(1, "NORM") == (1, "norm")
+    with pytest.raises(ConfigError, match="Use 'norm' or 'value'"):
+        settings.clipping(1.0, "both")
+    with pytest.raises(TypeError, match="gradient_clip_val='1'"):
+        settings.clipping("1", None)
+
+
+def test_results_are_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    settings.print_results("test", [{"acc/dataloader_idx_0": 0.5, "all": 1.0}, {"acc/dataloader_idx_1": 0.25, "all": 1.0}])
+    rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    assert ["acc", "0.5", "0.25"] in rows
+    assert ["all", "1", "1"] in rows
+    settings.print_results("test", [{}])
+    assert capsys.readouterr().out == ""
+
+
+def test_storage_path_is_where_the_files_of_a_run_go(tmp_path: Path) -> None:
+    shared = pl.Trainer(storage_path=str(tmp_path / "nfs"), max_epochs=1)
+    assert shared.default_root_dir == str(tmp_path / "nfs")
+    bucket = pl.Trainer(storage_path="memory://bucket", default_root_dir=tmp_path, max_epochs=1, enable_model_summary=False)
+    bucket.fit(TinyModel())
+    assert bucket.checkpoint_callback.best_model_path.startswith("memory://bucket/lightning_logs/version_0/checkpoints/")
+    again = pl.Trainer(storage_path="memory://bucket", default_root_dir=tmp_path, max_epochs=2, enable_model_summary=False)
+    again.fit(TinyModel(), ckpt_path="last")
+    assert again.ckpt_path.endswith("bucket/lightning_logs/version_0/checkpoints/epoch=0-step=4.ckpt")
