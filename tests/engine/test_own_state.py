@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.engine.test_resume import Noisy, Saves, fit
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
+
+from tests.engine.test_resume import Noisy, Saves, fit
 
 Sample = tuple[Tensor, Tensor]
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.engine.test_resume import QUIET, Manual, Net, Noisy, loader
 from torch.utils.data import DataLoader
 
 import raylit as pl
 from raylit.callbacks import Callback, EarlyStopping, EMAWeightAveraging, GradientAccumulationScheduler, ModelCheckpoint, RecoveryCheckpoint
 from raylit.errors import Terminated
+from tests.engine.test_resume import QUIET, Manual, Net, Noisy, loader
 
 
 class Broken(Exception):

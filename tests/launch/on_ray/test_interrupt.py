@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.callbacks.checkpoints.test_recovery_checkpoint import At, Tiny, loader, names, terminate, trainer
 
 from raylit.errors import Terminated
 from raylit.launch.on_ray.watch import groups
+from tests.callbacks.checkpoints.test_recovery_checkpoint import At, Tiny, loader, names, terminate, trainer
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
