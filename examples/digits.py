@@ -18,7 +18,12 @@ class LitDigits(pl.LightningModule):
         self.save_hyperparameters()
         self.net = nn.Sequential(
             *(nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width), nn.ReLU(), nn.AdaptiveAvgPool2d(2)),
+            *(
+                nn.Conv2d(width, 2 * width, 3, padding=1),
+                nn.BatchNorm2d(2 * width),
+                nn.ReLU(),
+                nn.AdaptiveAvgPool2d(2),
+            ),
             *(nn.Flatten(), nn.Dropout(dropout), nn.Linear(8 * width, 10)),
         )
         self.accuracy = MulticlassAccuracy(10, average="micro")
@@ -42,7 +47,10 @@ class LitDigits(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, object]:
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.lr)
-        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.9)}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.9),
+        }
 
 
 class DigitsData(pl.LightningDataModule):
@@ -68,10 +76,18 @@ class DigitsData(pl.LightningDataModule):
 
 if __name__ == "__main__":
     pl.seed_everything(1)
-    callbacks = [ModelCheckpoint(monitor="val_acc", mode="max"), EarlyStopping("val_loss", patience=4), LearningRateMonitor()]
+    callbacks = [
+        ModelCheckpoint(monitor="val_acc", mode="max"),
+        EarlyStopping("val_loss", patience=4),
+        LearningRateMonitor(),
+    ]
     num_workers = int(sys.argv[1]) if len(sys.argv) > 1 else 0
     trainer = pl.Trainer(
-        max_epochs=15, num_workers=num_workers, log_every_n_steps=10, logger=pl.MLFlowLogger("digits"), callbacks=callbacks
+        max_epochs=15,
+        num_workers=num_workers,
+        log_every_n_steps=10,
+        logger=pl.MLFlowLogger("digits"),
+        callbacks=callbacks,
     )
     print(trainer.fit(LitDigits(), datamodule=DigitsData()).metrics)
     trainer.test(datamodule=DigitsData(), ckpt_path="best")

@@ -1,11 +1,15 @@
-"""raylit: train PyTorch models written as LightningModules in this process or on Ray, sweep them with Ray Tune, see them in MLflow.
+"""raylit.
+
+Train PyTorch models written as LightningModules in this process or on Ray, sweep them with Ray
+Tune, see them in MLflow.
 
     import raylit as pl
 
     class LitModel(pl.LightningModule): ...
     pl.Trainer(max_epochs=10).fit(LitModel(), train_dataloaders=loader)
 
-Importing raylit loads neither ray, mlflow, pyarrow nor jsonargparse: each is loaded by what needs it.
+Importing raylit loads neither ray, mlflow, pyarrow nor jsonargparse: each is loaded by what needs
+it.
 """
 
 from __future__ import annotations
@@ -34,8 +38,29 @@ if TYPE_CHECKING:
 _LAZY = {"Tuner": "raylit.tune", "SweepResult": "raylit.tune"}
 
 __all__ = [
-    "CSVLogger", "Callback", "CheckReport", "DDPStrategy", "DataModule", "LightningDataModule", "LightningModule", "MLFlowLogger", "RayDataLoader", "Result",
-    "SweepResult", "Trainer", "Tuner", "ValidationConfig", "__version__", "callbacks", "core", "keep_workers", "loggers", "profilers", "seed_everything", "strategies", "utilities",
-]  # fmt: skip
+    "CSVLogger",
+    "Callback",
+    "CheckReport",
+    "DDPStrategy",
+    "DataModule",
+    "LightningDataModule",
+    "LightningModule",
+    "MLFlowLogger",
+    "RayDataLoader",
+    "Result",
+    "SweepResult",
+    "Trainer",
+    "Tuner",
+    "ValidationConfig",
+    "__version__",
+    "callbacks",
+    "core",
+    "keep_workers",
+    "loggers",
+    "profilers",
+    "seed_everything",
+    "strategies",
+    "utilities",
+]
 
 __getattr__ = attribute_loader(__name__, _LAZY)

@@ -10,7 +10,8 @@
     |-- MissingPackageError(ImportError)    an optional package is not installed
     `-- TrainingSpikeException(RuntimeError) the loss jumped, and SpikeDetection ended training
 
-A text says what happened, why, and the fix as code or flag. Errors of user code are never wrapped: they pass through with a note.
+A text says what happened, why, and the fix as code or flag. Errors of user code are never wrapped:
+they pass through with a note.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ class RaylitError(Exception):
 
 
 class ConfigError(RaylitError, ValueError):
-    """An argument, a hook's return value or a config file is wrong. Known to Lightning users as `MisconfigurationException`."""
+    """An argument, a hook's return value or a config file is wrong.
+
+    Known to Lightning users as `MisconfigurationException`.
+    """
 
 
 class DataError(RaylitError, ValueError):
@@ -36,7 +40,10 @@ class CheckpointError(RaylitError, RuntimeError):
 
 
 class NotSavedError(CheckpointError):
-    """A checkpoint could not be written, for want of space or permission; what stood in its place is untouched."""
+    """A checkpoint could not be written, for want of space or permission.
+
+    What stood in its place is untouched.
+    """
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
@@ -53,7 +60,9 @@ class MissingPackageError(RaylitError, ImportError):
     def __init__(self, package: str, wanted_by: str, extra: str | None = None) -> None:
         self._arguments = (package, wanted_by, extra)
         fix = f"pip install 'raylit[{extra}]'" if extra else f"pip install {package}"
-        super().__init__(f"{wanted_by} needs the package {package}, which is not installed. Run: {fix}")
+        super().__init__(
+            f"{wanted_by} needs the package {package}, which is not installed. Run: {fix}"
+        )
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str | None]]:
         return type(self), self._arguments
@@ -65,8 +74,9 @@ class TrainingSpikeException(RaylitError, RuntimeError):
     def __init__(self, batch_idx: int) -> None:
         self.batch_idx = batch_idx
         super().__init__(
-            f"Training spike detected in batch {batch_idx}. SpikeDetection has written down which batches to leave out: remove them from the data and"
-            " go on from a checkpoint of before."
+            f"Training spike detected in batch {batch_idx}. SpikeDetection has written down which"
+            " batches to leave out: remove them from the data and go on from a checkpoint of"
+            " before."
         )
 
     def __reduce__(self) -> tuple[type, tuple[int]]:
@@ -80,14 +90,20 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
 
 
 class Terminated(SystemExit):
-    """The process was asked to end by SIGTERM and has come to a place where it can; exit code 143."""
+    """The process was asked to end by SIGTERM and has come to a place where it can.
+
+    Exit code 143.
+    """
 
     def __init__(self, code: int = 143) -> None:
         super().__init__(code)
 
 
 class Stopped(SystemExit):
-    """The run was ended from outside in good order, such as a trial by a sweep's scheduler; its loggers close as after success."""
+    """The run was ended from outside in good order, such as a trial by a sweep's scheduler.
+
+    Its loggers close as after success.
+    """
 
     def __init__(self) -> None:
         super().__init__(0)

@@ -1,4 +1,7 @@
-"""Servers of buckets on this machine, as processes of their own: one that speaks S3, one that speaks Google Cloud Storage."""
+"""Servers of buckets on this machine, as processes of their own.
+
+One that speaks S3, one that speaks Google Cloud Storage.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,9 @@ S3_ENVIRONMENT = {
 @contextmanager
 def s3_server() -> Iterator[None]:
     """Within, an S3 server listens on `S3_PORT`."""
-    with _serving(S3_PORT, sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(S3_PORT)):
+    with _serving(
+        S3_PORT, sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(S3_PORT)
+    ):
         yield
 
 
@@ -44,9 +49,20 @@ def s3_server() -> Iterator[None]:
 def gcs_server(bucket: str) -> Iterator[str]:
     """Within, a Google Cloud Storage server with one bucket listens at the address that this gives."""
     port = free_port()
-    program = shutil.which("gcp-storage-emulator", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    program = shutil.which(
+        "gcp-storage-emulator",
+        path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    )
     assert program is not None
-    with _serving(port, program, "start", "--host=127.0.0.1", f"--port={port}", "--in-memory", f"--default-bucket={bucket}"):
+    with _serving(
+        port,
+        program,
+        "start",
+        "--host=127.0.0.1",
+        f"--port={port}",
+        "--in-memory",
+        f"--default-bucket={bucket}",
+    ):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -56,7 +72,9 @@ def _serving(port: int, *command: str) -> Iterator[None]:
     try:
         deadline = time.monotonic() + 60
         while True:
-            assert process.poll() is None and time.monotonic() < deadline, f"{command} does not listen"
+            assert process.poll() is None and time.monotonic() < deadline, (
+                f"{command} does not listen"
+            )
             with socket.socket() as one:
                 if not one.connect_ex(("127.0.0.1", port)):
                     break

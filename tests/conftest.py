@@ -1,4 +1,7 @@
-"""What several folders of tests share: one Ray cluster for the whole run, as raylit itself starts it, and one S3 server."""
+"""What several folders of tests share.
+
+One Ray cluster for the whole run, as raylit itself starts it, and one S3 server.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,18 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.update(S3_ENVIRONMENT)
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job, and so it would be in all that the tests start
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as in a shell's background job, and so it would be in all that the tests start
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _collects_own_garbage() -> Iterator[None]:
-    """Python's garbage collection looks at what this module's tests make: that of all before takes long, and some code collects at every step."""
+    """Python's garbage collection looks at what this module's tests make.
+
+    That of all before takes long, and some code collects at every step.
+    """
     gc.freeze()
     yield
     gc.unfreeze()
@@ -31,7 +39,10 @@ def _collects_own_garbage() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
-    """A Ray cluster of this machine with four logical CPUs, and this process connected to it; gives its address."""
+    """A Ray cluster of this machine with four logical CPUs, and this process connected to it.
+
+    Gives its address.
+    """
     import ray
 
     from raylit.launch.on_ray.cluster import connect

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 
-def run_on_two_ranks(function: Callable[[str], Any], folder: Path, timeout_s: float = 120) -> list[Any]:
+def run_on_two_ranks(
+    function: Callable[[str], Any], folder: Path, timeout_s: float = 120
+) -> list[Any]:
     """Call `function(str(folder))` on both ranks; see `run_on_ranks`."""
     return run_on_ranks(2, function, folder, timeout_s)
 
 
-def run_on_ranks(number: int, function: Callable[[str], Any], folder: Path, timeout_s: float = 120) -> list[Any]:
+def run_on_ranks(
+    number: int, function: Callable[[str], Any], folder: Path, timeout_s: float = 120
+) -> list[Any]:
     """Call `function(str(folder))` on all ranks, as under torchrun, and return what each returned, rank 0's first.
 
     Args:
@@ -39,17 +43,20 @@ def run_on_ranks(number: int, function: Callable[[str], Any], folder: Path, time
     path = os.pathsep.join(filter(None, [*sys.path, os.getcwd()]))
     script = (
         "import faulthandler, importlib, os, pickle, sys, torch\n"
-        f"faulthandler.dump_traceback_later({0.8 * timeout_s}, exit=True)\n"  # a rank that hangs says where
+        # A rank that hangs says where
+        f"faulthandler.dump_traceback_later({0.8 * timeout_s}, exit=True)\n"
         "torch.set_num_threads(1)\n"
         "torch.distributed.init_process_group('gloo')\n"
-        f"found = importlib.import_module({function.__module__!r}).{function.__name__}({str(folder)!r})\n"
+        "found ="
+        f" importlib.import_module({function.__module__!r}).{function.__name__}({str(folder)!r})\n"
         f"pickle.dump(found, open({str(folder)!r} + '/' + os.environ['RANK'], 'wb'))\n"
         "os._exit(0)\n"  # what is left of a group whose partner has died is of no interest
     )
     ranks = [str(rank) for rank in range(number)]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", script], env=os.environ | env | {"PYTHONPATH": path, "RANK": r, "LOCAL_RANK": r}
+            [sys.executable, "-W", "ignore", "-c", script],
+            env=os.environ | env | {"PYTHONPATH": path, "RANK": r, "LOCAL_RANK": r},
         )
         for r in ranks
     ]

@@ -5,7 +5,14 @@ import pickle
 import pytest
 
 from raylit import errors
-from raylit.errors import MissingPackageError, RaylitError, Stopped, Terminated, TrainingSpikeException, did_you_mean
+from raylit.errors import (
+    MissingPackageError,
+    RaylitError,
+    Stopped,
+    Terminated,
+    TrainingSpikeException,
+    did_you_mean,
+)
 from raylit.utilities.exceptions import MisconfigurationException
 
 
@@ -31,10 +38,17 @@ def test_lightnings_name_for_a_config_error() -> None:
     assert MisconfigurationException is errors.ConfigError
 
 
-@pytest.mark.parametrize(("extra", "command"), [(None, "pip install optuna"), ("tune", "pip install 'raylit[tune]'")])
-def test_a_missing_package_says_how_to_install_it_also_from_another_process(extra: str | None, command: str) -> None:
+@pytest.mark.parametrize(
+    ("extra", "command"), [(None, "pip install optuna"), ("tune", "pip install 'raylit[tune]'")]
+)
+def test_a_missing_package_says_how_to_install_it_also_from_another_process(
+    extra: str | None, command: str
+) -> None:
     error = MissingPackageError("optuna", "search='optuna'", extra)
-    assert str(error) == f"search='optuna' needs the package optuna, which is not installed. Run: {command}"
+    assert (
+        str(error)
+        == f"search='optuna' needs the package optuna, which is not installed. Run: {command}"
+    )
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
@@ -45,7 +59,12 @@ def test_a_spike_comes_whole_from_another_process() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "answer"), [("max_epoch", " Did you mean 'max_epochs'?"), ("max_epochs", " Did you mean 'max_epochs'?"), ("xyz", "")]
+    ("word", "answer"),
+    [
+        ("max_epoch", " Did you mean 'max_epochs'?"),
+        ("max_epochs", " Did you mean 'max_epochs'?"),
+        ("xyz", ""),
+    ],
 )
 def test_the_nearest_name(word: str, answer: str) -> None:
     assert did_you_mean(word, ["min_epochs", "max_epochs", "max_steps"]) == answer

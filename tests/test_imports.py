@@ -1,6 +1,7 @@
 """Who may import what, where import-linter cannot see it, and what `import raylit` may load.
 
-import-linter squashes an outside package to its name, so it cannot tell ray.train from ray.tune or torch.distributed from torch.
+import-linter squashes an outside package to its name, so it cannot tell ray.train from ray.tune or
+torch.distributed from torch.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ NOT_LOADED = ("ray", "mlflow", "pyarrow", "jsonargparse", "lightning", "pytorch_
 
 
 def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+    return isinstance(node, ast.If) and ast.unparse(node.test) in (
+        "TYPE_CHECKING",
+        "typing.TYPE_CHECKING",
+    )
 
 
 def walk(node: ast.AST) -> Iterator[ast.AST]:
@@ -51,7 +55,9 @@ def dotted_names(source: str) -> Iterator[tuple[int, str]]:
 
 def uses(source: str, package: str) -> list[int]:
     """The lines of `source` that use `package` or something in it."""
-    return sorted({line for line, name in dotted_names(source) if f"{name}.".startswith(f"{package}.")})
+    return sorted(
+        {line for line, name in dotted_names(source) if f"{name}.".startswith(f"{package}.")}
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,9 +105,13 @@ def test_a_heavy_package_is_used_only_in_its_place(package: str) -> None:
 
 def test_import_raylit_loads_no_heavy_package() -> None:
     script = f"import sys, raylit; print(*[name for name in {NOT_LOADED} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [], "`import raylit` must be quick: load these where they are first used"
+    assert done.stdout.split() == [], (
+        "`import raylit` must be quick: load these where they are first used"
+    )
 
 
 def test_all_public_names_exist() -> None:

@@ -16,7 +16,14 @@ README = (ROOT / "README.md").read_text()
 def test_first_example_runs(tmp_path: Path) -> None:
     example = README.split("```python\n")[1].split("```")[0]
     assert len([line for line in example.splitlines() if line]) <= 31
-    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", example],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     accuracy, path = done.stdout.splitlines()[-1].split()
     assert float(accuracy) > 0.9
@@ -25,16 +32,22 @@ def test_first_example_runs(tmp_path: Path) -> None:
 
 def is_lightnings_path(file: Path) -> bool:
     """A short file that only leads to where the things live."""
-    return file.read_text().startswith(('"""Lightning\'s path', '"""Lightning\'s place', '"""Lightning\'s name'))
+    return file.read_text().startswith(
+        ('"""Lightning\'s path', '"""Lightning\'s place', '"""Lightning\'s name')
+    )
 
 
 def test_tree_names_every_file() -> None:
     tree = README.split("## What is where")[1].split("```")[1]
     named = set(re.findall(r"\w+\.py", tree))
-    files = [path for path in Path(raylit.__file__).parent.rglob("*.py") if path.name != "__init__.py"]
+    files = [
+        path for path in Path(raylit.__file__).parent.rglob("*.py") if path.name != "__init__.py"
+    ]
     assert {path.name for path in files if not is_lightnings_path(path)} - named == set()
     assert named - {path.name for path in files} - {"digits.py"} == set()
-    assert {path.parent.name for path in files} - set(re.findall(r"(\w+)/", tree)) - {"progress"} == set()
+    assert {path.parent.name for path in files} - set(re.findall(r"(\w+)/", tree)) - {
+        "progress"
+    } == set()
 
 
 def test_links_lead_somewhere() -> None:

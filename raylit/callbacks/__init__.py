@@ -1,4 +1,7 @@
-"""Code that runs at the events of a run. `Callback` is the contract; each of the others is one file."""
+"""Code that runs at the events of a run.
+
+`Callback` is the contract; each of the others is one file.
+"""
 
 from collections.abc import Iterable
 
@@ -27,7 +30,8 @@ from raylit.callbacks.weights.weight_averaging import EMAWeightAveraging, Weight
 from raylit.core.callback import Callback
 from raylit.runtime.lazy import attribute_loader
 
-# They watch metrics, so at the end of an epoch they come after the module, which may still log some.
+# They watch metrics, so at the end of an epoch they come after the module, which may still log
+# some.
 MONITORS = (EarlyStopping, Checkpoint)
 
 __all__ = [
@@ -66,13 +70,26 @@ __all__ = [
 
 
 def is_monitor(function: object) -> bool:
-    """Tell whether a bound callback watches metrics: it comes after the module at the end of an epoch."""
+    """Tell whether a bound callback watches metrics.
+
+    It comes after the module at the end of an epoch.
+    """
     return isinstance(getattr(getattr(function, "func", None), "__self__", None), MONITORS)
 
 
 def in_order(callbacks: Iterable[Callback]) -> list[Callback]:
-    """Return the callbacks in the order in which they are called: finders first, for what they find holds for all others; checkpoints last."""
-    return sorted(callbacks, key=lambda one: -1 if isinstance(one, (LearningRateFinder, BatchSizeFinder)) else isinstance(one, Checkpoint))
+    """Return the callbacks in the order in which they are called.
+
+    Finders first, for what they find holds for all others; checkpoints last.
+    """
+    return sorted(
+        callbacks,
+        key=lambda one: (
+            -1
+            if isinstance(one, (LearningRateFinder, BatchSizeFinder))
+            else isinstance(one, Checkpoint)
+        ),
+    )
 
 
 __getattr__ = attribute_loader(__name__)  # Lightning's paths, which no module here imports

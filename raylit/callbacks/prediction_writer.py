@@ -1,4 +1,7 @@
-"""BasePredictionWriter: brings predictions to whoever writes them away, batch by batch or all at the end."""
+"""BasePredictionWriter.
+
+Brings predictions to whoever writes them away, batch by batch or all at the end.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +36,13 @@ class WriteInterval(StrEnum):
 
 
 class BasePredictionWriter(Callback):
-    """Base of callbacks that write predictions: override `write_on_batch_end`, `write_on_epoch_end` or both.
+    """Base of callbacks that write predictions.
 
-    On several ranks each writes what it predicted, a consecutive piece of the data; give the files names with `trainer.global_rank`. Call
-    `trainer.predict(..., return_predictions=False)` if the predictions are not wanted in memory; with `epoch` they are kept until written.
+    Override `write_on_batch_end`, `write_on_epoch_end` or both.
+
+    On several ranks each writes what it predicted, a consecutive piece of the data; give the files
+    names with `trainer.global_rank`. Call `trainer.predict(..., return_predictions=False)` if the
+    predictions are not wanted in memory; with `epoch` they are kept until written.
 
     Args:
         write_interval: `batch`, `epoch` or `batch_and_epoch`.
@@ -48,13 +54,20 @@ class BasePredictionWriter(Callback):
     Example:
         >>> class Writer(BasePredictionWriter):
         ...     def write_on_epoch_end(self, trainer, pl_module, predictions, batch_indices):
-        ...         torch.save([predictions, batch_indices], f"predictions_{trainer.global_rank}.pt")
+        ...         torch.save(
+        ...             [predictions, batch_indices], f"predictions_{trainer.global_rank}.pt"
+        ...         )
         >>> trainer = Trainer(callbacks=[Writer(write_interval="epoch")])
     """
 
-    def __init__(self, write_interval: Literal["batch", "epoch", "batch_and_epoch"] = "batch") -> None:
+    def __init__(
+        self, write_interval: Literal["batch", "epoch", "batch_and_epoch"] = "batch"
+    ) -> None:
         if write_interval not in list(WriteInterval):
-            raise ConfigError(f"{type(self).__name__}(write_interval={write_interval!r}) is not known. Use {', '.join(map(repr, map(str, WriteInterval)))}.")  # fmt: skip
+            raise ConfigError(
+                f"{type(self).__name__}(write_interval={write_interval!r}) is not known. Use"
+                f" {', '.join(map(repr, map(str, WriteInterval)))}."
+            )
         self.interval = WriteInterval(write_interval)
 
     def write_on_batch_end(
@@ -73,33 +86,55 @@ class BasePredictionWriter(Callback):
             trainer: the Trainer.
             pl_module: the module.
             prediction: what `predict_step` returned, still on the device.
-            batch_indices: which samples of the data set the batch is made of; empty if that cannot be told.
+            batch_indices: which samples of the data set the batch is made of; empty if that cannot
+                be told.
             batch: the batch.
             batch_idx: its number.
             dataloader_idx: number of its loader.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no write_on_batch_end, which write_interval={str(self.interval)!r} needs.")
+        raise NotImplementedError(
+            f"{type(self).__name__} has no write_on_batch_end, which"
+            f" write_interval={str(self.interval)!r} needs."
+        )
 
     def write_on_epoch_end(
-        self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        predictions: Sequence[Any],
+        batch_indices: Sequence[Any],
     ) -> None:
         """Write all batches.
 
         Args:
             trainer: the Trainer.
             pl_module: the module.
-            predictions: what `predict_step` returned for each batch, on the CPU; for several loaders a list of such lists.
+            predictions: what `predict_step` returned for each batch, on the CPU; for several
+                loaders a list of such lists.
             batch_indices: a list for each loader, with the samples of each batch.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no write_on_epoch_end, which write_interval={str(self.interval)!r} needs.")
+        raise NotImplementedError(
+            f"{type(self).__name__} has no write_on_epoch_end, which"
+            f" write_interval={str(self.interval)!r} needs."
+        )
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         if self.interval.on_batch:
             indices = trainer.batch_indices(batch_idx, dataloader_idx)
-            self.write_on_batch_end(trainer, pl_module, outputs, indices, batch, batch_idx, dataloader_idx)
+            self.write_on_batch_end(
+                trainer, pl_module, outputs, indices, batch, batch_idx, dataloader_idx
+            )
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.interval.on_epoch:
-            self.write_on_epoch_end(trainer, pl_module, trainer.predictions, trainer.epoch_batch_indices)
+            self.write_on_epoch_end(
+                trainer, pl_module, trainer.predictions, trainer.epoch_batch_indices
+            )

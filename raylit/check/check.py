@@ -1,4 +1,6 @@
-"""Checks of a model before it is trained: what is wrong that a fit would not tell, or would tell late.
+"""Checks of a model before it is trained.
+
+What is wrong that a fit would not tell, or would tell late.
 
     check
         copies of model and datamodule; random states are put back afterwards
@@ -7,7 +9,8 @@
         if the loss did not fall: again with Adam, to tell which is to blame    probe.OneBatch
         reading a few batches of the training data
 
-Source: Karpathy, "A Recipe for Training Neural Networks", 2019, http://karpathy.github.io/2019/04/25/recipe/
+Source: Karpathy, "A Recipe for Training Neural Networks", 2019,
+http://karpathy.github.io/2019/04/25/recipe/
 """
 
 from __future__ import annotations
@@ -26,7 +29,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.utils._pytree import tree_leaves
 
-from raylit.check.probe import MAX_STEPS, FirstStep, LossCall, OneBatch, Repeated, has_fallen, still_falls
+from raylit.check.probe import (
+    MAX_STEPS,
+    FirstStep,
+    LossCall,
+    OneBatch,
+    Repeated,
+    has_fallen,
+    still_falls,
+)
 from raylit.data import CombinedLoader
 from raylit.errors import ConfigError, DataError
 from raylit.runtime.rng import isolated
@@ -39,7 +50,12 @@ if TYPE_CHECKING:
     from raylit.trainer.trainer import Trainer
 
 Status = Literal["ok", "unknown", "warning", "problem"]
-COLOURS: dict[Status, str] = {"ok": "green", "unknown": "dim", "warning": "yellow", "problem": "bold red"}
+COLOURS: dict[Status, str] = {
+    "ok": "green",
+    "unknown": "dim",
+    "warning": "yellow",
+    "problem": "bold red",
+}
 NAMES_SHOWN = 5
 ADAM_LR = 3e-3
 READ_BATCHES, READ_TIME_S = 8, 5.0
@@ -90,7 +106,10 @@ class CheckReport:
         for finding in self.findings:
             if finding.check == check:
                 return finding
-        raise KeyError(f"{check!r} was not checked; there are: {', '.join(finding.check for finding in self.findings)}")
+        raise KeyError(
+            f"{check!r} was not checked; there are:"
+            f" {', '.join(finding.check for finding in self.findings)}"
+        )
 
     def table(self) -> Table:
         """Return the findings as a table for `rich`."""
@@ -107,7 +126,12 @@ class CheckReport:
         return table
 
 
-def check(trainer: Trainer, model: LightningModule, data: dict[str, Any], datamodule: LightningDataModule | None) -> CheckReport:
+def check(
+    trainer: Trainer,
+    model: LightningModule,
+    data: dict[str, Any],
+    datamodule: LightningDataModule | None,
+) -> CheckReport:
     """Check a model; see `Trainer.check`.
 
     Args:
@@ -122,13 +146,20 @@ def check(trainer: Trainer, model: LightningModule, data: dict[str, Any], datamo
         Exception: whatever the user's code raised.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("A check runs in one process, but WORLD_SIZE says that there are several. Call it without torchrun.")
+        raise ConfigError(
+            "A check runs in one process, but WORLD_SIZE says that there are several. Call it"
+            " without torchrun."
+        )
     for stage, given in data.items():
         if any(hasattr(leaf, "__next__") for leaf in tree_leaves(given)):
             raise DataError(
-                f"The {stage} data is an iterator, whose batches can be read once: a check would take them from the training. Give a DataLoader or an iterable."
+                f"The {stage} data is an iterator, whose batches can be read once: a check would"
+                " take them from the training. Give a DataLoader or an iterable."
             )
-    data = {stage: copy.copy(given) if isinstance(given, CombinedLoader) else given for stage, given in data.items()}
+    data = {
+        stage: copy.copy(given) if isinstance(given, CombinedLoader) else given
+        for stage, given in data.items()
+    }
     if datamodule is not None:
         datamodule = _copy_of_data(datamodule)
     with isolated(), generators_kept(data):
@@ -136,19 +167,28 @@ def check(trainer: Trainer, model: LightningModule, data: dict[str, Any], datamo
             torch.cuda.reset_peak_memory_stats()
         first, probed, module = FirstStep(), _settings(trainer), _copy(model)
         first.watch(module)
-        watcher = probed.replaced(callbacks=first, limit_val_batches=trainer.limit_val_batches and 1, val_check_interval=1)
+        watcher = probed.replaced(
+            callbacks=first, limit_val_batches=trainer.limit_val_batches and 1, val_check_interval=1
+        )
         watcher.fit(module, data.get("train"), data.get("val"), datamodule)
         if first.batch is None:
             raise DataError("There is no batch of training data to check the model with.")
         batches, read_s, has_workers = _read(watcher)
         one = _train_on(first.batch, probed, _copy(model), datamodule)
         with_adam = None
-        if one.losses and not has_fallen(one.losses) and not still_falls(one.losses) and model.automatic_optimization:
+        if (
+            one.losses
+            and not has_fallen(one.losses)
+            and not still_falls(one.losses)
+            and model.automatic_optimization
+        ):
             with_adam = _train_on(first.batch, probed, _with_adam(_copy(model)), datamodule)
     return CheckReport(
         (
             _steps(first),
-            _gradients(module, first.gradients, one.gradients, trainer.strategy.find_unused_parameters),
+            _gradients(
+                module, first.gradients, one.gradients, trainer.strategy.find_unused_parameters
+            ),
             _optimizers(first),
             _finite(first),
             _samples(first),
@@ -167,15 +207,37 @@ def _settings(trainer: Trainer) -> Trainer:
     """Return a Trainer for the same work in this process, without what leaves files or decides when it ends."""
     max_epochs = -1 if trainer.max_epochs in (None, -1) else max(int(trainer.max_epochs or 0), 2)
     max_steps = max(trainer.max_steps, 100 * MAX_STEPS) if trainer.max_steps != -1 else -1
-    has_device = not trainer.num_workers or torch.cuda.is_available()  # the workers may have one that this process lacks
+    has_device = (
+        not trainer.num_workers or torch.cuda.is_available()
+    )  # the workers may have one that this process lacks
     return trainer.replaced(
-        num_workers=0, devices=None, num_nodes=1, use_gpu=None, accelerator=trainer.accelerator if has_device else "cpu",
-        logger=False, callbacks=None, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        fast_dev_run=False, max_epochs=max_epochs, max_steps=max_steps, min_epochs=None, min_steps=None, max_time=None,
-        compile=False, profiler=None, overfit_batches=0.0, num_sanity_val_steps=0, check_val_every_n_epoch=1, val_check_interval=None,
-        accumulate_grad_batches=1, reload_dataloaders_every_n_epochs=0, enable_autolog_hparams=False,
+        num_workers=0,
+        devices=None,
+        num_nodes=1,
+        use_gpu=None,
+        accelerator=trainer.accelerator if has_device else "cpu",
+        logger=False,
+        callbacks=None,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        fast_dev_run=False,
+        max_epochs=max_epochs,
+        max_steps=max_steps,
+        min_epochs=None,
+        min_steps=None,
+        max_time=None,
+        compile=False,
+        profiler=None,
+        overfit_batches=0.0,
+        num_sanity_val_steps=0,
+        check_val_every_n_epoch=1,
+        val_check_interval=None,
+        accumulate_grad_batches=1,
+        reload_dataloaders_every_n_epochs=0,
+        enable_autolog_hparams=False,
         async_validation=False,
-    )  # fmt: skip
+    )
 
 
 def _copy(model: LightningModule) -> LightningModule:
@@ -183,7 +245,8 @@ def _copy(model: LightningModule) -> LightningModule:
         made = copy.deepcopy(model)
     except Exception as error:
         raise ConfigError(
-            f"A check works on a copy of the model, but {type(model).__name__} cannot be copied by copy.deepcopy: {type(error).__name__}: {error}"
+            f"A check works on a copy of the model, but {type(model).__name__} cannot be copied by"
+            f" copy.deepcopy: {type(error).__name__}: {error}"
         ) from error
     made.configure_callbacks = lambda: []  # type: ignore[method-assign]
     return made
@@ -192,17 +255,27 @@ def _copy(model: LightningModule) -> LightningModule:
 def _copy_of_data(datamodule: LightningDataModule) -> LightningDataModule:
     try:
         return copy.deepcopy(datamodule)
-    except Exception:  # it holds what cannot be copied, such as an open file; then what it holds is shared
+    except (
+        Exception
+    ):  # it holds what cannot be copied, such as an open file; then what it holds is shared
         return copy.copy(datamodule)
 
 
 def _with_adam(module: LightningModule) -> LightningModule:
-    module.configure_optimizers = lambda: torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=ADAM_LR)  # type: ignore[method-assign]
+    module.configure_optimizers = lambda: torch.optim.Adam(
+        [p for p in module.parameters() if p.requires_grad], lr=ADAM_LR
+    )  # type: ignore[method-assign]
     return module
 
 
-def _train_on(batch: Any, trainer: Trainer, module: LightningModule, datamodule: LightningDataModule | None) -> OneBatch:
-    """Train a copy on one batch. The datamodule, a copy that was set up before, is there for its hooks around the transfer to the device."""
+def _train_on(
+    batch: Any, trainer: Trainer, module: LightningModule, datamodule: LightningDataModule | None
+) -> OneBatch:
+    """Train a copy on one batch.
+
+    The datamodule, a copy that was set up before, is there for its hooks around the transfer to the
+    device.
+    """
     one, repeated = OneBatch(), Repeated(batch)
     if datamodule is not None:
         datamodule.train_dataloader = lambda: repeated  # type: ignore[method-assign]
@@ -234,9 +307,24 @@ def _read(trainer: Trainer) -> tuple[float, float, bool]:
 
 @contextmanager
 def generators_kept(data: dict[str, Any]) -> Iterator[None]:
-    """Within, the loaders may draw from generators of their own; afterwards those are as they were."""
-    loaders = [leaf for given in data.values() for leaf in (given.flattened if isinstance(given, CombinedLoader) else tree_leaves(given))]
-    parts = [part for loader in loaders for part in (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))]
+    """Within, the loaders may draw from generators of their own.
+
+    Afterwards those are as they were.
+    """
+    loaders = [
+        leaf
+        for given in data.values()
+        for leaf in (given.flattened if isinstance(given, CombinedLoader) else tree_leaves(given))
+    ]
+    parts = [
+        part
+        for loader in loaders
+        for part in (
+            loader,
+            getattr(loader, "sampler", None),
+            getattr(loader, "batch_sampler", None),
+        )
+    ]
     parts += [getattr(part, "sampler", None) for part in parts]
     drawn_from = [getattr(part, "generator", None) for part in parts]
     generators = [generator for generator in drawn_from if isinstance(generator, torch.Generator)]
@@ -253,45 +341,98 @@ def generators_kept(data: dict[str, Any]) -> Iterator[None]:
 
 def _steps(first: FirstStep) -> Finding:
     ran = list(dict.fromkeys(first.stages))
-    return Finding("steps", "ok", f"{' and '.join(ran)} ran with one batch, and the optimizers", values={"steps": ran})
+    return Finding(
+        "steps",
+        "ok",
+        f"{' and '.join(ran)} ran with one batch, and the optimizers",
+        values={"steps": ran},
+    )
 
 
-def _gradients(module: LightningModule, first: dict[str, bool], later: dict[str, bool], allows_unused: bool) -> Finding:
+def _gradients(
+    module: LightningModule, first: dict[str, bool], later: dict[str, bool], allows_unused: bool
+) -> Finding:
     wanted = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     missing = [name for name in wanted if name not in first and name not in later]
-    zero = [name for name in wanted if name not in missing and not first.get(name) and not later.get(name)]
+    zero = [
+        name
+        for name in wanted
+        if name not in missing and not first.get(name) and not later.get(name)
+    ]
     values = {"without_gradient": missing, "zero_gradient": zero}
     if missing:
         return Finding(
             "gradients",
             "warning" if allows_unused else "problem",
             f"no gradient reaches {_names(missing)}",
-            "use them for the loss (is there a detach(), .data, argmax or no_grad on the way?), remove them, or requires_grad_(False)",
+            "use them for the loss (is there a detach(), .data, argmax or no_grad on the way?),"
+            " remove them, or requires_grad_(False)",
             values,
         )
     if zero:
-        advice = "look for dead units (a ReLU that is never positive), a factor of 0 and losses that do not depend on them"
-        return Finding("gradients", "warning", f"the gradient of {_names(zero)} is 0 in all steps", advice, values)
+        advice = (
+            "look for dead units (a ReLU that is never positive), a factor of 0 and losses that do"
+            " not depend on them"
+        )
+        return Finding(
+            "gradients",
+            "warning",
+            f"the gradient of {_names(zero)} is 0 in all steps",
+            advice,
+            values,
+        )
     return Finding("gradients", "ok", f"all of {len(wanted)} parameters get one", values=values)
 
 
 def _optimizers(first: FirstStep) -> Finding:
     left_out = first.without_optimizer
     if not left_out:
-        return Finding("optimizers", "ok", "hold all parameters that require a gradient", values={"left_out": []})
-    advice = "hand them to the optimizer in configure_optimizers, or freeze them: requires_grad_(False)"
-    return Finding("optimizers", "problem", f"{_names(left_out)} in no optimizer", advice, {"left_out": left_out})
+        return Finding(
+            "optimizers",
+            "ok",
+            "hold all parameters that require a gradient",
+            values={"left_out": []},
+        )
+    advice = (
+        "hand them to the optimizer in configure_optimizers, or freeze them: requires_grad_(False)"
+    )
+    return Finding(
+        "optimizers",
+        "problem",
+        f"{_names(left_out)} in no optimizer",
+        advice,
+        {"left_out": left_out},
+    )
 
 
 def _finite(first: FirstStep) -> Finding:
-    places = [f"{what} {where or 'the module'}" if what.endswith("of") or where else what for what, where in first.not_finite]
+    places = [
+        f"{what} {where or 'the module'}" if what.endswith("of") or where else what
+        for what, where in first.not_finite
+    ]
     if not places:
-        return Finding("finite", "ok", "no NaN or infinity in batch, outputs, loss, gradients and weights", values={"places": []})
-    spoils = any(what in ("the loss", "the gradient of", "the weights") for what, _ in first.not_finite)
-    advice = "look at the first place: a log, sqrt or division at 0, an exp that overflows, missing values in the data"
-    text = f"NaN or infinity first in {_names(places)}" + ("" if spoils else "; loss and gradients are finite")
+        return Finding(
+            "finite",
+            "ok",
+            "no NaN or infinity in batch, outputs, loss, gradients and weights",
+            values={"places": []},
+        )
+    spoils = any(
+        what in ("the loss", "the gradient of", "the weights") for what, _ in first.not_finite
+    )
+    advice = (
+        "look at the first place: a log, sqrt or division at 0, an exp that overflows, missing"
+        " values in the data"
+    )
+    text = f"NaN or infinity first in {_names(places)}" + (
+        "" if spoils else "; loss and gradients are finite"
+    )
     return Finding(
-        "finite", "problem" if spoils else "warning", text, advice if spoils else "if that is meant (a mask), nothing", {"places": places}
+        "finite",
+        "problem" if spoils else "warning",
+        text,
+        advice if spoils else "if that is meant (a mask), nothing",
+        {"places": places},
     )
 
 
@@ -300,33 +441,69 @@ def _samples(first: FirstStep) -> Finding:
     values = {"mixing": {name: mixes for name, (mixes, _) in told.items()}}
     mixing = [f"{name} ({text})" for name, (mixes, text) in told.items() if mixes]
     if mixing:
-        advice = "look for view, reshape, transpose or a softmax over the wrong dimension, and sums over dimension 0"
-        return Finding("samples", "problem", f"in eval mode samples influence each other in {_names(mixing)}", advice, values)
+        advice = (
+            "look for view, reshape, transpose or a softmax over the wrong dimension, and sums over"
+            " dimension 0"
+        )
+        return Finding(
+            "samples",
+            "problem",
+            f"in eval mode samples influence each other in {_names(mixing)}",
+            advice,
+            values,
+        )
     independent = [name for name, (mixes, _) in told.items() if mixes is False]
     if independent:
-        return Finding("samples", "ok", f"do not influence each other in {_names(independent)}", values=values)
-    reason = next((f": {name}: {text}" for name, (_, text) in told.items()), ": training_step calls no module")
-    return Finding("samples", "unknown", f"whether they influence each other could not be told{reason}", values=values)
+        return Finding(
+            "samples", "ok", f"do not influence each other in {_names(independent)}", values=values
+        )
+    reason = next(
+        (f": {name}: {text}" for name, (_, text) in told.items()), ": training_step calls no module"
+    )
+    return Finding(
+        "samples",
+        "unknown",
+        f"whether they influence each other could not be told{reason}",
+        values=values,
+    )
 
 
 def _loss(loss: float | None, calls: list[LossCall]) -> Finding:
-    values: dict[str, Any] = {"loss": loss, "functions": [(call.function, call.value, call.expected) for call in calls]}
+    values: dict[str, Any] = {
+        "loss": loss,
+        "functions": [(call.function, call.value, call.expected) for call in calls],
+    }
     told = [call for call in calls if call.value is not None and call.expected is not None]
     mistaken = next((call for call in calls if call.mistake), None)
     if mistaken is not None:
         return Finding("loss", "problem", str(mistaken.mistake), mistaken.fix, values)
     if loss is None and not told:
-        return Finding("loss", "unknown", "training_step returns none, so what it is at first could not be told", values=values)
+        return Finding(
+            "loss",
+            "unknown",
+            "training_step returns none, so what it is at first could not be told",
+            values=values,
+        )
     if not told:
-        return Finding("loss", "ok", f"{loss:.4g} at first; what it should be could not be told", values=values)
+        return Finding(
+            "loss", "ok", f"{loss:.4g} at first; what it should be could not be told", values=values
+        )
     texts = [
-        f"{call.function} is {call.value:.4g} at first; a model that knows nothing has {call.expected:.4g} ({call.why})" for call in told
+        f"{call.function} is {call.value:.4g} at first; a model that knows nothing has"
+        f" {call.expected:.4g} ({call.why})"
+        for call in told
     ]
     factors = {"mse_loss": 3.0}  # before training, predictions vary too
-    high = [call for call in told if not float(call.value or 0) <= factors.get(call.function, 1.5) * float(call.expected or 0) + 0.1]
+    high = [
+        call
+        for call in told
+        if not float(call.value or 0)
+        <= factors.get(call.function, 1.5) * float(call.expected or 0) + 0.1
+    ]
     if high:
         advice = (
-            "scale inputs and targets to mean 0 and variance 1, make the weights of the last layer smaller, set its bias to the mean target"
+            "scale inputs and targets to mean 0 and variance 1, make the weights of the last layer"
+            " smaller, set its bias to the mean target"
         )
         return Finding("loss", "warning", "; ".join(texts), advice, values)
     return Finding("loss", "ok", "; ".join(texts), values=values)
@@ -335,8 +512,15 @@ def _loss(loss: float | None, calls: list[LossCall]) -> Finding:
 def _one_batch(own: OneBatch, with_adam: OneBatch | None) -> Finding:
     values = {"losses": own.losses, "losses_with_adam": with_adam.losses if with_adam else None}
     if not own.losses:
-        return Finding("one batch", "unknown", "training_step returns no loss, so whether it falls could not be told", values=values)
-    text = f"loss {own.losses[0]:.4g} to {own.losses[-1]:.4g} in {len(own.losses)} steps on one batch"
+        return Finding(
+            "one batch",
+            "unknown",
+            "training_step returns no loss, so whether it falls could not be told",
+            values=values,
+        )
+    text = (
+        f"loss {own.losses[0]:.4g} to {own.losses[-1]:.4g} in {len(own.losses)} steps on one batch"
+    )
     if has_fallen(own.losses):
         return Finding("one batch", "ok", text, values=values)
     if still_falls(own.losses):
@@ -348,12 +532,22 @@ def _one_batch(own: OneBatch, with_adam: OneBatch | None) -> Finding:
     if other < first and not last <= max(2 * other, other + 0.1 * abs(first)):
         is_too_high = not last <= first
         advice = f"{'lower' if is_too_high else 'raise'} the learning rate, or take Adam"
-        return Finding("one batch", "warning" if math.isfinite(last) else "problem", text, advice, values)
+        return Finding(
+            "one batch", "warning" if math.isfinite(last) else "problem", text, advice, values
+        )
     if not min(last, other) < first - 0.05 * abs(first):
-        advice = "the model does not learn: look at the sign of the loss, at the targets and at what detaches the loss from the model"
+        advice = (
+            "the model does not learn: look at the sign of the loss, at the targets and at what"
+            " detaches the loss from the model"
+        )
         return Finding("one batch", "problem", text, advice, values)
     return Finding(
-        "one batch", "warning", text, "a model large enough gets near 0: less regularization, more capacity, another learning rate", values
+        "one batch",
+        "warning",
+        text,
+        "a model large enough gets near 0: less regularization, more capacity, another learning"
+        " rate",
+        values,
     )
 
 
@@ -370,15 +564,27 @@ def _time(step_s: float | None, batches: float, read_s: float, has_workers: bool
         text += "; how many an epoch has is not known"
     if read_s > step_s and read_s > 1e-3:
         more = "more workers" if has_workers else "DataLoader(num_workers=...)"
-        return Finding("time", "warning", text, f"reading takes longer than training: {more}, or less work per sample", values)
+        return Finding(
+            "time",
+            "warning",
+            text,
+            f"reading takes longer than training: {more}, or less work per sample",
+            values,
+        )
     return Finding("time", "ok", text, values=values)
 
 
 def _memory() -> Finding:
     on_gpu = torch.cuda.is_available()
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if on_gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     where = "on the GPU" if on_gpu else "of this process, ever"
-    return Finding("memory", "ok", f"{peak / 2**20:,.0f} MiB at most {where}", values={"peak_bytes": peak})
+    return Finding(
+        "memory", "ok", f"{peak / 2**20:,.0f} MiB at most {where}", values={"peak_bytes": peak}
+    )
 
 
 def _names(names: Iterable[str]) -> str:
@@ -390,4 +596,10 @@ def _names(names: Iterable[str]) -> str:
 def _duration(time_s: float) -> str:
     if time_s < 1:
         return f"{time_s * 1e3:.2g} ms"
-    return f"{time_s:.3g} s" if time_s < 120 else f"{time_s / 60:.0f} min" if time_s < 7200 else f"{time_s / 3600:.1f} h"
+    return (
+        f"{time_s:.3g} s"
+        if time_s < 120
+        else f"{time_s / 60:.0f} min"
+        if time_s < 7200
+        else f"{time_s / 3600:.1f} h"
+    )

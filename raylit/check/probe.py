@@ -1,4 +1,7 @@
-"""Watches a few steps of a model from within and notes what happened, for `raylit.check` to judge. What it watches must be a copy."""
+"""Watches a few steps of a model from within and notes what happened, for `raylit.check` to judge.
+
+What it watches must be a copy.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +32,15 @@ MIN_STEPS = 20  # enough to time them
 WATCHED_STEPS = 10  # the first of them, in which gradients are looked at; not timed
 MAX_TIME_S = 60.0  # no further step after this time
 LOSSES = (
-    F.cross_entropy, F.nll_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits,
-    F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss,
-)  # fmt: skip
+    F.cross_entropy,
+    F.nll_loss,
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+    F.mse_loss,
+    F.l1_loss,
+    F.smooth_l1_loss,
+    F.huber_loss,
+)
 
 
 @dataclass
@@ -66,7 +75,8 @@ class FirstStep(Callback):
         not_finite: where NaN or infinity was found, in the order it came up: (what, where).
         loss: what `training_step` returned as its loss, or None.
         losses: calls of loss functions.
-        mixing: what is known of samples that influence each other, by module path: (whether they do, or None if it cannot be told; in words).
+        mixing: what is known of samples that influence each other, by module path: (whether they
+            do, or None if it cannot be told; in words).
     """
 
     def __init__(self) -> None:
@@ -78,11 +88,16 @@ class FirstStep(Callback):
         self.loss: float | None = None
         self.losses: list[LossCall] = []
         self.mixing: dict[str, tuple[bool | None, str]] = {}
-        self._calls: dict[str, tuple[Any, Any]] = {}  # the arguments of modules that were not called within another's call
+        self._calls: dict[
+            str, tuple[Any, Any]
+        ] = {}  # the arguments of modules that were not called within another's call
         self._depth = 0
 
     def watch(self, module: LightningModule) -> None:
-        """Look at the loss functions that `training_step` calls and at the loss it returns. Call it before the fit."""
+        """Look at the loss functions that `training_step` calls and at the loss it returns.
+
+        Call it before the fit.
+        """
         step: Callable[..., Any] = module.training_step
 
         @functools.wraps(step)
@@ -90,7 +105,9 @@ class FirstStep(Callback):
             with _LossCalls(self.losses):
                 output = step(*args, **kwargs)
             loss = output.get("loss") if isinstance(output, dict) else output
-            self.loss = float(loss.detach()) if isinstance(loss, Tensor) and loss.numel() == 1 else None
+            self.loss = (
+                float(loss.detach()) if isinstance(loss, Tensor) and loss.numel() == 1 else None
+            )
             return output
 
         module.training_step = watched  # type: ignore[method-assign]
@@ -100,8 +117,17 @@ class FirstStep(Callback):
         assert run is not None
         if run.transfer is not None:
             run.transfer = self._keeping(run.transfer)
-        optimized = {id(one) for optimizer in run.optimizers for group in optimizer.param_groups for one in group["params"]}
-        self.without_optimizer = [name for name, one in pl_module.named_parameters() if one.requires_grad and id(one) not in optimized]
+        optimized = {
+            id(one)
+            for optimizer in run.optimizers
+            for group in optimizer.param_groups
+            for one in group["params"]
+        }
+        self.without_optimizer = [
+            name
+            for name, one in pl_module.named_parameters()
+            if one.requires_grad and id(one) not in optimized
+        ]
         self._check_weights(pl_module)
         note_gradients(pl_module, self.gradients, self.not_finite)
         for name, child in pl_module.named_modules():
@@ -120,11 +146,15 @@ class FirstStep(Callback):
         if self.batch is None:
             self.batch = copy.deepcopy(batch)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self._keep(batch)
         self._check("the batch", "", batch)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         run = trainer._run
         assert run is not None
         self.stages.append("training_step")
@@ -137,19 +167,32 @@ class FirstStep(Callback):
         pl_module.eval()
         for name, (args, kwargs) in calls.items():
             with run.precision.context():
-                self.mixing[name] = mixes_samples(pl_module.get_submodule(name), args, kwargs, number)
+                self.mixing[name] = mixes_samples(
+                    pl_module.get_submodule(name), args, kwargs, number
+                )
         restore_modes(pl_module, modes)
         trainer.should_stop = True
 
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
         self.stages.append("validation_step")
         trainer.should_stop = True
 
     def _before_call(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             module_is_outermost, self._depth = self._depth == 0, self._depth + 1
-            if module_is_outermost and module.training and torch.is_grad_enabled() and not self.stages and name not in self._calls:
-                self._calls[name] = tree_map(lambda item: item.detach().clone() if isinstance(item, Tensor) else item, (args, kwargs))
+            if (
+                module_is_outermost
+                and module.training
+                and torch.is_grad_enabled()
+                and not self.stages
+                and name not in self._calls
+            ):
+                self._calls[name] = tree_map(
+                    lambda item: item.detach().clone() if isinstance(item, Tensor) else item,
+                    (args, kwargs),
+                )
             self._check("the input of", name, (args, kwargs))
 
         return hook
@@ -162,7 +205,9 @@ class FirstStep(Callback):
         return hook
 
     def _check(self, what: str, where: str, values: Any) -> None:
-        if (what, where) not in self.not_finite and any(not is_finite(leaf) for leaf in tree_leaves(values)):
+        if (what, where) not in self.not_finite and any(
+            not is_finite(leaf) for leaf in tree_leaves(values)
+        ):
             self.not_finite.append((what, where))
 
     def _check_weights(self, module: nn.Module) -> None:
@@ -199,7 +244,9 @@ class OneBatch(Callback):
             if "initial_lr" in group:
                 group["lr"] = max(group["initial_lr"], group.get("max_lr", 0.0))
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         done = batch_idx + 1
         if "loss" in outputs:
             self._pending.append(outputs["loss"])
@@ -215,7 +262,9 @@ class OneBatch(Callback):
         else:
             self.time_per_step_s = (now - self._timed_from) / (done - WATCHED_STEPS)
         out_of_time = now - self._started > MAX_TIME_S
-        trainer.should_stop = done >= MAX_STEPS or out_of_time or (done >= MIN_STEPS and has_fallen(self.losses))
+        trainer.should_stop = (
+            done >= MAX_STEPS or out_of_time or (done >= MIN_STEPS and has_fallen(self.losses))
+        )
 
 
 class Repeated:
@@ -232,7 +281,10 @@ class Repeated:
 
 
 def has_fallen(losses: list[float]) -> bool:
-    """Tell whether the last loss is a small fraction of the first; of one that can be negative, whether it fell by much."""
+    """Tell whether the last loss is a small fraction of the first.
+
+    Of one that can be negative, whether it fell by much.
+    """
     if not losses or not all(map(math.isfinite, losses)):
         return False
     first, last = losses[0], losses[-1]
@@ -248,13 +300,22 @@ def still_falls(losses: list[float]) -> bool:
 
 def is_finite(value: Any) -> bool:
     """Tell whether a value is anything but a tensor with NaN or infinity in it."""
-    if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()) or value.is_sparse:
+    if (
+        not isinstance(value, Tensor)
+        or not (value.is_floating_point() or value.is_complex())
+        or value.is_sparse
+    ):
         return True
     return bool(value.detach().isfinite().all())
 
 
-def note_gradients(module: nn.Module, seen: dict[str, bool], not_finite: list[tuple[str, str]]) -> list[Any]:
-    """Note in `seen` which parameters get a gradient, and whether any of it is other than 0; returns the hooks that do it."""
+def note_gradients(
+    module: nn.Module, seen: dict[str, bool], not_finite: list[tuple[str, str]]
+) -> list[Any]:
+    """Note in `seen` which parameters get a gradient, and whether any of it is other than 0.
+
+    Returns the hooks that do it.
+    """
 
     def hook(name: str) -> Callable[[Tensor], None]:
         def note(gradient: Tensor) -> None:
@@ -265,10 +326,16 @@ def note_gradients(module: nn.Module, seen: dict[str, bool], not_finite: list[tu
 
         return note
 
-    return [one.register_hook(hook(name)) for name, one in module.named_parameters() if one.requires_grad]
+    return [
+        one.register_hook(hook(name))
+        for name, one in module.named_parameters()
+        if one.requires_grad
+    ]
 
 
-def mixes_samples(module: nn.Module, args: Any, kwargs: Any, num_samples: int | None) -> tuple[bool | None, str]:
+def mixes_samples(
+    module: nn.Module, args: Any, kwargs: Any, num_samples: int | None
+) -> tuple[bool | None, str]:
     """Tell whether a sample's output depends on the input of another, by the gradient of the one with respect to the other.
 
     Args:
@@ -281,23 +348,43 @@ def mixes_samples(module: nn.Module, args: Any, kwargs: Any, num_samples: int | 
         Whether it does, None if that cannot be told; and which samples, or why it cannot.
     """
     if num_samples is None or num_samples < 2:
-        return None, "the number of samples is not known" if num_samples is None else "the batch has one sample"
+        return None, (
+            "the number of samples is not known"
+            if num_samples is None
+            else "the batch has one sample"
+        )
     flat, spec = tree_flatten((args, kwargs))
-    leaves = [item.clone().requires_grad_() if _has_rows(item, num_samples) else item for item in flat]
+    leaves = [
+        item.clone().requires_grad_() if _has_rows(item, num_samples) else item for item in flat
+    ]
     inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
     if not inputs:
         return None, "no input is a floating-point tensor with a row for each sample"
     try:
         with torch.enable_grad():
-            copied = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]  # which may be written to in place
+            copied = [
+                leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves
+            ]  # which may be written to in place
             positional, named = tree_unflatten(copied, spec)
-            outputs = [item for item in tree_leaves(module(*positional, **named)) if _has_rows(item, num_samples) and item.requires_grad]
+            outputs = [
+                item
+                for item in tree_leaves(module(*positional, **named))
+                if _has_rows(item, num_samples) and item.requires_grad
+            ]
     except Exception as error:
-        return None, f"it could not be called in eval mode ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+        return (
+            None,
+            (
+                f"it could not be called in eval mode ({type(error).__name__}:"
+                f" {str(error).splitlines()[0] if str(error) else ''})"
+            ),
+        )
     if not outputs:
         return None, "no output has a row for each sample"
     for row in sorted({0, num_samples // 2, num_samples - 1}):
-        value = torch.stack([(output[row] * torch.randn_like(output[row])).sum().float() for output in outputs]).sum()
+        value = torch.stack(
+            [(output[row] * torch.randn_like(output[row])).sum().float() for output in outputs]
+        ).sum()
         for gradient in torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True):
             if gradient is None:
                 continue
@@ -311,12 +398,20 @@ def mixes_samples(module: nn.Module, args: Any, kwargs: Any, num_samples: int | 
 
 
 def _has_rows(value: Any, number: int) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 0 and value.size(0) == number
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.ndim > 0
+        and value.size(0) == number
+    )
 
 
 def _num_samples(loader: Any, batch: Any) -> int | None:
     """Return how many samples a batch holds, None if its first dimension does not agree with what the loader says."""
-    size = next((leaf.size(0) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim), None)
+    size = next(
+        (leaf.size(0) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim),
+        None,
+    )
     wanted = getattr(loader, "batch_size", None)
     if not isinstance(wanted, int):
         return size
@@ -339,8 +434,15 @@ class _LossCalls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         value = func(*args, **(kwargs or {}))
         if func in LOSSES:
-            given, target = _argument(0, "input", args, kwargs), _argument(1, "target", args, kwargs)
-            self.calls.append(_describe(func.__name__, given.detach().float(), target.detach(), value, kwargs or {}))
+            given, target = (
+                _argument(0, "input", args, kwargs),
+                _argument(1, "target", args, kwargs),
+            )
+            self.calls.append(
+                _describe(
+                    func.__name__, given.detach().float(), target.detach(), value, kwargs or {}
+                )
+            )
         return value
 
 
@@ -349,23 +451,42 @@ def _argument(position: int, name: str, args: Any, kwargs: Any) -> Tensor:
     return found
 
 
-def _describe(function: str, given: Tensor, target: Tensor, value: Any, kwargs: dict[str, Any]) -> LossCall:
+def _describe(
+    function: str, given: Tensor, target: Tensor, value: Any, kwargs: dict[str, Any]
+) -> LossCall:
     """Return what is to be said about the call of a loss function with `given`, the output of the model, and `target`."""
-    is_mean = isinstance(value, Tensor) and value.ndim == 0 and kwargs.get("reduction", "mean") == "mean"
+    is_mean = (
+        isinstance(value, Tensor) and value.ndim == 0 and kwargs.get("reduction", "mean") == "mean"
+    )
     call = LossCall(function, float(value.detach()) if is_mean else None)
     classes = given.size(1) if given.ndim > 1 else given.size(0) if given.ndim else 1
     if function in ("cross_entropy", "nll_loss"):
         call.expected, call.why = math.log(classes), f"log {classes} for {classes} classes"
         if function == "nll_loss" and bool((given > 0).any()):
-            call.mistake, call.fix = "nll_loss gets numbers above 0, which are no log-probabilities", "use cross_entropy"
-        elif function == "cross_entropy" and given.ndim > 1 and bool((given >= 0).all()) and bool(((given.sum(1) - 1).abs() < 1e-3).all()):
+            call.mistake, call.fix = (
+                "nll_loss gets numbers above 0, which are no log-probabilities",
+                "use cross_entropy",
+            )
+        elif (
+            function == "cross_entropy"
+            and given.ndim > 1
+            and bool((given >= 0).all())
+            and bool(((given.sum(1) - 1).abs() < 1e-3).all())
+        ):
             call.mistake = "cross_entropy gets probabilities, but applies log_softmax itself"
             call.fix = "leave softmax out of the model, or use nll_loss on their logarithm"
     elif function.startswith("binary"):
         if kwargs.get("weight") is None and kwargs.get("pos_weight") is None:
             call.expected, call.why = math.log(2), "log 2 for yes or no"
-        if function.endswith("logits") and given.numel() >= 8 and bool(((given >= 0) & (given <= 1)).all()):
-            call.mistake = "binary_cross_entropy_with_logits gets numbers from 0 to 1 only, but applies a sigmoid itself"
+        if (
+            function.endswith("logits")
+            and given.numel() >= 8
+            and bool(((given >= 0) & (given <= 1)).all())
+        ):
+            call.mistake = (
+                "binary_cross_entropy_with_logits gets numbers from 0 to 1 only, but applies a"
+                " sigmoid itself"
+            )
             call.fix = "leave the sigmoid out of the model"
     else:
         target = target.float()
@@ -373,6 +494,9 @@ def _describe(function: str, given: Tensor, target: Tensor, value: Any, kwargs: 
         if function == "mse_loss" and variance > 0:
             call.expected, call.why = variance, "the variance of the targets in the batch"
         if given.shape != target.shape:
-            call.mistake = f"{function} compares shapes {list(given.shape)} and {list(target.shape)}: every prediction with several targets"
+            call.mistake = (
+                f"{function} compares shapes {list(given.shape)} and {list(target.shape)}: every"
+                " prediction with several targets"
+            )
             call.fix = "give both the same shape, for instance with squeeze(1) or unsqueeze(1)"
     return call

@@ -1,4 +1,7 @@
-"""Writing a checkpoint while training goes on: the state is copied once, and a thread writes the copy."""
+"""Writing a checkpoint while training goes on.
+
+The state is copied once, and a thread writes the copy.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,12 @@ from raylit.runtime.messages import warn
 
 
 class BackgroundWriter:
-    """Writes one checkpoint at a time in a thread of its own; what it could not write it warns of, and training goes on.
+    """Writes one checkpoint at a time in a thread of its own.
 
-    The copy's memory is kept for the next one: memory that is new costs several times what copying does.
+    What it could not write it warns of, and training goes on.
+
+    The copy's memory is kept for the next one: memory that is new costs several times what copying
+    does.
     """
 
     def __init__(self) -> None:
@@ -30,7 +36,13 @@ class BackgroundWriter:
         """Whether a checkpoint is being written."""
         return self._thread is not None and self._thread.is_alive()
 
-    def write(self, checkpoint: dict[str, Any], path: str, then: Callable[[str], None], first: Callable[[], None] | None = None) -> None:
+    def write(
+        self,
+        checkpoint: dict[str, Any],
+        path: str,
+        then: Callable[[str], None],
+        first: Callable[[], None] | None = None,
+    ) -> None:
         """Copy `checkpoint` and begin to write the copy; waits first if one is being written.
 
         Args:
@@ -41,7 +53,9 @@ class BackgroundWriter:
         """
         self.wait()
         copied = self._copy(checkpoint)
-        self._thread = threading.Thread(target=_write, args=(copied, path, then, first), name="raylit-checkpoint", daemon=True)
+        self._thread = threading.Thread(
+            target=_write, args=(copied, path, then, first), name="raylit-checkpoint", daemon=True
+        )
         self._thread.start()
 
     def wait(self) -> None:
@@ -56,7 +70,10 @@ class BackgroundWriter:
         self._kept = []
 
     def _copy(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
-        """Return a copy in host memory; tensors that share memory, such as tied weights, share it in the copy too."""
+        """Return a copy in host memory.
+
+        Tensors that share memory, such as tied weights, share it in the copy too.
+        """
         copies: dict[tuple[torch.device, int], torch.UntypedStorage] = {}
         kept, self._kept = iter(self._kept), []
 
@@ -71,13 +88,16 @@ class BackgroundWriter:
                     host = torch.UntypedStorage(storage.nbytes())
                     host = host.pin_memory() if storage.device.type == "cuda" else host
                 if storage.device.type == "cpu":
-                    # by numpy, in this thread: torch's threads wait for each other, which is long where others use the cores
+                    # by numpy, in this thread: torch's threads wait for each other, which is long
+                    # where others use the cores
                     np.copyto(_as_bytes(host).numpy(), _as_bytes(storage).numpy())
                 else:
                     _as_bytes(host).copy_(_as_bytes(storage), non_blocking=True)
                 copies[key] = host
                 self._kept.append(host)
-            return torch.empty(0, dtype=value.dtype).set_(copies[key], value.storage_offset(), value.size(), value.stride())
+            return torch.empty(0, dtype=value.dtype).set_(
+                copies[key], value.storage_offset(), value.size(), value.stride()
+            )
 
         copied: dict[str, Any] = tree_map(copy, checkpoint)
         for device in {device for device, _ in copies if device.type == "cuda"}:
@@ -89,7 +109,12 @@ def _as_bytes(storage: torch.UntypedStorage) -> torch.Tensor:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
-def _write(checkpoint: dict[str, Any], path: str, then: Callable[[str], None], first: Callable[[], None] | None) -> None:
+def _write(
+    checkpoint: dict[str, Any],
+    path: str,
+    then: Callable[[str], None],
+    first: Callable[[], None] | None,
+) -> None:
     if first is not None:
         first()
     try:

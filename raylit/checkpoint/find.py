@@ -13,10 +13,13 @@ from raylit.runtime import storage
 from raylit.runtime.messages import warn
 
 
-def resolve(ckpt_path: str | os.PathLike[str] | None, savers: Sequence[Any], default_root_dir: str, fn: str) -> str | None:
+def resolve(
+    ckpt_path: str | os.PathLike[str] | None, savers: Sequence[Any], default_root_dir: str, fn: str
+) -> str | None:
     """Return the file or URL that is meant by `ckpt_path`, None for none.
 
-    A fit without `ckpt_path` goes on from what an OnExceptionCheckpoint among `savers` left, or a `last` file if that is newer.
+    A fit without `ckpt_path` goes on from what an OnExceptionCheckpoint among `savers` left, or a
+    `last` file if that is newer.
 
     Args:
         ckpt_path: a path, a URL, `best` or `last`.
@@ -28,43 +31,73 @@ def resolve(ckpt_path: str | os.PathLike[str] | None, savers: Sequence[Any], def
         CheckpointNotFoundError: there is none.
         CheckpointError: all are damaged, or their place does not answer.
     """
-    on_exception: list[str] = [saver.ckpt_path for saver in savers if hasattr(saver, "ckpt_path") and folder.exists(saver.ckpt_path)]
+    on_exception: list[str] = [
+        saver.ckpt_path
+        for saver in savers
+        if hasattr(saver, "ckpt_path") and folder.exists(saver.ckpt_path)
+    ]
     savers = [saver for saver in savers if not hasattr(saver, "ckpt_path")]
     if ckpt_path is None:
         if fn != "fit" or not on_exception:
             return None
-        own = [saver.dirpath for saver in savers if getattr(saver, "save_last", None) and saver.dirpath]
+        own = [
+            saver.dirpath for saver in savers if getattr(saver, "save_last", None) and saver.dirpath
+        ]
         newest = max([*on_exception, *_newest(own, "last*.ckpt")], key=folder.modified)
-        warn(f"fit was given no ckpt_path, but a fit before was ended by an exception: it goes on from {newest}.")
+        warn(
+            "fit was given no ckpt_path, but a fit before was ended by an exception: it goes on"
+            f" from {newest}."
+        )
         return newest
     path = storage.local(ckpt_path)
     if path not in ("best", "last"):
         if not _is_there(path):
-            raise CheckpointNotFoundError(f"ckpt_path={path!r}: there is no such file. Give a path, 'best' or 'last'.")
+            raise CheckpointNotFoundError(
+                f"ckpt_path={path!r}: there is no such file. Give a path, 'best' or 'last'."
+            )
         return path
     folders = _folders(savers, default_root_dir)
     if path == "best":
-        best = next((saver.best_model_path for saver in savers if getattr(saver, "best_model_path", "")), None) or _best_in(folders, savers)
+        best = next(
+            (saver.best_model_path for saver in savers if getattr(saver, "best_model_path", "")),
+            None,
+        ) or _best_in(folders, savers)
         if best is None:
             raise CheckpointNotFoundError(
-                f"ckpt_path='best': no checkpoint was saved by a fit before, and there is none in {_names(folders)}. Fit first, or give a path."
+                "ckpt_path='best': no checkpoint was saved by a fit before, and there is none in"
+                f" {_names(folders)}. Fit first, or give a path."
             )
         return best
-    saved = list(dict.fromkeys([*_newest(folders, "last*.ckpt"), *_newest(folders, "*.ckpt"), *on_exception]))
-    found = sorted(saved, key=folder.modified, reverse=True)  # of those of one moment `last` comes first
+    saved = list(
+        dict.fromkeys([*_newest(folders, "last*.ckpt"), *_newest(folders, "*.ckpt"), *on_exception])
+    )
+    found = sorted(
+        saved, key=folder.modified, reverse=True
+    )  # of those of one moment `last` comes first
     whole = next((path for path in found if _is_whole(path)), None)
     if whole is not None:
         return whole
     if found:
-        raise CheckpointError(f"ckpt_path='last': every checkpoint in {_names(folders)} is damaged: {', '.join(found)}.")
+        raise CheckpointError(
+            f"ckpt_path='last': every checkpoint in {_names(folders)} is damaged:"
+            f" {', '.join(found)}."
+        )
     if fn == "fit":
-        warn(f"ckpt_path='last': there is no checkpoint in {_names(folders)}. Training starts from scratch.")
+        warn(
+            f"ckpt_path='last': there is no checkpoint in {_names(folders)}. Training starts from"
+            " scratch."
+        )
         return None
-    raise CheckpointNotFoundError(f"ckpt_path='last': there is no checkpoint in {_names(folders)}. Fit first, or give a path.")
+    raise CheckpointNotFoundError(
+        f"ckpt_path='last': there is no checkpoint in {_names(folders)}. Fit first, or give a path."
+    )
 
 
 def times_of(folders: Iterable[str]) -> dict[str, float]:
-    """Return the checkpoints in `folders`, with when they were written: by the clock of whoever keeps them, which may not be this machine's."""
+    """Return the checkpoints in `folders`, with when they were written.
+
+    By the clock of whoever keeps them, which may not be this machine's.
+    """
     return {path: folder.modified(path) for path in _newest(dict.fromkeys(folders), "*.ckpt")}
 
 
@@ -83,12 +116,19 @@ def _names(folders: Iterable[str]) -> str:
 
 
 def _folders(savers: Sequence[Any], default_root_dir: str) -> list[str]:
-    """Return where checkpoints may be: the callbacks' folders, else those that earlier runs made below the root folder."""
+    """Return where checkpoints may be.
+
+    The callbacks' folders, else those that earlier runs made below the root folder.
+    """
     own = [os.fspath(saver.dirpath) for saver in savers if getattr(saver, "dirpath", None)]
     if own:
         return own
     depths = ("checkpoints", "*/*/checkpoints", "*/*/*/checkpoints")
-    files = [file for depth in depths for file in folder.newest_first(default_root_dir, f"{depth}/**/*.ckpt")]
+    files = [
+        file
+        for depth in depths
+        for file in folder.newest_first(default_root_dir, f"{depth}/**/*.ckpt")
+    ]
     if not files:
         return []
     newest = max(files, key=folder.modified)
@@ -96,23 +136,35 @@ def _folders(savers: Sequence[Any], default_root_dir: str) -> list[str]:
 
 
 def _newest(folders: Iterable[str], pattern: str) -> list[str]:
-    return sorted((file for one in folders for file in folder.newest_first(one, f"**/{pattern}")), key=folder.modified, reverse=True)
+    return sorted(
+        (file for one in folders for file in folder.newest_first(one, f"**/{pattern}")),
+        key=folder.modified,
+        reverse=True,
+    )
 
 
 def _is_whole(path: str) -> bool:
     whole = "://" in path or is_whole(path)
     if not whole:
-        warn(f"The checkpoint {path} is torn or damaged; it is left aside, and the one before it is taken.")
+        warn(
+            f"The checkpoint {path} is torn or damaged; it is left aside, and the one before it is"
+            " taken."
+        )
     return whole
 
 
 def _best_in(folders: Sequence[str], savers: Sequence[Any]) -> str | None:
-    """Return the best checkpoint as the newest file knows it: the state of the callback that wrote it is in it."""
+    """Return the best checkpoint as the newest file knows it.
+
+    The state of the callback that wrote it is in it.
+    """
     newest = next(filter(_is_whole, _newest(folders, "*.ckpt")), None)
     if newest is None:
         return None
     states = load(newest).get("callbacks", {})
-    known = [states.get(saver.state_key) for saver in savers] + [state for state in states.values() if isinstance(state, dict)]
+    known = [states.get(saver.state_key) for saver in savers] + [
+        state for state in states.values() if isinstance(state, dict)
+    ]
     for state in known:
         best = state.get("best_model_path") if state else None
         if best and _is_there(best):

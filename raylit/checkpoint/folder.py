@@ -1,4 +1,7 @@
-"""What is done to checkpoint files besides writing and reading them: look for, list, delete, give a second name. Local paths and fsspec URLs."""
+"""What is done to checkpoint files besides writing and reading them.
+
+Look for, list, delete, give a second name. Local paths and fsspec URLs.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +29,17 @@ def absolute(path: str | os.PathLike[str]) -> str:
 
 
 def default(loggers: Sequence[Logger], root_dir: str, storage_url: str | None = None) -> str:
-    """Return the folder for the checkpoints of a run: below that of its first logger, or below the root folder; at the URL, if there is one."""
+    """Return the folder for the checkpoints of a run.
+
+    Below that of its first logger, or below the root folder; at the URL, if there is one.
+    """
     if not loggers:
         return os.path.join(storage_url or root_dir, "checkpoints")
     first = loggers[0]
     version = first.version if isinstance(first.version, str) else f"version_{first.version}"
-    return os.path.join(storage_url or first.save_dir or root_dir, str(first.name), version, "checkpoints")
+    return os.path.join(
+        storage_url or first.save_dir or root_dir, str(first.name), version, "checkpoints"
+    )
 
 
 def exists(path: str) -> bool:
@@ -47,7 +55,9 @@ def exists(path: str) -> bool:
         with asking():
             return bool(fs.exists(inner))
     except OSError as error:
-        raise NotSavedError(f"It could not be found out whether there is a {path}: {error}.") from error
+        raise NotSavedError(
+            f"It could not be found out whether there is a {path}: {error}."
+        ) from error
 
 
 def check_writable(folder: str) -> None:
@@ -60,7 +70,9 @@ def check_writable(folder: str) -> None:
     """
     problem = unwritable(folder)
     if problem:
-        raise NotSavedError(f"Nothing can be written to {folder}: {problem}. Correct that, or give another place.")
+        raise NotSavedError(
+            f"Nothing can be written to {folder}: {problem}. Correct that, or give another place."
+        )
 
 
 def listing(folder: str) -> list[Any]:
@@ -83,7 +95,10 @@ def newest_first(folder: str, pattern: str) -> list[str]:
         fs, inner = fresh(folder)
         with asking():
             found = [fs.unstrip_protocol(path) for path in fs.glob(f"{inner}/{pattern}")]
-    numbers = {path: [int(number) for number in re.findall(r"\d+", os.path.basename(path))] for path in found}
+    numbers = {
+        path: [int(number) for number in re.findall(r"\d+", os.path.basename(path))]
+        for path in found
+    }
     return sorted(found, key=lambda path: (modified(path), numbers[path]), reverse=True)
 
 
@@ -110,9 +125,12 @@ def modified(path: str) -> float:
 
 
 def remove(path: str) -> None:
-    """Delete a file, or the folder that a sharded checkpoint is; nothing happens if it is gone already.
+    """Delete a file, or the folder that a sharded checkpoint is.
 
-    While a checkpoint is written in the background nothing is deleted until that is whole; likewise for second names.
+    Nothing happens if it is gone already.
+
+    While a checkpoint is written in the background nothing is deleted until that is whole; likewise
+    for second names.
     """
     pending.when_written(lambda: _remove(path))
 
@@ -133,12 +151,15 @@ def _remove(path: str) -> None:
 
 
 def give_second_name(path: str, name: str, *, symbolic: bool = False) -> None:
-    """Let `name` be the same checkpoint as `path`, in place of what was there: a link where there are such, else a copy.
+    """Let `name` be the same checkpoint as `path`, in place of what was there.
+
+    A link where there are such, else a copy.
 
     Args:
         path: the checkpoint.
         name: path of its second name, on the same file system.
-        symbolic: whether the link is to be a relative symbolic one rather than a hard one, which outlives the deletion of `path`.
+        symbolic: whether the link is to be a relative symbolic one rather than a hard one, which
+            outlives the deletion of `path`.
 
     Raises:
         NotSavedError: there is no room for it.
@@ -148,7 +169,9 @@ def give_second_name(path: str, name: str, *, symbolic: bool = False) -> None:
         try:
             _give_second_name(path, name, symbolic)
         except OSError as error:
-            raise NotSavedError(f"The checkpoint {path} could not also be called {name}: {error}.") from error
+            raise NotSavedError(
+                f"The checkpoint {path} could not also be called {name}: {error}."
+            ) from error
 
     pending.when_written(give)
 

@@ -1,7 +1,10 @@
-"""A checkpoint is one file that `torch.load(weights_only=True)` opens: tensors and plain data, no code.
+"""A checkpoint is one file that `torch.load(weights_only=True)` opens.
 
-It is written to a temporary name in the same folder, synced to the disk and renamed, so a reader sees the old file or the new one whole,
-never a part. What goes to a URL (`s3://...`) is written to a temporary file first, and appears whole when that was uploaded.
+Tensors and plain data, no code.
+
+It is written to a temporary name in the same folder, synced to the disk and renamed, so a reader
+sees the old file or the new one whole, never a part. What goes to a URL (`s3://...`) is written to
+a temporary file first, and appears whole when that was uploaded.
 """
 
 from __future__ import annotations
@@ -29,7 +32,12 @@ VERSION_KEY = "pytorch-lightning_version"
 LIGHTNING_FORMAT = "2.6.6"
 
 
-def save(checkpoint: dict[str, Any], path: str | os.PathLike[str], *, storage_options: dict[str, Any] | None = None) -> None:
+def save(
+    checkpoint: dict[str, Any],
+    path: str | os.PathLike[str],
+    *,
+    storage_options: dict[str, Any] | None = None,
+) -> None:
     """Write `checkpoint` to `path`, whole or not at all.
 
     Args:
@@ -38,7 +46,8 @@ def save(checkpoint: dict[str, Any], path: str | os.PathLike[str], *, storage_op
         storage_options: handed to fsspec for URLs.
 
     Raises:
-        NotSavedError: the folder cannot be written to, or no space is left; what stood at `path` is untouched.
+        NotSavedError: the folder cannot be written to, or no space is left; what stood at `path` is
+            untouched.
     """
     target = os.fspath(path)
     if storage.is_url(target):
@@ -54,7 +63,9 @@ def save(checkpoint: dict[str, Any], path: str | os.PathLike[str], *, storage_op
     temporary = os.path.join(folder, f".{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         os.makedirs(folder, exist_ok=True)
-        torch.save(checkpoint, temporary)  # by its name, which torch writes to without holding up other threads
+        torch.save(
+            checkpoint, temporary
+        )  # by its name, which torch writes to without holding up other threads
         sync(temporary)
         os.replace(temporary, target)
         sync(folder)  # the folder's own entry must reach the disk too
@@ -66,25 +77,34 @@ def save(checkpoint: dict[str, Any], path: str | os.PathLike[str], *, storage_op
 
 def _not_saved(target: str, error: Exception) -> NotSavedError:
     return NotSavedError(
-        f"Could not write the checkpoint {target}: {error}. What stood there before is untouched. Free space or set another dirpath."
+        f"Could not write the checkpoint {target}: {error}. What stood there before is untouched."
+        " Free space or set another dirpath."
     )
 
 
 def load(
-    path: str | os.PathLike[str] | IO[bytes], *, map_location: MapLocation | Literal["cpu"] = "cpu", weights_only: bool | None = None
+    path: str | os.PathLike[str] | IO[bytes],
+    *,
+    map_location: MapLocation | Literal["cpu"] = "cpu",
+    weights_only: bool | None = None,
 ) -> dict[str, Any]:
     """Read a checkpoint of raylit or Lightning.
 
     Args:
         path: local path or fsspec URL, or a binary file that is open and can seek.
         map_location: device on which tensors appear; see `torch.load`.
-        weights_only: False lets the file run code while it loads. Only for files you wrote yourself.
+        weights_only: False lets the file run code while it loads. Only for files you wrote
+            yourself.
 
     Raises:
         CheckpointNotFoundError: there is no such file.
         CheckpointError: it is torn, or it holds objects that only code could restore.
     """
-    source = storage.local(path) if isinstance(path, (str, os.PathLike)) else str(getattr(path, "name", path))
+    source = (
+        storage.local(path)
+        if isinstance(path, (str, os.PathLike))
+        else str(getattr(path, "name", path))
+    )
     if isinstance(path, (str, os.PathLike)) and os.path.isdir(source):
         from raylit.checkpoint import sharded
 
@@ -92,18 +112,26 @@ def load(
     try:
         with _opened(path) as file:
             _check_sums(file)
-            loaded = torch.load(file, map_location=map_location, weights_only=weights_only is not False)
+            loaded = torch.load(
+                file, map_location=map_location, weights_only=weights_only is not False
+            )
     except FileNotFoundError as error:
         raise CheckpointNotFoundError(f"There is no checkpoint at {source}.") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"The checkpoint {source} was not loaded: it is damaged, or it holds objects that only running code from the file could restore"
-            f" ({str(error).splitlines()[0]}). If you wrote it yourself and trust it, pass weights_only=False."
+            f"The checkpoint {source} was not loaded: it is damaged, or it holds objects that only"
+            f" running code from the file could restore ({str(error).splitlines()[0]}). If you"
+            " wrote it yourself and trust it, pass weights_only=False."
         ) from error
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"The checkpoint {source} could not be read: {error}. It is torn or damaged, or no checkpoint.") from error
+        raise CheckpointError(
+            f"The checkpoint {source} could not be read: {error}. It is torn or damaged, or no"
+            " checkpoint."
+        ) from error
     if not isinstance(loaded, dict):
-        raise CheckpointError(f"{source} holds a {type(loaded).__name__}, not a checkpoint (a dict).")
+        raise CheckpointError(
+            f"{source} holds a {type(loaded).__name__}, not a checkpoint (a dict)."
+        )
     return loaded
 
 
@@ -152,8 +180,24 @@ def to_plain(value: Any) -> Any:
 
     Tensors, numbers, strings, None and containers of them pass; paths become strings, numpy scalars numbers, other mappings dicts.
     """
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.Tensor, torch.dtype, torch.device, torch.Size)):
-        subclassed: Any = next((t for t in (int, float, str) if type(value) is not t and isinstance(value, t)), None)
+    if value is None or isinstance(
+        value,
+        (
+            bool,
+            int,
+            float,
+            complex,
+            str,
+            bytes,
+            torch.Tensor,
+            torch.dtype,
+            torch.device,
+            torch.Size,
+        ),
+    ):
+        subclassed: Any = next(
+            (t for t in (int, float, str) if type(value) is not t and isinstance(value, t)), None
+        )
         return subclassed(value) if subclassed and not isinstance(value, bool) else value
     if isinstance(value, OrderedDict) and type(value) is OrderedDict:
         return OrderedDict((to_plain(k), to_plain(v)) for k, v in value.items())
@@ -161,10 +205,20 @@ def to_plain(value: Any) -> Any:
         return {to_plain(k): to_plain(value[k]) for k in value.keys()}  # noqa: SIM118  (Namespace-like mappings)
     if isinstance(value, (list, tuple, set, frozenset)):
         items = [to_plain(item) for item in value]
-        return items if isinstance(value, list) else set(items) if isinstance(value, (set, frozenset)) else tuple(items)
+        return (
+            items
+            if isinstance(value, list)
+            else set(items)
+            if isinstance(value, (set, frozenset))
+            else tuple(items)
+        )
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if type(value).__module__ == "numpy" and hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+    if (
+        type(value).__module__ == "numpy"
+        and hasattr(value, "item")
+        and getattr(value, "ndim", 1) == 0
+    ):
         return value.item()
     raise TypeError(f"a {type(value).__module__}.{type(value).__qualname__} is not plain data")
 

@@ -14,14 +14,23 @@ _FIELD = re.compile(r"\{(?P<name>[^:}]*)(?::(?P<spec>[^}]*))?\}")
 
 
 def fields(metrics: Mapping[str, Any], epoch: int, step: int) -> dict[str, Tensor]:
-    """Return what the fields of a template may be filled with: the metrics, on the CPU, and the counts `epoch` and `step` unless logged."""
-    values = {name: torch.as_tensor(value).detach().cpu().clone() for name, value in metrics.items()}
+    """Return what the fields of a template may be filled with.
+
+    The metrics, on the CPU, and the counts `epoch` and `step` unless logged.
+    """
+    values = {
+        name: torch.as_tensor(value).detach().cpu().clone() for name, value in metrics.items()
+    }
     for name, count in (("epoch", epoch), ("step", step)):
-        values[name] = values[name].int() if name in values else torch.tensor(count)  # self.log made a float of it
+        values[name] = (
+            values[name].int() if name in values else torch.tensor(count)
+        )  # self.log made a float of it
     return values
 
 
-def fill(template: str, metrics: Mapping[str, Any], *, shows_names: bool = True, equals: str = "=") -> str:
+def fill(
+    template: str, metrics: Mapping[str, Any], *, shows_names: bool = True, equals: str = "="
+) -> str:
     """Return `template` with its fields, such as `{epoch}` or `{val/loss:.2f}`, replaced by metrics.
 
     Args:
@@ -44,5 +53,8 @@ def fill(template: str, metrics: Mapping[str, Any], *, shows_names: bool = True,
 
 
 def versions(name: str, *, join: str = "-", start: int = 1) -> Iterator[str]:
-    """Yield `name`, then `name-v1`, `name-v2`, ... without end: what to call a file whose name is taken."""
+    """Yield `name`, then `name-v1`, `name-v2`, ... without end.
+
+    What to call a file whose name is taken.
+    """
     return itertools.chain([name], (f"{name}{join}v{number}" for number in itertools.count(start)))

@@ -11,7 +11,10 @@ _writing: dict[str, Future[None]] = {}  # by path; the last one at most is not d
 
 
 def begin(path: str, written: Future[None]) -> None:
-    """Note that the checkpoint `path` is being written, until `written` is done. `wait` comes before the next."""
+    """Note that the checkpoint `path` is being written, until `written` is done.
+
+    `wait` comes before the next.
+    """
     _writing[path] = written
 
 
@@ -21,7 +24,10 @@ def is_pending(path: str) -> bool:
 
 
 def when_written(action: Callable[[], None]) -> None:
-    """Do something to files now, or if a checkpoint is being written, after that; not at all if that fails, so that those before it stay."""
+    """Do something to files now, or if a checkpoint is being written, after that.
+
+    Not at all if that fails, so that those before it stay.
+    """
     last = next(reversed(_writing.values()), None)
     if last is None or last.done():
         action()
@@ -39,6 +45,9 @@ def wait() -> None:
         for path, written in _writing.items():
             error = written.exception()
             if error is not None:
-                raise CheckpointError(f"Could not write the checkpoint {path}: {error}. What stood there before is untouched.") from error
+                raise CheckpointError(
+                    f"Could not write the checkpoint {path}: {error}. What stood there before is"
+                    " untouched."
+                ) from error
     finally:
         _writing.clear()

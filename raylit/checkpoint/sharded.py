@@ -38,7 +38,13 @@ Place = tuple[Any, ...]
 
 KNOWN = {  # all that DCP's metadata is made of, besides numbers and strings
     "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "TensorStorageMetadata",
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
         "_MEM_FORMAT_ENCODING",
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
@@ -46,17 +52,26 @@ KNOWN = {  # all that DCP's metadata is made of, besides numbers and strings
     "torch": {"Size", "device"},
     "collections": {"OrderedDict"},
     "pathlib": {"PosixPath", "PurePosixPath", "Path"},
-}  # fmt: skip
+}
 
 
 class _Unpickler(pickle.Unpickler):
     """Knows the classes of DCP's metadata only."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("builtins", "getattr"):  # by which Python before 3.11.4 pickles members of enumerations
+        if (module, name) == (
+            "builtins",
+            "getattr",
+        ):  # by which Python before 3.11.4 pickles members of enumerations
             return _member
-        found = super().find_class(module, name) if name in KNOWN.get(module, ()) or (module == "torch" and "." not in name) else None
-        if found is None or (module == "torch" and name not in KNOWN["torch"] and not isinstance(found, torch.dtype)):
+        found = (
+            super().find_class(module, name)
+            if name in KNOWN.get(module, ()) or (module == "torch" and "." not in name)
+            else None
+        )
+        if found is None or (
+            module == "torch" and name not in KNOWN["torch"] and not isinstance(found, torch.dtype)
+        ):
             raise pickle.UnpicklingError(f"it names {module}.{name}, which does not belong there")
         return found
 
@@ -70,7 +85,9 @@ def _member(kind: Any, name: str) -> enum.Enum:
 # ---- writing ----
 
 
-def save(run: Run, checkpoint: dict[str, Any], path: str | os.PathLike[str], *, in_background: bool) -> None:
+def save(
+    run: Run, checkpoint: dict[str, Any], path: str | os.PathLike[str], *, in_background: bool
+) -> None:
     """Write a checkpoint as a folder, whole or not at all. To be called on all ranks.
 
     Args:
@@ -80,14 +97,16 @@ def save(run: Run, checkpoint: dict[str, Any], path: str | os.PathLike[str], *, 
         in_background: return as soon as the state was copied; see `pending`.
 
     Raises:
-        CheckpointError: it could not be written, or that before it could not; what stood at `path` is untouched.
+        CheckpointError: it could not be written, or that before it could not; what stood at `path`
+            is untouched.
     """
     from raylit.checkpoint.folder import absolute
 
     target = absolute(path)
     if "://" in target:
         raise CheckpointError(
-            f"{target}: a sharded checkpoint needs a local path that all ranks reach. Use state_dict_type='full' for URLs."
+            f"{target}: a sharded checkpoint needs a local path that all ranks reach. Use"
+            " state_dict_type='full' for URLs."
         )
     world = run.world
     temporary = f"{os.path.dirname(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.part"
@@ -124,7 +143,9 @@ def wait(run: Run) -> None:
 
 @contextlib.contextmanager
 def _failing_together(world: World, target: str) -> Iterator[None]:
-    """Make an error of one rank, to write the checkpoint `target`, one of all; else they would wait for it.
+    """Make an error of one rank, to write the checkpoint `target`, one of all.
+
+    Else they would wait for it.
 
     Raises:
         CheckpointError: there was one.
@@ -138,17 +159,31 @@ def _failing_together(world: World, target: str) -> Iterator[None]:
         if isinstance(failed, CheckpointError):
             raise failed
         reason = "another rank could not" if failed is None else failed
-        raise CheckpointError(f"Could not write the checkpoint {target}: {reason}. What stood there before is untouched.") from failed
+        raise CheckpointError(
+            f"Could not write the checkpoint {target}: {reason}. What stood there before is"
+            " untouched."
+        ) from failed
 
 
-def _write_parts(parts: dict[str, Tensor], folder: str, group: Any, in_background: bool, finish: Callable[[Any], None]) -> None:
+def _write_parts(
+    parts: dict[str, Tensor],
+    folder: str,
+    group: Any,
+    in_background: bool,
+    finish: Callable[[Any], None],
+) -> None:
     from torch.distributed.checkpoint import filesystem, state_dict_saver
 
     writer = filesystem.FileSystemWriter(folder)
     if in_background:
         # what is in host memory already is not copied by DCP, and training goes on to change it
-        copied: dict[str, Any] = {key: part.detach().clone() if part.device.type == "cpu" else part for key, part in parts.items()}
-        future: Any = state_dict_saver.async_save(copied, storage_writer=writer, process_group=group)
+        copied: dict[str, Any] = {
+            key: part.detach().clone() if part.device.type == "cpu" else part
+            for key, part in parts.items()
+        }
+        future: Any = state_dict_saver.async_save(
+            copied, storage_writer=writer, process_group=group
+        )
         future.add_done_callback(lambda done: finish(done.exception()))
         return
     try:
@@ -159,13 +194,18 @@ def _write_parts(parts: dict[str, Tensor], folder: str, group: Any, in_backgroun
         finish(None)
 
 
-def _finisher(temporary: str, target: str, is_zero: bool, written: Future[None]) -> Callable[[Any], None]:
+def _finisher(
+    temporary: str, target: str, is_zero: bool, written: Future[None]
+) -> Callable[[Any], None]:
     """Return what is called when the parts of all ranks are written, or with the exception that came in between."""
 
     def finish(error: Any) -> None:
         try:
             if error is None and is_zero:
-                sizes = {name: os.path.getsize(os.path.join(temporary, name)) for name in sorted(os.listdir(temporary))}
+                sizes = {
+                    name: os.path.getsize(os.path.join(temporary, name))
+                    for name in sorted(os.listdir(temporary))
+                }
                 with open(os.path.join(temporary, COMPLETE), "w", encoding="utf-8") as marker:
                     json.dump({"files": sizes}, marker)
                     marker.flush()
@@ -192,7 +232,11 @@ def _replace(temporary: str, target: str) -> None:
     os.rename(temporary, target)
     format.sync(os.path.dirname(target))
     if before is not None:
-        shutil.rmtree(before) if os.path.isdir(before) and not os.path.islink(before) else os.unlink(before)
+        (
+            shutil.rmtree(before)
+            if os.path.isdir(before) and not os.path.islink(before)
+            else os.unlink(before)
+        )
 
 
 def _take_parts(value: Any, path: Place, parts: dict[str, Tensor], places: dict[str, Place]) -> Any:
@@ -202,9 +246,13 @@ def _take_parts(value: Any, path: Place, parts: dict[str, Tensor], places: dict[
         parts[key], places[key] = value, path
         return None
     if isinstance(value, dict):
-        return type(value)((key, _take_parts(one, (*path, key), parts, places)) for key, one in value.items())
+        return type(value)(
+            (key, _take_parts(one, (*path, key), parts, places)) for key, one in value.items()
+        )
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
-        taken = [_take_parts(one, (*path, number), parts, places) for number, one in enumerate(value)]
+        taken = [
+            _take_parts(one, (*path, number), parts, places) for number, one in enumerate(value)
+        ]
         changed = any(before is not after for before, after in zip(value, taken, strict=True))
         return taken if changed else value
     return value
@@ -222,7 +270,11 @@ class Unread:
 
 
 def load(
-    folder: str | os.PathLike[str], map_location: Any = "cpu", weights_only: bool | None = None, *, leaves_optimizers: bool = False
+    folder: str | os.PathLike[str],
+    map_location: Any = "cpu",
+    weights_only: bool | None = None,
+    *,
+    leaves_optimizers: bool = False,
 ) -> dict[str, Any]:
     """Read a sharded checkpoint into this process alone, as if it were one file.
 
@@ -237,9 +289,13 @@ def load(
     """
     source = os.fspath(folder)
     check(source)
-    checkpoint = format.load(os.path.join(source, META), map_location=map_location, weights_only=weights_only)
+    checkpoint = format.load(
+        os.path.join(source, META), map_location=map_location, weights_only=weights_only
+    )
     places: dict[str, Place] = checkpoint["raylit"].pop("parts")
-    later = {key for key, path in places.items() if leaves_optimizers and path[0] == "optimizer_states"}
+    later = {
+        key for key, path in places.items() if leaves_optimizers and path[0] == "optimizer_states"
+    }
     tensors = _read_parts(source, {key: None for key in places if key not in later})
     for key, path in places.items():
         inner: Any = checkpoint
@@ -252,7 +308,9 @@ def load(
 
 
 def read_optimizer(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
-    """Return an optimizer's state with what was left unread: of each tensor the part that this rank has of its parameter.
+    """Return an optimizer's state with what was left unread.
+
+    Of each tensor the part that this rank has of its parameter.
 
     Raises:
         CheckpointError: the folder is damaged.
@@ -261,21 +319,36 @@ def read_optimizer(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     of = dict(zip(numbers, parameters, strict=False))
     wanted = {
-        value.key: of.get(number) for number, values in state["state"].items() for value in values.values() if isinstance(value, Unread)
+        value.key: of.get(number)
+        for number, values in state["state"].items()
+        for value in values.values()
+        if isinstance(value, Unread)
     }
     if not wanted:
         return state
-    folder = next(value.folder for values in state["state"].values() for value in values.values() if isinstance(value, Unread))
+    folder = next(
+        value.folder
+        for values in state["state"].values()
+        for value in values.values()
+        if isinstance(value, Unread)
+    )
     tensors = _read_parts(folder, wanted)
     read = {
-        number: {name: tensors[value.key] if isinstance(value, Unread) else value for name, value in values.items()}
+        number: {
+            name: tensors[value.key] if isinstance(value, Unread) else value
+            for name, value in values.items()
+        }
         for number, values in state["state"].items()
     }
     return {**state, "state": read}
 
 
 def _read_parts(folder: str, wanted: dict[str, Tensor | None]) -> dict[str, Tensor]:
-    """Read tensors by their keys; the part that this rank has of the tensor beside the key, or if that is None or of another shape, all of it."""
+    """Read tensors by their keys.
+
+    The part that this rank has of the tensor beside the key, or if that is None or of another
+    shape, all of it.
+    """
     if not wanted:
         return {}
     from torch.distributed.checkpoint import filesystem, state_dict_loader
@@ -297,13 +370,18 @@ def _read_parts(folder: str, wanted: dict[str, Tensor | None]) -> dict[str, Tens
             dtype = described.properties.dtype
             is_like = like is not None and like.shape == described.size
             tensors[key] = (
-                torch.empty_like(like.detach(), dtype=dtype) if is_like and like is not None else torch.empty(described.size, dtype=dtype)
+                torch.empty_like(like.detach(), dtype=dtype)
+                if is_like and like is not None
+                else torch.empty(described.size, dtype=dtype)
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # says what no_dist says
             state_dict_loader.load(dict(tensors), storage_reader=Reader(folder), no_dist=True)
     except Exception as error:  # whatever DCP, and pickle before it, make of damaged files
-        raise CheckpointError(f"The checkpoint {folder} could not be read: {error}. It is torn or damaged, or no checkpoint.") from error
+        raise CheckpointError(
+            f"The checkpoint {folder} could not be read: {error}. It is torn or damaged, or no"
+            " checkpoint."
+        ) from error
     return tensors
 
 
@@ -317,13 +395,17 @@ def check(folder: str) -> None:
         with open(os.path.join(folder, COMPLETE), encoding="utf-8") as marker:
             sizes: dict[str, int] = json.load(marker)["files"]
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder} is no checkpoint, or its writing was not finished: {COMPLETE} is missing or damaged.") from error
+        raise CheckpointError(
+            f"{folder} is no checkpoint, or its writing was not finished: {COMPLETE} is missing or"
+            " damaged."
+        ) from error
     for name, size in sizes.items():
         path = os.path.join(folder, name)
         found = os.path.getsize(path) if os.path.isfile(path) else None
         if found != size:
             raise CheckpointError(
-                f"The checkpoint {folder} is damaged: {name} has {'no file' if found is None else f'{found} bytes'}, not {size} bytes."
+                f"The checkpoint {folder} is damaged: {name} has"
+                f" {'no file' if found is None else f'{found} bytes'}, not {size} bytes."
             )
 
 

@@ -1,9 +1,13 @@
-"""The command line: `raylit fit --config config.yaml`, and LightningCLI for scripts. The only place for jsonargparse.
+"""The command line: `raylit fit --config config.yaml`, and LightningCLI for scripts.
 
-Open `command.py` first: from the arguments of `raylit` to its exit code. `source.py` reads config files and flags as data that knows where each
-key stands, `config.py` has jsonargparse's parser, the config it makes of them and the objects that describes, `diagnosis.py` says in one sentence
-what is wrong with a config. `run.py`, `sweep.py` and `ui.py` are what the commands do. `lightning_cli.py` is for the user's own script, with
-`parser.py`; both make objects with `construct.py` and `optimizer.py` and keep the config with `record.py`.
+The only place for jsonargparse.
+
+Open `command.py` first: from the arguments of `raylit` to its exit code. `source.py` reads config
+files and flags as data that knows where each key stands, `config.py` has jsonargparse's parser, the
+config it makes of them and the objects that describes, `diagnosis.py` says in one sentence what is
+wrong with a config. `run.py`, `sweep.py` and `ui.py` are what the commands do. `lightning_cli.py`
+is for the user's own script, with `parser.py`; both make objects with `construct.py` and
+`optimizer.py` and keep the config with `record.py`.
 """
 
 from raylit.cli.command import main
@@ -22,6 +26,17 @@ from raylit.cli.parser import LightningArgumentParser
 from raylit.cli.record import SaveConfigCallback
 
 __all__ = [
-    "ArgsType", "LRSchedulerCallable", "LRSchedulerType", "LRSchedulerTypeTuple", "LRSchedulerTypeUnion", "LightningArgumentParser",
-    "LightningCLI", "OptimizerCallable", "ReduceLROnPlateau", "SaveConfigCallback", "instantiate_class", "instantiate_module", "main",
-]  # fmt: skip
+    "ArgsType",
+    "LRSchedulerCallable",
+    "LRSchedulerType",
+    "LRSchedulerTypeTuple",
+    "LRSchedulerTypeUnion",
+    "LightningArgumentParser",
+    "LightningCLI",
+    "OptimizerCallable",
+    "ReduceLROnPlateau",
+    "SaveConfigCallback",
+    "instantiate_class",
+    "instantiate_module",
+    "main",
+]

@@ -35,13 +35,17 @@ def main(args: list[str] | None = None) -> int:
         try:
             _run(args)
         except ConfigError as error:
-            failure.show_config_error(error, args[0] if args and args[0] in COMMANDS else "", is_verbose)
+            failure.show_config_error(
+                error, args[0] if args and args[0] in COMMANDS else "", is_verbose
+            )
             return USAGE
         except KeyboardInterrupt:
             _say("Interrupted.")
             return INTERRUPTED
         except SystemExit as end:
-            code = TERMINATED if end.code == signal.SIGTERM else end.code  # Ray's own handler ends with the signal's number
+            code = (
+                TERMINATED if end.code == signal.SIGTERM else end.code
+            )  # Ray's own handler ends with the signal's number
             if code == TERMINATED:
                 _say("Terminated.")
             return code if isinstance(code, int) else DONE if code is None else FAILED
@@ -61,8 +65,14 @@ def _run(args: list[str]) -> None:
         return
     command, rest = args[0], args[1:]
     if command not in COMMANDS:
-        hint = " The command comes first: raylit fit --config ..." if command.startswith("-") else did_you_mean(command, COMMANDS)
-        raise ConfigError(f"There is no command {command!r}.{hint} There are: {', '.join(COMMANDS)}.")
+        hint = (
+            " The command comes first: raylit fit --config ..."
+            if command.startswith("-")
+            else did_you_mean(command, COMMANDS)
+        )
+        raise ConfigError(
+            f"There is no command {command!r}.{hint} There are: {', '.join(COMMANDS)}."
+        )
     if "-h" in rest or "--help" in rest:
         print(HELP[command])
         return
@@ -76,7 +86,9 @@ def _run(args: list[str]) -> None:
     if options.verbose:
         os.environ["RAYLIT_VERBOSE"] = "1"
     else:
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # the tables it creates in a new database
+        logging.getLogger("mlflow.store.db.utils").setLevel(
+            logging.WARNING
+        )  # the tables it creates in a new database
     if command == "ui":
         from raylit.cli.ui import serve
 
@@ -114,7 +126,8 @@ def _take_options(command: str, args: list[str]) -> tuple[argparse.Namespace, li
     options, rest = parser.parse_known_args(args)
     if command == "ui" and rest:
         raise ConfigError(
-            f"{rest[0]}: raylit ui has no such flag.{did_you_mean(rest[0], ('--backend-store-uri', '--host', '--port', '--verbose'))}"
+            f"{rest[0]}: raylit ui has no such"
+            f" flag.{did_you_mean(rest[0], ('--backend-store-uri', '--host', '--port', '--verbose'))}"
         )
     return options, rest
 
@@ -127,7 +140,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _import_from_here() -> None:
-    """Let `class_path: examples.digits.LitDigits` find the folder `examples` in the current one, as `python -m` would."""
+    """Let `class_path.
+
+    Examples.digits.LitDigits` find the folder `examples` in the current one, as `python -m` would.
+    """
     here = os.getcwd()
     if sys.path[:1] != [here]:
         sys.path.insert(0, here)
@@ -138,7 +154,9 @@ def _short_warnings(is_verbose: bool) -> Iterator[None]:
     """Within, a warning is one line without the place in the code that gave it."""
     before = warnings.formatwarning
     if not is_verbose:
-        warnings.formatwarning = lambda message, category, *place, **line: f"{category.__name__}: {message}\n"
+        warnings.formatwarning = lambda message, category, *place, **line: (
+            f"{category.__name__}: {message}\n"
+        )
     try:
         yield
     finally:

@@ -21,7 +21,8 @@ from raylit.runtime.rng import seed_everything
 from raylit.trainer.trainer import Trainer
 from raylit.version import __version__
 
-# What the methods of Trainer take beside model and data, as in LightningCLI: name to type and default.
+# What the methods of Trainer take beside model and data, as in LightningCLI: name to type and
+# default.
 ARGUMENTS: dict[str, dict[str, tuple[Any, Any]]] = {
     "check": {},
     "fit": {},
@@ -30,24 +31,46 @@ ARGUMENTS: dict[str, dict[str, tuple[Any, Any]]] = {
     "predict": {"return_predictions": (bool | None, None)},
     "tune": {},
 }
-MADE_BY_OTHERS: dict[str, set[str]] = {"optimizer": {"params"}, "lr_scheduler": {"optimizer"}}  # arguments no config gives
-LOADING: dict[str, tuple[Any, Any]] = {"ckpt_path": (str | None, None), "weights_only": (bool | None, None)}
+MADE_BY_OTHERS: dict[str, set[str]] = {
+    "optimizer": {"params"},
+    "lr_scheduler": {"optimizer"},
+}  # arguments no config gives
+LOADING: dict[str, tuple[Any, Any]] = {
+    "ckpt_path": (str | None, None),
+    "weights_only": (bool | None, None),
+}
 
 
 def make_parser(command: str, needs_model: bool = True) -> ArgumentParser:
     """Return the parser of a command's config; its keys are those of LightningCLI."""
-    parser = ArgumentParser(prog=f"raylit {command}", exit_on_error=False, allow_abbrev=False, print_config=None)
+    parser = ArgumentParser(
+        prog=f"raylit {command}", exit_on_error=False, allow_abbrev=False, print_config=None
+    )
     parser.add_argument("-c", "--config", action=ActionConfigFile)
     parser.add_argument("--seed_everything", type=bool | int, default=True)
-    parser.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False, sub_configs=True)
-    parser.add_subclass_arguments(LightningModule, "model", fail_untyped=False, required=needs_model)
+    parser.add_class_arguments(
+        Trainer, "trainer", instantiate=False, fail_untyped=False, sub_configs=True
+    )
+    parser.add_subclass_arguments(
+        LightningModule, "model", fail_untyped=False, required=needs_model
+    )
     parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False, required=False)
     parser.add_subclass_arguments(
-        (torch.optim.Optimizer,), "optimizer", instantiate=False, fail_untyped=False, skip=MADE_BY_OTHERS["optimizer"], required=False
+        (torch.optim.Optimizer,),
+        "optimizer",
+        instantiate=False,
+        fail_untyped=False,
+        skip=MADE_BY_OTHERS["optimizer"],
+        required=False,
     )
     schedulers = (torch.optim.lr_scheduler.LRScheduler, ReduceLROnPlateau)
     parser.add_subclass_arguments(
-        schedulers, "lr_scheduler", instantiate=False, fail_untyped=False, skip=MADE_BY_OTHERS["lr_scheduler"], required=False
+        schedulers,
+        "lr_scheduler",
+        instantiate=False,
+        fail_untyped=False,
+        skip=MADE_BY_OTHERS["lr_scheduler"],
+        required=False,
     )
     for name, (kind, default) in {**LOADING, **ARGUMENTS[command]}.items():
         parser.add_argument(f"--{name}", type=kind, default=default)
@@ -73,16 +96,25 @@ class Config:
     @property
     def text(self) -> str:
         """The config as YAML, which reproduces the run."""
-        return f"# raylit {self.command} --config FILE    (raylit {__version__}, torch {torch.__version__})\n{self._body()}"
+        return (
+            f"# raylit {self.command} --config FILE    (raylit {__version__}, torch"
+            f" {torch.__version__})\n{self._body()}"
+        )
 
     def _body(self) -> str:
         short = str(self.parser.dump(self.values))
-        meant = {key: value for key, value in self.values.clone(with_meta=False).as_dict().items() if key != "config"}
+        meant = {
+            key: value
+            for key, value in self.values.clone(with_meta=False).as_dict().items()
+            if key != "config"
+        }
         with contextlib.suppress(ArgumentError, TypeError):
             again = self.parser.parse_string(short).as_dict()
             if {key: value for key, value in again.items() if key != "config"} == meant:
                 return short
-        return str(self.parser.dump(self.values, skip_unset=False))  # a null that was given against a default must stay
+        return str(
+            self.parser.dump(self.values, skip_unset=False)
+        )  # a null that was given against a default must stay
 
     def where(self, *path: str) -> str | None:
         """Return in words where the key at `path` was given last; None if it was not."""
@@ -93,12 +125,21 @@ class Config:
         self.values.seed_everything = seed(self.values.seed_everything)
 
     def take(self, name: str, value: Any) -> bool:
-        """Take the value of an argument of the model from elsewhere, unless a flag gave it. Returns whether that changed the config."""
+        """Take the value of an argument of the model from elsewhere, unless a flag gave it.
+
+        Returns whether that changed the config.
+        """
         own = self.values.model.get("init_args") or {}
-        if name not in own or any(source.root is None and name in _argument_names(source.values.get("model")) for source in self.sources):
+        if name not in own or any(
+            source.root is None and name in _argument_names(source.values.get("model"))
+            for source in self.sources
+        ):
             return False
         before = self.values.model.clone(with_meta=False).as_dict()
-        spec = {"class_path": before["class_path"], "init_args": {**before["init_args"], name: value}}
+        spec = {
+            "class_path": before["class_path"],
+            "init_args": {**before["init_args"], name: value},
+        }
         try:
             self.values = self.parser.parse_object({"model": spec}, self.values)
         except ArgumentError:
@@ -134,23 +175,41 @@ def parse(command: str, args: Sequence[str], needs_model: bool = True) -> Config
 
 
 def seed(wanted: bool | int) -> bool | int:
-    """Seed the random numbers with `wanted`; True: PL_GLOBAL_SEED or 0, False: not at all. Returns the seed, or False."""
-    return False if wanted is False else seed_everything(None if wanted is True else wanted, workers=True)
+    """Seed the random numbers with `wanted`; True: PL_GLOBAL_SEED or 0, False: not at all.
+
+    Returns the seed, or False.
+    """
+    return (
+        False
+        if wanted is False
+        else seed_everything(None if wanted is True else wanted, workers=True)
+    )
 
 
 def instantiate(parser: ArgumentParser, values: Namespace) -> Namespace:
-    """Return `values` with objects in place of what describes them. A module's hyperparameters are as the config has them.
+    """Return `values` with objects in place of what describes them.
+
+    A module's hyperparameters are as the config has them.
 
     Raises:
         Exception: whatever a constructor raised.
     """
 
-    def hyperparameters(cls: type, arguments: dict[str, Any], links: dict[str, Any]) -> dict[str, Any] | None:
-        given = next((values[key] for key in ("model", "data") if key in values and is_of(values[key], cls)), None)
+    def hyperparameters(
+        cls: type, arguments: dict[str, Any], links: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        given = next(
+            (values[key] for key in ("model", "data") if key in values and is_of(values[key], cls)),
+            None,
+        )
         plain = given.init_args.as_dict() if given is not None and "init_args" in given else {}
-        if not any(isinstance(value, Mapping) and "class_path" in value for value in plain.values()):
+        if not any(
+            isinstance(value, Mapping) and "class_path" in value for value in plain.values()
+        ):
             return None
-        return {name: plain.get(name, value) for name, value in arguments.items()}  # rather than the objects made of them
+        return {
+            name: plain.get(name, value) for name, value in arguments.items()
+        }  # rather than the objects made of them
 
     return construct.instantiate(parser, values, hyperparameters)
 
@@ -162,7 +221,10 @@ def _argument_names(given: Any) -> set[str]:
 
 def is_of(spec: Any, cls: type) -> bool:
     """Tell whether `spec` is the part of a config that describes an object of `cls`."""
-    return isinstance(spec, Namespace) and str(spec.get("class_path")).rpartition(".")[2] == cls.__name__
+    return (
+        isinstance(spec, Namespace)
+        and str(spec.get("class_path")).rpartition(".")[2] == cls.__name__
+    )
 
 
 def describe(args: Sequence[str]) -> None:
@@ -178,12 +240,17 @@ def describe(args: Sequence[str]) -> None:
     else:
         if key not in BASES:
             raise ConfigError(
-                f"--{key}.help: there is no such flag. There are: {', '.join(f'--{name}.help' for name in ('trainer', *BASES))}."
+                f"--{key}.help: there is no such flag. There are:"
+                f" {', '.join(f'--{name}.help' for name in ('trainer', *BASES))}."
             )
         name = named or next(iter(args[args.index(flag) + 1 :]), None)
         if name is None:
-            raise ConfigError(f"--{key}.help wants a class, such as --{key}.help package.module.Class.")
+            raise ConfigError(
+                f"--{key}.help wants a class, such as --{key}.help package.module.Class."
+            )
         cls = find_class(name, BASES[key])
     parser = ArgumentParser(add_help=False, usage="", print_config=None)
-    parser.add_class_arguments(cls, key, instantiate=False, fail_untyped=False, skip={*MADE_BY_OTHERS.get(key, ())})
+    parser.add_class_arguments(
+        cls, key, instantiate=False, fail_untyped=False, skip={*MADE_BY_OTHERS.get(key, ())}
+    )
     print(parser.format_help().partition("\n\n")[2].strip())

@@ -1,4 +1,7 @@
-"""From a config to objects: at the start of a run, and again from the hyperparameters in a checkpoint."""
+"""From a config to objects.
+
+At the start of a run, and again from the hyperparameters in a checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,14 @@ from raylit.runtime.messages import warn
 
 T = TypeVar("T")
 
-# From a class, the arguments it is made with and those of them that links gave, to what save_hyperparameters is to keep; None: the arguments.
+# From a class, the arguments it is made with and those of them that links gave, to what
+# save_hyperparameters is to keep; None: the arguments.
 Hyperparameters = Callable[[type, dict[str, Any], dict[str, Any]], dict[str, Any] | None]
 
 
-def instantiate(parser: ArgumentParser, values: Namespace, hyperparameters: Hyperparameters) -> Namespace:
+def instantiate(
+    parser: ArgumentParser, values: Namespace, hyperparameters: Hyperparameters
+) -> Namespace:
     """Return `values` with objects in place of what describes them.
 
     Args:
@@ -50,7 +56,11 @@ def as_hyperparameters(spec: Mapping[str, Any], links: Mapping[str, Any]) -> dic
     """
     kept = dict(spec)
     if "class_path" in spec:
-        kept = {CLASS_PATH: spec["class_path"], **(spec.get("init_args") or {}), **(spec.get("dict_kwargs") or {})}
+        kept = {
+            CLASS_PATH: spec["class_path"],
+            **(spec.get("init_args") or {}),
+            **(spec.get("dict_kwargs") or {}),
+        }
     for key, value in links.items():
         *parents, name = key.removeprefix("init_args.").split(".")
         inner = kept
@@ -86,32 +96,49 @@ def instantiate_module(class_type: type[T], config: dict[str, Any]) -> T:
             values = parser.parse_object({"module": config})
         except ArgumentError as error:
             raise CheckpointError(
-                f"The hyperparameters in the checkpoint do not fit {class_type.__name__}: {error}\nGive what does as arguments:"
-                " load_from_checkpoint(path, name=value)."
+                f"The hyperparameters in the checkpoint do not fit {class_type.__name__}:"
+                f" {error}\nGive what does as arguments: load_from_checkpoint(path, name=value)."
             ) from error
 
-        def hyperparameters(cls: type, arguments: dict[str, Any], links: dict[str, Any]) -> dict[str, Any] | None:
+        def hyperparameters(
+            cls: type, arguments: dict[str, Any], links: dict[str, Any]
+        ) -> dict[str, Any] | None:
             _warn_of_descriptions(cls, arguments)
-            is_meant = cls is class_type if named is None else cls.__name__ == str(named).rpartition(".")[2]
-            return kept if is_meant else None  # so that checkpoints of what was loaded can be loaded too
+            is_meant = (
+                cls is class_type
+                if named is None
+                else cls.__name__ == str(named).rpartition(".")[2]
+            )
+            return (
+                kept if is_meant else None
+            )  # so that checkpoints of what was loaded can be loaded too
 
         made: T = instantiate(parser, values, hyperparameters).module
     return made
 
 
 class _Maker:
-    """What jsonargparse calls to make an object. Callables that a config describes call it too, long after `instantiate` has ended."""
+    """What jsonargparse calls to make an object.
+
+    Callables that a config describes call it too, long after `instantiate` has ended.
+    """
 
     def __init__(self, hyperparameters: Hyperparameters) -> None:
         self.hyperparameters: Hyperparameters | None = hyperparameters
 
-    def __call__(self, cls: type, /, *args: Any, applied_instantiation_links: dict[str, Any], **kwargs: Any) -> Any:
+    def __call__(
+        self, cls: type, /, *args: Any, applied_instantiation_links: dict[str, Any], **kwargs: Any
+    ) -> Any:
         if self.hyperparameters is None:
             return cls(*args, **kwargs)
-        if any("." in name for name in kwargs):  # a description that is left as it is comes in pieces
+        if any(
+            "." in name for name in kwargs
+        ):  # a description that is left as it is comes in pieces
             kwargs = Namespace(kwargs).as_dict()  # type: ignore[no-untyped-call]
         try:
-            with constructed_with(cls, self.hyperparameters(cls, kwargs, applied_instantiation_links)):
+            with constructed_with(
+                cls, self.hyperparameters(cls, kwargs, applied_instantiation_links)
+            ):
                 return cls(*args, **kwargs)
         except Exception as error:
             raise _Raised(error) from error
@@ -130,8 +157,9 @@ def _check_class(named: Any, base: type) -> None:
     found = getattr(sys.modules.get(module), name, None)
     if not (isinstance(found, type) and issubclass(found, base)):
         raise CheckpointError(
-            f"The checkpoint is of the class {named!r}, which is no {base.__name__} or was not imported: loading a checkpoint imports nothing that"
-            f" it names. Import {module or 'its module'} first, or call load_from_checkpoint of that class."
+            f"The checkpoint is of the class {named!r}, which is no {base.__name__} or was not"
+            " imported: loading a checkpoint imports nothing that it names. Import"
+            f" {module or 'its module'} first, or call load_from_checkpoint of that class."
         )
 
 
@@ -139,8 +167,9 @@ def _warn_of_descriptions(cls: type, arguments: dict[str, Any]) -> None:
     for name, value in arguments.items():
         if isinstance(value, (Mapping, Namespace)) and "class_path" in value:
             warn(
-                f"{cls.__name__} gets {name} as it stands in the checkpoint, as a description of a {value['class_path']}: the type of the argument does"
-                f" not say that it is one. Annotate it, or give it: load_from_checkpoint(path, {name}=...)."
+                f"{cls.__name__} gets {name} as it stands in the checkpoint, as a description of a"
+                f" {value['class_path']}: the type of the argument does not say that it is one."
+                f" Annotate it, or give it: load_from_checkpoint(path, {name}=...)."
             )
 
 

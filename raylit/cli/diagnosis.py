@@ -43,7 +43,16 @@ SCALARS: dict[str, Any] = {
     "verbose": bool,
     "return_predictions": bool | None,
 }
-KEYS = ("seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler", "ckpt_path", "weights_only")
+KEYS = (
+    "seed_everything",
+    "trainer",
+    "model",
+    "data",
+    "optimizer",
+    "lr_scheduler",
+    "ckpt_path",
+    "weights_only",
+)
 OWN_KEYS = {"validate": ("verbose",), "test": ("verbose",), "predict": ("return_predictions",)}
 OWN_FLAGS = {"fit": ("resume",), "predict": ("output",), "tune": ("sweep",)}
 
@@ -69,26 +78,46 @@ def explain(sources: Sequence[Source], text: str, command: str) -> str:
 
 def in_short(text: str, command: str) -> str:
     """Return the point of a text of jsonargparse."""
-    missing = re.search(r"the following arguments are required: (.+)|Key \"(.+)\" is required", text)
+    missing = re.search(
+        r"the following arguments are required: (.+)|Key \"(.+)\" is required", text
+    )
     if missing:
         name = (missing[1] or missing[2]).strip()
         if name in ("model", "--model"):
-            return f"there is no model to {command}: --model package.module.Class, or `model: {{class_path: ...}}` in a config file (--config FILE)."
+            return (
+                f"there is no model to {command}: --model package.module.Class, or `model:"
+                " {class_path: ...}` in a config file (--config FILE)."
+            )
         owner = re.search(r"class_path '([^']+)'", text)
         key = re.search(r"Parser key \"([^\"]+)\"", text)
-        return f"{key[1] if key else name}: {owner[1].rpartition('.')[2] if owner else 'it'} needs the argument {name.removeprefix('--')}."
+        return (
+            f"{key[1] if key else name}: {owner[1].rpartition('.')[2] if owner else 'it'} needs the"
+            f" argument {name.removeprefix('--')}."
+        )
     lines = [line.strip(" -") for line in text.splitlines() if line.strip(" -")]
     reasons = [
         line
         for line in lines
-        if not re.match(r"Parser key|Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|Problem with", line)
+        if not re.match(
+            r"Parser key|Does not validate|Subtypes:|Errors:|Given value|Expected a <class"
+            r" 'NoneType'>|Problem with",
+            line,
+        )
     ]
     key = re.search(r"Parser key \"([^\"]+)\"", text)
-    return f"{key[1]}: {reasons[0]}" if key and reasons else lines[0] if lines else "the config is not valid."
+    return (
+        f"{key[1]}: {reasons[0]}"
+        if key and reasons
+        else lines[0]
+        if lines
+        else "the config is not valid."
+    )
 
 
 class Inspector:
-    """Looks through the sources of one config in their order; raises a ConfigError at the first thing that is wrong.
+    """Looks through the sources of one config in their order.
+
+    Raises a ConfigError at the first thing that is wrong.
 
     Args:
         command: whose config it is.
@@ -96,8 +125,16 @@ class Inspector:
 
     def __init__(self, command: str) -> None:
         self.keys = (*KEYS, *OWN_KEYS.get(command, ()))
-        self.flags = ("config", "print_config", "ray.address", "verbose", *OWN_FLAGS.get(command, ()))
-        self.classes: dict[str, type] = {}  # key of each component to the class that was named for it last
+        self.flags = (
+            "config",
+            "print_config",
+            "ray.address",
+            "verbose",
+            *OWN_FLAGS.get(command, ()),
+        )
+        self.classes: dict[
+            str, type
+        ] = {}  # key of each component to the class that was named for it last
         self.source = Source("", {})
 
     def look_at(self, source: Source) -> None:
@@ -106,12 +143,20 @@ class Inspector:
         for key, value in source.values.items():
             if key not in self.keys:
                 options = self.keys if source.root is not None else (*self.keys, *self.flags)
-                self._fail((key,), f"a config has no key {key!r}.{nearest(str(key), options)} It has: {', '.join(self.keys)}.")
+                self._fail(
+                    (key,),
+                    f"a config has no key {key!r}.{nearest(str(key), options)} It has:"
+                    f" {', '.join(self.keys)}.",
+                )
             elif key == "trainer":
                 if isinstance(value, str) and os.path.isfile(value):
                     value = self._enter(value, (key,))
                 if value is not None and not isinstance(value, Mapping):
-                    self._fail((key,), f"trainer is {value!r}, but holds the arguments of the Trainer, such as `max_epochs: 3`.")
+                    self._fail(
+                        (key,),
+                        f"trainer is {value!r}, but holds the arguments of the Trainer, such as"
+                        " `max_epochs: 3`.",
+                    )
                 self._arguments((key,), value or {}, Trainer)
                 self.source = source
             elif key in BASES:
@@ -120,8 +165,13 @@ class Inspector:
                 self._value((key,), key, value, _scalar_parser(key), _type_text(SCALARS[key]))
 
     def _component(self, path: Path, value: Any) -> None:
-        """Check what stands for an object: the name of a class, class_path and init_args, a file with these, or a list of such."""
-        key = dotted(part for part in path if isinstance(part, str) and part != "init_args").replace("+", "")
+        """Check what stands for an object.
+
+        The name of a class, class_path and init_args, a file with these, or a list of such.
+        """
+        key = dotted(
+            part for part in path if isinstance(part, str) and part != "init_args"
+        ).replace("+", "")
         if isinstance(value, list):
             for index, item in enumerate(value):
                 self._component((*path, index), item)
@@ -135,27 +185,36 @@ class Inspector:
             for name in value:
                 if name not in PARTS:
                     belongs = (
-                        f" An argument of the class stands below init_args: {dotted(path)}.init_args.{name}."
+                        " An argument of the class stands below init_args:"
+                        f" {dotted(path)}.init_args.{name}."
                         if not did_you_mean(name, PARTS)
                         else ""
                     )
                     self._fail(
-                        (*path, name), f"{dotted((*path, name))} is not known beside class_path.{did_you_mean(name, PARTS)}{belongs}"
+                        (*path, name),
+                        f"{dotted((*path, name))} is not known beside"
+                        f" class_path.{did_you_mean(name, PARTS)}{belongs}",
                     )
             self.classes[key] = self._class(path, str(value["class_path"]), BASES.get(key))
         cls = self.classes.get(key) or BASES.get(key)
         if key not in self.classes:
             self._fail(
                 path,
-                f"{dotted(path)} has no class_path. It names a class, such as `class_path: package.module.Class`, with its arguments below init_args.",
+                f"{dotted(path)} has no class_path. It names a class, such as `class_path:"
+                " package.module.Class`, with its arguments below init_args.",
             )
         assert cls is not None
         self._arguments((*path, "init_args"), value.get("init_args") or {}, cls)
-        self._arguments(path, {name: item for name, item in value.items() if name not in PARTS}, cls)
+        self._arguments(
+            path, {name: item for name, item in value.items() if name not in PARTS}, cls
+        )
         self.source = source
 
     def _arguments(self, path: Path, values: Mapping[str, Any], cls: type) -> None:
-        """Check arguments of a class: their names, their types, and what stands for objects within them."""
+        """Check arguments of a class.
+
+        Their names, their types, and what stands for objects within them.
+        """
         parser, names = arguments_of(cls)
         for given, value in values.items():
             name, at = str(given).rstrip("+"), (*path, given)
@@ -163,11 +222,19 @@ class Inspector:
                 continue
             if name not in names:
                 near = nearest(name, names)
-                listed = f" It has: {', '.join(names) or 'none'}." if not near and len(names) <= 12 else ""
+                listed = (
+                    f" It has: {', '.join(names) or 'none'}."
+                    if not near and len(names) <= 12
+                    else ""
+                )
                 if self.source.root is None:  # a flag is corrected as a whole
                     near = near.replace("'", f"'{dotted(path)}.", 1)
-                self._fail(at, f"{dotted(at)}: {cls.__name__} has no argument {name!r}.{near}{listed}")
-            key = dotted(part for part in at if isinstance(part, str) and part != "init_args").replace("+", "")
+                self._fail(
+                    at, f"{dotted(at)}: {cls.__name__} has no argument {name!r}.{near}{listed}"
+                )
+            key = dotted(
+                part for part in at if isinstance(part, str) and part != "init_args"
+            ).replace("+", "")
             if self._is_component(key, value):
                 self._component(at, value)
             else:
@@ -177,15 +244,25 @@ class Inspector:
         items = value if isinstance(value, list) and value else [value]
         if key in BASES:
             return not isinstance(value, (bool, int, float)) and value is not None
-        return all(isinstance(item, Mapping) and ("class_path" in item or key in self.classes) for item in items)
+        return all(
+            isinstance(item, Mapping) and ("class_path" in item or key in self.classes)
+            for item in items
+        )
 
-    def _value(self, path: Path, name: str, value: Any, parser: ArgumentParser, wanted: str) -> None:
+    def _value(
+        self, path: Path, name: str, value: Any, parser: ArgumentParser, wanted: str
+    ) -> None:
         try:
             parser.parse_object({name: value})
         except (ArgumentError, TypeError, ValueError) as error:
             if f'Parser key "{name}"' in str(error):
                 self._fail(
-                    path, f"{dotted(path)} is {value!r}, but must be {wanted}." if wanted else f"{dotted(path)}: {in_short(str(error), '')}"
+                    path,
+                    (
+                        f"{dotted(path)} is {value!r}, but must be {wanted}."
+                        if wanted
+                        else f"{dotted(path)}: {in_short(str(error), '')}"
+                    ),
                 )
 
     def _class(self, path: Path, name: str, base: type | None) -> type:
@@ -195,10 +272,23 @@ class Inspector:
             self._fail((*path, "class_path"), f"{dotted(path)}: {error}")
         if base is not None and not issubclass(found, base):
             own = re.sub(r"^(lightning\.pytorch|pytorch_lightning|lightning)\b", "raylit", name)
-            hint = f" It is one of Lightning: write {own}, and `import raylit as pl` in your own classes." if own != name else ""
-            if not hint and any(cls.__module__.split(".")[0] in ("lightning", "pytorch_lightning") for cls in found.__mro__):
-                hint = " It is derived from Lightning's: write `import raylit as pl` instead of `import lightning.pytorch as pl`."
-            self._fail((*path, "class_path"), f"{dotted(path)}: {name} is no {base.__name__}.{hint}")
+            hint = (
+                f" It is one of Lightning: write {own}, and `import raylit as pl` in your own"
+                " classes."
+                if own != name
+                else ""
+            )
+            if not hint and any(
+                cls.__module__.split(".")[0] in ("lightning", "pytorch_lightning")
+                for cls in found.__mro__
+            ):
+                hint = (
+                    " It is derived from Lightning's: write `import raylit as pl` instead of"
+                    " `import lightning.pytorch as pl`."
+                )
+            self._fail(
+                (*path, "class_path"), f"{dotted(path)}: {name} is no {base.__name__}.{hint}"
+            )
         return found
 
     def _enter(self, file: str, path: Path) -> Any:
@@ -207,13 +297,18 @@ class Inspector:
         return self.source.values
 
     def _fail(self, path: Path, what: str) -> NoReturn:
-        if self.source.root is None and what.startswith(self.source.name[2:]):  # a flag that names the key already
+        if self.source.root is None and what.startswith(
+            self.source.name[2:]
+        ):  # a flag that names the key already
             raise ConfigError(f"--{what}")
         raise ConfigError(f"{self.source.where(path)}: {what}")
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
-    """Return ` Did you mean 'x'?` as `did_you_mean`; an option that begins with `word` comes first."""
+    """Return ` Did you mean 'x'?` as `did_you_mean`.
+
+    An option that begins with `word` comes first.
+    """
     options = list(options)
     longer = [option for option in options if option.startswith(word)]
     return f" Did you mean '{longer[0]}'?" if longer and word else did_you_mean(word, options)
@@ -227,36 +322,55 @@ def find_class(path: str, base: type | None = None) -> type:
     """
     module_name, _, name = path.rpartition(".")
     if not module_name:
-        known = {cls.__name__: cls for cls in _subclasses(base or object)} if base is not None else {}
+        known = (
+            {cls.__name__: cls for cls in _subclasses(base or object)} if base is not None else {}
+        )
         if name not in known:
             example = f"package.module.{name}"
-            raise ConfigError(f"there is no class {name!r}.{did_you_mean(name, known)} Give its whole path, such as {example}.")
+            raise ConfigError(
+                f"there is no class {name!r}.{did_you_mean(name, known)} Give its whole path, such"
+                f" as {example}."
+            )
         return known[name]
     module: Any
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise ConfigError(f"importing {module_name} failed: {error}. Install it, or correct the import.") from error
+            raise ConfigError(
+                f"importing {module_name} failed: {error}. Install it, or correct the import."
+            ) from error
         raise ConfigError(
-            f"there is no module {error.name!r}, neither in the current folder nor installed.{_near_module(error.name)}"
+            f"there is no module {error.name!r}, neither in the current folder nor"
+            f" installed.{_near_module(error.name)}"
         ) from error
     except Exception as error:
         frame = next(iter(traceback.extract_tb(error.__traceback__)[::-1]), None)
         place = f" ({os.path.relpath(frame.filename)}, line {frame.lineno})" if frame else ""
-        raise ConfigError(f"importing {module_name} failed: {type(error).__name__}: {error}{place}") from error
+        raise ConfigError(
+            f"importing {module_name} failed: {type(error).__name__}: {error}{place}"
+        ) from error
     found = getattr(module, name, None)
     if not isinstance(found, type):
-        names = [key for key, value in vars(module).items() if isinstance(value, type) and (base is None or issubclass(value, base))]
+        names = [
+            key
+            for key, value in vars(module).items()
+            if isinstance(value, type) and (base is None or issubclass(value, base))
+        ]
         raise ConfigError(f"{module_name} has no class {name!r}.{did_you_mean(name, names)}")
     return found
 
 
 def arguments_of(cls: type) -> tuple[ArgumentParser | None, list[str]]:
-    """Return a parser for the arguments of a class, and their names; no parser if they cannot be found out."""
+    """Return a parser for the arguments of a class, and their names.
+
+    No parser if they cannot be found out.
+    """
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, print_config=None)
     try:
-        names = parser.add_class_arguments(cls, instantiate=False, fail_untyped=False, sub_configs=True)
+        names = parser.add_class_arguments(
+            cls, instantiate=False, fail_untyped=False, sub_configs=True
+        )
     except (TypeError, ValueError):
         return None, []
     return parser, names
@@ -270,9 +384,17 @@ def _scalar_parser(key: str) -> ArgumentParser:
 
 def _annotation(cls: type, name: str) -> str:
     for owner in cls.__mro__:  # an argument may have come through **kwargs
-        parameter = inspect.signature(owner.__init__).parameters.get(name) if "__init__" in vars(owner) else None  # type: ignore[misc]
+        parameter = (
+            inspect.signature(owner.__init__).parameters.get(name)
+            if "__init__" in vars(owner)
+            else None
+        )  # type: ignore[misc]
         if parameter is not None:
-            return "" if parameter.annotation is inspect.Parameter.empty else _type_text(parameter.annotation)
+            return (
+                ""
+                if parameter.annotation is inspect.Parameter.empty
+                else _type_text(parameter.annotation)
+            )
     return ""
 
 
@@ -289,8 +411,17 @@ def _near_module(name: str) -> str:
     folders = [os.getcwd()]
     if parent:
         folders = list(getattr(importlib.import_module(parent), "__path__", []))
-    names = [os.path.splitext(entry)[0] for folder in folders if os.path.isdir(folder) for entry in os.listdir(folder)]
-    return did_you_mean(last, names).replace("'", f"'{parent}.", 1) if parent else did_you_mean(last, names)
+    names = [
+        os.path.splitext(entry)[0]
+        for folder in folders
+        if os.path.isdir(folder)
+        for entry in os.listdir(folder)
+    ]
+    return (
+        did_you_mean(last, names).replace("'", f"'{parent}.", 1)
+        if parent
+        else did_you_mean(last, names)
+    )
 
 
 def _subclasses(base: type) -> list[type]:

@@ -14,7 +14,10 @@ from raylit.errors import ConfigError, RaylitError
 
 FOREIGN = tuple(
     os.path.realpath(folder) + os.sep
-    for folder in {str(Path(raylit.__file__).parent), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))}
+    for folder in {
+        str(Path(raylit.__file__).parent),
+        *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
+    }
 )
 
 
@@ -41,14 +44,24 @@ def show_config_error(error: ConfigError, command: str, is_verbose: bool) -> Non
     if is_verbose or user_frames(error):
         show(error, is_verbose)
     else:
-        print(f"{'raylit ' + command if command else 'raylit'}: {error}", file=sys.stderr, flush=True)
+        print(
+            f"{'raylit ' + command if command else 'raylit'}: {error}", file=sys.stderr, flush=True
+        )
 
 
 def user_frames(error: BaseException) -> list[str]:
-    """Return the lines of the traceback that lie in the user's own files, as Python prints them. Also of an error in a worker."""
+    """Return the lines of the traceback that lie in the user's own files, as Python prints them.
+
+    Also of an error in a worker.
+    """
     blocks = [block.rstrip("\n") for block in traceback.format_tb(error.__traceback__)]
     if type(error.__cause__).__name__ == "WorkerTraceback":
-        blocks = [block.rstrip("\n") for block in re.findall(r'^  File "[^\n]+\n(?:    [^\n]*\n)*', str(error.__cause__), re.MULTILINE)]
+        blocks = [
+            block.rstrip("\n")
+            for block in re.findall(
+                r'^  File "[^\n]+\n(?:    [^\n]*\n)*', str(error.__cause__), re.MULTILINE
+            )
+        ]
     return [block for block in blocks if _is_users(block)]
 
 

@@ -43,7 +43,10 @@ other flags:
 
 
 def _help(command: str, what: str, example: str, flags: str = "") -> str:
-    return f"usage: raylit {command} --config FILE [flags]\n\n{what}\n  {example}\n\n{_CONFIG}\n\n{_OTHERS.format(flags=flags)}"
+    return (
+        f"usage: raylit {command} --config FILE [flags]\n\n{what}\n "
+        f" {example}\n\n{_CONFIG}\n\n{_OTHERS.format(flags=flags)}"
+    )
 
 
 _CKPT = "  --ckpt_path PATH         checkpoint to load: a path, `last` or `best`\n"
@@ -51,7 +54,8 @@ _CKPT = "  --ckpt_path PATH         checkpoint to load: a path, `last` or `best`
 HELP = {
     "check": _help(
         "check",
-        "Look for what is wrong with a model before it is trained, and estimate what an epoch costs. Exit code 1 if there is a problem.",
+        "Look for what is wrong with a model before it is trained, and estimate what an epoch"
+        " costs. Exit code 1 if there is a problem.",
         "raylit check --config configs/digits.yaml",
     ),
     "fit": _help(
@@ -62,9 +66,17 @@ HELP = {
         "  --resume                 go on from the newest checkpoint; an error if there is none\n",
     ),
     "validate": _help(
-        "validate", "Run the validation of a model once.", "raylit validate --config configs/digits.yaml --ckpt_path best", _CKPT
+        "validate",
+        "Run the validation of a model once.",
+        "raylit validate --config configs/digits.yaml --ckpt_path best",
+        _CKPT,
     ),
-    "test": _help("test", "Run the test of a model once.", "raylit test --config configs/digits.yaml --ckpt_path best", _CKPT),
+    "test": _help(
+        "test",
+        "Run the test of a model once.",
+        "raylit test --config configs/digits.yaml --ckpt_path best",
+        _CKPT,
+    ),
     "predict": _help(
         "predict",
         "Run predict_step over the data.",
@@ -77,7 +89,8 @@ HELP = {
         "raylit tune --config configs/digits.yaml --sweep configs/sweeps/digits.yaml",
         "  --sweep FILE             YAML file with space, metric, trials, ...\n",
     ),
-    "ui": """\
+    "ui": (
+        """\
 usage: raylit ui [flags]
 
 Serve MLflow's pages with runs and sweeps, until Ctrl-C.
@@ -86,5 +99,6 @@ flags:
   --backend-store-uri URI  the store. Default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current folder
   --host HOST              address to listen on. Default: 127.0.0.1, which only this machine reaches
   --port PORT              Default: 5000
-  --verbose                show what MLflow says""",
+  --verbose                show what MLflow says"""
+    ),
 }

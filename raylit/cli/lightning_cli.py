@@ -1,4 +1,7 @@
-"""LightningCLI: the command line of a user's own script, as in Lightning. It reads from top to bottom in the order in which things happen."""
+"""LightningCLI: the command line of a user's own script, as in Lightning.
+
+It reads from top to bottom in the order in which things happen.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,12 @@ from raylit.callbacks import Callback
 from raylit.checkpoint import load
 from raylit.cli.config import is_of, seed
 from raylit.cli.construct import as_hyperparameters, instantiate
-from raylit.cli.optimizer import LRSchedulerTypeUnion, check_scheduler, configured, replace_configure_optimizers
+from raylit.cli.optimizer import (
+    LRSchedulerTypeUnion,
+    check_scheduler,
+    configured,
+    replace_configure_optimizers,
+)
 from raylit.cli.parser import LightningArgumentParser, Registry
 from raylit.cli.record import SaveConfigCallback
 from raylit.core.datamodule import LightningDataModule
@@ -69,14 +77,18 @@ class LightningCLI:
         >>> class MyCLI(LightningCLI):
         ...     def add_arguments_to_parser(self, parser):
         ...         parser.link_arguments("data.batch_size", "model.batch_size")
-        >>> if __name__ == "__main__":  # python main.py fit --config config.yaml --trainer.num_workers 2
+        >>> if (
+        ...     __name__ == "__main__"
+        ... ):  # python main.py fit --config config.yaml --trainer.num_workers 2
         ...     MyCLI(LitModel, MyData)
     """
 
     def __init__(
         self,
         model_class: type[LightningModule] | Callable[..., LightningModule] | None = None,
-        datamodule_class: type[LightningDataModule] | Callable[..., LightningDataModule] | None = None,
+        datamodule_class: (
+            type[LightningDataModule] | Callable[..., LightningDataModule] | None
+        ) = None,
         save_config_callback: type[SaveConfigCallback] | None = SaveConfigCallback,
         save_config_kwargs: dict[str, Any] | None = None,
         trainer_class: type[Trainer] | Callable[..., Trainer] = Trainer,
@@ -92,7 +104,10 @@ class LightningCLI:
         load_from_checkpoint_support: bool = True,
     ) -> None:
         self.model_class, self.datamodule_class = model_class, datamodule_class
-        self.save_config_callback, self.save_config_kwargs = save_config_callback, save_config_kwargs or {}
+        self.save_config_callback, self.save_config_kwargs = (
+            save_config_callback,
+            save_config_kwargs or {},
+        )
         self.trainer_class, self.trainer_defaults = trainer_class, trainer_defaults or {}
         self.seed_everything_default = seed_everything_default
         self.parser_kwargs, self.parser_class = parser_kwargs or {}, parser_class
@@ -101,8 +116,14 @@ class LightningCLI:
         self.auto_configure_optimizers = auto_configure_optimizers
         self.load_from_checkpoint_support = load_from_checkpoint_support
 
-        for_subcommands = {name: kwargs for name, kwargs in self.parser_kwargs.items() if name in self.subcommands()}
-        for_all = {name: value for name, value in self.parser_kwargs.items() if name not in for_subcommands}
+        for_subcommands = {
+            name: kwargs
+            for name, kwargs in self.parser_kwargs.items()
+            if name in self.subcommands()
+        }
+        for_all = {
+            name: value for name, value in self.parser_kwargs.items() if name not in for_subcommands
+        }
         self.setup_parser(run, for_all, for_subcommands)
         self.parse_arguments(self.parser, args)
         self.subcommand: str | None = self.config["subcommand"] if run else None
@@ -116,7 +137,9 @@ class LightningCLI:
 
     # ---- the parser ----
 
-    def setup_parser(self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]) -> None:
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
         """Make the parser, with a parser for each subcommand if there are any."""
         self.parser = self.init_parser(**main_kwargs)
         self._subcommand_parsers: dict[str, LightningArgumentParser] = {}
@@ -124,20 +147,31 @@ class LightningCLI:
         if not add_subcommands:
             self._add_arguments(self.parser)
             return
-        cls: Any = self.trainer_class if isinstance(self.trainer_class, type) else class_from_function(self.trainer_class)
+        cls: Any = (
+            self.trainer_class
+            if isinstance(self.trainer_class, type)
+            else class_from_function(self.trainer_class)
+        )
         added = self.parser.add_subcommands()
         for name, skip in self.subcommands().items():
             does = (inspect.getdoc(getattr(cls, name)) or "").partition("\n")[0] or None
             parser = self.init_parser(**{"description": does, **subparser_kwargs.get(name, {})})
             self._add_arguments(parser)
-            self._subcommand_method_arguments[name] = parser.add_method_arguments(cls, name, skip=set(skip))
+            self._subcommand_method_arguments[name] = parser.add_method_arguments(
+                cls, name, skip=set(skip)
+            )
             self._subcommand_parsers[name] = parser
             added.add_subcommand(name, parser, help=does)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Return a parser that has nothing but `--config`."""
         parser = self.parser_class(**{"dump_header": [f"raylit=={__version__}"], **kwargs})
-        parser.add_argument("-c", "--config", action=ActionConfigFile, help="Path to a configuration file in json or yaml format.")
+        parser.add_argument(
+            "-c",
+            "--config",
+            action=ActionConfigFile,
+            help="Path to a configuration file in json or yaml format.",
+        )
         return parser
 
     @staticmethod
@@ -168,14 +202,25 @@ class LightningCLI:
             "--seed_everything",
             type=bool | int,
             default=self.seed_everything_default,
-            help="Seed of all random numbers, set before anything is made; true takes PL_GLOBAL_SEED or 0, false sets none.",
+            help=(
+                "Seed of all random numbers, set before anything is made; true takes PL_GLOBAL_SEED"
+                " or 0, false sets none."
+            ),
         )
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add `trainer`, `model` and `data`."""
         parser.add_lightning_class_args(self.trainer_class, "trainer")
-        parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items() if name != "callbacks"})
-        parser.add_lightning_class_args(self.model_class or LightningModule, "model", subclass_mode=self.subclass_mode_model)
+        parser.set_defaults(
+            {
+                f"trainer.{name}": value
+                for name, value in self.trainer_defaults.items()
+                if name != "callbacks"
+            }
+        )
+        parser.add_lightning_class_args(
+            self.model_class or LightningModule, "model", subclass_mode=self.subclass_mode_model
+        )
         parser.add_lightning_class_args(
             self.datamodule_class or LightningDataModule,
             "data",
@@ -203,25 +248,37 @@ class LightningCLI:
         """Read the arguments into `self.config`."""
         if args is not None and len(sys.argv) > 1:
             warn(
-                f"LightningCLI was given args={args!r}, so the arguments of the process are not read: {sys.argv[1:]}. Give one of the two."
+                f"LightningCLI was given args={args!r}, so the arguments of the process are not"
+                f" read: {sys.argv[1:]}. Give one of the two."
             )
-        self.config: Namespace = parser.parse_object(args) if isinstance(args, (dict, Namespace)) else parser.parse_args(args)
+        self.config: Namespace = (
+            parser.parse_object(args)
+            if isinstance(args, (dict, Namespace))
+            else parser.parse_args(args)
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Let the model have the arguments that the checkpoint at `ckpt_path` was made with, so that its weights fit."""
         path = self._get(self.config, "ckpt_path") if self.subcommand else None
         if not path or not os.path.isfile(path):
             return
-        stored = load(path, weights_only=self._get(self.config, "weights_only")).get("hyper_parameters") or {}
+        stored = (
+            load(path, weights_only=self._get(self.config, "weights_only")).get("hyper_parameters")
+            or {}
+        )
         hparams = {name: value for name, value in stored.items() if name != INSTANTIATOR}
         if CLASS_PATH in hparams:
             hparams = {"class_path": hparams.pop(CLASS_PATH), "dict_kwargs": hparams}
         if not hparams:
             return
         try:
-            self.config = self.parser.parse_object({self.subcommand: {"model": hparams}}, self.config)
+            self.config = self.parser.parse_object(
+                {self.subcommand: {"model": hparams}}, self.config
+            )
         except SystemExit:
-            sys.stderr.write(f"Parsing of ckpt_path hyperparameters failed! They are those in {path}.\n")
+            sys.stderr.write(
+                f"Parsing of ckpt_path hyperparameters failed! They are those in {path}.\n"
+            )
             raise
 
     def _set_seed(self) -> None:
@@ -251,18 +308,33 @@ class LightningCLI:
             kwargs: arguments that win over the config's.
         """
         given = {**self._get(self.config_init, "trainer", {}), **kwargs}
-        added = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
+        added = [
+            self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys
+        ]
         if "callbacks" not in given:
             warn(f"{self.trainer_class.__qualname__} has no argument `callbacks`, so it gets none.")
             return self.trainer_class(**given)
-        callbacks = [*_as_list(given["callbacks"]), *added, *_as_list(self.trainer_defaults.get("callbacks"))]
+        callbacks = [
+            *_as_list(given["callbacks"]),
+            *added,
+            *_as_list(self.trainer_defaults.get("callbacks")),
+        ]
         if self.save_config_callback and not given.get("fast_dev_run"):
             config = self.config[self.subcommand] if self.subcommand else self.config
-            callbacks.append(self.save_config_callback(self._parser(self.subcommand), config, **self.save_config_kwargs))
+            callbacks.append(
+                self.save_config_callback(
+                    self._parser(self.subcommand), config, **self.save_config_kwargs
+                )
+            )
         return self.trainer_class(**{**given, "callbacks": callbacks})
 
-    def _hyperparameters(self, cls: type, arguments: dict[str, Any], links: dict[str, Any]) -> dict[str, Any] | None:
-        """Return what an object of `cls` is to keep as hyperparameters: what the config says of it, if it is the model or the datamodule."""
+    def _hyperparameters(
+        self, cls: type, arguments: dict[str, Any], links: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """Return what an object of `cls` is to keep as hyperparameters.
+
+        What the config says of it, if it is the model or the datamodule.
+        """
         if not self.load_from_checkpoint_support:
             return None
         for key, base, subclass_mode in (
@@ -270,23 +342,33 @@ class LightningCLI:
             ("data", self.datamodule_class, self.subclass_mode_data),
         ):
             if is_of(self._get(self.config, key), cls) if subclass_mode else cls is base:
-                own = {name[len(key) + 1 :]: value for name, value in links.items() if name.startswith(f"{key}.")}
+                own = {
+                    name[len(key) + 1 :]: value
+                    for name, value in links.items()
+                    if name.startswith(f"{key}.")
+                }
                 return as_hyperparameters(self._dumped_config().get(key) or {}, own)
         return None
 
     def _dumped_config(self) -> dict[str, Any]:
         """Return the config as plain data."""
         if not hasattr(self, "config_dump"):
-            text = self.parser.dump(self.config, skip_link_targets=False, skip_unset=False, format="yaml")
+            text = self.parser.dump(
+                self.config, skip_link_targets=False, skip_unset=False, format="yaml"
+            )
             whole = yaml.safe_load(text)
             self.config_dump: dict[str, Any] = whole[self.subcommand] if self.subcommand else whole
         return self.config_dump
 
     @staticmethod
     def configure_optimizers(
-        lightning_module: LightningModule, optimizer: Optimizer, lr_scheduler: LRSchedulerTypeUnion | None = None
+        lightning_module: LightningModule,
+        optimizer: Optimizer,
+        lr_scheduler: LRSchedulerTypeUnion | None = None,
     ) -> Any:
-        """Return what the model's `configure_optimizers` is to return. Override it to return something else.
+        """Return what the model's `configure_optimizers` is to return.
+
+        Override it to return something else.
 
         Args:
             lightning_module: the model.
@@ -305,18 +387,26 @@ class LightningCLI:
             return
         if len(optimizers) > 1 or len(schedulers) > 1:
             raise ConfigError(
-                f"There are several of the AUTOMATIC keys {', '.join([*optimizers, *schedulers])}, but {type(self).__name__}.configure_optimizers takes one"
-                " optimizer and one lr_scheduler. Give `link_to` to add_optimizer_args and add_lr_scheduler_args, and make them in the model."
+                f"There are several of the AUTOMATIC keys {', '.join([*optimizers, *schedulers])},"
+                f" but {type(self).__name__}.configure_optimizers takes one optimizer and one"
+                " lr_scheduler. Give `link_to` to add_optimizer_args and add_lr_scheduler_args,"
+                " and make them in the model."
             )
         optimizer = self._description(parser._optimizers, optimizers[0])
         scheduler = self._description(parser._lr_schedulers, schedulers[0]) if schedulers else None
         if not optimizer:
             if scheduler:
-                warn(f"lr_scheduler: {scheduler['class_path']} is not used, since the config has no optimizer for it.")
+                warn(
+                    f"lr_scheduler: {scheduler['class_path']} is not used, since the config has no"
+                    " optimizer for it."
+                )
             return
         check_scheduler(scheduler)
         if is_overridden("configure_optimizers", self.model, LightningModule):
-            warn(f"`{type(self.model).__name__}.configure_optimizers` will be overridden by `{type(self).__name__}.configure_optimizers`.")
+            warn(
+                f"`{type(self.model).__name__}.configure_optimizers` will be overridden by"
+                f" `{type(self).__name__}.configure_optimizers`."
+            )
         replace_configure_optimizers(self.model, optimizer, scheduler, self.configure_optimizers)
 
     def _description(self, registry: Registry, key: str) -> Mapping[str, Any] | None:
@@ -328,7 +418,10 @@ class LightningCLI:
     # ---- running ----
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Call `before_<subcommand>`, the subcommand and `after_<subcommand>`; the CLI may bring a method of each name."""
+        """Call `before_<subcommand>`, the subcommand and `after_<subcommand>`.
+
+        The CLI may bring a method of each name.
+        """
         getattr(self, f"before_{subcommand}", _nothing)()
         function = getattr(self, subcommand, None) or getattr(self.trainer, subcommand)
         function(**self._prepare_subcommand_kwargs(subcommand))
@@ -337,7 +430,9 @@ class LightningCLI:
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Return the arguments of the Trainer's method."""
         names = self._subcommand_method_arguments[subcommand]
-        given = {name: value for name, value in self.config_init[subcommand].items() if name in names}
+        given = {
+            name: value for name, value in self.config_init[subcommand].items() if name in names
+        }
         data = {} if self.datamodule is None else {"datamodule": self.datamodule}
         return {**given, "model": self.model, **data}
 
@@ -350,7 +445,10 @@ class LightningCLI:
 
 
 class _WithClassPath:
-    """Adds its class_path to the arguments of a class. An object rather than a function so that parsers can be sent to workers."""
+    """Adds its class_path to the arguments of a class.
+
+    An object rather than a function so that parsers can be sent to workers.
+    """
 
     def __init__(self, cls: type) -> None:
         self.class_path = f"{cls.__module__}.{cls.__name__}"
@@ -366,7 +464,13 @@ def _automatic(registry: Registry) -> list[str]:
 
 
 def _as_list(callbacks: list[Callback] | Callback | None) -> list[Callback]:
-    return [] if callbacks is None else list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+    return (
+        []
+        if callbacks is None
+        else list(callbacks)
+        if isinstance(callbacks, (list, tuple))
+        else [callbacks]
+    )
 
 
 def _nothing() -> None:

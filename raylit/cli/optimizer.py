@@ -1,4 +1,7 @@
-"""Optimizers and schedulers in a config: types for arguments that take one, and modules that leave `configure_optimizers` to the config."""
+"""Optimizers and schedulers in a config.
+
+Types for arguments that take one, and modules that leave `configure_optimizers` to the config.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,8 @@ LRSchedulerTypeTuple = (LRScheduler, ReduceLROnPlateau)
 LRSchedulerTypeUnion = LRScheduler | ReduceLROnPlateau
 LRSchedulerType = type[LRScheduler] | type[ReduceLROnPlateau]
 
-# For arguments of a module that take an optimizer or a scheduler from the config, to be called in `configure_optimizers` with what it lacks.
+# For arguments of a module that take an optimizer or a scheduler from the config, to be called in
+# `configure_optimizers` with what it lacks.
 OptimizerCallable = Callable[[Iterable], Optimizer]  # type: ignore[type-arg]
 LRSchedulerCallable = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
 
@@ -51,15 +55,23 @@ def instantiate_class(args: Any, init: Mapping[str, Any]) -> Any:
         init: class_path, and init_args unless there are none.
 
     Example:
-        >>> instantiate_class(model.parameters(), {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}})
+        >>> instantiate_class(
+        ...     model.parameters(), {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
+        ... )
     """
     module, _, name = init["class_path"].rpartition(".")
     cls = getattr(importlib.import_module(module), name)
     return cls(*(args if isinstance(args, tuple) else (args,)), **(init.get("init_args") or {}))
 
 
-def give_optimizer(module: LightningModule, optimizer: Mapping[str, Any] | None, lr_scheduler: Mapping[str, Any] | None) -> None:
-    """Give the module a `configure_optimizers` that makes what the config describes; none if it describes nothing.
+def give_optimizer(
+    module: LightningModule,
+    optimizer: Mapping[str, Any] | None,
+    lr_scheduler: Mapping[str, Any] | None,
+) -> None:
+    """Give the module a `configure_optimizers` that makes what the config describes.
+
+    None if it describes nothing.
 
     Args:
         module: its own method, if it has one, is replaced.
@@ -67,17 +79,22 @@ def give_optimizer(module: LightningModule, optimizer: Mapping[str, Any] | None,
         lr_scheduler: likewise.
 
     Raises:
-        ConfigError: a scheduler was given without an optimizer, or ReduceLROnPlateau without a metric.
+        ConfigError: a scheduler was given without an optimizer, or ReduceLROnPlateau without a
+            metric.
     """
     if optimizer is None:
         if lr_scheduler is not None:
             raise ConfigError(
-                f"lr_scheduler is {short_name(lr_scheduler)}, but the config has no optimizer for it. Give one: --optimizer Adam."
+                f"lr_scheduler is {short_name(lr_scheduler)}, but the config has no optimizer for"
+                " it. Give one: --optimizer Adam."
             )
         return
     check_scheduler(lr_scheduler)
     if is_overridden("configure_optimizers", module, LightningModule):
-        info(f"The config's optimizer, {short_name(optimizer)}, is used instead of {type(module).__name__}.configure_optimizers.")
+        info(
+            f"The config's optimizer, {short_name(optimizer)}, is used instead of"
+            f" {type(module).__name__}.configure_optimizers."
+        )
     replace_configure_optimizers(module, optimizer, lr_scheduler, configured)
 
 
@@ -93,24 +110,37 @@ def check_scheduler(lr_scheduler: Mapping[str, Any] | None) -> None:
         and "monitor" not in (lr_scheduler.get("init_args") or {})
     ):
         raise ConfigError(
-            "lr_scheduler: PyTorch's ReduceLROnPlateau does not say which metric it watches. Use class_path: raylit.cli.ReduceLROnPlateau with monitor."
+            "lr_scheduler: PyTorch's ReduceLROnPlateau does not say which metric it watches. Use"
+            " class_path: raylit.cli.ReduceLROnPlateau with monitor."
         )
 
 
 def replace_configure_optimizers(
-    module: LightningModule, optimizer: Mapping[str, Any], lr_scheduler: Mapping[str, Any] | None, configure: Configure
+    module: LightningModule,
+    optimizer: Mapping[str, Any],
+    lr_scheduler: Mapping[str, Any] | None,
+    configure: Configure,
 ) -> None:
     """Give the module a `configure_optimizers` that makes both when it is called, and returns what `configure` makes of them."""
-    make = functools.partial(_make_and_configure, module, configure, _plain(optimizer), _plain(lr_scheduler))
+    make = functools.partial(
+        _make_and_configure, module, configure, _plain(optimizer), _plain(lr_scheduler)
+    )
     module.configure_optimizers = make  # type: ignore[method-assign]
 
 
-def configured(lightning_module: LightningModule, optimizer: Optimizer, lr_scheduler: LRSchedulerTypeUnion | None = None) -> Any:
+def configured(
+    lightning_module: LightningModule,
+    optimizer: Optimizer,
+    lr_scheduler: LRSchedulerTypeUnion | None = None,
+) -> Any:
     """Return an optimizer and its scheduler as `configure_optimizers` does."""
     if lr_scheduler is None:
         return optimizer
     if isinstance(lr_scheduler, ReduceLROnPlateau):
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": lr_scheduler, "monitor": lr_scheduler.monitor}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": lr_scheduler, "monitor": lr_scheduler.monitor},
+        }
     return [optimizer], [lr_scheduler]
 
 
@@ -120,7 +150,10 @@ def short_name(spec: Mapping[str, Any]) -> str:
 
 
 def _make_and_configure(
-    module: LightningModule, configure: Configure, optimizer: Mapping[str, Any], lr_scheduler: Mapping[str, Any] | None
+    module: LightningModule,
+    configure: Configure,
+    optimizer: Mapping[str, Any],
+    lr_scheduler: Mapping[str, Any] | None,
 ) -> Any:
     made = instantiate_class(module.parameters(), optimizer)
     scheduler = None if lr_scheduler is None else instantiate_class(made, lr_scheduler)

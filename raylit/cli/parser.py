@@ -1,4 +1,7 @@
-"""LightningArgumentParser: jsonargparse's parser with shortcuts for the classes that a training is made of."""
+"""LightningArgumentParser.
+
+Jsonargparse's parser with shortcuts for the classes that a training is made of.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, class_from_function, register_unresolvable_import_paths, set_parsing_settings  # type: ignore[attr-defined]
+from jsonargparse import (
+    ArgumentParser,
+    class_from_function,
+    register_unresolvable_import_paths,
+    set_parsing_settings,
+)  # type: ignore[attr-defined]
 from torch.optim import Optimizer
 
 from raylit.callbacks import Callback
@@ -16,11 +24,15 @@ from raylit.core.module import LightningModule
 from raylit.errors import ConfigError
 from raylit.trainer.trainer import Trainer
 
-register_unresolvable_import_paths(torch)  # functions such as torch.relu do not say where they are to be imported from
+register_unresolvable_import_paths(
+    torch
+)  # functions such as torch.relu do not say where they are to be imported from
 set_parsing_settings(config_read_mode_fsspec_enabled=True)  # --config s3://bucket/config.yaml
 
 BASES = (Trainer, LightningModule, LightningDataModule, Callback)
-Registry = dict[str, tuple[type | tuple[type, ...], str]]  # key in the config: class or bases of the classes, and where it is linked to
+Registry = dict[
+    str, tuple[type | tuple[type, ...], str]
+]  # key in the config: class or bases of the classes, and where it is linked to
 
 
 class LightningArgumentParser(ArgumentParser):
@@ -52,13 +64,19 @@ class LightningArgumentParser(ArgumentParser):
         default_env: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, description=description, env_prefix=env_prefix, default_env=default_env, **kwargs)
+        super().__init__(
+            *args, description=description, env_prefix=env_prefix, default_env=default_env, **kwargs
+        )
         self.callback_keys: list[str] = []
         self._optimizers: Registry = {}
         self._lr_schedulers: Registry = {}
 
     def add_lightning_class_args(
-        self, lightning_class: Callable[..., Any], nested_key: str, subclass_mode: bool = False, required: bool = True
+        self,
+        lightning_class: Callable[..., Any],
+        nested_key: str,
+        subclass_mode: bool = False,
+        required: bool = True,
     ) -> list[str]:
         """Add the arguments of a Trainer, LightningModule, LightningDataModule or Callback.
 
@@ -79,16 +97,23 @@ class LightningArgumentParser(ArgumentParser):
             cls = class_from_function(cls)
         if not (isinstance(cls, type) and issubclass(cls, BASES)):
             raise ConfigError(
-                f"add_lightning_class_args got {lightning_class!r}. Give a {', a '.join(base.__name__ for base in BASES)}, or a function that"
-                " is annotated to return one."
+                f"add_lightning_class_args got {lightning_class!r}. Give a"
+                f" {', a '.join(base.__name__ for base in BASES)}, or a function that is annotated"
+                " to return one."
             )
         if issubclass(cls, Callback):
             self.callback_keys.append(nested_key)
         if subclass_mode:
             self.add_subclass_arguments(cls, nested_key, fail_untyped=False, required=required)
             return [nested_key]
-        makes_it = not issubclass(cls, Trainer)  # the CLI makes the Trainer, with callbacks of its own
-        return list(self.add_class_arguments(cls, nested_key, fail_untyped=False, instantiate=makes_it, sub_configs=True))
+        makes_it = not issubclass(
+            cls, Trainer
+        )  # the CLI makes the Trainer, with callbacks of its own
+        return list(
+            self.add_class_arguments(
+                cls, nested_key, fail_untyped=False, instantiate=makes_it, sub_configs=True
+            )
+        )
 
     def add_optimizer_args(
         self,
@@ -101,7 +126,8 @@ class LightningArgumentParser(ArgumentParser):
         Args:
             optimizer_class: the class; or a tuple, of whose subclasses the config names one.
             nested_key: key in the config below which they stand.
-            link_to: key of the config to which they are handed; "AUTOMATIC" replaces the model's `configure_optimizers`.
+            link_to: key of the config to which they are handed; "AUTOMATIC" replaces the model's
+                `configure_optimizers`.
 
         Raises:
             ConfigError: it is no optimizer.
@@ -128,13 +154,19 @@ class LightningArgumentParser(ArgumentParser):
         self._add_made_later(lr_scheduler_class, nested_key, {"optimizer"}, LRSchedulerTypeTuple)
         self._lr_schedulers[nested_key] = (lr_scheduler_class, link_to)
 
-    def _add_made_later(self, cls: type | tuple[type, ...], key: str, skip: set[str], bases: tuple[type, ...]) -> None:
+    def _add_made_later(
+        self, cls: type | tuple[type, ...], key: str, skip: set[str], bases: tuple[type, ...]
+    ) -> None:
         """Add arguments of a class that is not made with the config, but once the argument in `skip` is there."""
         for one in cls if isinstance(cls, tuple) else (cls,):
             if not (isinstance(one, type) and issubclass(one, bases)):
                 allowed = " or ".join(f"{base.__module__}.{base.__name__}" for base in bases)
-                raise ConfigError(f"{key}: {one!r} is no subclass of {allowed}. Give one, or a tuple of them.")
+                raise ConfigError(
+                    f"{key}: {one!r} is no subclass of {allowed}. Give one, or a tuple of them."
+                )
         if isinstance(cls, tuple):
             self.add_subclass_arguments(cls, key, instantiate=False, fail_untyped=False, skip=skip)
         else:
-            self.add_class_arguments(cls, key, instantiate=False, fail_untyped=False, sub_configs=True, skip=skip)
+            self.add_class_arguments(
+                cls, key, instantiate=False, fail_untyped=False, sub_configs=True, skip=skip
+            )

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 
 class KeepConfig(Callback):
-    """Stores the config of the `raylit` command as `config.yaml`: an artifact of the run in MLflow, a file in the folder of other loggers.
+    """Stores the config of the `raylit` command as `config.yaml`.
+
+    An artifact of the run in MLflow, a file in the folder of other loggers.
 
     Args:
         text: the config.
@@ -50,16 +52,20 @@ class KeepConfig(Callback):
 
 
 class SaveConfigCallback(Callback):
-    """Stores the config of a LightningCLI in `trainer.log_dir` when the work begins. In MLflow it becomes an artifact of the run.
+    """Stores the config of a LightningCLI in `trainer.log_dir` when the work begins.
 
-    Subclass it to keep the config elsewhere too: override `save_config`, which is called on rank 0 only.
+    In MLflow it becomes an artifact of the run.
+
+    Subclass it to keep the config elsewhere too: override `save_config`, which is called on rank 0
+    only.
 
     Args:
         parser: what read the config.
         config: the config.
         config_filename: how the file is called.
         overwrite: whether a file that is there already, from another run, is written over.
-        multifile: whether parts of the config that came from files of their own are written to such files again.
+        multifile: whether parts of the config that came from files of their own are written to such
+            files again.
         save_to_log_dir: False leaves all to `save_config`.
 
     Raises:
@@ -68,7 +74,9 @@ class SaveConfigCallback(Callback):
     Example:
         >>> class LogConfig(SaveConfigCallback):
         ...     def save_config(self, trainer, pl_module, stage):
-        ...         trainer.logger.log_hyperparams({"config": self.parser.dump(self.config, skip_none=False)})
+        ...         trainer.logger.log_hyperparams(
+        ...             {"config": self.parser.dump(self.config, skip_none=False)}
+        ...         )
         >>> LightningCLI(LitModel, save_config_callback=LogConfig)
     """
 
@@ -91,7 +99,8 @@ class SaveConfigCallback(Callback):
         self._text: str | None = None
         if not save_to_log_dir and not is_overridden("save_config", self, SaveConfigCallback):
             raise ConfigError(
-                f"{type(self).__name__}(save_to_log_dir=False) would save nothing. Override save_config in a subclass, or leave it out."
+                f"{type(self).__name__}(save_to_log_dir=False) would save nothing. Override"
+                " save_config in a subclass, or leave it out."
             )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -109,10 +118,17 @@ class SaveConfigCallback(Callback):
         self.already_saved = True
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Override to keep `self.config` somewhere else. It runs on rank 0 only: it must not wait for other ranks."""
+        """Override to keep `self.config` somewhere else.
+
+        It runs on rank 0 only: it must not wait for other ranks.
+        """
 
     def _save(self, trainer: Trainer, stage: str) -> None:
-        text = self._text if self._text is not None else self.parser.dump(self.config, skip_unset=False)
+        text = (
+            self._text
+            if self._text is not None
+            else self.parser.dump(self.config, skip_unset=False)
+        )
         if trainer.is_global_zero and stage != "predict":  # predict opens no loggers
             for logger in trainer.loggers:
                 if hasattr(logger, "log_text"):
@@ -122,16 +138,22 @@ class SaveConfigCallback(Callback):
         log_dir = trainer.log_dir
         assert log_dir is not None
         path = os.path.join(log_dir, self.config_filename)
-        is_taken = trainer.world.broadcast_object(trainer.is_global_zero and not self.overwrite and self._is_of_another_run(path, text))
+        is_taken = trainer.world.broadcast_object(
+            trainer.is_global_zero and not self.overwrite and self._is_of_another_run(path, text)
+        )
         if is_taken:
             raise RuntimeError(
-                f"{type(self).__name__} expected {path} to NOT exist: it is the config of a previous run. Delete it, give this run another folder, write over"
-                ' it with LightningCLI(save_config_kwargs={"overwrite": True}), or save none with LightningCLI(save_config_callback=None).'
+                f"{type(self).__name__} expected {path} to NOT exist: it is the config of a"
+                " previous run. Delete it, give this run another folder, write over it with"
+                ' LightningCLI(save_config_kwargs={"overwrite": True}), or save none with'
+                " LightningCLI(save_config_callback=None)."
             )
         if trainer.is_global_zero:
             if self.multifile:
                 os.makedirs(log_dir, exist_ok=True)
-                self.parser.save(self.config, path, skip_unset=False, overwrite=self.overwrite, multifile=True)
+                self.parser.save(
+                    self.config, path, skip_unset=False, overwrite=self.overwrite, multifile=True
+                )
             else:
                 write_text(path, text)
 
@@ -140,10 +162,16 @@ class SaveConfigCallback(Callback):
             return False
         if self._text is None:
             return True
-        with fsspec.open(path, "r", encoding="utf-8") as file:  # in a worker: it may have been restarted, and have written this before
+        with fsspec.open(
+            path, "r", encoding="utf-8"
+        ) as file:  # in a worker: it may have been restarted, and have written this before
             return bool(file.read() != text)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what goes to the workers, where a class of the user's script may not be found by its name to write the config."""
-        text = self._text if self._text is not None else self.parser.dump(self.config, skip_unset=False)
+        text = (
+            self._text
+            if self._text is not None
+            else self.parser.dump(self.config, skip_unset=False)
+        )
         return {**self.__dict__, "_text": text}

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from raylit.tune import SweepResult
 
 
-def begin(command: str, trainer: Trainer, model: LightningModule, data: LightningDataModule | None, ckpt_path: str | None) -> None:
+def begin(
+    command: str,
+    trainer: Trainer,
+    model: LightningModule,
+    data: LightningDataModule | None,
+    ckpt_path: str | None,
+) -> None:
     """Say what will run and where."""
     what = type(model).__name__ + (f" on {type(data).__name__}" if data is not None else "")
     if command == "fit":
@@ -32,7 +38,10 @@ def begin(command: str, trainer: Trainer, model: LightningModule, data: Lightnin
 
 def _limits(trainer: Trainer) -> str:
     if trainer.fast_dev_run:
-        return f"a trial run of {_number(trainer.fast_dev_run, 'batch', 'batches')} (fast_dev_run: nothing is stored)"
+        return (
+            f"a trial run of {_number(trainer.fast_dev_run, 'batch', 'batches')} (fast_dev_run:"
+            " nothing is stored)"
+        )
     given = ((trainer.max_epochs, "epoch"), (trainer.max_steps, "step"))
     limits = [_number(limit, unit) for limit, unit in given if limit is not None and limit != -1]
     return f"up to {' or '.join(limits)}" if limits else "without a limit of epochs"
@@ -40,27 +49,56 @@ def _limits(trainer: Trainer) -> str:
 
 def _place(trainer: Trainer) -> str:
     if not trainer.num_workers:
-        return f"in this process ({trainer.accelerator})" if trainer.accelerator != "auto" else "in this process"
+        return (
+            f"in this process ({trainer.accelerator})"
+            if trainer.accelerator != "auto"
+            else "in this process"
+        )
     address = os.environ.get("RAY_ADDRESS")
-    return f"in {trainer.workers_wanted} Ray workers {f'of the cluster {address}' if address else 'on this machine'}"
+    return (
+        f"in {trainer.workers_wanted} Ray workers"
+        f" {f'of the cluster {address}' if address else 'on this machine'}"
+    )
 
 
 def end_of_fit(result: Result, trainer: Trainer, time_s: float, args: list[str]) -> None:
     """Print how a fit ended, where its checkpoint is, where to look, and what to do next."""
-    rows = [("done", f"{_number(result.epochs, 'epoch')}, {_number(result.steps, 'step')} in {duration(time_s)}")]
+    rows = [
+        (
+            "done",
+            (
+                f"{_number(result.epochs, 'epoch')}, {_number(result.steps, 'step')} in"
+                f" {duration(time_s)}"
+            ),
+        )
+    ]
     saver = trainer.checkpoint_callback
     monitor = saver.monitor if isinstance(saver, ModelCheckpoint) else None
     if monitor and result.best_model_score is not None:
         rows.append((f"best {monitor}", f"{result.best_model_score:.6g}"))
-    last = {name: value for name, value in result.metrics.items() if not name.endswith(("_step", "_epoch"))}
+    last = {
+        name: value
+        for name, value in result.metrics.items()
+        if not name.endswith(("_step", "_epoch"))
+    }
     if last:
-        rows.append(("last values", "  ".join(f"{name} {value:.4g}" for name, value in last.items())))
+        rows.append(
+            ("last values", "  ".join(f"{name} {value:.4g}" for name, value in last.items()))
+        )
     checkpoint = result.best_model_path or result.last_model_path
     if checkpoint:
         rows.append(("checkpoint", shown(checkpoint)))
     rows.extend(("look at it", where) for where in map(_look, trainer.loggers) if where)
     if checkpoint:
-        rows.append(("next", f"raylit test {shlex.join([*without_ckpt_path(args), '--ckpt_path', shown(checkpoint)])}"))
+        rows.append(
+            (
+                "next",
+                (
+                    "raylit test"
+                    f" {shlex.join([*without_ckpt_path(args), '--ckpt_path', shown(checkpoint)])}"
+                ),
+            )
+        )
     print_rows(rows)
 
 
@@ -84,7 +122,9 @@ def _look(logger: Any) -> str | None:
         if not where.startswith("mlflow ui"):
             return where
         here = uri == f"sqlite:///{os.path.join(os.getcwd(), 'mlflow.db')}"
-        return ("raylit ui" if here else f"raylit ui --backend-store-uri {uri}") + f"   (run {logger.run_id})"
+        return (
+            "raylit ui" if here else f"raylit ui --backend-store-uri {uri}"
+        ) + f"   (run {logger.run_id})"
     return shown(logger.log_dir) if logger.log_dir else None
 
 
@@ -92,7 +132,10 @@ def end_of_sweep(result: SweepResult, trainer: Trainer, args: list[str]) -> None
     """Print, below the table of trials, where their files are, where to look, and how to fit with the best values."""
     rows = [("files", shown(result.folder))]
     if result.run_id is not None:
-        uri = next((logger.tracking_uri for logger in trainer.loggers if isinstance(logger, MLFlowLogger)), None)
+        uri = next(
+            (logger.tracking_uri for logger in trainer.loggers if isinstance(logger, MLFlowLogger)),
+            None,
+        )
         look = (
             uri
             if uri and "://" in uri and not uri.startswith("sqlite:")
@@ -112,12 +155,19 @@ def end_of_predict(predictions: Any, output: str | None) -> None:
         print_rows([("done", "nothing was kept (return_predictions: false)")])
         return
     batches = _flat(predictions)
-    num_samples = sum(len(batch) if isinstance(batch, (torch.Tensor, list)) and not _is_scalar(batch) else 1 for batch in batches)
+    num_samples = sum(
+        len(batch) if isinstance(batch, (torch.Tensor, list)) and not _is_scalar(batch) else 1
+        for batch in batches
+    )
     what = f"{_number(num_samples, 'prediction')} in {_number(len(batches), 'batch', 'batches')}"
     print_rows(
         [
             ("done", what),
-            ("kept in", f'{output}   (torch.load("{output}"))') if output else ("kept in", "nothing: give --output FILE.pt to keep them"),
+            (
+                ("kept in", f'{output}   (torch.load("{output}"))')
+                if output
+                else ("kept in", "nothing: give --output FILE.pt to keep them")
+            ),
         ]
     )
 

@@ -35,7 +35,10 @@ def run(command: str, args: list[str], options: Namespace) -> None:
     """
     if getattr(options, "resume", False):
         if any(arg.partition("=")[0] == "--ckpt_path" for arg in args):
-            raise ConfigError("--resume goes on from the newest checkpoint, --ckpt_path from the one given. Give one of the two.")
+            raise ConfigError(
+                "--resume goes on from the newest checkpoint, --ckpt_path from the one given. Give"
+                " one of the two."
+            )
         args = [*args, "--ckpt_path", "last"]
     output = getattr(options, "output", None)
     if output and not os.path.isdir(os.path.dirname(output) or "."):
@@ -50,7 +53,9 @@ def run(command: str, args: list[str], options: Namespace) -> None:
         return
     keeper = KeepConfig("")
     trainer = make_trainer(config, [keeper])
-    ckpt_path = find_checkpoint(command, trainer, config.values.ckpt_path, getattr(options, "resume", False))
+    ckpt_path = find_checkpoint(
+        command, trainer, config.values.ckpt_path, getattr(options, "resume", False)
+    )
     if command != "fit" and ckpt_path is not None:
         take_arguments(config, ckpt_path)
     model, data = config.make_model_and_data()
@@ -71,7 +76,10 @@ def run(command: str, args: list[str], options: Namespace) -> None:
             torch.save(result, output)
         report.end_of_predict(result, output)
     elif not any(result):
-        print(f"Nothing was logged: call self.log in {type(model).__name__}.{'validation' if command == 'validate' else 'test'}_step.")
+        print(
+            "Nothing was logged: call self.log in"
+            f" {type(model).__name__}.{'validation' if command == 'validate' else 'test'}_step."
+        )
 
 
 def check(config: Config) -> None:
@@ -81,7 +89,10 @@ def check(config: Config) -> None:
         SystemExit: with code 1; there is a problem.
     """
     if config.values.ckpt_path is not None:
-        info(f"ckpt_path: {config.values.ckpt_path} is left out: a check is of the model as it is before training.")
+        info(
+            f"ckpt_path: {config.values.ckpt_path} is left out: a check is of the model as it is"
+            " before training."
+        )
     trainer = make_trainer(config)
     model, data = config.make_model_and_data()
     report.begin("check", trainer, model, data, None)
@@ -98,11 +109,19 @@ def make_trainer(config: Config, more_callbacks: Sequence[Callback] = ()) -> Tra
     """
     arguments = config.make_trainer_arguments()
     callbacks = arguments["callbacks"]
-    given = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks] if callbacks is not None else []
+    given = (
+        list(callbacks)
+        if isinstance(callbacks, (list, tuple))
+        else [callbacks]
+        if callbacks is not None
+        else []
+    )
     try:
         return Trainer(**{**arguments, "callbacks": [*given, *more_callbacks]})
     except ConfigError as error:
-        name = re.match(r"\w+", str(error))  # an argument that is out of range comes first in the text
+        name = re.match(
+            r"\w+", str(error)
+        )  # an argument that is out of range comes first in the text
         where = config.where("trainer", name[0]) if name else None
         if where is None:
             raise
@@ -110,14 +129,19 @@ def make_trainer(config: Config, more_callbacks: Sequence[Callback] = ()) -> Tra
 
 
 def take_arguments(config: Config, ckpt_path: str) -> None:
-    """Take the arguments of the model that a checkpoint was made with, so that its weights fit; those that flags give stay."""
+    """Take the arguments of the model that a checkpoint was made with, so that its weights fit.
+
+    Those that flags give stay.
+    """
     stored = load(ckpt_path).get("hyper_parameters") or {}
     changed = [f"{name}={value!r}" for name, value in stored.items() if config.take(name, value)]
     if changed:
         info(f"Taken from the checkpoint rather than the config: {', '.join(changed)}")
 
 
-def find_checkpoint(command: str, trainer: Trainer, ckpt_path: str | None, must_exist: bool) -> str | None:
+def find_checkpoint(
+    command: str, trainer: Trainer, ckpt_path: str | None, must_exist: bool
+) -> str | None:
     """Return the file that `ckpt_path` means.
 
     Raises:
@@ -125,12 +149,17 @@ def find_checkpoint(command: str, trainer: Trainer, ckpt_path: str | None, must_
     """
     try:
         return find.resolve(
-            ckpt_path, trainer.savers, trainer.storage_url or trainer.default_root_dir, "validate" if must_exist else command
+            ckpt_path,
+            trainer.savers,
+            trainer.storage_url or trainer.default_root_dir,
+            "validate" if must_exist else command,
         )
     except CheckpointError as error:
         if must_exist:
             raise ConfigError(
-                f"--resume: there is nothing to go on from in {report.shown(trainer.default_root_dir)}: no checkpoint was found. Leave out --resume."
+                "--resume: there is nothing to go on from in"
+                f" {report.shown(trainer.default_root_dir)}: no checkpoint was found. Leave out"
+                " --resume."
             ) from error
         raise ConfigError(str(error)) from error
 
@@ -138,9 +167,16 @@ def find_checkpoint(command: str, trainer: Trainer, ckpt_path: str | None, must_
 def say_how_to_go_on(trainer: Trainer, started: float, args: list[str]) -> None:
     """Say how to go on with a fit that was ended, if it left a checkpoint."""
     try:
-        newest = find.resolve("last", trainer.savers, trainer.storage_url or trainer.default_root_dir, "validate")
+        newest = find.resolve(
+            "last", trainer.savers, trainer.storage_url or trainer.default_root_dir, "validate"
+        )
     except CheckpointError:
         return
     if newest is not None and folder.modified(newest) >= started:
         again = shlex.join(report.without_ckpt_path(args))
-        print(f"Its newest checkpoint is {report.shown(newest)}. Go on with:\n  raylit fit {again} --resume", file=sys.stderr, flush=True)
+        print(
+            f"Its newest checkpoint is {report.shown(newest)}. Go on with:\n  raylit fit {again}"
+            " --resume",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -46,14 +46,22 @@ def read_arguments(args: Sequence[str]) -> list[Source]:
     for arg in rest:
         flag, equals, value = arg.partition("=")
         if not flag.startswith("--") and flag != "-c":
-            raise ConfigError(f"{arg!r} is not expected here: keys of the config are given as flags, such as --trainer.max_epochs 3.")
+            raise ConfigError(
+                f"{arg!r} is not expected here: keys of the config are given as flags, such as"
+                " --trainer.max_epochs 3."
+            )
         if not equals:
             value = next(rest, "--")
             if value.startswith("--"):
                 raise ConfigError(
-                    f"{flag} wants a value: {flag} VALUE.{did_you_mean(flag, ('--verbose', '--resume', '--print_config', '--help'))}"
+                    f"{flag} wants a value: {flag}"
+                    f" VALUE.{did_you_mean(flag, ('--verbose', '--resume', '--print_config', '--help'))}"
                 )
-        sources.append(read_file(value, "--config") if flag in ("-c", "--config") else Source(flag, _nest(flag[2:], _plain(value))))
+        sources.append(
+            read_file(value, "--config")
+            if flag in ("-c", "--config")
+            else Source(flag, _nest(flag[2:], _plain(value)))
+        )
     return sources
 
 
@@ -71,7 +79,11 @@ def read_file(path: str, asked_by: str) -> Source:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         folder = os.path.dirname(path) or "."
-        near = did_you_mean(os.path.basename(path), os.listdir(folder)) if os.path.isdir(folder) else f" There is no folder {folder}."
+        near = (
+            did_you_mean(os.path.basename(path), os.listdir(folder))
+            if os.path.isdir(folder)
+            else f" There is no folder {folder}."
+        )
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror
         raise ConfigError(f"{asked_by} {path}: {reason}.{near}") from None
     try:
@@ -80,11 +92,16 @@ def read_file(path: str, asked_by: str) -> Source:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: no valid YAML: {getattr(error, 'problem', None) or error}.") from None
+        raise ConfigError(
+            f"{path}{line}: no valid YAML: {getattr(error, 'problem', None) or error}."
+        ) from None
     if values is None:
         return Source(path, {})
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a config is a mapping of keys to values, such as `trainer:`; this is a {type(values).__name__}.")
+        raise ConfigError(
+            f"{path}: a config is a mapping of keys to values, such as `trainer:`; this is a"
+            f" {type(values).__name__}."
+        )
     return Source(path, values, root)
 
 
@@ -93,7 +110,11 @@ def where_given(sources: Sequence[Source], path: Sequence[str]) -> str | None:
     for source in reversed(sources):
         values: Any = source.values
         for part in path:
-            values = values.get(part, values.get(f"{part}+", _MISSING)) if isinstance(values, dict) else _MISSING
+            values = (
+                values.get(part, values.get(f"{part}+", _MISSING))
+                if isinstance(values, dict)
+                else _MISSING
+            )
         if values is not _MISSING:
             return source.where(path)
     return None
@@ -101,7 +122,9 @@ def where_given(sources: Sequence[Source], path: Sequence[str]) -> str | None:
 
 def dotted(path: Iterable[str | int]) -> str:
     """Write a path as users do: `trainer.callbacks[0].init_args.monitor`."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(
+        "."
+    )
 
 
 def _plain(text: str) -> Any:
@@ -126,7 +149,9 @@ def _line(node: yaml.Node | None, path: Sequence[str | int]) -> int | None:
             if found is None:
                 break
             line, node = found[0].start_mark.line + 1, found[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        elif (
+            isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value)
+        ):
             node = node.value[part]
             line = node.start_mark.line + 1
         else:

@@ -31,9 +31,14 @@ def tune(args: list[str], sweep: str | None, print_config: bool) -> None:
         print(config.text, end="")
         return
     if sweep is None:
-        raise ConfigError("the file that describes the sweep is missing: --sweep configs/sweeps/digits.yaml.")
+        raise ConfigError(
+            "the file that describes the sweep is missing: --sweep configs/sweeps/digits.yaml."
+        )
     source = read_file(sweep, "--sweep")
-    from raylit.tune import SweepSpec, Tuner  # Ray is loaded only once the files are known to be good
+    from raylit.tune import (
+        SweepSpec,
+        Tuner,
+    )  # Ray is loaded only once the files are known to be good
 
     try:
         spec = SweepSpec.from_dict(source.values)
@@ -49,7 +54,9 @@ def tune(args: list[str], sweep: str | None, print_config: bool) -> None:
 
 
 class Component:
-    """Makes the module or the datamodule of a config, with some of its arguments replaced. Each trial calls it in its own process.
+    """Makes the module or the datamodule of a config, with some of its arguments replaced.
+
+    Each trial calls it in its own process.
 
     Args:
         config: the whole config.
@@ -80,7 +87,8 @@ def check_space(config: Config, args: list[str], source: Source, space: dict[str
     """Try out every key of a space with values it may take.
 
     Raises:
-        ConfigError: the config has no such key, or a value does not fit; the text says where in the sweep file.
+        ConfigError: the config has no such key, or a value does not fit; the text says where in the
+            sweep file.
     """
     for key, values in space.items():
         for value in examples(values):
@@ -88,11 +96,16 @@ def check_space(config: Config, args: list[str], source: Source, space: dict[str
             try:
                 parse(config.command, [*args, flag])
             except ConfigError as error:
-                raise ConfigError(f"{source.where(('space', key))}: {str(error).removeprefix('--')}") from error
+                raise ConfigError(
+                    f"{source.where(('space', key))}: {str(error).removeprefix('--')}"
+                ) from error
 
 
 def examples(values: Any) -> Iterator[Any]:
-    """Yield values that a key of a space may take: all that are listed, some of those that are sampled."""
+    """Yield values that a key of a space may take.
+
+    All that are listed, some of those that are sampled.
+    """
     if isinstance(values, dict) and "grid_search" in values:
         yield from values["grid_search"]
     elif hasattr(values, "categories"):

@@ -38,10 +38,29 @@ def serve(uri: str | None, host: str, port: int) -> None:
     check_port(host, port)
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
     is_verbose = bool(os.environ.get("RAYLIT_VERBOSE"))
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        host,
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     with tempfile.TemporaryFile() as log, ended_by_signals():
-        # a session of its own, so that the server's own children end with it and Ctrl-C reaches it through us alone
-        child = subprocess.Popen(command, stdout=None if is_verbose else log, stderr=subprocess.STDOUT, start_new_session=True)
+        # a session of its own, so that the server's own children end with it and Ctrl-C reaches it
+        # through us alone
+        child = subprocess.Popen(
+            command,
+            stdout=None if is_verbose else log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             print(f"Starting MLflow for {store.without_password(uri)} ...", flush=True)
             wait_until_it_answers(child, url, log)
@@ -55,29 +74,44 @@ def serve(uri: str | None, host: str, port: int) -> None:
 
 
 def check_store(uri: str) -> None:
-    """Raise a ConfigError unless there is a store at `uri`: MLflow would make an empty one, where nobody finds a run."""
+    """Raise a ConfigError unless there is a store at `uri`.
+
+    MLflow would make an empty one, where nobody finds a run.
+    """
     if store.is_http(uri):
-        raise ConfigError(f"{uri} is an MLflow server already: open it in a browser. raylit ui serves stores such as sqlite:///mlflow.db.")
+        raise ConfigError(
+            f"{uri} is an MLflow server already: open it in a browser. raylit ui serves stores such"
+            " as sqlite:///mlflow.db."
+        )
     file = store.sqlite_file(uri)
     if file is not None and not os.path.isfile(file):
         raise ConfigError(
-            f"There is no MLflow store {os.path.abspath(file)}. An MLFlowLogger records into mlflow.db in the folder where `raylit fit` was started"
-            " (trainer.default_root_dir): go there, or name the store: raylit ui --backend-store-uri sqlite:////path/to/mlflow.db"
+            f"There is no MLflow store {os.path.abspath(file)}. An MLFlowLogger records into"
+            " mlflow.db in the folder where `raylit fit` was started (trainer.default_root_dir):"
+            " go there, or name the store: raylit ui --backend-store-uri"
+            " sqlite:////path/to/mlflow.db"
         )
     if "://" not in uri and not os.path.isdir(uri):
-        raise ConfigError(f"There is no MLflow store {uri!r}. Give a URI, such as sqlite:///mlflow.db.")
+        raise ConfigError(
+            f"There is no MLflow store {uri!r}. Give a URI, such as sqlite:///mlflow.db."
+        )
 
 
 def check_port(host: str, port: int) -> None:
     """Raise a ConfigError unless one can listen there."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
         with socket.socket(family, kind, protocol) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"Cannot listen on {host}:{port}: {reason}. Give another port: raylit ui --port {port + 1}") from error
+        raise ConfigError(
+            f"Cannot listen on {host}:{port}: {reason}. Give another port: raylit ui --port"
+            f" {port + 1}"
+        ) from error
 
 
 def wait_until_it_answers(child: subprocess.Popen[Any], url: str, log: IO[bytes]) -> None:
@@ -85,7 +119,9 @@ def wait_until_it_answers(child: subprocess.Popen[Any], url: str, log: IO[bytes]
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if child.poll() is not None:
-            raise LaunchError(f"MLflow ended with exit code {child.returncode} before it answered.{said(log)}")
+            raise LaunchError(
+                f"MLflow ended with exit code {child.returncode} before it answered.{said(log)}"
+            )
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=2):
                 return

@@ -18,5 +18,6 @@ _PLACES = {"LightningDataModule": "raylit.core.datamodule", "LightningModule": "
 
 __all__ = ["LightningDataModule", "LightningModule"]
 
-# Loaded when asked for: modules of this folder are imported by layers that stand below LightningModule.
+# Loaded when asked for: modules of this folder are imported by layers that stand below
+# LightningModule.
 __getattr__ = attribute_loader(__name__, _PLACES)

@@ -1,14 +1,18 @@
 """The contract of a callback.
 
-A callback is code that runs at the events of a run without being part of the model. It is pickled with the Trainer: on Ray each rank has its
-own copy, and after a fit the driver's object takes rank 0's state through `state_dict` and `load_state_dict`, the same that checkpoints
-store. Every method does nothing unless overridden, and only overridden ones are called: a callback costs the loop what it overrides.
+A callback is code that runs at the events of a run without being part of the model. It is pickled
+with the Trainer: on Ray each rank has its own copy, and after a fit the driver's object takes rank
+0's state through `state_dict` and `load_state_dict`, the same that checkpoints store. Every method
+does nothing unless overridden, and only overridden ones are called: a callback costs the loop what
+it overrides.
 
-Events run on the training thread of every rank. What waits for something (a disk, a network, the device) makes training wait. Act on rank 0
-only where files are written (`trainer.is_global_zero`); decisions that change the course of the run must be the same on all ranks. An
-exception raised in a callback ends the run.
+Events run on the training thread of every rank. What waits for something (a disk, a network, the
+device) makes training wait. Act on rank 0 only where files are written (`trainer.is_global_zero`);
+decisions that change the course of the run must be the same on all ranks. An exception raised in a
+callback ends the run.
 
-`raylit.hooks` says when each event fires. To test one, run `raylit.testing.CallbackConformance` against it.
+`raylit.hooks` says when each event fires. To test one, run `raylit.testing.CallbackConformance`
+against it.
 """
 
 from __future__ import annotations
@@ -35,7 +39,6 @@ class Callback:
 
     _log: Callable[..., None] | None = None
 
-    # fmt: off
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None: ...
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None: ...
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
@@ -46,34 +49,94 @@ class Callback:
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None: ...
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None: ...
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None: ...
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None: ...
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
-    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None: ...
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None: ...
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
-    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+    def on_test_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None: ...
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None: ...
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
-    def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
-    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None: ...
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None: ...
+    def on_predict_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None: ...
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None: ...
+    def on_before_zero_grad(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None: ...
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None: ...
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None: ...
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None: ...
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None: ...
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None: ...
-    # fmt: on
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None: ...
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None: ...
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None: ...
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None: ...
 
     def state_dict(self) -> dict[str, Any]:
         """Return what checkpoints are to store: tensors and plain data."""
@@ -84,7 +147,10 @@ class Callback:
 
     @property
     def state_key(self) -> str:
-        """Name of this callback's state within a checkpoint; two callbacks with state may not share one."""
+        """Name of this callback's state within a checkpoint.
+
+        Two callbacks with state may not share one.
+        """
         return type(self).__qualname__
 
     def _generate_state_key(self, **kwargs: Any) -> str:
@@ -94,7 +160,9 @@ class Callback:
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         """Record a value, as `LightningModule.log`; only while a Trainer runs."""
         if self._log is None:
-            raise RuntimeError(f"{type(self).__name__}.log({name!r}, ...) was called outside a running Trainer.")
+            raise RuntimeError(
+                f"{type(self).__name__}.log({name!r}, ...) was called outside a running Trainer."
+            )
         self._log(name, value, *args, **kwargs)
 
     def log_dict(self, dictionary: Any, *args: Any, **kwargs: Any) -> None:

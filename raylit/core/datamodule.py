@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 class LightningDataModule(HasHyperparameters):
     """Prepares data and returns loaders. Also known as `DataModule`.
 
-    `prepare_data` runs on one process per node: download and convert there, keep nothing on `self`. `setup(stage)` runs on every rank, with
-    `fit`, `validate`, `test` or `predict`: make the data sets there. The `*_dataloader` hooks return a DataLoader, any iterable, or a list or
-    dict of them.
+    `prepare_data` runs on one process per node: download and convert there, keep nothing on `self`.
+    `setup(stage)` runs on every rank, with `fit`, `validate`, `test` or `predict`: make the data
+    sets there. The `*_dataloader` hooks return a DataLoader, any iterable, or a list or dict of
+    them.
 
     Example:
         >>> class Numbers(LightningDataModule):
@@ -42,7 +43,6 @@ class LightningDataModule(HasHyperparameters):
     prepare_data_per_node: bool = True
     trainer: Trainer | None = None
 
-    # fmt: off
     def __init__(self) -> None: ...
     def prepare_data(self) -> None: ...
     def setup(self, stage: str) -> None: ...
@@ -53,7 +53,6 @@ class LightningDataModule(HasHyperparameters):
     def test_dataloader(self) -> Any: ...
     def predict_dataloader(self) -> Any: ...
     def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
-    # fmt: on
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint is to keep of the data."""
@@ -63,7 +62,9 @@ class LightningDataModule(HasHyperparameters):
         """Change a batch while it is still on the CPU; wins over the module's."""
         return batch
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
         """Move a batch to `device`; wins over the module's."""
         return transfer_to(batch, device)
 
@@ -82,12 +83,19 @@ class LightningDataModule(HasHyperparameters):
         num_workers: int = 0,
         **datamodule_kwargs: Any,
     ) -> LightningDataModule:
-        """Make a datamodule from data sets; each may be a list or dict of several. Training data is shuffled unless it is iterable."""
+        """Make a datamodule from data sets; each may be a list or dict of several.
+
+        Training data is shuffled unless it is iterable.
+        """
 
         def loader(dataset: Dataset[Any], shuffle: bool = False) -> DataLoader[Any]:
             shuffle = shuffle and not isinstance(dataset, IterableDataset)
             return DataLoader(
-                dataset, batch_size=batch_size, shuffle=shuffle, num_workers=num_workers, pin_memory=torch.cuda.is_available()
+                dataset,
+                batch_size=batch_size,
+                shuffle=shuffle,
+                num_workers=num_workers,
+                pin_memory=torch.cuda.is_available(),
             )
 
         def loaders(datasets: Any, shuffle: bool = False) -> Any:
@@ -97,10 +105,23 @@ class LightningDataModule(HasHyperparameters):
                 return [loader(dataset, shuffle) for dataset in datasets]
             return loader(datasets, shuffle)
 
-        datamodule = cls(**accepted_arguments(cls, {"batch_size": batch_size, "num_workers": num_workers, **datamodule_kwargs}))
-        for stage, datasets in (("train", train_dataset), ("val", val_dataset), ("test", test_dataset), ("predict", predict_dataset)):
+        datamodule = cls(
+            **accepted_arguments(
+                cls, {"batch_size": batch_size, "num_workers": num_workers, **datamodule_kwargs}
+            )
+        )
+        for stage, datasets in (
+            ("train", train_dataset),
+            ("val", val_dataset),
+            ("test", test_dataset),
+            ("predict", predict_dataset),
+        ):
             if datasets is not None:
-                setattr(datamodule, f"{stage}_dataloader", _Constant(loaders(datasets, shuffle=stage == "train")))
+                setattr(
+                    datamodule,
+                    f"{stage}_dataloader",
+                    _Constant(loaders(datasets, shuffle=stage == "train")),
+                )
         return datamodule
 
     @class_only
@@ -112,13 +133,18 @@ class LightningDataModule(HasHyperparameters):
         weights_only: bool | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Make a datamodule with the stored hyperparameters and state; `kwargs` win over the stored ones.
+        """Make a datamodule with the stored hyperparameters and state.
+
+        `kwargs` win over the stored ones.
 
         Raises:
             CheckpointError: the file is missing (which is a FileNotFoundError too), torn or unsafe.
-            TypeError: it was called on an object: it makes a new one, and would leave that as it is.
+            TypeError: it was called on an object: it makes a new one, and would leave that as it
+                is.
         """
-        checkpoint = checkpoints.load(checkpoint_path, map_location=map_location or "cpu", weights_only=weights_only)
+        checkpoint = checkpoints.load(
+            checkpoint_path, map_location=map_location or "cpu", weights_only=weights_only
+        )
         datamodule = construct(cls, checkpoint, hparams_file, kwargs)
         if cls.__qualname__ in checkpoint:
             datamodule.load_state_dict(checkpoint[cls.__qualname__])
@@ -130,11 +156,22 @@ class LightningDataModule(HasHyperparameters):
     def __str__(self) -> str:
         """Name the sizes of the data sets that the loaders would read."""
         lines = []
-        for stage, name in (("train", "Train"), ("val", "Validation"), ("test", "Test"), ("predict", "Predict")):
+        for stage, name in (
+            ("train", "Train"),
+            ("val", "Validation"),
+            ("test", "Test"),
+            ("predict", "Predict"),
+        ):
             hook = f"{stage}_dataloader"
             try:
-                found = _sizes(getattr(self, hook)()) if is_overridden(hook, self, LightningDataModule) else "None"
-            except Exception as error:  # before setup a user's hook fails in any way; a text must not
+                found = (
+                    _sizes(getattr(self, hook)())
+                    if is_overridden(hook, self, LightningDataModule)
+                    else "None"
+                )
+            except (
+                Exception
+            ) as error:  # before setup a user's hook fails in any way; a text must not
                 found = f"not available yet ({type(error).__name__}: {error})"
             lines.append(f"{{{name} dataloader: {found}}}")
         return "\n".join(lines)
@@ -142,16 +179,27 @@ class LightningDataModule(HasHyperparameters):
 
 def _sizes(loaders: Any) -> str:
     """Tell how many samples there are: of one loader, or of each of several."""
-    several = list(loaders.values() if isinstance(loaders, Mapping) else loaders) if isinstance(loaders, (Mapping, list, tuple)) else None
+    several = (
+        list(loaders.values() if isinstance(loaders, Mapping) else loaders)
+        if isinstance(loaders, (Mapping, list, tuple))
+        else None
+    )
     sizes = []
     for loader in [loaders] if several is None else several:
         dataset = getattr(loader, "dataset", None)
         sizes.append(f"size={len(dataset) if isinstance(dataset, Sized) else 'NA'}")
-    return sizes[0] if several is None else " ; ".join(f"{number}. {size}" for number, size in enumerate(sizes, 1))
+    return (
+        sizes[0]
+        if several is None
+        else " ; ".join(f"{number}. {size}" for number, size in enumerate(sizes, 1))
+    )
 
 
 class _Constant:
-    """A loader hook that returns what it was given; a class rather than a lambda so that it pickles."""
+    """A loader hook that returns what it was given.
+
+    A class rather than a lambda so that it pickles.
+    """
 
     def __init__(self, value: Any) -> None:
         self.value = value

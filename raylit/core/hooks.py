@@ -1,8 +1,9 @@
 """Every hook, once: who may override it, when it fires, what may be logged in it.
 
-A run resolves this table once (`resolve`) into flat lists that hold only what somebody overrode, so an event nobody listens to costs the loop
-one test of an empty list. Within an event the callbacks come first, in the order of `Trainer.callbacks` (checkpoints last), then the
-LightningModule; `on_train_epoch_end` alone is: other callbacks, module, callbacks that monitor a metric.
+A run resolves this table once (`resolve`) into flat lists that hold only what somebody overrode, so
+an event nobody listens to costs the loop one test of an empty list. Within an event the callbacks
+come first, in the order of `Trainer.callbacks` (checkpoints last), then the LightningModule;
+`on_train_epoch_end` alone is: other callbacks, module, callbacks that monitor a metric.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-# What `self.log` may do in a hook: (default on_step, default on_epoch, on_step allowed). None: logging there is an error.
+# What `self.log` may do in a hook: (default on_step, default on_epoch, on_step allowed). None:
+# logging there is an error.
 PER_STEP = (True, False, True)  # inside a training batch
 PER_EVAL_STEP = (False, True, True)  # inside an evaluation batch
 PER_EPOCH = (False, True, False)  # around the batches
@@ -43,9 +45,14 @@ def _stage(name: str, verb: str, log: bool) -> dict[str, Hook]:
     epoch = PER_EPOCH if log else None
     return {
         f"on_{name}_start": Hook("CM", f"before {verb} starts", epoch),
-        f"on_{name}_epoch_start": Hook("CM", f"before the first batch of an epoch of {verb}", epoch),
+        f"on_{name}_epoch_start": Hook(
+            "CM", f"before the first batch of an epoch of {verb}", epoch
+        ),
         f"on_{name}_batch_start": Hook(
-            "CM", f"before each batch of {verb}; in training the module may return -1 to skip the epoch's rest", batch
+            "CM",
+            f"before each batch of {verb}; in training the module may return -1 to skip the epoch's"
+            " rest",
+            batch,
         ),
         f"on_{name}_batch_end": Hook("CM", f"after each batch of {verb}", batch),
         f"on_{name}_epoch_end": Hook("CM", f"after the last batch of an epoch of {verb}", epoch),
@@ -57,7 +64,9 @@ HOOKS: dict[str, Hook] = {
     # around everything
     "prepare_data": Hook("MD", "first, on one process per node: download, convert"),
     "setup": Hook("CMD", "on every rank, before any data is loaded"),
-    "configure_model": Hook("M", "on every rank, after setup: create the parts that are to be sharded"),
+    "configure_model": Hook(
+        "M", "on every rank, after setup: create the parts that are to be sharded"
+    ),
     "on_fit_start": Hook("CM", "after the optimizers were made"),
     "on_fit_end": Hook("CM", "after on_train_end"),
     "on_sanity_check_start": Hook("C", "before the validation batches run ahead of training"),
@@ -73,7 +82,9 @@ HOOKS: dict[str, Hook] = {
     "validation_step": Hook("M", "one batch of validation", PER_EVAL_STEP),
     "test_step": Hook("M", "one batch of test", PER_EVAL_STEP),
     "predict_step": Hook("M", "one batch of prediction"),
-    "on_validation_model_zero_grad": Hook("M", "before validation in the middle of training: frees the gradients"),
+    "on_validation_model_zero_grad": Hook(
+        "M", "before validation in the middle of training: frees the gradients"
+    ),
     "on_validation_model_eval": Hook("M", "puts the model into eval mode for validation"),
     "on_validation_model_train": Hook("M", "puts the model back after validation"),
     "on_test_model_eval": Hook("M", "puts the model into eval mode for test"),
@@ -89,7 +100,9 @@ HOOKS: dict[str, Hook] = {
     "backward": Hook("M", "the backward pass", PER_STEP),
     "on_after_backward": Hook("CM", "after the backward pass", PER_STEP),
     "optimizer_step": Hook("M", "runs the closure and the optimizer", PER_STEP),
-    "on_before_optimizer_step": Hook("CM", "gradients are complete and unscaled, parameters not yet changed", PER_STEP),
+    "on_before_optimizer_step": Hook(
+        "CM", "gradients are complete and unscaled, parameters not yet changed", PER_STEP
+    ),
     "configure_gradient_clipping": Hook("M", "clips the gradients", PER_STEP),
     "clip_gradients": Hook("M", "clips the gradients", PER_STEP),
     "lr_scheduler_step": Hook("M", "steps one learning-rate scheduler"),
@@ -108,9 +121,11 @@ HOOKS: dict[str, Hook] = {
 
 
 class ModuleHooks:
-    """What a LightningModule may override. `HOOKS` says when each fires; nearly all do nothing unless overridden."""
+    """What a LightningModule may override.
 
-    # fmt: off
+    `HOOKS` says when each fires; nearly all do nothing unless overridden.
+    """
+
     def on_fit_start(self) -> None: ...
     def on_fit_end(self) -> None: ...
     def on_train_start(self) -> None: ...
@@ -123,20 +138,30 @@ class ModuleHooks:
     def on_validation_end(self) -> None: ...
     def on_validation_epoch_start(self) -> None: ...
     def on_validation_epoch_end(self) -> None: ...
-    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
-    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+    def on_validation_batch_start(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None: ...
+    def on_validation_batch_end(
+        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None: ...
     def on_test_start(self) -> None: ...
     def on_test_end(self) -> None: ...
     def on_test_epoch_start(self) -> None: ...
     def on_test_epoch_end(self) -> None: ...
     def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
-    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+    def on_test_batch_end(
+        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None: ...
     def on_predict_start(self) -> None: ...
     def on_predict_end(self) -> None: ...
     def on_predict_epoch_start(self) -> None: ...
     def on_predict_epoch_end(self) -> None: ...
-    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
-    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+    def on_predict_batch_start(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None: ...
+    def on_predict_batch_end(
+        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None: ...
     def on_before_zero_grad(self, optimizer: Optimizer) -> None: ...
     def on_before_backward(self, loss: Tensor) -> None: ...
     def on_after_backward(self) -> None: ...
@@ -147,14 +172,18 @@ class ModuleHooks:
     def setup(self, stage: str) -> None: ...
     def teardown(self, stage: str) -> None: ...
     def configure_model(self) -> None: ...
-    def configure_callbacks(self) -> Any: return []
+    def configure_callbacks(self) -> Any:
+        return []
+
     def train_dataloader(self) -> Any: ...
     def val_dataloader(self) -> Any: ...
     def test_dataloader(self) -> Any: ...
     def predict_dataloader(self) -> Any: ...
-    def on_validation_model_train(self) -> None: self.train()  # type: ignore[attr-defined]
-    def on_test_model_train(self) -> None: self.train()  # type: ignore[attr-defined]
-    # fmt: on
+    def on_validation_model_train(self) -> None:
+        self.train()  # type: ignore[attr-defined]
+
+    def on_test_model_train(self) -> None:
+        self.train()  # type: ignore[attr-defined]
 
 
 ModelHooks = ModuleHooks  # Lightning's name
@@ -174,9 +203,14 @@ def is_overridden(name: str, obj: object, base: type) -> bool:
 
 
 def resolve(
-    trainer: object, module: object, callbacks: Sequence[object], module_base: type, callback_base: type, monitors: type | tuple[type, ...],
+    trainer: object,
+    module: object,
+    callbacks: Sequence[object],
+    module_base: type,
+    callback_base: type,
+    monitors: type | tuple[type, ...],
     watch: Callable[[object, str, Callable[..., Any]], Callable[..., Any]] | None = None,
-) -> Hooks:  # fmt: skip
+) -> Hooks:
     """Bind every event that callbacks and the module share to the functions somebody overrode.
 
     Args:
@@ -186,10 +220,12 @@ def resolve(
         module_base: a method that is this class's own counts as not overridden.
         callback_base: likewise for callbacks.
         monitors: classes of callbacks that come after the module in `on_train_epoch_end`.
-        watch: given an owner, the name of a hook and the function, returns the function to call instead.
+        watch: given an owner, the name of a hook and the function, returns the function to call
+            instead.
 
     Returns:
-        A list for each event, called in order with the event's own arguments: trainer and module are already bound.
+        A list for each event, called in order with the event's own arguments: trainer and module
+        are already bound.
     """
     hooks: Hooks = {}
     for name in _FIRED:
@@ -199,8 +235,12 @@ def resolve(
             if is_overridden(name, callback, callback_base):
                 after_module = name == "on_train_epoch_end" and isinstance(callback, monitors)
                 function = partial(getattr(callback, name), trainer, module)
-                (late if after_module else own).append(watch(callback, name, function) if watch else function)
+                (late if after_module else own).append(
+                    watch(callback, name, function) if watch else function
+                )
         if "M" in HOOKS[name].owners and is_overridden(name, module, module_base):
-            own.append(watch(module, name, getattr(module, name)) if watch else getattr(module, name))
+            own.append(
+                watch(module, name, getattr(module, name)) if watch else getattr(module, name)
+            )
         hooks[name] = own + late
     return hooks

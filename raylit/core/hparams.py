@@ -1,4 +1,8 @@
-"""Hyperparameters: the arguments a module or datamodule was made with, kept for checkpoints, loggers and `load_from_checkpoint`."""
+"""Hyperparameters.
+
+The arguments a module or datamodule was made with, kept for checkpoints, loggers and
+`load_from_checkpoint`.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +26,19 @@ from raylit.errors import CheckpointError, ConfigError
 
 _PRIMITIVES = (bool, int, float, str)
 
-# What the CLI was told, and of which class: a config file knows more than the frame does (nested class_path entries).
-given_hparams: ContextVar[tuple[type, dict[str, Any]] | None] = ContextVar("given_hparams", default=None)
+# What the CLI was told, and of which class: a config file knows more than the frame does (nested
+# class_path entries).
+given_hparams: ContextVar[tuple[type, dict[str, Any]] | None] = ContextVar(
+    "given_hparams", default=None
+)
 
-# Among the hyperparameters that a CLI keeps: the class they are of, and that jsonargparse is to make it of them. The names are Lightning's.
+# Among the hyperparameters that a CLI keeps: the class they are of, and that jsonargparse is to
+# make it of them. The names are Lightning's.
 CLASS_PATH, INSTANTIATOR = "_class_path", "_instantiator"
-INSTANTIATORS = ("lightning.pytorch.cli.instantiate_module", "pytorch_lightning.cli.instantiate_module")
+INSTANTIATORS = (
+    "lightning.pytorch.cli.instantiate_module",
+    "pytorch_lightning.cli.instantiate_module",
+)
 
 
 class AttributeDict(dict[str, Any]):
@@ -37,7 +48,9 @@ class AttributeDict(dict[str, Any]):
         try:
             return self[key]
         except KeyError:
-            raise AttributeError(f"no hyperparameter {key!r}; there are: {', '.join(map(str, self)) or 'none'}") from None
+            raise AttributeError(
+                f"no hyperparameter {key!r}; there are: {', '.join(map(str, self)) or 'none'}"
+            ) from None
 
     def __setattr__(self, key: str, value: Any) -> None:
         self[key] = value
@@ -52,7 +65,9 @@ class AttributeDict(dict[str, Any]):
         if not self:
             return ""
         width = max(len(str(key)) for key in self) + 3
-        return "\n".join(f'"{key}":'.ljust(width) + f" {value}" for key, value in sorted(self.items()))
+        return "\n".join(
+            f'"{key}":'.ljust(width) + f" {value}" for key, value in sorted(self.items())
+        )
 
 
 class HasHyperparameters:
@@ -66,18 +81,24 @@ class HasHyperparameters:
     _hparams_name: str | None = None
 
     def save_hyperparameters(
-        self, *args: Any, ignore: str | Sequence[str] | None = None, frame: FrameType | None = None, logger: bool = True
+        self,
+        *args: Any,
+        ignore: str | Sequence[str] | None = None,
+        frame: FrameType | None = None,
+        logger: bool = True,
     ) -> None:
         """Keep the arguments of `__init__` in `hparams`. Call it in `__init__`, first thing.
 
         Args:
-            args: names of arguments to keep (default: all), or one container (dict, Namespace, dataclass) to keep instead.
+            args: names of arguments to keep (default: all), or one container (dict, Namespace,
+                dataclass) to keep instead.
             ignore: names not to keep.
             frame: the frame whose arguments are meant; found by itself.
             logger: whether the loggers record them.
 
         Raises:
-            ConfigError: a number, string or bool was given where a container or argument names are expected.
+            ConfigError: a number, string or bool was given where a container or argument names are
+                expected.
 
         Example:
             >>> class Net(LightningModule):
@@ -102,7 +123,12 @@ class HasHyperparameters:
         ignored = {ignore} if isinstance(ignore, str) else set(ignore or ())
         init_args = {name: value for name, value in init_args.items() if name not in ignored}
         containers = [arg for arg in args if not isinstance(arg, str)]
-        if len(args) == 1 and containers and not containers[0] and not isinstance(containers[0], _PRIMITIVES):
+        if (
+            len(args) == 1
+            and containers
+            and not containers[0]
+            and not isinstance(containers[0], _PRIMITIVES)
+        ):
             return  # an empty container
         if not args:
             found = AttributeDict(init_args)
@@ -115,7 +141,8 @@ class HasHyperparameters:
             unknown = [name for name in args if name not in init_args and name not in ignored]
             if unknown:
                 raise ConfigError(
-                    f"save_hyperparameters({', '.join(map(repr, args))}): {type(self).__name__}.__init__ has no argument {unknown[0]!r}."
+                    f"save_hyperparameters({', '.join(map(repr, args))}):"
+                    f" {type(self).__name__}.__init__ has no argument {unknown[0]!r}."
                 )
             found = AttributeDict({name: init_args[name] for name in args if name in init_args})
             self._hparams_name = "kwargs"
@@ -143,8 +170,13 @@ class HasHyperparameters:
         return AttributeDict(copy.deepcopy(dict(self.__dict__.get("_hparams_initial", {}))))
 
 
-def holders_of(name: str, module: HasHyperparameters, datamodule: HasHyperparameters | None = None) -> list[Any]:
-    """Return what has the attribute or hyperparameter `name`: of the module, its hparams, the datamodule, its hparams; the last one counts."""
+def holders_of(
+    name: str, module: HasHyperparameters, datamodule: HasHyperparameters | None = None
+) -> list[Any]:
+    """Return what has the attribute or hyperparameter `name`.
+
+    Of the module, its hparams, the datamodule, its hparams; the last one counts.
+    """
     holders: list[Any] = []
     for owner in (module, datamodule):
         if owner is not None:
@@ -155,7 +187,9 @@ def holders_of(name: str, module: HasHyperparameters, datamodule: HasHyperparame
 
 def get_value(holders: list[Any], name: str) -> Any:
     """Return the value of `name` in the last of `holders`."""
-    return holders[-1][name] if isinstance(holders[-1], MutableMapping) else getattr(holders[-1], name)
+    return (
+        holders[-1][name] if isinstance(holders[-1], MutableMapping) else getattr(holders[-1], name)
+    )
 
 
 def set_value(holders: list[Any], name: str, value: Any) -> None:
@@ -168,7 +202,10 @@ def set_value(holders: list[Any], name: str, value: Any) -> None:
 
 
 def accepted_arguments(cls: type, values: MutableMapping[str, Any]) -> dict[str, Any]:
-    """Return those of `values` that `cls.__init__` takes by name; all of them if it takes `**kwargs`."""
+    """Return those of `values` that `cls.__init__` takes by name.
+
+    All of them if it takes `**kwargs`.
+    """
     parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return dict(values)
@@ -178,24 +215,47 @@ def accepted_arguments(cls: type, values: MutableMapping[str, Any]) -> dict[str,
 T = TypeVar("T", bound=HasHyperparameters)
 
 
-def construct(cls: type[T], checkpoint: dict[str, Any], hparams_file: str | None, overrides: dict[str, Any]) -> T:
+def construct(
+    cls: type[T], checkpoint: dict[str, Any], hparams_file: str | None, overrides: dict[str, Any]
+) -> T:
     """Make an object of `cls` with the hyperparameters in a checkpoint.
 
     Args:
         cls: the class; it gets those that its `__init__` takes.
         checkpoint: what a checkpoint file holds.
-        hparams_file: YAML file with hyperparameters to take instead; or CSV, with the columns key and value.
+        hparams_file: YAML file with hyperparameters to take instead; or CSV, with the columns key
+            and value.
         overrides: arguments that win over the stored ones.
 
     Raises:
-        CheckpointError: a CLI made the checkpoint, and its hyperparameters do not fit the class; or one is not to be found where it was imported from.
+        CheckpointError: a CLI made the checkpoint, and its hyperparameters do not fit the class; or
+            one is not to be found where it was imported from.
     """
-    stored = _read_hparams(hparams_file) if hparams_file else dict(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}))
+    stored = (
+        _read_hparams(hparams_file)
+        if hparams_file
+        else dict(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}))
+    )
     checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY] = {**stored, **overrides}  # for on_load_checkpoint
-    described = checkpoint.get("raylit", {}).get("hyper_parameters", {}).get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})
-    stored = {**{name: _restored(name, one, cls) for name, one in described.items() if name not in overrides}, **stored}
+    described = (
+        checkpoint.get("raylit", {})
+        .get("hyper_parameters", {})
+        .get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})
+    )
+    stored = {
+        **{
+            name: _restored(name, one, cls)
+            for name, one in described.items()
+            if name not in overrides
+        },
+        **stored,
+    }
     container = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NAME)
-    if container and container != "kwargs" and container in accepted_arguments(cls, {container: None}):
+    if (
+        container
+        and container != "kwargs"
+        and container in accepted_arguments(cls, {container: None})
+    ):
         stored = {container: stored}
     values = {**stored, **overrides}
     maker = values.pop(INSTANTIATOR, None)
@@ -204,9 +264,12 @@ def construct(cls: type[T], checkpoint: dict[str, Any], hparams_file: str | None
         return cls(**arguments)
     if maker not in INSTANTIATORS:  # a checkpoint must not be able to have any function called
         raise CheckpointError(
-            f"The checkpoint wants {cls.__name__} to be made by {maker!r}, which raylit does not know. It was not called."
+            f"The checkpoint wants {cls.__name__} to be made by {maker!r}, which raylit does not"
+            " know. It was not called."
         )
-    made: T = importlib.import_module("raylit.cli.construct").instantiate_module(cls, arguments)  # the only place for jsonargparse
+    made: T = importlib.import_module("raylit.cli.construct").instantiate_module(
+        cls, arguments
+    )  # the only place for jsonargparse
     return made
 
 
@@ -215,7 +278,8 @@ def _restored(name: str, description: dict[str, Any], cls: type) -> Any:
         return importable.restore(description, cls)
     except (ValueError, TypeError) as error:
         raise CheckpointError(
-            f"The hyperparameter {name!r} in the checkpoint was not restored: {error}. Give it: {cls.__name__}.load_from_checkpoint(path, {name}=...)."
+            f"The hyperparameter {name!r} in the checkpoint was not restored: {error}. Give it:"
+            f" {cls.__name__}.load_from_checkpoint(path, {name}=...)."
         ) from error
 
 
@@ -223,7 +287,10 @@ def _read_hparams(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read hyperparameters from a file."""
     kind = os.path.splitext(path)[1].lower()
     if kind not in (".yaml", ".yml", ".csv"):
-        raise ConfigError(f"hparams_file={os.fspath(path)!r} is neither .yaml nor .csv. Give a file of one of these kinds.")
+        raise ConfigError(
+            f"hparams_file={os.fspath(path)!r} is neither .yaml nor .csv. Give a file of one of"
+            " these kinds."
+        )
     with open(path, newline="" if kind == ".csv" else None) as file:
         if kind != ".csv":
             import yaml
@@ -255,7 +322,10 @@ else:
             @functools.wraps(bound)
             def refuse(*args: Any, **kwargs: Any) -> NoReturn:
                 name = f"{owner.__name__}.{bound.__name__}"
-                raise TypeError(f"{name} was called on an object, which it would leave as it is: write new = {name}(...) on the class.")
+                raise TypeError(
+                    f"{name} was called on an object, which it would leave as it is: write new ="
+                    f" {name}(...) on the class."
+                )
 
             return refuse
 
@@ -273,7 +343,8 @@ def constructed_with(cls: type, values: dict[str, Any] | None) -> Iterator[None]
 def _as_hparams(container: Any) -> AttributeDict:
     if isinstance(container, _PRIMITIVES):
         raise ConfigError(
-            f"save_hyperparameters got the {type(container).__name__} {container!r}. Pass argument names, or one dict, Namespace or dataclass."
+            f"save_hyperparameters got the {type(container).__name__} {container!r}. Pass argument"
+            " names, or one dict, Namespace or dataclass."
         )
     if isinstance(container, Namespace):
         return AttributeDict(vars(container))
@@ -282,7 +353,8 @@ def _as_hparams(container: Any) -> AttributeDict:
     if isinstance(container, MutableMapping):
         return AttributeDict(container)
     raise ConfigError(
-        f"save_hyperparameters cannot keep a {type(container).__name__}. Pass argument names, or one dict, Namespace or dataclass."
+        f"save_hyperparameters cannot keep a {type(container).__name__}. Pass argument names, or"
+        " one dict, Namespace or dataclass."
     )
 
 
@@ -293,7 +365,11 @@ def _constructor_arguments(frame: FrameType | None) -> dict[str, Any]:
     while frame is not None:
         variables = frame.f_locals
         cls = variables.get("__class__")
-        is_init = frame.f_code.co_name == "__init__" and isinstance(cls, type) and issubclass(cls, HasHyperparameters)
+        is_init = (
+            frame.f_code.co_name == "__init__"
+            and isinstance(cls, type)
+            and issubclass(cls, HasHyperparameters)
+        )
         if is_init:
             assert isinstance(cls, type)
             inside = True

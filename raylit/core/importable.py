@@ -1,8 +1,10 @@
 """Values that are no plain data, described by where they can be imported from.
 
-These are classes, functions, members of enumerations, and `functools.partial` and dataclasses of such and of plain data.
+These are classes, functions, members of enumerations, and `functools.partial` and dataclasses of
+such and of plain data.
 
-Only what comes from torch or from the packages of the class that is loaded is found again: a checkpoint cannot name any function there is.
+Only what comes from torch or from the packages of the class that is loaded is found again: a
+checkpoint cannot name any function there is.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ Description = dict[str, Any]
 
 
 def describe(value: Any, cls: type) -> Description | None:
-    """Return data from which `restore` makes `value` again, None if there is none that is exact. It is plain if what `value` is made of is.
+    """Return data from which `restore` makes `value` again, None if there is none that is exact.
+
+    It is plain if what `value` is made of is.
 
     Args:
         value: a hyperparameter.
@@ -36,14 +40,17 @@ def restore(description: Description, cls: type) -> Any:
     """Return the value that `describe` described.
 
     Raises:
-        ValueError: it cannot be found, or comes from elsewhere than torch and the packages of `cls`.
+        ValueError: it cannot be found, or comes from elsewhere than torch and the packages of
+            `cls`.
     """
     if "plain" in description:
         return description["plain"]
     if "partial" in description:
         args = [restore(one, cls) for one in description["args"]]
         return functools.partial(
-            restore(description["partial"], cls), *args, **{k: restore(v, cls) for k, v in description["keywords"].items()}
+            restore(description["partial"], cls),
+            *args,
+            **{k: restore(v, cls) for k, v in description["keywords"].items()},
         )
     found = _find(description["path"], cls)
     if "fields" not in description:
@@ -56,15 +63,25 @@ def restore(description: Description, cls: type) -> Any:
 def _describe(value: Any) -> Description:
     if isinstance(value, enum.Enum):
         return {"path": f"{type(value).__module__}:{type(value).__qualname__}.{value.name}"}
-    if inspect.isbuiltin(value):  # as are torch's own functions; their __qualname__ names a class that cannot be imported
+    if inspect.isbuiltin(
+        value
+    ):  # as are torch's own functions; their __qualname__ names a class that cannot be imported
         return {"path": f"{value.__module__}:{value.__name__}"}
     if isinstance(value, type) or inspect.isroutine(value):
         return {"path": f"{value.__module__}:{value.__qualname__}"}
     if isinstance(value, functools.partial):
         keywords = {name: _describe(one) for name, one in value.keywords.items()}
-        return {"partial": _describe(value.func), "args": [_describe(one) for one in value.args], "keywords": keywords}
+        return {
+            "partial": _describe(value.func),
+            "args": [_describe(one) for one in value.args],
+            "keywords": keywords,
+        }
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: _describe(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
+        fields = {
+            field.name: _describe(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.init
+        }
         return {"path": f"{type(value).__module__}:{type(value).__qualname__}", "fields": fields}
     return {"plain": value}
 

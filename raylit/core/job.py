@@ -1,4 +1,7 @@
-"""Job and Result: what goes to the processes that do the work, and what comes back. Both are pickled when those are others than this one."""
+"""Job and Result: what goes to the processes that do the work, and what comes back.
+
+Both are pickled when those are others than this one.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,14 @@ class Job:
         ckpt_path: checkpoint to start from, already a path, or None.
         weights_only: False lets the checkpoint run code when it is loaded.
         return_predictions: whether `predict` keeps its results.
-        returns_state: whether the Result must carry what the driver's objects are to hold afterwards, since they are others than the workers'.
-        notice: says whether this rank's machine is about to be taken away, or None where nobody would know; see `launch/on_ray/preemption.py`.
-        validator: starts the validations that training does not wait for, on rank 0; see `launch/on_ray/validation.py`.
-        resized: how many workers there are of those there may be, and what follows from it, or None; see `launch/on_ray/rescale.py`.
+        returns_state: whether the Result must carry what the driver's objects are to hold
+            afterwards, since they are others than the workers'.
+        notice: says whether this rank's machine is about to be taken away, or None where nobody
+            would know; see `launch/on_ray/preemption.py`.
+        validator: starts the validations that training does not wait for, on rank 0; see
+            `launch/on_ray/validation.py`.
+        resized: how many workers there are of those there may be, and what follows from it, or
+            None; see `launch/on_ray/rescale.py`.
         display: where the progress bar of rank 0 sends what it would draw, or None to draw here.
     """
 
@@ -91,12 +98,16 @@ class Result:
         """
         from matplotlib.figure import Figure
 
-        names = keys or tuple(sorted({name for row in self.history for name in row} - {"epoch", "step"}))
+        names = keys or tuple(
+            sorted({name for row in self.history for name in row} - {"epoch", "step"})
+        )
         figure = Figure(figsize=(8, 4), layout="constrained")
         axes = figure.subplots()
         for name in names:
             points = [(row["step"], row[name]) for row in self.history if name in row]
-            axes.plot([x for x, _ in points], [y for _, y in points], marker="o", markersize=3, label=name)
+            axes.plot(
+                [x for x, _ in points], [y for _, y in points], marker="o", markersize=3, label=name
+            )
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         axes.legend()

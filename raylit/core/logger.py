@@ -1,16 +1,19 @@
 """The contract of a logger.
 
-A logger lives twice. On the driver, the process in which `Trainer.fit` was called, `open` is called once before any worker starts and `close`
-once after the last has ended, however it ended: there a run is created and its status set; `announce` comes before, if the driver is told to
-end while workers run. In between the logger travels, pickled, to rank 0 of the workers (the same process and object when `num_workers=0`), where
-the loop calls `log_metrics`, `log_hyperparams`, `save` and `finalize`. When workers are restarted the pickled logger starts anew there, so whatever
-must survive belongs into what `open` stored.
+A logger lives twice. On the driver, the process in which `Trainer.fit` was called, `open` is called
+once before any worker starts and `close` once after the last has ended, however it ended: there a
+run is created and its status set; `announce` comes before, if the driver is told to end while
+workers run. In between the logger travels, pickled, to rank 0 of the workers (the same process and
+object when `num_workers=0`), where the loop calls `log_metrics`, `log_hyperparams`, `save` and
+`finalize`. When workers are restarted the pickled logger starts anew there, so whatever must
+survive belongs into what `open` stored.
 
-`log_metrics` is called from the training thread: it must not block on a network or a database, and after `open` has succeeded nothing here
-may stop the training. `open` should raise at once where the store cannot be reached. Ranks other than 0 call none of it.
+`log_metrics` is called from the training thread: it must not block on a network or a database, and
+after `open` has succeeded nothing here may stop the training. `open` should raise at once where the
+store cannot be reached. Ranks other than 0 call none of it.
 
-To write one, subclass `Logger`, implement `name`, `version`, `log_metrics` and `log_hyperparams`, and run
-`raylit.testing.LoggerConformance` against it.
+To write one, subclass `Logger`, implement `name`, `version`, `log_metrics` and `log_hyperparams`,
+and run `raylit.testing.LoggerConformance` against it.
 """
 
 from __future__ import annotations
@@ -57,7 +60,10 @@ class Logger(ABC):
         return None
 
     def resume(self, run_id: str) -> None:
-        """Go on with the run that a checkpoint names, where the store can. Driver only, before `open`."""
+        """Go on with the run that a checkpoint names, where the store can.
+
+        Driver only, before `open`.
+        """
 
     def open(self, *, default_root_dir: str, tags: Mapping[str, str]) -> None:
         """Create the run. Driver only, once, before any worker starts.
@@ -67,11 +73,15 @@ class Logger(ABC):
             tags: facts about the run worth showing beside it, such as `raylit.version`.
 
         Raises:
-            Exception: whatever the store raises when it cannot be reached; the run is then not started.
+            Exception: whatever the store raises when it cannot be reached; the run is then not
+                started.
         """
 
     def announce(self, status: str) -> None:
-        """The run is about to end, and this process may be killed before `close`: set the end state now. Driver only; must not block."""
+        """The run is about to end, and this process may be killed before `close`.
+
+        Set the end state now. Driver only; must not block.
+        """
 
     def close(self, status: str) -> None:
         """Set the end state of the run. Driver only, once, after the last worker.
@@ -97,16 +107,24 @@ class Logger(ABC):
         """Record the model's graph, where the store can show one. Rank 0."""
 
     def save(self) -> None:
-        """Write what is buffered, if writing is cheap. Rank 0, every second at most, after every epoch, and before a checkpoint is written."""
+        """Write what is buffered, if writing is cheap.
+
+        Rank 0, every second at most, after every epoch, and before a checkpoint is written.
+        """
 
     def settle(self, timeout_s: float) -> None:
-        """Return once what was logged so far outlives this process, or after `timeout_s`. Rank 0, in a thread, before a recovery checkpoint is written.
+        """Return once what was logged so far outlives this process, or after `timeout_s`.
+
+        Rank 0, in a thread, before a recovery checkpoint is written.
 
         A fit that goes on from it logs only what comes after.
         """
 
     def finalize(self, status: str) -> None:
-        """Write all that is buffered and release what is held. Rank 0, once, at the end of the loop; `status` as in `close`."""
+        """Write all that is buffered and release what is held.
+
+        Rank 0, once, at the end of the loop; `status` as in `close`.
+        """
 
     def after_save_checkpoint(self, checkpoint_callback: Checkpoint) -> None:
         """Told that `checkpoint_callback` has written a file. Rank 0; must not block."""

@@ -1,4 +1,7 @@
-"""LightningModule: a `torch.nn.Module` that also says how it is trained, evaluated and optimized."""
+"""LightningModule.
+
+A `torch.nn.Module` that also says how it is trained, evaluated and optimized.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +31,12 @@ if TYPE_CHECKING:
 class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
     """A model with its training, validation, test and predict steps and its optimizers.
 
-    Override `training_step` and `configure_optimizers` to train; the other steps as needed. All of `torch.nn.Module` works as usual.
+    Override `training_step` and `configure_optimizers` to train; the other steps as needed. All of
+    `torch.nn.Module` works as usual.
 
     Attributes:
-        automatic_optimization: False if `training_step` itself calls `manual_backward` and `step` of `self.optimizers()`.
+        automatic_optimization: False if `training_step` itself calls `manual_backward` and `step`
+            of `self.optimizers()`.
         example_input_array: an input of `forward`, for summaries and exports.
         strict_loading: whether the keys of a loaded `state_dict` must match exactly.
 
@@ -59,7 +64,9 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
     prepare_data_per_node: bool = True
     automatic_optimization: bool = True
     example_input_array: Any = None
-    device_mesh = fabric = None  # of strategies that split a model over devices; of Lightning Fabric
+    device_mesh = fabric = (
+        None  # of strategies that split a model over devices; of Lightning Fabric
+    )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -70,7 +77,10 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
     # ---- what users write ----
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor | Mapping[str, Any] | None:
-        """Return the loss of one batch: a scalar tensor, a dict with the key `loss`, or None to skip the batch."""
+        """Return the loss of one batch.
+
+        A scalar tensor, a dict with the key `loss`, or None to skip the batch.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no training_step.")
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Tensor | Mapping[str, Any] | None:
@@ -84,7 +94,10 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         return self(args[0] if args else next(iter(kwargs.values())))
 
     def configure_optimizers(self) -> Any:
-        """Return an optimizer; or a list of them; or ([optimizers], [schedulers]); or a dict with `optimizer`, `lr_scheduler`, `monitor`."""
+        """Return an optimizer; or a list of them; or ([optimizers], [schedulers]).
+
+        Or a dict with `optimizer`, `lr_scheduler`, `monitor`.
+        """
 
     # ---- hooks that do something by default ----
 
@@ -92,8 +105,18 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         """Run the backward pass."""
         loss.backward(*args, **kwargs)
 
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None) -> None:
-        """Step `optimizer`; the closure runs `training_step`, zero_grad and backward and must be called exactly as the optimizer wants."""
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Step `optimizer`.
+
+        The closure runs `training_step`, zero_grad and backward and must be called exactly as the
+        optimizer wants.
+        """
         optimizer.step(closure=optimizer_closure)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
@@ -105,13 +128,28 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         scheduler.step() if metric is None else scheduler.step(metric)
 
     def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradients before the optimizer steps; by default as the Trainer's arguments say."""
-        self.clip_gradients(optimizer, gradient_clip_val=gradient_clip_val, gradient_clip_algorithm=gradient_clip_algorithm)
+        """Clip the gradients before the optimizer steps.
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch to `device`: tensors and whatever has `.to`, inside lists, tuples, dicts and dataclasses."""
+        By default as the Trainer's arguments say.
+        """
+        self.clip_gradients(
+            optimizer,
+            gradient_clip_val=gradient_clip_val,
+            gradient_clip_algorithm=gradient_clip_algorithm,
+        )
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Move a batch to `device`.
+
+        Tensors and whatever has `.to`, inside lists, tuples, dicts and dataclasses.
+        """
         return transfer_to(batch, device)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -127,7 +165,10 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         self.zero_grad()
 
     def on_validation_model_eval(self) -> None:
-        """Put the model into eval mode; afterwards every submodule gets the mode back that it had."""
+        """Put the model into eval mode.
+
+        Afterwards every submodule gets the mode back that it had.
+        """
         self.eval()
 
     def on_test_model_eval(self) -> None:
@@ -162,30 +203,52 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
             value: a number, a tensor with one element, or a `torchmetrics.Metric`.
             prog_bar: show it in the progress bar.
             logger: send it to the loggers; None is True.
-            on_step: record the value of every batch (at the loggers every `log_every_n_steps`). Default by hook: True in training.
+            on_step: record the value of every batch (at the loggers every `log_every_n_steps`).
+                Default by hook: True in training.
             on_epoch: record the value reduced over the epoch. Default by hook: True in evaluation.
-            reduce_fx: `mean` (weighted by batch size), `sum`, `min` or `max`; how an epoch's values become one.
+            reduce_fx: `mean` (weighted by batch size), `sum`, `min` or `max`; how an epoch's values
+                become one.
             enable_graph: keep the value's graph.
             sync_dist: reduce over the ranks. None: epoch values are, step values are not.
             sync_dist_group: not used; values are reduced over all ranks.
-            add_dataloader_idx: with several evaluation loaders, append `/dataloader_idx_i` to the name.
+            add_dataloader_idx: with several evaluation loaders, append `/dataloader_idx_i` to the
+                name.
             batch_size: weight of the value in a mean; found in the batch if None.
-            metric_attribute: attribute of the module that holds a logged Metric, where it cannot be found.
+            metric_attribute: attribute of the module that holds a logged Metric, where it cannot be
+                found.
             rank_zero_only: the value counts on rank 0 only.
 
         Raises:
             ConfigError: logging is not possible in the running hook, or not with these arguments.
         """
         if (metrics := self._metrics) is None:
-            reason = "with Trainer(barebones=True)" if self._attached and self._attached.barebones else "outside a running Trainer"
+            reason = (
+                "with Trainer(barebones=True)"
+                if self._attached and self._attached.barebones
+                else "outside a running Trainer"
+            )
             warn(f"self.log({name!r}, ...) was called {reason}; the value is not recorded.")
             return
-        settings = (prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, add_dataloader_idx, rank_zero_only)
+        settings = (
+            prog_bar,
+            logger,
+            on_step,
+            on_epoch,
+            reduce_fx,
+            sync_dist,
+            add_dataloader_idx,
+            rank_zero_only,
+        )
         metrics.log(name, value, settings, enable_graph, batch_size)
 
     def log_dict(self, dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
-        """Record several values with the same arguments; see `log`. A `torchmetrics.MetricCollection` is a mapping too."""
-        with_prefix: dict[str, Any] = {"keep_base": False} if type(dictionary).__name__ == "MetricCollection" else {}
+        """Record several values with the same arguments; see `log`.
+
+        A `torchmetrics.MetricCollection` is a mapping too.
+        """
+        with_prefix: dict[str, Any] = (
+            {"keep_base": False} if type(dictionary).__name__ == "MetricCollection" else {}
+        )
         for name, value in dictionary.items(**with_prefix):
             self.log(name, value, *args, **kwargs)
 
@@ -251,13 +314,18 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
     @property
     def device(self) -> torch.device:
         """Device of the first parameter or buffer; the CPU if there is none."""
-        return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
+        return next(
+            (tensor.device for tensor in chain(self.parameters(), self.buffers())),
+            torch.device("cpu"),
+        )
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the first floating-point parameter or buffer."""
         dtypes = (tensor.dtype for tensor in chain(self.parameters(), self.buffers()))
-        return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.get_default_dtype())
+        return next(
+            (dtype for dtype in dtypes if dtype.is_floating_point), torch.get_default_dtype()
+        )
 
     @property
     def on_gpu(self) -> bool:
@@ -276,7 +344,10 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
     # ---- manual optimization and helpers ----
 
     def optimizers(self, use_pl_optimizer: bool = True) -> Any:
-        """Return the optimizer, or the list of them; wrapped so that `step` counts and hooks fire, unless `use_pl_optimizer` is False."""
+        """Return the optimizer, or the list of them.
+
+        Wrapped so that `step` counts and hooks fire, unless `use_pl_optimizer` is False.
+        """
         found = self.trainer.wrapped_optimizers if use_pl_optimizer else self.trainer.optimizers
         return found[0] if len(found) == 1 else found
 
@@ -286,18 +357,28 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         return None if not schedulers else schedulers[0] if len(schedulers) == 1 else schedulers
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Run the backward pass in manual optimization: with the hooks around it and the loss scaled where precision asks for it."""
+        """Run the backward pass in manual optimization.
+
+        With the hooks around it and the loss scaled where precision asks for it.
+        """
         if self.automatic_optimization:
-            raise ConfigError("manual_backward needs manual optimization: set self.automatic_optimization = False in __init__.")
+            raise ConfigError(
+                "manual_backward needs manual optimization: set self.automatic_optimization = False"
+                " in __init__."
+            )
         self.trainer.backward(loss, *args, **kwargs)
 
     def clip_gradients(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the gradients of the optimizer's parameters; what is None is taken from the Trainer.
 
         Raises:
-            ConfigError: the values differ from those given to the Trainer, or the algorithm is not `norm` or `value`.
+            ConfigError: the values differ from those given to the Trainer, or the algorithm is not
+                `norm` or `value`.
         """
         trainer = self.trainer
         for name, own, given in (
@@ -305,11 +386,16 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
             ("gradient_clip_algorithm", gradient_clip_algorithm, trainer.gradient_clip_algorithm),
         ):
             if own is not None and given is not None and own != given:
-                raise ConfigError(f"Trainer({name}={given!r}) and clip_gradients({name}={own!r}) disagree. Set it in one of the two only.")
+                raise ConfigError(
+                    f"Trainer({name}={given!r}) and clip_gradients({name}={own!r}) disagree. Set it"
+                    " in one of the two only."
+                )
         value = trainer.gradient_clip_val if gradient_clip_val is None else gradient_clip_val
         algorithm = (gradient_clip_algorithm or trainer.gradient_clip_algorithm or "norm").lower()
         if algorithm not in ("norm", "value"):
-            raise ConfigError(f"gradient_clip_algorithm={algorithm!r} is not known. Use 'norm' or 'value'.")
+            raise ConfigError(
+                f"gradient_clip_algorithm={algorithm!r} is not known. Use 'norm' or 'value'."
+            )
         clip = nn.utils.clip_grad_value_ if algorithm == "value" else nn.utils.clip_grad_norm_
         if value is not None and value > 0:
             clip(_parameters_of(optimizer), value)
@@ -343,7 +429,10 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
             self.untoggle_optimizer(optimizer)
 
     def all_gather(self, data: Any, group: Any = None, sync_grads: bool = False) -> Any:
-        """Return `data` with every tensor stacked over the ranks, shape (world_size, *shape); unchanged on one rank."""
+        """Return `data` with every tensor stacked over the ranks, shape (world_size, *shape).
+
+        Unchanged on one rank.
+        """
         return self.trainer.all_gather(data, sync_grads=sync_grads)
 
     def freeze(self) -> Self:
@@ -369,7 +458,8 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         """Make a module with the stored hyperparameters and weights.
 
         Args:
-            checkpoint_path: path or URL of a checkpoint of raylit or Lightning, or a binary file that is open.
+            checkpoint_path: path or URL of a checkpoint of raylit or Lightning, or a binary file
+                that is open.
             map_location: device of the result; see `torch.load`. Default: the CPU.
             hparams_file: YAML file with hyperparameters, for checkpoints that have none.
             strict: whether keys must match exactly; default `strict_loading`.
@@ -378,22 +468,37 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
 
         Raises:
             CheckpointError: the file is missing (which is a FileNotFoundError too), torn or unsafe.
-            TypeError: it was called on an object: it makes a new one, and would leave that as it is.
+            TypeError: it was called on an object: it makes a new one, and would leave that as it
+                is.
         """
-        checkpoint = checkpoints.load(checkpoint_path, map_location=map_location or "cpu", weights_only=weights_only)
+        checkpoint = checkpoints.load(
+            checkpoint_path, map_location=map_location or "cpu", weights_only=weights_only
+        )
         module = construct(cls, checkpoint, hparams_file, kwargs)
-        if strict is not None and module._strict_loading is not None and strict != module.strict_loading:
+        if (
+            strict is not None
+            and module._strict_loading is not None
+            and strict != module.strict_loading
+        ):
             raise ConfigError(
-                f"load_from_checkpoint(strict={strict}) and {cls.__name__}.strict_loading={module.strict_loading} disagree. Set one of them."
+                f"load_from_checkpoint(strict={strict}) and"
+                f" {cls.__name__}.strict_loading={module.strict_loading} disagree. Set one of them."
             )
         module.configure_model()
         module.on_load_checkpoint(checkpoint)
-        module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading if strict is None else strict)
+        module.load_state_dict(
+            checkpoint["state_dict"], strict=module.strict_loading if strict is None else strict
+        )
         first = next(iter(checkpoint["state_dict"].values()), None)
         return module.to(first.device) if isinstance(first, Tensor) else module
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_trainer": None, "_metrics": None, "_torch_compile": None}  # type: ignore[no-untyped-call]
+        return {
+            **super().__getstate__(),
+            "_trainer": None,
+            "_metrics": None,
+            "_torch_compile": None,
+        }  # type: ignore[no-untyped-call]
 
 
 def _parameters_of(optimizer: Any) -> list[nn.Parameter]:

@@ -1,4 +1,7 @@
-"""What the Trainer is doing: names that compare equal to the strings they stand for, whatever their case."""
+"""What the Trainer is doing.
+
+Names that compare equal to the strings they stand for, whatever their case.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ class LightningEnum(str, Enum):  # noqa: UP042 (the text of a member is TrainerF
 
         Args:
             value: the name or the value.
-            source: `key` looks among the names (in any case), `value` among the values, `any` among both.
+            source: `key` looks among the names (in any case), `value` among the values, `any` among
+                both.
 
         Raises:
             ValueError: there is none.
@@ -28,7 +32,8 @@ class LightningEnum(str, Enum):  # noqa: UP042 (the text of a member is TrainerF
             if source in ("value", "any") and member.value == value:
                 return member
         raise ValueError(
-            f"{cls.__name__} has no member {value!r}; it has: {', '.join(f'{member.name} = {member.value!r}' for member in cls)}."
+            f"{cls.__name__} has no member {value!r}; it has:"
+            f" {', '.join(f'{member.name} = {member.value!r}' for member in cls)}."
         )
 
     def __eq__(self, other: object) -> bool:
@@ -80,7 +85,9 @@ class RunningStage(LightningEnum):
     @property
     def dataloader_prefix(self) -> str:
         """What the loader hook of this stage begins with."""
-        return "val" if self in (RunningStage.VALIDATING, RunningStage.SANITY_CHECKING) else self.value
+        return (
+            "val" if self in (RunningStage.VALIDATING, RunningStage.SANITY_CHECKING) else self.value
+        )
 
 
 @dataclass

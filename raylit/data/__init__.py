@@ -1,4 +1,7 @@
-"""Loaders: combined, sharded over ranks, counted. The only place for pyarrow, and `ray_dataset` for ray.data."""
+"""Loaders: combined, sharded over ranks, counted.
+
+The only place for pyarrow, and `ray_dataset` for ray.data.
+"""
 
 from raylit.data.combined import CombinedLoader
 from raylit.data.iterator_steps import Handover, takes_iterator
@@ -8,5 +11,14 @@ from raylit.data.sampling.indices import noting_indices, seen_indices
 from raylit.data.sampling.sampler import ShardedSampler, set_epoch, shard
 
 __all__ = [
-    "CombinedLoader", "Handover", "RayDataLoader", "ShardedSampler", "noting_indices", "prepare", "seen_indices", "set_epoch", "shard", "takes_iterator",
-]  # fmt: skip
+    "CombinedLoader",
+    "Handover",
+    "RayDataLoader",
+    "ShardedSampler",
+    "noting_indices",
+    "prepare",
+    "seen_indices",
+    "set_epoch",
+    "shard",
+    "takes_iterator",
+]

@@ -30,9 +30,11 @@ class CombinedLoader:
     """Reads several loaders together or one after the other.
 
     Args:
-        iterables: loaders, in any nesting of lists, tuples and dicts; batches come in the same nesting.
-        mode: `min_size` stops with the shortest, `max_size_cycle` begins shorter ones anew until the longest has ended, `max_size` gives None
-            for those that have ended, `sequential` reads one after the other and gives batches of one loader at a time.
+        iterables: loaders, in any nesting of lists, tuples and dicts; batches come in the same
+            nesting.
+        mode: `min_size` stops with the shortest, `max_size_cycle` begins shorter ones anew until
+            the longest has ended, `max_size` gives None for those that have ended, `sequential`
+            reads one after the other and gives batches of one loader at a time.
 
     Iterating gives (batch, batch_idx, dataloader_idx).
 
@@ -44,7 +46,9 @@ class CombinedLoader:
 
     def __init__(self, iterables: Any, mode: str = "min_size") -> None:
         if mode not in MODES:
-            raise ConfigError(f"CombinedLoader(mode={mode!r}) is not known. Use one of: {', '.join(MODES)}.")
+            raise ConfigError(
+                f"CombinedLoader(mode={mode!r}) is not known. Use one of: {', '.join(MODES)}."
+            )
         self._iterables = iterables
         self._flattened, self._spec = tree_flatten(iterables, is_leaf=_is_list_of_batches)
         self.readers: list[Any] = self._flattened
@@ -53,10 +57,14 @@ class CombinedLoader:
         self.even: Even | None = None
         self._start = 0
         self._restored: set[int] = set()
-        self._held: dict[int, dict[str, Any]] = {}  # states of before the batch that was read ahead, and what `even` said then
+        self._held: dict[
+            int, dict[str, Any]
+        ] = {}  # states of before the batch that was read ahead, and what `even` said then
         self._held_passed: int | None = None
         self.is_last = False
-        self._own_limits: list[float] | None = None  # while an epoch is read that other ranks began, which has another length
+        self._own_limits: list[float] | None = (
+            None  # while an epoch is read that other ranks began, which has another length
+        )
         self._own_even: Even | None = None  # likewise
         self.is_plain = len(self._flattened) == 1 and self._flattened[0] is iterables
 
@@ -73,20 +81,29 @@ class CombinedLoader:
     @flattened.setter
     def flattened(self, loaders: list[Any]) -> None:
         if len(loaders) != len(self._flattened):
-            raise ConfigError(f"CombinedLoader holds {len(self._flattened)} loaders, but {len(loaders)} were given.")
+            raise ConfigError(
+                f"CombinedLoader holds {len(self._flattened)} loaders, but {len(loaders)} were"
+                " given."
+            )
         self._flattened = self.readers = loaders
         self._iterables = tree_unflatten(loaders, self._spec)
 
     @property
     def limits(self) -> list[float] | None:
-        """How many batches are read of each loader at most, or None; may be set, a single number for all of them."""
+        """How many batches are read of each loader at most, or None.
+
+        May be set, a single number for all of them.
+        """
         return self._limits
 
     @limits.setter
     def limits(self, limits: float | list[float] | None) -> None:
         limits = [limits] * len(self._flattened) if isinstance(limits, (int, float)) else limits
         if limits is not None and len(limits) != len(self._flattened):
-            raise ConfigError(f"CombinedLoader holds {len(self._flattened)} loaders, but {len(limits)} limits were given.")
+            raise ConfigError(
+                f"CombinedLoader holds {len(self._flattened)} loaders, but {len(limits)} limits"
+                " were given."
+            )
         self._limits = limits
 
     @property
@@ -97,7 +114,10 @@ class CombinedLoader:
     def lengths(self) -> list[float]:
         """Return the number of batches of each loader, within `limits`."""
         limits = self.limits or [float("inf")] * len(self._flattened)
-        return [min(length_of(loader), limit) for loader, limit in zip(self.readers, limits, strict=True)]
+        return [
+            min(length_of(loader), limit)
+            for loader, limit in zip(self.readers, limits, strict=True)
+        ]
 
     def num_batches(self) -> float:
         """Return how many batches an iteration gives, infinity if that cannot be told."""
@@ -122,14 +142,19 @@ class CombinedLoader:
         return int(number)
 
     def __iter__(self) -> Iterator[Item]:
-        """Begin an iteration of every loader now, not at the first batch: workers start early and random seeds are drawn in a known order."""
+        """Begin an iteration of every loader now, not at the first batch.
+
+        Workers start early and random seeds are drawn in a known order.
+        """
         self._held, self._held_passed = {}, None
         if self.even is None:
             return self._begin()
         index, own = self._start, self._own_number()
         if not index:
             self.even.passed = 0
-        elif not self.even.passed and index > own:  # how far the data was read is not known: assume that it was read in whole passes
+        elif (
+            not self.even.passed and index > own
+        ):  # how far the data was read is not known: assume that it was read in whole passes
             self.even.passed = int((index - 1) // own * own)
         self._start -= self.even.passed
         return self.even.batches(self._begin(), self._begin, index)
@@ -145,41 +170,68 @@ class CombinedLoader:
         if self._mode == "sequential":
             limits = self.limits or [float("inf")] * len(self._flattened)
             first = next((number for number, limit in enumerate(limits) if limit > 0), None)
-            return iter(()) if first is None else _read_sequential(self, first, iter(self.readers[first]), limits)
+            return (
+                iter(())
+                if first is None
+                else _read_sequential(self, first, iter(self.readers[first]), limits)
+            )
         return _READERS[self._mode](self, [iter(loader) for loader in self.readers])
 
     # ---- in the middle of an epoch ----
 
     def ahead(self, items: Iterator[Item]) -> Iterator[Item]:
-        """Read one batch ahead, so that `is_last` tells of each batch whether it is the last; `states` stays that of before."""
-        keepers = {number: keeper for number, one in enumerate(self.readers) if resumable.has_state(keeper := resumable.keeper_of(one))}
+        """Read one batch ahead, so that `is_last` tells of each batch whether it is the last.
+
+        `states` stays that of before.
+        """
+        keepers = {
+            number: keeper
+            for number, one in enumerate(self.readers)
+            if resumable.has_state(keeper := resumable.keeper_of(one))
+        }
         item = next(items, None)
         while item is not None:
             self._held_passed = None if self.even is None else self.even.passed
-            self._held = {number: copy.deepcopy(keeper.state_dict()) for number, keeper in keepers.items()}
+            self._held = {
+                number: copy.deepcopy(keeper.state_dict()) for number, keeper in keepers.items()
+            }
             following = next(items, None)
             self.is_last = following is None
             yield item
             item = following
 
     def states(self) -> list[dict[str, Any]]:
-        """Return what `go_on` takes: of each loader what it needs to go on from where it is, as plain data."""
+        """Return what `go_on` takes.
+
+        Of each loader what it needs to go on from where it is, as plain data.
+        """
         keepers = [resumable.keeper_of(loader) for loader in self.readers]
         states = [
-            self._held[number] if number in self._held else {} if keeper is None else keeper.state_dict()
+            (
+                self._held[number]
+                if number in self._held
+                else {}
+                if keeper is None
+                else keeper.state_dict()
+            )
             for number, keeper in enumerate(keepers)
         ]
         if self.even is None:
             return states
-        return [*states, {"passed": self.even.passed if self._held_passed is None else self._held_passed}]
+        return [
+            *states,
+            {"passed": self.even.passed if self._held_passed is None else self._held_passed},
+        ]
 
     def go_on(self, batch: int, states: list[dict[str, Any]], counted: int | None = None) -> None:
         """Let the next iteration begin at number `batch`.
 
         Args:
             batch: batches of the epoch that were read before; 0 if none were.
-            states: what `states` returned then; empty if it is not known, which is exact only for data that is read in order.
-            counted: `batch` as those counted who read them, if they were another number of ranks and it was converted.
+            states: what `states` returned then; empty if it is not known, which is exact only for
+                data that is read in order.
+            counted: `batch` as those counted who read them, if they were another number of ranks
+                and it was converted.
         """
         self._start = batch
         if self.even is not None and batch and len(states) > len(self.readers):
@@ -187,19 +239,31 @@ class CombinedLoader:
         for number, (loader, state) in enumerate(zip(self.readers, states, strict=False)):
             keeper = resumable.keeper_of(loader)
             is_sampler = isinstance(keeper, resumable.ResumableSampler)
-            if keeper is None or not state or not (batch or is_sampler):  # between epochs, data's own state is that of the one which ended
+            if (
+                keeper is None or not state or not (batch or is_sampler)
+            ):  # between epochs, data's own state is that of the one which ended
                 continue
             keeper.load_state_dict(state)
             self._restored.add(id(loader))
-            if batch and is_sampler and keeper.share_rest(state, batch, batch if counted is None else counted) and self.limits:
+            if (
+                batch
+                and is_sampler
+                and keeper.share_rest(state, batch, batch if counted is None else counted)
+                and self.limits
+            ):
                 self._own_limits = self._own_limits or list(self.limits)
-                if self.limits[number] == length_of(self._flattened[number]):  # no limit: all that is left
+                if self.limits[number] == length_of(
+                    self._flattened[number]
+                ):  # no limit: all that is left
                     self.limits[number] = length_of(loader)
         if self._own_limits is not None and self.even is not None:
             self._own_even, self.even = self.even, replace(self.even, number=self._own_number())
 
     def begin_anew(self) -> None:
-        """Let the epoch that others began be over: the next one has the length of this number of ranks again."""
+        """Let the epoch that others began be over.
+
+        The next one has the length of this number of ranks again.
+        """
         self.limits, self._own_limits = self._own_limits, None
         self.even, self._own_even = self._own_even or self.even, None
         for keeper in map(resumable.keeper_of, self.readers):
@@ -240,15 +304,22 @@ class CombinedLoader:
 def _drop(iterator: Iterator[Any], number: int, name: str) -> None:
     """Read `number` batches that were read before, of a loader that cannot tell where it is."""
     warn(
-        f"The {name} keeps no state: its first {number} batches are read again and dropped. Give it, or an iterable data set that is read without"
-        " worker processes, state_dict and load_state_dict, as torchdata's StatefulDataLoader has them, to go on at once and exactly."
+        f"The {name} keeps no state: its first {number} batches are read again and dropped. Give"
+        " it, or an iterable data set that is read without worker processes, state_dict and"
+        " load_state_dict, as torchdata's StatefulDataLoader has them, to go on at once and"
+        " exactly."
     )
     for _ in range(number):
         next(iterator, None)
 
 
-def _read_single(iterator: Iterator[Any], limit: float, join: Callable[[list[Any]], Any] | None, index: int = 0) -> Iterator[Item]:
-    """The common case, one loader, at the price of a counter; a batch beyond the limit is not even fetched."""
+def _read_single(
+    iterator: Iterator[Any], limit: float, join: Callable[[list[Any]], Any] | None, index: int = 0
+) -> Iterator[Item]:
+    """The common case, one loader, at the price of a counter.
+
+    A batch beyond the limit is not even fetched.
+    """
     while index < limit:
         try:
             batch = next(iterator)
@@ -259,7 +330,10 @@ def _read_single(iterator: Iterator[Any], limit: float, join: Callable[[list[Any
 
 
 def _read_min_size(
-    loader: CombinedLoader, iterators: list[Iterator[Any]], index: int = 0, taken: list[int] | None = None
+    loader: CombinedLoader,
+    iterators: list[Iterator[Any]],
+    index: int = 0,
+    taken: list[int] | None = None,
 ) -> Iterator[Item]:
     limit = min(loader.limits or [float("inf")])
     while index < limit:
@@ -272,7 +346,11 @@ def _read_min_size(
 
 
 def _read_max_size(
-    loader: CombinedLoader, iterators: list[Iterator[Any]], index: int = 0, taken: list[int] | None = None, cycle: bool = False
+    loader: CombinedLoader,
+    iterators: list[Iterator[Any]],
+    index: int = 0,
+    taken: list[int] | None = None,
+    cycle: bool = False,
 ) -> Iterator[Item]:
     limits = loader.limits or [float("inf")] * len(iterators)
     taken = taken or [0] * len(iterators)
@@ -307,14 +385,24 @@ def _next_within(iterator: Iterator[Any], taken: int, limit: float) -> tuple[Any
 
 
 def _read_max_size_cycle(
-    loader: CombinedLoader, iterators: list[Iterator[Any]], index: int = 0, taken: list[int] | None = None
+    loader: CombinedLoader,
+    iterators: list[Iterator[Any]],
+    index: int = 0,
+    taken: list[int] | None = None,
 ) -> Iterator[Item]:
     if len(iterators) == 1:
-        return _read_single(iterators[0], (loader.limits or [float("inf")])[0], None if loader.is_plain else loader.join, index)
+        return _read_single(
+            iterators[0],
+            (loader.limits or [float("inf")])[0],
+            None if loader.is_plain else loader.join,
+            index,
+        )
     return _read_max_size(loader, iterators, index, taken, cycle=True)
 
 
-def _read_sequential(loader: CombinedLoader, first: int, iterator: Iterator[Any], limits: list[float]) -> Iterator[Item]:
+def _read_sequential(
+    loader: CombinedLoader, first: int, iterator: Iterator[Any], limits: list[float]
+) -> Iterator[Item]:
     for number in range(first, len(limits)):
         if limits[number] > 0:
             iterator = iterator if number == first else iter(loader.readers[number])
@@ -330,8 +418,15 @@ _READERS: dict[str, Callable[..., Iterator[Item]]] = {
 
 
 def _is_list_of_batches(value: Any) -> bool:
-    """Tell whether a list holds numbers or words: then they are batches, and it is a loader rather than a list of loaders."""
-    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(item, (int, float, str)) for item in value)
+    """Tell whether a list holds numbers or words.
+
+    Then they are batches, and it is a loader rather than a list of loaders.
+    """
+    return (
+        isinstance(value, (list, tuple))
+        and bool(value)
+        and all(isinstance(item, (int, float, str)) for item in value)
+    )
 
 
 def is_iterable(value: Any) -> bool:

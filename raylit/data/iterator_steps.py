@@ -10,12 +10,18 @@ from raylit.data.combined import Item
 
 
 def takes_iterator(step: Callable[..., Any]) -> bool:
-    """Tell whether a step wants the iterator over the batches instead of a batch: its argument is then called `dataloader_iter`."""
+    """Tell whether a step wants the iterator over the batches instead of a batch.
+
+    Its argument is then called `dataloader_iter`.
+    """
     return "dataloader_iter" in inspect.signature(step).parameters
 
 
 class Handover(Iterator[Item]):
-    """What such a step is given. Each `next` of it reads (batch, batch_idx, dataloader_idx); moving the batch to the device is up to the step.
+    """What such a step is given.
+
+    Each `next` of it reads (batch, batch_idx, dataloader_idx); moving the batch to the device is up
+    to the step.
 
     Args:
         batches: what is read.
@@ -23,11 +29,14 @@ class Handover(Iterator[Item]):
         tell: called with the batch and the number of its loader when it was read.
 
     Attributes:
-        item: what was read last; before the first, `(None, 0, 0)`. It is what the hooks around the step get.
+        item: what was read last; before the first, `(None, 0, 0)`. It is what the hooks around the
+            step get.
         done: whether nothing is left.
     """
 
-    def __init__(self, batches: Iterator[Item], length: float, tell: Callable[[Any, int], None]) -> None:
+    def __init__(
+        self, batches: Iterator[Item], length: float, tell: Callable[[Any, int], None]
+    ) -> None:
         self._batches = batches
         self._tell = tell
         self._left = length
@@ -54,4 +63,6 @@ class Handover(Iterator[Item]):
 
     def after(self, function: Callable[..., None]) -> Callable[..., None]:
         """Return a hook that comes after the step, as one that gets what the step has read."""
-        return lambda outputs, batch, batch_idx, *which: function(outputs, self.item[0], self.item[1], *which)
+        return lambda outputs, batch, batch_idx, *which: function(
+            outputs, self.item[0], self.item[1], *which
+        )

@@ -22,13 +22,22 @@ SHARD_MODES = {"train": "train", "val": "evaluate", "test": "evaluate", "predict
 
 
 def prepare(
-    data: Any, stage: str, world: World, *, limit: int | float, distribute: bool, overfit: bool, origin: str, uneven: Uneven = "finish",
+    data: Any,
+    stage: str,
+    world: World,
+    *,
+    limit: int | float,
+    distribute: bool,
+    overfit: bool,
+    origin: str,
+    uneven: Uneven = "finish",
     elastic: bool = False,
-) -> CombinedLoader:  # fmt: skip
+) -> CombinedLoader:
     """Return the loader of one rank for one stage, with its limits set.
 
     Args:
-        data: a loader, any iterable, a `ray.data.Dataset`, a collection of them, or a CombinedLoader.
+        data: a loader, any iterable, a `ray.data.Dataset`, a collection of them, or a
+            CombinedLoader.
         stage: `train`, `val`, `test` or `predict`.
         world: this rank's place among all.
         limit: `limit_<stage>_batches`: a number of batches, or a fraction of them.
@@ -36,36 +45,60 @@ def prepare(
         overfit: whether to read in order, whatever the loader says.
         origin: where the data came from, for error texts.
         uneven: what to do if the ranks have different numbers of training batches; see `even`.
-        elastic: whether the number of ranks may change, so that one alone is to read in the order of many.
+        elastic: whether the number of ranks may change, so that one alone is to read in the order
+            of many.
 
     Raises:
-        DataError: it cannot be iterated, the limit leaves nothing, or a rank has no training batch while others have.
+        DataError: it cannot be iterated, the limit leaves nothing, or a rank has no training batch
+            while others have.
     """
-    loader = data if isinstance(data, CombinedLoader) else CombinedLoader(data, "max_size_cycle" if stage == "train" else "sequential")
+    loader = (
+        data
+        if isinstance(data, CombinedLoader)
+        else CombinedLoader(data, "max_size_cycle" if stage == "train" else "sequential")
+    )
     if stage == "train" and loader.mode == "sequential":
-        raise DataError("CombinedLoader(mode='sequential') cannot be trained on. Use mode='min_size', 'max_size' or 'max_size_cycle'.")
+        raise DataError(
+            "CombinedLoader(mode='sequential') cannot be trained on. Use mode='min_size',"
+            " 'max_size' or 'max_size_cycle'."
+        )
     if stage == "predict" and loader.mode != "sequential":
-        raise DataError(f"CombinedLoader(mode={loader.mode!r}) cannot be predicted on. Use mode='sequential'.")
+        raise DataError(
+            f"CombinedLoader(mode={loader.mode!r}) cannot be predicted on. Use mode='sequential'."
+        )
     ready = []
     for one in loader.flattened:
         one = as_loader(one, origin)
         if not is_iterable(one):
             raise DataError(
-                f"{origin} gave {one!r} ({type(one).__name__}), which cannot be iterated. Give a DataLoader, an iterable, a Ray Dataset, or a list or dict of them."
+                f"{origin} gave {one!r} ({type(one).__name__}), which cannot be iterated. Give a"
+                " DataLoader, an iterable, a Ray Dataset, or a list or dict of them."
             )
         warn_of(one, stage, overfit, origin)
         if isinstance(one, RayDataLoader):
             several = len(loader.flattened) > 1
-            ready.append(one.prepared(stage, world if distribute else None, overfit=overfit, among_several=several))
+            ready.append(
+                one.prepared(
+                    stage, world if distribute else None, overfit=overfit, among_several=several
+                )
+            )
             continue
-        one = without_shuffle(one) if overfit else with_short_batches(one) if stage == "predict" else one
+        one = (
+            without_shuffle(one)
+            if overfit
+            else with_short_batches(one)
+            if stage == "predict"
+            else one
+        )
         mode = "drop" if stage == "train" and uneven == "drop" else SHARD_MODES[stage]
         ready.append(shard(one, world, mode, elastic) if distribute else one)
     if not ready:
         warn(f"{origin} gave no loader.")
     loader.flattened = ready
     if stage == "train":
-        loader.readers = [resumable(one, world.rank, world.size, number) for number, one in enumerate(ready)]
+        loader.readers = [
+            resumable(one, world.rank, world.size, number) for number, one in enumerate(ready)
+        ]
     loader.limits = [num_batches(stage, length_of(one), limit) for one in ready]
     loader.even = None  # a loader that is given may have been read before
     if stage == "train":
@@ -75,11 +108,19 @@ def prepare(
 
 def warn_of(loader: Any, stage: str, overfit: bool, origin: str) -> None:
     """Warn of what is possible, but hardly meant."""
-    is_shuffled = isinstance(getattr(loader, "sampler", None), RandomSampler) or (isinstance(loader, RayDataLoader) and loader.is_shuffled)
+    is_shuffled = isinstance(getattr(loader, "sampler", None), RandomSampler) or (
+        isinstance(loader, RayDataLoader) and loader.is_shuffled
+    )
     if is_shuffled and overfit:
-        warn(f"The {stage} loader shuffles, but overfit_batches reads it in order, so that the same batches come in each epoch.")
+        warn(
+            f"The {stage} loader shuffles, but overfit_batches reads it in order, so that the same"
+            " batches come in each epoch."
+        )
     elif is_shuffled and stage != "train":
-        warn(f"The {stage} loader shuffles: its values and predictions come in another order each time. Use DataLoader(shuffle=False).")
+        warn(
+            f"The {stage} loader shuffles: its values and predictions come in another order each"
+            " time. Use DataLoader(shuffle=False)."
+        )
     if length_of(loader) == 0:
         warn(f"{origin} gave a loader without a single batch.")
 
@@ -98,12 +139,14 @@ def num_batches(stage: str, length: float, limit: int | float) -> float:
         return length
     if length == float("inf"):
         raise DataError(
-            f"limit_{stage}_batches={limit} is a fraction, but the {stage} loader has no length. Give a number of batches, or 1.0 for all."
+            f"limit_{stage}_batches={limit} is a fraction, but the {stage} loader has no length."
+            " Give a number of batches, or 1.0 for all."
         )
     number = int(length * limit)
     if number == 0:
         raise DataError(
-            f"limit_{stage}_batches={limit} of the {int(length)} batches of the {stage} loader is less than one."
-            f" Give limit_{stage}_batches=1 for one batch, or at least {1.0 / length}."
+            f"limit_{stage}_batches={limit} of the {int(length)} batches of the {stage} loader is"
+            f" less than one. Give limit_{stage}_batches=1 for one batch, or at least"
+            f" {1.0 / length}."
         )
     return number

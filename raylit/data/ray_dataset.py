@@ -1,14 +1,20 @@
-"""Reading a `ray.data.Dataset`: batches of tensors, in an order that is a function of seed and epoch, dealt out to the ranks. The only place for ray.data.
+"""Reading a `ray.data.Dataset`.
+
+Batches of tensors, in an order that is a function of seed and epoch, dealt out to the ranks. The
+only place for ray.data.
 
 Alone, a rank reads all rows. Of several, Ray workers all:
 
-    training        each reads its stream of `Dataset.streaming_split(equal=True)`: equally many rows each; of n ranks' rows up to n - 1 are left out
-    evaluation      likewise with `equal=False`: every row once, some ranks with more than others
-    prediction, and evaluation of several loaders or of a materialized Dataset
-                    each reads one consecutive piece of the rows, which are computed once and kept in Ray's object store: the ranks' results,
-                    one after the other, are in the order of the data, and no rank waits for another to begin a loader
+    training        each reads its stream of `Dataset.streaming_split(equal=True)`: equally many
+    rows each; of n ranks' rows up to n - 1 are left out evaluation      likewise with
+    `equal=False`: every row once, some ranks with more than others prediction, and evaluation of
+    several loaders or of a materialized Dataset
+                    each reads one consecutive piece of the rows, which are computed once and kept
+                    in Ray's object store: the ranks' results, one after the other, are in the order
+                    of the data, and no rank waits for another to begin a loader
 
-Ray hands out whole blocks, so which rows a rank gets is another matter than in `sampling/sampler.py`; with `preserve_order` it is the same each time.
+Ray hands out whole blocks, so which rows a rank gets is another matter than in
+`sampling/sampler.py`; with `preserve_order` it is the same each time.
 """
 
 from __future__ import annotations
@@ -29,34 +35,43 @@ if TYPE_CHECKING:
 
 
 class RayDataLoader:
-    """Says how a `ray.data.Dataset` is read: to be given, or returned, wherever a DataLoader is. A Dataset by itself is read as `RayDataLoader(dataset)`.
+    """Says how a `ray.data.Dataset` is read: to be given, or returned, wherever a DataLoader is.
 
-    A batch is a dict with a tensor for each column, or what `collate_fn` makes of it; on several ranks each has batches of its own. An epoch is
-    the Dataset executed once. It has a length if Ray knows the number of rows without reading them: of a materialized Dataset, and of Parquet files
+    A Dataset by itself is read as `RayDataLoader(dataset)`.
+
+    A batch is a dict with a tensor for each column, or what `collate_fn` makes of it; on several
+    ranks each has batches of its own. An epoch is the Dataset executed once. It has a length if Ray
+    knows the number of rows without reading them: of a materialized Dataset, and of Parquet files
     and ranges whose rows are at most mapped one to one; otherwise it ends when it ends.
 
     Args:
         dataset: what to read.
         batch_size: rows in a batch; None: blocks as they come.
-        shuffle: whether all rows come in another order in each epoch (`Dataset.random_shuffle`), for which they all have to be read first.
-        local_shuffle_buffer_size: instead, or besides: how many rows, as they come, each batch is drawn from. It begins at once.
+        shuffle: whether all rows come in another order in each epoch (`Dataset.random_shuffle`),
+            for which they all have to be read first.
+        local_shuffle_buffer_size: instead, or besides: how many rows, as they come, each batch is
+            drawn from. It begins at once.
         seed: of both, together with the epoch. None: that of `seed_everything`, or 0.
         prefetch_batches: batches to fetch, format and collate ahead, in threads.
         dtypes: of the tensors, or by column; not with `collate_fn`.
-        collate_fn: makes a batch of a dict with a numpy array for each column; or a `ray.data.collate_fn` object, which says what it wants.
+        collate_fn: makes a batch of a dict with a numpy array for each column; or a
+            `ray.data.collate_fn` object, which says what it wants.
         drop_last: whether to leave out the last batch if it is short.
         pin_memory: whether tensors lie in pinned memory, for faster copies to a GPU.
-        preserve_order: whether rows come in the same order each time, so that a fit that goes on within an epoch is exact. False: blocks come as soon as
-            they are ready.
+        preserve_order: whether rows come in the same order each time, so that a fit that goes on
+            within an epoch is exact. False: blocks come as soon as they are ready.
 
     Raises:
-        ConfigError: `dataset` is something else, or an argument is out of range or contradicts another.
+        ConfigError: `dataset` is something else, or an argument is out of range or contradicts
+            another.
 
     Source: https://docs.ray.io/en/latest/train/user-guides/data-loading-preprocessing.html
 
     Example:
         >>> train = ray.data.read_parquet("s3://bucket/train").map_batches(preprocess)
-        >>> trainer.fit(model, RayDataLoader(train, batch_size=64, local_shuffle_buffer_size=10_000))
+        >>> trainer.fit(
+        ...     model, RayDataLoader(train, batch_size=64, local_shuffle_buffer_size=10_000)
+        ... )
     """
 
     def __init__(
@@ -75,23 +90,52 @@ class RayDataLoader:
         preserve_order: bool = True,
     ) -> None:
         if not is_dataset(dataset):
-            hint = " Give the Dataset it was made from: raylit makes the iterators." if _is_iterator(dataset) else ""
-            raise ConfigError(f"RayDataLoader reads a ray.data.Dataset, but got a {type(dataset).__name__}.{hint}")
+            hint = (
+                " Give the Dataset it was made from: raylit makes the iterators."
+                if _is_iterator(dataset)
+                else ""
+            )
+            raise ConfigError(
+                f"RayDataLoader reads a ray.data.Dataset, but got a {type(dataset).__name__}.{hint}"
+            )
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("local_shuffle_buffer_size", local_shuffle_buffer_size, batch_size or 1),
             ("prefetch_batches", prefetch_batches, 0),
         ):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-                raise ConfigError(f"RayDataLoader({name}={value!r}): give a whole number of at least {least}.")
+            if value is not None and (
+                not isinstance(value, int) or isinstance(value, bool) or value < least
+            ):
+                raise ConfigError(
+                    f"RayDataLoader({name}={value!r}): give a whole number of at least {least}."
+                )
         if local_shuffle_buffer_size is not None and batch_size is None:
-            raise ConfigError("RayDataLoader(local_shuffle_buffer_size=...) draws batches of a given size: give batch_size too.")
+            raise ConfigError(
+                "RayDataLoader(local_shuffle_buffer_size=...) draws batches of a given size: give"
+                " batch_size too."
+            )
         if dtypes is not None and collate_fn is not None:
-            raise ConfigError("RayDataLoader got both dtypes and collate_fn. Let collate_fn make the tensors of the right dtype.")
-        self.data, self.batch_size, self.drop_last, self.shuffle = dataset, batch_size, drop_last, shuffle
-        self.local_shuffle_buffer_size, self.preserve_order = local_shuffle_buffer_size, preserve_order
+            raise ConfigError(
+                "RayDataLoader got both dtypes and collate_fn. Let collate_fn make the tensors of"
+                " the right dtype."
+            )
+        self.data, self.batch_size, self.drop_last, self.shuffle = (
+            dataset,
+            batch_size,
+            drop_last,
+            shuffle,
+        )
+        self.local_shuffle_buffer_size, self.preserve_order = (
+            local_shuffle_buffer_size,
+            preserve_order,
+        )
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
-        self._options = {"prefetch_batches": prefetch_batches, "dtypes": dtypes, "collate_fn": collate_fn, "pin_memory": pin_memory}
+        self._options = {
+            "prefetch_batches": prefetch_batches,
+            "dtypes": dtypes,
+            "collate_fn": collate_fn,
+            "pin_memory": pin_memory,
+        }
         self.epoch = 0
         self._world: World | None = None  # of the ranks that share the rows
         self._equal = False
@@ -109,7 +153,9 @@ class RayDataLoader:
         """
         rows = self._num_rows if self._world is not None else _rows_of(self.data)
         if rows is None or self.batch_size is None:
-            raise TypeError("How many batches this Dataset makes is not known before it has been read.")
+            raise TypeError(
+                "How many batches this Dataset makes is not known before it has been read."
+            )
         return rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
 
     @property
@@ -129,7 +175,9 @@ class RayDataLoader:
 
     # ---- what a rank reads ----
 
-    def prepared(self, stage: str, world: World | None, *, overfit: bool, among_several: bool) -> RayDataLoader:
+    def prepared(
+        self, stage: str, world: World | None, *, overfit: bool, among_several: bool
+    ) -> RayDataLoader:
         """Return a copy for one rank and one stage; with several ranks all come here.
 
         Args:
@@ -150,7 +198,9 @@ class RayDataLoader:
         if world is None or world.size == 1:
             return one
         one._world, one._equal = world, stage == "train"
-        in_pieces = stage == "predict" or (stage != "train" and (among_several or _is_materialized(self.data)))
+        in_pieces = stage == "predict" or (
+            stage != "train" and (among_several or _is_materialized(self.data))
+        )
         one._share(in_pieces)
         return one
 
@@ -167,11 +217,14 @@ class RayDataLoader:
                 _check_cluster(world.size)
                 made = self._pieces(world.size) if in_pieces else self._streams(world.size)
                 told[0] = [(cloudpickle.dumps(part), rows) for part, rows in made]
-            except Exception as error:  # whatever Ray or the user's own functions raise; the others wait to hear of it
+            # Whatever Ray or the user's own functions raise; the others wait to hear of it
+            except Exception as error:
                 told[1] = f"{type(error).__name__}: {error}"
         parts, problem = world.broadcast_object(told)
         if problem is not None:
-            raise DataError(f"The Ray Dataset could not be split among the {world.size} ranks: {problem}")
+            raise DataError(
+                f"The Ray Dataset could not be split among the {world.size} ranks: {problem}"
+            )
         pickled, self._num_rows = parts[world.rank]
         # rank 0 keeps what it made: with it the actor ends that serves the streams
         self._shard = made[0][0] if world.is_zero else cloudpickle.loads(pickled)
@@ -179,7 +232,9 @@ class RayDataLoader:
     def _streams(self, number: int) -> list[tuple[Any, int | None]]:
         rows = _rows_of(self.data)
         parts = self._ordered().streaming_split(number, equal=self._equal)
-        return [(part, rows // number if self._equal and rows is not None else None) for part in parts]
+        return [
+            (part, rows // number if self._equal and rows is not None else None) for part in parts
+        ]
 
     def _pieces(self, number: int) -> list[tuple[Any, int | None]]:
         whole = self._ordered().materialize()
@@ -188,13 +243,18 @@ class RayDataLoader:
         return [(part.iterator(), part.count()) for part in parts]
 
     def _ordered(self) -> Any:
-        """Return the Dataset as this epoch reads it. It is a copy: what is set does not count for the user's."""
+        """Return the Dataset as this epoch reads it.
+
+        It is a copy: what is set does not count for the user's.
+        """
         dataset = type(self.data).copy(self.data, _deep_copy=True)
         dataset.context.execution_options.preserve_order = self.preserve_order
         if not os.environ.get("RAYLIT_VERBOSE"):
             dataset.context.enable_progress_bars = False
             _quieten()
-        return dataset.random_shuffle(seed=_hash(self.seed, self.epoch)) if self.shuffle else dataset
+        return (
+            dataset.random_shuffle(seed=_hash(self.seed, self.epoch)) if self.shuffle else dataset
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of another epoch; the loop calls it."""
@@ -218,13 +278,20 @@ class RayDataLoader:
             options["collate_fn"] = _wrapped(collate)
         rank = self._world.rank if self._world is not None else 0
         if skip:
-            info(f"A Ray Dataset cannot be entered in the middle: {skip} batches of this epoch are read again and dropped.")
+            info(
+                f"A Ray Dataset cannot be entered in the middle: {skip} batches of this epoch are"
+                " read again and dropped."
+            )
         batches = iter(
             source.iter_torch_batches(
-                batch_size=self.batch_size, drop_last=self.drop_last, local_shuffle_buffer_size=self.local_shuffle_buffer_size,
-                local_shuffle_seed=_hash(self.seed, self.epoch, rank), device="cpu", **options,
+                batch_size=self.batch_size,
+                drop_last=self.drop_last,
+                local_shuffle_buffer_size=self.local_shuffle_buffer_size,
+                local_shuffle_seed=_hash(self.seed, self.epoch, rank),
+                device="cpu",
+                **options,
             )
-        )  # fmt: skip
+        )
         try:
             for number, batch in enumerate(batches):
                 if number >= skip:
@@ -237,7 +304,11 @@ class RayDataLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far the epoch was read, and by whom, as plain data."""
-        return {"num_read": self._num_read, "seed": self.seed, "read_by": [self._num_ranks, self.batch_size]}
+        return {
+            "num_read": self._num_read,
+            "seed": self.seed,
+            "read_by": [self._num_ranks, self.batch_size],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next epoch begin where `state_dict` was taken."""
@@ -245,11 +316,16 @@ class RayDataLoader:
         ranks, batch_size = state["read_by"]
         if [ranks, batch_size] != [self._num_ranks, self.batch_size]:
             warn(
-                f"The epoch of a Ray Dataset was begun by {ranks} ranks with batches of {batch_size} rows, and goes on with {self._num_ranks} of"
-                f" {self.batch_size}. Ray deals out the rows in another way now: in the rest of this epoch some come twice or not at all."
+                f"The epoch of a Ray Dataset was begun by {ranks} ranks with batches of"
+                f" {batch_size} rows, and goes on with {self._num_ranks} of {self.batch_size}. Ray"
+                " deals out the rows in another way now: in the rest of this epoch some come twice"
+                " or not at all."
             )
         elif not self.preserve_order:
-            warn("The Ray Dataset is read with preserve_order=False: in the rest of this epoch some rows may come twice or not at all.")
+            warn(
+                "The Ray Dataset is read with preserve_order=False: in the rest of this epoch some"
+                " rows may come twice or not at all."
+            )
 
     @property
     def _num_ranks(self) -> int:
@@ -264,19 +340,24 @@ def as_loader(data: Any, origin: str) -> Any:
     """
     if _is_iterator(data):
         raise DataError(
-            f"{origin} gave a {type(data).__name__} of Ray Data. Give the Dataset it was made from: raylit splits it among the ranks."
+            f"{origin} gave a {type(data).__name__} of Ray Data. Give the Dataset it was made from:"
+            " raylit splits it among the ranks."
         )
     if not is_dataset(data):
         return data
     loader = RayDataLoader(data)
     info(
-        f"{origin} gave a Ray Dataset: it is read in batches of {loader.batch_size} rows. Give raylit.RayDataLoader(dataset, batch_size=...) for others."
+        f"{origin} gave a Ray Dataset: it is read in batches of {loader.batch_size} rows. Give"
+        " raylit.RayDataLoader(dataset, batch_size=...) for others."
     )
     return loader
 
 
 def is_dataset(data: Any) -> bool:
-    """Tell whether `data` is a `ray.data.Dataset`. ray.data is not imported for it: where it is not, there is none."""
+    """Tell whether `data` is a `ray.data.Dataset`. ray.data is not imported for it.
+
+    Where it is not, there is none.
+    """
     return "ray.data" in sys.modules and isinstance(data, sys.modules["ray.data"].Dataset)
 
 
@@ -306,23 +387,33 @@ def _check_cluster(num_ranks: int) -> None:
 
     context = ray.get_runtime_context() if ray.is_initialized() else None
     if context is None or context.get_actor_id() is None:
-        raise DataError("They are not Ray workers. Start them with Trainer(num_workers=...), or give each rank its own data.")
+        raise DataError(
+            "They are not Ray workers. Start them with Trainer(num_workers=...), or give each rank"
+            " its own data."
+        )
     taken = num_ranks * context.get_assigned_resources().get("CPU", 0)
     there = ray.cluster_resources().get("CPU", 0)
     if there - taken < 1:
         warn(
-            f"The {num_ranks} workers have taken {taken:g} of the {there:g} CPUs of the Ray cluster, and Ray Data needs at least one to read with: it will"
-            " wait until there is one. Leave it some: fewer workers, Trainer(resources_per_worker={'CPU': 0.5}), or a larger cluster.",
+            f"The {num_ranks} workers have taken {taken:g} of the {there:g} CPUs of the Ray"
+            " cluster, and Ray Data needs at least one to read with: it will wait until there is"
+            " one. Leave it some: fewer workers, Trainer(resources_per_worker={'CPU': 0.5}), or"
+            " a larger cluster.",
             RuntimeWarning,
         )
 
 
 def _quieten() -> None:
-    """Keep Ray Data's progress from the screen, where raylit shows its own; it stays in Ray's log files."""
+    """Keep Ray Data's progress from the screen, where raylit shows its own.
+
+    It stays in Ray's log files.
+    """
     for handler in logging.getLogger("ray.data").handlers:
         if type(handler).__module__ == "ray._private.log":  # that of the screen
             handler.setLevel(max(handler.level, logging.WARNING))
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # which tells how to switch it on
+    logging.getLogger("ray.data._internal.progress").setLevel(
+        logging.ERROR
+    )  # which tells how to switch it on
 
 
 def _is_ray_collate(function: Any) -> bool:
@@ -344,4 +435,7 @@ def _wrapped(function: Callable[[Any], Any]) -> Any:
 
 def _hash(*numbers: int) -> int:
     """Return 31 bits that look random."""
-    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=4).digest(), "little") >> 1
+    return (
+        int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=4).digest(), "little")
+        >> 1
+    )

@@ -1,7 +1,10 @@
-"""Epochs of training are equally long on all ranks, whatever data these have: else some would wait for ever for the gradients of others.
+"""Epochs of training are equally long on all ranks, whatever data these have.
 
-Where all loaders can tell their length, the ranks agree once, when the data is prepared. Where one cannot, or might be wrong, they agree on each
-batch: one small collective in host memory, a batch ahead of the one that is trained on if the end is not known.
+Else some would wait for ever for the gradients of others.
+
+Where all loaders can tell their length, the ranks agree once, when the data is prepared. Where one
+cannot, or might be wrong, they agree on each batch: one small collective in host memory, a batch
+ahead of the one that is trained on if the end is not known.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ class Even:
 
     Attributes:
         world: the ranks.
-        policy: `finish`: those that are through begin again until all are; `drop`: the first that is through ends it for all.
+        policy: `finish`: those that are through begin again until all are; `drop`: the first that
+            is through ends it for all.
         number: batches of an epoch; infinity if that is not known.
         agrees: whether the ranks agree on each batch.
         passed: of this epoch, the batches of this rank before it began its data again.
@@ -42,7 +46,9 @@ class Even:
     agrees: bool
     passed: int = 0
 
-    def batches(self, items: Iterator[Item], again: Callable[[], Iterator[Item]], index: int) -> Iterator[Item]:
+    def batches(
+        self, items: Iterator[Item], again: Callable[[], Iterator[Item]], index: int
+    ) -> Iterator[Item]:
         """Give batches until the epoch ends on all ranks.
 
         Args:
@@ -51,12 +57,15 @@ class Even:
             index: number of the first.
 
         Raises:
-            DataError: a rank has no more batches, though it is to go on; on all ranks, or on the one whose loader gives fewer than its length.
+            DataError: a rank has no more batches, though it is to go on; on all ranks, or on the
+                one whose loader gives fewer than its length.
         """
         while index < self.number:
             item = next(items, None)
             if self.agrees:
-                states = self.world.gather_numbers(ENDS if item is None else READS_AGAIN if self.passed else READS)
+                states = self.world.gather_numbers(
+                    ENDS if item is None else READS_AGAIN if self.passed else READS
+                )
                 if all(states) or (self.policy == "drop" and any(states)):
                     return
                 if item is None:
@@ -69,20 +78,25 @@ class Even:
                 item = next(items, None) if self.policy == "finish" else None
                 if item is None:
                     raise DataError(
-                        f"The training data of rank {self.world.rank} ended after {index} batches, before the length it gave, and {_WHY}"
+                        f"The training data of rank {self.world.rank} ended after {index} batches,"
+                        f" before the length it gave, and {_WHY}"
                     )
             yield item[0], index, 0  # type: ignore[index]
             index += 1
 
 
 _WHY = (
-    "cannot be begun again, so this epoch cannot be finished together with the other ranks. Give each rank data that can be read again, or end the"
-    ' epoch with the first rank that is through: Trainer(strategy=DDPStrategy(uneven="drop")), or likewise FSDPStrategy.'
+    "cannot be begun again, so this epoch cannot be finished together with the other ranks. Give"
+    " each rank data that can be read again, or end the epoch with the first rank that is through:"
+    ' Trainer(strategy=DDPStrategy(uneven="drop")), or likewise FSDPStrategy.'
 )
 
 
 def _ranks(have: Sequence[int]) -> str:
-    return f"Of {len(have)} ranks {', '.join(str(rank) for rank, has in enumerate(have) if not has)} have"
+    return (
+        f"Of {len(have)} ranks {', '.join(str(rank) for rank, has in enumerate(have) if not has)}"
+        " have"
+    )
 
 
 def is_certain(loader: Any) -> bool:
@@ -113,13 +127,23 @@ def make_even(number: float, loaders: Sequence[Any], world: World, policy: Uneve
     agrees = not all(certain for _, certain in told)
     if not agrees and len(set(numbers)) == 1:
         return None
-    together = float("inf") if float("inf") in numbers else min(numbers) if policy == "drop" else max(numbers)
+    together = (
+        float("inf")
+        if float("inf") in numbers
+        else min(numbers)
+        if policy == "drop"
+        else max(numbers)
+    )
     if policy == "finish" and not agrees and 0 in numbers:
         raise DataError(f"{_ranks(numbers)} no training batch at all; they {_WHY}")
-    if policy == "finish" and any(isinstance(loader, RayDataLoader) and loader.is_shared for loader in loaders):
+    if policy == "finish" and any(
+        isinstance(loader, RayDataLoader) and loader.is_shared for loader in loaders
+    ):
         raise DataError(
-            "The ranks may have different numbers of training batches, and those that are through cannot begin a Ray Dataset again before the others"
-            ' are: all ranks begin it together. Let the first that is through end the epoch: Trainer(strategy=DDPStrategy(uneven="drop")), or likewise'
-            " FSDPStrategy; or give RayDataLoader a batch_size, and the other loaders equally many batches on each rank."
+            "The ranks may have different numbers of training batches, and those that are through"
+            " cannot begin a Ray Dataset again before the others are: all ranks begin it together."
+            " Let the first that is through end the epoch:"
+            ' Trainer(strategy=DDPStrategy(uneven="drop")), or likewise FSDPStrategy; or give'
+            " RayDataLoader a batch_size, and the other loaders equally many batches on each rank."
         )
     return Even(world, policy, together, agrees)

@@ -1,8 +1,12 @@
-"""`Trainer(compile=...)`: the modules that the steps call are compiled by torch.compile, the steps themselves are not.
+"""`Trainer(compile=...)`.
 
-A step is the user's code: it logs, reads counters, updates metrics, steps optimizers. It stays as it is, so none of that can break a graph. What it
-calls, `self(x)` or `self.net(x)`, is one graph each, and in it everything below. A `self.log` inside of a `forward` is carried out after the graph
-has run. Modules are compiled in place and given back as they were: names, weights and checkpoints do not change.
+The modules that the steps call are compiled by torch.compile, the steps themselves are not.
+
+A step is the user's code: it logs, reads counters, updates metrics, steps optimizers. It stays as
+it is, so none of that can break a graph. What it calls, `self(x)` or `self.net(x)`, is one graph
+each, and in it everything below. A `self.log` inside of a `forward` is carried out after the graph
+has run. Modules are compiled in place and given back as they were: names, weights and checkpoints
+do not change.
 """
 
 from __future__ import annotations
@@ -39,38 +43,56 @@ def options_of(given: bool | dict[str, Any]) -> dict[str, Any] | None:
     if given is True:
         return {}
     if not isinstance(given, dict):
-        raise ConfigError(f'compile={given!r}: give True, False, or arguments of torch.compile: {{"mode": "reduce-overhead"}}.')
+        raise ConfigError(
+            f'compile={given!r}: give True, False, or arguments of torch.compile: {{"mode":'
+            ' "reduce-overhead"}.'
+        )
     known = [name for name in inspect.signature(torch.compile).parameters if name != "model"]
     for name in given:
         if name not in known:
-            raise ConfigError(f"compile={given!r}: torch.compile has no argument {name!r}.{did_you_mean(str(name), known)}")
+            raise ConfigError(
+                f"compile={given!r}: torch.compile has no argument"
+                f" {name!r}.{did_you_mean(str(name), known)}"
+            )
     return dict(given)
 
 
 def compile_modules(run: Run) -> list[nn.Module]:
-    """Compile, in place, what the steps of the run's module call; returns the modules to hand to `restore`.
+    """Compile, in place, what the steps of the run's module call.
 
-    It does so as `Trainer(compile=...)` says, or else as the `torch.compile(model)` that the user gave to the Trainer.
+    Returns the modules to hand to `restore`.
+
+    It does so as `Trainer(compile=...)` says, or else as the `torch.compile(model)` that the user
+    gave to the Trainer.
 
     Raises:
         ConfigError: the compiler of the backend is missing, or there is no such backend.
     """
     options = run.trainer.compile
     compile: Callable[..., Any] | None = (
-        getattr(run.module, "_torch_compile", None) if options is None else partial(torch.compile, **options)
+        getattr(run.module, "_torch_compile", None)
+        if options is None
+        else partial(torch.compile, **options)
     )
     if compile is None:
         return []
     backend = (options or {}).get("backend", "inductor")
-    if options is not None and backend == "inductor" and run.device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+    if (
+        options is not None
+        and backend == "inductor"
+        and run.device.type == "cpu"
+        and shutil.which(os.environ.get("CXX", "g++")) is None
+    ):
         raise ConfigError(
-            "Trainer(compile=...) needs a C++ compiler on the CPU, and g++ was not found. Install it (apt install g++), name another in the"
-            ' environment variable CXX, or take a backend that needs none: compile={"backend": "aot_eager"}.'
+            "Trainer(compile=...) needs a C++ compiler on the CPU, and g++ was not found. Install"
+            " it (apt install g++), name another in the environment variable CXX, or take a backend"
+            ' that needs none: compile={"backend": "aot_eager"}.'
         )
     modules = list(_called_by_steps(run.module))
     if not modules:
         warn(
-            f"Trainer(compile=...) has nothing to compile: {type(run.module).__name__} has neither a forward nor submodules with parameters."
+            f"Trainer(compile=...) has nothing to compile: {type(run.module).__name__} has neither"
+            " a forward nor submodules with parameters."
         )
     pending: list[tuple[Any, ...]] = []
     log = run.metrics.log
@@ -87,7 +109,9 @@ def compile_modules(run: Run) -> list[nn.Module]:
             compiled = compile(_entry(module))
         except Exception as error:
             restore(modules)
-            raise ConfigError(f"Trainer(compile={options!r}): torch.compile refuses: {error}") from error
+            raise ConfigError(
+                f"Trainer(compile={options!r}): torch.compile refuses: {error}"
+            ) from error
         module._compiled_call_impl = _with_deferred_logs(module, compiled, pending, log)
     return modules
 
@@ -99,11 +123,18 @@ def restore(modules: list[nn.Module]) -> None:
 
 
 def _called_by_steps(module: LightningModule) -> Iterator[nn.Module]:
-    """Yield the module itself, if it has a forward, and the children that have parameters; but not what the user has compiled."""
+    """Yield the module itself, if it has a forward, and the children that have parameters.
+
+    But not what the user has compiled.
+    """
     if is_overridden("forward", module, nn.Module) and module._compiled_call_impl is None:
         yield module
     for child in _children(module):
-        is_compiled = child._compiled_call_impl is not None or hasattr(child, "_orig_mod") or isinstance(child, torch.jit.ScriptModule)
+        is_compiled = (
+            child._compiled_call_impl is not None
+            or hasattr(child, "_orig_mod")
+            or isinstance(child, torch.jit.ScriptModule)
+        )
         if next(child.parameters(), None) is not None and not is_compiled and not is_metric(child):
             yield child
 
@@ -118,7 +149,9 @@ def _children(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _entry(module: nn.Module) -> Callable[..., Any]:
-    """Return a function that calls the module, for torch.compile to begin with: it passes over the code of torch's own modules.
+    """Return a function that calls the module, for torch.compile to begin with.
+
+    It passes over the code of torch's own modules.
 
     Its code object is its own, since torch.compile counts graphs by that and gives up after a few.
     """
@@ -131,7 +164,10 @@ def _entry(module: nn.Module) -> Callable[..., Any]:
 
 
 def _with_deferred_logs(
-    module: nn.Module, compiled: Callable[..., Any], pending: list[tuple[Any, ...]], log: Callable[..., None]
+    module: nn.Module,
+    compiled: Callable[..., Any],
+    pending: list[tuple[Any, ...]],
+    log: Callable[..., None],
 ) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():  # within the graph of a parent

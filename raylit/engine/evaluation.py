@@ -20,7 +20,13 @@ from raylit.callbacks import BasePredictionWriter
 from raylit.core.hooks import is_overridden
 from raylit.core.module import LightningModule
 from raylit.data.combined import Item
-from raylit.engine.run import Run, check_dataloader_idx, no_grad_context, restore_modes, submodule_modes
+from raylit.engine.run import (
+    Run,
+    check_dataloader_idx,
+    no_grad_context,
+    restore_modes,
+    submodule_modes,
+)
 from raylit.engine.schedule import end_on_signal, validates_in_epoch
 from raylit.runtime import rng
 from raylit.runtime.batch import move_to
@@ -43,7 +49,10 @@ def sanity_check(run: Run) -> None:
 
 
 def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
-    """Run validation (`val`) or test (`test`) over all its loaders; returns the values logged, a dict for each loader."""
+    """Run validation (`val`) or test (`test`) over all its loaders.
+
+    Returns the values logged, a dict for each loader.
+    """
     trainer, metrics, module = run.trainer, run.metrics, run.module
     name = "test" if stage == "test" else "validation"
     sanity = run.stage == "sanity_check"
@@ -53,12 +62,20 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
         if stage not in run.loaders or (run.job.fn == "fit" and run.reload_due(stage)):
             run.load(stage)
             if sanity and not validates_in_epoch(run):
-                run.loader_epoch[stage] = -sys.maxsize  # where loaders are asked for anew, the first real validation does so
+                run.loader_epoch[
+                    stage
+                ] = (
+                    -sys.maxsize
+                )  # where loaders are asked for anew, the first real validation does so
             run.val_batches_seen = {}
         loader = run.loaders[stage]
         limits = loader.limits or []
-        loader.limits = [min(trainer.num_sanity_val_steps, limit) for limit in limits] if sanity else limits
-        if not run.world.any(sum(loader.limits) > 0):  # a rank whose share is empty takes part in what the others do together
+        loader.limits = (
+            [min(trainer.num_sanity_val_steps, limit) for limit in limits] if sanity else limits
+        )
+        if not run.world.any(
+            sum(loader.limits) > 0
+        ):  # a rank whose share is empty takes part in what the others do together
             return []
         several = loader.mode == "sequential" and len(loader.flattened) > 1
         if not data.takes_iterator(getattr(module, f"{name}_step")):
@@ -83,7 +100,9 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
             run.fire(f"on_{name}_epoch_end")
             metrics.reduce_over_ranks()
             at_end = {} if sanity else metrics.loader_values(None)
-            logged = {key: value for output in reversed(outputs) for key, value in output.items()} | at_end
+            logged = {
+                key: value for output in reversed(outputs) for key, value in output.items()
+            } | at_end
             for output in outputs:
                 output.update(at_end)
             run.log_metrics(logged)
@@ -100,7 +119,9 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
     return outputs
 
 
-def evaluate_batches(run: Run, name: str, batches: Iterator[Item], several: bool, number: float) -> None:
+def evaluate_batches(
+    run: Run, name: str, batches: Iterator[Item], several: bool, number: float
+) -> None:
     """Take the evaluation step for every batch."""
     metrics, hooks, precision = run.metrics, run.hooks, run.precision
     batch_start, batch_end = hooks[f"on_{name}_batch_start"], hooks[f"on_{name}_batch_end"]
@@ -118,7 +139,9 @@ def evaluate_batches(run: Run, name: str, batches: Iterator[Item], several: bool
             function(batch, batch_idx, *which)
         metrics.hook = f"{name}_step"
         with precision.context() if precision.has_context else nullcontext():
-            output = step(batch, *((batch_idx,) if run.takes_batch_idx[f"{name}_step"] else ()), *which)
+            output = step(
+                batch, *((batch_idx,) if run.takes_batch_idx[f"{name}_step"] else ()), *which
+            )
         for function in batch_end:
             metrics.hook = f"on_{name}_batch_end"
             function(output, batch, batch_idx, *which)
@@ -131,16 +154,32 @@ def evaluate_batches(run: Run, name: str, batches: Iterator[Item], several: bool
 
 
 def hand_over(
-    run: Run, batches: Iterator[Item], step: Callable[..., Any], batch_end: list[Callable[..., Any]], number: float, several: bool
+    run: Run,
+    batches: Iterator[Item],
+    step: Callable[..., Any],
+    batch_end: list[Callable[..., Any]],
+    number: float,
+    several: bool,
 ) -> tuple[Iterator[Item], Callable[..., Any], list[Callable[..., Any]]]:
     """Return what the loop reads, calls and tells if the step is to read the batches itself."""
-    given = data.Handover(batches, number, lambda batch, index: run.metrics.begin_batch(batch, index if several else None))
-    return given.turns(), lambda *args: step(given), [given.after(function) for function in batch_end]
+    given = data.Handover(
+        batches,
+        number,
+        lambda batch, index: run.metrics.begin_batch(batch, index if several else None),
+    )
+    return (
+        given.turns(),
+        lambda *args: step(given),
+        [given.after(function) for function in batch_end],
+    )
 
 
 @contextmanager
 def evaluating(run: Run, name: str) -> Iterator[None]:
-    """Within, the module is in eval mode; afterwards each submodule has the mode back that it had."""
+    """Within, the module is in eval mode.
+
+    Afterwards each submodule has the mode back that it had.
+    """
     modes = submodule_modes(run.module)
     run.call(run.module, f"on_{name}_model_eval")
     yield
@@ -153,7 +192,10 @@ def evaluating(run: Run, name: str) -> Iterator[None]:
 
 
 def predict(run: Run) -> list[Any] | None:
-    """Run `predict_step` over all loaders; returns its results on the CPU: a list, or one list for each of several loaders."""
+    """Run `predict_step` over all loaders.
+
+    Returns its results on the CPU: a list, or one list for each of several loaders.
+    """
     if run.trainer.limit_predict_batches == 0:
         return None
     with no_grad_context(run):
@@ -163,7 +205,11 @@ def predict(run: Run) -> list[Any] | None:
         several = len(loader.flattened) > 1
         if not data.takes_iterator(run.module.predict_step):
             check_dataloader_idx(run.module, "predict_step", len(loader.flattened))
-        intervals = [callback.interval for callback in run.trainer.callbacks if isinstance(callback, BasePredictionWriter)]
+        intervals = [
+            callback.interval
+            for callback in run.trainer.callbacks
+            if isinstance(callback, BasePredictionWriter)
+        ]
         if intervals:
             loader.flattened = [data.noting_indices(one) for one in loader.flattened]
         keeps = run.job.return_predictions or any(interval.on_epoch for interval in intervals)
@@ -175,7 +221,9 @@ def predict(run: Run) -> list[Any] | None:
                 batches = iter(run.load("predict"))
             run.fire("on_predict_epoch_start")
             with suppress(StopIteration):
-                predict_batches(run, batches, several, kept if keeps else None, loader.num_batches())
+                predict_batches(
+                    run, batches, several, kept if keeps else None, loader.num_batches()
+                )
             run.fire("on_predict_epoch_end")
             run.fire("on_predict_end")
     run.predictions = []
@@ -184,13 +232,17 @@ def predict(run: Run) -> list[Any] | None:
     return kept if several else kept[0]
 
 
-def predict_batches(run: Run, batches: Iterator[Item], several: bool, kept: list[list[Any]] | None, number: float) -> None:
+def predict_batches(
+    run: Run, batches: Iterator[Item], several: bool, kept: list[list[Any]] | None, number: float
+) -> None:
     """Predict every batch; results are appended to `kept`, unless that is None."""
     metrics, hooks, precision, transfer = run.metrics, run.hooks, run.precision, run.transfer
     predict_step = run.strategy.step(run.module, run.step_module, "predict_step")
     batch_end = hooks["on_predict_batch_end"]
     if data.takes_iterator(run.module.predict_step):
-        batches, predict_step, batch_end = hand_over(run, batches, predict_step, batch_end, number, several)
+        batches, predict_step, batch_end = hand_over(
+            run, batches, predict_step, batch_end, number, several
+        )
         transfer = None
     for batch, batch_idx, dataloader_idx in run.strategy.together(batches):
         if transfer is not None:
@@ -201,7 +253,9 @@ def predict_batches(run: Run, batches: Iterator[Item], several: bool, kept: list
             run.fire("on_predict_batch_start", batch, batch_idx, *which)
         metrics.hook = "predict_step"
         with precision.context() if precision.has_context else nullcontext():
-            output = predict_step(batch, *((batch_idx,) if run.takes_batch_idx["predict_step"] else ()), *which)
+            output = predict_step(
+                batch, *((batch_idx,) if run.takes_batch_idx["predict_step"] else ()), *which
+            )
         for function in batch_end:
             metrics.hook = "on_predict_batch_end"
             function(output, batch, batch_idx, *which)

@@ -1,7 +1,8 @@
 """What a rank needs, beside weights, optimizers and counters, to go on as if it had never stopped.
 
-That is: its random states, the place in its data, the values logged so far in the epoch, and gradients that were not yet used. Each rank has
-its own; a checkpoint holds a list of them under `raylit` / `ranks`.
+That is: its random states, the place in its data, the values logged so far in the epoch, and
+gradients that were not yet used. Each rank has its own; a checkpoint holds a list of them under
+`raylit` / `ranks`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,11 @@ def dump(run: Run, progress: Progress) -> dict[str, Any]:
 
 def is_within_window(run: Run, progress: Progress) -> bool:
     """Tell whether gradients of batches that were read wait for more before the optimizer steps."""
-    return run.module.automatic_optimization and bool(progress.batch % run.trainer.accumulate_grad_batches) and not progress.is_last_batch
+    return (
+        run.module.automatic_optimization
+        and bool(progress.batch % run.trainer.accumulate_grad_batches)
+        and not progress.is_last_batch
+    )
 
 
 def before_validation(run: Run) -> dict[str, Any]:
@@ -52,14 +57,17 @@ def before_validation(run: Run) -> dict[str, Any]:
 
 
 def mine(run: Run, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
-    """Return this rank's state in a checkpoint, None if it holds none for it. If other numbers of ranks wrote it, theirs are shared out."""
+    """Return this rank's state in a checkpoint, None if it holds none for it.
+
+    If other numbers of ranks wrote it, theirs are shared out.
+    """
     ranks: list[dict[str, Any] | None] | None = checkpoint.get("raylit", {}).get("ranks")
     if ranks is None:
         return None
     if None in ranks and run.world.size > 1:
         warn(
-            "The checkpoint was saved by one rank alone, because of an exception: this fit goes on with the same weights and the next batch,"
-            " but not with the same random numbers."
+            "The checkpoint was saved by one rank alone, because of an exception: this fit goes on"
+            " with the same weights and the next batch, but not with the same random numbers."
         )
         return ranks[run.world.rank] if len(ranks) == run.world.size else None
     states = [state for state in ranks if state is not None]
@@ -67,21 +75,32 @@ def mine(run: Run, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
         return states[run.world.rank]
     if run.job.resized is None:
         info(
-            f"The checkpoint was saved by {len(states)} ranks, and this fit has {run.world.size}: what is left of the epoch is dealt out among them."
-            " Random numbers, such as those of dropout, are others than they would have been."
+            f"The checkpoint was saved by {len(states)} ranks, and this fit has {run.world.size}:"
+            " what is left of the epoch is dealt out among them. Random numbers, such as those of"
+            " dropout, are others than they would have been."
         )
     return shared_out(states, run.world)
 
 
 def shared_out(states: list[dict[str, Any]], world: World) -> dict[str, Any]:
-    """Return one rank's share of the states of another number of ranks: epoch values and gradients keep their sums over all ranks."""
+    """Return one rank's share of the states of another number of ranks.
+
+    Epoch values and gradients keep their sums over all ranks.
+    """
     theirs = states[world.rank :: world.size]
-    state = {**states[0], "loaders": [one if "read_by" in one else {} for one in states[0]["loaders"]]}
+    state = {
+        **states[0],
+        "loaders": [one if "read_by" in one else {} for one in states[0]["loaders"]],
+    }
     state["sums"] = merged([sums for one in theirs for sums in one.get("sums", ())])
-    state["metrics"] = {name: [one["metrics"][name] for one in theirs] for name in state.get("metrics", ())}
+    state["metrics"] = {
+        name: [one["metrics"][name] for one in theirs] for name in state.get("metrics", ())
+    }
     factor = world.size / len(states)  # of gradients the mean over the ranks is taken
     state["gradients"] = {
-        name: factor * torch.stack([one["gradients"][name] for one in theirs]).sum(0) for name in state.get("gradients", ()) if theirs
+        name: factor * torch.stack([one["gradients"][name] for one in theirs]).sum(0)
+        for name in state.get("gradients", ())
+        if theirs
     }
     if world.rank >= len(states):
         del state["rng"]
@@ -91,7 +110,10 @@ def shared_out(states: list[dict[str, Any]], world: World) -> dict[str, Any]:
 
 
 def restore(run: Run, state: dict[str, Any]) -> None:
-    """Bring back what was logged and the gradients; random states and the place in the data the loop brings back, when it is there."""
+    """Bring back what was logged and the gradients.
+
+    Random states and the place in the data the loop brings back, when it is there.
+    """
     run.metrics.load_values(state["logged"])
     run.val_batches_seen = dict(state.get("val_batches", {}))
     if "sums" in state:
@@ -118,8 +140,10 @@ def merged(sums: list[dict[str, Any]]) -> list[dict[str, Any]]:
         combine: Any = {"min": torch.minimum, "max": torch.maximum}.get(reduce, torch.add)
         weight = other["kept"]["weight"] + one["kept"]["weight"]
         found[hook, name, loader] = {
-            **other, "total": combine(other["total"], one["total"]), "kept": {**other["kept"], "weight": weight}
-        }  # fmt: skip
+            **other,
+            "total": combine(other["total"], one["total"]),
+            "kept": {**other["kept"], "weight": weight},
+        }
     return list(found.values())
 
 
@@ -128,26 +152,43 @@ def metrics_in(module: nn.Module) -> list[tuple[str, Any]]:
     torchmetrics = sys.modules.get("torchmetrics")
     if torchmetrics is None:
         return []
-    return [(name, child) for name, child in module.named_modules() if isinstance(child, torchmetrics.Metric)]
+    return [
+        (name, child)
+        for name, child in module.named_modules()
+        if isinstance(child, torchmetrics.Metric)
+    ]
 
 
 def metric_state(metric: Any) -> dict[str, Any]:
     """Return what a torchmetrics.Metric holds."""
-    states = {name: list(value) if isinstance(value, list) else value for name, value in metric.metric_state.items()}
+    states = {
+        name: list(value) if isinstance(value, list) else value
+        for name, value in metric.metric_state.items()
+    }
     return {"states": states, "updates": metric.update_count}
 
 
 def restore_metric(metric: Any, values: dict[str, Any], device: Any) -> None:
     """Give a torchmetrics.Metric back what `metric_state` returned."""
     for name, value in values["states"].items():
-        setattr(metric, name, [one.to(device) for one in value] if isinstance(value, list) else value.to(device))
+        setattr(
+            metric,
+            name,
+            [one.to(device) for one in value] if isinstance(value, list) else value.to(device),
+        )
     metric._update_count = values["updates"]
     metric._computed = None
 
 
 def add_to_metric(metric: Any, values: dict[str, Any], device: Any) -> None:
     """Add to a torchmetrics.Metric what another rank's had seen, as it itself would if it were to sync now."""
-    from torchmetrics.utilities.data import dim_zero_cat, dim_zero_max, dim_zero_mean, dim_zero_min, dim_zero_sum
+    from torchmetrics.utilities.data import (
+        dim_zero_cat,
+        dim_zero_max,
+        dim_zero_mean,
+        dim_zero_min,
+        dim_zero_sum,
+    )
 
     before, more = metric.update_count, values["updates"]
     for name, value in values["states"].items():
@@ -155,13 +196,20 @@ def add_to_metric(metric: Any, values: dict[str, Any], device: Any) -> None:
         if isinstance(own, list):
             own.extend(one.to(device) for one in (value if isinstance(value, list) else [value]))
         elif reduction in (dim_zero_sum, dim_zero_max, dim_zero_min):
-            combine: Any = {dim_zero_sum: torch.add, dim_zero_max: torch.maximum, dim_zero_min: torch.minimum}[reduction]
+            combine: Any = {
+                dim_zero_sum: torch.add,
+                dim_zero_max: torch.maximum,
+                dim_zero_min: torch.minimum,
+            }[reduction]
             setattr(metric, name, combine(own, value.to(device)))
         elif reduction is dim_zero_mean:
             setattr(metric, name, (own * before + value.to(device) * more) / max(before + more, 1))
         elif reduction is dim_zero_cat:
             setattr(metric, name, torch.cat([own, value.to(device)]))
         else:
-            warn(f"What {type(metric).__name__}.{name} held on other ranks is left out: nothing says how two of it become one.")
+            warn(
+                f"What {type(metric).__name__}.{name} held on other ranks is left out: nothing says"
+                " how two of it become one."
+            )
     metric._update_count = before + more
     metric._computed = None

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
 
 
 def _counts(ready: int, completed: int, *, full: bool = True) -> dict[str, int]:
-    return {"ready": ready, "completed": completed} | ({"started": ready, "processed": ready} if full else {})
+    return {"ready": ready, "completed": completed} | (
+        {"started": ready, "processed": ready} if full else {}
+    )
 
 
 def _both(total: dict[str, int], current: dict[str, int]) -> dict[str, Any]:
@@ -25,11 +27,22 @@ def loops_of(progress: Progress, *, automatic: bool, accumulate: int) -> dict[st
         "processed": progress.epochs_processed,
         "completed": progress.epoch,
     }
-    steps_in_epoch = 0 if not automatic else -(-progress.batch // accumulate) if progress.is_last_batch else progress.batch // accumulate
+    steps_in_epoch = (
+        0
+        if not automatic
+        else (
+            -(-progress.batch // accumulate)
+            if progress.is_last_batch
+            else progress.batch // accumulate
+        )
+    )
     auto_steps, manual_steps = (progress.steps, 0) if automatic else (0, progress.steps)
     none = _both(_counts(0, 0), _counts(0, 0))
     eval_loop = {"state_dict": {}, "batch_progress": {**none, "is_last_batch": False}}
-    step = _both(_counts(auto_steps, auto_steps, full=False), _counts(steps_in_epoch, steps_in_epoch, full=False))
+    step = _both(
+        _counts(auto_steps, auto_steps, full=False),
+        _counts(steps_in_epoch, steps_in_epoch, full=False),
+    )
     zero_grad = _both(
         {**_counts(auto_steps, auto_steps, full=False), "started": auto_steps},
         {**_counts(steps_in_epoch, steps_in_epoch, full=False), "started": steps_in_epoch},
@@ -46,13 +59,17 @@ def loops_of(progress: Progress, *, automatic: bool, accumulate: int) -> dict[st
             "is_last_batch": progress.is_last_batch,
         },
         "epoch_loop.scheduler_progress": _both(
-            _counts(progress.scheduler_steps, progress.scheduler_steps, full=False), _counts(0, 0, full=False)
+            _counts(progress.scheduler_steps, progress.scheduler_steps, full=False),
+            _counts(0, 0, full=False),
         ),
         "epoch_loop.automatic_optimization.state_dict": {},
-        "epoch_loop.automatic_optimization.optim_progress": {"optimizer": {"step": step, "zero_grad": zero_grad}},
+        "epoch_loop.automatic_optimization.optim_progress": {
+            "optimizer": {"step": step, "zero_grad": zero_grad}
+        },
         "epoch_loop.manual_optimization.state_dict": {},
         "epoch_loop.manual_optimization.optim_step_progress": _both(
-            _counts(manual_steps, manual_steps, full=False), _counts(manual_steps, manual_steps, full=False)
+            _counts(manual_steps, manual_steps, full=False),
+            _counts(manual_steps, manual_steps, full=False),
         ),
         "epoch_loop.val_loop.state_dict": {},
         "epoch_loop.val_loop.batch_progress": {**none, "is_last_batch": False},

@@ -15,8 +15,9 @@
             on_train_epoch_end
             learning-rate schedulers, epoch values to the loggers        end_epoch
 
-Hooks were resolved before (`run.hooks` holds lists of what somebody overrode), so an event nobody listens to costs one falsy test.
-When training stops and when validation is due stands in `schedule.py`; the loops that change no weights stand in `evaluation.py`.
+Hooks were resolved before (`run.hooks` holds lists of what somebody overrode), so an event nobody
+listens to costs one falsy test. When training stops and when validation is due stands in
+`schedule.py`; the loops that change no weights stand in `evaluation.py`.
 """
 
 from __future__ import annotations
@@ -85,7 +86,9 @@ def fit(run: Run) -> None:
         if progress.batches_done < progress.batch or run.validation_left:
             finish_batch(run)
         with suppress(StopIteration):  # raised by a user's hook, it ends the epoch
-            run.timed("run_training_epoch", train_epoch)(run, batches if batches is not None else iter(run.loaders["train"]))
+            run.timed("run_training_epoch", train_epoch)(
+                run, batches if batches is not None else iter(run.loaders["train"])
+            )
         batches = None
         end_epoch(run)
         if run.loaders["train"].was_begun_by_others:
@@ -102,11 +105,15 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     automatic, num_batches = run.module.automatic_optimization, trainer.num_training_batches
     log_every = trainer.log_every_n_steps
     run.forward_only = not automatic or trainer._skip_backward
-    train = run.timed("run_training_batch", step_with_closure if automatic and run.needs_closure else train_batch)
+    train = run.timed(
+        "run_training_batch", step_with_closure if automatic and run.needs_closure else train_batch
+    )
     transfer = run.transfer
     loader, is_sized = run.loaders["train"], num_batches != float("inf")
     if data.takes_iterator(run.module.training_step):
-        given = data.Handover(batches, num_batches - progress.batch, lambda batch, _: metrics.begin_batch(batch))
+        given = data.Handover(
+            batches, num_batches - progress.batch, lambda batch, _: metrics.begin_batch(batch)
+        )
         batches, transfer, train = given.turns(), None, partial(train_on_iterator, given, train)
         batch_end = [given.after(function) for function in batch_end]
     if not is_sized:
@@ -153,7 +160,11 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
         if (
             (steps or not automatic)
             and log_every
-            and ((progress.log_steps + 1) % log_every == 0 or (trainer.should_stop and run.stop_agreed) or trainer.fast_dev_run)
+            and (
+                (progress.log_steps + 1) % log_every == 0
+                or (trainer.should_stop and run.stop_agreed)
+                or trainer.fast_dev_run
+            )
         ):
             metrics.reduce_steps_over_ranks()
             run.log_metrics(metrics.to_log())
@@ -167,7 +178,9 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
             pause(run)
 
 
-def train_on_iterator(given: data.Handover, train: Any, run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
+def train_on_iterator(
+    given: data.Handover, train: Any, run: Run, batch: Any, batch_idx: int, step: bool
+) -> Any:
     """Let `training_step` read its batch itself, or several."""
     output = train(run, given, batch_idx, step)
     run.progress.is_last_batch = given.done
@@ -179,7 +192,11 @@ def finish_batch(run: Run) -> None:
     progress = run.progress
     progress.batches_done = progress.batch
     stepped = progress.batch % run.trainer.accumulate_grad_batches == 0 or progress.is_last_batch
-    if (stepped or not run.module.automatic_optimization) and run.trainer.should_log_step and not run.validation_left:
+    if (
+        (stepped or not run.module.automatic_optimization)
+        and run.trainer.should_log_step
+        and not run.validation_left
+    ):
         run.metrics.begin_batch(None)
         run.metrics.reduce_steps_over_ranks()
         run.log_metrics(run.metrics.to_log())
@@ -194,7 +211,8 @@ def finish_batch(run: Run) -> None:
 def train_batch(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
     """Forward, backward and, if `step`, the optimizer. Returns what `training_step` returned.
 
-    Without `step` gradients add up: for the batches of an accumulation but its last, and within the closure of an optimizer that wants one.
+    Without `step` gradients add up: for the batches of an accumulation but its last, and within the
+    closure of an optimizer that wants one.
     """
     metrics, hooks, precision = run.metrics, run.hooks, run.precision
     args = (batch, batch_idx) if run.takes_batch_idx["training_step"] else (batch,)
@@ -208,7 +226,10 @@ def train_batch(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
             output = training_step(*args)
         if run.forward_only:
             if output is not None and not isinstance(output, Tensor | Mapping):
-                raise ConfigError(f"training_step returned a {type(output).__name__}. Return a tensor, a dict, or nothing.")
+                raise ConfigError(
+                    f"training_step returned a {type(output).__name__}. Return a tensor, a dict, or"
+                    " nothing."
+                )
             return output
         loss = loss_of(run, output)
         optimizer = run.optimizers[0]
@@ -216,7 +237,9 @@ def train_batch(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
             if hooks["on_before_zero_grad"]:
                 run.fire("on_before_zero_grad", optimizer)
             if run.overrides_zero_grad:
-                run.call(run.module, "optimizer_zero_grad", run.progress.epoch, batch_idx, optimizer)
+                run.call(
+                    run.module, "optimizer_zero_grad", run.progress.epoch, batch_idx, optimizer
+                )
             else:
                 run.zero_grad()
         if loss is not None:
@@ -256,7 +279,14 @@ def step_with_closure(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
         return run.loss
 
     run.accumulating = False
-    run.call(run.module, "optimizer_step", run.progress.epoch, batch_idx, run.wrapped_optimizers[0], closure)
+    run.call(
+        run.module,
+        "optimizer_step",
+        run.progress.epoch,
+        batch_idx,
+        run.wrapped_optimizers[0],
+        closure,
+    )
     run.accumulating = True
     run.progress.steps += 1
     return output
@@ -269,23 +299,31 @@ def loss_of(run: Run, output: Any) -> Tensor | None:
     elif isinstance(output, Mapping):
         loss = output.get("loss")
         if loss is None:
-            raise ConfigError(f"training_step returned a dict without the key 'loss'; it has: {', '.join(map(repr, output)) or 'nothing'}.")
+            raise ConfigError(
+                "training_step returned a dict without the key 'loss'; it has:"
+                f" {', '.join(map(repr, output)) or 'nothing'}."
+            )
     elif output is None:
         if run.world.size > 1:
             raise RuntimeError(
-                "training_step returned None. On several ranks the others would wait for this one's gradients: return a loss, 0 * loss to skip."
+                "training_step returned None. On several ranks the others would wait for this one's"
+                " gradients: return a loss, 0 * loss to skip."
             )
         return None
     else:
         raise ConfigError(
-            f"training_step returned a {type(output).__name__}. Return the loss as a tensor, a dict with the key 'loss', or None to skip."
+            f"training_step returned a {type(output).__name__}. Return the loss as a tensor, a dict"
+            " with the key 'loss', or None to skip."
         )
     divisor = run.trainer.accumulate_grad_batches
     return loss / divisor if divisor != 1 and loss is not None else loss
 
 
 def batch_outputs(run: Run, output: Any) -> dict[str, Any]:
-    """Return what `on_train_batch_end` gets: the loss, detached and divided as it went backward, and the other keys of a dict."""
+    """Return what `on_train_batch_end` gets.
+
+    The loss, detached and divided as it went backward, and the other keys of a dict.
+    """
     if run.forward_only:
         loss = output.get("loss") if isinstance(output, Mapping) else output
     elif run.precision.scaler is not None:
@@ -299,7 +337,10 @@ def batch_outputs(run: Run, output: Any) -> dict[str, Any]:
 
 
 def skips_rest(run: Run, batch: Any, batch_idx: int) -> bool:
-    """Fire `on_train_batch_start`; return whether the module answered -1: leave this batch and the rest of the epoch."""
+    """Fire `on_train_batch_start`.
+
+    Return whether the module answered -1: leave this batch and the rest of the epoch.
+    """
     response = None
     run.metrics.hook = "on_train_batch_start"
     for function in run.hooks["on_train_batch_start"]:
@@ -318,8 +359,11 @@ def end_epoch(run: Run) -> None:
     metrics.hook = "on_train_epoch_end"
     for function in hooks["on_train_epoch_end"]:
         if late and function is late[0]:
-            metrics.reduce_over_ranks()  # of what the hooks before logged, so that the monitors see it
-            run.remember(metrics.to_log())  # so that the checkpoint of an epoch holds its row of the history
+            # Of what the hooks before logged, so that the monitors see it
+            metrics.reduce_over_ranks()
+            run.remember(
+                metrics.to_log()
+            )  # so that the checkpoint of an epoch holds its row of the history
         metrics.hook = "on_train_epoch_end"
         function()
     metrics.hook = None
@@ -352,7 +396,9 @@ def validate_within(run: Run, stepped: bool) -> None:
         return
     before = exact.before_validation(run)
     try:
-        end_on_signal(run)  # where ranks may have different numbers of batches, all end here or none
+        end_on_signal(
+            run
+        )  # where ranks may have different numbers of batches, all end here or none
         evaluate(run, "val")
     except BaseException:
         run.broken_validation = before
@@ -368,16 +414,25 @@ def set_epoch(run: Run) -> None:
 
 
 def start_training_data(run: Run) -> Iterator[Item] | None:
-    """Ask for the training data, begin to read it, and derive when validation is due; None if its reading is to begin with an epoch."""
+    """Ask for the training data, begin to read it, and derive when validation is due.
+
+    None if its reading is to begin with an epoch.
+    """
     trainer = run.trainer
     if trainer.limit_train_batches == 0:
         return None
-    is_asked_for = "train" in run.loaders and not run.reload_due("train")  # as by `estimated_stepping_batches`
+    is_asked_for = "train" in run.loaders and not run.reload_due(
+        "train"
+    )  # as by `estimated_stepping_batches`
     loader = run.loaders["train"] if is_asked_for else run.load("train")
     if run.resumed:
         set_epoch(run)
         batch = run.progress.batch if run.progress.in_epoch else 0
-        loader.go_on(batch, run.resumed_from["loaders"] if run.resumed_from is not None else [], run.counted_before)
+        loader.go_on(
+            batch,
+            run.resumed_from["loaders"] if run.resumed_from is not None else [],
+            run.counted_before,
+        )
     batches = iter(loader) if run.progress.in_epoch or not run.resumed else None
     if count_batches(run) == 0:
         return None
@@ -385,14 +440,18 @@ def start_training_data(run: Run) -> Iterator[Item] | None:
     run.checks_validation = run.validates
     if trainer.loggers and 0 < number < trainer.log_every_n_steps and not trainer.fast_dev_run:
         warn(
-            f"An epoch has {int(number)} training batches, fewer than log_every_n_steps={trainer.log_every_n_steps}: step values are rarely logged."
-            " Lower log_every_n_steps to see them."
+            f"An epoch has {int(number)} training batches, fewer than"
+            f" log_every_n_steps={trainer.log_every_n_steps}: step values are rarely logged. Lower"
+            " log_every_n_steps to see them."
         )
     return batches
 
 
 def count_batches(run: Run) -> float:
-    """Find how many batches an epoch has and after how many validation is due; return the former."""
+    """Find how many batches an epoch has and after how many validation is due.
+
+    Return the former.
+    """
     loader = run.loaders["train"]
     number = run.trainer.num_training_batches = loader.num_batches()
     if number:

@@ -1,4 +1,7 @@
-"""From what `configure_optimizers` returns to optimizers and scheduler configurations; and the optimizer that users step by hand."""
+"""From what `configure_optimizers` returns to optimizers and scheduler configurations.
+
+And the optimizer that users step by hand.
+"""
 
 from __future__ import annotations
 
@@ -70,15 +73,20 @@ class NoOptimizer(torch.optim.Optimizer):
 
 
 class LightningOptimizer:
-    """What `self.optimizers()` gives: the user's optimizer, whose `step` is counted and fires `on_before_optimizer_step`.
+    """What `self.optimizers()` gives.
 
-    It passes for an instance of the wrapped optimizer's class; everything but `step` goes to the wrapped one, `optimizer`.
+    The user's optimizer, whose `step` is counted and fires `on_before_optimizer_step`.
+
+    It passes for an instance of the wrapped optimizer's class; everything but `step` goes to the
+    wrapped one, `optimizer`.
     """
 
     def __init__(self, optimizer: Any, run: Run) -> None:
         self._optimizer = optimizer
         self._run = run
-        self.__class__ = type("Lightning" + type(optimizer).__name__, (LightningOptimizer, type(optimizer)), {})
+        self.__class__ = type(
+            "Lightning" + type(optimizer).__name__, (LightningOptimizer, type(optimizer)), {}
+        )
 
     @property
     def optimizer(self) -> Any:
@@ -86,7 +94,9 @@ class LightningOptimizer:
         return self._optimizer
 
     def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
-        """Step the optimizer: run `closure` if given, unscale gradients, fire the hook, change the parameters, count.
+        """Step the optimizer.
+
+        Run `closure` if given, unscale gradients, fire the hook, change the parameters, count.
 
         Args:
             closure: computes the loss and the gradients anew.
@@ -118,10 +128,14 @@ class LightningOptimizer:
         """Within, only this optimizer's parameters require gradients.
 
         Args:
-            sync_grad: False leaves gradients unsynchronized over ranks, for all but the last batch of an accumulation.
+            sync_grad: False leaves gradients unsynchronized over ranks, for all but the last batch
+                of an accumulation.
         """
         module = self._run.module
-        with no_sync(self._run.step_module if not sync_grad else None), module.toggled_optimizer(self._optimizer):
+        with (
+            no_sync(self._run.step_module if not sync_grad else None),
+            module.toggled_optimizer(self._optimizer),
+        ):
             yield
 
     def __getattr__(self, name: str) -> Any:
@@ -129,11 +143,16 @@ class LightningOptimizer:
 
 
 def zero_grad_of(optimizer: Any) -> Callable[[], None]:
-    """Return what clears the gradients of an optimizer: its own `zero_grad`, or if that is torch's, the work that it does.
+    """Return what clears the gradients of an optimizer.
 
-    Around that work torch opens an entry for its profiler, at every step, which costs more than all the rest.
+    Its own `zero_grad`, or if that is torch's, the work that it does.
+
+    Around that work torch opens an entry for its profiler, at every step, which costs more than all
+    the rest.
     """
-    if type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad or "zero_grad" in vars(optimizer):
+    if type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad or "zero_grad" in vars(
+        optimizer
+    ):
         own: Callable[[], None] = optimizer.zero_grad
         return own
 
@@ -146,7 +165,10 @@ def zero_grad_of(optimizer: Any) -> Callable[[], None]:
 
 
 def wants_closure(optimizer: Any) -> bool:
-    """Tell whether `step` of the optimizer must be handed the closure: torch's own, but LBFGS, never need it; of others one cannot know."""
+    """Tell whether `step` of the optimizer must be handed the closure.
+
+    Torch's own, but LBFGS, never need it; of others one cannot know.
+    """
     if isinstance(optimizer, (torch.optim.LBFGS, NoOptimizer)):
         return True
     return not type(optimizer).__module__.startswith("torch.optim")
@@ -157,7 +179,9 @@ def use(run: Run, optimizers: list[Any]) -> None:
     run.optimizers = optimizers
     run.zero_grad = zero_grad_of(optimizers[0])
     run.wrapped_optimizers = [LightningOptimizer(optimizer, run) for optimizer in optimizers]
-    run.needs_closure = is_overridden("optimizer_step", run.module, LightningModule) or wants_closure(optimizers[0])
+    run.needs_closure = is_overridden(
+        "optimizer_step", run.module, LightningModule
+    ) or wants_closure(optimizers[0])
 
 
 def update_schedulers(run: Run, interval: str, plateau: bool) -> None:
@@ -166,7 +190,11 @@ def update_schedulers(run: Run, interval: str, plateau: bool) -> None:
         return
     for config in run.schedulers:
         count = run.progress.batch if interval == "step" else run.progress.epoch + 1
-        if config.reduce_on_plateau != plateau or config.interval != interval or count % config.frequency != 0:
+        if (
+            config.reduce_on_plateau != plateau
+            or config.interval != interval
+            or count % config.frequency != 0
+        ):
             continue
         value = None
         if plateau:
@@ -176,10 +204,15 @@ def update_schedulers(run: Run, interval: str, plateau: bool) -> None:
             value = metrics.get(str(config.monitor))
             if value is None:
                 text = (
-                    f"ReduceLROnPlateau watches {config.monitor!r}, which was not logged. Logged so far: {', '.join(metrics) or 'nothing'}."
+                    f"ReduceLROnPlateau watches {config.monitor!r}, which was not logged. Logged so"
+                    f" far: {', '.join(metrics) or 'nothing'}."
                 )
                 if config.strict:
-                    raise ConfigError(text + ' Log it, change "monitor", or set "strict": False in the lr_scheduler dict.')
+                    raise ConfigError(
+                        text
+                        + ' Log it, change "monitor", or set "strict": False in the lr_scheduler'
+                        " dict."
+                    )
                 warn(text + " The learning rate is left as it is.", RuntimeWarning)
                 continue
         run.call(run.module, "lr_scheduler_step", config.scheduler, value)
@@ -199,14 +232,19 @@ def configure(module: LightningModule) -> tuple[list[Any], list[LRSchedulerConfi
     optimizers, schedulers, monitor = _take_apart(returned)
     if module.automatic_optimization and len(optimizers) > 1:
         raise ConfigError(
-            f"configure_optimizers returned {len(optimizers)} optimizers, which only manual optimization can use: set self.automatic_optimization = False"
-            " in __init__ and call manual_backward and step of self.optimizers() in training_step."
+            f"configure_optimizers returned {len(optimizers)} optimizers, which only manual"
+            " optimization can use: set self.automatic_optimization = False in __init__ and call"
+            " manual_backward and step of self.optimizers() in training_step."
         )
     if "optimizer_idx" in inspect.signature(module.training_step).parameters:
         raise ConfigError(
-            "training_step has an argument optimizer_idx. Several optimizers are stepped by hand: set self.automatic_optimization = False."
+            "training_step has an argument optimizer_idx. Several optimizers are stepped by hand:"
+            " set self.automatic_optimization = False."
         )
-    configs = [_scheduler_config(scheduler, monitor, module.automatic_optimization) for scheduler in schedulers]
+    configs = [
+        _scheduler_config(scheduler, monitor, module.automatic_optimization)
+        for scheduler in schedulers
+    ]
     for config in configs:
         _check_scheduler(config, optimizers, module)
     return optimizers, configs
@@ -224,9 +262,17 @@ def _take_apart(returned: Any) -> tuple[list[Any], list[Any], str | None]:
         return [_unwrap(returned)], [], None
     if isinstance(returned, dict):
         _check_dict(returned)
-        return [_unwrap(returned["optimizer"])], [returned["lr_scheduler"]] if "lr_scheduler" in returned else [], returned.get("monitor")
+        return (
+            [_unwrap(returned["optimizer"])],
+            [returned["lr_scheduler"]] if "lr_scheduler" in returned else [],
+            returned.get("monitor"),
+        )
     if isinstance(returned, (list, tuple)):
-        if len(returned) == 2 and isinstance(returned[0], list) and all(_is_optimizer(one) for one in returned[0]):
+        if (
+            len(returned) == 2
+            and isinstance(returned[0], list)
+            and all(_is_optimizer(one) for one in returned[0])
+        ):
             schedulers = returned[1] if isinstance(returned[1], list) else [returned[1]]
             return [_unwrap(one) for one in returned[0]], schedulers, None
         if returned and all(isinstance(one, dict) for one in returned):
@@ -237,8 +283,9 @@ def _take_apart(returned: Any) -> tuple[list[Any], list[Any], str | None]:
         if all(_is_optimizer(one) for one in returned):
             return [_unwrap(one) for one in returned], [], None
     raise ConfigError(
-        f"configure_optimizers returned {returned!r}. Return an optimizer, a list of them, ([optimizers], [schedulers]),"
-        ' or {"optimizer": ..., "lr_scheduler": ..., "monitor": ...}.'
+        f"configure_optimizers returned {returned!r}. Return an optimizer, a list of them,"
+        ' ([optimizers], [schedulers]), or {"optimizer": ..., "lr_scheduler": ..., "monitor":'
+        " ...}."
     )
 
 
@@ -249,57 +296,89 @@ def _unwrap(optimizer: Any) -> Any:
 def _check_dict(value: dict[str, Any]) -> None:
     known = ("optimizer", "lr_scheduler", "monitor")
     if "optimizer" not in value:
-        raise ConfigError(f'The dict that configure_optimizers returned has no key "optimizer"; it has: {", ".join(map(repr, value))}.')
+        raise ConfigError(
+            'The dict that configure_optimizers returned has no key "optimizer"; it has:'
+            f" {', '.join(map(repr, value))}."
+        )
     for key in value:
         if key not in known:
-            warn(f"configure_optimizers returned the unknown key {key!r}; it is ignored.{did_you_mean(str(key), known)}", RuntimeWarning)
+            warn(
+                f"configure_optimizers returned the unknown key {key!r}; it is"
+                f" ignored.{did_you_mean(str(key), known)}",
+                RuntimeWarning,
+            )
 
 
 def _scheduler_config(scheduler: Any, monitor: str | None, automatic: bool) -> LRSchedulerConfig:
     given = dict(scheduler) if isinstance(scheduler, dict) else {"scheduler": scheduler}
     known = [field.name for field in fields(LRSchedulerConfig)]
     for key in [key for key in given if key not in known]:
-        warn(f"The lr_scheduler dict has the unknown key {key!r}; it is ignored.{did_you_mean(key, known)}", RuntimeWarning)
+        warn(
+            f"The lr_scheduler dict has the unknown key {key!r}; it is"
+            f" ignored.{did_you_mean(key, known)}",
+            RuntimeWarning,
+        )
         del given[key]
     if "scheduler" not in given:
-        raise ConfigError('The lr_scheduler dict must have the key "scheduler" that holds the scheduler.')
+        raise ConfigError(
+            'The lr_scheduler dict must have the key "scheduler" that holds the scheduler.'
+        )
     if given.get("interval", "epoch") not in ("step", "epoch"):
-        raise ConfigError(f'The lr_scheduler dict has "interval": {given["interval"]!r}; use "step" or "epoch".')
+        raise ConfigError(
+            f'The lr_scheduler dict has "interval": {given["interval"]!r}; use "step" or "epoch".'
+        )
     if not automatic:
         ignored = [key for key in ("reduce_on_plateau", "monitor", "strict") if key in given]
         if ignored:
             warn(
-                f"The lr_scheduler dict has {ignored}, which manual optimization ignores: call self.lr_schedulers().step(...) yourself.",
+                f"The lr_scheduler dict has {ignored}, which manual optimization ignores: call"
+                " self.lr_schedulers().step(...) yourself.",
                 RuntimeWarning,
             )
-        return LRSchedulerConfig(**{key: value for key, value in given.items() if key not in ignored})
+        return LRSchedulerConfig(
+            **{key: value for key, value in given.items() if key not in ignored}
+        )
     is_plateau = isinstance(given["scheduler"], ReduceLROnPlateau)
     config = LRSchedulerConfig(**{"reduce_on_plateau": is_plateau, **given})
     if config.monitor is None and not isinstance(scheduler, dict):
         config.monitor = monitor
     if config.reduce_on_plateau and config.monitor is None:
         raise ConfigError(
-            "ReduceLROnPlateau needs to know which metric to watch. Return"
-            ' {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}} from configure_optimizers.'
+            'ReduceLROnPlateau needs to know which metric to watch. Return {"optimizer": optimizer,'
+            ' "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}} from'
+            " configure_optimizers."
         )
     if isinstance(config.scheduler, OneCycleLR) and config.interval == "epoch":
-        warn('OneCycleLR is stepped once per epoch. Did you mean "interval": "step"?', RuntimeWarning)
+        warn(
+            'OneCycleLR is stepped once per epoch. Did you mean "interval": "step"?', RuntimeWarning
+        )
     return config
 
 
-def _check_scheduler(config: LRSchedulerConfig, optimizers: list[Any], module: LightningModule) -> None:
+def _check_scheduler(
+    config: LRSchedulerConfig, optimizers: list[Any], module: LightningModule
+) -> None:
     scheduler = config.scheduler
     name = type(scheduler).__name__
     if not (hasattr(scheduler, "state_dict") and hasattr(scheduler, "load_state_dict")):
         raise TypeError(
-            f"The lr scheduler {name} has no state_dict and load_state_dict, so it could not be stored in checkpoints. Add them."
+            f"The lr scheduler {name} has no state_dict and load_state_dict, so it could not be"
+            " stored in checkpoints. Add them."
         )
     is_torch = isinstance(scheduler, (LRScheduler, ReduceLROnPlateau))
-    if not is_torch and module.automatic_optimization and not is_overridden("lr_scheduler_step", module, LightningModule):
+    if (
+        not is_torch
+        and module.automatic_optimization
+        and not is_overridden("lr_scheduler_step", module, LightningModule)
+    ):
         raise ConfigError(
-            f"The lr scheduler {name} is none of torch's. Override lr_scheduler_step(self, scheduler, metric) to say how it is stepped."
+            f"The lr scheduler {name} is none of torch's. Override lr_scheduler_step(self,"
+            " scheduler, metric) to say how it is stepped."
         )
-    if getattr(scheduler, "optimizer", None) is not None and all(scheduler.optimizer is not one for one in optimizers):
+    if getattr(scheduler, "optimizer", None) is not None and all(
+        scheduler.optimizer is not one for one in optimizers
+    ):
         raise ConfigError(
-            f"The lr scheduler {name} belongs to an optimizer that configure_optimizers did not return. Return that optimizer too."
+            f"The lr scheduler {name} belongs to an optimizer that configure_optimizers did not"
+            " return. Return that optimizer too."
         )

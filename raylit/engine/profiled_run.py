@@ -1,4 +1,6 @@
-"""The run as a profiler sees it: whatever is worth measuring is wrapped once, when the run is prepared.
+"""The run as a profiler sees it.
+
+Whatever is worth measuring is wrapped once, when the run is prepared.
 
 A run without a profiler is a plain `Run` and pays nothing for this file.
 """
@@ -30,11 +32,18 @@ FETCH = {  # Lightning's names
 
 def make_run(job: Job, world: World) -> Run:
     """Return the run of a job, measured if its Trainer has a profiler."""
-    return Run(job, world) if type(job.trainer.profiler) is PassThroughProfiler else ProfiledRun(job, world)
+    return (
+        Run(job, world)
+        if type(job.trainer.profiler) is PassThroughProfiler
+        else ProfiledRun(job, world)
+    )
 
 
 class Measured:
-    """A function whose calls are an action of a profiler. It passes for the function everywhere, and is pickled and copied as it."""
+    """A function whose calls are an action of a profiler.
+
+    It passes for the function everywhere, and is pickled and copied as it.
+    """
 
     def __init__(self, profiler: Profiler, action: str, function: Callable[..., Any]) -> None:
         self.__wrapped__ = function
@@ -86,11 +95,15 @@ class ProfiledRun(Run):
         self.profiler = trainer.profiler
         self.profiler._lightning_module = weakref.proxy(self.module)
         log_dir = world.broadcast_object(trainer.log_dir if world.is_zero else None)
-        self.profiler.setup(stage=job.fn, local_rank=world.local_rank if world.size > 1 else None, log_dir=log_dir)
+        self.profiler.setup(
+            stage=job.fn, local_rank=world.local_rank if world.size > 1 else None, log_dir=log_dir
+        )
         strategy = "SingleDeviceStrategy" if world.size == 1 else type(trainer.strategy).__name__
         self._strategy = f"[Strategy]{strategy}"
         self._wrapped: list[tuple[object, str, Any]] = []
-        self._wrap(self.module, "configure_optimizers", self._name_of(self.module, "configure_optimizers"))
+        self._wrap(
+            self.module, "configure_optimizers", self._name_of(self.module, "configure_optimizers")
+        )
 
     def call(self, owner: object, name: str, *args: Any, **kwargs: Any) -> Any:
         """Call one hook of the module, the datamodule or a callback."""
@@ -115,7 +128,11 @@ class ProfiledRun(Run):
         super().prepare_calls()
         for step in STEP_OF.values():
             self._wrap(self.module, step, f"{self._strategy}.{step}")
-        self._wrap(self.module, "configure_gradient_clipping", self._name_of(self.module, "configure_gradient_clipping"))
+        self._wrap(
+            self.module,
+            "configure_gradient_clipping",
+            self._name_of(self.module, "configure_gradient_clipping"),
+        )
         if self.module.automatic_optimization:  # the loop takes its longer ways, through `call`
             self.overrides_backward = self.overrides_zero_grad = True
             self.needs_closure = self.job.fn == "fit"
@@ -125,7 +142,9 @@ class ProfiledRun(Run):
 
     def _choose_transfer(self) -> Callable[[Any, int], Any] | None:
         transfer = super()._choose_transfer()
-        return None if transfer is None else self.timed(f"{self._strategy}.batch_to_device", transfer)
+        return (
+            None if transfer is None else self.timed(f"{self._strategy}.batch_to_device", transfer)
+        )
 
     def close(self) -> None:
         """Take the wrappers off and let the profiler report."""
@@ -137,7 +156,10 @@ class ProfiledRun(Run):
         try:
             self.profiler.describe()
         except OSError as error:
-            warn(f"{type(self.profiler).__name__} could not write its report: {error}. The run itself is not affected.")
+            warn(
+                f"{type(self.profiler).__name__} could not write its report: {error}. The run"
+                " itself is not affected."
+            )
         self.profiler._lightning_module = None
 
     def _wrap(self, owner: object, name: str, action: str) -> None:
@@ -146,7 +168,11 @@ class ProfiledRun(Run):
 
     def _name_of(self, owner: object, name: str) -> str:
         if owner is self.module:
-            return f"{self._strategy}.backward" if name == "backward" else f"[LightningModule]{type(owner).__name__}.{name}"
+            return (
+                f"{self._strategy}.backward"
+                if name == "backward"
+                else f"[LightningModule]{type(owner).__name__}.{name}"
+            )
         if isinstance(owner, LightningDataModule):
             return f"[LightningDataModule]{type(owner).__name__}.{name}"
         return f"[Callback]{getattr(owner, 'state_key', type(owner).__name__)}.{name}"

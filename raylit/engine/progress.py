@@ -15,11 +15,13 @@ class Progress:
         epochs_begun: epochs begun; raised before `on_train_epoch_start` fires.
         epochs_started: as `epochs_begun`, but raised after it.
         epochs_processed: as `epoch`, but already raised when `on_train_epoch_end` fires.
-        batch: batches begun in this epoch; after its end and until the next one's `on_train_epoch_start`, in the last.
+        batch: batches begun in this epoch; after its end and until the next one's
+            `on_train_epoch_start`, in the last.
         batches_done: batches of this epoch whose `on_train_batch_end` has run.
         total_batches: batches begun over all epochs.
         steps: optimizer steps (with manual optimization: summed over the optimizers).
-        log_steps: batches that stepped and were logged: the x-axis of the loggers, one behind `steps` inside a batch.
+        log_steps: batches that stepped and were logged: the x-axis of the loggers, one behind
+            `steps` inside a batch.
         scheduler_steps: steps of all learning-rate schedulers.
         is_last_batch: whether the batch begun is the epoch's last.
     """
@@ -49,7 +51,9 @@ class Progress:
 
     def before_batch(self) -> Self:
         """Return the counters as they stood before the batch that was begun last."""
-        return replace(self, batch=self.batch - 1, total_batches=self.total_batches - 1, is_last_batch=False)
+        return replace(
+            self, batch=self.batch - 1, total_batches=self.total_batches - 1, is_last_batch=False
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters as plain data."""

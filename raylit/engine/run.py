@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 SAVE_LOGGERS_EVERY_S = 1.0  # within an epoch
 
 STAGE_OF = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
-STEP_OF = {"train": "training_step", "val": "validation_step", "test": "test_step", "predict": "predict_step"}
+STEP_OF = {
+    "train": "training_step",
+    "val": "validation_step",
+    "test": "test_step",
+    "predict": "predict_step",
+}
 
 
 class Run:
@@ -39,36 +44,51 @@ class Run:
 
     Attributes:
         zero_grad: clears the gradients of the only optimizer of an automatic optimization.
-        work: runs the loop of the job and returns what `validate`, `test` and `predict` give to the user; the worker sets it.
+        work: runs the loop of the job and returns what `validate`, `test` and `predict` give to the
+            user; the worker sets it.
         stage: what runs now: `train`, `sanity_check`, `validate`, `test`, `predict` or None.
         hooks: the overridden functions of each event.
         strategy: how the ranks keep the model in step.
-        step_module: called with the arguments of `training_step`: the module wrapped by DDP or FSDP, or None when alone.
+        step_module: called with the arguments of `training_step`: the module wrapped by DDP or
+            FSDP, or None when alone.
         compiled: what of the module is compiled while this run lasts.
         loaders: the loader of each stage, once it was asked for.
         earlier_lengths: for each stage of the jobs before, the batches of its loaders.
         is_over: whether the job has ended.
         val_entries: what validation logs; training has its own in `metrics`.
-        resumed_from: what the checkpoint that this fit goes on from says of this rank alone, as far as it does; see `engine/exact.py`.
-        counted_before: batches of the epoch, as those counted who saved the checkpoint, if they were another number of workers.
-        forward_only: whether a training batch ends with `training_step`: what follows is up to it, or is not wanted.
-        stop_agreed: whether `trainer.should_stop` is the same on all ranks; then, and not before, they may stop.
-        next_agreement: the count of batches at which the ranks agree on both again; infinity when alone.
+        resumed_from: what the checkpoint that this fit goes on from says of this rank alone, as far
+            as it does; see `engine/exact.py`.
+        counted_before: batches of the epoch, as those counted who saved the checkpoint, if they
+            were another number of workers.
+        forward_only: whether a training batch ends with `training_step`: what follows is up to it,
+            or is not wanted.
+        stop_agreed: whether `trainer.should_stop` is the same on all ranks; then, and not before,
+            they may stop.
+        next_agreement: the count of batches at which the ranks agree on both again; infinity when
+            alone.
         agreed: the count, and monotonic seconds, when they did last.
-        batch_s: seconds that a batch took since, on the slowest rank; until that is known, a guess that makes them agree soon.
-        received_sigterm, received_sigint: whether this process was asked to end; the loop does so between two batches.
+        batch_s: seconds that a batch took since, on the slowest rank; until that is known, a guess
+            that makes them agree soon.
+        received_sigterm, received_sigint: whether this process was asked to end; the loop does so
+            between two batches.
         signal_agreed: whether they are the same on all ranks.
-        pauses: whether the loop has something to do between this batch and the next: to end, or to save a recovery checkpoint.
+        pauses: whether the loop has something to do between this batch and the next: to end, or to
+            save a recovery checkpoint.
         recovery: what saves recovery checkpoints, while training runs.
         validations: those that training does not wait for, if it is not to.
         saved_at_end: whether it has saved the last.
-        between_epochs: whether an epoch has ended, and neither the next one nor the end of training has begun.
-        end_left: whether the fit goes on from there: if it was the last epoch, training has yet to end.
+        between_epochs: whether an epoch has ended, and neither the next one nor the end of training
+            has begun.
+        end_left: whether the fit goes on from there: if it was the last epoch, training has yet to
+            end.
         validation_left: whether the fit goes on with a validation that was not ended.
-        broken_validation: what of this rank's state a validation that an exception has ended had changed, as it was before.
+        broken_validation: what of this rank's state a validation that an exception has ended had
+            changed, as it was before.
         predictions: what `predict_step` returned, by loader, while prediction runs.
-        failed_within_step: whether an exception ended the run in a batch that had not yet changed the weights.
-        is_half_stepped: whether it came from within an optimizer's step or a backward pass that adds to gradients of earlier batches.
+        failed_within_step: whether an exception ended the run in a batch that had not yet changed
+            the weights.
+        is_half_stepped: whether it came from within an optimizer's step or a backward pass that
+            adds to gradients of earlier batches.
         last_validation: monotonic seconds at the end of the last validation.
         loggers_saved: likewise when the loggers last wrote what they held.
     """
@@ -127,9 +147,15 @@ class Run:
 
     def follow(self, before: Run) -> None:
         """Remember how much data the jobs before had, and if this is an evaluation of the same module, what checkpoints hold of its fit."""
-        self.earlier_lengths = before.earlier_lengths | {stage: loader.lengths() for stage, loader in before.loaders.items()}
+        self.earlier_lengths = before.earlier_lengths | {
+            stage: loader.lengths() for stage, loader in before.loaders.items()
+        }
         if self.job.fn != "fit" and before.module is self.module:
-            self.optimizers, self.schedulers, self.history = before.optimizers, before.schedulers, before.history
+            self.optimizers, self.schedulers, self.history = (
+                before.optimizers,
+                before.schedulers,
+                before.history,
+            )
 
     @property
     def asked_to_end(self) -> bool:
@@ -153,7 +179,9 @@ class Run:
         finally:
             self.metrics.hook = before
 
-    watch: Callable[[object, str, Callable[..., Any]], Callable[..., Any]] | None = None  # how hooks are wrapped for a profiler
+    watch: Callable[[object, str, Callable[..., Any]], Callable[..., Any]] | None = (
+        None  # how hooks are wrapped for a profiler
+    )
 
     def timed(self, action: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return `function` as a profiler is to see it: as it is, since there is none."""
@@ -173,7 +201,9 @@ class Run:
         if module.automatic_optimization and self.clips:
             metrics.hook = "configure_gradient_clipping"
             value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
-            module.configure_gradient_clipping(optimizer, gradient_clip_val=value, gradient_clip_algorithm=algorithm)
+            module.configure_gradient_clipping(
+                optimizer, gradient_clip_val=value, gradient_clip_algorithm=algorithm
+            )
         metrics.hook = before
 
     def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
@@ -195,13 +225,19 @@ class Run:
         self.overrides_backward = is_overridden("backward", module, base)
         self.overrides_zero_grad = is_overridden("optimizer_zero_grad", module, base)
         self.overrides_batch_start = is_overridden("on_train_batch_start", module, base)
-        self.takes_batch_idx = {step: _takes_batch_idx(getattr(module, step)) for step in STEP_OF.values()}
+        self.takes_batch_idx = {
+            step: _takes_batch_idx(getattr(module, step)) for step in STEP_OF.values()
+        }
         self.transfer = self._choose_transfer()
 
     def choose_clipping(self) -> None:
-        """Find out whether gradients are clipped; `gradient_clip_val` may be set while a fit runs, and counts from the next epoch on."""
+        """Find out whether gradients are clipped.
+
+        `gradient_clip_val` may be set while a fit runs, and counts from the next epoch on.
+        """
         self.clips = bool(self.trainer.gradient_clip_val) or any(
-            is_overridden(name, self.module, LightningModule) for name in ("configure_gradient_clipping", "clip_gradients")
+            is_overridden(name, self.module, LightningModule)
+            for name in ("configure_gradient_clipping", "clip_gradients")
         )
 
     def _choose_transfer(self) -> Callable[[Any, int], Any] | None:
@@ -210,12 +246,19 @@ class Run:
         owners: list[LightningModule | LightningDataModule] = []
         touched = self.device.type != "cpu" or self.precision.converts
         for name in names:
-            by_data = self.datamodule is not None and is_overridden(name, self.datamodule, LightningDataModule)
+            by_data = self.datamodule is not None and is_overridden(
+                name, self.datamodule, LightningDataModule
+            )
             by_module = is_overridden(name, self.module, LightningModule)
             if by_data and by_module:
-                warn_once(f"{name} is overridden in both the module and the datamodule; the datamodule's is used.")
+                warn_once(
+                    f"{name} is overridden in both the module and the datamodule; the datamodule's"
+                    " is used."
+                )
             touched = touched or by_data or by_module
-            owners.append(self.datamodule if by_data and self.datamodule is not None else self.module)
+            owners.append(
+                self.datamodule if by_data and self.datamodule is not None else self.module
+            )
         if not touched:
             return None
 
@@ -228,16 +271,22 @@ class Run:
         return transfer
 
     def wrap(self) -> None:
-        """Wrap the module for data parallelism; anew if other parameters require gradients than when it was wrapped last.
+        """Wrap the module for data parallelism.
 
-        DDP synchronizes the gradients of those that required one when it was made: one unfrozen since would differ from rank to rank.
+        Anew if other parameters require gradients than when it was wrapped last.
+
+        DDP synchronizes the gradients of those that required one when it was made: one unfrozen
+        since would differ from rank to rank.
         """
         if self.world.size == 1:
             return
         required = [parameter.requires_grad for parameter in self.module.parameters()]
         if required != self._wrapped_for:
             self.step_module = None  # its hooks go with it
-            self.step_module, self._wrapped_for = self.strategy.wrap(self.module, self.world), required
+            self.step_module, self._wrapped_for = (
+                self.strategy.wrap(self.module, self.world),
+                required,
+            )
 
     # ---- data ----
 
@@ -246,7 +295,10 @@ class Run:
         hook = f"{stage}_dataloader"
         return (
             self.job.data.get(stage) is not None
-            or (self.datamodule is not None and is_overridden(hook, self.datamodule, LightningDataModule))
+            or (
+                self.datamodule is not None
+                and is_overridden(hook, self.datamodule, LightningDataModule)
+            )
             or is_overridden(hook, self.module, LightningModule)
         )
 
@@ -261,15 +313,22 @@ class Run:
         if given is not None:
             origin = f"Trainer.{self.job.fn}({'train_' if stage == 'train' else 'val_' if self.job.fn == 'fit' else ''}dataloaders=...)"
         else:
-            by_data = self.datamodule is not None and is_overridden(hook, self.datamodule, LightningDataModule)
+            by_data = self.datamodule is not None and is_overridden(
+                hook, self.datamodule, LightningDataModule
+            )
             owner: object = self.datamodule if by_data else self.module
             origin = f"{type(owner).__name__}.{hook}()"
             given = self.call(owner, hook)
             if given is None:
-                raise DataError(f"{origin} returned None. Return a DataLoader, an iterable, or a list or dict of them.")
+                raise DataError(
+                    f"{origin} returned None. Return a DataLoader, an iterable, or a list or dict"
+                    " of them."
+                )
         self.world.barrier()
         limit = getattr(trainer, f"limit_{stage}_batches")
-        overfits = trainer.overfit_batches > 0 and stage in ("train", "val") and self.job.fn == "fit"
+        overfits = (
+            trainer.overfit_batches > 0 and stage in ("train", "val") and self.job.fn == "fit"
+        )
         loader = data.prepare(
             given,
             stage,
@@ -294,13 +353,19 @@ class Run:
     def validates(self) -> bool:
         """Whether this fit has a validation: a step, data and a limit above 0."""
         return (
-            self.trainer.limit_val_batches != 0 and is_overridden("validation_step", self.module, LightningModule) and self.has_data("val")
+            self.trainer.limit_val_batches != 0
+            and is_overridden("validation_step", self.module, LightningModule)
+            and self.has_data("val")
         )
 
     # ---- what was logged ----
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Send values to the loggers; `epoch` is added, and the x-axis is `step`, a logged key `step`, or the batches that stepped."""
+        """Send values to the loggers.
+
+        `epoch` is added, and the x-axis is `step`, a logged key `step`, or the batches that
+        stepped.
+        """
         trainer = self.trainer
         if not metrics or not trainer.loggers or not self.world.is_zero:
             return
@@ -318,19 +383,31 @@ class Run:
             self.save_loggers()
 
     def save_loggers(self) -> None:
-        """Let the loggers write what they hold; so it is done before a checkpoint is written, which is not to know more than they."""
+        """Let the loggers write what they hold.
+
+        So it is done before a checkpoint is written, which is not to know more than they.
+        """
         self.loggers_saved = time.monotonic()
         if self.world.is_zero:
             for logger in self.trainer.loggers:
                 logger.save()
 
     def remember(self, metrics: dict[str, Any]) -> None:
-        """Keep epoch values for `Result.history`; those of one step are one row, and rows are in the order of steps."""
+        """Keep epoch values for `Result.history`.
+
+        Those of one step are one row, and rows are in the order of steps.
+        """
         if not metrics or not self.world.is_zero:
             return
-        row: dict[str, float] = {"epoch": self.progress.epoch, "step": self.progress.steps, **to_numbers(metrics)}
+        row: dict[str, float] = {
+            "epoch": self.progress.epoch,
+            "step": self.progress.steps,
+            **to_numbers(metrics),
+        }
         place = len(self.history)
-        while place and self.history[place - 1]["step"] > row["step"]:  # as of a validation that was not waited for
+        while (
+            place and self.history[place - 1]["step"] > row["step"]
+        ):  # as of a validation that was not waited for
             place -= 1
         if place and self.history[place - 1]["step"] == row["step"]:
             self.history[place - 1].update(row)
@@ -339,11 +416,20 @@ class Run:
 
 
 def _takes_batch_idx(step: Callable[..., Any]) -> bool:
-    """Tell whether a step wants the number of the batch: by name, as a second argument, or through `*args`."""
+    """Tell whether a step wants the number of the batch.
+
+    By name, as a second argument, or through `*args`.
+    """
     parameters = inspect.signature(step).parameters
-    positional = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    positional = [
+        p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
     by_name = any(parameter.name == "batch_idx" for parameter in positional)
-    return by_name or len(positional) >= 2 or any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+    return (
+        by_name
+        or len(positional) >= 2
+        or any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+    )
 
 
 def check_dataloader_idx(module: LightningModule, step: str, num_loaders: int) -> None:
@@ -353,14 +439,19 @@ def check_dataloader_idx(module: LightningModule, step: str, num_loaders: int) -
         ConfigError: it does not.
     """
     parameter = inspect.signature(getattr(module, step)).parameters.get("dataloader_idx")
-    variadic = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in inspect.signature(getattr(module, step)).parameters.values())
+    variadic = any(
+        p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        for p in inspect.signature(getattr(module, step)).parameters.values()
+    )
     if num_loaders > 1 and parameter is None and not variadic:
         raise ConfigError(
-            f"There are {num_loaders} loaders, so {step} must tell them apart: def {step}(self, batch, batch_idx, dataloader_idx=0)."
+            f"There are {num_loaders} loaders, so {step} must tell them apart: def {step}(self,"
+            " batch, batch_idx, dataloader_idx=0)."
         )
     if num_loaders == 1 and parameter is not None and parameter.default is parameter.empty:
         raise ConfigError(
-            f"There is one loader, but {step} wants dataloader_idx. Give it a default: def {step}(self, batch, batch_idx, dataloader_idx=0)."
+            f"There is one loader, but {step} wants dataloader_idx. Give it a default: def"
+            f" {step}(self, batch, batch_idx, dataloader_idx=0)."
         )
 
 
@@ -377,7 +468,10 @@ def restore_modes(module: nn.Module, modes: dict[str, bool]) -> None:
 
 
 def no_grad_context(run: Run) -> Any:
-    """Return the context of an evaluation: inference mode where it is wanted and possible, else no_grad."""
+    """Return the context of an evaluation.
+
+    Inference mode where it is wanted and possible, else no_grad.
+    """
     inference = (
         run.trainer.inference_mode
         and run.job.fn != "fit"

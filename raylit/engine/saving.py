@@ -15,11 +15,16 @@ if TYPE_CHECKING:
     from raylit.engine.run import Run
 
 
-def write(run: Run, path: str | os.PathLike[str], weights_only: bool = False, storage_options: Any = None) -> None:
-    """Write the run to a file, or to a folder where its strategy saves such. To be called on all ranks.
+def write(
+    run: Run, path: str | os.PathLike[str], weights_only: bool = False, storage_options: Any = None
+) -> None:
+    """Write the run to a file, or to a folder where its strategy saves such.
+
+    To be called on all ranks.
 
     Raises:
-        NotSavedError: it could not be written; what stood at `path` is untouched. On all ranks, if one could not.
+        NotSavedError: it could not be written; what stood at `path` is untouched. On all ranks, if
+            one could not.
     """
     strategy = run.strategy
     judged = run.validations.saved if run.validations is not None else None
@@ -31,7 +36,9 @@ def write(run: Run, path: str | os.PathLike[str], weights_only: bool = False, st
         sharded.save(run, checkpoint, path, in_background=strategy.saves_in_background)
         run.world.barrier()
         return
-    run.world.from_zero(lambda: save(checkpoint, path, storage_options=storage_options), NotSavedError)
+    run.world.from_zero(
+        lambda: save(checkpoint, path, storage_options=storage_options), NotSavedError
+    )
 
 
 def _copy(run: Run, judged: str, path: str) -> None:
@@ -44,6 +51,8 @@ def _copy(run: Run, judged: str, path: str) -> None:
             try:
                 folder.give_second_name(judged, path)
             except OSError as error:
-                raise NotSavedError(f"The checkpoint {path} could not be written: {error}.") from error
+                raise NotSavedError(
+                    f"The checkpoint {path} could not be written: {error}."
+                ) from error
 
     run.world.from_zero(copy, NotSavedError)

@@ -10,7 +10,9 @@ from raylit.engine.run import Run
 from raylit.errors import ConfigError, DataError, Terminated
 from raylit.runtime.messages import info, warn_once
 
-STOP_CHECK_EVERY = 16  # batches between two agreements of the ranks on whether to stop: one small collective each
+STOP_CHECK_EVERY = (
+    16  # batches between two agreements of the ranks on whether to stop: one small collective each
+)
 STOP_CHECK_EVERY_S = 2.0  # the longest time between two, where batches take long
 
 
@@ -42,17 +44,22 @@ def steps_reached(run: Run) -> bool:
 def may_stop(run: Run) -> bool:
     """Tell whether `min_epochs` and `min_steps` allow to stop; say so once if not."""
     trainer = run.trainer
-    allowed = run.progress.epochs_processed >= (trainer.min_epochs or 0) and run.progress.steps >= (trainer.min_steps or 0)
+    allowed = run.progress.epochs_processed >= (trainer.min_epochs or 0) and run.progress.steps >= (
+        trainer.min_steps or 0
+    )
     if not allowed and not run.said_minimum:
         run.said_minimum = True
         info(
-            f"A stop was asked for, but min_epochs={trainer.min_epochs} or min_steps={trainer.min_steps} is not reached: training goes on."
+            f"A stop was asked for, but min_epochs={trainer.min_epochs} or"
+            f" min_steps={trainer.min_steps} is not reached: training goes on."
         )
     return allowed
 
 
 def agree_on_stop(run: Run) -> None:
-    """Make what any rank wants, to stop, to end or to save, the wish of all. Until then no rank acts on its own: the others would wait for it.
+    """Make what any rank wants, to stop, to end or to save, the wish of all.
+
+    Until then no rank acts on its own: the others would wait for it.
 
     That the machine of a rank is about to be taken away counts as a SIGTERM.
     """
@@ -66,17 +73,30 @@ def agree_on_stop(run: Run) -> None:
         run.agreed = (batches, now)
         arrived = run.validations is not None and run.validations.is_ready
         saves = recovery is not None and recovery.is_wanted
-        mine = (run.trainer.should_stop, run.received_sigterm, run.received_sigint, saves, arrived, is_due)
-        *asked, arrived, is_due, run.batch_s = map(max, zip(*run.world.all_gather_object((*mine, took_s)), strict=True))
+        mine = (
+            run.trainer.should_stop,
+            run.received_sigterm,
+            run.received_sigint,
+            saves,
+            arrived,
+            is_due,
+        )
+        *asked, arrived, is_due, run.batch_s = map(
+            max, zip(*run.world.all_gather_object((*mine, took_s)), strict=True)
+        )
         stop, sigterm, sigint, saves = asked
         run.trainer.should_stop = run.stop_agreed = stop
         run.signal_agreed = sigterm or sigint
-        run.received_sigterm = run.received_sigterm or sigterm  # a signal that comes meanwhile is for the next time
+        run.received_sigterm = (
+            run.received_sigterm or sigterm
+        )  # a signal that comes meanwhile is for the next time
         run.received_sigint = run.received_sigint or sigint
         if recovery is not None:
             recovery.is_due = recovery.is_due or saves
         run.pauses = run.pauses or run.signal_agreed or saves or arrived
-        run.next_agreement = batches + max(1, min(STOP_CHECK_EVERY, int(STOP_CHECK_EVERY_S / run.batch_s)))
+        run.next_agreement = batches + max(
+            1, min(STOP_CHECK_EVERY, int(STOP_CHECK_EVERY_S / run.batch_s))
+        )
     elif notice is not None:
         run.next_agreement = batches + 1
         run.pauses = run.pauses or run.received_sigterm
@@ -87,13 +107,17 @@ def agree_on_stop(run: Run) -> None:
 
 
 def pause(run: Run) -> None:
-    """Between two batches: take the values of validations that were not waited for, save what the fit can go on from, end on a signal.
+    """Between two batches.
+
+    Take the values of validations that were not waited for, save what the fit can go on from, end
+    on a signal.
 
     Raises:
         Terminated, KeyboardInterrupt: it did.
     """
     if run.job.resized is not None and exact.is_within_window(run, run.progress):
-        return  # it is after the step: another number of workers, with other windows, may go on from there
+        # It is after the step: another number of workers, with other windows, may go on from there
+        return
     run.pauses = False
     ends, recovery = run.asked_to_end, run.recovery
     if run.validations is not None and len(run.validations):
@@ -111,8 +135,9 @@ def validate_elsewhere(run: Run) -> None:
     assert validations is not None
     while validations.is_full and not run.asked_to_end:
         warn_once(
-            f"Training waits for its validations, of which {len(validations)} have not ended: they take longer than the training between them. Validate"
-            " less often, or raise ValidationConfig(max_pending=...).",
+            f"Training waits for its validations, of which {len(validations)} have not ended: they"
+            " take longer than the training between them. Validate less often, or raise"
+            " ValidationConfig(max_pending=...).",
             key="async validation waits",
         )
         validations.wait(0.5)
@@ -146,7 +171,9 @@ def end_on_signal(run: Run) -> None:
 
 
 def val_check_batch(run: Run, loader: CombinedLoader, number: float) -> float:
-    """Return after how many training batches validation is due, of `number` in an epoch; infinity: at its end.
+    """Return after how many training batches validation is due, of `number` in an epoch.
+
+    Infinity: at its end.
 
     Raises:
         ConfigError: after more batches than an epoch has.
@@ -154,16 +181,22 @@ def val_check_batch(run: Run, loader: CombinedLoader, number: float) -> float:
     """
     trainer, interval = run.trainer, run.trainer.val_check_interval
     if isinstance(interval, int):
-        if interval > number and trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0:
+        if (
+            interval > number
+            and trainer.check_val_every_n_epoch is not None
+            and trainer.limit_val_batches > 0
+        ):
             raise ConfigError(
-                f"val_check_interval={interval} is more than the {number} training batches of an epoch. Lower it, set"
-                " check_val_every_n_epoch=None to count batches over epochs, or limit_val_batches=0 for no validation."
+                f"val_check_interval={interval} is more than the {number} training batches of an"
+                " epoch. Lower it, set check_val_every_n_epoch=None to count batches over epochs,"
+                " or limit_val_batches=0 for no validation."
             )
         return interval
     if any(length_of(one) == float("inf") for one in loader.flattened):
         if interval != 1.0 and trainer.val_check_time_s is None:
             raise DataError(
-                f"val_check_interval={interval} is a fraction of an epoch, but the training loader has no length. Give a number."
+                f"val_check_interval={interval} is a fraction of an epoch, but the training loader"
+                " has no length. Give a number."
             )
         return float("inf")
     return max(1, int(number * interval))

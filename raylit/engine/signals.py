@@ -11,7 +11,8 @@ from typing import Any
 from raylit.engine.run import Run
 from raylit.runtime.messages import info
 
-RAYS = "ray._private.worker"  # where the handler is from that `ray.init` sets: it would end the process in the middle of a batch
+# Where the handler is from that `ray.init` sets: it would end the process in the middle of a batch
+RAYS = "ray._private.worker"
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """What of a run goes into a checkpoint, and how it comes back.
 
-The layout is Lightning 2.6's, so that either framework opens the other's files; raylit's own keys stand beside it under `raylit`. All of it is
-tensors and plain data.
+The layout is Lightning 2.6's, so that either framework opens the other's files; raylit's own keys
+stand beside it under `raylit`. All of it is tensors and plain data.
 """
 
 from __future__ import annotations
@@ -30,21 +30,27 @@ VALIDATION_LEFT = "validation left"  # an exception has ended a validation
 BETWEEN_EPOCHS = "between epochs"
 
 
-def dump(run: Run, weights_only: bool = False, together: bool = True, parts: bool = False) -> dict[str, Any]:
+def dump(
+    run: Run, weights_only: bool = False, together: bool = True, parts: bool = False
+) -> dict[str, Any]:
     """Return the checkpoint of a run: its state copied into plain data, ready to be written.
 
     Args:
         run: the run.
         weights_only: leave out all that only a continued training needs.
         together: whether all ranks come here, so that each can give what it alone knows.
-        parts: leave tensors that are spread over the ranks as they are, for a sharded checkpoint; else rank 0 gets them whole.
+        parts: leave tensors that are spread over the ranks as they are, for a sharded checkpoint;
+            else rank 0 gets them whole.
 
     Raises:
-        CheckpointError: it holds what is no plain data, or this rank alone does not have the whole of it.
+        CheckpointError: it holds what is no plain data, or this rank alone does not have the whole
+            of it.
     """
     trainer, module, progress = run.trainer, run.module, run.progress
     if run.strategy.shards and not together:
-        raise CheckpointError("Rank 0 alone cannot save a sharded model: each rank holds a part of it.")
+        raise CheckpointError(
+            "Rank 0 alone cannot save a sharded model: each rank holds a part of it."
+        )
     run.save_loggers()
     run.strategy.settle(module)
     whole: Callable[[Any], Any] = (lambda state: state) if parts else run.strategy.whole
@@ -55,11 +61,21 @@ def dump(run: Run, weights_only: bool = False, together: bool = True, parts: boo
         "global_step": progress.steps,
         VERSION_KEY: LIGHTNING_FORMAT,
         "state_dict": whole(module.state_dict()),
-        "loops": loops_of(progress, automatic=module.automatic_optimization, accumulate=trainer.accumulate_grad_batches),
+        "loops": loops_of(
+            progress,
+            automatic=module.automatic_optimization,
+            accumulate=trainer.accumulate_grad_batches,
+        ),
     }
     if not weights_only:
-        checkpoint["callbacks"] = {callback.state_key: state for callback in trainer.callbacks if (state := callback.state_dict())}
-        checkpoint["optimizer_states"] = [whole(optimizer.state_dict()) for optimizer in run.optimizers]
+        checkpoint["callbacks"] = {
+            callback.state_key: state
+            for callback in trainer.callbacks
+            if (state := callback.state_dict())
+        }
+        checkpoint["optimizer_states"] = [
+            whole(optimizer.state_dict()) for optimizer in run.optimizers
+        ]
         checkpoint["lr_schedulers"] = [config.scheduler.state_dict() for config in run.schedulers]
         if run.precision.scaler is not None:
             checkpoint["MixedPrecision"] = run.precision.scaler.state_dict()
@@ -68,8 +84,12 @@ def dump(run: Run, weights_only: bool = False, together: bool = True, parts: boo
     for owner in owners:
         if owner.hparams:
             hparams, others = plain_items(dict(owner.hparams))
-            found: dict[str, Any] = {name: importable.describe(owner.hparams[name], type(owner)) for name in others}
-            described, _ = plain_items({name: one for name, one in found.items() if one is not None})
+            found: dict[str, Any] = {
+                name: importable.describe(owner.hparams[name], type(owner)) for name in others
+            }
+            described, _ = plain_items(
+                {name: one for name, one in found.items() if one is not None}
+            )
             left_out = [name for name in others if name not in described]
             if described:
                 by_path[owner.CHECKPOINT_HYPER_PARAMS_KEY] = described
@@ -78,9 +98,11 @@ def dump(run: Run, weights_only: bool = False, together: bool = True, parts: boo
             if left_out and id(owner) not in run.said_left_out:
                 run.said_left_out.add(id(owner))
                 warn(
-                    f"The hyperparameters {', '.join(left_out)} of {type(owner).__name__} are neither plain data nor classes or functions that can be"
-                    " imported from torch or the module's own package, and are not stored in checkpoints:"
-                    f" load_from_checkpoint will want them as arguments. Say so with save_hyperparameters(ignore={left_out!r})."
+                    f"The hyperparameters {', '.join(left_out)} of {type(owner).__name__} are"
+                    " neither plain data nor classes or functions that can be imported from torch"
+                    " or the module's own package, and are not stored in checkpoints:"
+                    " load_from_checkpoint will want them as arguments. Say so with"
+                    f" save_hyperparameters(ignore={left_out!r})."
                 )
     if run.datamodule is not None:
         state = run.call(run.datamodule, "state_dict")
@@ -92,7 +114,13 @@ def dump(run: Run, weights_only: bool = False, together: bool = True, parts: boo
     run.call(module, "on_save_checkpoint", checkpoint)
     checkpoint["raylit"] = {
         "progress": progress.state_dict(),
-        "stage": VALIDATION_LEFT if run.broken_validation is not None else BETWEEN_EPOCHS if run.between_epochs else run.stage,
+        "stage": (
+            VALIDATION_LEFT
+            if run.broken_validation is not None
+            else BETWEEN_EPOCHS
+            if run.between_epochs
+            else run.stage
+        ),
         "history": run.history,
         "hyper_parameters": by_path,
         "validations": [] if run.validations is None else run.validations.state(),
@@ -101,12 +129,16 @@ def dump(run: Run, weights_only: bool = False, together: bool = True, parts: boo
     if run.job.fn == "fit" and not weights_only:
         own = exact.dump(run, progress)
         absent: list[Any] = [None] * (run.world.size - 1)
-        checkpoint["raylit"]["ranks"] = run.world.all_gather_object(own) if together else [own, *absent]
+        checkpoint["raylit"]["ranks"] = (
+            run.world.all_gather_object(own) if together else [own, *absent]
+        )
     plain, foreign = plain_items(whole(checkpoint))
     if foreign:
         raise CheckpointError(
-            f"The checkpoint holds objects that are no plain data under: {', '.join(foreign)}. Checkpoints hold tensors, numbers, strings and containers"
-            " of them, so that loading one never runs code. Look at state_dict and on_save_checkpoint of your callbacks, optimizers and module."
+            f"The checkpoint holds objects that are no plain data under: {', '.join(foreign)}."
+            " Checkpoints hold tensors, numbers, strings and containers of them, so that loading"
+            " one never runs code. Look at state_dict and on_save_checkpoint of your callbacks,"
+            " optimizers and module."
         )
     return plain
 
@@ -114,11 +146,16 @@ def dump(run: Run, weights_only: bool = False, together: bool = True, parts: boo
 def _within_step(run: Run) -> bool:
     """Tell whether the batch that was begun has not yet changed the weights."""
     hook = HOOKS.get(run.metrics.hook or "")
-    return run.failed_within_step or (hook is not None and hook.log == PER_STEP and run.metrics.hook != "on_train_batch_end")
+    return run.failed_within_step or (
+        hook is not None and hook.log == PER_STEP and run.metrics.hook != "on_train_batch_end"
+    )
 
 
 def read(run: Run, path: str) -> dict[str, Any]:
-    """Load the checkpoint at `path` to the CPU; of a sharded one the states of optimizers are left for `restore_training`."""
+    """Load the checkpoint at `path` to the CPU.
+
+    Of a sharded one the states of optimizers are left for `restore_training`.
+    """
     info(f"Restoring states from the checkpoint path at {path}")
     if os.path.isdir(path):
         return sharded.load(path, weights_only=run.job.weights_only, leaves_optimizers=True)
@@ -130,12 +167,16 @@ def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
     trainer, module = run.trainer, run.module
     run.call(module, "on_load_checkpoint", checkpoint)
     if "state_dict" not in checkpoint:
-        raise CheckpointError(f"{run.job.ckpt_path} holds no state_dict; it has: {', '.join(map(str, checkpoint))}.")
+        raise CheckpointError(
+            f"{run.job.ckpt_path} holds no state_dict; it has: {', '.join(map(str, checkpoint))}."
+        )
     run.precision.convert_module(module)  # else weights in float64 would be rounded on their way
     module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
     if run.datamodule is not None and type(run.datamodule).__qualname__ in checkpoint:
         run.call(run.datamodule, "load_state_dict", checkpoint[type(run.datamodule).__qualname__])
-    if "callbacks" not in checkpoint:  # of weights only they are told nothing, as they were when it was saved
+    if (
+        "callbacks" not in checkpoint
+    ):  # of weights only they are told nothing, as they were when it was saved
         return
     for callback in trainer.callbacks:
         run.call(callback, "on_load_checkpoint", trainer, module, checkpoint)
@@ -146,7 +187,8 @@ def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
             callback.load_state_dict(state)
     if stored and run.job.fn == "fit":
         warn(
-            f"The checkpoint holds the state of callbacks that the Trainer does not have: {', '.join(map(str, stored))}. Add them to go on exactly."
+            "The checkpoint holds the state of callbacks that the Trainer does not have:"
+            f" {', '.join(map(str, stored))}. Add them to go on exactly."
         )
 
 
@@ -154,16 +196,21 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
     """Bring back optimizers, schedulers and counters."""
     if "optimizer_states" not in checkpoint or "lr_schedulers" not in checkpoint:
         raise CheckpointError(
-            f"{run.job.ckpt_path} holds weights only, so training cannot go on from it. Load it with"
-            f" {type(run.module).__name__}.load_from_checkpoint(path) and fit without ckpt_path."
+            f"{run.job.ckpt_path} holds weights only, so training cannot go on from it. Load it"
+            f" with {type(run.module).__name__}.load_from_checkpoint(path) and fit without"
+            " ckpt_path."
         )
     states = checkpoint["optimizer_states"]
     if len(states) != len(run.optimizers):
         raise CheckpointError(
-            f"{run.job.ckpt_path} holds {len(states)} optimizers, but configure_optimizers returned {len(run.optimizers)}."
+            f"{run.job.ckpt_path} holds {len(states)} optimizers, but configure_optimizers returned"
+            f" {len(run.optimizers)}."
         )
     for optimizer, state in zip(run.optimizers, states, strict=True):
-        load_optimizer(optimizer, run.strategy.optimizer_state(optimizer, sharded.read_optimizer(optimizer, state)))
+        load_optimizer(
+            optimizer,
+            run.strategy.optimizer_state(optimizer, sharded.read_optimizer(optimizer, state)),
+        )
     for config, state in zip(run.schedulers, checkpoint["lr_schedulers"], strict=False):
         config.scheduler.load_state_dict(state)
     if run.precision.scaler is not None and "MixedPrecision" in checkpoint:
@@ -176,7 +223,8 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
     if outstanding and run.validations is None:
         steps = ", ".join(str(one["progress"]["steps"]) for one in outstanding)
         warn(
-            f"Asynchronous validations, of step {steps}, had not ended when the checkpoint was saved. Without async_validation they are lost."
+            f"Asynchronous validations, of step {steps}, had not ended when the checkpoint was"
+            " saved. Without async_validation they are lost."
         )
     elif run.validations is not None:
         run.validations.go_on(outstanding)
@@ -185,7 +233,13 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
     run.resumed_from = exact.mine(run, checkpoint)
     if run.resumed_from is not None:
         exact.restore(run, run.resumed_from)
-    stage = checkpoint["raylit"]["stage"] if own is not None else "validate" if _in_validation(state) else "train"
+    stage = (
+        checkpoint["raylit"]["stage"]
+        if own is not None
+        else "validate"
+        if _in_validation(state)
+        else "train"
+    )
     run.validation_left, run.end_left = stage == VALIDATION_LEFT, stage == BETWEEN_EPOCHS
     _begin_where_it_stopped(run, saved_in_validation=stage == "validate")
 
@@ -196,12 +250,16 @@ def load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
     for parameter, values in getattr(optimizer, "state", {}).items():
         if isinstance(values, dict) and isinstance(parameter, torch.Tensor):
             optimizer.state[parameter] = {
-                key: value if key == "step" else move_to(value, parameter.device, False) for key, value in values.items()
+                key: value if key == "step" else move_to(value, parameter.device, False)
+                for key, value in values.items()
             }
 
 
 def _in_validation(state: dict[str, Any]) -> bool:
-    """Tell whether Lightning wrote the counters in `on_validation_end`: the batch was done, but not yet counted for the loggers."""
+    """Tell whether Lightning wrote the counters in `on_validation_end`.
+
+    The batch was done, but not yet counted for the loggers.
+    """
     return (
         bool(state["batch"])
         and state["batches_done"] == state["batch"]

@@ -1,4 +1,7 @@
-"""run_job: the life of one rank, top to bottom. Launchers call it on every rank; it does not know how the processes were started."""
+"""run_job: the life of one rank, top to bottom.
+
+Launchers call it on every rank; it does not know how the processes were started.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,12 @@ def run_job(job: Job) -> Result:
                 run.resumed = True
             del loaded
             world.barrier()
-            with catching_signals(run), torch.autograd.set_detect_anomaly(trainer.detect_anomaly, check_nan=trainer.detect_anomaly):
+            with (
+                catching_signals(run),
+                torch.autograd.set_detect_anomaly(
+                    trainer.detect_anomaly, check_nan=trainer.detect_anomaly
+                ),
+            ):
                 value = run.work(run)
             bring_home(run)
             if job.fn == "fit":
@@ -95,7 +103,9 @@ def evaluate(run: Run) -> Any:
     run.stage = fn = run.job.fn
     if fn == "predict":
         return evaluation.predict(run)
-    return [to_numbers(values) for values in evaluation.evaluate(run, "test" if fn == "test" else "val")]
+    return [
+        to_numbers(values) for values in evaluation.evaluate(run, "test" if fn == "test" else "val")
+    ]
 
 
 def attach(run: Run) -> None:
@@ -113,13 +123,17 @@ def attach(run: Run) -> None:
         own = list(own) if isinstance(own, (list, tuple)) else [own]
         kinds = {type(callback) for callback in own}
         trainer.callbacks = [
-            callback for callback in trainer.callbacks if not any(issubclass(kind, type(callback)) for kind in kinds)
+            callback
+            for callback in trainer.callbacks
+            if not any(issubclass(kind, type(callback)) for kind in kinds)
         ] + own
     trainer.callbacks = in_order(trainer.callbacks)
     for callback in trainer.callbacks:
         callback._log = module.log
     check(run)
-    run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS, run.watch)
+    run.hooks = resolve(
+        trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS, run.watch
+    )
 
 
 def check(run: Run) -> None:
@@ -133,14 +147,22 @@ def check(run: Run) -> None:
     if fn == "fit":
         for method in ("training_step", "configure_optimizers"):
             if not is_overridden(method, module, LightningModule):
-                raise ConfigError(f"{name} has no {method}(), which Trainer.fit needs. Define it in the module.")
+                raise ConfigError(
+                    f"{name} has no {method}(), which Trainer.fit needs. Define it in the module."
+                )
         has_step = is_overridden("validation_step", module, LightningModule)
         if run.has_data("val") and not has_step:
-            warn(f"There is validation data, but {name} has no validation_step: validation is skipped.")
+            warn(
+                f"There is validation data, but {name} has no validation_step: validation is"
+                " skipped."
+            )
         if not run.has_data("train") and trainer.limit_train_batches != 0:
             raise ConfigError(_no_data("fit", "train", "train_dataloaders"))
         if has_step and not run.has_data("val") and trainer.limit_val_batches != 0:
-            warn(f"{name} has a validation_step, but no val_dataloader was given: validation is skipped.")
+            warn(
+                f"{name} has a validation_step, but no val_dataloader was given: validation is"
+                " skipped."
+            )
         if not module.automatic_optimization:
             for argument, given in (
                 ("gradient_clip_val", trainer.gradient_clip_val),
@@ -148,7 +170,8 @@ def check(run: Run) -> None:
             ):
                 if given:
                     raise ConfigError(
-                        f"Trainer({argument}=...) has no effect in manual optimization, where training_step does it. Leave it out and"
+                        f"Trainer({argument}=...) has no effect in manual optimization, where"
+                        " training_step does it. Leave it out and"
                         + (
                             " call self.clip_gradients(optimizer, ...)."
                             if argument == "gradient_clip_val"
@@ -159,21 +182,30 @@ def check(run: Run) -> None:
         stage = {"validate": "val", "test": "test", "predict": "predict"}[fn]
         step = {"val": "validation_step", "test": "test_step"}.get(stage)
         if step is not None and not is_overridden(step, module, LightningModule):
-            raise ConfigError(f"{name} has no {step}(), which Trainer.{fn} needs. Define it in the module.")
+            raise ConfigError(
+                f"{name} has no {step}(), which Trainer.{fn} needs. Define it in the module."
+            )
         if not run.has_data(stage):
             raise ConfigError(_no_data(fn, stage, "dataloaders"))
-    keys = [callback.state_key for callback in trainer.callbacks if is_overridden("state_dict", callback, Callback)]
+    keys = [
+        callback.state_key
+        for callback in trainer.callbacks
+        if is_overridden("state_dict", callback, Callback)
+    ]
     for key in keys:
         if keys.count(key) > 1:
             raise ConfigError(
-                f"Two callbacks store their state under the same name {key!r}. Override state_key in one of them, or give it other arguments."
+                f"Two callbacks store their state under the same name {key!r}. Override state_key"
+                " in one of them, or give it other arguments."
             )
 
 
 def _no_data(fn: str, stage: str, argument: str) -> str:
     return (
-        f"There is no data for Trainer.{fn}. Give it one of these: trainer.{fn}(model, {argument}=DataLoader(...)); trainer.{fn}(model, datamodule=...)"
-        f" with {stage}_dataloader() in the LightningDataModule; {stage}_dataloader() in the LightningModule."
+        f"There is no data for Trainer.{fn}. Give it one of these: trainer.{fn}(model,"
+        f" {argument}=DataLoader(...)); trainer.{fn}(model, datamodule=...) with"
+        f" {stage}_dataloader() in the LightningDataModule; {stage}_dataloader() in the"
+        " LightningModule."
     )
 
 
@@ -181,7 +213,9 @@ def prepare_data(run: Run) -> None:
     """Call `prepare_data` where it is to run: once per node, or once at all."""
     world = run.world
     for owner in (run.datamodule, run.module):
-        if owner is not None and (world.local_rank == 0 if owner.prepare_data_per_node else world.rank == 0):
+        if owner is not None and (
+            world.local_rank == 0 if owner.prepare_data_per_node else world.rank == 0
+        ):
             run.call(owner, "prepare_data")
     world.barrier()
 
@@ -190,7 +224,9 @@ def set_up(run: Run) -> None:
     """Fire `setup` and `configure_model`; find out what the loop calls."""
     trainer, module, stage = run.trainer, run.module, run.job.fn
     for logger in trainer.loggers if run.world.is_zero and stage != "predict" else ():
-        _ = logger.experiment  # makes its files and connections before the workers of loaders are forked
+        _ = (
+            logger.experiment
+        )  # makes its files and connections before the workers of loaders are forked
     if run.datamodule is not None:
         run.call(run.datamodule, "setup", stage=stage)
     for callback in trainer.callbacks:
@@ -212,7 +248,10 @@ def module_dtype(run: Run) -> Iterator[None]:
 
 
 def place(run: Run) -> None:
-    """Bring the model to the device and into its precision; make optimizers; wrap it for data parallelism."""
+    """Bring the model to the device and into its precision; make optimizers.
+
+    Wrap it for data parallelism.
+    """
     trainer, module = run.trainer, run.module
     run.precision.convert_module(module)
     if trainer.sync_batchnorm and run.world.size > 1 and run.job.fn == "fit":
@@ -231,7 +270,9 @@ def place(run: Run) -> None:
         run.wrap()
     run.prepare_calls()
     # hooks may have been set on the instances in setup
-    run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS, run.watch)
+    run.hooks = resolve(
+        trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS, run.watch
+    )
 
 
 def log_hyperparameters(run: Run) -> None:
@@ -249,8 +290,9 @@ def log_hyperparameters(run: Run) -> None:
         for key, value in plain_items(dict(owner.hparams_initial))[0].items():
             if key in hparams and key != CLASS_PATH and not _same(hparams[key], value):
                 raise ConfigError(
-                    f"The hyperparameter {key!r} is {hparams[key]!r} in the datamodule and {value!r} in the module. Make them equal, rename one, or keep one"
-                    " from the loggers with save_hyperparameters(logger=False)."
+                    f"The hyperparameter {key!r} is {hparams[key]!r} in the datamodule and"
+                    f" {value!r} in the module. Make them equal, rename one, or keep one from the"
+                    " loggers with save_hyperparameters(logger=False)."
                 )
             hparams[key] = value
     for logger in run.trainer.loggers:
@@ -297,14 +339,23 @@ def fail(run: Run, error: BaseException) -> None:
     trainer, progress = run.trainer, run.progress
     trainer.state.status = TrainerStatus.INTERRUPTED
     error.add_note(
-        f"(raylit) rank {run.world.rank} of {run.world.size}, epoch {progress.epoch}, batch {progress.batch}, step {progress.steps}, in {run.stage or 'setup'}"
+        f"(raylit) rank {run.world.rank} of {run.world.size}, epoch {progress.epoch}, batch"
+        f" {progress.batch}, step {progress.steps}, in {run.stage or 'setup'}"
     )
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     codes = {frame.f_code for frame in frames}
     in_batch = progress.batches_done < progress.batch
-    run.failed_within_step = in_batch and run.metrics.hook != "on_train_batch_end" and optimizers.update_schedulers.__code__ not in codes
+    run.failed_within_step = (
+        in_batch
+        and run.metrics.hook != "on_train_batch_end"
+        and optimizers.update_schedulers.__code__ not in codes
+    )
     run.is_half_stepped = run.failed_within_step and (
-        any(frame.f_code.co_name == "step" and isinstance(frame.f_locals.get("self"), torch.optim.Optimizer) for frame in frames)
+        any(
+            frame.f_code.co_name == "step"
+            and isinstance(frame.f_locals.get("self"), torch.optim.Optimizer)
+            for frame in frames
+        )
         or (trainer.accumulate_grad_batches > 1 and torch.Tensor.backward.__code__ in codes)
         or (not run.module.automatic_optimization and run.metrics.hook == "training_step")
     )
@@ -332,12 +383,18 @@ def collect(run: Run, value: Any) -> Result:
     metrics.refresh()
     for values in (metrics.callback, metrics.logged, metrics.progress_bar):
         values.update((name, tensor.cpu()) for name, tensor in values.items())
-    saver = next((callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)), None)
+    saver = next(
+        (callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)), None
+    )
     result = Result(
         metrics=to_numbers(metrics.callback),
         best_model_path=(saver.best_model_path or None) if saver else None,
-        best_model_score=float(saver.best_model_score) if saver and saver.best_model_score is not None else None,
-        last_model_path=(saver.last_model_path or saver._last_checkpoint_saved or None) if saver else None,
+        best_model_score=(
+            float(saver.best_model_score) if saver and saver.best_model_score is not None else None
+        ),
+        last_model_path=(
+            (saver.last_model_path or saver._last_checkpoint_saved or None) if saver else None
+        ),
         run_id=next((logger.run_id for logger in trainer.loggers if logger.run_id), None),
         history=run.history,
         epochs=progress.epoch,
@@ -346,9 +403,14 @@ def collect(run: Run, value: Any) -> Result:
     )
     if run.job.returns_state:
         result.state = {
-            "module": {name: tensor.detach().cpu() for name, tensor in run.module.state_dict().items()},
+            "module": {
+                name: tensor.detach().cpu() for name, tensor in run.module.state_dict().items()
+            },
             # without `log`, which is the module's, with all that this rank made of it
-            "callbacks": [{name: value for name, value in dict(one.__getstate__()).items() if name != "_log"} for one in trainer.callbacks],
+            "callbacks": [
+                {name: value for name, value in dict(one.__getstate__()).items() if name != "_log"}
+                for one in trainer.callbacks
+            ],
             "progress": progress.state_dict(),
             "metrics": (metrics.callback, metrics.logged, metrics.progress_bar),
             "should_stop": trainer.should_stop,

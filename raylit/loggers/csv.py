@@ -1,4 +1,7 @@
-"""CSVLogger: metrics in `metrics.csv` and hyperparameters in `hparams.yaml`, in a folder per run. Needs no package and no server."""
+"""CSVLogger: metrics in `metrics.csv` and hyperparameters in `hparams.yaml`, in a folder per run.
+
+Needs no package and no server.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +27,24 @@ if TYPE_CHECKING:
 class CSVLogger(Logger):
     """Write metrics and hyperparameters as plain files to `<save_dir>/<name>/version_<N>`.
 
-    The files are those of Lightning's CSVLogger. Two things differ: rows are appended, never written twice, and a `metrics.csv` that
-    is there already (an explicit `version`, or a run that goes on after its processes died) is continued instead of deleted.
+    The files are those of Lightning's CSVLogger. Two things differ: rows are appended, never
+    written twice, and a `metrics.csv` that is there already (an explicit `version`, or a run that
+    goes on after its processes died) is continued instead of deleted.
 
     Args:
-        save_dir: folder of all experiments, or an fsspec URL, to which the files are copied, from a thread, every 5 seconds at most.
+        save_dir: folder of all experiments, or an fsspec URL, to which the files are copied, from a
+            thread, every 5 seconds at most.
         name: folder of this experiment; None or "" leaves this level out.
-        version: folder of this run: a number N gives `version_N`, a string is taken as it is, None takes the next free number.
+        version: folder of this run: a number N gives `version_N`, a string is taken as it is, None
+            takes the next free number.
         prefix: put before the names of metrics, joined by "-".
-        flush_logs_every_n_steps: rows are written when `(step + 1) % flush_logs_every_n_steps == 0`, and whenever `save` is called.
+        flush_logs_every_n_steps: rows are written when `(step + 1) % flush_logs_every_n_steps ==
+            0`, and whenever `save` is called.
 
     Example:
-        >>> trainer = Trainer(logger=CSVLogger("logs", name="digits"))  # logs/digits/version_0/metrics.csv
+        >>> trainer = Trainer(
+        ...     logger=CSVLogger("logs", name="digits")
+        ... )  # logs/digits/version_0/metrics.csv
     """
 
     LOGGER_JOIN_CHAR = "-"
@@ -80,7 +89,9 @@ class CSVLogger(Logger):
     @property
     def log_dir(self) -> str:
         version = self.version
-        return os.path.join(self.root_dir, version if isinstance(version, str) else f"version_{version}")
+        return os.path.join(
+            self.root_dir, version if isinstance(version, str) else f"version_{version}"
+        )
 
     @property
     def experiment(self) -> ExperimentWriter:
@@ -89,32 +100,46 @@ class CSVLogger(Logger):
             if is_url(self._save_dir):
                 self._mirror = Mirror(self.log_dir, ExperimentWriter.NAME_METRICS_FILE)
             folder = self._mirror.folder if self._mirror is not None else self.log_dir
-            self._experiment = ExperimentWriter(folder, num_rows_before=self._num_rows_before if self._restarted else None)
+            self._experiment = ExperimentWriter(
+                folder, num_rows_before=self._num_rows_before if self._restarted else None
+            )
         return self._experiment
 
     def open(self, *, default_root_dir: str, tags: Mapping[str, str]) -> None:
         if not is_url(self._save_dir):
-            self._save_dir = os.path.abspath(self._save_dir)  # workers may have another working directory
+            self._save_dir = os.path.abspath(
+                self._save_dir
+            )  # workers may have another working directory
             os.makedirs(self.log_dir, exist_ok=True)
         self._restarted = False
         if self._experiment is not None:  # a second fit with this logger: goes on in the same files
             self.finalize("success")
-        with downloaded_if_there(os.path.join(self.log_dir, ExperimentWriter.NAME_METRICS_FILE)) as file:
+        with downloaded_if_there(
+            os.path.join(self.log_dir, ExperimentWriter.NAME_METRICS_FILE)
+        ) as file:
             self._num_rows_before = sum(1 for _ in _read_rows(file))
         if self._num_rows_before and not self._was_opened:
-            warn(f"{self.log_dir} already holds metrics of a run; they are kept and new rows go below them.")
+            warn(
+                f"{self.log_dir} already holds metrics of a run; they are kept and new rows go"
+                " below them."
+            )
         self._was_opened = True
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if self._prefix:
-            metrics = {f"{self._prefix}{self.LOGGER_JOIN_CHAR}{key}": value for key, value in metrics.items()}
+            metrics = {
+                f"{self._prefix}{self.LOGGER_JOIN_CHAR}{key}": value
+                for key, value in metrics.items()
+            }
         step = len(self.experiment.metrics) if step is None else step
         self.experiment.log_metrics(metrics, step)
         if (step + 1) % self._flush_logs_every_n_steps == 0:
             self.save()
 
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace | None = None) -> None:
-        self.experiment.log_hparams(vars(params) if isinstance(params, Namespace) else dict(params or {}))
+        self.experiment.log_hparams(
+            vars(params) if isinstance(params, Namespace) else dict(params or {})
+        )
 
     def save(self) -> None:
         self.experiment.save()
@@ -145,8 +170,9 @@ class ExperimentWriter:
 
     Args:
         log_dir: folder of the run; made if missing.
-        num_rows_before: number of rows the file had when the run began. What stands below them was written by processes of this run that
-            died since; when it comes again, replayed from a checkpoint, it is left out. None: nothing was written by others.
+        num_rows_before: number of rows the file had when the run began. What stands below them was
+            written by processes of this run that died since; when it comes again, replayed from a
+            checkpoint, it is left out. None: nothing was written by others.
     """
 
     NAME_METRICS_FILE = "metrics.csv"
@@ -166,41 +192,66 @@ class ExperimentWriter:
                 self.metrics_keys = next(csv.reader(file), [])
         if num_rows_before is not None:
             for row in itertools.islice(_read_rows(self.metrics_file_path), num_rows_before, None):
-                self._last_step |= {key: max(self._last_step.get(key, -math.inf), float(row["step"])) for key in row if row[key]}
+                self._last_step |= {
+                    key: max(self._last_step.get(key, -math.inf), float(row["step"]))
+                    for key in row
+                    if row[key]
+                }
 
     def log_metrics(self, metrics_dict: Mapping[str, Any], step: int | None = None) -> None:
         """Keep one row for the next `save`."""
         step = len(self.metrics) if step is None else step
-        telling = metrics_dict.keys() - {"epoch"} or metrics_dict.keys()  # 'epoch' stands in rows of training and of validation
+        telling = (
+            metrics_dict.keys() - {"epoch"} or metrics_dict.keys()
+        )  # 'epoch' stands in rows of training and of validation
         if not telling or any(step > self._last_step.get(key, -math.inf) for key in telling):
-            row = {key: value.item() if hasattr(value, "item") else value for key, value in metrics_dict.items()}
+            row = {
+                key: value.item() if hasattr(value, "item") else value
+                for key, value in metrics_dict.items()
+            }
             self.metrics.append(row | {"step": step})
 
     def log_hparams(self, params: Mapping[str, Any]) -> None:
-        """Add hyperparameters and write all of them; what YAML cannot hold is left out with a warning."""
+        """Add hyperparameters and write all of them.
+
+        What YAML cannot hold is left out with a warning.
+        """
         self.hparams.update(params)
-        with open(os.path.join(self.log_dir, self.NAME_HPARAMS_FILE), "w", newline="", encoding="utf-8") as file:
+        with open(
+            os.path.join(self.log_dir, self.NAME_HPARAMS_FILE), "w", newline="", encoding="utf-8"
+        ) as file:
             file.write(hparams_as_yaml(self.hparams))
 
     def save(self) -> None:
-        """Append the rows kept so far. Where that fails they are kept for the next time: a full disk does not end the training."""
+        """Append the rows kept so far.
+
+        Where that fails they are kept for the next time: a full disk does not end the training.
+        """
         if not self.metrics:
             return
         try:
             self._write()
         except OSError as error:
-            warn_once(f"Could not write {self.metrics_file_path}: {error}. Training goes on; its rows are kept and tried again.")
+            warn_once(
+                f"Could not write {self.metrics_file_path}: {error}. Training goes on; its rows are"
+                " kept and tried again."
+            )
         else:
             self.metrics = []
 
     def _write(self) -> None:
-        path, keys = self.metrics_file_path, sorted({*self.metrics_keys, *itertools.chain.from_iterable(self.metrics)})
+        path, keys = (
+            self.metrics_file_path,
+            sorted({*self.metrics_keys, *itertools.chain.from_iterable(self.metrics)}),
+        )
         if keys != self.metrics_keys or not os.path.isfile(path):
             with open(path + ".tmp", "w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, keys)
                 writer.writeheader()
                 writer.writerows(itertools.chain(_read_rows(path), self.metrics))
-            os.replace(path + ".tmp", path)  # a new column: readers see the old file or the new one whole
+            os.replace(
+                path + ".tmp", path
+            )  # a new column: readers see the old file or the new one whole
             self.metrics_keys = keys
             return
         text = io.StringIO(newline="")

@@ -14,14 +14,19 @@ NO_HPARAMS = b"{}\n"
 
 
 def claim_version(root_dir: str) -> int:
-    """Make the folder `version_<N>` of the next free number. Making it is what claims it: two runs that start together get two numbers.
+    """Make the folder `version_<N>` of the next free number.
+
+    Making it is what claims it: two runs that start together get two numbers.
 
     In a bucket, which has no folders, an `hparams.yaml` without any claims it.
     """
     fs, root = storage.fresh(root_dir)
     has_folders = root_dir.partition("://")[0] not in storage.BUCKETS
     storage.make_folder(root_dir, fs, root)
-    names = [path.rstrip("/").rpartition("/")[2] for path in (fs.ls(root, detail=False) if fs.isdir(root) else ())]
+    names = [
+        path.rstrip("/").rpartition("/")[2]
+        for path in (fs.ls(root, detail=False) if fs.isdir(root) else ())
+    ]
     numbers = [name.split("_")[1] for name in names if name.startswith("version_")]
     version = max((int(number) for number in numbers if number.isdigit()), default=-1) + 1
     while True:
@@ -29,7 +34,9 @@ def claim_version(root_dir: str) -> int:
             if has_folders:
                 fs.makedirs(f"{root}/version_{version}", exist_ok=False)
             else:
-                fs.pipe_file(f"{root}/version_{version}/{NAME_HPARAMS_FILE}", NO_HPARAMS, mode="create")
+                fs.pipe_file(
+                    f"{root}/version_{version}/{NAME_HPARAMS_FILE}", NO_HPARAMS, mode="create"
+                )
             return version
         except FileExistsError:
             version += 1
@@ -45,7 +52,10 @@ def hparams_as_yaml(hparams: Mapping[str, Any]) -> str:
         try:
             yaml.dump(plain)
         except (TypeError, ValueError):
-            warn(f"The hyperparameter {key!r} ({type(value).__name__}) is not in {NAME_HPARAMS_FILE}: YAML cannot hold it.")
+            warn(
+                f"The hyperparameter {key!r} ({type(value).__name__}) is not in"
+                f" {NAME_HPARAMS_FILE}: YAML cannot hold it."
+            )
         else:
             writable[key] = plain
     text: str = yaml.dump(writable)

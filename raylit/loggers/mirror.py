@@ -1,4 +1,7 @@
-"""Files of a run at a URL, where nothing can be appended to: they are written in a local folder and copied, whole, from a thread of their own."""
+"""Files of a run at a URL, where nothing can be appended to.
+
+They are written in a local folder and copied, whole, from a thread of their own.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,9 @@ class Mirror:
             if there != os.devnull:
                 shutil.copyfile(there, os.path.join(self.folder, name))
         self._times = self._now()
-        self._writer = BackgroundWriter[None](self._copy, f"files to {url}", interval_s=COPY_EVERY_S)
+        self._writer = BackgroundWriter[None](
+            self._copy, f"files to {url}", interval_s=COPY_EVERY_S
+        )
 
     def copy(self, soon: bool = False) -> None:
         """Have the files that changed copied, at once if `soon`. Does not wait for it."""
@@ -49,7 +54,11 @@ class Mirror:
         self._temporary.cleanup()
 
     def _now(self) -> dict[str, int]:
-        return {file.name: file.stat().st_mtime_ns for file in os.scandir(self.folder) if not file.name.endswith(".tmp")}
+        return {
+            file.name: file.stat().st_mtime_ns
+            for file in os.scandir(self.folder)
+            if not file.name.endswith(".tmp")
+        }
 
     def _copy(self, asked: list[None]) -> None:
         now = self._now()
@@ -61,7 +70,10 @@ class Mirror:
 
 @contextlib.contextmanager
 def downloaded_if_there(path: str) -> Iterator[str]:
-    """Within, the file at a URL is also a local file, or an empty one if there is none; a local file is itself."""
+    """Within, the file at a URL is also a local file, or an empty one if there is none.
+
+    A local file is itself.
+    """
     try:
         with storage.downloaded(path) as here:
             yield here

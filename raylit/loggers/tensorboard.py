@@ -1,4 +1,7 @@
-"""TensorBoardLogger: metrics, hyperparameters and the model's graph as event files for TensorBoard."""
+"""TensorBoardLogger.
+
+Metrics, hyperparameters and the model's graph as event files for TensorBoard.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +24,26 @@ from raylit.runtime.storage import asking, file_system, fresh, local, write_text
 
 
 class TensorBoardLogger(Logger):
-    """Write event files and `hparams.yaml` to `<save_dir>/<name>/version_<N>`; look at them with `tensorboard --logdir <save_dir>`.
+    """Write event files and `hparams.yaml` to `<save_dir>/<name>/version_<N>`.
 
-    Files, tags and steps are those of Lightning's TensorBoardLogger. Values that come again because processes died and went on from a
-    checkpoint stand there once, as long as the package tensorboard is installed (tensorboardX alone cannot read what it wrote).
+    Look at them with `tensorboard --logdir <save_dir>`.
+
+    Files, tags and steps are those of Lightning's TensorBoardLogger. Values that come again because
+    processes died and went on from a checkpoint stand there once, as long as the package
+    tensorboard is installed (tensorboardX alone cannot read what it wrote).
 
     Args:
         save_dir: folder of all experiments, or an fsspec URL.
         name: folder of this experiment; None or "" leaves this level out.
-        version: folder of this run: a number N gives `version_N`, a string is taken as it is, None takes the next free number.
+        version: folder of this run: a number N gives `version_N`, a string is taken as it is, None
+            takes the next free number.
         log_graph: whether to record the model's graph, traced with its `example_input_array`.
-        default_hp_metric: whether hyperparameters that come without a metric get a placeholder `hp_metric`, without which TensorBoard does
-            not show them.
+        default_hp_metric: whether hyperparameters that come without a metric get a placeholder
+            `hp_metric`, without which TensorBoard does not show them.
         prefix: put before the names of metrics, joined by "-".
         sub_dir: folder for the files below that of the run.
-        kwargs: handed to `torch.utils.tensorboard.SummaryWriter`, such as `flush_secs` or `max_queue`.
+        kwargs: handed to `torch.utils.tensorboard.SummaryWriter`, such as `flush_secs` or
+            `max_queue`.
 
     Attributes:
         hparams: the hyperparameters logged so far.
@@ -44,7 +52,9 @@ class TensorBoardLogger(Logger):
         MissingPackageError: neither tensorboard nor tensorboardX is installed.
 
     Example:
-        >>> trainer = Trainer(logger=TensorBoardLogger("logs", name="digits"))  # logs/digits/version_0/events.out.tfevents...
+        >>> trainer = Trainer(
+        ...     logger=TensorBoardLogger("logs", name="digits")
+        ... )  # logs/digits/version_0/events.out.tfevents...
     """
 
     LOGGER_JOIN_CHAR = "-"
@@ -64,7 +74,10 @@ class TensorBoardLogger(Logger):
         if not _has("tensorboard") and not _has("tensorboardX"):
             raise MissingPackageError("tensorboard", "TensorBoardLogger", "tensorboard")
         if log_graph and not _has("tensorboard"):
-            warn("TensorBoardLogger(log_graph=True) needs the package tensorboard; with tensorboardX alone no graph is recorded.")
+            warn(
+                "TensorBoardLogger(log_graph=True) needs the package tensorboard; with tensorboardX"
+                " alone no graph is recorded."
+            )
         self.hparams: dict[str, Any] = {}
         self._save_dir = local(save_dir)
         self._name = name or ""
@@ -76,7 +89,9 @@ class TensorBoardLogger(Logger):
         self._kwargs = kwargs
         self._files_before: set[str] = set()
         self._restarted = False
-        self._last_step: dict[str, int] = {}  # of a tag, in files that processes of this run wrote before they died
+        self._last_step: dict[
+            str, int
+        ] = {}  # of a tag, in files that processes of this run wrote before they died
         self._experiment: Any = None
         self._has_hparams = False  # whether their file is known to be there
 
@@ -140,12 +155,19 @@ class TensorBoardLogger(Logger):
                     writer.add_scalar(tag, _number(tag, value), step)
 
     @rank_zero_only
-    def log_hyperparams(self, params: Mapping[str, Any] | Namespace | None = None, metrics: Any = None, step: int | None = None) -> None:
+    def log_hyperparams(
+        self,
+        params: Mapping[str, Any] | Namespace | None = None,
+        metrics: Any = None,
+        step: int | None = None,
+    ) -> None:
         """Record hyperparameters.
 
         Args:
-            params: nested mappings, namespaces and dataclasses are allowed; their names are joined by "/".
-            metrics: name to number of what the run is to be compared by; a number alone is taken for `hp_metric`.
+            params: nested mappings, namespaces and dataclasses are allowed; their names are joined
+                by "/".
+            metrics: name to number of what the run is to be compared by; a number alone is taken
+                for `hp_metric`.
             step: x-axis of `metrics`.
         """
         given = vars(params) if isinstance(params, Namespace) else dict(params or {})
@@ -170,8 +192,18 @@ class TensorBoardLogger(Logger):
             return
         batch = model.example_input_array if input_array is None else input_array
         if not isinstance(batch, (torch.Tensor, tuple)):
-            why = "it is not set" if batch is None else f"it is a {type(batch).__name__}, not a tensor or a tuple of forward's arguments"
-            warn(f"TensorBoardLogger(log_graph=True) passes example_input_array of {type(model).__name__} through the model, but {why}.")
+            why = (
+                "it is not set"
+                if batch is None
+                else (
+                    f"it is a {type(batch).__name__}, not a tensor or a tuple of forward's"
+                    " arguments"
+                )
+            )
+            warn(
+                "TensorBoardLogger(log_graph=True) passes example_input_array of"
+                f" {type(model).__name__} through the model, but {why}."
+            )
             return
         batch = model.on_before_batch_transfer(batch, 0)
         batch = model.transfer_batch_to_device(batch, model.device, 0)
@@ -182,7 +214,10 @@ class TensorBoardLogger(Logger):
     @rank_zero_only
     def save(self) -> None:
         with self._unless_disk_fails():
-            if "://" not in self._save_dir:  # elsewhere each flush is an upload; the writer's own thread does it every `flush_secs`
+            if (
+                "://" not in self._save_dir
+                # Elsewhere each flush is an upload; the writer's own thread does it every `flush_secs`
+            ):
                 self.experiment.flush()
             self._write_hparams()
 
@@ -194,7 +229,10 @@ class TensorBoardLogger(Logger):
             self._close_writer()
 
     def _write_hparams(self) -> None:
-        """Write `hparams.yaml` unless it is there: a run has one set of hyperparameters, those of its start."""
+        """Write `hparams.yaml` unless it is there.
+
+        A run has one set of hyperparameters, those of its start.
+        """
         if self._has_hparams:
             return
         path = os.path.join(self.log_dir, self.NAME_HPARAMS_FILE)
@@ -217,12 +255,18 @@ class TensorBoardLogger(Logger):
 
     @contextmanager
     def _unless_disk_fails(self) -> Iterator[None]:
-        """Within, a disk that cannot be written is no reason to end the training: what could not be written is lost, with a warning."""
+        """Within, a disk that cannot be written is no reason to end the training.
+
+        What could not be written is lost, with a warning.
+        """
         try:
             yield
         except OSError as error:
             self._experiment = None  # its thread has ended; the next value begins a new file
-            warn_once(f"Could not write event files to {self.log_dir}: {error}. Training goes on; values logged meanwhile are lost.")
+            warn_once(
+                f"Could not write event files to {self.log_dir}: {error}. Training goes on; values"
+                " logged meanwhile are lost."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_experiment": None}
@@ -232,7 +276,10 @@ class TensorBoardLogger(Logger):
 
 
 class _Nothing:
-    """Stands for the SummaryWriter on ranks that write nothing: whatever is called on it does nothing."""
+    """Stands for the SummaryWriter on ranks that write nothing.
+
+    Whatever is called on it does nothing.
+    """
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return self._do_nothing
@@ -262,7 +309,10 @@ def _expanded(path: str) -> str:
 
 def _event_files(folder: str) -> list[str]:
     fs, path = fresh(folder)
-    return [fs.unstrip_protocol(file) if "://" in folder else file for file in fs.glob(f"{path}/events.out.tfevents.*")]
+    return [
+        fs.unstrip_protocol(file) if "://" in folder else file
+        for file in fs.glob(f"{path}/events.out.tfevents.*")
+    ]
 
 
 def _last_steps(folder: str, files_before: set[str]) -> dict[str, int]:
@@ -282,7 +332,10 @@ def _last_steps(folder: str, files_before: set[str]) -> dict[str, int]:
 def _number(tag: str, value: Any) -> Any:
     value = value.item() if hasattr(value, "item") else value
     if not isinstance(value, (int, float)):
-        raise ConfigError(f"TensorBoardLogger cannot log {tag} = {value!r} ({type(value).__name__}). Log a number, or a dict of numbers.")
+        raise ConfigError(
+            f"TensorBoardLogger cannot log {tag} = {value!r} ({type(value).__name__}). Log a"
+            " number, or a dict of numbers."
+        )
     return value
 
 
@@ -304,7 +357,10 @@ def _flatten(params: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """Return what TensorBoard takes for a hyperparameter: numbers, words and tensors with up to one dimension; all else as text."""
+    """Return what TensorBoard takes for a hyperparameter.
+
+    Numbers, words and tensors with up to one dimension; all else as text.
+    """
     if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
         value = value.item()
     if type(value) in (bool, int, float, str) or (type(value) is torch.Tensor and value.ndim <= 1):

@@ -12,32 +12,72 @@ from raylit.errors import ConfigError
 
 SHORTEN_EVERY = 100  # values kept each as it is, so that an endless epoch does not grow
 
-Settings = tuple[Any, ...]  # prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, add_dataloader_idx, rank_zero_only
+Settings = tuple[
+    Any, ...
+]  # prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, add_dataloader_idx, rank_zero_only
 
 
 class Entry:
     """The values logged under one name, in one hook, for one loader."""
 
-    __slots__ = ("computed", "dataloader_idx", "dtype", "fresh", "hook", "last", "logger", "metric", "metric_path", "name", "on_epoch", "on_step", "prog_bar",
-                 "rank_zero_only", "reduce", "settings", "stacked", "suffix", "sync_epoch", "sync_step", "total", "values", "weight", "weights")  # fmt: skip
+    __slots__ = (
+        "computed",
+        "dataloader_idx",
+        "dtype",
+        "fresh",
+        "hook",
+        "last",
+        "logger",
+        "metric",
+        "metric_path",
+        "name",
+        "on_epoch",
+        "on_step",
+        "prog_bar",
+        "rank_zero_only",
+        "reduce",
+        "settings",
+        "stacked",
+        "suffix",
+        "sync_epoch",
+        "sync_step",
+        "total",
+        "values",
+        "weight",
+        "weights",
+    )
 
-    def __init__(self, hook: str, name: str, reduce: str, on_step: bool, on_epoch: bool, dataloader_idx: int | None) -> None:
+    def __init__(
+        self,
+        hook: str,
+        name: str,
+        reduce: str,
+        on_step: bool,
+        on_epoch: bool,
+        dataloader_idx: int | None,
+    ) -> None:
         self.hook, self.name, self.reduce = hook, name, reduce
         self.on_step, self.on_epoch = on_step, on_epoch
         self.dataloader_idx = dataloader_idx
-        self.dtype = _default_dtype()  # of Python numbers, in the hook where they are logged: float64 in the steps of 64-true
+        self.dtype = (
+            _default_dtype()
+        )  # of Python numbers, in the hook where they are logged: float64 in the steps of 64-true
         self.suffix = ""
         self.prog_bar = self.logger = self.sync_step = self.rank_zero_only = False
         self.sync_epoch = True
         self.settings: Settings = ()
         self.metric: Any = None  # a torchmetrics.Metric, which keeps its own state
-        self.metric_path: str | None = None  # where in the module it is; None if there is no Metric, "" if it is elsewhere
+        self.metric_path: str | None = (
+            None  # where in the module it is; None if there is no Metric, "" if it is elsewhere
+        )
         self.last: Tensor | float | None = None
         self.reset()
 
     def reset(self) -> None:
         """Forget the epoch."""
-        self.values: list[Tensor | float] = []  # not yet summed up, oldest first, with their weights for a mean;
+        self.values: list[
+            Tensor | float
+        ] = []  # not yet summed up, oldest first, with their weights for a mean;
         self.stacked: list[Tensor] = []  # before them come these, which are many values each
         self.weights: list[int] = []
         self.total: np.floating[Any] | None = None
@@ -49,8 +89,20 @@ class Entry:
 
     def blank(self) -> Entry:
         """A copy without values, for the ranks that logged nothing under this name."""
-        copy = Entry(self.hook, self.name, self.reduce, self.on_step, self.on_epoch, self.dataloader_idx)
-        for setting in ("dtype", "settings", "logger", "metric_path", "prog_bar", "rank_zero_only", "suffix", "sync_epoch", "sync_step"):
+        copy = Entry(
+            self.hook, self.name, self.reduce, self.on_step, self.on_epoch, self.dataloader_idx
+        )
+        for setting in (
+            "dtype",
+            "settings",
+            "logger",
+            "metric_path",
+            "prog_bar",
+            "rank_zero_only",
+            "suffix",
+            "sync_epoch",
+            "sync_step",
+        ):
             setattr(copy, setting, getattr(self, setting))
         return copy
 
@@ -58,7 +110,18 @@ class Entry:
         """Return what was logged in this epoch as plain data."""
         self.fold()
         arguments = ("hook", "name", "reduce", "on_step", "on_epoch", "dataloader_idx")
-        kept = ("suffix", "prog_bar", "logger", "sync_epoch", "sync_step", "rank_zero_only", "metric_path", "last", "weight", "fresh")
+        kept = (
+            "suffix",
+            "prog_bar",
+            "logger",
+            "sync_epoch",
+            "sync_step",
+            "rank_zero_only",
+            "metric_path",
+            "last",
+            "weight",
+            "fresh",
+        )
         total = None if self.total is None else torch.from_numpy(np.asarray(self.total))
         return {
             "arguments": [getattr(self, name) for name in arguments],
@@ -68,7 +131,10 @@ class Entry:
 
     @classmethod
     def from_state(cls, state: dict[str, Any], module: torch.nn.Module | None) -> Entry:
-        """Return the Entry that `state` was taken of; its settings are those of the next call of `log`."""
+        """Return the Entry that `state` was taken of.
+
+        Its settings are those of the next call of `log`.
+        """
         entry = cls(*state["arguments"])
         for name, value in state["kept"].items():
             setattr(entry, name, value)
@@ -90,19 +156,26 @@ class Entry:
             self.stacked.append(_stack(self.values, self.dtype))
         if not self.stacked:
             return
-        numbers = (self.stacked[0] if len(self.stacked) == 1 else torch.cat(self.stacked)).cpu().numpy()
+        numbers = (
+            (self.stacked[0] if len(self.stacked) == 1 else torch.cat(self.stacked)).cpu().numpy()
+        )
         self.values, self.stacked = [], []
         if self.reduce == "mean":
             numbers = numbers * np.asarray(self.weights, dtype=numbers.dtype)
             self.weight += sum(self.weights)
             self.weights = []
         if self.reduce in ("mean", "sum"):
-            # add.accumulate rounds after every addition, as adding up batch by batch does; sum() would add pairwise
+            # add.accumulate rounds after every addition, as adding up batch by batch does; sum()
+            # would add pairwise
             start = numbers.dtype.type(0) if self.total is None else self.total
             self.total = np.add.accumulate(np.concatenate(([start], numbers)))[-1]
         else:
             pick = np.min if self.reduce == "min" else np.max
-            self.total = pick(numbers) if self.total is None else pick(np.asarray([self.total, pick(numbers)]))
+            self.total = (
+                pick(numbers)
+                if self.total is None
+                else pick(np.asarray([self.total, pick(numbers)]))
+            )
 
     def local(self) -> Tensor:
         """The epoch's value on this rank alone."""
@@ -112,8 +185,15 @@ class Entry:
             else:
                 self.fold()
                 assert self.total is not None
-                value = self.total / self.total.dtype.type(self.weight) if self.reduce == "mean" else self.total
-                self.computed = torch.tensor(value.item(), dtype=torch.float64 if value.dtype == np.float64 else torch.float32)
+                value = (
+                    self.total / self.total.dtype.type(self.weight)
+                    if self.reduce == "mean"
+                    else self.total
+                )
+                self.computed = torch.tensor(
+                    value.item(),
+                    dtype=torch.float64 if value.dtype == np.float64 else torch.float32,
+                )
         return self.computed
 
 
@@ -123,7 +203,10 @@ def _default_dtype() -> torch.dtype:
 
 
 def as_tensor(value: Tensor | float, dtype: torch.dtype) -> Tensor:
-    """Return a logged value as a tensor without dimensions: of `dtype`, unless it is a float32 or float64 tensor already."""
+    """Return a logged value as a tensor without dimensions.
+
+    Of `dtype`, unless it is a float32 or float64 tensor already.
+    """
     if not isinstance(value, Tensor):
         return torch.tensor(value, dtype=dtype)
     if value.dtype not in (torch.float32, torch.float64):
@@ -137,9 +220,15 @@ def _stack(values: list[Any], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype)
     try:
         stacked = torch.stack(values).detach().reshape(-1)
-    except (TypeError, RuntimeError):  # numbers are among them, or tensors of several shapes or devices
+    except (
+        TypeError,
+        RuntimeError,
+    ):  # numbers are among them, or tensors of several shapes or devices
         tensors = [as_tensor(value, dtype).detach() for value in values]
-        device = next((tensor.device for tensor in tensors if tensor.device.type != "cpu"), torch.device("cpu"))
+        device = next(
+            (tensor.device for tensor in tensors if tensor.device.type != "cpu"),
+            torch.device("cpu"),
+        )
         stacked = torch.stack([tensor.to(device) for tensor in tensors])
     return stacked if stacked.dtype in (torch.float32, torch.float64) else stacked.to(dtype)
 
@@ -147,6 +236,7 @@ def _stack(values: list[Any], dtype: torch.dtype) -> Tensor:
 def _require_tensor(value: Any, name: str) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise ConfigError(
-            f"The Metric logged as {name!r} computed {value!r}; one number as a tensor is wanted. Log the parts of it with log_dict."
+            f"The Metric logged as {name!r} computed {value!r}; one number as a tensor is wanted."
+            " Log the parts of it with log_dict."
         )
     return value.detach()

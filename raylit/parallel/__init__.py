@@ -1,4 +1,7 @@
-"""Ranks and how they keep a model in step. The only place for `torch.distributed` and its wrappers."""
+"""Ranks and how they keep a model in step.
+
+The only place for `torch.distributed` and its wrappers.
+"""
 
 from raylit.parallel.batch_norm import sync_batch_norm, unsync_batch_norm
 from raylit.parallel.by_name import find_strategy, no_sync

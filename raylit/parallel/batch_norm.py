@@ -1,4 +1,8 @@
-"""Batch norm over all ranks: torch's SyncBatchNorm on a GPU, and on the CPU, for which torch has none, the same in plain operations."""
+"""Batch norm over all ranks.
+
+Torch's SyncBatchNorm on a GPU, and on the CPU, for which torch has none, the same in plain
+operations.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 class CPUSyncBatchNorm(_BatchNorm):
     """Normalizes by mean and variance over the batches of all ranks.
 
-    Source: Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift", 2015.
+    Source: Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", 2015.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(
-                f"Batch norm wants at least 2 dimensions (batch, channels, ...), but the input has the shape {tuple(input.shape)}."
+                "Batch norm wants at least 2 dimensions (batch, channels, ...), but the input has"
+                f" the shape {tuple(input.shape)}."
             )
 
     def forward(self, input: Tensor) -> Tensor:
@@ -34,20 +40,36 @@ class CPUSyncBatchNorm(_BatchNorm):
         mean = all_reduce(input.sum(others)) / count
         centered = input - mean.view(shape)
         variance = all_reduce(centered.square().sum(others)) / count
-        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+        if (
+            self.running_mean is not None
+            and self.running_var is not None
+            and self.num_batches_tracked is not None
+        ):
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)
-                weight = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+                weight = (
+                    1.0 / float(self.num_batches_tracked)
+                    if self.momentum is None
+                    else self.momentum
+                )
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
-                self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), weight)
+                self.running_var.lerp_(
+                    (variance * count / (count - 1)).to(self.running_var.dtype), weight
+                )
         normalized: Tensor = centered * torch.rsqrt(variance + self.eps).view(shape)
-        return normalized if self.weight is None else normalized * self.weight.view(shape) + self.bias.view(shape)
+        return (
+            normalized
+            if self.weight is None
+            else normalized * self.weight.view(shape) + self.bias.view(shape)
+        )
 
 
 def sync_batch_norm(module: nn.Module, device: torch.device) -> None:
     """Let the batch norm layers of a module take their statistics over all ranks, until `unsync_batch_norm`."""
     for layer in module.modules():
-        if isinstance(layer, _BatchNorm) and not isinstance(layer, (nn.SyncBatchNorm, CPUSyncBatchNorm)):
+        if isinstance(layer, _BatchNorm) and not isinstance(
+            layer, (nn.SyncBatchNorm, CPUSyncBatchNorm)
+        ):
             layer._own_class = type(layer)  # type: ignore[assignment]
             layer.__class__ = CPUSyncBatchNorm if device.type == "cpu" else nn.SyncBatchNorm
             layer.process_group = None  # type: ignore[assignment]

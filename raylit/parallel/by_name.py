@@ -33,14 +33,18 @@ def find_strategy(strategy: str | Strategy) -> Strategy:
         return strategy
     if not isinstance(strategy, str) or strategy not in STRATEGIES:
         raise ConfigError(
-            f"strategy={strategy!r} is not known.{did_you_mean(str(strategy), STRATEGIES)} Use one of"
-            f" {', '.join(map(repr, STRATEGIES))} or an object: DDPStrategy(...), FSDPStrategy(...)."
+            f"strategy={strategy!r} is not known.{did_you_mean(str(strategy), STRATEGIES)} Use one"
+            f" of {', '.join(map(repr, STRATEGIES))} or an object: DDPStrategy(...),"
+            " FSDPStrategy(...)."
         )
     return STRATEGIES[strategy]()
 
 
 def no_sync(model: nn.Module | None) -> AbstractContextManager[Any]:
-    """Within, backward passes add up gradients on each rank alone: for all but the last batch of an accumulation."""
+    """Within, backward passes add up gradients on each rank alone.
+
+    For all but the last batch of an accumulation.
+    """
     own = getattr(model, "no_sync", None)
     context: AbstractContextManager[Any] = nullcontext() if own is None else own()
     return context

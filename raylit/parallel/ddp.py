@@ -1,4 +1,7 @@
-"""Data parallelism by torch's DistributedDataParallel: every rank holds the model, gradients are averaged in buckets during backward."""
+"""Data parallelism by torch's DistributedDataParallel.
+
+Every rank holds the model, gradients are averaged in buckets during backward.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,10 @@ class TrainingStep(nn.Module):
 
 
 class LossPassing(nn.Module):
-    """Gives back what it is given. Around it, DDP synchronizes what the next backward pass of it finds, whoever calls that."""
+    """Gives back what it is given.
+
+    Around it, DDP synchronizes what the next backward pass of it finds, whoever calls that.
+    """
 
     def __init__(self, module: LightningModule) -> None:
         super().__init__()
@@ -46,7 +52,10 @@ class LossPassing(nn.Module):
 
 
 class StepByHand(nn.Module):
-    """Calls a `training_step` that runs backward by itself, perhaps several times: not this call, but each loss goes through DDP."""
+    """Calls a `training_step` that runs backward by itself, perhaps several times.
+
+    Not this call, but each loss goes through DDP.
+    """
 
     def __init__(self, passing: DistributedDataParallel, module: LightningModule) -> None:
         super().__init__()
@@ -61,7 +70,9 @@ class StepByHand(nn.Module):
 
     def prepare_backward(self, loss: Tensor) -> Tensor:
         """Return the loss to run backward from."""
-        self.passing.require_forward_param_sync = False  # what was computed with the buffers is not to be undone below its feet
+        self.passing.require_forward_param_sync = (
+            False  # what was computed with the buffers is not to be undone below its feet
+        )
         prepared: Tensor = self.passing(loss)
         return prepared
 
@@ -72,25 +83,34 @@ class StepByHand(nn.Module):
 
 @dataclass
 class DDPStrategy(Strategy):
-    """Every rank holds the whole model; gradients are averaged by DistributedDataParallel, in buckets, while backward still runs.
+    """Every rank holds the whole model.
+
+    Gradients are averaged by DistributedDataParallel, in buckets, while backward still runs.
 
     Args:
-        find_unused_parameters: allow parameters that got no gradient in a step; costs a walk over the graph per step.
+        find_unused_parameters: allow parameters that got no gradient in a step; costs a walk over
+            the graph per step.
         static_graph: the set of used parameters never changes; lets torch optimize.
-        gradient_as_bucket_view: gradients are views into the buckets: saves one copy of the gradients in memory.
+        gradient_as_bucket_view: gradients are views into the buckets: saves one copy of the
+            gradients in memory.
         broadcast_buffers: copy rank 0's buffers (running means) to all ranks at each step.
         bucket_cap_mb: size of a bucket in MiB.
-        ddp_comm_hook: what is sent in place of the gradients: `fp16` or `bf16` halves what is sent, `powersgd` sends matrices
-            of low rank; or a communication hook of `torch.distributed.algorithms.ddp_comm_hooks` or one's own.
-        ddp_comm_state: the hook's first argument: for PowerSGD a `PowerSGDState`, by default one of rank 1 that begins at step 1000.
-        ddp_comm_wrapper: such as torch's `bf16_compress_wrapper`: takes the hook, returns the one to use.
-        uneven: what happens when the ranks have different numbers of training batches; see `Strategy`.
+        ddp_comm_hook: what is sent in place of the gradients: `fp16` or `bf16` halves what is sent,
+            `powersgd` sends matrices of low rank; or a communication hook of
+            `torch.distributed.algorithms.ddp_comm_hooks` or one's own.
+        ddp_comm_state: the hook's first argument: for PowerSGD a `PowerSGDState`, by default one of
+            rank 1 that begins at step 1000.
+        ddp_comm_wrapper: such as torch's `bf16_compress_wrapper`: takes the hook, returns the one
+            to use.
+        uneven: what happens when the ranks have different numbers of training batches; see
+            `Strategy`.
         kwargs: further arguments of DistributedDataParallel.
 
     Raises:
         ConfigError: there is no such hook, or no such policy.
 
-    Sources: Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", 2020. Vogels et al., "PowerSGD: Practical
+    Sources: Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training",
+        2020. Vogels et al., "PowerSGD: Practical
     Low-Rank Gradient Compression for Distributed Optimization", 2019.
 
     Example:
@@ -113,10 +133,16 @@ class DDPStrategy(Strategy):
         if isinstance(self.ddp_comm_hook, str) and self.ddp_comm_hook not in COMM_HOOKS:
             hint = did_you_mean(self.ddp_comm_hook, COMM_HOOKS)
             raise ConfigError(
-                f"ddp_comm_hook={self.ddp_comm_hook!r} is not known.{hint} Use one of {', '.join(map(repr, COMM_HOOKS))} or a function."
+                f"ddp_comm_hook={self.ddp_comm_hook!r} is not known.{hint} Use one of"
+                f" {', '.join(map(repr, COMM_HOOKS))} or a function."
             )
-        if self.ddp_comm_hook is None and (self.ddp_comm_state is not None or self.ddp_comm_wrapper is not None):
-            raise ConfigError("ddp_comm_state and ddp_comm_wrapper belong to a hook: give ddp_comm_hook, such as 'powersgd', too.")
+        if self.ddp_comm_hook is None and (
+            self.ddp_comm_state is not None or self.ddp_comm_wrapper is not None
+        ):
+            raise ConfigError(
+                "ddp_comm_state and ddp_comm_wrapper belong to a hook: give ddp_comm_hook, such as"
+                " 'powersgd', too."
+            )
 
     def wrap(self, module: LightningModule, world: World) -> nn.Module:
         """Return the module to call with the arguments of `training_step`.
@@ -126,7 +152,8 @@ class DDPStrategy(Strategy):
         """
         if not any(parameter.requires_grad for parameter in module.parameters()):
             raise ConfigError(
-                f"{type(module).__name__} has no parameter that requires a gradient, so there is nothing to train on {world.size} ranks."
+                f"{type(module).__name__} has no parameter that requires a gradient, so there is"
+                f" nothing to train on {world.size} ranks."
             )
         kwargs = dict(self.kwargs)
         if not self.broadcast_buffers:
@@ -136,7 +163,8 @@ class DDPStrategy(Strategy):
             TrainingStep(module) if automatic else LossPassing(module),
             device_ids=[world.device.index] if world.device.type == "cuda" else None,
             # optimizers stepped by hand have losses of their own, each of some of the parameters
-            find_unused_parameters=self.find_unused_parameters or not (automatic or self.static_graph),
+            find_unused_parameters=self.find_unused_parameters
+            or not (automatic or self.static_graph),
             static_graph=self.static_graph,
             gradient_as_bucket_view=self.gradient_as_bucket_view,
             bucket_cap_mb=self.bucket_cap_mb,
@@ -145,7 +173,8 @@ class DDPStrategy(Strategy):
         if self.ddp_comm_hook is not None:
             state, hook = self._hook()
             send = hook if self.ddp_comm_wrapper is None else self.ddp_comm_wrapper(hook)
-            # by its name torch would refuse bfloat16 on the CPU, where gloo sends it too, and by annotations that are strings one of the user's
+            # by its name torch would refuse bfloat16 on the CPU, where gloo sends it too, and by
+            # annotations that are strings one of the user's
             wrapped.register_comm_hook(state, lambda state, bucket: send(state, bucket))
         return wrapped if automatic else StepByHand(wrapped, module)
 

@@ -1,7 +1,11 @@
-"""Fully sharded data parallelism by torch's `fully_shard` (FSDP2): every rank holds a part of each parameter, gradient and optimizer state.
+"""Fully sharded data parallelism by torch's `fully_shard` (FSDP2).
 
-Units are gathered whole for the time of their forward and backward pass. The unit around all others is not the user's module, but a wrapper whose
-forward pass is `training_step` or a step of evaluation: so the module keeps its class and its names, and parameters of its own are whole in its steps.
+Every rank holds a part of each parameter, gradient and optimizer state.
+
+Units are gathered whole for the time of their forward and backward pass. The unit around all others
+is not the user's module, but a wrapper whose forward pass is `training_step` or a step of
+evaluation: so the module keeps its class and its names, and parameters of its own are whole in its
+steps.
 """
 
 from __future__ import annotations
@@ -20,7 +24,14 @@ from torch.utils._pytree import tree_map
 from raylit.errors import ConfigError
 from raylit.parallel.ddp import check_uneven
 from raylit.parallel.strategy import Strategy, Uneven
-from raylit.parallel.units import Unit, callable_children, choose_units, is_part, part_like, policy_of
+from raylit.parallel.units import (
+    Unit,
+    callable_children,
+    choose_units,
+    is_part,
+    part_like,
+    policy_of,
+)
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
@@ -57,25 +68,34 @@ class Steps(nn.Module):
 
 @dataclass
 class FSDPStrategy(Strategy):
-    """Every rank holds a part of each parameter, gradient and optimizer state; on one rank nothing is changed.
+    """Every rank holds a part of each parameter, gradient and optimizer state.
 
-    Optimizers are made of the sharded parameters, and gradient clipping bounds the norm over all parts.
+    On one rank nothing is changed.
+
+    Optimizers are made of the sharded parameters, and gradient clipping bounds the norm over all
+    parts.
 
     Args:
-        auto_wrap_policy: which submodules are gathered as a unit: a class, classes, or their import paths (`torch.nn.TransformerEncoderLayer`); or a
-            policy as torch's own, called with `module`, `recurse=False` and `nonwrapped_numel`.
-        min_num_params: without a policy, units are the smallest submodules with so many parameters. Default: a million.
-        reshard_after_forward: whether a unit is parted again between forward and backward; None: all but the outermost. A number: parted among so
-            many ranks only.
-        sharding_strategy: Lightning's spelling: `FULL_SHARD`; `SHARD_GRAD_OP` is `reshard_after_forward=False`; `HYBRID_SHARD` parts within a node
-            and keeps a copy on each.
+        auto_wrap_policy: which submodules are gathered as a unit: a class, classes, or their import
+            paths (`torch.nn.TransformerEncoderLayer`); or a policy as torch's own, called with
+            `module`, `recurse=False` and `nonwrapped_numel`.
+        min_num_params: without a policy, units are the smallest submodules with so many parameters.
+            Default: a million.
+        reshard_after_forward: whether a unit is parted again between forward and backward; None:
+            all but the outermost. A number: parted among so many ranks only.
+        sharding_strategy: Lightning's spelling: `FULL_SHARD`; `SHARD_GRAD_OP` is
+            `reshard_after_forward=False`; `HYBRID_SHARD` parts within a node and keeps a copy on
+            each.
         device_mesh: `(copies, parts)` of `HYBRID_SHARD`. Default: nodes, and ranks of each.
-        cpu_offload: whether parameters, gradients and optimizer states stay in host memory. Nothing changes on the CPU.
-        mixed_precision: a `MixedPrecisionPolicy`. Default: with a `mixed` precision of the Trainer, parameters are gathered in its format and gradients
-            are reduced in float32.
-        state_dict_type: `full`: checkpoints are one file, gathered on rank 0; `sharded`: a folder, into which every rank writes its part.
+        cpu_offload: whether parameters, gradients and optimizer states stay in host memory. Nothing
+            changes on the CPU.
+        mixed_precision: a `MixedPrecisionPolicy`. Default: with a `mixed` precision of the Trainer,
+            parameters are gathered in its format and gradients are reduced in float32.
+        state_dict_type: `full`: checkpoints are one file, gathered on rank 0; `sharded`: a folder,
+            into which every rank writes its part.
         async_save: whether such a folder is written in the background, while training goes on.
-        uneven: what happens when the ranks have different numbers of training batches; see `Strategy`.
+        uneven: what happens when the ranks have different numbers of training batches; see
+            `Strategy`.
         kwargs: further arguments of `fully_shard`.
 
     Raises:
@@ -85,7 +105,9 @@ class FSDPStrategy(Strategy):
     https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 
     Example:
-        >>> trainer = Trainer(num_workers=4, strategy=FSDPStrategy(auto_wrap_policy={nn.TransformerEncoderLayer}))
+        >>> trainer = Trainer(
+        ...     num_workers=4, strategy=FSDPStrategy(auto_wrap_policy={nn.TransformerEncoderLayer})
+        ... )
     """
 
     auto_wrap_policy: Any = None
@@ -108,15 +130,28 @@ class FSDPStrategy(Strategy):
         name = str(getattr(self.sharding_strategy, "name", self.sharding_strategy)).upper()
         if name not in RESHARDS:
             instead = " NO_SHARD is strategy='ddp'." if name == "NO_SHARD" else ""
-            raise ConfigError(f"sharding_strategy={self.sharding_strategy!r} is not known.{instead} Use one of {', '.join(RESHARDS)}.")
+            raise ConfigError(
+                f"sharding_strategy={self.sharding_strategy!r} is not known.{instead} Use one of"
+                f" {', '.join(RESHARDS)}."
+            )
         if self.device_mesh is not None and name != "HYBRID_SHARD":
-            raise ConfigError(f"device_mesh={self.device_mesh} has a meaning with sharding_strategy='HYBRID_SHARD' only.")
+            raise ConfigError(
+                f"device_mesh={self.device_mesh} has a meaning with"
+                " sharding_strategy='HYBRID_SHARD' only."
+            )
         if self.state_dict_type not in ("full", "sharded"):
-            raise ConfigError(f"state_dict_type={self.state_dict_type!r} is not known. Use 'full' or 'sharded'.")
+            raise ConfigError(
+                f"state_dict_type={self.state_dict_type!r} is not known. Use 'full' or 'sharded'."
+            )
         if self.async_save and self.state_dict_type == "full":
-            raise ConfigError("async_save=True needs state_dict_type='sharded': one file is gathered on rank 0 while the others wait.")
+            raise ConfigError(
+                "async_save=True needs state_dict_type='sharded': one file is gathered on rank 0"
+                " while the others wait."
+            )
         if self.auto_wrap_policy is not None and self.min_num_params is not None:
-            raise ConfigError("auto_wrap_policy and min_num_params were both given. Leave one of them out.")
+            raise ConfigError(
+                "auto_wrap_policy and min_num_params were both given. Leave one of them out."
+            )
         self.sharding_strategy = name
         self.saves_folders = self.state_dict_type == "sharded"
         self.saves_in_background = self.async_save
@@ -141,25 +176,34 @@ class FSDPStrategy(Strategy):
 
         if any(is_part(parameter) for parameter in module.parameters()):
             raise ConfigError(
-                f"{type(module).__name__} is sharded already: by a run that an exception ended, or by its own code. Make it anew and leave fully_shard out."
+                f"{type(module).__name__} is sharded already: by a run that an exception ended, or"
+                " by its own code. Make it anew and leave fully_shard out."
             )
         if any(child._compiled_call_impl is not None for child in module.modules()):
             raise ConfigError(
-                "Trainer(compile=...) and FSDP on several ranks do not go together here: leave out compile, or use strategy='ddp'."
+                "Trainer(compile=...) and FSDP on several ranks do not go together here: leave out"
+                " compile, or use strategy='ddp'."
             )
         options = {"mesh": self._mesh(world), **self._placing(world), **self.kwargs}
         policy, whole = self._mixing(precision)
         manual = not module.automatic_optimization
         if manual and next(iter(module._parameters.values()), None) is not None:
             raise ConfigError(
-                f"{type(module).__name__} has parameters of its own, beside those of its submodules, and steps its optimizers by hand: FSDP gathers parameters"
-                " for calls of modules only. Put them into a submodule, or use automatic optimization."
+                f"{type(module).__name__} has parameters of its own, beside those of its"
+                " submodules, and steps its optimizers by hand: FSDP gathers parameters for calls"
+                " of modules only. Put them into a submodule, or use automatic optimization."
             )
-        if manual:  # optimizers are toggled: which parameters require gradients is looked at when they are gathered
+        # Optimizers are toggled: which parameters require gradients is looked at when they are
+        # gathered
+        if manual:
             options["reshard_after_forward"] = True
         steps = Steps(module)
         roots = list(callable_children(module)) if manual else [steps]
-        inner = [unit for unit in choose_units(module, self._wants_unit, norms=policy is not whole) if unit not in roots]
+        inner = [
+            unit
+            for unit in choose_units(module, self._wants_unit, norms=policy is not whole)
+            if unit not in roots
+        ]
         units = [Unit(target) for target in [*inner, *roots]]
         for target in [*inner, *roots]:
             is_norm = isinstance(target, nn.modules.batchnorm._BatchNorm)
@@ -174,7 +218,10 @@ class FSDPStrategy(Strategy):
         return self._steps
 
     def bring_home(self, module: LightningModule, optimizers: list[Any]) -> None:
-        """Make the module whole again, on every rank, in host memory; of optimizers rank 0 gets the state."""
+        """Make the module whole again, on every rank, in host memory.
+
+        Of optimizers rank 0 gets the state.
+        """
         if self._steps is None:
             return
         self.settle(module)
@@ -184,13 +231,18 @@ class FSDPStrategy(Strategy):
             for name, parameter in owner._parameters.items():
                 if parameter is not None and is_part(parameter):
                     if id(parameter) not in made:
-                        made[id(parameter)] = nn.Parameter(self._gathered(parameter), parameter.requires_grad)
+                        made[id(parameter)] = nn.Parameter(
+                            self._gathered(parameter), parameter.requires_grad
+                        )
                     owner._parameters[name] = made[id(parameter)]
         for optimizer in optimizers:
             kept = {key: self._whole(values) for key, values in optimizer.state.items()}
             optimizer.state.clear()
             for group in optimizer.param_groups:
-                parts, group["params"] = group["params"], [made.get(id(one), one) for one in group["params"]]
+                parts, group["params"] = (
+                    group["params"],
+                    [made.get(id(one), one) for one in group["params"]],
+                )
                 for part, parameter in zip(parts, group["params"], strict=True):
                     if part in kept and self.world.is_zero:
                         optimizer.state[parameter] = kept[part]
@@ -200,17 +252,24 @@ class FSDPStrategy(Strategy):
 
     # ---- evaluation ----
 
-    def step(self, module: LightningModule, wrapped: nn.Module | None, name: str) -> Callable[..., Any]:
+    def step(
+        self, module: LightningModule, wrapped: nn.Module | None, name: str
+    ) -> Callable[..., Any]:
         """Return what an evaluation calls for its step `name`."""
         return getattr(module, name) if wrapped is None else partial(wrapped, step=name)
 
     def together(self, batches: Iterator[Any]) -> Iterable[Any]:
-        """Give the batches of an evaluation. Those that not all ranks have are evaluated with whole parameters, without the others' help."""
+        """Give the batches of an evaluation.
+
+        Those that not all ranks have are evaluated with whole parameters, without the others' help.
+        """
         if self._steps is None:
             yield from batches
             return
         self._share_buffers(self._steps.module)
-        while (have := self.world.gather_numbers((item := next(batches, None)) is not None)) and all(have):
+        while (
+            have := self.world.gather_numbers((item := next(batches, None)) is not None)
+        ) and all(have):
             yield item
         if any(have):
             for unit in self._units:
@@ -240,7 +299,11 @@ class FSDPStrategy(Strategy):
             if not is_part(value):
                 return value
             gathered = self._gathered(value)
-            return gathered if self.world.is_zero else torch.empty(value.shape, dtype=value.dtype, device="meta")
+            return (
+                gathered
+                if self.world.is_zero
+                else torch.empty(value.shape, dtype=value.dtype, device="meta")
+            )
 
         return tree_map(gather, state)
 
@@ -252,10 +315,15 @@ class FSDPStrategy(Strategy):
         """Return the part of an optimizer's whole state that this rank keeps."""
         if self._steps is None:
             return state
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        parameters = [
+            parameter for group in optimizer.param_groups for parameter in group["params"]
+        ]
         numbers = [number for group in state["param_groups"] for number in group["params"]]
         of = dict(zip(numbers, parameters, strict=False))
-        parted = {number: tree_map(partial(part_like, of[number]), values) for number, values in state["state"].items()}
+        parted = {
+            number: tree_map(partial(part_like, of[number]), values)
+            for number, values in state["state"].items()
+        }
         return {**state, "state": parted}
 
     def gradients(self, module: LightningModule) -> dict[str, Tensor]:
@@ -265,7 +333,11 @@ class FSDPStrategy(Strategy):
         found = {}
         for name, parameter in self._parameters():
             gradient = parameter.unsharded_accumulated_grad
-            gradient = getattr(parameter, "_unsharded_param", parameter.sharded_param).grad if gradient is None else gradient
+            gradient = (
+                getattr(parameter, "_unsharded_param", parameter.sharded_param).grad
+                if gradient is None
+                else gradient
+            )
             if gradient is not None:
                 found[name] = gradient
         return found
@@ -309,14 +381,21 @@ class FSDPStrategy(Strategy):
             return init_device_mesh(world.device.type, (world.size,))
         copies, parts = self.device_mesh or (world.num_nodes, world.size // world.num_nodes)
         if copies * parts != world.size:
-            raise ConfigError(f"device_mesh=({copies}, {parts}) means {copies * parts} ranks, but there are {world.size}.")
-        return init_device_mesh(world.device.type, (copies, parts), mesh_dim_names=("copies", "parts"))
+            raise ConfigError(
+                f"device_mesh=({copies}, {parts}) means {copies * parts} ranks, but there are"
+                f" {world.size}."
+            )
+        return init_device_mesh(
+            world.device.type, (copies, parts), mesh_dim_names=("copies", "parts")
+        )
 
     def _placing(self, world: World) -> dict[str, Any]:
         from torch.distributed.fsdp import CPUOffloadPolicy
 
         given = self.reshard_after_forward
-        placing: dict[str, Any] = {"reshard_after_forward": RESHARDS[self.sharding_strategy] if given is None else given}
+        placing: dict[str, Any] = {
+            "reshard_after_forward": RESHARDS[self.sharding_strategy] if given is None else given
+        }
         if self.cpu_offload and world.device.type != "cpu":
             placing["offload_policy"] = CPUOffloadPolicy()
         return placing
@@ -329,5 +408,12 @@ class FSDPStrategy(Strategy):
         if self.mixed_precision is not None:
             return self.mixed_precision, whole
         if precision.is_mixed:  # autocast casts the inputs
-            return MixedPrecisionPolicy(param_dtype=precision.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False), whole
+            return (
+                MixedPrecisionPolicy(
+                    param_dtype=precision.dtype,
+                    reduce_dtype=torch.float32,
+                    cast_forward_inputs=False,
+                ),
+                whole,
+            )
         return whole, whole

@@ -16,11 +16,17 @@ from raylit.runtime.messages import warn
 
 # what the user may write -> canonical name
 _NAMES: dict[str, str] = {
-    "32": "32-true", "32-true": "32-true",
-    "64": "64-true", "64-true": "64-true",
-    "16": "16-mixed", "16-mixed": "16-mixed", "16-true": "16-true",
-    "bf16": "bf16-mixed", "bf16-mixed": "bf16-mixed", "bf16-true": "bf16-true",
-}  # fmt: skip
+    "32": "32-true",
+    "32-true": "32-true",
+    "64": "64-true",
+    "64-true": "64-true",
+    "16": "16-mixed",
+    "16-mixed": "16-mixed",
+    "16-true": "16-true",
+    "bf16": "bf16-mixed",
+    "bf16-mixed": "bf16-mixed",
+    "bf16-true": "bf16-true",
+}
 _DTYPES = {"64": torch.float64, "32": torch.float32, "16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -32,15 +38,18 @@ def canonical(precision: str | int | None) -> str:
     """
     name = _NAMES.get("32-true" if precision is None else str(precision))
     if name is None:
-        raise ConfigError(f"precision={precision!r} is not known. Use one of: {', '.join(sorted(set(_NAMES)))}.")
+        raise ConfigError(
+            f"precision={precision!r} is not known. Use one of: {', '.join(sorted(set(_NAMES)))}."
+        )
     return name
 
 
 class Precision:
     """How one precision acts on a run.
 
-    `true` formats store parameters in the format; `mixed` ones keep them in float32 and compute the steps under autocast, with the loss
-    scaled for float16 on a GPU (Micikevicius et al., "Mixed Precision Training", 2018).
+    `true` formats store parameters in the format; `mixed` ones keep them in float32 and compute the
+    steps under autocast, with the loss scaled for float16 on a GPU (Micikevicius et al., "Mixed
+    Precision Training", 2018).
 
     Attributes:
         name: canonical name.
@@ -60,13 +69,18 @@ class Precision:
         self.is_mixed = kind == "mixed"
         self.converts = kind == "true" and bits != "32"
         self.has_context = self.is_mixed or self.converts
-        self.scaler = torch.amp.GradScaler(device.type) if name == "16-mixed" and device.type == "cuda" else None
+        self.scaler = (
+            torch.amp.GradScaler(device.type)
+            if name == "16-mixed" and device.type == "cuda"
+            else None
+        )
 
     @contextmanager
     def context(self) -> Iterator[None]:
         """The context in which a step runs: autocast, or new tensors in the format."""
         if self.is_mixed:
-            # autocast's cast cache goes wrong when parameters change under it, so weights are cast anew in each step
+            # autocast's cast cache goes wrong when parameters change under it, so weights are cast
+            # anew in each step
             with torch.autocast(self.device.type, dtype=self.dtype, cache_enabled=False):
                 yield
         elif self.converts:
@@ -86,14 +100,22 @@ class Precision:
 
     @contextmanager
     def creating(self, empty: bool) -> Iterator[None]:
-        """The context in which to make a model: it lands on the device in the format, and if `empty` with whatever the memory held."""
-        with torch.device(self.device), _NoInit() if empty else nullcontext(), self.context() if self.converts else nullcontext():
+        """The context in which to make a model.
+
+        It lands on the device in the format, and if `empty` with whatever the memory held.
+        """
+        with (
+            torch.device(self.device),
+            _NoInit() if empty else nullcontext(),
+            self.context() if self.converts else nullcontext(),
+        ):
             yield
 
     def convert_module(self, module: nn.Module) -> None:
         """Bring the parameters and buffers into the format, in place."""
         if self.dtype is torch.float64:
-            module.double()  # unlike `to` it leaves complex parameters and the states of torchmetrics as they are
+            # Unlike `to` it leaves complex parameters and the states of torchmetrics as they are
+            module.double()
         elif self.converts:
             module.to(self.dtype)
 

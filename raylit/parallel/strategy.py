@@ -1,16 +1,21 @@
-"""Strategy: how the ranks keep one model in step. The contract, and what user code asks of `trainer.strategy`.
+"""Strategy: how the ranks keep one model in step.
+
+The contract, and what user code asks of `trainer.strategy`.
 
 Who calls what, on every rank:
 
     worker.place        shard      before optimizers are made
                         wrap       after; again when other parameters require gradients
-    loop                the wrapped module in place of `training_step`; its `no_sync()` for all but the last batch of an accumulation;
-                        its `prepare_backward(loss)`, if it has one, before each backward pass of manual optimization
+    loop                the wrapped module in place of `training_step`; its `no_sync()` for all but
+    the last batch of an accumulation;
+                        its `prepare_backward(loss)`, if it has one, before each backward pass of
+                        manual optimization
     evaluation          step, together, settle
     checkpoint          whole, optimizer_state, gradients, set_gradients
     worker.bring_home   bring_home
 
-A strategy of one's own derives from this class and overrides `wrap`, and the rest where parameters are not whole on every rank.
+A strategy of one's own derives from this class and overrides `wrap`, and the rest where parameters
+are not whole on every rank.
 """
 
 from __future__ import annotations
@@ -35,9 +40,11 @@ class Strategy:
     """How the ranks keep one model in step.
 
     Attributes:
-        uneven: what happens to an epoch of training in which the ranks have different numbers of batches. `finish`: it lasts until every rank has
-            read all it has; those that are through earlier begin again. `drop`: it ends for all with the first that has no more.
-        shards: whether a rank holds a part of each parameter only, so that forward passes and checkpoints need all ranks.
+        uneven: what happens to an epoch of training in which the ranks have different numbers of
+            batches. `finish`: it lasts until every rank has read all it has; those that are through
+            earlier begin again. `drop`: it ends for all with the first that has no more.
+        shards: whether a rank holds a part of each parameter only, so that forward passes and
+            checkpoints need all ranks.
         saves_folders: whether a checkpoint is a folder into which every rank writes its part.
         saves_in_background: whether it does so while training goes on.
     """
@@ -61,7 +68,8 @@ class Strategy:
         """
         if self.shards:
             raise ConfigError(
-                f"{what}, but {type(self).__name__} leaves a part of the model on each rank. Leave it out, or use strategy='ddp'."
+                f"{what}, but {type(self).__name__} leaves a part of the model on each rank. Leave"
+                " it out, or use strategy='ddp'."
             )
 
     # ---- what a run asks ----
@@ -70,10 +78,15 @@ class Strategy:
         """Change the module in place, before optimizers are made of its parameters."""
 
     def wrap(self, module: LightningModule, world: World) -> nn.Module | None:
-        """Return what is called with the arguments of `training_step`, on several ranks; None: `training_step` itself."""
+        """Return what is called with the arguments of `training_step`, on several ranks.
+
+        None: `training_step` itself.
+        """
         return None
 
-    def step(self, module: LightningModule, wrapped: nn.Module | None, name: str) -> Callable[..., Any]:
+    def step(
+        self, module: LightningModule, wrapped: nn.Module | None, name: str
+    ) -> Callable[..., Any]:
         """Return what an evaluation calls for its step `name`."""
         function: Callable[..., Any] = getattr(module, name)
         return function
@@ -86,7 +99,10 @@ class Strategy:
         """Bring the module back to how it is between steps."""
 
     def whole(self, state: Any) -> Any:
-        """Return nested state as one file is to hold it; all ranks come here, and on rank 0 nothing in it may be a part."""
+        """Return nested state as one file is to hold it.
+
+        All ranks come here, and on rank 0 nothing in it may be a part.
+        """
         return state
 
     def optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +111,11 @@ class Strategy:
 
     def gradients(self, module: LightningModule) -> dict[str, Tensor]:
         """Return this rank's gradients by parameter, within an accumulation."""
-        return {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
+        return {
+            name: parameter.grad
+            for name, parameter in module.named_parameters()
+            if parameter.grad is not None
+        }
 
     def set_gradients(self, module: LightningModule, gradients: dict[str, Tensor]) -> None:
         """Bring back what `gradients` returned."""
@@ -116,7 +136,10 @@ class Strategy:
             RuntimeError: no job was run yet.
         """
         if self._world is None:
-            raise RuntimeError("What trainer.strategy knows of ranks and devices is known while a job runs, from setup on.")
+            raise RuntimeError(
+                "What trainer.strategy knows of ranks and devices is known while a job runs, from"
+                " setup on."
+            )
         return self._world
 
     @property
@@ -157,13 +180,17 @@ class Strategy:
         return self.world.all_gather(tensor, sync_grads)
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: str | None = "mean") -> Any:
-        """Return the `mean` or the `sum` of the ranks' tensors; what is no tensor is returned as it is.
+        """Return the `mean` or the `sum` of the ranks' tensors.
+
+        What is no tensor is returned as it is.
 
         Raises:
             ConfigError: `reduce_op` is neither.
         """
         if str(reduce_op).lower() not in ("mean", "avg", "sum"):
-            raise ConfigError(f"strategy.reduce(reduce_op={reduce_op!r}) is not known. Use 'mean' or 'sum'.")
+            raise ConfigError(
+                f"strategy.reduce(reduce_op={reduce_op!r}) is not known. Use 'mean' or 'sum'."
+            )
         if not isinstance(tensor, Tensor) or self.world.size == 1:
             return tensor
         gathered = self.world.all_gather(tensor)

@@ -1,4 +1,7 @@
-"""Units of FSDP: which submodules are gathered together, what is done to them, and how it is undone."""
+"""Units of FSDP.
+
+Which submodules are gathered together, what is done to them, and how it is undone.
+"""
 
 from __future__ import annotations
 
@@ -15,29 +18,43 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from raylit.errors import ConfigError
 
 
-def choose_units(module: nn.Module, wants: Callable[[nn.Module, int], bool], *, norms: bool) -> list[nn.Module]:
+def choose_units(
+    module: nn.Module, wants: Callable[[nn.Module, int], bool], *, norms: bool
+) -> list[nn.Module]:
     """Return the submodules to make units of, inner ones first.
 
     Args:
         module: what is sharded.
         wants: is asked of a submodule, and the number of its parameters that are in no unit yet.
-        norms: whether each batch norm is a unit, since its parameters are to be gathered in another format.
+        norms: whether each batch norm is a unit, since its parameters are to be gathered in another
+            format.
     """
-    uses = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
+    uses = Counter(
+        id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False)
+    )
 
     def is_closed(candidate: nn.Module) -> bool:
         """Tell whether no parameter of it is used outside of it too."""
-        inside = Counter(id(parameter) for _, parameter in candidate.named_parameters(remove_duplicate=False))
+        inside = Counter(
+            id(parameter) for _, parameter in candidate.named_parameters(remove_duplicate=False)
+        )
         return bool(inside) and all(uses[key] == number for key, number in inside.items())
 
     chosen: list[nn.Module] = []
 
     def visit(candidate: nn.Module) -> int:
-        """Choose within `candidate` and perhaps it; returns how many of its parameters are in no unit yet."""
+        """Choose within `candidate` and perhaps it.
+
+        Returns how many of its parameters are in no unit yet.
+        """
         if candidate in chosen:
             return 0
         number = sum(visit(child) for child in candidate.children())
-        number += sum(parameter.numel() for parameter in candidate._parameters.values() if parameter is not None)
+        number += sum(
+            parameter.numel()
+            for parameter in candidate._parameters.values()
+            if parameter is not None
+        )
         if candidate is module or isinstance(candidate, (nn.ModuleList, nn.ModuleDict)):
             return number
         is_norm = norms and isinstance(candidate, _BatchNorm)
@@ -107,17 +124,32 @@ def is_part(value: Any) -> bool:
 
 def part_like(parameter: Any, value: Any) -> Any:
     """Return this rank's part of a whole tensor, if it has the shape of a parameter that is spread over the ranks; else `value`."""
-    if not is_part(parameter) or not isinstance(value, Tensor) or is_part(value) or value.shape != parameter.shape:
+    if (
+        not is_part(parameter)
+        or not isinstance(value, Tensor)
+        or is_part(value)
+        or value.shape != parameter.shape
+    ):
         return value
     from torch.distributed.tensor import DTensor
 
     local, mesh = value, parameter.device_mesh
     for number, placement in enumerate(parameter.placements):
         if placement.is_shard():
-            parts, own = torch.chunk(local, mesh.size(number), placement.dim), mesh.get_local_rank(number)
+            parts, own = (
+                torch.chunk(local, mesh.size(number), placement.dim),
+                mesh.get_local_rank(number),
+            )
             local = parts[own] if own < len(parts) else local.narrow(placement.dim, 0, 0)
     local = local.to(parameter.to_local().device, copy=True)
-    return DTensor.from_local(local, mesh, parameter.placements, run_check=False, shape=parameter.shape, stride=parameter.stride())
+    return DTensor.from_local(
+        local,
+        mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
 
 
 def policy_of(given: Any) -> Callable[..., bool] | None:
@@ -140,15 +172,21 @@ def policy_of(given: Any) -> Callable[..., bool] | None:
                 found = getattr(importlib.import_module(place), name)
             except (ImportError, AttributeError, ValueError) as error:
                 raise ConfigError(
-                    f"auto_wrap_policy={one!r}: {error or 'no such class'}. Give the import path of a class of modules."
+                    f"auto_wrap_policy={one!r}: {error or 'no such class'}. Give the import path of"
+                    " a class of modules."
                 ) from error
         if not (isinstance(found, type) and issubclass(found, nn.Module)):
-            raise ConfigError(f"auto_wrap_policy={given!r}: {one!r} is no class of modules. Give classes, their import paths, or a policy.")
+            raise ConfigError(
+                f"auto_wrap_policy={given!r}: {one!r} is no class of modules. Give classes, their"
+                " import paths, or a policy."
+            )
         classes.append(found)
     return partial(_is_one_of, tuple(classes))
 
 
-def _is_one_of(classes: tuple[type, ...], module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
+def _is_one_of(
+    classes: tuple[type, ...], module: nn.Module, recurse: bool, nonwrapped_numel: int
+) -> bool:
     return isinstance(module, classes)
 
 

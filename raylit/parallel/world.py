@@ -45,7 +45,9 @@ class World:
         self.size = dist.get_world_size() if together else 1
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0")) if together else 0
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) if together else 1
-        self.node_rank = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))) if together else 0
+        self.node_rank = (
+            int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))) if together else 0
+        )
         self.num_nodes = max(1, self.size // max(1, local_size))
         self._cpu_group: Any = None
         self._files_group: Any = None
@@ -53,17 +55,29 @@ class World:
 
     @classmethod
     def join(cls, accelerator: str) -> World:
-        """Find this process's place: in the process group that exists, in the one that `torchrun`'s variables describe, or alone.
+        """Find this process's place.
+
+        In the process group that exists, in the one that `torchrun`'s variables describe, or alone.
 
         Args:
             accelerator: one of `auto`, `cpu`, `gpu`, `cuda`, `mps`.
         """
         device = choose_device(accelerator, int(os.environ.get("LOCAL_RANK", "0")))
-        if not dist.is_initialized() and "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            patience = timedelta(seconds=float(os.environ.get("RAYLIT_TIMEOUT_S", "1800")))  # with a rank that hangs
-            # what is in host memory, such as what the ranks agree on, goes by gloo, so that the accelerator is not waited for
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=patience)
-            # kept until the process ends: a rank that is through must not take the group's store from one that still leaves
+        if (
+            not dist.is_initialized()
+            and "TORCHELASTIC_RUN_ID" in os.environ
+            and int(os.environ.get("WORLD_SIZE", "1")) > 1
+        ):
+            patience = timedelta(
+                seconds=float(os.environ.get("RAYLIT_TIMEOUT_S", "1800"))
+            )  # with a rank that hangs
+            # what is in host memory, such as what the ranks agree on, goes by gloo, so that the
+            # accelerator is not waited for
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=patience
+            )
+            # kept until the process ends: a rank that is through must not take the group's store
+            # from one that still leaves
             atexit.register(_leave_group)
         return cls(device)
 
@@ -121,20 +135,29 @@ class World:
 
     @property
     def files_group(self) -> Any:
-        """The ranks as a group of its own for those who write files, perhaps in the background. Made on first use, which is to be on all ranks."""
+        """The ranks as a group of its own for those who write files, perhaps in the background.
+
+        Made on first use, which is to be on all ranks.
+        """
         if self._files_group is None:
             self._files_group = dist.new_group(backend="gloo")
         return self._files_group
 
     @property
     def cpu_group(self) -> Any:
-        """The ranks as a group that sends host memory; None if the default group does. Made on first use, which is to be on all ranks."""
+        """The ranks as a group that sends host memory; None if the default group does.
+
+        Made on first use, which is to be on all ranks.
+        """
         if self._cpu_group is None and "gloo" not in str(dist.get_backend_config()):
             self._cpu_group = dist.new_group(backend="gloo")
         return self._cpu_group
 
     def all_gather(self, tensor: Tensor, sync_grads: bool = False) -> Tensor:
-        """Return the ranks' tensors stacked, shape (size, *tensor.shape); `tensor` itself when alone."""
+        """Return the ranks' tensors stacked, shape (size, *tensor.shape).
+
+        `tensor` itself when alone.
+        """
         if self.size == 1:
             return tensor
         tensor = tensor.contiguous().to(self.device)
@@ -153,7 +176,10 @@ class World:
 
 
 def _leave_group() -> None:
-    """End the process group while Python still runs: its threads let go of tensors, and would abort a process that is being torn down."""
+    """End the process group while Python still runs.
+
+    Its threads let go of tensors, and would abort a process that is being torn down.
+    """
     gc.collect()
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -166,7 +192,9 @@ def choose_device(accelerator: str, local_rank: int) -> torch.device:
         ConfigError: the accelerator is unknown, or this machine does not have it.
     """
     if accelerator not in ACCELERATORS:
-        raise ConfigError(f"accelerator={accelerator!r} is not known. Use one of: {', '.join(ACCELERATORS)}.")
+        raise ConfigError(
+            f"accelerator={accelerator!r} is not known. Use one of: {', '.join(ACCELERATORS)}."
+        )
     if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
         # Ray Train may show a worker only its own GPU, torchrun shows all.
         index = local_rank if local_rank < torch.cuda.device_count() else 0
@@ -176,11 +204,17 @@ def choose_device(accelerator: str, local_rank: int) -> torch.device:
         return torch.device("mps")
     if accelerator in ("gpu", "cuda", "mps"):
         raise ConfigError(
-            f"accelerator={accelerator!r} was asked for, but PyTorch finds no such device here. Use accelerator='cpu' or 'auto'."
+            f"accelerator={accelerator!r} was asked for, but PyTorch finds no such device here. Use"
+            " accelerator='cpu' or 'auto'."
         )
     return torch.device("cpu")
 
 
 def is_lost_peer(error: Exception) -> bool:
-    """Tell whether `error` says that another rank could not be reached: it is the consequence of that rank's end, not the reason."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    """Tell whether `error` says that another rank could not be reached.
+
+    It is the consequence of that rank's end, not the reason.
+    """
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error)
+    )

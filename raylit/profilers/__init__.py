@@ -6,4 +6,11 @@ from raylit.profilers.by_name import find_profiler
 from raylit.profilers.pytorch import PyTorchProfiler
 from raylit.profilers.simple import SimpleProfiler
 
-__all__ = ["AdvancedProfiler", "PassThroughProfiler", "Profiler", "PyTorchProfiler", "SimpleProfiler", "find_profiler"]
+__all__ = [
+    "AdvancedProfiler",
+    "PassThroughProfiler",
+    "Profiler",
+    "PyTorchProfiler",
+    "SimpleProfiler",
+    "find_profiler",
+]

@@ -14,15 +14,19 @@ from raylit.profilers.base import Profiler
 
 
 class AdvancedProfiler(Profiler):
-    """Runs cProfile over each action and reports its functions by cumulative time. It makes Python code several times slower.
+    """Runs cProfile over each action and reports its functions by cumulative time.
+
+    It makes Python code several times slower.
 
     While an action lies within another, the time is counted for the inner one only.
 
     Args:
         dirpath: see `Profiler`.
         filename: see `Profiler`.
-        line_count_restriction: functions to report for each action: a number (10), or a share of them (0.5).
-        dump_stats: whether to write what was measured to `dirpath`, a `.prof` file for each action, for tools such as snakeviz.
+        line_count_restriction: functions to report for each action: a number (10), or a share of
+            them (0.5).
+        dump_stats: whether to write what was measured to `dirpath`, a `.prof` file for each action,
+            for tools such as snakeviz.
 
     Attributes:
         profiled_actions: the cProfile object of each action.
@@ -34,7 +38,11 @@ class AdvancedProfiler(Profiler):
     Source: https://docs.python.org/3/library/profile.html
 
     Example:
-        >>> trainer = Trainer(profiler=AdvancedProfiler(dirpath="profiles", filename="functions", line_count_restriction=10))
+        >>> trainer = Trainer(
+        ...     profiler=AdvancedProfiler(
+        ...         dirpath="profiles", filename="functions", line_count_restriction=10
+        ...     )
+        ... )
     """
 
     def __init__(
@@ -59,7 +67,9 @@ class AdvancedProfiler(Profiler):
     def stop(self, action_name: str) -> None:
         profile = self.profiled_actions.get(action_name)
         if profile is None:
-            raise ValueError(f"The action {action_name!r} was stopped, but it was never started. Start it first.")
+            raise ValueError(
+                f"The action {action_name!r} was stopped, but it was never started. Start it first."
+            )
         profile.disable()
         if profile in self._running:
             self._running.reverse()
@@ -75,7 +85,9 @@ class AdvancedProfiler(Profiler):
             if self.dump_stats:
                 self._dump(action, profile)
             text = io.StringIO()
-            pstats.Stats(profile, stream=text).strip_dirs().sort_stats("cumulative").print_stats(self.line_count_restriction)
+            pstats.Stats(profile, stream=text).strip_dirs().sort_stats("cumulative").print_stats(
+                self.line_count_restriction
+            )
             reports[action] = text.getvalue()
         return self._stats_to_str(reports)
 
@@ -89,12 +101,19 @@ class AdvancedProfiler(Profiler):
     def _dump(self, action: str, profile: cProfile.Profile) -> None:
         if self.dirpath is None:
             raise ConfigError(
-                "AdvancedProfiler(dump_stats=True) has no folder for its files. Give it dirpath=..., or the Trainer a logger."
+                "AdvancedProfiler(dump_stats=True) has no folder for its files. Give it"
+                " dirpath=..., or the Trainer a logger."
             )
-        with tempfile.TemporaryDirectory() as folder, self._open(self._prepare_filename(action, ".prof"), "wb") as file:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            self._open(self._prepare_filename(action, ".prof"), "wb") as file,
+        ):
             profile.dump_stats(f"{folder}/stats")  # writes to local files only
             with open(f"{folder}/stats", "rb") as dumped:
                 file.write(dumped.read())
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"profiled_actions": {}, "_running": []}  # cProfile's objects cannot be pickled
+        return super().__getstate__() | {
+            "profiled_actions": {},
+            "_running": [],
+        }  # cProfile's objects cannot be pickled

@@ -1,13 +1,16 @@
 """The contract of a profiler.
 
-A profiler sees actions begin and end: hooks, steps, fetching of batches, saving of checkpoints; actions may lie within one another. When a
-Trainer has one, everything worth seeing is wrapped once, when the run is prepared (`raylit.profiling`), so a run without a profiler pays
-nothing. Every rank has its own, pickled with the Trainer; `setup` is called before the first action, `describe` after the last, also when
-an exception ended the run.
+A profiler sees actions begin and end: hooks, steps, fetching of batches, saving of checkpoints;
+actions may lie within one another. When a Trainer has one, everything worth seeing is wrapped once,
+when the run is prepared (`raylit.profiling`), so a run without a profiler pays nothing. Every rank
+has its own, pickled with the Trainer; `setup` is called before the first action, `describe` after
+the last, also when an exception ended the run.
 
-Names of actions are `[Callback]<state_key>.<hook>`, `[LightningModule]<class>.<hook>`, `[LightningDataModule]<class>.<hook>`,
-`[Strategy]<class>.training_step` and the like, `run_training_epoch`, `run_training_batch`, `[_TrainingEpochLoop].train_dataloader_next`,
-`save_checkpoint`. User code may add its own: `with self.trainer.profiler.profile("my action"): ...`.
+Names of actions are `[Callback]<state_key>.<hook>`, `[LightningModule]<class>.<hook>`,
+`[LightningDataModule]<class>.<hook>`, `[Strategy]<class>.training_step` and the like,
+`run_training_epoch`, `run_training_batch`, `[_TrainingEpochLoop].train_dataloader_next`,
+`save_checkpoint`. User code may add its own: `with self.trainer.profiler.profile("my action"):
+...`.
 """
 
 from __future__ import annotations
@@ -26,13 +29,17 @@ class Profiler(ABC):
     """Base of all profilers: implement `start` and `stop`, and `summary` for a report at the end.
 
     Args:
-        dirpath: folder for files, or an fsspec URL. Default: that of the first logger, `trainer.log_dir`.
-        filename: name of the report's file, `<stage>-<filename>.txt`; None prints the report instead.
+        dirpath: folder for files, or an fsspec URL. Default: that of the first logger,
+            `trainer.log_dir`.
+        filename: name of the report's file, `<stage>-<filename>.txt`; None prints the report
+            instead.
     """
 
     _lightning_module: Any = None  # the module that runs, while it does
 
-    def __init__(self, dirpath: str | os.PathLike[str] | None = None, filename: str | None = None) -> None:
+    def __init__(
+        self, dirpath: str | os.PathLike[str] | None = None, filename: str | None = None
+    ) -> None:
         self.dirpath = dirpath
         self.filename = filename
         self._output_file: Any = None
@@ -118,18 +125,30 @@ class Profiler(ABC):
     def _prepare_filename(self, action_name: str | None = None, extension: str = ".txt") -> str:
         """Return `<stage>-<filename>-<rank>-<action>` without those that are not set, safe on all file systems."""
         rank = None if self._local_rank is None else str(self._local_rank)
-        name = "-".join(part for part in (self._stage, self.filename or None, rank, action_name) if part is not None)
+        name = "-".join(
+            part
+            for part in (self._stage, self.filename or None, rank, action_name)
+            if part is not None
+        )
         return (re.sub(r"""[\\/:*?"<>|\n\r\t_]+""", "_", name).strip() or "profile") + extension
 
     def _stats_to_str(self, stats: Mapping[str, str]) -> str:
         """Put the reports of several actions below one another."""
         lines = [f"{self._stage.upper()} Profiler Report" if self._stage else "Profiler Report"]
         for action, report in stats.items():
-            lines += [f"Profile stats for: {action}" + ("" if self._local_rank is None else f" rank: {self._local_rank}"), report]
+            lines += [
+                f"Profile stats for: {action}"
+                + ("" if self._local_rank is None else f" rank: {self._local_rank}"),
+                report,
+            ]
         return os.linesep.join(lines)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_output_file": None, "_write_stream": None, "_lightning_module": None}
+        return self.__dict__ | {
+            "_output_file": None,
+            "_write_stream": None,
+            "_lightning_module": None,
+        }
 
 
 class PassThroughProfiler(Profiler):

@@ -8,7 +8,11 @@ from raylit.profilers.base import PassThroughProfiler, Profiler
 from raylit.profilers.pytorch import PyTorchProfiler
 from raylit.profilers.simple import SimpleProfiler
 
-PROFILERS: dict[str, type[Profiler]] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+PROFILERS: dict[str, type[Profiler]] = {
+    "simple": SimpleProfiler,
+    "advanced": AdvancedProfiler,
+    "pytorch": PyTorchProfiler,
+}
 
 
 def find_profiler(profiler: Profiler | str | None) -> Profiler:
@@ -23,5 +27,8 @@ def find_profiler(profiler: Profiler | str | None) -> Profiler:
         return profiler
     if not isinstance(profiler, str) or profiler.lower() not in PROFILERS:
         hint = did_you_mean(profiler, PROFILERS) if isinstance(profiler, str) else ""
-        raise ConfigError(f"profiler={profiler!r} is not known. Use one of {', '.join(map(repr, PROFILERS))}, or a Profiler object.{hint}")
+        raise ConfigError(
+            f"profiler={profiler!r} is not known. Use one of {', '.join(map(repr, PROFILERS))}, or"
+            f" a Profiler object.{hint}"
+        )
     return PROFILERS[profiler.lower()]()

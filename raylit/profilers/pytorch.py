@@ -49,15 +49,24 @@ class PyTorchProfiler(Profiler):
     Source: https://docs.pytorch.org/docs/stable/profiler.html
 
     Example:
-        >>> profiler = PyTorchProfiler("profiles", "operators", schedule=torch.profiler.schedule(wait=10, warmup=2, active=5))
+        >>> profiler = PyTorchProfiler(
+        ...     "profiles",
+        ...     "operators",
+        ...     schedule=torch.profiler.schedule(wait=10, warmup=2, active=5),
+        ... )
         >>> trainer = Trainer(profiler=profiler)
     """
 
     STEP_FUNCTIONS = frozenset(STEPS)
     AVAILABLE_SORT_KEYS = frozenset(
-        ["count"] + [f"{device}_{what}" for device in ("cpu", "cuda") for what in ("time", "time_total", "memory_usage")]
+        ["count"]
+        + [
+            f"{device}_{what}"
+            for device in ("cpu", "cuda")
+            for what in ("time", "time_total", "memory_usage")
+        ]
         + [f"self_{device}_memory_usage" for device in ("cpu", "cuda")]
-    )  # fmt: skip
+    )
 
     def __init__(
         self,
@@ -73,7 +82,9 @@ class PyTorchProfiler(Profiler):
         **profiler_kwargs: Any,
     ) -> None:
         super().__init__(dirpath, filename)
-        self._group_by_input_shapes = group_by_input_shapes and profiler_kwargs.get("record_shapes", False)
+        self._group_by_input_shapes = group_by_input_shapes and profiler_kwargs.get(
+            "record_shapes", False
+        )
         self._emit_nvtx = emit_nvtx
         self._export_to_chrome = export_to_chrome
         self._row_limit = row_limit
@@ -81,12 +92,17 @@ class PyTorchProfiler(Profiler):
         self._table_kwargs = table_kwargs or {}
         self._export_to_flame_graph = profiler_kwargs.get("export_to_flame_graph", False)
         self._metric = profiler_kwargs.get("metric", "self_cpu_time_total")
-        self._kwargs = {key: value for key, value in profiler_kwargs.items() if key not in OWN_KWARGS}
+        self._kwargs = {
+            key: value for key, value in profiler_kwargs.items() if key not in OWN_KWARGS
+        }
         self._kwargs["activities"] = self._kwargs.get("activities") or _default_activities()
-        self._kwargs["with_stack"] = self._kwargs.get("with_stack", False) or self._export_to_flame_graph
+        self._kwargs["with_stack"] = (
+            self._kwargs.get("with_stack", False) or self._export_to_flame_graph
+        )
         schedule = self._kwargs.get("schedule", default_schedule)
         self._sort_by_key = (
-            sort_by_key or f"{'cuda' if torch.profiler.ProfilerActivity.CUDA in self._kwargs['activities'] else 'cpu'}_time_total"
+            sort_by_key
+            or f"{'cuda' if torch.profiler.ProfilerActivity.CUDA in self._kwargs['activities'] else 'cpu'}_time_total"
         )
         self._check(schedule, profiler_kwargs)
         self._schedule = None if schedule is None else StepSchedule(schedule)
@@ -94,18 +110,37 @@ class PyTorchProfiler(Profiler):
 
     def _check(self, schedule: Any, profiler_kwargs: dict[str, Any]) -> None:
         if self._sort_by_key not in self.AVAILABLE_SORT_KEYS:
-            raise ConfigError(f"PyTorchProfiler(sort_by_key={self._sort_by_key!r}) is not known. Use one of: {', '.join(sorted(self.AVAILABLE_SORT_KEYS))}.")  # fmt: skip
+            raise ConfigError(
+                f"PyTorchProfiler(sort_by_key={self._sort_by_key!r}) is not known. Use one of:"
+                f" {', '.join(sorted(self.AVAILABLE_SORT_KEYS))}."
+            )
         known = {*inspect.signature(torch.profiler.profile).parameters, *OWN_KWARGS}
         for name in profiler_kwargs:
             if name not in known:
-                raise ConfigError(f"PyTorchProfiler({name}=...): torch.profiler.profile has no such argument.{did_you_mean(name, known)}")
-        if schedule is not None and not (callable(schedule) and isinstance(schedule(0), torch.profiler.ProfilerAction)):
-            raise ConfigError(f"PyTorchProfiler(schedule={schedule!r}): give a function from the number of a step to a torch.profiler.ProfilerAction, such as torch.profiler.schedule makes.")  # fmt: skip
-        columns = set(inspect.signature(torch.autograd.profiler_util.EventList.table).parameters) - {"self", "sort_by", "row_limit"}
+                raise ConfigError(
+                    f"PyTorchProfiler({name}=...): torch.profiler.profile has no such"
+                    f" argument.{did_you_mean(name, known)}"
+                )
+        if schedule is not None and not (
+            callable(schedule) and isinstance(schedule(0), torch.profiler.ProfilerAction)
+        ):
+            raise ConfigError(
+                f"PyTorchProfiler(schedule={schedule!r}): give a function from the number of a step"
+                " to a torch.profiler.ProfilerAction, such as torch.profiler.schedule makes."
+            )
+        columns = set(
+            inspect.signature(torch.autograd.profiler_util.EventList.table).parameters
+        ) - {"self", "sort_by", "row_limit"}
         for name in self._table_kwargs:
             if name not in columns:
-                why = "is an argument of PyTorchProfiler itself" if name in ("sort_by", "row_limit") else "is not known"
-                raise KeyError(f"table_kwargs={{{name!r}: ...}} {why}. Use: {', '.join(sorted(columns))}.")
+                why = (
+                    "is an argument of PyTorchProfiler itself"
+                    if name in ("sort_by", "row_limit")
+                    else "is not known"
+                )
+                raise KeyError(
+                    f"table_kwargs={{{name!r}: ...}} {why}. Use: {', '.join(sorted(columns))}."
+                )
 
     def _forget(self) -> None:
         """Be as before the first action."""
@@ -137,9 +172,12 @@ class PyTorchProfiler(Profiler):
             self._take_step(action_name)
 
     def _take_step(self, action_name: str) -> None:
-        """Let the schedule say what is done next. What runs meanwhile is labelled anew: a label must not outlast the recording it began in.
+        """Let the schedule say what is done next.
 
-        torch writes the end of a label to memory that it freed when the recording ended, if another one has begun.
+        What runs meanwhile is labelled anew: a label must not outlast the recording it began in.
+
+        torch writes the end of a label to memory that it freed when the recording ended, if another
+        one has begun.
         """
         if self._emit_nvtx or self.profiler is None:
             return
@@ -147,7 +185,10 @@ class PyTorchProfiler(Profiler):
         if self._schedule is not None:
             self._schedule.kind = kind
             if self._schedule.schedule is default_schedule and self._total_steps(kind) < 5:
-                warn_once("PyTorchProfiler: there are fewer steps than its default schedule leaves out and records, so all are recorded.")
+                warn_once(
+                    "PyTorchProfiler: there are fewer steps than its default schedule leaves out"
+                    " and records, so all are recorded."
+                )
                 self._schedule = None
                 self.profiler.schedule = torch.profiler.profiler._default_schedule_fn
         if "on_trace_ready" not in self._kwargs:
@@ -174,8 +215,16 @@ class PyTorchProfiler(Profiler):
         self._end()
         if not self.function_events:
             return ""
-        averages = self.function_events.key_averages(group_by_input_shapes=self._group_by_input_shapes)
-        return self._stats_to_str({"records": averages.table(sort_by=self._sort_by_key, row_limit=self._row_limit, **self._table_kwargs)})
+        averages = self.function_events.key_averages(
+            group_by_input_shapes=self._group_by_input_shapes
+        )
+        return self._stats_to_str(
+            {
+                "records": averages.table(
+                    sort_by=self._sort_by_key, row_limit=self._row_limit, **self._table_kwargs
+                )
+            }
+        )
 
     def teardown(self, stage: str | None) -> None:
         self._end()
@@ -188,7 +237,10 @@ class PyTorchProfiler(Profiler):
         if self._schedule is not None:
             self._schedule.within_fit = self._stage == "fit"
         if self._emit_nvtx:
-            self.profiler, self._parent = torch.autograd.profiler.emit_nvtx(), torch.cuda.profiler.profile()
+            self.profiler, self._parent = (
+                torch.autograd.profiler.emit_nvtx(),
+                torch.cuda.profiler.profile(),
+            )
         else:
             self.profiler = torch.profiler.profile(**{**self._kwargs, "schedule": self._schedule})
         self.profiler.__enter__()
@@ -213,13 +265,21 @@ class PyTorchProfiler(Profiler):
     def _export(self, profiler: Any, action_name: str) -> None:
         """Write what was recorded to files."""
         if self.dirpath is None:
-            warn("PyTorchProfiler has no folder for its traces. Give it dirpath=..., or the Trainer a logger.")
+            warn(
+                "PyTorchProfiler has no folder for its traces. Give it dirpath=..., or the Trainer"
+                " a logger."
+            )
             return
         if self._export_to_chrome:
-            torch.profiler.tensorboard_trace_handler(os.fspath(self.dirpath), self._prepare_filename(action_name, ""))(profiler)
+            torch.profiler.tensorboard_trace_handler(
+                os.fspath(self.dirpath), self._prepare_filename(action_name, "")
+            )(profiler)
         if self._export_to_flame_graph:
             os.makedirs(self.dirpath, exist_ok=True)
-            profiler.export_stacks(os.path.join(self.dirpath, self._prepare_filename(action_name, ".stack")), metric=self._metric)
+            profiler.export_stacks(
+                os.path.join(self.dirpath, self._prepare_filename(action_name, ".stack")),
+                metric=self._metric,
+            )
 
     def _total_steps(self, kind: str) -> float:
         """Return how many steps of a kind there will be."""
@@ -230,7 +290,9 @@ class PyTorchProfiler(Profiler):
             return float(trainer.num_training_batches)
         if kind == "validation_step":
             return float(sum(trainer.num_val_batches) + sum(trainer.num_sanity_val_batches))
-        return float(sum(trainer.num_test_batches if kind == "test_step" else trainer.num_predict_batches))
+        return float(
+            sum(trainer.num_test_batches if kind == "test_step" else trainer.num_predict_batches)
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         left_out = dict.fromkeys(("profiler", "function_events", "_parent", "_names", "_step"))
@@ -251,7 +313,9 @@ class ModuleNames:
             if name:
                 label = f"[pl][module]{type(child).__module__}.{type(child).__name__}: {name}"
                 self._handles.append(child.register_forward_pre_hook(self._starting(label)))
-                self._handles.append(child.register_forward_hook(self._stopping(label), always_call=True))
+                self._handles.append(
+                    child.register_forward_hook(self._stopping(label), always_call=True)
+                )
 
     def remove(self) -> None:
         """Take the labels off."""
@@ -276,4 +340,8 @@ class ModuleNames:
 
 def _default_activities() -> list[Any]:
     activities = [torch.profiler.ProfilerActivity.CPU]
-    return [*activities, torch.profiler.ProfilerActivity.CUDA] if torch.cuda.is_available() else activities
+    return (
+        [*activities, torch.profiler.ProfilerActivity.CUDA]
+        if torch.cuda.is_available()
+        else activities
+    )

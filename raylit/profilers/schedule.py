@@ -1,4 +1,7 @@
-"""When PyTorchProfiler records: a schedule of torch.profiler, counted for training, validation, test and prediction on its own."""
+"""When PyTorchProfiler records.
+
+A schedule of torch.profiler, counted for training, validation, test and prediction on its own.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,12 @@ def default_schedule(step: int) -> ProfilerAction:
 class StepSchedule:
     """Asks a schedule with the number of steps of the kind that runs, and records each kind once.
 
-    torch's profiler counts all steps together, so a schedule would end in the sanity check, or in the middle of a validation.
+    torch's profiler counts all steps together, so a schedule would end in the sanity check, or in
+    the middle of a validation.
 
     Args:
-        schedule: from the number of a step to what is to be done in it, as `torch.profiler.schedule` makes.
+        schedule: from the number of a step to what is to be done in it, as
+            `torch.profiler.schedule` makes.
     """
 
     def __init__(self, schedule: Callable[[int], ProfilerAction]) -> None:
@@ -45,12 +50,18 @@ class StepSchedule:
         """Return what the profiler is to do next; torch's own count is ignored."""
         if self.kind is None or self.kind in self.finished:
             return ProfilerAction.NONE
-        in_sanity_check = self.kind == "validation_step" and self.within_fit and not self.num_steps["training_step"]
+        in_sanity_check = (
+            self.kind == "validation_step"
+            and self.within_fit
+            and not self.num_steps["training_step"]
+        )
         if not in_sanity_check:
             self.num_steps[self.kind] += 1
         action = self.schedule(self.num_steps[self.kind])
         if self._before is ProfilerAction.RECORD and action is ProfilerAction.WARMUP:
-            action = ProfilerAction.RECORD  # one kind was recorded when another begins: torch cannot go back to warming up
+            action = (
+                ProfilerAction.RECORD
+            )  # one kind was recorded when another begins: torch cannot go back to warming up
         if action is ProfilerAction.RECORD_AND_SAVE:
             self.finished.add(self.kind)
         self._before = action

@@ -26,10 +26,17 @@ class SimpleProfiler(Profiler):
         ValueError: an action is started that already runs, or stopped that does not.
 
     Example:
-        >>> trainer = Trainer(profiler=SimpleProfiler(filename="times"))  # or profiler="simple" to print the report
+        >>> trainer = Trainer(
+        ...     profiler=SimpleProfiler(filename="times")
+        ... )  # or profiler="simple" to print the report
     """
 
-    def __init__(self, dirpath: str | os.PathLike[str] | None = None, filename: str | None = None, extended: bool = True) -> None:
+    def __init__(
+        self,
+        dirpath: str | os.PathLike[str] | None = None,
+        filename: str | None = None,
+        extended: bool = True,
+    ) -> None:
         super().__init__(dirpath, filename)
         self.extended = extended
         self.current_actions: dict[str, float] = {}
@@ -38,18 +45,26 @@ class SimpleProfiler(Profiler):
 
     def start(self, action_name: str) -> None:
         if action_name in self.current_actions:
-            raise ValueError(f"The action {action_name!r} was started, but it already runs. Stop it first, or use another name.")
+            raise ValueError(
+                f"The action {action_name!r} was started, but it already runs. Stop it first, or"
+                " use another name."
+            )
         self.current_actions[action_name] = time.perf_counter()
 
     def stop(self, action_name: str) -> None:
         end = time.perf_counter()
         if action_name not in self.current_actions:
-            raise ValueError(f"The action {action_name!r} was stopped, but it does not run. Start it first.")
+            raise ValueError(
+                f"The action {action_name!r} was stopped, but it does not run. Start it first."
+            )
         self.recorded_durations[action_name].append(end - self.current_actions.pop(action_name))
 
     def summary(self) -> str:
         title = f"{self._stage.upper()} Profiler Report" if self._stage else "Profiler Report"
-        rows = [(action, math.fsum(times) / len(times), len(times), math.fsum(times)) for action, times in self.recorded_durations.items()]
+        rows = [
+            (action, math.fsum(times) / len(times), len(times), math.fsum(times))
+            for action, times in self.recorded_durations.items()
+        ]
         if not rows:
             return os.linesep.join([title, "", ""])
         if self.extended:
@@ -57,7 +72,10 @@ class SimpleProfiler(Profiler):
             header = ["Action", "Mean duration (s)", "Num calls", "Total time (s)", "Percentage %"]
             whole = [["Total", "-", f"{sum(row[2] for row in rows)}", f"{total_s:.5}", "100 %"]]
             rows.sort(key=lambda row: row[3], reverse=True)
-            cells = [[name, f"{mean:.5}", f"{calls}", f"{time_s:.5}", f"{100 * time_s / total_s:.5}"] for name, mean, calls, time_s in rows]
+            cells = [
+                [name, f"{mean:.5}", f"{calls}", f"{time_s:.5}", f"{100 * time_s / total_s:.5}"]
+                for name, mean, calls, time_s in rows
+            ]
         else:
             header, whole = ["Action", "Mean duration (s)", "Total time (s)"], []
             rows.sort(key=lambda row: row[1], reverse=True)
@@ -66,7 +84,10 @@ class SimpleProfiler(Profiler):
 
 
 def _table(header: list[str], whole: list[list[str]], cells: list[list[str]]) -> list[str]:
-    """Return the lines of a table: rules, header, what is true of the whole, and a row for each action."""
+    """Return the lines of a table.
+
+    Rules, header, what is true of the whole, and a row for each action.
+    """
     width = max(len(row[0]) for row in cells)
 
     def line(row: list[str]) -> str:

@@ -1,4 +1,7 @@
-"""What can be done with a batch without knowing what is in it: move it to a device, tell its size."""
+"""What can be done with a batch without knowing what is in it.
+
+Move it to a device, tell its size.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,18 @@ from raylit.runtime.messages import warn_once
 
 def move_to(batch: Any, device: torch.device | str, non_blocking: bool | None = None) -> Any:
     """Return `batch` with everything that has `.to(device)` moved, inside lists, tuples, named tuples, dicts and dataclasses."""
-    # Copies from pinned memory to a GPU may overlap with compute; other copies may not be read before they are done.
+    # Copies from pinned memory to a GPU may overlap with compute; other copies may not be read
+    # before they are done.
     asynchronous = torch.device(device).type == "cuda" if non_blocking is None else non_blocking
-    return _replace(batch, lambda item: _moved(item, device, asynchronous) if _can_move(item) else None)
+    return _replace(
+        batch, lambda item: _moved(item, device, asynchronous) if _can_move(item) else None
+    )
 
 
 def _can_move(item: Any) -> bool:
-    return isinstance(item, Tensor) or (hasattr(item, "to") and callable(item.to) and not isinstance(item, type))
+    return isinstance(item, Tensor) or (
+        hasattr(item, "to") and callable(item.to) and not isinstance(item, type)
+    )
 
 
 def _moved(item: Any, device: torch.device | str, non_blocking: bool) -> Any:
@@ -34,7 +42,10 @@ def _moved(item: Any, device: torch.device | str, non_blocking: bool) -> Any:
 
 
 def transfer_to(batch: Any, device: torch.device) -> Any:
-    """Return `batch` on the device of the step that is to come; as `move_to`, but to a CUDA device while the step before still computes."""
+    """Return `batch` on the device of the step that is to come.
+
+    As `move_to`, but to a CUDA device while the step before still computes.
+    """
     return _side_stream(device).move(batch) if device.type == "cuda" else move_to(batch, device)
 
 
@@ -58,7 +69,11 @@ class SideStream:
             if isinstance(item, Tensor) and item.layout is torch.strided:
                 moved = item.to(self.device, non_blocking=True)
                 if moved is not item:
-                    moved.record_stream(compute)  # else its memory would be given to the next copy as soon as Python lets go of it
+                    moved.record_stream(
+                        compute
+                        # Else its memory would be given to the next copy as soon as Python lets go of
+                        # it
+                    )
                 return moved
             if not _can_move(item):
                 return None
@@ -88,7 +103,10 @@ def cast_to(batch: Any, dtype: torch.dtype) -> Any:
 
 
 def _replace(batch: Any, function: Callable[[Any], Any]) -> Any:
-    """Return `batch` with each item replaced by what `function` makes of it; where that is None, with what is in the item replaced."""
+    """Return `batch` with each item replaced by what `function` makes of it.
+
+    Where that is None, with what is in the item replaced.
+    """
     if isinstance(batch, (str, bytes, int, float, type(None))):
         return batch
     made = function(batch)
@@ -104,13 +122,19 @@ def _replace(batch: Any, function: Callable[[Any], Any]) -> Any:
             return type(batch)(batch.default_factory, items)
         return items if type(batch) is dict else type(batch)(items)  # type: ignore[call-arg]
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        changed = {field.name: _replace(getattr(batch, field.name), function) for field in dataclasses.fields(batch) if field.init}
+        changed = {
+            field.name: _replace(getattr(batch, field.name), function)
+            for field in dataclasses.fields(batch)
+            if field.init
+        }
         return dataclasses.replace(batch, **changed)
     return batch
 
 
 def size_of(batch: Any, check: bool = True) -> int:
-    """Return how many samples `batch` holds: the first dimension of the first tensor in it, depth first; a 0-d tensor counts 1.
+    """Return how many samples `batch` holds.
+
+    The first dimension of the first tensor in it, depth first; a 0-d tensor counts 1.
 
     Args:
         batch: tensors in mappings, dataclasses, lists and whatever else can be iterated.
@@ -121,11 +145,15 @@ def size_of(batch: Any, check: bool = True) -> int:
     """
     first = _first_size(batch)
     if first is None:
-        raise ConfigError("The batch size could not be found: the batch holds no tensor. Give it: self.log(name, value, batch_size=n).")
+        raise ConfigError(
+            "The batch size could not be found: the batch holds no tensor. Give it: self.log(name,"
+            " value, batch_size=n)."
+        )
     if check and any(size != first for size in _sizes(batch)):
         warn_once(
-            f"The batch holds tensors of different first dimensions; {first} was taken as the batch size that weights logged means."
-            " If that is wrong, give it: self.log(name, value, batch_size=n).",
+            f"The batch holds tensors of different first dimensions; {first} was taken as the batch"
+            " size that weights logged means. If that is wrong, give it: self.log(name, value,"
+            " batch_size=n).",
             key="ambiguous batch size",
         )
     return first

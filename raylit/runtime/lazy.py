@@ -11,8 +11,9 @@ from typing import Any
 def attribute_loader(package: str, places: Mapping[str, str] | None = None) -> Callable[[str], Any]:
     """Return a `__getattr__` for the package.
 
-    It finds the names in `places`, and modules of the package that nothing has imported yet: `pl.callbacks.lr_monitor` works
-    after `import raylit as pl` alone, as it does in Lightning, though no module of raylit imports Lightning's paths.
+    It finds the names in `places`, and modules of the package that nothing has imported yet:
+    `pl.callbacks.lr_monitor` works after `import raylit as pl` alone, as it does in Lightning,
+    though no module of raylit imports Lightning's paths.
 
     Args:
         package: the package's `__name__`.

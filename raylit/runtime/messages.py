@@ -15,7 +15,10 @@ T = TypeVar("T")
 
 
 class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to what `sys.stderr` is now, not to what it was when raylit was imported: it may have been redirected since."""
+    """Writes to what `sys.stderr` is now, not to what it was when raylit was imported.
+
+    It may have been redirected since.
+    """
 
     @property
     def stream(self) -> Any:
@@ -38,7 +41,10 @@ _said: set[str] = set()
 
 
 def rank() -> int:
-    """Rank of this process among all of the run; 0 outside one. Launchers that set RANK (torchrun, Ray Train) are understood."""
+    """Rank of this process among all of the run; 0 outside one.
+
+    Launchers that set RANK (torchrun, Ray Train) are understood.
+    """
     return int(getattr(rank_zero_only, "rank", None) or os.environ.get("RANK", "0"))
 
 

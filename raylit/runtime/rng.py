@@ -22,7 +22,8 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
 
     Args:
         seed: 0 to 2**32 - 1. None takes the environment variable PL_GLOBAL_SEED, or else 0.
-        workers: whether the worker processes of loaders are seeded from it too, each with a seed of its own.
+        workers: whether the worker processes of loaders are seeded from it too, each with a seed of
+            its own.
         verbose: whether to say the seed.
 
     Returns:
@@ -36,7 +37,9 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
         try:
             seed = int(given)
         except ValueError:
-            raise ConfigError(f"The environment variable PL_GLOBAL_SEED={given!r} is not a whole number.") from None
+            raise ConfigError(
+                f"The environment variable PL_GLOBAL_SEED={given!r} is not a whole number."
+            ) from None
     if not 0 <= int(seed) <= MAX_SEED:
         raise ConfigError(f"seed={seed} is out of range: give a whole number from 0 to {MAX_SEED}.")
     seed = int(seed)

@@ -1,4 +1,6 @@
-"""Files in other places than the local disk: fsspec URLs such as `s3://bucket/runs`. A URL of the local disk, `file:///runs`, is the path it names.
+"""Files in other places than the local disk: fsspec URLs such as `s3://bucket/runs`.
+
+A URL of the local disk, `file:///runs`, is the path it names.
 
 Each file system has exceptions of its own; all that comes from one here is an OSError.
 """
@@ -15,10 +17,14 @@ from typing import Any
 
 from raylit.errors import ConfigError, MissingPackageError, did_you_mean
 
-S3 = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION and, of another server than Amazon's, AWS_ENDPOINT_URL, or a profile in ~/.aws"
+S3 = (
+    "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION and, of another server than"
+    " Amazon's, AWS_ENDPOINT_URL, or a profile in ~/.aws"
+)
 GOOGLE = "GOOGLE_APPLICATION_CREDENTIALS, or what `gcloud auth application-default login` leaves"
 AZURE = "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
-# Scheme: package, extra, and where it looks for credentials. These have no folders, and what they would make for a missing one is a bucket.
+# Scheme: package, extra, and where it looks for credentials. These have no folders, and what they
+# would make for a missing one is a bucket.
 BUCKETS = {
     **dict.fromkeys(("s3", "s3a"), ("s3fs", "s3", S3)),
     **dict.fromkeys(("gs", "gcs"), ("gcsfs", "gcs", GOOGLE)),
@@ -56,7 +62,10 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
         package, extra, _ = BUCKETS.get(scheme, (str(error), None, None))
         raise MissingPackageError(package, url, extra) from error
     except ValueError as error:
-        raise ConfigError(f"{url}: {error}.{did_you_mean(scheme, BUCKETS)} Give a local path, s3://..., gs://... or abfs://....") from error
+        raise ConfigError(
+            f"{url}: {error}.{did_you_mean(scheme, BUCKETS)} Give a local path, s3://..., gs://..."
+            " or abfs://...."
+        ) from error
     return fs, inner
 
 
@@ -76,14 +85,19 @@ def asking() -> Iterator[None]:
 
 
 def fresh(url: str) -> tuple[Any, str]:
-    """Return what `file_system` does, without what it remembers of folders: other processes write there too."""
+    """Return what `file_system` does, without what it remembers of folders.
+
+    Other processes write there too.
+    """
     fs, inner = file_system(url)
     fs.invalidate_cache()
     return fs, inner
 
 
 def upload(path: str, url: str, options: dict[str, Any] | None = None) -> None:
-    """Copy a local file to a URL, where it appears whole or not at all. Missing folders are made, missing buckets are not.
+    """Copy a local file to a URL, where it appears whole or not at all.
+
+    Missing folders are made, missing buckets are not.
 
     Raises:
         OSError: it could not be.
@@ -114,7 +128,9 @@ def make_folder(url: str, fs: Any, inner: str) -> None:
 
 @contextlib.contextmanager
 def downloaded(path: str, options: dict[str, Any] | None = None) -> Iterator[str]:
-    """Within, the file at a URL is also a local file, whose path this gives; a local file is itself.
+    """Within, the file at a URL is also a local file, whose path this gives.
+
+    A local file is itself.
 
     Raises:
         FileNotFoundError: there is none.
@@ -132,7 +148,9 @@ def downloaded(path: str, options: dict[str, Any] | None = None) -> Iterator[str
 
 
 def unwritable(folder: str) -> str | None:
-    """Return why nothing can be written to a folder or URL, which may not exist yet; None if something can. At a URL it is tried.
+    """Return why nothing can be written to a folder or URL, which may not exist yet.
+
+    None if something can. At a URL it is tried.
 
     Raises:
         MissingPackageError: a package for the URL is not installed.
@@ -158,6 +176,10 @@ def _unwritable_url(url: str) -> str | None:
             fs.rm(tried)
     except OSError as error:
         _, _, credentials = BUCKETS.get(url.partition("://")[0], (None, None, None))
-        where = f" (credentials, and where the bucket is, come from {credentials})" if credentials else ""
+        where = (
+            f" (credentials, and where the bucket is, come from {credentials})"
+            if credentials
+            else ""
+        )
         return f"{str(error).rstrip('.') or type(error).__name__}{where}"
     return None

@@ -49,11 +49,13 @@ class Summary:
 
     Attributes:
         layers: the submodules, outer ones before those within.
-        total_parameters: how many numbers the parameters hold; those not yet created (`LazyLinear`) count as 0.
+        total_parameters: how many numbers the parameters hold; those not yet created (`LazyLinear`)
+            count as 0.
         trainable_parameters: those of them that require gradients.
         model_size: MB (10^6 bytes) that the parameters take.
         total_training_modes: how many submodules are in `train` and in `eval` mode, at any depth.
-        total_flops: floating-point operations of one forward pass of `example_input_array`; 0 without one.
+        total_flops: floating-point operations of one forward pass of `example_input_array`; 0
+            without one.
         has_sizes: whether there was one.
         left_over_parameters: parameters that belong to none of the layers shown.
     """
@@ -108,15 +110,40 @@ class Summary:
         from rich.text import Text
 
         table = Table(box=box.SIMPLE_HEAD, header_style=header_style, pad_edge=False)
-        for column in ("", "Name", "Type", "Params", "Mode", *(("FLOPs", "In sizes", "Out sizes") if self.has_sizes else ())):
-            table.add_column(column, justify="right" if column in ("Params", "FLOPs") else "left", no_wrap=True)
+        for column in (
+            "",
+            "Name",
+            "Type",
+            "Params",
+            "Mode",
+            *(("FLOPs", "In sizes", "Out sizes") if self.has_sizes else ()),
+        ):
+            table.add_column(
+                column, justify="right" if column in ("Params", "FLOPs") else "left", no_wrap=True
+            )
         rows = [
-            [layer.name, layer.type, count(layer.num_parameters), "train" if layer.training else "eval"]
-            + ([count(layer.flops or 0), str(layer.in_size), str(layer.out_size)] if self.has_sizes else [])
+            [
+                layer.name,
+                layer.type,
+                count(layer.num_parameters),
+                "train" if layer.training else "eval",
+            ]
+            + (
+                [count(layer.flops or 0), str(layer.in_size), str(layer.out_size)]
+                if self.has_sizes
+                else []
+            )
             for layer in self.layers
         ]
         if self.left_over_parameters:
-            rows.append([LEFT_OVER, "n/a", count(self.left_over_parameters), *["n/a"] * (4 if self.has_sizes else 1)])
+            rows.append(
+                [
+                    LEFT_OVER,
+                    "n/a",
+                    count(self.left_over_parameters),
+                    *["n/a"] * (4 if self.has_sizes else 1),
+                ]
+            )
         for number, row in enumerate(rows):
             # as Text, because the brackets of a size are no markup
             table.add_row(str(number) if row[0] != LEFT_OVER else "", *(Text(cell) for cell in row))
@@ -141,13 +168,20 @@ class Summary:
         with console.capture() as capture:
             console.print(self.table())
         lines = [line.rstrip() for line in capture.get().splitlines()]
-        return "\n".join([*filter(None, lines), "", *(f"{value:<10}{text}" for text, value in self.totals().items())])
+        return "\n".join(
+            [
+                *filter(None, lines),
+                "",
+                *(f"{value:<10}{text}" for text, value in self.totals().items()),
+            ]
+        )
 
 
 def summarize(module: nn.Module, max_depth: int = 1) -> Summary:
     """Find out what a module is made of.
 
-    If it has an `example_input_array`, that is passed through it once, in eval mode and without gradients, to see the sizes.
+    If it has an `example_input_array`, that is passed through it once, in eval mode and without
+    gradients, to see the sizes.
 
     Args:
         module: a LightningModule, or any module.
@@ -161,15 +195,35 @@ def summarize(module: nn.Module, max_depth: int = 1) -> Summary:
         131584
     """
     if not isinstance(max_depth, int) or max_depth < -1:
-        raise ConfigError(f"max_depth={max_depth!r}: give the depth of submodules to show, -1 for all, or 0 for none.")
-    shown = list(module.named_children()) if max_depth == 1 else [(name, child) for name, child in module.named_modules() if name]
-    shown = [(name, child) for name, child in shown if max_depth == -1 or name.count(".") < max_depth]
-    sizes, flops, total_flops = _run_example(module, dict(shown))  # first, because it creates lazy parameters
-    parameters = [parameter for parameter in module.parameters() if not isinstance(parameter, UninitializedParameter)]
+        raise ConfigError(
+            f"max_depth={max_depth!r}: give the depth of submodules to show, -1 for all, or 0 for"
+            " none."
+        )
+    shown = (
+        list(module.named_children())
+        if max_depth == 1
+        else [(name, child) for name, child in module.named_modules() if name]
+    )
+    shown = [
+        (name, child) for name, child in shown if max_depth == -1 or name.count(".") < max_depth
+    ]
+    sizes, flops, total_flops = _run_example(
+        module, dict(shown)
+    )  # first, because it creates lazy parameters
+    parameters = [
+        parameter
+        for parameter in module.parameters()
+        if not isinstance(parameter, UninitializedParameter)
+    ]
     modes = [child.training for child in module.modules()][1:]
     layers = [
         Layer(
-            name, type(child).__name__, _num_parameters(child), child.training, *sizes.get(name, (UNKNOWN, UNKNOWN)), flops=flops.get(name)
+            name,
+            type(child).__name__,
+            _num_parameters(child),
+            child.training,
+            *sizes.get(name, (UNKNOWN, UNKNOWN)),
+            flops=flops.get(name),
         )
         for name, child in shown
     ]
@@ -177,8 +231,11 @@ def summarize(module: nn.Module, max_depth: int = 1) -> Summary:
     return Summary(
         layers=layers,
         total_parameters=total,
-        trainable_parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        model_size=sum(parameter.numel() * parameter.element_size() for parameter in parameters) * 1e-6,
+        trainable_parameters=sum(
+            parameter.numel() for parameter in parameters if parameter.requires_grad
+        ),
+        model_size=sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+        * 1e-6,
         total_training_modes={"train": modes.count(True), "eval": modes.count(False)},
         total_flops=total_flops,
         has_sizes=getattr(module, "example_input_array", None) is not None,
@@ -187,11 +244,20 @@ def summarize(module: nn.Module, max_depth: int = 1) -> Summary:
 
 
 def _num_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters() if not isinstance(parameter, UninitializedParameter))
+    return sum(
+        parameter.numel()
+        for parameter in module.parameters()
+        if not isinstance(parameter, UninitializedParameter)
+    )
 
 
-def _run_example(module: nn.Module, watched: Mapping[str, nn.Module]) -> tuple[dict[str, tuple[Any, Any]], dict[str, int], int]:
-    """Pass `example_input_array` through the module; returns sizes and FLOPs by name, and all FLOPs."""
+def _run_example(
+    module: nn.Module, watched: Mapping[str, nn.Module]
+) -> tuple[dict[str, tuple[Any, Any]], dict[str, int], int]:
+    """Pass `example_input_array` through the module.
+
+    Returns sizes and FLOPs by name, and all FLOPs.
+    """
     example = getattr(module, "example_input_array", None)
     if example is None:
         return {}, {}, 0
@@ -202,7 +268,9 @@ def _run_example(module: nn.Module, watched: Mapping[str, nn.Module]) -> tuple[d
     def remember(name: str) -> Any:
         def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             inputs = [*args, *kwargs.values()]
-            sizes.setdefault(name, (shape_of(inputs[0] if len(inputs) == 1 else inputs), shape_of(output)))
+            sizes.setdefault(
+                name, (shape_of(inputs[0] if len(inputs) == 1 else inputs), shape_of(output))
+            )
 
         return hook
 
@@ -230,7 +298,11 @@ def _run_example(module: nn.Module, watched: Mapping[str, nn.Module]) -> tuple[d
             child.training = training
     counts = counter.get_flop_counts()
     root = type(module).__name__
-    return sizes, {name: sum(counts.get(f"{root}.{name}", {}).values()) for name in watched}, counter.get_total_flops()
+    return (
+        sizes,
+        {name: sum(counts.get(f"{root}.{name}", {}).values()) for name in watched},
+        counter.get_total_flops(),
+    )
 
 
 def _moved(module: nn.Module, example: Any) -> Any:
@@ -254,7 +326,9 @@ def _compute_format(module: nn.Module) -> torch.autocast:
     """Return a context in which an example in float32 passes through layers in float16 or bfloat16."""
     dtype = next((parameter.dtype for parameter in module.parameters()), torch.float32)
     is_half = dtype in (torch.float16, torch.bfloat16)
-    return torch.autocast(_device_of(module).type, dtype=dtype if is_half else None, enabled=is_half)
+    return torch.autocast(
+        _device_of(module).type, dtype=dtype if is_half else None, enabled=is_half
+    )
 
 
 def shape_of(value: Any) -> Any:
@@ -277,4 +351,10 @@ def count(number: int) -> str:
     while value >= 1000 and len(units) > 1:
         value /= 1000
         units.pop(0)
-    return f"{number:,d}" if units[0] == "" else f"{int(value):,d}{units[0]}" if value >= 100 else f"{value:,.1f}{units[0]}"
+    return (
+        f"{number:,d}"
+        if units[0] == ""
+        else f"{int(value):,d}{units[0]}"
+        if value >= 100
+        else f"{value:,.1f}{units[0]}"
+    )

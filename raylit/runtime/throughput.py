@@ -1,4 +1,7 @@
-"""Throughput: batches, samples, items and floating-point operations per second, over the last updates."""
+"""Throughput.
+
+Batches, samples, items and floating-point operations per second, over the last updates.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ from torch import Tensor, nn
 from raylit.errors import ConfigError
 from raylit.runtime.messages import warn
 
-# Peak operations per second of one chip in matrix products, dense (not the doubled figures for sparse matrices), as NVIDIA's data sheets give
-# them: words in the device's name, float32, TensorFloat-32, float16 and bfloat16 (0: not supported).
+# Peak operations per second of one chip in matrix products, dense (not the doubled figures for
+# sparse matrices), as NVIDIA's data sheets give them: words in the device's name, float32,
+# TensorFloat-32, float16 and bfloat16 (0: not supported).
 PEAK_FLOPS: list[tuple[tuple[str, ...], float, float, float, float]] = [
     (("h200", "nvl"), 60e12, 417.5e12, 835.5e12, 835.5e12),
     (("h200",), 67e12, 494.5e12, 989.5e12, 989.5e12),
@@ -36,8 +40,9 @@ PEAK_FLOPS: list[tuple[tuple[str, ...], float, float, float, float]] = [
 class Throughput:
     """Counts what was done and tells the mean rates over the last updates.
 
-    `compute` gives `time`, `batches`, `samples` and `lengths` so far; once there are `window_size` updates also `device/batches_per_sec`,
-    `device/samples_per_sec`, `device/items_per_sec`, `device/flops_per_sec` and `device/mfu` (model FLOPs utilization: the share of
+    `compute` gives `time`, `batches`, `samples` and `lengths` so far; once there are `window_size`
+    updates also `device/batches_per_sec`, `device/samples_per_sec`, `device/items_per_sec`,
+    `device/flops_per_sec` and `device/mfu` (model FLOPs utilization: the share of
     `available_flops`); with several devices the same without `device/` for all of them together.
 
     Args:
@@ -49,7 +54,8 @@ class Throughput:
     Raises:
         ConfigError: `world_size` or `window_size` is too small.
 
-    Source: Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways", 2022, appendix B, for MFU.
+    Source: Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways", 2022, appendix B, for
+        MFU.
 
     Example:
         >>> throughput = Throughput(window_size=2)
@@ -59,10 +65,17 @@ class Throughput:
         8.0
     """
 
-    def __init__(self, available_flops: float | None = None, world_size: int = 1, window_size: int = 100, separator: str = "/") -> None:
+    def __init__(
+        self,
+        available_flops: float | None = None,
+        world_size: int = 1,
+        window_size: int = 100,
+        separator: str = "/",
+    ) -> None:
         if world_size < 1 or window_size < 2:
             raise ConfigError(
-                f"Throughput(world_size={world_size}, window_size={window_size}): give at least 1 device and a window of at least 2."
+                f"Throughput(world_size={world_size}, window_size={window_size}): give at least 1"
+                " device and a window of at least 2."
             )
         self.available_flops = available_flops
         self.world_size = world_size
@@ -73,8 +86,18 @@ class Throughput:
         self._lengths: deque[int] = deque(maxlen=window_size)
         self._flops: deque[int] = deque(maxlen=window_size)
 
-    def update(self, *, time: float, batches: int, samples: int, lengths: int | None = None, flops: int | None = None) -> None:
-        """Take note of what this device has done since the beginning; each number must be larger than at the update before.
+    def update(
+        self,
+        *,
+        time: float,
+        batches: int,
+        samples: int,
+        lengths: int | None = None,
+        flops: int | None = None,
+    ) -> None:
+        """Take note of what this device has done since the beginning.
+
+        Each number must be larger than at the update before.
 
         Args:
             time: seconds.
@@ -88,9 +111,14 @@ class Throughput:
             RuntimeError: `lengths` is given at some updates only.
         """
         if samples < batches:
-            raise ValueError(f"samples={samples} is less than batches={batches}: a batch has at least one sample.")
+            raise ValueError(
+                f"samples={samples} is less than batches={batches}: a batch has at least one"
+                " sample."
+            )
         if lengths is not None and lengths < samples:
-            raise ValueError(f"lengths={lengths} is less than samples={samples}: a sample has at least one item.")
+            raise ValueError(
+                f"lengths={lengths} is less than samples={samples}: a sample has at least one item."
+            )
         _append(self._time, time, "time")
         _append(self._batches, batches, "batches")
         _append(self._samples, samples, "samples")
@@ -98,22 +126,33 @@ class Throughput:
             _append(self._lengths, lengths, "lengths")
             if len(self._lengths) != len(self._samples):
                 raise RuntimeError(
-                    f"lengths was given at {len(self._lengths)} of {len(self._samples)} updates. Give it at each, or at none."
+                    f"lengths was given at {len(self._lengths)} of {len(self._samples)} updates."
+                    " Give it at each, or at none."
                 )
         if flops is not None:
             self._flops.append(flops * self.world_size)
 
     def compute(self) -> dict[str, float]:
         """Return the totals, and the rates once the window is full."""
-        metrics: dict[str, float] = {"time": self._time[-1], "batches": self._batches[-1], "samples": self._samples[-1]}
+        metrics: dict[str, float] = {
+            "time": self._time[-1],
+            "batches": self._batches[-1],
+            "samples": self._samples[-1],
+        }
         if self._lengths:
             metrics["lengths"] = self._lengths[-1]
         elapsed_s = self._time[-1] - self._time[0]
-        for name, window in (("batches", self._batches), ("samples", self._samples), ("items", self._lengths)):
+        for name, window in (
+            ("batches", self._batches),
+            ("samples", self._samples),
+            ("items", self._lengths),
+        ):
             if len(window) == window.maxlen:
                 self._add(metrics, name, (window[-1] - window[0]) / elapsed_s)
         if len(self._flops) == self._flops.maxlen:
-            flops_per_s = (sum(self._flops) - self._flops[0]) / elapsed_s / self.world_size  # the first were done before the window's time
+            flops_per_s = (
+                (sum(self._flops) - self._flops[0]) / elapsed_s / self.world_size
+            )  # the first were done before the window's time
             self._add(metrics, "flops", flops_per_s)
             if self.available_flops:
                 metrics[f"device{self.separator}mfu"] = flops_per_s / self.available_flops
@@ -132,12 +171,21 @@ class Throughput:
 
 def _append(window: deque[Any], value: float, name: str) -> None:
     if window and value <= window[-1]:
-        raise ValueError(f"{name}={value} is not more than at the update before ({window[-1]}). Give the total since the beginning.")
+        raise ValueError(
+            f"{name}={value} is not more than at the update before ({window[-1]}). Give the total"
+            " since the beginning."
+        )
     window.append(value)
 
 
-def measure_flops(model: nn.Module, forward_fn: Callable[[], Tensor], loss_fn: Callable[[Tensor], Tensor] | None = None) -> int:
-    """Count the floating-point operations of one call of a model. On the `meta` device nothing is computed.
+def measure_flops(
+    model: nn.Module,
+    forward_fn: Callable[[], Tensor],
+    loss_fn: Callable[[Tensor], Tensor] | None = None,
+) -> int:
+    """Count the floating-point operations of one call of a model.
+
+    On the `meta` device nothing is computed.
 
     Args:
         model: the model.
@@ -160,22 +208,42 @@ def measure_flops(model: nn.Module, forward_fn: Callable[[], Tensor], loss_fn: C
 
 
 def get_available_flops(device: torch.device, dtype: torch.dtype) -> int | None:
-    """Return the peak operations per second of a GPU in matrix products of a format; None, with a warning, where it is not known."""
+    """Return the peak operations per second of a GPU in matrix products of a format.
+
+    None, with a warning, where it is not known.
+    """
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
     found = peak_flops(name, dtype)
     if found is None:
-        warn(f"The peak FLOPs of {name!r} for {dtype} are not known, so there will be no MFU. Give them as available_flops=...")
+        warn(
+            f"The peak FLOPs of {name!r} for {dtype} are not known, so there will be no MFU. Give"
+            " them as available_flops=..."
+        )
     return found
 
 
 def peak_flops(name: str, dtype: torch.dtype) -> int | None:
-    """Look a chip up by the name that CUDA gives it; None if it is not in the table, or cannot compute in that format."""
+    """Look a chip up by the name that CUDA gives it.
+
+    None if it is not in the table, or cannot compute in that format.
+    """
     words = set(name.lower().replace("-", " ").split())
     for known, float32, tf32, float16, bfloat16 in PEAK_FLOPS:
         if words.issuperset(known):
-            if dtype is torch.float32 and tf32 and torch.get_float32_matmul_precision() != "highest":
+            if (
+                dtype is torch.float32
+                and tf32
+                and torch.get_float32_matmul_precision() != "highest"
+            ):
                 return int(tf32)
-            return int({torch.float32: float32, torch.float16: float16, torch.bfloat16: bfloat16}.get(dtype, 0)) or None
+            return (
+                int(
+                    {torch.float32: float32, torch.float16: float16, torch.bfloat16: bfloat16}.get(
+                        dtype, 0
+                    )
+                )
+                or None
+            )
     return None

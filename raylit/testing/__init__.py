@@ -1,4 +1,7 @@
-"""For tests, yours and ours: the contracts of Callback, Logger and Launcher as suites to subclass, and modules small enough for any test.
+"""For tests, yours and ours.
+
+The contracts of Callback, Logger and Launcher as suites to subclass, and modules small enough for
+any test.
 
 Importing it needs nothing beyond raylit; the suites need pytest.
 """

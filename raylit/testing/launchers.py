@@ -51,7 +51,9 @@ class Fails(TinyModel):
 
 
 class LauncherConformance:
-    """Checks that hold for every launcher. Subclass it as `Test...` and override `make` and what the launcher reads of the Trainer.
+    """Checks that hold for every launcher.
+
+    Subclass it as `Test...` and override `make` and what the launcher reads of the Trainer.
 
     Attributes:
         trainer_arguments: of the Trainer whose jobs are launched, such as `{"num_workers": 2}`.
@@ -76,7 +78,9 @@ class LauncherConformance:
         raise NotImplementedError
 
     @pytest.fixture
-    def trainer(self, make: Callable[[], Launcher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trainer]:
+    def trainer(
+        self, make: Callable[[], Launcher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[..., Trainer]:
         """Return a function that makes a Trainer for two epochs on the CPU that uses the launcher."""
         launcher = make()
         monkeypatch.setattr("raylit.trainer.driver.launcher_for", lambda job: launcher)
@@ -102,14 +106,28 @@ class LauncherConformance:
 
     def test_what_a_fit_leaves(self, trainer: Callable[..., Trainer], tmp_path: Path) -> None:
         """Weights, callbacks, counters, metrics and files are those of the run, whatever process it ran in."""
-        model, counts, saver = self.model(), Counts(), ModelCheckpoint(tmp_path / "ckpt", monitor="val_loss", save_last=True)
+        model, counts, saver = (
+            self.model(),
+            Counts(),
+            ModelCheckpoint(tmp_path / "ckpt", monitor="val_loss", save_last=True),
+        )
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        done = trainer(callbacks=[counts, saver], logger=CSVLogger(tmp_path), enable_checkpointing=None)
+        done = trainer(
+            callbacks=[counts, saver], logger=CSVLogger(tmp_path), enable_checkpointing=None
+        )
         result = done.fit(model)
         steps = 2 * -(-4 // self.num_ranks)
-        assert (result.epochs, result.steps, done.current_epoch, done.global_step) == (2, steps, 2, steps)
+        assert (result.epochs, result.steps, done.current_epoch, done.global_step) == (
+            2,
+            steps,
+            2,
+            steps,
+        )
         assert counts.num_epochs == 2
-        assert (saver.best_model_path, saver.last_model_path) == (result.best_model_path, result.last_model_path)
+        assert (saver.best_model_path, saver.last_model_path) == (
+            result.best_model_path,
+            result.last_model_path,
+        )
         saved = torch.load(saver.last_model_path, weights_only=True)["state_dict"]
         assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
         assert not torch.equal(before["layer.weight"], model.state_dict()["layer.weight"])
@@ -118,7 +136,9 @@ class LauncherConformance:
         assert list(tmp_path.rglob("metrics.csv"))
         assert done.state.finished
 
-    def test_one_rank_gives_what_this_process_would(self, trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_one_rank_gives_what_this_process_would(
+        self, trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """How the process was started changes no number."""
         if self.num_ranks > 1:
             pytest.skip("several ranks read the data in another order")
@@ -129,9 +149,15 @@ class LauncherConformance:
         trainer().fit(here)
         assert torch.equal(here.layer.weight, there.layer.weight)
 
-    def test_a_second_fit_and_a_resumed_one_go_on(self, trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    def test_a_second_fit_and_a_resumed_one_go_on(
+        self, trainer: Callable[..., Trainer], tmp_path: Path
+    ) -> None:
         """Counters and state are handed over, from the objects and from a checkpoint."""
-        model, counts, saver = self.model(), Counts(), ModelCheckpoint(tmp_path / "ckpt", every_n_epochs=1, save_top_k=-1)
+        model, counts, saver = (
+            self.model(),
+            Counts(),
+            ModelCheckpoint(tmp_path / "ckpt", every_n_epochs=1, save_top_k=-1),
+        )
         done = trainer(max_epochs=1, callbacks=[counts, saver], enable_checkpointing=None)
         done.fit(model)
         done.max_epochs = 2
@@ -149,10 +175,16 @@ class LauncherConformance:
         model.eval()
         with torch.no_grad():
             expected = float(model.step(RandomDataset(32, 7).data))
-        assert trainer().validate(model, loader, verbose=False)[0]["val_loss"] == pytest.approx(expected, rel=1e-5)
-        assert trainer().test(model, loader, verbose=False)[0]["test_loss"] == pytest.approx(expected, rel=1e-5)
+        assert trainer().validate(model, loader, verbose=False)[0]["val_loss"] == pytest.approx(
+            expected, rel=1e-5
+        )
+        assert trainer().test(model, loader, verbose=False)[0]["test_loss"] == pytest.approx(
+            expected, rel=1e-5
+        )
 
-    def test_predictions_come_in_the_order_of_the_data(self, trainer: Callable[..., Trainer]) -> None:
+    def test_predictions_come_in_the_order_of_the_data(
+        self, trainer: Callable[..., Trainer]
+    ) -> None:
         """Every sample once, in order."""
         model = self.model()
         found = torch.cat(trainer().predict(model, DataLoader(RandomDataset(32, 7), batch_size=2)))
@@ -174,5 +206,9 @@ class LauncherConformance:
         stopping = EarlyStopping("val_loss", stopping_threshold=100.0)
         done = trainer(max_epochs=5, callbacks=stopping)
         done.fit(self.model())
-        assert (stopping.stopping_reason.name, stopping.stopped_epoch, done.current_epoch) == ("STOPPING_THRESHOLD", 0, 1)
+        assert (stopping.stopping_reason.name, stopping.stopped_epoch, done.current_epoch) == (
+            "STOPPING_THRESHOLD",
+            0,
+            1,
+        )
         assert done.should_stop

@@ -18,7 +18,8 @@ import pytest
 
 from raylit.core.logger import Logger
 
-# What rank 0 does, in a process of its own: {"logger": a pickled Logger, "rows": [(metrics, step)], "status": for `finalize`}
+# What rank 0 does, in a process of its own: {"logger": a pickled Logger, "rows": [(metrics, step)],
+# "status": for `finalize`}
 _WORKER = """
 import pickle, sys
 job = pickle.load(sys.stdin.buffer)
@@ -32,7 +33,10 @@ logger.finalize(job["status"])
 
 
 def log_in_another_process(
-    logger: Logger, rows: list[tuple[dict[str, float], int]], status: str = "success", params: Mapping[str, Any] | None = None
+    logger: Logger,
+    rows: list[tuple[dict[str, float], int]],
+    status: str = "success",
+    params: Mapping[str, Any] | None = None,
 ) -> None:
     """Pickle `logger` into a new process, as a launcher does with rank 0, and have it log there.
 
@@ -45,15 +49,31 @@ def log_in_another_process(
     Raises:
         RuntimeError: the process failed; its stderr is in the text.
     """
-    job = {"logger": pickle.dumps(logger), "rows": rows, "status": status, "params": dict(params or {})}
+    job = {
+        "logger": pickle.dumps(logger),
+        "rows": rows,
+        "status": status,
+        "params": dict(params or {}),
+    }
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", _WORKER], input=pickle.dumps(job), capture_output=True, timeout=120, env=env, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", _WORKER],
+        input=pickle.dumps(job),
+        capture_output=True,
+        timeout=120,
+        env=env,
+        check=False,
+    )
     if done.returncode:
-        raise RuntimeError(f"The process that logs ended with {done.returncode}:\n{done.stderr.decode()}")
+        raise RuntimeError(
+            f"The process that logs ended with {done.returncode}:\n{done.stderr.decode()}"
+        )
 
 
 class LoggerConformance:
-    """Checks that hold for every logger. Subclass it as `Test...`, override `make` and `history`, and what else the logger can show.
+    """Checks that hold for every logger.
+
+    Subclass it as `Test...`, override `make` and `history`, and what else the logger can show.
 
     Example:
         >>> class TestCSVLogger(LoggerConformance):
@@ -67,15 +87,24 @@ class LoggerConformance:
 
     @pytest.fixture
     def make(self, tmp_path: Path) -> Callable[[], Logger]:
-        """Return a function that makes a new logger, not opened, that writes below `tmp_path`. To override."""
+        """Return a function that makes a new logger, not opened, that writes below `tmp_path`.
+
+        To override.
+        """
         raise NotImplementedError
 
     def history(self, logger: Logger) -> list[tuple[str, int, float]]:
-        """Read back from the store what was logged: name, step and value of each metric, in any order. To override."""
+        """Read back from the store what was logged.
+
+        Name, step and value of each metric, in any order. To override.
+        """
         raise NotImplementedError
 
     def hyperparams(self, logger: Logger) -> Mapping[str, Any] | None:
-        """Read back the hyperparameters, nested or with dotted names. To override if they can be read."""
+        """Read back the hyperparameters, nested or with dotted names.
+
+        To override if they can be read.
+        """
         return None
 
     def status(self, logger: Logger) -> str | None:
@@ -110,13 +139,33 @@ class LoggerConformance:
         assert sorted(times_s)[len(times_s) // 2] < 0.002
 
     def test_goes_on_in_other_processes(self, opened: Logger) -> None:
-        """Processes that start from the pickled logger, one after the other, write into one run; what is replayed stands there once."""
+        """Processes that start from the pickled logger, one after the other, write into one run.
+
+        What is replayed stands there once.
+        """
         copy = pickle.loads(pickle.dumps(opened))
-        assert (copy.name, copy.version, copy.run_id) == (opened.name, opened.version, opened.run_id)
-        log_in_another_process(opened, [({"loss": 0.5, "epoch": 0.0}, 0), ({"loss": 0.25, "epoch": 0.0}, 1)], "failed")
-        log_in_another_process(opened, [({"loss": 0.25, "epoch": 0.0}, 1), ({"loss": 0.125, "accuracy": 0.75, "epoch": 0.0}, 2)])
+        assert (copy.name, copy.version, copy.run_id) == (
+            opened.name,
+            opened.version,
+            opened.run_id,
+        )
+        log_in_another_process(
+            opened, [({"loss": 0.5, "epoch": 0.0}, 0), ({"loss": 0.25, "epoch": 0.0}, 1)], "failed"
+        )
+        log_in_another_process(
+            opened,
+            [
+                ({"loss": 0.25, "epoch": 0.0}, 1),
+                ({"loss": 0.125, "accuracy": 0.75, "epoch": 0.0}, 2),
+            ],
+        )
         metrics = sorted(row for row in self.history(opened) if row[0] != "epoch")
-        assert metrics == [("accuracy", 2, 0.75), ("loss", 0, 0.5), ("loss", 1, 0.25), ("loss", 2, 0.125)]
+        assert metrics == [
+            ("accuracy", 2, 0.75),
+            ("loss", 0, 0.5),
+            ("loss", 1, 0.25),
+            ("loss", 2, 0.125),
+        ]
 
     def test_goes_on_when_opened_again(self, make: Callable[[], Logger], tmp_path: Path) -> None:
         """A second `fit` with the same logger adds to the same run."""
@@ -138,13 +187,20 @@ class LoggerConformance:
 
     def test_nested_hyperparameters(self, opened: Logger) -> None:
         """Mappings within mappings, namespaces, lists and None are recorded."""
-        opened.log_hyperparams({"model": {"lr": 0.1, "sizes": [1, 2]}, "data": Namespace(batch_size=32), "note": None})
+        opened.log_hyperparams(
+            {"model": {"lr": 0.1, "sizes": [1, 2]}, "data": Namespace(batch_size=32), "note": None}
+        )
         opened.finalize("success")
         read = self.hyperparams(opened)
         if read is None:
             pytest.skip("this logger cannot show its hyperparameters")
         flat = dict(_flat(read))
-        assert flat == {"model.lr": "0.1", "model.sizes": "[1, 2]", "data.batch_size": "32", "note": "None"}
+        assert flat == {
+            "model.lr": "0.1",
+            "model.sizes": "[1, 2]",
+            "data.batch_size": "32",
+            "note": "None",
+        }
 
     def test_statuses_differ(self, make: Callable[[], Logger], tmp_path: Path) -> None:
         """Success, failure and being stopped can be told apart."""
@@ -161,7 +217,9 @@ class LoggerConformance:
 
     def test_nothing_raises(self, opened: Logger) -> None:
         """Odd names and values, calls that do not apply, and repeated ones are no reason to stop a training."""
-        opened.log_metrics({"nan": math.nan, "inf": -math.inf, "": 0.0, "a@b//../c": 1.0, "x" * 400: 2.0}, 0)
+        opened.log_metrics(
+            {"nan": math.nan, "inf": -math.inf, "": 0.0, "a@b//../c": 1.0, "x" * 400: 2.0}, 0
+        )
         opened.log_metrics({}, 1)
         opened.log_metrics({"loss": 0.5})
         opened.log_hyperparams({})
@@ -169,14 +227,22 @@ class LoggerConformance:
         opened.log_hyperparams({"lr": 0.2, "a@b//../c": 1, "long": "x" * 10_000})
         opened.log_graph(None)
         opened.save()
-        callback: Any = SimpleNamespace(best_model_path="", best_model_score=None, last_model_path="", best_k_models={}, save_top_k=1)
+        callback: Any = SimpleNamespace(
+            best_model_path="",
+            best_model_score=None,
+            last_model_path="",
+            best_k_models={},
+            save_top_k=1,
+        )
         opened.after_save_checkpoint(callback)
         assert opened.save_dir is None or isinstance(opened.save_dir, str)
         assert opened.log_dir is None or isinstance(opened.log_dir, str)
         opened.finalize("failed")
         opened.finalize("failed")
 
-    def test_a_logger_that_is_not_used_leaves_nothing(self, make: Callable[[], Logger], tmp_path: Path) -> None:
+    def test_a_logger_that_is_not_used_leaves_nothing(
+        self, make: Callable[[], Logger], tmp_path: Path
+    ) -> None:
         """Making and dropping one writes nothing."""
         before = sorted(tmp_path.rglob("*"))
         make().finalize("success")

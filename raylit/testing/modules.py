@@ -1,4 +1,7 @@
-"""Models and data small enough for any test. The names with `Boring` are those of `lightning.pytorch.demos.boring_classes`."""
+"""Models and data small enough for any test.
+
+The names with `Boring` are those of `lightning.pytorch.demos.boring_classes`.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,9 @@ class RandomDataset(Dataset[Tensor]):
 
 
 class BoringModel(LightningModule):
-    """One linear layer, 32 to 2, that learns to answer 1; it logs nothing and brings its own data. Override what a test is about.
+    """One linear layer, 32 to 2, that learns to answer 1; it logs nothing and brings its own data.
+
+    Override what a test is about.
 
     Example:
         >>> Trainer(max_epochs=1).fit(BoringModel())

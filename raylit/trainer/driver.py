@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 
 def check_model(fn: str, model: Any) -> LightningModule:
-    """Return `model` if it is a LightningModule; of `torch.compile(model)`, the model, which remembers how it is to be compiled.
+    """Return `model` if it is a LightningModule.
+
+    Of `torch.compile(model)`, the model, which remembers how it is to be compiled.
 
     Raises:
         TypeError: it is something else.
@@ -39,11 +41,15 @@ def check_model(fn: str, model: Any) -> LightningModule:
         return wrapped
     if not isinstance(model, LightningModule):
         kind = f"{type(model).__module__}.{type(model).__qualname__}"
-        raise TypeError(f"Trainer.{fn} wants a LightningModule, but got a {kind}.{foreign_hint(model)}")
+        raise TypeError(
+            f"Trainer.{fn} wants a LightningModule, but got a {kind}.{foreign_hint(model)}"
+        )
     return model
 
 
-def check_data(fn: str, data: dict[str, Any], datamodule: LightningDataModule | None) -> tuple[dict[str, Any], LightningDataModule | None]:
+def check_data(
+    fn: str, data: dict[str, Any], datamodule: LightningDataModule | None
+) -> tuple[dict[str, Any], LightningDataModule | None]:
     """Return the loaders by stage, and the datamodule, which may stand in the place of the first loaders.
 
     Raises:
@@ -53,7 +59,10 @@ def check_data(fn: str, data: dict[str, Any], datamodule: LightningDataModule | 
     if isinstance(data[first], LightningDataModule):
         if datamodule is not None:
             raise ConfigError(f"Trainer.{fn} got two datamodules. Give one.")
-        datamodule, data = data[first], {stage: loader for stage, loader in data.items() if stage != first}
+        datamodule, data = (
+            data[first],
+            {stage: loader for stage, loader in data.items() if stage != first},
+        )
     given = {stage: loader for stage, loader in data.items() if loader is not None}
     if given and datamodule is not None:
         raise ConfigError(f"Trainer.{fn} got both loaders and a datamodule. Give one of the two.")
@@ -70,14 +79,17 @@ def check_places(fn: str, trainer: Trainer) -> None:
     """
     if trainer.fast_dev_run and not trainer.num_workers:
         return
-    own = {saver: getattr(saver, "dirpath", None) for saver in trainer.savers} if fn == "fit" else {}
+    own = (
+        {saver: getattr(saver, "dirpath", None) for saver in trainer.savers} if fn == "fit" else {}
+    )
     default = trainer.storage_url or trainer.default_root_dir
     if trainer.strategy.saves_folders:
         for saver, dirpath in own.items():
             if isinstance(saver, Checkpoint) and is_url(dirpath or default):
                 raise ConfigError(
-                    f"{type(saver).__name__} would save to {dirpath or default}, but a sharded checkpoint needs a folder that all ranks reach. Give it one"
-                    " with dirpath='/mnt/shared/run', or use state_dict_type='full'."
+                    f"{type(saver).__name__} would save to {dirpath or default}, but a sharded"
+                    " checkpoint needs a folder that all ranks reach. Give it one with"
+                    " dirpath='/mnt/shared/run', or use state_dict_type='full'."
                 )
     places = {*own.values(), *(logger.save_dir for logger in trainer.loggers if fn != "predict")}
     if trainer.num_workers or None in own.values():
@@ -86,7 +98,9 @@ def check_places(fn: str, trainer: Trainer) -> None:
         folder.check_writable(url)
 
 
-def best_by_default(fn: str, module: LightningModule | None, saver: Checkpoint | None, ckpt_path: Any) -> Any:
+def best_by_default(
+    fn: str, module: LightningModule | None, saver: Checkpoint | None, ckpt_path: Any
+) -> Any:
     """Return the checkpoint to take for a job that names no model and so means `module`, the last one: the best there is.
 
     Raises:
@@ -96,7 +110,10 @@ def best_by_default(fn: str, module: LightningModule | None, saver: Checkpoint |
         raise TypeError(f"Trainer.{fn} needs a model: give it, or call fit before.")
     if ckpt_path is not None or not isinstance(saver, ModelCheckpoint) or not saver.best_model_path:
         return ckpt_path
-    warn(f"Trainer.{fn} was given neither a model nor ckpt_path: the best checkpoint of the last fit is loaded ({saver.best_model_path}).")
+    warn(
+        f"Trainer.{fn} was given neither a model nor ckpt_path: the best checkpoint of the last fit"
+        f" is loaded ({saver.best_model_path})."
+    )
     return "best"
 
 
@@ -110,7 +127,8 @@ def launcher_for(job: Job) -> Launcher:
         return LocalLauncher()
     if getattr(job.module, "_torch_compile", None) is not None:
         raise ConfigError(
-            "What torch.compile(model) returned cannot be sent to Ray workers. Give them the model itself, and Trainer(compile=True)."
+            "What torch.compile(model) returned cannot be sent to Ray workers. Give them the model"
+            " itself, and Trainer(compile=True)."
         )
     kept = _kept.get()
     if kept is not None and not job.trainer.is_elastic:
@@ -126,7 +144,9 @@ def launcher_for(job: Job) -> Launcher:
     return RayTrainLauncher()
 
 
-_kept: ContextVar[list[KeptWorkers] | None] = ContextVar("kept workers", default=None)  # one, once there is a job for it
+_kept: ContextVar[list[KeptWorkers] | None] = ContextVar(
+    "kept workers", default=None
+)  # one, once there is a job for it
 
 
 @contextlib.contextmanager
@@ -157,7 +177,11 @@ def keep_workers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def driving(job: Job) -> Iterator[None]:
-    """Within, the job runs: the loggers are opened before any process starts and closed after the last has ended, however it ended."""
+    """Within, the job runs.
+
+    The loggers are opened before any process starts and closed after the last has ended, however it
+    ended.
+    """
     trainer, run_id = job.trainer, None
     if job.fn == "fit" and job.ckpt_path:
         run_id = load(job.ckpt_path, weights_only=job.weights_only).get("raylit", {}).get("run_id")

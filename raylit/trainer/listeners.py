@@ -6,7 +6,14 @@ from typing import Any
 
 import torch
 
-from raylit.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, ProgressBar, RecoveryCheckpoint
+from raylit.callbacks import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    ModelCheckpoint,
+    ProgressBar,
+    RecoveryCheckpoint,
+)
 from raylit.loggers import Logger
 from raylit.trainer.ranks import Ranks
 
@@ -31,7 +38,11 @@ class Listeners(Ranks):
     @property
     def log_dir(self) -> str | None:
         """Folder of the first logger's files, else `default_root_dir`."""
-        return self.default_root_dir if self.logger is None else self.logger.log_dir or self.logger.save_dir
+        return (
+            self.default_root_dir
+            if self.logger is None
+            else self.logger.log_dir or self.logger.save_dir
+        )
 
     @property
     def checkpoint_callbacks(self) -> list[Checkpoint]:
@@ -40,7 +51,10 @@ class Listeners(Ranks):
 
     @property
     def storage_url(self) -> str | None:
-        """`storage_path`, if it is a URL: folders of checkpoints that have no other place lie below it."""
+        """`storage_path`, if it is a URL.
+
+        Folders of checkpoints that have no other place lie below it.
+        """
         return self.storage_path if self.storage_path and "://" in self.storage_path else None
 
     @property
@@ -51,7 +65,10 @@ class Listeners(Ranks):
     @property
     def checkpoint_callback(self) -> Checkpoint | None:
         """The first ModelCheckpoint, or whatever else saves checkpoints, or None."""
-        return next((c for c in self.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), next(iter(self.checkpoint_callbacks), None))
+        return next(
+            (c for c in self.checkpoint_callbacks if isinstance(c, ModelCheckpoint)),
+            next(iter(self.checkpoint_callbacks), None),
+        )
 
     @property
     def early_stopping_callbacks(self) -> list[EarlyStopping]:
@@ -71,7 +88,9 @@ class Listeners(Ranks):
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Send values to the loggers, at `step` or at the step that runs."""
         assert self._run is not None, "no job was run yet"
-        self._run.metrics.logged.update((name, torch.as_tensor(value)) for name, value in metrics.items())
+        self._run.metrics.logged.update(
+            (name, torch.as_tensor(value)) for name, value in metrics.items()
+        )
         self._run.log_metrics(metrics, step)
 
     def print(self, *args: Any, **kwargs: Any) -> None:

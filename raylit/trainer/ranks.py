@@ -28,7 +28,11 @@ class Ranks:
     @property
     def workers_wanted(self) -> str:
         """How many workers were asked for, in words."""
-        return f"{self.min_workers} to {self.num_workers}" if self.is_elastic else str(self.num_workers)
+        return (
+            f"{self.min_workers} to {self.num_workers}"
+            if self.is_elastic
+            else str(self.num_workers)
+        )
 
     @property
     def world_size(self) -> int:
@@ -38,7 +42,11 @@ class Ranks:
     @property
     def num_devices(self) -> int:
         """Number of ranks on each node."""
-        return max(1, self.world_size // (self._run.world.num_nodes if self._run is not None else self.num_nodes))
+        return max(
+            1,
+            self.world_size
+            // (self._run.world.num_nodes if self._run is not None else self.num_nodes),
+        )
 
     @property
     def device_ids(self) -> list[int]:
@@ -48,7 +56,11 @@ class Ranks:
     @property
     def distributed_sampler_kwargs(self) -> dict[str, int] | None:
         """Arguments for a DistributedSampler of one's own; None on one rank."""
-        return {"num_replicas": self.world_size, "rank": self.global_rank} if self.world_size > 1 else None
+        return (
+            {"num_replicas": self.world_size, "rank": self.global_rank}
+            if self.world_size > 1
+            else None
+        )
 
     @property
     def world(self) -> World:
@@ -82,10 +94,18 @@ class Ranks:
 
         world = self.world
         tensors = tree_map(_as_tensor, data)
-        return tensors if world.size == 1 else tree_map(lambda value: world.all_gather(value, sync_grads), tensors)
+        return (
+            tensors
+            if world.size == 1
+            else tree_map(lambda value: world.all_gather(value, sync_grads), tensors)
+        )
 
 
 def _as_tensor(value: Any) -> Any:
     """Return a number or an array as a tensor, of the type that Lightning gives it."""
     dtype = {bool: torch.uint8, int: torch.int32}.get(type(value))
-    return torch.as_tensor(value, dtype=dtype) if isinstance(value, (bool, int, float, np.ndarray, np.generic)) else value
+    return (
+        torch.as_tensor(value, dtype=dtype)
+        if isinstance(value, (bool, int, float, np.ndarray, np.generic))
+        else value
+    )

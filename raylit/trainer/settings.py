@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import torch
 
-from raylit.callbacks import Callback, Checkpoint, ModelCheckpoint, ModelSummary, ProgressBar, RecoveryCheckpoint, Timer, in_order
+from raylit.callbacks import (
+    Callback,
+    Checkpoint,
+    ModelCheckpoint,
+    ModelSummary,
+    ProgressBar,
+    RecoveryCheckpoint,
+    Timer,
+    in_order,
+)
 from raylit.callbacks.monitors.timer import parse_duration
 from raylit.errors import ConfigError
 from raylit.loggers import CSVLogger, Logger
@@ -28,7 +37,9 @@ P = ParamSpec("P")
 
 
 def defaults_from_environment(init: Callable[P, None]) -> Callable[P, None]:
-    """Decorate the Trainer's `__init__`: what is not given is taken from variables such as PL_TRAINER_MAX_EPOCHS, if they are set.
+    """Decorate the Trainer's `__init__`.
+
+    What is not given is taken from variables such as PL_TRAINER_MAX_EPOCHS, if they are set.
 
     Raises:
         ConfigError: also of a variable whose value is not what its argument wants.
@@ -50,13 +61,17 @@ def defaults_from_environment(init: Callable[P, None]) -> Callable[P, None]:
             if not found:
                 raise
             origin = ", ".join(f"{variable}={text}" for variable, text in found.items())
-            raise type(error)(f"{error} These arguments came from the environment: {origin}.") from error
+            raise type(error)(
+                f"{error} These arguments came from the environment: {origin}."
+            ) from error
 
     return with_environment
 
 
 def from_variable(variable: str, text: str, wanted: str) -> Any:
-    """Return the value of an environment variable: a Python literal, or text where the argument's type has it.
+    """Return the value of an environment variable.
+
+    A Python literal, or text where the argument's type has it.
 
     Raises:
         ConfigError: it is text, and the argument wants something else.
@@ -66,7 +81,8 @@ def from_variable(variable: str, text: str, wanted: str) -> Any:
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         if not any(kind in wanted for kind in ("str", "Any", "Literal")):
             raise ConfigError(
-                f"The environment variable {variable}={text} holds no {wanted}. Write it as in Python (3, 0.5, True, None), or unset it."
+                f"The environment variable {variable}={text} holds no {wanted}. Write it as in"
+                " Python (3, 0.5, True, None), or unset it."
             ) from None
     return text
 
@@ -94,11 +110,13 @@ def refuse_in_barebones(arguments: dict[str, Any]) -> None:
         value = arguments[name]
         if value or (name in ("logger", "profiler") and value not in (None, False)):
             raise ConfigError(
-                f"Trainer(barebones=True, {name}={value!r}): {reason}, so it is off in barebones mode. Leave one of the two out."
+                f"Trainer(barebones=True, {name}={value!r}): {reason}, so it is off in barebones"
+                " mode. Leave one of the two out."
             )
     info(
-        "Trainer(barebones=True): what costs speed is off, so that the rest can be measured: self.log, self.log_dict and the arguments"
-        f" {', '.join(WITHOUT_BAREBONES)}. Since there is no progress bar, you may want to print progress in the module."
+        "Trainer(barebones=True): what costs speed is off, so that the rest can be measured:"
+        f" self.log, self.log_dict and the arguments {', '.join(WITHOUT_BAREBONES)}. Since there is"
+        " no progress bar, you may want to print progress in the module."
     )
 
 
@@ -111,27 +129,47 @@ def at_least(minimum: int, **argument: Any) -> int:
 
 
 def failures(max_failures: Any) -> Any:
-    """Return how many failures are allowed: a number, or a `ray.train.FailureConfig`, which also says how many preemptions."""
-    return max_failures if hasattr(max_failures, "max_failures") else at_least(0, max_failures=max_failures)
+    """Return how many failures are allowed.
+
+    A number, or a `ray.train.FailureConfig`, which also says how many preemptions.
+    """
+    return (
+        max_failures
+        if hasattr(max_failures, "max_failures")
+        else at_least(0, max_failures=max_failures)
+    )
 
 
-def number_of_workers(num_workers: Any, devices: Any, num_nodes: int, accelerator: str) -> tuple[int, int]:
-    """Return how many Ray workers are meant, at least and at most: by raylit's `num_workers`, or by Lightning's `devices` and `num_nodes`."""
+def number_of_workers(
+    num_workers: Any, devices: Any, num_nodes: int, accelerator: str
+) -> tuple[int, int]:
+    """Return how many Ray workers are meant, at least and at most.
+
+    By raylit's `num_workers`, or by Lightning's `devices` and `num_nodes`.
+    """
     at_least(1, num_nodes=num_nodes)
     if accelerator not in ACCELERATORS:
-        raise ConfigError(f"accelerator={accelerator!r} is not known. Use one of: {', '.join(ACCELERATORS)}.")
+        raise ConfigError(
+            f"accelerator={accelerator!r} is not known. Use one of: {', '.join(ACCELERATORS)}."
+        )
     if num_workers is not None:
-        least, most = num_workers if isinstance(num_workers, (tuple, list)) and len(num_workers) == 2 else (num_workers, num_workers)
-        if not all(isinstance(one, int) and not isinstance(one, bool) for one in (least, most)) or not (
-            1 <= least <= most or least == most == 0
-        ):
+        least, most = (
+            num_workers
+            if isinstance(num_workers, (tuple, list)) and len(num_workers) == 2
+            else (num_workers, num_workers)
+        )
+        if not all(
+            isinstance(one, int) and not isinstance(one, bool) for one in (least, most)
+        ) or not (1 <= least <= most or least == most == 0):
             raise ConfigError(
-                f"num_workers={num_workers!r}: give a whole number of at least 0, or two, the fewest and the most, for a fit that goes on with as many"
-                " workers as there is room for: num_workers=(1, 4)."
+                f"num_workers={num_workers!r}: give a whole number of at least 0, or two, the"
+                " fewest and the most, for a fit that goes on with as many workers as there is"
+                " room for: num_workers=(1, 4)."
             )
         if devices is not None or num_nodes != 1:
             raise ConfigError(
-                f"num_workers={num_workers} was given together with devices={devices!r}, num_nodes={num_nodes}. Give the one or the other."
+                f"num_workers={num_workers} was given together with devices={devices!r},"
+                f" num_nodes={num_nodes}. Give the one or the other."
             )
         return least, most
     if devices is None or devices == "auto":
@@ -141,12 +179,21 @@ def number_of_workers(num_workers: Any, devices: Any, num_nodes: int, accelerato
     else:
         text = str(devices)
         per_node = (
-            len([part for part in text.split(",") if part.strip()]) if "," in text else int(text) if text.lstrip("-").isdigit() else 0
+            len([part for part in text.split(",") if part.strip()])
+            if "," in text
+            else int(text)
+            if text.lstrip("-").isdigit()
+            else 0
         )
         if per_node == -1:
-            per_node = max(1, torch.cuda.device_count()) if accelerator != "cpu" else os.cpu_count() or 1
+            per_node = (
+                max(1, torch.cuda.device_count()) if accelerator != "cpu" else os.cpu_count() or 1
+            )
     if per_node < 1:
-        raise ConfigError(f"devices={devices!r} names no device. Give a number of at least 1, a list of GPUs, or 'auto'.")
+        raise ConfigError(
+            f"devices={devices!r} names no device. Give a number of at least 1, a list of GPUs, or"
+            " 'auto'."
+        )
     total = per_node * num_nodes
     total = total if total > 1 else 0
     return total, total
@@ -158,9 +205,18 @@ def place(storage_path: str | os.PathLike[str] | None) -> str | None:
 
 
 def root_dir(given: str | os.PathLike[str] | None, storage_path: str | None = None) -> str:
-    """Return the folder for whatever has none of its own: a URL as it is, else an absolute path; without one the storage or the current folder."""
+    """Return the folder for whatever has none of its own: a URL as it is, else an absolute path.
+
+    Without one the storage or the current folder.
+    """
     shared = place(storage_path)
-    root = storage.local(given) if given is not None else shared if shared and "://" not in shared else os.getcwd()
+    root = (
+        storage.local(given)
+        if given is not None
+        else shared
+        if shared and "://" not in shared
+        else os.getcwd()
+    )
     return root if "://" in root else os.path.abspath(os.path.expanduser(root))
 
 
@@ -175,21 +231,41 @@ def restrict_to_dev_run(trainer: Trainer) -> None:
     """Make the Trainer run `fast_dev_run` batches of everything once."""
     batches = trainer.fast_dev_run
     trainer.max_steps, trainer.max_epochs, trainer.num_sanity_val_steps = batches, 1, 0
-    trainer.val_check_interval, trainer.val_check_time_s, trainer.check_val_every_n_epoch = 1.0, None, 1
-    trainer.limit_train_batches = trainer.limit_val_batches = trainer.limit_test_batches = trainer.limit_predict_batches = batches
+    trainer.val_check_interval, trainer.val_check_time_s, trainer.check_val_every_n_epoch = (
+        1.0,
+        None,
+        1,
+    )
+    trainer.limit_train_batches = trainer.limit_val_batches = trainer.limit_test_batches = (
+        trainer.limit_predict_batches
+    ) = batches
 
 
 def epochs(
-    max_epochs: int | None, min_epochs: int | None, max_steps: int, min_steps: int | None, max_time: Any, callbacks: Any
+    max_epochs: int | None,
+    min_epochs: int | None,
+    max_steps: int,
+    min_steps: int | None,
+    max_time: Any,
+    callbacks: Any,
 ) -> tuple[int, int]:
     """Return max_epochs and min_epochs with their defaults, which depend on the other limits."""
     for name, value in (("max_epochs", max_epochs), ("max_steps", max_steps)):
         if value is not None and (not isinstance(value, int) or value < -1):
-            raise ConfigError(f"{name}={value!r}: give a whole number of at least 0, or -1 for no limit.")
+            raise ConfigError(
+                f"{name}={value!r}: give a whole number of at least 0, or -1 for no limit."
+            )
     if max_epochs is None:
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
-        if max_steps == -1 and max_time is None and not any(isinstance(callback, Timer) for callback in given):
-            warn("max_epochs was not set; it is 1000. Set max_epochs=-1 to train without a limit.", stacklevel=5)
+        if (
+            max_steps == -1
+            and max_time is None
+            and not any(isinstance(callback, Timer) for callback in given)
+        ):
+            warn(
+                "max_epochs was not set; it is 1000. Set max_epochs=-1 to train without a limit.",
+                stacklevel=5,
+            )
             max_epochs = 1000
         else:
             max_epochs = -1
@@ -199,15 +275,27 @@ def epochs(
 
 
 def limit(name: str, value: int | float | None) -> int | float:
-    """Return a limit of batches: a whole number, or a fraction from 0.0 to 1.0; the type tells which is meant."""
+    """Return a limit of batches: a whole number, or a fraction from 0.0 to 1.0.
+
+    The type tells which is meant.
+    """
     if value is None:
         return 1.0
-    if isinstance(value, bool) or (isinstance(value, int) and value < 0) or (isinstance(value, float) and not 0.0 <= value <= 1.0):
-        raise ConfigError(f"{name}={value!r}: give a whole number of batches (2), or a fraction of them from 0.0 to 1.0 (0.5).")
+    if (
+        isinstance(value, bool)
+        or (isinstance(value, int) and value < 0)
+        or (isinstance(value, float) and not 0.0 <= value <= 1.0)
+    ):
+        raise ConfigError(
+            f"{name}={value!r}: give a whole number of batches (2), or a fraction of them from 0.0"
+            " to 1.0 (0.5)."
+        )
     return value
 
 
-def validation_interval(value: Any, check_val_every_n_epoch: int | None) -> tuple[int | float, float | None]:
+def validation_interval(
+    value: Any, check_val_every_n_epoch: int | None
+) -> tuple[int | float, float | None]:
     """Return (batches or fraction of an epoch, None) or (1.0, seconds)."""
     if check_val_every_n_epoch is not None:
         at_least(1, check_val_every_n_epoch=check_val_every_n_epoch)
@@ -217,13 +305,19 @@ def validation_interval(value: Any, check_val_every_n_epoch: int | None) -> tupl
         duration = parse_duration(value)
         assert duration is not None
         return 1.0, duration.total_seconds()
-    if isinstance(value, bool) or (isinstance(value, float) and not 0.0 <= value <= 1.0) or (isinstance(value, int) and value < 1):
+    if (
+        isinstance(value, bool)
+        or (isinstance(value, float) and not 0.0 <= value <= 1.0)
+        or (isinstance(value, int) and value < 1)
+    ):
         raise ConfigError(
-            f"val_check_interval={value!r}: give a number of batches (100), a fraction of an epoch (0.25), or a time ('00:00:15:00')."
+            f"val_check_interval={value!r}: give a number of batches (100), a fraction of an epoch"
+            " (0.25), or a time ('00:00:15:00')."
         )
     if check_val_every_n_epoch is None and isinstance(value, float):
         raise ConfigError(
-            f"check_val_every_n_epoch=None counts batches over epochs, so val_check_interval={value} must be a number of batches."
+            "check_val_every_n_epoch=None counts batches over epochs, so"
+            f" val_check_interval={value} must be a number of batches."
         )
     return value, None
 
@@ -240,15 +334,22 @@ def clipping(value: Any, algorithm: str | None) -> tuple[float | None, str | Non
     if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
         raise TypeError(f"gradient_clip_val={value!r}: give a number.")
     if algorithm is not None and algorithm.lower() not in ("norm", "value"):
-        raise ConfigError(f"gradient_clip_algorithm={algorithm!r} is not known. Use 'norm' or 'value'.")
+        raise ConfigError(
+            f"gradient_clip_algorithm={algorithm!r} is not known. Use 'norm' or 'value'."
+        )
     return value, algorithm.lower() if algorithm is not None else None
 
 
 INSTEAD_OF = {  # a kind of plugin, and what to write
     "Precision": "precision='bf16-mixed' (or another) says the number format",
     "LayerSync": "sync_batchnorm=True takes batch norm statistics over all ranks",
-    "CheckpointIO": "checkpoints are written whole or not at all, to any fsspec URL that ModelCheckpoint(dirpath=...) names",
-    "ClusterEnvironment": "ranks are found from the variables of torchrun, or started by num_workers=...",
+    "CheckpointIO": (
+        "checkpoints are written whole or not at all, to any fsspec URL that"
+        " ModelCheckpoint(dirpath=...) names"
+    ),
+    "ClusterEnvironment": (
+        "ranks are found from the variables of torchrun, or started by num_workers=..."
+    ),
 }
 
 
@@ -258,11 +359,23 @@ def refuse_plugins(plugins: Any) -> None:
     Raises:
         ConfigError: there is one.
     """
-    given = list(plugins) if isinstance(plugins, (list, tuple)) else [plugins] if plugins is not None else []
+    given = (
+        list(plugins)
+        if isinstance(plugins, (list, tuple))
+        else [plugins]
+        if plugins is not None
+        else []
+    )
     if given:
         kinds = [cls.__name__ for cls in type(given[0]).__mro__]
-        instead = next((text for kind, text in INSTEAD_OF.items() if kind in kinds), "; ".join(INSTEAD_OF.values()))
-        raise ConfigError(f"Trainer(plugins=...) got {given[0]!r}, but raylit has no plugins: {instead}. Leave plugins out.")
+        instead = next(
+            (text for kind, text in INSTEAD_OF.items() if kind in kinds),
+            "; ".join(INSTEAD_OF.values()),
+        )
+        raise ConfigError(
+            f"Trainer(plugins=...) got {given[0]!r}, but raylit has no plugins: {instead}. Leave"
+            " plugins out."
+        )
 
 
 def apply_environment(deterministic: bool | str | None, benchmark: bool | None) -> None:
@@ -272,15 +385,22 @@ def apply_environment(deterministic: bool | str | None, benchmark: bool | None) 
     if deterministic is not None:
         torch.use_deterministic_algorithms(bool(deterministic), warn_only=deterministic == "warn")
         if deterministic:
-            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS is deterministic only with a workspace of fixed size
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = (
+                ":4096:8"  # cuBLAS is deterministic only with a workspace of fixed size
+            )
     if benchmark is None and deterministic:
         benchmark = False
     if benchmark is not None:
         torch.backends.cudnn.benchmark = benchmark
 
 
-def make_loggers(logger: Logger | Iterable[Logger] | bool | None, default_root_dir: str, *, dummy: bool) -> list[Logger]:
-    """Return the loggers: those given, or a CSVLogger; if `dummy`, one that writes nothing in their place."""
+def make_loggers(
+    logger: Logger | Iterable[Logger] | bool | None, default_root_dir: str, *, dummy: bool
+) -> list[Logger]:
+    """Return the loggers: those given, or a CSVLogger.
+
+    If `dummy`, one that writes nothing in their place.
+    """
     if logger is None or logger is True:
         loggers: list[Logger] = [CSVLogger(default_root_dir)]
     elif logger is False:
@@ -289,7 +409,10 @@ def make_loggers(logger: Logger | Iterable[Logger] | bool | None, default_root_d
         loggers = list(logger) if isinstance(logger, Iterable) else [logger]
         for one in loggers:
             if not isinstance(one, Logger):
-                raise ConfigError(f"logger={logger!r} holds {one!r}, which is no Logger.{foreign_hint(one)} Give a Logger, True or False.")
+                raise ConfigError(
+                    f"logger={logger!r} holds {one!r}, which is no Logger.{foreign_hint(one)} Give"
+                    " a Logger, True or False."
+                )
     return [DummyLogger()] if dummy and loggers else loggers
 
 
@@ -301,23 +424,42 @@ def make_callbacks(
     summary: bool | None,
     is_trial: bool,
 ) -> list[Callback]:
-    """Return the callbacks: those given and the defaults that are wanted, checkpoints last. Of a trial run nothing is to be left."""
+    """Return the callbacks: those given and the defaults that are wanted, checkpoints last.
+
+    Of a trial run nothing is to be left.
+    """
     callbacks = [given] if isinstance(given, Callback) else list(given or ())
     for callback in callbacks:
         if not isinstance(callback, Callback):
-            raise ConfigError(f"callbacks holds {callback!r}, which is no Callback.{foreign_hint(callback)}")
-    for name, enabled, kind in (("enable_checkpointing", checkpointing, Checkpoint), ("enable_progress_bar", bar, ProgressBar)):
+            raise ConfigError(
+                f"callbacks holds {callback!r}, which is no Callback.{foreign_hint(callback)}"
+            )
+    for name, enabled, kind in (
+        ("enable_checkpointing", checkpointing, Checkpoint),
+        ("enable_progress_bar", bar, ProgressBar),
+    ):
         if enabled is False and any(isinstance(callback, kind) for callback in callbacks):
-            raise ConfigError(f"Trainer({name}=False) was given together with a {kind.__name__} callback. Leave one of them out.")
+            raise ConfigError(
+                f"Trainer({name}=False) was given together with a {kind.__name__} callback. Leave"
+                " one of them out."
+            )
     if max_time is not None and not any(isinstance(callback, Timer) for callback in callbacks):
         callbacks.append(Timer(max_time, interval="step"))
     if bar is not False and not any(isinstance(callback, ProgressBar) for callback in callbacks):
         callbacks.append(ProgressBar())
-    if summary is not False and not any(isinstance(callback, ModelSummary) for callback in callbacks):
+    if summary is not False and not any(
+        isinstance(callback, ModelSummary) for callback in callbacks
+    ):
         callbacks.append(ModelSummary())
-    if checkpointing is not False and not any(isinstance(callback, Checkpoint) for callback in callbacks):
+    if checkpointing is not False and not any(
+        isinstance(callback, Checkpoint) for callback in callbacks
+    ):
         callbacks.append(ModelCheckpoint())
-    if checkpointing is not False and not is_trial and not any(isinstance(callback, RecoveryCheckpoint) for callback in callbacks):
+    if (
+        checkpointing is not False
+        and not is_trial
+        and not any(isinstance(callback, RecoveryCheckpoint) for callback in callbacks)
+    ):
         callbacks.append(RecoveryCheckpoint())
     return in_order(callbacks)
 
@@ -326,7 +468,10 @@ def foreign_hint(value: object) -> str:
     """Return a sentence for those whose object comes from Lightning."""
     origins = {cls.__module__.split(".")[0] for cls in type(value).__mro__}
     if origins & {"lightning", "pytorch_lightning"}:
-        return " It is one of Lightning: write `import raylit as pl` instead of `import lightning.pytorch as pl`."
+        return (
+            " It is one of Lightning: write `import raylit as pl` instead of `import"
+            " lightning.pytorch as pl`."
+        )
     return ""
 
 
@@ -336,10 +481,22 @@ def print_results(fn: str, values: list[dict[str, float]]) -> None:
         return
     from rich.table import Table
 
-    table = Table("metric", *(f"loader {index}" if len(values) > 1 else fn for index in range(len(values))))
+    table = Table(
+        "metric", *(f"loader {index}" if len(values) > 1 else fn for index in range(len(values)))
+    )
     names = dict.fromkeys(name.split("/dataloader_idx_")[0] for row in values for name in row)
     for name in names:
-        row = [next((f"{float(v):.6g}" for k, v in one.items() if k.split("/dataloader_idx_")[0] == name), "") for one in values]
+        row = [
+            next(
+                (
+                    f"{float(v):.6g}"
+                    for k, v in one.items()
+                    if k.split("/dataloader_idx_")[0] == name
+                ),
+                "",
+            )
+            for one in values
+        ]
         table.add_row(name, *row)
     print_table(table)
 

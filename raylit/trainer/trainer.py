@@ -29,26 +29,39 @@ from raylit.validation.pending import ValidationConfig, config_of
 
 
 class Trainer(RunView):
-    """Trains, validates, tests and predicts, in this process or on Ray. Arguments not given may come from the environment: PL_TRAINER_MAX_EPOCHS=3.
+    """Trains, validates, tests and predicts, in this process or on Ray.
+
+    Arguments not given may come from the environment: PL_TRAINER_MAX_EPOCHS=3.
 
     Args:
-        num_workers: 0 trains in this process; n in n Ray actors, each with a copy of the model, gradients averaged. (min, max): elastic, in as
-            many as there is room for; starts with min, shrinks when a node goes, grows when one comes; the batch of all of max is kept.
+        num_workers: 0 trains in this process; n in n Ray actors, each with a copy of the model,
+            gradients averaged. (min, max): elastic, in as many as there is room for; starts with
+            min, shrinks when a node goes, grows when one comes; the batch of all of max is kept.
         use_gpu: whether each Ray worker gets a GPU. None: whether `accelerator` says so.
-        resources_per_worker: what each Ray worker reserves, such as `{"CPU": 2}`. Default: one CPU, and one GPU if `use_gpu`.
-        max_failures: how often Ray restarts the workers after one failed, from the newest checkpoint; or a `ray.train.FailureConfig`.
-        storage_path: folder or URL that all nodes of the Ray cluster reach, for the files of a run: Ray's, and checkpoints. Default: `default_root_dir`.
+        resources_per_worker: what each Ray worker reserves, such as `{"CPU": 2}`. Default: one CPU,
+            and one GPU if `use_gpu`.
+        max_failures: how often Ray restarts the workers after one failed, from the newest
+            checkpoint; or a `ray.train.FailureConfig`.
+        storage_path: folder or URL that all nodes of the Ray cluster reach, for the files of a run:
+            Ray's, and checkpoints. Default: `default_root_dir`.
         accelerator: `auto`, `cpu`, `gpu`, `cuda` or `mps`.
-        strategy: how workers are kept in step: `auto`, `ddp`, `ddp_find_unused_parameters_true`, `fsdp`, or a DDPStrategy or FSDPStrategy.
-        devices: Lightning's spelling of workers per node: a number, or a list of GPUs. More than one means that many Ray workers.
+        strategy: how workers are kept in step: `auto`, `ddp`, `ddp_find_unused_parameters_true`,
+            `fsdp`, or a DDPStrategy or FSDPStrategy.
+        devices: Lightning's spelling of workers per node: a number, or a list of GPUs. More than
+            one means that many Ray workers.
         num_nodes: Lightning's spelling: workers are `devices * num_nodes`.
-        compile: whether modules are compiled by torch.compile; or its arguments: `{"mode": "max-autotune"}`.
-        async_validation: whether training does not wait for validation, which then runs in Ray tasks of its own, on checkpoints; or a ValidationConfig.
-        precision: `32-true`, `64-true`, `16-mixed`, `bf16-mixed`, `16-true`, `bf16-true`, or 64, 32, 16, `bf16`.
+        compile: whether modules are compiled by torch.compile; or its arguments: `{"mode":
+            "max-autotune"}`.
+        async_validation: whether training does not wait for validation, which then runs in Ray
+            tasks of its own, on checkpoints; or a ValidationConfig.
+        precision: `32-true`, `64-true`, `16-mixed`, `bf16-mixed`, `16-true`, `bf16-true`, or 64,
+            32, 16, `bf16`.
         logger: a logger or several; True for a CSVLogger, False for none.
         callbacks: a callback or several.
-        fast_dev_run: run n batches (True: 1) of everything once, without loggers and checkpoints, to find errors.
-        max_epochs: stop after so many epochs. Default 1000, or no limit if `max_steps` or `max_time` is given; -1: no limit.
+        fast_dev_run: run n batches (True: 1) of everything once, without loggers and checkpoints,
+            to find errors.
+        max_epochs: stop after so many epochs. Default 1000, or no limit if `max_steps` or
+            `max_time` is given; -1: no limit.
         min_epochs: do not stop earlier than this.
         max_steps: stop after so many optimizer steps; -1: no limit.
         min_steps: do not stop earlier than this.
@@ -57,28 +70,38 @@ class Trainer(RunView):
         limit_val_batches: likewise for validation.
         limit_test_batches: likewise for test.
         limit_predict_batches: likewise for prediction.
-        overfit_batches: train and validate on this many (or this fraction) of the batches, unshuffled.
-        val_check_interval: validate every n batches, at this fraction of an epoch, or after this time (as `max_time`).
-        check_val_every_n_epoch: validate in every n-th epoch. None: `val_check_interval` counts batches over epochs.
+        overfit_batches: train and validate on this many (or this fraction) of the batches,
+            unshuffled.
+        val_check_interval: validate every n batches, at this fraction of an epoch, or after this
+            time (as `max_time`).
+        check_val_every_n_epoch: validate in every n-th epoch. None: `val_check_interval` counts
+            batches over epochs.
         num_sanity_val_steps: validation batches to run before training; -1: all. Default 2.
         log_every_n_steps: how often step values go to the loggers. Default 50; 0: never.
-        enable_checkpointing: whether a ModelCheckpoint and a RecoveryCheckpoint are added if there is none. Default True.
+        enable_checkpointing: whether a ModelCheckpoint and a RecoveryCheckpoint are added if there
+            is none. Default True.
         enable_progress_bar: whether progress is shown. Default True.
         enable_model_summary: whether the model is summarized at the start. Default True.
         accumulate_grad_batches: batches whose gradients add up to one optimizer step.
         gradient_clip_val: bound of the gradients; None or 0: none.
-        gradient_clip_algorithm: `norm` bounds the norm of all gradients together, `value` each number.
+        gradient_clip_algorithm: `norm` bounds the norm of all gradients together, `value` each
+            number.
         deterministic: True: only deterministic algorithms; `warn`: warn where there is none.
-        benchmark: whether cuDNN looks for the fastest algorithm. Default: as it is set; False if `deterministic`.
+        benchmark: whether cuDNN looks for the fastest algorithm. Default: as it is set; False if
+            `deterministic`.
         plugins: not used: the error says which argument does what a plugin of Lightning is for.
-        inference_mode: whether evaluation outside of fit runs in inference mode rather than under no_grad.
+        inference_mode: whether evaluation outside of fit runs in inference mode rather than under
+            no_grad.
         use_distributed_sampler: whether loaders are sharded over the workers.
-        profiler: what measures where the time goes: `simple`, `advanced`, `pytorch` or a Profiler; it reports at the end.
+        profiler: what measures where the time goes: `simple`, `advanced`, `pytorch` or a Profiler;
+            it reports at the end.
         detect_anomaly: whether autograd looks for NaN and says where it came from. Slow.
-        barebones: whether all that may cost speed is off, to measure the rest: loggers, checkpoints, bar, summary, sanity check, `self.log`.
+        barebones: whether all that may cost speed is off, to measure the rest: loggers,
+            checkpoints, bar, summary, sanity check, `self.log`.
         sync_batchnorm: whether batch norm statistics are taken over all workers.
         reload_dataloaders_every_n_epochs: ask for the loaders anew every n epochs; 0: never.
-        default_root_dir: folder for whatever has no folder of its own. Default: `storage_path` if that is a folder, else the current one.
+        default_root_dir: folder for whatever has no folder of its own. Default: `storage_path` if
+            that is a folder, else the current one.
         enable_autolog_hparams: whether hyperparameters are sent to the loggers.
 
     Raises:
@@ -141,7 +164,9 @@ class Trainer(RunView):
         compile: bool | dict[str, Any] = False,
         async_validation: bool | ValidationConfig = False,
     ) -> None:
-        self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self._arguments = {
+            name: value for name, value in locals().items() if name not in ("self", "__class__")
+        }
         if barebones:
             settings.refuse_in_barebones(self._arguments)
             logger = enable_checkpointing = enable_progress_bar = enable_model_summary = False
@@ -150,12 +175,27 @@ class Trainer(RunView):
         settings.refuse_plugins(plugins)
         settings.apply_environment(deterministic, benchmark)
         # where it runs
-        self.min_workers, self.num_workers = settings.number_of_workers(num_workers, devices, num_nodes, accelerator)
+        self.min_workers, self.num_workers = settings.number_of_workers(
+            num_workers, devices, num_nodes, accelerator
+        )
         self.use_gpu = accelerator in ("gpu", "cuda") if use_gpu is None else use_gpu
-        self.accelerator = ("gpu" if self.use_gpu else "cpu") if self.num_workers else "gpu" if use_gpu else accelerator
+        self.accelerator = (
+            ("gpu" if self.use_gpu else "cpu")
+            if self.num_workers
+            else "gpu"
+            if use_gpu
+            else accelerator
+        )
         self.max_failures, self.num_nodes = settings.failures(max_failures), num_nodes
-        self.resources_per_worker, self.storage_path = resources_per_worker, settings.place(storage_path)
-        self.strategy, self.precision, self.compile = find_strategy(strategy), canonical(precision), options_of(compile)
+        self.resources_per_worker, self.storage_path = (
+            resources_per_worker,
+            settings.place(storage_path),
+        )
+        self.strategy, self.precision, self.compile = (
+            find_strategy(strategy),
+            canonical(precision),
+            options_of(compile),
+        )
         self.use_distributed_sampler, self.sync_batchnorm = use_distributed_sampler, sync_batchnorm
         # how long, how often, how much
         self.fast_dev_run = settings.fast_dev_run(fast_dev_run)
@@ -169,23 +209,44 @@ class Trainer(RunView):
         self.limit_test_batches = settings.limit("limit_test_batches", limit_test_batches)
         self.limit_predict_batches = settings.limit("limit_predict_batches", limit_predict_batches)
         self.overfit_batches = settings.limit("overfit_batches", overfit_batches)
-        self.val_check_interval, self.val_check_time_s = settings.validation_interval(val_check_interval, check_val_every_n_epoch)
+        self.val_check_interval, self.val_check_time_s = settings.validation_interval(
+            val_check_interval, check_val_every_n_epoch
+        )
         self.check_val_every_n_epoch = check_val_every_n_epoch
         self.num_sanity_val_steps = settings.sanity_steps(num_sanity_val_steps)
-        self.log_every_n_steps = settings.at_least(0, log_every_n_steps=50 if log_every_n_steps is None else log_every_n_steps)
-        self.accumulate_grad_batches = settings.at_least(1, accumulate_grad_batches=accumulate_grad_batches)
-        self.gradient_clip_val, self.gradient_clip_algorithm = settings.clipping(gradient_clip_val, gradient_clip_algorithm)
-        self.inference_mode, self.detect_anomaly, self.barebones = inference_mode, detect_anomaly, barebones
-        self.reload_dataloaders_every_n_epochs = settings.at_least(0, reload_dataloaders_every_n_epochs=reload_dataloaders_every_n_epochs)
+        self.log_every_n_steps = settings.at_least(
+            0, log_every_n_steps=50 if log_every_n_steps is None else log_every_n_steps
+        )
+        self.accumulate_grad_batches = settings.at_least(
+            1, accumulate_grad_batches=accumulate_grad_batches
+        )
+        self.gradient_clip_val, self.gradient_clip_algorithm = settings.clipping(
+            gradient_clip_val, gradient_clip_algorithm
+        )
+        self.inference_mode, self.detect_anomaly, self.barebones = (
+            inference_mode,
+            detect_anomaly,
+            barebones,
+        )
+        self.reload_dataloaders_every_n_epochs = settings.at_least(
+            0, reload_dataloaders_every_n_epochs=reload_dataloaders_every_n_epochs
+        )
         self.enable_autolog_hparams = enable_autolog_hparams
         if self.fast_dev_run:
             settings.restrict_to_dev_run(self)
         if self.overfit_batches > 0:
             self.limit_train_batches = self.limit_val_batches = self.overfit_batches
         # who listens
-        self.loggers = settings.make_loggers(logger, self.default_root_dir, dummy=self.fast_dev_run > 0)
+        self.loggers = settings.make_loggers(
+            logger, self.default_root_dir, dummy=self.fast_dev_run > 0
+        )
         self.callbacks = settings.make_callbacks(
-            callbacks, max_time, enable_checkpointing, enable_progress_bar, enable_model_summary, is_trial=self.fast_dev_run > 0
+            callbacks,
+            max_time,
+            enable_checkpointing,
+            enable_progress_bar,
+            enable_model_summary,
+            is_trial=self.fast_dev_run > 0,
         )
         self.profiler = find_profiler(profiler)
         # what runs
@@ -213,11 +274,13 @@ class Trainer(RunView):
 
         Args:
             model: the module; afterwards it holds the trained weights.
-            train_dataloaders: a DataLoader, any iterable, a `ray.data.Dataset`, or a list or dict of them; or a LightningDataModule.
+            train_dataloaders: a DataLoader, any iterable, a `ray.data.Dataset`, or a list or dict
+                of them; or a LightningDataModule.
             val_dataloaders: likewise for validation; several are read one after the other.
             datamodule: the data, instead of loaders.
             ckpt_path: checkpoint to go on from: a path, `last` or `best`.
-            weights_only: False lets the checkpoint run code when it is loaded: only for files you wrote yourself.
+            weights_only: False lets the checkpoint run code when it is loaded: only for files you
+                wrote yourself.
 
         Returns:
             Metrics, paths of checkpoints, the MLflow run, the history.
@@ -226,7 +289,14 @@ class Trainer(RunView):
             ConfigError: model, data or settings do not fit together.
             CheckpointError: the checkpoint is missing, torn or unsafe.
         """
-        job = self._job("fit", model, {"train": train_dataloaders, "val": val_dataloaders}, datamodule, ckpt_path, weights_only)
+        job = self._job(
+            "fit",
+            model,
+            {"train": train_dataloaders, "val": val_dataloaders},
+            datamodule,
+            ckpt_path,
+            weights_only,
+        )
         self.should_stop = False
         with driver.driving(job):
             result = driver.launcher_for(job).launch(job)
@@ -246,7 +316,9 @@ class Trainer(RunView):
         Returns:
             The values logged, one dict for each loader.
         """
-        return self._evaluate("validate", model, {"val": dataloaders}, datamodule, ckpt_path, weights_only, verbose)
+        return self._evaluate(
+            "validate", model, {"val": dataloaders}, datamodule, ckpt_path, weights_only, verbose
+        )
 
     def test(
         self,
@@ -262,7 +334,9 @@ class Trainer(RunView):
         Returns:
             The values logged, one dict for each loader.
         """
-        return self._evaluate("test", model, {"test": dataloaders}, datamodule, ckpt_path, weights_only, verbose)
+        return self._evaluate(
+            "test", model, {"test": dataloaders}, datamodule, ckpt_path, weights_only, verbose
+        )
 
     def predict(
         self,
@@ -284,17 +358,27 @@ class Trainer(RunView):
             weights_only: False lets the checkpoint run code when it is loaded.
 
         Returns:
-            What `predict_step` returned for each batch, in the order of the data; for several loaders a list of such lists.
+            What `predict_step` returned for each batch, in the order of the data; for several
+            loaders a list of such lists.
         """
-        job = self._job("predict", model, {"predict": dataloaders}, datamodule, ckpt_path, weights_only)
+        job = self._job(
+            "predict", model, {"predict": dataloaders}, datamodule, ckpt_path, weights_only
+        )
         job.return_predictions = return_predictions is not False
         with driver.driving(job):
             result = driver.launcher_for(job).launch(job)
         return self._adopt(job, result).value
 
     def _evaluate(
-        self, fn: Fn, model: LightningModule | None, data: dict[str, Any], datamodule: Any, ckpt_path: Any, weights_only: bool | None, verbose: bool
-    ) -> list[dict[str, float]]:  # fmt: skip
+        self,
+        fn: Fn,
+        model: LightningModule | None,
+        data: dict[str, Any],
+        datamodule: Any,
+        ckpt_path: Any,
+        weights_only: bool | None,
+        verbose: bool,
+    ) -> list[dict[str, float]]:
         job = self._job(fn, model, data, datamodule, ckpt_path, weights_only)
         with driver.driving(job):
             result = driver.launcher_for(job).launch(job)
@@ -304,14 +388,20 @@ class Trainer(RunView):
         return values
 
     def check(
-        self, model: LightningModule, train_dataloaders: Any = None, val_dataloaders: Any = None, datamodule: LightningDataModule | None = None,
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
         verbose: bool = True,
-    ) -> CheckReport:  # fmt: skip
+    ) -> CheckReport:
         """Look for what is wrong with a model before it is trained, and estimate what an epoch costs; see `raylit.check`.
 
         The arguments are as in `fit`. What is trained is a copy: model, data and random states are left as they are. `verbose` prints the findings.
         """
-        given, datamodule = driver.check_data("check", {"train": train_dataloaders, "val": val_dataloaders}, datamodule)
+        given, datamodule = driver.check_data(
+            "check", {"train": train_dataloaders, "val": val_dataloaders}, datamodule
+        )
         report = check(self, driver.check_model("check", model), given, datamodule)
         if verbose:
             settings.print_table(report.table())
@@ -320,7 +410,10 @@ class Trainer(RunView):
     # ---- for callbacks and user code ----
 
     def save_checkpoint(
-        self, filepath: str | os.PathLike[str], weights_only: bool | None = None, storage_options: dict[str, Any] | None = None
+        self,
+        filepath: str | os.PathLike[str],
+        weights_only: bool | None = None,
+        storage_options: dict[str, Any] | None = None,
     ) -> None:
         """Write a checkpoint of the run as it is now. Call it on all ranks; rank 0 writes.
 
@@ -330,10 +423,13 @@ class Trainer(RunView):
             storage_options: handed to fsspec for URLs.
 
         Raises:
-            NotSavedError: it could not be written; what stood there is untouched. On all ranks, if rank 0 could not.
+            NotSavedError: it could not be written; what stood there is untouched. On all ranks, if
+                rank 0 could not.
         """
         if self._run is None:
-            raise ConfigError("There is nothing to save yet: call fit, validate, test or predict first.")
+            raise ConfigError(
+                "There is nothing to save yet: call fit, validate, test or predict first."
+            )
         with self.profiler.profile("save_checkpoint"):
             write(self._run, filepath, bool(weights_only), storage_options)
 
@@ -350,20 +446,33 @@ class Trainer(RunView):
         """
         for name in arguments:
             if name not in self._arguments:
-                raise ConfigError(f"Trainer has no argument {name!r}.{did_you_mean(name, self._arguments)}")
+                raise ConfigError(
+                    f"Trainer has no argument {name!r}.{did_you_mean(name, self._arguments)}"
+                )
         return type(self)(**{**self._arguments, **arguments})
 
     # ---- a job's beginning and end ----
 
     def _job(
-        self, fn: Fn, model: LightningModule | None, data: dict[str, Any], datamodule: Any, ckpt_path: Any, weights_only: bool | None
+        self,
+        fn: Fn,
+        model: LightningModule | None,
+        data: dict[str, Any],
+        datamodule: Any,
+        ckpt_path: Any,
+        weights_only: bool | None,
     ) -> Job:
         if model is None and fn != "fit":
-            model, ckpt_path = self._module, driver.best_by_default(fn, self._module, self.checkpoint_callback, ckpt_path)
+            model, ckpt_path = (
+                self._module,
+                driver.best_by_default(fn, self._module, self.checkpoint_callback, ckpt_path),
+            )
         model = driver.check_model(fn, model)
         given, datamodule = driver.check_data(fn, data, datamodule)
         driver.check_places(fn, self)
-        self.ckpt_path = find.resolve(ckpt_path, self.savers, self.storage_url or self.default_root_dir, fn)
+        self.ckpt_path = find.resolve(
+            ckpt_path, self.savers, self.storage_url or self.default_root_dir, fn
+        )
         self._state.fn, self._state.status = TrainerFn(fn), TrainerStatus.RUNNING
         self._module, self._datamodule = model, datamodule
         return Job(fn, self, model, datamodule, given, self.ckpt_path, weights_only)
@@ -398,4 +507,10 @@ class Trainer(RunView):
         self.display, run.is_over = None, True
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_run": None, "_module": None, "_datamodule": None, "display": None}
+        return {
+            **self.__dict__,
+            "_run": None,
+            "_module": None,
+            "_datamodule": None,
+            "display": None,
+        }

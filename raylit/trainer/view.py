@@ -70,12 +70,18 @@ class RunView(Listeners):
     @property
     def should_log_step(self) -> bool:
         """Whether the step values of this batch are due at the loggers."""
-        return bool(self.log_every_n_steps) and ((self.progress.log_steps + 1) % self.log_every_n_steps == 0 or self.should_stop)
+        return bool(self.log_every_n_steps) and (
+            (self.progress.log_steps + 1) % self.log_every_n_steps == 0 or self.should_stop
+        )
 
     def should_log_batch(self, batch_idx: int, dataloader_idx: int = 0) -> bool:
         """Tell whether values of this batch of an evaluation or prediction are due at the loggers."""
         every = self.log_every_n_steps
-        number = sum(self._num_batches(STAGE_OF_LOADER.get(str(self._stage), ""))[:dataloader_idx]) + batch_idx + 1
+        number = (
+            sum(self._num_batches(STAGE_OF_LOADER.get(str(self._stage), ""))[:dataloader_idx])
+            + batch_idx
+            + 1
+        )
         return bool(every) and (number % every == 0 or self.should_stop)
 
     @property
@@ -123,7 +129,9 @@ class RunView(Listeners):
         run = self._run
         if run is None or run.is_over:
             return None
-        return run.stage or ("train" if run.job.fn == "fit" else run.job.fn)  # before its loop begins, a job is in the stage to come
+        return run.stage or (
+            "train" if run.job.fn == "fit" else run.job.fn
+        )  # before its loop begins, a job is in the stage to come
 
     # ---- what it works with ----
     @property
@@ -139,7 +147,11 @@ class RunView(Listeners):
     @property
     def model(self) -> torch.nn.Module | None:
         """The module as it is trained: wrapped by DDP on several ranks."""
-        return self._run.step_module if self._run is not None and self._run.step_module is not None else self._module
+        return (
+            self._run.step_module
+            if self._run is not None and self._run.step_module is not None
+            else self._module
+        )
 
     @property
     def optimizers(self) -> list[Any]:
@@ -157,7 +169,9 @@ class RunView(Listeners):
         run = self._run
         if run is None:
             return []
-        return run.wrapped_optimizers or [LightningOptimizer(optimizer, run) for optimizer in run.optimizers]
+        return run.wrapped_optimizers or [
+            LightningOptimizer(optimizer, run) for optimizer in run.optimizers
+        ]
 
     @property
     def lr_scheduler_configs(self) -> list[LRSchedulerConfig]:
@@ -201,7 +215,10 @@ class RunView(Listeners):
 
     @property
     def fit_loop(self) -> Self:
-        """The Trainer itself: Lightning keeps `max_epochs` and `min_epochs` in a `fit_loop`, where users set them."""
+        """The Trainer itself.
+
+        Lightning keeps `max_epochs` and `min_epochs` in a `fit_loop`, where users set them.
+        """
         return self
 
     @property
@@ -227,7 +244,10 @@ class RunView(Listeners):
     # ---- what was predicted ----
     @property
     def predict_loop(self) -> Self:
-        """The Trainer itself: Lightning keeps `predictions` and `epoch_batch_indices` in a `predict_loop`."""
+        """The Trainer itself.
+
+        Lightning keeps `predictions` and `epoch_batch_indices` in a `predict_loop`.
+        """
         return self
 
     @property
@@ -238,15 +258,28 @@ class RunView(Listeners):
 
     @property
     def epoch_batch_indices(self) -> list[list[Any]]:
-        """For each loader, which samples the batches predicted so far were made of. Known while there is a BasePredictionWriter."""
+        """For each loader, which samples the batches predicted so far were made of.
+
+        Known while there is a BasePredictionWriter.
+        """
         run = self._run
         if run is None or "predict" not in run.loaders:
             return []
-        return [seen_indices(one)[: len(kept)] for one, kept in zip(run.loaders["predict"].flattened, run.predictions, strict=False)]
+        return [
+            seen_indices(one)[: len(kept)]
+            for one, kept in zip(run.loaders["predict"].flattened, run.predictions, strict=False)
+        ]
 
     def batch_indices(self, batch_idx: int, dataloader_idx: int = 0) -> list[Any]:
-        """Return which samples one batch was made of; empty if that cannot be told. Known while there is a BasePredictionWriter."""
-        seen = seen_indices(self._run.loaders["predict"].flattened[dataloader_idx]) if self._run is not None else []
+        """Return which samples one batch was made of; empty if that cannot be told.
+
+        Known while there is a BasePredictionWriter.
+        """
+        seen = (
+            seen_indices(self._run.loaders["predict"].flattened[dataloader_idx])
+            if self._run is not None
+            else []
+        )
         return list(seen[batch_idx]) if seen else []
 
     # ---- numbers and devices ----
@@ -255,7 +288,9 @@ class RunView(Listeners):
         """The number format of the run; before one, of the device it would take."""
         if self._run is not None:
             return self._run.precision
-        return Precision(self.precision, choose_device("cpu" if self.num_workers else self.accelerator, 0))
+        return Precision(
+            self.precision, choose_device("cpu" if self.num_workers else self.accelerator, 0)
+        )
 
     @property
     def scaler(self) -> Any:
@@ -267,7 +302,8 @@ class RunView(Listeners):
         """Within, new tensors are made on the device and in the precision of this Trainer.
 
         Args:
-            empty_init: True leaves weights uninitialized, for a model whose weights are about to be loaded.
+            empty_init: True leaves weights uninitialized, for a model whose weights are about to be
+                loaded.
 
         Example:
             >>> with Trainer(precision="bf16-true", max_epochs=1).init_module():
@@ -313,9 +349,17 @@ class RunView(Listeners):
     _state: TrainerState
 
     def comes_later(self, name: str | None) -> bool:
-        """Tell whether a metric is one of validations that training does not wait for; see `raylit.async_validation`."""
+        """Tell whether a metric is one of validations that training does not wait for.
+
+        See `raylit.async_validation`.
+        """
         run = self._run
-        return name is not None and run is not None and run.validations is not None and not run.metrics.is_of_training(name)
+        return (
+            name is not None
+            and run is not None
+            and run.validations is not None
+            and not run.metrics.is_of_training(name)
+        )
 
     @property
     def enable_validation(self) -> bool:
@@ -331,10 +375,16 @@ class RunView(Listeners):
 
     @property
     def estimated_stepping_batches(self) -> float:
-        """Optimizer steps that this fit will take, for schedulers; infinity if that cannot be told. Asks for the training data if need be."""
+        """Optimizer steps that this fit will take, for schedulers.
+
+        Infinity if that cannot be told. Asks for the training data if need be.
+        """
         run = self._run
         if run is None or self.state.fn != "fit":
-            raise RuntimeError("estimated_stepping_batches is known while a fit runs, for instance in configure_optimizers.")
+            raise RuntimeError(
+                "estimated_stepping_batches is known while a fit runs, for instance in"
+                " configure_optimizers."
+            )
         if self.max_epochs == -1:
             return float("inf") if self.max_steps == -1 else self.max_steps
         loader = run.loaders["train"] if "train" in run.loaders else run.load("train")
@@ -353,4 +403,8 @@ class RunView(Listeners):
         run = self._run
         if run is None:
             return []
-        return run.loaders[stage].lengths() if stage in run.loaders else run.earlier_lengths.get(stage, [])
+        return (
+            run.loaders[stage].lengths()
+            if stage in run.loaders
+            else run.earlier_lengths.get(stage, [])
+        )

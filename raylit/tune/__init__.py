@@ -1,4 +1,7 @@
-"""Searches: for a learning rate or a batch size, and sweeps of many fits. The only place for Ray Tune, which is loaded when a sweep is."""
+"""Searches: for a learning rate or a batch size, and sweeps of many fits.
+
+The only place for Ray Tune, which is loaded when a sweep is.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,11 @@ if TYPE_CHECKING:
     from raylit.tune.space import SweepSpec
     from raylit.tune.sweep import SweepResult, TrialResult
 
-_LAZY = {"SweepSpec": "raylit.tune.space", "SweepResult": "raylit.tune.sweep", "TrialResult": "raylit.tune.sweep"}
+_LAZY = {
+    "SweepSpec": "raylit.tune.space",
+    "SweepResult": "raylit.tune.sweep",
+    "TrialResult": "raylit.tune.sweep",
+}
 
 __all__ = ["SweepResult", "SweepSpec", "TrialResult", "Tuner"]
 

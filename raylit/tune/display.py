@@ -22,7 +22,9 @@ class SweepDisplay(Callback):
         self.started = time.monotonic()
         self.scores: dict[str, float] = {}
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         """Remember the best score of each trial."""
         score = result.get(self.spec.metric)
         if score is not None:
@@ -41,10 +43,14 @@ class SweepDisplay(Callback):
     def _line(self, trial: Any, how: str) -> None:
         self.ended += 1
         values = "  ".join(f"{key}={short(trial.config[key])}" for key in self.spec.swept)
-        score, best = (short(value) if value is not None else "-" for value in (self.scores.get(trial.trial_id), self.best))
+        score, best = (
+            short(value) if value is not None else "-"
+            for value in (self.scores.get(trial.trial_id), self.best)
+        )
         elapsed = time.monotonic() - self.started
         print(
-            f"[{self.ended}/{self.spec.num_trials}  {elapsed:.0f} s] {trial} {how}: {self.spec.metric}={score} (best {best})  {values}",
+            f"[{self.ended}/{self.spec.num_trials}  {elapsed:.0f} s] {trial} {how}:"
+            f" {self.spec.metric}={score} (best {best})  {values}",
             flush=True,
         )
 
@@ -55,12 +61,26 @@ def print_table(trials: list[TrialResult], spec: SweepSpec) -> None:
     from rich.table import Table
 
     failed = any(trial.error for trial in trials)
-    columns = ["trial", f"{spec.metric} ({spec.mode})", *spec.swept, "reports", "seconds", *(["error"] if failed else [])]
+    columns = [
+        "trial",
+        f"{spec.metric} ({spec.mode})",
+        *spec.swept,
+        "reports",
+        "seconds",
+        *(["error"] if failed else []),
+    ]
     table = Table(*columns, title=f"Sweep {spec.name}, best first")
     for trial in trials:
         score = short(trial.score) if trial.score is not None else "-"
         values = [short(trial.config.get(key, "")) for key in spec.swept]
-        table.add_row(trial.name, score, *values, str(trial.iterations), f"{trial.time_s:.0f}", *([trial.error or ""] if failed else []))
+        table.add_row(
+            trial.name,
+            score,
+            *values,
+            str(trial.iterations),
+            f"{trial.time_s:.0f}",
+            *([trial.error or ""] if failed else []),
+        )
     Console().print(table)
     best = trials[0] if trials and trials[0].score is not None else None
     if best is not None:

@@ -1,4 +1,7 @@
-"""What runs in the process of one trial: a fit like any other, whose metrics are reported to Ray Tune."""
+"""What runs in the process of one trial.
+
+A fit like any other, whose metrics are reported to Ray Tune.
+"""
 
 from __future__ import annotations
 
@@ -57,12 +60,24 @@ class TrialPlan:
         trainer.fit(model, datamodule=data, **self.fit_arguments)
 
     def make_trainer(self, name: str, arguments: dict[str, Any], config: dict[str, Any]) -> Trainer:
-        """Return the Trainer of the trial called `name`: its files in a folder of its own, its run below the sweep's."""
+        """Return the Trainer of the trial called `name`.
+
+        Its files in a folder of its own, its run below the sweep's.
+        """
         folder = os.path.join(self.folder, name)
         trainer = self.trainer.replaced(
-            **{"default_root_dir": folder, "enable_progress_bar": False, "enable_model_summary": False, **arguments}
+            **{
+                "default_root_dir": folder,
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+                **arguments,
+            }
         )
-        trainer.loggers = [self._own_logger(logger, name, config) for logger in trainer.loggers if not isinstance(logger, MLFlowLogger)]
+        trainer.loggers = [
+            self._own_logger(logger, name, config)
+            for logger in trainer.loggers
+            if not isinstance(logger, MLFlowLogger)
+        ]
         if self.parent is not None:
             values = {f"raylit.swept.{key}": str(value) for key, value in config.items()}
             child = self.parent.child(name, {"raylit.trial": name, **values})
@@ -70,21 +85,28 @@ class TrialPlan:
         for callback in trainer.callbacks:
             if isinstance(callback, ModelCheckpoint):
                 callback.dirpath = (
-                    os.path.join(os.fspath(callback.dirpath), name) if callback.dirpath else os.path.join(folder, "checkpoints")
+                    os.path.join(os.fspath(callback.dirpath), name)
+                    if callback.dirpath
+                    else os.path.join(folder, "checkpoints")
                 )
         trainer.callbacks.append(TuneReport(self.metric))
         return trainer
 
     @staticmethod
     def _own_logger(logger: Any, name: str, config: dict[str, Any]) -> Any:
-        """Return the logger of one trial: trials at the same time must not take the same version."""
+        """Return the logger of one trial.
+
+        Trials at the same time must not take the same version.
+        """
         if isinstance(logger, CSVLogger):
             return CSVLogger(logger.save_dir or ".", name=logger.name, version=name)
         return copy.deepcopy(logger)
 
 
 class TuneReport(Checkpoint):
-    """Reports what was logged to Ray Tune after every validation, or epoch if there is none. The last of all callbacks, after checkpoints.
+    """Reports what was logged to Ray Tune after every validation, or epoch if there is none.
+
+    The last of all callbacks, after checkpoints.
 
     Args:
         metric: what the sweep optimizes; must have been logged.
@@ -100,12 +122,20 @@ class TuneReport(Checkpoint):
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Report, where validation does not run exactly once per epoch."""
-        if self._with_validation(trainer) and trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if (
+            self._with_validation(trainer)
+            and trainer.state.fn == "fit"
+            and not trainer.sanity_checking
+        ):
             self._report(trainer)
 
     @staticmethod
     def _with_validation(trainer: Any) -> bool:
-        once = trainer.val_check_interval == 1.0 and trainer.val_check_time_s is None and trainer.check_val_every_n_epoch == 1
+        once = (
+            trainer.val_check_interval == 1.0
+            and trainer.val_check_time_s is None
+            and trainer.check_val_every_n_epoch == 1
+        )
         return trainer.enable_validation and not once
 
     def _report(self, trainer: Any) -> None:
@@ -113,9 +143,13 @@ class TuneReport(Checkpoint):
         if self.metric not in metrics:
             logged = ", ".join(metrics) or "nothing"
             raise ConfigError(
-                f"The sweep optimizes {self.metric!r}, which was not logged. Logged: {logged}. Log it, or change the sweep's metric."
+                f"The sweep optimizes {self.metric!r}, which was not logged. Logged: {logged}. Log"
+                " it, or change the sweep's metric."
             )
-        saver = next((callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)), None)
+        saver = next(
+            (callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)),
+            None,
+        )
         metrics["epoch"] = trainer.current_epoch
         metrics["global_step"] = trainer.global_step
         metrics["best_model_path"] = saver.best_model_path if saver is not None else ""

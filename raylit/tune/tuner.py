@@ -1,4 +1,7 @@
-"""Tuner: searches before training: for a learning rate, for a batch size, for the best of many fits."""
+"""Tuner: searches before training.
+
+For a learning rate, for a batch size, for the best of many fits.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +32,20 @@ class Tuner:
     """Searches with the settings of a Trainer.
 
     Args:
-        trainer: searches run as its fits do; each trial of a sweep is a fit with its arguments, in one process.
+        trainer: searches run as its fits do; each trial of a sweep is a fit with its arguments, in
+            one process.
 
     Example:
         >>> tuner = Tuner(Trainer(max_epochs=10))
         >>> tuner.lr_find(model, datamodule=data).plot(suggest=True)
         >>> tuner.scale_batch_size(model, datamodule=data)
-        >>> sweep = tuner.sweep(LitDigits, DigitsData, space={"model.lr": tune.loguniform(1e-4, 1e-1)}, metric="val_loss", num_samples=20)
+        >>> sweep = tuner.sweep(
+        ...     LitDigits,
+        ...     DigitsData,
+        ...     space={"model.lr": tune.loguniform(1e-4, 1e-1)},
+        ...     metric="val_loss",
+        ...     num_samples=20,
+        ... )
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -57,7 +67,9 @@ class Tuner:
         update_attr: bool = True,
         attr_name: str = "",
     ) -> LRFinderResult | None:
-        """Train a little with a rising learning rate, to suggest one; nothing but the model's attribute is changed.
+        """Train a little with a rising learning rate, to suggest one.
+
+        Nothing but the model's attribute is changed.
 
         Args:
             model: the model.
@@ -70,21 +82,33 @@ class Tuner:
             max_lr: learning rate of the last.
             num_training: number of steps; fewer if training ends before.
             mode: how it rises: `exponential` or `linear`.
-            early_stop_threshold: end the search when the smoothed loss is more than so many times the best. None: do not.
+            early_stop_threshold: end the search when the smoothed loss is more than so many times
+                the best. None: do not.
             update_attr: whether to set the model's attribute to the suggestion.
             attr_name: name of that attribute or hyperparameter. Default: `lr` or `learning_rate`.
 
         Returns:
-            What was found: `suggestion()`, `plot()` and `results`; None in a trial run (`fast_dev_run`).
+            What was found: `suggestion()`, `plot()` and `results`; None in a trial run
+            (`fast_dev_run`).
 
         Raises:
-            ConfigError: an argument is wrong, there is no such attribute, or more than one optimizer.
+            ConfigError: an argument is wrong, there is no such attribute, or more than one
+                optimizer.
         """
         if method != "fit":
-            raise ConfigError(f"lr_find(method={method!r}): a learning rate matters in training only. Leave it out.")
-        finder = LearningRateFinder(min_lr, max_lr, num_training, mode, early_stop_threshold, update_attr, attr_name)
-        self._search(finder, model, method, train_dataloaders, val_dataloaders, dataloaders, datamodule)
-        if finder.optimal_lr is not None and update_attr and self.trainer.num_workers:  # the worker has set that of its copy
+            raise ConfigError(
+                f"lr_find(method={method!r}): a learning rate matters in training only. Leave it"
+                " out."
+            )
+        finder = LearningRateFinder(
+            min_lr, max_lr, num_training, mode, early_stop_threshold, update_attr, attr_name
+        )
+        self._search(
+            finder, model, method, train_dataloaders, val_dataloaders, dataloaders, datamodule
+        )
+        if (
+            finder.optimal_lr is not None and update_attr and self.trainer.num_workers
+        ):  # the worker has set that of its copy
             lr = finder.optimal_lr.suggestion()
             name = attribute_name(attr_name, model, self.trainer.datamodule)
             if lr is not None:
@@ -107,20 +131,25 @@ class Tuner:
         margin: float = 0.05,
         max_val: int = 8192,
     ) -> int | None:
-        """Find the largest batch size for which the memory suffices; nothing but the attribute of that name is changed.
+        """Find the largest batch size for which the memory suffices.
+
+        Nothing but the attribute of that name is changed.
 
         Args:
             model: the model.
-            train_dataloaders: a LightningDataModule, instead of `datamodule`; the size of loaders cannot be changed.
+            train_dataloaders: a LightningDataModule, instead of `datamodule`; the size of loaders
+                cannot be changed.
             val_dataloaders: as in `Trainer.fit`.
             dataloaders: for methods other than fit, a LightningDataModule.
             datamodule: the data.
             method: `fit`, `validate`, `test` or `predict`.
-            mode: `power` doubles the size until the memory is full; `binsearch` then halves the distance between what fits and what does not.
+            mode: `power` doubles the size until the memory is full; `binsearch` then halves the
+                distance between what fits and what does not.
             steps_per_trial: steps with each size.
             init_val: the first size.
             max_trials: sizes to try; of `binsearch`, sizes that fit.
-            batch_arg_name: attribute or hyperparameter, of the model or the datamodule, that is the batch size.
+            batch_arg_name: attribute or hyperparameter, of the model or the datamodule, that is the
+                batch size.
             margin: part of the size that is given back in the end, as a reserve; for `binsearch`.
             max_val: largest size.
 
@@ -128,15 +157,21 @@ class Tuner:
             The size; None in a trial run (`fast_dev_run`).
 
         Raises:
-            ConfigError: an argument is wrong, there is no such attribute, loaders were given directly, or the Trainer has several workers.
+            ConfigError: an argument is wrong, there is no such attribute, loaders were given
+                directly, or the Trainer has several workers.
         """
         if self.trainer.num_workers:
             raise ConfigError(
-                f"scale_batch_size finds out what fits in this process, but the Trainer has num_workers={self.trainer.num_workers}. Search with"
-                " Trainer(num_workers=0), on a machine like those of the workers, and train with the size found."
+                "scale_batch_size finds out what fits in this process, but the Trainer has"
+                f" num_workers={self.trainer.num_workers}. Search with Trainer(num_workers=0), on a"
+                " machine like those of the workers, and train with the size found."
             )
-        finder = BatchSizeFinder(mode, steps_per_trial, init_val, max_trials, batch_arg_name, margin, max_val)
-        self._search(finder, model, method, train_dataloaders, val_dataloaders, dataloaders, datamodule)
+        finder = BatchSizeFinder(
+            mode, steps_per_trial, init_val, max_trials, batch_arg_name, margin, max_val
+        )
+        self._search(
+            finder, model, method, train_dataloaders, val_dataloaders, dataloaders, datamodule
+        )
         return finder.optimal_batch_size
 
     def sweep(
@@ -153,7 +188,8 @@ class Tuner:
 
         Args:
             model: the module's class, or a function; called with the trial's `model.*` values.
-            datamodule: the datamodule's class, or a function; called with the trial's `data.*` values. Or an object, the same for all.
+            datamodule: the datamodule's class, or a function; called with the trial's `data.*`
+                values. Or an object, the same for all.
             spec: the settings of the sweep.
             train_dataloaders: loaders instead of a datamodule.
             val_dataloaders: likewise.
@@ -179,27 +215,46 @@ class Tuner:
         )
 
     def _search(
-        self, finder: LearningRateFinder | BatchSizeFinder, model: LightningModule, method: str, train: Any, val: Any, data: Any, datamodule: Any
-    ) -> None:  # fmt: skip
+        self,
+        finder: LearningRateFinder | BatchSizeFinder,
+        model: LightningModule,
+        method: str,
+        train: Any,
+        val: Any,
+        data: Any,
+        datamodule: Any,
+    ) -> None:
         """Run the job `method` as far as the finder's search, with the finder as the first of the callbacks, and put back what that changes."""
-        trainer, name = self.trainer, "lr_find" if isinstance(finder, LearningRateFinder) else "scale_batch_size"
+        trainer, name = (
+            self.trainer,
+            ("lr_find" if isinstance(finder, LearningRateFinder) else "scale_batch_size"),
+        )
         if method not in STAGE_OF:
-            raise ConfigError(f"{name}(method={method!r}) is not known.{did_you_mean(method, STAGE_OF)} Use one of: {', '.join(STAGE_OF)}.")
+            raise ConfigError(
+                f"{name}(method={method!r}) is not known.{did_you_mean(method, STAGE_OF)} Use one"
+                f" of: {', '.join(STAGE_OF)}."
+            )
         if method == "fit" and data is not None:
             raise ConfigError(
-                f"{name}(dataloaders=...) is for evaluation. To search in training, give train_dataloaders and val_dataloaders."
+                f"{name}(dataloaders=...) is for evaluation. To search in training, give"
+                " train_dataloaders and val_dataloaders."
             )
         if method != "fit" and (train is not None or val is not None):
-            raise ConfigError(f"{name}(method={method!r}) takes dataloaders=..., not train_dataloaders and val_dataloaders.")
+            raise ConfigError(
+                f"{name}(method={method!r}) takes dataloaders=..., not train_dataloaders and"
+                " val_dataloaders."
+            )
         if any(isinstance(callback, type(finder)) for callback in trainer.callbacks):
             raise ConfigError(
-                f"The Trainer has a {type(finder).__name__} among its callbacks, which searches in fit. Take it out to use the Tuner."
+                f"The Trainer has a {type(finder).__name__} among its callbacks, which searches in"
+                " fit. Take it out to use the Tuner."
             )
         given = {"train": train, "val": val} if method == "fit" else {STAGE_OF[method]: data}
         for stage, loaders in given.items():
             if any(hasattr(leaf, "__next__") for leaf in tree_leaves(loaders)):
                 raise DataError(
-                    f"The {stage} data is an iterator: the batches that {name} reads would be missing later. Give a DataLoader or an iterable."
+                    f"The {stage} data is an iterator: the batches that {name} reads would be"
+                    " missing later. Give a DataLoader or an iterable."
                 )
         model = driver.check_model(method, model)
         callbacks, loggers, modes = trainer.callbacks, trainer.loggers, submodule_modes(model)

@@ -1,4 +1,7 @@
-"""Gradients: their norms, to be logged in `on_before_optimizer_step`, and how they may be clipped."""
+"""Gradients.
+
+Their norms, to be logged in `on_before_optimizer_step`, and how they may be clipped.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +39,12 @@ def _whole(norm: Any) -> torch.Tensor:
     return whole
 
 
-def grad_norm(module: nn.Module, norm_type: float | int | str, group_separator: str = "/") -> dict[str, float]:
-    """Return the norm of each parameter's gradient and of all together, as numbers: on a GPU this waits for the device, with FSDP for the other ranks.
+def grad_norm(
+    module: nn.Module, norm_type: float | int | str, group_separator: str = "/"
+) -> dict[str, float]:
+    """Return the norm of each parameter's gradient and of all together, as numbers.
+
+    On a GPU this waits for the device, with FSDP for the other ranks.
 
     Args:
         module: its parameters without a gradient are left out.
@@ -60,5 +67,7 @@ def grad_norm(module: nn.Module, norm_type: float | int | str, group_separator: 
         if parameter.grad is not None
     }
     if norms:
-        norms[f"grad_{p}_norm_total"] = torch.linalg.vector_norm(torch.stack(list(norms.values())), p)
+        norms[f"grad_{p}_norm_total"] = torch.linalg.vector_norm(
+            torch.stack(list(norms.values())), p
+        )
     return {name: norm.item() for name, norm in norms.items()}

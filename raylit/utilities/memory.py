@@ -12,12 +12,18 @@ from torch.utils._pytree import tree_map_only
 __all__ = ["garbage_collection_cuda", "is_oom_error", "recursive_detach"]
 
 # beside torch.OutOfMemoryError, these texts of a RuntimeError mean that memory has run out
-_TEXTS = (("CUDA", "out of memory"), ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED.",), ("DefaultCPUAllocator: can't allocate memory",))
+_TEXTS = (
+    ("CUDA", "out of memory"),
+    ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED.",),
+    ("DefaultCPUAllocator: can't allocate memory",),
+)
 
 
 def is_oom_error(exception: BaseException) -> bool:
     """Tell whether an exception says that the memory of the GPU or of the computer has run out."""
-    return isinstance(exception, RuntimeError) and any(all(part in str(exception) for part in text) for text in _TEXTS)
+    return isinstance(exception, RuntimeError) and any(
+        all(part in str(exception) for part in text) for text in _TEXTS
+    )
 
 
 def garbage_collection_cuda() -> None:
@@ -41,4 +47,6 @@ def recursive_detach(in_dict: Any, to_cpu: bool = False) -> Any:
         >>> recursive_detach({"loss": torch.ones(1, requires_grad=True)})["loss"].requires_grad
         False
     """
-    return tree_map_only(Tensor, lambda tensor: tensor.detach().cpu() if to_cpu else tensor.detach(), in_dict)
+    return tree_map_only(
+        Tensor, lambda tensor: tensor.detach().cpu() if to_cpu else tensor.detach(), in_dict
+    )

@@ -16,13 +16,16 @@ from raylit.core.module import LightningModule
 M = TypeVar("M", bound=nn.Module)
 
 
-def is_overridden(method_name: str, instance: object | None = None, parent: type | None = None) -> bool:
+def is_overridden(
+    method_name: str, instance: object | None = None, parent: type | None = None
+) -> bool:
     """Tell whether a module, datamodule or callback brings its own method.
 
     Args:
         method_name: name of the method.
         instance: the object; None has no methods.
-        parent: the class whose own method does not count; found for modules, datamodules and callbacks.
+        parent: the class whose own method does not count; found for modules, datamodules and
+            callbacks.
 
     Raises:
         ValueError: `parent` is needed, or has no such method.
@@ -34,10 +37,18 @@ def is_overridden(method_name: str, instance: object | None = None, parent: type
     if instance is None:
         return False
     if parent is None:
-        parent = next((base for base in (LightningModule, LightningDataModule, Callback) if isinstance(instance, base)), None)
+        parent = next(
+            (
+                base
+                for base in (LightningModule, LightningDataModule, Callback)
+                if isinstance(instance, base)
+            ),
+            None,
+        )
         if parent is None:
             raise ValueError(
-                f"Expected a parent: {type(instance).__name__} is no module, datamodule or callback, so say whose method counts as not overridden."
+                f"Expected a parent: {type(instance).__name__} is no module, datamodule or"
+                " callback, so say whose method counts as not overridden."
             )
     if hasattr(instance, method_name) and not hasattr(parent, method_name):
         raise ValueError(f"The parent {parent.__name__} has no method {method_name!r}.")
@@ -53,7 +64,11 @@ def is_picklable(obj: object) -> bool:
     return True
 
 
-def measure_flops(model: nn.Module, forward_fn: Callable[[], Tensor], loss_fn: Callable[[Tensor], Tensor] | None = None) -> int:
+def measure_flops(
+    model: nn.Module,
+    forward_fn: Callable[[], Tensor],
+    loss_fn: Callable[[Tensor], Tensor] | None = None,
+) -> int:
     """Count the floating-point operations of a forward pass, and of the backward pass if there is a loss.
 
     Args:

@@ -55,5 +55,10 @@ def disable_possible_user_warnings(module: str = "") -> None:
 
 
 __all__ = [
-    "WarningCache", "rank_zero_debug", "rank_zero_deprecation", "rank_zero_info", "rank_zero_only", "rank_zero_warn",
-]  # fmt: skip
+    "WarningCache",
+    "rank_zero_debug",
+    "rank_zero_deprecation",
+    "rank_zero_info",
+    "rank_zero_only",
+    "rank_zero_warn",
+]

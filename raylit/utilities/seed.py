@@ -14,7 +14,9 @@ __all__ = ["isolate_rng", "seed_everything", "suggested_max_num_workers"]
 
 @contextmanager
 def isolate_rng(include_cuda: bool = True) -> Iterator[None]:
-    """Within, random numbers may be drawn; afterwards the states of Python, numpy and PyTorch are what they were before.
+    """Within, random numbers may be drawn.
+
+    Afterwards the states of Python, numpy and PyTorch are what they were before.
 
     Args:
         include_cuda: False leaves those of GPUs alone, as a forked process must.
@@ -28,7 +30,9 @@ def isolate_rng(include_cuda: bool = True) -> Iterator[None]:
 
 
 def suggested_max_num_workers(local_world_size: int) -> int:
-    """Return how many workers a DataLoader should have at most: the CPUs that this process may use over the ranks here, less one for the rank.
+    """Return how many workers a DataLoader should have at most.
+
+    The CPUs that this process may use over the ranks here, less one for the rank.
 
     Args:
         local_world_size: ranks on this machine.
@@ -37,6 +41,9 @@ def suggested_max_num_workers(local_world_size: int) -> int:
         ConfigError: there is not even one rank.
     """
     if local_world_size < 1:
-        raise ConfigError(f"suggested_max_num_workers(local_world_size={local_world_size}): there is at least 1 rank.")
+        raise ConfigError(
+            f"suggested_max_num_workers(local_world_size={local_world_size}): there is at least 1"
+            " rank."
+        )
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cpus // local_world_size - 1)

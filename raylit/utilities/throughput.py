@@ -1,4 +1,7 @@
-"""Place of Throughput and `measure_flops`; in Lightning it is `lightning.fabric.utilities.throughput`."""
+"""Place of Throughput and `measure_flops`.
+
+In Lightning it is `lightning.fabric.utilities.throughput`.
+"""
 
 from raylit.runtime.throughput import Throughput, get_available_flops, measure_flops
 

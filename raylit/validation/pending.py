@@ -1,9 +1,13 @@
-"""Validation that training does not wait for: of a checkpoint, in a Ray task, its values reported for the step they belong to.
+"""Validation that training does not wait for.
 
-When validation is due the run is copied, and a thread writes the copy to a file. Once that is whole, a task (see `launch/on_ray/validation.py`) loads it and
-validates it as `Trainer.validate` would. Some batches later its values arrive. Between two batches the run is then taken back for a moment to where
-it was: the counters, and what callbacks saw then together with what has arrived. So loggers get the values at their step, and EarlyStopping and
-ModelCheckpoint judge them as if they had waited; what ModelCheckpoint saves is the file that was validated.
+Of a checkpoint, in a Ray task, its values reported for the step they belong to.
+
+When validation is due the run is copied, and a thread writes the copy to a file. Once that is
+whole, a task (see `launch/on_ray/validation.py`) loads it and validates it as `Trainer.validate`
+would. Some batches later its values arrive. Between two batches the run is then taken back for a
+moment to where it was: the counters, and what callbacks saw then together with what has arrived. So
+loggers get the values at their step, and EarlyStopping and ModelCheckpoint judge them as if they
+had waited; what ModelCheckpoint saves is the file that was validated.
 
 Values arrive in the order of their validations, on all ranks between the same two batches.
 """
@@ -36,16 +40,20 @@ class ValidationConfig:
     """Says how `Trainer(async_validation=...)` validates; True means this without arguments.
 
     Args:
-        num_cpus: CPUs that each validation reserves, beside those of the workers. 0 reserves none, and shares theirs.
+        num_cpus: CPUs that each validation reserves, beside those of the workers. 0 reserves none,
+            and shares theirs.
         num_gpus: likewise GPUs; with one, validation runs on it.
         resources: other resources, by name.
-        max_pending: how many validations may wait or run; training waits for the oldest before there is one more.
+        max_pending: how many validations may wait or run; training waits for the oldest before
+            there is one more.
 
     Raises:
         ConfigError: a number is out of range.
 
     Example:
-        >>> trainer = Trainer(num_workers=4, use_gpu=True, async_validation=ValidationConfig(num_gpus=1))
+        >>> trainer = Trainer(
+        ...     num_workers=4, use_gpu=True, async_validation=ValidationConfig(num_gpus=1)
+        ... )
     """
 
     num_cpus: float = 1
@@ -57,17 +65,23 @@ class ValidationConfig:
         for name, least in (("num_cpus", 0), ("num_gpus", 0), ("max_pending", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value < least:
-                raise ConfigError(f"ValidationConfig({name}={value!r}): give a number of at least {least}.")
+                raise ConfigError(
+                    f"ValidationConfig({name}={value!r}): give a number of at least {least}."
+                )
 
 
 def config_of(given: bool | ValidationConfig, is_trial: bool) -> ValidationConfig | None:
-    """Return what `Trainer(async_validation=...)` means; None: validation runs where training does, as it does in a trial run.
+    """Return what `Trainer(async_validation=...)` means.
+
+    None: validation runs where training does, as it does in a trial run.
 
     Raises:
         ConfigError: it is something else.
     """
     if not isinstance(given, (bool, ValidationConfig)):
-        raise ConfigError(f"async_validation={given!r}: give True, False or a raylit.ValidationConfig.")
+        raise ConfigError(
+            f"async_validation={given!r}: give True, False or a raylit.ValidationConfig."
+        )
     config = ValidationConfig() if given is True else given
     return config if config and not is_trial else None
 
@@ -93,7 +107,9 @@ class Pending:
 
 
 class AsyncValidation:
-    """The validations of a fit that have not come back. All ranks have it, and call its methods together; the tasks are rank 0's.
+    """The validations of a fit that have not come back.
+
+    All ranks have it, and call its methods together; the tasks are rank 0's.
 
     Args:
         run: the run.
@@ -103,7 +119,8 @@ class AsyncValidation:
         saved: the checkpoint whose values are being judged: what is saved meanwhile is this file.
 
     Raises:
-        ConfigError: a callback works on the weights that are validated, or a scheduler waits for the values.
+        ConfigError: a callback works on the weights that are validated, or a scheduler waits for
+            the values.
     """
 
     def __init__(self, run: Run, tasks: Any) -> None:
@@ -112,10 +129,13 @@ class AsyncValidation:
         self._pending: list[Pending] = []
         self._writer = BackgroundWriter()
         self.saved: str | None = None
-        averaging = [type(one).__name__ for one in run.trainer.callbacks if isinstance(one, WeightAveraging)]
+        averaging = [
+            type(one).__name__ for one in run.trainer.callbacks if isinstance(one, WeightAveraging)
+        ]
         if averaging:
             raise ConfigError(
-                f"{averaging[0]} validates with the average of the weights, which an asynchronous validation does not have. Leave one of the two out."
+                f"{averaging[0]} validates with the average of the weights, which an asynchronous"
+                " validation does not have. Leave one of the two out."
             )
 
     def __len__(self) -> int:
@@ -134,7 +154,11 @@ class AsyncValidation:
         Raises:
             ConfigError: a ReduceLROnPlateau watches one of them.
         """
-        names = {f"{entry.name}{fork}{entry.suffix}" for entry in self._run.val_entries.values() for fork in ("", "_epoch")}
+        names = {
+            f"{entry.name}{fork}{entry.suffix}"
+            for entry in self._run.val_entries.values()
+            for fork in ("", "_epoch")
+        }
         for config in self._run.schedulers:
             if config.reduce_on_plateau and config.monitor in names:
                 self.refuse_scheduler(config.monitor)
@@ -147,15 +171,25 @@ class AsyncValidation:
             ConfigError: always.
         """
         raise ConfigError(
-            f"ReduceLROnPlateau watches {monitor!r}, which training does not log; with async_validation a value of validation arrives at some later"
-            " batch, another each time. Let it watch a value of training, or leave async_validation out."
+            f"ReduceLROnPlateau watches {monitor!r}, which training does not log; with"
+            " async_validation a value of validation arrives at some later batch, another each"
+            " time. Let it watch a value of training, or leave async_validation out."
         )
 
     def begin(self) -> None:
-        """Have the run as it is now validated. Waits for the copy alone, unless the one before is still being written."""
+        """Have the run as it is now validated.
+
+        Waits for the copy alone, unless the one before is still being written.
+        """
         run, trainer = self._run, self._run.trainer
-        checkpoint = dump(run, weights_only=not any(_keeps_all(one, trainer) for one in trainer.callbacks))
-        pending = Pending(self._path() if run.world.is_zero else "", run.progress.state_dict(), dict(trainer.callback_metrics))
+        checkpoint = dump(
+            run, weights_only=not any(_keeps_all(one, trainer) for one in trainer.callbacks)
+        )
+        pending = Pending(
+            self._path() if run.world.is_zero else "",
+            run.progress.state_dict(),
+            dict(trainer.callback_metrics),
+        )
         self._pending.append(pending)
         if run.world.is_zero:
             self._writer.write(checkpoint, pending.path, lambda path: self._start(pending))
@@ -165,8 +199,11 @@ class AsyncValidation:
         trainer = self._run.trainer
         savers = (one for one in trainer.callbacks if isinstance(one, ModelCheckpoint))
         where = next(savers, ModelCheckpoint()).resolve_dirpath(trainer)
-        # not .ckpt: nobody is to find it who looks for checkpoints; and no name comes twice, however other numbers of workers count batches
-        return os.path.join(where, "validation", f"step={self._run.progress.steps}-{uuid.uuid4().hex[:8]}.pending")
+        # not .ckpt: nobody is to find it who looks for checkpoints; and no name comes twice,
+        # however other numbers of workers count batches
+        return os.path.join(
+            where, "validation", f"step={self._run.progress.steps}-{uuid.uuid4().hex[:8]}.pending"
+        )
 
     def _start(self, pending: Pending) -> None:
         self._tasks.start(pending.path, pending.progress, self._has_news)
@@ -183,7 +220,9 @@ class AsyncValidation:
         if not self._pending or not self._run.world.is_zero:
             return False
         path = self._pending[0].path
-        return bool(self._tasks.is_ready(path)) or not (self._writer.is_busy or self._tasks.has(path))
+        return bool(self._tasks.is_ready(path)) or not (
+            self._writer.is_busy or self._tasks.has(path)
+        )
 
     def wait(self, seconds: float) -> None:
         """Wait until the oldest has ended, but no longer than this."""
@@ -217,7 +256,11 @@ class AsyncValidation:
 
     def _outcome(self) -> Any:
         path = self._pending[0].path
-        return self._tasks.outcome(path) if self._tasks.has(path) else "its checkpoint could not be written."
+        return (
+            self._tasks.outcome(path)
+            if self._tasks.has(path)
+            else "its checkpoint could not be written."
+        )
 
     def _take(self, pending: Pending, outcome: dict[str, Any]) -> None:
         run, metrics = self._run, self._run.metrics
@@ -246,7 +289,11 @@ class AsyncValidation:
         with metrics.switched({}, training=False):
             now, seen, stage = run.progress.state_dict(), metrics.callback, run.stage
             run.progress.load_state_dict(pending.progress)
-            metrics.callback, run.stage, self.saved = {**pending.seen, **values}, "validate", pending.path
+            metrics.callback, run.stage, self.saved = (
+                {**pending.seen, **values},
+                "validate",
+                pending.path,
+            )
             try:
                 yield
             finally:
@@ -279,13 +326,15 @@ class AsyncValidation:
 
 
 LOST = (
-    "The asynchronous validation of step {} had not ended when the checkpoint was saved, and its own checkpoint is gone: EarlyStopping and ModelCheckpoint go"
-    " on without its values."
+    "The asynchronous validation of step {} had not ended when the checkpoint was saved, and its"
+    " own checkpoint is gone: EarlyStopping and ModelCheckpoint go on without its values."
 )
 
 
 def _keeps_all(callback: Any, trainer: Trainer) -> bool:
     """Tell whether a callback may save the run once the values are there, and wants more of it than weights."""
     if isinstance(callback, ScheduledCheckpoint):
-        return callback.saves_after_validation(trainer) and not getattr(callback, "save_weights_only", False)
+        return callback.saves_after_validation(trainer) and not getattr(
+            callback, "save_weights_only", False
+        )
     return isinstance(callback, Checkpoint)

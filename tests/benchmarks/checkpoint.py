@@ -1,9 +1,12 @@
-"""What saving costs: how long training waits, how long until the file is durable, how much memory it takes.
+"""What saving costs.
+
+How long training waits, how long until the file is durable, how much memory it takes.
 
     python -m tests.benchmarks.checkpoint [--megabytes 200 1000] [--rounds 5] [--folder FOLDER]
 
-The state is that of a model trained with momentum, half weights and half optimizer. All ways of saving are measured in turns within fits that
-are under way, in one process, and the medians are shown: in seconds, and as a ratio to `torch.save` of the same state.
+The state is that of a model trained with momentum, half weights and half optimizer. All ways of
+saving are measured in turns within fits that are under way, in one process, and the medians are
+shown: in seconds, and as a ratio to `torch.save` of the same state.
 """
 
 from __future__ import annotations
@@ -50,7 +53,9 @@ def model(pl: Any, megabytes: int) -> Any:
     return Net()
 
 
-def within_a_fit(pl: Any, megabytes: int, folder: Path, measure: Callable[[Any], None], **arguments: Any) -> None:
+def within_a_fit(
+    pl: Any, megabytes: int, folder: Path, measure: Callable[[Any], None], **arguments: Any
+) -> None:
     """Call `measure(trainer)` after the second batch of a fit."""
 
     class Measures(pl.Callback):  # type: ignore[misc]
@@ -58,7 +63,13 @@ def within_a_fit(pl: Any, megabytes: int, folder: Path, measure: Callable[[Any],
             if trainer.global_step == 2:
                 measure(trainer)
 
-    settings = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", **arguments}
+    settings = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+        **arguments,
+    }
     callbacks = [Measures(), *settings.pop("callbacks", ())]
     trainer = pl.Trainer(max_epochs=1, callbacks=callbacks, default_root_dir=folder, **settings)
     trainer.fit(model(pl, megabytes), DataLoader(torch.randn(2, 1, 4), batch_size=None))
@@ -105,7 +116,9 @@ def measure(megabytes: int, rounds: int, root: Path) -> tuple[dict[str, Timing],
                 "torch.save": timed(lambda state=state, path=path: torch.save(state, path)),
                 "torch.save and fsync": timed(lambda state=state, path=path: durable(state, path)),
                 "raylit, RecoveryCheckpoint": background,
-                "raylit, save_checkpoint": timed(lambda: trainer.save_checkpoint(root / "raylit.ckpt")),
+                "raylit, save_checkpoint": timed(
+                    lambda: trainer.save_checkpoint(root / "raylit.ckpt")
+                ),
             }
             for name, timing in rows.items() if number else ():
                 note(name, timing)
@@ -119,7 +132,10 @@ def measure(megabytes: int, rounds: int, root: Path) -> tuple[dict[str, Timing],
     def in_background(trainer: Any) -> None:
         for number in range(rounds + 1):
             io = trainer.strategy.checkpoint_io
-            timing = timed(lambda number=number: trainer.save_checkpoint(root / f"async{number % 2}.ckpt"), lambda io=io: io.teardown())
+            timing = timed(
+                lambda number=number: trainer.save_checkpoint(root / f"async{number % 2}.ckpt"),
+                lambda io=io: io.teardown(),
+            )
             if number:
                 note("Lightning, AsyncCheckpointIO", timing)
             io._ensure_setup()
@@ -129,8 +145,18 @@ def measure(megabytes: int, rounds: int, root: Path) -> tuple[dict[str, Timing],
     with quiet():
         within_a_fit(raylit, megabytes, root, by_raylit, callbacks=[recovery, saver])
         within_a_fit(lightning, megabytes, root, by_lightning, enable_checkpointing=False)
-        within_a_fit(lightning, megabytes, root, in_background, enable_checkpointing=False, plugins=[AsyncCheckpointIO()])
-    medians = {name: (statistics.median(w for w, _ in rows), statistics.median(t for _, t in rows)) for name, rows in found.items()}
+        within_a_fit(
+            lightning,
+            megabytes,
+            root,
+            in_background,
+            enable_checkpointing=False,
+            plugins=[AsyncCheckpointIO()],
+        )
+    medians = {
+        name: (statistics.median(w for w, _ in rows), statistics.median(t for _, t in rows))
+        for name, rows in found.items()
+    }
     return medians, max(copies)
 
 
@@ -144,7 +170,9 @@ def durable(state: Any, path: Path) -> None:
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--megabytes", type=int, nargs="+", default=[200, 1000])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", help="where to write; default: a temporary folder")
@@ -156,7 +184,10 @@ def main() -> None:
         base = medians["torch.save"][0]
         print(f"{f'a state of {megabytes} MB':30}  training waits         until durable")
         for name, (waited, total) in medians.items():
-            print(f"{name:30}  {waited:7.3f} s  {waited / base:6.3f}  {total:7.3f} s  {total / base:6.3f}")
+            print(
+                f"{name:30}  {waited:7.3f} s  {waited / base:6.3f}  {total:7.3f} s "
+                f" {total / base:6.3f}"
+            )
         print(f"{'memory beside the state':30}  {copies:.2f} copies\n")
 
 

@@ -1,4 +1,6 @@
-"""What raylit costs beside its steps: an epoch's turn, a fit, the import, memory, and what grows with the number of callbacks and logs.
+"""What raylit costs beside its steps.
+
+An epoch's turn, a fit, the import, memory, and what grows with the number of callbacks and logs.
 
     python -m tests.benchmarks.costs [--rounds 5]
 
@@ -85,9 +87,22 @@ class Idle(pl.Callback):
 
 def fit(data: Any, num_keys: int = 0, **arguments: Any) -> float:
     """Return the seconds that a fit takes."""
-    bare = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    bare = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     with tempfile.TemporaryDirectory() as folder, quiet():
-        trainer = pl.Trainer(**{"max_epochs": 1, "accelerator": "cpu", "default_root_dir": Path(folder), **bare, **arguments})
+        trainer = pl.Trainer(
+            **{
+                "max_epochs": 1,
+                "accelerator": "cpu",
+                "default_root_dir": Path(folder),
+                **bare,
+                **arguments,
+            }
+        )
         model = Net(num_keys)
         start = time.perf_counter()
         trainer.fit(model, data)
@@ -110,7 +125,9 @@ def python(*arguments: str) -> tuple[float, str]:
     """Return the seconds that a Python process takes, which finds modules compiled as after the first import, and what it printed."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, env=env)
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=True, env=env
+    )
     return time.perf_counter() - start, done.stdout
 
 
@@ -139,10 +156,14 @@ def measure(num_rounds: int) -> dict[str, str]:
     return {
         "turn of an epoch, without validation": f"{median['turn'] * 1e3:.3f} ms",
         "fit on an empty loader": f"{median['empty'] * 1e3:.2f} ms",
-        f"step with {NUM_CALLBACKS} callbacks that override nothing": f"{median['idle'] / median['step']:.3f} x a step without",
+        f"step with {NUM_CALLBACKS} callbacks that override nothing": (
+            f"{median['idle'] / median['step']:.3f} x a step without"
+        ),
         f"logging {NUM_KEYS} keys": f"{keys:.1f} x one key",
         "import raylit": f"{median['raylit'] / median['torch']:.3f} x import torch",
-        "peak memory of a fit": f"{median['kib'] / median['kib by hand']:.3f} x the hand-written loop's",
+        "peak memory of a fit": (
+            f"{median['kib'] / median['kib by hand']:.3f} x the hand-written loop's"
+        ),
     }
 
 

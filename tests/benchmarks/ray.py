@@ -1,12 +1,17 @@
-"""What Ray costs: raylit on Ray Train beside a bare TorchTrainer, Lightning on Ray, and a hand-written loop under torchrun.
+"""What Ray costs.
+
+Raylit on Ray Train beside a bare TorchTrainer, Lightning on Ray, and a hand-written loop under
+torchrun.
 
     python -m tests.benchmarks.ray [--rounds 3] [--only start|step|death]
 
-start: seconds from fit() to the first batch in two workers on a running cluster, everything imported on the driver before; each in a driver of its own.
-step: milliseconds per step of two ranks with DDP over gloo, one thread each: an MLP of 1 M parameters, a transformer of 20 M.
-death: seconds from the SIGKILL of a worker to the next step after the restart.
+start: seconds from fit() to the first batch in two workers on a running cluster, everything
+imported on the driver before; each in a driver of its own. step: milliseconds per step of two ranks
+with DDP over gloo, one thread each: an MLP of 1 M parameters, a transformer of 20 M. death: seconds
+from the SIGKILL of a worker to the next step after the restart.
 
-Each round runs all, one after the other; the table has medians, and ratios to the first row within a round.
+Each round runs all, one after the other; the table has medians, and ratios to the first row within
+a round.
 """
 
 from __future__ import annotations
@@ -36,20 +41,27 @@ def make_net(size: str) -> nn.Module:
     """The model, from 256 numbers to 256."""
     torch.manual_seed(0)
     if size == "MLP 1 M":
-        return nn.Sequential(nn.Linear(256, 1024), nn.ReLU(), nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, 256))
+        return nn.Sequential(
+            nn.Linear(256, 1024), nn.ReLU(), nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, 256)
+        )
     layer = nn.TransformerEncoderLayer(512, 8, 2048, batch_first=True, dropout=0.0)
     return nn.Sequential(nn.Linear(256, 512), nn.TransformerEncoder(layer, 6), nn.Linear(512, 256))
 
 
 class Stream:
-    """Batches that lie in memory; writes the median seconds from one to the next to `result`, on rank 0.
+    """Batches that lie in memory.
 
-    Ranks must ask each other for each batch whether all have one: not every class with a length keeps to it.
+    Writes the median seconds from one to the next to `result`, on rank 0.
+
+    Ranks must ask each other for each batch whether all have one: not every class with a length
+    keeps to it.
     """
 
     def __init__(self, size: str, num_batches: int, result: str) -> None:
         shape = (32, 256) if size == "MLP 1 M" else (4, 16, 256)
-        self.batches = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(8)]
+        self.batches = [
+            torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(8)
+        ]
         self.num_batches, self.result = num_batches, result
 
     def __len__(self) -> int:
@@ -60,7 +72,10 @@ class Stream:
         for index in range(self.num_batches):
             times.append(time.perf_counter())
             if index == self.num_batches - 1 and os.environ.get("RANK", "0") == "0":
-                steps = [after - before for before, after in zip(times[WARM_UP:-1], times[WARM_UP + 1 :], strict=True)]
+                steps = [
+                    after - before
+                    for before, after in zip(times[WARM_UP:-1], times[WARM_UP + 1 :], strict=True)
+                ]
                 Path(self.result).write_text(str(statistics.median(steps)))
             yield self.batches[index % 8]
 
@@ -73,7 +88,11 @@ class Batches(Stream, Sequence[torch.Tensor]):
 
 
 def module(pl: Any, size: str, result: str = "", marker: str = "") -> Any:
-    """The model as a LightningModule. Writes when its first batch came to `result`, and kills rank 1 in batch 20 once, if there is a `marker`."""
+    """The model as a LightningModule.
+
+    Writes when its first batch came to `result`, and kills rank 1 in batch 20 once, if there is a
+    `marker`.
+    """
 
     class Net(pl.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -123,8 +142,18 @@ def torchrun(size: str, num_batches: int, folder: Path) -> None:
         gc.collect()  # what still holds the group would abort the process when it ends
         torch.distributed.destroy_process_group()
         return
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.benchmarks.ray"]
-    subprocess.run([sys.executable, "-m", *command, "--case", "torchrun", size, str(num_batches), str(folder)], check=True, cwd=ROOT)
+    command = [
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "tests.benchmarks.ray",
+    ]
+    subprocess.run(
+        [sys.executable, "-m", *command, "--case", "torchrun", size, str(num_batches), str(folder)],
+        check=True,
+        cwd=ROOT,
+    )
 
 
 def torch_trainer(size: str, num_batches: int, folder: Path) -> None:
@@ -140,7 +169,11 @@ def torch_trainer(size: str, num_batches: int, folder: Path) -> None:
 
     ray.init(os.environ["RAY_ADDRESS"], logging_level="ERROR", log_to_driver=False)
     (folder / "began").write_text(str(time.time()))
-    TorchTrainer(loop, scaling_config=ScalingConfig(num_workers=2), run_config=RunConfig(storage_path=str(folder))).fit()
+    TorchTrainer(
+        loop,
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(storage_path=str(folder)),
+    ).fit()
 
 
 def lightning_on_ray(size: str, num_batches: int, folder: Path) -> None:
@@ -151,17 +184,41 @@ def lightning_on_ray(size: str, num_batches: int, folder: Path) -> None:
 
     def loop() -> None:
         import lightning.pytorch as pl
-        from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment, RayTrainReportCallback, prepare_trainer
+        from ray.train.lightning import (
+            RayDDPStrategy,
+            RayLightningEnvironment,
+            RayTrainReportCallback,
+            prepare_trainer,
+        )
 
         torch.set_num_threads(1)
-        off = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+        off = {
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        }
         plugins, callbacks = [RayLightningEnvironment()], [RayTrainReportCallback()]
-        trainer = pl.Trainer(max_epochs=1, accelerator="cpu", strategy=RayDDPStrategy(), plugins=plugins, callbacks=callbacks, **off)
-        prepare_trainer(trainer).fit(module(pl, size, str(folder / "first")), Batches(size, num_batches, str(folder / "step")))
+        trainer = pl.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            strategy=RayDDPStrategy(),
+            plugins=plugins,
+            callbacks=callbacks,
+            **off,
+        )
+        prepare_trainer(trainer).fit(
+            module(pl, size, str(folder / "first")),
+            Batches(size, num_batches, str(folder / "step")),
+        )
 
     ray.init(os.environ["RAY_ADDRESS"], logging_level="ERROR", log_to_driver=False)
     (folder / "began").write_text(str(time.time()))
-    TorchTrainer(loop, scaling_config=ScalingConfig(num_workers=2), run_config=RunConfig(storage_path=str(folder))).fit()
+    TorchTrainer(
+        loop,
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(storage_path=str(folder)),
+    ).fit()
 
 
 def raylit_trainer(folder: Path, **more: Any) -> Any:
@@ -171,16 +228,26 @@ def raylit_trainer(folder: Path, **more: Any) -> Any:
     from raylit.launch.on_ray.cluster import connect
 
     connect(2)
-    off: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    off: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     return pl.Trainer(num_workers=2, max_epochs=1, default_root_dir=folder, **{**off, **more})
 
 
-def raylit_fit(size: str, num_batches: int, folder: Path, then: str = "", batches_class: type[Stream] = Batches) -> None:
+def raylit_fit(
+    size: str, num_batches: int, folder: Path, then: str = "", batches_class: type[Stream] = Batches
+) -> None:
     """raylit; if `then`, what is timed is a second fit, or a test after the fit."""
     import raylit as pl
 
     trainer = raylit_trainer(folder)
-    net, batches = module(pl, size, str(folder / "first")), batches_class(size, num_batches, str(folder / "step"))
+    net, batches = (
+        module(pl, size, str(folder / "first")),
+        batches_class(size, num_batches, str(folder / "step")),
+    )
     if then:
         trainer.fit(net, batches)
         trainer = raylit_trainer(folder)
@@ -214,17 +281,25 @@ CASES: dict[str, dict[str, Case]] = {
     "start": {
         "bare TorchTrainer": torch_trainer,
         "raylit": raylit_fit,
-        "raylit, a second fit": lambda size, number, folder: raylit_fit(size, number, folder, "fit"),
-        "raylit, test after fit": lambda size, number, folder: raylit_fit(size, number, folder, "test"),
+        "raylit, a second fit": lambda size, number, folder: raylit_fit(
+            size, number, folder, "fit"
+        ),
+        "raylit, test after fit": lambda size, number, folder: raylit_fit(
+            size, number, folder, "test"
+        ),
         "kept: a second fit": lambda size, number, folder: raylit_kept(size, number, folder, "fit"),
-        "kept: test after fit": lambda size, number, folder: raylit_kept(size, number, folder, "test"),
+        "kept: test after fit": lambda size, number, folder: raylit_kept(
+            size, number, folder, "test"
+        ),
         "Lightning on Ray": lightning_on_ray,
     },
     "step": {
         "torchrun": torchrun,
         "bare TorchTrainer": torch_trainer,
         "raylit": raylit_fit,
-        "raylit, from a stream": lambda size, number, folder: raylit_fit(size, number, folder, batches_class=Stream),
+        "raylit, from a stream": lambda size, number, folder: raylit_fit(
+            size, number, folder, batches_class=Stream
+        ),
         "Lightning on Ray": lightning_on_ray,
     },
     "death": {"raylit": raylit_death},
@@ -234,9 +309,27 @@ CASES: dict[str, dict[str, Case]] = {
 def measure(kind: str, size: str, name: str, num_batches: int, address: str) -> float:
     """Run one case in a driver of its own; return the seconds it is about."""
     with tempfile.TemporaryDirectory() as folder:
-        env = os.environ | {"RAY_ADDRESS": address, "OMP_NUM_THREADS": "1", "RAYLIT_PROGRESS": "none", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.ray", "--case", f"{kind}/{name}", size, str(num_batches), folder]
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+        env = os.environ | {
+            "RAY_ADDRESS": address,
+            "OMP_NUM_THREADS": "1",
+            "RAYLIT_PROGRESS": "none",
+            "PYTHONPATH": str(ROOT),
+        }
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "tests.benchmarks.ray",
+            "--case",
+            f"{kind}/{name}",
+            size,
+            str(num_batches),
+            folder,
+        ]
+        done = subprocess.run(
+            command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+        )
         if done.returncode:
             raise RuntimeError(f"{name}: {done.stdout}{done.stderr}")
         if kind == "step":
@@ -257,7 +350,8 @@ def table(kind: str, size: str, num_batches: int, num_rounds: int, address: str)
     for name, times in seconds.items():
         ratios = sorted(one / first for one, first in zip(times, base, strict=True))
         lines.append(
-            f"{name:28}{statistics.median(times) * factor:10.2f}{statistics.median(ratios):8.3f}   {ratios[0]:.3f} to {ratios[-1]:.3f}"
+            f"{name:28}{statistics.median(times) * factor:10.2f}{statistics.median(ratios):8.3f}  "
+            f" {ratios[0]:.3f} to {ratios[-1]:.3f}"
         )
     return "\n".join(lines)
 
@@ -272,7 +366,9 @@ def main() -> None:
     if arguments.case:
         name, size, num_batches, folder = arguments.case
         kind, _, which = name.partition("/")
-        (torchrun if kind == "torchrun" else CASES[kind][which])(size, int(num_batches), Path(folder))
+        (torchrun if kind == "torchrun" else CASES[kind][which])(
+            size, int(num_batches), Path(folder)
+        )
         return
     import ray
 
@@ -281,7 +377,11 @@ def main() -> None:
     for kind in CASES:
         if arguments.only in ("", kind):
             for size, num_batches in SIZES.items() if kind == "step" else [("MLP 1 M", 60)]:
-                print(table(kind, size, num_batches, arguments.rounds, address), end="\n\n", flush=True)
+                print(
+                    table(kind, size, num_batches, arguments.rounds, address),
+                    end="\n\n",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

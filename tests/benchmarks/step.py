@@ -1,12 +1,15 @@
 """What a step of training costs: raylit and other frameworks, as ratios to the hand-written loop.
 
-    python -m tests.benchmarks.step [--steps 3000] [--rounds 5] [--model mlp|transformer] [--only raylit]
+    python -m tests.benchmarks.step [--steps 3000] [--rounds 5] [--model mlp|transformer] [--only
+    raylit]
 
-A small model (an MLP 10-32-1, 32 samples a batch) shows the cost of the framework itself; a transformer, on a GPU of the size of GPT-2 small and
-in bf16, what is left of it where steps are long. All loops read the same batches, which lie in memory, on one thread, and on a GPU if there is
-one. Each round runs every loop once, one after the other, so that a busy machine slows all of them; the table has the medians over the rounds.
-The time is taken by the batches as they are read: from one that follows some steps to warm up, to the last; before both a GPU has to have done
-all that it was given.
+A small model (an MLP 10-32-1, 32 samples a batch) shows the cost of the framework itself; a
+transformer, on a GPU of the size of GPT-2 small and in bf16, what is left of it where steps are
+long. All loops read the same batches, which lie in memory, on one thread, and on a GPU if there is
+one. Each round runs every loop once, one after the other, so that a busy machine slows all of them;
+the table has the medians over the rounds. The time is taken by the batches as they are read: from
+one that follows some steps to warm up, to the last; before both a GPU has to have done all that it
+was given.
 """
 
 from __future__ import annotations
@@ -38,15 +41,28 @@ class Transformer(nn.Module):
     Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.
     """
 
-    VOCABULARY, LENGTH, SAMPLES, WIDTH, HEADS, LAYERS = (50257, 1024, 8, 768, 12, 12) if DEVICE.type == "cuda" else (100, 16, 2, 32, 2, 2)
+    VOCABULARY, LENGTH, SAMPLES, WIDTH, HEADS, LAYERS = (
+        (50257, 1024, 8, 768, 12, 12) if DEVICE.type == "cuda" else (100, 16, 2, 32, 2, 2)
+    )
 
     def __init__(self) -> None:
         super().__init__()
-        self.words, self.places = nn.Embedding(self.VOCABULARY, self.WIDTH), nn.Embedding(self.LENGTH, self.WIDTH)
-        layer = nn.TransformerEncoderLayer(
-            self.WIDTH, self.HEADS, 4 * self.WIDTH, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        self.words, self.places = (
+            nn.Embedding(self.VOCABULARY, self.WIDTH),
+            nn.Embedding(self.LENGTH, self.WIDTH),
         )
-        self.layers = nn.TransformerEncoder(layer, self.LAYERS, nn.LayerNorm(self.WIDTH), enable_nested_tensor=False)
+        layer = nn.TransformerEncoderLayer(
+            self.WIDTH,
+            self.HEADS,
+            4 * self.WIDTH,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.layers = nn.TransformerEncoder(
+            layer, self.LAYERS, nn.LayerNorm(self.WIDTH), enable_nested_tensor=False
+        )
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(self.LENGTH))
 
     def forward(self, words: torch.Tensor) -> torch.Tensor:
@@ -86,7 +102,11 @@ class Language:
 
     @staticmethod
     def batch(generator: torch.Generator) -> Batch:
-        words = torch.randint(Transformer.VOCABULARY, (Transformer.SAMPLES, Transformer.LENGTH + 1), generator=generator)
+        words = torch.randint(
+            Transformer.VOCABULARY,
+            (Transformer.SAMPLES, Transformer.LENGTH + 1),
+            generator=generator,
+        )
         return words[:, :-1].contiguous(), words[:, 1:].contiguous()
 
     @staticmethod
@@ -178,7 +198,10 @@ def by_hand(batches: Batches, folder: Path) -> None:
 
 
 def by_hand_everything(batches: Batches, folder: Path) -> None:
-    """The same, with all that "everything" asks for written out, as cheaply as it can be: no framework's step can cost less than this one."""
+    """The same, with all that "everything" asks for written out, as cheaply as it can be.
+
+    No framework's step can cost less than this one.
+    """
     import csv
 
     from mlflow import MlflowClient
@@ -199,7 +222,10 @@ def by_hand_everything(batches: Batches, folder: Path) -> None:
         for step, batch in enumerate(batches):
             start = time.perf_counter()
             if DEVICE.type == "cuda":
-                batch = batch[0].to(DEVICE, non_blocking=True), batch[1].to(DEVICE, non_blocking=True)
+                batch = (
+                    batch[0].to(DEVICE, non_blocking=True),
+                    batch[1].to(DEVICE, non_blocking=True),
+                )
             with torch.autocast(DEVICE.type, torch.bfloat16, enabled=work.precision is not None):
                 loss = work.loss(model, batch)
             optimizer.zero_grad()
@@ -210,9 +236,16 @@ def by_hand_everything(batches: Batches, folder: Path) -> None:
             samples += len(batch[0])
             slowest = max(slowest, time.perf_counter() - start)
             if (step + 1) % 50 == 0:
-                row = {"step": step, "loss_step": values[-1].item(), "lr": optimizer.param_groups[0]["lr"]}
+                row = {
+                    "step": step,
+                    "loss_step": values[-1].item(),
+                    "lr": optimizer.param_groups[0]["lr"],
+                }
                 rows.append(row)
-                metrics += [Metric(name, value, int(time.time() * 1000), step) for name, value in row.items()]
+                metrics += [
+                    Metric(name, value, int(time.time() * 1000), step)
+                    for name, value in row.items()
+                ]
             if (step + 1) % 100 == 0:
                 total += float((torch.stack(values).cpu() * torch.tensor(weights)).sum())
                 writer.writerows(rows)
@@ -223,7 +256,12 @@ def by_hand_everything(batches: Batches, folder: Path) -> None:
                 next_picture = time.monotonic() + 0.2
     client.log_batch(run_id, metrics)
     torch.save(
-        {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "loss": total / samples, "slowest": slowest},
+        {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "loss": total / samples,
+            "slowest": slowest,
+        },
         folder / "last.ckpt",
     )
 
@@ -250,32 +288,54 @@ def with_accelerate(batches: Batches, folder: Path) -> None:
     from accelerate.utils import send_to_device
 
     work = batches.work
-    accelerator = Accelerator(cpu=DEVICE.type == "cpu", mixed_precision="no" if work.precision is None else "bf16")
+    accelerator = Accelerator(
+        cpu=DEVICE.type == "cpu", mixed_precision="no" if work.precision is None else "bf16"
+    )
     model = work.net()
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.01))
     for batch in batches:
-        loss = work.loss(model, send_to_device(batch, DEVICE, non_blocking=True) if DEVICE.type == "cuda" else batch)
+        loss = work.loss(
+            model,
+            send_to_device(batch, DEVICE, non_blocking=True) if DEVICE.type == "cuda" else batch,
+        )
         optimizer.zero_grad()
         accelerator.backward(loss)
         optimizer.step()
 
 
 def fit(pl: Any, logs: bool, everything: bool) -> Callable[[Batches, Path], None]:
-    """A fit with `pl`, which is raylit or Lightning: bare, with one log, or with all that users switch on."""
+    """A fit with `pl`, which is raylit or Lightning.
+
+    Bare, with one log, or with all that users switch on.
+    """
 
     def run(batches: Batches, folder: Path) -> None:
         settings: dict[str, Any] = {
-            "max_epochs": 1, "accelerator": ACCELERATOR, "devices": 1, "precision": batches.work.precision, "default_root_dir": folder,
+            "max_epochs": 1,
+            "accelerator": ACCELERATOR,
+            "devices": 1,
+            "precision": batches.work.precision,
+            "default_root_dir": folder,
             "enable_model_summary": False,
-        }  # fmt: skip
+        }
         if not everything:
-            settings |= {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+            settings |= {
+                "logger": False,
+                "enable_checkpointing": False,
+                "enable_progress_bar": False,
+            }
         else:
             mlflow = pl.loggers.MLFlowLogger(
-                "step", tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", artifact_location=str(folder / "mlruns")
+                "step",
+                tracking_uri=f"sqlite:///{folder / 'mlflow.db'}",
+                artifact_location=str(folder / "mlruns"),
             )
             settings["logger"] = [pl.loggers.CSVLogger(str(folder)), mlflow]
-            settings["callbacks"] = [pl.callbacks.ModelCheckpoint(), pl.callbacks.LearningRateMonitor(), *users_callbacks(pl)]
+            settings["callbacks"] = [
+                pl.callbacks.ModelCheckpoint(),
+                pl.callbacks.LearningRateMonitor(),
+                *users_callbacks(pl),
+            ]
         pl.Trainer(**settings).fit(module(pl, batches.work, logs), batches)
 
     return run
@@ -287,23 +347,32 @@ def users_callbacks(pl: Any) -> list[Any]:
     class Counts(pl.Callback):  # type: ignore[misc]
         samples = 0
 
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
             self.samples += len(batch[0])
 
     class Times(pl.Callback):  # type: ignore[misc]
         start = slowest = 0.0
 
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_start(
+            self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+        ) -> None:
             self.start = time.perf_counter()
 
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
             self.slowest = max(self.slowest, time.perf_counter() - self.start)
 
     class Epochs(pl.Callback):  # type: ignore[misc]
         losses: list[float]
 
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-            self.losses = [*getattr(self, "losses", []), float(trainer.callback_metrics["loss_epoch"])]
+            self.losses = [
+                *getattr(self, "losses", []),
+                float(trainer.callback_metrics["loss_epoch"]),
+            ]
 
     return [Counts(), Times(), Epochs()]
 
@@ -314,7 +383,11 @@ def loops() -> dict[str, Callable[[Batches, Path], None]]:
 
     import raylit
 
-    found: dict[str, Callable[[Batches, Path], None]] = {"by hand": by_hand, "Fabric": with_fabric, "Accelerate": with_accelerate}
+    found: dict[str, Callable[[Batches, Path], None]] = {
+        "by hand": by_hand,
+        "Fabric": with_fabric,
+        "Accelerate": with_accelerate,
+    }
     found["by hand, everything"] = by_hand_everything
     for name, pl in (("Lightning", lightning.pytorch), ("raylit", raylit)):
         found[name] = fit(pl, logs=False, everything=False)
@@ -328,16 +401,24 @@ def quiet() -> Iterator[None]:
     """Within, messages and progress bars go to a terminal that nobody looks at."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(Terminal()), contextlib.redirect_stderr(Terminal()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(Terminal()),
+        contextlib.redirect_stderr(Terminal()),
+    ):
         warnings.simplefilter("ignore")
         yield
     logging.disable(level)
 
 
-def measure(num_steps: int, num_rounds: int, only: str = "", model: str = "mlp") -> dict[str, list[float]]:
+def measure(
+    num_steps: int, num_rounds: int, only: str = "", model: str = "mlp"
+) -> dict[str, list[float]]:
     """Return the seconds per step of each loop, one for each round."""
     torch.set_num_threads(1)
-    chosen = {name: loop for name, loop in loops().items() if only in name or name.startswith("by hand")}
+    chosen = {
+        name: loop for name, loop in loops().items() if only in name or name.startswith("by hand")
+    }
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
     for number in range(num_rounds):
         for name, loop in chosen.items():
@@ -350,12 +431,17 @@ def measure(num_steps: int, num_rounds: int, only: str = "", model: str = "mlp")
 
 
 def table(seconds: dict[str, list[float]]) -> str:
-    """The medians as lines: microseconds per step, the ratio to the hand-written loop of the same round, and the ratio's range."""
+    """The medians as lines.
+
+    Microseconds per step, the ratio to the hand-written loop of the same round, and the ratio's
+    range.
+    """
     lines = [f"{'loop':24}{'us/step':>9}{'ratio':>8}   range"]
     for name, times in seconds.items():
         ratios = sorted(one / base for one, base in zip(times, seconds["by hand"], strict=True))
         lines.append(
-            f"{name:24}{statistics.median(times) * 1e6:9.1f}{statistics.median(ratios):8.3f}   {ratios[0]:.3f} to {ratios[-1]:.3f}"
+            f"{name:24}{statistics.median(times) * 1e6:9.1f}{statistics.median(ratios):8.3f}  "
+            f" {ratios[0]:.3f} to {ratios[-1]:.3f}"
         )
     return "\n".join(lines)
 
@@ -364,7 +450,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--steps", type=int, default=3000, help="batches of a loop")
     parser.add_argument("--rounds", type=int, default=5, help="how often each loop is run")
-    parser.add_argument("--only", default="", help="only the loops with this in their name, and the hand-written ones")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="only the loops with this in their name, and the hand-written ones",
+    )
     parser.add_argument("--model", default="mlp", choices=WORK, help="what is trained")
     arguments = parser.parse_args()
     print(table(measure(arguments.steps, arguments.rounds, arguments.only, arguments.model)))

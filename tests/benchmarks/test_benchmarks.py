@@ -9,21 +9,35 @@ from pathlib import Path
 
 import pytest
 
-LOOPS = ["by hand", "Fabric", "Accelerate", "by hand, everything", "Lightning", "Lightning, one log", "Lightning, everything",
-         "raylit", "raylit, one log", "raylit, everything"]  # fmt: skip
+LOOPS = [
+    "by hand",
+    "Fabric",
+    "Accelerate",
+    "by hand, everything",
+    "Lightning",
+    "Lightning, one log",
+    "Lightning, everything",
+    "raylit",
+    "raylit, one log",
+    "raylit, everything",
+]
 
 
 def run(name: str, *arguments: str) -> str:
     """What a benchmark prints."""
     command = [sys.executable, "-m", f"tests.benchmarks.{name}", *arguments]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.mark.parametrize("model", ["mlp", "transformer"])
 def test_the_table_has_a_ratio_for_every_loop(model: str) -> None:
-    done = run("step", "--steps", "150" if model == "mlp" else "15", "--rounds", "1", "--model", model)
+    done = run(
+        "step", "--steps", "150" if model == "mlp" else "15", "--rounds", "1", "--model", model
+    )
     rows = [re.split(r"  +", line) for line in done.splitlines()[1:]]
     assert [row[0] for row in rows] == LOOPS
     assert all(float(row[1]) > 0 and float(row[2]) > 0 for row in rows), done
@@ -39,16 +53,28 @@ def test_the_other_costs_are_measured() -> None:
 def test_what_saving_costs_is_measured() -> None:
     done = run("checkpoint", "--megabytes", "4", "--rounds", "1")
     rows = [re.split(r"  +", line) for line in done.splitlines()[1:7]]
-    names = ["torch.save", "torch.save and fsync", "raylit, RecoveryCheckpoint", "raylit, save_checkpoint", "Lightning, save_checkpoint",
-             "Lightning, AsyncCheckpointIO"]  # fmt: skip
+    names = [
+        "torch.save",
+        "torch.save and fsync",
+        "raylit, RecoveryCheckpoint",
+        "raylit, save_checkpoint",
+        "Lightning, save_checkpoint",
+        "Lightning, AsyncCheckpointIO",
+    ]
     assert [row[0] for row in rows] == names
-    assert all(float(row[1].split()[0]) > 0 and float(row[3].split()[0]) >= float(row[1].split()[0]) for row in rows), done
+    assert all(
+        float(row[1].split()[0]) > 0 and float(row[3].split()[0]) >= float(row[1].split()[0])
+        for row in rows
+    ), done
 
 
 @pytest.mark.ray
 @pytest.mark.long
 def test_what_validation_costs_is_measured() -> None:
-    rows = [re.split(r"  +", line) for line in run("validation", "--steps", "20", "--rounds", "1").splitlines()[1:]]
+    rows = [
+        re.split(r"  +", line)
+        for line in run("validation", "--steps", "20", "--rounds", "1").splitlines()[1:]
+    ]
     assert [row[0] for row in rows] == ["no validation", "waited for", "not waited for"]
     assert all(float(value) > 0 for row in rows for value in row[1:])
 
@@ -56,6 +82,10 @@ def test_what_validation_costs_is_measured() -> None:
 @pytest.mark.ray
 @pytest.mark.long
 def test_the_cost_of_ray_is_measured() -> None:
-    rows = [re.split(r"  +", line) for line in run("ray", "--only", "death", "--rounds", "1").splitlines() if line]
+    rows = [
+        re.split(r"  +", line)
+        for line in run("ray", "--only", "death", "--rounds", "1").splitlines()
+        if line
+    ]
     assert [row[0] for row in rows] == ["death, MLP 1 M", "raylit"]
     assert float(rows[1][1]) > 0

@@ -63,13 +63,24 @@ def fit(kind: str, steps: int, io: bool) -> tuple[float, float]:
     """Seconds of training and of the whole fit."""
     every, clock = max(1, steps // 5), Clock()
     num_val = every if io else 3 * every  # a batch of training costs three of validation
-    train, val = (DataLoader(torch.randn(BATCH * number, WIDTH), BATCH) for number in (steps, num_val))  # type: ignore[arg-type]
+    train, val = (
+        DataLoader(torch.randn(BATCH * number, WIDTH), BATCH) for number in (steps, num_val)
+    )  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder, quiet():
         trainer = pl.Trainer(
-            accelerator="cpu", max_epochs=1, val_check_interval=every, num_sanity_val_steps=0, callbacks=clock, logger=False,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
-            limit_val_batches=0 if kind == "none" else 1.0, async_validation=ValidationConfig(max_pending=9) if kind == "async" else False,
-        )  # fmt: skip
+            accelerator="cpu",
+            max_epochs=1,
+            val_check_interval=every,
+            num_sanity_val_steps=0,
+            callbacks=clock,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+            limit_val_batches=0 if kind == "none" else 1.0,
+            async_validation=ValidationConfig(max_pending=9) if kind == "async" else False,
+        )
         began = time.perf_counter()
         trainer.fit(Net(0.02 if io else 0.0), train, val)
         return clock.ended - clock.began, time.perf_counter() - began
@@ -96,7 +107,10 @@ def main() -> None:
     first = [statistics.median(one[index] for one in times["no validation"]) for index in (0, 1)]
     for name, measured in times.items():
         training, whole = (statistics.median(one[index] for one in measured) for index in (0, 1))
-        print(f"{name:<16}  {training:10.2f}  {training / first[0]:6.2f}  {whole:6.2f}  {whole / first[1]:6.2f}")
+        print(
+            f"{name:<16}  {training:10.2f}  {training / first[0]:6.2f}  {whole:6.2f} "
+            f" {whole / first[1]:6.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,12 @@ from torch.utils.data import DataLoader
 
 import raylit
 
-QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 def both(scenario: Callable[[Any, Path], Any], tmp_path: Path) -> tuple[Any, Any]:
@@ -34,7 +39,10 @@ def both(scenario: Callable[[Any, Path], Any], tmp_path: Path) -> tuple[Any, Any
 
 
 def relative(value: Any, root: Path) -> Any:
-    """Return `value` as plain data without what differs by nature: folders, and tensors that are equal but not the same."""
+    """Return `value` as plain data without what differs by nature.
+
+    Folders, and tensors that are equal but not the same.
+    """
     if isinstance(value, str):
         return value.replace(str(root), "ROOT")
     if isinstance(value, Path):
@@ -50,7 +58,12 @@ def relative(value: Any, root: Path) -> Any:
     return value
 
 
-def scripted(pl: Any, val: Sequence[float] | None = None, train: Sequence[float] | None = None, **logged: float) -> Any:
+def scripted(
+    pl: Any,
+    val: Sequence[float] | None = None,
+    train: Sequence[float] | None = None,
+    **logged: float,
+) -> Any:
     """Return a module that logs, as `val_loss` and as `train_loss`, the next of these values at each validation and each training batch."""
 
     class Scripted(pl.LightningModule):  # type: ignore[misc]
@@ -83,8 +96,22 @@ def batches(number: int = 4) -> DataLoader[Tensor]:
     return DataLoader(data, batch_size=2)
 
 
-def fit_with(framework: Any, root: Path, callback: Any, trainer: dict[str, Any], val: Any, train: Any = None, ckpt_path: Any = None) -> Any:
-    arguments = {"max_epochs": 4, "callbacks": callback, "default_root_dir": root, **QUIET, **trainer}
+def fit_with(
+    framework: Any,
+    root: Path,
+    callback: Any,
+    trainer: dict[str, Any],
+    val: Any,
+    train: Any = None,
+    ckpt_path: Any = None,
+) -> Any:
+    arguments = {
+        "max_epochs": 4,
+        "callbacks": callback,
+        "default_root_dir": root,
+        **QUIET,
+        **trainer,
+    }
     done = framework.Trainer(**arguments)
     done.fit(scripted(framework, val, train), batches(), batches(2), ckpt_path=ckpt_path)
     return done

@@ -49,9 +49,17 @@ class TestEarlyStoppingThatStops(CallbackConformance):
 class TestModelCheckpoint(CallbackConformance):
     @pytest.fixture
     def make(self, tmp_path: Path) -> Callable[[], Callback]:
-        return lambda: ModelCheckpoint(tmp_path / "kept", monitor="val_loss", save_top_k=2, save_last=True, save_on_exception=True)
+        return lambda: ModelCheckpoint(
+            tmp_path / "kept",
+            monitor="val_loss",
+            save_top_k=2,
+            save_last=True,
+            save_on_exception=True,
+        )
 
-    def test_it_goes_through_a_trial_run(self, make: Callable[[], Callback], tmp_path: Path) -> None:
+    def test_it_goes_through_a_trial_run(
+        self, make: Callable[[], Callback], tmp_path: Path
+    ) -> None:
         super().test_it_goes_through_a_trial_run(make, tmp_path)
         assert not (tmp_path / "kept").exists()
 
@@ -113,7 +121,9 @@ class TestRegularization(CallbackConformance):
 
     @pytest.fixture
     def make(self) -> Callable[[], Callback]:
-        return lambda: Regularization(l1=1e-3, l2=1e-2, groups={"layer.bias": {"l2": 0.1}}, log_penalty=True)
+        return lambda: Regularization(
+            l1=1e-3, l2=1e-2, groups={"layer.bias": {"l2": 0.1}}, log_penalty=True
+        )
 
 
 class TestGradientAccumulationScheduler(CallbackConformance):
@@ -161,7 +171,9 @@ class TestModelPruningWithMasks(CallbackConformance):
 
     @pytest.fixture
     def make(self) -> Callable[[], Callback]:
-        return lambda: ModelPruning("l1_unstructured", make_pruning_permanent=False, use_lottery_ticket_hypothesis=False)
+        return lambda: ModelPruning(
+            "l1_unstructured", make_pruning_permanent=False, use_lottery_ticket_hypothesis=False
+        )
 
 
 class TestSpikeDetection(CallbackConformance):

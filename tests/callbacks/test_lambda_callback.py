@@ -12,7 +12,11 @@ from raylit.callbacks import Callback, LambdaCallback
 from raylit.errors import ConfigError
 from tests.callbacks.both import QUIET, batches, both, scripted
 
-NAMES = [name for name in inspect.signature(LightningLambdaCallback.__init__).parameters if name != "self"]
+NAMES = [
+    name
+    for name in inspect.signature(LightningLambdaCallback.__init__).parameters
+    if name != "self"
+]
 
 
 def test_each_event_is_called_as_in_lightning(tmp_path: Path) -> None:
@@ -20,10 +24,14 @@ def test_each_event_is_called_as_in_lightning(tmp_path: Path) -> None:
         calls: list[Any] = []
 
         def record(name: str) -> Any:
-            return lambda trainer, module, *args, **kwargs: calls.append((name, type(trainer).__name__, len(args) + len(kwargs)))
+            return lambda trainer, module, *args, **kwargs: calls.append(
+                (name, type(trainer).__name__, len(args) + len(kwargs))
+            )
 
         callback = framework.callbacks.LambdaCallback(**{name: record(name) for name in NAMES})
-        trainer = framework.Trainer(**QUIET, max_epochs=2, callbacks=callback, default_root_dir=root)
+        trainer = framework.Trainer(
+            **QUIET, max_epochs=2, callbacks=callback, default_root_dir=root
+        )
         model = scripted(framework, [0.5] * 9)
         trainer.fit(model, batches(2), batches(1))
         trainer.validate(model, batches(1), verbose=False)
@@ -52,7 +60,11 @@ def test_an_exception_ends_the_run() -> None:
         raise ZeroDivisionError
 
     seen: list[BaseException] = []
-    callback = LambdaCallback(on_train_start=fail, on_exception=lambda trainer, module, error: seen.append(error))
+    callback = LambdaCallback(
+        on_train_start=fail, on_exception=lambda trainer, module, error: seen.append(error)
+    )
     with pytest.raises(ZeroDivisionError) as raised:
-        pl.Trainer(**QUIET, max_epochs=1, callbacks=callback, enable_checkpointing=False).fit(scripted(pl), batches(1))  # type: ignore[arg-type]
+        pl.Trainer(**QUIET, max_epochs=1, callbacks=callback, enable_checkpointing=False).fit(
+            scripted(pl), batches(1)
+        )  # type: ignore[arg-type]
     assert seen == [raised.value]

@@ -26,11 +26,20 @@ class Writer(BasePredictionWriter):
         self.epochs: list[Any] = []
 
     def write_on_batch_end(
-        self, trainer: Any, pl_module: Any, prediction: Any, batch_indices: Any, batch: Any, batch_idx: int, dataloader_idx: int
+        self,
+        trainer: Any,
+        pl_module: Any,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
     ) -> None:
         self.batches.append((prediction, batch_indices, batch))
 
-    def write_on_epoch_end(self, trainer: Any, pl_module: Any, predictions: Any, batch_indices: Any) -> None:
+    def write_on_epoch_end(
+        self, trainer: Any, pl_module: Any, predictions: Any, batch_indices: Any
+    ) -> None:
         self.epochs.append((list(predictions), batch_indices))
 
 
@@ -49,16 +58,25 @@ class Numbers(pl.LightningModule):
 
 def trainer(*callbacks: Callback) -> pl.Trainer:
     return pl.Trainer(
-        callbacks=list(callbacks), logger=False, accelerator="cpu", enable_progress_bar=False, enable_checkpointing=False, max_epochs=1
+        callbacks=list(callbacks),
+        logger=False,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        max_epochs=1,
     )
 
 
 def test_indices_name_the_samples() -> None:
     writer = Writer()
     data: Any = torch.arange(11.0)
-    trainer(writer).predict(Numbers(), DataLoader(data, batch_size=3, shuffle=True), return_predictions=False)
-    (((predictions, (indices,))),) = writer.epochs
-    assert [prediction.tolist() for prediction in predictions] == [[float(index) for index in batch] for batch in indices]
+    trainer(writer).predict(
+        Numbers(), DataLoader(data, batch_size=3, shuffle=True), return_predictions=False
+    )
+    ((predictions, (indices,)),) = writer.epochs
+    assert [prediction.tolist() for prediction in predictions] == [
+        [float(index) for index in batch] for batch in indices
+    ]
     assert [batch for _, batch, _ in writer.batches] == indices
     assert sorted(index for batch in indices for index in batch) == list(range(11))
 
@@ -84,12 +102,18 @@ def test_a_loader_without_indices_is_warned_of(monkeypatch: pytest.MonkeyPatch) 
 def test_the_batch_sampler_stays_what_it_was() -> None:
     data: Any = torch.arange(4.0)
     noting = pl.data.noting_indices(DataLoader(data, batch_size=2))
-    assert (noting.batch_sampler.batch_size, noting.batch_sampler.drop_last, len(noting)) == (2, False, 2)
+    assert (noting.batch_sampler.batch_size, noting.batch_sampler.drop_last, len(noting)) == (
+        2,
+        False,
+        2,
+    )
     assert pickle.loads(pickle.dumps(noting.batch_sampler)).batch_size == 2
 
 
 def test_an_unknown_interval() -> None:
-    with pytest.raises(ConfigError, match=r"write_interval='step'.*'batch', 'epoch', 'batch_and_epoch'"):
+    with pytest.raises(
+        ConfigError, match=r"write_interval='step'.*'batch', 'epoch', 'batch_and_epoch'"
+    ):
         Writer("step")
 
 
@@ -97,7 +121,11 @@ def predict_on_two(folder: str) -> Any:
     writer = Writer()
     data: Any = torch.arange(7.0)
     returned = trainer(writer).predict(Numbers(), DataLoader(data, batch_size=2))
-    return [batch.tolist() for batch in returned], [batch.tolist() for batch in writer.epochs[0][0]], writer.epochs[0][1]
+    return (
+        [batch.tolist() for batch in returned],
+        [batch.tolist() for batch in writer.epochs[0][0]],
+        writer.epochs[0][1],
+    )
 
 
 def test_each_rank_writes_its_piece(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Callbacks on two ranks of this machine, whose metrics differ: rank 0 decides and writes, and both do the same."""
+"""Callbacks on two ranks of this machine, whose metrics differ.
+
+Rank 0 decides and writes, and both do the same.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ from tests.ranks import run_on_two_ranks
 
 
 class Differs(TinyModel):
-    """Logs a value that is not reduced: a good one on rank 0, a bad one on rank 1, worse with every epoch."""
+    """Logs a value that is not reduced.
+
+    A good one on rank 0, a bad one on rank 1, worse with every epoch.
+    """
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.log("own", self.current_epoch * (1.0 if self.global_rank else -1.0), sync_dist=False)
@@ -35,8 +41,19 @@ class FailsOnOneRank(Callback):
 
 def fit(folder: str, callbacks: list[Any], max_epochs: int = 3) -> pl.Trainer:
     torch.manual_seed(0)
-    settings: Any = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = pl.Trainer(max_epochs=max_epochs, callbacks=callbacks, default_root_dir=folder, enable_checkpointing=None, **settings)
+    settings: Any = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = pl.Trainer(
+        max_epochs=max_epochs,
+        callbacks=callbacks,
+        default_root_dir=folder,
+        enable_checkpointing=None,
+        **settings,
+    )
     trainer.fit(Differs())
     return trainer
 
@@ -62,7 +79,9 @@ def main(folder: str) -> dict[str, Any]:
 
 def fails(folder: str) -> dict[str, Any]:
     """An exception on rank 0 alone: the run is saved, without waiting for rank 1."""
-    saver = ModelCheckpoint(f"{folder}/failed", save_on_exception=True, every_n_epochs=0, save_last=True)
+    saver = ModelCheckpoint(
+        f"{folder}/failed", save_on_exception=True, every_n_epochs=0, save_last=True
+    )
     try:
         fit(folder, [FailsOnOneRank(0), saver])
     except ZeroDivisionError:

@@ -36,20 +36,29 @@ def start(folder: Path, seed: int, ranks: int) -> list[subprocess.Popen[bytes]]:
     errors = (folder / "errors").open("ab")
     return [
         subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | (group | {"RANK": rank, "LOCAL_RANK": rank} if ranks > 1 else {}), stdout=subprocess.DEVNULL, stderr=errors
+            command,
+            cwd=ROOT,
+            env=os.environ | (group | {"RANK": rank, "LOCAL_RANK": rank} if ranks > 1 else {}),
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
         )
         for rank in map(str, range(ranks))
-    ]  # fmt: skip
+    ]
 
 
 def kill_until_it_ends(folder: Path, seed: int, number: signal.Signals, ranks: int) -> int:
-    """Start the fit and end it, by a signal to one of its ranks, again and again; returns how often. Every third start runs a little longer."""
+    """Start the fit and end it, by a signal to one of its ranks, again and again.
+
+    Returns how often. Every third start runs a little longer.
+    """
     dice, killed = random.Random(seed), 0
     while True:
         before = size_of(folder / "steps")
         processes = start(folder, seed, ranks)
         try:
-            while all(one.poll() is None for one in processes) and size_of(folder / "steps") == before:
+            while (
+                all(one.poll() is None for one in processes) and size_of(folder / "steps") == before
+            ):
                 time.sleep(0.005)
             try:
                 processes[0].wait(dice.uniform(0, LONGEST_S * (1 + killed % 3)))
@@ -72,7 +81,10 @@ def size_of(path: Path) -> int:
 
 
 def rows(folder: Path) -> dict[tuple[str, str], set[str]]:
-    """All values that were logged, by step and name: the same value if a step was trained on twice."""
+    """All values that were logged, by step and name.
+
+    The same value if a step was trained on twice.
+    """
     found: dict[tuple[str, str], set[str]] = {}
     with (folder / "version_0" / "metrics.csv").open(newline="") as file:
         for row in csv.DictReader(file):
@@ -87,8 +99,12 @@ def check(tmp_path: Path, seed: int, number: signal.Signals, ranks: int = 1) -> 
     assert not any(codes), (tmp_path / "whole" / "errors").read_text()
     killed = kill_until_it_ends(tmp_path / "killed", seed, number, ranks)
     assert killed > 0
-    whole, pieces = (torch.load(tmp_path / name / "end.pt", weights_only=True) for name in ("whole", "killed"))
-    assert all(torch.equal(value, pieces["weights"][name]) for name, value in whole["weights"].items()), killed
+    whole, pieces = (
+        torch.load(tmp_path / name / "end.pt", weights_only=True) for name in ("whole", "killed")
+    )
+    assert all(
+        torch.equal(value, pieces["weights"][name]) for name, value in whole["weights"].items()
+    ), killed
     assert torch.equal(whole["loss"], pieces["loss"])
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
 

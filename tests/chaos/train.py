@@ -1,4 +1,6 @@
-"""A fit that can be killed at any time and started again: python train.py FOLDER SEED. It appends a line to FOLDER/steps for every batch.
+"""A fit that can be killed at any time and started again: python train.py FOLDER SEED.
+
+It appends a line to FOLDER/steps for every batch.
 
 With the variables that torchrun sets it is one of several ranks.
 """
@@ -32,7 +34,10 @@ class Noisy(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         x = self.x[index]
-        return x + 0.1 * torch.randn(4) + 0.1 * float(np.random.randn()) + 0.1 * random.random(), x.sum()
+        return (
+            x + 0.1 * torch.randn(4) + 0.1 * float(np.random.randn()) + 0.1 * random.random(),
+            x.sum(),
+        )
 
 
 class Net(pl.LightningModule):
@@ -61,7 +66,10 @@ class Net(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.02)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=40)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
 
 def main(folder: Path, seed: int) -> None:
@@ -90,7 +98,10 @@ def main(folder: Path, seed: int) -> None:
     trainer.fit(module, train, DataLoader(Noisy(8), batch_size=4), ckpt_path="last")
     if not trainer.is_global_zero:
         return
-    torch.save({"weights": module.state_dict(), "loss": trainer.callback_metrics["loss"]}, folder / "end.tmp")
+    torch.save(
+        {"weights": module.state_dict(), "loss": trainer.callback_metrics["loss"]},
+        folder / "end.tmp",
+    )
     (folder / "end.tmp").rename(folder / "end.pt")
 
 

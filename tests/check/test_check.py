@@ -60,7 +60,13 @@ def loader(batch_size: int = 16, **kwargs: Any) -> DataLoader[Any]:
     return DataLoader(TensorDataset(x, x[:, :CLASSES].argmax(1)), batch_size, **kwargs)
 
 
-def check(model: pl.LightningModule, train: Any = None, val: Any = None, datamodule: Any = None, **trainer: Any) -> pl.CheckReport:
+def check(
+    model: pl.LightningModule,
+    train: Any = None,
+    val: Any = None,
+    datamodule: Any = None,
+    **trainer: Any,
+) -> pl.CheckReport:
     torch.manual_seed(0)
     settings = {"accelerator": "cpu", "max_epochs": 3, "logger": False, **trainer}
     data = None if datamodule is not None else train if train is not None else loader()
@@ -69,7 +75,11 @@ def check(model: pl.LightningModule, train: Any = None, val: Any = None, datamod
 
 def statuses(report: pl.CheckReport) -> dict[str, str]:
     """The checks that are not ok; without the one that goes by the clock."""
-    return {finding.check: finding.status for finding in report.findings if finding.status != "ok" and finding.check != "time"}
+    return {
+        finding.check: finding.status
+        for finding in report.findings
+        if finding.status != "ok" and finding.check != "time"
+    }
 
 
 def test_a_good_model() -> None:
@@ -102,14 +112,19 @@ class TestGradients:
         assert statuses(report) == {"gradients": "problem"}
         assert report["gradients"].values["without_gradient"] == ["unused.weight", "unused.bias"]
         assert "unused.weight, unused.bias" in report["gradients"].found
-        assert statuses(check(Dead(), strategy="ddp_find_unused_parameters_true")) == {"gradients": "warning"}
+        assert statuses(check(Dead(), strategy="ddp_find_unused_parameters_true")) == {
+            "gradients": "warning"
+        }
 
     def test_a_layer_behind_a_detach(self) -> None:
         class Detached(Classifier):
             def forward(self, x: Tensor) -> Tensor:
                 return self.last(F.relu(self.first(x)).detach())
 
-        assert check(Detached())["gradients"].values["without_gradient"] == ["first.weight", "first.bias"]
+        assert check(Detached())["gradients"].values["without_gradient"] == [
+            "first.weight",
+            "first.bias",
+        ]
 
     def test_units_that_never_fire(self) -> None:
         class Silent(Classifier):
@@ -119,7 +134,11 @@ class TestGradients:
 
         report = check(Silent())
         assert report["gradients"].status == "warning"
-        assert report["gradients"].values["zero_gradient"] == ["first.weight", "first.bias", "last.weight"]
+        assert report["gradients"].values["zero_gradient"] == [
+            "first.weight",
+            "first.bias",
+            "last.weight",
+        ]
 
     def test_what_is_frozen_or_gets_a_gradient_only_later_is_fine(self) -> None:
         class LowRank(Classifier):
@@ -167,7 +186,9 @@ class TestFinite:
         assert report["finite"].status == "problem"
         places = report["finite"].values["places"]
         assert places[:2] == ["the output of head.1", "the input of head.2"]
-        assert {"the loss", "the gradient of head.0.weight", "the weights head.0.weight"} <= set(places)
+        assert {"the loss", "the gradient of head.0.weight", "the weights head.0.weight"} <= set(
+            places
+        )
         assert "first in the output of head.1" in report["finite"].found
 
     def test_a_gradient_alone(self) -> None:
@@ -186,7 +207,9 @@ class TestFinite:
     def test_data(self) -> None:
         x = torch.randn(32, FEATURES)
         x[3, 2] = float("nan")
-        places = check(Classifier(), DataLoader(TensorDataset(x, torch.zeros(32, dtype=torch.long)), 16))["finite"].values["places"]
+        places = check(
+            Classifier(), DataLoader(TensorDataset(x, torch.zeros(32, dtype=torch.long)), 16)
+        )["finite"].values["places"]
         assert places[0] == "the batch"
 
     def test_weights(self) -> None:
@@ -242,9 +265,15 @@ class TestSamples:
                 self.mixer = Mixer()
 
             def training_step(self, batch: Any, batch_idx: int) -> Any:
-                return F.cross_entropy(self.last(F.relu(self.first(self.mixer(batch[0])))), batch[1])
+                return F.cross_entropy(
+                    self.last(F.relu(self.first(self.mixer(batch[0])))), batch[1]
+                )
 
-        assert check(NoForward())["samples"].values["mixing"] == {"mixer": True, "first": False, "last": False}
+        assert check(NoForward())["samples"].values["mixing"] == {
+            "mixer": True,
+            "first": False,
+            "last": False,
+        }
 
     def test_batch_norm_takes_nothing_from_the_batch_in_eval_mode(self) -> None:
         class Normed(Classifier):
@@ -276,7 +305,10 @@ class TestSamples:
         x = torch.randint(0, 10, (64, 3), generator=torch.Generator().manual_seed(0))
         report = check(Tokens(), DataLoader(TensorDataset(x, x[:, 0] % CLASSES), 16))
         assert statuses(report) == {"samples": "unknown"}
-        assert "could not be told: the module: no input is a floating-point tensor" in report["samples"].found
+        assert (
+            "could not be told: the module: no input is a floating-point tensor"
+            in report["samples"].found
+        )
         assert report.ok
         assert "the batch has one sample" in check(Classifier(), loader(1))["samples"].found
 
@@ -286,7 +318,10 @@ class TestSamples:
                     raise NotImplementedError("later")
                 return super().forward(x)
 
-        assert "could not be called in eval mode (NotImplementedError: later)" in check(NotInEval())["samples"].found
+        assert (
+            "could not be called in eval mode (NotImplementedError: later)"
+            in check(NotInEval())["samples"].found
+        )
 
     def test_time_first_is_not_taken_for_samples(self) -> None:
         class Recurrent(Classifier):
@@ -301,7 +336,9 @@ class TestSamples:
                 return F.cross_entropy(self(batch[0]), batch[1])
 
         def collate(samples: list[Any]) -> Any:
-            return torch.stack([sample[0].expand(6, FEATURES) for sample in samples], 1), torch.stack([sample[1] for sample in samples])
+            return torch.stack(
+                [sample[0].expand(6, FEATURES) for sample in samples], 1
+            ), torch.stack([sample[1] for sample in samples])
 
         assert check(Recurrent(), loader(collate_fn=collate))["samples"].status == "unknown"
 
@@ -326,12 +363,29 @@ class TestLoss:
         ("loss", "mistake"),
         [
             (lambda x, y: F.cross_entropy(x.softmax(1), y), "cross_entropy gets probabilities"),
-            (lambda x, y: nn.CrossEntropyLoss()(x.softmax(1), y), "cross_entropy gets probabilities"),
+            (
+                lambda x, y: nn.CrossEntropyLoss()(x.softmax(1), y),
+                "cross_entropy gets probabilities",
+            ),
             (lambda x, y: F.nll_loss(x, y), "nll_loss gets numbers above 0"),
-            (lambda x, y: F.nll_loss(input=x.softmax(1), target=y), "nll_loss gets numbers above 0"),
-            (lambda x, y: F.binary_cross_entropy_with_logits(x.sigmoid(), F.one_hot(y, CLASSES).float()), "applies a sigmoid itself"),
-            (lambda x, y: F.mse_loss(x[:, :1], y.float()), r"mse_loss compares shapes \[16, 1\] and \[16\]"),
-            (lambda x, y: F.l1_loss(x[:, 0], y[:, None].float()), r"l1_loss compares shapes \[16\] and \[16, 1\]"),
+            (
+                lambda x, y: F.nll_loss(input=x.softmax(1), target=y),
+                "nll_loss gets numbers above 0",
+            ),
+            (
+                lambda x, y: F.binary_cross_entropy_with_logits(
+                    x.sigmoid(), F.one_hot(y, CLASSES).float()
+                ),
+                "applies a sigmoid itself",
+            ),
+            (
+                lambda x, y: F.mse_loss(x[:, :1], y.float()),
+                r"mse_loss compares shapes \[16, 1\] and \[16\]",
+            ),
+            (
+                lambda x, y: F.l1_loss(x[:, 0], y[:, None].float()),
+                r"l1_loss compares shapes \[16\] and \[16, 1\]",
+            ),
         ],
     )
     @pytest.mark.filterwarnings("ignore:Using a target size")
@@ -348,7 +402,9 @@ class TestLoss:
     def test_right_ones(self) -> None:
         class Binary(Classifier):
             def training_step(self, batch: Any, batch_idx: int) -> Any:
-                return F.binary_cross_entropy_with_logits(self(batch[0]), F.one_hot(batch[1], CLASSES).float())
+                return F.binary_cross_entropy_with_logits(
+                    self(batch[0]), F.one_hot(batch[1], CLASSES).float()
+                )
 
         ((_, value, expected),) = check(Binary())["loss"].values["functions"]
         assert expected == math.log(2)
@@ -374,7 +430,9 @@ class TestOneBatch:
     def test_the_sign_is_wrong(self) -> None:
         class Uphill(Classifier):
             def training_step(self, batch: Any, batch_idx: int) -> Any:
-                return -torch.log(1 + F.cross_entropy(self(batch[0]).detach() + 0 * self(batch[0]), batch[1]))
+                return -torch.log(
+                    1 + F.cross_entropy(self(batch[0]).detach() + 0 * self(batch[0]), batch[1])
+                )
 
         report = check(Uphill())
         assert report["one batch"].status == "problem"
@@ -398,7 +456,10 @@ class TestOneBatch:
             def configure_optimizers(self) -> Any:
                 optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
                 scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 10_000)
-                return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+                return {
+                    "optimizer": optimizer,
+                    "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+                }
 
         assert statuses(check(WarmsUp())) == {}
 
@@ -407,8 +468,13 @@ class TestOneBatch:
             def configure_optimizers(self) -> Any:
                 optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
                 steps = int(self.trainer.estimated_stepping_batches)
-                scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=steps)
-                return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+                scheduler = torch.optim.lr_scheduler.OneCycleLR(
+                    optimizer, max_lr=0.02, total_steps=steps
+                )
+                return {
+                    "optimizer": optimizer,
+                    "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+                }
 
         assert statuses(check(OneCycle())) == {}
 
@@ -421,7 +487,10 @@ class TestOneBatch:
 
             def training_step(self, batch: Any, batch_idx: int) -> Any:
                 one, two = self.optimizers()
-                for optimizer, loss in ((one, F.cross_entropy(self(batch[0]), batch[1])), (two, self.critic(batch[0]).square().mean())):
+                for optimizer, loss in (
+                    (one, F.cross_entropy(self(batch[0]), batch[1])),
+                    (two, self.critic(batch[0]).square().mean()),
+                ):
                     self.toggle_optimizer(optimizer)
                     optimizer.zero_grad()
                     self.manual_backward(loss)
@@ -448,8 +517,16 @@ class TestOneBatch:
 
     @pytest.mark.parametrize(
         ("losses", "fell"),
-        [([2.0, 0.1], True), ([2.0, 0.5], False), ([2.0, math.nan], False), ([], False), ([-1.0, -3.0], True), ([1.0, -0.5], True), ([-1.0, -1.1], False)],
-    )  # fmt: skip
+        [
+            ([2.0, 0.1], True),
+            ([2.0, 0.5], False),
+            ([2.0, math.nan], False),
+            ([], False),
+            ([-1.0, -3.0], True),
+            ([1.0, -0.5], True),
+            ([-1.0, -1.1], False),
+        ],
+    )
     def test_what_a_small_fraction_is(self, losses: list[float], fell: bool) -> None:
         assert has_fallen(losses) is fell
 
@@ -511,26 +588,43 @@ class Fickle(Validated):
 
 
 def test_nothing_is_changed(tmp_path: Path) -> None:
-    model, data, batches = Fickle(), Data(), loader(shuffle=True, generator=torch.Generator().manual_seed(7))
-    trainer = pl.Trainer(accelerator="cpu", max_epochs=2, default_root_dir=tmp_path, callbacks=Recorder())
+    model, data, batches = (
+        Fickle(),
+        Data(),
+        loader(shuffle=True, generator=torch.Generator().manual_seed(7)),
+    )
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=2, default_root_dir=tmp_path, callbacks=Recorder()
+    )
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     samples = copy.deepcopy(batches.dataset.tensors)  # type: ignore[attr-defined]
     drawn = batches.generator.get_state()
-    states = pickle.dumps((torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()))
+    states = pickle.dumps(
+        (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state())
+    )
 
     assert trainer.check(model, batches, loader(), verbose=False).ok
     assert trainer.check(model, datamodule=data, verbose=False).ok
 
-    assert pickle.dumps((torch.get_rng_state().tolist(), random.getstate(), np.random.get_state())) == states
+    assert (
+        pickle.dumps((torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()))
+        == states
+    )
     assert batches.generator.get_state().equal(drawn)
-    assert all(one.equal(other) for one, other in zip(samples, batches.dataset.tensors, strict=True))  # type: ignore[attr-defined]
+    assert all(
+        one.equal(other) for one, other in zip(samples, batches.dataset.tensors, strict=True)
+    )  # type: ignore[attr-defined]
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(before[name].equal(after[name]) for name in before)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert (model.seen, model._trainer, model.training) == (0, None, True)
     assert (data.transferred, hasattr(data, "train")) == (0, False)
-    assert (trainer.state.status, trainer.global_step, trainer.callback_metrics) == ("initializing", 0, {})
+    assert (trainer.state.status, trainer.global_step, trainer.callback_metrics) == (
+        "initializing",
+        0,
+        {},
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -539,7 +633,12 @@ def test_a_fit_after_it_is_the_fit_without_it(tmp_path: Path) -> None:
         pl.seed_everything(5, verbose=False)
         model, batches = Classifier(), loader(shuffle=True)
         trainer = pl.Trainer(
-            accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+            accelerator="cpu",
+            max_epochs=2,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
         )
         if checks:
             trainer.check(model, batches, verbose=False)
@@ -566,7 +665,9 @@ def test_several_loaders_are_left_as_they_are() -> None:
 
 
 def test_the_data_of_the_module_and_data_without_length() -> None:
-    report = pl.Trainer(max_epochs=2, accelerator="cpu", logger=False).check(TinyModel(), verbose=False)
+    report = pl.Trainer(max_epochs=2, accelerator="cpu", logger=False).check(
+        TinyModel(), verbose=False
+    )
     assert report.ok
     assert report["loss"].status == "ok"  # all targets are 1: there is nothing to compare with
 
@@ -589,9 +690,17 @@ def test_precision(precision: str) -> None:
 
 def test_trainer_arguments_that_would_be_in_the_way(tmp_path: Path) -> None:
     report = check(
-        Classifier(), num_workers=2, fast_dev_run=True, max_time="00:00:00:01", accumulate_grad_batches=3, gradient_clip_val=0.5,
-        default_root_dir=tmp_path, logger=True, overfit_batches=2, min_steps=100,
-    )  # fmt: skip
+        Classifier(),
+        num_workers=2,
+        fast_dev_run=True,
+        max_time="00:00:00:01",
+        accumulate_grad_batches=3,
+        gradient_clip_val=0.5,
+        default_root_dir=tmp_path,
+        logger=True,
+        overfit_batches=2,
+        min_steps=100,
+    )
     assert report.ok
     assert report["time"].values["batches"] == 4
     assert list(tmp_path.iterdir()) == []
@@ -619,7 +728,9 @@ def test_what_cannot_be_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TypeError, match=r"Trainer\.check wants a LightningModule"):
         pl.Trainer(max_epochs=1).check(nn.Linear(1, 1), loader())  # type: ignore[arg-type]
     model.file = open(__file__)  # type: ignore[assignment]  # noqa: SIM115
-    with pytest.raises(ConfigError, match=r"Classifier cannot be copied by copy\.deepcopy: TypeError"):
+    with pytest.raises(
+        ConfigError, match=r"Classifier cannot be copied by copy\.deepcopy: TypeError"
+    ):
         check(model)
     model.file.close()  # type: ignore[operator, union-attr]
 
@@ -633,5 +744,12 @@ def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     pl.Trainer(max_epochs=1, accelerator="cpu", logger=False).check(Forgets(), loader())
     lines = capsys.readouterr().out.splitlines()
     row = next(number for number, line in enumerate(lines) if line.split()[:1] == ["optimizers"])
-    assert lines[row].split()[1:] == ["problem", "first.weight,", "first.bias", "in", "no", "optimizer"]
+    assert lines[row].split()[1:] == [
+        "problem",
+        "first.weight,",
+        "first.bias",
+        "in",
+        "no",
+        "optimizer",
+    ]
     assert lines[row + 1].split()[:4] == ["->", "hand", "them", "to"]

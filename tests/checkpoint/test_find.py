@@ -15,7 +15,11 @@ from raylit.checkpoint import find, save
 from raylit.errors import CheckpointError
 from raylit.testing import TinyModel
 
-QUIET: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 def fit(root: Path, saver: ModelCheckpoint) -> pl.Trainer:
@@ -26,11 +30,17 @@ def fit(root: Path, saver: ModelCheckpoint) -> pl.Trainer:
 
 def test_a_path_is_itself(tmp_path: Path) -> None:
     (tmp_path / "one.ckpt").touch()
-    assert find.resolve(tmp_path / "one.ckpt", [], str(tmp_path), "fit") == str(tmp_path / "one.ckpt")
+    assert find.resolve(tmp_path / "one.ckpt", [], str(tmp_path), "fit") == str(
+        tmp_path / "one.ckpt"
+    )
     assert find.resolve(None, [], str(tmp_path), "fit") is None
-    assert find.resolve(f"file://{tmp_path}/one.ckpt", [], str(tmp_path), "fit") == str(tmp_path / "one.ckpt")
+    assert find.resolve(f"file://{tmp_path}/one.ckpt", [], str(tmp_path), "fit") == str(
+        tmp_path / "one.ckpt"
+    )
     save({"x": 1}, "memory://find/one.ckpt")
-    assert find.resolve("memory://find/one.ckpt", [], str(tmp_path), "fit") == "memory://find/one.ckpt"
+    assert (
+        find.resolve("memory://find/one.ckpt", [], str(tmp_path), "fit") == "memory://find/one.ckpt"
+    )
     for missing in ("nowhere.ckpt", "memory://find/two.ckpt"):
         with pytest.raises(FileNotFoundError, match="no such file"):
             find.resolve(missing, [], str(tmp_path), "fit")
@@ -49,7 +59,9 @@ def test_last_is_the_newest_and_of_those_of_one_moment_the_one_of_that_name(tmp_
     os.utime(folder / "last.ckpt", (1000, 1000))
     assert find.resolve("last", [], str(tmp_path), "fit") == str(folder / "last.ckpt")
     save({"name": "recovery"}, folder / "recovery" / "batch=1.ckpt")
-    assert find.resolve("last", [], str(tmp_path), "fit") == str(folder / "recovery" / "batch=1.ckpt")
+    assert find.resolve("last", [], str(tmp_path), "fit") == str(
+        folder / "recovery" / "batch=1.ckpt"
+    )
 
 
 def test_a_damaged_file_is_left_aside(tmp_path: Path) -> None:
@@ -59,12 +71,18 @@ def test_a_damaged_file_is_left_aside(tmp_path: Path) -> None:
         save({"state_dict": {"x": torch.zeros(100)}}, path)
         content = path.read_bytes()
         middle = content.index(bytes(400))
-        damaged = (content[:-10], b"", content[:middle] + b"\1" + content[middle + 1 :], content)[age]
+        damaged = (content[:-10], b"", content[:middle] + b"\1" + content[middle + 1 :], content)[
+            age
+        ]
         path.write_bytes(damaged)
         os.utime(path, (1000 - age, 1000 - age))
     with pytest.warns(UserWarning, match="is torn or damaged") as warned:
         assert find.resolve("last", [], str(tmp_path), "fit") == str(paths[3])
-    assert [str(path) in str(one.message) for one, path in zip(warned, paths, strict=False)] == [True, True, True]
+    assert [str(path) in str(one.message) for one, path in zip(warned, paths, strict=False)] == [
+        True,
+        True,
+        True,
+    ]
     paths[3].unlink()
     with pytest.raises(CheckpointError, match=r"every checkpoint in .* is damaged"):
         find.resolve("last", [], str(tmp_path), "fit")
@@ -84,14 +102,20 @@ def test_best_and_last_in_a_process_that_did_not_write_them(tmp_path: Path) -> N
     fit(tmp_path, saver)
     assert "epoch=0" in saver.best_model_path
     script = (
-        "import sys; from raylit.callbacks import ModelCheckpoint; from raylit.checkpoint import find\n"
-        f"saver = ModelCheckpoint({str(tmp_path / 'here')!r}, monitor='val_loss', mode='max', save_top_k=2)\n"
-        f"print(find.resolve('best', [saver], {str(tmp_path)!r}, 'test'), find.resolve('last', [saver], {str(tmp_path)!r}, 'fit'))"
+        "import sys; from raylit.callbacks import ModelCheckpoint; from raylit.checkpoint import"
+        f" find\nsaver = ModelCheckpoint({str(tmp_path / 'here')!r}, monitor='val_loss',"
+        f" mode='max', save_top_k=2)\nprint(find.resolve('best', [saver], {str(tmp_path)!r},"
+        f" 'test'), find.resolve('last', [saver], {str(tmp_path)!r}, 'fit'))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+    )
     best, last = done.stdout.split()
     assert best == saver.best_model_path
-    assert last == max((str(path) for path in (tmp_path / "here").iterdir()), key=lambda path: os.stat(path).st_mtime_ns)
+    assert last == max(
+        (str(path) for path in (tmp_path / "here").iterdir()),
+        key=lambda path: os.stat(path).st_mtime_ns,
+    )
 
 
 def test_without_a_folder_that_of_the_newest_run_is_looked_in(tmp_path: Path) -> None:

@@ -16,7 +16,11 @@ from raylit.loggers import CSVLogger
 def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert folder.absolute("~/a/../b") == folder.absolute(Path("b")) == os.path.realpath(tmp_path / "b")
+    assert (
+        folder.absolute("~/a/../b")
+        == folder.absolute(Path("b"))
+        == os.path.realpath(tmp_path / "b")
+    )
     assert folder.absolute("s3://a/../b") == "s3://a/../b"
     assert folder.absolute(f"file://{tmp_path}/b") == os.path.realpath(tmp_path / "b")
 
@@ -25,13 +29,17 @@ def test_the_folder_of_a_run(tmp_path: Path) -> None:
     assert folder.default([], str(tmp_path)) == str(tmp_path / "checkpoints")
     for version, name in ((3, "version_3"), ("best", "best")):
         logger = CSVLogger(tmp_path, "mine", version=version)
-        assert folder.default([logger, CSVLogger("other")], "root") == str(tmp_path / "mine" / name / "checkpoints")
+        assert folder.default([logger, CSVLogger("other")], "root") == str(
+            tmp_path / "mine" / name / "checkpoints"
+        )
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
 def place(request: Any, tmp_path: Path) -> str:
     """A folder with the checkpoint `one.ckpt`, which holds `1`, and the sharded one `two.ckpt`, a folder that holds `2` in `part`."""
-    root = {"local": str(tmp_path), "memory": f"memory://{tmp_path.name}"}.get(request.param) or request.getfixturevalue("bucket")
+    root = {"local": str(tmp_path), "memory": f"memory://{tmp_path.name}"}.get(
+        request.param
+    ) or request.getfixturevalue("bucket")
     for path, text in (("one.ckpt", "1"), ("two.ckpt/part", "2")):
         with fsspec.open(f"{root}/{path}", "w") as file:
             file.write(text)
@@ -44,13 +52,20 @@ def read(path: str) -> str:
 
 
 def names(place: str) -> list[str]:
-    return sorted(str(name["name"] if isinstance(name, dict) else name).rsplit("/", 1)[-1] for name in folder.listing(place))
+    return sorted(
+        str(name["name"] if isinstance(name, dict) else name).rsplit("/", 1)[-1]
+        for name in folder.listing(place)
+    )
 
 
 def test_what_there_is(place: str) -> None:
     assert names(place) == ["one.ckpt", "two.ckpt"]
     assert folder.listing(f"{place}/none") == []
-    assert [folder.exists(f"{place}/{name}") for name in ("one.ckpt", "two.ckpt", "none")] == [True, True, False]
+    assert [folder.exists(f"{place}/{name}") for name in ("one.ckpt", "two.ckpt", "none")] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_removing(place: str) -> None:
@@ -67,14 +82,21 @@ def test_a_second_name_is_the_same_checkpoint(place: str, symbolic: bool) -> Non
     with fsspec.open(f"{place}/three.ckpt", "w") as file:
         file.write("3")
     folder.give_second_name(f"{place}/three.ckpt", f"{place}/last.ckpt", symbolic=symbolic)
-    assert (read(f"{place}/last.ckpt"), read(f"{place}/one.ckpt")) == ("3", "1"), "the name moves, what it named stays"
+    assert (read(f"{place}/last.ckpt"), read(f"{place}/one.ckpt")) == (
+        "3",
+        "1",
+    ), "the name moves, what it named stays"
 
 
-def test_a_hard_link_outlives_the_first_name_and_a_symbolic_one_can_be_moved_along(tmp_path: Path) -> None:
+def test_a_hard_link_outlives_the_first_name_and_a_symbolic_one_can_be_moved_along(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "here/one.ckpt").write_text("1")
     folder.give_second_name(str(tmp_path / "here/one.ckpt"), str(tmp_path / "here/hard.ckpt"))
-    folder.give_second_name(str(tmp_path / "here/one.ckpt"), str(tmp_path / "here/soft.ckpt"), symbolic=True)
+    folder.give_second_name(
+        str(tmp_path / "here/one.ckpt"), str(tmp_path / "here/soft.ckpt"), symbolic=True
+    )
     (tmp_path / "here").rename(tmp_path / "there")
     assert (tmp_path / "there/soft.ckpt").read_text() == "1"
     folder.remove(str(tmp_path / "there/one.ckpt"))

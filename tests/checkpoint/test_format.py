@@ -15,10 +15,20 @@ from hypothesis import strategies as st
 from raylit.checkpoint import load, plain_items, save, to_plain
 from raylit.errors import CheckpointError
 
-LEAVES = st.one_of(st.none(), st.booleans(), st.integers(-(2**40), 2**40), st.floats(allow_nan=False), st.text(max_size=5))
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**40), 2**40),
+    st.floats(allow_nan=False),
+    st.text(max_size=5),
+)
 PLAIN = st.recursive(
     LEAVES,
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.tuples(inner, inner), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.tuples(inner, inner),
+        st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    ),
     max_leaves=8,
 )
 
@@ -39,7 +49,11 @@ def test_plain_data_comes_back_as_it_was(value: Any) -> None:
 
 
 def test_a_file_holds_what_was_saved(tmp_path: Path) -> None:
-    saved = {"tensor": torch.arange(3), "nested": {"a": [1, (2.5, "x")], "none": None}, "ordered": OrderedDict(b=1)}
+    saved = {
+        "tensor": torch.arange(3),
+        "nested": {"a": [1, (2.5, "x")], "none": None},
+        "ordered": OrderedDict(b=1),
+    }
     save(saved, tmp_path / "deep" / "er" / "one.ckpt")
     found = load(tmp_path / "deep" / "er" / "one.ckpt")
     assert torch.equal(found.pop("tensor"), saved.pop("tensor"))  # type: ignore[arg-type]
@@ -51,13 +65,20 @@ def test_what_is_nearly_plain_is_made_plain() -> None:
     class Number(int):
         pass
 
-    value = {"path": Path("a/b"), "numpy": np.float32(0.5), "number": Number(3), "set": frozenset({1})}
+    value = {
+        "path": Path("a/b"),
+        "numpy": np.float32(0.5),
+        "number": Number(3),
+        "set": frozenset({1}),
+    }
     assert to_plain(value) == {"path": "a/b", "numpy": 0.5, "number": 3, "set": {1}}
     assert [type(item) for item in to_plain(value).values()] == [str, float, int, set]
 
 
 def test_what_is_not_plain_is_named() -> None:
-    kept, left_out = plain_items({"a": 1, "b": object(), "c": [object()], "d": {"e": torch.nn.Linear(1, 1)}})
+    kept, left_out = plain_items(
+        {"a": 1, "b": object(), "c": [object()], "d": {"e": torch.nn.Linear(1, 1)}}
+    )
     assert (kept, left_out) == ({"a": 1}, ["b", "c", "d"])
     with pytest.raises(TypeError, match=r"builtins\.object is not plain data"):
         to_plain(object())
@@ -129,7 +150,9 @@ class Breaks:
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "one.ckpt"
     save({"x": 1}, path)
-    with pytest.raises(CheckpointError, match=r"no space left.*What stood there before is untouched"):
+    with pytest.raises(
+        CheckpointError, match=r"no space left.*What stood there before is untouched"
+    ):
         save({"x": Breaks()}, path)
     assert load(path) == {"x": 1}
     assert os.listdir(tmp_path) == ["one.ckpt"]

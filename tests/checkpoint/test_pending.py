@@ -18,7 +18,9 @@ def written() -> Iterator[Future[None]]:
     pending._writing.clear()
 
 
-def test_nothing_is_deleted_before_the_new_one_is_on_the_disk(tmp_path: Path, written: Future[None]) -> None:
+def test_nothing_is_deleted_before_the_new_one_is_on_the_disk(
+    tmp_path: Path, written: Future[None]
+) -> None:
     old, new, last = tmp_path / "old.ckpt", tmp_path / "new.ckpt", tmp_path / "last.ckpt"
     old.write_text("old")
     folder.give_second_name(str(new), str(last))
@@ -32,13 +34,17 @@ def test_nothing_is_deleted_before_the_new_one_is_on_the_disk(tmp_path: Path, wr
     assert not folder.exists("new.ckpt")
 
 
-def test_if_the_new_one_cannot_be_written_the_old_one_stays(tmp_path: Path, written: Future[None]) -> None:
+def test_if_the_new_one_cannot_be_written_the_old_one_stays(
+    tmp_path: Path, written: Future[None]
+) -> None:
     old = tmp_path / "old.ckpt"
     old.write_text("old")
     folder.remove(str(old))
     written.set_exception(OSError("no space left"))
     assert old.exists()
-    with pytest.raises(CheckpointError, match=r"Could not write the checkpoint new\.ckpt: no space left"):
+    with pytest.raises(
+        CheckpointError, match=r"Could not write the checkpoint new\.ckpt: no space left"
+    ):
         pending.wait()
     pending.wait()
 

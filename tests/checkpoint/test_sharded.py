@@ -18,9 +18,16 @@ from raylit.testing import TinyModel
 
 
 def fit(path: Path, *, in_background: bool = False, **arguments: Any) -> pl.Trainer:
-    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+    }
     strategy = FSDPStrategy(state_dict_type="sharded", async_save=in_background)
-    trainer = pl.Trainer(strategy=strategy, max_epochs=2, default_root_dir=path, **quiet, **arguments)
+    trainer = pl.Trainer(
+        strategy=strategy, max_epochs=2, default_root_dir=path, **quiet, **arguments
+    )
     trainer.fit(TinyModel())
     return trainer
 
@@ -38,8 +45,17 @@ def test_a_folder_takes_the_place_of_what_had_its_name(tmp_path: Path, in_backgr
     trainer.save_checkpoint(tmp_path / "file.ckpt")
     to_one_file(tmp_path / "file.ckpt", tmp_path / "one.ckpt")
     one = torch.load(tmp_path / "one.ckpt", weights_only=True)
-    assert all(torch.equal(value, one["state_dict"][name]) for name, value in trainer.lightning_module.state_dict().items())  # type: ignore[union-attr]
-    again = pl.Trainer(accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    assert all(
+        torch.equal(value, one["state_dict"][name])
+        for name, value in trainer.lightning_module.state_dict().items()
+    )  # type: ignore[union-attr]
+    again = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
     again.fit(TinyModel(), ckpt_path=tmp_path / "last.ckpt")
     assert again.global_step == trainer.global_step
 

@@ -90,7 +90,15 @@ class Diabetes(pl.LightningDataModule):
     test_dataloader = predict_dataloader = val_dataloader
 '''
 
-SETTINGS = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "RAY_ADDRESS", "RAYLIT_VERBOSE", "RAYLIT_PROGRESS", "PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+SETTINGS = (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_RUN_ID",
+    "RAY_ADDRESS",
+    "RAYLIT_VERBOSE",
+    "RAYLIT_PROGRESS",
+    "PL_GLOBAL_SEED",
+    "PL_SEED_WORKERS",
+)
 
 
 @dataclass
@@ -107,13 +115,25 @@ class Done:
 
 def environment() -> dict[str, str]:
     env = {key: value for key, value in os.environ.items() if key not in SETTINGS}
-    return env | {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONUNBUFFERED": "1"}
+    return env | {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 def run_raylit(folder: Path, *args: str, timeout_s: float = 150) -> Done:
     """Run the command in a process of its own."""
     command = [sys.executable, "-m", "raylit", *args]
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout_s, check=False)
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
     return Done(done.returncode, done.stdout, done.stderr)
 
 

@@ -23,54 +23,119 @@ GOOD = ("--model", "lab.Net", "--data", "lab.Diabetes", "--trainer.max_epochs", 
         (["fitt"], ["'fitt'", "Did you mean 'fit'?"]),
         (["--config", "x.yaml"], ["The command comes first"]),
         (["fit"], ["no model to fit", "--model package.module.Class"]),
-        (["fit", *GOOD, "--trainer.max_epoch", "3"], ["--trainer.max_epoch:", "Did you mean 'trainer.max_epochs'?"]),
-        (["fit", *GOOD, "--trainer.max_epochs", "abc"], ["--trainer.max_epochs is 'abc', but must be int or null"]),
+        (
+            ["fit", *GOOD, "--trainer.max_epoch", "3"],
+            ["--trainer.max_epoch:", "Did you mean 'trainer.max_epochs'?"],
+        ),
+        (
+            ["fit", *GOOD, "--trainer.max_epochs", "abc"],
+            ["--trainer.max_epochs is 'abc', but must be int or null"],
+        ),
         (["fit", *GOOD, "--trainer.max_epochs"], ["--trainer.max_epochs wants a value"]),
         (["fit", *GOOD, "--trainr.max_epochs=3"], ["'trainr'", "Did you mean 'trainer'?"]),
         (["fit", *GOOD, "--trainer", "3"], ["--trainer is 3"]),
         (["fit", *GOOD, "--seed", "1"], ["Did you mean 'seed_everything'?"]),
-        (["fit", *GOOD, "--seed_everything", "often"], ["--seed_everything is 'often', but must be bool or int"]),
+        (
+            ["fit", *GOOD, "--seed_everything", "often"],
+            ["--seed_everything is 'often', but must be bool or int"],
+        ),
         (["fit", *GOOD, "stray"], ["'stray' is not expected here"]),
         (["fit", *GOOD, "-x", "3"], ["'-x' is not expected here"]),
         (["fit", *GOOD, "--verbos"], ["Did you mean '--verbose'?"]),
-        (["fit", *GOOD, "--config", "nosuch.yaml"], ["--config nosuch.yaml: there is no such file"]),
-        (["fit", *GOOD, "--config", "nosuch/x.yaml"], ["--config nosuch/x.yaml", "There is no folder nosuch"]),
+        (
+            ["fit", *GOOD, "--config", "nosuch.yaml"],
+            ["--config nosuch.yaml: there is no such file"],
+        ),
+        (
+            ["fit", *GOOD, "--config", "nosuch/x.yaml"],
+            ["--config nosuch/x.yaml", "There is no folder nosuch"],
+        ),
         (["fit", "--model", "labb.Net"], ["no module 'labb'", "Did you mean 'lab'?"]),
         (["fit", "--model", "lab.Nett"], ["lab has no class 'Nett'. Did you mean 'Net'?"]),
         (["fit", "--model", "lab.Diabetes"], ["lab.Diabetes is no LightningModule"]),
-        (["fit", "--model", "untidy.Net"], ["importing untidy failed: NameError: name 'undefined' is not defined (untidy.py, line 2)"]),
-        (["fit", "--model", "needy.Net"], ["importing needy failed: No module named 'not_installed_here'"]),
-        (["fit", *GOOD, "--model.lrr", "0.1"], ["--model.lrr: Net has no argument 'lrr'. Did you mean 'model.lr'?"]),
+        (
+            ["fit", "--model", "untidy.Net"],
+            [
+                "importing untidy failed: NameError: name 'undefined' is not defined (untidy.py,"
+                " line 2)"
+            ],
+        ),
+        (
+            ["fit", "--model", "needy.Net"],
+            ["importing needy failed: No module named 'not_installed_here'"],
+        ),
+        (
+            ["fit", *GOOD, "--model.lrr", "0.1"],
+            ["--model.lrr: Net has no argument 'lrr'. Did you mean 'model.lr'?"],
+        ),
         (["fit", *GOOD, "--model.lr", "fast"], ["--model.lr is 'fast', but must be float"]),
-        (["fit", *GOOD, "--model.widht", "3"], ["Did you mean 'model.width'?"]),  # an argument of the base class
-        (["fit", "--model", "lab.Broken", "--data", "lab.Diabetes"], ["--model:", "Broken needs the argument at"]),
+        (
+            ["fit", *GOOD, "--model.widht", "3"],
+            ["Did you mean 'model.width'?"],
+        ),  # an argument of the base class
+        (
+            ["fit", "--model", "lab.Broken", "--data", "lab.Diabetes"],
+            ["--model:", "Broken needs the argument at"],
+        ),
         (["fit", *GOOD, "--data.batch", "3"], ["Did you mean 'data.batch_size'?"]),
-        (["fit", *GOOD, "--trainer.callbacks+=ModelCheckpont"], ["Did you mean 'ModelCheckpoint'?"]),
+        (
+            ["fit", *GOOD, "--trainer.callbacks+=ModelCheckpont"],
+            ["Did you mean 'ModelCheckpoint'?"],
+        ),
         (
             ["fit", *GOOD, "--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitr=x"],
             ["Did you mean 'trainer.callbacks.monitor'?"],
         ),
-        (["fit", *GOOD, "--trainer.callbacks+=EarlyStopping"], ["EarlyStopping needs the argument monitor"]),
+        (
+            ["fit", *GOOD, "--trainer.callbacks+=EarlyStopping"],
+            ["EarlyStopping needs the argument monitor"],
+        ),
         (["fit", *GOOD, "--trainer.callbacks", "3"], ["--trainer.callbacks is 3"]),
         (["fit", *GOOD, "--trainer.logger", "CSVLoger"], ["Did you mean 'CSVLogger'?"]),
         (
-            ["fit", *GOOD, "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=.", "--trainer.logger.nam=x"],
+            [
+                "fit",
+                *GOOD,
+                "--trainer.logger=CSVLogger",
+                "--trainer.logger.save_dir=.",
+                "--trainer.logger.nam=x",
+            ],
             ["Did you mean 'trainer.logger.name'?"],
         ),
         (["fit", *GOOD, "--optimizer", "Adan"], ["Did you mean 'Adam'?"]),
-        (["fit", *GOOD, "--optimizer", "Adam", "--optimizer.lrr", "1"], ["Did you mean 'optimizer.lr'?"]),
-        (["fit", *GOOD, "--optimizer", "SGD", "--lr_scheduler", "StepLR"], ["--lr_scheduler:", "StepLR needs the argument step_size"]),
-        (["fit", *GOOD, "--trainer.accumulate_grad_batches", "0"], ["--trainer.accumulate_grad_batches: accumulate_grad_batches=0: give"]),
-        (["fit", *GOOD, "--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "3"], ["no optimizer for it", "--optimizer Adam"]),
         (
-            ["fit", *GOOD, "--optimizer=SGD", "--lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau"],
+            ["fit", *GOOD, "--optimizer", "Adam", "--optimizer.lrr", "1"],
+            ["Did you mean 'optimizer.lr'?"],
+        ),
+        (
+            ["fit", *GOOD, "--optimizer", "SGD", "--lr_scheduler", "StepLR"],
+            ["--lr_scheduler:", "StepLR needs the argument step_size"],
+        ),
+        (
+            ["fit", *GOOD, "--trainer.accumulate_grad_batches", "0"],
+            ["--trainer.accumulate_grad_batches: accumulate_grad_batches=0: give"],
+        ),
+        (
+            ["fit", *GOOD, "--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "3"],
+            ["no optimizer for it", "--optimizer Adam"],
+        ),
+        (
+            [
+                "fit",
+                *GOOD,
+                "--optimizer=SGD",
+                "--lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau",
+            ],
             ["raylit.cli.ReduceLROnPlateau with monitor"],
         ),
         (["fit", *GOOD, "--resume"], ["--resume: there is nothing to go on from"]),
         (["fit", *GOOD, "--resume", "--ckpt_path", "x.ckpt"], ["Give one of the two"]),
         (["fit", *GOOD, "--ckpt_path", "x.ckpt"], ["'x.ckpt': there is no such file"]),
         (["test", *GOOD, "--ckpt_path", "best"], ["no checkpoint was saved"]),
-        (["predict", *GOOD, "--output", "nosuch/p.pt"], ["--output nosuch/p.pt: there is no folder nosuch"]),
+        (
+            ["predict", *GOOD, "--output", "nosuch/p.pt"],
+            ["--output nosuch/p.pt: there is no folder nosuch"],
+        ),
         (["fit", *GOOD, "--output", "p.pt"], ["a config has no key 'output'"]),
         (["tune", *GOOD], ["--sweep"]),
         (["tune", *GOOD, "--sweep", "nosuch.yaml"], ["--sweep nosuch.yaml: there is no such file"]),
@@ -80,12 +145,18 @@ GOOD = ("--model", "lab.Net", "--data", "lab.Diabetes", "--trainer.max_epochs", 
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_arguments_are_refused_in_one_sentence(main: Callable[..., Done], lab: Path, args: list[str], wanted: list[str]) -> None:
+def test_wrong_arguments_are_refused_in_one_sentence(
+    main: Callable[..., Done], lab: Path, args: list[str], wanted: list[str]
+) -> None:
     (lab / "untidy.py").write_text("import raylit\nx = undefined\n")
     (lab / "needy.py").write_text("import not_installed_here\n")
     done = main(*args)
     assert done.code == 2
-    said = [line for line in done.err.splitlines() if not line.startswith(("Seed set", "UserWarning: max_epochs"))]
+    said = [
+        line
+        for line in done.err.splitlines()
+        if not line.startswith(("Seed set", "UserWarning: max_epochs"))
+    ]
     assert len(said) == 1 and len(said[0]) < 320, done.err
     for text in wanted:
         assert text in said[0]
@@ -95,27 +166,80 @@ def test_wrong_arguments_are_refused_in_one_sentence(main: Callable[..., Done], 
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("trainer:\n  max_epoch: 3", "line 2: trainer.max_epoch: Trainer has no argument 'max_epoch'. Did you mean 'max_epochs'?"),
-        ("trainr:\n  max_epochs: 3", "line 1: a config has no key 'trainr'. Did you mean 'trainer'?"),
-        ("model:\n  class_path: lab.Net\n  init_args:\n    widht: 3", "line 4: model.init_args.widht: Net has no argument 'widht'. Did you mean 'width'?"),
-        ("model:\n  class_path: lab.Net\n  init_arg:\n    width: 3", "line 3: model.init_arg is not known beside class_path. Did you mean 'init_args'?"),
-        ("model:\n  class_path: lab.Net\n  width: 3", "line 3: model.width is not known beside class_path. An argument of the class stands below init_args"),
-        ("data:\n  class_path: lab.Diabetes\n  init_args:\n    batch_size: many", "line 4: data.init_args.batch_size is 'many', but must be int."),
         (
-            "trainer:\n  callbacks:\n  - class_path: raylit.callbacks.ModelSummary\n  - class_path: raylit.callbacks.ModelCheckpoint\n    init_args:\n      monitr: x",
-            "line 6: trainer.callbacks[1].init_args.monitr: ModelCheckpoint has no argument 'monitr'. Did you mean 'monitor'?",
+            "trainer:\n  max_epoch: 3",
+            (
+                "line 2: trainer.max_epoch: Trainer has no argument 'max_epoch'. Did you mean"
+                " 'max_epochs'?"
+            ),
         ),
         (
-            "trainer:\n  logger:\n    class_path: raylit.loggers.MLFlowLogger\n    init_args:\n      experiment_nam: x",
-            "line 5: trainer.logger.init_args.experiment_nam: MLFlowLogger has no argument 'experiment_nam'. Did you mean 'experiment_name'?",
+            "trainr:\n  max_epochs: 3",
+            "line 1: a config has no key 'trainr'. Did you mean 'trainer'?",
         ),
-        ("trainer:\n  callbacks:\n  - class_path: lightning.pytorch.callbacks.Timer", "line 3: trainer.callbacks[0]: lightning.pytorch.callbacks.Timer is no Callback. It is one of Lightning: write raylit.callbacks.Timer"),
-        ("model:\n  class_path: lab.Net\n  init_args:\n    encoder:\n      class_path: torch.nn.Linear\n      init_args: {in_feature: 4, out_features: 4}", "line 6: model.init_args.encoder.init_args.in_feature: Linear has no argument 'in_feature'. Did you mean 'in_features'?"),
+        (
+            "model:\n  class_path: lab.Net\n  init_args:\n    widht: 3",
+            "line 4: model.init_args.widht: Net has no argument 'widht'. Did you mean 'width'?",
+        ),
+        (
+            "model:\n  class_path: lab.Net\n  init_arg:\n    width: 3",
+            "line 3: model.init_arg is not known beside class_path. Did you mean 'init_args'?",
+        ),
+        (
+            "model:\n  class_path: lab.Net\n  width: 3",
+            (
+                "line 3: model.width is not known beside class_path. An argument of the class"
+                " stands below init_args"
+            ),
+        ),
+        (
+            "data:\n  class_path: lab.Diabetes\n  init_args:\n    batch_size: many",
+            "line 4: data.init_args.batch_size is 'many', but must be int.",
+        ),
+        (
+            (
+                "trainer:\n  callbacks:\n  - class_path: raylit.callbacks.ModelSummary\n  -"
+                " class_path: raylit.callbacks.ModelCheckpoint\n    init_args:\n      monitr: x"
+            ),
+            (
+                "line 6: trainer.callbacks[1].init_args.monitr: ModelCheckpoint has no argument"
+                " 'monitr'. Did you mean 'monitor'?"
+            ),
+        ),
+        (
+            (
+                "trainer:\n  logger:\n    class_path: raylit.loggers.MLFlowLogger\n    init_args:\n"
+                "      experiment_nam: x"
+            ),
+            (
+                "line 5: trainer.logger.init_args.experiment_nam: MLFlowLogger has no argument"
+                " 'experiment_nam'. Did you mean 'experiment_name'?"
+            ),
+        ),
+        (
+            "trainer:\n  callbacks:\n  - class_path: lightning.pytorch.callbacks.Timer",
+            (
+                "line 3: trainer.callbacks[0]: lightning.pytorch.callbacks.Timer is no Callback. It"
+                " is one of Lightning: write raylit.callbacks.Timer"
+            ),
+        ),
+        (
+            (
+                "model:\n  class_path: lab.Net\n  init_args:\n    encoder:\n      class_path:"
+                " torch.nn.Linear\n      init_args: {in_feature: 4, out_features: 4}"
+            ),
+            (
+                "line 6: model.init_args.encoder.init_args.in_feature: Linear has no argument"
+                " 'in_feature'. Did you mean 'in_features'?"
+            ),
+        ),
         ("model: {class_path: [lab", "no valid YAML"),
         ("- model", "a config is a mapping of keys to values"),
     ],
-)  # fmt: skip
-def test_a_wrong_config_file_is_refused_with_the_line(main: Callable[..., Done], lab: Path, text: str, wanted: str) -> None:
+)
+def test_a_wrong_config_file_is_refused_with_the_line(
+    main: Callable[..., Done], lab: Path, text: str, wanted: str
+) -> None:
     (lab / "wrong.yaml").write_text(text)
     done = main("fit", *GOOD, "--config", "wrong.yaml")
     assert done.code == 2
@@ -124,7 +248,9 @@ def test_a_wrong_config_file_is_refused_with_the_line(main: Callable[..., Done],
     assert wanted in done.err
 
 
-def test_the_file_of_a_component_is_named_when_it_is_wrong(main: Callable[..., Done], lab: Path) -> None:
+def test_the_file_of_a_component_is_named_when_it_is_wrong(
+    main: Callable[..., Done], lab: Path
+) -> None:
     (lab / "net.yaml").write_text("class_path: lab.Net\ninit_args:\n  widht: 3\n")
     done = main("fit", *GOOD, "--model", "net.yaml")
     assert done.code == 2
@@ -146,7 +272,9 @@ def test_help_fits_on_a_screen_and_names_what_there_is(main: Callable[..., Done]
 def test_arguments_of_a_class_are_listed(main: Callable[..., Done]) -> None:
     done = main("fit", "--model.help", "lab.Net")
     assert done.code == 0
-    assert "--model.lr LR" in done.out and "default: 0.05" in done.out and "--model.width" in done.out
+    assert (
+        "--model.lr LR" in done.out and "default: 0.05" in done.out and "--model.width" in done.out
+    )
     assert "--trainer.max_epochs" in main("fit", "--trainer.help").out
     assert "--optimizer.weight_decay" in main("fit", "--optimizer.help=Adam").out
 
@@ -156,8 +284,13 @@ def test_version(main: Callable[..., Done]) -> None:
 
 
 def test_the_command_line_loads_neither_ray_nor_mlflow() -> None:
-    script = "import sys, raylit.cli; raylit.cli.main(['fit', '-h']); print(*[name for name in ('ray', 'mlflow', 'pyarrow') if name in sys.modules], file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    script = (
+        "import sys, raylit.cli; raylit.cli.main(['fit', '-h']); print(*[name for name in ('ray',"
+        " 'mlflow', 'pyarrow') if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stderr.split() == []
 
 
@@ -178,8 +311,14 @@ def test_an_error_of_user_code_shows_the_users_lines(main: Callable[..., Done]) 
     shown = lines[lines.index("Traceback, your code only (--verbose shows all):") :]
     files = [line for line in shown if line.lstrip().startswith("File")]
     assert len(files) == 2
-    assert files[0].endswith("in training_step") and files[1].endswith("in deeper") and "lab.py" in files[1]
-    assert any(line.startswith("RuntimeError: mat1 and mat2 shapes cannot be multiplied") for line in shown)
+    assert (
+        files[0].endswith("in training_step")
+        and files[1].endswith("in deeper")
+        and "lab.py" in files[1]
+    )
+    assert any(
+        line.startswith("RuntimeError: mat1 and mat2 shapes cannot be multiplied") for line in shown
+    )
     assert shown[-1].startswith("(raylit) rank 0 of 1, epoch 0, batch")
     whole = main(*args, "step", "--verbose")
     assert whole.code == 1
@@ -194,14 +333,33 @@ def test_an_error_of_a_constructor_is_shown_as_it_is(main: Callable[..., Done]) 
 
 
 def test_wrong_use_of_raylit_in_user_code_shows_the_users_line(main: Callable[..., Done]) -> None:
-    done = main("fit", "--model", "lab.Broken", "--data", "lab.Diabetes", "--trainer.max_epochs=1", "--model.at", "log")
+    done = main(
+        "fit",
+        "--model",
+        "lab.Broken",
+        "--data",
+        "lab.Diabetes",
+        "--trainer.max_epochs=1",
+        "--model.at",
+        "log",
+    )
     assert done.code == 2
-    assert 'self.log("two_values", torch.ones(2))' in done.err and "ConfigError: self.log('two_values'" in done.err
+    assert (
+        'self.log("two_values", torch.ones(2))' in done.err
+        and "ConfigError: self.log('two_values'" in done.err
+    )
 
 
 def test_the_installed_command_and_the_module_are_the_same(lab: Path) -> None:
     script = Path(sys.executable).with_name("raylit")
-    done = subprocess.run([script, "fit", *GOOD, "--print_config"], cwd=lab, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [script, "fit", *GOOD, "--print_config"],
+        cwd=lab,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load(done.stdout)["model"]["class_path"] == "lab.Net"
     assert run_raylit(lab, "fit", *GOOD, "--print_config").out == done.stdout

@@ -1,4 +1,7 @@
-"""LightningCLI where raylit has something of its own; that it is as Lightning's is tested in tests/parity/test_cli.py."""
+"""LightningCLI where raylit has something of its own.
+
+That it is as Lightning's is tested in tests/parity/test_cli.py.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,26 @@ from torch import nn
 
 import raylit.cli
 from raylit import Trainer
-from raylit.cli import LightningArgumentParser, LightningCLI, OptimizerCallable, ReduceLROnPlateau, SaveConfigCallback, instantiate_class
+from raylit.cli import (
+    LightningArgumentParser,
+    LightningCLI,
+    OptimizerCallable,
+    ReduceLROnPlateau,
+    SaveConfigCallback,
+    instantiate_class,
+)
 from raylit.errors import CheckpointError, ConfigError
 from raylit.testing import BoringDataModule, BoringModel, TinyModel
 from tests.cli.conftest import environment
 from tests.ranks import run_on_two_ranks
 
-QUIET = {"accelerator": "cpu", "max_epochs": 1, "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET = {
+    "accelerator": "cpu",
+    "max_epochs": 1,
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 FLAGS = [f"--trainer.{name}={str(value).lower()}" for name, value in QUIET.items()]
 
 
@@ -30,7 +46,9 @@ class Made:
 
 
 class Net(TinyModel):
-    def __init__(self, head: nn.Module | None = None, anything: Any = None, untyped=None, size: int = 1) -> None:  # type: ignore[no-untyped-def]
+    def __init__(
+        self, head: nn.Module | None = None, anything: Any = None, untyped=None, size: int = 1
+    ) -> None:  # type: ignore[no-untyped-def]
         super().__init__()
         self.save_hyperparameters()
         self.head, self.anything, self.untyped = head, anything, untyped
@@ -78,7 +96,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def made(model: Any, *flags: str, **kwargs: Any) -> LightningCLI:
     """A CLI that has run nothing."""
-    return LightningCLI(model, BoringDataModule, run=False, args=[*FLAGS, *flags], **{"save_config_callback": None, **kwargs})
+    return LightningCLI(
+        model,
+        BoringDataModule,
+        run=False,
+        args=[*FLAGS, *flags],
+        **{"save_config_callback": None, **kwargs},
+    )
 
 
 # ---- the surface ----
@@ -94,7 +118,11 @@ NAMES = """
 def test_it_has_the_names_of_lightnings(name: str) -> None:
     import lightning.pytorch.cli
 
-    assert hasattr(lightning.pytorch.cli, name) and hasattr(raylit.cli, name) and name in raylit.cli.__all__
+    assert (
+        hasattr(lightning.pytorch.cli, name)
+        and hasattr(raylit.cli, name)
+        and name in raylit.cli.__all__
+    )
 
 
 def test_arguments_in_two_places_are_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,14 +133,19 @@ def test_arguments_in_two_places_are_a_mistake(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_class_from_its_description() -> None:
-    made = instantiate_class((3, 4), {"class_path": "torch.nn.Linear", "init_args": {"bias": False}})
+    made = instantiate_class(
+        (3, 4), {"class_path": "torch.nn.Linear", "init_args": {"bias": False}}
+    )
     assert (made.in_features, made.out_features, made.bias) == (3, 4, None)
     assert isinstance(instantiate_class((), {"class_path": "torch.nn.ReLU"}), nn.ReLU)
 
 
 def test_what_is_no_optimizer_or_scheduler_is_refused() -> None:
     parser = LightningArgumentParser()
-    with pytest.raises(ConfigError, match=r"optimizer: .*Linear.* is no subclass of torch.optim.optimizer.Optimizer"):
+    with pytest.raises(
+        ConfigError,
+        match=r"optimizer: .*Linear.* is no subclass of torch.optim.optimizer.Optimizer",
+    ):
         parser.add_optimizer_args(nn.Linear)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"lr_scheduler: .*SGD.* is no subclass of"):
         parser.add_lr_scheduler_args((torch.optim.SGD,))  # type: ignore[arg-type]
@@ -138,7 +171,9 @@ def test_what_a_callable_of_the_config_raises() -> None:
 def test_the_optimizer_gets_the_parameters_that_configure_model_makes() -> None:
     cli = made(Late, "--optimizer=SGD", "--optimizer.lr=0.5")
     cli.trainer.fit(cli.model, cli.datamodule)
-    assert {id(p) for p in cli.trainer.optimizers[0].param_groups[0]["params"]} == {id(p) for p in cli.model.layer.parameters()}
+    assert {id(p) for p in cli.trainer.optimizers[0].param_groups[0]["params"]} == {
+        id(p) for p in cli.model.layer.parameters()
+    }
 
 
 def test_a_scheduler_without_an_optimizer_is_not_used() -> None:
@@ -148,9 +183,16 @@ def test_a_scheduler_without_an_optimizer_is_not_used() -> None:
 
 def test_pytorchs_plateau_does_not_say_what_it_watches() -> None:
     with pytest.raises(ConfigError, match=r"raylit.cli.ReduceLROnPlateau with monitor"):
-        made(BoringModel, "--optimizer=SGD", "--lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau")
+        made(
+            BoringModel,
+            "--optimizer=SGD",
+            "--lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau",
+        )
     found = made(
-        BoringModel, "--optimizer=SGD", "--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=x"
+        BoringModel,
+        "--optimizer=SGD",
+        "--lr_scheduler=ReduceLROnPlateau",
+        "--lr_scheduler.monitor=x",
     ).model.configure_optimizers()
     assert isinstance(found["lr_scheduler"]["scheduler"], ReduceLROnPlateau)
 
@@ -161,7 +203,10 @@ def test_pytorchs_plateau_does_not_say_what_it_watches() -> None:
 def test_a_module_within_keeps_its_own_arguments() -> None:
     cli = made(Net, "--model.head=torch.nn.Tanh", "--model.size=2")
     assert cli.model.inner.hparams["depth"] == 3 and "_instantiator" not in cli.model.inner.hparams
-    assert cli.model.hparams["head"] == {"class_path": "torch.nn.Tanh"} and cli.model.hparams["size"] == 2
+    assert (
+        cli.model.hparams["head"] == {"class_path": "torch.nn.Tanh"}
+        and cli.model.hparams["size"] == 2
+    )
 
 
 def checkpoint(path: Path, model: Any = Net, *flags: str) -> Path:
@@ -193,7 +238,10 @@ def test_what_was_loaded_can_be_saved_and_loaded_again(folder: Path) -> None:
 def test_a_checkpoint_makes_nothing_that_no_type_asks_for(folder: Path, name: str) -> None:
     spec = {"class_path": f"{__name__}.Made"}
     path = changed(checkpoint(folder / "one.ckpt"), **{name: spec})
-    with pytest.warns(UserWarning, match=rf"Net gets {name} as it stands in the checkpoint, as a description of a .*Made"):
+    with pytest.warns(
+        UserWarning,
+        match=rf"Net gets {name} as it stands in the checkpoint, as a description of a .*Made",
+    ):
         loaded = Net.load_from_checkpoint(path)
     assert not isinstance(getattr(loaded, name), Made)
     assert Net.load_from_checkpoint(path, **{name: 3}).hparams[name] == 3
@@ -205,17 +253,24 @@ def test_a_checkpoint_has_no_function_called(folder: Path) -> None:
         Net.load_from_checkpoint(path)
 
 
-@pytest.mark.parametrize("named", ["subprocess.Popen", "not.imported.Net", "tests.ranks.run_on_two_ranks"])
+@pytest.mark.parametrize(
+    "named", ["subprocess.Popen", "not.imported.Net", "tests.ranks.run_on_two_ranks"]
+)
 def test_a_checkpoint_has_no_other_class_made(folder: Path, named: str) -> None:
     path = changed(checkpoint(folder / "one.ckpt"), _class_path=named)
-    with pytest.raises(CheckpointError, match=f"of the class '{named}', which is no LightningModule or was not imported"):
+    with pytest.raises(
+        CheckpointError,
+        match=f"of the class '{named}', which is no LightningModule or was not imported",
+    ):
         raylit.LightningModule.load_from_checkpoint(path)
     assert "not.imported" not in sys.modules
 
 
 def test_hyperparameters_that_do_not_fit(folder: Path) -> None:
     path = changed(checkpoint(folder / "one.ckpt"), head={"class_path": "torch.optim.SGD"})
-    with pytest.raises(CheckpointError, match=r"do not fit Net[\s\S]*load_from_checkpoint\(path, name=value\)"):
+    with pytest.raises(
+        CheckpointError, match=r"do not fit Net[\s\S]*load_from_checkpoint\(path, name=value\)"
+    ):
         Net.load_from_checkpoint(path)
 
 
@@ -230,22 +285,38 @@ def test_a_damaged_checkpoint(folder: Path) -> None:
 
 def test_save_config_that_saves_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="would save nothing"):
-        made(Net, save_config_callback=SaveConfigCallback, save_config_kwargs={"save_to_log_dir": False})
+        made(
+            Net,
+            save_config_callback=SaveConfigCallback,
+            save_config_kwargs={"save_to_log_dir": False},
+        )
 
 
-def test_in_mlflow_the_config_is_an_artifact_of_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_mlflow_the_config_is_an_artifact_of_the_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mlflow import MlflowClient
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    flags = ["fit", *FLAGS, "--trainer.logger=MLFlowLogger", "--trainer.limit_train_batches=2", "--model.size=4"]
+    flags = [
+        "fit",
+        *FLAGS,
+        "--trainer.logger=MLFlowLogger",
+        "--trainer.limit_train_batches=2",
+        "--model.size=4",
+    ]
     first = LightningCLI(Net, BoringDataModule, args=flags)
     logger = first.trainer.logger
     assert logger is not None and logger.run_id is not None
     client = MlflowClient(logger.tracking_uri)  # type: ignore[attr-defined]
     text = Path(client.download_artifacts(logger.run_id, "config.yaml", str(folder))).read_text()
     assert yaml.safe_load(text)["model"]["size"] == 4
-    again = LightningCLI(Net, BoringDataModule, args=[*flags, "--trainer.max_epochs=2", "--ckpt_path=last"])
-    assert again.trainer.logger is not None and again.trainer.logger.run_id == logger.run_id, "the same run: nothing is in the way"
+    again = LightningCLI(
+        Net, BoringDataModule, args=[*flags, "--trainer.max_epochs=2", "--ckpt_path=last"]
+    )
+    assert again.trainer.logger is not None and again.trainer.logger.run_id == logger.run_id, (
+        "the same run: nothing is in the way"
+    )
 
 
 def test_a_worker_that_was_restarted_finds_its_own_config(folder: Path) -> None:
@@ -263,7 +334,12 @@ def test_a_worker_that_was_restarted_finds_its_own_config(folder: Path) -> None:
 
 def on_two_ranks(folder: str) -> list[Any]:
     sys.argv = ["main.py"]
-    flags = ["fit", *FLAGS, f"--trainer.default_root_dir={folder}", "--trainer.limit_train_batches=2"]
+    flags = [
+        "fit",
+        *FLAGS,
+        f"--trainer.default_root_dir={folder}",
+        "--trainer.limit_train_batches=2",
+    ]
     seen: list[Any] = []
 
     class Count(SaveConfigCallback):
@@ -309,11 +385,28 @@ if __name__ == "__main__":
 @pytest.mark.slow
 def test_a_script_on_ray(folder: Path) -> None:
     (folder / "main.py").write_text(MAIN)
-    flags = ["--trainer.num_workers=2", "--trainer.max_steps=3", "--model=Mine", "--model.size=4", "--optimizer=Adam"]
+    flags = [
+        "--trainer.num_workers=2",
+        "--trainer.max_steps=3",
+        "--model=Mine",
+        "--model.size=4",
+        "--optimizer=Adam",
+    ]
     command = [sys.executable, "main.py", "fit", *flags, "--trainer.accelerator=cpu"]
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "fitted 3 2" in done.stdout
     (config,) = folder.glob("lightning_logs/*/config.yaml")
     kept = yaml.safe_load(config.read_text())
-    assert kept["model"] == {"class_path": "__main__.Mine", "init_args": {"size": 4}} and kept["trainer"]["num_workers"] == 2
+    assert (
+        kept["model"] == {"class_path": "__main__.Mine", "init_args": {"size": 4}}
+        and kept["trainer"]["num_workers"] == 2
+    )

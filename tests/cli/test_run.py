@@ -47,7 +47,10 @@ def test_fit_trains_and_says_what_came_out(trained: Trained) -> None:
     assert re.fullmatch(r"\d+ epochs, \d+ steps in .+", shown(done, "done"))
     checkpoint = folder / shown(done, "checkpoint")
     assert torch.load(checkpoint, weights_only=True)["global_step"] > 0
-    assert shown(done, "next") == f"raylit test --config configs/digits.yaml --ckpt_path {shown(done, 'checkpoint')}"
+    assert (
+        shown(done, "next")
+        == f"raylit test --config configs/digits.yaml --ckpt_path {shown(done, 'checkpoint')}"
+    )
     assert shown(done, "look at it").startswith("raylit ui ")
 
 
@@ -60,15 +63,31 @@ def test_fit_is_recorded_in_mlflow_with_its_config(trained: Trained) -> None:
     assert run.data.params["width"] == "32"
     history = client.get_metric_history(run_id, "val_acc")
     assert len(history) > 3
-    assert max(metric.value for metric in history) == pytest.approx(float(shown(done, "best val_acc")), abs=1e-6)
+    assert max(metric.value for metric in history) == pytest.approx(
+        float(shown(done, "best val_acc")), abs=1e-6
+    )
     kept = [path for path in Path(urlsplit(run.info.artifact_uri).path).parent.rglob("config.yaml")]
     assert len(kept) == 1
-    assert yaml.safe_load(kept[0].read_text())["model"]["init_args"] == {"width": 32, "lr": 0.003, "dropout": 0.1}
+    assert yaml.safe_load(kept[0].read_text())["model"]["init_args"] == {
+        "width": 32,
+        "lr": 0.003,
+        "dropout": 0.1,
+    }
 
 
 def test_validate_finds_the_value_of_the_best_checkpoint(trained: Trained) -> None:
     folder, fitted = trained
-    done = run_raylit(folder, "validate", *CONFIG, "--ckpt_path", "best", "--trainer.logger", "false", "--trainer.callbacks", "null")
+    done = run_raylit(
+        folder,
+        "validate",
+        *CONFIG,
+        "--ckpt_path",
+        "best",
+        "--trainer.logger",
+        "false",
+        "--trainer.callbacks",
+        "null",
+    )
     assert done.code == 0, done
     found = re.search(r"│ val_acc +│ ([\d.]+)", done.out)
     assert found, done
@@ -82,29 +101,48 @@ def test_test_and_predict_agree_on_the_checkpoint(trained: Trained) -> None:
     assert tested.code == 0, tested
     found = re.search(r"│ test_acc +│ ([\d.]+)", tested.out)
     assert found, tested
-    predicted = run_raylit(folder, "predict", *CONFIG, "--ckpt_path", checkpoint, "--output", "predictions.pt")
+    predicted = run_raylit(
+        folder, "predict", *CONFIG, "--ckpt_path", checkpoint, "--output", "predictions.pt"
+    )
     assert predicted.code == 0, predicted
     assert shown(predicted, "done") == "360 predictions in 2 batches"
     assert shown(predicted, "kept in").startswith("predictions.pt")
     classes = torch.cat(torch.load(folder / "predictions.pt", weights_only=True))
-    order = torch.utils.data.random_split(range(1797), [1077, 360, 360], torch.Generator().manual_seed(0))[2].indices  # type: ignore[arg-type,var-annotated]
+    order = torch.utils.data.random_split(
+        range(1797), [1077, 360, 360], torch.Generator().manual_seed(0)
+    )[2].indices  # type: ignore[arg-type,var-annotated]
     labels = torch.tensor(load_digits(return_X_y=True)[1])[order]
     accuracy = (classes == labels).float().mean().item()
     assert accuracy > 0.95
     assert accuracy == pytest.approx(float(found[1]), abs=1e-5)
 
 
-def test_a_checkpoint_brings_the_arguments_of_its_model(lab: Path, main: Callable[..., Done]) -> None:
-    (lab / "net.yaml").write_text("model: {class_path: lab.Net, init_args: {width: 4}}\ndata: lab.Diabetes\ntrainer: {max_epochs: 1}\n")
+def test_a_checkpoint_brings_the_arguments_of_its_model(
+    lab: Path, main: Callable[..., Done]
+) -> None:
+    (lab / "net.yaml").write_text(
+        "model: {class_path: lab.Net, init_args: {width: 4}}\ndata: lab.Diabetes\ntrainer:"
+        " {max_epochs: 1}\n"
+    )
     fitted = main(
-        "fit", "--config", "net.yaml", "--model.width", "9", "--model.encoder=torch.nn.LayerNorm", "--model.encoder.normalized_shape=9"
+        "fit",
+        "--config",
+        "net.yaml",
+        "--model.width",
+        "9",
+        "--model.encoder=torch.nn.LayerNorm",
+        "--model.encoder.normalized_shape=9",
     )
     assert fitted.code == 0, fitted
     checkpoint = shown(fitted, "checkpoint")
     assert main("validate", "--config", "net.yaml", "--ckpt_path", checkpoint).code == 0
     kept = yaml.safe_load((lab / "lightning_logs/version_1/config.yaml").read_text())
-    assert kept["model"]["init_args"]["width"] == 9 and kept["model"]["init_args"]["encoder"]["class_path"].endswith("LayerNorm")
-    clash = main("validate", "--config", "net.yaml", "--ckpt_path", checkpoint, "--model.width", "4")
+    assert kept["model"]["init_args"]["width"] == 9 and kept["model"]["init_args"]["encoder"][
+        "class_path"
+    ].endswith("LayerNorm")
+    clash = main(
+        "validate", "--config", "net.yaml", "--ckpt_path", checkpoint, "--model.width", "4"
+    )
     assert clash.code == 1 and "size mismatch" in clash.err, "a flag wins over the checkpoint"
 
 
@@ -133,7 +171,14 @@ def started(folder: Path, *args: str) -> Iterator[subprocess.Popen[str]]:
     )
     logger = ("--trainer.logger=MLFlowLogger", "--trainer.logger.experiment_name=long")
     command = [sys.executable, "-m", "raylit", "fit", *flags, *logger, *args]
-    process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         deadline = time.monotonic() + 150
         while not list(folder.rglob("*.ckpt")):
@@ -146,8 +191,13 @@ def started(folder: Path, *args: str) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 130, "Interrupted."), (signal.SIGTERM, 143, "Terminated.")])
-def test_a_fit_that_is_ended_by_a_signal_can_be_gone_on_with(lab: Path, number: signal.Signals, code: int, said: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "Interrupted."), (signal.SIGTERM, 143, "Terminated.")],
+)
+def test_a_fit_that_is_ended_by_a_signal_can_be_gone_on_with(
+    lab: Path, number: signal.Signals, code: int, said: str
+) -> None:
     with started(lab) as process:
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
@@ -157,10 +207,16 @@ def test_a_fit_that_is_ended_by_a_signal_can_be_gone_on_with(lab: Path, number: 
     assert newest_run(lab, "long").info.status == "KILLED"
     found = re.search(r"Go on with:\n  raylit (fit .+ --resume)$", err, re.MULTILINE)
     assert found, err
-    epochs = max(int(path.name.split("=")[1].split("-")[0]) for path in lab.rglob("epoch=*.ckpt")) + 1
-    again = run_raylit(lab, *found[1].split(), "--model.delay_s=0", f"--trainer.max_epochs={epochs + 1}")
+    epochs = (
+        max(int(path.name.split("=")[1].split("-")[0]) for path in lab.rglob("epoch=*.ckpt")) + 1
+    )
+    again = run_raylit(
+        lab, *found[1].split(), "--model.delay_s=0", f"--trainer.max_epochs={epochs + 1}"
+    )
     assert again.code == 0, again
-    assert "from mlruns" in again.err and shown(again, "done").startswith(f"{epochs + 1} epochs, {14 * (epochs + 1)} steps")
+    assert "from mlruns" in again.err and shown(again, "done").startswith(
+        f"{epochs + 1} epochs, {14 * (epochs + 1)} steps"
+    )
 
 
 @pytest.mark.ray
@@ -175,7 +231,9 @@ def test_fit_on_ray_workers(lab: Path, ray_cluster: str) -> None:
     done = run_raylit(lab, "fit", *flags, "--trainer.num_workers=2", "--ray.address", ray_cluster)
     assert done.code == 0, done
     assert f"in 2 Ray workers of the cluster {ray_cluster}" in done.err
-    assert shown(done, "done").startswith("2 epochs, 14 steps"), "each of two workers takes half of 14 batches"
+    assert shown(done, "done").startswith("2 epochs, 14 steps"), (
+        "each of two workers takes half of 14 batches"
+    )
     assert (lab / shown(done, "checkpoint")).is_file()
     run = newest_run(lab, "two")
     assert run.info.status == "FINISHED" and run.data.metrics["val_loss"] < 1.5
@@ -184,10 +242,18 @@ def test_fit_on_ray_workers(lab: Path, ray_cluster: str) -> None:
 
 @pytest.mark.ray
 def test_an_error_in_a_ray_worker_shows_the_users_lines(lab: Path, ray_cluster: str) -> None:
-    flags = ("--model=lab.Broken", "--data=lab.Diabetes", "--model.at=step", "--trainer.num_workers=2", "--trainer.max_epochs=1")
+    flags = (
+        "--model=lab.Broken",
+        "--data=lab.Diabetes",
+        "--model.at=step",
+        "--trainer.num_workers=2",
+        "--trainer.max_epochs=1",
+    )
     done = run_raylit(lab, "fit", *flags, "--ray.address", ray_cluster)
     assert done.code == 1, done
-    shown_files = re.findall(r'File ".*?([^/]+)", line \d+, in (\w+)', done.err.partition("Traceback, your code only")[2])
+    shown_files = re.findall(
+        r'File ".*?([^/]+)", line \d+, in (\w+)', done.err.partition("Traceback, your code only")[2]
+    )
     assert shown_files == [("lab.py", "training_step"), ("lab.py", "deeper")]
     assert "RuntimeError: mat1 and mat2" in done.err
 
@@ -195,9 +261,14 @@ def test_an_error_in_a_ray_worker_shows_the_users_lines(lab: Path, ray_cluster: 
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("number", "code", "said"),
-    [pytest.param(signal.SIGINT, 130, "Interrupted.", marks=pytest.mark.long), (signal.SIGTERM, 143, "Terminated.")],
+    [
+        pytest.param(signal.SIGINT, 130, "Interrupted.", marks=pytest.mark.long),
+        (signal.SIGTERM, 143, "Terminated."),
+    ],
 )
-def test_a_signal_ends_a_fit_on_ray_workers(lab: Path, ray_cluster: str, number: signal.Signals, code: int, said: str) -> None:
+def test_a_signal_ends_a_fit_on_ray_workers(
+    lab: Path, ray_cluster: str, number: signal.Signals, code: int, said: str
+) -> None:
     from ray.util.state import list_actors
 
     with started(lab, "--trainer.num_workers=2", "--ray.address", ray_cluster) as process:
@@ -206,5 +277,7 @@ def test_a_signal_ends_a_fit_on_ray_workers(lab: Path, ray_cluster: str, number:
     assert process.returncode == code, (out, err)
     assert err.rstrip().endswith(said)
     assert newest_run(lab, "long").info.status == "KILLED"
-    alive = [actor.class_name for actor in list_actors(ray_cluster, filters=[("state", "=", "ALIVE")])]
+    alive = [
+        actor.class_name for actor in list_actors(ray_cluster, filters=[("state", "=", "ALIVE")])
+    ]
     assert not [name for name in alive if "RayTrainWorker" in name or "TrainController" in name]

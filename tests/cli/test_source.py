@@ -37,14 +37,32 @@ def config(tmp_path: Path) -> Path:
         (("trainer", "callbacks", 1, "nothing", "there"), 8),
     ],
 )
-def test_a_file_knows_the_line_of_each_key(config: Path, path: tuple[str | int, ...], line: int) -> None:
+def test_a_file_knows_the_line_of_each_key(
+    config: Path, path: tuple[str | int, ...], line: int
+) -> None:
     assert read_file(str(config), "--config").where(path) == f"{config}, line {line}"
 
 
 def test_arguments_are_read_in_their_order(config: Path) -> None:
-    args = ["--trainer.max_epochs=4", "--config", str(config), "--model", "a.B", "--model.lr", "-1", "-c", str(config)]
+    args = [
+        "--trainer.max_epochs=4",
+        "--config",
+        str(config),
+        "--model",
+        "a.B",
+        "--model.lr",
+        "-1",
+        "-c",
+        str(config),
+    ]
     sources = read_arguments(args)
-    assert [source.name for source in sources] == ["--trainer.max_epochs", str(config), "--model", "--model.lr", str(config)]
+    assert [source.name for source in sources] == [
+        "--trainer.max_epochs",
+        str(config),
+        "--model",
+        "--model.lr",
+        str(config),
+    ]
     assert [source.values for source in sources if source.root is None] == [
         {"trainer": {"max_epochs": 4}},
         {"model": "a.B"},
@@ -53,7 +71,9 @@ def test_arguments_are_read_in_their_order(config: Path) -> None:
 
 
 def test_the_last_that_was_given_is_found(config: Path) -> None:
-    sources = read_arguments(["--config", str(config), "--trainer.min_epochs=1", "--trainer.callbacks+=D"])
+    sources = read_arguments(
+        ["--config", str(config), "--trainer.min_epochs=1", "--trainer.callbacks+=D"]
+    )
     assert where_given(sources, ["trainer", "max_epochs"]) == f"{config}, line 3"
     assert where_given(sources, ["trainer", "min_epochs"]) == "--trainer.min_epochs"
     assert where_given(sources, ["trainer", "callbacks"]) == "--trainer.callbacks+"
@@ -71,4 +91,7 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
 
 
 def test_paths_are_written_as_users_do() -> None:
-    assert dotted(("trainer", "callbacks", 0, "init_args", "monitor")) == "trainer.callbacks[0].init_args.monitor"
+    assert (
+        dotted(("trainer", "callbacks", 0, "init_args", "monitor"))
+        == "trainer.callbacks[0].init_args.monitor"
+    )

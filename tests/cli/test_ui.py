@@ -24,13 +24,22 @@ def free_port() -> int:
 
 def start(folder: Path, port: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "raylit", "ui", "--port", str(port)]
-    return subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def children(pid: int) -> list[int]:
     """The processes below one, at any depth."""
     direct = [
-        int(child) for task in os.listdir(f"/proc/{pid}/task") for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+        int(child)
+        for task in os.listdir(f"/proc/{pid}/task")
+        for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()
     ]
     return direct + [deeper for child in direct for deeper in children(child)]
 
@@ -44,9 +53,16 @@ def is_alive(pid: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
-def test_ui_serves_the_runs_and_ends_with_its_children(lab: Path, main: Callable[..., Done], number: signal.Signals, code: int) -> None:
+def test_ui_serves_the_runs_and_ends_with_its_children(
+    lab: Path, main: Callable[..., Done], number: signal.Signals, code: int
+) -> None:
     logger = ("--trainer.logger=MLFlowLogger", "--trainer.logger.experiment_name=shown")
-    assert main("fit", "--model=lab.Net", "--data=lab.Diabetes", "--trainer.max_epochs=1", *logger).code == 0
+    assert (
+        main(
+            "fit", "--model=lab.Net", "--data=lab.Diabetes", "--trainer.max_epochs=1", *logger
+        ).code
+        == 0
+    )
     port = free_port()
     process = start(lab, port)
     try:
@@ -54,7 +70,8 @@ def test_ui_serves_the_runs_and_ends_with_its_children(lab: Path, main: Callable
         lines = [process.stdout.readline(), process.stdout.readline()]
         assert f"http://127.0.0.1:{port} " in lines[1], (lines, process.poll())
         with urllib.request.urlopen(
-            f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get-by-name?experiment_name=shown", timeout=30
+            f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get-by-name?experiment_name=shown",
+            timeout=30,
         ) as answer:
             assert json.load(answer)["experiment"]["name"] == "shown"
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as answer:
@@ -64,7 +81,8 @@ def test_ui_serves_the_runs_and_ends_with_its_children(lab: Path, main: Callable
             assert taken.code == 2
             assert (
                 taken.err
-                == f"raylit ui: Cannot listen on 127.0.0.1:{port}: Address already in use. Give another port: raylit ui --port {port + 1}\n"
+                == f"raylit ui: Cannot listen on 127.0.0.1:{port}: Address already in use. Give"
+                f" another port: raylit ui --port {port + 1}\n"
             )
         below = children(process.pid)
         assert below

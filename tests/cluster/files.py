@@ -21,8 +21,14 @@ COMPOSE = "docker/compose.yaml"
 def texts() -> dict[str, str]:
     """Name below cluster/ to text of every file there that git knows or would add."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "cluster"]
-    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    return {name.removeprefix("cluster/"): (ROOT / name).read_text() for name in names if (ROOT / name).exists()}
+    names = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    return {
+        name.removeprefix("cluster/"): (ROOT / name).read_text()
+        for name in names
+        if (ROOT / name).exists()
+    }
 
 
 class Loader(yaml.SafeLoader):
@@ -34,7 +40,9 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-Loader.add_constructor("tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node, deep=True))
+Loader.add_constructor(
+    "tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node, deep=True)
+)
 
 
 def documents(name: str) -> list[Any]:
@@ -44,21 +52,41 @@ def documents(name: str) -> list[Any]:
 
 def manifests() -> list[dict[str, Any]]:
     """Return every object of Kubernetes in cluster/kubernetes/."""
-    return [document for name in texts() if name.startswith("kubernetes/") for document in documents(name)]
+    return [
+        document
+        for name in texts()
+        if name.startswith("kubernetes/")
+        for document in documents(name)
+    ]
 
 
 def ray_cluster_specs() -> list[dict[str, Any]]:
     """Return the specs of Ray clusters, the RayJob's own among them."""
-    found = {manifest["kind"]: manifest["spec"] for manifest in manifests() if manifest["apiVersion"] == "ray.io/v1"}
+    found = {
+        manifest["kind"]: manifest["spec"]
+        for manifest in manifests()
+        if manifest["apiVersion"] == "ray.io/v1"
+    }
     return [found["RayCluster"], found["RayJob"]["rayClusterSpec"]]
 
 
 def pod_templates() -> list[dict[str, Any]]:
     """Return the templates of all pods, KubeRay's among them."""
-    templates = [manifest["spec"]["template"] for manifest in manifests() if manifest["kind"] in ("Deployment", "StatefulSet")]
+    templates = [
+        manifest["spec"]["template"]
+        for manifest in manifests()
+        if manifest["kind"] in ("Deployment", "StatefulSet")
+    ]
     for spec in ray_cluster_specs():
-        templates += [spec["headGroupSpec"]["template"], *(group["template"] for group in spec["workerGroupSpecs"])]
-    templates += [manifest["spec"]["submitterPodTemplate"] for manifest in manifests() if manifest["kind"] == "RayJob"]
+        templates += [
+            spec["headGroupSpec"]["template"],
+            *(group["template"] for group in spec["workerGroupSpecs"]),
+        ]
+    templates += [
+        manifest["spec"]["submitterPodTemplate"]
+        for manifest in manifests()
+        if manifest["kind"] == "RayJob"
+    ]
     return templates
 
 
@@ -76,12 +104,18 @@ def walk(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ..
 
 def constraints() -> dict[str, str]:
     """Return name to version of cluster/constraints.txt."""
-    lines = [line.split("==") for line in texts()["constraints.txt"].splitlines() if "==" in line and not line.startswith("#")]
+    lines = [
+        line.split("==")
+        for line in texts()["constraints.txt"].splitlines()
+        if "==" in line and not line.startswith("#")
+    ]
     return {name: version for name, version in lines}
 
 
 def commands(program: str, subcommands: str) -> list[tuple[str, list[str]]]:
-    """Return (file, arguments) of each call of a program in cluster/: in code blocks, in headers, as a list or a text in YAML.
+    """Return (file, arguments) of each call of a program in cluster/.
+
+    In code blocks, in headers, as a list or a text in YAML.
 
     Args:
         program: a regular expression.
@@ -94,12 +128,19 @@ def commands(program: str, subcommands: str) -> list[tuple[str, list[str]]]:
             text = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
         pieces = [re.sub(r"\\\n#?\s*", " ", text)]
         if name.endswith(".yaml"):
-            # a command may go over several lines there, or be a list; what else is in the text are comments
+            # a command may go over several lines there, or be a list; what else is in the text are
+            # comments
             pieces = re.findall(r"^#.*", pieces[0], re.MULTILINE)
             for document in documents(name):
-                pieces += [" ".join(value.split()) for _, value in walk(document) if isinstance(value, str) and "\n" not in value]
+                pieces += [
+                    " ".join(value.split())
+                    for _, value in walk(document)
+                    if isinstance(value, str) and "\n" not in value
+                ]
                 pieces += [" ".join(map(str, parts)) for parts in lists(document)]
-        found += [(name, arguments.split()) for piece in pieces for arguments in call.findall(piece)]
+        found += [
+            (name, arguments.split()) for piece in pieces for arguments in call.findall(piece)
+        ]
     return found
 
 
@@ -122,7 +163,14 @@ def shell_commands() -> list[list[str]]:
         for line in block.splitlines():
             words = shlex.split(line, comments=True)
             while words:
-                end = next((index for index, word in enumerate(words) if word in ("&&", "|", "&", ">") or word.endswith(";")), len(words))
+                end = next(
+                    (
+                        index
+                        for index, word in enumerate(words)
+                        if word in ("&&", "|", "&", ">") or word.endswith(";")
+                    ),
+                    len(words),
+                )
                 found.append(words[:end])
                 words = words[end + 1 :]
     return found

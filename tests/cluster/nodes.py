@@ -1,4 +1,7 @@
-"""A Ray cluster of several nodes on this machine: each in a network namespace of its own, with its own address, on one bridge."""
+"""A Ray cluster of several nodes on this machine.
+
+Each in a network namespace of its own, with its own address, on one bridge.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,9 @@ def why_not() -> str | None:
 
 
 class Nodes:
-    """Makes namespaces, and starts and ends the Ray nodes in them. A context manager: whatever it made is gone afterwards.
+    """Makes namespaces, and starts and ends the Ray nodes in them.
+
+    A context manager: whatever it made is gone afterwards.
 
     Args:
         num_nodes: how many; the first is the head.
@@ -48,8 +53,15 @@ class Nodes:
         self.addresses = [f"{self.net}.{number + 1}" for number in range(num_nodes)]
         self.bridge = f"rl{self.id}br"
         self.ray_folder = tempfile.mkdtemp(prefix="rl", dir="/tmp")  # short: sockets lie in it
-        self.env = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "GLOO_"))}
-        self.env |= {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self.env = {
+            key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "GLOO_"))
+        }
+        self.env |= {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
 
     @property
     def address(self) -> str:
@@ -92,24 +104,46 @@ class Nodes:
 
     def start(self, number: int) -> None:
         """Start Ray on a node, as its users do."""
-        where = ["--head", "--port=6379", f"--temp-dir={self.ray_folder}"] if number == 0 else [f"--address={self.address}"]
-        options = [f"--node-ip-address={self.addresses[number]}", f"--num-cpus={self.num_cpus}", "--object-store-memory=100000000"]
+        where = (
+            ["--head", "--port=6379", f"--temp-dir={self.ray_folder}"]
+            if number == 0
+            else [f"--address={self.address}"]
+        )
+        options = [
+            f"--node-ip-address={self.addresses[number]}",
+            f"--num-cpus={self.num_cpus}",
+            "--object-store-memory=100000000",
+        ]
         options += ["--include-dashboard=false"] if number == 0 else []
         start = [RAY, "start", *where, *options, "--disable-usage-stats"]
         if number and self.unshared:
-            start = ["sh", "-c", f"mount -t tmpfs none {self.unshared} && exec {shlex.join(start)}"]  # seen in this node only
+            start = [
+                "sh",
+                "-c",
+                f"mount -t tmpfs none {self.unshared} && exec {shlex.join(start)}",
+            ]  # seen in this node only
         self._ray(number, *start)
 
     def drain(self, node_id: str, deadline_s: int) -> None:
         """Give a node notice that it will be taken away, as the provider of a spot machine does."""
-        why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", str(deadline_s)]
+        why = [
+            "--reason",
+            "DRAIN_NODE_REASON_PREEMPTION",
+            "--reason-message",
+            "spot",
+            "--deadline-remaining-seconds",
+            str(deadline_s),
+        ]
         self._ray(0, RAY, "drain-node", "--address", self.address, "--node-id", node_id, *why)
 
     def _ray(self, number: int, *command: str) -> None:
-        # once a token file exists, `ray start --head` asks for the token, and all others have to send it
+        # once a token file exists, `ray start --head` asks for the token, and all others have to
+        # send it
         mode = "token" if Path("~/.ray/auth_token").expanduser().exists() else "disabled"
         env = self.env | {"RAY_AUTH_MODE": mode}
-        done = subprocess.run(self.command(number, *command), env=env, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            self.command(number, *command), env=env, capture_output=True, text=True, timeout=60
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
     def cut(self, number: int) -> None:
@@ -123,7 +157,9 @@ class Nodes:
     def kill(self, number: int) -> None:
         """Take a node away: SIGKILL to all that runs on it."""
         for _ in range(50):
-            found = subprocess.run(["ip", "netns", "pids", self.names[number]], capture_output=True, text=True).stdout.split()
+            found = subprocess.run(
+                ["ip", "netns", "pids", self.names[number]], capture_output=True, text=True
+            ).stdout.split()
             if not found:
                 return
             for pid in found:

@@ -10,54 +10,102 @@ from typing import Any
 
 import pytest
 
-from .files import CLUSTER, COMPOSE, ROOT, commands, documents, manifests, pod_templates, ray_cluster_specs, texts, walk
+from .files import (
+    CLUSTER,
+    COMPOSE,
+    ROOT,
+    commands,
+    documents,
+    manifests,
+    pod_templates,
+    ray_cluster_specs,
+    texts,
+    walk,
+)
 
 
 def test_ports_of_containers_are_published_on_loopback() -> None:
     services = documents(COMPOSE)[0]["services"]
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
-    assert published == {"head": ["127.0.0.1:8265:8265"], "mlflow": ["${MLFLOW_BIND:-127.0.0.1}:5000:5000"]}
-    assert all("network_mode" not in service and "privileged" not in service for service in services.values())
+    assert published == {
+        "head": ["127.0.0.1:8265:8265"],
+        "mlflow": ["${MLFLOW_BIND:-127.0.0.1}:5000:5000"],
+    }
+    assert all(
+        "network_mode" not in service and "privileged" not in service
+        for service in services.values()
+    )
     assert services["postgres"]["networks"] == services["s3"]["networks"] == ["stores"]
     assert documents(COMPOSE)[0]["networks"]["stores"] == {"internal": True}
 
 
 def test_all_interfaces_only_inside_of_networks_that_are_closed() -> None:
-    """In a container or a pod a server has to listen on all interfaces to be reached at all. Nowhere else may one."""
+    """In a container or a pod a server has to listen on all interfaces to be reached at all.
+
+    Nowhere else may one.
+    """
     found = {name: len(re.findall(r"0\.0\.0\.0|\[::\]", text)) for name, text in texts().items()}
     assert {name: number for name, number in found.items() if number} == {
-        COMPOSE: 3, "kubernetes/mlflow.yaml": 1, "kubernetes/raycluster.yaml": 1, "kubernetes/rayjob.yaml": 1,
-    }  # fmt: skip
+        COMPOSE: 3,
+        "kubernetes/mlflow.yaml": 1,
+        "kubernetes/raycluster.yaml": 1,
+        "kubernetes/rayjob.yaml": 1,
+    }
 
 
 def test_dashboards_of_machines_listen_on_loopback() -> None:
-    heads = [(name, arguments) for name, arguments in commands("ray", "start") if "--head" in arguments and name.startswith("ray/")]
+    heads = [
+        (name, arguments)
+        for name, arguments in commands("ray", "start")
+        if "--head" in arguments and name.startswith("ray/")
+    ]
     assert {name for name, _ in heads} == {"ray/aws.yaml", "ray/gcp.yaml", "ray/onprem.yaml"}
     assert all("--dashboard-host=127.0.0.1" in arguments for _, arguments in heads)
 
 
 def test_machines_in_a_cloud_are_behind_a_firewall_of_their_own() -> None:
-    nodes = [kind["node_config"] for kind in documents("ray/aws.yaml")[0]["available_node_types"].values()]
-    assert all(node["SecurityGroupIds"] for node in nodes), "Ray would make a group that lets in ssh from everywhere"
+    nodes = [
+        kind["node_config"]
+        for kind in documents("ray/aws.yaml")[0]["available_node_types"].values()
+    ]
+    assert all(node["SecurityGroupIds"] for node in nodes), (
+        "Ray would make a group that lets in ssh from everywhere"
+    )
     gcp = documents("ray/gcp.yaml")[0]
-    interfaces = [interface for kind in gcp["available_node_types"].values() for interface in kind["node_config"]["networkInterfaces"]]
-    assert interfaces and all("accessConfigs" not in interface for interface in interfaces), "which would give them a public address"
+    interfaces = [
+        interface
+        for kind in gcp["available_node_types"].values()
+        for interface in kind["node_config"]["networkInterfaces"]
+    ]
+    assert interfaces and all("accessConfigs" not in interface for interface in interfaces), (
+        "which would give them a public address"
+    )
     assert gcp["provider"]["use_internal_ips"] is True
 
 
 def test_kubernetes_opens_nothing() -> None:
     kinds = [manifest["kind"] for manifest in manifests()]
     assert "Ingress" not in kinds
-    services = [manifest["spec"]["type"] for manifest in manifests() if manifest["kind"] == "Service"]
+    services = [
+        manifest["spec"]["type"] for manifest in manifests() if manifest["kind"] == "Service"
+    ]
     services += [spec["headGroupSpec"]["serviceType"] for spec in ray_cluster_specs()]
     assert set(services) == {"ClusterIP"}
     leaves = [path for manifest in manifests() for path, _ in walk(manifest)]
-    assert not [path for path in leaves if {"hostNetwork", "hostPort", "hostPath", "nodePort", "privileged"} & set(path)]
+    assert not [
+        path
+        for path in leaves
+        if {"hostNetwork", "hostPort", "hostPath", "nodePort", "privileged"} & set(path)
+    ]
 
 
 def test_kubernetes_lets_in_who_is_named() -> None:
     """Pods are closed by default, each policy is about pods that exist, and lets in pods that exist."""
-    policies = {manifest["metadata"]["name"]: manifest["spec"] for manifest in manifests() if manifest["kind"] == "NetworkPolicy"}
+    policies = {
+        manifest["metadata"]["name"]: manifest["spec"]
+        for manifest in manifests()
+        if manifest["kind"] == "NetworkPolicy"
+    }
     assert policies.pop("deny-by-default") == {"podSelector": {}, "policyTypes": ["Ingress"]}
     own = {
         template["metadata"]["labels"]["app.kubernetes.io/name"]
@@ -75,13 +123,17 @@ def test_kubernetes_lets_in_who_is_named() -> None:
         assert exists(policy["podSelector"])
         for rule in policy["ingress"]:
             for peer in rule["from"]:
-                assert peer == {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kuberay-system"}}} or exists(
-                    peer["podSelector"]
-                )
+                assert peer == {
+                    "namespaceSelector": {
+                        "matchLabels": {"kubernetes.io/metadata.name": "kuberay-system"}
+                    }
+                } or exists(peer["podSelector"])
     assert "--namespace kuberay-system" in texts()["README.md"]
 
 
-@pytest.mark.parametrize("template", pod_templates(), ids=lambda template: template["spec"]["containers"][0]["name"])
+@pytest.mark.parametrize(
+    "template", pod_templates(), ids=lambda template: template["spec"]["containers"][0]["name"]
+)
 def test_containers_have_few_rights_and_bounds(template: dict[str, Any]) -> None:
     spec = template["spec"]
     for container in spec["containers"]:
@@ -89,7 +141,9 @@ def test_containers_have_few_rights_and_bounds(template: dict[str, Any]) -> None
         assert own["runAsNonRoot"] is True and own["runAsUser"] > 0
         assert own["allowPrivilegeEscalation"] is False and own["capabilities"] == {"drop": ["ALL"]}
         assert own["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert {"cpu", "memory"} <= set(container["resources"]["requests"]) and "memory" in container["resources"]["limits"]
+        assert {"cpu", "memory"} <= set(
+            container["resources"]["requests"]
+        ) and "memory" in container["resources"]["limits"]
 
 
 def test_containers_of_images_do_not_run_as_root() -> None:
@@ -100,7 +154,9 @@ def test_containers_of_images_do_not_run_as_root() -> None:
 
 # No secret
 
-SECRET = re.compile(r"(password|passwd|secret|token|credential|api_?key|access_?key)", re.IGNORECASE)
+SECRET = re.compile(
+    r"(password|passwd|secret|token|credential|api_?key|access_?key)", re.IGNORECASE
+)
 PATTERNS = {
     "a private key": r"-----BEGIN",
     "a key of AWS": r"\b(AKIA|ASIA)[0-9A-Z]{16}\b",
@@ -127,7 +183,11 @@ def test_no_secret_in_a_file(name: str) -> None:
 def is_reference(path: tuple[str, ...], value: str) -> bool:
     """Tell whether a value says where a secret is, rather than being one."""
     wheres = ("secrets/", "/run/secrets/", "~/.ray/auth_token", "~/.mlflow/credentials")
-    settings = ("secretName", "automountServiceAccountToken", "HttpTokens")  # which have no secret as their value
+    settings = (
+        "secretName",
+        "automountServiceAccountToken",
+        "HttpTokens",
+    )  # which have no secret as their value
     return value.startswith(wheres) or path[-1] in settings or "secrets" in path
 
 
@@ -136,11 +196,20 @@ def variables(value: Any) -> list[dict[str, Any]]:
     if isinstance(value, dict):
         own = value.get("env", [])
         return [*own, *(variable for inner in value.values() for variable in variables(inner))]
-    return [variable for inner in value for variable in variables(inner)] if isinstance(value, list) else []
+    return (
+        [variable for inner in value for variable in variables(inner)]
+        if isinstance(value, list)
+        else []
+    )
 
 
 def test_the_test_for_secrets_finds_them() -> None:
-    for text in ("-----BEGIN RSA PRIVATE KEY-----", "AKIAIOSFODNN7EXAMPLE", "postgresql://mlflow:hunter2@db", "0f" * 16):
+    for text in (
+        "-----BEGIN RSA PRIVATE KEY-----",
+        "AKIAIOSFODNN7EXAMPLE",
+        "postgresql://mlflow:hunter2@db",
+        "0f" * 16,
+    ):
         assert any(re.search(pattern, text) for pattern in PATTERNS.values()), text
     assert not is_reference(("services", "db", "environment", "POSTGRES_PASSWORD"), "hunter2")
 
@@ -161,7 +230,9 @@ def references(value: Any) -> list[dict[str, str]]:
     if isinstance(value, dict):
         own = [value["secretKeyRef"]] if "secretKeyRef" in value else []
         return own + [found for inner in value.values() for found in references(inner)]
-    return [found for inner in value for found in references(inner)] if isinstance(value, list) else []
+    return (
+        [found for inner in value for found in references(inner)] if isinstance(value, list) else []
+    )
 
 
 def test_secrets_of_the_compose_file_are_made_by_its_script(tmp_path: Path) -> None:
@@ -177,11 +248,18 @@ def test_secrets_of_the_compose_file_are_made_by_its_script(tmp_path: Path) -> N
     assert run() == first, "what is there stays"
     declared = documents(COMPOSE)[0]["secrets"]
     assert {f"secrets/{name}" for name in first} == {secret["file"] for secret in declared.values()}
-    assert len(set(first.values())) == len(first) and all(len(value) >= 40 for value in first.values())
+    assert len(set(first.values())) == len(first) and all(
+        len(value) >= 40 for value in first.values()
+    )
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert f"mlflow_tracking_password = {first['mlflow_admin_password']}" in first["mlflow_credentials"]
+    assert (
+        f"mlflow_tracking_password = {first['mlflow_admin_password']}"
+        in first["mlflow_credentials"]
+    )
 
 
 def test_git_ignores_the_secrets() -> None:
-    done = subprocess.run(["git", "check-ignore", "-q", CLUSTER / "docker/secrets/ray_token"], cwd=ROOT, check=False)
+    done = subprocess.run(
+        ["git", "check-ignore", "-q", CLUSTER / "docker/secrets/ray_token"], cwd=ROOT, check=False
+    )
     assert done.returncode == 0

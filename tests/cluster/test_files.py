@@ -1,4 +1,7 @@
-"""What the files in cluster/ have to keep: a header, versions that agree, commands that parse, names that lead somewhere."""
+"""What the files in cluster/ have to keep.
+
+A header, versions that agree, commands that parse, names that lead somewhere.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,18 @@ from raylit.cli.command import _take_options
 from raylit.cli.config import parse
 from raylit.tune import SweepSpec
 
-from .files import COMPOSE, ROOT, commands, constraints, documents, manifests, pod_templates, ray_cluster_specs, shell_commands, texts
+from .files import (
+    COMPOSE,
+    ROOT,
+    commands,
+    constraints,
+    documents,
+    manifests,
+    pod_templates,
+    ray_cluster_specs,
+    shell_commands,
+    texts,
+)
 
 RAYLIT = r"(?:raylit|run\.sbatch)"
 
@@ -30,7 +44,9 @@ def test_header_says_what_the_file_is_for_and_how_it_is_used(name: str) -> None:
     header = lines[: next(index for index, line in enumerate(lines) if not line.startswith("#"))]
     assert header and re.match(r"# (A|[A-Z]\w+) .{30,}", header[0]), "a sentence at the top"
     assert len(header) >= 3
-    assert name == "docker/mlflow.ini" or any(line.startswith("#   ") for line in header), "a command, indented"
+    assert name == "docker/mlflow.ini" or any(line.startswith("#   ") for line in header), (
+        "a command, indented"
+    )
 
 
 # Versions
@@ -45,23 +61,41 @@ def test_versions_are_those_that_are_tested() -> None:
         r"\braylit:([\d.]+)-[cg]pu": raylit.__version__,
     }
     for pattern, version in wanted.items():
-        found = {name: set(re.findall(pattern, text)) for name, text in texts().items() if re.search(pattern, text)}
+        found = {
+            name: set(re.findall(pattern, text))
+            for name, text in texts().items()
+            if re.search(pattern, text)
+        }
         assert found, pattern
         assert set().union(*found.values()) == {version}, f"{pattern}: {found}"
 
 
 def test_one_python_everywhere() -> None:
-    tags = {python for text in texts().values() for python in re.findall(r"rayproject/ray:[\d.]+-py(\d+)", text)}
+    tags = {
+        python
+        for text in texts().values()
+        for python in re.findall(r"rayproject/ray:[\d.]+-py(\d+)", text)
+    }
     assert tags == {"311"}
-    assert re.findall(r"^FROM \S*python:([\d.]+)-", texts()["docker/Dockerfile.mlflow"], re.MULTILINE) == ["3.11"]
+    assert re.findall(
+        r"^FROM \S*python:([\d.]+)-", texts()["docker/Dockerfile.mlflow"], re.MULTILINE
+    ) == ["3.11"]
     assert sys.version_info[:2] == (3, 11), "CI tests the Python that the clusters have"
 
 
 def test_images_have_a_tag_that_stays() -> None:
     images = [
-        image for text in texts().values() for image in re.findall(r"^\s*(?:- )?(?:image|worker_image): ([\w./:-]+)", text, re.MULTILINE)
+        image
+        for text in texts().values()
+        for image in re.findall(
+            r"^\s*(?:- )?(?:image|worker_image): ([\w./:-]+)", text, re.MULTILINE
+        )
     ]
-    images += [image for text in texts().values() for image in re.findall(r"^FROM (\S+)", text, re.MULTILINE)]
+    images += [
+        image
+        for text in texts().values()
+        for image in re.findall(r"^FROM (\S+)", text, re.MULTILINE)
+    ]
     assert len(images) > 15
     assert [image for image in images if not re.search(r":v?\d[\w.-]*$", image)] == []
 
@@ -74,10 +108,18 @@ def test_every_pip_install_is_held_to_the_constraints() -> None:
         for call in re.findall(r"pip install((?:[^\n&]|&(?!&))*(?:\n\s+\$\([^\n]*)?)", text):
             assert re.search(r"-c \S*constraints\.txt", call), f"{name}: pip install{call}"
             packages = re.findall(
-                r"(?<=\s)'?([a-z][\w-]+)(?:\[\w+\])?'?(?=\s|$)", re.sub(r"\$\(.*?\)|-\S+ \S+constraints\.txt|--\S+( http\S+)?", "", call)
+                r"(?<=\s)'?([a-z][\w-]+)(?:\[\w+\])?'?(?=\s|$)",
+                re.sub(r"\$\(.*?\)|-\S+ \S+constraints\.txt|--\S+( http\S+)?", "", call),
             )
             named |= set(packages)
-    assert named == {"boto3", "google-api-python-client", "google-cloud-storage", "mlflow", "nvidia-ml-py", "psycopg2-binary"}
+    assert named == {
+        "boto3",
+        "google-api-python-client",
+        "google-cloud-storage",
+        "mlflow",
+        "nvidia-ml-py",
+        "psycopg2-binary",
+    }
     assert named <= set(constraints())
 
 
@@ -86,14 +128,20 @@ def test_images_of_ray_differ_in_cuda_alone() -> None:
         re.sub(r"^#.*\n", "", texts()[name], flags=re.MULTILINE).replace("-gpu", "-cpu")
         for name in ("docker/Dockerfile", "docker/Dockerfile.gpu")
     )
-    assert cpu.replace(" --extra-index-url https://download.pytorch.org/whl/cpu", "") == gpu.replace(" nvidia-ml-py", "")
+    assert cpu.replace(
+        " --extra-index-url https://download.pytorch.org/whl/cpu", ""
+    ) == gpu.replace(" nvidia-ml-py", "")
 
 
 # Commands
 
 
-@pytest.mark.parametrize(("name", "arguments"), commands(RAYLIT, "check|fit|validate|test|predict|tune"))
-def test_commands_of_raylit_parse(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "arguments"), commands(RAYLIT, "check|fit|validate|test|predict|tune")
+)
+def test_commands_of_raylit_parse(
+    name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
     command, *rest = [argument.replace("/home/ray/app/", "") for argument in arguments]
@@ -108,8 +156,13 @@ def test_commands_of_raylit_parse(name: str, arguments: list[str], monkeypatch: 
 def test_every_kind_of_cluster_has_a_fit_and_a_sweep() -> None:
     sections = re.split(r"^## ", texts()["README.md"], flags=re.MULTILINE)[2:]
     assert [section.splitlines()[0] for section in sections] == [
-        "One machine, in containers", "AWS", "Google Cloud", "Machines of your own", "Kubernetes", "Slurm",
-    ]  # fmt: skip
+        "One machine, in containers",
+        "AWS",
+        "Google Cloud",
+        "Machines of your own",
+        "Kubernetes",
+        "Slurm",
+    ]
     for section in sections:
         assert "tune --config" in section
         assert "fit --config" in section or "rayjob.yaml" in section or "as for AWS" in section
@@ -118,9 +171,24 @@ def test_every_kind_of_cluster_has_a_fit_and_a_sweep() -> None:
 def test_commands_of_ray_parse() -> None:
     from ray.scripts.scripts import cli
 
-    words = [command[command.index("ray") :] for command in shell_commands() if "ray" in command and "docker" not in command]
-    calls = [command[1:] for command in words if command[0] == "ray"] + [arguments for _, arguments in commands("ray", "start")]
-    assert {call[0] for call in calls} == {"up", "exec", "attach", "dashboard", "down", "start", "job", "get-auth-token"}
+    words = [
+        command[command.index("ray") :]
+        for command in shell_commands()
+        if "ray" in command and "docker" not in command
+    ]
+    calls = [command[1:] for command in words if command[0] == "ray"] + [
+        arguments for _, arguments in commands("ray", "start")
+    ]
+    assert {call[0] for call in calls} == {
+        "up",
+        "exec",
+        "attach",
+        "dashboard",
+        "down",
+        "start",
+        "job",
+        "get-auth-token",
+    }
     for call in calls:
         group, rest = cli, call
         while hasattr(group, "commands"):
@@ -146,13 +214,20 @@ def test_commands_of_mlflow_parse() -> None:
     for _, arguments in calls:
         given = server.make_context("server", list(arguments[1:])).params
         assert given["app_name"] == "basic-auth"
-        assert "*" not in given["allowed_hosts"] and "mlflow:5000" in given["allowed_hosts"].split(",")
+        assert "*" not in given["allowed_hosts"] and "mlflow:5000" in given["allowed_hosts"].split(
+            ","
+        )
         assert given["disable_security_middleware"] is False
 
 
 def test_login_of_mlflow_is_set_up_alike() -> None:
-    config_map = next(manifest for manifest in manifests() if manifest["kind"] == "ConfigMap")["data"]["mlflow.ini"]
-    assert config_map.split() == re.sub(r"^#.*\n", "", texts()["docker/mlflow.ini"], flags=re.MULTILINE).split()
+    config_map = next(manifest for manifest in manifests() if manifest["kind"] == "ConfigMap")[
+        "data"
+    ]["mlflow.ini"]
+    assert (
+        config_map.split()
+        == re.sub(r"^#.*\n", "", texts()["docker/mlflow.ini"], flags=re.MULTILINE).split()
+    )
 
 
 # One cluster
@@ -164,12 +239,19 @@ def test_names_in_kubernetes_lead_somewhere() -> None:
         spec = template["spec"]
         if "serviceAccountName" in spec:
             assert ("ServiceAccount", spec["serviceAccountName"]) in named
-        mounted = {mount["name"] for container in spec["containers"] for mount in container.get("volumeMounts", [])}
+        mounted = {
+            mount["name"]
+            for container in spec["containers"]
+            for mount in container.get("volumeMounts", [])
+        }
         volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
         assert mounted - {"data"} == set(volumes), "`data` is made by the StatefulSet"
         for volume in volumes.values():
             if "persistentVolumeClaim" in volume:
-                assert ("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]) in named
+                assert (
+                    "PersistentVolumeClaim",
+                    volume["persistentVolumeClaim"]["claimName"],
+                ) in named
             if "configMap" in volume:
                 assert ("ConfigMap", volume["configMap"]["name"]) in named
     hosts = {
@@ -186,11 +268,13 @@ def test_nodes_that_may_go_have_time_to() -> None:
     for spec in ray_cluster_specs():
         for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
             pod = group["template"]["spec"]
-            drain = {variable["name"]: variable.get("value") for variable in pod["containers"][0]["env"]}[
-                "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
-            ]
+            drain = {
+                variable["name"]: variable.get("value") for variable in pod["containers"][0]["env"]
+            }["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]
             assert 0 < int(drain) < pod["terminationGracePeriodSeconds"]
-            assert {"name": "shared-mem", "mountPath": "/dev/shm"} in pod["containers"][0]["volumeMounts"]
+            assert {"name": "shared-mem", "mountPath": "/dev/shm"} in pod["containers"][0][
+                "volumeMounts"
+            ]
     from ray._private import ray_constants
 
     grace = int(documents(COMPOSE)[0]["services"]["worker"]["stop_grace_period"].removesuffix("s"))

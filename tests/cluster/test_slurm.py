@@ -18,31 +18,42 @@ from .files import CLUSTER, ROOT, texts
 
 # What stands in for Slurm: a program of that name on PATH. Each writes down how it was called.
 SLURM = {
-    "srun": """
+    "srun": (
+        """
         while [[ $1 == --* ]]; do shift; done
         exec "$@"
-    """,
-    "squeue": """
+    """
+    ),
+    "squeue": (
+        """
         echo "$STATE"
-    """,
-    "scontrol": """
+    """
+    ),
+    "scontrol": (
+        """
         echo "scontrol $*" >>"$CALLS"
-    """,
+    """
+    ),
 }
-# symmetric-run, which gives its child the time it needs, and a fit that takes until it is asked to end.
+# symmetric-run, which gives its child the time it needs, and a fit that takes until it is asked to
+# end.
 RAY = {
-    "ray": """
+    "ray": (
+        """
         echo "ray $*" >>"$CALLS"
         env | grep -E "^(RAY|GLOO|NCCL)_" | sort >"$CALLS.env"
         while [[ $1 != -- ]]; do shift; done
         shift
         "$@"
-    """,
-    "raylit": """
+    """
+    ),
+    "raylit": (
+        """
         trap 'echo "raylit got SIGTERM" >>"$CALLS"; exit "${ENDS_WITH:-143}"' TERM
         echo "raylit $*" >>"$CALLS"
         for _ in $(seq "${TENTHS:-300}"); do sleep 0.1; done
-    """,
+    """
+    ),
 }
 
 
@@ -63,14 +74,36 @@ def write(programs: Path, scripts: dict[str, str]) -> None:
         (programs / name).chmod(0o755)
 
 
-def submit(folder: Path, *arguments: str, on: Sequence[str] = (), **env: str) -> subprocess.Popen[str]:
-    """Start the script as Slurm would: from a copy of it, in the folder, with the variables of a job of one node. `on`: words before the command."""
+def submit(
+    folder: Path, *arguments: str, on: Sequence[str] = (), **env: str
+) -> subprocess.Popen[str]:
+    """Start the script as Slurm would.
+
+    From a copy of it, in the folder, with the variables of a job of one node. `on`: words before
+    the command.
+    """
     shutil.copy(folder / "cluster/slurm/run.sbatch", folder / "slurm_script")
-    job = {"SLURM_JOB_ID": "1234567", "SLURM_NNODES": "1", "SLURM_SUBMIT_DIR": str(folder), "SLURM_CPUS_PER_TASK": "3"}
-    own = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], "CALLS": str(folder / "calls"), "STATE": "RUNNING"}
+    job = {
+        "SLURM_JOB_ID": "1234567",
+        "SLURM_NNODES": "1",
+        "SLURM_SUBMIT_DIR": str(folder),
+        "SLURM_CPUS_PER_TASK": "3",
+    }
+    own = {
+        "PATH": os.environ["PATH"],
+        "HOME": os.environ["HOME"],
+        "CALLS": str(folder / "calls"),
+        "STATE": "RUNNING",
+    }
     command = [*on, "bash", str(folder / "slurm_script"), *arguments]
     return subprocess.Popen(
-        command, cwd=folder, env={**own, **job, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        cwd=folder,
+        env={**own, **job, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -135,28 +168,42 @@ def test_the_exit_code_is_that_of_the_training(folder: Path, script: str, code: 
         (("tune", "--sweep", "x.yaml"), "raylit tune --sweep x.yaml"),
     ],
 )
-def test_a_fit_that_was_queued_again_goes_on(folder: Path, arguments: tuple[str, ...], wanted: str) -> None:
+def test_a_fit_that_was_queued_again_goes_on(
+    folder: Path, arguments: tuple[str, ...], wanted: str
+) -> None:
     assert ended(submit(folder, *arguments, TENTHS="0", SLURM_RESTART_COUNT="1"))[0] == 0
     assert calls(folder).splitlines()[-1] == wanted
     (folder / "calls").unlink()
     assert ended(submit(folder, *arguments, TENTHS="0"))[0] == 0
-    assert calls(folder).splitlines()[-1] == f"raylit {' '.join(arguments)}", "the first time it is as given"
+    assert calls(folder).splitlines()[-1] == f"raylit {' '.join(arguments)}", (
+        "the first time it is as given"
+    )
 
 
 def test_ray_is_started_with_a_token_and_an_interface_of_this_node(folder: Path) -> None:
     tokens = set()
     for _ in range(2):
-        assert ended(submit(folder, *FIT, TENTHS="0", SLURM_GPUS_ON_NODE="2", RAYLIT_HEAD_IP="127.0.0.1"))[0] == 0
+        assert (
+            ended(
+                submit(folder, *FIT, TENTHS="0", SLURM_GPUS_ON_NODE="2", RAYLIT_HEAD_IP="127.0.0.1")
+            )[0]
+            == 0
+        )
         env = dict(line.split("=", 1) for line in (folder / "calls.env").read_text().splitlines())
         tokens.add(env.pop("RAY_AUTH_TOKEN"))
         assert env == {
-            "RAY_AUTH_MODE": "token", "RAY_ADDRESS": "127.0.0.1:24567", "RAY_USAGE_STATS_ENABLED": "0", "GLOO_SOCKET_IFNAME": "lo",
-            "NCCL_SOCKET_IFNAME": "=lo", "RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT": "300",
-        }  # fmt: skip
+            "RAY_AUTH_MODE": "token",
+            "RAY_ADDRESS": "127.0.0.1:24567",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "NCCL_SOCKET_IFNAME": "=lo",
+            "RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT": "300",
+        }
     assert len(tokens) == 2 and all(len(token) == 64 for token in tokens), "each job has its own"
     start = next(line for line in calls(folder).splitlines() if line.startswith("ray "))
     assert start.startswith(
-        "ray symmetric-run --address 127.0.0.1:24567 --min-nodes 1 --num-cpus=3 --num-gpus=2 --temp-dir=/tmp/ray-1234567 "
+        "ray symmetric-run --address 127.0.0.1:24567 --min-nodes 1 --num-cpus=3 --num-gpus=2"
+        " --temp-dir=/tmp/ray-1234567 "
     )
     assert not any(token in start for token in tokens), "arguments are seen by everybody"
 
@@ -167,8 +214,14 @@ def test_nothing_to_run_is_said(folder: Path) -> None:
 
 
 def test_slurm_is_asked_for_time_to_end() -> None:
-    options = [line.removeprefix("#SBATCH ") for line in texts()["slurm/run.sbatch"].splitlines() if line.startswith("#SBATCH")]
-    assert {"--requeue", "--signal=B:TERM@120", "--ntasks-per-node=1", "--open-mode=append"} <= set(options)
+    options = [
+        line.removeprefix("#SBATCH ")
+        for line in texts()["slurm/run.sbatch"].splitlines()
+        if line.startswith("#SBATCH")
+    ]
+    assert {"--requeue", "--signal=B:TERM@120", "--ntasks-per-node=1", "--open-mode=append"} <= set(
+        options
+    )
 
 
 NODES = {"1": "10.231.77.1", "2": "10.231.77.2"}
@@ -181,10 +234,29 @@ def network() -> Iterator[list[str]]:
     for name in names.values():
         subprocess.run(["ip", "netns", "add", name], check=True)
     subprocess.run(
-        ["ip", "link", "add", "node1", "netns", names["1"], "type", "veth", "peer", "name", "node2", "netns", names["2"]], check=True
+        [
+            "ip",
+            "link",
+            "add",
+            "node1",
+            "netns",
+            names["1"],
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "node2",
+            "netns",
+            names["2"],
+        ],
+        check=True,
     )
     for node, name in names.items():
-        for command in (f"address add {NODES[node]}/24 dev node{node}", "link set lo up", f"link set node{node} up"):
+        for command in (
+            f"address add {NODES[node]}/24 dev node{node}",
+            "link set lo up",
+            f"link set node{node} up",
+        ):
             subprocess.run(["ip", "-n", name, *command.split()], check=True)
     yield list(names.values())
     for name in names.values():
@@ -195,20 +267,35 @@ def network() -> Iterator[list[str]]:
 @pytest.mark.ray
 @pytest.mark.timeout(420)
 def test_two_nodes_train_together_and_go_on_after_sigterm(folder: Path, network: list[str]) -> None:
-    """Ray and raylit themselves, on two nodes that have a network and processes of their own. Needs root, for the namespaces."""
+    """Ray and raylit themselves, on two nodes that have a network and processes of their own.
+
+    Needs root, for the namespaces.
+    """
     programs = folder / "programs"
     programs.mkdir()
-    one, two = (f"ip netns exec {name} unshare --pid --fork --kill-child --mount-proc" for name in network)
-    # The script itself runs on the first node. As with srun's --wait, the other node is ended once the first is done.
-    srun = f'while [[ $1 == --* ]]; do shift; done\n{two} "$@" &\nother=$!\n"$@"\nstatus=$?\nkill -9 $other\nexit $status'
+    one, two = (
+        f"ip netns exec {name} unshare --pid --fork --kill-child --mount-proc" for name in network
+    )
+    # The script itself runs on the first node. As with srun's --wait, the other node is ended once
+    # the first is done.
+    srun = (
+        f'while [[ $1 == --* ]]; do shift; done\n{two} "$@" &\nother=$!\n"$@"\nstatus=$?\nkill -9'
+        " $other\nexit $status"
+    )
     write(programs, {**SLURM, "srun": srun})
     for name in ("configs", "examples"):
         shutil.copytree(ROOT / name, folder / name)
     job_id = str(os.getpid())
     env = {
-        "PATH": f"{programs}:{os.environ['PATH']}", "RAYLIT_VENV": str(Path(sys.executable).parents[1]), "PYTHONPATH": str(ROOT),
-        "SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "1", "RAYLIT_HEAD_IP": NODES["1"], "SLURM_JOB_ID": job_id, "MLFLOW_DISABLE_TELEMETRY": "true",
-    }  # fmt: skip
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "RAYLIT_VENV": str(Path(sys.executable).parents[1]),
+        "PYTHONPATH": str(ROOT),
+        "SLURM_NNODES": "2",
+        "SLURM_CPUS_PER_TASK": "1",
+        "RAYLIT_HEAD_IP": NODES["1"],
+        "SLURM_JOB_ID": job_id,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
     try:
         first = submit(folder, *FIT, "--trainer.num_workers", "2", on=one.split(), **env)
         deadline = time.monotonic() + 180
@@ -221,10 +308,21 @@ def test_two_nodes_train_together_and_go_on_after_sigterm(folder: Path, network:
         assert code == 143, said
         assert "in 2 Ray workers of the cluster 10.231.77.1:" in said
         assert calls(folder) == f"scontrol requeue {job_id}\n", said
-        saved = max(folder.glob("mlruns/*/*/checkpoints/**/*.ckpt"), key=lambda path: path.stat().st_mtime)
+        saved = max(
+            folder.glob("mlruns/*/*/checkpoints/**/*.ckpt"), key=lambda path: path.stat().st_mtime
+        )
 
         code, said = ended(
-            submit(folder, *FIT, "--trainer.num_workers", "2", on=one.split(), SLURM_RESTART_COUNT="1", **env), timeout_s=180
+            submit(
+                folder,
+                *FIT,
+                "--trainer.num_workers",
+                "2",
+                on=one.split(),
+                SLURM_RESTART_COUNT="1",
+                **env,
+            ),
+            timeout_s=180,
         )
         assert code == 0, said
         assert f"from {saved.relative_to(folder)}" in said and "done " in said, said

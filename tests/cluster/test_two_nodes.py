@@ -1,4 +1,7 @@
-"""A fit over two nodes, of which one dies, is the fit in which none died. The nodes are network namespaces with their own addresses."""
+"""A fit over two nodes, of which one dies, is the fit in which none died.
+
+The nodes are network namespaces with their own addresses.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,10 @@ def unshared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def nodes(unshared: Path) -> Iterator[Nodes]:
     """Two nodes with one CPU each."""
     reason = why_not()
-    assert reason is None, f"This test makes network namespaces, which cannot be had here: {reason}. Leave it out with -m 'not ray'."
+    assert reason is None, (
+        f"This test makes network namespaces, which cannot be had here: {reason}. Leave it out with"
+        " -m 'not ray'."
+    )
     with Nodes(2, unshared=unshared) as made:
         made.start(0)
         made.start(1)
@@ -43,13 +49,20 @@ def nodes(unshared: Path) -> Iterator[Nodes]:
 def seen(folder: Path, rank: int) -> list[list[str]]:
     """The complete lines that a rank wrote: epoch, batch, time, samples."""
     path = folder / f"seen-{rank}"
-    return [line.split() for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
+    return (
+        [line.split() for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        if path.exists()
+        else []
+    )
 
 
 def wait_for(folder: Path, epoch: int, batch: int, process: subprocess.Popen[str]) -> None:
     """Wait until both ranks have begun a batch."""
     deadline = time.monotonic() + 120
-    while not all(any((int(line[0]), int(line[1])) >= (epoch, batch) for line in seen(folder, rank)[-1:]) for rank in (0, 1)):
+    while not all(
+        any((int(line[0]), int(line[1])) >= (epoch, batch) for line in seen(folder, rank)[-1:])
+        for rank in (0, 1)
+    ):
         assert process.poll() is None, (folder / "errors").read_text()
         assert time.monotonic() < deadline, (folder / "errors").read_text()
         time.sleep(0.05)
@@ -60,7 +73,14 @@ def mlflow_server(nodes: Nodes, folder: Path) -> Iterator[str]:
     """Within, an MLflow server runs on the head, where both nodes reach it, and keeps the runs in FOLDER/mlflow.db; gives its address."""
     folder.mkdir()
     address = f"http://{nodes.addresses[0]}:5000"
-    where = ("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts"), "--workers", "1")
+    where = (
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+        "--workers",
+        "1",
+    )
     command = (
         "-m",
         "mlflow",
@@ -74,12 +94,21 @@ def mlflow_server(nodes: Nodes, folder: Path) -> Iterator[str]:
         *where,
     )
     with (folder / "server").open("w") as log:
-        server = nodes.popen(0, sys.executable, *command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        server = nodes.popen(
+            0, sys.executable, *command, cwd=folder, stdout=log, stderr=log, start_new_session=True
+        )
     try:
-        ask = nodes.command(1, sys.executable, "-c", f"import urllib.request as r; r.urlopen('{address}/health', timeout=2)")
+        ask = nodes.command(
+            1,
+            sys.executable,
+            "-c",
+            f"import urllib.request as r; r.urlopen('{address}/health', timeout=2)",
+        )
         deadline = time.monotonic() + 60
         while subprocess.run(ask, capture_output=True).returncode:
-            assert time.monotonic() < deadline and server.poll() is None, (folder / "server").read_text()
+            assert time.monotonic() < deadline and server.poll() is None, (
+                folder / "server"
+            ).read_text()
             time.sleep(0.2)
         yield address
     finally:
@@ -92,12 +121,22 @@ def start(nodes: Nodes, folder: Path, epochs: int, tracking_uri: str) -> subproc
     command = (sys.executable, "-m", "tests.cluster.train", str(folder), str(epochs))
     env = {"RAY_ADDRESS": nodes.address, "MLFLOW_TRACKING_URI": tracking_uri}
     with (folder / "out").open("a") as out, (folder / "errors").open("a") as errors:
-        return nodes.popen(0, *command, cwd=str(train.__file__).rpartition("/")[0], env=env, stdout=out, stderr=errors)
+        return nodes.popen(
+            0,
+            *command,
+            cwd=str(train.__file__).rpartition("/")[0],
+            env=env,
+            stdout=out,
+            stderr=errors,
+        )
 
 
 @contextmanager
 def ends_well(nodes: Nodes, folder: Path, epochs: int) -> Iterator[subprocess.Popen[str]]:
-    """Start the fit, with its runs on an MLflow server on the head; after what is done to the nodes within, it comes to its end."""
+    """Start the fit, with its runs on an MLflow server on the head.
+
+    After what is done to the nodes within, it comes to its end.
+    """
     with mlflow_server(nodes, folder) as address:
         process = start(nodes, folder, epochs, address)
         try:
@@ -127,14 +166,20 @@ def check(folder: Path, expected: dict[str, torch.Tensor], epochs: int) -> None:
             batches: dict[int, list[str]] = {}
             for line in seen(folder, rank):
                 if int(line[0]) == epoch:
-                    assert batches.setdefault(int(line[1]), line[3:]) == line[3:]  # done again, it is the same
+                    assert (
+                        batches.setdefault(int(line[1]), line[3:]) == line[3:]
+                    )  # done again, it is the same
             samples += [sample for batch in batches.values() for sample in batch]
         assert sorted(map(int, samples)) == list(range(train.NUM_SAMPLES))
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("two nodes").experiment_id])
     assert run.info.status == "FINISHED"
-    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "loss_step")] == list(range(epochs * NUM_BATCHES))
-    assert [metric.value for metric in client.get_metric_history(run.info.run_id, "epoch")][-1] == epochs - 1
+    assert [
+        metric.step for metric in client.get_metric_history(run.info.run_id, "loss_step")
+    ] == list(range(epochs * NUM_BATCHES))
+    assert [metric.value for metric in client.get_metric_history(run.info.run_id, "epoch")][
+        -1
+    ] == epochs - 1
 
 
 def test_a_node_dies_and_comes_back(nodes: Nodes, tmp_path: Path) -> None:
@@ -198,7 +243,9 @@ def test_a_notice_costs_no_batch(nodes: Nodes, tmp_path: Path) -> None:
         nodes.drain((folder / f"node-{nodes.addresses[1]}").read_text(), deadline_s=60)
         deadline = time.monotonic() + 60
         while "because of a notice" not in (folder / "errors").read_text():
-            assert time.monotonic() < deadline and process.poll() is None, (folder / "errors").read_text()
+            assert time.monotonic() < deadline and process.poll() is None, (
+                folder / "errors"
+            ).read_text()
             time.sleep(0.1)
         nodes.kill(1)
         time.sleep(8)  # the driver waits for a node, and says so
@@ -206,7 +253,9 @@ def test_a_notice_costs_no_batch(nodes: Nodes, tmp_path: Path) -> None:
     check(folder, expected, train.EPOCHS)
     for rank in (0, 1):
         batches = [(line[0], line[1]) for line in seen(folder, rank)]
-        assert len(batches) == len(set(batches)) == train.EPOCHS * NUM_BATCHES  # none was done twice
+        assert (
+            len(batches) == len(set(batches)) == train.EPOCHS * NUM_BATCHES
+        )  # none was done twice
     assert "Waiting for the Ray cluster since" in (folder / "errors").read_text()
 
 
@@ -245,14 +294,23 @@ class Net(TinyModel):
 """
 
 
-def test_code_travels_and_folders_must_be_shared(nodes: Nodes, unshared: Path, tmp_path: Path) -> None:
+def test_code_travels_and_folders_must_be_shared(
+    nodes: Nodes, unshared: Path, tmp_path: Path
+) -> None:
     (unshared / "lib").mkdir()
     (unshared / "train.py").write_text(SCRIPT)
     (unshared / "lib" / "parts.py").write_text(PARTS)
     (unshared / "lib" / "more.py").write_text("ANSWER = 42")
     env = {"RAY_ADDRESS": nodes.address}
     process = nodes.popen(
-        0, sys.executable, "train.py", str(tmp_path), cwd=unshared, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        0,
+        sys.executable,
+        "train.py",
+        str(tmp_path),
+        cwd=unshared,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, out + errors

@@ -1,4 +1,7 @@
-"""The files in cluster/ before the validators of those who read them: Ray, Kubernetes, Docker, the shell. Each rejects a file with a mistake in it."""
+"""The files in cluster/ before the validators of those who read them.
+
+Ray, Kubernetes, Docker, the shell. Each rejects a file with a mistake in it.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,20 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from .files import CLUSTER, COMPOSE, Loader, documents, manifests, pod_templates, ray_cluster_specs, texts
+from .files import (
+    CLUSTER,
+    COMPOSE,
+    Loader,
+    documents,
+    manifests,
+    pod_templates,
+    ray_cluster_specs,
+    texts,
+)
 from .kuberay import SPECS
 
-KUBERNETES = "1.34"  # the oldest version that is still maintained, or nearly; what it knows, newer ones know
+# The oldest version that is still maintained, or nearly; what it knows, newer ones know
+KUBERNETES = "1.34"
 BIN = Path(sys.executable).parent  # where pip puts programs
 LAUNCHERS = ("ray/aws.yaml", "ray/gcp.yaml", "ray/onprem.yaml")
 PLAIN = [manifest for manifest in manifests() if manifest["apiVersion"] != "ray.io/v1"]
@@ -25,7 +38,9 @@ OF_KUBERAY = [manifest for manifest in manifests() if manifest["apiVersion"] == 
 
 
 def run(*command: Any) -> tuple[int, str]:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, timeout=120, check=False
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -49,17 +64,28 @@ def test_ray_takes_the_launcher_file(name: str) -> None:
 @pytest.mark.parametrize("name", LAUNCHERS[:2])
 def test_cloud_has_workers_on_spot_with_and_without_gpus(name: str) -> None:
     config = prepare_config(documents(name)[0])
-    workers = {kind: node for kind, node in config["available_node_types"].items() if kind != config["head_node_type"]}
+    workers = {
+        kind: node
+        for kind, node in config["available_node_types"].items()
+        if kind != config["head_node_type"]
+    }
     assert sorted(node["resources"].get("GPU", 0) for node in workers.values()) == [0, 1]
     for node in workers.values():
         assert node["min_workers"] == 0 < node["max_workers"] <= config["max_workers"]
         market = node["node_config"].get("InstanceMarketOptions", {}).get("MarketType")
         assert market == "spot" or node["node_config"]["scheduling"]["provisioningModel"] == "SPOT"
         is_gpu = bool(node["resources"].get("GPU"))
-        assert node.get("docker", {}).get("worker_image", config["docker"]["image"]).endswith("-gpu" if is_gpu else "-cpu")
+        assert (
+            node.get("docker", {})
+            .get("worker_image", config["docker"]["image"])
+            .endswith("-gpu" if is_gpu else "-cpu")
+        )
     head = config["available_node_types"][config["head_node_type"]]
     assert head["resources"] == {"CPU": 0} and head["max_workers"] == 0
-    assert "InstanceMarketOptions" not in head["node_config"] and "scheduling" not in head["node_config"], "the head stays"
+    assert (
+        "InstanceMarketOptions" not in head["node_config"]
+        and "scheduling" not in head["node_config"]
+    ), "the head stays"
 
 
 # Kubernetes
@@ -74,9 +100,16 @@ def test_kubernetes_takes_the_manifest(manifest: dict[str, Any]) -> None:
     kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
 
 
-@pytest.mark.parametrize("template", pod_templates(), ids=lambda template: template["spec"]["containers"][0]["name"])
+@pytest.mark.parametrize(
+    "template", pod_templates(), ids=lambda template: template["spec"]["containers"][0]["name"]
+)
 def test_kubernetes_takes_the_pod(template: dict[str, Any]) -> None:
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod", **template.get("metadata", {})}, "spec": template["spec"]}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "pod", **template.get("metadata", {})},
+        "spec": template["spec"],
+    }
     kubernetes_validate.validate(pod, KUBERNETES, strict=True)
     wrong = copy.deepcopy(pod)
     wrong["spec"]["containers"][0]["resource"] = {}
@@ -97,20 +130,43 @@ def test_kuberay_has_the_fields(manifest: dict[str, Any]) -> None:
 def test_kuberay_takes_the_combination() -> None:
     """What its operator checks beyond the types of fields."""
     for spec in ray_cluster_specs():
-        assert spec["authOptions"]["mode"] == "token" and [int(part) for part in spec["rayVersion"].split(".")] >= [2, 52, 0]
+        assert spec["authOptions"]["mode"] == "token" and [
+            int(part) for part in spec["rayVersion"].split(".")
+        ] >= [2, 52, 0]
         groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
-        assert spec["autoscalerOptions"]["version"] == "v2", "of which it wants pods that are not restarted"
-        assert all(group["template"]["spec"].get("restartPolicy", "Never") == "Never" for group in groups)
+        assert spec["autoscalerOptions"]["version"] == "v2", (
+            "of which it wants pods that are not restarted"
+        )
+        assert all(
+            group["template"]["spec"].get("restartPolicy", "Never") == "Never" for group in groups
+        )
         for group in groups:
-            env = {variable["name"] for variable in group["template"]["spec"]["containers"][0]["env"]}
-            assert not env & {"RAY_REDIS_ADDRESS", "REDIS_PASSWORD", "RAY_enable_autoscaler_v2", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}, (
-                "which it sets"
-            )
-            for volume in ("shared-mem", "ray-logs"):  # its own names: it adds them where they are missing
-                assert volume in {mount["name"] for mount in group["template"]["spec"]["containers"][0]["volumeMounts"]}
-        assert all(group["minReplicas"] <= group["replicas"] <= group["maxReplicas"] for group in spec["workerGroupSpecs"])
+            env = {
+                variable["name"] for variable in group["template"]["spec"]["containers"][0]["env"]
+            }
+            assert not env & {
+                "RAY_REDIS_ADDRESS",
+                "REDIS_PASSWORD",
+                "RAY_enable_autoscaler_v2",
+                "RAY_AUTH_MODE",
+                "RAY_AUTH_TOKEN",
+            }, "which it sets"
+            for volume in (
+                "shared-mem",
+                "ray-logs",
+            ):  # its own names: it adds them where they are missing
+                assert volume in {
+                    mount["name"]
+                    for mount in group["template"]["spec"]["containers"][0]["volumeMounts"]
+                }
+        assert all(
+            group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+            for group in spec["workerGroupSpecs"]
+        )
     cluster, job = ray_cluster_specs()
-    assert cluster["gcsFaultToleranceOptions"]["redisPassword"] == {"valueFrom": {"secretKeyRef": {"name": "redis", "key": "password"}}}
+    assert cluster["gcsFaultToleranceOptions"]["redisPassword"] == {
+        "valueFrom": {"secretKeyRef": {"name": "redis", "key": "password"}}
+    }
     assert "gcsFaultToleranceOptions" not in job
 
 
@@ -132,7 +188,10 @@ def test_services_of_compose_are_checked_and_bounded() -> None:
         assert service["healthcheck"]["test"][0] == "CMD", name
         assert {"cpus", "memory"} <= set(service["deploy"]["resources"]["limits"]), name
         assert set(service.get("depends_on", {})) <= set(compose["services"]), name
-        assert all(condition == {"condition": "service_healthy"} for condition in service.get("depends_on", {}).values())
+        assert all(
+            condition == {"condition": "service_healthy"}
+            for condition in service.get("depends_on", {}).values()
+        )
 
 
 def test_hadolint_takes_the_images(tmp_path: Path) -> None:
@@ -149,7 +208,9 @@ def test_images_copy_files_that_exist() -> None:
     for name, text in texts().items():
         if "Dockerfile" in name:
             copied = [line.split() for line in text.splitlines() if line.startswith("COPY")]
-            sources = [word for words in copied for word in words[1:-1] if not word.startswith("--")]
+            sources = [
+                word for words in copied for word in words[1:-1] if not word.startswith("--")
+            ]
             assert sources and all((CLUSTER.parent / source).exists() for source in sources)
 
 
@@ -168,7 +229,11 @@ def test_shellcheck_takes_the_scripts(tmp_path: Path) -> None:
 
 
 def test_shellcheck_takes_the_scripts_within_yaml(tmp_path: Path) -> None:
-    found = [script for manifest in [*manifests(), documents(COMPOSE)[0]] for script in inner_scripts(manifest)]
+    found = [
+        script
+        for manifest in [*manifests(), documents(COMPOSE)[0]]
+        for script in inner_scripts(manifest)
+    ]
     assert len(found) == 3
     for index, script in enumerate(found):
         file = tmp_path / f"{index}.sh"
@@ -184,7 +249,11 @@ def inner_scripts(value: Any) -> list[str]:
     if isinstance(value, list):
         own = [value[2]] if value[:2] == ["sh", "-ec"] else []
         return own + [script for inner in value for script in inner_scripts(inner)]
-    return [script for inner in value.values() for script in inner_scripts(inner)] if isinstance(value, dict) else []
+    return (
+        [script for inner in value.values() for script in inner_scripts(inner)]
+        if isinstance(value, dict)
+        else []
+    )
 
 
 def test_shellcheck_takes_the_readme(tmp_path: Path) -> None:

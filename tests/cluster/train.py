@@ -1,7 +1,10 @@
-"""A fit on two Ray workers: python -m tests.cluster.train FOLDER EPOCHS [FEWEST [MOST]]. Each rank appends to FOLDER/seen-RANK what it trains on.
+"""A fit on two Ray workers: python -m tests.cluster.train FOLDER EPOCHS [FEWEST [MOST]].
 
-With FEWEST it is elastic, and slow while it has only one worker, so that there is time for another to come. With VALIDATES in the environment it also
-validates, without waiting for it. Its history comes to FOLDER/history.pt.
+Each rank appends to FOLDER/seen-RANK what it trains on.
+
+With FEWEST it is elastic, and slow while it has only one worker, so that there is time for another
+to come. With VALIDATES in the environment it also validates, without waiting for it. Its history
+comes to FOLDER/history.pt.
 """
 
 from __future__ import annotations
@@ -46,9 +49,15 @@ class Net(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         with (self.folder / f"seen-{self.global_rank}").open("a") as file:
-            file.write(f"{self.current_epoch} {batch_idx} {time.time():.3f} {' '.join(map(str, batch[0].tolist()))}\n")
+            file.write(
+                f"{self.current_epoch} {batch_idx} {time.time():.3f}"
+                f" {' '.join(map(str, batch[0].tolist()))}\n"
+            )
         with (self.folder / f"steps-{self.global_rank}").open("a") as file:
-            file.write(f"{self.began} {self.global_step} {self.current_epoch} {' '.join(map(str, batch[0].tolist()))}\n")
+            file.write(
+                f"{self.began} {self.global_step} {self.current_epoch}"
+                f" {' '.join(map(str, batch[0].tolist()))}\n"
+            )
         time.sleep(ALONE_S if self.trainer.is_elastic and self.trainer.world_size == 1 else STEP_S)
         loss = nn.functional.mse_loss(self.net(batch[1]).squeeze(1), batch[1].sum(1))
         self.log("loss", loss, on_step=True, on_epoch=True)
@@ -68,9 +77,16 @@ class Net(pl.LightningModule):
 
 
 def fit(
-    folder: str, num_workers: int | tuple[int, int] = 0, max_failures: int = 0, epochs: int = EPOCHS, validates: bool = False
+    folder: str,
+    num_workers: int | tuple[int, int] = 0,
+    max_failures: int = 0,
+    epochs: int = EPOCHS,
+    validates: bool = False,
 ) -> dict[str, Tensor]:
-    """Train, from the newest checkpoint if there is one, and return the weights; the run is in FOLDER/mlflow.db or where MLFLOW_TRACKING_URI says."""
+    """Train, from the newest checkpoint if there is one, and return the weights.
+
+    The run is in FOLDER/mlflow.db or where MLFLOW_TRACKING_URI says.
+    """
     root = Path(folder)
     pl.seed_everything(7, verbose=False)
     trainer = pl.Trainer(
@@ -79,17 +95,27 @@ def fit(
         max_failures=max_failures,
         accelerator="cpu",
         default_root_dir=root,
-        callbacks=[pl.callbacks.RecoveryCheckpoint(root / "recovery", every_n_steps=3, every_s=None)],
-        logger=pl.MLFlowLogger("two nodes", tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db"))
-        if num_workers
-        else False,
+        callbacks=[
+            pl.callbacks.RecoveryCheckpoint(root / "recovery", every_n_steps=3, every_s=None)
+        ],
+        logger=(
+            pl.MLFlowLogger(
+                "two nodes",
+                tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db"),
+            )
+            if num_workers
+            else False
+        ),
         log_every_n_steps=1,
         enable_model_summary=False,
         val_check_interval=VALIDATE_EVERY if validates else None,
         async_validation=pl.ValidationConfig(num_cpus=0) if validates and num_workers else False,
     )
     module = Net(root)
-    loaders = [DataLoader(Numbered(NUM_SAMPLES), BATCH_SIZE, shuffle=True), DataLoader(Numbered(30), BATCH_SIZE) if validates else None]
+    loaders = [
+        DataLoader(Numbered(NUM_SAMPLES), BATCH_SIZE, shuffle=True),
+        DataLoader(Numbered(30), BATCH_SIZE) if validates else None,
+    ]
     result = trainer.fit(module, *loaders, ckpt_path="last" if num_workers else None)
     if trainer.is_global_zero:
         torch.save(result.history, root / "history.pt")

@@ -20,7 +20,9 @@ def test_the_short_name() -> None:
 
 
 def test_only_training_data_of_datasets_is_shuffled() -> None:
-    data = pl.LightningDataModule.from_datasets(RandomDataset(2, 8), [RandomDataset(2, 4), RandomDataset(2, 6)], batch_size=2)
+    data = pl.LightningDataModule.from_datasets(
+        RandomDataset(2, 8), [RandomDataset(2, 4), RandomDataset(2, 6)], batch_size=2
+    )
     assert isinstance(data.train_dataloader().sampler, RandomSampler)
     assert [len(loader) for loader in data.val_dataloader()] == [2, 3]
     assert all(isinstance(loader.sampler, SequentialSampler) for loader in data.val_dataloader())
@@ -28,7 +30,9 @@ def test_only_training_data_of_datasets_is_shuffled() -> None:
 
 
 def test_a_stream_cannot_be_shuffled() -> None:
-    loader = pl.LightningDataModule.from_datasets({"a": Stream()}, batch_size=2).train_dataloader()["a"]
+    loader = pl.LightningDataModule.from_datasets({"a": Stream()}, batch_size=2).train_dataloader()[
+        "a"
+    ]
     assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3]]
 
 
@@ -52,7 +56,9 @@ def test_it_pickles_without_its_trainer() -> None:
 
 def test_its_text_names_the_sizes() -> None:
     names = ["Train", "Validation", "Test", "Predict"]
-    assert str(BoringDataModule()).splitlines() == [f"{{{name} dataloader: size=64}}" for name in names]
+    assert str(BoringDataModule()).splitlines() == [
+        f"{{{name} dataloader: size=64}}" for name in names
+    ]
 
     class NeedsSetup(pl.LightningDataModule):
         def train_dataloader(self) -> Any:
@@ -60,7 +66,11 @@ def test_its_text_names_the_sizes() -> None:
 
     train, *others = str(NeedsSetup()).splitlines()
     assert train.startswith("{Train dataloader: not available yet (AttributeError: ")
-    assert others == ["{Validation dataloader: None}", "{Test dataloader: None}", "{Predict dataloader: None}"]
+    assert others == [
+        "{Validation dataloader: None}",
+        "{Test dataloader: None}",
+        "{Predict dataloader: None}",
+    ]
 
 
 @pytest.mark.parametrize("stage", ["train", "val", "test", "predict"])

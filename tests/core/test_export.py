@@ -29,17 +29,35 @@ def test_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
 
     def export(model: Any, args: Any, f: Any = None, *, dynamo: bool = False, **kwargs: Any) -> str:
-        calls.append((model, args, f, kwargs, torch.is_grad_enabled(), [module.training for module in model.modules()]))
+        calls.append(
+            (
+                model,
+                args,
+                f,
+                kwargs,
+                torch.is_grad_enabled(),
+                [module.training for module in model.modules()],
+            )
+        )
         return "exported"
 
     monkeypatch.setattr(torch.onnx, "export", export)
     model, example, buffer = BoringModel(), torch.ones(1, 32), BytesIO()
     model.add_module("dropout", torch.nn.Dropout().eval())
-    assert model.to_onnx(tmp_path / "given.onnx", {"x": example}, input_names=["rows"]) == "exported"
+    assert (
+        model.to_onnx(tmp_path / "given.onnx", {"x": example}, input_names=["rows"]) == "exported"
+    )
     model.example_input_array = example
     model.to_onnx(buffer)
     modes = [True, True, False]
-    given = (model, {"x": example}, str(tmp_path / "given.onnx"), {"input_names": ["rows"]}, False, modes)
+    given = (
+        model,
+        {"x": example},
+        str(tmp_path / "given.onnx"),
+        {"input_names": ["rows"]},
+        False,
+        modes,
+    )
     assert calls == [given, (model, example, buffer, {}, False, modes)]
 
 

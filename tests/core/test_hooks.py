@@ -12,10 +12,14 @@ from raylit.core.hooks import HOOKS, is_overridden, resolve
 OWNERS = {"C": Callback, "M": LightningModule, "D": LightningDataModule}
 
 
-@pytest.mark.parametrize("name", [name for name, hook in HOOKS.items() if name not in ("clip_gradients",)])
+@pytest.mark.parametrize(
+    "name", [name for name, hook in HOOKS.items() if name not in ("clip_gradients",)]
+)
 def test_every_hook_of_the_table_is_there_to_be_overridden(name: str) -> None:
     for letter in HOOKS[name].owners:
-        assert callable(getattr(OWNERS[letter], name, None)) or name == "on_exception", f"{OWNERS[letter].__name__} has no {name}"
+        assert callable(getattr(OWNERS[letter], name, None)) or name == "on_exception", (
+            f"{OWNERS[letter].__name__} has no {name}"
+        )
 
 
 @pytest.mark.parametrize("owner", [Callback, LightningModule])
@@ -57,10 +61,14 @@ def test_callbacks_that_watch_metrics_come_after_the_module_at_the_end_of_an_epo
         def on_validation_end(self) -> None: ...
 
     callbacks = [Late("x"), Other(), ModelCheckpoint()]
-    hooks = resolve(None, Net(), callbacks, LightningModule, Callback, (EarlyStopping, ModelCheckpoint))
+    hooks = resolve(
+        None, Net(), callbacks, LightningModule, Callback, (EarlyStopping, ModelCheckpoint)
+    )
 
     def owners(name: str) -> list[str]:
-        return [type(getattr(function, "func", function).__self__).__name__ for function in hooks[name]]
+        return [
+            type(getattr(function, "func", function).__self__).__name__ for function in hooks[name]
+        ]
 
     assert owners("on_train_epoch_end") == ["Other", "Net", "Late", "ModelCheckpoint"]
     assert owners("on_validation_end") == ["Late", "Other", "ModelCheckpoint", "Net"]

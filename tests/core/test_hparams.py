@@ -88,5 +88,8 @@ def test_an_object_from_a_checkpoint() -> None:
 
 def test_loading_into_an_object_is_refused() -> None:
     for made in (Net(), LightningDataModule()):
-        with pytest.raises(TypeError, match=rf"new = {type(made).__name__}\.load_from_checkpoint\(\.\.\.\) on the class"):
+        with pytest.raises(
+            TypeError,
+            match=rf"new = {type(made).__name__}\.load_from_checkpoint\(\.\.\.\) on the class",
+        ):
             made.load_from_checkpoint("any.ckpt")

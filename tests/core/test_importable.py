@@ -41,15 +41,27 @@ class Net(BoringModel):
 
 
 VALUES = [
-    nn.ReLU, torch.optim.Adam, nn.functional.gelu, torch.relu, double, Kind.SMALL, Size(3, Kind.SMALL),
-    functools.partial(nn.Linear, 3, bias=False), functools.partial(nn.Sequential, functools.partial(torch.sum, dim=1)),
-]  # fmt: skip
+    nn.ReLU,
+    torch.optim.Adam,
+    nn.functional.gelu,
+    torch.relu,
+    double,
+    Kind.SMALL,
+    Size(3, Kind.SMALL),
+    functools.partial(nn.Linear, 3, bias=False),
+    functools.partial(nn.Sequential, functools.partial(torch.sum, dim=1)),
+]
 
 
 @pytest.mark.parametrize("value", VALUES, ids=str)
 def test_a_checkpoint_restores_it(tmp_path: Path, value: Any, recwarn: Any) -> None:
     trainer = pl.Trainer(
-        max_steps=1, logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path, accelerator="cpu"
+        max_steps=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        accelerator="cpu",
     )
     trainer.fit(Net(function=value, width=3), torch.utils.data.DataLoader(RandomDataset(32, 2)))
     trainer.save_checkpoint(tmp_path / "one.ckpt")
@@ -58,10 +70,18 @@ def test_a_checkpoint_restores_it(tmp_path: Path, value: Any, recwarn: Any) -> N
     again = Net.load_from_checkpoint(tmp_path / "one.ckpt")
     assert again.hparams.activation is nn.ReLU and again.hparams.width == 3
     if isinstance(value, functools.partial):
-        assert (again.hparams.function.func, again.hparams.function.keywords) == (value.func, value.keywords)
+        assert (again.hparams.function.func, again.hparams.function.keywords) == (
+            value.func,
+            value.keywords,
+        )
     else:
         assert again.hparams.function == value
-    assert Net.load_from_checkpoint(tmp_path / "one.ckpt", function=None, activation=nn.Tanh).hparams.activation is nn.Tanh
+    assert (
+        Net.load_from_checkpoint(
+            tmp_path / "one.ckpt", function=None, activation=nn.Tanh
+        ).hparams.activation
+        is nn.Tanh
+    )
 
 
 def local() -> Any:
@@ -71,7 +91,17 @@ def local() -> Any:
 
 
 @pytest.mark.parametrize(
-    "value", [local(), lambda x: x, nn.Linear(2, 2), os.system, subprocess.Popen, object(), functools.partial(os.system, "ls")], ids=str
+    "value",
+    [
+        local(),
+        lambda x: x,
+        nn.Linear(2, 2),
+        os.system,
+        subprocess.Popen,
+        object(),
+        functools.partial(os.system, "ls"),
+    ],
+    ids=str,
 )
 def test_what_is_not_exact_or_comes_from_elsewhere_is_left_out(value: Any) -> None:
     assert describe(value, Net) is None
@@ -90,10 +120,17 @@ def test_what_is_not_exact_or_comes_from_elsewhere_is_left_out(value: Any) -> No
     ids=str,
 )
 def test_a_checkpoint_cannot_name_what_it_wants(tmp_path: Path, description: Any) -> None:
-    with pytest.raises(ValueError, match=r"neither of torch nor|is no dataclass|cannot be imported"):
+    with pytest.raises(
+        ValueError, match=r"neither of torch nor|is no dataclass|cannot be imported"
+    ):
         restore(description, Net)
     trainer = pl.Trainer(
-        max_steps=1, logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path, accelerator="cpu"
+        max_steps=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        accelerator="cpu",
     )
     trainer.fit(Net(), torch.utils.data.DataLoader(RandomDataset(32, 2)))
     trainer.save_checkpoint(tmp_path / "one.ckpt")

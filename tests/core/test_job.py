@@ -8,13 +8,19 @@ import raylit as pl
 from raylit.core.job import Job, Result
 from raylit.testing import BoringDataModule, TinyModel
 
-HISTORY = [{"epoch": 0, "step": 4, "loss": 2.0}, {"epoch": 1, "step": 8, "loss": 1.0, "val_loss": 3.0}]
+HISTORY = [
+    {"epoch": 0, "step": 4, "loss": 2.0},
+    {"epoch": 1, "step": 8, "loss": 1.0, "val_loss": 3.0},
+]
 
 
 def lines(result: Result, *keys: str) -> dict[str, list[tuple[float, float]]]:
     (axes,) = result.plot(*keys).axes
     assert axes.get_xlabel() == "step"
-    return {str(line.get_label()): [(float(x), float(y)) for x, y in line.get_xydata()] for line in axes.lines}
+    return {
+        str(line.get_label()): [(float(x), float(y)) for x, y in line.get_xydata()]
+        for line in axes.lines
+    }
 
 
 def test_a_plot_shows_every_metric_where_it_was_logged() -> None:
@@ -29,9 +35,18 @@ def test_a_plot_of_nothing() -> None:
 
 
 def test_both_cross_a_process_border() -> None:
-    trainer, module, data = pl.Trainer(logger=False, max_epochs=3, precision="bf16"), TinyModel(2), BoringDataModule()
+    trainer, module, data = (
+        pl.Trainer(logger=False, max_epochs=3, precision="bf16"),
+        TinyModel(2),
+        BoringDataModule(),
+    )
     job = pickle.loads(pickle.dumps(Job("fit", trainer, module, data)))
-    assert (job.fn, job.trainer.max_epochs, job.trainer.precision, job.module.batch_size) == ("fit", 3, "bf16-mixed", 2)
+    assert (job.fn, job.trainer.max_epochs, job.trainer.precision, job.module.batch_size) == (
+        "fit",
+        3,
+        "bf16-mixed",
+        2,
+    )
     assert len(job.datamodule.train_dataloader()) == 64
     result = Result(metrics={"a": 1.0}, history=HISTORY, value=[1])
     assert pickle.loads(pickle.dumps(result)) == result

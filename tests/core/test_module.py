@@ -13,7 +13,12 @@ import raylit as pl
 from raylit.errors import ConfigError
 from raylit.testing import BoringModel, TinyModel
 
-QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 def test_device_and_dtype_are_those_of_the_parameters() -> None:
@@ -48,7 +53,10 @@ def test_predict_step_is_forward() -> None:
 
 
 def test_after_a_fit_a_module_pickles_without_its_trainer(tmp_path: Path) -> None:
-    trainer, module = pl.Trainer(max_epochs=1, limit_train_batches=1, default_root_dir=tmp_path, **QUIET), TinyModel()
+    trainer, module = (
+        pl.Trainer(max_epochs=1, limit_train_batches=1, default_root_dir=tmp_path, **QUIET),
+        TinyModel(),
+    )
     trainer.fit(module)
     assert module.trainer is trainer
     copied = pickle.loads(pickle.dumps(module))
@@ -58,7 +66,10 @@ def test_after_a_fit_a_module_pickles_without_its_trainer(tmp_path: Path) -> Non
 
 
 def test_a_module_does_not_keep_its_trainer_alive(tmp_path: Path) -> None:
-    trainer, module = pl.Trainer(max_epochs=1, limit_train_batches=1, default_root_dir=tmp_path, **QUIET), TinyModel()
+    trainer, module = (
+        pl.Trainer(max_epochs=1, limit_train_batches=1, default_root_dir=tmp_path, **QUIET),
+        TinyModel(),
+    )
     trainer.fit(module)
     watch = weakref.ref(trainer)
     del trainer
@@ -79,7 +90,9 @@ def test_children_get_the_trainer_too(tmp_path: Path) -> None:
             assert self.inner.global_step == self.global_step
             return super().training_step(batch, batch_idx)
 
-    trainer = pl.Trainer(max_epochs=1, limit_train_batches=2, limit_val_batches=0, default_root_dir=tmp_path, **QUIET)
+    trainer = pl.Trainer(
+        max_epochs=1, limit_train_batches=2, limit_val_batches=0, default_root_dir=tmp_path, **QUIET
+    )
     trainer.fit(Outer())
     assert trainer.global_step == 2
 
@@ -97,7 +110,13 @@ def test_gradients_are_clipped(tmp_path: Path, algorithm: str | None) -> None:
             sizes.append(float(gradients.abs().max() if algorithm == "value" else gradients.norm()))
 
     limits = {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 0}
-    trainer = pl.Trainer(gradient_clip_val=0.5, gradient_clip_algorithm=algorithm, default_root_dir=tmp_path, **limits, **QUIET)
+    trainer = pl.Trainer(
+        gradient_clip_val=0.5,
+        gradient_clip_algorithm=algorithm,
+        default_root_dir=tmp_path,
+        **limits,
+        **QUIET,
+    )
     trainer.fit(Clips())
     assert sizes == pytest.approx([0.5, 0.5], rel=1e-4)
 

@@ -78,7 +78,13 @@ OURS = {  # modules that Lightning has under another name or not at all
     "callbacks.regularization": ["Regularization"],
     "callbacks.spike_detection": ["SpikeDetection"],
     "callbacks.stochastic_weight_averaging": ["StochasticWeightAveraging"],
-    "testing": ["BoringModel", "CallbackConformance", "LauncherConformance", "LoggerConformance", "TinyModel"],
+    "testing": [
+        "BoringModel",
+        "CallbackConformance",
+        "LauncherConformance",
+        "LoggerConformance",
+        "TinyModel",
+    ],
     "tune": ["SweepResult", "SweepSpec", "TrialResult", "Tuner"],
     "tuner": ["Tuner"],
 }
@@ -86,8 +92,13 @@ OURS = {  # modules that Lightning has under another name or not at all
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_path_is_lightnings(path: str) -> None:
-    ours, theirs = importlib.import_module(f"raylit.{path}"), importlib.import_module(f"lightning.pytorch.{path}")
-    assert [name for name in PATHS[path] if not hasattr(theirs, name) or not hasattr(ours, name)] == []
+    ours, theirs = (
+        importlib.import_module(f"raylit.{path}"),
+        importlib.import_module(f"lightning.pytorch.{path}"),
+    )
+    assert [
+        name for name in PATHS[path] if not hasattr(theirs, name) or not hasattr(ours, name)
+    ] == []
 
 
 @pytest.mark.parametrize("path", PATHS | OURS)
@@ -111,22 +122,26 @@ def test_a_public_name_is_there(name: str) -> None:
 
 
 def test_an_unknown_name_is_no_attribute() -> None:
-    with pytest.raises(AttributeError, match=r"module 'raylit\.callbacks' has no attribute 'NoSuchThing'"):
+    with pytest.raises(
+        AttributeError, match=r"module 'raylit\.callbacks' has no attribute 'NoSuchThing'"
+    ):
         _ = raylit.callbacks.NoSuchThing
 
 
 def test_they_are_imported_as_users_do() -> None:
     script = (
-        "from raylit.core.module import LightningModule\n"
-        "from raylit.trainer.states import TrainerFn\n"
-        "import raylit as pl\n"
-        "assert pl.callbacks.progress.tqdm_progress.TQDMProgressBar is pl.callbacks.TQDMProgressBar\n"
-        "import raylit.callbacks.lr_monitor as lr_monitor\n"
-        "assert pl.LightningModule is LightningModule is pl.core.LightningModule\n"
-        "assert lr_monitor.LearningRateMonitor is pl.callbacks.LearningRateMonitor\n"
-        "assert pl.callbacks.progress.TQDMProgressBar is pl.callbacks.TQDMProgressBar\n"
-        "assert pl.core.datamodule.LightningDataModule is pl.LightningDataModule\n"
-        "assert pl.trainer.Trainer is pl.Trainer and pl.utilities.parsing.AttributeDict is pl.utilities.AttributeDict\n"
+        "from raylit.core.module import LightningModule\nfrom raylit.trainer.states import"
+        " TrainerFn\nimport raylit as pl\nassert"
+        " pl.callbacks.progress.tqdm_progress.TQDMProgressBar is"
+        " pl.callbacks.TQDMProgressBar\nimport raylit.callbacks.lr_monitor as lr_monitor\nassert"
+        " pl.LightningModule is LightningModule is pl.core.LightningModule\nassert"
+        " lr_monitor.LearningRateMonitor is pl.callbacks.LearningRateMonitor\nassert"
+        " pl.callbacks.progress.TQDMProgressBar is pl.callbacks.TQDMProgressBar\nassert"
+        " pl.core.datamodule.LightningDataModule is pl.LightningDataModule\nassert"
+        " pl.trainer.Trainer is pl.Trainer and pl.utilities.parsing.AttributeDict is"
+        " pl.utilities.AttributeDict\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr

@@ -20,44 +20,58 @@ class Loader(list[tuple[int, int]]):
 
 
 def loaders(lengths: list[int]) -> list[Loader]:
-    return [Loader((number, index) for index in range(length)) for number, length in enumerate(lengths)]
+    return [
+        Loader((number, index) for index in range(length)) for number, length in enumerate(lengths)
+    ]
 
 
 def batches(combined: CombinedLoader) -> list[Any]:
     found = list(combined)
     if combined.mode != "sequential":
-        assert [(index, loader) for _, index, loader in found] == [(index, 0) for index in range(len(found))]
+        assert [(index, loader) for _, index, loader in found] == [
+            (index, 0) for index in range(len(found))
+        ]
     assert len(found) == len(combined)
     return [batch for batch, _, _ in found]
 
 
 @given(LENGTHS)
 def test_min_size_ends_with_the_shortest(lengths: list[int]) -> None:
-    assert batches(CombinedLoader(loaders(lengths), "min_size")) == [list(row) for row in zip(*loaders(lengths), strict=False)]
+    assert batches(CombinedLoader(loaders(lengths), "min_size")) == [
+        list(row) for row in zip(*loaders(lengths), strict=False)
+    ]
 
 
 @given(LENGTHS)
 def test_max_size_fills_with_none(lengths: list[int]) -> None:
-    assert batches(CombinedLoader(loaders(lengths), "max_size")) == [list(row) for row in itertools.zip_longest(*loaders(lengths))]
+    assert batches(CombinedLoader(loaders(lengths), "max_size")) == [
+        list(row) for row in itertools.zip_longest(*loaders(lengths))
+    ]
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=4))
 def test_max_size_cycle_begins_the_shorter_ones_anew(lengths: list[int]) -> None:
-    expected = [[one[index % len(one)] for one in loaders(lengths)] for index in range(max(lengths))]
+    expected = [
+        [one[index % len(one)] for one in loaders(lengths)] for index in range(max(lengths))
+    ]
     assert batches(CombinedLoader(loaders(lengths), "max_size_cycle")) == expected
 
 
 @given(LENGTHS)
 def test_sequential_reads_one_after_the_other(lengths: list[int]) -> None:
     combined = CombinedLoader(loaders(lengths), "sequential")
-    assert list(combined) == [(batch, batch[1], batch[0]) for one in loaders(lengths) for batch in one]
+    assert list(combined) == [
+        (batch, batch[1], batch[0]) for one in loaders(lengths) for batch in one
+    ]
 
 
 @given(LENGTHS, st.integers(0, 7))
 def test_limits_hold_for_each_loader(lengths: list[int], limit: int) -> None:
     combined = CombinedLoader(loaders(lengths), "sequential")
     combined.limits = [limit] * len(lengths)
-    assert [batch for batch, _, _ in combined] == [batch for one in loaders(lengths) for batch in one[:limit]]
+    assert [batch for batch, _, _ in combined] == [
+        batch for one in loaders(lengths) for batch in one[:limit]
+    ]
     assert len(combined) == sum(combined.lengths())
 
 

@@ -16,23 +16,46 @@ ALONE = World(choose_device("cpu", 0))
 
 @pytest.mark.parametrize(
     ("length", "limit", "expected"),
-    [(10, 1.0, 10), (10, 3, 3), (10, 30, 10), (10, 0.35, 3), (10, 0, 0), (10, 0.0, 0), (0, 0.5, 0), (float("inf"), 1.0, float("inf")), (float("inf"), 4, 4)],
-)  # fmt: skip
+    [
+        (10, 1.0, 10),
+        (10, 3, 3),
+        (10, 30, 10),
+        (10, 0.35, 3),
+        (10, 0, 0),
+        (10, 0.0, 0),
+        (0, 0.5, 0),
+        (float("inf"), 1.0, float("inf")),
+        (float("inf"), 4, 4),
+    ],
+)
 def test_limit_is_a_number_or_a_fraction(length: float, limit: float, expected: float) -> None:
     assert num_batches("val", length, limit) == expected
 
 
 @pytest.mark.parametrize(
     ("length", "limit", "message"),
-    [(10, 0.01, r"limit_val_batches=0.01 of the 10 batches.*at least 0\.1"), (float("inf"), 0.5, "has no length. Give a number")],
+    [
+        (10, 0.01, r"limit_val_batches=0.01 of the 10 batches.*at least 0\.1"),
+        (float("inf"), 0.5, "has no length. Give a number"),
+    ],
 )
 def test_limit_that_cannot_be_met(length: float, limit: float, message: str) -> None:
     with pytest.raises(DataError, match=message):
         num_batches("val", length, limit)
 
 
-def prepared(data: object, stage: str = "train", limit: float = 1.0, overfit: bool = False) -> CombinedLoader:
-    return prepare(data, stage, ALONE, limit=limit, distribute=True, overfit=overfit, origin="Net.train_dataloader()")
+def prepared(
+    data: object, stage: str = "train", limit: float = 1.0, overfit: bool = False
+) -> CombinedLoader:
+    return prepare(
+        data,
+        stage,
+        ALONE,
+        limit=limit,
+        distribute=True,
+        overfit=overfit,
+        origin="Net.train_dataloader()",
+    )
 
 
 def test_training_cycles_and_evaluation_goes_on() -> None:

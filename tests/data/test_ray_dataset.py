@@ -30,11 +30,16 @@ NUM_TRAIN, NUM_VAL = 61, 13
 
 def numbers(length: int) -> list[dict[str, Any]]:
     x = torch.randn(length, 3, generator=torch.Generator().manual_seed(length))
-    return [{"row": index, "x": row.numpy(), "y": row.sum().sin().item()} for index, row in enumerate(x)]
+    return [
+        {"row": index, "x": row.numpy(), "y": row.sum().sin().item()} for index, row in enumerate(x)
+    ]
 
 
 def dataset(length: int = NUM_TRAIN, *, lazy: bool = False) -> Any:
-    """Rows in blocks of different sizes; if lazy, made by a function, so that Ray does not know how many there are."""
+    """Rows in blocks of different sizes.
+
+    If lazy, made by a function, so that Ray does not know how many there are.
+    """
     import ray.data
 
     made = ray.data.from_items(numbers(length), override_num_blocks=5)
@@ -58,13 +63,17 @@ class Net(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         return self.loss(batch)
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(
+        self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         self.log("val_loss", self.loss(batch))
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self.log("test_loss", self.loss(batch))
 
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+    def predict_step(
+        self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> Tensor:
         return batch["row"]
 
     def on_train_epoch_start(self) -> None:
@@ -91,12 +100,23 @@ class Net(pl.LightningModule):
 
 def noted(folder: Path, stage: str, rank: int = 0) -> list[list[int]]:
     """The rows of each epoch."""
-    return [json.loads(line) for line in (folder / f"{stage}-{rank}.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (folder / f"{stage}-{rank}.jsonl").read_text().splitlines()
+    ]
 
 
 def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
-    defaults: dict[str, Any] = {"max_epochs": 2, "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return pl.Trainer(accelerator="cpu", default_root_dir=folder, **{**defaults, "enable_checkpointing": False, **arguments})
+    defaults: dict[str, Any] = {
+        "max_epochs": 2,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return pl.Trainer(
+        accelerator="cpu",
+        default_root_dir=folder,
+        **{**defaults, "enable_checkpointing": False, **arguments},
+    )
 
 
 def orders(tmp_path: Path, make: Callable[[], Any], **arguments: Any) -> list[list[int]]:
@@ -108,13 +128,18 @@ def orders(tmp_path: Path, make: Callable[[], Any], **arguments: Any) -> list[li
 
 
 def same_weights(one: nn.Module, other: nn.Module) -> bool:
-    return all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+    return all(
+        torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items()
+    )
 
 
 def test_a_fit_is_that_of_a_dataloader(tmp_path: Path) -> None:
     """A Dataset is taken as it is; a batch is a dict of its columns."""
     theirs, ours = Net(), Net()
-    plain = [{"row": torch.tensor(row["row"]), "x": torch.tensor(row["x"]), "y": torch.tensor(row["y"])} for row in numbers(NUM_TRAIN)]
+    plain = [
+        {"row": torch.tensor(row["row"]), "x": torch.tensor(row["x"]), "y": torch.tensor(row["y"])}
+        for row in numbers(NUM_TRAIN)
+    ]
     trainer(tmp_path).fit(theirs, DataLoader(plain, 256))  # type: ignore[arg-type]
     trainer(tmp_path).fit(ours, dataset())
     assert same_weights(theirs, ours)
@@ -126,7 +151,9 @@ def test_a_fit_is_that_of_a_dataloader(tmp_path: Path) -> None:
     assert (done.num_training_batches, done.global_step) == (8, 16)
 
 
-def test_a_bare_dataset_says_how_it_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bare_dataset_says_how_it_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     logging.getLogger("raylit").addHandler(caplog.handler)
     try:
         trainer(tmp_path).fit(Net(), dataset())
@@ -161,7 +188,9 @@ def test_every_stage_and_every_way_to_give_data(tmp_path: Path) -> None:
     predictions = done.predict(model, RayDataLoader(dataset(NUM_VAL), 5, drop_last=True))
     assert torch.cat(predictions).tolist() == list(range(NUM_VAL))
     both = CombinedLoader([RayDataLoader(dataset(), 16), dataset(NUM_VAL)], "min_size")
-    assert len(done.predict(model, CombinedLoader([dataset(NUM_VAL), dataset(7)], "sequential"))) == 2
+    assert (
+        len(done.predict(model, CombinedLoader([dataset(NUM_VAL), dataset(7)], "sequential"))) == 2
+    )
 
     class OfTwo(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -194,21 +223,42 @@ def test_going_on_within_an_epoch_is_exact(tmp_path: Path, lazy: bool) -> None:
     trainer(tmp_path, callbacks=saver, enable_checkpointing=None).fit(straight, make())
     with warnings.catch_warnings(record=True) as caught:
         trainer(tmp_path).fit(resumed, make(), ckpt_path=tmp_path / "step=12.ckpt")
-    assert not [warning for warning in caught if re.search("keeps no state|not at all", str(warning.message))]  # none says that it is not
+    assert not [
+        warning
+        for warning in caught
+        if re.search("keeps no state|not at all", str(warning.message))
+    ]  # none says that it is not
     assert same_weights(straight, resumed)
     assert len(noted(tmp_path, "train")[0]) == NUM_TRAIN - 4 * 8
 
 
 def test_going_on_otherwise_is_said_to_be_inexact(tmp_path: Path) -> None:
     saver = ModelCheckpoint(tmp_path, every_n_train_steps=3, filename="{step}")
-    trainer(tmp_path, callbacks=saver, enable_checkpointing=None, max_steps=3).fit(Net(), RayDataLoader(dataset(), 8))
-    with pytest.warns(UserWarning, match="begun by 1 ranks with batches of 8 rows, and goes on with 1 of 4.*twice or not at all"):
-        trainer(tmp_path).fit(Net(), RayDataLoader(dataset(), 4), ckpt_path=tmp_path / "step=3.ckpt")
-    with pytest.warns(UserWarning, match="goes on with 1 of 32"):  # which has fewer batches than were read
-        result = trainer(tmp_path).fit(Net(), RayDataLoader(dataset(), 32), ckpt_path=tmp_path / "step=3.ckpt")
+    trainer(tmp_path, callbacks=saver, enable_checkpointing=None, max_steps=3).fit(
+        Net(), RayDataLoader(dataset(), 8)
+    )
+    with pytest.warns(
+        UserWarning,
+        match=(
+            "begun by 1 ranks with batches of 8 rows, and goes on with 1 of 4.*twice or not at all"
+        ),
+    ):
+        trainer(tmp_path).fit(
+            Net(), RayDataLoader(dataset(), 4), ckpt_path=tmp_path / "step=3.ckpt"
+        )
+    with pytest.warns(
+        UserWarning, match="goes on with 1 of 32"
+    ):  # which has fewer batches than were read
+        result = trainer(tmp_path).fit(
+            Net(), RayDataLoader(dataset(), 32), ckpt_path=tmp_path / "step=3.ckpt"
+        )
     assert (result.epochs, result.steps) == (2, 3 + 2)
     with pytest.warns(UserWarning, match="preserve_order=False.*twice or not at all"):
-        trainer(tmp_path).fit(Net(), RayDataLoader(dataset(), 8, preserve_order=False), ckpt_path=tmp_path / "step=3.ckpt")
+        trainer(tmp_path).fit(
+            Net(),
+            RayDataLoader(dataset(), 8, preserve_order=False),
+            ckpt_path=tmp_path / "step=3.ckpt",
+        )
 
 
 def test_length_is_known_where_it_costs_nothing(tmp_path: Path) -> None:
@@ -219,7 +269,11 @@ def test_length_is_known_where_it_costs_nothing(tmp_path: Path) -> None:
         with pytest.raises(TypeError, match="not known before it has been read"):
             len(loader)
     done = trainer(tmp_path)
-    done.fit(Net(tmp_path), RayDataLoader(dataset(lazy=True), 8), RayDataLoader(dataset(NUM_VAL, lazy=True), 4))
+    done.fit(
+        Net(tmp_path),
+        RayDataLoader(dataset(lazy=True), 8),
+        RayDataLoader(dataset(NUM_VAL, lazy=True), 4),
+    )
     assert (done.num_training_batches, done.global_step) == (float("inf"), 16)
     assert noted(tmp_path, "train") == [list(range(NUM_TRAIN))] * 2
     assert noted(tmp_path, "val") == [list(range(NUM_VAL))] * 2
@@ -240,28 +294,50 @@ def test_collate_fn_makes_what_the_step_gets(tmp_path: Path) -> None:
             assert [type(part) for part in batch] == [Tensor, Tensor]
             return nn.functional.mse_loss(self.net(batch[0]).squeeze(1), batch[1].float())
 
-    x, y = (torch.as_tensor(np.array([row[name] for row in numbers(NUM_TRAIN)])) for name in ("x", "y"))
+    x, y = (
+        torch.as_tensor(np.array([row[name] for row in numbers(NUM_TRAIN)])) for name in ("x", "y")
+    )
     plain, by_function, by_object = OfPairs(), OfPairs(), OfPairs()
     trainer(tmp_path).fit(plain, DataLoader(TensorDataset(x, y), 8))
     with warnings.catch_warnings():
         warnings.simplefilter("error", DeprecationWarning)
-        trainer(tmp_path).fit(by_function, RayDataLoader(dataset(), 8, collate_fn=lambda batch: Pairs()(batch)))
-    trainer(tmp_path).fit(by_object, RayDataLoader(dataset(), 8, collate_fn=Pairs(), prefetch_batches=3))
+        trainer(tmp_path).fit(
+            by_function, RayDataLoader(dataset(), 8, collate_fn=lambda batch: Pairs()(batch))
+        )
+    trainer(tmp_path).fit(
+        by_object, RayDataLoader(dataset(), 8, collate_fn=Pairs(), prefetch_batches=3)
+    )
     assert same_weights(plain, by_function)
     assert same_weights(plain, by_object)
-    dtypes = next(iter(RayDataLoader(dataset(), 8, dtypes={"x": torch.float64, "y": torch.float32, "row": torch.int16})))
-    assert (dtypes["x"].dtype, dtypes["y"].dtype, dtypes["row"].dtype) == (torch.float64, torch.float32, torch.int16)
+    dtypes = next(
+        iter(
+            RayDataLoader(
+                dataset(), 8, dtypes={"x": torch.float64, "y": torch.float32, "row": torch.int16}
+            )
+        )
+    )
+    assert (dtypes["x"].dtype, dtypes["y"].dtype, dtypes["row"].dtype) == (
+        torch.float64,
+        torch.float32,
+        torch.int16,
+    )
 
 
 def test_the_users_dataset_is_left_as_it_was(tmp_path: Path) -> None:
     data = dataset(lazy=True)
     before = (data.context.execution_options.preserve_order, data.context.enable_progress_bars)
     trainer(tmp_path).fit(Net(), RayDataLoader(data, 8))
-    assert (data.context.execution_options.preserve_order, data.context.enable_progress_bars) == before == (False, True)
+    assert (
+        (data.context.execution_options.preserve_order, data.context.enable_progress_bars)
+        == before
+        == (False, True)
+    )
 
 
 def test_check_reads_it_too(tmp_path: Path) -> None:
-    report = trainer(tmp_path, enable_checkpointing=None).check(Net(), RayDataLoader(dataset(), 8), verbose=False)
+    report = trainer(tmp_path, enable_checkpointing=None).check(
+        Net(), RayDataLoader(dataset(), 8), verbose=False
+    )
     assert not [finding for finding in report.findings if finding.status == "error"]
 
 
@@ -271,7 +347,10 @@ def test_check_reads_it_too(tmp_path: Path) -> None:
         ({"batch_size": 0}, r"batch_size=0\): give a whole number of at least 1"),
         ({"batch_size": "8"}, r"batch_size='8'\)"),
         ({"prefetch_batches": -1}, r"prefetch_batches=-1"),
-        ({"batch_size": 8, "local_shuffle_buffer_size": 4}, r"local_shuffle_buffer_size=4\): give a whole number of at least 8"),
+        (
+            {"batch_size": 8, "local_shuffle_buffer_size": 4},
+            r"local_shuffle_buffer_size=4\): give a whole number of at least 8",
+        ),
         ({"batch_size": None, "local_shuffle_buffer_size": 4}, "give batch_size too"),
         ({"dtypes": torch.float32, "collate_fn": dict}, "both dtypes and collate_fn"),
     ],
@@ -286,7 +365,10 @@ def test_what_is_no_dataset(tmp_path: Path) -> None:
         RayDataLoader([1, 2])
     with pytest.raises(ConfigError, match="Give the Dataset it was made from"):
         RayDataLoader(dataset().iterator())
-    with pytest.raises(DataError, match=r"train_dataloaders=\.\.\.\) gave a .*Iterator.* of Ray Data\. Give the Dataset"):
+    with pytest.raises(
+        DataError,
+        match=r"train_dataloaders=\.\.\.\) gave a .*Iterator.* of Ray Data\. Give the Dataset",
+    ):
         trainer(tmp_path).fit(Net(), dataset().iterator())
     with pytest.raises(DataError, match=r"limit_train_batches=0\.5 is a fraction"):
         trainer(tmp_path, limit_train_batches=0.5).fit(Net(), RayDataLoader(dataset(lazy=True), 8))
@@ -306,7 +388,14 @@ def fits(tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> dict[str
     done = trainer(folder, num_workers=2, callbacks=saver, enable_checkpointing=None)
     result = done.fit(whole, *loaders())
     trainer(rest, num_workers=2).fit(resumed, *loaders(), ckpt_path=folder / "step=12.ckpt")
-    return {"folder": folder, "rest": rest, "whole": whole, "resumed": resumed, "trainer": done, "result": result}
+    return {
+        "folder": folder,
+        "rest": rest,
+        "whole": whole,
+        "resumed": resumed,
+        "trainer": done,
+        "result": result,
+    }
 
 
 class TestTwoWorkers:
@@ -316,15 +405,23 @@ class TestTwoWorkers:
         ranks = [noted(fits["folder"], "train", rank) for rank in (0, 1)]
         assert [len(epoch) for rank in ranks for epoch in rank] == [NUM_TRAIN // 2] * 4
         epochs = [sorted(first + second) for first, second in zip(*ranks, strict=True)]
-        assert all(len(set(epoch)) == NUM_TRAIN - 1 for epoch in epochs)  # one row does not divide by two, another each time
+        assert all(
+            len(set(epoch)) == NUM_TRAIN - 1 for epoch in epochs
+        )  # one row does not divide by two, another each time
         assert ranks[0][0] != ranks[0][1]
         assert (fits["trainer"].num_training_batches, fits["result"].steps) == (8, 16)
 
     def test_evaluation_has_each_row_once(self, fits: dict[str, Any]) -> None:
-        for first, second in zip(*(noted(fits["folder"], "val", rank) for rank in (0, 1)), strict=True):
+        for first, second in zip(
+            *(noted(fits["folder"], "val", rank) for rank in (0, 1)), strict=True
+        ):
             assert sorted(first + second) == sorted([*range(NUM_VAL), *range(7)])
-        values = trainer(fits["folder"]).validate(fits["whole"], [dataset(NUM_VAL), dataset(7)], verbose=False)
-        assert fits["result"].metrics == pytest.approx({name: value for one in values for name, value in one.items()}, rel=1e-5)
+        values = trainer(fits["folder"]).validate(
+            fits["whole"], [dataset(NUM_VAL), dataset(7)], verbose=False
+        )
+        assert fits["result"].metrics == pytest.approx(
+            {name: value for one in values for name, value in one.items()}, rel=1e-5
+        )
 
     def test_going_on_within_an_epoch_is_exact(self, fits: dict[str, Any]) -> None:
         for rank in (0, 1):
@@ -354,14 +451,18 @@ def test_two_workers_read_streams_of_unknown_length(tmp_path: Path) -> None:
 
 
 def test_two_workers_predict_in_the_order_of_the_data(tmp_path: Path) -> None:
-    predictions = trainer(tmp_path, num_workers=2).predict(Net(), RayDataLoader(dataset(lazy=True), 8, drop_last=True))
+    predictions = trainer(tmp_path, num_workers=2).predict(
+        Net(), RayDataLoader(dataset(lazy=True), 8, drop_last=True)
+    )
     assert torch.cat(predictions).tolist() == list(range(NUM_TRAIN))
 
 
 @pytest.mark.long
 def test_two_workers_do_not_begin_a_dataset_alone(tmp_path: Path) -> None:
     """Blocks as they come may be another number on each rank: refused on all, and named."""
-    with pytest.raises(DataError, match=r"cannot begin a Ray Dataset again before the others.*uneven=\"drop\""):
+    with pytest.raises(
+        DataError, match=r"cannot begin a Ray Dataset again before the others.*uneven=\"drop\""
+    ):
         trainer(tmp_path, num_workers=2).fit(Net(), RayDataLoader(dataset(), None))
     done = trainer(tmp_path, num_workers=2, strategy=pl.DDPStrategy(uneven="drop"))
     done.fit(Net(), RayDataLoader(dataset(), None))
@@ -377,7 +478,9 @@ def refused(folder: str) -> str:
     return "read"
 
 
-def test_ranks_that_are_no_ray_workers_are_refused(tmp_path: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_that_are_no_ray_workers_are_refused(
+    tmp_path: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", ray_cluster)  # where their Dataset is
     first, second = run_on_two_ranks(refused, tmp_path)
     assert first == second

@@ -23,7 +23,12 @@ import raylit as pl
 from raylit.errors import ConfigError
 from tests.ranks import run_on_two_ranks
 
-QUIET: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "max_epochs": 2}
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "max_epochs": 2,
+}
 AOT: dict[str, Any] = {"backend": "aot_eager"}
 
 
@@ -36,12 +41,17 @@ def _fresh() -> Iterator[None]:
 
 
 class Net(pl.LightningModule):
-    """Logs in every way: values, a metric, inside forward; reads counters; uses dropout and batch norm."""
+    """Logs in every way: values, a metric, inside forward; reads counters.
+
+    Uses dropout and batch norm.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.encoder = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.0))
+        self.encoder = nn.Sequential(
+            nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.0)
+        )
         self.heads = nn.ModuleList([nn.Linear(16, 3)])
         self.accuracy = torchmetrics.classification.MulticlassAccuracy(3)
         self.criterion = nn.CrossEntropyLoss()
@@ -56,7 +66,9 @@ class Net(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         output = self(batch[0])
-        loss = self.criterion(output, batch[1]) * (1 + 0.01 * self.global_step + 0.1 * self.current_epoch)
+        loss = self.criterion(output, batch[1]) * (
+            1 + 0.01 * self.global_step + 0.1 * self.current_epoch
+        )
         self.accuracy(output, batch[1])
         self.log("accuracy", self.accuracy, on_epoch=True)
         self.log("loss", loss, prog_bar=True)
@@ -86,13 +98,18 @@ def fit(folder: Path, model: Any = None, **trainer: Any) -> dict[str, Any]:
     folder = folder / str(len(os.listdir(folder)))
     folder.mkdir()
     logger = pl.CSVLogger(folder)
-    done = pl.Trainer(**{**QUIET, "logger": logger, "log_every_n_steps": 1, "default_root_dir": folder, **trainer})
+    done = pl.Trainer(
+        **{**QUIET, "logger": logger, "log_every_n_steps": 1, "default_root_dir": folder, **trainer}
+    )
     done.fit(model, loader(), loader())
     model = done.lightning_module
     test = done.test(model, loader(), verbose=False)
     predictions = done.predict(model, DataLoader(torch.ones(6, 8), 3))
     with open(Path(str(logger.log_dir)) / "metrics.csv", newline="") as file:
-        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        rows = [
+            {key: float(value) for key, value in row.items() if value}
+            for row in csv.DictReader(file)
+        ]
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     checkpoint = torch.load(done.checkpoint_callback.best_model_path, weights_only=True)  # type: ignore[union-attr]
     return {
@@ -110,9 +127,15 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> None:
     for row, like in zip(one["rows"], other["rows"], strict=True):
         assert row == pytest.approx(like, abs=1e-4)
     assert one["test"][0] == pytest.approx(other["test"][0], abs=1e-4)
-    assert all(prediction.allclose(like, atol=1e-4) for prediction, like in zip(one["predictions"], other["predictions"], strict=True))
+    assert all(
+        prediction.allclose(like, atol=1e-4)
+        for prediction, like in zip(one["predictions"], other["predictions"], strict=True)
+    )
     assert one["keys"] == other["keys"] and not any("_orig_mod" in key for key in one["keys"])
-    assert all(one["weights"][name].allclose(other["weights"][name], atol=1e-4) for name in other["weights"])
+    assert all(
+        one["weights"][name].allclose(other["weights"][name], atol=1e-4)
+        for name in other["weights"]
+    )
 
 
 @pytest.mark.parametrize("options", [{"backend": "eager"}, AOT, {**AOT, "dynamic": True}], ids=str)
@@ -130,7 +153,9 @@ def test_logging_breaks_no_graph(tmp_path: Path) -> None:
     backend = CompileCounterWithBackend("aot_eager")
     same(fit(tmp_path, compile={"backend": backend, "fullgraph": True}), fit(tmp_path))
     assert counters["graph_break"] == {}
-    assert 2 <= backend.frame_count <= 8  # training and evaluation, each for two batch sizes at most; not one for every step
+    assert (
+        2 <= backend.frame_count <= 8
+    )  # training and evaluation, each for two batch sizes at most; not one for every step
 
 
 class Parts(Net):
@@ -138,7 +163,12 @@ class Parts(Net):
 
     def __init__(self) -> None:
         super().__init__()
-        self.middle = nn.ModuleDict({str(number): nn.Sequential(nn.Linear(16, 16), *[nn.Tanh()] * number) for number in range(10)})
+        self.middle = nn.ModuleDict(
+            {
+                str(number): nn.Sequential(nn.Linear(16, 16), *[nn.Tanh()] * number)
+                for number in range(10)
+            }
+        )
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         hidden = self.encoder(batch[0])
@@ -180,21 +210,36 @@ def test_manual_optimization_accumulation_and_precision(tmp_path: Path) -> None:
             optimizer.step()
 
     same(fit(tmp_path, Manual(), compile=AOT), fit(tmp_path, Manual()))
-    settings: dict[str, Any] = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5, "precision": "64-true"}
+    settings: dict[str, Any] = {
+        "accumulate_grad_batches": 2,
+        "gradient_clip_val": 0.5,
+        "precision": "64-true",
+    }
     same(fit(tmp_path, compile=AOT, **settings), fit(tmp_path, **settings))
     mixed = {"precision": "bf16-mixed"}
     one, other = fit(tmp_path, compile=AOT, **mixed), fit(tmp_path, **mixed)
-    assert all(one["weights"][name].allclose(other["weights"][name], atol=0.05) for name in other["weights"])
+    assert all(
+        one["weights"][name].allclose(other["weights"][name], atol=0.05)
+        for name in other["weights"]
+    )
 
 
 def test_the_module_is_given_back_as_it_was(tmp_path: Path) -> None:
     model, seen = Net(), []
 
     class Look(pl.Callback):
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
             if batch_idx == 0:
                 copied = pickle.loads(pickle.dumps(copy.deepcopy(pl_module)))
-                seen.append([name for name, child in pl_module.named_modules() if child._compiled_call_impl is not None])
+                seen.append(
+                    [
+                        name
+                        for name, child in pl_module.named_modules()
+                        if child._compiled_call_impl is not None
+                    ]
+                )
                 assert all(child._compiled_call_impl is None for child in copied.modules())
                 assert "log" in vars(pl_module._metrics)
 
@@ -215,7 +260,9 @@ def test_the_module_is_given_back_as_it_was(tmp_path: Path) -> None:
 
 def test_off_is_off(tmp_path: Path) -> None:
     class Look(pl.Callback):
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
             assert all(child._compiled_call_impl is None for child in pl_module.modules())
             assert "log" not in vars(pl_module._metrics)
 
@@ -236,15 +283,29 @@ def test_the_compiled_model_of_a_user(tmp_path: Path) -> None:
     compiled = torch.compile(Net(), backend=backend)
     same(fit(tmp_path, compiled), fit(tmp_path))
     assert backend.frame_count >= 2
-    with pytest.raises(ConfigError, match=r"cannot be sent to Ray workers. Give them the model itself, and Trainer\(compile=True\)"):
-        pl.Trainer(**QUIET, num_workers=2, logger=False, default_root_dir=tmp_path).fit(compiled, loader())  # type: ignore[arg-type]
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"cannot be sent to Ray workers. Give them the model itself, and"
+            r" Trainer\(compile=True\)"
+        ),
+    ):
+        pl.Trainer(**QUIET, num_workers=2, logger=False, default_root_dir=tmp_path).fit(
+            compiled, loader()
+        )  # type: ignore[arg-type]
 
 
 def fit_on_ranks(folder: str) -> list[Any]:
     found = []
     for compile in (False, AOT):
         model = Net()
-        settings = {**QUIET, "logger": False, "enable_checkpointing": False, "default_root_dir": folder, "compile": compile}
+        settings = {
+            **QUIET,
+            "logger": False,
+            "enable_checkpointing": False,
+            "default_root_dir": folder,
+            "compile": compile,
+        }
         trainer = pl.Trainer(**settings)
         trainer.fit(model, loader(16), loader(16))
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -255,7 +316,10 @@ def fit_on_ranks(folder: str) -> list[Any]:
 def test_on_two_ranks(tmp_path: Path) -> None:
     one, other = run_on_two_ranks(fit_on_ranks, tmp_path)
     for (eager, eager_values), (compiled, values) in (one, other):
-        assert all(torch.tensor(compiled[name]).allclose(torch.tensor(eager[name]), atol=1e-4) for name in eager)
+        assert all(
+            torch.tensor(compiled[name]).allclose(torch.tensor(eager[name]), atol=1e-4)
+            for name in eager
+        )
         assert values == pytest.approx(eager_values, abs=1e-4)
     assert {name: value for name, value in one[1][0].items() if "running" not in name} == {
         name: value for name, value in other[1][0].items() if "running" not in name
@@ -263,7 +327,9 @@ def test_on_two_ranks(tmp_path: Path) -> None:
 
 
 def test_wrong_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"torch.compile has no argument 'backnd'. Did you mean 'backend'\?"):
+    with pytest.raises(
+        ConfigError, match=r"torch.compile has no argument 'backnd'. Did you mean 'backend'\?"
+    ):
         pl.Trainer(**QUIET, compile={"backnd": "eager"})
     with pytest.raises(ConfigError, match=r"compile='yes': give True, False"):
         pl.Trainer(**QUIET, compile="yes")  # type: ignore[arg-type]
@@ -288,5 +354,13 @@ def test_nothing_to_compile(tmp_path: Path) -> None:
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    with pytest.warns(UserWarning, match="has nothing to compile: Bare has neither a forward nor submodules"):
-        pl.Trainer(**QUIET, logger=False, enable_checkpointing=False, default_root_dir=tmp_path, compile=AOT).fit(Bare(), loader())
+    with pytest.warns(
+        UserWarning, match="has nothing to compile: Bare has neither a forward nor submodules"
+    ):
+        pl.Trainer(
+            **QUIET,
+            logger=False,
+            enable_checkpointing=False,
+            default_root_dir=tmp_path,
+            compile=AOT,
+        ).fit(Bare(), loader())

@@ -13,7 +13,12 @@ from torch.utils.data import DataLoader, TensorDataset
 import raylit as pl
 from raylit.testing import BoringModel, RandomDataset, TinyModel
 
-QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
@@ -55,7 +60,9 @@ def test_predictions_come_in_order_and_on_the_cpu(tmp_path: Path) -> None:
     found = one.predict(Numbers(), numbers(1, 2, 3, 4))
     assert [output["x"].tolist() for output in found] == [[2, 4, 6], [8]]
     several = one.predict(Numbers(), [numbers(1), numbers(2, 3)])
-    assert [[(output["loader"], output["x"].tolist()) for output in outputs] for outputs in several] == [[(0, [2])], [(1, [4, 6])]]
+    assert [
+        [(output["loader"], output["x"].tolist()) for output in outputs] for outputs in several
+    ] == [[(0, [2])], [(1, [4, 6])]]
     assert one.predict(Numbers(), numbers(1), return_predictions=False) is None
 
 
@@ -68,7 +75,11 @@ class Modes(BoringModel):
         self.seen: dict[str, Any] = {}
 
     def _see(self, name: str) -> None:
-        self.seen[name] = (self.layer.training, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+        self.seen[name] = (
+            self.layer.training,
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+        )
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         self._see("train")
@@ -87,12 +98,20 @@ class Modes(BoringModel):
 
 @pytest.mark.parametrize("inference", [True, False])
 def test_what_holds_within_the_steps(tmp_path: Path, inference: bool) -> None:
-    module, one = Modes(), trainer(tmp_path, inference_mode=inference, limit_train_batches=2, limit_val_batches=1)
+    module, one = (
+        Modes(),
+        trainer(tmp_path, inference_mode=inference, limit_train_batches=2, limit_val_batches=1),
+    )
     one.fit(module)
     one.test(module, verbose=False)
     one.predict(module)
     evaluated = (False, False, inference)
-    assert module.seen == {"train": (True, True, False), "val": (False, False, False), "test": evaluated, "predict": evaluated}
+    assert module.seen == {
+        "train": (True, True, False),
+        "val": (False, False, False),
+        "test": evaluated,
+        "predict": evaluated,
+    }
     assert module.training and not module.frozen.training
     assert torch.is_grad_enabled()
 
@@ -113,7 +132,9 @@ def test_the_sanity_check_leaves_no_trace(tmp_path: Path) -> None:
         torch.manual_seed(1)
         module = Draws()
         one = trainer(tmp_path, num_sanity_val_steps=number)
-        result = one.fit(module, DataLoader(RandomDataset(32, 16), 4, shuffle=True), module.val_dataloader())
+        result = one.fit(
+            module, DataLoader(RandomDataset(32, 16), 4, shuffle=True), module.val_dataloader()
+        )
         assert len(result.history) == 1
         weights.append(module.layer.weight)
     assert torch.equal(weights[0], weights[1])

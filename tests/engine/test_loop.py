@@ -1,4 +1,7 @@
-"""What the loop promises beside doing what Lightning's does: few frames, nothing that waits, nothing left behind."""
+"""What the loop promises beside doing what Lightning's does.
+
+Few frames, nothing that waits, nothing left behind.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,12 @@ from raylit.errors import ConfigError
 from raylit.testing import BoringModel, RandomDataset, TinyModel
 
 PACKAGE = str(Path(pl.__file__).parent)
-QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
@@ -91,27 +99,42 @@ def test_without_data_the_error_says_how_to_give_it(tmp_path: Path, fn: str) -> 
 
 
 @pytest.mark.parametrize(
-    "arguments", [{}, {"logger": True, "enable_checkpointing": True, "enable_progress_bar": True}], ids=["bare", "all on"]
+    "arguments",
+    [{}, {"logger": True, "enable_checkpointing": True, "enable_progress_bar": True}],
+    ids=["bare", "all on"],
 )
-def test_at_most_six_frames_from_fit_to_backward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any]) -> None:
+def test_at_most_six_frames_from_fit_to_backward(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any]
+) -> None:
     seen: list[list[str]] = []
     backward = Tensor.backward
 
     def spy(self: Tensor, *args: Any, **kwargs: Any) -> None:
-        seen.append([frame.name for frame in traceback.extract_stack() if frame.filename.startswith(PACKAGE)])
+        seen.append(
+            [
+                frame.name
+                for frame in traceback.extract_stack()
+                if frame.filename.startswith(PACKAGE)
+            ]
+        )
         backward(self, *args, **kwargs)
 
     monkeypatch.setattr(Tensor, "backward", spy)
     trainer(tmp_path, **arguments).fit(TinyModel())
     assert len(seen) > 1
-    assert {tuple(names) for names in seen} == {("fit", "launch", "run_job", "fit", "train_epoch", "train_batch")}
+    assert {tuple(names) for names in seen} == {
+        ("fit", "launch", "run_job", "fit", "train_epoch", "train_batch")
+    }
 
 
 # ---- nothing waits ----
 
 
 class NothingWaits(TorchDispatchMode):
-    """Notes whatever would bring a value from the device to the host: operations, and methods that on a CPU need none."""
+    """Notes whatever would bring a value from the device to the host.
+
+    Operations, and methods that on a CPU need none.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +143,9 @@ class NothingWaits(TorchDispatchMode):
 
     def __enter__(self) -> Any:
         for name in ("tolist", "cpu", "numpy"):
-            self.patches.setattr(Tensor, name, self._noting(name, getattr(Tensor, name)), raising=False)
+            self.patches.setattr(
+                Tensor, name, self._noting(name, getattr(Tensor, name)), raising=False
+            )
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -135,7 +160,11 @@ class NothingWaits(TorchDispatchMode):
         return noting
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.is_nonzero, torch.ops.aten.equal):
+        if func._overloadpacket in (
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.is_nonzero,
+            torch.ops.aten.equal,
+        ):
             self.waits.append(str(func))
         return func(*args, **(kwargs or {}))
 
@@ -155,7 +184,10 @@ class Logs(TinyModel):
 
 
 class Watching(Callback):
-    """Watches from the start of the first batch to the end of the last: all that is between is the step's."""
+    """Watches from the start of the first batch to the end of the last.
+
+    All that is between is the step's.
+    """
 
     def __init__(self, watch: NothingWaits) -> None:
         self.watch = watch
@@ -178,7 +210,15 @@ class Listens(Callback):
         pass
 
 
-FETCHES = (lambda x: x.item(), lambda x: x.tolist(), lambda x: x.cpu(), lambda x: x.numpy(), float, bool, lambda x: f"{x:.1f}")
+FETCHES = (
+    lambda x: x.item(),
+    lambda x: x.tolist(),
+    lambda x: x.cpu(),
+    lambda x: x.numpy(),
+    float,
+    bool,
+    lambda x: f"{x:.1f}",
+)
 
 
 def test_no_value_is_fetched_within_the_steps(tmp_path: Path) -> None:
@@ -190,7 +230,9 @@ def test_no_value_is_fetched_within_the_steps(tmp_path: Path) -> None:
         assert watch.waits, f"the watch does not see number {number}"
         watch.waits.clear()
     callbacks = [Watching(watch), Listens(), Listens()]
-    pl_trainer = trainer(tmp_path, callbacks=callbacks, logger=True, log_every_n_steps=1000, limit_val_batches=0)
+    pl_trainer = trainer(
+        tmp_path, callbacks=callbacks, logger=True, log_every_n_steps=1000, limit_val_batches=0
+    )
     pl_trainer.fit(Logs(), DataLoader(RandomDataset(32, 160), batch_size=4))
     assert pl_trainer.global_step == 40
     assert watch.waits == []
@@ -205,7 +247,13 @@ def test_callbacks_that_override_nothing_are_not_called(tmp_path: Path) -> None:
     class Looks(Callback):
         def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             assert trainer._run is not None
-            found.append({name: len(functions) for name, functions in trainer._run.hooks.items() if functions})
+            found.append(
+                {
+                    name: len(functions)
+                    for name, functions in trainer._run.hooks.items()
+                    if functions
+                }
+            )
 
     trainer(tmp_path, callbacks=[*(Idle() for _ in range(20)), Looks()]).fit(module)
     assert found == [{"on_train_start": 1}]
@@ -219,7 +267,18 @@ def test_after_fit_nothing_of_the_run_is_alive(tmp_path: Path) -> None:
 
     class Notes(Callback):
         def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            seen.extend(map(weakref.ref, (trainer._run, trainer.optimizers[0], trainer.train_dataloader, pl_module, trainer)))
+            seen.extend(
+                map(
+                    weakref.ref,
+                    (
+                        trainer._run,
+                        trainer.optimizers[0],
+                        trainer.train_dataloader,
+                        pl_module,
+                        trainer,
+                    ),
+                )
+            )
 
     module = TinyModel()
     pl_trainer = trainer(tmp_path, callbacks=[Notes()], logger=True, enable_checkpointing=True)
@@ -247,7 +306,9 @@ def test_after_fit_nothing_of_the_run_is_alive(tmp_path: Path) -> None:
         ({"fast_dev_run": True}, 1, 1),
     ],
 )
-def test_it_ends_where_the_arguments_say(tmp_path: Path, arguments: dict[str, Any], epochs: int, steps: int) -> None:
+def test_it_ends_where_the_arguments_say(
+    tmp_path: Path, arguments: dict[str, Any], epochs: int, steps: int
+) -> None:
     pl_trainer = trainer(tmp_path, **arguments)
     result = pl_trainer.fit(BoringModel(), DataLoader(RandomDataset(32, 16), batch_size=4))
     assert (pl_trainer.current_epoch, pl_trainer.global_step) == (epochs, steps)

@@ -33,19 +33,36 @@ def module(returned: Any, *, automatic: bool = True) -> LightningModule:
 
 
 def plateau(optimizer: Any, **config: Any) -> Any:
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": ReduceLROnPlateau(optimizer), **config}}
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": ReduceLROnPlateau(optimizer), **config},
+    }
 
 
 def test_a_scheduler_config_has_defaults() -> None:
     _, (config,) = configure(module(lambda optimizer: ([optimizer], [StepLR(optimizer, 1)])))
-    assert (config.interval, config.frequency, config.monitor, config.strict, config.reduce_on_plateau) == ("epoch", 1, None, True, False)
+    assert (
+        config.interval,
+        config.frequency,
+        config.monitor,
+        config.strict,
+        config.reduce_on_plateau,
+    ) == ("epoch", 1, None, True, False)
 
 
 def test_a_plateau_takes_its_monitor_from_the_config_or_from_beside_it() -> None:
     _, (config,) = configure(module(lambda optimizer: plateau(optimizer, monitor="x", frequency=2)))
     assert (config.monitor, config.frequency, config.reduce_on_plateau) == ("x", 2, True)
     beside = {"monitor": "y"}
-    _, (config,) = configure(module(lambda optimizer: {"optimizer": optimizer, "lr_scheduler": ReduceLROnPlateau(optimizer), **beside}))
+    _, (config,) = configure(
+        module(
+            lambda optimizer: {
+                "optimizer": optimizer,
+                "lr_scheduler": ReduceLROnPlateau(optimizer),
+                **beside,
+            }
+        )
+    )
     assert config.monitor == "y"
 
 
@@ -57,8 +74,14 @@ def test_a_plateau_takes_its_monitor_from_the_config_or_from_beside_it() -> None
         (lambda optimizer: [optimizer, optimizer], "only manual optimization can use"),
         (plateau, "which metric to watch"),
         (lambda optimizer: plateau(optimizer, interval="hour"), '\'hour\'; use "step" or "epoch"'),
-        (lambda optimizer: {"optimizer": optimizer, "lr_scheduler": {"interval": "step"}}, 'must have the key "scheduler"'),
-        (lambda optimizer: ([optimizer], [StepLR(torch.optim.SGD([torch.ones(1)]), 1)]), "did not return"),
+        (
+            lambda optimizer: {"optimizer": optimizer, "lr_scheduler": {"interval": "step"}},
+            'must have the key "scheduler"',
+        ),
+        (
+            lambda optimizer: ([optimizer], [StepLR(torch.optim.SGD([torch.ones(1)]), 1)]),
+            "did not return",
+        ),
     ],
 )
 def test_what_cannot_be_returned(returned: Any, message: str) -> None:
@@ -75,13 +98,18 @@ def test_a_misspelled_key_is_warned_of_with_the_nearest_one() -> None:
 
 def test_one_cycle_by_epochs_is_warned_of() -> None:
     with pytest.warns(RuntimeWarning, match='Did you mean "interval": "step"'):
-        configure(module(lambda optimizer: ([optimizer], [OneCycleLR(optimizer, 0.1, total_steps=5)])))
+        configure(
+            module(lambda optimizer: ([optimizer], [OneCycleLR(optimizer, 0.1, total_steps=5)]))
+        )
 
 
 def test_manual_optimization_takes_several_and_ignores_monitors() -> None:
     with pytest.warns(RuntimeWarning, match="manual optimization ignores"):
         optimizers, (config,) = configure(
-            module(lambda optimizer: [plateau(optimizer, monitor="x"), {"optimizer": optimizer}], automatic=False)
+            module(
+                lambda optimizer: [plateau(optimizer, monitor="x"), {"optimizer": optimizer}],
+                automatic=False,
+            )
         )
     assert len(optimizers) == 2
     assert config.monitor is None
@@ -135,8 +163,22 @@ def test_the_wrapped_optimizer_counts_and_passes_for_the_users(tmp_path: Path) -
             with pytest.raises(ConfigError, match="must be callable"):
                 wrapped.step(3)  # type: ignore[arg-type]
 
-    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer, module = Trainer(max_epochs=1, limit_train_batches=3, limit_val_batches=0, default_root_dir=tmp_path, **quiet), Manual()
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer, module = (
+        Trainer(
+            max_epochs=1,
+            limit_train_batches=3,
+            limit_val_batches=0,
+            default_root_dir=tmp_path,
+            **quiet,
+        ),
+        Manual(),
+    )
     trainer.fit(module)
     assert trainer.global_step == len(module.told) == 3
     assert all(optimizer is trainer.optimizers[0] for optimizer in module.told)

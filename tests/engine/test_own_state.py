@@ -74,7 +74,9 @@ KINDS: dict[str, Any] = {
     "a loader with a length": lambda: Loader(length=True),
     "torchdata, shuffled": lambda: StatefulDataLoader(Noisy(), batch_size=3, shuffle=True),
     "torchdata, an iterable data set": lambda: StatefulDataLoader(StreamWithState(), batch_size=3),
-    "torchdata, a worker": lambda: StatefulDataLoader(StreamWithState(), batch_size=3, num_workers=1),
+    "torchdata, a worker": lambda: StatefulDataLoader(
+        StreamWithState(), batch_size=3, num_workers=1
+    ),
 }
 
 
@@ -96,7 +98,12 @@ def test_without_a_state_what_was_read_is_read_again(tmp_path: Path) -> None:
 
     weights, rows, _ = fit(tmp_path, stream(), callbacks=[Saves(tmp_path)], max_epochs=1)
     for number in (1, 4, 6):
-        with pytest.warns(UserWarning, match=rf"keeps no state: its first {number} batches are read again and dropped"):
-            again, rest, _ = fit(tmp_path, stream(), ckpt_path=tmp_path / f"{number}.ckpt", max_epochs=1)
+        with pytest.warns(
+            UserWarning,
+            match=rf"keeps no state: its first {number} batches are read again and dropped",
+        ):
+            again, rest, _ = fit(
+                tmp_path, stream(), ckpt_path=tmp_path / f"{number}.ckpt", max_epochs=1
+            )
         assert rest == {key: row for key, row in rows.items() if key > number}
         assert all(torch.equal(again[key], value) for key, value in weights.items())

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from raylit.engine.progress import Progress
 
-COUNTS = st.fixed_dictionaries({field.name: st.integers(0, 9) for field in fields(Progress) if field.name != "is_last_batch"})
+COUNTS = st.fixed_dictionaries(
+    {field.name: st.integers(0, 9) for field in fields(Progress) if field.name != "is_last_batch"}
+)
 
 
 @given(COUNTS, st.booleans())
@@ -28,4 +30,6 @@ def test_what_another_version_wrote_is_taken_as_far_as_it_is_known() -> None:
 def test_an_epoch_counts_its_batches_anew_and_nothing_else(counts: dict[str, Any]) -> None:
     progress = Progress(**counts, is_last_batch=True)
     progress.start_epoch()
-    assert progress == Progress(**{**counts, "epochs_started": counts["epochs_begun"], "batch": 0, "batches_done": 0})
+    assert progress == Progress(
+        **{**counts, "epochs_started": counts["epochs_begun"], "batch": 0, "batches_done": 0}
+    )

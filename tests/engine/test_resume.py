@@ -31,7 +31,10 @@ class Noisy(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         x = self.x[index]
-        return x + 0.1 * torch.randn(3) + 0.1 * float(np.random.randn()) + 0.1 * random.random(), x.sum()
+        return (
+            x + 0.1 * torch.randn(3) + 0.1 * float(np.random.randn()) + 0.1 * random.random(),
+            x.sum(),
+        )
 
 
 class Net(pl.LightningModule):
@@ -62,7 +65,10 @@ class Net(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.parameters(), lr=0.05)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
 
 class Manual(Net):
@@ -82,7 +88,10 @@ class Manual(Net):
         return loss
 
     def configure_optimizers(self) -> Any:
-        return [torch.optim.SGD(self.net[0].parameters(), lr=0.05), torch.optim.Adam(self.net[3].parameters(), lr=0.05)]
+        return [
+            torch.optim.SGD(self.net[0].parameters(), lr=0.05),
+            torch.optim.Adam(self.net[3].parameters(), lr=0.05),
+        ]
 
 
 class Saves(Callback):
@@ -101,19 +110,37 @@ class Notes(Callback):
     def __init__(self) -> None:
         self.rows: dict[int, dict[str, float]] = {}
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, *args: Any) -> None:
-        self.rows[trainer.progress.total_batches] = {"loss": outputs["loss"].item() if outputs else 0.0}
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, *args: Any
+    ) -> None:
+        self.rows[trainer.progress.total_batches] = {
+            "loss": outputs["loss"].item() if outputs else 0.0
+        }
 
 
 def loader(workers: int = 0, **arguments: Any) -> DataLoader[Any]:
     return DataLoader(Noisy(), batch_size=3, num_workers=workers, **{"shuffle": True, **arguments})
 
 
-def fit(folder: Path, data: Any, kind: type[Net] = Net, ckpt_path: Path | None = None, callbacks: Any = (), **arguments: Any) -> Any:
+def fit(
+    folder: Path,
+    data: Any,
+    kind: type[Net] = Net,
+    ckpt_path: Path | None = None,
+    callbacks: Any = (),
+    **arguments: Any,
+) -> Any:
     """The trained module, and what was logged."""
     pl.seed_everything(3 if ckpt_path is None else 99, verbose=False)
     module, notes = kind(), Notes()
-    settings = {"max_epochs": 2, "logger": False, "enable_checkpointing": False, "default_root_dir": folder, **QUIET, **arguments}
+    settings = {
+        "max_epochs": 2,
+        "logger": False,
+        "enable_checkpointing": False,
+        "default_root_dir": folder,
+        **QUIET,
+        **arguments,
+    }
     trainer = pl.Trainer(callbacks=[notes, *callbacks], **settings)
     result = trainer.fit(module, data, DataLoader(Noisy(4), batch_size=2), ckpt_path=ckpt_path)
     return {name: value.clone() for name, value in module.state_dict().items()}, notes.rows, result
@@ -138,7 +165,10 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 # the garbage collector, when it finds loaders whose workers stay, waits 5 s for each of these
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] if "stay" in name else []) for name in CASES])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.long] if "stay" in name else []) for name in CASES],
+)
 def test_it_ends_as_if_it_had_never_stopped(tmp_path: Path, name: str) -> None:
     case = dict(CASES[name])
     every, data = case.pop("every", 1), case.pop("data", loader)
@@ -153,7 +183,9 @@ def test_it_ends_as_if_it_had_never_stopped(tmp_path: Path, name: str) -> None:
 
 def test_a_checkpoint_of_an_epochs_end(tmp_path: Path) -> None:
     saver = ModelCheckpoint(tmp_path, save_top_k=-1)
-    weights, _, result = fit(tmp_path, loader(2), max_epochs=3, callbacks=[saver], enable_checkpointing=True)
+    weights, _, result = fit(
+        tmp_path, loader(2), max_epochs=3, callbacks=[saver], enable_checkpointing=True
+    )
     path = next(tmp_path.glob("epoch=0*.ckpt"))
     again, _, resumed = fit(tmp_path, loader(2), max_epochs=3, ckpt_path=path)
     assert resumed.metrics == result.metrics

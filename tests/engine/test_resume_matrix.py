@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import raylit as pl
-from raylit.callbacks import Callback, EarlyStopping, EMAWeightAveraging, GradientAccumulationScheduler, ModelCheckpoint, RecoveryCheckpoint
+from raylit.callbacks import (
+    Callback,
+    EarlyStopping,
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    RecoveryCheckpoint,
+)
 from raylit.errors import Terminated
 from tests.engine.test_resume import QUIET, Manual, Net, Noisy, loader
 
@@ -23,7 +30,10 @@ class Broken(Exception):
 
 
 class Ends(Callback):
-    """Ends the fit at one place: by a signal, which is honoured after the batch, or by an exception."""
+    """Ends the fit at one place.
+
+    By a signal, which is honoured after the batch, or by an exception.
+    """
 
     def __init__(self, hook: str, batch: int, how: str) -> None:
         self.batch, self.how = batch, how
@@ -44,11 +54,15 @@ class Keeps(Callback):
     def __init__(self, rows: dict[Any, Any]) -> None:
         self.rows = rows
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, *args: Any
+    ) -> None:
         self.rows[trainer.progress.total_batches] = outputs["loss"].item() if outputs else 0.0
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.rows["epoch", trainer.current_epoch] = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        self.rows["epoch", trainer.current_epoch] = {
+            name: value.item() for name, value in trainer.callback_metrics.items()
+        }
 
 
 class Plateau(Net):
@@ -57,7 +71,10 @@ class Plateau(Net):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss", "strict": False}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss", "strict": False},
+        }
 
 
 KINDS = {"steps": Net, "plateau": Plateau, "manual": Manual}
@@ -65,11 +82,19 @@ DATA: dict[str, Any] = {
     "shuffled": loader,
     "in order": lambda **more: loader(shuffle=False, **more),
     "own generator": lambda **more: loader(generator=torch.Generator().manual_seed(5), **more),
-    "two": lambda **more: {"a": loader(**more), "b": DataLoader(Noisy(7), batch_size=3, shuffle=True)},
+    "two": lambda **more: {
+        "a": loader(**more),
+        "b": DataLoader(Noisy(7), batch_size=3, shuffle=True),
+    },
 }
 PLACES = (
-    "on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_validation_batch_end", "on_train_epoch_start", "on_train_epoch_end"
-)  # fmt: skip
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_before_zero_grad",
+    "on_validation_batch_end",
+    "on_train_epoch_start",
+    "on_train_epoch_end",
+)
 
 cases = st.fixed_dictionaries(
     {
@@ -89,9 +114,15 @@ cases = st.fixed_dictionaries(
 )
 
 
-def make(folder: Path, case: dict[str, Any], rows: dict[Any, Any], ends: list[Callback]) -> tuple[pl.Trainer, Net, Any]:
+def make(
+    folder: Path, case: dict[str, Any], rows: dict[Any, Any], ends: list[Callback]
+) -> tuple[pl.Trainer, Net, Any]:
     manual = case["kind"] == "manual"
-    callbacks: list[Callback] = [Keeps(rows), RecoveryCheckpoint(folder / "recovery", every_s=None), *ends]
+    callbacks: list[Callback] = [
+        Keeps(rows),
+        RecoveryCheckpoint(folder / "recovery", every_s=None),
+        *ends,
+    ]
     if "ema" in case["callbacks"]:
         callbacks.append(EMAWeightAveraging(decay=0.7))
     if "stop" in case["callbacks"]:
@@ -107,13 +138,23 @@ def make(folder: Path, case: dict[str, Any], rows: dict[Any, Any], ends: list[Ca
         callbacks=[*callbacks, ModelCheckpoint(folder / "kept", save_top_k=0)],
         accumulate_grad_batches=1 if accumulate == "by epoch" else accumulate,
         gradient_clip_val=None if manual else case["gradient_clip_val"],
-        **{name: case[name] for name in ("val_check_interval", "check_val_every_n_epoch", "limit_train_batches")},
+        **{
+            name: case[name]
+            for name in ("val_check_interval", "check_val_every_n_epoch", "limit_train_batches")
+        },
         **QUIET,
     )
     return trainer, KINDS[case["kind"]](), DATA[case["data"]](workers=case["workers"])
 
 
-def fit(folder: Path, case: dict[str, Any], rows: dict[Any, Any], ends: list[Callback], seed: int, ckpt_path: str | None) -> Any:
+def fit(
+    folder: Path,
+    case: dict[str, Any],
+    rows: dict[Any, Any],
+    ends: list[Callback],
+    seed: int,
+    ckpt_path: str | None,
+) -> Any:
     pl.seed_everything(seed, verbose=False)
     trainer, module, data = make(folder, case, rows, ends)
     result = trainer.fit(module, data, DataLoader(Noisy(4), batch_size=2), ckpt_path=ckpt_path)
@@ -125,7 +166,14 @@ def check(folder: Path, case: dict[str, Any]) -> None:
     weights, result = fit(folder / "whole", case, rows, [], 3, None)
     pieces: dict[Any, Any] = {}
     try:
-        again, resumed = fit(folder / "pieces", case, pieces, [Ends(case["place"], case["batch"], case["how"])], 3, None)
+        again, resumed = fit(
+            folder / "pieces",
+            case,
+            pieces,
+            [Ends(case["place"], case["batch"], case["how"])],
+            3,
+            None,
+        )
     except (Terminated, KeyboardInterrupt, Broken):
         (saved,) = (folder / "pieces" / "recovery").glob("*.ckpt")
         torch.load(saved, weights_only=True)
@@ -151,9 +199,17 @@ def test_many_combinations(tmp_path_factory: pytest.TempPathFactory, case: dict[
 
 
 PLAIN: dict[str, Any] = {
-    "kind": "steps", "data": "shuffled", "workers": 0, "accumulate": 1, "val_check_interval": 2, "check_val_every_n_epoch": 1,
-    "callbacks": set(), "gradient_clip_val": None, "limit_train_batches": 1.0, "how": "SIGTERM",
-}  # fmt: skip
+    "kind": "steps",
+    "data": "shuffled",
+    "workers": 0,
+    "accumulate": 1,
+    "val_check_interval": 2,
+    "check_val_every_n_epoch": 1,
+    "callbacks": set(),
+    "gradient_clip_val": None,
+    "limit_train_batches": 1.0,
+    "how": "SIGTERM",
+}
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "exception"])
@@ -164,11 +220,18 @@ def test_within_validation(tmp_path: Path, batch: int, how: str) -> None:
 
 @pytest.mark.parametrize("batch", [1, 8])
 def test_between_epochs(tmp_path: Path, batch: int) -> None:
-    """Also after the last one: what comes at the end of training, such as to take over the average of the weights, is not forgotten."""
+    """Also after the last one.
+
+    What comes at the end of training, such as to take over the average of the weights, is not
+    forgotten.
+    """
     check(tmp_path, {**PLAIN, "callbacks": {"ema"}, "place": "on_train_epoch_end", "batch": batch})
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("batch", range(1, 15))
 def test_after_any_batch(tmp_path: Path, batch: int, accumulate: int) -> None:
-    check(tmp_path, {**PLAIN, "accumulate": accumulate, "place": "on_train_batch_start", "batch": batch})
+    check(
+        tmp_path,
+        {**PLAIN, "accumulate": accumulate, "place": "on_train_batch_start", "batch": batch},
+    )

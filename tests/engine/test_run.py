@@ -14,10 +14,21 @@ from raylit.errors import ConfigError, DataError
 from raylit.parallel import World
 from raylit.testing import BoringDataModule, BoringModel, RandomDataset, TinyModel
 
-QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
-def run_of(module: pl.LightningModule, datamodule: Any = None, data: Any = None, fn: Any = "fit", **arguments: Any) -> Run:
+def run_of(
+    module: pl.LightningModule,
+    datamodule: Any = None,
+    data: Any = None,
+    fn: Any = "fit",
+    **arguments: Any,
+) -> Run:
     """A run that was made but not begun."""
     trainer = pl.Trainer(**{**QUIET, "max_epochs": 1, **arguments})
     return Run(Job(fn, trainer, module, datamodule, data or {}), World(torch.device("cpu")))
@@ -32,10 +43,14 @@ class Bare(pl.LightningModule):
 
 def test_who_gives_the_data() -> None:
     loader = DataLoader(RandomDataset(32, 6))
-    assert run_of(TinyModel(), BoringDataModule(), {"train": loader}).load("train").iterables is loader, "what was given comes first"
+    assert (
+        run_of(TinyModel(), BoringDataModule(), {"train": loader}).load("train").iterables is loader
+    ), "what was given comes first"
     assert len(run_of(TinyModel(), BoringDataModule()).load("train")) == 64, "then the datamodule"
     assert len(run_of(TinyModel()).load("train")) == 4, "then the module"
-    assert [run_of(Bare()).has_data(stage) for stage in ("train", "val", "test", "predict")] == [False] * 4
+    assert [run_of(Bare()).has_data(stage) for stage in ("train", "val", "test", "predict")] == [
+        False
+    ] * 4
 
 
 def test_whoever_gives_none_is_named() -> None:
@@ -58,7 +73,10 @@ def test_whoever_gives_none_is_named() -> None:
     ],
 )
 def test_whether_a_fit_validates(module: Any, data: Any, limit: float, expected: bool) -> None:
-    assert run_of(module, data={"val": data} if data else {}, limit_val_batches=limit).validates is expected
+    assert (
+        run_of(module, data={"val": data} if data else {}, limit_val_batches=limit).validates
+        is expected
+    )
 
 
 # ---- calls ----
@@ -88,7 +106,11 @@ def test_on_a_cpu_nothing_is_moved_unless_somebody_wants_it() -> None:
         def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
             return batch * 2
 
-    plain, doubling, double = run_of(TinyModel()), run_of(TinyModel(), Doubles()), run_of(TinyModel(), precision=64)
+    plain, doubling, double = (
+        run_of(TinyModel()),
+        run_of(TinyModel(), Doubles()),
+        run_of(TinyModel(), precision=64),
+    )
     for run in (plain, doubling, double):
         run.prepare_calls()
     assert plain.transfer is None
@@ -165,7 +187,12 @@ def test_modes_come_back_for_those_that_had_one() -> None:
     module.eval()
     module.new = torch.nn.Dropout()  # type: ignore[assignment]
     restore_modes(module, modes)
-    assert (module.training, module.layer.training, module.dropout.training, module.new.training) == (True, True, False, True)
+    assert (
+        module.training,
+        module.layer.training,
+        module.dropout.training,
+        module.new.training,
+    ) == (True, True, False, True)
 
 
 # ---- what was logged ----
@@ -179,7 +206,10 @@ def test_the_values_of_a_step_are_one_row_of_the_history() -> None:
     run.remember({})
     run.progress.steps = 8
     run.remember({"train_loss": 1.5})
-    assert run.history == [{"epoch": 0, "step": 4, "val_loss": 1.0, "train_loss": 2.0}, {"epoch": 0, "step": 8, "train_loss": 1.5}]
+    assert run.history == [
+        {"epoch": 0, "step": 4, "val_loss": 1.0, "train_loss": 2.0},
+        {"epoch": 0, "step": 8, "train_loss": 1.5},
+    ]
 
 
 def test_a_logged_step_is_the_x(tmp_path: Path) -> None:
@@ -191,7 +221,14 @@ def test_a_logged_step_is_the_x(tmp_path: Path) -> None:
             return super().training_step(batch, batch_idx)
 
     pl.Trainer(
-        **{**QUIET, "logger": logger, "max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 0, "log_every_n_steps": 1}
+        **{
+            **QUIET,
+            "logger": logger,
+            "max_epochs": 1,
+            "limit_train_batches": 2,
+            "limit_val_batches": 0,
+            "log_every_n_steps": 1,
+        }
     ).fit(Net())
     rows = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
     column = rows[0].split(",").index("step")

@@ -15,7 +15,12 @@ from raylit.callbacks import Callback
 from raylit.errors import Terminated
 from raylit.testing import RandomDataset, TinyModel
 
-QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 class Notes(Callback):
@@ -41,7 +46,14 @@ class StopsAt(Notes):
 def fit(folder: Path, callback: Callback, batches: Any = 10, **arguments: Any) -> pl.Trainer:
     loader = DataLoader(RandomDataset(32, batches)) if isinstance(batches, int) else batches
     trainer = pl.Trainer(
-        **{**QUIET, "max_epochs": 2, "num_sanity_val_steps": 0, "callbacks": [callback], "default_root_dir": folder, **arguments}
+        **{
+            **QUIET,
+            "max_epochs": 2,
+            "num_sanity_val_steps": 0,
+            "callbacks": [callback],
+            "default_root_dir": folder,
+            **arguments,
+        }
     )
     trainer.fit(TinyModel(1), loader)
     return trainer
@@ -80,14 +92,18 @@ def test_validation_is_due(tmp_path: Path, arguments: dict[str, Any], expected: 
         ({"min_steps": 2, "min_epochs": 0}, 3, 1),
     ],
 )
-def test_a_stop_waits_for_the_minimum(tmp_path: Path, arguments: dict[str, Any], steps: int, epochs: int) -> None:
+def test_a_stop_waits_for_the_minimum(
+    tmp_path: Path, arguments: dict[str, Any], steps: int, epochs: int
+) -> None:
     trainer = fit(tmp_path, StopsAt(3), **arguments)
     assert (trainer.global_step, trainer.current_epoch) == (steps, epochs)
 
 
 def test_a_minimum_is_spoken_of_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tmp_path, StopsAt(3), min_steps=7)
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "A stop was asked for" in line]
+    (line,) = [
+        line for line in capsys.readouterr().err.splitlines() if "A stop was asked for" in line
+    ]
     assert "min_steps=7 is not reached: training goes on" in line
 
 
@@ -98,9 +114,12 @@ def test_a_stop_validates_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "reason"), [({"max_epochs": 1}, "`max_epochs=1` reached"), ({"max_steps": 2}, "`max_steps=2` reached")]
+    ("arguments", "reason"),
+    [({"max_epochs": 1}, "`max_epochs=1` reached"), ({"max_steps": 2}, "`max_steps=2` reached")],
 )
-def test_the_reason_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: dict[str, Any], reason: str) -> None:
+def test_the_reason_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: dict[str, Any], reason: str
+) -> None:
     fit(tmp_path, Notes(), **arguments)
     assert f"`Trainer.fit` stopped: {reason}." in capsys.readouterr().err
 
@@ -110,7 +129,9 @@ def test_without_batches_there_is_no_epoch(tmp_path: Path) -> None:
     assert (trainer.global_step, trainer.current_epoch, trainer.state.finished) == (0, 0, True)
 
 
-@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_epoch_end", "on_validation_batch_end"])
+@pytest.mark.parametrize(
+    "hook", ["on_train_batch_end", "on_train_epoch_end", "on_validation_batch_end"]
+)
 def test_sigterm_ends_the_fit_at_the_next_batch(tmp_path: Path, hook: str) -> None:
     """The signal itself; on several ranks: tests/parallel/test_ddp.py."""
     told: list[str] = []

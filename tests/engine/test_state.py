@@ -12,7 +12,12 @@ from raylit.checkpoint import load
 from raylit.errors import CheckpointError
 from raylit.testing import TinyModel
 
-QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
@@ -28,7 +33,12 @@ class Exact(TinyModel):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.05)
-        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 3, gamma=0.5), "interval": "step"}]
+        return [optimizer], [
+            {
+                "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 3, gamma=0.5),
+                "interval": "step",
+            }
+        ]
 
 
 class Saves(Callback):
@@ -56,16 +66,23 @@ SAVED += [
 @pytest.mark.parametrize(
     ("arguments", "hook", "step"),
     [({}, *saved) for saved in [*SAVED, ("on_validation_end", 4), ("on_validation_end", 8)]]
-    + [({"val_check_interval": 3}, *saved) for saved in [*SAVED, ("on_validation_end", 3), ("on_validation_end", 7)]],
+    + [
+        ({"val_check_interval": 3}, *saved)
+        for saved in [*SAVED, ("on_validation_end", 3), ("on_validation_end", 7)]
+    ],
 )
-def test_wherever_it_was_saved_a_fit_goes_on_to_the_same_end(tmp_path: Path, arguments: dict[str, Any], hook: str, step: int) -> None:
+def test_wherever_it_was_saved_a_fit_goes_on_to_the_same_end(
+    tmp_path: Path, arguments: dict[str, Any], hook: str, step: int
+) -> None:
     path, limits = tmp_path / "one.ckpt", {"max_epochs": 3, "num_sanity_val_steps": 0, **arguments}
     torch.manual_seed(0)
     full, model = trainer(tmp_path, callbacks=[Saves(hook, step, path)], **limits), Exact()
     result = full.fit(model)
     again, fresh = trainer(tmp_path, **limits), Exact()
     resumed = again.fit(fresh, ckpt_path=path)
-    assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in model.state_dict().items())
+    assert all(
+        torch.equal(value, fresh.state_dict()[name]) for name, value in model.state_dict().items()
+    )
     assert again.progress == full.progress
     assert resumed.history == result.history
 
@@ -96,7 +113,12 @@ def test_an_object_in_a_checkpoint_is_refused_when_it_is_written(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("missing", "message"), [("optimizer_states", "holds weights only"), ("state_dict", "holds no state_dict"), (None, "2 optimizers")]
+    ("missing", "message"),
+    [
+        ("optimizer_states", "holds weights only"),
+        ("state_dict", "holds no state_dict"),
+        (None, "2 optimizers"),
+    ],
 )
 def test_files_that_do_not_fit(tmp_path: Path, missing: str | None, message: str) -> None:
     one = trainer(tmp_path, max_epochs=1)

@@ -14,11 +14,21 @@ from raylit.engine.worker import status_of
 from raylit.errors import ConfigError, Stopped, Terminated
 from raylit.testing import BoringDataModule, BoringModel, TinyModel
 
-QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
-    limits = {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 1, "default_root_dir": folder}
+    limits = {
+        "max_epochs": 1,
+        "limit_train_batches": 1,
+        "limit_val_batches": 1,
+        "default_root_dir": folder,
+    }
     return pl.Trainer(**{**QUIET, **limits, **arguments})
 
 
@@ -26,11 +36,22 @@ def test_the_order_of_a_life(tmp_path: Path) -> None:
     calls: list[str] = []
 
     def noting(cls: type, name: str, *hooks: str) -> Any:
-        made = {hook: lambda self, *args, _hook=hook, **kwargs: calls.append(f"{name}.{_hook}") for hook in hooks}
+        made = {
+            hook: lambda self, *args, _hook=hook, **kwargs: calls.append(f"{name}.{_hook}")
+            for hook in hooks
+        }
         return type(name, (cls,), made)()
 
     both = ("prepare_data", "setup", "teardown")
-    module = noting(TinyModel, "module", *both, "configure_model", "on_fit_start", "on_train_start", "on_fit_end")
+    module = noting(
+        TinyModel,
+        "module",
+        *both,
+        "configure_model",
+        "on_fit_start",
+        "on_train_start",
+        "on_fit_end",
+    )
     data = noting(BoringDataModule, "data", *both)
     callback = noting(Callback, "callback", "setup", "teardown", "on_fit_start", "on_fit_end")
     trainer(tmp_path, callbacks=[callback], num_sanity_val_steps=0).fit(module, datamodule=data)
@@ -74,7 +95,12 @@ class Manual(TinyModel):
         ("fit", NoStep(), {}, r"NoStep has no training_step\(\), which Trainer\.fit needs"),
         ("fit", NoOptimizer(), {}, r"NoOptimizer has no configure_optimizers\(\)"),
         ("test", NoStep(), {}, r"NoStep has no test_step\(\), which Trainer\.test needs"),
-        ("fit", Manual(), {"gradient_clip_val": 1.0}, r"call self\.clip_gradients\(optimizer, \.\.\.\)"),
+        (
+            "fit",
+            Manual(),
+            {"gradient_clip_val": 1.0},
+            r"call self\.clip_gradients\(optimizer, \.\.\.\)",
+        ),
         ("fit", Manual(), {"accumulate_grad_batches": 2}, "step the optimizer every n batches"),
         (
             "fit",
@@ -100,7 +126,9 @@ def test_hyperparameters_of_both_must_agree(tmp_path: Path) -> None:
             super().__init__()
             self.save_hyperparameters()
 
-    with pytest.raises(ConfigError, match="'batch_size' is 3 in the datamodule and 4 in the module"):
+    with pytest.raises(
+        ConfigError, match="'batch_size' is 3 in the datamodule and 4 in the module"
+    ):
         trainer(tmp_path).fit(TinyModel(4), datamodule=Data(3))
     trainer(tmp_path).fit(TinyModel(4), datamodule=Data(4))
 
@@ -116,15 +144,33 @@ def test_callbacks_of_the_module_stand_in_for_the_trainers(tmp_path: Path) -> No
         def configure_callbacks(self) -> Any:
             return [Own("val_loss"), ModelCheckpoint(tmp_path / "own")]
 
-    one = trainer(tmp_path, callbacks=[EarlyStopping("gone"), Other(), ModelCheckpoint(tmp_path / "gone")], enable_checkpointing=None)
+    one = trainer(
+        tmp_path,
+        callbacks=[EarlyStopping("gone"), Other(), ModelCheckpoint(tmp_path / "gone")],
+        enable_checkpointing=None,
+    )
     one.fit(Net())
-    assert [type(callback) for callback in one.callbacks] == [Other, RecoveryCheckpoint, Own, ModelCheckpoint]
+    assert [type(callback) for callback in one.callbacks] == [
+        Other,
+        RecoveryCheckpoint,
+        Own,
+        ModelCheckpoint,
+    ]
     assert (tmp_path / "own").exists() and not (tmp_path / "gone").exists()
 
 
 @pytest.mark.parametrize(
     "hook",
-    ["prepare_data", "setup", "configure_optimizers", "on_fit_start", "training_step", "validation_step", "on_train_end", "teardown"],
+    [
+        "prepare_data",
+        "setup",
+        "configure_optimizers",
+        "on_fit_start",
+        "training_step",
+        "validation_step",
+        "on_train_end",
+        "teardown",
+    ],
 )
 def test_wherever_it_fails_it_is_told_and_cleaned_up(tmp_path: Path, hook: str) -> None:
     told: list[BaseException] = []
@@ -174,10 +220,15 @@ def test_how_loggers_are_told_it_ended(error: BaseException, status: str) -> Non
 
 def test_the_result_says_what_came_of_it(tmp_path: Path) -> None:
     saver = ModelCheckpoint(tmp_path / "kept", monitor="val_loss", save_last=True)
-    result = trainer(tmp_path, callbacks=[saver], enable_checkpointing=None, max_epochs=2).fit(TinyModel())
+    result = trainer(tmp_path, callbacks=[saver], enable_checkpointing=None, max_epochs=2).fit(
+        TinyModel()
+    )
     assert (result.epochs, result.steps, len(result.history)) == (2, 2, 2)
     assert result.best_model_path == saver.best_model_path
     assert result.best_model_score == min(row["val_loss"] for row in result.history)
     assert result.last_model_path == str(tmp_path / "kept" / "last.ckpt")
-    assert result.metrics == {"train_loss": result.metrics["train_loss"], "val_loss": result.history[-1]["val_loss"]}
+    assert result.metrics == {
+        "train_loss": result.metrics["train_loss"],
+        "val_loss": result.history[-1]["val_loss"],
+    }
     assert result.state is None

@@ -23,7 +23,13 @@ class TestLocalLauncher(LauncherConformance):
 
 
 def settings(folder: Path) -> dict[str, Any]:
-    return {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": folder}
+    return {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+    }
 
 
 def test_the_objects_are_used_as_they_are(tmp_path: Path) -> None:
@@ -34,7 +40,9 @@ def test_the_objects_are_used_as_they_are(tmp_path: Path) -> None:
             seen.extend([trainer, pl_module, self])
 
     callback, model = Sees(), TinyModel()
-    trainer = pl.Trainer(max_epochs=1, callbacks=callback, enable_checkpointing=False, **settings(tmp_path))
+    trainer = pl.Trainer(
+        max_epochs=1, callbacks=callback, enable_checkpointing=False, **settings(tmp_path)
+    )
     trainer.fit(model)
     assert seen == [trainer, model, callback]
 
@@ -45,7 +53,9 @@ def test_no_process_is_started(tmp_path: Path) -> None:
         f"pl.Trainer(max_epochs=1, **{settings(tmp_path)!r}).fit(TinyModel())\n"
         "print(*{'ray', 'mlflow', 'pyarrow', 'pytest'} & set(sys.modules))\n"
     ).replace("PosixPath", "str")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+    )
     assert done.stdout.split() == []
 
 
@@ -55,12 +65,12 @@ def test_under_torchrun_this_process_is_one_of_the_ranks(tmp_path: Path) -> None
         port = listener.getsockname()[1]
     script = tmp_path / "script.py"
     script.write_text(
-        "import torch, raylit as pl; from raylit.testing import TinyModel\n"
-        "torch.manual_seed(0)\n"
-        "model = TinyModel()\n"
-        f"trainer = pl.Trainer(max_epochs=1, enable_checkpointing=False, **{settings(tmp_path)!r})\n".replace("PosixPath", "str")
+        "import torch, raylit as pl; from raylit.testing import"
+        " TinyModel\ntorch.manual_seed(0)\nmodel = TinyModel()\ntrainer = pl.Trainer(max_epochs=1,"
+        f" enable_checkpointing=False, **{settings(tmp_path)!r})\n".replace("PosixPath", "str")
         + "result = trainer.fit(model)\n"
-        f'torch.save((result.steps, model.layer.weight), {str(tmp_path)!r} + f\'/{{__import__("os").environ["RANK"]}}.pt\')\n'
+        f"torch.save((result.steps, model.layer.weight), {str(tmp_path)!r} +"
+        ' f\'/{__import__("os").environ["RANK"]}.pt\')\n'
     )
     env = {
         "MASTER_ADDR": "127.0.0.1",
@@ -70,8 +80,15 @@ def test_under_torchrun_this_process_is_one_of_the_ranks(tmp_path: Path) -> None
         "TORCHELASTIC_RUN_ID": "test",
         "OMP_NUM_THREADS": "1",
     }
-    ranks = [subprocess.Popen([sys.executable, script], env={**os.environ, **env, "RANK": r, "LOCAL_RANK": r}) for r in "01"]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, script], env={**os.environ, **env, "RANK": r, "LOCAL_RANK": r}
+        )
+        for r in "01"
+    ]
     assert [rank.wait(120) for rank in ranks] == [0, 0]
-    (steps, weight), (other_steps, other_weight) = (torch.load(tmp_path / f"{rank}.pt") for rank in "01")
+    (steps, weight), (other_steps, other_weight) = (
+        torch.load(tmp_path / f"{rank}.pt") for rank in "01"
+    )
     assert steps == other_steps == 2
     assert torch.equal(weight, other_weight)

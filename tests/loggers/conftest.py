@@ -20,9 +20,14 @@ def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database that is set up, which takes MLflow some seconds; copy it for a store of your own."""
+    """A database that is set up, which takes MLflow some seconds.
+
+    Copy it for a store of your own.
+    """
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").create_experiment("warm", artifact_location=str(path.parent / "mlruns"))
+    MlflowClient(f"sqlite:///{path}").create_experiment(
+        "warm", artifact_location=str(path.parent / "mlruns")
+    )
     return path
 
 

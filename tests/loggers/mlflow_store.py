@@ -27,7 +27,10 @@ def run_of(logger: Any) -> Run:
 
 
 def history(logger: Any, key: str) -> list[tuple[int, float]]:
-    return [(metric.step, metric.value) for metric in logger.experiment.get_metric_history(logger.run_id, key)]
+    return [
+        (metric.step, metric.value)
+        for metric in logger.experiment.get_metric_history(logger.run_id, key)
+    ]
 
 
 def artifacts(logger: Any, path: str | None = None) -> list[str]:
@@ -42,7 +45,12 @@ class Callback:
 
     def __init__(self, folder: Path, save_top_k: int = 1) -> None:
         self.folder, self.save_top_k = folder, save_top_k
-        self.monitor, self.mode, self.save_last, self.save_weights_only = "val_loss", "min", None, False
+        self.monitor, self.mode, self.save_last, self.save_weights_only = (
+            "val_loss",
+            "min",
+            None,
+            False,
+        )
         self.best_model_path, self.last_model_path = "", ""
         self.best_model_score: float | None = None
         self.current_score: float | None = None
@@ -83,7 +91,12 @@ def start_server(database: Path, port: int) -> subprocess.Popen[bytes]:
     ]
     env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     return subprocess.Popen(
-        command, cwd=database.parent, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        cwd=database.parent,
+        env=env,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
 
 

@@ -35,11 +35,18 @@ class TestConformance(LoggerConformance):
 
     def history(self, logger: Logger) -> list[tuple[str, int, float]]:
         assert isinstance(logger, CSVLogger)
-        return [(key, int(row["step"]), float(row[key])) for row in rows(logger) for key in row if row[key] and key != "step"]
+        return [
+            (key, int(row["step"]), float(row[key]))
+            for row in rows(logger)
+            for key in row
+            if row[key] and key != "step"
+        ]
 
     def hyperparams(self, logger: Logger) -> Mapping[str, Any] | None:
         assert isinstance(logger, CSVLogger)
-        read: Mapping[str, Any] = yaml.unsafe_load((Path(logger.log_dir) / "hparams.yaml").read_text())
+        read: Mapping[str, Any] = yaml.unsafe_load(
+            (Path(logger.log_dir) / "hparams.yaml").read_text()
+        )
         return read
 
 
@@ -50,7 +57,12 @@ class TestConformanceAtAURL(LoggerConformance):
 
     def history(self, logger: Logger) -> list[tuple[str, int, float]]:
         with fsspec.open(f"{logger.log_dir}/metrics.csv", "r", newline="") as file:
-            return [(key, int(row["step"]), float(row[key])) for row in csv.DictReader(file) for key in row if row[key] and key != "step"]
+            return [
+                (key, int(row["step"]), float(row[key]))
+                for row in csv.DictReader(file)
+                for key in row
+                if row[key] and key != "step"
+            ]
 
     def hyperparams(self, logger: Logger) -> Mapping[str, Any] | None:
         with fsspec.open(f"{logger.log_dir}/hparams.yaml") as file:
@@ -73,14 +85,25 @@ class Color(Enum):
 
 def use(logger: Any) -> None:
     """What a Trainer and its user do with a logger."""
-    logger.log_hyperparams({"lr": 0.1, "layers": [1, 2], "model": {"width": 32, "name": "net"}, "none": None, "color": Color.RED})
+    logger.log_hyperparams(
+        {
+            "lr": 0.1,
+            "layers": [1, 2],
+            "model": {"width": 32, "name": "net"},
+            "none": None,
+            "color": Color.RED,
+        }
+    )
     logger.log_hyperparams(Namespace(seed=7, lr=0.1))
     logger.save()
     for step in range(4):
         logger.log_metrics({"train_loss": 1 / (step + 3), "epoch": step // 2}, step=step)
         logger.save()
         if step % 2:
-            logger.log_metrics({"val_loss": torch.tensor(0.5 * step), "b": float("nan"), "epoch": step // 2}, step=step)
+            logger.log_metrics(
+                {"val_loss": torch.tensor(0.5 * step), "b": float("nan"), "epoch": step // 2},
+                step=step,
+            )
             logger.save()
     logger.log_metrics({"test_acc": 1, "epoch": 2}, step=4)
     logger.finalize("success")
@@ -88,7 +111,12 @@ def use(logger: Any) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"name": None, "prefix": "p"}, {"name": "digits", "version": "mine", "flush_logs_every_n_steps": 1}, {"version": 3}],
+    [
+        {},
+        {"name": None, "prefix": "p"},
+        {"name": "digits", "version": "mine", "flush_logs_every_n_steps": 1},
+        {"version": 3},
+    ],
     ids=str,
 )
 def test_files_are_those_of_lightning(tmp_path: Path, arguments: dict[str, Any]) -> None:
@@ -149,7 +177,9 @@ def test_a_torn_last_row_is_dropped(tmp_path: Path) -> None:
 
 
 def test_an_existing_version_is_continued_with_a_warning(tmp_path: Path) -> None:
-    for _ in range(2):  # not a restart: the second run's values are its own, though the steps are the same
+    for _ in range(
+        2
+    ):  # not a restart: the second run's values are its own, though the steps are the same
         logger = CSVLogger(tmp_path, version="mine")
         if os.path.exists(logger.log_dir):
             with pytest.warns(UserWarning, match="already holds metrics"):
@@ -169,12 +199,16 @@ def test_the_version_is_claimed_once(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(opened)).version == opened.version == 9
 
 
-def test_a_relative_folder_is_fixed_by_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_folder_is_fixed_by_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     logger = CSVLogger("logs")
     logger.open(default_root_dir=str(tmp_path), tags={})
     monkeypatch.chdir("/")
-    assert pickle.loads(pickle.dumps(logger)).log_dir == str(tmp_path / "logs" / "lightning_logs" / "version_0")
+    assert pickle.loads(pickle.dumps(logger)).log_dir == str(
+        tmp_path / "logs" / "lightning_logs" / "version_0"
+    )
 
 
 def test_what_yaml_cannot_hold_is_left_out(tmp_path: Path) -> None:
@@ -190,7 +224,9 @@ def test_a_full_disk_does_not_raise(tmp_path: Path) -> None:
         logger.log_metrics({"a": 1.0}, step)
         logger.save()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30, limits[1]))  # the disk is full in the middle of the next rows
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (30, limits[1])
+    )  # the disk is full in the middle of the next rows
     try:
         with pytest.warns(UserWarning, match="Training goes on"):
             for step in range(2, 6):
@@ -205,5 +241,12 @@ def test_a_full_disk_does_not_raise(tmp_path: Path) -> None:
 def test_importing_loggers_is_cheap() -> None:
     script = "import sys, raylit.loggers; print(*{'mlflow', 'ray', 'pyarrow'} & set(sys.modules))"
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=env, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=env,
+        check=True,
+    )
     assert done.stdout.split() == []

@@ -25,7 +25,13 @@ from raylit.testing.loggers import LoggerConformance, log_in_another_process
 from raylit.testing.modules import TinyModel
 from tests.ranks import run_on_two_ranks
 
-HPARAMS = {"lr": 0.1, "sizes": [1, 2], "net": {"name": "n", "deep": {"x": None}}, "data": Namespace(size=3), "layers": [{"a": 1}, {"b": 2}]}
+HPARAMS = {
+    "lr": 0.1,
+    "sizes": [1, 2],
+    "net": {"name": "n", "deep": {"x": None}},
+    "data": Namespace(size=3),
+    "layers": [{"a": 1}, {"b": 2}],
+}
 
 
 @dataclass
@@ -37,7 +43,10 @@ def scalars(folder: str) -> dict[str, list[tuple[int, float]]]:
     """What TensorBoard shows of a run: tag to steps and values."""
     events = EventAccumulator(folder, size_guidance={"scalars": 0})
     events.Reload()
-    return {tag: sorted((event.step, event.value) for event in events.Scalars(tag)) for tag in sorted(events.Tags()["scalars"])}
+    return {
+        tag: sorted((event.step, event.value) for event in events.Scalars(tag))
+        for tag in sorted(events.Tags()["scalars"])
+    }
 
 
 def hparams_of(folder: str) -> dict[str, str]:
@@ -49,7 +58,9 @@ def hparams_of(folder: str) -> dict[str, str]:
         data = HParamsPluginData.FromString(content)
         data.session_start_info.start_time_secs = data.session_end_info.end_time_secs = 0
         data.session_start_info.group_name = data.session_start_info.model_uri = ""
-        found[tag] = str({key: str(value) for key, value in data.session_start_info.hparams.items()}) + str(data.experiment)
+        found[tag] = str(
+            {key: str(value) for key, value in data.session_start_info.hparams.items()}
+        ) + str(data.experiment)
     return found
 
 
@@ -60,10 +71,17 @@ class TestConformance(LoggerConformance):
 
     def history(self, logger: Logger) -> list[tuple[str, int, float]]:
         found = scalars(str(logger.log_dir))
-        return [(tag, *point) for tag, points in found.items() for point in rounded(points) if tag != "hp_metric"]
+        return [
+            (tag, *point)
+            for tag, points in found.items()
+            for point in rounded(points)
+            if tag != "hp_metric"
+        ]
 
     def hyperparams(self, logger: Logger) -> Mapping[str, Any] | None:
-        read: Mapping[str, Any] = yaml.unsafe_load((Path(str(logger.log_dir)) / "hparams.yaml").read_text())
+        read: Mapping[str, Any] = yaml.unsafe_load(
+            (Path(str(logger.log_dir)) / "hparams.yaml").read_text()
+        )
         return read
 
 
@@ -75,14 +93,18 @@ def rounded(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
 
 def use(logger: Any) -> None:
     """What a Trainer and its user do with a logger."""
-    logger.log_hyperparams({**HPARAMS, "settings": Settings(), "kind": torch.nn.Linear, "np": np.float64(0.5)})
+    logger.log_hyperparams(
+        {**HPARAMS, "settings": Settings(), "kind": torch.nn.Linear, "np": np.float64(0.5)}
+    )
     logger.log_hyperparams(Namespace(seed=7), {"accuracy": 0.5}, 3)
     logger.save()
     logger.log_hyperparams({"matrix": torch.ones(2, 2)}, 0.25)
     for step in range(4):
         logger.log_metrics({"train_loss": 1 / (step + 3), "epoch": step // 2}, step=step)
         logger.save()
-    logger.log_metrics({"val_loss": torch.tensor(0.5), "nan": float("nan"), "pair": {"a": 1.0, "b": 2.0}}, step=2)
+    logger.log_metrics(
+        {"val_loss": torch.tensor(0.5), "nan": float("nan"), "pair": {"a": 1.0, "b": 2.0}}, step=2
+    )
     logger.log_metrics({"no_step": 1})
     logger.experiment.add_histogram("weights", torch.ones(3), 1)
     logger.finalize("success")
@@ -92,7 +114,12 @@ def use(logger: Any) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"name": None, "prefix": "p"}, {"name": "a", "version": "mine", "sub_dir": "s"}, {"version": 3, "default_hp_metric": False}],
+    [
+        {},
+        {"name": None, "prefix": "p"},
+        {"name": "a", "version": "mine", "sub_dir": "s"},
+        {"version": 3, "default_hp_metric": False},
+    ],
     ids=str,
 )
 def test_events_and_files_are_those_of_lightning(tmp_path: Path, arguments: dict[str, Any]) -> None:
@@ -108,14 +135,22 @@ def test_events_and_files_are_those_of_lightning(tmp_path: Path, arguments: dict
         assert mine.root_dir == other.root_dir.replace("theirs", "ours")
         assert str(scalars(mine.log_dir)) == str(scalars(other.log_dir))
         assert hparams_of(mine.log_dir) == hparams_of(other.log_dir) != {}
-        assert Path(mine.log_dir, "hparams.yaml").read_bytes() == Path(other.log_dir, "hparams.yaml").read_bytes()
-        folders = [sorted(str(path.relative_to(root).parent) for path in root.rglob("*.*")) for root in (ours, theirs)]
+        assert (
+            Path(mine.log_dir, "hparams.yaml").read_bytes()
+            == Path(other.log_dir, "hparams.yaml").read_bytes()
+        )
+        folders = [
+            sorted(str(path.relative_to(root).parent) for path in root.rglob("*.*"))
+            for root in (ours, theirs)
+        ]
         assert folders[0] == folders[1]
 
 
 def test_a_fit_that_goes_on_after_a_crash_writes_each_value_once(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
-    logger.log_metrics({"loss": 9.0, "earlier": 1.0}, 5)  # a run before: its steps are no reason to leave out ours
+    logger.log_metrics(
+        {"loss": 9.0, "earlier": 1.0}, 5
+    )  # a run before: its steps are no reason to leave out ours
     logger.open(default_root_dir=str(tmp_path), tags={})
     log_in_another_process(logger, [({"loss": 0.5}, 0), ({"loss": 0.25}, 1)], "failed", {"lr": 0.5})
     log_in_another_process(logger, [({"loss": 0.25}, 1), ({"loss": 0.125}, 2)], params={"lr": 0.5})
@@ -123,13 +158,17 @@ def test_a_fit_that_goes_on_after_a_crash_writes_each_value_once(tmp_path: Path)
     assert scalars(logger.log_dir)["hp_metric"] == [(0, -1.0)]
 
 
-def test_a_relative_folder_and_its_version_are_fixed_by_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_folder_and_its_version_are_fixed_by_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LOGS", "there")
     logger = TensorBoardLogger("$LOGS")
     logger.open(default_root_dir=str(tmp_path), tags={})
     monkeypatch.chdir("/")
-    assert pickle.loads(pickle.dumps(logger)).log_dir == str(tmp_path / "there" / "lightning_logs" / "version_0")
+    assert pickle.loads(pickle.dumps(logger)).log_dir == str(
+        tmp_path / "there" / "lightning_logs" / "version_0"
+    )
     assert TensorBoardLogger(tmp_path / "there").version == 1
 
 
@@ -142,10 +181,15 @@ def test_urls(tmp_path: Path) -> None:
         logger.save()
         logger.finalize("success")
         fs = fsspec.filesystem("memory")
-        files = [Path(path).name for path in fs.ls(f"/bucket/logs/lightning_logs/version_{version}", detail=False)]
+        files = [
+            Path(path).name
+            for path in fs.ls(f"/bucket/logs/lightning_logs/version_{version}", detail=False)
+        ]
         assert len(files) == 2
         assert "hparams.yaml" in files
-        event_file = next(path for path in fs.glob(f"/bucket/logs/lightning_logs/version_{version}/events*"))
+        event_file = next(
+            path for path in fs.glob(f"/bucket/logs/lightning_logs/version_{version}/events*")
+        )
         (tmp_path / str(version)).mkdir()
         (tmp_path / str(version) / Path(event_file).name).write_bytes(fs.cat(event_file))
         assert scalars(str(tmp_path / str(version)))["loss"] == [(0, 0.5)]
@@ -188,7 +232,13 @@ def test_log_graph(tmp_path: Path) -> None:
     model.example_input_array = example[0] if isinstance(example, (list, tuple)) else example
     for log_graph in (True, False):
         logger = TensorBoardLogger(tmp_path / str(log_graph), log_graph=log_graph)
-        trainer = pl.Trainer(max_steps=1, logger=logger, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu")
+        trainer = pl.Trainer(
+            max_steps=1,
+            logger=logger,
+            enable_progress_bar=False,
+            enable_checkpointing=False,
+            accelerator="cpu",
+        )
         trainer.fit(model)
         events = EventAccumulator(logger.log_dir)
         events.Reload()
@@ -202,7 +252,12 @@ def fit_and_write_images(folder: str) -> list[str]:
 
     logger = TensorBoardLogger(folder, version="one")
     pl.Trainer(
-        max_epochs=1, logger=logger, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu", log_every_n_steps=1
+        max_epochs=1,
+        logger=logger,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        accelerator="cpu",
+        log_every_n_steps=1,
     ).fit(Model())
     return [path for path in os.listdir(logger.log_dir) if "tfevents" in path]
 
@@ -237,6 +292,11 @@ def test_neither_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_importing_it_is_cheap() -> None:
-    script = "import sys, raylit.loggers.tensorboard; print(*{'tensorboard', 'tensorboardX', 'torch.utils.tensorboard'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    script = (
+        "import sys, raylit.loggers.tensorboard; print(*{'tensorboard', 'tensorboardX',"
+        " 'torch.utils.tensorboard'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+    )
     assert done.stdout.split() == []

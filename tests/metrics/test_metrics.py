@@ -1,4 +1,7 @@
-"""What log() adds up, against the sums written out; over ranks, against one process that logged everything."""
+"""What log() adds up, against the sums written out.
+
+Over ranks, against one process that logged everything.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +32,18 @@ def metrics(hook: str = "training_step", world: World | None = None) -> Metrics:
 
 
 def log(to: Metrics, name: str, value: Any, **arguments: Any) -> None:
-    defaults = {"prog_bar": False, "logger": None, "on_step": None, "on_epoch": True, "reduce_fx": "mean"}
+    defaults = {
+        "prog_bar": False,
+        "logger": None,
+        "on_step": None,
+        "on_epoch": True,
+        "reduce_fx": "mean",
+    }
     more = {"sync_dist": None, "add_dataloader_idx": True, "rank_zero_only": False}
-    enable_graph, batch_size = arguments.pop("enable_graph", False), arguments.pop("batch_size", None)
+    enable_graph, batch_size = (
+        arguments.pop("enable_graph", False),
+        arguments.pop("batch_size", None),
+    )
     to.log(name, value, tuple({**defaults, **more, **arguments}.values()), enable_graph, batch_size)
 
 
@@ -61,8 +73,15 @@ def test_other_reductions_know_no_weights(logged: list[tuple[float, int]], reduc
     assert epoch_of(made, "x") == pytest.approx(expected, rel=1e-9, abs=1e-6)
 
 
-@given(LOGGED, st.integers(1, 5), st.sampled_from([torch.float32, torch.float64]), st.sampled_from(["sum", "mean"]))
-def test_adding_up_in_between_changes_no_bit(logged: list[tuple[float, int]], every: int, dtype: torch.dtype, reduce_fx: str) -> None:
+@given(
+    LOGGED,
+    st.integers(1, 5),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.sampled_from(["sum", "mean"]),
+)
+def test_adding_up_in_between_changes_no_bit(
+    logged: list[tuple[float, int]], every: int, dtype: torch.dtype, reduce_fx: str
+) -> None:
     """As batch by batch: every addition is rounded to the type of the values."""
     whole, pieces = metrics(), metrics()
     expected, weight = torch.tensor(0.0, dtype=dtype), 0
@@ -105,7 +124,14 @@ def test_a_step_value_is_kept_without_being_read() -> None:
 def test_a_graph_is_kept_where_it_is_wanted() -> None:
     made = metrics()
     made.begin_batch(None)
-    log(made, "x", torch.ones(1, requires_grad=True) * 2, on_step=True, on_epoch=False, enable_graph=True)
+    log(
+        made,
+        "x",
+        torch.ones(1, requires_grad=True) * 2,
+        on_step=True,
+        on_epoch=False,
+        enable_graph=True,
+    )
     (entry,) = made.entries.values()
     assert isinstance(entry.last, Tensor)
     assert entry.last.requires_grad
@@ -118,11 +144,20 @@ REDUCTIONS = ["mean", "sum", "min", "max"]
 
 
 def cases() -> list[tuple[str, list[Logged]]]:
-    """What each of two ranks logs, and how it is reduced; some log nothing. The same on every rank and here."""
+    """What each of two ranks logs, and how it is reduced; some log nothing.
+
+    The same on every rank and here.
+    """
     draw = random.Random(5)
     sizes = [(draw.randint(0, 9), draw.randint(0, 9)) for _ in range(60)]
     return [
-        (draw.choice(REDUCTIONS), [[(draw.uniform(-1e3, 1e3), draw.randint(1, 64)) for _ in range(number)] for number in both])
+        (
+            draw.choice(REDUCTIONS),
+            [
+                [(draw.uniform(-1e3, 1e3), draw.randint(1, 64)) for _ in range(number)]
+                for number in both
+            ],
+        )
         for both in sizes
         if any(both)
     ]
@@ -162,7 +197,15 @@ def main(folder: str) -> dict[str, Any]:
     steps = metrics(world=world)
     steps.begin_batch(None)
     log(steps, "both", 2.0 + 2 * world.rank, on_step=True, on_epoch=False, sync_dist=True)
-    log(steps, "most", 2.0 + 2 * world.rank, on_step=True, on_epoch=False, sync_dist=True, reduce_fx="max")
+    log(
+        steps,
+        "most",
+        2.0 + 2 * world.rank,
+        on_step=True,
+        on_epoch=False,
+        sync_dist=True,
+        reduce_fx="max",
+    )
     log(steps, "own", 2.0 + 2 * world.rank, on_step=True, on_epoch=False)
     steps.reduce_steps_over_ranks()
     found["steps"] = to_numbers(steps.to_log())
@@ -175,12 +218,18 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def test_over_ranks_a_value_is_that_of_all_samples(ranks: Any) -> None:
-    """However many batches each rank had, none among them; and all values go over in one collective."""
+    """However many batches each rank had, none among them.
+
+    And all values go over in one collective.
+    """
     for number, (reduce_fx, logged) in enumerate(cases()):
         everything = [one for rank in logged for one in rank]
         values = [value for value, _ in everything]
         expected = {
-            "mean": math.fsum(value * size for value, size in everything) / sum(size for _, size in everything),
+            "mean": (
+                math.fsum(value * size for value, size in everything)
+                / sum(size for _, size in everything)
+            ),
             "sum": math.fsum(values),
             "min": min(values),
             "max": max(values),
@@ -200,7 +249,10 @@ def test_what_stays_on_its_rank(ranks: Any) -> None:
 
 
 def test_step_values_over_ranks(ranks: Any) -> None:
-    assert [rank["steps"] for rank in ranks] == [{"both": 3.0, "most": 4.0, "own": 2.0}, {"both": 3.0, "most": 4.0, "own": 4.0}]
+    assert [rank["steps"] for rank in ranks] == [
+        {"both": 3.0, "most": 4.0, "own": 2.0},
+        {"both": 3.0, "most": 4.0, "own": 4.0},
+    ]
 
 
 # ---- what is refused ----
@@ -224,7 +276,9 @@ def test_what_cannot_be_logged(value: Any, arguments: dict[str, Any], message: s
         log(made, "x", value, **arguments)
 
 
-@pytest.mark.parametrize(("hook", "where"), [("setup", "inside setup"), (None, "no hook of the loop is running")])
+@pytest.mark.parametrize(
+    ("hook", "where"), [("setup", "inside setup"), (None, "no hook of the loop is running")]
+)
 def test_where_nothing_can_be_logged(hook: str | None, where: str) -> None:
     made = metrics()
     made.hook = hook
@@ -241,7 +295,13 @@ def test_a_name_means_one_thing_in_one_hook() -> None:
     log(made, "x", 1.0, batch_size=1, prog_bar=True)
 
 
-@given(st.dictionaries(st.text(min_size=1, max_size=5), st.one_of(FINITE, FINITE.map(torch.tensor), st.integers(-5, 5)), max_size=6))
+@given(
+    st.dictionaries(
+        st.text(min_size=1, max_size=5),
+        st.one_of(FINITE, FINITE.map(torch.tensor), st.integers(-5, 5)),
+        max_size=6,
+    )
+)
 def test_numbers(values: dict[str, Any]) -> None:
     found = to_numbers(values)
     assert list(found) == list(values)

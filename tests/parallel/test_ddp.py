@@ -64,8 +64,15 @@ def val(batch_size: int) -> DataLoader[Any]:
 
 
 def trainer(folder: str, **arguments: Any) -> pl.Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return pl.Trainer(**{"accelerator": "cpu", "max_epochs": 2, "default_root_dir": folder, **quiet, **arguments})
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return pl.Trainer(
+        **{"accelerator": "cpu", "max_epochs": 2, "default_root_dir": folder, **quiet, **arguments}
+    )
 
 
 def fit(folder: str, batch_size: int, **arguments: Any) -> dict[str, Any]:
@@ -73,7 +80,11 @@ def fit(folder: str, batch_size: int, **arguments: Any) -> dict[str, Any]:
     module = Net()
     pl_trainer = trainer(folder, **arguments)
     result = pl_trainer.fit(module, train(batch_size), val(batch_size))
-    return {"weights": {k: v.clone() for k, v in module.state_dict().items()}, "history": result.history, "metrics": result.metrics}
+    return {
+        "weights": {k: v.clone() for k, v in module.state_dict().items()},
+        "history": result.history,
+        "metrics": result.metrics,
+    }
 
 
 class StopsOnRank1(Net):
@@ -106,7 +117,14 @@ class CountsCollectives(Net):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
             for name, original in self.originals.items():
-                setattr(dist, name, lambda *args, _name=name, _original=original, **kw: (self.called.append(_name), _original(*args, **kw)))
+                setattr(
+                    dist,
+                    name,
+                    lambda *args, _name=name, _original=original, **kw: (
+                        self.called.append(_name),
+                        _original(*args, **kw),
+                    ),
+                )
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.num_batches = batch_idx + 1
@@ -115,7 +133,16 @@ class CountsCollectives(Net):
                 setattr(dist, name, original)
 
 
-COLLECTIVES = ("all_reduce", "all_gather", "all_gather_object", "broadcast", "broadcast_object_list", "barrier", "reduce", "gather")
+COLLECTIVES = (
+    "all_reduce",
+    "all_gather",
+    "all_gather_object",
+    "broadcast",
+    "broadcast_object_list",
+    "barrier",
+    "reduce",
+    "gather",
+)
 
 
 class FewSamples(Net):
@@ -146,7 +173,10 @@ def few(folder: str) -> dict[str, Any]:
     """Evaluations in which one rank has nothing to do."""
     one = DataLoader(TensorDataset(X[:1], Y[:1]))
     module, pl_trainer = FewSamples(), trainer(folder, max_epochs=1)
-    found: dict[str, Any] = {"fit": pl_trainer.fit(module, train(4), one).metrics, "seen": module.seen}
+    found: dict[str, Any] = {
+        "fit": pl_trainer.fit(module, train(4), one).metrics,
+        "seen": module.seen,
+    }
     found["loaders"] = pl_trainer.validate(module, [val(4), one], verbose=False)
     found["predict"] = pl_trainer.predict(module, one)
     found["predict loaders"] = pl_trainer.predict(module, [one, val(NUM_VAL)])
@@ -164,7 +194,13 @@ def asked(pl_trainer: pl.Trainer) -> dict[str, Any]:
     value = torch.tensor([1.0, 3.0 + rank])
     strategy.barrier()
     return {
-        "ranks": (strategy.global_rank, strategy.local_rank, strategy.world_size, strategy.is_global_zero, str(strategy.root_device)),
+        "ranks": (
+            strategy.global_rank,
+            strategy.local_rank,
+            strategy.world_size,
+            strategy.is_global_zero,
+            str(strategy.root_device),
+        ),
         "sent": (strategy.broadcast(rank), strategy.broadcast(f"from {rank}", src=1)),
         "reduced": (
             strategy.reduce(value).tolist(),
@@ -172,7 +208,10 @@ def asked(pl_trainer: pl.Trainer) -> dict[str, Any]:
             strategy.reduce(torch.tensor(rank)).item(),
         ),
         "gathered": strategy.all_gather(value).tolist(),
-        "decided": (strategy.reduce_boolean_decision(rank == 0), strategy.reduce_boolean_decision(rank == 0, all=False)),
+        "decided": (
+            strategy.reduce_boolean_decision(rank == 0),
+            strategy.reduce_boolean_decision(rank == 0, all=False),
+        ),
         "sampler": pl_trainer.distributed_sampler_kwargs,
         "devices": pl_trainer.device_ids,
     }
@@ -205,7 +244,9 @@ def main(folder: str) -> dict[str, Any]:
     shuffled = trainer(folder, max_epochs=1)
     shuffled.fit(Net(), train(4, shuffle=True))
     counts = CountsCollectives()
-    trainer(folder, max_epochs=1).fit(counts, DataLoader(TensorDataset(X.repeat(4, 1), Y.repeat(4, 1)), 2))
+    trainer(folder, max_epochs=1).fit(
+        counts, DataLoader(TensorDataset(X.repeat(4, 1), Y.repeat(4, 1)), 2)
+    )
     found["called"] = (counts.num_batches, counts.called)
     found["few"] = few(folder)
     found["asked"] = asked(trainer(folder, max_epochs=1))
@@ -228,16 +269,22 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         ("precise", 8, {"precision": "64-true"}),
     ],
 )
-def test_half_the_batch_each_is_the_whole_batch_in_one(ranks: Any, tmp_path: Path, name: str, batch_size: int, arguments: Any) -> None:
+def test_half_the_batch_each_is_the_whole_batch_in_one(
+    ranks: Any, tmp_path: Path, name: str, batch_size: int, arguments: Any
+) -> None:
     alone = fit(str(tmp_path), batch_size, **arguments)
     tolerance = 1e-12 if name == "precise" else 1e-5
     for rank in ranks:
         for key, value in alone["weights"].items():
-            torch.testing.assert_close(rank[name]["weights"][key], value, rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(
+                rank[name]["weights"][key], value, rtol=tolerance, atol=tolerance
+            )
     for key, value in ranks[0][name]["weights"].items():
         assert torch.equal(value, ranks[1][name]["weights"][key])
     for row, expected in zip(ranks[0][name]["history"], alone["history"], strict=True):
-        assert {k: v for k, v in row.items() if k != "on_rank_1"} == pytest.approx(expected, rel=1e-5)
+        assert {k: v for k, v in row.items() if k != "on_rank_1"} == pytest.approx(
+            expected, rel=1e-5
+        )
 
 
 def test_each_sample_counts_once(ranks: Any) -> None:
@@ -253,7 +300,9 @@ def test_a_metric_is_that_of_all_ranks(ranks: Any, tmp_path: Path) -> None:
     module.load_state_dict(ranks[0]["plain"]["weights"])
     (alone,) = trainer(str(tmp_path)).test(module, val(NUM_VAL), verbose=False)
     for rank in ranks:
-        assert {k: v for k, v in rank["test"][0].items() if k != "on_rank_1"} == pytest.approx(alone, rel=1e-5)
+        assert {k: v for k, v in rank["test"][0].items() if k != "on_rank_1"} == pytest.approx(
+            alone, rel=1e-5
+        )
 
 
 def test_a_key_logged_on_one_rank_is_known_to_all(ranks: Any) -> None:
@@ -268,7 +317,9 @@ def test_a_rank_without_a_sample_takes_part(ranks: Any) -> None:
         few = rank["few"]
         assert (few["fit"]["val_count"], few["seen"]["val_count"]) == (1, 1)
         assert few["fit"]["val_acc"] in (0.0, 1.0)
-        assert [row[f"val_count/dataloader_idx_{index}"] for index, row in enumerate(few["loaders"])] == [NUM_VAL, 1]
+        assert [
+            row[f"val_count/dataloader_idx_{index}"] for index, row in enumerate(few["loaders"])
+        ] == [NUM_VAL, 1]
         assert [output.tolist() for output in few["predict"]] == [Y[:1].tolist()]
         first, second = (torch.cat(outputs) for outputs in few["predict loaders"])
         assert torch.equal(first, Y[:1])
@@ -287,7 +338,9 @@ def test_within_the_steps_the_ranks_only_agree_on_stops(ranks: Any) -> None:
         num_batches, called = rank["called"]
         assert num_batches > 2 * STOP_CHECK_EVERY
         assert set(called) == {"all_gather_object"}
-        assert len(called) <= num_batches // STOP_CHECK_EVERY + 3  # the first few find out how long a batch takes
+        assert (
+            len(called) <= num_batches // STOP_CHECK_EVERY + 3
+        )  # the first few find out how long a batch takes
 
 
 def test_predictions_are_in_the_order_of_the_data(ranks: Any) -> None:
@@ -312,13 +365,19 @@ def test_what_the_trainer_says_of_the_ranks(ranks: Any) -> None:
     assert [rank["world"] for rank in ranks] == [(2, 2, 1)] * 2
 
 
-@pytest.mark.parametrize(("strategy", "unused"), [("auto", False), ("ddp", False), ("ddp_find_unused_parameters_true", True)])
+@pytest.mark.parametrize(
+    ("strategy", "unused"),
+    [("auto", False), ("ddp", False), ("ddp_find_unused_parameters_true", True)],
+)
 def test_names_of_strategies(strategy: str, unused: bool) -> None:
     assert find_strategy(strategy) == DDPStrategy(find_unused_parameters=unused)
 
 
 def test_unknown_strategy() -> None:
-    with pytest.raises(ConfigError, match=r"strategy='dpp' is not known\. Did you mean 'ddp'\? Use one of 'auto', 'ddp'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"strategy='dpp' is not known\. Did you mean 'ddp'\? Use one of 'auto', 'ddp'",
+    ):
         pl.Trainer(strategy="dpp")
 
 

@@ -32,7 +32,9 @@ class Net(pl.LightningModule):
         self.gradients: list[Tensor] = []
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        return (self.norm(self.layer(batch[0])).square().mean() + self.other(batch[0]).mean()) * (1 + self.global_rank)
+        return (self.norm(self.layer(batch[0])).square().mean() + self.other(batch[0]).mean()) * (
+            1 + self.global_rank
+        )
 
     def on_train_batch_end(self, *args: Any) -> None:
         assert self.layer.weight.grad is not None
@@ -73,9 +75,21 @@ class Embeds(pl.LightningModule):
 
 def fit(folder: str, strategy: Any, kind: Any = Net, **arguments: Any) -> Any:
     torch.manual_seed(0)
-    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     module, size = kind(), 8 // (dist.get_world_size() if dist.is_initialized() else 1)
-    trainer = pl.Trainer(accelerator="cpu", strategy=strategy, max_steps=4, default_root_dir=folder, **quiet, **arguments)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        strategy=strategy,
+        max_steps=4,
+        default_root_dir=folder,
+        **quiet,
+        **arguments,
+    )
     trainer.fit(module, DataLoader(TensorDataset(X), size))
     return module
 
@@ -91,7 +105,11 @@ def failure(*args: Any) -> str:
 def sums_in_half(state: Any, bucket: Any) -> Any:
     """A hook of one's own: the sum of the gradients, halved, and counted in its state."""
     state.append(bucket.index())
-    return dist.all_reduce(bucket.buffer().mul_(0.5), async_op=True).get_future().then(lambda future: future.value()[0])
+    return (
+        dist.all_reduce(bucket.buffer().mul_(0.5), async_op=True)
+        .get_future()
+        .then(lambda future: future.value()[0])
+    )
 
 
 def everything(folder: str) -> dict[str, Any]:
@@ -102,16 +120,21 @@ def everything(folder: str) -> dict[str, Any]:
         "fp16": DDPStrategy(ddp_comm_hook="fp16"),
         "bf16": DDPStrategy(ddp_comm_hook="bf16"),
         "powersgd": DDPStrategy(
-            ddp_comm_hook="powersgd", ddp_comm_state=PowerSGDState(None, matrix_approximation_rank=2, start_powerSGD_iter=2)
+            ddp_comm_hook="powersgd",
+            ddp_comm_state=PowerSGDState(None, matrix_approximation_rank=2, start_powerSGD_iter=2),
         ),
         "own": DDPStrategy(ddp_comm_hook=sums_in_half, ddp_comm_state=calls),
-        "wrapped": DDPStrategy(ddp_comm_hook=sums_in_half, ddp_comm_state=[], ddp_comm_wrapper=fp16_compress_wrapper),
+        "wrapped": DDPStrategy(
+            ddp_comm_hook=sums_in_half, ddp_comm_state=[], ddp_comm_wrapper=fp16_compress_wrapper
+        ),
     }.items():
         found[name] = fit(folder, strategy).gradients
     found["calls"] = len(calls)
     for is_view in (True, False):
         module = fit(folder, DDPStrategy(gradient_as_bucket_view=is_view))
-        found["storages", is_view] = len({parameter.grad.untyped_storage().data_ptr() for parameter in module.parameters()})
+        found["storages", is_view] = len(
+            {parameter.grad.untyped_storage().data_ptr() for parameter in module.parameters()}
+        )
     for name in ("ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"):
         found["unused", name] = failure(folder, name, Partly)
     found["unused", "static"] = failure(folder, DDPStrategy(static_graph=True), Partly)
@@ -164,7 +187,9 @@ def test_unused_parameters(ranks: Any) -> None:
     for rank in ranks:
         for name in ("ddp", "ddp_find_unused_parameters_false"):
             assert "find_unused_parameters=True" in rank["unused", name]
-        assert rank["unused", "ddp_find_unused_parameters_true"] == rank["unused", "static"] == "none"
+        assert (
+            rank["unused", "ddp_find_unused_parameters_true"] == rank["unused", "static"] == "none"
+        )
 
 
 def test_buffers_are_those_of_rank_0_or_each_ranks_own(ranks: Any) -> None:
@@ -186,13 +211,18 @@ def test_a_hook_that_there_is_not(arguments: dict[str, Any], message: str) -> No
 
 
 def test_names() -> None:
-    assert find_strategy("ddp_find_unused_parameters_false") == DDPStrategy(find_unused_parameters=False)
+    assert find_strategy("ddp_find_unused_parameters_false") == DDPStrategy(
+        find_unused_parameters=False
+    )
     with pytest.raises(ConfigError, match="or an object"):
         find_strategy(3)  # type: ignore[arg-type]
 
 
 def synced(folder: str) -> Any:
-    modules = [fit(folder, strategy, Embeds, sync_batchnorm=True, precision="64-true") for strategy in ("ddp", "fsdp")]
+    modules = [
+        fit(folder, strategy, Embeds, sync_batchnorm=True, precision="64-true")
+        for strategy in ("ddp", "fsdp")
+    ]
     assert all(type(module.net[1]) is nn.BatchNorm1d for module in modules)
     return [module.state_dict() for module in modules]
 

@@ -13,7 +13,9 @@ import pytest
 from raylit.parallel import World, fork
 from tests.ranks import run_on_two_ranks
 
-pytestmark = pytest.mark.skipif(sys.version_info >= (3, 12) or sys.platform != "linux", reason="only there a fork has to wait")
+pytestmark = pytest.mark.skipif(
+    sys.version_info >= (3, 12) or sys.platform != "linux", reason="only there a fork has to wait"
+)
 
 
 def compute(name: str, ends: threading.Event) -> None:
@@ -67,7 +69,9 @@ ends.set()
 
 def test_a_fork_waits_but_not_for_ever() -> None:
     command = [sys.executable, "-W", "ignore", "-c", FORKS]
-    assert float(subprocess.run(command, check=True, capture_output=True, timeout=120).stdout) > 0.05
+    assert (
+        float(subprocess.run(command, check=True, capture_output=True, timeout=120).stdout) > 0.05
+    )
 
 
 def forks(folder: str) -> int:

@@ -1,4 +1,7 @@
-"""FSDP on real ranks: checkpoints that go from 2 ranks to 1 to 4, exact resume, precision, what cannot be sharded."""
+"""FSDP on real ranks.
+
+Checkpoints that go from 2 ranks to 1 to 4, exact resume, precision, what cannot be sharded.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,9 @@ BACKGROUND = FSDPStrategy(auto_wrap_policy=nn.Linear, state_dict_type="sharded",
 # ---- 2 -> 1 -> 4 ----
 
 
-def go_on(folder: str, strategy: Any, max_epochs: int, ckpt_path: str | None = None) -> dict[str, Any]:
+def go_on(
+    folder: str, strategy: Any, max_epochs: int, ckpt_path: str | None = None
+) -> dict[str, Any]:
     """Train until `max_epochs` in 64 bit and leave `<folder>/last.ckpt`."""
     torch.manual_seed(4)
     module = Net()
@@ -41,7 +46,13 @@ def go_on(folder: str, strategy: Any, max_epochs: int, ckpt_path: str | None = N
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), 16 // size)
     saver = ModelCheckpoint(folder, save_last=True, filename="{epoch}")
     trainer = pl.Trainer(
-        accelerator="cpu", strategy=strategy, precision="64-true", max_epochs=max_epochs, callbacks=saver, logger=False, **QUIET
+        accelerator="cpu",
+        strategy=strategy,
+        precision="64-true",
+        max_epochs=max_epochs,
+        callbacks=saver,
+        logger=False,
+        **QUIET,
     )
     trainer.fit(module, data, ckpt_path=ckpt_path)
     assert trainer.global_step == 10 * max_epochs
@@ -85,13 +96,19 @@ def test_a_checkpoint_of_two_ranks_goes_on_in_one_and_then_in_four(tmp_path: Pat
     exported = torch.load(tmp_path / "one.ckpt", weights_only=True)
     gathered = torch.load(tmp_path / "file/last.ckpt", weights_only=True)
     assert exported.keys() == gathered.keys()
-    for one, other in [(exported["state_dict"], gathered["state_dict"]), (exported["optimizer_states"], gathered["optimizer_states"])]:
+    for one, other in [
+        (exported["state_dict"], gathered["state_dict"]),
+        (exported["optimizer_states"], gathered["optimizer_states"]),
+    ]:
         flat, expected = (torch.utils._pytree.tree_flatten(value) for value in (one, other))
         assert flat[1] == expected[1]
         for found, wanted in zip(flat[0], expected[0], strict=True):
             assert torch.equal(found, wanted) if isinstance(wanted, Tensor) else found == wanted
     reopened = Net.load_from_checkpoint(tmp_path / "folder/last.ckpt")
-    assert all(torch.equal(value.double(), exported["state_dict"][name].float().double()) for name, value in reopened.state_dict().items())
+    assert all(
+        torch.equal(value.double(), exported["state_dict"][name].float().double())
+        for name, value in reopened.state_dict().items()
+    )
     opened_by_lightning(tmp_path / "one.ckpt", exported)
 
 
@@ -99,18 +116,37 @@ class OfLightning(lightning.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         made = Net()
-        self.blocks, self.head, self.scale, self.losses = made.blocks, made.head, made.scale, made.losses
+        self.blocks, self.head, self.scale, self.losses = (
+            made.blocks,
+            made.head,
+            made.scale,
+            made.losses,
+        )
 
-    forward, loss, training_step, configure_optimizers = Net.forward, Net.loss, Net.training_step, Net.configure_optimizers
+    forward, loss, training_step, configure_optimizers = (
+        Net.forward,
+        Net.loss,
+        Net.training_step,
+        Net.configure_optimizers,
+    )
 
 
 def opened_by_lightning(path: Path, checkpoint: dict[str, Any]) -> None:
     module = OfLightning()
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, **QUIET}
-    trainer = lightning.Trainer(accelerator="cpu", precision="64-true", max_epochs=3, default_root_dir=path.parent, **quiet)
-    trainer.fit(module, torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), 16), ckpt_path=path)
+    trainer = lightning.Trainer(
+        accelerator="cpu", precision="64-true", max_epochs=3, default_root_dir=path.parent, **quiet
+    )
+    trainer.fit(
+        module,
+        torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), 16),
+        ckpt_path=path,
+    )
     assert trainer.global_step == checkpoint["global_step"] == 30
-    assert all(torch.equal(value.float(), checkpoint["state_dict"][name].float()) for name, value in module.state_dict().items())
+    assert all(
+        torch.equal(value.float(), checkpoint["state_dict"][name].float())
+        for name, value in module.state_dict().items()
+    )
 
 
 # ---- in the middle of an epoch ----
@@ -127,11 +163,25 @@ def resumes(folder: str) -> list[Any]:
         ]
     ):
         root = Path(folder) / f"case {number}"
-        weights, rows, result = fit(root, loader(), kind=Resumed, callbacks=[Saves(root)], strategy=strategy, **arguments)
+        weights, rows, result = fit(
+            root, loader(), kind=Resumed, callbacks=[Saves(root)], strategy=strategy, **arguments
+        )
         for batch in sorted(rows):
-            again, rest, resumed = fit(root, loader(), kind=Resumed, ckpt_path=root / f"{batch}.ckpt", strategy=strategy, **arguments)
-            same = rest == {key: row for key, row in rows.items() if key > batch} and resumed.metrics == result.metrics
-            if not same or not all(torch.equal(again[key], value) for key, value in weights.items()):
+            again, rest, resumed = fit(
+                root,
+                loader(),
+                kind=Resumed,
+                ckpt_path=root / f"{batch}.ckpt",
+                strategy=strategy,
+                **arguments,
+            )
+            same = (
+                rest == {key: row for key, row in rows.items() if key > batch}
+                and resumed.metrics == result.metrics
+            )
+            if not same or not all(
+                torch.equal(again[key], value) for key, value in weights.items()
+            ):
                 differing.append((number, batch, rest, rows))
     return differing
 
@@ -148,24 +198,39 @@ class Mixed(pl.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.image = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 8))
+        self.image = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 8)
+        )
         self.embedding = nn.Embedding(5, 8)
         self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
         self.head = nn.Linear(8, 1)
         self.seen: dict[str, Any] = {}
 
     def forward(self, image: Tensor, word: Tensor) -> Tensor:
-        return self.head(self.layer(torch.stack([self.image(image), self.embedding(word)], dim=1)).mean(1))
+        return self.head(
+            self.layer(torch.stack([self.image(image), self.embedding(word)], dim=1)).mean(1)
+        )
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         out = self(batch[0], batch[1])
-        self.seen["types"] = (self.head.weight.dtype, self.image[1].weight.dtype, out.dtype, batch[2].dtype)
-        self.seen["whole"] = self.head.weight.shape == (1, 8) and type(self.layer.linear1.weight) is not nn.Parameter
+        self.seen["types"] = (
+            self.head.weight.dtype,
+            self.image[1].weight.dtype,
+            out.dtype,
+            batch[2].dtype,
+        )
+        self.seen["whole"] = (
+            self.head.weight.shape == (1, 8) and type(self.layer.linear1.weight) is not nn.Parameter
+        )
         return nn.functional.mse_loss(out, batch[2])
 
     def on_train_batch_end(self, *args: Any) -> None:
         parts = {
-            name: (getattr(parameter, "to_local", parameter.detach)().numel(), parameter.dtype, parameter.grad.dtype)
+            name: (
+                getattr(parameter, "to_local", parameter.detach)().numel(),
+                parameter.dtype,
+                parameter.grad.dtype,
+            )
             for name, parameter in self.named_parameters()
         }
         self.seen["parts"] = parts
@@ -185,7 +250,14 @@ def train_mixed(folder: str, strategy: Any, precision: str) -> Mixed:
     ]
     module = Mixed()
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, **QUIET}
-    trainer = pl.Trainer(accelerator="cpu", strategy=strategy, precision=precision, max_epochs=3, default_root_dir=folder, **quiet)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        strategy=strategy,
+        precision=precision,
+        max_epochs=3,
+        default_root_dir=folder,
+        **quiet,
+    )
     trainer.fit(module, torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data), 4))
     return module
 
@@ -200,7 +272,14 @@ class NoStep(Mixed):
 def refusal(folder: str, module: Any, **arguments: Any) -> str:
     quiet: dict[str, Any] = {"logger": False, **QUIET}
     try:
-        pl.Trainer(accelerator="cpu", strategy="fsdp", max_epochs=1, default_root_dir=folder, **quiet, **arguments).fit(
+        pl.Trainer(
+            accelerator="cpu",
+            strategy="fsdp",
+            max_epochs=1,
+            default_root_dir=folder,
+            **quiet,
+            **arguments,
+        ).fit(
             module,
             torch.utils.data.DataLoader(torch.zeros(4, 1)),  # type: ignore[arg-type]
         )
@@ -216,7 +295,10 @@ def in_precisions(folder: str) -> dict[str, Any]:
         found[precision] = {"seen": module.seen, "state": module.state_dict(), "ddp": {}}
         if precision != "bf16-true":
             found[precision]["ddp"] = train_mixed(folder, "ddp", precision).state_dict()
-    kept = {"offload": FSDPStrategy(cpu_offload=True), "kept": FSDPStrategy(sharding_strategy="SHARD_GRAD_OP", min_num_params=100)}
+    kept = {
+        "offload": FSDPStrategy(cpu_offload=True),
+        "kept": FSDPStrategy(sharding_strategy="SHARD_GRAD_OP", min_num_params=100),
+    }
     for name, strategy in kept.items():
         found[name] = train_mixed(folder, strategy, "32-true").state_dict()
     found["refused"] = [
@@ -229,7 +311,9 @@ def in_precisions(folder: str) -> dict[str, Any]:
     ]
     world = World.join("cpu")
     try:
-        FSDPStrategy(sharding_strategy="HYBRID_SHARD", device_mesh=(2, 2)).shard(Mixed(), world, Precision("32-true", world.device))
+        FSDPStrategy(sharding_strategy="HYBRID_SHARD", device_mesh=(2, 2)).shard(
+            Mixed(), world, Precision("32-true", world.device)
+        )
     except ConfigError as error:
         found["refused"].append(str(error))
     return found
@@ -239,18 +323,31 @@ def test_precisions_and_memory(tmp_path: Path) -> None:
     ranks = run_on_two_ranks(in_precisions, tmp_path)
     number = sum(parameter.numel() for parameter in Mixed().parameters())
     for rank in ranks:
-        single, mixed, true = (rank[name]["seen"] for name in ("32-true", "bf16-mixed", "bf16-true"))
+        single, mixed, true = (
+            rank[name]["seen"] for name in ("32-true", "bf16-mixed", "bf16-true")
+        )
         assert single["types"] == (torch.float32,) * 4
-        assert mixed["types"] == (torch.bfloat16, torch.float32, torch.bfloat16, torch.float32), "batch norm and targets keep their format"
+        assert mixed["types"] == (
+            torch.bfloat16,
+            torch.float32,
+            torch.bfloat16,
+            torch.float32,
+        ), "batch norm and targets keep their format"
         assert true["types"] == (torch.bfloat16,) * 4
-        assert single["whole"] and single["held"] < 0.6 * number, "between steps a rank holds a half"
-        assert {kinds for _, *kinds in mixed["parts"].values() for kinds in kinds} == {torch.float32}
+        assert single["whole"] and single["held"] < 0.6 * number, (
+            "between steps a rank holds a half"
+        )
+        assert {kinds for _, *kinds in mixed["parts"].values() for kinds in kinds} == {
+            torch.float32
+        }
         for name, value in ranks[0]["32-true"]["ddp"].items():  # whose running means DDP takes
             torch.testing.assert_close(rank["32-true"]["state"][name], value, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(rank["offload"][name], value, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(rank["kept"][name], value, rtol=1e-4, atol=1e-5)
         for name, value in ranks[0]["bf16-mixed"]["ddp"].items():
-            torch.testing.assert_close(rank["bf16-mixed"]["state"][name], value, rtol=0.1, atol=0.05)
+            torch.testing.assert_close(
+                rank["bf16-mixed"]["state"][name], value, rtol=0.1, atol=0.05
+            )
         texts = [
             "parameters of its own",
             "compile",
@@ -262,7 +359,10 @@ def test_precisions_and_memory(tmp_path: Path) -> None:
         ]
         for text, message in zip(rank["refused"], texts, strict=True):
             assert message in text, text
-    assert all(torch.equal(ranks[0]["32-true"]["state"][name], value) for name, value in ranks[1]["32-true"]["state"].items())
+    assert all(
+        torch.equal(ranks[0]["32-true"]["state"][name], value)
+        for name, value in ranks[1]["32-true"]["state"].items()
+    )
 
 
 # ---- after the fit, and searches before it ----
@@ -275,8 +375,15 @@ class Finds(Net):
         self.grad_norms = grad_norm(self, 2)
 
     def on_train_start(self) -> None:
-        parameters = [parameter for group in self.trainer.optimizers[0].param_groups for parameter in group["params"]]
-        assert all(hasattr(parameter, "to_local") == self.trainer.strategy.shards for parameter in parameters)
+        parameters = [
+            parameter
+            for group in self.trainer.optimizers[0].param_groups
+            for parameter in group["params"]
+        ]
+        assert all(
+            hasattr(parameter, "to_local") == self.trainer.strategy.shards
+            for parameter in parameters
+        )
 
 
 class Fails(Net):
@@ -293,7 +400,14 @@ def before_and_after(folder: str) -> dict[str, Any]:
         torch.manual_seed(0)
         module = Finds()
         finder = pl.callbacks.LearningRateFinder(num_training_steps=10, update_attr=False)
-        trainer = pl.Trainer(accelerator="cpu", strategy=strategy, max_epochs=1, default_root_dir=folder, callbacks=finder, **quiet)
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            strategy=strategy,
+            max_epochs=1,
+            default_root_dir=folder,
+            callbacks=finder,
+            **quiet,
+        )
         trainer.fit(module, data, data)
         path = f"{folder}/{type(trainer.strategy).__name__}.ckpt"
         trainer.save_checkpoint(path)  # the fit has ended: the module is whole again
@@ -308,7 +422,9 @@ def before_and_after(folder: str) -> dict[str, Any]:
         }
     module = Fails()
     try:
-        pl.Trainer(accelerator="cpu", strategy="fsdp", max_epochs=1, default_root_dir=folder, **quiet).fit(module, data)
+        pl.Trainer(
+            accelerator="cpu", strategy="fsdp", max_epochs=1, default_root_dir=folder, **quiet
+        ).fit(module, data)
     except ZeroDivisionError:
         found["failed"] = True
     found["again"] = refusal(folder, module)
@@ -322,7 +438,10 @@ def test_what_comes_before_and_after_a_fit_is_as_with_ddp(tmp_path: Path) -> Non
         assert fsdp["losses"] == pytest.approx(ddp["losses"], rel=1e-4)
         assert fsdp["norms"] == pytest.approx(ddp["norms"], rel=1e-3)
         assert fsdp["tested"] == pytest.approx(ddp["tested"], rel=1e-4)
-        flat, expected = torch.utils._pytree.tree_flatten(fsdp["saved"]), torch.utils._pytree.tree_flatten(ddp["saved"])
+        flat, expected = (
+            torch.utils._pytree.tree_flatten(fsdp["saved"]),
+            torch.utils._pytree.tree_flatten(ddp["saved"]),
+        )
         assert flat[1] == expected[1]
         for one, other in zip(flat[0], expected[0], strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
@@ -344,13 +463,20 @@ def test_a_folder_that_lost_something_or_says_more_is_not_loaded(tmp_path: Path)
     part = next(path.glob("__0_*.distcp"))
     content = part.read_bytes()
     part.write_bytes(content[:-1])
-    with pytest.raises(CheckpointError, match=f"{part.name} has {len(content) - 1} bytes, not {len(content)}"):
+    with pytest.raises(
+        CheckpointError, match=f"{part.name} has {len(content) - 1} bytes, not {len(content)}"
+    ):
         load(path)
     # `last` falls back to the one before it
-    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=ModelCheckpoint(tmp_path), logger=False, **QUIET)
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=1, callbacks=ModelCheckpoint(tmp_path), logger=False, **QUIET
+    )
     with pytest.warns(UserWarning, match="torn or damaged; it is left aside"):
         trainer.validate(
-            Net(), torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X.float(), Y.float())), ckpt_path="last", verbose=False
+            Net(),
+            torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X.float(), Y.float())),
+            ckpt_path="last",
+            verbose=False,
         )
     assert trainer.ckpt_path == str(tmp_path / "epoch=0.ckpt")
     part.write_bytes(content)
@@ -377,7 +503,10 @@ class Evil:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"auto_wrap_policy": "torch.nn.Lineal"}, "auto_wrap_policy='torch.nn.Lineal'.*import path"),
+        (
+            {"auto_wrap_policy": "torch.nn.Lineal"},
+            "auto_wrap_policy='torch.nn.Lineal'.*import path",
+        ),
         ({"auto_wrap_policy": {Block, int}}, "is no class of modules"),
         ({"auto_wrap_policy": Block, "min_num_params": 3}, "Leave one of them out"),
         ({"sharding_strategy": "NO_SHARD"}, "NO_SHARD is strategy='ddp'"),

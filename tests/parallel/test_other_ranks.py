@@ -1,4 +1,7 @@
-"""A fit that was begun by some number of ranks goes on with another: each sample of the epoch once, sums over the ranks kept."""
+"""A fit that was begun by some number of ranks goes on with another.
+
+Each sample of the epoch once, sums over the ranks kept.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,12 @@ from raylit.checkpoint import load, save
 from tests.ranks import run_on_ranks, run_on_two_ranks
 
 SAMPLES = 48
-QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "logger": False}
+QUIET: dict[str, Any] = {
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+    "logger": False,
+}
 
 
 class Numbers(Dataset[Tensor]):
@@ -80,8 +88,15 @@ def batches(kind: str) -> Any:
     if kind == "own batches":
         return DataLoader(Numbers(), batch_sampler=Batches(RandomSampler(Numbers()), 3, False))
     if kind == "generator":
-        return DataLoader(Numbers(), batch_size=3, shuffle=True, generator=torch.Generator().manual_seed(9))
-    return DataLoader(Numbers(), batch_size=3, shuffle=kind != "in order", num_workers=2 if kind == "workers" else 0)
+        return DataLoader(
+            Numbers(), batch_size=3, shuffle=True, generator=torch.Generator().manual_seed(9)
+        )
+    return DataLoader(
+        Numbers(),
+        batch_size=3,
+        shuffle=kind != "in order",
+        num_workers=2 if kind == "workers" else 0,
+    )
 
 
 class Batches(BatchSampler):
@@ -96,7 +111,14 @@ def fit(folder: Path, kind: str, ckpt_path: Path | None, **arguments: Any) -> tu
     pl.seed_everything(3 if ckpt_path is None else 77, verbose=False)
     net, epochs = Net(), Epochs()
     saves = [Saves(folder)] if folder is not None else []
-    trainer = pl.Trainer(max_epochs=2, accelerator="cpu", callbacks=[epochs, *saves], default_root_dir=folder, **QUIET, **arguments)
+    trainer = pl.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        callbacks=[epochs, *saves],
+        default_root_dir=folder,
+        **QUIET,
+        **arguments,
+    )
     trainer.fit(net, batches(kind), ckpt_path=ckpt_path)
     return net, epochs
 
@@ -141,14 +163,26 @@ def test_two_ranks_then_one(tmp_path: Path, by_two: tuple[Path, Any, Any]) -> No
             assert epochs.lengths == [(batch + 2 * (8 - batch),) * 2, (16, 16)], (kind, batch)
 
 
-def test_the_values_of_the_epoch_are_those_of_all_samples(tmp_path: Path, by_two: tuple[Path, Any, Any]) -> None:
+def test_the_values_of_the_epoch_are_those_of_all_samples(
+    tmp_path: Path, by_two: tuple[Path, Any, Any]
+) -> None:
     for batch in (1, 5):
         epochs = Epochs()
-        trainer = pl.Trainer(max_epochs=1, accelerator="cpu", callbacks=[epochs], default_root_dir=tmp_path, **QUIET)
+        trainer = pl.Trainer(
+            max_epochs=1, accelerator="cpu", callbacks=[epochs], default_root_dir=tmp_path, **QUIET
+        )
         trainer.fit(Net(), batches("shuffled"), ckpt_path=by_two[0] / "shuffled" / f"{batch}.ckpt")
         mean = (SAMPLES - 1) / 2
         assert epochs.rows == [
-            pytest.approx({"sum": mean * SAMPLES, "average": mean, "mean": mean, "total": mean * SAMPLES, "largest": SAMPLES - 1})
+            pytest.approx(
+                {
+                    "sum": mean * SAMPLES,
+                    "average": mean,
+                    "mean": mean,
+                    "total": mean * SAMPLES,
+                    "largest": SAMPLES - 1,
+                }
+            )
         ]
 
 
@@ -164,9 +198,17 @@ def test_one_rank_then_two(tmp_path: Path) -> None:
         rest = of_epoch(seen, 0) + of_epoch(others, 0)
         before = of_epoch(alone[kind], 0)[:15]
         if kind == "own batches":  # 11 batches are left, of which one comes twice
-            assert len(rest) == 36 and set(before + rest) == set(range(SAMPLES)) and not set(before) & set(rest)
+            assert (
+                len(rest) == 36
+                and set(before + rest) == set(range(SAMPLES))
+                and not set(before) & set(rest)
+            )
         else:
-            assert len(rest) == 34 and set(before + rest) == set(range(SAMPLES)) and not set(before) & set(rest)
+            assert (
+                len(rest) == 34
+                and set(before + rest) == set(range(SAMPLES))
+                and not set(before) & set(rest)
+            )
         assert lengths == [(5 + 6,) * 2, (8, 8)], kind
         assert sorted(of_epoch(seen, 1) + of_epoch(others, 1)) == list(range(SAMPLES)), kind
         assert rows == more
@@ -177,23 +219,43 @@ def test_one_rank_then_two(tmp_path: Path) -> None:
 
 
 def test_gradients_of_a_window_keep_their_mean(tmp_path: Path) -> None:
-    """Saved by two ranks in the middle of a window, as a step of one: the mean over ranks and batches of the window."""
+    """Saved by two ranks in the middle of a window, as a step of one.
+
+    The mean over ranks and batches of the window.
+    """
     run_on_two_ranks(window_on_two, tmp_path)
     saved = load(tmp_path / "1.ckpt")
     gradients = [rank["gradients"]["mean"] for rank in saved["raylit"]["ranks"]]
     assert not torch.equal(*gradients)
     net = Net()
-    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", accumulate_grad_batches=2, max_steps=1, default_root_dir=tmp_path, **QUIET)
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        accumulate_grad_batches=2,
+        max_steps=1,
+        default_root_dir=tmp_path,
+        **QUIET,
+    )
     trainer.fit(net, batches("in order"), ckpt_path=tmp_path / "1.ckpt")
-    of_the_rest = -7.0  # of the samples 6, 7 and 8, as half of the window; the ranks have read 0 to 5
-    assert net.mean.item() == pytest.approx(-0.01 * (sum(gradients).item() / 2 + of_the_rest), abs=1e-6)
+    of_the_rest = (
+        -7.0
+    )  # of the samples 6, 7 and 8, as half of the window; the ranks have read 0 to 5
+    assert net.mean.item() == pytest.approx(
+        -0.01 * (sum(gradients).item() / 2 + of_the_rest), abs=1e-6
+    )
 
 
 def window_on_two(folder: str) -> None:
     warnings.simplefilter("ignore")
     trainer = pl.Trainer(
-        max_epochs=1, accelerator="cpu", accumulate_grad_batches=2, max_steps=1, callbacks=[Saves(Path(folder))], default_root_dir=folder, **QUIET
-    )  # fmt: skip
+        max_epochs=1,
+        accelerator="cpu",
+        accumulate_grad_batches=2,
+        max_steps=1,
+        callbacks=[Saves(Path(folder))],
+        default_root_dir=folder,
+        **QUIET,
+    )
     trainer.fit(Net(), batches("in order"))
 
 
@@ -202,7 +264,9 @@ def test_another_batch_size(tmp_path: Path) -> None:
     fit(tmp_path / "in order", "in order", None)
     net = Net()
     trainer = pl.Trainer(max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, **QUIET)
-    trainer.fit(net, DataLoader(Numbers(), batch_size=5), ckpt_path=tmp_path / "in order" / "4.ckpt")
+    trainer.fit(
+        net, DataLoader(Numbers(), batch_size=5), ckpt_path=tmp_path / "in order" / "4.ckpt"
+    )
     assert of_epoch(net.seen, 0) == list(range(12, SAMPLES))
 
 
@@ -228,8 +292,16 @@ def then_on_two_of_four(folder: str) -> Any:
 
 @pytest.mark.long
 def test_four_ranks_then_two_or_one(tmp_path: Path) -> None:
-    before = [number for seen in run_on_ranks(4, first_on_four, tmp_path) for number in of_epoch(seen, 0)[:9]]
+    before = [
+        number
+        for seen in run_on_ranks(4, first_on_four, tmp_path)
+        for number in of_epoch(seen, 0)[:9]
+    ]
     assert len(before) == 36
-    two = [number for seen in run_on_two_ranks(then_on_two_of_four, tmp_path) for number in of_epoch(seen, 0)]
+    two = [
+        number
+        for seen in run_on_two_ranks(then_on_two_of_four, tmp_path)
+        for number in of_epoch(seen, 0)
+    ]
     one = of_epoch(fit(tmp_path / "one", "shuffled", tmp_path / "3.ckpt")[0].seen, 0)
     assert sorted(before + two) == sorted(before + one) == list(range(SAMPLES))

@@ -15,7 +15,14 @@ Pair = namedtuple("Pair", ["x", "y"])
 
 @pytest.mark.parametrize(
     ("given", "name"),
-    [(None, "32-true"), (32, "32-true"), ("64", "64-true"), (16, "16-mixed"), ("bf16", "bf16-mixed"), ("bf16-true", "bf16-true")],
+    [
+        (None, "32-true"),
+        (32, "32-true"),
+        ("64", "64-true"),
+        (16, "16-mixed"),
+        ("bf16", "bf16-mixed"),
+        ("bf16-true", "bf16-true"),
+    ],
 )
 def test_names(given: str | int | None, name: str) -> None:
     assert canonical(given) == name
@@ -41,14 +48,25 @@ def test_formats(name: str, parameters: torch.dtype, output: torch.dtype) -> Non
     with precision.context():
         out = layer(precision.convert_input(torch.ones(1, 2)))
     assert (layer.weight.dtype, out.dtype) == (parameters, output)
-    assert torch.get_default_dtype() == torch.float32, "what a step sets for the process ends with it"
+    assert torch.get_default_dtype() == torch.float32, (
+        "what a step sets for the process ends with it"
+    )
 
 
 def test_only_numbers_with_a_point_are_converted() -> None:
-    batch = {"x": [torch.ones(1), torch.ones(1, dtype=torch.int64)], "y": Pair(torch.ones(1), "text"), "n": 3}
+    batch = {
+        "x": [torch.ones(1), torch.ones(1, dtype=torch.int64)],
+        "y": Pair(torch.ones(1), "text"),
+        "n": 3,
+    }
     found = Precision("64-true", CPU).convert_input(batch)
     assert [tensor.dtype for tensor in found["x"]] == [torch.float64, torch.int64]
-    assert (type(found["y"]), found["y"].x.dtype, found["y"].y, found["n"]) == (Pair, torch.float64, "text", 3)
+    assert (type(found["y"]), found["y"].x.dtype, found["y"].y, found["n"]) == (
+        Pair,
+        torch.float64,
+        "text",
+        3,
+    )
     assert Precision("bf16-mixed", CPU).convert_input(batch) is batch
 
 

@@ -35,7 +35,10 @@ def both_go_on(folder: str) -> list[Any]:
     differing = []
     for number in range(1, NUM_BATCHES + 1):
         again, rest, resumed = fit(root, loader(), kind=Own, ckpt_path=root / f"{number}.ckpt")
-        same = rest == {key: row for key, row in rows.items() if key > number} and resumed.metrics == result.metrics
+        same = (
+            rest == {key: row for key, row in rows.items() if key > number}
+            and resumed.metrics == result.metrics
+        )
         if not same or not all(torch.equal(again[key], value) for key, value in weights.items()):
             differing.append((number, rest, rows, resumed.metrics, result.metrics))
     return differing
@@ -50,8 +53,13 @@ def goes_on_alone(folder: str) -> None:
     fit(root, loader(), kind=Own, callbacks=[Saves(root)], max_epochs=1)
 
 
-def test_another_number_of_ranks_is_told_what_it_cannot_have(tmp_path: Path, caplog: Any, monkeypatch: Any) -> None:
+def test_another_number_of_ranks_is_told_what_it_cannot_have(
+    tmp_path: Path, caplog: Any, monkeypatch: Any
+) -> None:
     run_on_two_ranks(goes_on_alone, tmp_path)
     monkeypatch.setattr(logging.getLogger("raylit"), "propagate", True)
     fit(tmp_path, loader(), kind=Own, ckpt_path=tmp_path / "2.ckpt", max_epochs=1)
-    assert "was saved by 2 ranks, and this fit has 1: what is left of the epoch is dealt out" in caplog.text
+    assert (
+        "was saved by 2 ranks, and this fit has 1: what is left of the epoch is dealt out"
+        in caplog.text
+    )

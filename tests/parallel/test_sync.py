@@ -1,4 +1,7 @@
-"""DDP and FSDP on 2 and 4 ranks against one process with the same global batch: 50 steps, the same losses and weights."""
+"""DDP and FSDP on 2 and 4 ranks against one process with the same global batch.
+
+50 steps, the same losses and weights.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,9 @@ class Net(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         decayed = [parameter for parameter in self.parameters() if parameter.ndim > 1]
         others = [parameter for parameter in self.parameters() if parameter.ndim < 2]
-        return torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": others}], lr=0.01)
+        return torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": 0.1}, {"params": others}], lr=0.01
+        )
 
 
 class ByHand(Net):
@@ -87,7 +92,10 @@ class ByHand(Net):
             second.zero_grad()
 
     def configure_optimizers(self) -> Any:
-        return [torch.optim.SGD(self.blocks.parameters(), lr=0.02), torch.optim.Adam(self.head.parameters(), lr=0.01)]
+        return [
+            torch.optim.SGD(self.blocks.parameters(), lr=0.02),
+            torch.optim.Adam(self.head.parameters(), lr=0.01),
+        ]
 
 
 class Unfreezes(Net):
@@ -106,7 +114,9 @@ class NotesGradients(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        if pl_module.automatic_optimization and (trainer.progress.batch % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch):
+        if pl_module.automatic_optimization and (
+            trainer.progress.batch % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+        ):
             norm: Any = nn.utils.get_total_norm(gradients)
             self.norms.append(float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm))
 
@@ -133,23 +143,51 @@ def fit(folder: str, num_ranks: int, kind: type[Net] = Net, **arguments: Any) ->
     module, notes = kind(), NotesGradients()
     accumulate = arguments.get("accumulate_grad_batches", 1)
     size = BATCH // num_ranks // accumulate
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     trainer = pl.Trainer(
-        accelerator="cpu", max_steps=NUM_STEPS, precision="64-true", default_root_dir=folder, callbacks=notes, **quiet, **arguments
+        accelerator="cpu",
+        max_steps=NUM_STEPS,
+        precision="64-true",
+        default_root_dir=folder,
+        callbacks=notes,
+        **quiet,
+        **arguments,
     )
-    val = DataLoader(TensorDataset(X[:13], Y[:13]), 1)  # the ranks have different numbers of batches
+    val = DataLoader(
+        TensorDataset(X[:13], Y[:13]), 1
+    )  # the ranks have different numbers of batches
     result = trainer.fit(module, DataLoader(TensorDataset(X, Y), size), val)
-    assert type(module) is kind and all(type(parameter) is nn.Parameter for parameter in module.parameters())
+    assert type(module) is kind and all(
+        type(parameter) is nn.Parameter for parameter in module.parameters()
+    )
     losses = torch.stack(module.losses)
     predictions = torch.cat(trainer.predict(module, val))
-    return {"weights": module.state_dict(), "losses": losses, "norms": notes.norms, "metrics": result.metrics, "predictions": predictions}
+    return {
+        "weights": module.state_dict(),
+        "losses": losses,
+        "norms": notes.norms,
+        "metrics": result.metrics,
+        "predictions": predictions,
+    }
 
 
 def everything(folder: str) -> dict[tuple[str, str], Any]:
     size = torch.distributed.get_world_size()
     runs = [(name, case) for name in ("ddp", "fsdp by class") for case in CASES]
-    runs += [("fsdp", "clipped"), ("fsdp by size", "accumulated")] if size == 2 else [("hybrid", "clipped")]
-    return {(name, case): fit(folder, size, strategy=STRATEGIES[name], **CASES[case]) for name, case in runs}
+    runs += (
+        [("fsdp", "clipped"), ("fsdp by size", "accumulated")]
+        if size == 2
+        else [("hybrid", "clipped")]
+    )
+    return {
+        (name, case): fit(folder, size, strategy=STRATEGIES[name], **CASES[case])
+        for name, case in runs
+    }
 
 
 @pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.long)])
@@ -161,16 +199,28 @@ def test_ranks_together_are_one_process(tmp_path: Path, num_ranks: int) -> None:
         where = f"{strategy}, {case}"
         for rank in found:
             for name, value in expected["weights"].items():
-                torch.testing.assert_close(rank["weights"][name], value, rtol=1e-9, atol=1e-11, msg=lambda text: f"{where}: {text}")  # noqa: B023
-            torch.testing.assert_close(rank["predictions"], expected["predictions"], rtol=1e-9, atol=1e-11)
+                torch.testing.assert_close(
+                    rank["weights"][name],
+                    value,
+                    rtol=1e-9,
+                    atol=1e-11,
+                    msg=lambda text, where=where: f"{where}: {text}",
+                )
+            torch.testing.assert_close(
+                rank["predictions"], expected["predictions"], rtol=1e-9, atol=1e-11
+            )
             assert rank["metrics"] == pytest.approx(expected["metrics"], rel=1e-6), where
             assert rank["norms"] == pytest.approx(expected["norms"], rel=1e-8), where
         together = torch.stack([rank["losses"] for rank in found]).mean(0)
         torch.testing.assert_close(together, expected["losses"], rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("strategy", [DDPStrategy(), FSDPStrategy(), FSDPStrategy(state_dict_type="sharded")])
+@pytest.mark.parametrize(
+    "strategy", [DDPStrategy(), FSDPStrategy(), FSDPStrategy(state_dict_type="sharded")]
+)
 def test_on_one_rank_a_strategy_changes_nothing(tmp_path: Path, strategy: Any) -> None:
     plain, found = fit(str(tmp_path), 1), fit(str(tmp_path), 1, strategy=strategy)
-    assert all(torch.equal(found["weights"][name], value) for name, value in plain["weights"].items())
+    assert all(
+        torch.equal(found["weights"][name], value) for name, value in plain["weights"].items()
+    )
     assert torch.equal(found["losses"], plain["losses"])

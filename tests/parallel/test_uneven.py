@@ -1,4 +1,7 @@
-"""Two ranks with different numbers of batches: whatever the data is, an epoch ends on both, as the policy says, and is never waited for."""
+"""Two ranks with different numbers of batches.
+
+Whatever the data is, an epoch ends on both, as the policy says, and is never waited for.
+"""
 
 from __future__ import annotations
 
@@ -83,9 +86,20 @@ class Saves(pl.Callback):
 
 
 def trainer(folder: str, strategy: Any, **arguments: Any) -> pl.Trainer:
-    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     return pl.Trainer(
-        accelerator="cpu", strategy=strategy, max_epochs=2, use_distributed_sampler=False, default_root_dir=folder, **quiet, **arguments
+        accelerator="cpu",
+        strategy=strategy,
+        max_epochs=2,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        **quiet,
+        **arguments,
     )
 
 
@@ -94,7 +108,12 @@ def fit(folder: str, strategy: Any, name: str) -> dict[str, Any]:
     fitter = trainer(folder, strategy)
     result = fitter.fit(module, DATA[name](), DataLoader(torch.arange(float(own_length()))))  # type: ignore[arg-type]
     weights = torch.cat([value.flatten() for value in module.state_dict().values()])
-    return {"seen": module.seen, "steps": fitter.global_step, "weights": weights, "number": result.metrics["number"]}
+    return {
+        "seen": module.seen,
+        "steps": fitter.global_step,
+        "weights": weights,
+        "number": result.metrics["number"],
+    }
 
 
 def goes_on(folder: str, name: str) -> list[int]:
@@ -107,7 +126,9 @@ def goes_on(folder: str, name: str) -> list[int]:
     for number in range(1, len(whole.seen) + 1):
         rest = Net()
         trainer(folder, "ddp").fit(rest, DATA[name](), ckpt_path=root / f"{number}.ckpt")
-        if rest.seen != whole.seen[number:] or not torch.equal(rest.layer.weight, whole.layer.weight):
+        if rest.seen != whole.seen[number:] or not torch.equal(
+            rest.layer.weight, whole.layer.weight
+        ):
             differing.append(number)
     return differing
 
@@ -160,7 +181,9 @@ def test_an_epoch_ends_on_both_ranks_as_the_policy_says(ranks: Any, kind: str, n
     assert finish[1]["seen"] == again[:longest] * 2
     assert [one["steps"] for one in finish] == [2 * longest] * 2
     assert torch.equal(finish[0]["weights"], finish[1]["weights"])
-    assert [one["number"] for one in finish] == [sum(LENGTHS)] * 2, "evaluation counts each sample once"
+    assert [one["number"] for one in finish] == [sum(LENGTHS)] * 2, (
+        "evaluation counts each sample once"
+    )
     if name != "streams that say too much":
         drop = [rank[kind, "drop", name] for rank in ranks]
         assert [one["seen"] for one in drop] == [[0.0, 1.0, 2.0] * 2] * 2
@@ -179,7 +202,10 @@ def test_what_cannot_be_finished_together_is_an_error_on_both_ranks(ranks: Any) 
 
 
 def test_a_data_set_that_does_not_divide(ranks: Any) -> None:
-    assert [rank["sampler"]["finish"] for rank in ranks] == [[0.0, 2.0, 4.0, 6.0], [1.0, 3.0, 5.0, 0.0]]
+    assert [rank["sampler"]["finish"] for rank in ranks] == [
+        [0.0, 2.0, 4.0, 6.0],
+        [1.0, 3.0, 5.0, 0.0],
+    ]
     assert [rank["sampler"]["drop"] for rank in ranks] == [[0.0, 2.0, 4.0], [1.0, 3.0, 5.0]]
 
 

@@ -27,7 +27,14 @@ def communicate(folder: str) -> dict[str, Any]:
     (gathered.sum() * (world.rank + 1)).backward()
     world.barrier()
     found = {
-        "place": (world.rank, world.size, world.local_rank, world.node_rank, world.num_nodes, world.is_zero),
+        "place": (
+            world.rank,
+            world.size,
+            world.local_rank,
+            world.node_rank,
+            world.num_nodes,
+            world.is_zero,
+        ),
         "broadcast": world.broadcast_object({"from": world.rank}),
         "objects": world.all_gather_object(world.rank * 10),
         "numbers": world.gather_numbers(world.rank + 5),
@@ -36,9 +43,16 @@ def communicate(folder: str) -> dict[str, Any]:
         "gathered": gathered.detach(),
         "gradient": mine.grad,
     }
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     try:
-        pl.Trainer(max_epochs=5, accelerator="cpu", default_root_dir=folder, **quiet).fit(FailsOnRank1())  # type: ignore[arg-type]
+        pl.Trainer(max_epochs=5, accelerator="cpu", default_root_dir=folder, **quiet).fit(
+            FailsOnRank1()
+        )  # type: ignore[arg-type]
     except Exception as error:
         found["error"] = (type(error).__name__, str(error), error.__notes__)
     return found
@@ -55,7 +69,9 @@ def test_two_ranks(tmp_path: Path) -> None:
         assert found["any"] == (True, False)
         assert torch.equal(found["tensors"], torch.tensor([[0.0], [1.0]]))
         assert torch.equal(found["gathered"], found["tensors"])
-        assert torch.equal(found["gradient"], torch.tensor([3.0])), "gradients come back from both ranks"
+        assert torch.equal(found["gradient"], torch.tensor([3.0])), (
+            "gradients come back from both ranks"
+        )
     # the one that failed says why; the other does not wait for it for ever
     name, text, notes = one["error"]
     assert (name, text) == ("ZeroDivisionError", "the user's")

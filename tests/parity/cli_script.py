@@ -231,17 +231,28 @@ def script(pl: Any, root: Path) -> Iterator[Any]:
 
 def quiet_flags(**more: Any) -> list[str]:
     """Flags of a quiet Trainer with a CSVLogger in the current folder."""
-    given = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "max_epochs": 2, "log_every_n_steps": 1}
+    given = {
+        "accelerator": "cpu",
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "max_epochs": 2,
+        "log_every_n_steps": 1,
+    }
     flags = [f"--trainer.{name}={str(value).lower()}" for name, value in {**given, **more}.items()]
     return [*flags, "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=."]
 
 
 def neutral(value: Any) -> Any:
-    """Return a config so that those of both packages are equal: names of packages, and the arguments that only one Trainer has."""
+    """Return a config so that those of both packages are equal.
+
+    Names of packages, and the arguments that only one Trainer has.
+    """
     if isinstance(value, str):
         for name in ("lightning.pytorch", "raylit"):
             value = value.replace(f"script_{name.split('.')[0]}", "script").replace(name, "PL")
-        return value.replace("PL.CSVLogger", "PL.loggers.CSVLogger")  # which is also in the front of raylit
+        return value.replace(
+            "PL.CSVLogger", "PL.loggers.CSVLogger"
+        )  # which is also in the front of raylit
     if isinstance(value, dict):
         if "max_epochs" in value:
             value = {name: item for name, item in value.items() if name in trainer_arguments()}
@@ -252,7 +263,9 @@ def neutral(value: Any) -> Any:
 
 def trainer_arguments() -> set[str]:
     """Names of the arguments that both Trainers have."""
-    return set(inspect.signature(lightning.pytorch.Trainer).parameters) & set(inspect.signature(raylit.Trainer).parameters)
+    return set(inspect.signature(lightning.pytorch.Trainer).parameters) & set(
+        inspect.signature(raylit.Trainer).parameters
+    )
 
 
 def config_of(cli: Any) -> Any:
@@ -269,7 +282,10 @@ def saved_config(path: Path) -> Any:
 
 def stored_hyperparameters(path: Path) -> Any:
     stored = torch.load(path, weights_only=True)
-    return {key: neutral(stored.get(key)) for key in ("hyper_parameters", "hparams_name", "datamodule_hyper_parameters")}
+    return {
+        key: neutral(stored.get(key))
+        for key in ("hyper_parameters", "hparams_name", "datamodule_hyper_parameters")
+    }
 
 
 def left(cli: Any, root: Path) -> dict[str, Any]:
@@ -277,7 +293,13 @@ def left(cli: Any, root: Path) -> dict[str, Any]:
     rows = seen(cli.trainer, cli.model)
     stored = {name: stored_hyperparameters(root / name) for name in files(root)}
     configs = {name: saved_config(root / name) for name in files(root, "**/config.yaml")}
-    return {**rows, "subcommand": cli.subcommand, "config": config_of(cli), "stored": stored, "configs": configs}
+    return {
+        **rows,
+        "subcommand": cli.subcommand,
+        "config": config_of(cli),
+        "stored": stored,
+        "configs": configs,
+    }
 
 
 def fitted(user: Any, root: Path, model: Any, *flags: str, **kwargs: Any) -> str:

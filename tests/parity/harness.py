@@ -1,8 +1,9 @@
 """The same user code under Lightning and under raylit.
 
-A scenario is a function `scenario(pl, tmp_path)`, where `pl` is `lightning.pytorch` or `raylit`, that returns plain data: what a user of the
-package could see. `@parity` makes a test of it that runs it with both and wants equal results, bit for bit. `@errors` makes one that wants
-both to raise.
+A scenario is a function `scenario(pl, tmp_path)`, where `pl` is `lightning.pytorch` or `raylit`,
+that returns plain data: what a user of the package could see. `@parity` makes a test of it that
+runs it with both and wants equal results, bit for bit. `@errors` makes one that wants both to
+raise.
 """
 
 from __future__ import annotations
@@ -32,14 +33,21 @@ from torch.utils.data import DataLoader, Dataset
 import raylit
 
 Scenario = Callable[..., Any]
-QUIET: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 # ---- running and comparing ----
 
 
 def run(scenario: Scenario, pl: Any, tmp_path: Path, **arguments: Any) -> Any:
-    """Run a scenario with one package, in a folder and with random states of its own; returns its result as plain data."""
+    """Run a scenario with one package, in a folder and with random states of its own.
+
+    Returns its result as plain data.
+    """
     root = tmp_path / pl.__name__.split(".")[0]
     root.mkdir(exist_ok=True)
     with quiet():
@@ -68,15 +76,25 @@ def differences(theirs: Any, ours: Any, where: str = "") -> Iterator[str]:
         for key in [*theirs, *(key for key in ours if key not in theirs)]:
             if key not in ours or key not in theirs:
                 value = theirs.get(key, ours.get(key))
-                yield f"{where}/{key}: only {'Lightning' if key in theirs else 'raylit'} has it: {str(value)[:200]}"
+                yield (
+                    f"{where}/{key}: only {'Lightning' if key in theirs else 'raylit'} has it:"
+                    f" {str(value)[:200]}"
+                )
             elif theirs[key] != ours[key]:
                 yield from differences(theirs[key], ours[key], f"{where}/{key}")
-    elif isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours) and isinstance(theirs[0], (dict, list)):
+    elif (
+        isinstance(theirs, list)
+        and isinstance(ours, list)
+        and len(theirs) == len(ours)
+        and isinstance(theirs[0], (dict, list))
+    ):
         for number, (one, other) in enumerate(zip(theirs, ours, strict=True)):
             if one != other:
                 yield from differences(one, other, f"{where}/{number}")
     elif isinstance(theirs, list) and isinstance(ours, list):
-        changes = difflib.unified_diff([str(one) for one in theirs], [str(one) for one in ours], n=2, lineterm="")
+        changes = difflib.unified_diff(
+            [str(one) for one in theirs], [str(one) for one in ours], n=2, lineterm=""
+        )
         yield from (f"{where}: {line[:200]}" for line in changes)
     else:
         yield f"{where}: - {str(theirs)[:200]}"
@@ -84,12 +102,18 @@ def differences(theirs: Any, ours: Any, where: str = "") -> Iterator[str]:
 
 
 def errors(scenario: Scenario) -> Callable[..., None]:
-    """Make a test of a scenario: it is an error in both, of a kind that both know (MisconfigurationException is raylit's ConfigError)."""
+    """Make a test of a scenario.
+
+    It is an error in both, of a kind that both know (MisconfigurationException is raylit's
+    ConfigError).
+    """
 
     def test(tmp_path: Path, **arguments: Any) -> None:
         with pytest.raises(Exception) as theirs:
             run(scenario, lightning.pytorch, tmp_path, **arguments)
-        with pytest.raises((raylit.errors.RaylitError, TypeError, ValueError, RuntimeError, KeyError)) as ours:
+        with pytest.raises(
+            (raylit.errors.RaylitError, TypeError, ValueError, RuntimeError, KeyError)
+        ) as ours:
             run(scenario, raylit, tmp_path, **arguments)
         assert str(ours.value).strip(), f"Lightning says: {theirs.value}"
 
@@ -100,7 +124,11 @@ def _as_test(scenario: Scenario, test: Callable[..., None]) -> Callable[..., Non
     """Give `test` the name, text, marks and parameters of the scenario, without `pl`."""
     functools.update_wrapper(test, scenario)
     del test.__wrapped__  # type: ignore[attr-defined]
-    parameters = [parameter for name, parameter in inspect.signature(scenario).parameters.items() if name != "pl"]
+    parameters = [
+        parameter
+        for name, parameter in inspect.signature(scenario).parameters.items()
+        if name != "pl"
+    ]
     test.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return test
 
@@ -108,7 +136,9 @@ def _as_test(scenario: Scenario, test: Callable[..., None]) -> Callable[..., Non
 @contextmanager
 def quiet() -> Iterator[None]:
     """Within, neither package says anything, and nothing that a test sets for the whole process remains."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "raylit")]
+    loggers = [
+        logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "raylit")
+    ]
     levels = [logger.level for logger in loggers]
     environment, grad, dtype = dict(os.environ), torch.is_grad_enabled(), torch.get_default_dtype()
     for logger in loggers:
@@ -127,7 +157,10 @@ def quiet() -> Iterator[None]:
 
 
 def plain(value: Any, root: Path) -> Any:
-    """Return `value` so that == compares all of it: tensors by type and every bit, NaN equal to itself, paths without the root folder."""
+    """Return `value` so that == compares all of it.
+
+    Tensors by type and every bit, NaN equal to itself, paths without the root folder.
+    """
     if isinstance(value, Tensor):
         return (str(value.dtype), tuple(value.shape), plain(value.detach().cpu().tolist(), root))
     if isinstance(value, float):
@@ -150,7 +183,11 @@ def packages() -> list[Any]:
 
 def exception_of(pl: Any) -> type[Exception]:
     """The error for what was put together wrongly."""
-    return pl.utilities.exceptions.MisconfigurationException if pl is lightning.pytorch else raylit.errors.ConfigError
+    return (
+        pl.utilities.exceptions.MisconfigurationException
+        if pl is lightning.pytorch
+        else raylit.errors.ConfigError
+    )
 
 
 # ---- data ----
@@ -179,7 +216,9 @@ class Stream(torch.utils.data.IterableDataset[Tensor]):
         return iter(self.rows.data)
 
 
-def loader(batches: int = 4, *, size: int = 2, short: int = 0, seed: int = 0, **arguments: Any) -> DataLoader[Tensor]:
+def loader(
+    batches: int = 4, *, size: int = 2, short: int = 0, seed: int = 0, **arguments: Any
+) -> DataLoader[Tensor]:
     """A loader of so many batches of `size` rows; `short` rows are missing from the last."""
     return DataLoader(Rows(batches * size - short, seed), batch_size=size, **arguments)
 
@@ -234,8 +273,18 @@ def trainer(pl: Any, root: Path, **arguments: Any) -> Any:
     """A quiet Trainer; without loggers and checkpoints unless asked for."""
     if arguments.get("logger") is True:
         arguments["logger"] = pl.loggers.CSVLogger(root, name="logs", version="0")
-    given = {"max_epochs": 2, "logger": False, "enable_checkpointing": False, "default_root_dir": root, **QUIET, **arguments}
-    if any(isinstance(callback, pl.callbacks.Checkpoint) for callback in _as_list(given.get("callbacks"))):
+    given = {
+        "max_epochs": 2,
+        "logger": False,
+        "enable_checkpointing": False,
+        "default_root_dir": root,
+        **QUIET,
+        **arguments,
+    }
+    if any(
+        isinstance(callback, pl.callbacks.Checkpoint)
+        for callback in _as_list(given.get("callbacks"))
+    ):
         del given["enable_checkpointing"]
     return pl.Trainer(**given)
 
@@ -258,7 +307,9 @@ def seen(trainer: Any, model: Any = None) -> dict[str, Any]:
         "progress_bar_metrics": dict(trainer.progress_bar_metrics),
         "weights": copy.deepcopy(model.state_dict()),
         "modes": {name: module.training for name, module in model.named_modules()},
-        "requires_grad": {name: parameter.requires_grad for name, parameter in model.named_parameters()},
+        "requires_grad": {
+            name: parameter.requires_grad for name, parameter in model.named_parameters()
+        },
         "should_stop": trainer.should_stop,
         "rng": torch.rand(1),
         "rows": rows(trainer),
@@ -267,14 +318,19 @@ def seen(trainer: Any, model: Any = None) -> dict[str, Any]:
 
 
 def seen_after(trainer: Any, *more: str) -> dict[str, Any]:
-    """What is seen of a fit that went on. Lightning does not bring back random states, nor what was logged before."""
+    """What is seen of a fit that went on.
+
+    Lightning does not bring back random states, nor what was logged before.
+    """
     return {name: value for name, value in seen(trainer).items() if name not in ("rng", *more)}
 
 
 def rows(trainer: Any) -> list[dict[str, str]]:
     """The rows of the CSV file of a run, without empty cells."""
     logger = trainer.logger
-    path = Path(logger.log_dir) / "metrics.csv" if logger is not None and logger.name else None  # a trial run has a logger without a name
+    path = (
+        Path(logger.log_dir) / "metrics.csv" if logger is not None and logger.name else None
+    )  # a trial run has a logger without a name
     if path is None or not path.exists():
         return []
     with path.open() as file:
@@ -289,22 +345,74 @@ def files(root: Path, pattern: str = "**/*.ckpt") -> list[str]:
 # ---- traces of hooks ----
 
 _STAGES = ("train", "validation", "test", "predict")
-_AROUND = [f"on_{stage}_{when}" for stage in _STAGES for when in ("start", "end", "epoch_start", "epoch_end", "batch_start", "batch_end")]
-_STEP = ["on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step"]
+_AROUND = [
+    f"on_{stage}_{when}"
+    for stage in _STAGES
+    for when in ("start", "end", "epoch_start", "epoch_end", "batch_start", "batch_end")
+]
+_STEP = [
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+]
 _SAVING = ["on_save_checkpoint", "on_load_checkpoint"]
 _TRANSFER = ["on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"]
 _LOADERS = ["train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader"]
 CALLBACK_HOOKS = [
-    *_AROUND, *_STEP, *_SAVING, "setup", "teardown", "on_fit_start", "on_fit_end", "on_sanity_check_start", "on_sanity_check_end",
-    "on_exception", "state_dict", "load_state_dict",
-]  # fmt: skip
+    *_AROUND,
+    *_STEP,
+    *_SAVING,
+    "setup",
+    "teardown",
+    "on_fit_start",
+    "on_fit_end",
+    "on_sanity_check_start",
+    "on_sanity_check_end",
+    "on_exception",
+    "state_dict",
+    "load_state_dict",
+]
 MODULE_HOOKS = [
-    *_AROUND, *_STEP, *_SAVING, *_TRANSFER, *_LOADERS, "setup", "teardown", "on_fit_start", "on_fit_end", "prepare_data", "configure_model",
-    "configure_callbacks", "configure_optimizers", "training_step", "validation_step", "test_step", "predict_step", "forward", "backward",
-    "optimizer_step", "optimizer_zero_grad", "lr_scheduler_step", "configure_gradient_clipping", "clip_gradients",
-    "on_validation_model_zero_grad", "on_validation_model_eval", "on_test_model_eval", "on_predict_model_eval",
-]  # fmt: skip
-DATA_HOOKS = [*_TRANSFER, *_LOADERS, "prepare_data", "setup", "teardown", "on_exception", "state_dict", "load_state_dict"]
+    *_AROUND,
+    *_STEP,
+    *_SAVING,
+    *_TRANSFER,
+    *_LOADERS,
+    "setup",
+    "teardown",
+    "on_fit_start",
+    "on_fit_end",
+    "prepare_data",
+    "configure_model",
+    "configure_callbacks",
+    "configure_optimizers",
+    "training_step",
+    "validation_step",
+    "test_step",
+    "predict_step",
+    "forward",
+    "backward",
+    "optimizer_step",
+    "optimizer_zero_grad",
+    "lr_scheduler_step",
+    "configure_gradient_clipping",
+    "clip_gradients",
+    "on_validation_model_zero_grad",
+    "on_validation_model_eval",
+    "on_test_model_eval",
+    "on_predict_model_eval",
+]
+DATA_HOOKS = [
+    *_TRANSFER,
+    *_LOADERS,
+    "prepare_data",
+    "setup",
+    "teardown",
+    "on_exception",
+    "state_dict",
+    "load_state_dict",
+]
 
 
 def traced(cls: Any, hooks: list[str], owner: str, trace: list[Any]) -> Any:
@@ -314,14 +422,23 @@ def traced(cls: Any, hooks: list[str], owner: str, trace: list[Any]) -> Any:
         base = getattr(cls, name)
 
         def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
-            trace.append((owner, name, *(describe(one) for one in args), *(describe(one) for one in kwargs.values())))
+            trace.append(
+                (
+                    owner,
+                    name,
+                    *(describe(one) for one in args),
+                    *(describe(one) for one in kwargs.values()),
+                )
+            )
             return base(self, *args, **kwargs)
 
         # not functools.wraps: Lightning looks through it and would find that nothing was overridden
         hook.__name__, hook.__signature__ = name, inspect.signature(base)  # type: ignore[attr-defined]
         return hook
 
-    return type(cls.__name__, (cls,), {name: override(name) for name in hooks if hasattr(cls, name)})
+    return type(
+        cls.__name__, (cls,), {name: override(name) for name in hooks if hasattr(cls, name)}
+    )
 
 
 def describe(value: Any) -> Any:
@@ -339,7 +456,11 @@ def describe(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [describe(item) for item in value]
     if isinstance(value, dict):
-        return {key: describe(item) for key, item in value.items()} if "state_dict" not in value else "checkpoint"
+        return (
+            {key: describe(item) for key, item in value.items()}
+            if "state_dict" not in value
+            else "checkpoint"
+        )
     if isinstance(value, Enum):
         return value.value
     if callable(value):
@@ -347,7 +468,9 @@ def describe(value: Any) -> Any:
     return value if isinstance(value, (int, float, str, type(None))) else type(value).__name__
 
 
-def traced_objects(pl: Any, trace: list[Any], model: Any = None, **data: Any) -> tuple[Any, Any, Any]:
+def traced_objects(
+    pl: Any, trace: list[Any], model: Any = None, **data: Any
+) -> tuple[Any, Any, Any]:
     """Return a model, a datamodule and a callback that note every hook in `trace`.
 
     Args:
@@ -365,7 +488,9 @@ def traced_objects(pl: Any, trace: list[Any], model: Any = None, **data: Any) ->
         def state_dict(self) -> dict[str, Any]:
             return {"watch": 1}
 
-    datamodule = traced(Data, [hook for hook in DATA_HOOKS if hook not in _LOADERS], "data", trace)()
+    datamodule = traced(
+        Data, [hook for hook in DATA_HOOKS if hook not in _LOADERS], "data", trace
+    )()
     for stage, given in data.items():
 
         def give(stage: str = stage, given: Any = given) -> Any:
@@ -373,5 +498,10 @@ def traced_objects(pl: Any, trace: list[Any], model: Any = None, **data: Any) ->
             return given
 
         setattr(datamodule, f"{stage}_dataloader", give)
-    module = traced(model or model_class(pl), [hook for hook in MODULE_HOOKS if hook not in _LOADERS], "module", trace)()
+    module = traced(
+        model or model_class(pl),
+        [hook for hook in MODULE_HOOKS if hook not in _LOADERS],
+        "module",
+        trace,
+    )()
     return module, datamodule, traced(Watch, CALLBACK_HOOKS, "callback", trace)()

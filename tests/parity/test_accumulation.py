@@ -7,22 +7,40 @@ from typing import Any
 
 import pytest
 
-from tests.parity.harness import errors, loader, model_class, parity, seen, stream, traced_objects, trainer
+from tests.parity.harness import (
+    errors,
+    loader,
+    model_class,
+    parity,
+    seen,
+    stream,
+    traced_objects,
+    trainer,
+)
 
 
 @parity
 @pytest.mark.parametrize("scheduling", [{0: 2}, {1: 3}, {0: 3, 2: 1}, {1: 9}])
 @pytest.mark.parametrize("batches", [4, 5])
-def test_weights_and_metrics(pl: Any, tmp_path: Path, scheduling: dict[int, int], batches: int) -> Any:
+def test_weights_and_metrics(
+    pl: Any, tmp_path: Path, scheduling: dict[int, int], batches: int
+) -> Any:
     scheduler = pl.callbacks.GradientAccumulationScheduler(dict(scheduling))
-    one = trainer(pl, tmp_path, callbacks=[scheduler], max_epochs=4, logger=True, log_every_n_steps=1)
+    one = trainer(
+        pl, tmp_path, callbacks=[scheduler], max_epochs=4, logger=True, log_every_n_steps=1
+    )
     one.fit(model_class(pl)(), loader(batches), loader(2))
     return {**seen(one), "accumulates": one.accumulate_grad_batches}
 
 
 @parity
 def test_data_without_a_length(pl: Any, tmp_path: Path) -> Any:
-    one = trainer(pl, tmp_path, callbacks=[pl.callbacks.GradientAccumulationScheduler({0: 2, 1: 3})], max_epochs=3)
+    one = trainer(
+        pl,
+        tmp_path,
+        callbacks=[pl.callbacks.GradientAccumulationScheduler({0: 2, 1: 3})],
+        max_epochs=3,
+    )
     one.fit(model_class(pl)(), stream(5), loader(2))
     return seen(one)
 
@@ -39,14 +57,18 @@ def test_hooks(pl: Any, tmp_path: Path) -> Any:
 @errors
 def test_trainer_accumulates_too(pl: Any, tmp_path: Path) -> None:
     scheduler = pl.callbacks.GradientAccumulationScheduler({1: 2})
-    trainer(pl, tmp_path, callbacks=[scheduler], accumulate_grad_batches=2).fit(model_class(pl)(), loader(2))
+    trainer(pl, tmp_path, callbacks=[scheduler], accumulate_grad_batches=2).fit(
+        model_class(pl)(), loader(2)
+    )
 
 
 @errors
 def test_manual_optimization(pl: Any, tmp_path: Path) -> None:
     model = model_class(pl)()
     model.automatic_optimization = False
-    trainer(pl, tmp_path, callbacks=[pl.callbacks.GradientAccumulationScheduler({1: 2})]).fit(model, loader(2))
+    trainer(pl, tmp_path, callbacks=[pl.callbacks.GradientAccumulationScheduler({1: 2})]).fit(
+        model, loader(2)
+    )
 
 
 @errors

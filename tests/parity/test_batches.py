@@ -80,7 +80,11 @@ def test_kinds_of_batches(pl: Any, tmp_path: Path, kind: str, precision: str) ->
             self.take("predict", batch)
             return batch
 
-    data = DataLoader([KINDS[kind](one) for one in Rows(6).data.split(2)], batch_size=None, collate_fn=lambda one: one)
+    data = DataLoader(
+        [KINDS[kind](one) for one in Rows(6).data.split(2)],
+        batch_size=None,
+        collate_fn=lambda one: one,
+    )
     one, model = trainer(pl, tmp_path, precision=precision, max_epochs=1), Takes()
     one.fit(model, data, data)
     returned = [[type(batch).__name__, tensor_of(batch)] for batch in one.predict(model, data)]
@@ -89,11 +93,18 @@ def test_kinds_of_batches(pl: Any, tmp_path: Path, kind: str, precision: str) ->
 
 @parity
 @pytest.mark.parametrize("owner", ["module", "datamodule", "both"])
-@pytest.mark.parametrize("hook", ["on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"])
+@pytest.mark.parametrize(
+    "hook", ["on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"]
+)
 def test_who_may_change_a_batch(pl: Any, tmp_path: Path, owner: str, hook: str) -> Any:
     def changes(by: float) -> Any:
         def method(self: Any, batch: Any, *more: Any) -> Any:
-            stages = [self.trainer.training, self.trainer.sanity_checking, self.trainer.validating, self.trainer.testing]
+            stages = [
+                self.trainer.training,
+                self.trainer.sanity_checking,
+                self.trainer.validating,
+                self.trainer.testing,
+            ]
             found.append([hook, by, *map(str, more), *stages, self.trainer.predicting])
             return batch * by
 
@@ -132,12 +143,27 @@ def test_a_fit_on_nothing(pl: Any, tmp_path: Path, what: str, stage: str) -> Any
 
     def note(name: str) -> Any:
         def hook(self: Any, trainer: Any, *args: Any) -> None:
-            calls.append([name, trainer.current_epoch, trainer.global_step, trainer.num_training_batches])
+            calls.append(
+                [name, trainer.current_epoch, trainer.global_step, trainer.num_training_batches]
+            )
 
         return hook
 
-    names = ["on_train_start", "on_train_epoch_start", "on_train_batch_start", "on_train_epoch_end", "on_train_end", "on_fit_end"]
-    names += ["on_validation_start", "on_validation_epoch_end", "on_validation_end", "on_sanity_check_start", "on_sanity_check_end"]
+    names = [
+        "on_train_start",
+        "on_train_epoch_start",
+        "on_train_batch_start",
+        "on_train_epoch_end",
+        "on_train_end",
+        "on_fit_end",
+    ]
+    names += [
+        "on_validation_start",
+        "on_validation_epoch_end",
+        "on_validation_end",
+        "on_sanity_check_start",
+        "on_sanity_check_end",
+    ]
     watch = type("Watch", (Watch,), {name: note(name) for name in names})()
     one = trainer(pl, tmp_path, callbacks=[watch])
     data = {"train": loader(2), "val": loader(1), stage: EMPTY[what]()}
@@ -164,9 +190,21 @@ def test_one_of_several_loaders_is_empty(pl: Any, tmp_path: Path, fn: str) -> An
         def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
             return self(batch)
 
-    one, generator = trainer(pl, tmp_path), torch.Generator()  # of the loaders: Lightning also begins those that have nothing to give
-    data = [loader(0, generator=generator), loader(2, generator=generator), loader(0, generator=generator), loader(1, generator=generator)]
-    returned = one.fit(Several(), loader(2), data) and None if fn == "fit" else getattr(one, fn)(Several(), data)
+    one, generator = (
+        trainer(pl, tmp_path),
+        torch.Generator(),
+    )  # of the loaders: Lightning also begins those that have nothing to give
+    data = [
+        loader(0, generator=generator),
+        loader(2, generator=generator),
+        loader(0, generator=generator),
+        loader(1, generator=generator),
+    ]
+    returned = (
+        one.fit(Several(), loader(2), data) and None
+        if fn == "fit"
+        else getattr(one, fn)(Several(), data)
+    )
     return {"returned": returned, **seen(one)}
 
 
@@ -233,8 +271,14 @@ def test_half_a_validation_is_none(pl: Any, tmp_path: Path, missing: str) -> Any
 
 @parity
 @pytest.mark.parametrize("data", ["a loader", "a stream", "two loaders"])
-@pytest.mark.parametrize("settings", [{}, {"val_check_interval": 2}, {"limit_train_batches": 3, "limit_val_batches": 1}], ids=str)
-def test_a_step_with_an_iterator(pl: Any, tmp_path: Path, data: str, settings: dict[str, Any]) -> Any:
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"val_check_interval": 2}, {"limit_train_batches": 3, "limit_val_batches": 1}],
+    ids=str,
+)
+def test_a_step_with_an_iterator(
+    pl: Any, tmp_path: Path, data: str, settings: dict[str, Any]
+) -> Any:
     trace: list[Any] = []
 
     class Net(model_class(pl)):  # type: ignore[misc]
@@ -262,15 +306,38 @@ def test_a_step_with_an_iterator(pl: Any, tmp_path: Path, data: str, settings: d
             return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)]
 
     def noting(hook: str) -> Any:
-        return lambda self, trainer, module, *args: trace.append([hook, *(describe(one) for one in args), trainer.is_last_batch])
+        return lambda self, trainer, module, *args: trace.append(
+            [hook, *(describe(one) for one in args), trainer.is_last_batch]
+        )
 
-    hooks = ["on_train_batch_end", "on_validation_batch_end", "on_predict_batch_end", "on_train_epoch_end"]
+    hooks = [
+        "on_train_batch_end",
+        "on_validation_batch_end",
+        "on_predict_batch_end",
+        "on_train_epoch_end",
+    ]
     watch = type("Watch", (pl.Callback,), {hook: noting(hook) for hook in hooks})()
-    arguments = {key: value for key, value in settings.items() if not (data == "a stream" and key == "val_check_interval")}
-    one, model = trainer(pl, tmp_path, callbacks=[watch], logger=True, log_every_n_steps=1, **arguments), Net()
-    made = {"a loader": lambda: loader(4), "a stream": lambda: stream(4), "two loaders": lambda: [loader(4), loader(3)]}[data]
+    arguments = {
+        key: value
+        for key, value in settings.items()
+        if not (data == "a stream" and key == "val_check_interval")
+    }
+    one, model = (
+        trainer(pl, tmp_path, callbacks=[watch], logger=True, log_every_n_steps=1, **arguments),
+        Net(),
+    )
+    made = {
+        "a loader": lambda: loader(4),
+        "a stream": lambda: stream(4),
+        "two loaders": lambda: [loader(4), loader(3)],
+    }[data]
     one.fit(model, made(), loader(3))
-    return {"predicted": one.predict(model, loader(2)), "trace": trace, "rate": one.optimizers[0].param_groups[0]["lr"], **seen(one, model)}
+    return {
+        "predicted": one.predict(model, loader(2)),
+        "trace": trace,
+        "rate": one.optimizers[0].param_groups[0]["lr"],
+        **seen(one, model),
+    }
 
 
 @parity

@@ -11,9 +11,24 @@ import pytest
 import torch
 
 import raylit
-from tests.parity.harness import files, loader, model_class, parity, plain, quiet, rows, seen, seen_after, traced_objects, trainer
+from tests.parity.harness import (
+    files,
+    loader,
+    model_class,
+    parity,
+    plain,
+    quiet,
+    rows,
+    seen,
+    seen_after,
+    traced_objects,
+    trainer,
+)
 
-ADDED = ("raylit", "pytorch-lightning_version")  # what only raylit writes, and what is the same in all files of a version
+ADDED = (
+    "raylit",
+    "pytorch-lightning_version",
+)  # what only raylit writes, and what is the same in all files of a version
 
 
 def scheduled(pl: Any, *, by_hand: bool = False, interval: str = "epoch") -> Any:
@@ -39,7 +54,10 @@ def scheduled(pl: Any, *, by_hand: bool = False, interval: str = "epoch") -> Any
         def configure_optimizers(self) -> Any:
             optimizer = torch.optim.Adam(self.parameters(), lr=self.hparams.rate)
             scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": scheduler, "interval": interval},
+            }
 
         def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
             checkpoint["extra"] = self.trainer.global_step
@@ -62,30 +80,56 @@ def saving_at(pl: Any, hook: str, path: Path, step: int) -> Any:
 
 def contents(path: Path) -> dict[str, Any]:
     """A checkpoint without what only one of the two writes."""
-    return {key: value for key, value in torch.load(path, weights_only=True).items() if key not in ADDED}
+    return {
+        key: value for key, value in torch.load(path, weights_only=True).items() if key not in ADDED
+    }
 
 
 def counters(loops: dict[str, Any]) -> dict[str, Any]:
-    """The entry `loops` without counters that nobody reads: batches of validation, and steps of schedulers within the epoch."""
-    fit_loop = {key: value for key, value in loops["fit_loop"].items() if key != "epoch_loop.val_loop.batch_progress"}
+    """The entry `loops` without counters that nobody reads.
+
+    Batches of validation, and steps of schedulers within the epoch.
+    """
+    fit_loop = {
+        key: value
+        for key, value in loops["fit_loop"].items()
+        if key != "epoch_loop.val_loop.batch_progress"
+    }
     fit_loop["epoch_loop.scheduler_progress"] = fit_loop["epoch_loop.scheduler_progress"]["total"]
     return {"fit_loop": fit_loop, "all": sorted(loops)}
 
 
-HOOKS = ["on_train_batch_end", "on_train_epoch_end", "on_validation_end", "on_train_epoch_start", "on_train_end"]
+HOOKS = [
+    "on_train_batch_end",
+    "on_train_epoch_end",
+    "on_validation_end",
+    "on_train_epoch_start",
+    "on_train_end",
+]
 
 
 @parity
 @pytest.mark.parametrize("hook", HOOKS)
-@pytest.mark.parametrize("arguments", [{}, {"val_check_interval": 2}, {"accumulate_grad_batches": 2, "limit_train_batches": 8}])
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"val_check_interval": 2}, {"accumulate_grad_batches": 2, "limit_train_batches": 8}],
+)
 @pytest.mark.parametrize("by_hand", [False, True])
-def test_contents(pl: Any, tmp_path: Path, hook: str, arguments: dict[str, Any], by_hand: bool) -> Any:
+def test_contents(
+    pl: Any, tmp_path: Path, hook: str, arguments: dict[str, Any], by_hand: bool
+) -> Any:
     if by_hand and arguments.get("accumulate_grad_batches"):
         arguments = {}
     path = tmp_path / "one.ckpt"
     step = 8 if hook == "on_train_end" else 4
-    one = trainer(pl, tmp_path, callbacks=[saving_at(pl, hook, path, step)], max_epochs=2, **arguments)
-    one.fit(scheduled(pl, by_hand=by_hand, interval="step")(), loader(8 if arguments.get("limit_train_batches") else 4), loader(2))
+    one = trainer(
+        pl, tmp_path, callbacks=[saving_at(pl, hook, path, step)], max_epochs=2, **arguments
+    )
+    one.fit(
+        scheduled(pl, by_hand=by_hand, interval="step")(),
+        loader(8 if arguments.get("limit_train_batches") else 4),
+        loader(2),
+    )
     found = contents(path)
     return {**found, "loops": counters(found["loops"])}
 
@@ -95,7 +139,9 @@ def test_weights_only(pl: Any, tmp_path: Path) -> Any:
     one = trainer(pl, tmp_path)
     one.fit(scheduled(pl)(), loader(2))
     one.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
-    return {key: value for key, value in contents(tmp_path / "weights.ckpt").items() if key != "loops"}
+    return {
+        key: value for key, value in contents(tmp_path / "weights.ckpt").items() if key != "loops"
+    }
 
 
 @parity
@@ -118,7 +164,12 @@ def test_files_of_model_checkpoint(pl: Any, tmp_path: Path, arguments: dict[str,
     found = {name: contents(tmp_path / name) for name in files(tmp_path)}
     for one_file in found.values():
         one_file["loops"] = counters(one_file["loops"])
-    return {"found": found, "best": saver.best_model_path, "last": saver.last_model_path, "score": saver.best_model_score}
+    return {
+        "found": found,
+        "best": saver.best_model_path,
+        "last": saver.last_model_path,
+        "score": saver.best_model_score,
+    }
 
 
 @parity
@@ -134,11 +185,25 @@ def test_the_default_place(pl: Any, tmp_path: Path) -> Any:
 
 
 def resumed(
-    pl: Any, root: Path, hook: str, step: int, *, by_hand: bool = False, interval: str = "step", data: Any = None, **arguments: Any
+    pl: Any,
+    root: Path,
+    hook: str,
+    step: int,
+    *,
+    by_hand: bool = False,
+    interval: str = "step",
+    data: Any = None,
+    **arguments: Any,
 ) -> Any:
     """Fit, save in a hook; fit again from there. Returns what both fits left."""
     path = root / "one.ckpt"
-    arguments = {"max_epochs": 3, "logger": True, "log_every_n_steps": 1, "num_sanity_val_steps": 0, **arguments}
+    arguments = {
+        "max_epochs": 3,
+        "logger": True,
+        "log_every_n_steps": 1,
+        "num_sanity_val_steps": 0,
+        **arguments,
+    }
     full = trainer(pl, root, callbacks=[saving_at(pl, hook, path, step)], **arguments)
     model = scheduled(pl, by_hand=by_hand, interval=interval)
     full.fit(model(), loader(4), loader(2))
@@ -148,7 +213,9 @@ def resumed(
         def on_train_epoch_start(self, trainer: Any, *args: Any) -> None:
             calls.append(["epoch", trainer.current_epoch, trainer.global_step])
 
-        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_start(
+            self, trainer: Any, module: Any, batch: Any, batch_idx: int
+        ) -> None:
             calls.append(["batch", batch_idx, trainer.global_step])
 
         def on_train_epoch_end(self, trainer: Any, *args: Any) -> None:
@@ -159,9 +226,22 @@ def resumed(
 
     again, fresh = trainer(pl, root / "again", callbacks=[Watch()], **arguments), model()
     again.fit(fresh, loader(4), loader(2), ckpt_path=path)
-    states = [[one.state_dict() for one in again.optimizers], [one.scheduler.state_dict() for one in again.lr_scheduler_configs]]
-    before = ("callback_metrics", "logged_metrics") if hook == "on_train_end" or "check_val_every_n_epoch" in arguments else ()
-    return {"calls": calls, "extra": fresh.extra, "full": seen_after(full), "states": states, **seen_after(again, *before)}
+    states = [
+        [one.state_dict() for one in again.optimizers],
+        [one.scheduler.state_dict() for one in again.lr_scheduler_configs],
+    ]
+    before = (
+        ("callback_metrics", "logged_metrics")
+        if hook == "on_train_end" or "check_val_every_n_epoch" in arguments
+        else ()
+    )
+    return {
+        "calls": calls,
+        "extra": fresh.extra,
+        "full": seen_after(full),
+        "states": states,
+        **seen_after(again, *before),
+    }
 
 
 @parity
@@ -187,10 +267,14 @@ def test_going_on_after_an_epoch(pl: Any, tmp_path: Path, hook: str, interval: s
     ],
     ids=lambda arguments: "-".join(arguments),
 )
-def test_going_on_with(pl: Any, tmp_path: Path, hook: str, by_hand: bool, arguments: dict[str, Any]) -> Any:
+def test_going_on_with(
+    pl: Any, tmp_path: Path, hook: str, by_hand: bool, arguments: dict[str, Any]
+) -> Any:
     if by_hand and ("accumulate_grad_batches" in arguments or "gradient_clip_val" in arguments):
         arguments = {}  # which are errors then
-    steps_per_epoch = {"limit_train_batches": 3, "accumulate_grad_batches": 2}.get(next(iter(arguments), ""), 4)
+    steps_per_epoch = {"limit_train_batches": 3, "accumulate_grad_batches": 2}.get(
+        next(iter(arguments), ""), 4
+    )
     return resumed(pl, tmp_path, hook, 2 * steps_per_epoch, by_hand=by_hand, **arguments)
 
 
@@ -203,7 +287,12 @@ def test_going_on_from(pl: Any, tmp_path: Path, ckpt_path: str) -> Any:
     one.fit_loop.max_epochs = 4
     model = scheduled(pl)()
     one.fit(model, loader(3), loader(2), ckpt_path=ckpt_path)
-    return {"path": one.ckpt_path, "files": files(tmp_path), "extra": model.extra, **seen_after(one)}
+    return {
+        "path": one.ckpt_path,
+        "files": files(tmp_path),
+        "extra": model.extra,
+        **seen_after(one),
+    }
 
 
 @parity
@@ -212,7 +301,9 @@ def test_there_is_nothing_left_to_do(pl: Any, tmp_path: Path) -> Any:
     one.fit(scheduled(pl)(), loader(2), loader(1))
     one.save_checkpoint(tmp_path / "one.ckpt")
     trace: list[Any] = []
-    module, data, callback = traced_objects(pl, trace, scheduled(pl), train=loader(2), val=loader(1))
+    module, data, callback = traced_objects(
+        pl, trace, scheduled(pl), train=loader(2), val=loader(1)
+    )
     again = trainer(pl, tmp_path, max_epochs=2, callbacks=[callback], num_sanity_val_steps=0)
     again.fit(module, datamodule=data, ckpt_path=tmp_path / "one.ckpt")
     return {"trace": trace, **seen_after(again, "callback_metrics", "logged_metrics")}
@@ -223,7 +314,10 @@ def test_going_on_with_more_epochs(pl: Any, tmp_path: Path) -> Any:
     saver = pl.callbacks.ModelCheckpoint(tmp_path)
     one = trainer(pl, tmp_path, callbacks=[saver], max_epochs=2)
     one.fit(scheduled(pl)(), loader(4), loader(2))
-    again, model = trainer(pl, tmp_path, callbacks=[pl.callbacks.ModelCheckpoint(tmp_path)], max_epochs=4), scheduled(pl)()
+    again, model = (
+        trainer(pl, tmp_path, callbacks=[pl.callbacks.ModelCheckpoint(tmp_path)], max_epochs=4),
+        scheduled(pl)(),
+    )
     again.fit(model, loader(4), loader(2), ckpt_path=saver.best_model_path)
     return {"files": files(tmp_path), **seen_after(again)}
 
@@ -255,21 +349,39 @@ PLACES = [
 
 @pytest.mark.parametrize(("hook", "step"), PLACES)
 @pytest.mark.parametrize("by_hand", [False, True])
-def test_either_package_goes_on_from_the_others_file(tmp_path: Path, hook: str, step: int, by_hand: bool) -> None:
+def test_either_package_goes_on_from_the_others_file(
+    tmp_path: Path, hook: str, step: int, by_hand: bool
+) -> None:
     """raylit ends with the weights of the fit that wrote the file, and Lightning goes on from raylit's file as it does from its own."""
     arguments, full, found = {"max_epochs": 3, "num_sanity_val_steps": 0}, [], {}
     with quiet():
         for writer in (lightning.pytorch, raylit):
             path = tmp_path / f"{writer.__name__}.ckpt"
             torch.manual_seed(1)
-            one = trainer(writer, tmp_path, callbacks=[saving_at(writer, hook, path, step)], **arguments)
+            one = trainer(
+                writer, tmp_path, callbacks=[saving_at(writer, hook, path, step)], **arguments
+            )
             one.fit(scheduled(writer, by_hand=by_hand)(), loader(4), loader(2))
-            full.append(plain([one.lightning_module.state_dict(), one.global_step, one.current_epoch], tmp_path))
+            full.append(
+                plain(
+                    [one.lightning_module.state_dict(), one.global_step, one.current_epoch],
+                    tmp_path,
+                )
+            )
             for reader in (lightning.pytorch, raylit):
-                again, model = trainer(reader, tmp_path, **arguments), scheduled(reader, by_hand=by_hand)()
+                again, model = (
+                    trainer(reader, tmp_path, **arguments),
+                    scheduled(reader, by_hand=by_hand)(),
+                )
                 again.fit(model, loader(4), loader(2), ckpt_path=path)
                 rates = [group["lr"] for group in again.optimizers[0].param_groups]
-                left = [model.state_dict(), again.global_step, again.current_epoch, model.extra, rates]
+                left = [
+                    model.state_dict(),
+                    again.global_step,
+                    again.current_epoch,
+                    model.extra,
+                    rates,
+                ]
                 found[writer, reader] = plain(left, tmp_path)
     assert full[0] == full[1] == found[raylit, raylit][:3] == found[lightning.pytorch, raylit][:3]
     assert found[raylit, raylit] == found[lightning.pytorch, raylit]
@@ -277,8 +389,12 @@ def test_either_package_goes_on_from_the_others_file(tmp_path: Path, hook: str, 
 
 
 @pytest.mark.parametrize("writer", [lightning.pytorch, raylit], ids=["by lightning", "by raylit"])
-@pytest.mark.parametrize("reader", [lightning.pytorch, raylit], ids=["read by lightning", "read by raylit"])
-def test_either_package_makes_a_module_of_the_others_file(tmp_path: Path, writer: Any, reader: Any) -> None:
+@pytest.mark.parametrize(
+    "reader", [lightning.pytorch, raylit], ids=["read by lightning", "read by raylit"]
+)
+def test_either_package_makes_a_module_of_the_others_file(
+    tmp_path: Path, writer: Any, reader: Any
+) -> None:
     with quiet():
         one, model = trainer(writer, tmp_path), scheduled(writer)(rate=0.01)
         one.fit(model, loader(2))
@@ -295,7 +411,9 @@ def test_either_package_evaluates_the_others_file(tmp_path: Path, writer: Any) -
         one.fit(scheduled(writer)(), loader(2))
         one.save_checkpoint(tmp_path / "one.ckpt")
         found = [
-            trainer(reader, tmp_path).test(scheduled(reader)(), loader(3), ckpt_path=tmp_path / "one.ckpt", verbose=False)
+            trainer(reader, tmp_path).test(
+                scheduled(reader)(), loader(3), ckpt_path=tmp_path / "one.ckpt", verbose=False
+            )
             for reader in (lightning.pytorch, raylit)
         ]
     assert found[0] == found[1] != []
@@ -304,13 +422,27 @@ def test_either_package_evaluates_the_others_file(tmp_path: Path, writer: Any) -
 def test_the_rows_of_a_fit_that_goes_on_are_those_of_one_that_never_stopped(tmp_path: Path) -> None:
     path = tmp_path / "one.ckpt"
     with quiet():
-        arguments = {"max_epochs": 2, "logger": True, "log_every_n_steps": 1, "num_sanity_val_steps": 0}
+        arguments = {
+            "max_epochs": 2,
+            "logger": True,
+            "log_every_n_steps": 1,
+            "num_sanity_val_steps": 0,
+        }
         torch.manual_seed(1)
-        full = trainer(raylit, tmp_path, callbacks=[saving_at(raylit, "on_train_batch_end", path, 3)], **arguments)
+        full = trainer(
+            raylit,
+            tmp_path,
+            callbacks=[saving_at(raylit, "on_train_batch_end", path, 3)],
+            **arguments,
+        )
         full.fit(scheduled(raylit)(), loader(4), loader(2))
         again = trainer(raylit, tmp_path / "again", **arguments)
         again.fit(scheduled(raylit)(), loader(4), loader(2), ckpt_path=path)
-    assert [row for row in rows(full) if int(row["step"]) >= 3] == [row for row in rows(again) if int(row["step"]) >= 3] != []
+    assert (
+        [row for row in rows(full) if int(row["step"]) >= 3]
+        == [row for row in rows(again) if int(row["step"]) >= 3]
+        != []
+    )
 
 
 @parity
@@ -345,7 +477,10 @@ def test_the_states_of_callbacks(pl: Any, tmp_path: Path) -> Any:
     again = trainer(pl, tmp_path, callbacks=[Counts("b"), Counts("a")], max_epochs=2)
     again.fit(model_class(pl)(), loader(3), ckpt_path=path)
     found = torch.load(path, weights_only=True)
-    stored = {"callbacks": found["callbacks"], "keys": sorted(key for key in found if key not in ADDED)}
+    stored = {
+        "callbacks": found["callbacks"],
+        "keys": sorted(key for key in found if key not in ADDED),
+    }
     return {"found": [[one.name, one.count, one.loaded] for one in again.callbacks], **stored}
 
 
@@ -392,7 +527,9 @@ def test_a_module_of_an_open_file(pl: Any, tmp_path: Path) -> Any:
 def test_a_file_that_is_not_there(pl: Any, tmp_path: Path) -> Any:
     """`except FileNotFoundError` catches it, whatever looks for it."""
     missing = tmp_path / "none.ckpt"
-    calls = {fn: getattr(trainer(pl, tmp_path), fn) for fn in ("fit", "validate", "test", "predict")}
+    calls = {
+        fn: getattr(trainer(pl, tmp_path), fn) for fn in ("fit", "validate", "test", "predict")
+    }
     found = {}
     for fn, call in calls.items():
         try:

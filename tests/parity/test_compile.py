@@ -1,4 +1,7 @@
-"""What `torch.compile` returned, given to the Trainer: it trains as the model itself. The backend is the eager one: numbers are bit for bit."""
+"""What `torch.compile` returned, given to the Trainer: it trains as the model itself.
+
+The backend is the eager one: numbers are bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from tests.parity.harness import loader, model_class, parity, rows, seen, traine
 
 
 @parity
-@pytest.mark.parametrize("arguments", [{}, {"accumulate_grad_batches": 2}, {"precision": "64-true"}], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [{}, {"accumulate_grad_batches": 2}, {"precision": "64-true"}], ids=str
+)
 def test_a_compiled_model(pl: Any, tmp_path: Path, arguments: dict[str, Any]) -> Any:
     class Silent(model_class(pl)):  # type: ignore[misc]
         """Logs nothing: Lightning cannot compile what logs, see test_differences."""
@@ -32,4 +37,9 @@ def test_a_compiled_model(pl: Any, tmp_path: Path, arguments: dict[str, Any]) ->
     path = tmp_path / "kept.ckpt"
     one.save_checkpoint(path)
     stored = torch.load(path, weights_only=False)
-    return {**seen(one), "rows": rows(one), "keys": list(stored["state_dict"]), "test": one.test(model, loader(2), verbose=False)}
+    return {
+        **seen(one),
+        "rows": rows(one),
+        "keys": list(stored["state_dict"]),
+        "test": one.test(model, loader(2), verbose=False),
+    }

@@ -1,4 +1,7 @@
-"""Where raylit differs from Lightning on purpose: each test is one row of the README's table, and shows both."""
+"""Where raylit differs from Lightning on purpose.
+
+Each test is one row of the README's table, and shows both.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,18 @@ import torchmetrics
 from torch.utils.data import DataLoader, RandomSampler
 
 import raylit
-from tests.parity.harness import Rows, describe, files, loader, model_class, packages, quiet, run, stream, trainer
+from tests.parity.harness import (
+    Rows,
+    describe,
+    files,
+    loader,
+    model_class,
+    packages,
+    quiet,
+    run,
+    stream,
+    trainer,
+)
 from tests.parity.test_checkpoints import saving_at, scheduled
 from tests.parity.test_finetuning import with_backbone
 from tests.parity.test_stochastic_weight_averaging import net
@@ -31,7 +45,12 @@ def test_fit_returns_a_result(tmp_path: Path) -> None:
         returned = trainer(pl, root, callbacks=[saver]).fit(model_class(pl)(), loader(2), loader(1))
         if returned is None:
             return None
-        return sorted(returned.metrics), returned.best_model_path == saver.best_model_path, returned.steps, len(returned.history)
+        return (
+            sorted(returned.metrics),
+            returned.best_model_path == saver.best_model_path,
+            returned.steps,
+            len(returned.history),
+        )
 
     assert both(scenario, tmp_path) == (None, [["train_loss", "val_loss"], True, 4, 2])
 
@@ -43,11 +62,18 @@ def test_a_fit_stopped_in_an_epoch_goes_on_at_the_next_batch(tmp_path: Path) -> 
         path, batches = root / "one.ckpt", []
 
         class Watch(pl.Callback):  # type: ignore[misc]
-            def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+            def on_train_batch_start(
+                self, trainer: Any, module: Any, batch: Any, batch_idx: int
+            ) -> None:
                 batches.append(batch)
 
         model = scheduled(pl)
-        trainer(pl, root, callbacks=[Watch(), saving_at(pl, "on_train_batch_end", path, 3)], max_epochs=1).fit(model(), loader(5))
+        trainer(
+            pl,
+            root,
+            callbacks=[Watch(), saving_at(pl, "on_train_batch_end", path, 3)],
+            max_epochs=1,
+        ).fit(model(), loader(5))
         trainer(pl, root, callbacks=[Watch()], max_epochs=1).fit(model(), loader(5), ckpt_path=path)
         return batches
 
@@ -57,9 +83,15 @@ def test_a_fit_stopped_in_an_epoch_goes_on_at_the_next_batch(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("hook", "arguments"), [("on_train_epoch_start", {"max_epochs": 3}), ("on_train_epoch_end", {"max_epochs": 3, "max_steps": 5})]
+    ("hook", "arguments"),
+    [
+        ("on_train_epoch_start", {"max_epochs": 3}),
+        ("on_train_epoch_end", {"max_epochs": 3, "max_steps": 5}),
+    ],
 )
-def test_a_fit_that_goes_on_ends_as_one_that_never_stopped(tmp_path: Path, hook: str, arguments: dict[str, Any]) -> None:
+def test_a_fit_that_goes_on_ends_as_one_that_never_stopped(
+    tmp_path: Path, hook: str, arguments: dict[str, Any]
+) -> None:
     """Lightning takes a fit that was saved at the start of an epoch for one that had trained it, and ends too early before max_steps."""
 
     def scenario(pl: Any, root: Path) -> Any:
@@ -84,15 +116,22 @@ def test_no_sanity_check_when_a_fit_goes_on(tmp_path: Path) -> None:
                 checks.append(trainer.global_step)
 
         model = scheduled(pl)
-        trainer(pl, root, callbacks=[saving_at(pl, "on_train_epoch_end", path, 2)], max_epochs=1).fit(model(), loader(2), loader(1))
-        trainer(pl, root, callbacks=[Watch()], max_epochs=2).fit(model(), loader(2), loader(1), ckpt_path=path)
+        trainer(
+            pl, root, callbacks=[saving_at(pl, "on_train_epoch_end", path, 2)], max_epochs=1
+        ).fit(model(), loader(2), loader(1))
+        trainer(pl, root, callbacks=[Watch()], max_epochs=2).fit(
+            model(), loader(2), loader(1), ckpt_path=path
+        )
         return checks
 
     assert both(scenario, tmp_path) == ([2], [])
 
 
 def test_a_checkpoint_loads_without_running_code(tmp_path: Path) -> None:
-    """Objects among the hyperparameters are left out, with a warning; Lightning pickles them, and torch then refuses the file."""
+    """Objects among the hyperparameters are left out, with a warning.
+
+    Lightning pickles them, and torch then refuses the file.
+    """
 
     class Setting:
         pass
@@ -132,7 +171,10 @@ def test_last_is_the_newest_checkpoint_of_any_name(tmp_path: Path) -> None:
 
 
 def test_a_loader_is_read_once_per_epoch(tmp_path: Path) -> None:
-    """Lightning calls iter() twice where loaders are made anew: it starts their workers twice and draws random numbers twice."""
+    """Lightning calls iter() twice where loaders are made anew.
+
+    It starts their workers twice and draws random numbers twice.
+    """
 
     def scenario(pl: Any, root: Path) -> Any:
         begun: list[int] = []
@@ -147,7 +189,9 @@ def test_a_loader_is_read_once_per_epoch(tmp_path: Path) -> None:
                 rows = Rows(4)
                 return DataLoader(rows, sampler=Counts(rows), batch_size=2)
 
-        trainer(pl, root, max_epochs=3, reload_dataloaders_every_n_epochs=1, num_sanity_val_steps=0).fit(Net())
+        trainer(
+            pl, root, max_epochs=3, reload_dataloaders_every_n_epochs=1, num_sanity_val_steps=0
+        ).fit(Net())
         return len(begun)
 
     theirs, ours = both(scenario, tmp_path)
@@ -246,7 +290,9 @@ def test_an_evaluation_returns_a_dict_for_every_loader(tmp_path: Path, fn: str) 
 
             test_step = validation_step
 
-        return getattr(trainer(pl, root), fn)(Net(), [loader(0), loader(1), loader(0), loader(1)], verbose=False)
+        return getattr(trainer(pl, root), fn)(
+            Net(), [loader(0), loader(1), loader(0), loader(1)], verbose=False
+        )
 
     theirs, ours = both(scenario, tmp_path)
     assert ours == [{}, {"idx/dataloader_idx_1": 1.0}, {}, {"idx/dataloader_idx_3": 3.0}]
@@ -254,7 +300,10 @@ def test_an_evaluation_returns_a_dict_for_every_loader(tmp_path: Path, fn: str) 
 
 
 def test_on_a_cpu_a_batch_is_not_moved(tmp_path: Path) -> None:
-    """It is where it has to be; Lightning walks through every batch and calls `to` of what is in it."""
+    """It is where it has to be.
+
+    Lightning walks through every batch and calls `to` of what is in it.
+    """
 
     class Moves:
         moves = 0
@@ -269,7 +318,9 @@ def test_on_a_cpu_a_batch_is_not_moved(tmp_path: Path) -> None:
                 return self.loss(torch.ones(1, 4))
 
         Moves.moves = 0
-        trainer(pl, root, max_epochs=1).fit(Net(), DataLoader([Moves(), Moves()], batch_size=None, collate_fn=lambda one: one))
+        trainer(pl, root, max_epochs=1).fit(
+            Net(), DataLoader([Moves(), Moves()], batch_size=None, collate_fn=lambda one: one)
+        )
         return Moves.moves
 
     assert both(scenario, tmp_path) == (2, 0)
@@ -367,7 +418,9 @@ def test_errors_say_where_they_happened(tmp_path: Path) -> None:
     assert ours == ["(raylit) rank 0 of 1, epoch 0, batch 2, step 2, in train"]
 
 
-def test_a_validation_that_was_due_when_the_checkpoint_was_saved_is_made_up_for(tmp_path: Path) -> None:
+def test_a_validation_that_was_due_when_the_checkpoint_was_saved_is_made_up_for(
+    tmp_path: Path,
+) -> None:
     def scenario(pl: Any, root: Path) -> Any:
         path, calls = root / "one.ckpt", []
 
@@ -375,9 +428,20 @@ def test_a_validation_that_was_due_when_the_checkpoint_was_saved_is_made_up_for(
             def on_validation_start(self, trainer: Any, module: Any) -> None:
                 calls.append(trainer.global_step)
 
-        model, limits = scheduled(pl), {"max_epochs": 1, "val_check_interval": 2, "num_sanity_val_steps": 0}
-        trainer(pl, root, callbacks=[saving_at(pl, "on_train_batch_end", path, 2)], **limits).fit(model(), loader(4), loader(1))
-        trainer(pl, root, callbacks=[Watch()], **limits).fit(model(), loader(4), loader(1), ckpt_path=path)
+        model, limits = (
+            scheduled(pl),
+            {
+                "max_epochs": 1,
+                "val_check_interval": 2,
+                "num_sanity_val_steps": 0,
+            },
+        )
+        trainer(pl, root, callbacks=[saving_at(pl, "on_train_batch_end", path, 2)], **limits).fit(
+            model(), loader(4), loader(1)
+        )
+        trainer(pl, root, callbacks=[Watch()], **limits).fit(
+            model(), loader(4), loader(1), ckpt_path=path
+        )
         return calls
 
     assert both(scenario, tmp_path) == ([4], [2, 4])
@@ -414,13 +478,19 @@ def test_weight_averaging_that_begins_late(tmp_path: Path) -> None:
         before = model.layer.weight.clone()
         trainer(pl, root, callbacks=[average, saver], max_epochs=1).fit(model, loader(4), loader(1))
         saved = torch.load(saver.best_model_path, weights_only=True)
-        return [torch.equal(before, weight) for weight in (model.layer.weight, saved["state_dict"]["layer.weight"])]
+        return [
+            torch.equal(before, weight)
+            for weight in (model.layer.weight, saved["state_dict"]["layer.weight"])
+        ]
 
     assert both(scenario, tmp_path) == ([True, True], [False, False])
 
 
 def test_weight_averaging_tests_the_average_of_a_checkpoint(tmp_path: Path) -> None:
-    """The Trainer that has fitted loads a checkpoint for test: Lightning takes the weights of training from it."""
+    """The Trainer that has fitted loads a checkpoint for test.
+
+    Lightning takes the weights of training from it.
+    """
 
     def scenario(pl: Any, root: Path) -> Any:
         saver, model = pl.callbacks.ModelCheckpoint(root), model_class(pl)()
@@ -428,7 +498,10 @@ def test_weight_averaging_tests_the_average_of_a_checkpoint(tmp_path: Path) -> N
         one.fit(model, loader(4), loader(1))
         one.test(model, loader(1), ckpt_path=saver.best_model_path, verbose=False)
         saved = torch.load(saver.best_model_path, weights_only=True)
-        return [torch.equal(model.layer.weight, saved[key]["layer.weight"]) for key in ("state_dict", "current_model_state")]
+        return [
+            torch.equal(model.layer.weight, saved[key]["layer.weight"])
+            for key in ("state_dict", "current_model_state")
+        ]
 
     assert both(scenario, tmp_path) == ([False, True], [True, False])
 
@@ -438,8 +511,16 @@ def test_accumulation_by_epoch_goes_on_within_an_epoch(tmp_path: Path) -> None:
 
     def scenario(pl: Any, root: Path) -> Any:
         path, model, steps = root / "one.ckpt", scheduled(pl), []
-        for callbacks, ckpt_path in (([saving_at(pl, "on_train_batch_end", path, 1)], None), ([], path)):
-            one = trainer(pl, root, callbacks=[pl.callbacks.GradientAccumulationScheduler({0: 2}), *callbacks], max_epochs=1)
+        for callbacks, ckpt_path in (
+            ([saving_at(pl, "on_train_batch_end", path, 1)], None),
+            ([], path),
+        ):
+            one = trainer(
+                pl,
+                root,
+                callbacks=[pl.callbacks.GradientAccumulationScheduler({0: 2}), *callbacks],
+                max_epochs=1,
+            )
             one.fit(model(), loader(6), ckpt_path=ckpt_path)
             steps.append(one.global_step)
         return steps
@@ -454,7 +535,9 @@ def test_finetuning_that_goes_on(tmp_path: Path) -> None:
 
     def scenario(pl: Any, root: Path) -> Any:
         saver, model = pl.callbacks.ModelCheckpoint(root), with_backbone(pl)
-        trainer(pl, root, callbacks=[pl.callbacks.BackboneFinetuning(1), saver]).fit(model(), loader(3))
+        trainer(pl, root, callbacks=[pl.callbacks.BackboneFinetuning(1), saver]).fit(
+            model(), loader(3)
+        )
         again = model()
         trainer(pl, root, callbacks=[pl.callbacks.BackboneFinetuning(1)], max_epochs=3).fit(
             again, loader(3), ckpt_path=saver.best_model_path
@@ -469,7 +552,9 @@ def test_finetuning_of_parameters_with_equal_values(tmp_path: Path) -> None:
 
     def scenario(pl: Any, root: Path) -> Any:
         one, other = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
-        return len(pl.callbacks.BaseFinetuning.filter_on_optimizer(torch.optim.SGD([one], lr=0.1), [other]))
+        return len(
+            pl.callbacks.BaseFinetuning.filter_on_optimizer(torch.optim.SGD([one], lr=0.1), [other])
+        )
 
     theirs, ours = both(scenario, tmp_path)
     assert (theirs, ours) == (0, 1)
@@ -486,7 +571,12 @@ def test_stochastic_weight_averaging_ends_with_the_mean(tmp_path: Path) -> None:
                 begins.append(module.layer.weight.detach().clone())
 
         model = net(pl)()
-        one = trainer(pl, root, callbacks=[pl.callbacks.StochasticWeightAveraging(0.05, 1), Watch()], max_epochs=3)
+        one = trainer(
+            pl,
+            root,
+            callbacks=[pl.callbacks.StochasticWeightAveraging(0.05, 1), Watch()],
+            max_epochs=3,
+        )
         one.fit(model, loader(4))
         return one.global_step, torch.allclose(model.layer.weight, torch.stack(begins[:3]).mean(0))
 
@@ -499,14 +589,19 @@ def test_stochastic_weight_averaging_that_never_began(tmp_path: Path) -> None:
     def scenario(pl: Any, root: Path) -> Any:
         model = model_class(pl)()
         before = model.layer.weight.clone()
-        trainer(pl, root, callbacks=[pl.callbacks.StochasticWeightAveraging(0.05, 9)]).fit(model, loader(4))
+        trainer(pl, root, callbacks=[pl.callbacks.StochasticWeightAveraging(0.05, 9)]).fit(
+            model, loader(4)
+        )
         return torch.equal(model.layer.weight, before)
 
     assert both(scenario, tmp_path) == (True, False)
 
 
 def test_the_lottery_ticket_begins_again_each_time(tmp_path: Path) -> None:
-    """On the CPU, Lightning begins again once: from then on training changes what it has kept of the weights."""
+    """On the CPU, Lightning begins again once.
+
+    From then on training changes what it has kept of the weights.
+    """
 
     def scenario(pl: Any, root: Path) -> Any:
         model = model_class(pl)()
@@ -520,15 +615,22 @@ def test_the_lottery_ticket_begins_again_each_time(tmp_path: Path) -> None:
 
 
 def test_pruning_that_goes_on(tmp_path: Path) -> None:
-    """Lightning forgets what was pruned: the weights grow again, and as many are pruned as the first time."""
+    """Lightning forgets what was pruned.
+
+    The weights grow again, and as many are pruned as the first time.
+    """
 
     def scenario(pl: Any, root: Path) -> Any:
         zeros = []
         for epochs, ckpt_path in ((2, None), (3, root / "epoch=1.ckpt"), (3, None)):
             saver = pl.callbacks.ModelCheckpoint(root, filename="{epoch}", save_top_k=-1)
-            pruning = pl.callbacks.ModelPruning("l1_unstructured", amount=0.4, use_lottery_ticket_hypothesis=False)
+            pruning = pl.callbacks.ModelPruning(
+                "l1_unstructured", amount=0.4, use_lottery_ticket_hypothesis=False
+            )
             model = model_class(pl)()
-            trainer(pl, root, callbacks=[pruning, saver], max_epochs=epochs).fit(model, loader(4), ckpt_path=ckpt_path)
+            trainer(pl, root, callbacks=[pruning, saver], max_epochs=epochs).fit(
+                model, loader(4), ckpt_path=ckpt_path
+            )
             zeros.append(sum(int((one == 0).sum()) for one in model.parameters()))
         return zeros
 
@@ -542,7 +644,9 @@ def test_spike_detection_that_goes_on(tmp_path: Path) -> None:
 
     def scenario(pl: Any, root: Path) -> Any:
         saver = pl.callbacks.ModelCheckpoint(root)
-        trainer(pl, root, callbacks=[pl.callbacks.SpikeDetection(), saver]).fit(model_class(pl)(), loader(2))
+        trainer(pl, root, callbacks=[pl.callbacks.SpikeDetection(), saver]).fit(
+            model_class(pl)(), loader(2)
+        )
         one = trainer(pl, root, callbacks=[pl.callbacks.SpikeDetection()], max_epochs=3)
         try:
             one.fit(model_class(pl)(), loader(2), ckpt_path=saver.best_model_path)
@@ -559,7 +663,9 @@ def test_the_steps_of_data_without_a_length(tmp_path: Path) -> None:
 
         class Asks(model_class(pl)):  # type: ignore[misc]
             def on_train_start(self) -> None:
-                found[type(self.trainer).__module__.split(".")[0]] = self.trainer.estimated_stepping_batches
+                found[type(self.trainer).__module__.split(".")[0]] = (
+                    self.trainer.estimated_stepping_batches
+                )
 
         with quiet():
             trainer(pl, tmp_path).fit(Asks(), stream(2))
@@ -567,7 +673,10 @@ def test_the_steps_of_data_without_a_length(tmp_path: Path) -> None:
 
 
 def test_what_a_fit_goes_on_from_is_kept_without_asking(tmp_path: Path) -> None:
-    """A fit that an exception ended half way goes on, with ckpt_path="last", where it was: Lightning begins anew."""
+    """A fit that an exception ended half way goes on, with ckpt_path="last", where it was.
+
+    Lightning begins anew.
+    """
 
     def scenario(pl: Any, root: Path) -> Any:
         class Breaks(pl.Callback):  # type: ignore[misc]
@@ -576,11 +685,21 @@ def test_what_a_fit_goes_on_from_is_kept_without_asking(tmp_path: Path) -> None:
                     raise RuntimeError("once")
 
         with pytest.raises(RuntimeError, match="once"):
-            trainer(pl, root, callbacks=[Breaks()], enable_checkpointing=True).fit(model_class(pl)(), loader(8))
+            trainer(pl, root, callbacks=[Breaks()], enable_checkpointing=True).fit(
+                model_class(pl)(), loader(8)
+            )
         one = trainer(pl, root, enable_checkpointing=True)
         before: list[int] = []
         one.callbacks.append(
-            type("Notes", (pl.Callback,), {"on_train_start": lambda self, trainer, module: before.append(trainer.global_step)})()
+            type(
+                "Notes",
+                (pl.Callback,),
+                {
+                    "on_train_start": lambda self, trainer, module: before.append(
+                        trainer.global_step
+                    )
+                },
+            )()
         )
         one.fit(model_class(pl)(), loader(8), ckpt_path="last")
         return before

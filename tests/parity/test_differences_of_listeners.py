@@ -1,4 +1,7 @@
-"""Where profilers, loggers and callbacks differ from Lightning's on purpose: see test_differences.py."""
+"""Where profilers, loggers and callbacks differ from Lightning's on purpose.
+
+See test_differences.py.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,9 @@ def test_a_profiler_reports_also_after_an_exception(tmp_path: Path) -> None:
     def scenario(pl: Any, root: Path) -> Any:
         profiler = pl.profilers.SimpleProfiler(root / "out", "report")
         with pytest.raises(Failure):
-            trainer(pl, root, profiler=profiler, callbacks=[failing(pl, "on_train_epoch_end")]).fit(model_class(pl)(), loader(2))
+            trainer(pl, root, profiler=profiler, callbacks=[failing(pl, "on_train_epoch_end")]).fit(
+                model_class(pl)(), loader(2)
+            )
         return "training_step" in "".join(path.read_text() for path in (root / "out").glob("*.txt"))
 
     assert both(scenario, tmp_path) == (False, True)
@@ -70,9 +75,19 @@ def test_the_pytorch_profiler_does_not_record_the_sanity_check(tmp_path: Path) -
     def scenario(pl: Any, root: Path) -> Any:
         schedule = torch.profiler.schedule(wait=1, warmup=0, active=2)
         profiler = pl.profilers.PyTorchProfiler(root / "traces", "report", schedule=schedule)
-        one = trainer(pl, root, profiler=profiler, max_epochs=1, num_sanity_val_steps=4, check_val_every_n_epoch=2)
+        one = trainer(
+            pl,
+            root,
+            profiler=profiler,
+            max_epochs=1,
+            num_sanity_val_steps=4,
+            check_val_every_n_epoch=2,
+        )
         one.fit(model_class(pl)(), loader(6), loader(4))
-        return [any(step in path.name for path in (root / "traces").glob("*.json")) for step in ("validation_step", "training_step")]
+        return [
+            any(step in path.name for path in (root / "traces").glob("*.json"))
+            for step in ("validation_step", "training_step")
+        ]
 
     assert both(scenario, tmp_path) == ([True, True], [False, True])
 
@@ -98,8 +113,14 @@ def test_what_restarted_workers_log_again_stands_in_tensorboard_once(tmp_path: P
             for step in steps:
                 worker.log_metrics({"loss": float(step)}, step)
             worker.finalize("failed")
-        events = [event for path in sorted(Path(logger.log_dir).glob("events*")) for event in EventFileLoader(str(path)).Load()]
-        return sorted(event.step for event in events for value in event.summary.value if value.tag == "loss")
+        events = [
+            event
+            for path in sorted(Path(logger.log_dir).glob("events*"))
+            for event in EventFileLoader(str(path)).Load()
+        ]
+        return sorted(
+            event.step for event in events for value in event.summary.value if value.tag == "loss"
+        )
 
     assert both(scenario, tmp_path) == ([0, 1, 1, 2], [0, 1, 2])
 
@@ -114,7 +135,9 @@ def test_a_disk_that_fails_does_not_end_the_training(tmp_path: Path) -> None:
                     shutil.rmtree(logger.log_dir)
                     Path(logger.log_dir).write_text("a file where the folder was")
 
-        one = trainer(pl, root, logger=logger, callbacks=[Breaks()], max_epochs=3, log_every_n_steps=1)
+        one = trainer(
+            pl, root, logger=logger, callbacks=[Breaks()], max_epochs=3, log_every_n_steps=1
+        )
         try:
             one.fit(model_class(pl)(), loader(2))
         except OSError as error:
@@ -135,7 +158,9 @@ def test_a_test_leaves_the_checkpoint_of_an_exception(tmp_path: Path) -> None:
             return pl.callbacks.OnExceptionCheckpoint(root / "kept")
 
         with pytest.raises(Failure):
-            trainer(pl, root, callbacks=[saver(), failing(pl, "on_train_epoch_start")]).fit(model_class(pl)(), loader(2))
+            trainer(pl, root, callbacks=[saver(), failing(pl, "on_train_epoch_start")]).fit(
+                model_class(pl)(), loader(2)
+            )
         found = [files(root)]
         trainer(pl, root, callbacks=[saver()]).test(model_class(pl)(), loader(1), verbose=False)
         return [*found, files(root)]
@@ -147,7 +172,11 @@ def test_a_test_leaves_the_checkpoint_of_an_exception(tmp_path: Path) -> None:
 @pytest.mark.parametrize("hook", ["setup", "on_test_start"])
 def test_what_no_fit_could_go_on_from_is_not_saved(tmp_path: Path, hook: str) -> None:
     def scenario(pl: Any, root: Path) -> Any:
-        one = trainer(pl, root, callbacks=[pl.callbacks.OnExceptionCheckpoint(root / "kept"), failing(pl, hook)])
+        one = trainer(
+            pl,
+            root,
+            callbacks=[pl.callbacks.OnExceptionCheckpoint(root / "kept"), failing(pl, hook)],
+        )
         with pytest.raises(Failure):
             (one.test if hook == "on_test_start" else one.fit)(model_class(pl)(), loader(1))
         return files(root)
@@ -155,15 +184,27 @@ def test_what_no_fit_could_go_on_from_is_not_saved(tmp_path: Path, hook: str) ->
     assert both(scenario, tmp_path) == (["kept/on_exception.ckpt"], [])
 
 
-@pytest.mark.parametrize(("name", "theirs", "ours"), [("NVIDIA H100 NVL", 1978.8e12, 835.5e12), ("NVIDIA L40S", 121e12, 362e12)])
-def test_peak_flops_are_those_of_dense_matrices(monkeypatch: pytest.MonkeyPatch, name: str, theirs: float, ours: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "theirs", "ours"),
+    [("NVIDIA H100 NVL", 1978.8e12, 835.5e12), ("NVIDIA L40S", 121e12, 362e12)],
+)
+def test_peak_flops_are_those_of_dense_matrices(
+    monkeypatch: pytest.MonkeyPatch, name: str, theirs: float, ours: float
+) -> None:
     """Lightning's are those of two chips, or of another one."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
-    assert lightning.fabric.utilities.throughput.get_available_flops(torch.device("cuda"), torch.bfloat16) == theirs
+    assert (
+        lightning.fabric.utilities.throughput.get_available_flops(
+            torch.device("cuda"), torch.bfloat16
+        )
+        == theirs
+    )
     assert get_available_flops(torch.device("cuda"), torch.bfloat16) == ours
 
 
-def test_the_throughput_monitor_waits_for_a_gpu_only_when_values_are_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_throughput_monitor_waits_for_a_gpu_only_when_values_are_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     waited: list[int] = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: waited.append(1))
 
@@ -189,7 +230,9 @@ def test_the_throughput_monitor_waits_for_a_gpu_only_when_values_are_due(tmp_pat
 
         waited.clear()
         monitor = pl.callbacks.ThroughputMonitor(len, window_size=2)
-        trainer(pl, root, logger=True, callbacks=[monitor], max_epochs=1, log_every_n_steps=4).fit(Net(), loader(8))
+        trainer(pl, root, logger=True, callbacks=[monitor], max_epochs=1, log_every_n_steps=4).fit(
+            Net(), loader(8)
+        )
         return len(waited)
 
     assert both(scenario, tmp_path) == (8, 2)

@@ -55,7 +55,11 @@ WRONG: list[dict[str, Any]] = [
 
 
 @errors
-@pytest.mark.parametrize("arguments", WRONG, ids=lambda arguments: "-".join(f"{key}={value}" for key, value in arguments.items()))
+@pytest.mark.parametrize(
+    "arguments",
+    WRONG,
+    ids=lambda arguments: "-".join(f"{key}={value}" for key, value in arguments.items()),
+)
 def test_arguments(pl: Any, tmp_path: Path, arguments: dict[str, Any]) -> Any:
     one = trainer(pl, tmp_path, **arguments)
     one.fit(model_class(pl)(), loader(4), loader(2))
@@ -64,21 +68,31 @@ def test_arguments(pl: Any, tmp_path: Path, arguments: dict[str, Any]) -> Any:
 @errors
 @pytest.mark.parametrize("which", ["enable_checkpointing", "enable_progress_bar"])
 def test_a_callback_that_was_switched_off(pl: Any, tmp_path: Path, which: str) -> Any:
-    callback = pl.callbacks.ModelCheckpoint() if which == "enable_checkpointing" else pl.callbacks.TQDMProgressBar()
+    callback = (
+        pl.callbacks.ModelCheckpoint()
+        if which == "enable_checkpointing"
+        else pl.callbacks.TQDMProgressBar()
+    )
     pl.Trainer(callbacks=[callback], logger=False, default_root_dir=tmp_path, **{which: False})
 
 
 @errors
 @pytest.mark.parametrize("given", ["a string", "an integer", "the other package's"])
 def test_callbacks_that_are_none(pl: Any, tmp_path: Path, given: str) -> Any:
-    trainer(pl, tmp_path, callbacks=[{"a string": "EarlyStopping", "an integer": 3}.get(given, object())]).fit(model_class(pl)(), loader(1))
+    trainer(
+        pl,
+        tmp_path,
+        callbacks=[{"a string": "EarlyStopping", "an integer": 3}.get(given, object())],
+    ).fit(model_class(pl)(), loader(1))
 
 
 # ---- models and data ----
 
 
 @errors
-@pytest.mark.parametrize("method", ["training_step", "configure_optimizers", "validation_step", "test_step"])
+@pytest.mark.parametrize(
+    "method", ["training_step", "configure_optimizers", "validation_step", "test_step"]
+)
 def test_a_missing_method(pl: Any, tmp_path: Path, method: str) -> Any:
     base = {name: getattr(model_class(pl), name) for name in ("__init__", "forward", "loss")}
     steps = ("training_step", "configure_optimizers", "validation_step", "test_step")
@@ -133,7 +147,9 @@ def test_data_that_cannot_be_iterated(pl: Any, tmp_path: Path, given: Any) -> An
         ({"overfit_batches": 0.1}, lambda: loader(4)),
     ],
 )
-def test_limits_that_do_not_fit_the_data(pl: Any, tmp_path: Path, arguments: dict[str, Any], data: Any) -> Any:
+def test_limits_that_do_not_fit_the_data(
+    pl: Any, tmp_path: Path, arguments: dict[str, Any], data: Any
+) -> Any:
     trainer(pl, tmp_path, **arguments).fit(model_class(pl)(), data(), loader(3))
 
 
@@ -156,12 +172,16 @@ def test_dataloader_idx(pl: Any, tmp_path: Path, fn: str, several: bool) -> Any:
 
 @errors
 def test_predict_on_a_combined_loader_that_is_not_sequential(pl: Any, tmp_path: Path) -> Any:
-    trainer(pl, tmp_path).predict(model_class(pl)(), pl.utilities.CombinedLoader([loader(1)], "min_size"))
+    trainer(pl, tmp_path).predict(
+        model_class(pl)(), pl.utilities.CombinedLoader([loader(1)], "min_size")
+    )
 
 
 @errors
 def test_fit_on_a_sequential_combined_loader(pl: Any, tmp_path: Path) -> Any:
-    trainer(pl, tmp_path).fit(model_class(pl)(), pl.utilities.CombinedLoader([loader(1)], "sequential"))
+    trainer(pl, tmp_path).fit(
+        model_class(pl)(), pl.utilities.CombinedLoader([loader(1)], "sequential")
+    )
 
 
 @errors
@@ -188,32 +208,52 @@ CONFIGURE: dict[str, Callable[[Any], Any]] = {
     "a plateau without monitor in a dict": lambda self: plateau(self, {"interval": "epoch"}),
     "a plateau watching what is not logged": lambda self: plateau(self, {"monitor": "nothing"}),
     "an unknown interval": lambda self: step_lr(self, {"interval": "hour"}),
-    "no scheduler in the config": lambda self: {"optimizer": optimizer_of(self), "lr_scheduler": {"interval": "step"}},
-    "a scheduler of another optimizer": lambda self: [optimizer_of(self)] and ([optimizer_of(self)], [step_lr(self, {})["lr_scheduler"]]),
-    "a scheduler without state": lambda self: {"optimizer": optimizer_of(self), "lr_scheduler": object()},
+    "no scheduler in the config": lambda self: {
+        "optimizer": optimizer_of(self),
+        "lr_scheduler": {"interval": "step"},
+    },
+    "a scheduler of another optimizer": (
+        lambda self: (
+            [optimizer_of(self)] and ([optimizer_of(self)], [step_lr(self, {})["lr_scheduler"]])
+        )
+    ),
+    "a scheduler without state": lambda self: {
+        "optimizer": optimizer_of(self),
+        "lr_scheduler": object(),
+    },
 }
 
 
 def step_lr(self: Any, config: dict[str, Any]) -> Any:
     optimizer = optimizer_of(self)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1), **config}}
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1), **config},
+    }
 
 
 def plateau(self: Any, config: dict[str, Any]) -> Any:
     optimizer = optimizer_of(self)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **config} if config else scheduler}
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": scheduler, **config} if config else scheduler,
+    }
 
 
 @errors
 @pytest.mark.parametrize("what", CONFIGURE)
 def test_what_configure_optimizers_may_not_return(pl: Any, tmp_path: Path, what: str) -> Any:
-    trainer(pl, tmp_path).fit(changed(pl, configure_optimizers=CONFIGURE[what]), loader(1), loader(1))
+    trainer(pl, tmp_path).fit(
+        changed(pl, configure_optimizers=CONFIGURE[what]), loader(1), loader(1)
+    )
 
 
 @errors
 @pytest.mark.parametrize("arguments", [{"gradient_clip_val": 1.0}, {"accumulate_grad_batches": 2}])
-def test_arguments_that_manual_optimization_ignores(pl: Any, tmp_path: Path, arguments: dict[str, Any]) -> Any:
+def test_arguments_that_manual_optimization_ignores(
+    pl: Any, tmp_path: Path, arguments: dict[str, Any]
+) -> Any:
     model = model_class(pl)()
     model.automatic_optimization = False
     trainer(pl, tmp_path, **arguments).fit(model, loader(1))
@@ -221,21 +261,31 @@ def test_arguments_that_manual_optimization_ignores(pl: Any, tmp_path: Path, arg
 
 @errors
 def test_manual_backward_in_automatic_optimization(pl: Any, tmp_path: Path) -> Any:
-    model = changed(pl, training_step=lambda self, batch, batch_idx: self.manual_backward(self.loss(batch)))
+    model = changed(
+        pl, training_step=lambda self, batch, batch_idx: self.manual_backward(self.loss(batch))
+    )
     trainer(pl, tmp_path).fit(model, loader(1))
 
 
 @errors
 @pytest.mark.parametrize(
     "arguments",
-    [{"gradient_clip_val": 0.5}, {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"}, {"gradient_clip_algorithm": "x"}],
+    [
+        {"gradient_clip_val": 0.5},
+        {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"},
+        {"gradient_clip_algorithm": "x"},
+    ],
 )
-def test_clipping_that_disagrees_with_the_trainer(pl: Any, tmp_path: Path, arguments: dict[str, Any]) -> Any:
+def test_clipping_that_disagrees_with_the_trainer(
+    pl: Any, tmp_path: Path, arguments: dict[str, Any]
+) -> Any:
     def configure_gradient_clipping(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         self.clip_gradients(optimizer, **arguments)
 
     model = changed(pl, configure_gradient_clipping=configure_gradient_clipping)
-    trainer(pl, tmp_path, gradient_clip_val=1.0, gradient_clip_algorithm="norm").fit(model, loader(1))
+    trainer(pl, tmp_path, gradient_clip_val=1.0, gradient_clip_algorithm="norm").fit(
+        model, loader(1)
+    )
 
 
 @errors
@@ -258,7 +308,9 @@ LOGS: dict[str, Callable[[Any], Any]] = {
     "a nested dict": lambda self: self.log_dict({"x": {"y": 1.0}}),
     "nothing on": lambda self: self.log("x", 1.0, on_step=False, on_epoch=False),
     "an unknown reduction": lambda self: self.log("x", 1.0, on_epoch=True, reduce_fx="median"),
-    "a reduction of one's own": lambda self: self.log("x", 1.0, on_epoch=True, reduce_fx=torch.median),
+    "a reduction of one's own": lambda self: self.log(
+        "x", 1.0, on_epoch=True, reduce_fx=torch.median
+    ),
     "twice": lambda self: (self.log("x", 1.0), self.log("x", 1.0, prog_bar=True)),
     "a slashed index": lambda self: self.log("x/dataloader_idx_0", 1.0),
     "a new metric in each batch": lambda self: self.log("x", torchmetrics.MeanMetric()),
@@ -279,11 +331,24 @@ def test_what_cannot_be_logged(pl: Any, tmp_path: Path, what: str) -> Any:
 @pytest.mark.parametrize(
     "hook",
     [
-        "setup", "teardown", "on_fit_start", "on_fit_end", "on_train_end", "on_validation_end", "on_save_checkpoint", "configure_optimizers",
-        "configure_callbacks", "configure_model", "prepare_data", "train_dataloader", "on_before_batch_transfer", "transfer_batch_to_device",
-        "on_validation_model_eval", "on_validation_model_zero_grad",
+        "setup",
+        "teardown",
+        "on_fit_start",
+        "on_fit_end",
+        "on_train_end",
+        "on_validation_end",
+        "on_save_checkpoint",
+        "configure_optimizers",
+        "configure_callbacks",
+        "configure_model",
+        "prepare_data",
+        "train_dataloader",
+        "on_before_batch_transfer",
+        "transfer_batch_to_device",
+        "on_validation_model_eval",
+        "on_validation_model_zero_grad",
     ],
-)  # fmt: skip
+)
 def test_where_nothing_can_be_logged(pl: Any, tmp_path: Path, hook: str) -> Any:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         self.log("x", 1.0)
@@ -295,14 +360,19 @@ def test_where_nothing_can_be_logged(pl: Any, tmp_path: Path, hook: str) -> Any:
 
 
 @errors
-@pytest.mark.parametrize("hook", ["on_predict_start", "predict_step", "on_predict_batch_end", "on_predict_epoch_end"])
+@pytest.mark.parametrize(
+    "hook", ["on_predict_start", "predict_step", "on_predict_batch_end", "on_predict_epoch_end"]
+)
 def test_prediction_logs_nothing(pl: Any, tmp_path: Path, hook: str) -> Any:
     model = changed(pl, **{hook: lambda self, *args, **kwargs: self.log("x", 1.0)})
     trainer(pl, tmp_path).predict(model, loader(1))
 
 
 @errors
-@pytest.mark.parametrize("hook", ["on_train_start", "on_train_epoch_start", "on_train_epoch_end", "on_validation_epoch_end"])
+@pytest.mark.parametrize(
+    "hook",
+    ["on_train_start", "on_train_epoch_start", "on_train_epoch_end", "on_validation_epoch_end"],
+)
 def test_no_step_values_around_an_epoch(pl: Any, tmp_path: Path, hook: str) -> Any:
     model = changed(pl, **{hook: lambda self: self.log("x", 1.0, on_step=True)})
     trainer(pl, tmp_path).fit(model, loader(1), loader(1))
@@ -360,7 +430,12 @@ def test_a_checkpoint_that_does_not_fit(pl: Any, tmp_path: Path, what: str) -> A
     if what == "other weights":
         model.layer = torch.nn.Linear(4, 2)
     if what == "more optimizers":
-        model = changed(pl, configure_optimizers=lambda self: [torch.optim.SGD([p], lr=0.1) for p in self.parameters()])
+        model = changed(
+            pl,
+            configure_optimizers=lambda self: [
+                torch.optim.SGD([p], lr=0.1) for p in self.parameters()
+            ],
+        )
         model.automatic_optimization = False
     trainer(pl, tmp_path).fit(model, loader(1), ckpt_path=path)
 

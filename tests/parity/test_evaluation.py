@@ -22,8 +22,15 @@ def noticing(pl: Any) -> Any:
             self.found: list[Any] = []
 
         def note(self, where: str) -> None:
-            modes = [self.training, self.layer.training, self.frozen.training, self.frozen[0].training]
-            self.found.append([where, modes, torch.is_grad_enabled(), torch.is_inference_mode_enabled()])
+            modes = [
+                self.training,
+                self.layer.training,
+                self.frozen.training,
+                self.frozen[0].training,
+            ]
+            self.found.append(
+                [where, modes, torch.is_grad_enabled(), torch.is_inference_mode_enabled()]
+            )
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             self.note("train")
@@ -82,7 +89,10 @@ def test_a_module_that_says_how_it_goes_back_to_training(pl: Any, tmp_path: Path
             self.dropout.eval()
             self.layer.train()
 
-        on_test_model_eval, on_test_model_train = on_validation_model_eval, on_validation_model_train
+        on_test_model_eval, on_test_model_train = (
+            on_validation_model_eval,
+            on_validation_model_train,
+        )
 
     one, model = trainer(pl, tmp_path), Says()
     one.fit(model, loader(2), loader(1)) if fn == "fit" else getattr(one, fn)(model, loader(1))
@@ -110,13 +120,24 @@ def test_the_modes_from_before_are_kept(pl: Any, tmp_path: Path, fn: str, stop: 
         (lambda: [loader(2), loader(3)], {}),
         (lambda: {"a": loader(2), "b": stream(1)}, {}),
         (lambda: [loader(1)], {}),
-        (lambda: loader(4), {"limit_val_batches": 2, "limit_test_batches": 3, "limit_predict_batches": 1}),
-        (lambda: loader(4), {"limit_val_batches": 0.5, "limit_test_batches": 0.25, "limit_predict_batches": 0.9}),
-        (lambda: [loader(4), loader(2)], {"limit_val_batches": 3, "limit_test_batches": 3, "limit_predict_batches": 3}),
+        (
+            lambda: loader(4),
+            {"limit_val_batches": 2, "limit_test_batches": 3, "limit_predict_batches": 1},
+        ),
+        (
+            lambda: loader(4),
+            {"limit_val_batches": 0.5, "limit_test_batches": 0.25, "limit_predict_batches": 0.9},
+        ),
+        (
+            lambda: [loader(4), loader(2)],
+            {"limit_val_batches": 3, "limit_test_batches": 3, "limit_predict_batches": 3},
+        ),
         (lambda: loader(4), {"fast_dev_run": 2}),
     ],
 )
-def test_what_is_returned(pl: Any, tmp_path: Path, fn: str, data: Any, arguments: dict[str, Any]) -> Any:
+def test_what_is_returned(
+    pl: Any, tmp_path: Path, fn: str, data: Any, arguments: dict[str, Any]
+) -> Any:
     class Indexed(model_class(pl)):  # type: ignore[misc]
         def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
             self.log("val_loss", self.loss(batch))
@@ -163,12 +184,21 @@ def test_predictions_that_are_not_kept(pl: Any, tmp_path: Path) -> Any:
 
     class Writes(pl.Callback):  # type: ignore[misc]
         def on_predict_batch_end(
-            self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+            self,
+            trainer: Any,
+            module: Any,
+            outputs: Any,
+            batch: Any,
+            batch_idx: int,
+            dataloader_idx: int = 0,
         ) -> None:
             seen_by_callback.append(outputs)
 
     one = trainer(pl, tmp_path, callbacks=[Writes()])
-    return {"returned": one.predict(model_class(pl)(), loader(2), return_predictions=False), "seen": seen_by_callback}
+    return {
+        "returned": one.predict(model_class(pl)(), loader(2), return_predictions=False),
+        "seen": seen_by_callback,
+    }
 
 
 @parity
@@ -179,14 +209,27 @@ def test_which_weights(pl: Any, tmp_path: Path, fn: str, ckpt_path: str) -> Any:
     one, model = trainer(pl, tmp_path, callbacks=[saver], max_epochs=3), model_class(pl)()
     one.fit(model, loader(3), loader(2))
     best = Path(saver.best_model_path)
-    given = {"path": {"ckpt_path": best}, "none": {}, "no model": {}}.get(ckpt_path, {"ckpt_path": ckpt_path})
-    returned = getattr(one, fn)(None if ckpt_path == "no model" else model, dataloaders=loader(2, seed=4), **given)
-    return {"returned": returned, "best": best, "files": files(tmp_path), "ckpt_path": one.ckpt_path, **seen(one)}
+    given = {"path": {"ckpt_path": best}, "none": {}, "no model": {}}.get(
+        ckpt_path, {"ckpt_path": ckpt_path}
+    )
+    returned = getattr(one, fn)(
+        None if ckpt_path == "no model" else model, dataloaders=loader(2, seed=4), **given
+    )
+    return {
+        "returned": returned,
+        "best": best,
+        "files": files(tmp_path),
+        "ckpt_path": one.ckpt_path,
+        **seen(one),
+    }
 
 
 @parity
 def test_one_after_the_other(pl: Any, tmp_path: Path) -> Any:
-    """Evaluations change no weights and leave the counters of the fit; metrics are those of the last call."""
+    """Evaluations change no weights and leave the counters of the fit.
+
+    Metrics are those of the last call.
+    """
     one, model = trainer(pl, tmp_path, logger=True, log_every_n_steps=1), model_class(pl)()
     one.fit(model, loader(3), loader(2))
     found = [seen(one)]

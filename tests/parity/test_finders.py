@@ -1,4 +1,7 @@
-"""The finders of a learning rate and of a batch size: what they find, what they set, and that a fit afterwards goes as if they had not run."""
+"""The finders of a learning rate and of a batch size.
+
+What they find, what they set, and that a fit afterwards goes as if they had not run.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,23 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import raylit.tuner  # noqa: F401
-from tests.parity.harness import Rows, Stream, errors, exception_of, files, loader, model_class, parity, seen, trainer
+from tests.parity.harness import (
+    Rows,
+    Stream,
+    errors,
+    exception_of,
+    files,
+    loader,
+    model_class,
+    parity,
+    seen,
+    trainer,
+)
 
 
-def tunable(pl: Any, limit: int = 1 << 30, lr: float = 0.02, batch_size: int = 2, **attributes: Any) -> Any:
+def tunable(
+    pl: Any, limit: int = 1 << 30, lr: float = 0.02, batch_size: int = 2, **attributes: Any
+) -> Any:
     """A model with the hyperparameters lr and batch_size and data of its own, which runs out of memory beyond `limit` rows in a batch."""
 
     class Tunable(model_class(pl)):  # type: ignore[misc]
@@ -55,11 +71,18 @@ def tunable(pl: Any, limit: int = 1 << 30, lr: float = 0.02, batch_size: int = 2
 
 
 def found_by(result: Any) -> dict[str, Any]:
-    return {"results": result.results, "suggestion": result.suggestion(), "another": result.suggestion(skip_begin=3, skip_end=2)}
+    return {
+        "results": result.results,
+        "suggestion": result.suggestion(),
+        "another": result.suggestion(skip_begin=3, skip_end=2),
+    }
 
 
 def left_by(one: Any, model: Any) -> dict[str, Any]:
-    """What there is to see after a search, but for the values logged in it: Lightning keeps the last of them."""
+    """What there is to see after a search, but for the values logged in it.
+
+    Lightning keeps the last of them.
+    """
     return {name: value for name, value in seen(one, model).items() if not name.endswith("metrics")}
 
 
@@ -77,17 +100,35 @@ SEARCHES: list[dict[str, Any]] = [
 
 
 @parity
-@pytest.mark.parametrize("arguments", SEARCHES, ids=lambda arguments: "-".join(arguments) or "defaults")
+@pytest.mark.parametrize(
+    "arguments", SEARCHES, ids=lambda arguments: "-".join(arguments) or "defaults"
+)
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_lr_find(pl: Any, tmp_path: Path, arguments: dict[str, Any], shuffle: bool) -> Any:
     model = tunable(pl, momentum=0.5)
     one = trainer(pl, tmp_path, max_epochs=3, logger=True)
     data = loader(50, shuffle=shuffle), loader(3)
     result = pl.tuner.Tuner(one).lr_find(model, *data, **arguments)
-    found = {**found_by(result), "lr": model.hparams.lr, "momentum": model.momentum, "left": left_by(one, model)}
-    kept = [one.max_steps, one.limit_val_batches, len(one.callbacks), type(one.logger).__name__, files(tmp_path)]
+    found = {
+        **found_by(result),
+        "lr": model.hparams.lr,
+        "momentum": model.momentum,
+        "left": left_by(one, model),
+    }
+    kept = [
+        one.max_steps,
+        one.limit_val_batches,
+        len(one.callbacks),
+        type(one.logger).__name__,
+        files(tmp_path),
+    ]
     one.fit(model, *data)
-    return {**found, "kept": kept, **seen(one, model), "lr of the optimizer": one.optimizers[0].param_groups[0]["lr"]}
+    return {
+        **found,
+        "kept": kept,
+        **seen(one, model),
+        "lr of the optimizer": one.optimizers[0].param_groups[0]["lr"],
+    }
 
 
 @parity
@@ -140,7 +181,10 @@ def _two_groups(self: Any) -> Any:
 def _watches_a_plateau(self: Any) -> Any:
     optimizer = torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "train_loss", "interval": "step"}}
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": scheduler, "monitor": "train_loss", "interval": "step"},
+    }
 
 
 def _wants_a_closure(self: Any) -> Any:
@@ -165,7 +209,9 @@ def test_lr_find_of_other_models(pl: Any, tmp_path: Path, attributes: dict[str, 
     model = tunable(pl, **attributes)
     model.automatic_optimization = attributes.get("training_step") is not _steps_by_hand
     one = trainer(pl, tmp_path, max_epochs=2)
-    result = pl.tuner.Tuner(one).lr_find(model, num_training=60, early_stop_threshold=None, max_lr=0.1)
+    result = pl.tuner.Tuner(one).lr_find(
+        model, num_training=60, early_stop_threshold=None, max_lr=0.1
+    )
     found = {**found_by(result), "left": left_by(one, model)}
     one.fit(model)
     return {**found, **seen(one, model)}
@@ -176,7 +222,9 @@ def test_lr_find_twice_and_after_a_fit(pl: Any, tmp_path: Path) -> Any:
     model, found = tunable(pl), []
     one = trainer(pl, tmp_path, max_epochs=1)
     for _ in range(2):
-        found.append(found_by(pl.tuner.Tuner(one).lr_find(model, num_training=40, early_stop_threshold=None)))
+        found.append(
+            found_by(pl.tuner.Tuner(one).lr_find(model, num_training=40, early_stop_threshold=None))
+        )
         found.append(model.hparams.lr)
     one.fit(model)
     return {"found": found, **seen(one, model)}
@@ -216,19 +264,45 @@ def test_a_learning_rate_finder_among_the_callbacks(pl: Any, tmp_path: Path, whe
 
     finder = Finder(min_lr=1e-5, num_training_steps=40, early_stop_threshold=None)
     seen_first: list[str] = []
-    watch = pl.callbacks.LambdaCallback(on_fit_start=lambda trainer, pl_module: seen_first.append(str(finder.optimal_lr is not None)))
+    watch = pl.callbacks.LambdaCallback(
+        on_fit_start=lambda trainer, pl_module: seen_first.append(
+            str(finder.optimal_lr is not None)
+        )
+    )
     model = tunable(pl)
     one = trainer(pl, tmp_path, max_epochs=2, logger=True, callbacks=[watch, finder])
-    model.dropout.p = 0.0  # Lightning begins to read the data within the search, which shifts the random numbers that come after it
+    # Lightning begins to read the data within the search, which shifts the random numbers that come
+    # after it
+    model.dropout.p = 0.0
     one.fit(model, loader(30), loader(3))
-    return {**found_by(finder.optimal_lr), "lr": model.hparams.lr, "order": seen_first, **seen(one, model), "rng": None}
+    return {
+        **found_by(finder.optimal_lr),
+        "lr": model.hparams.lr,
+        "order": seen_first,
+        **seen(one, model),
+        "rng": None,
+    }
 
 
 @parity
 def test_the_hooks_of_a_search(pl: Any, tmp_path: Path) -> Any:
     trace: list[str] = []
-    names = ["setup", "teardown", "on_fit_start", "on_fit_end", "on_train_start", "on_train_end", "on_train_epoch_start", "on_train_epoch_end",
-             "on_validation_start", "on_validation_end", "on_train_batch_start", "lr_scheduler_step", "on_save_checkpoint", "on_load_checkpoint"]  # fmt: skip
+    names = [
+        "setup",
+        "teardown",
+        "on_fit_start",
+        "on_fit_end",
+        "on_train_start",
+        "on_train_end",
+        "on_train_epoch_start",
+        "on_train_epoch_end",
+        "on_validation_start",
+        "on_validation_end",
+        "on_train_batch_start",
+        "lr_scheduler_step",
+        "on_save_checkpoint",
+        "on_load_checkpoint",
+    ]
 
     def noted(name: str) -> Any:
         def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -258,7 +332,8 @@ SIZES: list[dict[str, Any]] = [
 
 @parity
 @pytest.mark.parametrize(
-    ("arguments", "limit"), [*((arguments, 37) for arguments in SIZES), ({}, 64), ({"mode": "binsearch"}, 64), ({}, 1000)]
+    ("arguments", "limit"),
+    [*((arguments, 37) for arguments in SIZES), ({}, 64), ({"mode": "binsearch"}, 64), ({}, 1000)],
 )
 def test_scale_batch_size(pl: Any, tmp_path: Path, arguments: dict[str, Any], limit: int) -> Any:
     model = tunable(pl, limit)
@@ -266,10 +341,22 @@ def test_scale_batch_size(pl: Any, tmp_path: Path, arguments: dict[str, Any], li
     one = trainer(pl, tmp_path, max_epochs=1, num_sanity_val_steps=0)
     size = pl.tuner.Tuner(one).scale_batch_size(model, **arguments)
     left = {**left_by(one, model), "rng": None}
-    kept = [one.max_steps, one.limit_train_batches, one.limit_val_batches, len(one.callbacks), files(tmp_path)]
+    kept = [
+        one.max_steps,
+        one.limit_train_batches,
+        one.limit_val_batches,
+        len(one.callbacks),
+        files(tmp_path),
+    ]
     model.hparams.batch_size = min(size, limit)
     one.fit(model)
-    return {"size": size, "set": model.hparams.batch_size, "left": left, "kept": kept, **{**seen(one, model), "rng": None}}
+    return {
+        "size": size,
+        "set": model.hparams.batch_size,
+        "left": left,
+        "kept": kept,
+        **{**seen(one, model), "rng": None},
+    }
 
 
 @parity
@@ -281,7 +368,12 @@ def test_scale_batch_size_of_evaluation(pl: Any, tmp_path: Path, method: str, mo
     size = pl.tuner.Tuner(one).scale_batch_size(model, method=method, mode=mode)
     kept = [one.limit_val_batches, one.limit_test_batches, one.limit_predict_batches]
     arguments = {} if method == "predict" else {"verbose": False}
-    return {"size": size, "set": model.hparams.batch_size, "kept": kept, "values": getattr(one, method)(model, **arguments)}
+    return {
+        "size": size,
+        "set": model.hparams.batch_size,
+        "kept": kept,
+        "values": getattr(one, method)(model, **arguments),
+    }
 
 
 @parity
@@ -310,14 +402,24 @@ def test_a_batch_size_finder_among_the_callbacks(pl: Any, tmp_path: Path, method
     one = trainer(pl, tmp_path, max_epochs=1, callbacks=[finder], num_sanity_val_steps=1)
     returned = getattr(one, method)(model, datamodule=data)
     values = None if method == "fit" else returned if method == "predict" else len(returned)
-    return {"size": finder.optimal_batch_size, "set": data.hparams.size, "last": sizes[-4:], "values": values}
+    return {
+        "size": finder.optimal_batch_size,
+        "set": data.hparams.size,
+        "last": sizes[-4:],
+        "values": values,
+    }
 
 
 @errors
 @pytest.mark.parametrize("method", ["lr_find", "scale_batch_size"])
 @pytest.mark.parametrize(
     "arguments",
-    [{"method": "train"}, {"mode": "cubic"}, {"dataloaders": [1]}, {"method": "test", "train_dataloaders": [1]}],
+    [
+        {"method": "train"},
+        {"mode": "cubic"},
+        {"dataloaders": [1]},
+        {"method": "test", "train_dataloaders": [1]},
+    ],
     ids=lambda arguments: "-".join(arguments),
 )
 def test_wrong_arguments(pl: Any, tmp_path: Path, method: str, arguments: dict[str, Any]) -> Any:
@@ -325,19 +427,32 @@ def test_wrong_arguments(pl: Any, tmp_path: Path, method: str, arguments: dict[s
 
 
 @errors
-@pytest.mark.parametrize("case", ["no lr", "no such name", "two optimizers", "evaluation", "a finder already"])
+@pytest.mark.parametrize(
+    "case", ["no lr", "no such name", "two optimizers", "evaluation", "a finder already"]
+)
 def test_lr_find_of_what_cannot_be_searched(pl: Any, tmp_path: Path, case: str) -> Any:
     model: Any = model_class(pl)() if case == "no lr" else tunable(pl)
-    arguments: dict[str, Any] = {"no such name": {"attr_name": "rate"}, "evaluation": {"method": "validate"}}.get(case, {})
+    arguments: dict[str, Any] = {
+        "no such name": {"attr_name": "rate"},
+        "evaluation": {"method": "validate"},
+    }.get(case, {})
     if case == "two optimizers":
         model.automatic_optimization = False
-        model.configure_optimizers = lambda: [torch.optim.SGD(model.parameters(), lr=0.1), torch.optim.SGD(model.parameters(), lr=0.1)]
+        model.configure_optimizers = lambda: [
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            torch.optim.SGD(model.parameters(), lr=0.1),
+        ]
     callbacks = [pl.callbacks.LearningRateFinder()] if case == "a finder already" else None
-    pl.tuner.Tuner(trainer(pl, tmp_path, callbacks=callbacks)).lr_find(model, loader(3), **arguments)
+    pl.tuner.Tuner(trainer(pl, tmp_path, callbacks=callbacks)).lr_find(
+        model, loader(3), **arguments
+    )
 
 
 @errors
-@pytest.mark.parametrize("case", ["no batch_size", "loaders", "two loaders", "another error", "margin", "a finder already"])
+@pytest.mark.parametrize(
+    "case",
+    ["no batch_size", "loaders", "two loaders", "another error", "margin", "a finder already"],
+)
 def test_scale_batch_size_of_what_cannot_be_searched(pl: Any, tmp_path: Path, case: str) -> Any:
     def fails(self: Any, *args: Any) -> Any:
         raise RuntimeError("shapes do not match")
@@ -353,14 +468,19 @@ def test_scale_batch_size_of_what_cannot_be_searched(pl: Any, tmp_path: Path, ca
     }.get(case, {})
     callbacks = [pl.callbacks.BatchSizeFinder()] if case == "a finder already" else None
     tuner = pl.tuner.Tuner(trainer(pl, tmp_path, callbacks=callbacks))
-    tuner.scale_batch_size(tunable(pl, **attributes), *([loader(3)] if case == "loaders" else []), **arguments)
+    tuner.scale_batch_size(
+        tunable(pl, **attributes), *([loader(3)] if case == "loaders" else []), **arguments
+    )
 
 
 @parity
 def test_a_trial_run_searches_nothing(pl: Any, tmp_path: Path) -> Any:
     model = tunable(pl)
     tuner = pl.tuner.Tuner(trainer(pl, tmp_path, fast_dev_run=True))
-    return {"found": [tuner.lr_find(model), tuner.scale_batch_size(model)], "set": dict(model.hparams)}
+    return {
+        "found": [tuner.lr_find(model), tuner.scale_batch_size(model)],
+        "set": dict(model.hparams),
+    }
 
 
 @parity

@@ -1,4 +1,7 @@
-"""BaseFinetuning and BackboneFinetuning: what is frozen when, the groups of the optimizer, and going on."""
+"""BaseFinetuning and BackboneFinetuning.
+
+What is frozen when, the groups of the optimizer, and going on.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.parity.harness import errors, loader, model_class, packages, parity, plain, quiet, seen, seen_after, trainer
+from tests.parity.harness import (
+    errors,
+    loader,
+    model_class,
+    packages,
+    parity,
+    plain,
+    quiet,
+    seen,
+    seen_after,
+    trainer,
+)
 
 
 def with_backbone(pl: Any, *, norm: bool = True) -> Any:
@@ -19,7 +33,9 @@ def with_backbone(pl: Any, *, norm: bool = True) -> Any:
             super().__init__()
             del self.dropout
             self.backbone = nn.Sequential(
-                nn.Linear(4, 4), nn.BatchNorm1d(4) if norm else nn.Identity(), nn.Sequential(nn.ReLU(), nn.Linear(4, 4))
+                nn.Linear(4, 4),
+                nn.BatchNorm1d(4) if norm else nn.Identity(),
+                nn.Sequential(nn.ReLU(), nn.Linear(4, 4)),
             )
             self.groups: list[Any] = []
 
@@ -29,7 +45,12 @@ def with_backbone(pl: Any, *, norm: bool = True) -> Any:
 
         def on_train_epoch_end(self) -> None:
             groups = self.optimizers().param_groups
-            self.groups.append([{**group, "params": [tuple(one.shape) for one in group["params"]]} for group in groups])
+            self.groups.append(
+                [
+                    {**group, "params": [tuple(one.shape) for one in group["params"]]}
+                    for group in groups
+                ]
+            )
             self.groups.append([name for name, one in self.named_parameters() if one.requires_grad])
 
         def configure_optimizers(self) -> Any:
@@ -40,7 +61,10 @@ def with_backbone(pl: Any, *, norm: bool = True) -> Any:
 
 
 def in_steps(pl: Any) -> Any:
-    """Unfreezes the two halves of the backbone one after the other; its batch norm stays as it is until the end."""
+    """Unfreezes the two halves of the backbone one after the other.
+
+    Its batch norm stays as it is until the end.
+    """
 
     class InSteps(pl.callbacks.BaseFinetuning):  # type: ignore[misc]
         def freeze_before_training(self, module: Any) -> None:
@@ -51,7 +75,10 @@ def in_steps(pl: Any) -> Any:
                 self.unfreeze_and_add_param_group(module.backbone[2], optimizer)
             if epoch == 2:
                 self.unfreeze_and_add_param_group(
-                    [module.backbone[0], {"norm": module.backbone[1]}.values()], optimizer, lr=0.01, train_bn=False
+                    [module.backbone[0], {"norm": module.backbone[1]}.values()],
+                    optimizer,
+                    lr=0.01,
+                    train_bn=False,
                 )
 
     return InSteps
@@ -59,8 +86,12 @@ def in_steps(pl: Any) -> Any:
 
 CALLBACKS: dict[str, Any] = {
     "default": lambda pl: pl.callbacks.BackboneFinetuning(1),
-    "given": lambda pl: pl.callbacks.BackboneFinetuning(2, lambda epoch: 1.0 + 0.1 * epoch, backbone_initial_lr=0.02, should_align=False),
-    "ratio": lambda pl: pl.callbacks.BackboneFinetuning(1, lambda epoch: 3.0, backbone_initial_ratio_lr=0.4, train_bn=False),
+    "given": lambda pl: pl.callbacks.BackboneFinetuning(
+        2, lambda epoch: 1.0 + 0.1 * epoch, backbone_initial_lr=0.02, should_align=False
+    ),
+    "ratio": lambda pl: pl.callbacks.BackboneFinetuning(
+        1, lambda epoch: 3.0, backbone_initial_ratio_lr=0.4, train_bn=False
+    ),
     "at-once": lambda pl: pl.callbacks.BackboneFinetuning(0),
     "steps": lambda pl: in_steps(pl)(),
 }
@@ -76,15 +107,25 @@ def test_weights_and_groups(pl: Any, tmp_path: Path, name: str) -> Any:
     saved = torch.load(saver.best_model_path, weights_only=True)
     state = saved["callbacks"][callback.state_key]
     tracks = [one.track_running_stats for one in model.modules() if isinstance(one, nn.BatchNorm1d)]
-    shared = {key: state.get(key) for key in ("internal_optimizer_metadata", "previous_backbone_lr")}
-    return {**seen(one), "groups": model.groups, "tracks": tracks, "optimizer": saved["optimizer_states"], "state": shared}
+    shared = {
+        key: state.get(key) for key in ("internal_optimizer_metadata", "previous_backbone_lr")
+    }
+    return {
+        **seen(one),
+        "groups": model.groups,
+        "tracks": tracks,
+        "optimizer": saved["optimizer_states"],
+        "state": shared,
+    }
 
 
 @parity
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_going_on_before_it_unfreezes(pl: Any, tmp_path: Path, epochs: int) -> Any:
     saver = pl.callbacks.ModelCheckpoint(tmp_path / "kept")
-    trainer(pl, tmp_path, callbacks=[CALLBACKS["given"](pl), saver], max_epochs=epochs).fit(with_backbone(pl)(), loader(3))
+    trainer(pl, tmp_path, callbacks=[CALLBACKS["given"](pl), saver], max_epochs=epochs).fit(
+        with_backbone(pl)(), loader(3)
+    )
     model = with_backbone(pl)()
     one = trainer(pl, tmp_path, callbacks=[CALLBACKS["given"](pl)], max_epochs=4)
     one.fit(model, loader(3), ckpt_path=saver.best_model_path)
@@ -102,16 +143,26 @@ def test_functions(pl: Any, tmp_path: Path) -> Any:
             self.child, self.own = nn.Linear(2, 2), nn.Parameter(torch.zeros(1))
 
     tree = nn.ModuleDict(
-        {"a": nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), "b": Own(), "c": nn.ModuleList([nn.ReLU(), nn.LSTM(2, 2)])}
+        {
+            "a": nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)),
+            "b": Own(),
+            "c": nn.ModuleList([nn.ReLU(), nn.LSTM(2, 2)]),
+        }
     )
     for nested in (tree, [tree["a"], [tree["b"]]], tree["c"], nn.Linear(2, 2), tree["a"][1]):
         found.append([type(one).__name__ for one in tools.flatten_modules(nested)])
     for train_bn in (True, False):
         tools.freeze(tree, train_bn=train_bn)
         found.append([(name, one.requires_grad) for name, one in tree.named_parameters()])
-        found.append([one.track_running_stats for one in tree.modules() if isinstance(one, nn.BatchNorm1d)])
         found.append(
-            [len(list(tools.filter_params(tree, train_bn=bn, requires_grad=grad))) for bn in (True, False) for grad in (True, False)]
+            [one.track_running_stats for one in tree.modules() if isinstance(one, nn.BatchNorm1d)]
+        )
+        found.append(
+            [
+                len(list(tools.filter_params(tree, train_bn=bn, requires_grad=grad)))
+                for bn in (True, False)
+                for grad in (True, False)
+            ]
         )
     tools.make_trainable(tree["a"])
     tools.freeze_module(tree["b"])
@@ -127,8 +178,16 @@ def test_a_checkpoint_of_either_unfreezes_in_raylit(tmp_path: Path, writer: Any)
     def fit(pl: Any, epochs: int, ckpt_path: Any = None, *more: Any) -> Any:
         torch.manual_seed(0)
         model = with_backbone(pl)()
-        trainer(pl, tmp_path, callbacks=[CALLBACKS["default"](pl), *more], max_epochs=epochs).fit(model, loader(3), ckpt_path=ckpt_path)
-        return plain([model.state_dict(), {name: one.requires_grad for name, one in model.named_parameters()}], tmp_path)
+        trainer(pl, tmp_path, callbacks=[CALLBACKS["default"](pl), *more], max_epochs=epochs).fit(
+            model, loader(3), ckpt_path=ckpt_path
+        )
+        return plain(
+            [
+                model.state_dict(),
+                {name: one.requires_grad for name, one in model.named_parameters()},
+            ],
+            tmp_path,
+        )
 
     with quiet():
         saver = writer.callbacks.ModelCheckpoint(tmp_path)

@@ -19,7 +19,11 @@ def base_of(pl: Any, kind: str) -> Any:
 
 
 def kept(owner: Any) -> dict[str, Any]:
-    return {"hparams": dict(owner.hparams), "initial": dict(owner.hparams_initial), "name": getattr(owner, "_hparams_name", None)}
+    return {
+        "hparams": dict(owner.hparams),
+        "initial": dict(owner.hparams_initial),
+        "name": getattr(owner, "_hparams_name", None),
+    }
 
 
 FORMS: dict[str, Any] = {
@@ -70,7 +74,9 @@ def test_a_container_given_as_argument(pl: Any, tmp_path: Path, kind: str) -> An
 @pytest.mark.parametrize("in_base", [True, False])
 @pytest.mark.parametrize("in_child", [True, False])
 @pytest.mark.parametrize("ignore", [None, "b", "lr"])
-def test_inheritance(pl: Any, tmp_path: Path, kind: str, in_base: bool, in_child: bool, ignore: Any) -> Any:
+def test_inheritance(
+    pl: Any, tmp_path: Path, kind: str, in_base: bool, in_child: bool, ignore: Any
+) -> Any:
     class Base(base_of(pl, kind)):  # type: ignore[misc]
         def __init__(self, lr: float = 0.1, b: int = 2) -> None:
             super().__init__()
@@ -100,7 +106,9 @@ def test_saved_from_a_function_that_init_calls(pl: Any, tmp_path: Path) -> Any:
 
 def parametrized(pl: Any) -> Any:
     class Sized(model_class(pl)):  # type: ignore[misc]
-        def __init__(self, width: int, name: str = "n", items: tuple[int, ...] = (1, 2), extra: Any = None) -> None:
+        def __init__(
+            self, width: int, name: str = "n", items: tuple[int, ...] = (1, 2), extra: Any = None
+        ) -> None:
             super().__init__()
             self.save_hyperparameters()
             self.sized = torch.nn.Linear(width, 1)
@@ -110,18 +118,34 @@ def parametrized(pl: Any) -> Any:
 
 def saved(pl: Any, root: Path, model: Any, datamodule: Any = None) -> Path:
     one = trainer(pl, root, max_epochs=1)
-    one.fit(model, **({"datamodule": datamodule} if datamodule is not None else {"train_dataloaders": loader(1)}))
+    one.fit(
+        model,
+        **(
+            {"datamodule": datamodule}
+            if datamodule is not None
+            else {"train_dataloaders": loader(1)}
+        ),
+    )
     one.save_checkpoint(root / "one.ckpt")
     return root / "one.ckpt"
 
 
 @parity
-@pytest.mark.parametrize("overrides", [{}, {"name": "other"}, {"items": [3], "extra": {"a": 1}}, {"unknown": 1}])
+@pytest.mark.parametrize(
+    "overrides", [{}, {"name": "other"}, {"items": [3], "extra": {"a": 1}}, {"unknown": 1}]
+)
 def test_load_from_checkpoint(pl: Any, tmp_path: Path, overrides: dict[str, Any]) -> Any:
     path = saved(pl, tmp_path, parametrized(pl)(5, extra=[1, {"k": None}]))
     made = parametrized(pl).load_from_checkpoint(path, **overrides)
-    made_from_string = parametrized(pl).load_from_checkpoint(str(path), map_location="cpu", **overrides)
-    return {**kept(made), "weights": made.state_dict(), "training": made.training, "again": kept(made_from_string)}
+    made_from_string = parametrized(pl).load_from_checkpoint(
+        str(path), map_location="cpu", **overrides
+    )
+    return {
+        **kept(made),
+        "weights": made.state_dict(),
+        "training": made.training,
+        "again": kept(made_from_string),
+    }
 
 
 @parity
@@ -142,7 +166,11 @@ def test_load_from_checkpoint_with_other_weights(pl: Any, tmp_path: Path) -> Any
             super().__init__()
             self.strict_loading = False
 
-    return {"layer": made.layer.weight, "lenient": Lenient.load_from_checkpoint(path).layer.weight, "strict": Lenient().strict_loading}
+    return {
+        "layer": made.layer.weight,
+        "lenient": Lenient.load_from_checkpoint(path).layer.weight,
+        "strict": Lenient().strict_loading,
+    }
 
 
 @parity
@@ -156,7 +184,10 @@ def test_load_from_checkpoint_without_stored_hyperparameters(pl: Any, tmp_path: 
     with pytest.raises(TypeError):
         Silent.load_from_checkpoint(path)
     (tmp_path / "hparams.yaml").write_text("width: 3\nother: 2\n")
-    made = [Silent.load_from_checkpoint(path, width=3), Silent.load_from_checkpoint(path, hparams_file=str(tmp_path / "hparams.yaml"))]
+    made = [
+        Silent.load_from_checkpoint(path, width=3),
+        Silent.load_from_checkpoint(path, hparams_file=str(tmp_path / "hparams.yaml")),
+    ]
     return {"made": [one.state_dict() for one in made]}
 
 
@@ -194,7 +225,9 @@ def test_a_datamodule_in_a_checkpoint(pl: Any, tmp_path: Path) -> Any:
     data = Data(3)
     trainer(pl, tmp_path, max_epochs=2).fit(parametrized(pl)(2), datamodule=data, ckpt_path=path)
     stored = {
-        key: value for key, value in torch.load(path, weights_only=True).items() if "hyper" in key or "hparams" in key or "Data" in key
+        key: value
+        for key, value in torch.load(path, weights_only=True).items()
+        if "hyper" in key or "hparams" in key or "Data" in key
     }
     return {**kept(made), "position": [made.position, data.position], "stored": stored}
 
@@ -217,5 +250,8 @@ def test_what_the_loggers_get(pl: Any, tmp_path: Path, logger: bool) -> Any:
 
     one = trainer(pl, tmp_path, logger=True, max_epochs=1)
     one.fit(Net(0.1, "some/path", {"a": [1, 2], "b": None}), datamodule=Data(0.1))
-    found = {name: sorted((tmp_path / name).read_text().splitlines()) for name in files(tmp_path, "**/hparams.yaml")}
+    found = {
+        name: sorted((tmp_path / name).read_text().splitlines())
+        for name in files(tmp_path, "**/hparams.yaml")
+    }
     return {"found": found, "files": files(tmp_path, "**/*.*")}

@@ -23,15 +23,33 @@ def events(pl: Any) -> Any:
 
         def note(self, what: str, trainer: Any, *more: Any) -> None:
             stage = "sanity" if trainer.sanity_checking else ""
-            self.found.append([what, stage, trainer.current_epoch, trainer.global_step, trainer.is_last_batch, trainer.should_stop, *more])
+            self.found.append(
+                [
+                    what,
+                    stage,
+                    trainer.current_epoch,
+                    trainer.global_step,
+                    trainer.is_last_batch,
+                    trainer.should_stop,
+                    *more,
+                ]
+            )
 
         def on_train_start(self, trainer: Any, *args: Any) -> None:
-            self.note("train", trainer, trainer.num_training_batches, trainer.num_val_batches, trainer.num_sanity_val_batches)
+            self.note(
+                "train",
+                trainer,
+                trainer.num_training_batches,
+                trainer.num_val_batches,
+                trainer.num_sanity_val_batches,
+            )
 
         def on_train_epoch_start(self, trainer: Any, *args: Any) -> None:
             self.note("epoch", trainer)
 
-        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_start(
+            self, trainer: Any, module: Any, batch: Any, batch_idx: int
+        ) -> None:
             self.note("batch", trainer, batch_idx, batch)
 
         def on_train_epoch_end(self, trainer: Any, *args: Any) -> None:
@@ -43,7 +61,9 @@ def events(pl: Any) -> Any:
         def on_validation_start(self, trainer: Any, *args: Any) -> None:
             self.note("validation", trainer)
 
-        def on_validation_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        def on_validation_batch_start(
+            self, trainer: Any, module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        ) -> None:
             self.note("validation batch", trainer, batch_idx, dataloader_idx, batch)
 
     return Note()
@@ -54,7 +74,11 @@ def tolerant(pl: Any) -> Any:
 
     class Tolerant(model_class(pl)):  # type: ignore[misc]
         def loss(self, batch: Any) -> Any:
-            leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(batch) if isinstance(leaf, torch.Tensor)]
+            leaves = [
+                leaf
+                for leaf in torch.utils._pytree.tree_leaves(batch)
+                if isinstance(leaf, torch.Tensor)
+            ]
             return sum(super(Tolerant, self).loss(leaf) for leaf in leaves)
 
         def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
@@ -63,7 +87,15 @@ def tolerant(pl: Any) -> Any:
     return Tolerant()
 
 
-def fit(pl: Any, root: Path, train: Any = None, val: Any = None, *, stop_at: tuple[str, int] | None = None, **arguments: Any) -> Any:
+def fit(
+    pl: Any,
+    root: Path,
+    train: Any = None,
+    val: Any = None,
+    *,
+    stop_at: tuple[str, int] | None = None,
+    **arguments: Any,
+) -> Any:
     note = events(pl)
     model = tolerant(pl)
     if stop_at is not None:
@@ -81,7 +113,12 @@ def fit(pl: Any, root: Path, train: Any = None, val: Any = None, *, stop_at: tup
     one = trainer(pl, root, **{**arguments, "callbacks": [*arguments.get("callbacks", []), note]})
     one.fit(model, loader(5) if train is None else train, loader(4, seed=1) if val is None else val)
     batches = (one.num_training_batches, one.num_val_batches, one.num_sanity_val_batches)
-    return {"found": note.found, "batches": batches, "state": [one.state.fn == "fit", one.state.stage, one.state.finished], **seen(one)}
+    return {
+        "found": note.found,
+        "batches": batches,
+        "state": [one.state.fn == "fit", one.state.stage, one.state.finished],
+        **seen(one),
+    }
 
 
 @parity
@@ -123,7 +160,12 @@ def fit(pl: Any, root: Path, train: Any = None, val: Any = None, *, stop_at: tup
         {"max_steps": 7, "max_epochs": -1},
         {"max_steps": 7, "accumulate_grad_batches": 2, "max_epochs": -1},
         {"max_steps": 7, "val_check_interval": 2, "max_epochs": -1},
-        {"max_steps": 7, "val_check_interval": 7, "check_val_every_n_epoch": None, "max_epochs": -1},
+        {
+            "max_steps": 7,
+            "val_check_interval": 7,
+            "check_val_every_n_epoch": None,
+            "max_epochs": -1,
+        },
         {"min_steps": 4},
         {"limit_train_batches": 0},
         {"reload_dataloaders_every_n_epochs": 2, "max_epochs": 4},
@@ -154,13 +196,27 @@ def fit(pl: Any, root: Path, train: Any = None, val: Any = None, *, stop_at: tup
         {"overfit_batches": 2, "limit_train_batches": 1},
         {"detect_anomaly": True},
         {"deterministic": "warn", "benchmark": True},
-        {"sync_batchnorm": True, "use_distributed_sampler": False, "strategy": "auto", "devices": 1, "num_nodes": 1},
+        {
+            "sync_batchnorm": True,
+            "use_distributed_sampler": False,
+            "strategy": "auto",
+            "devices": 1,
+            "num_nodes": 1,
+        },
     ],
     ids=lambda arguments: "-".join(f"{key}={value}" for key, value in arguments.items()),
 )
 def test_arguments(pl: Any, tmp_path: Path, arguments: dict[str, Any]) -> Any:
-    generator = torch.Generator()  # of the loaders, so that reading one again draws no seed of the process
-    return fit(pl, tmp_path, loader(5, generator=generator), loader(4, seed=1, generator=generator), **{"max_epochs": 3, **arguments})
+    generator = (
+        torch.Generator()
+    )  # of the loaders, so that reading one again draws no seed of the process
+    return fit(
+        pl,
+        tmp_path,
+        loader(5, generator=generator),
+        loader(4, seed=1, generator=generator),
+        **{"max_epochs": 3, **arguments},
+    )
 
 
 @parity
@@ -175,17 +231,38 @@ def test_arguments(pl: Any, tmp_path: Path, arguments: dict[str, Any]) -> Any:
         "on_validation_batch_end",
     ],
 )
-@pytest.mark.parametrize("arguments", [{}, {"min_epochs": 2}, {"min_steps": 7}, {"val_check_interval": 2}, {"accumulate_grad_batches": 3}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"min_epochs": 2},
+        {"min_steps": 7},
+        {"val_check_interval": 2},
+        {"accumulate_grad_batches": 3},
+    ],
+)
 def test_a_stop(pl: Any, tmp_path: Path, hook: str, arguments: dict[str, Any]) -> Any:
     return fit(pl, tmp_path, stop_at=(hook, 2), max_epochs=3, **arguments)
 
 
 @parity
 @pytest.mark.parametrize(
-    "hook", ["setup", "on_fit_start", "on_sanity_check_start", "on_sanity_check_end", "on_train_start", "on_train_epoch_start"]
+    "hook",
+    [
+        "setup",
+        "on_fit_start",
+        "on_sanity_check_start",
+        "on_sanity_check_end",
+        "on_train_start",
+        "on_train_epoch_start",
+    ],
 )
-@pytest.mark.parametrize("arguments", [{}, {"min_epochs": 1}, {"val_check_interval": 2, "min_epochs": 2}])
-def test_a_stop_before_the_first_batch(pl: Any, tmp_path: Path, hook: str, arguments: dict[str, Any]) -> Any:
+@pytest.mark.parametrize(
+    "arguments", [{}, {"min_epochs": 1}, {"val_check_interval": 2, "min_epochs": 2}]
+)
+def test_a_stop_before_the_first_batch(
+    pl: Any, tmp_path: Path, hook: str, arguments: dict[str, Any]
+) -> Any:
     return fit(pl, tmp_path, stop_at=(hook, 0), max_epochs=3, **arguments)
 
 
@@ -199,7 +276,12 @@ def test_a_limit_set_while_it_runs(pl: Any, tmp_path: Path, name: str) -> Any:
             elif trainer.current_epoch == 1:
                 trainer.fit_loop.epoch_loop.max_steps = 12
 
-    return fit(pl, tmp_path, callbacks=[Extends()], **({"max_epochs": 1} if name == "max_epochs" else {"max_epochs": 4}))
+    return fit(
+        pl,
+        tmp_path,
+        callbacks=[Extends()],
+        **({"max_epochs": 1} if name == "max_epochs" else {"max_epochs": 4}),
+    )
 
 
 @parity
@@ -207,7 +289,11 @@ def test_a_limit_set_while_it_runs(pl: Any, tmp_path: Path, name: str) -> Any:
 def test_the_rest_of_an_epoch_is_skipped(pl: Any, tmp_path: Path, when: str) -> Any:
     class Skips(model_class(pl)):  # type: ignore[misc]
         def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
-            skips = {"once": self.global_step == 3, "always": batch_idx == 1, "at the start": self.current_epoch == 1}
+            skips = {
+                "once": self.global_step == 3,
+                "always": batch_idx == 1,
+                "at the start": self.current_epoch == 1,
+            }
             return -1 if skips[when] else None
 
     one = trainer(pl, tmp_path, logger=True, log_every_n_steps=1, max_epochs=3)
@@ -244,11 +330,19 @@ def data(kind: str) -> Any:
         "a loader and a stream": lambda: {"a": loader(2), "b": stream(4)},
         "an iterable without a length": lambda: Tensors(),
         "a shuffled loader": lambda: DataLoader(rows, batch_size=2, shuffle=True),
-        "a loader with a generator": lambda: DataLoader(rows, batch_size=2, shuffle=True, generator=generator),
-        "a loader with a sampler": lambda: DataLoader(rows, batch_size=2, sampler=RandomSampler(rows, num_samples=5)),
-        "a loader with a batch sampler": lambda: DataLoader(rows, batch_sampler=BatchSampler(SequentialSampler(rows), 4, drop_last=True)),
+        "a loader with a generator": lambda: DataLoader(
+            rows, batch_size=2, shuffle=True, generator=generator
+        ),
+        "a loader with a sampler": lambda: DataLoader(
+            rows, batch_size=2, sampler=RandomSampler(rows, num_samples=5)
+        ),
+        "a loader with a batch sampler": lambda: DataLoader(
+            rows, batch_sampler=BatchSampler(SequentialSampler(rows), 4, drop_last=True)
+        ),
         "a loader without batches": lambda: DataLoader(Rows(3), batch_size=None),
-        "a loader with processes": lambda: DataLoader(rows, batch_size=2, shuffle=True, num_workers=1),
+        "a loader with processes": lambda: DataLoader(
+            rows, batch_size=2, shuffle=True, num_workers=1
+        ),
     }
     return kinds[kind]()
 
@@ -261,9 +355,18 @@ class Tensors:
 
 
 KINDS = [
-    "a list of loaders", "a tuple of loaders", "a dict of loaders", "nested", "a loader and a stream", "an iterable without a length",
-    "a shuffled loader", "a loader with a generator", "a loader with a sampler", "a loader with a batch sampler", "a loader without batches",
-]  # fmt: skip
+    "a list of loaders",
+    "a tuple of loaders",
+    "a dict of loaders",
+    "nested",
+    "a loader and a stream",
+    "an iterable without a length",
+    "a shuffled loader",
+    "a loader with a generator",
+    "a loader with a sampler",
+    "a loader with a batch sampler",
+    "a loader without batches",
+]
 
 
 @parity
@@ -283,7 +386,10 @@ def test_validation_data(pl: Any, tmp_path: Path, kind: str) -> Any:
 @pytest.mark.parametrize("arguments", [{}, {"limit_train_batches": 2}])
 def test_combined_loaders(pl: Any, tmp_path: Path, mode: str, arguments: dict[str, Any]) -> Any:
     combined = pl.utilities.CombinedLoader if pl is not raylit else raylit.data.CombinedLoader
-    train, val = combined({"a": loader(3), "b": loader(1, seed=5)}, mode=mode), combined([loader(2), loader(1)], mode=mode)
+    train, val = (
+        combined({"a": loader(3), "b": loader(1, seed=5)}, mode=mode),
+        combined([loader(2), loader(1)], mode=mode),
+    )
     return fit(pl, tmp_path, train, val, **arguments)
 
 
@@ -325,7 +431,9 @@ def test_where_the_sampler_is_told_the_epoch(pl: Any, tmp_path: Path) -> Any:
     rows = Rows(4)
     one = trainer(pl, tmp_path, max_epochs=3, num_sanity_val_steps=1)
     one.fit(
-        model_class(pl)(), DataLoader(rows, sampler=Sampler(rows)), DataLoader(rows, batch_sampler=BatchSampler(Sampler(rows), 2, False))
+        model_class(pl)(),
+        DataLoader(rows, sampler=Sampler(rows)),
+        DataLoader(rows, batch_sampler=BatchSampler(Sampler(rows), 2, False)),
     )
     return {"told": told, **seen(one)}
 
@@ -339,7 +447,16 @@ def test_the_loaders_of_a_trainer(pl: Any, tmp_path: Path, kind: str) -> Any:
     one, model = trainer(pl, tmp_path, limit_val_batches=1, max_epochs=1), tolerant(pl)
     found = [names([one.train_dataloader, one.val_dataloaders])]
     one.fit(model, data(kind), None if kind == "nested" else data(kind))
-    found.append(names([one.train_dataloader, one.val_dataloaders, one.test_dataloaders, one.predict_dataloaders]))
+    found.append(
+        names(
+            [
+                one.train_dataloader,
+                one.val_dataloaders,
+                one.test_dataloaders,
+                one.predict_dataloaders,
+            ]
+        )
+    )
     one.test(model_class(pl)(), loader(1))
     found.append(names([one.test_dataloaders]))
     return {"found": found}
@@ -347,7 +464,13 @@ def test_the_loaders_of_a_trainer(pl: Any, tmp_path: Path, kind: str) -> Any:
 
 @parity
 @pytest.mark.parametrize(
-    "kind", ["a shuffled loader", "a loader with a generator", "a loader with a batch sampler", "an iterable without a length"]
+    "kind",
+    [
+        "a shuffled loader",
+        "a loader with a generator",
+        "a loader with a batch sampler",
+        "an iterable without a length",
+    ],
 )
 def test_overfitting_reads_in_order(pl: Any, tmp_path: Path, kind: str) -> Any:
     batches = 1 if kind == "a loader with a batch sampler" else 2
@@ -369,7 +492,9 @@ def test_overfitting_reads_in_order(pl: Any, tmp_path: Path, kind: str) -> Any:
         ({"fast_dev_run": 2}, lambda: loader(5)),
     ],
 )
-def test_estimated_stepping_batches(pl: Any, tmp_path: Path, arguments: dict[str, Any], batches: Any) -> Any:
+def test_estimated_stepping_batches(
+    pl: Any, tmp_path: Path, arguments: dict[str, Any], batches: Any
+) -> Any:
     found: list[Any] = []
 
     class Asks(model_class(pl)):  # type: ignore[misc]

@@ -1,4 +1,7 @@
-"""What `self.log` keeps: under which names, reduced how, where it can be seen, and which rows the loggers get."""
+"""What `self.log` keeps.
+
+Under which names, reduced how, where it can be seen, and which rows the loggers get.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,29 @@ from tests.parity.harness import loader, model_class, parity, seen, stream, trai
 
 STEP_AND_EPOCH = [(True, False), (False, True), (True, True), (None, None)]
 PER_BATCH = [
-    "training_step", "on_train_batch_start", "on_train_batch_end", "on_before_backward", "on_after_backward", "backward", "optimizer_step",
-    "on_before_optimizer_step", "on_before_zero_grad", "optimizer_zero_grad", "configure_gradient_clipping",
-    "validation_step", "on_validation_batch_start", "on_validation_batch_end",
-]  # fmt: skip
+    "training_step",
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_before_backward",
+    "on_after_backward",
+    "backward",
+    "optimizer_step",
+    "on_before_optimizer_step",
+    "on_before_zero_grad",
+    "optimizer_zero_grad",
+    "configure_gradient_clipping",
+    "validation_step",
+    "on_validation_batch_start",
+    "on_validation_batch_end",
+]
 PER_EPOCH = [
-    "on_train_start", "on_train_epoch_start", "on_train_epoch_end",
-    "on_validation_start", "on_validation_epoch_start", "on_validation_epoch_end",
-]  # fmt: skip
+    "on_train_start",
+    "on_train_epoch_start",
+    "on_train_epoch_end",
+    "on_validation_start",
+    "on_validation_epoch_start",
+    "on_validation_epoch_end",
+]
 
 
 def snapshots(pl: Any) -> Any:
@@ -33,7 +51,11 @@ def snapshots(pl: Any) -> Any:
             self.found: list[Any] = []
 
         def look(self, where: str, trainer: Any) -> None:
-            metrics = (trainer.callback_metrics, trainer.logged_metrics, trainer.progress_bar_metrics)
+            metrics = (
+                trainer.callback_metrics,
+                trainer.logged_metrics,
+                trainer.progress_bar_metrics,
+            )
             self.found.append((where, *(dict(one) for one in metrics)))
 
         def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
@@ -80,18 +102,26 @@ def fit(pl: Any, root: Path, model: Any, *, short: int = 1, **arguments: Any) ->
 @parity
 @pytest.mark.parametrize(("on_step", "on_epoch"), STEP_AND_EPOCH)
 @pytest.mark.parametrize("hook", PER_BATCH)
-def test_in_a_hook_of_a_batch(pl: Any, tmp_path: Path, hook: str, on_step: bool | None, on_epoch: bool | None) -> Any:
-    return fit(pl, tmp_path, logging_in(pl, hook, on_step=on_step, on_epoch=on_epoch, prog_bar=True))
+def test_in_a_hook_of_a_batch(
+    pl: Any, tmp_path: Path, hook: str, on_step: bool | None, on_epoch: bool | None
+) -> Any:
+    return fit(
+        pl, tmp_path, logging_in(pl, hook, on_step=on_step, on_epoch=on_epoch, prog_bar=True)
+    )
 
 
 @parity
 @pytest.mark.parametrize("hook", PER_EPOCH)
 def test_in_a_hook_of_an_epoch(pl: Any, tmp_path: Path, hook: str) -> Any:
-    return fit(pl, tmp_path, logging_in(pl, hook, prog_bar=True), max_epochs=3, val_check_interval=2)
+    return fit(
+        pl, tmp_path, logging_in(pl, hook, prog_bar=True), max_epochs=3, val_check_interval=2
+    )
 
 
 @parity
-@pytest.mark.parametrize("reduce_fx", ["mean", "sum", "min", "max", "avg", torch.mean, torch.sum, torch.max, torch.min])
+@pytest.mark.parametrize(
+    "reduce_fx", ["mean", "sum", "min", "max", "avg", torch.mean, torch.sum, torch.max, torch.min]
+)
 def test_reductions(pl: Any, tmp_path: Path, reduce_fx: Any) -> Any:
     return fit(pl, tmp_path, model_class(pl)(reduce_fx=reduce_fx, on_step=True, on_epoch=True))
 
@@ -116,10 +146,22 @@ def test_arguments(pl: Any, tmp_path: Path, arguments: dict[str, Any]) -> Any:
 
 @parity
 @pytest.mark.parametrize(
-    "arguments", [{}, {"accumulate_grad_batches": 2}, {"val_check_interval": 2}, {"log_every_n_steps": 0}, {"log_every_n_steps": 1}]
+    "arguments",
+    [
+        {},
+        {"accumulate_grad_batches": 2},
+        {"val_check_interval": 2},
+        {"log_every_n_steps": 0},
+        {"log_every_n_steps": 1},
+    ],
 )
 def test_rows_of_the_loggers(pl: Any, tmp_path: Path, arguments: dict[str, Any]) -> Any:
-    return fit(pl, tmp_path, model_class(pl)(on_step=True, on_epoch=True), **{"log_every_n_steps": 3, **arguments})
+    return fit(
+        pl,
+        tmp_path,
+        model_class(pl)(on_step=True, on_epoch=True),
+        **{"log_every_n_steps": 3, **arguments},
+    )
 
 
 @parity
@@ -136,7 +178,12 @@ def test_values_of_all_kinds(pl: Any, tmp_path: Path) -> Any:
             self.log("one element", torch.tensor([[0.3]]), **both)
             self.log("nan", float("nan"), **both)
             self.log("parameter", self.layer.bias[0], **both)
-            self.log("nan max", torch.tensor(float("nan") if batch_idx == 1 else 1.0), reduce_fx="max", **both)
+            self.log(
+                "nan max",
+                torch.tensor(float("nan") if batch_idx == 1 else 1.0),
+                reduce_fx="max",
+                **both,
+            )
             return self.loss(batch)
 
     return fit(pl, tmp_path, Kinds())
@@ -207,7 +254,9 @@ def test_the_value_may_be_changed_in_place_afterwards(pl: Any, tmp_path: Path) -
 
 @parity
 @pytest.mark.parametrize(("on_step", "on_epoch"), STEP_AND_EPOCH)
-def test_metric_objects(pl: Any, tmp_path: Path, on_step: bool | None, on_epoch: bool | None) -> Any:
+def test_metric_objects(
+    pl: Any, tmp_path: Path, on_step: bool | None, on_epoch: bool | None
+) -> Any:
     class Measures(model_class(pl)):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
@@ -233,7 +282,10 @@ def test_metric_collections(pl: Any, tmp_path: Path) -> Any:
     class Measures(model_class(pl)):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            kinds = {"mse": torchmetrics.MeanSquaredError(), "mae": torchmetrics.MeanAbsoluteError()}
+            kinds = {
+                "mse": torchmetrics.MeanSquaredError(),
+                "mae": torchmetrics.MeanAbsoluteError(),
+            }
             self.errors = torchmetrics.MetricCollection(kinds, prefix="train/")
             self.val_errors = self.errors.clone(prefix="val/")
 
@@ -268,7 +320,9 @@ def test_a_metric_computed_by_hand(pl: Any, tmp_path: Path) -> Any:
 @parity
 def test_callbacks_log(pl: Any, tmp_path: Path) -> Any:
     class Logs(pl.Callback):  # type: ignore[misc]
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
             self.log("by callback", outputs["loss"], on_step=True, on_epoch=True)
             pl_module.log("through the module", float(batch_idx))
 
@@ -294,7 +348,9 @@ def test_several_loaders(pl: Any, tmp_path: Path, fn: str) -> Any:
 
         test_step = validation_step
 
-        def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        def on_validation_batch_end(
+            self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        ) -> None:
             self.log("at the end of a batch", float(batch_idx + dataloader_idx))
 
         def on_validation_epoch_end(self) -> None:
@@ -305,7 +361,11 @@ def test_several_loaders(pl: Any, tmp_path: Path, fn: str) -> Any:
     look = snapshots(pl)
     one = trainer(pl, tmp_path, callbacks=[look], logger=True, log_every_n_steps=1)
     loaders = [loader(2, seed=1), loader(3, short=1, seed=2)]
-    returned = one.fit(Several(), loader(3), loaders) if fn == "fit" else getattr(one, fn)(Several(), loaders)
+    returned = (
+        one.fit(Several(), loader(3), loaders)
+        if fn == "fit"
+        else getattr(one, fn)(Several(), loaders)
+    )
     ends = [one for one in look.found if one[0] in ("val epoch", "val end", "train epoch")]
     return {"snapshots": ends, **seen(one), "returned": None if fn == "fit" else returned}
 
@@ -322,7 +382,15 @@ def test_rows_of_an_evaluation(pl: Any, tmp_path: Path, fn: str) -> Any:
 @parity
 def test_nothing_is_left_of_the_sanity_check(pl: Any, tmp_path: Path) -> Any:
     look = snapshots(pl)
-    one = trainer(pl, tmp_path, callbacks=[look], logger=True, num_sanity_val_steps=3, max_epochs=1, limit_val_batches=2)
+    one = trainer(
+        pl,
+        tmp_path,
+        callbacks=[look],
+        logger=True,
+        num_sanity_val_steps=3,
+        max_epochs=1,
+        limit_val_batches=2,
+    )
     one.fit(model_class(pl)(on_step=True, on_epoch=True), loader(2), loader(4))
     return {"snapshots": look.found, **seen(one)}
 
@@ -348,7 +416,9 @@ def test_the_size_of_a_batch_is_found(pl: Any, tmp_path: Path, batch: Any) -> An
     class Nested(model_class(pl)):  # type: ignore[misc]
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             self.log("idx", float(batch_idx), on_epoch=True)
-            tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+            tensors = [
+                leaf for leaf in torch.utils._pytree.tree_leaves(batch) if isinstance(leaf, Tensor)
+            ]
             return self.loss(tensors[0])
 
     one = trainer(pl, tmp_path, max_epochs=1)
@@ -364,7 +434,11 @@ def test_numbers_and_metrics_in_other_precisions(pl: Any, tmp_path: Path, precis
         def __init__(self) -> None:
             super().__init__()
             self.error = torchmetrics.MeanSquaredError()
-            self.turned = torch.nn.Parameter(torch.ones(1, dtype=torch.complex64)) if precision == "64-true" else None
+            self.turned = (
+                torch.nn.Parameter(torch.ones(1, dtype=torch.complex64))
+                if precision == "64-true"
+                else None
+            )
 
         def validation_step(self, batch: Any, batch_idx: int) -> Any:
             self.log("number", 0.1 * (batch_idx + 1), on_step=True, on_epoch=True, batch_size=3)
@@ -377,4 +451,8 @@ def test_numbers_and_metrics_in_other_precisions(pl: Any, tmp_path: Path, precis
 
     model = Measures()
     found = fit(pl, tmp_path, model, precision=precision)
-    return {**found, "state": str(model.error.sum_squared_error.dtype), "complex": str(getattr(model.turned, "dtype", None))}
+    return {
+        **found,
+        "state": str(model.error.sum_squared_error.dtype),
+        "complex": str(getattr(model.turned, "dtype", None)),
+    }

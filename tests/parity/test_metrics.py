@@ -1,4 +1,7 @@
-"""torchmetrics in all the ways they are logged: within epochs that validate in between, for several loaders, nested, by hand."""
+"""torchmetrics in all the ways they are logged.
+
+Within epochs that validate in between, for several loaders, nested, by hand.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,23 @@ def fit(pl: Any, root: Path, model: Any, val: Any = None, **arguments: Any) -> A
     given = {"callbacks": [look], "logger": True, "log_every_n_steps": 2, **arguments}
     one = trainer(pl, root, **given)
     one.fit(model, loader(5, short=1), loader(3, seed=1, short=1) if val is None else val)
-    counts = {name: metric.update_count for name, metric in model.named_modules() if isinstance(metric, torchmetrics.Metric)}
+    counts = {
+        name: metric.update_count
+        for name, metric in model.named_modules()
+        if isinstance(metric, torchmetrics.Metric)
+    }
     return {"snapshots": look.found, "counts": counts, **seen(one)}
 
 
 @parity
 @pytest.mark.parametrize(
-    "arguments", [{"val_check_interval": 2}, {"accumulate_grad_batches": 2}, {"max_steps": 3}, {"limit_val_batches": 0}]
+    "arguments",
+    [
+        {"val_check_interval": 2},
+        {"accumulate_grad_batches": 2},
+        {"max_steps": 3},
+        {"limit_val_batches": 0},
+    ],
 )
 @pytest.mark.parametrize(
     ("called", "on_step", "on_epoch"),
@@ -43,11 +56,16 @@ def fit(pl: Any, root: Path, model: Any, val: Any = None, **arguments: Any) -> A
         ("forward, but logged in some batches", True, False),
     ],
 )
-def test_training(pl: Any, tmp_path: Path, called: str, on_step: bool, on_epoch: bool, arguments: dict[str, Any]) -> Any:
+def test_training(
+    pl: Any, tmp_path: Path, called: str, on_step: bool, on_epoch: bool, arguments: dict[str, Any]
+) -> Any:
     class Measures(model_class(pl)):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.error, self.val_error = torchmetrics.MeanSquaredError(), torchmetrics.MeanSquaredError()
+            self.error, self.val_error = (
+                torchmetrics.MeanSquaredError(),
+                torchmetrics.MeanSquaredError(),
+            )
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             (self.error.update if called == "update" else self.error)(self(batch), target_of(batch))
@@ -97,7 +115,9 @@ def test_several_loaders(pl: Any, tmp_path: Path, fn: str, shared: bool) -> Any:
 @parity
 @pytest.mark.parametrize("compute_groups", [True, False])
 @pytest.mark.parametrize(("on_step", "on_epoch"), [(None, None), (True, True)])
-def test_a_collection_with_shared_states(pl: Any, tmp_path: Path, compute_groups: bool, on_step: Any, on_epoch: Any) -> Any:
+def test_a_collection_with_shared_states(
+    pl: Any, tmp_path: Path, compute_groups: bool, on_step: Any, on_epoch: Any
+) -> Any:
     class Measures(model_class(pl)):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
@@ -105,7 +125,9 @@ def test_a_collection_with_shared_states(pl: Any, tmp_path: Path, compute_groups
                 torchmetrics.Precision("multiclass", num_classes=3),
                 torchmetrics.Recall("multiclass", num_classes=3, average="macro"),
             ]
-            self.scores = torchmetrics.MetricCollection(accuracy, prefix="val/", postfix="!", compute_groups=compute_groups)
+            self.scores = torchmetrics.MetricCollection(
+                accuracy, prefix="val/", postfix="!", compute_groups=compute_groups
+            )
             self.train_scores = self.scores.clone(prefix="train/")
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -125,7 +147,9 @@ def test_a_collection_computed_by_hand(pl: Any, tmp_path: Path) -> Any:
     class Measures(model_class(pl)):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.scores = torchmetrics.MetricCollection({"mse": torchmetrics.MeanSquaredError(), "mae": torchmetrics.MeanAbsoluteError()})
+            self.scores = torchmetrics.MetricCollection(
+                {"mse": torchmetrics.MeanSquaredError(), "mae": torchmetrics.MeanAbsoluteError()}
+            )
 
         def validation_step(self, batch: Any, batch_idx: int) -> Any:
             self.scores.update(self(batch), target_of(batch))
@@ -142,13 +166,23 @@ def test_metrics_in_a_dict_of_modules(pl: Any, tmp_path: Path) -> Any:
     class Measures(model_class(pl)):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.errors = nn.ModuleDict({"a": torchmetrics.MeanMetric(), "b": torchmetrics.SumMetric(), "c": torchmetrics.MaxMetric()})
+            self.errors = nn.ModuleDict(
+                {
+                    "a": torchmetrics.MeanMetric(),
+                    "b": torchmetrics.SumMetric(),
+                    "c": torchmetrics.MaxMetric(),
+                }
+            )
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             for name, metric in self.errors.items():
                 self.log(f"error/{name}", metric(batch.sum()), on_epoch=True)
                 metric.update(batch.mean())
-            self.log_dict({f"object/{name}": metric for name, metric in self.errors.items()}, on_step=False, on_epoch=True)
+            self.log_dict(
+                {f"object/{name}": metric for name, metric in self.errors.items()},
+                on_step=False,
+                on_epoch=True,
+            )
             return self.loss(batch)
 
     return fit(pl, tmp_path, Measures())
@@ -228,10 +262,14 @@ def test_a_metric_that_is_watched(pl: Any, tmp_path: Path, monitor: str) -> Any:
 
         def configure_optimizers(self) -> Any:
             optimizer = super().configure_optimizers()
-            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.9)
+            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                optimizer, patience=0, threshold=0.9
+            )
             return {"optimizer": optimizer, "lr_scheduler": scheduler, "monitor": monitor}
 
-    saver = pl.callbacks.ModelCheckpoint(tmp_path, monitor=monitor, save_top_k=-1, filename="{epoch}-{" + monitor + ":.6f}")
+    saver = pl.callbacks.ModelCheckpoint(
+        tmp_path, monitor=monitor, save_top_k=-1, filename="{epoch}-{" + monitor + ":.6f}"
+    )
     stopper = pl.callbacks.EarlyStopping(monitor, patience=1, min_delta=0.05)
     found = fit(pl, tmp_path, Measures(), callbacks=[saver, stopper], max_epochs=5)
     return {"best": saver.best_k_models, "stopped": stopper.stopped_epoch, **found}

@@ -1,4 +1,7 @@
-"""What users reach for beside the loop: attributes of the Trainer, trial runs, and `lightning.pytorch.utilities`."""
+"""What users reach for beside the loop.
+
+Attributes of the Trainer, trial runs, and `lightning.pytorch.utilities`.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,15 @@ def module_of(pl: Any, path: str) -> Any:
 
 # ---- the Trainer ----
 
-TOUCHED = ["num_devices", "device_ids", "world_size", "num_nodes", "distributed_sampler_kwargs", "scaler", "precision"]
+TOUCHED = [
+    "num_devices",
+    "device_ids",
+    "world_size",
+    "num_nodes",
+    "distributed_sampler_kwargs",
+    "scaler",
+    "precision",
+]
 
 
 @parity
@@ -34,10 +45,24 @@ def test_where_and_how_it_runs(pl: Any, tmp_path: Path, precision: str) -> Any:
     class Touches(model_class(pl)):  # type: ignore[misc]
         def touch(self, where: str) -> None:
             one = self.trainer
-            found.append([where, *(getattr(one, name) for name in TOUCHED), one.precision_plugin.precision])
+            found.append(
+                [where, *(getattr(one, name) for name in TOUCHED), one.precision_plugin.precision]
+            )
             strategy = one.strategy
-            ranks = [strategy.global_rank, strategy.local_rank, strategy.world_size, strategy.is_global_zero]
-            found.append([str(strategy.root_device), *ranks, strategy.broadcast({"a": 1}), strategy.reduce(torch.tensor(3))])
+            ranks = [
+                strategy.global_rank,
+                strategy.local_rank,
+                strategy.world_size,
+                strategy.is_global_zero,
+            ]
+            found.append(
+                [
+                    str(strategy.root_device),
+                    *ranks,
+                    strategy.broadcast({"a": 1}),
+                    strategy.reduce(torch.tensor(3)),
+                ]
+            )
             strategy.barrier()
             found.append(
                 [
@@ -47,8 +72,22 @@ def test_where_and_how_it_runs(pl: Any, tmp_path: Path, precision: str) -> Any:
                 ]
             )
             stage = one.state.stage
-            found.append([one.state.fn == "fit", describe(one.state.fn), describe(stage), describe(one.state.status), one.state.stopped])
-            found.append([stage is not None and stage.evaluating, stage and stage.dataloader_prefix, str(one.state.fn)])
+            found.append(
+                [
+                    one.state.fn == "fit",
+                    describe(one.state.fn),
+                    describe(stage),
+                    describe(one.state.status),
+                    one.state.stopped,
+                ]
+            )
+            found.append(
+                [
+                    stage is not None and stage.evaluating,
+                    stage and stage.dataloader_prefix,
+                    str(one.state.fn),
+                ]
+            )
 
         def on_train_start(self) -> None:
             self.touch("train start")
@@ -63,9 +102,20 @@ def test_where_and_how_it_runs(pl: Any, tmp_path: Path, precision: str) -> Any:
             self.touch("predict start")
 
     one, model = trainer(pl, tmp_path, precision=precision, max_epochs=1), Touches()
-    before = [[getattr(one, name) for name in TOUCHED], one.precision_plugin.precision, describe(one.state.status), one.state.fn]
+    before = [
+        [getattr(one, name) for name in TOUCHED],
+        one.precision_plugin.precision,
+        describe(one.state.status),
+        one.state.fn,
+    ]
     one.fit(model, loader(1), loader(1))
-    after = [one.state.stage, describe(one.state.status), one.state.finished, one.state.stopped, describe(one.state.fn)]
+    after = [
+        one.state.stage,
+        describe(one.state.status),
+        one.state.finished,
+        one.state.stopped,
+        describe(one.state.fn),
+    ]
     one.test(model, loader(1))
     one.predict(model, loader(1))
     return {"before": before, "found": found, "after": after}
@@ -90,11 +140,24 @@ def test_states_are_names(pl: Any, tmp_path: Path) -> Any:
             states.TrainerFn.from_str("fitting").value,
         ]
     )
-    found.append([states.TrainerFn.from_str("test", source="value").name, states.TrainerFn.from_str("test", source="any").name])
+    found.append(
+        [
+            states.TrainerFn.from_str("test", source="value").name,
+            states.TrainerFn.from_str("test", source="any").name,
+        ]
+    )
     with pytest.raises(ValueError, match="nothing"):
         states.TrainerFn.from_str("nothing")
     clip = pl.utilities.GradClipAlgorithmType
-    return {"found": found, "clip": [clip.supported_types(), clip.supported_type("NORM"), clip.supported_type("x"), clip.NORM == "norm"]}
+    return {
+        "found": found,
+        "clip": [
+            clip.supported_types(),
+            clip.supported_type("NORM"),
+            clip.supported_type("x"),
+            clip.NORM == "norm",
+        ],
+    }
 
 
 @parity
@@ -146,14 +209,25 @@ def test_a_trial_run_has_a_logger_that_writes_nothing(pl: Any, tmp_path: Path, l
                 self.logger[0].experiment.log({"a": 1})
                 self.logger.log_metrics({"a": 1.0}, step=3)
                 self.logger.log_hyperparams({"a": 1})
-                found.append([self.logger.name, self.logger.version, self.logger.save_dir, self.trainer.log_dir])
+                found.append(
+                    [
+                        self.logger.name,
+                        self.logger.version,
+                        self.logger.save_dir,
+                        self.trainer.log_dir,
+                    ]
+                )
             return super().training_step(batch, batch_idx)
 
     saver = pl.callbacks.ModelCheckpoint(monitor="val_loss")
     rates = [pl.callbacks.LearningRateMonitor()] if logger else []
     one = trainer(pl, tmp_path, logger=logger, fast_dev_run=2, callbacks=[saver, *rates])
     one.fit(Writes(), loader(4), loader(3))
-    returned = [one.validate(Writes(), loader(3)), one.test(Writes(), loader(3)), len(one.predict(Writes(), loader(3)))]
+    returned = [
+        one.validate(Writes(), loader(3)),
+        one.test(Writes(), loader(3)),
+        len(one.predict(Writes(), loader(3))),
+    ]
     return {"found": found, "returned": returned, "files": files(tmp_path, "**/*.*"), **seen(one)}
 
 
@@ -162,7 +236,15 @@ def test_a_trial_run_has_a_logger_that_writes_nothing(pl: Any, tmp_path: Path, l
 def test_a_trial_run_that_overfits(pl: Any, tmp_path: Path, overfit_batches: Any) -> Any:
     one = trainer(pl, tmp_path, fast_dev_run=2, overfit_batches=overfit_batches)
     one.fit(model_class(pl)(), loader(4), loader(4))
-    return {"batches": [one.num_training_batches, one.num_val_batches, one.limit_train_batches, one.limit_test_batches], **seen(one)}
+    return {
+        "batches": [
+            one.num_training_batches,
+            one.num_val_batches,
+            one.limit_train_batches,
+            one.limit_test_batches,
+        ],
+        **seen(one),
+    }
 
 
 @parity
@@ -241,7 +323,12 @@ def test_attribute_dicts(pl: Any, tmp_path: Path) -> Any:
     del made.b
     with pytest.raises(AttributeError):
         _ = made.missing
-    return {"dict": dict(made), "a": made.a, "text": repr(made), "empty": repr(pl.utilities.AttributeDict())}
+    return {
+        "dict": dict(made),
+        "a": made.a,
+        "text": repr(made),
+        "empty": repr(pl.utilities.AttributeDict()),
+    }
 
 
 @parity
@@ -258,8 +345,15 @@ def test_hyperparameters_are_forgotten(pl: Any, tmp_path: Path) -> Any:
             self.save_hyperparameters()
             self.remove_ignored_hparams(["d"])
 
-    keys = [owner.CHECKPOINT_HYPER_PARAMS_TYPE for owner in (pl.LightningModule, pl.LightningDataModule)]
-    return {"left": dict(Net().hparams), "data": dict(Data().hparams), "keys": keys, "mesh": Net().device_mesh}
+    keys = [
+        owner.CHECKPOINT_HYPER_PARAMS_TYPE for owner in (pl.LightningModule, pl.LightningDataModule)
+    ]
+    return {
+        "left": dict(Net().hparams),
+        "data": dict(Data().hparams),
+        "keys": keys,
+        "mesh": Net().device_mesh,
+    }
 
 
 class Moves:
@@ -270,13 +364,25 @@ class Moves:
 @parity
 def test_moving_data(pl: Any, tmp_path: Path) -> Any:
     thing = Moves()
-    moved = pl.utilities.move_data_to_device({"a": torch.ones(1), "b": [thing, (torch.zeros(2), "x", 3, None)]}, "cpu")
+    moved = pl.utilities.move_data_to_device(
+        {"a": torch.ones(1), "b": [thing, (torch.zeros(2), "x", 3, None)]}, "cpu"
+    )
     return {"moved": [moved["a"], moved["b"][0] is thing, thing.device, moved["b"][1]]}
 
 
 @parity
 def test_what_can_be_pickled(pl: Any, tmp_path: Path) -> Any:
-    values = [1, "a", torch.ones(1), lambda: 1, argparse.Namespace(a=1), nn.Linear(1, 1), (i for i in ()), open, type("Local", (), {})()]
+    values = [
+        1,
+        "a",
+        torch.ones(1),
+        lambda: 1,
+        argparse.Namespace(a=1),
+        nn.Linear(1, 1),
+        (i for i in ()),
+        open,
+        type("Local", (), {})(),
+    ]
     return [pl.utilities.is_picklable(value) for value in values]
 
 
@@ -285,14 +391,22 @@ def test_shared_parameters(pl: Any, tmp_path: Path) -> Any:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.one, self.other, self.third = nn.Linear(2, 2), nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2))
+            self.one, self.other, self.third = (
+                nn.Linear(2, 2),
+                nn.Linear(2, 2),
+                nn.Sequential(nn.Linear(2, 2)),
+            )
             self.other.weight = self.third[0].weight = self.one.weight
             self.third[0].bias = self.one.bias
 
     model = Tied()
     shared = pl.utilities.find_shared_parameters(model)
     model.other.weight = nn.Parameter(torch.zeros(2, 2))
-    found = [shared, pl.utilities.find_shared_parameters(model), pl.utilities.find_shared_parameters(nn.Linear(1, 1))]
+    found = [
+        shared,
+        pl.utilities.find_shared_parameters(model),
+        pl.utilities.find_shared_parameters(nn.Linear(1, 1)),
+    ]
     back = pl.utilities.set_shared_parameters(model, shared)
     return {"found": found, "same": back is model, "tied": model.other.weight is model.one.weight}
 
@@ -302,7 +416,10 @@ def test_counting_operations(pl: Any, tmp_path: Path) -> Any:
     with torch.device("meta"):
         model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(3, 4)
     measure = pl.utilities.measure_flops
-    return [measure(model, lambda: model(x)), measure(model, lambda: model(x), lambda out: out.sum())]
+    return [
+        measure(model, lambda: model(x)),
+        measure(model, lambda: model(x), lambda out: out.sum()),
+    ]
 
 
 @parity
@@ -313,7 +430,11 @@ def test_random_states_are_kept(pl: Any, tmp_path: Path) -> Any:
         inside = [torch.rand(1), random.random(), np.random.rand()]
     with seeding.isolate_rng(include_cuda=False):
         again = [torch.rand(1), random.random(), np.random.rand()]
-    return {"inside": inside, "again": again, "after": [torch.rand(1), random.random(), np.random.rand()]}
+    return {
+        "inside": inside,
+        "again": again,
+        "after": [torch.rand(1), random.random(), np.random.rand()],
+    }
 
 
 @parity
@@ -339,7 +460,14 @@ def test_what_is_overridden(pl: Any, tmp_path: Path) -> Any:
         pass
 
     found = [
-        is_overridden(name, Child()) for name in ("training_step", "test_dataloader", "on_train_start", "configure_optimizers", "backward")
+        is_overridden(name, Child())
+        for name in (
+            "training_step",
+            "test_dataloader",
+            "on_train_start",
+            "configure_optimizers",
+            "backward",
+        )
     ]
     found += [is_overridden(name, Data()) for name in ("train_dataloader", "val_dataloader")]
     found += [is_overridden(name, Watch()) for name in ("on_train_end", "on_fit_end")]
@@ -364,15 +492,24 @@ def test_memory(pl: Any, tmp_path: Path) -> Any:
         "DefaultCPUAllocator: can't allocate memory",
         "out of memory",
     ]
-    told = [memory.is_oom_error(RuntimeError(text)) for text in texts] + [memory.is_oom_error(ValueError(texts[0]))]
+    told = [memory.is_oom_error(RuntimeError(text)) for text in texts] + [
+        memory.is_oom_error(ValueError(texts[0]))
+    ]
     x = torch.ones(1, requires_grad=True)
     detached = memory.recursive_detach({"a": x * 2, "b": [x, {"c": x}], "d": 3}, to_cpu=True)
-    return {"told": told, "detached": detached, "grad": [detached["a"].requires_grad, detached["b"][1]["c"].requires_grad]}
+    return {
+        "told": told,
+        "detached": detached,
+        "grad": [detached["a"].requires_grad, detached["b"][1]["c"].requires_grad],
+    }
 
 
 @parity
 def test_warnings_on_rank_zero(pl: Any, tmp_path: Path) -> Any:
-    rank_zero, possible = module_of(pl, "utilities.rank_zero"), module_of(pl, "utilities.warnings").PossibleUserWarning
+    rank_zero, possible = (
+        module_of(pl, "utilities.rank_zero"),
+        module_of(pl, "utilities.warnings").PossibleUserWarning,
+    )
     cache = rank_zero.WarningCache()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -393,13 +530,18 @@ def test_warnings_on_rank_zero(pl: Any, tmp_path: Path) -> Any:
 def test_exceptions(pl: Any, tmp_path: Path) -> Any:
     exceptions = module_of(pl, "utilities.exceptions")
     sigterm = exceptions.SIGTERMException
-    return [issubclass(sigterm, SystemExit), issubclass(exceptions.MisconfigurationException, Exception)]
+    return [
+        issubclass(sigterm, SystemExit),
+        issubclass(exceptions.MisconfigurationException, Exception),
+    ]
 
 
 @parity
 def test_a_boring_model(pl: Any, tmp_path: Path) -> Any:
     boring = module_of(pl, "demos.boring_classes")
-    one = trainer(pl, tmp_path, max_epochs=1, limit_train_batches=2, limit_val_batches=1, limit_test_batches=1)
+    one = trainer(
+        pl, tmp_path, max_epochs=1, limit_train_batches=2, limit_val_batches=1, limit_test_batches=1
+    )
     model = boring.BoringModel()
     one.fit(model, datamodule=boring.BoringDataModule())
     dataset = boring.RandomDataset(4, 3)

@@ -35,7 +35,14 @@ def test_a_later_fit_goes_on_from_it(pl: Any, tmp_path: Path, hook: str) -> Any:
             one.fit(model, loader(4), loader(2, seed=1))
         except OverflowError as error:
             return [str(error), files(tmp_path), callback.ckpt_path, one.global_step]
-        return [files(tmp_path), {key: value for key, value in seen(one, model).items() if key in ("epoch", "step", "modes")}]
+        return [
+            files(tmp_path),
+            {
+                key: value
+                for key, value in seen(one, model).items()
+                if key in ("epoch", "step", "modes")
+            },
+        ]
 
     model = failing(pl, hook)
     found = [fit(model)]
@@ -48,7 +55,10 @@ def test_a_newer_last_is_taken(pl: Any, tmp_path: Path) -> Any:
     found = []
     for newer in ("last", "on_exception"):
         root = tmp_path / newer
-        savers = [pl.callbacks.OnExceptionCheckpoint(root), pl.callbacks.ModelCheckpoint(root / "kept", save_last=True)]
+        savers = [
+            pl.callbacks.OnExceptionCheckpoint(root),
+            pl.callbacks.ModelCheckpoint(root / "kept", save_last=True),
+        ]
         one = trainer(pl, root, callbacks=savers, max_epochs=3)
         model = failing(pl, "on_train_batch_end", epoch=2)
         with pytest.raises(OverflowError):
@@ -58,7 +68,10 @@ def test_a_newer_last_is_taken(pl: Any, tmp_path: Path) -> Any:
         other = trainer(
             pl,
             root,
-            callbacks=[pl.callbacks.OnExceptionCheckpoint(root), pl.callbacks.ModelCheckpoint(root / "kept", save_last=True)],
+            callbacks=[
+                pl.callbacks.OnExceptionCheckpoint(root),
+                pl.callbacks.ModelCheckpoint(root / "kept", save_last=True),
+            ],
             max_epochs=3,
         )
         other.fit(model, loader(4))

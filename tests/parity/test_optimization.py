@@ -1,4 +1,7 @@
-"""Forward, backward, step: accumulation, clipping, closures, schedulers, optimization by hand. Weights are compared bit for bit."""
+"""Forward, backward, step: accumulation, clipping, closures, schedulers, optimization by hand.
+
+Weights are compared bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,23 @@ def fit(pl: Any, root: Path, model: Any, *, batches: int = 5, **arguments: Any) 
     rates: list[Any] = []
 
     class Rates(pl.Callback):  # type: ignore[misc]
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
+        def on_train_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, *args: Any
+        ) -> None:
             gradients = [None if p.grad is None else p.grad.clone() for p in pl_module.parameters()]
-            groups = [[group["lr"] for group in optimizer.param_groups] for optimizer in trainer.optimizers]
+            groups = [
+                [group["lr"] for group in optimizer.param_groups]
+                for optimizer in trainer.optimizers
+            ]
             rates.append([trainer.global_step, groups, outputs, gradients])
 
         def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-            rates.append([[group["lr"] for group in optimizer.param_groups] for optimizer in trainer.optimizers])
+            rates.append(
+                [
+                    [group["lr"] for group in optimizer.param_groups]
+                    for optimizer in trainer.optimizers
+                ]
+            )
 
     one = trainer(pl, root, callbacks=Rates(), **arguments)
     one.fit(model, loader(batches, short=1), loader(2, seed=1))
@@ -45,16 +58,30 @@ def test_accumulation(pl: Any, tmp_path: Path, accumulate: int) -> Any:
 @pytest.mark.parametrize("algorithm", ["norm", "value", None])
 @pytest.mark.parametrize("value", [0.05, 0, None])
 def test_clipping(pl: Any, tmp_path: Path, value: Any, algorithm: str | None) -> Any:
-    return fit(pl, tmp_path, model_class(pl)(), gradient_clip_val=value, gradient_clip_algorithm=algorithm, accumulate_grad_batches=2)
+    return fit(
+        pl,
+        tmp_path,
+        model_class(pl)(),
+        gradient_clip_val=value,
+        gradient_clip_algorithm=algorithm,
+        accumulate_grad_batches=2,
+    )
 
 
 @parity
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 def test_clipping_in_the_module(pl: Any, tmp_path: Path, algorithm: str) -> Any:
-    def configure_gradient_clipping(self: Any, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
+    def configure_gradient_clipping(
+        self: Any,
+        optimizer: Any,
+        gradient_clip_val: Any = None,
+        gradient_clip_algorithm: Any = None,
+    ) -> None:
         self.clip_gradients(optimizer, gradient_clip_val=0.1, gradient_clip_algorithm=algorithm)
 
-    return fit(pl, tmp_path, with_methods(pl, configure_gradient_clipping=configure_gradient_clipping))
+    return fit(
+        pl, tmp_path, with_methods(pl, configure_gradient_clipping=configure_gradient_clipping)
+    )
 
 
 @parity
@@ -71,7 +98,8 @@ def test_an_optimizer_that_wants_a_closure(pl: Any, tmp_path: Path) -> Any:
     def configure_optimizers(self: Any) -> Any:
         return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
 
-    # validation comes before training in its sanity check only: Lightning's values of the first batch count its last evaluation alone
+    # validation comes before training in its sanity check only: Lightning's values of the first
+    # batch count its last evaluation alone
     return fit(pl, tmp_path, with_methods(pl, configure_optimizers=configure_optimizers))
 
 
@@ -89,24 +117,35 @@ def test_an_optimizer_that_is_none_of_torchs(pl: Any, tmp_path: Path) -> Any:
     def configure_optimizers(self: Any) -> Any:
         return Own(self.parameters(), {"lr": 0.1})
 
-    return fit(pl, tmp_path, with_methods(pl, configure_optimizers=configure_optimizers), accumulate_grad_batches=2)
+    return fit(
+        pl,
+        tmp_path,
+        with_methods(pl, configure_optimizers=configure_optimizers),
+        accumulate_grad_batches=2,
+    )
 
 
 @parity
 def test_optimizer_step_overridden(pl: Any, tmp_path: Path) -> Any:
     """Warm-up by hand, as in Lightning's documentation."""
 
-    def optimizer_step(self: Any, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+    def optimizer_step(
+        self: Any, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
         optimizer.step(closure=optimizer_closure)
         for group in optimizer.param_groups:
             group["lr"] = 0.1 * min(1.0, (self.trainer.global_step + 1) / 8)
 
-    return fit(pl, tmp_path, with_methods(pl, optimizer_step=optimizer_step), accumulate_grad_batches=2)
+    return fit(
+        pl, tmp_path, with_methods(pl, optimizer_step=optimizer_step), accumulate_grad_batches=2
+    )
 
 
 @parity
 def test_optimizer_step_that_sometimes_only_runs_the_closure(pl: Any, tmp_path: Path) -> Any:
-    def optimizer_step(self: Any, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+    def optimizer_step(
+        self: Any, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
         if batch_idx % 2 == 0:
             optimizer.step(closure=optimizer_closure)
         else:
@@ -123,7 +162,9 @@ def test_zero_grad_and_backward_overridden(pl: Any, tmp_path: Path) -> Any:
     def backward(self: Any, loss: Any) -> None:
         (loss * 2).backward()
 
-    return fit(pl, tmp_path, with_methods(pl, optimizer_zero_grad=optimizer_zero_grad, backward=backward))
+    return fit(
+        pl, tmp_path, with_methods(pl, optimizer_zero_grad=optimizer_zero_grad, backward=backward)
+    )
 
 
 @parity
@@ -134,9 +175,16 @@ def test_what_training_step_returns(pl: Any, tmp_path: Path, returned: str, accu
         loss = self.loss(batch)
         if returned == "none" or (returned == "sometimes none" and batch_idx == 2):
             return None
-        return loss if returned == "tensor" else {"loss": loss, "more": batch_idx, "graph": loss * 2}
+        return (
+            loss if returned == "tensor" else {"loss": loss, "more": batch_idx, "graph": loss * 2}
+        )
 
-    return fit(pl, tmp_path, with_methods(pl, training_step=training_step), accumulate_grad_batches=accumulate)
+    return fit(
+        pl,
+        tmp_path,
+        with_methods(pl, training_step=training_step),
+        accumulate_grad_batches=accumulate,
+    )
 
 
 # ---- schedulers ----
@@ -147,7 +195,9 @@ def step_lr(optimizer: Any) -> Any:
 
 
 def plateau(optimizer: Any) -> Any:
-    return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5, threshold=0.5)
+    return torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, patience=0, factor=0.5, threshold=0.5
+    )
 
 
 FORMS: dict[str, Callable[[Any, Any], Any]] = {
@@ -155,11 +205,22 @@ FORMS: dict[str, Callable[[Any, Any], Any]] = {
     "a list": lambda optimizer, scheduler: [optimizer],
     "a tuple": lambda optimizer, scheduler: (optimizer,),
     "two lists": lambda optimizer, scheduler: ([optimizer], [scheduler]),
-    "a tuple of lists with a config": lambda optimizer, scheduler: ([optimizer], [{"scheduler": scheduler, "interval": "step"}]),
+    "a tuple of lists with a config": lambda optimizer, scheduler: (
+        [optimizer],
+        [{"scheduler": scheduler, "interval": "step"}],
+    ),
     "a dict": lambda optimizer, scheduler: {"optimizer": optimizer},
-    "a dict with a scheduler": lambda optimizer, scheduler: {"optimizer": optimizer, "lr_scheduler": scheduler},
-    "a dict with a config": lambda optimizer, scheduler: {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "frequency": 2}},
-    "a list of dicts": lambda optimizer, scheduler: [{"optimizer": optimizer, "lr_scheduler": scheduler}],
+    "a dict with a scheduler": lambda optimizer, scheduler: {
+        "optimizer": optimizer,
+        "lr_scheduler": scheduler,
+    },
+    "a dict with a config": lambda optimizer, scheduler: {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": scheduler, "frequency": 2},
+    },
+    "a list of dicts": lambda optimizer, scheduler: [
+        {"optimizer": optimizer, "lr_scheduler": scheduler}
+    ],
     "nothing": lambda optimizer, scheduler: None,
 }
 
@@ -171,33 +232,70 @@ def test_what_configure_optimizers_returns(pl: Any, tmp_path: Path, form: str) -
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
         return FORMS[form](optimizer, step_lr(optimizer))
 
-    return fit(pl, tmp_path, with_methods(pl, configure_optimizers=configure_optimizers), max_epochs=3)
+    return fit(
+        pl, tmp_path, with_methods(pl, configure_optimizers=configure_optimizers), max_epochs=3
+    )
 
 
 @parity
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 @pytest.mark.parametrize("frequency", [1, 2, 3])
-@pytest.mark.parametrize("arguments", [{}, {"accumulate_grad_batches": 2}, {"max_steps": 8, "max_epochs": -1}, {"val_check_interval": 2}])
-def test_when_schedulers_step(pl: Any, tmp_path: Path, interval: str, frequency: int, arguments: dict[str, Any]) -> Any:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"accumulate_grad_batches": 2},
+        {"max_steps": 8, "max_epochs": -1},
+        {"val_check_interval": 2},
+    ],
+)
+def test_when_schedulers_step(
+    pl: Any, tmp_path: Path, interval: str, frequency: int, arguments: dict[str, Any]
+) -> Any:
     def configure_optimizers(self: Any) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
-        config = {"scheduler": step_lr(optimizer), "interval": interval, "frequency": frequency, "name": "mine"}
+        config = {
+            "scheduler": step_lr(optimizer),
+            "interval": interval,
+            "frequency": frequency,
+            "name": "mine",
+        }
         return {"optimizer": optimizer, "lr_scheduler": config}
 
-    return fit(pl, tmp_path, with_methods(pl, configure_optimizers=configure_optimizers), **{"max_epochs": 3, **arguments})
+    return fit(
+        pl,
+        tmp_path,
+        with_methods(pl, configure_optimizers=configure_optimizers),
+        **{"max_epochs": 3, **arguments},
+    )
 
 
 @parity
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 @pytest.mark.parametrize("monitor", ["val_loss", "train_loss"])
-@pytest.mark.parametrize("arguments", [{}, {"val_check_interval": 2}, {"check_val_every_n_epoch": 2}, {"accumulate_grad_batches": 2}])
-def test_when_plateaus_step(pl: Any, tmp_path: Path, interval: str, monitor: str, arguments: dict[str, Any]) -> Any:
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"val_check_interval": 2}, {"check_val_every_n_epoch": 2}, {"accumulate_grad_batches": 2}],
+)
+def test_when_plateaus_step(
+    pl: Any, tmp_path: Path, interval: str, monitor: str, arguments: dict[str, Any]
+) -> Any:
     def configure_optimizers(self: Any) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
-        config = {"scheduler": plateau(optimizer), "interval": interval, "monitor": monitor, "strict": False}
+        config = {
+            "scheduler": plateau(optimizer),
+            "interval": interval,
+            "monitor": monitor,
+            "strict": False,
+        }
         return {"optimizer": optimizer, "lr_scheduler": config}
 
-    return fit(pl, tmp_path, with_methods(pl, configure_optimizers=configure_optimizers), **{"max_epochs": 3, **arguments})
+    return fit(
+        pl,
+        tmp_path,
+        with_methods(pl, configure_optimizers=configure_optimizers),
+        **{"max_epochs": 3, **arguments},
+    )
 
 
 @parity
@@ -206,7 +304,9 @@ def test_a_plateau_with_the_monitor_beside_it(pl: Any, tmp_path: Path) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
         return {"optimizer": optimizer, "lr_scheduler": plateau(optimizer), "monitor": "val_loss"}
 
-    return fit(pl, tmp_path, with_methods(pl, configure_optimizers=configure_optimizers), max_epochs=4)
+    return fit(
+        pl, tmp_path, with_methods(pl, configure_optimizers=configure_optimizers), max_epochs=4
+    )
 
 
 @parity
@@ -220,7 +320,9 @@ def test_several_schedulers(pl: Any, tmp_path: Path) -> Any:
             {"scheduler": plateau(optimizer), "monitor": "val_loss"},
         ]
 
-    return fit(pl, tmp_path, with_methods(pl, configure_optimizers=configure_optimizers), max_epochs=3)
+    return fit(
+        pl, tmp_path, with_methods(pl, configure_optimizers=configure_optimizers), max_epochs=3
+    )
 
 
 @parity
@@ -243,7 +345,13 @@ def test_lr_scheduler_step_overridden(pl: Any, tmp_path: Path) -> Any:
         scheduler.seen += 1
         scheduler.optimizer.param_groups[0]["lr"] = 0.1 / (1 + scheduler.seen)
 
-    return fit(pl, tmp_path, with_methods(pl, configure_optimizers=configure_optimizers, lr_scheduler_step=lr_scheduler_step))
+    return fit(
+        pl,
+        tmp_path,
+        with_methods(
+            pl, configure_optimizers=configure_optimizers, lr_scheduler_step=lr_scheduler_step
+        ),
+    )
 
 
 @parity
@@ -263,7 +371,9 @@ def test_estimated_stepping_batches(pl: Any, tmp_path: Path) -> Any:
 # ---- by hand ----
 
 
-def gan(pl: Any, *, toggles: str = "", closure: bool = False, every: int = 1, schedules: bool = False) -> Any:
+def gan(
+    pl: Any, *, toggles: str = "", closure: bool = False, every: int = 1, schedules: bool = False
+) -> Any:
     """A model with two optimizers that are stepped by hand."""
 
     class Two(model_class(pl)):  # type: ignore[misc]
@@ -284,7 +394,9 @@ def gan(pl: Any, *, toggles: str = "", closure: bool = False, every: int = 1, sc
                 return None
             loss = loss_of()
             if (batch_idx + 1) % every == 0:
-                self.clip_gradients(optimizer, gradient_clip_val=0.5, gradient_clip_algorithm="norm")
+                self.clip_gradients(
+                    optimizer, gradient_clip_val=0.5, gradient_clip_algorithm="norm"
+                )
                 optimizer.step()
             return loss
 
@@ -307,7 +419,10 @@ def gan(pl: Any, *, toggles: str = "", closure: bool = False, every: int = 1, sc
                     scheduler.step()
 
         def configure_optimizers(self) -> Any:
-            optimizers = [torch.optim.SGD(self.layer.parameters(), lr=0.1), torch.optim.Adam(self.other.parameters(), lr=0.01)]
+            optimizers = [
+                torch.optim.SGD(self.layer.parameters(), lr=0.1),
+                torch.optim.Adam(self.other.parameters(), lr=0.01),
+            ]
             return (optimizers, [step_lr(one) for one in optimizers]) if schedules else optimizers
 
     return Two()
@@ -345,7 +460,14 @@ def test_what_optimizers_gives(pl: Any, tmp_path: Path, use_pl_optimizer: bool) 
     def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
         optimizer = self.optimizers(use_pl_optimizer)
         raw = getattr(optimizer, "optimizer", optimizer)
-        found.append([isinstance(optimizer, torch.optim.SGD), type(raw).__name__, len(optimizer.param_groups), optimizer.defaults["lr"]])
+        found.append(
+            [
+                isinstance(optimizer, torch.optim.SGD),
+                type(raw).__name__,
+                len(optimizer.param_groups),
+                optimizer.defaults["lr"],
+            ]
+        )
         found.append([sorted(optimizer.state_dict()), self.lr_schedulers()])
         return self.loss(batch)
 

@@ -17,7 +17,9 @@ def deep(pl: Any) -> Any:
     class Deep(model_class(pl)):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.hidden = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4, bias=False), nn.LayerNorm(4))
+            self.hidden = nn.Sequential(
+                nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4, bias=False), nn.LayerNorm(4)
+            )
             self.unpruned: list[Any] = []
 
         def forward(self, x: Tensor) -> Tensor:
@@ -25,7 +27,9 @@ def deep(pl: Any) -> Any:
             return out
 
         def on_train_epoch_end(self) -> None:
-            self.unpruned.append({name: tensor.clone() for name, tensor in self.state_dict().items()})
+            self.unpruned.append(
+                {name: tensor.clone() for name, tensor in self.state_dict().items()}
+            )
 
     return Deep
 
@@ -61,10 +65,20 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "parameter_names": ["weight"],
         "given": True,
     },
-    "random-structured": {"pruning_fn": "random_structured", **BY_LAYER, "pruning_dim": 0, "parameter_names": ["weight"], "given": True},
+    "random-structured": {
+        "pruning_fn": "random_structured",
+        **BY_LAYER,
+        "pruning_dim": 0,
+        "parameter_names": ["weight"],
+        "given": True,
+    },
     "weights": {"pruning_fn": "l1_unstructured", "parameter_names": ["weight"]},
     "given": {"pruning_fn": "l1_unstructured", "given": True},
-    "goes-on": {"pruning_fn": "l1_unstructured", "use_lottery_ticket_hypothesis": False, "amount": 0.3},
+    "goes-on": {
+        "pruning_fn": "l1_unstructured",
+        "use_lottery_ticket_hypothesis": False,
+        "amount": 0.3,
+    },
     "sometimes": {
         "pruning_fn": "l1_unstructured",
         "use_lottery_ticket_hypothesis": lambda epoch: epoch == 1,
@@ -72,17 +86,27 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "amount": lambda epoch: 0.2 * epoch,
     },
     "never": {"pruning_fn": "l1_unstructured", "apply_pruning": False},
-    "new-weights": {"pruning_fn": "l1_unstructured", "resample_parameters": True, "use_lottery_ticket_hypothesis": True},
+    "new-weights": {
+        "pruning_fn": "l1_unstructured",
+        "resample_parameters": True,
+        "use_lottery_ticket_hypothesis": True,
+    },
     "masks": {"pruning_fn": "l1_unstructured", "make_pruning_permanent": False, "amount": 0.3},
     "validation": {"pruning_fn": "l1_unstructured", "prune_on_train_epoch_end": False},
 }
 
 
 def pruning(pl: Any, model: Any, given: bool = False, **arguments: Any) -> Any:
-    """The callback, with two parameters given by the model; it begins again once, see tests/parity/test_differences.py."""
+    """The callback, with two parameters given by the model.
+
+    It begins again once, see tests/parity/test_differences.py.
+    """
     arguments.setdefault("use_lottery_ticket_hypothesis", lambda epoch: epoch == 1)
     if given:
-        arguments["parameters_to_prune"] = [(model.hidden[0], "weight"), (model.hidden[2], "weight")]
+        arguments["parameters_to_prune"] = [
+            (model.hidden[0], "weight"),
+            (model.hidden[2], "weight"),
+        ]
     return pl.callbacks.ModelPruning(**arguments)
 
 
@@ -90,7 +114,9 @@ def pruning(pl: Any, model: Any, given: bool = False, **arguments: Any) -> Any:
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_weights_and_files(pl: Any, tmp_path: Path, name: str) -> Any:
     model, saver = deep(pl)(), pl.callbacks.ModelCheckpoint(tmp_path / "kept", save_top_k=-1)
-    one = trainer(pl, tmp_path, callbacks=[pruning(pl, model, **ARGUMENTS[name]), saver], max_epochs=3)
+    one = trainer(
+        pl, tmp_path, callbacks=[pruning(pl, model, **ARGUMENTS[name]), saver], max_epochs=3
+    )
     one.fit(model, loader(4), loader(2))
     found = {name: contents(tmp_path / name) for name in files(tmp_path)}
     for one_file in found.values():
@@ -111,7 +137,13 @@ def test_which_may_be_filtered(pl: Any, tmp_path: Path) -> Any:
         def filter_parameters_to_prune(self, parameters_to_prune: Any = ()) -> Any:
             return [one for one in parameters_to_prune if one[1] == "bias"]
 
-    one = trainer(pl, tmp_path, callbacks=[Biases("l1_unstructured", use_lottery_ticket_hypothesis=lambda epoch: epoch == 1)])
+    one = trainer(
+        pl,
+        tmp_path,
+        callbacks=[
+            Biases("l1_unstructured", use_lottery_ticket_hypothesis=lambda epoch: epoch == 1)
+        ],
+    )
     one.fit(deep(pl)(), loader(4))
     return seen(one)
 
@@ -119,8 +151,13 @@ def test_which_may_be_filtered(pl: Any, tmp_path: Path) -> Any:
 @parity
 def test_a_checkpoint_with_plain_weights_is_tested(pl: Any, tmp_path: Path) -> Any:
     saver, model = pl.callbacks.ModelCheckpoint(tmp_path / "kept"), deep(pl)()
-    trainer(pl, tmp_path, callbacks=[pruning(pl, model, pruning_fn="l1_unstructured"), saver]).fit(model, loader(4))
-    one, fresh = trainer(pl, tmp_path, callbacks=[pl.callbacks.ModelPruning("l1_unstructured")]), deep(pl)()
+    trainer(pl, tmp_path, callbacks=[pruning(pl, model, pruning_fn="l1_unstructured"), saver]).fit(
+        model, loader(4)
+    )
+    one, fresh = (
+        trainer(pl, tmp_path, callbacks=[pl.callbacks.ModelPruning("l1_unstructured")]),
+        deep(pl)(),
+    )
     one.test(fresh, loader(2), ckpt_path=saver.best_model_path, verbose=False)
     return seen(one)
 
@@ -149,8 +186,15 @@ def test_arguments(pl: Any, tmp_path: Path, arguments: dict[str, Any]) -> None:
 
 @errors
 @pytest.mark.parametrize(
-    "given", [lambda model: [(nn.Linear(2, 2), "weight")], lambda model: [(model.layer, "weights")], lambda model: [model.layer]]
+    "given",
+    [
+        lambda model: [(nn.Linear(2, 2), "weight")],
+        lambda model: [(model.layer, "weights")],
+        lambda model: [model.layer],
+    ],
 )
 def test_parameters_that_are_not_the_models(pl: Any, tmp_path: Path, given: Any) -> None:
     model = deep(pl)()
-    trainer(pl, tmp_path, callbacks=[pl.callbacks.ModelPruning("l1_unstructured", given(model))]).fit(model, loader(2))
+    trainer(
+        pl, tmp_path, callbacks=[pl.callbacks.ModelPruning("l1_unstructured", given(model))]
+    ).fit(model, loader(2))

@@ -1,4 +1,7 @@
-"""Settings drawn at random, in combinations that nobody thought of: the same hooks, metrics, rows, files and weights under both packages."""
+"""Settings drawn at random, in combinations that nobody thought of.
+
+The same hooks, metrics, rows, files and weights under both packages.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,18 @@ import torchmetrics
 from hypothesis import strategies as st
 
 import raylit
-from tests.parity.harness import CALLBACK_HOOKS, MODULE_HOOKS, differences, files, loader, run, seen, stream, traced, trainer
+from tests.parity.harness import (
+    CALLBACK_HOOKS,
+    MODULE_HOOKS,
+    differences,
+    files,
+    loader,
+    run,
+    seen,
+    stream,
+    traced,
+    trainer,
+)
 
 EXAMPLES = int(os.environ.get("RAYLIT_RANDOM_EXAMPLES", "25"))
 
@@ -78,7 +92,16 @@ savers = some(
     mode=st.sampled_from(["min", "max"]),
     save_top_k=st.integers(-1, 3),
     save_last=st.sampled_from([True, False, "link"]),
-    filename=st.sampled_from(["{epoch}", "{epoch}-{train:.2f}", "x-{step}-{val:.3f}", "deep/{epoch}/{step}", "same", "{missing}"]),
+    filename=st.sampled_from(
+        [
+            "{epoch}",
+            "{epoch}-{train:.2f}",
+            "x-{step}-{val:.3f}",
+            "deep/{epoch}/{step}",
+            "same",
+            "{missing}",
+        ]
+    ),
     auto_insert_metric_name=st.booleans(),
     every_n_train_steps=st.integers(0, 4),
     every_n_epochs=st.integers(0, 2),
@@ -99,7 +122,9 @@ stoppers = st.fixed_dictionaries(
     },
 )
 train_data = st.one_of(
-    st.fixed_dictionaries({"kind": st.just("loader"), "batches": st.integers(1, 7), "short": st.integers(0, 1)}),
+    st.fixed_dictionaries(
+        {"kind": st.just("loader"), "batches": st.integers(1, 7), "short": st.integers(0, 1)}
+    ),
     st.fixed_dictionaries({"kind": st.just("stream"), "batches": st.integers(1, 5)}),
     st.fixed_dictionaries(
         {
@@ -111,7 +136,9 @@ train_data = st.one_of(
 )
 val_data = st.one_of(
     st.none(),
-    st.fixed_dictionaries({"kind": st.just("loader"), "batches": st.integers(1, 4), "short": st.integers(0, 1)}),
+    st.fixed_dictionaries(
+        {"kind": st.just("loader"), "batches": st.integers(1, 4), "short": st.integers(0, 1)}
+    ),
     st.fixed_dictionaries({"kind": st.just("stream"), "batches": st.integers(1, 3)}),
     st.fixed_dictionaries(
         {
@@ -135,8 +162,20 @@ plans = st.fixed_dictionaries(
         "traced": st.booleans(),
         "metrics": st.booleans(),
         "rates": st.booleans(),
-        "ends": st.sampled_from([None, None, None, None, ("on_train_batch_end", 3), ("on_validation_end", 2), ("on_train_epoch_end", 1)]),
-        "then": st.lists(st.sampled_from(["fit", "validate", "test", "predict", "resume"]), max_size=2),
+        "ends": st.sampled_from(
+            [
+                None,
+                None,
+                None,
+                None,
+                ("on_train_batch_end", 3),
+                ("on_validation_end", 2),
+                ("on_train_epoch_end", 1),
+            ]
+        ),
+        "then": st.lists(
+            st.sampled_from(["fit", "validate", "test", "predict", "resume"]), max_size=2
+        ),
     }
 )
 
@@ -147,30 +186,66 @@ def sensible(plan: dict[str, Any]) -> dict[str, Any]:
     if plan["optimizer"] in ("two", "by hand"):
         for name in ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"):
             arguments.pop(name, None)
-    lengthless = [data["kind"] == "stream" for data in (plan["train"], plan["val"]) if data is not None]
+    lengthless = [
+        data["kind"] == "stream" for data in (plan["train"], plan["val"]) if data is not None
+    ]
     if any(lengthless) and isinstance(arguments.get("overfit_batches"), float):
         arguments.pop("overfit_batches")
     for name, value in list(arguments.items()):
-        if any(lengthless) and name.startswith("limit_") and isinstance(value, float) and value != 1.0:
+        if (
+            any(lengthless)
+            and name.startswith("limit_")
+            and isinstance(value, float)
+            and value != 1.0
+        ):
             arguments.pop(name)
-    if isinstance(arguments.get("val_check_interval"), float) and (lengthless[0] or arguments.get("check_val_every_n_epoch", 1) is None):
+    if isinstance(arguments.get("val_check_interval"), float) and (
+        lengthless[0] or arguments.get("check_val_every_n_epoch", 1) is None
+    ):
         arguments["val_check_interval"] = 2
     then = list(plan["then"])
     if plan["ends"] or plan["stopper"] or "max_steps" in arguments or arguments.get("fast_dev_run"):
-        then = [fn for fn in then if fn != "resume"]  # a fit that was cut short may go on otherwise: see test_differences.py
+        then = [
+            fn for fn in then if fn != "resume"
+        ]  # a fit that was cut short may go on otherwise: see test_differences.py
     logs = [dict(plan[log]) for log in LOGS]
     for log, one, other in ((logs[0], "on_step", "on_epoch"), (logs[1], "on_epoch", "on_step")):
         if log.get(one) is False and not log.get(other):
             del log[one]  # else nothing would be logged
-    stopper = plan["stopper"] and {name: value for name, value in plan["stopper"].items() if name != "divergence_threshold"}
-    if plan["traced"] and plan["saver"] and plan["saver"].get("save_last") is True:  # which saves a second time in Lightning
+    stopper = plan["stopper"] and {
+        name: value for name, value in plan["stopper"].items() if name != "divergence_threshold"
+    }
+    if (
+        plan["traced"] and plan["saver"] and plan["saver"].get("save_last") is True
+    ):  # which saves a second time in Lightning
         plan = {**plan, "saver": {**plan["saver"], "save_last": "link"}}
-    if plan["saver"] and plan["saver"].get("monitor", "train") != "train":  # saves at a step that wait for the metric are lost in Lightning
-        plan = {**plan, "saver": {name: value for name, value in plan["saver"].items() if name != "every_n_train_steps"}}
+    if (
+        plan["saver"] and plan["saver"].get("monitor", "train") != "train"
+    ):  # saves at a step that wait for the metric are lost in Lightning
+        plan = {
+            **plan,
+            "saver": {
+                name: value
+                for name, value in plan["saver"].items()
+                if name != "every_n_train_steps"
+            },
+        }
     if arguments.get("fast_dev_run") and plan["saver"]:  # which leaves a last.ckpt in Lightning
-        plan = {**plan, "saver": {name: value for name, value in plan["saver"].items() if name != "save_last"}}
-    metrics = plan["metrics"] and arguments.get("precision") != "bf16-true"  # of which Lightning's step values are bfloat16
-    return {**plan, "trainer": arguments, "then": then, "metrics": metrics, "stopper": stopper, **dict(zip(LOGS, logs, strict=True))}
+        plan = {
+            **plan,
+            "saver": {name: value for name, value in plan["saver"].items() if name != "save_last"},
+        }
+    metrics = (
+        plan["metrics"] and arguments.get("precision") != "bf16-true"
+    )  # of which Lightning's step values are bfloat16
+    return {
+        **plan,
+        "trainer": arguments,
+        "then": then,
+        "metrics": metrics,
+        "stopper": stopper,
+        **dict(zip(LOGS, logs, strict=True)),
+    }
 
 
 LOGS = ("train_log", "val_log")
@@ -178,12 +253,18 @@ LOGS = ("train_log", "val_log")
 # ---- what is made of it ----
 
 HOOKS = [
-    hook for hook in MODULE_HOOKS if not hook.endswith("_dataloader") and hook not in ("configure_gradient_clipping", "clip_gradients")
+    hook
+    for hook in MODULE_HOOKS
+    if not hook.endswith("_dataloader")
+    and hook not in ("configure_gradient_clipping", "clip_gradients")
 ]
 
 
 def data_of(pl: Any, plan: dict[str, Any] | None, seed: int) -> Any:
-    """The loaders of a plan; each with a generator of its own, so that reading one again draws no seed of the process."""
+    """The loaders of a plan.
+
+    Each with a generator of its own, so that reading one again draws no seed of the process.
+    """
     if plan is None:
         return None
     generator = torch.Generator().manual_seed(seed)
@@ -194,7 +275,13 @@ def data_of(pl: Any, plan: dict[str, Any] | None, seed: int) -> Any:
         made.generator = generator
         return made
     combined = pl.utilities.CombinedLoader
-    return combined([loader(length, seed=seed + i, generator=generator) for i, length in enumerate(plan["lengths"])], plan["mode"])
+    return combined(
+        [
+            loader(length, seed=seed + i, generator=generator)
+            for i, length in enumerate(plan["lengths"])
+        ],
+        plan["mode"],
+    )
 
 
 def plan_is_endless(module: Any) -> bool:
@@ -210,7 +297,11 @@ def scheduler_of(plan: dict[str, Any], optimizer: Any, module: Any) -> dict[str,
         "exponential": lambda: lr_scheduler.ExponentialLR(optimizer, 0.9),
         "plateau": lambda: lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5),
         "one cycle": lambda: lr_scheduler.OneCycleLR(
-            optimizer, 0.2, total_steps=max(2, 50 if plan_is_endless(module) else int(module.trainer.estimated_stepping_batches))
+            optimizer,
+            0.2,
+            total_steps=max(
+                2, 50 if plan_is_endless(module) else int(module.trainer.estimated_stepping_batches)
+            ),
         ),
     }[plan["kind"]]()
     return {"scheduler": made, **{key: value for key, value in plan.items() if key != "kind"}}
@@ -234,11 +325,19 @@ def model_of(pl: Any, plan: dict[str, Any]) -> Any:  # noqa: C901 (a class, whos
             return self.second(self.dropout(self.layer(x)))
 
         def loss(self, batch: Any) -> Any:
-            leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(batch) if isinstance(leaf, torch.Tensor)]
+            leaves = [
+                leaf
+                for leaf in torch.utils._pytree.tree_leaves(batch)
+                if isinstance(leaf, torch.Tensor)
+            ]
             return sum((self(leaf) - 1).square().mean() for leaf in leaves)
 
         def first(self, batch: Any) -> Any:
-            return next(leaf for leaf in torch.utils._pytree.tree_leaves(batch) if isinstance(leaf, torch.Tensor))
+            return next(
+                leaf
+                for leaf in torch.utils._pytree.tree_leaves(batch)
+                if isinstance(leaf, torch.Tensor)
+            )
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             if not self.automatic_optimization:
@@ -254,17 +353,29 @@ def model_of(pl: Any, plan: dict[str, Any]) -> Any:  # noqa: C901 (a class, whos
 
         def step_by_hand(self, batch: Any, batch_idx: int) -> Any:
             optimizers, schedulers = self.optimizers(), self.lr_schedulers()
-            for number, optimizer in enumerate(optimizers if isinstance(optimizers, list) else [optimizers]):
+            for number, optimizer in enumerate(
+                optimizers if isinstance(optimizers, list) else [optimizers]
+            ):
                 with optimizer.toggle_model():
                     loss = self.loss(batch)
                     self.log(f"loss {number}", loss, **plan["train_log"])
                     optimizer.zero_grad()
                     self.manual_backward(loss)
-                    self.clip_gradients(optimizer, gradient_clip_val=0.5, gradient_clip_algorithm="norm")
+                    self.clip_gradients(
+                        optimizer, gradient_clip_val=0.5, gradient_clip_algorithm="norm"
+                    )
                     if number == 0 or batch_idx % 2 == 0:
                         optimizer.step()
-            for scheduler in schedulers if isinstance(schedulers, list) else [schedulers] if schedulers else []:
-                scheduler.step(*([loss.detach()] if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) else []))
+            for scheduler in (
+                schedulers if isinstance(schedulers, list) else [schedulers] if schedulers else []
+            ):
+                scheduler.step(
+                    *(
+                        [loss.detach()]
+                        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+                        else []
+                    )
+                )
             self.log("train", loss.detach(), **plan["train_log"])
             return {"loss": loss, "more": 1} if batch_idx % 2 else None
 
@@ -299,9 +410,14 @@ def model_of(pl: Any, plan: dict[str, Any]) -> Any:  # noqa: C901 (a class, whos
                     torch.optim.Adam(self.second.parameters(), lr=0.01),
                 ]
             else:
-                make = {"adam": torch.optim.Adam, "lbfgs": torch.optim.LBFGS}.get(kind, torch.optim.SGD)
+                make = {"adam": torch.optim.Adam, "lbfgs": torch.optim.LBFGS}.get(
+                    kind, torch.optim.SGD
+                )
                 optimizers = [make(self.parameters(), lr=0.05)]
-            return optimizers, [scheduler_of(one, optimizers[i % len(optimizers)], self) for i, one in enumerate(plan["schedulers"])]
+            return optimizers, [
+                scheduler_of(one, optimizers[i % len(optimizers)], self)
+                for i, one in enumerate(plan["schedulers"])
+            ]
 
     return Random
 
@@ -323,7 +439,14 @@ def callbacks_of(pl: Any, root: Path, plan: dict[str, Any], trace: list[Any]) ->
 
         made.append(type("Stops", (pl.Callback,), {hook: stop})())
     if plan["traced"]:
-        made.append(traced(pl.Callback, [hook for hook in CALLBACK_HOOKS if "state" not in hook], "callback", trace)())
+        made.append(
+            traced(
+                pl.Callback,
+                [hook for hook in CALLBACK_HOOKS if "state" not in hook],
+                "callback",
+                trace,
+            )()
+        )
     return made
 
 
@@ -349,13 +472,28 @@ def scenario(pl: Any, root: Path, plan: dict[str, Any]) -> Any:
                 one.fit(model, data_of(pl, plan["train"], 0), data_of(pl, plan["val"], 10))
             elif fn == "resume":
                 one.save_checkpoint(root / "again.ckpt")
-                plan["trainer"] = {**plan["trainer"], "max_epochs": plan["trainer"].get("max_epochs", 2) + 1, "num_sanity_val_steps": 0}
+                plan["trainer"] = {
+                    **plan["trainer"],
+                    "max_epochs": plan["trainer"].get("max_epochs", 2) + 1,
+                    "num_sanity_val_steps": 0,
+                }
                 root = root / "again"
                 one, model = make(), cls()
-                one.fit(model, data_of(pl, plan["train"], 0), data_of(pl, plan["val"], 10), ckpt_path=root.parent / "again.ckpt")
+                one.fit(
+                    model,
+                    data_of(pl, plan["train"], 0),
+                    data_of(pl, plan["val"], 10),
+                    ckpt_path=root.parent / "again.ckpt",
+                )
             else:
-                found[fn] = getattr(one, fn)(model, data_of(pl, plan["val"] or {"kind": "loader", "batches": 2, "short": 1}, 20))
-        found["groups"] = [[{k: v for k, v in g.items() if k != "params"} for g in o.param_groups] for o in one.optimizers]
+                found[fn] = getattr(one, fn)(
+                    model,
+                    data_of(pl, plan["val"] or {"kind": "loader", "batches": 2, "short": 1}, 20),
+                )
+        found["groups"] = [
+            [{k: v for k, v in g.items() if k != "params"} for g in o.param_groups]
+            for o in one.optimizers
+        ]
         found["end"] = seen(one, model)
         found["batches"] = [one.num_training_batches, [] if plan["then"] else one.num_val_batches]
     except Exception as error:
@@ -363,8 +501,19 @@ def scenario(pl: Any, root: Path, plan: dict[str, Any]) -> Any:
             raise
         return {"error": True, "_text": f"{type(error).__name__}: {error}"}
     found["files"] = files(root)
-    for callback in one.checkpoint_callbacks if saver is not None and found["files"] and "one" in locals() else []:
-        names = ["best_model_path", "last_model_path", "best_k_models", "kth_best_model_path", "best_model_score", "current_score"]
+    for callback in (
+        one.checkpoint_callbacks
+        if saver is not None and found["files"] and "one" in locals()
+        else []
+    ):
+        names = [
+            "best_model_path",
+            "last_model_path",
+            "best_k_models",
+            "kth_best_model_path",
+            "best_model_score",
+            "current_score",
+        ]
         found["saver"] = {name: getattr(callback, name) for name in names}
     found["trace"] = trace
     return found
@@ -373,7 +522,8 @@ def scenario(pl: Any, root: Path, plan: dict[str, Any]) -> Any:
 @pytest.mark.slow
 @hypothesis.settings(
     max_examples=EXAMPLES,
-    derandomize=True,  # the same plans in every run; hypothesis.seed(...) above this test gives others
+    # The same plans in every run; hypothesis.seed(...) above this test gives others
+    derandomize=True,
     phases=[hypothesis.Phase.generate],
     deadline=None,
     database=None,
@@ -382,7 +532,9 @@ def scenario(pl: Any, root: Path, plan: dict[str, Any]) -> Any:
 @hypothesis.given(plans.map(sensible))
 def test_random_settings(plan: dict[str, Any]) -> None:
     with TemporaryDirectory() as folder:
-        both = [run(scenario, pl, Path(folder), plan=dict(plan)) for pl in (lightning.pytorch, raylit)]
+        both = [
+            run(scenario, pl, Path(folder), plan=dict(plan)) for pl in (lightning.pytorch, raylit)
+        ]
     texts = [one.pop("_text", "") for one in both]
     if both[0] != both[1]:
         pytest.fail("\n".join([*differences(*both)][:40] + texts), pytrace=False)

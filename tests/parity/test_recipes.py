@@ -1,4 +1,7 @@
-"""Recipes from the documentation and forums: adversarial training, truncated backpropagation, warm-up, schedulers, loggers of one's own."""
+"""Recipes from the documentation and forums.
+
+Adversarial training, truncated backpropagation, warm-up, schedulers, loggers of one's own.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,13 @@ def test_adversarial_training(pl: Any, tmp_path: Path) -> Any:
         def training_step(self, batch: Any, batch_idx: int) -> None:
             losses: list[Callable[[], Any]] = [
                 lambda: self.critic(self.generator(batch)).mean(),
-                lambda: self.critic(batch).mean() - self.critic(self.generator(batch).detach()).mean(),
+                lambda: (
+                    self.critic(batch).mean() - self.critic(self.generator(batch).detach()).mean()
+                ),
             ]
-            for name, optimizer, loss_of in zip(("generator", "critic"), self.optimizers(), losses, strict=True):
+            for name, optimizer, loss_of in zip(
+                ("generator", "critic"), self.optimizers(), losses, strict=True
+            ):
                 self.toggle_optimizer(optimizer)
                 flags.append([parameter.requires_grad for parameter in self.parameters()])
                 loss = loss_of()
@@ -39,7 +46,9 @@ def test_adversarial_training(pl: Any, tmp_path: Path) -> Any:
                 optimizer.step()
                 optimizer.zero_grad()
                 self.untoggle_optimizer(optimizer)
-            flags.append([self.global_step, *(parameter.requires_grad for parameter in self.parameters())])
+            flags.append(
+                [self.global_step, *(parameter.requires_grad for parameter in self.parameters())]
+            )
 
         def on_train_epoch_end(self) -> None:
             for scheduler in self.lr_schedulers():
@@ -51,11 +60,20 @@ def test_adversarial_training(pl: Any, tmp_path: Path) -> Any:
             self.log("steps", float(self.global_step))
 
         def configure_optimizers(self) -> Any:
-            optimizers = [torch.optim.Adam(part.parameters(), lr=0.01, betas=(0.5, 0.999)) for part in (self.generator, self.critic)]
+            optimizers = [
+                torch.optim.Adam(part.parameters(), lr=0.01, betas=(0.5, 0.999))
+                for part in (self.generator, self.critic)
+            ]
             return optimizers, [lr_scheduler.StepLR(optimizer, 1) for optimizer in optimizers]
 
     saver = pl.callbacks.ModelCheckpoint(tmp_path / "saved", every_n_train_steps=3, save_top_k=-1)
-    one = trainer(pl, tmp_path, logger=True, log_every_n_steps=2, callbacks=[saver, pl.callbacks.LearningRateMonitor()])
+    one = trainer(
+        pl,
+        tmp_path,
+        logger=True,
+        log_every_n_steps=2,
+        callbacks=[saver, pl.callbacks.LearningRateMonitor()],
+    )
     one.fit(Gan(), loader(4), loader(1))
     return {"flags": flags, "files": files(tmp_path), **seen(one)}
 
@@ -89,13 +107,21 @@ def test_truncated_backpropagation(pl: Any, tmp_path: Path) -> Any:
 @parity
 def test_warm_up_in_optimizer_step(pl: Any, tmp_path: Path) -> Any:
     class WarmsUp(model_class(pl)):  # type: ignore[misc]
-        def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any) -> None:
+        def optimizer_step(
+            self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any
+        ) -> None:
             optimizer.step(closure=optimizer_closure)
             if self.trainer.global_step < 5:
                 for group in optimizer.param_groups:
                     group["lr"] = 0.1 * min(1.0, (self.trainer.global_step + 1) / 5)
 
-    one = trainer(pl, tmp_path, logger=True, log_every_n_steps=1, callbacks=[pl.callbacks.LearningRateMonitor("step")])
+    one = trainer(
+        pl,
+        tmp_path,
+        logger=True,
+        log_every_n_steps=1,
+        callbacks=[pl.callbacks.LearningRateMonitor("step")],
+    )
     one.fit(WarmsUp(), loader(4), loader(2))
     return seen(one)
 
@@ -137,16 +163,38 @@ def test_an_optimizer_that_evaluates_twice(pl: Any, tmp_path: Path, accumulate: 
 
 
 SCHEDULERS: dict[str, Callable[[Any], Any]] = {
-    "every other step": lambda o: {"scheduler": lr_scheduler.StepLR(o, 1, 0.5), "interval": "step", "frequency": 2},
+    "every other step": lambda o: {
+        "scheduler": lr_scheduler.StepLR(o, 1, 0.5),
+        "interval": "step",
+        "frequency": 2,
+    },
     "every other epoch": lambda o: {"scheduler": lr_scheduler.StepLR(o, 1, 0.5), "frequency": 2},
-    "one cycle": lambda o: {"scheduler": lr_scheduler.OneCycleLR(o, 0.1, total_steps=20), "interval": "step"},
-    "cyclic": lambda o: {"scheduler": lr_scheduler.CyclicLR(o, 0.01, 0.1, 2, cycle_momentum=True), "interval": "step"},
+    "one cycle": lambda o: {
+        "scheduler": lr_scheduler.OneCycleLR(o, 0.1, total_steps=20),
+        "interval": "step",
+    },
+    "cyclic": lambda o: {
+        "scheduler": lr_scheduler.CyclicLR(o, 0.01, 0.1, 2, cycle_momentum=True),
+        "interval": "step",
+    },
     "warm restarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 2),
-    "chained": lambda o: lr_scheduler.ChainedScheduler([lr_scheduler.ConstantLR(o), lr_scheduler.ExponentialLR(o, 0.9)]),
-    "one after another": lambda o: lr_scheduler.SequentialLR(o, [lr_scheduler.ConstantLR(o, 0.1, 1), lr_scheduler.ExponentialLR(o, 0.9)], [1]),
-    "plateau of steps": lambda o: {"scheduler": lr_scheduler.ReduceLROnPlateau(o, patience=0), "interval": "step", "monitor": "train_loss"},
-    "plateau, every other epoch": lambda o: {"scheduler": lr_scheduler.ReduceLROnPlateau(o, "max", patience=0), "frequency": 2, "monitor": "val_loss"},
-}  # fmt: skip
+    "chained": lambda o: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.ConstantLR(o), lr_scheduler.ExponentialLR(o, 0.9)]
+    ),
+    "one after another": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.ConstantLR(o, 0.1, 1), lr_scheduler.ExponentialLR(o, 0.9)], [1]
+    ),
+    "plateau of steps": lambda o: {
+        "scheduler": lr_scheduler.ReduceLROnPlateau(o, patience=0),
+        "interval": "step",
+        "monitor": "train_loss",
+    },
+    "plateau, every other epoch": lambda o: {
+        "scheduler": lr_scheduler.ReduceLROnPlateau(o, "max", patience=0),
+        "frequency": 2,
+        "monitor": "val_loss",
+    },
+}
 WITH: list[dict[str, Any]] = [
     {},
     {"accumulate_grad_batches": 2},
@@ -234,7 +282,13 @@ def test_a_logger_of_ones_own(pl: Any, tmp_path: Path) -> Any:
         def on_train_epoch_end(self) -> None:
             self.logger.log_metrics({"own": 1.0}, step=self.global_step)
 
-    one = trainer(pl, tmp_path, logger=[Own(), Own()], log_every_n_steps=2, callbacks=[pl.callbacks.ModelCheckpoint(tmp_path / "saved")])
+    one = trainer(
+        pl,
+        tmp_path,
+        logger=[Own(), Own()],
+        log_every_n_steps=2,
+        callbacks=[pl.callbacks.ModelCheckpoint(tmp_path / "saved")],
+    )
     model = Net()
     one.fit(model, loader(4), loader(2))
     one.test(model, loader(1), verbose=False)

@@ -30,7 +30,9 @@ def scripted(pl: Any, losses: list[float], *, as_dict: bool = False) -> Any:
     return Scripted()
 
 
-def outcome(pl: Any, root: Path, losses: list[float], detection: Any, batches: int = 8, **arguments: Any) -> Any:
+def outcome(
+    pl: Any, root: Path, losses: list[float], detection: Any, batches: int = 8, **arguments: Any
+) -> Any:
     """Where training ended, and what was written down."""
     one = trainer(pl, root, callbacks=[detection], max_epochs=len(losses) // batches, **arguments)
     ended = "at the end"
@@ -38,8 +40,16 @@ def outcome(pl: Any, root: Path, losses: list[float], detection: Any, batches: i
         one.fit(scripted(pl, losses), loader(batches))
     except RuntimeError as error:
         ended = str(error).split(".")[0]
-    written = {str(path.relative_to(root)): json.loads(path.read_text()) for path in root.rglob("*.json")}
-    return {"ended": ended, "written": written, "step": one.global_step, "epoch": one.current_epoch, "bad": detection.bad_batches}
+    written = {
+        str(path.relative_to(root)): json.loads(path.read_text()) for path in root.rglob("*.json")
+    }
+    return {
+        "ended": ended,
+        "written": written,
+        "step": one.global_step,
+        "epoch": one.current_epoch,
+        "bad": detection.bad_batches,
+    }
 
 
 ARGUMENTS: list[dict[str, Any]] = [
@@ -62,9 +72,17 @@ def test_where_it_ends(pl: Any, tmp_path: Path, arguments: dict[str, Any], kind:
     for number in range(3):
         losses = [4 - 0.05 * step + draw.uniform(-0.2, 0.2) for step in range(24)]
         if kind != "smooth":
-            value = {"random": draw.uniform(0, 12), "jump": 20.0, "fall": -9.0, "nan": math.nan, "inf": math.inf}[kind]
+            value = {
+                "random": draw.uniform(0, 12),
+                "jump": 20.0,
+                "fall": -9.0,
+                "nan": math.nan,
+                "inf": math.inf,
+            }[kind]
             losses[draw.randrange(24)] = value
-        found.append(outcome(pl, tmp_path / str(number), losses, pl.callbacks.SpikeDetection(**arguments)))
+        found.append(
+            outcome(pl, tmp_path / str(number), losses, pl.callbacks.SpikeDetection(**arguments))
+        )
     return found
 
 
@@ -72,10 +90,18 @@ def test_where_it_ends(pl: Any, tmp_path: Path, arguments: dict[str, Any], kind:
 @pytest.mark.parametrize("path", ["skip.json", "folder", None])
 def test_where_it_writes(pl: Any, tmp_path: Path, path: str | None) -> Any:
     losses = [1.0, 1.1, 1.0, 9.0, 1.0, 1.0]
-    return outcome(pl, tmp_path, losses, pl.callbacks.SpikeDetection(exclude_batches_path=path and tmp_path / "here" / path), batches=6)
+    return outcome(
+        pl,
+        tmp_path,
+        losses,
+        pl.callbacks.SpikeDetection(exclude_batches_path=path and tmp_path / "here" / path),
+        batches=6,
+    )
 
 
 @parity
 def test_accumulation_and_dicts(pl: Any, tmp_path: Path) -> Any:
     detection = pl.callbacks.SpikeDetection(rtol=1.5)
-    return outcome(pl, tmp_path, [1.0, 1.1, 1.0, 1.2, 9.0, 1.0, 1.0, 1.0], detection, accumulate_grad_batches=2)
+    return outcome(
+        pl, tmp_path, [1.0, 1.1, 1.0, 1.2, 9.0, 1.0, 1.0, 1.0], detection, accumulate_grad_batches=2
+    )

@@ -1,4 +1,7 @@
-"""Rates, FLOPs, and what ThroughputMonitor logs of them. A clock that ticks once for each look makes them the same in every run."""
+"""Rates, FLOPs, and what ThroughputMonitor logs of them.
+
+A clock that ticks once for each look makes them the same in every run.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,20 @@ from tests.parity.harness import errors, loader, model_class, parity, rows, seen
 
 def place(pl: Any) -> Any:
     """The module with Throughput."""
-    return importlib.import_module("raylit.utilities.throughput" if pl.__name__ == "raylit" else "lightning.fabric.utilities.throughput")
+    return importlib.import_module(
+        "raylit.utilities.throughput"
+        if pl.__name__ == "raylit"
+        else "lightning.fabric.utilities.throughput"
+    )
 
 
 @parity
 @pytest.mark.parametrize("world_size", [1, 4])
-@pytest.mark.parametrize("settings", [{}, {"window_size": 3}, {"window_size": 2, "separator": "-", "available_flops": 1e3}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"window_size": 3}, {"window_size": 2, "separator": "-", "available_flops": 1e3}],
+    ids=str,
+)
 def test_rates(pl: Any, tmp_path: Path, settings: dict[str, Any], world_size: int) -> Any:
     throughput = place(pl).Throughput(world_size=world_size, **settings)
     found = []
@@ -66,16 +77,40 @@ def test_flops(pl: Any, tmp_path: Path) -> Any:
 @pytest.mark.parametrize("flops", [None, 1000])
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"accumulate_grad_batches": 2}, {"val_check_interval": 2}, {"limit_val_batches": 0}, {"log_every_n_steps": 0}],
+    [
+        {},
+        {"accumulate_grad_batches": 2},
+        {"val_check_interval": 2},
+        {"limit_val_batches": 0},
+        {"log_every_n_steps": 0},
+    ],
     ids=str,
 )
-def test_what_is_logged(pl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], flops: int | None) -> Any:
+def test_what_is_logged(
+    pl: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    flops: int | None,
+) -> Any:
     class Model(model_class(pl)):  # type: ignore[misc]
         if flops:
             flops_per_batch = flops
 
-    callback = pl.callbacks.ThroughputMonitor(len, length_fn=lambda batch: batch.numel(), window_size=3)
-    one = trainer(pl, tmp_path, **{"callbacks": [callback], "logger": True, "log_every_n_steps": 2, "max_epochs": 2, **settings})
+    callback = pl.callbacks.ThroughputMonitor(
+        len, length_fn=lambda batch: batch.numel(), window_size=3
+    )
+    one = trainer(
+        pl,
+        tmp_path,
+        **{
+            "callbacks": [callback],
+            "logger": True,
+            "log_every_n_steps": 2,
+            "max_epochs": 2,
+            **settings,
+        },
+    )
     model = Model()
     ticks = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)) * 0.5)
@@ -84,4 +119,7 @@ def test_what_is_logged(pl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         one.validate(model, loader(4), verbose=False)
         one.test(model, loader(4), verbose=False)
     one.predict(model, loader(4))
-    return [rows(one), {key: value for key, value in seen(one).items() if key in ("weights", "callback_metrics")}]
+    return [
+        rows(one),
+        {key: value for key, value in seen(one).items() if key in ("weights", "callback_metrics")},
+    ]

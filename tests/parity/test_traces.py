@@ -51,8 +51,12 @@ def test_fit_with_checkpoints_and_logger(pl: Any, tmp_path: Path) -> Any:
     ids=lambda arguments: "-".join(arguments),
 )
 def test_fit_with(pl: Any, tmp_path: Path, arguments: dict[str, Any]) -> Any:
-    # a generator of their own keeps the loaders from drawing a seed of the process whenever they are read
-    data = {"train": loader(4, generator=torch.Generator()), "val": loader(2, seed=1, generator=torch.Generator())}
+    # a generator of their own keeps the loaders from drawing a seed of the process whenever they
+    # are read
+    data = {
+        "train": loader(4, generator=torch.Generator()),
+        "val": loader(2, seed=1, generator=torch.Generator()),
+    }
     return fit(pl, tmp_path, data=data, **arguments)
 
 
@@ -74,7 +78,10 @@ def test_fit_with_several_loaders(pl: Any, tmp_path: Path) -> Any:
 
         return Several
 
-    data = {"train": {"a": loader(3), "b": loader(2, seed=3)}, "val": [loader(2, seed=1), loader(1, seed=2)]}
+    data = {
+        "train": {"a": loader(3), "b": loader(2, seed=3)},
+        "val": [loader(2, seed=1), loader(1, seed=2)],
+    }
     return fit(pl, tmp_path, model, data)
 
 
@@ -86,7 +93,10 @@ def test_fit_with_schedulers(pl: Any, tmp_path: Path, interval: str) -> Any:
             def configure_optimizers(self) -> Any:
                 optimizer = super().configure_optimizers()
                 scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
-                return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+                return {
+                    "optimizer": optimizer,
+                    "lr_scheduler": {"scheduler": scheduler, "interval": interval},
+                }
 
         return Scheduled
 
@@ -146,7 +156,9 @@ def test_fit_where_the_batch_start_skips_the_rest(pl: Any, tmp_path: Path) -> An
 
 
 @parity
-@pytest.mark.parametrize("where", ["training_step", "validation_step", "on_train_epoch_end", "setup"])
+@pytest.mark.parametrize(
+    "where", ["training_step", "validation_step", "on_train_epoch_end", "setup"]
+)
 def test_an_exception(pl: Any, tmp_path: Path, where: str) -> Any:
     def model(pl: Any) -> Any:
         def fails(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -156,11 +168,17 @@ def test_an_exception(pl: Any, tmp_path: Path, where: str) -> Any:
         return type("Fails", (model_class(pl),), {where: fails})
 
     trace: list[Any] = []
-    module, datamodule, callback = traced_objects(pl, trace, model(pl), train=loader(2), val=loader(1))
+    module, datamodule, callback = traced_objects(
+        pl, trace, model(pl), train=loader(2), val=loader(1)
+    )
     one = trainer(pl, tmp_path, callbacks=callback)
     with pytest.raises(ZeroDivisionError, match="the user's"):
         one.fit(module, datamodule=datamodule)
-    return {"trace": trace, "interrupted": one.interrupted, "status": str(one.state.status).split(".")[-1].lower()}
+    return {
+        "trace": trace,
+        "interrupted": one.interrupted,
+        "status": str(one.state.status).split(".")[-1].lower(),
+    }
 
 
 @parity
@@ -190,7 +208,9 @@ def test_evaluation_of_several_loaders(pl: Any, tmp_path: Path, fn: str) -> Any:
 
     trace: list[Any] = []
     stage = "val" if fn == "validate" else fn
-    module, datamodule, callback = traced_objects(pl, trace, Several, **{stage: [loader(2), loader(3, short=1, seed=1)]})
+    module, datamodule, callback = traced_objects(
+        pl, trace, Several, **{stage: [loader(2), loader(3, short=1, seed=1)]}
+    )
     one = trainer(pl, tmp_path, callbacks=callback)
     returned = getattr(one, fn)(module, datamodule=datamodule)
     return {"trace": trace, "returned": returned, **seen(one)}

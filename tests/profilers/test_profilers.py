@@ -15,14 +15,26 @@ import torch
 import raylit as pl
 from raylit.engine import loop
 from raylit.errors import ConfigError
-from raylit.profilers import AdvancedProfiler, PassThroughProfiler, Profiler, PyTorchProfiler, SimpleProfiler
+from raylit.profilers import (
+    AdvancedProfiler,
+    PassThroughProfiler,
+    Profiler,
+    PyTorchProfiler,
+    SimpleProfiler,
+)
 from raylit.runtime import messages
 from raylit.testing.modules import TinyModel
 from tests.ranks import run_on_two_ranks
 
 
 def trainer(root: Path | str, **arguments: Any) -> pl.Trainer:
-    given = {"max_epochs": 2, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    given = {
+        "max_epochs": 2,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     return pl.Trainer(default_root_dir=root, accelerator="cpu", **{**given, **arguments})
 
 
@@ -46,10 +58,21 @@ class Listing(Profiler):
 
 def test_without_a_profiler_nothing_is_wrapped(tmp_path: Path) -> None:
     class Watch(pl.Callback):
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_start(
+            self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+        ) -> None:
             run = trainer._run
-            found.append((type(run).__name__, run.timed("", loop.train_batch) is loop.train_batch, run.watch, dict(vars(pl_module))))
-            found.append([function.func.__self__ is self for function in run.hooks["on_train_batch_start"]])
+            found.append(
+                (
+                    type(run).__name__,
+                    run.timed("", loop.train_batch) is loop.train_batch,
+                    run.watch,
+                    dict(vars(pl_module)),
+                )
+            )
+            found.append(
+                [function.func.__self__ is self for function in run.hooks["on_train_batch_start"]]
+            )
 
     found: list[Any] = []
     one = trainer(tmp_path, callbacks=Watch(), max_epochs=1)
@@ -80,7 +103,11 @@ def test_actions_lie_within_one_another_and_all_end(tmp_path: Path) -> None:
     assert open_actions == []
     assert profiler.seen[-1] == ("summary", "fit")
     step = profiler.seen.index(("start", "[Strategy]SingleDeviceStrategy.training_step"))
-    outer = ["run_training_epoch", "run_training_batch", "[LightningModule]TinyModel.optimizer_step"]
+    outer = [
+        "run_training_epoch",
+        "run_training_batch",
+        "[LightningModule]TinyModel.optimizer_step",
+    ]
     begun = [action for what, action in profiler.seen[:step] if what == "start"]
     assert [action for action in begun if action in outer] == outer
 
@@ -117,19 +144,26 @@ def test_a_run_that_fails_is_reported_too(tmp_path: Path) -> None:
     assert "training_step" not in vars(model)
 
 
-def test_the_report_goes_to_the_log_without_a_filename(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_report_goes_to_the_log_without_a_filename(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     messages.log.addHandler(caplog.handler)
     one = trainer(tmp_path, profiler="Simple", max_epochs=1)
     one.fit(TinyModel())
     messages.log.removeHandler(caplog.handler)
-    assert any("FIT Profiler Report" in message and "run_training_batch" in message for message in caplog.messages)
+    assert any(
+        "FIT Profiler Report" in message and "run_training_batch" in message
+        for message in caplog.messages
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_costs_the_report_only(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="SimpleProfiler could not write its report"):
-        result = trainer(tmp_path, profiler=SimpleProfiler(tmp_path / "file" / "x", "report"), max_epochs=1).fit(TinyModel())
+        result = trainer(
+            tmp_path, profiler=SimpleProfiler(tmp_path / "file" / "x", "report"), max_epochs=1
+        ).fit(TinyModel())
     assert result.epochs == 1
 
 
@@ -147,7 +181,9 @@ def test_advanced_sees_what_comes_after_an_inner_action(tmp_path: Path) -> None:
             within()
         after()
     report = profiler.summary()
-    outer, inner = (pstats.Stats(str(tmp_path / f"{name}.prof")).stats for name in ("outer", "inner"))  # type: ignore[attr-defined]
+    outer, inner = (
+        pstats.Stats(str(tmp_path / f"{name}.prof")).stats for name in ("outer", "inner")
+    )  # type: ignore[attr-defined]
     assert {name for _, _, name in outer} >= {"before", "after"}
     assert "within" in {name for _, _, name in inner} - {name for _, _, name in outer}
     assert "Profile stats for: outer" in report
@@ -183,10 +219,19 @@ def test_profilers_travel(tmp_path: Path, kind: Any) -> None:
 
 def test_the_sanity_check_does_not_use_up_the_schedule(tmp_path: Path) -> None:
     schedule = torch.profiler.schedule(wait=1, warmup=0, active=2)
-    one = trainer(tmp_path, profiler=PyTorchProfiler(tmp_path / "traces", schedule=schedule), max_epochs=1, num_sanity_val_steps=4)
+    one = trainer(
+        tmp_path,
+        profiler=PyTorchProfiler(tmp_path / "traces", schedule=schedule),
+        max_epochs=1,
+        num_sanity_val_steps=4,
+    )
     one.fit(TinyModel())
     (training,) = (tmp_path / "traces").glob("*training_step*.json")
-    names = Counter(event["name"] for event in json.loads(training.read_text())["traceEvents"] if event.get("cat") == "user_annotation")
+    names = Counter(
+        event["name"]
+        for event in json.loads(training.read_text())["traceEvents"]
+        if event.get("cat") == "user_annotation"
+    )
     assert names["[pl][profile][Strategy]SingleDeviceStrategy.training_step"] == 2
     assert not any("validation_step" in name for name in names)
 
@@ -194,7 +239,12 @@ def test_the_sanity_check_does_not_use_up_the_schedule(tmp_path: Path) -> None:
 def test_few_steps_are_all_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages, "_said", set())
     profiler = PyTorchProfiler(
-        tmp_path / "traces", "report", record_shapes=True, group_by_input_shapes=True, sort_by_key="count", row_limit=3
+        tmp_path / "traces",
+        "report",
+        record_shapes=True,
+        group_by_input_shapes=True,
+        sort_by_key="count",
+        row_limit=3,
     )
     with pytest.warns(UserWarning, match="fewer steps than its default schedule"):
         trainer(tmp_path, profiler=profiler, fast_dev_run=True).fit(TinyModel())
@@ -213,10 +263,15 @@ def test_no_folder_for_traces(tmp_path: Path) -> None:
 
 def test_flame_graph(tmp_path: Path) -> None:
     profiler = PyTorchProfiler(
-        tmp_path / "t", schedule=torch.profiler.schedule(wait=0, warmup=0, active=1), export_to_flame_graph=True, export_to_chrome=False
+        tmp_path / "t",
+        schedule=torch.profiler.schedule(wait=0, warmup=0, active=1),
+        export_to_flame_graph=True,
+        export_to_chrome=False,
     )
     trainer(tmp_path, profiler=profiler, max_epochs=1).fit(TinyModel())
-    assert [path.suffix for path in (tmp_path / "t").iterdir() if "training" in path.name] == [".stack"]
+    assert [path.suffix for path in (tmp_path / "t").iterdir() if "training" in path.name] == [
+        ".stack"
+    ]
 
 
 def test_unknown_arguments() -> None:
@@ -228,14 +283,19 @@ def test_unknown_arguments() -> None:
 
 def profile_on_two(folder: str) -> Any:
     profiler = SimpleProfiler(f"{folder}/out", "times")
-    one = trainer(folder, profiler=profiler, max_epochs=1, gradient_clip_val=0.1, accumulate_grad_batches=2)
+    one = trainer(
+        folder, profiler=profiler, max_epochs=1, gradient_clip_val=0.1, accumulate_grad_batches=2
+    )
     torch.manual_seed(0)
     model = TinyModel()
     one.fit(model)
     torch.manual_seed(0)
     other = TinyModel()
     trainer(folder, max_epochs=1, gradient_clip_val=0.1, accumulate_grad_batches=2).fit(other)
-    same = all(torch.equal(one, two) for one, two in zip(model.parameters(), other.parameters(), strict=True))
+    same = all(
+        torch.equal(one, two)
+        for one, two in zip(model.parameters(), other.parameters(), strict=True)
+    )
     return same, len(profiler.recorded_durations["[Strategy]DDPStrategy.training_step"])
 
 
@@ -243,4 +303,7 @@ def test_each_rank_reports(tmp_path: Path) -> None:
     ranks = run_on_two_ranks(profile_on_two, tmp_path)
     assert [same for same, _ in ranks] == [True, True]
     assert min(steps for _, steps in ranks) > 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["fit-times-0.txt", "fit-times-1.txt"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "fit-times-0.txt",
+        "fit-times-1.txt",
+    ]

@@ -35,7 +35,13 @@ class Graph:
 
 def test_nested_batches_keep_their_types() -> None:
     x = torch.ones(2)
-    batch = {"a": [x, (x, "text")], "b": Pair(x, 3), "c": OrderedDict(d=x), "e": Sample(x), "f": None}
+    batch = {
+        "a": [x, (x, "text")],
+        "b": Pair(x, 3),
+        "c": OrderedDict(d=x),
+        "e": Sample(x),
+        "f": None,
+    }
     moved = move_to(batch, META)
     assert [type(moved[key]) for key in batch] == [type(value) for value in batch.values()]
     leaves = [moved["a"][0], moved["a"][1][0], moved["b"].x, moved["c"]["d"], moved["e"].x]
@@ -106,7 +112,9 @@ def noted(told: list[Any]) -> Copies:
     return made
 
 
-def test_copies_go_to_a_stream_of_their_own_and_the_step_waits_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_go_to_a_stream_of_their_own_and_the_step_waits_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The order of events; what they do is up to CUDA."""
     told: list[Any] = []
 
@@ -136,9 +144,15 @@ def test_copies_go_to_a_stream_of_their_own_and_the_step_waits_for_them(monkeypa
     moved = SideStream(torch.device("cuda", 0)).move({"x": noted(told), "graphs": Graphs(), "n": 3})
     assert moved["x"].copied and moved["n"] == 3
     assert told == [
-        ("begin", "side"), ("copy", True), ("keep for", "compute"), ("begin", "compute"), "graph", ("end", "compute"), ("end", "side"),
+        ("begin", "side"),
+        ("copy", True),
+        ("keep for", "compute"),
+        ("begin", "compute"),
+        "graph",
+        ("end", "compute"),
+        ("end", "side"),
         ("compute", "waits for", "side"),
-    ]  # fmt: skip
+    ]
 
 
 def test_on_a_cpu_there_are_no_streams(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,11 +39,18 @@ def test_what_lightning_s_have_ours_have(ours: Any) -> None:
     assert names or ours is RandomDataset
     assert [name for name in names if not hasattr(ours, name)] == []
     known = inspect.signature(ours).parameters
-    assert list(inspect.signature(theirs).parameters) == list(known)[: len(inspect.signature(theirs).parameters)]
+    assert (
+        list(inspect.signature(theirs).parameters)
+        == list(known)[: len(inspect.signature(theirs).parameters)]
+    )
 
 
 def test_all_stages(tmp_path: Path) -> None:
-    for model, data in ((BoringModel(), None), (BoringModel(), BoringDataModule()), (TinyModel(), None)):
+    for model, data in (
+        (BoringModel(), None),
+        (BoringModel(), BoringDataModule()),
+        (TinyModel(), None),
+    ):
         done = trainer(tmp_path)
         before = model.layer.weight.clone()
         done.fit(model, datamodule=data)

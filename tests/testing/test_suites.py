@@ -80,13 +80,19 @@ class OnlyFits(Callback):
         (StoresObjects, "test_its_state_is_plain_data", TypeError),
         (StoresObjects, "test_a_run_that_is_resumed_ends_in_the_same_place", CheckpointError),
         (KeyChanges, "test_its_state_is_plain_data", AssertionError),
-        (TrainsLessAfterAResumption, "test_a_run_that_is_resumed_ends_in_the_same_place", AssertionError),
+        (
+            TrainsLessAfterAResumption,
+            "test_a_run_that_is_resumed_ends_in_the_same_place",
+            AssertionError,
+        ),
         (HidesExceptions, "test_an_exception_passes_through", ZeroDivisionError),
         (WritesInATrialRun, "test_it_goes_through_a_trial_run", AssertionError),
         (OnlyFits, "test_it_goes_through_all_stages", AttributeError),
     ],
 )
-def test_a_callback_that_breaks_a_rule_is_found(kind: type[Callback], test: str, error: type[Exception], tmp_path: Path) -> None:
+def test_a_callback_that_breaks_a_rule_is_found(
+    kind: type[Callback], test: str, error: type[Exception], tmp_path: Path
+) -> None:
     suite = CallbackConformance()
     arguments = (kind,) if test == "test_its_events_exist" else (kind, tmp_path)
     with pytest.raises(error):
@@ -117,7 +123,12 @@ class Reads(LoggerConformance):
 
         assert logger.log_dir is not None
         with open(Path(logger.log_dir) / "metrics.csv", newline="") as file:
-            return [(key, int(row["step"]), float(row[key])) for row in csv.DictReader(file) for key in row if row[key] and key != "step"]
+            return [
+                (key, int(row["step"]), float(row[key]))
+                for row in csv.DictReader(file)
+                for key in row
+                if row[key] and key != "step"
+            ]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +139,9 @@ class Reads(LoggerConformance):
         (Raises, "test_nothing_raises", ValueError),
     ],
 )
-def test_a_logger_that_breaks_a_rule_is_found(kind: type[CSVLogger], test: str, error: type[Exception], tmp_path: Path) -> None:
+def test_a_logger_that_breaks_a_rule_is_found(
+    kind: type[CSVLogger], test: str, error: type[Exception], tmp_path: Path
+) -> None:
     logger = kind(tmp_path)
     logger.open(default_root_dir=str(tmp_path), tags={})
     with pytest.raises(error):
@@ -165,7 +178,11 @@ class WrapsErrors(LocalLauncher):
     ],
 )
 def test_a_launcher_that_breaks_a_rule_is_found(
-    kind: type[LocalLauncher], test: str, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[LocalLauncher],
+    test: str,
+    error: type[Exception],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     suite = LauncherConformance()
     make_trainer = LauncherConformance.trainer.__wrapped__(suite, kind, tmp_path, monkeypatch)  # type: ignore[attr-defined]
@@ -186,6 +203,11 @@ def test_the_names_and_that_they_load_what_they_need() -> None:
     assert all(hasattr(raylit.testing, name) for name in raylit.testing.__all__)
     with pytest.raises(AttributeError, match="'Nothing'"):
         _ = raylit.testing.Nothing  # type: ignore[attr-defined]
-    script = "import sys, raylit.testing; print('pytest' in sys.modules); raylit.testing.LoggerConformance; print('pytest' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    script = (
+        "import sys, raylit.testing; print('pytest' in sys.modules);"
+        " raylit.testing.LoggerConformance; print('pytest' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+    )
     assert done.stdout.split() == ["False", "True"]

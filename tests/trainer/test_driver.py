@@ -13,11 +13,23 @@ from raylit.errors import ConfigError
 from raylit.loggers import CSVLogger
 from raylit.testing import BoringDataModule, TinyModel
 
-QUIET: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
-    return pl.Trainer(**{**QUIET, "max_epochs": 1, "enable_checkpointing": False, "default_root_dir": folder, **arguments})
+    return pl.Trainer(
+        **{
+            **QUIET,
+            "max_epochs": 1,
+            "enable_checkpointing": False,
+            "default_root_dir": folder,
+            **arguments,
+        }
+    )
 
 
 @pytest.mark.parametrize("fn", ["fit", "validate", "test", "predict"])
@@ -43,7 +55,10 @@ def test_an_evaluation_needs_a_model_or_a_fit_before(tmp_path: Path, fn: str) ->
 
 def test_without_a_model_the_best_weights_of_the_last_fit_are_taken(tmp_path: Path) -> None:
     saver = ModelCheckpoint(tmp_path, monitor="val_loss", mode="max")
-    one, model = trainer(tmp_path, callbacks=[saver], max_epochs=3, enable_checkpointing=None), TinyModel()
+    one, model = (
+        trainer(tmp_path, callbacks=[saver], max_epochs=3, enable_checkpointing=None),
+        TinyModel(),
+    )
     one.fit(model)
     with pytest.warns(UserWarning, match="the best checkpoint of the last fit is loaded"):
         (found,) = one.validate(verbose=False)
@@ -62,7 +77,10 @@ def test_the_loggers_are_closed_however_the_job_ends(tmp_path: Path) -> None:
             super().close(status)
             self.closed = status
 
-    for model, status, state in ((TinyModel(), "success", "finished"), (Fails(), "failed", "interrupted")):
+    for model, status, state in (
+        (TinyModel(), "success", "finished"),
+        (Fails(), "failed", "interrupted"),
+    ):
         one = trainer(tmp_path, logger=[Notes(tmp_path), Notes(tmp_path)])
         with contextlib.suppress(ZeroDivisionError):
             one.fit(model)

@@ -42,7 +42,10 @@ def test_number_of_workers(arguments: tuple[Any, ...], expected: tuple[int, int]
         ((2, 2, 1, "cpu"), "Give the one or the other"),
         ((2, None, 2, "cpu"), "Give the one or the other"),
         ((-1, None, 1, "cpu"), "num_workers=-1"),
-        (((0, 2), None, 1, "cpu"), r"num_workers=\(0, 2\): give a whole number .* or two, .*num_workers=\(1, 4\)"),
+        (
+            ((0, 2), None, 1, "cpu"),
+            r"num_workers=\(0, 2\): give a whole number .* or two, .*num_workers=\(1, 4\)",
+        ),
         (((3, 2), None, 1, "cpu"), r"num_workers=\(3, 2\)"),
         (((1, 2, 3), None, 1, "cpu"), r"num_workers=\(1, 2, 3\)"),
         (((1, 2.0), None, 1, "cpu"), r"num_workers=\(1, 2.0\)"),
@@ -65,7 +68,9 @@ def test_limits_that_are_none(value: Any) -> None:
         settings.limit("limit_val_batches", value)
 
 
-@pytest.mark.parametrize(("value", "expected"), [(None, 1.0), (0, 0), (0.0, 0.0), (1, 1), (1.0, 1.0), (7, 7)])
+@pytest.mark.parametrize(
+    ("value", "expected"), [(None, 1.0), (0, 0), (0.0, 0.0), (1, 1), (1.0, 1.0), (7, 7)]
+)
 def test_the_type_of_a_limit_is_kept(value: Any, expected: Any) -> None:
     found = settings.limit("x", value)
     assert (found, type(found)) == (expected, type(expected))
@@ -96,15 +101,25 @@ def test_callbacks_come_with_the_defaults_and_checkpoints_last() -> None:
     class Own(Callback):
         pass
 
-    found = settings.make_callbacks([ModelCheckpoint(), Own()], "00:00:00:10", None, None, False, False)
-    assert [type(callback) for callback in found] == [Own, Timer, ProgressBar, RecoveryCheckpoint, ModelCheckpoint]
+    found = settings.make_callbacks(
+        [ModelCheckpoint(), Own()], "00:00:00:10", None, None, False, False
+    )
+    assert [type(callback) for callback in found] == [
+        Own,
+        Timer,
+        ProgressBar,
+        RecoveryCheckpoint,
+        ModelCheckpoint,
+    ]
     assert settings.make_callbacks(Own(), None, False, False, False, False)[0].__class__ is Own
 
 
 def test_a_callback_of_lightning_is_told_apart() -> None:
     lightning = pytest.importorskip("lightning.pytorch")
     with pytest.raises(ConfigError, match="import raylit as pl"):
-        settings.make_callbacks([lightning.callbacks.EarlyStopping("x")], None, False, False, False, False)
+        settings.make_callbacks(
+            [lightning.callbacks.EarlyStopping("x")], None, False, False, False, False
+        )
 
 
 def test_what_is_set_for_the_process_is_checked() -> None:
@@ -130,7 +145,10 @@ def test_clipping() -> None:
 
 
 def test_results_are_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    settings.print_results("test", [{"acc/dataloader_idx_0": 0.5, "all": 1.0}, {"acc/dataloader_idx_1": 0.25, "all": 1.0}])
+    settings.print_results(
+        "test",
+        [{"acc/dataloader_idx_0": 0.5, "all": 1.0}, {"acc/dataloader_idx_1": 0.25, "all": 1.0}],
+    )
     rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
     assert ["acc", "0.5", "0.25"] in rows
     assert ["all", "1", "1"] in rows
@@ -141,9 +159,23 @@ def test_results_are_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 def test_storage_path_is_where_the_files_of_a_run_go(tmp_path: Path) -> None:
     shared = pl.Trainer(storage_path=str(tmp_path / "nfs"), max_epochs=1)
     assert shared.default_root_dir == str(tmp_path / "nfs")
-    bucket = pl.Trainer(storage_path="memory://bucket", default_root_dir=tmp_path, max_epochs=1, enable_model_summary=False)
+    bucket = pl.Trainer(
+        storage_path="memory://bucket",
+        default_root_dir=tmp_path,
+        max_epochs=1,
+        enable_model_summary=False,
+    )
     bucket.fit(TinyModel())
-    assert bucket.checkpoint_callback.best_model_path.startswith("memory://bucket/lightning_logs/version_0/checkpoints/")
-    again = pl.Trainer(storage_path="memory://bucket", default_root_dir=tmp_path, max_epochs=2, enable_model_summary=False)
+    assert bucket.checkpoint_callback.best_model_path.startswith(
+        "memory://bucket/lightning_logs/version_0/checkpoints/"
+    )
+    again = pl.Trainer(
+        storage_path="memory://bucket",
+        default_root_dir=tmp_path,
+        max_epochs=2,
+        enable_model_summary=False,
+    )
     again.fit(TinyModel(), ckpt_path="last")
-    assert again.ckpt_path.endswith("bucket/lightning_logs/version_0/checkpoints/epoch=0-step=4.ckpt")
+    assert again.ckpt_path.endswith(
+        "bucket/lightning_logs/version_0/checkpoints/epoch=0-step=4.ckpt"
+    )

@@ -12,11 +12,23 @@ from raylit.callbacks import ModelCheckpoint
 from raylit.errors import ConfigError
 from raylit.testing import TinyModel
 
-QUIET: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
-    return pl.Trainer(**{**QUIET, "max_epochs": 1, "enable_checkpointing": False, "default_root_dir": folder, **arguments})
+    return pl.Trainer(
+        **{
+            **QUIET,
+            "max_epochs": 1,
+            "enable_checkpointing": False,
+            "default_root_dir": folder,
+            **arguments,
+        }
+    )
 
 
 @pytest.mark.parametrize(
@@ -31,10 +43,15 @@ def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
         ({"num_workers": -1}, "num_workers=-1"),
         ({"max_failures": -1}, "max_failures=-1"),
         ({"callbacks": [3]}, "callbacks holds 3"),
-        ({"enable_checkpointing": False, "callbacks": [ModelCheckpoint()]}, "together with a Checkpoint"),
+        (
+            {"enable_checkpointing": False, "callbacks": [ModelCheckpoint()]},
+            "together with a Checkpoint",
+        ),
     ],
 )
-def test_arguments_that_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+def test_arguments_that_are_refused(
+    tmp_path: Path, arguments: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         trainer(tmp_path, **arguments)
 
@@ -47,7 +64,11 @@ def test_an_argument_that_there_is_not() -> None:
 def test_replaced_makes_a_new_trainer_with_some_arguments_changed(tmp_path: Path) -> None:
     one = trainer(tmp_path, max_steps=5, precision="bf16")
     other = one.replaced(max_steps=7)
-    assert (other.max_steps, other.precision, other.default_root_dir) == (7, "bf16-mixed", str(tmp_path))
+    assert (other.max_steps, other.precision, other.default_root_dir) == (
+        7,
+        "bf16-mixed",
+        str(tmp_path),
+    )
     assert one.max_steps == 5
     assert type(other) is pl.Trainer
     with pytest.raises(ConfigError, match=r"no argument 'max_step'\. Did you mean 'max_steps'"):
@@ -76,7 +97,10 @@ def test_it_pickles_without_its_run(tmp_path: Path) -> None:
 def test_metrics_are_tensors_of_the_cpu_after_a_fit(tmp_path: Path) -> None:
     one = trainer(tmp_path)
     result = one.fit(TinyModel())
-    assert all(isinstance(value, torch.Tensor) and value.device.type == "cpu" for value in one.callback_metrics.values())
+    assert all(
+        isinstance(value, torch.Tensor) and value.device.type == "cpu"
+        for value in one.callback_metrics.values()
+    )
     assert result.metrics == {name: value.item() for name, value in one.callback_metrics.items()}
 
 

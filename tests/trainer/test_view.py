@@ -12,7 +12,12 @@ import raylit as pl
 from raylit.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
 from raylit.testing import BoringModel, RandomDataset, TinyModel
 
-QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 STAGES = ("sanity_checking", "training", "validating", "testing", "predicting")
 
 
@@ -62,7 +67,12 @@ def test_one_stage_at_a_time(tmp_path: Path) -> None:
         "test": ["testing"],
         "predict": ["predicting"],
     }
-    assert (stages(one), one.state.finished, one.state.stopped, one.interrupted) == ([], True, True, False)
+    assert (stages(one), one.state.finished, one.state.stopped, one.interrupted) == (
+        [],
+        True,
+        True,
+        False,
+    )
 
 
 def test_after_an_exception_it_is_interrupted(tmp_path: Path) -> None:
@@ -73,18 +83,43 @@ def test_after_an_exception_it_is_interrupted(tmp_path: Path) -> None:
     one = trainer(tmp_path)
     with pytest.raises(ZeroDivisionError):
         one.fit(Fails())
-    assert (one.interrupted, one.state.finished, one.state.stopped, stages(one)) == (True, False, True, [])
+    assert (one.interrupted, one.state.finished, one.state.stopped, stages(one)) == (
+        True,
+        False,
+        True,
+        [],
+    )
 
 
 def test_before_any_job(tmp_path: Path) -> None:
     one = trainer(tmp_path)
-    assert (one.world_size, one.num_devices, one.num_nodes, one.global_rank, one.local_rank, one.node_rank) == (1, 1, 1, 0, 0, 0)
+    assert (
+        one.world_size,
+        one.num_devices,
+        one.num_nodes,
+        one.global_rank,
+        one.local_rank,
+        one.node_rank,
+    ) == (1, 1, 1, 0, 0, 0)
     assert one.is_global_zero
-    assert (one.current_epoch, one.global_step, one.lightning_module, one.datamodule, one.model) == (0, 0, None, None, None)
-    assert (one.train_dataloader, one.val_dataloaders, one.optimizers, one.lr_scheduler_configs) == (None, None, [], [])
+    assert (
+        one.current_epoch,
+        one.global_step,
+        one.lightning_module,
+        one.datamodule,
+        one.model,
+    ) == (0, 0, None, None, None)
+    assert (
+        one.train_dataloader,
+        one.val_dataloaders,
+        one.optimizers,
+        one.lr_scheduler_configs,
+    ) == (None, None, [], [])
     assert (one.callback_metrics, one.logged_metrics, one.progress_bar_metrics) == ({}, {}, {})
     assert not one.has_validated
-    with pytest.raises(RuntimeError, match="while a fit runs, for instance in configure_optimizers"):
+    with pytest.raises(
+        RuntimeError, match="while a fit runs, for instance in configure_optimizers"
+    ):
         _ = one.estimated_stepping_batches
 
 
@@ -98,7 +133,11 @@ def test_the_data_in_the_nesting_it_was_given_in(tmp_path: Path) -> None:
     one = trainer(tmp_path, limit_val_batches=2)
     one.fit(Net(), loaders)
     assert one.train_dataloader == loaders
-    assert (one.num_training_batches, one.num_val_batches, one.num_sanity_val_batches) == (4, [2], [2])
+    assert (one.num_training_batches, one.num_val_batches, one.num_sanity_val_batches) == (
+        4,
+        [2],
+        [2],
+    )
     assert one.val_dataloaders.dataset.data.shape == (64, 32)
 
 
@@ -112,7 +151,9 @@ def test_metrics_are_read_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
             return loss
 
         def on_train_batch_end(self, *args: Any) -> None:
-            seen.append((self.trainer.callback_metrics["number"].item(), self.trainer.progress_bar_metrics))
+            seen.append(
+                (self.trainer.callback_metrics["number"].item(), self.trainer.progress_bar_metrics)
+            )
 
     trainer(tmp_path, limit_val_batches=0).fit(Net())
     assert seen == [(float(number), {"number": number}) for number in range(4)]
@@ -121,7 +162,13 @@ def test_metrics_are_read_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
 def test_loggers_and_callbacks_by_kind(tmp_path: Path) -> None:
     first, second = pl.CSVLogger(tmp_path, "a"), pl.CSVLogger(tmp_path, "b")
     stopping, saver = EarlyStopping("x"), ModelCheckpoint()
-    one = trainer(tmp_path, logger=[first, second], callbacks=[saver, stopping], enable_checkpointing=None, enable_progress_bar=True)
+    one = trainer(
+        tmp_path,
+        logger=[first, second],
+        callbacks=[saver, stopping],
+        enable_checkpointing=None,
+        enable_progress_bar=True,
+    )
     assert (one.logger, one.loggers, one.log_dir) == (first, [first, second], first.log_dir)
     assert (one.checkpoint_callback, one.checkpoint_callbacks) == (saver, [saver])
     assert (one.early_stopping_callback, one.early_stopping_callbacks) == (stopping, [stopping])

@@ -17,7 +17,9 @@ from raylit.tune.space import WORDS, domain
 
 
 def spec(**settings: Any) -> SweepSpec:
-    return SweepSpec(**{"space": {"model.lr": {"uniform": [0.0, 1.0]}}, "metric": "val_loss", **settings})
+    return SweepSpec(
+        **{"space": {"model.lr": {"uniform": [0.0, 1.0]}}, "metric": "val_loss", **settings}
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,11 @@ def test_words_are_ray_tunes(value: Any, kind: type, lower: float, upper: float)
 
 
 def test_every_word_is_a_function_of_ray_tune() -> None:
-    assert [word for word in WORDS if not callable(getattr(tune, "grid_search" if word == "grid" else word, None))] == []
+    assert [
+        word
+        for word in WORDS
+        if not callable(getattr(tune, "grid_search" if word == "grid" else word, None))
+    ] == []
 
 
 def test_choices_grids_objects_and_constants() -> None:
@@ -70,7 +76,10 @@ def test_choices_grids_objects_and_constants() -> None:
         ({"scheduler": "ahsa"}, "[Dd]id you mean .*asha"),
         ({"scheduler": {"name": "asha", "patience": 3}}, "asha does not take .*patience"),
         ({"scheduler": {"max_t": 3}}, "neither a name nor a mapping"),
-        ({"scheduler": PopulationBasedTraining(hyperparam_mutations={"model.lr": [1, 2]})}, "which sweeps do not support"),
+        (
+            {"scheduler": PopulationBasedTraining(hyperparam_mutations={"model.lr": [1, 2]})},
+            "which sweeps do not support",
+        ),
         ({"search": "optuna", "space": {"model.lr": {"grid": [1, 2]}}}, "cannot visit grids"),
         ({"resources": {"CPU": -1}}, "resources"),
     ],
@@ -83,11 +92,24 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> N
 def test_sweep_file_reads_as_settings() -> None:
     made = SweepSpec.from_dict(
         {
-            "name": "lr", "metric": {"name": "val_acc", "mode": "max"}, "space": {"model.lr": {"grid": [1, 2, 3]}, "model.width": {"grid": [8, 16]}},
-            "search": "grid", "scheduler": {"name": "asha", "max_t": 9}, "trials": 2, "max_concurrent": 3, "resources": {"CPU": 2}, "stop": {"val_acc": 0.99},
+            "name": "lr",
+            "metric": {"name": "val_acc", "mode": "max"},
+            "space": {"model.lr": {"grid": [1, 2, 3]}, "model.width": {"grid": [8, 16]}},
+            "search": "grid",
+            "scheduler": {"name": "asha", "max_t": 9},
+            "trials": 2,
+            "max_concurrent": 3,
+            "resources": {"CPU": 2},
+            "stop": {"val_acc": 0.99},
         }
-    )  # fmt: skip
-    assert (made.name, made.metric, made.mode, made.num_samples, made.max_concurrent) == ("lr", "val_acc", "max", 2, 3)
+    )
+    assert (made.name, made.metric, made.mode, made.num_samples, made.max_concurrent) == (
+        "lr",
+        "val_acc",
+        "max",
+        2,
+        3,
+    )
     assert made.num_trials == 12
     assert made.resources == {"CPU": 2}
 
@@ -107,7 +129,15 @@ def test_names_become_objects_of_ray_tune() -> None:
 def test_seed_makes_the_search_repeatable() -> None:
     def drawn() -> list[float]:
         search = spec(seed=3, num_samples=4).make_search()
-        search.add_configurations({"e": {"run": lambda config: None, "config": {"model.lr": tune.uniform(0, 1)}, "num_samples": 4}})
+        search.add_configurations(
+            {
+                "e": {
+                    "run": lambda config: None,
+                    "config": {"model.lr": tune.uniform(0, 1)},
+                    "num_samples": 4,
+                }
+            }
+        )
         return [search.next_trial().config["model.lr"] for _ in range(4)]
 
     assert drawn() == drawn()

@@ -91,9 +91,16 @@ class TestSweep:
             default_root_dir=folder,
         )
         return pl.Tuner(trainer).sweep(
-            Line, Data, name="lr", space={"model.lr": {"choice": [0.3, 0.2, 1e-6]}, "data.batch_size": tune.choice([16])},
-            metric="val_loss", num_samples=5, scheduler={"name": "asha", "max_t": 4, "grace_period": 1, "reduction_factor": 2}, max_concurrent=2, seed=7,
-        )  # fmt: skip
+            Line,
+            Data,
+            name="lr",
+            space={"model.lr": {"choice": [0.3, 0.2, 1e-6]}, "data.batch_size": tune.choice([16])},
+            metric="val_loss",
+            num_samples=5,
+            scheduler={"name": "asha", "max_t": 4, "grace_period": 1, "reduction_factor": 2},
+            max_concurrent=2,
+            seed=7,
+        )
 
     def test_best_first(self, result: SweepResult) -> None:
         scores = [trial.score for trial in result.trials]
@@ -122,7 +129,14 @@ class TestSweep:
     def test_table(self, result: SweepResult) -> None:
         frame = result.dataframe
         assert list(frame["trial"]) == [trial.name for trial in result.trials]
-        assert {"model.lr", "data.batch_size", "val_loss", "iterations", "checkpoint", "run_id"} <= set(frame.columns)
+        assert {
+            "model.lr",
+            "data.batch_size",
+            "val_loss",
+            "iterations",
+            "checkpoint",
+            "run_id",
+        } <= set(frame.columns)
 
     def test_plot_has_a_panel_for_each_key(self, result: SweepResult) -> None:
         assert [axes.get_xlabel() for axes in result.plot().axes] == ["data.batch_size", "model.lr"]
@@ -145,17 +159,30 @@ class TestSweep:
         from ray.util.state import list_placement_groups
 
         deadline = time.monotonic() + 20
-        while left := [group for group in list_placement_groups(ray_cluster) if group.state == "CREATED"]:
+        while left := [
+            group for group in list_placement_groups(ray_cluster) if group.state == "CREATED"
+        ]:
             assert time.monotonic() < deadline, left
 
 
 @pytest.mark.ray
 def test_failed_trial_does_not_end_a_grid(tmp_path: Path, ray_cluster: str) -> None:
-    trainer = pl.Trainer(max_epochs=1, logger=pl.MLFlowLogger("lines", tracking_uri=store(tmp_path)), default_root_dir=tmp_path)
-    result = pl.Tuner(trainer).sweep(
-        Line, Data(), space={"model.lr": {"grid": [0.0, 0.2]}, "trainer.max_epochs": {"grid": [1, 2]}}, metric="val_loss", search="grid"
+    trainer = pl.Trainer(
+        max_epochs=1,
+        logger=pl.MLFlowLogger("lines", tracking_uri=store(tmp_path)),
+        default_root_dir=tmp_path,
     )
-    ended = {(trial.config["model.lr"], trial.config["trainer.max_epochs"]): trial for trial in result.trials}
+    result = pl.Tuner(trainer).sweep(
+        Line,
+        Data(),
+        space={"model.lr": {"grid": [0.0, 0.2]}, "trainer.max_epochs": {"grid": [1, 2]}},
+        metric="val_loss",
+        search="grid",
+    )
+    ended = {
+        (trial.config["model.lr"], trial.config["trainer.max_epochs"]): trial
+        for trial in result.trials
+    }
     assert set(ended) == {(0.0, 1), (0.0, 2), (0.2, 1), (0.2, 2)}
     assert result.best is ended[0.2, 2]
     assert [ended[0.2, epochs].iterations for epochs in (1, 2)] == [1, 2]
@@ -184,9 +211,17 @@ def test_sweep_whose_metric_nobody_logs_says_so(tmp_path: Path, ray_cluster: str
         ({"space": None}, "space"),
     ],
 )
-def test_wrong_arguments_start_nothing(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_wrong_arguments_start_nothing(
+    arguments: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     tuner = pl.Tuner(pl.Trainer(max_epochs=1, default_root_dir=tmp_path))
-    given: dict[str, Any] = {"model": Line, "datamodule": Data, "space": {"model.lr": 0.1}, "metric": "val_loss", **arguments}
+    given: dict[str, Any] = {
+        "model": Line,
+        "datamodule": Data,
+        "space": {"model.lr": 0.1},
+        "metric": "val_loss",
+        **arguments,
+    }
     with pytest.raises(ConfigError, match=message):
         tuner.sweep(given.pop("model"), given.pop("datamodule"), **given)
     assert not list(tmp_path.iterdir())

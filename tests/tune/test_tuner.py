@@ -17,7 +17,11 @@ from raylit.loggers import CSVLogger
 from raylit.loggers.dummy import DummyLogger
 from raylit.testing import RandomDataset, TinyModel
 
-QUIET: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +61,9 @@ class Watch(pl.Callback):
 
 def test_nothing_is_changed_but_the_attribute(tmp_path: Path) -> None:
     watch, logger, generator = Watch(), CSVLogger(tmp_path), torch.Generator().manual_seed(3)
-    trainer = pl.Trainer(max_epochs=4, logger=logger, callbacks=[watch], default_root_dir=tmp_path, **QUIET)
+    trainer = pl.Trainer(
+        max_epochs=4, logger=logger, callbacks=[watch], default_root_dir=tmp_path, **QUIET
+    )
     callbacks = list(trainer.callbacks)
     model = Tunable()
     model.layer.weight.grad = torch.ones_like(model.layer.weight)
@@ -71,25 +77,37 @@ def test_nothing_is_changed_but_the_attribute(tmp_path: Path) -> None:
     assert model.lr == found.suggestion() != 0.1
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert (model.training, model.dropout.training) == (True, False)
-    assert all(torch.equal(now, then) for now, then in zip((torch.get_rng_state(), generator.get_state()), random, strict=True))
+    assert all(
+        torch.equal(now, then)
+        for now, then in zip((torch.get_rng_state(), generator.get_state()), random, strict=True)
+    )
     assert trainer.callbacks == callbacks
     assert (watch.calls, watch.file) == (["setup", "teardown"], None)
     assert trainer.loggers == [logger]
-    assert (trainer.global_step, trainer.current_epoch, trainer.max_steps, trainer.limit_val_batches) == (0, 0, -1, 1.0)
+    assert (
+        trainer.global_step,
+        trainer.current_epoch,
+        trainer.max_steps,
+        trainer.limit_val_batches,
+    ) == (0, 0, -1, 1.0)
     assert list(tmp_path.rglob("*")) == []
 
 
 def test_the_searches_load_no_ray(tmp_path: Path) -> None:
     script = (
-        "import sys, raylit as pl\n"
-        "from raylit.testing import TinyModel\n"
-        "tuner = pl.Tuner(pl.Trainer(max_epochs=1, logger=False, accelerator='cpu', enable_progress_bar=False))\n"
-        "tuner.lr_find(TinyModel(), num_training=3, update_attr=False)\n"
-        "assert tuner.scale_batch_size(TinyModel(), max_trials=2) == 4\n"
-        "print('ray' in sys.modules, 'mlflow' in sys.modules)\n"
+        "import sys, raylit as pl\nfrom raylit.testing import TinyModel\ntuner ="
+        " pl.Tuner(pl.Trainer(max_epochs=1, logger=False, accelerator='cpu',"
+        " enable_progress_bar=False))\ntuner.lr_find(TinyModel(), num_training=3,"
+        " update_attr=False)\nassert tuner.scale_batch_size(TinyModel(), max_trials=2) =="
+        " 4\nprint('ray' in sys.modules, 'mlflow' in sys.modules)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, "-W", "ignore", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
     assert done.stdout.split() == ["False", "False"], done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -97,7 +115,9 @@ def test_the_searches_load_no_ray(tmp_path: Path) -> None:
 
 def test_what_cannot_be_searched_is_told_before_it_begins(tmp_path: Path) -> None:
     def tuner(**settings: Any) -> pl.Tuner:
-        return pl.Tuner(pl.Trainer(**{"max_epochs": 1, "default_root_dir": tmp_path, **QUIET, **settings}))
+        return pl.Tuner(
+            pl.Trainer(**{"max_epochs": 1, "default_root_dir": tmp_path, **QUIET, **settings})
+        )
 
     with pytest.raises(ConfigError, match=r"num_workers=2.*Trainer\(num_workers=0\)"):
         tuner(num_workers=2).scale_batch_size(Tunable())
@@ -106,7 +126,9 @@ def test_what_cannot_be_searched_is_told_before_it_begins(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="Did you mean 'fit'"):
         tuner().scale_batch_size(Tunable(), method="fitt")
     with pytest.raises(ConfigError, match=r"loaders that were given to Trainer\.test directly"):
-        tuner().scale_batch_size(Tunable(), dataloaders=DataLoader(RandomDataset(32, 8)), method="test")
+        tuner().scale_batch_size(
+            Tunable(), dataloaders=DataLoader(RandomDataset(32, 8)), method="test"
+        )
     with pytest.raises(TypeError, match="LightningModule"):
         tuner().lr_find(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
 

@@ -14,15 +14,29 @@ import raylit
 from raylit.errors import ConfigError
 
 MODULES = [
-    "utilities", "utilities.combined_loader", "utilities.exceptions", "utilities.grads", "utilities.memory", "utilities.rank_zero",
-    "utilities.types", "loggers.logger", "strategies",
-]  # fmt: skip
+    "utilities",
+    "utilities.combined_loader",
+    "utilities.exceptions",
+    "utilities.grads",
+    "utilities.memory",
+    "utilities.rank_zero",
+    "utilities.types",
+    "loggers.logger",
+    "strategies",
+]
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_names_are_lightnings(module: str) -> None:
-    ours, theirs = importlib.import_module(f"raylit.{module}"), importlib.import_module(f"lightning.pytorch.{module}")
-    names = [name for name in getattr(ours, "__all__", vars(ours)) if not name.startswith("_") and name not in ("annotations", "Tensor")]
+    ours, theirs = (
+        importlib.import_module(f"raylit.{module}"),
+        importlib.import_module(f"lightning.pytorch.{module}"),
+    )
+    names = [
+        name
+        for name in getattr(ours, "__all__", vars(ours))
+        if not name.startswith("_") and name not in ("annotations", "Tensor")
+    ]
     assert names
     assert [name for name in names if not hasattr(theirs, name)] == []
 
@@ -34,7 +48,9 @@ def test_grad_norm(norm_type: Any) -> None:
     assert raylit.utilities.grad_norm(net, 2) == {}
     net(torch.randn(5, 3)).sum().backward()
     theirs = lightning.pytorch.utilities.grad_norm(net, norm_type)
-    assert raylit.utilities.grad_norm(net, norm_type) == pytest.approx({name: float(value) for name, value in theirs.items()})
+    assert raylit.utilities.grad_norm(net, norm_type) == pytest.approx(
+        {name: float(value) for name, value in theirs.items()}
+    )
 
 
 def test_grad_norm_wants_a_positive_norm() -> None:

@@ -6,4 +6,7 @@ from raylit.core.callback import Callback
 
 
 class Checkpoint(Callback):
-    """Base of callbacks that save checkpoints. The Trainer calls them last, so that they save what the others have done."""
+    """Base of callbacks that save checkpoints.
+
+    The Trainer calls them last, so that they save what the others have done.
+    """

@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from raylit.trainer.trainer import Trainer
 
 Metrics = dict[str, Tensor]
-OF_FOLDER = ("best_model_score", "best_k_models", "kth_best_model_path", "kth_value", "last_model_path")
+OF_FOLDER = (
+    "best_model_score",
+    "best_k_models",
+    "kth_best_model_path",
+    "kth_value",
+    "last_model_path",
+)
 STATE = ("monitor", "best_model_path", "current_score", "dirpath", *OF_FOLDER)
 
 
@@ -67,7 +73,9 @@ class ModelCheckpoint(ScheduledCheckpoint):
         ConfigError: arguments are out of range or contradict each other; while training, if `monitor` was not logged by the first validation.
 
     Example:
-        >>> best = ModelCheckpoint(monitor="val_loss", filename="{epoch}-{val_loss:.3f}", save_top_k=3, save_last=True)
+        >>> best = ModelCheckpoint(
+        ...     monitor="val_loss", filename="{epoch}-{val_loss:.3f}", save_top_k=3, save_last=True
+        ... )
         >>> result = Trainer(callbacks=[best]).fit(model, datamodule=data)
         >>> best.best_model_path, best.best_model_score
     """
@@ -96,7 +104,13 @@ class ModelCheckpoint(ScheduledCheckpoint):
         save_on_train_epoch_end: bool | None = None,
         enable_version_counter: bool = True,
     ) -> None:
-        super().__init__(monitor, every_n_train_steps, train_time_interval, every_n_epochs, save_on_train_epoch_end)
+        super().__init__(
+            monitor,
+            every_n_train_steps,
+            train_time_interval,
+            every_n_epochs,
+            save_on_train_epoch_end,
+        )
         self.mode = mode
         self.verbose = verbose
         self.filename = filename
@@ -120,16 +134,23 @@ class ModelCheckpoint(ScheduledCheckpoint):
     def _check_arguments(self) -> None:
         if self.mode not in ("min", "max"):
             raise ConfigError(
-                f"ModelCheckpoint(mode={self.mode!r}) is not known. Use 'min' if a lower metric is better, 'max' if a higher one is."
+                f"ModelCheckpoint(mode={self.mode!r}) is not known. Use 'min' if a lower metric is"
+                " better, 'max' if a higher one is."
             )
         if self.save_last not in (None, True, False, "link"):
-            raise ConfigError(f"ModelCheckpoint(save_last={self.save_last!r}) is not known. Use True, False or 'link'.")
+            raise ConfigError(
+                f"ModelCheckpoint(save_last={self.save_last!r}) is not known. Use True, False or"
+                " 'link'."
+            )
         if self.save_top_k < -1:
-            raise ConfigError(f"ModelCheckpoint(save_top_k={self.save_top_k}): give how many checkpoints to keep, or -1 for all.")
+            raise ConfigError(
+                f"ModelCheckpoint(save_top_k={self.save_top_k}): give how many checkpoints to keep,"
+                " or -1 for all."
+            )
         if self.monitor is None and self.save_top_k > 1:
             raise ConfigError(
-                f"ModelCheckpoint(save_top_k={self.save_top_k}) cannot tell which are best. Name a metric, as in monitor='val_loss', or keep"
-                " all with save_top_k=-1."
+                f"ModelCheckpoint(save_top_k={self.save_top_k}) cannot tell which are best. Name a"
+                " metric, as in monitor='val_loss', or keep all with save_top_k=-1."
             )
 
     @property
@@ -148,15 +169,26 @@ class ModelCheckpoint(ScheduledCheckpoint):
         self._in_fit = stage == "fit"
         self.dirpath = trainer.world.broadcast_object(self.resolve_dirpath(trainer))
         if self.save_last == "link" and storage.is_url(self.dirpath):
-            raise ConfigError(f"ModelCheckpoint(save_last='link') needs local files, but dirpath is {self.dirpath}. Use save_last=True.")
+            raise ConfigError(
+                "ModelCheckpoint(save_last='link') needs local files, but dirpath is"
+                f" {self.dirpath}. Use save_last=True."
+            )
         if stage == "fit" and not trainer.fast_dev_run:
-            problem = trainer.world.broadcast_object(storage.unwritable(self.dirpath) if trainer.is_global_zero else None)
+            problem = trainer.world.broadcast_object(
+                storage.unwritable(self.dirpath) if trainer.is_global_zero else None
+            )
             if problem:
                 raise NotSavedError(
-                    f"Checkpoints cannot be written to {self.dirpath}: {problem}. Set another ModelCheckpoint(dirpath=...)."
+                    f"Checkpoints cannot be written to {self.dirpath}: {problem}. Set another"
+                    " ModelCheckpoint(dirpath=...)."
                 )
         is_new = stage == "fit" and os.path.dirname(trainer.ckpt_path or "") != self.dirpath
-        if is_new and trainer.is_global_zero and self.save_top_k != 0 and folder.listing(self.dirpath):
+        if (
+            is_new
+            and trainer.is_global_zero
+            and self.save_top_k != 0
+            and folder.listing(self.dirpath)
+        ):
             warn(f"The folder for checkpoints, {self.dirpath}, is not empty.")
 
     def _save_at_step(self, trainer: Trainer) -> None:
@@ -175,21 +207,34 @@ class ModelCheckpoint(ScheduledCheckpoint):
             with self._forgiving():
                 self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if not self.save_on_exception or self.dirpath is None or self._should_skip_saving_checkpoint(trainer):
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        if (
+            not self.save_on_exception
+            or self.dirpath is None
+            or self._should_skip_saving_checkpoint(trainer)
+        ):
             return
-        is_everywhere = isinstance(exception, Terminated)  # else this rank may be the only one to come here: it asks nothing of the others
+        is_everywhere = isinstance(
+            exception, Terminated
+        )  # else this rank may be the only one to come here: it asks nothing of the others
         if not is_everywhere and (trainer.strategy.shards or not trainer.is_global_zero):
             return
         metrics = self._local_metrics(trainer)
         path = self.format_checkpoint_name(metrics)
         with self._forgiving():
             if self.save_last:
-                last = self._free_path(metrics, self.CHECKPOINT_NAME_LAST, self.last_model_path, path)
+                last = self._free_path(
+                    metrics, self.CHECKPOINT_NAME_LAST, self.last_model_path, path
+                )
                 self._save_under_two_names(trainer, path, last, together=is_everywhere)
             else:
                 self._save_checkpoint(trainer, path, together=is_everywhere)
-            info(f"A {type(exception).__name__} was raised ({exception}); the run was saved to {path}.")
+            info(
+                f"A {type(exception).__name__} was raised ({exception}); the run was saved to"
+                f" {path}."
+            )
 
     # ---- what ----
 
@@ -200,7 +245,9 @@ class ModelCheckpoint(ScheduledCheckpoint):
         if self.save_top_k == -1 or len(self.best_k_models) < self.save_top_k:
             return True
         worst = self.best_k_models.get(self.kth_best_model_path, self._worst)
-        return self.save_top_k > 0 and bool(current < worst if self.mode == "min" else current > worst)
+        return self.save_top_k > 0 and bool(
+            current < worst if self.mode == "min" else current > worst
+        )
 
     @property
     def _worst(self) -> float:
@@ -219,8 +266,9 @@ class ModelCheckpoint(ScheduledCheckpoint):
             return True
         if self.monitor not in metrics:
             text = (
-                f"ModelCheckpoint watches {self.monitor!r}, which was not logged. Logged so far: {', '.join(map(repr, metrics))}."
-                f" Log it with self.log({self.monitor!r}, ...), or change monitor."
+                f"ModelCheckpoint watches {self.monitor!r}, which was not logged. Logged so far:"
+                f" {', '.join(map(repr, metrics))}. Log it with self.log({self.monitor!r}, ...), or"
+                " change monitor."
             )
             if trainer.has_validated:
                 raise ConfigError(text)
@@ -271,11 +319,23 @@ class ModelCheckpoint(ScheduledCheckpoint):
     # ---- where ----
 
     def resolve_dirpath(self, trainer: Trainer) -> str:
-        """Return the folder for checkpoints: the one given, else below the Trainer's storage URL, the folder of the first logger or the Trainer's."""
-        return folder.default(trainer.loggers, trainer.default_root_dir, trainer.storage_url) if self.dirpath is None else self.dirpath
+        """Return the folder for checkpoints.
+
+        The one given, else below the Trainer's storage URL, the folder of the first logger or the
+        Trainer's.
+        """
+        return (
+            folder.default(trainer.loggers, trainer.default_root_dir, trainer.storage_url)
+            if self.dirpath is None
+            else self.dirpath
+        )
 
     def format_checkpoint_name(
-        self, metrics: dict[str, Any], filename: str | None = None, ver: int | None = None, prefix: str | None = None
+        self,
+        metrics: dict[str, Any],
+        filename: str | None = None,
+        ver: int | None = None,
+        prefix: str | None = None,
     ) -> str:
         """Return the path of a checkpoint with these metrics.
 
@@ -286,21 +346,34 @@ class ModelCheckpoint(ScheduledCheckpoint):
             prefix: put in front, joined by "-".
 
         Example:
-            >>> ModelCheckpoint(filename="{epoch}-{val_loss:.2f}").format_checkpoint_name({"epoch": 2, "val_loss": 0.1234})
+            >>> ModelCheckpoint(filename="{epoch}-{val_loss:.2f}").format_checkpoint_name(
+            ...     {"epoch": 2, "val_loss": 0.1234}
+            ... )
             'epoch=2-val_loss=0.12.ckpt'
         """
         template = filename or self.filename or f"{{epoch}}{self.CHECKPOINT_JOIN_CHAR}{{step}}"
-        name = naming.fill(template, metrics, shows_names=self.auto_insert_metric_name, equals=self.CHECKPOINT_EQUALS_CHAR)
+        name = naming.fill(
+            template,
+            metrics,
+            shows_names=self.auto_insert_metric_name,
+            equals=self.CHECKPOINT_EQUALS_CHAR,
+        )
         parts = [*([] if prefix is None else [prefix]), name, *([] if ver is None else [f"v{ver}"])]
-        return os.path.join(self.dirpath or "", self.CHECKPOINT_JOIN_CHAR.join(parts) + self.FILE_EXTENSION)
+        return os.path.join(
+            self.dirpath or "", self.CHECKPOINT_JOIN_CHAR.join(parts) + self.FILE_EXTENSION
+        )
 
     def file_exists(self, filepath: str | os.PathLike[str], trainer: Trainer) -> bool:
         """Tell whether there is a file, as rank 0 sees it. To be called on all ranks."""
         return trainer.world.from_zero(lambda: folder.exists(os.fspath(filepath)), NotSavedError)
 
-    def _path(self, trainer: Trainer, metrics: Metrics, template: str | None, own: str, *taken: str) -> str:
+    def _path(
+        self, trainer: Trainer, metrics: Metrics, template: str | None, own: str, *taken: str
+    ) -> str:
         """Return the path for the next checkpoint, as rank 0 found it."""
-        return trainer.world.from_zero(lambda: self._free_path(metrics, template, own, *taken), NotSavedError)
+        return trainer.world.from_zero(
+            lambda: self._free_path(metrics, template, own, *taken), NotSavedError
+        )
 
     def _free_path(self, metrics: Metrics, template: str | None, own: str, *taken: str) -> str:
         """Return the first version of a name that is free, or is `own`, which may be replaced."""
@@ -310,7 +383,9 @@ class ModelCheckpoint(ScheduledCheckpoint):
         stem = path.removesuffix(self.FILE_EXTENSION)
         names = naming.versions(stem, join=self.CHECKPOINT_JOIN_CHAR, start=self.STARTING_VERSION)
         candidates = (name + self.FILE_EXTENSION for name in names)
-        return next(one for one in candidates if one == own or not (one in taken or folder.exists(one)))
+        return next(
+            one for one in candidates if one == own or not (one in taken or folder.exists(one))
+        )
 
     # ---- files ----
 
@@ -327,14 +402,26 @@ class ModelCheckpoint(ScheduledCheckpoint):
     def _save_with_last(self, trainer: Trainer, filepath: str, metrics: Metrics) -> None:
         """Write the run to a file and, if wanted, let `last` be the same."""
         if self.save_last:
-            last = self._path(trainer, metrics, self.CHECKPOINT_NAME_LAST, self.last_model_path, filepath)
-            self._remove_checkpoint(trainer, self._save_under_two_names(trainer, filepath, last), last)
+            last = self._path(
+                trainer, metrics, self.CHECKPOINT_NAME_LAST, self.last_model_path, filepath
+            )
+            self._remove_checkpoint(
+                trainer, self._save_under_two_names(trainer, filepath, last), last
+            )
         else:
             self._save_checkpoint(trainer, filepath)
 
-    def _save_under_two_names(self, trainer: Trainer, filepath: str, last: str, together: bool = True) -> str:
-        """Write the run to a file that has `last` as its second name; returns the `last` before it."""
-        replaced, self.last_model_path = self.last_model_path, last  # before saving, because it is part of what is saved
+    def _save_under_two_names(
+        self, trainer: Trainer, filepath: str, last: str, together: bool = True
+    ) -> str:
+        """Write the run to a file that has `last` as its second name.
+
+        Returns the `last` before it.
+        """
+        replaced, self.last_model_path = (
+            self.last_model_path,
+            last,
+        )  # before saving, because it is part of what is saved
         self._save_checkpoint(trainer, filepath, together)
         (self._give_second_name if together else self._link)(trainer, filepath, last)
         if self.save_last != "link":
@@ -369,11 +456,17 @@ class ModelCheckpoint(ScheduledCheckpoint):
         """Tell whether `previous`, replaced by `current`, is this callback's to delete."""
         resumed_from, own = trainer.ckpt_path or "", self.dirpath or ""
         if not storage.is_url(previous):
-            previous, current, resumed_from, own = map(os.path.abspath, (previous, current, resumed_from, own))
+            previous, current, resumed_from, own = map(
+                os.path.abspath, (previous, current, resumed_from, own)
+            )
         return previous not in (current, resumed_from) and previous.startswith(f"{own}/")
 
     def _remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> None:
-        if previous and trainer.is_global_zero and self._should_remove_checkpoint(trainer, previous, current):
+        if (
+            previous
+            and trainer.is_global_zero
+            and self._should_remove_checkpoint(trainer, previous, current)
+        ):
             folder.remove(previous)
 
     def to_yaml(self, filepath: str | os.PathLike[str] | None = None) -> None:
@@ -381,20 +474,26 @@ class ModelCheckpoint(ScheduledCheckpoint):
         import yaml
 
         text = yaml.dump({path: value.item() for path, value in self.best_k_models.items()})
-        storage.write_text(os.fspath(filepath or os.path.join(self.dirpath or "", "best_k_models.yaml")), text)
+        storage.write_text(
+            os.fspath(filepath or os.path.join(self.dirpath or "", "best_k_models.yaml")), text
+        )
 
     # ---- state ----
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: dict(value) if isinstance(value := getattr(self, name), dict) else value for name in STATE}
+        return {
+            name: dict(value) if isinstance(value := getattr(self, name), dict) else value
+            for name in STATE
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_model_path = state_dict["best_model_path"]
         before = state_dict.get("dirpath", self.dirpath)
         if before != self.dirpath and self._in_fit:
             warn(
-                f"ModelCheckpoint now saves to {self.dirpath!r}, but the checkpoint comes from {before!r}. It goes on with best_model_path"
-                f" alone and counts its best checkpoints anew; to go on with them, set dirpath={before!r}."
+                f"ModelCheckpoint now saves to {self.dirpath!r}, but the checkpoint comes from"
+                f" {before!r}. It goes on with best_model_path alone and counts its best"
+                f" checkpoints anew; to go on with them, set dirpath={before!r}."
             )
         for name in OF_FOLDER if before == self.dirpath else ():
             setattr(self, name, state_dict.get(name, getattr(self, name)))

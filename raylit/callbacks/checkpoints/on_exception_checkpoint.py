@@ -36,7 +36,9 @@ class OnExceptionCheckpoint(Checkpoint):
 
     def __init__(self, dirpath: str | os.PathLike[str], filename: str = "on_exception") -> None:
         if not filename:
-            raise ConfigError("OnExceptionCheckpoint(filename='') names no file. Leave it out for 'on_exception'.")
+            raise ConfigError(
+                "OnExceptionCheckpoint(filename='') names no file. Leave it out for 'on_exception'."
+            )
         self.dirpath = dirpath
         self.filename = filename
 
@@ -46,15 +48,22 @@ class OnExceptionCheckpoint(Checkpoint):
         return os.path.join(self.dirpath, self.filename + self.FILE_EXTENSION)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        trainer.strategy.refuse_if_sharded("OnExceptionCheckpoint saves what rank 0 has, since an exception may end it alone")
+        trainer.strategy.refuse_if_sharded(
+            "OnExceptionCheckpoint saves what rank 0 has, since an exception may end it alone"
+        )
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         run = trainer._run
         if run is None or not run.optimizers or trainer.state.fn != "fit" or trainer.fast_dev_run:
             return  # there is nothing yet that a fit could go on from
         if trainer.is_global_zero:  # alone: the other ranks may be gone, or know of no exception
             save(dump(run, together=False), self.ckpt_path)
-            info(f"A {type(exception).__name__} was raised ({exception}); the run was saved to {self.ckpt_path}.")
+            info(
+                f"A {type(exception).__name__} was raised ({exception}); the run was saved to"
+                f" {self.ckpt_path}."
+            )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.is_global_zero and stage == "fit":

@@ -55,11 +55,23 @@ class RecoveryCheckpoint(Callback):
     """
 
     def __init__(
-        self, dirpath: str | os.PathLike[str] | None = None, every_n_steps: int | None = None, every_s: float | None = 300, keep: int = 2
+        self,
+        dirpath: str | os.PathLike[str] | None = None,
+        every_n_steps: int | None = None,
+        every_s: float | None = 300,
+        keep: int = 2,
     ) -> None:
-        for name, value, least in (("every_n_steps", every_n_steps, 1), ("every_s", every_s, 0), ("keep", keep, 1)):
-            if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool) or value < least):
-                raise ConfigError(f"RecoveryCheckpoint({name}={value!r}): give a number of at least {least}.")
+        for name, value, least in (
+            ("every_n_steps", every_n_steps, 1),
+            ("every_s", every_s, 0),
+            ("keep", keep, 1),
+        ):
+            if value is not None and (
+                not isinstance(value, (int, float)) or isinstance(value, bool) or value < least
+            ):
+                raise ConfigError(
+                    f"RecoveryCheckpoint({name}={value!r}): give a number of at least {least}."
+                )
         self.dirpath = folder.absolute(dirpath) if dirpath else None
         self.every_n_steps, self.every_s, self.keep = every_n_steps, every_s, keep
         self._clear()
@@ -88,9 +100,15 @@ class RecoveryCheckpoint(Callback):
             self._writer = BackgroundWriter()
             self._start_clock(trainer._run)
 
-    def _count(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def _count(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         run = trainer._run
-        if run is not None and self.every_n_steps is not None and trainer.global_step - self._steps >= self.every_n_steps:
+        if (
+            run is not None
+            and self.every_n_steps is not None
+            and trainer.global_step - self._steps >= self.every_n_steps
+        ):
             self.is_due = run.pauses = True
 
     def _start_clock(self, run: Run) -> None:
@@ -117,7 +135,9 @@ class RecoveryCheckpoint(Callback):
         """Return the folder of the files."""
         if self.dirpath is not None:
             return self.dirpath
-        savers = (callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint))
+        savers = (
+            callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)
+        )
         return os.path.join(next(savers, ModelCheckpoint()).resolve_dirpath(trainer), "recovery")
 
     def save(self, run: Run, *, ending: bool = False) -> None:
@@ -125,7 +145,8 @@ class RecoveryCheckpoint(Callback):
 
         Args:
             run: the run.
-            ending: whether the fit is about to end, so that the file has to be written before this returns.
+            ending: whether the fit is about to end, so that the file has to be written before this
+                returns.
         """
         if ending:
             self._save_at_end(run, together=True)
@@ -138,12 +159,19 @@ class RecoveryCheckpoint(Callback):
         checkpoint = dump(run)
         if self._writer is None:  # of another rank than 0
             return
-        self._writer.write(checkpoint, self._path(checkpoint, run), self._written, partial(_settle, run.trainer.loggers))
+        self._writer.write(
+            checkpoint,
+            self._path(checkpoint, run),
+            self._written,
+            partial(_settle, run.trainer.loggers),
+        )
         if self._clock is not None:
             self._clock.cancel()
         self._start_clock(run)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         run = trainer._run
         if run is None or run.recovery is not self:
             return
@@ -151,21 +179,34 @@ class RecoveryCheckpoint(Callback):
             exception, (Terminated, KeyboardInterrupt)
         )  # else this rank may be the only one to come here, and has to leave it at what there is
         has_trained = run.progress.total_batches > run.failed_within_step
-        others = [one for one in trainer.callbacks if isinstance(one, OnExceptionCheckpoint) or getattr(one, "save_on_exception", False)]
+        others = [
+            one
+            for one in trainer.callbacks
+            if isinstance(one, OnExceptionCheckpoint) or getattr(one, "save_on_exception", False)
+        ]
         if others and not is_everywhere:
             self._end()  # what they save is the same
             return
-        if has_trained and not run.saved_at_end and not isinstance(exception, Stopped) and (is_everywhere or run.world.size == 1):
+        if (
+            has_trained
+            and not run.saved_at_end
+            and not isinstance(exception, Stopped)
+            and (is_everywhere or run.world.size == 1)
+        ):
             if run.is_half_stepped:
                 info(
-                    "The exception came in the middle of a step, whose traces cannot be undone; the newest checkpoint stays that of before."
+                    "The exception came in the middle of a step, whose traces cannot be undone; the"
+                    " newest checkpoint stays that of before."
                 )
             else:
                 self._save_at_end(run, is_everywhere)
         self._end()
 
     def _path(self, checkpoint: dict[str, Any], run: Run) -> str:
-        return os.path.join(self.resolve_dirpath(run.trainer), f"batch={checkpoint['raylit']['progress']['total_batches']}.ckpt")
+        return os.path.join(
+            self.resolve_dirpath(run.trainer),
+            f"batch={checkpoint['raylit']['progress']['total_batches']}.ckpt",
+        )
 
     def _save_at_end(self, run: Run, together: bool) -> None:
         try:
@@ -222,11 +263,18 @@ def _settle(loggers: list[Logger]) -> None:
 
 
 def _left_behind(where: str, goes_on_from: str | None) -> list[str]:
-    """Return the files, the oldest first, of a fit that did not end and that goes on: they are this one's to delete."""
+    """Return the files, the oldest first, of a fit that did not end and that goes on.
+
+    They are this one's to delete.
+    """
     if not goes_on_from:
         return []
     before = os.path.dirname(goes_on_from)
-    folders = [where] if before == where or os.path.basename(before) != os.path.basename(where) else [before, where]
+    folders = (
+        [where]
+        if before == where or os.path.basename(before) != os.path.basename(where)
+        else [before, where]
+    )
     for one in folders:
         folder.remove_unfinished(one)
     return [file for one in folders for file in reversed(folder.newest_first(one, "*.ckpt"))]

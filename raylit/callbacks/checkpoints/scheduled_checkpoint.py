@@ -1,4 +1,7 @@
-"""When ModelCheckpoint saves: after batches, epochs or some time, and whether before or after validation."""
+"""When ModelCheckpoint saves.
+
+After batches, epochs or some time, and whether before or after validation.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ if TYPE_CHECKING:
 
 
 class ScheduledCheckpoint(Checkpoint):
-    """Calls one of its two `_save_at_...` when it is time to; not in a trial run, in the sanity check, before the first step or twice at one.
+    """Calls one of its two `_save_at_...` when it is time to.
+
+    Not in a trial run, in the sanity check, before the first step or twice at one.
 
     Subclasses implement these two and set `_last_global_step_saved`.
 
@@ -44,7 +49,9 @@ class ScheduledCheckpoint(Checkpoint):
         every_n_epochs: int | None,
         save_on_train_epoch_end: bool | None,
     ) -> None:
-        by_default = every_n_train_steps is None and train_time_interval is None and every_n_epochs is None
+        by_default = (
+            every_n_train_steps is None and train_time_interval is None and every_n_epochs is None
+        )
         self.monitor = monitor
         self._every_n_train_steps = every_n_train_steps or 0
         self._train_time_interval = train_time_interval
@@ -55,13 +62,20 @@ class ScheduledCheckpoint(Checkpoint):
         self._timed_from = 0.0
         self._deadline = SharedDeadline()
         name = type(self).__name__
-        for argument, value in (("every_n_train_steps", self._every_n_train_steps), ("every_n_epochs", self._every_n_epochs)):
+        for argument, value in (
+            ("every_n_train_steps", self._every_n_train_steps),
+            ("every_n_epochs", self._every_n_epochs),
+        ):
             if value < 0:
                 raise ConfigError(f"{name}({argument}={value}): give a whole number of at least 0.")
-        if (self._every_n_train_steps > 0) + (self._every_n_epochs > 0) + (train_time_interval is not None) > 1:
+        if (self._every_n_train_steps > 0) + (self._every_n_epochs > 0) + (
+            train_time_interval is not None
+        ) > 1:
             raise ConfigError(
-                f"{name} got more than one of every_n_train_steps={self._every_n_train_steps}, every_n_epochs={self._every_n_epochs},"
-                f" train_time_interval={train_time_interval}. Give one; for several, add a {name} for each."
+                f"{name} got more than one of every_n_train_steps={self._every_n_train_steps},"
+                f" every_n_epochs={self._every_n_epochs},"
+                f" train_time_interval={train_time_interval}. Give one; for several, add a {name}"
+                " for each."
             )
 
     def _save_at_step(self, trainer: Trainer) -> None:
@@ -74,8 +88,15 @@ class ScheduledCheckpoint(Checkpoint):
 
     @contextmanager
     def _forgiving(self) -> Iterator[None]:
-        """Within, a checkpoint is saved. If it cannot be written, that is warned of, and all is as before: the run is worth more than its file."""
-        before = {name: dict(value) if isinstance(value, dict) else value for name, value in vars(self).items()}
+        """Within, a checkpoint is saved.
+
+        If it cannot be written, that is warned of, and all is as before: the run is worth more than
+        its file.
+        """
+        before = {
+            name: dict(value) if isinstance(value, dict) else value
+            for name, value in vars(self).items()
+        }
         try:
             yield
         except NotSavedError as error:
@@ -91,10 +112,14 @@ class ScheduledCheckpoint(Checkpoint):
         self._timed_from = time.monotonic()
         self._deadline.restart()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         due = self._every_n_train_steps > 0 and trainer.global_step % self._every_n_train_steps == 0
         if self._train_time_interval is not None:
-            left_s = self._train_time_interval.total_seconds() - (time.monotonic() - self._timed_from)
+            left_s = self._train_time_interval.total_seconds() - (
+                time.monotonic() - self._timed_from
+            )
             due = self._deadline.is_reached(trainer.world, left_s)
         if not due or self._should_skip_saving_checkpoint(trainer):
             return
@@ -119,13 +144,17 @@ class ScheduledCheckpoint(Checkpoint):
                 self._save_at_epoch(trainer, self._epoch_is_due(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._should_skip_saving_checkpoint(trainer) and self._should_save_on_train_epoch_end(trainer):
+        if not self._should_skip_saving_checkpoint(
+            trainer
+        ) and self._should_save_on_train_epoch_end(trainer):
             with self._forgiving():
                 self._save_at_epoch(trainer, self._epoch_is_due(trainer))
 
     def saves_after_validation(self, trainer: Trainer) -> bool:
         """Tell whether a validation that ends now may lead to a checkpoint."""
-        return self._defer_save_until_validation or not self._should_save_on_train_epoch_end(trainer)
+        return self._defer_save_until_validation or not self._should_save_on_train_epoch_end(
+            trainer
+        )
 
     def _epoch_is_due(self, trainer: Trainer) -> bool:
         return self._every_n_epochs > 0 and (trainer.current_epoch + 1) % self._every_n_epochs == 0

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 class ModelSummary(Callback):
-    """Prints a table of the submodules when a fit starts, on rank 0; `raylit.summary.summarize` gives the same as an object.
+    """Prints a table of the submodules when a fit starts, on rank 0.
+
+    `raylit.summary.summarize` gives the same as an object.
 
     Args:
         max_depth: how deep to look for submodules; -1: to the bottom, 0: no table.
@@ -30,14 +32,18 @@ class ModelSummary(Callback):
 
     def __init__(self, max_depth: int = 1, **summarize_kwargs: Any) -> None:
         if not isinstance(max_depth, int) or max_depth < -1:
-            raise ConfigError(f"ModelSummary(max_depth={max_depth!r}): give the depth of submodules to show, -1 for all, or 0 for none.")
+            raise ConfigError(
+                f"ModelSummary(max_depth={max_depth!r}): give the depth of submodules to show, -1"
+                " for all, or 0 for none."
+            )
         self._max_depth = max_depth
         self._summarize_kwargs = summarize_kwargs
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._max_depth == 0:
             return
-        # on all ranks: passing the example through the model may create lazy layers, or need the other ranks
+        # on all ranks: passing the example through the model may create lazy layers, or need the
+        # other ranks
         summary = summarize(pl_module, self._max_depth)
         if trainer.is_global_zero:
             self.show(summary, **self._summarize_kwargs)
@@ -64,7 +70,9 @@ class RichModelSummary(ModelSummary):
         from rich.table import Table
 
         console = Console()
-        console.print(summary.table(header_style=summarize_kwargs.get("header_style", "bold magenta")))
+        console.print(
+            summary.table(header_style=summarize_kwargs.get("header_style", "bold magenta"))
+        )
         totals = Table.grid(padding=(0, 2))
         for text, value in summary.totals().items():
             totals.add_row(f"[bold]{text}[/]", value)

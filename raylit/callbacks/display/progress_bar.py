@@ -16,19 +16,28 @@ PAUSE = 100  # times as long as drawing a picture took, at least, until the next
 
 
 class ProgressBar(Callback):
-    """Shows epoch, batch, speed and the metrics logged with `prog_bar=True`: a live bar on a terminal, plain lines elsewhere.
+    """Shows epoch, batch, speed and the metrics logged with `prog_bar=True`.
 
-    On Ray it is drawn by the driver. It looks at the clock at every batch and at the metrics only when it draws, so it costs a step next to
-    nothing and never makes a GPU wait. The environment variable RAYLIT_PROGRESS (`rich`, `plain`, `none`) chooses the look.
+    A live bar on a terminal, plain lines elsewhere.
+
+    On Ray it is drawn by the driver. It looks at the clock at every batch and at the metrics only
+    when it draws, so it costs a step next to nothing and never makes a GPU wait. The environment
+    variable RAYLIT_PROGRESS (`rich`, `plain`, `none`) chooses the look.
 
     Args:
-        refresh_rate: 0 shows nothing; any other number is for those who come from Lightning: the clock decides.
-        refresh_s: seconds between two pictures; more where drawing them would take over 1 % of the time.
+        refresh_rate: 0 shows nothing; any other number is for those who come from Lightning: the
+            clock decides.
+        refresh_s: seconds between two pictures; more where drawing them would take over 1 % of the
+            time.
 
     Example:
         >>> class Quiet(ProgressBar):
         ...     def get_metrics(self, trainer, pl_module):
-        ...         return {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
+        ...         return {
+        ...             k: v
+        ...             for k, v in super().get_metrics(trainer, pl_module).items()
+        ...             if k != "v_num"
+        ...         }
     """
 
     def __init__(self, refresh_rate: int = 1, refresh_s: float = 0.2) -> None:
@@ -40,7 +49,10 @@ class ProgressBar(Callback):
         self._batches = 0
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return what stands beside the bar: the logger's version as `v_num`, then the metrics. Override to show other things."""
+        """Return what stands beside the bar: the logger's version as `v_num`, then the metrics.
+
+        Override to show other things.
+        """
         shown: dict[str, Any] = {}
         version = trainer.logger.version if trainer.logger is not None else None
         if version is not None:
@@ -64,7 +76,9 @@ class ProgressBar(Callback):
         """Give the terminal back."""
         self._close()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         """Give the terminal back before the traceback is printed."""
         self._close()
 
@@ -72,7 +86,9 @@ class ProgressBar(Callback):
         """Begin to count anew."""
         self._begin()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Draw, if it is time to."""
         self._batches += 1
         if self._screen is not None and time.monotonic() >= self._next:
@@ -80,7 +96,14 @@ class ProgressBar(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the epoch's result."""
-        self._show(trainer, pl_module, "train", trainer.progress.batch, trainer.num_training_batches, is_last=True)
+        self._show(
+            trainer,
+            pl_module,
+            "train",
+            trainer.progress.batch,
+            trainer.num_training_batches,
+            is_last=True,
+        )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember where training stood."""
@@ -88,10 +111,21 @@ class ProgressBar(Callback):
         self._begin()
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Draw, if it is time to."""
-        self._evaluated(trainer, pl_module, "sanity_check" if trainer.sanity_checking else "validate", trainer.num_val_batches)
+        self._evaluated(
+            trainer,
+            pl_module,
+            "sanity_check" if trainer.sanity_checking else "validate",
+            trainer.num_val_batches,
+        )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take validation's bar away."""
@@ -110,39 +144,70 @@ class ProgressBar(Callback):
         self._begin()
 
     def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Draw, if it is time to."""
         self._evaluated(trainer, pl_module, "test", trainer.num_test_batches)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the end."""
-        self._show(trainer, pl_module, "test", self._batches, sum(trainer.num_test_batches), is_last=True)
+        self._show(
+            trainer, pl_module, "test", self._batches, sum(trainer.num_test_batches), is_last=True
+        )
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count anew."""
         self._begin()
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Draw, if it is time to."""
         self._evaluated(trainer, pl_module, "predict", trainer.num_predict_batches)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the end."""
-        self._show(trainer, pl_module, "predict", self._batches, sum(trainer.num_predict_batches), is_last=True)
+        self._show(
+            trainer,
+            pl_module,
+            "predict",
+            self._batches,
+            sum(trainer.num_predict_batches),
+            is_last=True,
+        )
 
     def _begin(self) -> None:
         self._started = time.monotonic()
         self._batches = 0
 
-    def _evaluated(self, trainer: Trainer, pl_module: LightningModule, stage: str, totals: list[float]) -> None:
+    def _evaluated(
+        self, trainer: Trainer, pl_module: LightningModule, stage: str, totals: list[float]
+    ) -> None:
         self._batches += 1
         if self._screen is not None and time.monotonic() >= self._next:
             self._show(trainer, pl_module, stage, self._batches, sum(totals))
 
-    def _show(self, trainer: Trainer, pl_module: LightningModule, stage: str, batch: int, total: float, is_last: bool = False) -> None:
+    def _show(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        stage: str,
+        batch: int,
+        total: float,
+        is_last: bool = False,
+    ) -> None:
         if self._screen is None:
             return
         now = time.monotonic()
@@ -154,7 +219,9 @@ class ProgressBar(Callback):
                 "batch": batch,
                 "total": None if total == float("inf") else int(total),
                 "rate": self._batches / max(now - self._started, 1e-9),
-                "metrics": self.get_metrics(trainer, pl_module) if stage in ("train", "test") else {},
+                "metrics": (
+                    self.get_metrics(trainer, pl_module) if stage in ("train", "test") else {}
+                ),
                 "is_last": is_last,
             }
         )

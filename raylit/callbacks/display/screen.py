@@ -1,7 +1,8 @@
 """Draws the progress of a run: a live bar on a terminal, plain lines elsewhere.
 
-The ProgressBar callback of rank 0 says what is to be seen, as small dicts of plain data, a few times per second; the screen draws it. On Ray
-the two are in different processes, and the dicts travel.
+The ProgressBar callback of rank 0 says what is to be seen, as small dicts of plain data, a few
+times per second; the screen draws it. On Ray the two are in different processes, and the dicts
+travel.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-Shown = dict[str, Any]  # stage, epoch, max_epochs, batch, total (None: unknown), rate (batches per second), metrics, is_last
+Shown = dict[
+    str, Any
+    # Stage, epoch, max_epochs, batch, total (None: unknown), rate (batches per second), metrics,
+    # is_last
+]
 
 
 class PlainScreen:
@@ -26,10 +31,15 @@ class PlainScreen:
         """Print a line if one is due."""
         now = time.monotonic()
         ends = shown["is_last"] and shown["stage"] != "validate"
-        if not ends and (shown["stage"] == "validate" or shown["batch"] == shown["total"] or now < self._next):
+        if not ends and (
+            shown["stage"] == "validate" or shown["batch"] == shown["total"] or now < self._next
+        ):
             return
         self._next = now + self.every_s
-        self.print(f"{heading(shown)} {count(shown)}  {shown['rate']:.1f} it/s  {values(shown['metrics'], '=')}".rstrip())
+        self.print(
+            f"{heading(shown)} {count(shown)}  {shown['rate']:.1f} it/s "
+            f" {values(shown['metrics'], '=')}".rstrip()
+        )
 
     def print(self, text: str) -> None:
         """Print `text`."""
@@ -44,7 +54,13 @@ class RichScreen:
 
     def __init__(self) -> None:
         from rich.console import Console, RenderableType
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+        )
         from rich.text import Text
 
         class Bars(Progress):
@@ -59,9 +75,15 @@ class RichScreen:
 
         self._console = Console()
         self._progress = Bars(
-            TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("[dim]{task.fields[rate]}"),
-            console=self._console, refresh_per_second=8, transient=False,
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[rate]}"),
+            console=self._console,
+            refresh_per_second=8,
+            transient=False,
+        )
         self._tasks: dict[str, Any] = {}
 
     def show(self, shown: Shown) -> None:
@@ -71,9 +93,13 @@ class RichScreen:
         if shown["metrics"]:
             self._progress.below = values(shown["metrics"], " ")
         if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(heading(shown), total=shown["total"], rate=rate)
+            self._tasks[stage] = self._progress.add_task(
+                heading(shown), total=shown["total"], rate=rate
+            )
         task = self._tasks[stage]
-        if stage == "train" and self._progress.tasks[self._progress.task_ids.index(task)].description != heading(shown):
+        if stage == "train" and self._progress.tasks[
+            self._progress.task_ids.index(task)
+        ].description != heading(shown):
             self._progress.reset(task, total=shown["total"], description=heading(shown), rate=rate)
         self._progress.update(task, completed=shown["batch"], total=shown["total"], rate=rate)
         if shown["is_last"]:
@@ -101,8 +127,12 @@ def make_screen() -> PlainScreen | RichScreen | None:
 def heading(shown: Shown) -> str:
     """Return the words before the bar, such as `epoch 3/20`."""
     if shown["stage"] == "train":
-        return f"epoch {shown['epoch'] + 1}" + (f"/{shown['max_epochs']}" if shown["max_epochs"] else "")
-    return {"sanity_check": "sanity check", "validate": "validation"}.get(shown["stage"], str(shown["stage"]))
+        return f"epoch {shown['epoch'] + 1}" + (
+            f"/{shown['max_epochs']}" if shown["max_epochs"] else ""
+        )
+    return {"sanity_check": "sanity check", "validate": "validation"}.get(
+        shown["stage"], str(shown["stage"])
+    )
 
 
 def count(shown: Shown) -> str:
@@ -112,4 +142,7 @@ def count(shown: Shown) -> str:
 
 def values(metrics: dict[str, Any], join: str) -> str:
     """Return metrics as one short line."""
-    return "  ".join(f"{name}{join}{value:.4g}" if isinstance(value, float) else f"{name}{join}{value}" for name, value in metrics.items())
+    return "  ".join(
+        f"{name}{join}{value:.4g}" if isinstance(value, float) else f"{name}{join}{value}"
+        for name, value in metrics.items()
+    )

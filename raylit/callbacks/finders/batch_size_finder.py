@@ -1,4 +1,7 @@
-"""BatchSizeFinder: tries ever larger batches, and keeps the largest size for which the memory suffices."""
+"""BatchSizeFinder.
+
+Tries ever larger batches, and keeps the largest size for which the memory suffices.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,14 @@ if TYPE_CHECKING:
 
 MODES = ("power", "binsearch")
 SIGNS_OF_FULL_MEMORY = (  # in the text of a RuntimeError
-    ("CUDA", "out of memory"), ("HIP", "out of memory"), ("MPS", "out of memory"), ("CUBLAS_STATUS_ALLOC_FAILED",),
-    ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED.",), ("DefaultCPUAllocator", "can't allocate memory"), ("DefaultCPUAllocator", "not enough memory"),
-)  # fmt: skip
+    ("CUDA", "out of memory"),
+    ("HIP", "out of memory"),
+    ("MPS", "out of memory"),
+    ("CUBLAS_STATUS_ALLOC_FAILED",),
+    ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED.",),
+    ("DefaultCPUAllocator", "can't allocate memory"),
+    ("DefaultCPUAllocator", "not enough memory"),
+)
 
 
 class BatchSizeFinder(Callback):
@@ -70,12 +78,20 @@ class BatchSizeFinder(Callback):
         max_val: int = 8192,
     ) -> None:
         if mode.lower() not in MODES:
-            raise ConfigError(f"BatchSizeFinder(mode={mode!r}) is not known. Use 'power' or 'binsearch'.")
+            raise ConfigError(
+                f"BatchSizeFinder(mode={mode!r}) is not known. Use 'power' or 'binsearch'."
+            )
         if not 0.0 <= margin < 1.0:
             raise ConfigError(
-                f"margin={margin!r}: give the part of the batch to keep in reserve, at least 0 and less than 1, such as 0.05."
+                f"margin={margin!r}: give the part of the batch to keep in reserve, at least 0 and"
+                " less than 1, such as 0.05."
             )
-        for name, value in {"steps_per_trial": steps_per_trial, "init_val": init_val, "max_trials": max_trials, "max_val": max_val}.items():
+        for name, value in {
+            "steps_per_trial": steps_per_trial,
+            "init_val": init_val,
+            "max_trials": max_trials,
+            "max_val": max_val,
+        }.items():
             if value < 1:
                 raise ConfigError(f"{name}={value!r}: give a whole number of at least 1.")
         self.optimal_batch_size: int | None = init_val
@@ -93,21 +109,27 @@ class BatchSizeFinder(Callback):
         assert run is not None
         if trainer.world_size > 1:
             raise ConfigError(
-                f"BatchSizeFinder does not work on {trainer.world_size} ranks: when one runs out of memory, the others would wait for it. Search in one"
-                " process, with Trainer(num_workers=0), and train with the size found."
+                f"BatchSizeFinder does not work on {trainer.world_size} ranks: when one runs out of"
+                " memory, the others would wait for it. Search in one process, with"
+                " Trainer(num_workers=0), and train with the size found."
             )
         if STAGE_OF[stage] in run.job.data:
             raise ConfigError(
-                f"BatchSizeFinder cannot change the batch size of loaders that were given to Trainer.{stage} directly. Return them from"
-                f" {STAGE_OF[stage]}_dataloader() of the model or of a LightningDataModule, made with batch_size=self.{name}."
+                "BatchSizeFinder cannot change the batch size of loaders that were given to"
+                f" Trainer.{stage} directly. Return them from {STAGE_OF[stage]}_dataloader() of the"
+                f" model or of a LightningDataModule, made with batch_size=self.{name}."
             )
         if not holders_of(name, pl_module, trainer.datamodule):
             raise ConfigError(
-                f"BatchSizeFinder finds no {name}, neither as attribute nor in hparams of the model or the datamodule. Set self.{name} in __init__ and make"
-                f" the loaders with batch_size=self.{name}; or name another attribute with batch_arg_name='...'."
+                f"BatchSizeFinder finds no {name}, neither as attribute nor in hparams of the model"
+                f" or the datamodule. Set self.{name} in __init__ and make the loaders with"
+                f" batch_size=self.{name}; or name another attribute with batch_arg_name='...'."
             )
         if hasattr(pl_module, name) and name in pl_module.hparams:
-            warn(f"There is both model.{name} and model.hparams.{name}; both are set to what is found. Use one of them.")
+            warn(
+                f"There is both model.{name} and model.hparams.{name}; both are set to what is"
+                " found. Use one of them."
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.scale_batch_size(trainer, pl_module)
@@ -146,7 +168,8 @@ class BatchSizeFinder(Callback):
             settings = {f"limit_{stage}_batches": self._steps_per_trial}
             if len(run.loaders[stage].flattened) > 1:
                 raise ConfigError(
-                    f"BatchSizeFinder searches for the batch size of one loader, but there are {len(run.loaders[stage].flattened)} to {run.job.fn}."
+                    "BatchSizeFinder searches for the batch size of one loader, but there are"
+                    f" {len(run.loaders[stage].flattened)} to {run.job.fn}."
                 )
         holders = holders_of(name, run.module, run.datamodule)
         before = get_value(holders, name)
@@ -158,7 +181,12 @@ class BatchSizeFinder(Callback):
                 def fits(size: int) -> bool:
                     set_value(holders, name, size)
                     found = has_room(perform)
-                    made.append([getattr(loader, "batch_size", None) for loader in run.loaders[stage].flattened])
+                    made.append(
+                        [
+                            getattr(loader, "batch_size", None)
+                            for loader in run.loaders[stage].flattened
+                        ]
+                    )
                     info(f"Batch size {size} {'fits' if found else 'does not fit'}.")
                     return found
 
@@ -169,7 +197,10 @@ class BatchSizeFinder(Callback):
             set_value(holders, name, before)
             raise
         if len(made) > 1 and made.count(made[0]) == len(made) and any(made[0]):
-            warn(f"The {stage} loader had batches of {made[0]} whatever {name} was: is it made with batch_size=self.{name}?")
+            warn(
+                f"The {stage} loader had batches of {made[0]} whatever {name} was: is it made with"
+                f" batch_size=self.{name}?"
+            )
         if self._mode == "binsearch":
             size = max(1, int(size * (1 - self._margin)))
         set_value(holders, name, size)
@@ -178,7 +209,9 @@ class BatchSizeFinder(Callback):
         return size
 
 
-def largest_power(fits: Callable[[int], bool], size: int, length: float, max_trials: int, max_val: int) -> int:
+def largest_power(
+    fits: Callable[[int], bool], size: int, length: float, max_trials: int, max_val: int
+) -> int:
     """Return the largest of `size`, its doubles and its halves that fits.
 
     Args:
@@ -205,8 +238,13 @@ def largest_power(fits: Callable[[int], bool], size: int, length: float, max_tri
     return best or size
 
 
-def largest(fits: Callable[[int], bool], size: int, length: float, max_trials: int, max_val: int) -> int:
-    """Return the largest size that fits; the arguments are as in `largest_power`, but `max_trials` counts the sizes that fit."""
+def largest(
+    fits: Callable[[int], bool], size: int, length: float, max_trials: int, max_val: int
+) -> int:
+    """Return the largest size that fits.
+
+    The arguments are as in `largest_power`, but `max_trials` counts the sizes that fit.
+    """
     best, too_large = 0, 0
     while max_trials:
         if fits(size):
@@ -231,7 +269,8 @@ def smaller(size: int) -> int:
     """
     if size == 1:
         raise ConfigError(
-            "The memory does not even suffice for batches of one sample. Make the model or the samples smaller, or use precision='bf16-mixed'."
+            "The memory does not even suffice for batches of one sample. Make the model or the"
+            " samples smaller, or use precision='bf16-mixed'."
         )
     return size // 2
 
@@ -253,10 +292,15 @@ def has_room(perform: Callable[[], None]) -> bool:
 
 
 def is_oom_error(error: BaseException) -> bool:
-    """Tell whether an exception says that memory is full: that of a CUDA, ROCm or Apple device, or of the host."""
+    """Tell whether an exception says that memory is full.
+
+    That of a CUDA, ROCm or Apple device, or of the host.
+    """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(all(part in str(error) for part in sign) for sign in SIGNS_OF_FULL_MEMORY)
+    return isinstance(error, RuntimeError) and any(
+        all(part in str(error) for part in sign) for sign in SIGNS_OF_FULL_MEMORY
+    )
 
 
 def num_samples(loader: CombinedLoader) -> float:
@@ -269,4 +313,10 @@ def num_samples(loader: CombinedLoader) -> float:
             continue
     if not lengths:
         return float("inf")
-    return float(min(lengths) if loader.mode == "min_size" else sum(lengths) if loader.mode == "sequential" else max(lengths))
+    return float(
+        min(lengths)
+        if loader.mode == "min_size"
+        else sum(lengths)
+        if loader.mode == "sequential"
+        else max(lengths)
+    )

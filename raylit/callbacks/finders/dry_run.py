@@ -1,9 +1,12 @@
-"""Running the loop of a job on trial: for the finders, which look what happens and want nothing of it to remain.
+"""Running the loop of a job on trial.
 
-What is put back: weights and buffers, gradients, what the module and the datamodule put into checkpoints, train or eval mode, optimizers,
-torchmetrics, all that the Run and the Trainer hold (settings, counters, callbacks, loggers, what was logged), and the random states. It is
-kept in host memory; no file is written. Callbacks and loggers of the user are not called at all. What a module keeps in plain attributes is
-not known here, nor is it to checkpoints.
+For the finders, which look what happens and want nothing of it to remain.
+
+What is put back: weights and buffers, gradients, what the module and the datamodule put into
+checkpoints, train or eval mode, optimizers, torchmetrics, all that the Run and the Trainer hold
+(settings, counters, callbacks, loggers, what was logged), and the random states. It is kept in host
+memory; no file is written. Callbacks and loggers of the user are not called at all. What a module
+keeps in plain attributes is not known here, nor is it to checkpoints.
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def rehearsal(run: Run, callbacks: Sequence[Callback], **settings: Any) -> Iterator[Callable[[], None]]:
+def rehearsal(
+    run: Run, callbacks: Sequence[Callback], **settings: Any
+) -> Iterator[Callable[[], None]]:
     """Within, the function it gives runs the loop of the job, from where it is now, as often as it is called; afterwards all is as it was.
 
     Args:
@@ -44,9 +49,17 @@ def rehearsal(run: Run, callbacks: Sequence[Callback], **settings: Any) -> Itera
     """
     trainer, module, progress = run.trainer, run.module, run.progress
     with rng.isolated():
-        own, theirs, logged, counters = dict(vars(run)), dict(vars(trainer)), dict(vars(run.metrics)), progress.state_dict()
+        own, theirs, logged, counters = (
+            dict(vars(run)),
+            dict(vars(trainer)),
+            dict(vars(run.metrics)),
+            progress.state_dict(),
+        )
         modes = submodule_modes(module)
-        gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in module.parameters()]
+        gradients = [
+            (parameter, parameter.grad, parameter.requires_grad)
+            for parameter in module.parameters()
+        ]
         saved = _save(run)
 
         def begin() -> None:
@@ -55,8 +68,20 @@ def rehearsal(run: Run, callbacks: Sequence[Callback], **settings: Any) -> Itera
             vars(run.metrics).update(vars(Metrics(run.world, module)))
             for parameter in module.parameters():
                 parameter.grad = None
-            run.stage, run.loss, run.accumulating, run.has_validated, run.said_minimum = own["stage"], None, True, False, False
-            run.loaders, run.loader_epoch, run.val_entries, run.val_batches_seen, run.history = {}, {}, {}, {}, []
+            run.stage, run.loss, run.accumulating, run.has_validated, run.said_minimum = (
+                own["stage"],
+                None,
+                True,
+                False,
+                False,
+            )
+            run.loaders, run.loader_epoch, run.val_entries, run.val_batches_seen, run.history = (
+                {},
+                {},
+                {},
+                {},
+                [],
+            )
             run.precision = _fresh(own["precision"])
             trainer.should_stop, run.stop_agreed = False, run.world.size == 1
 
@@ -67,14 +92,20 @@ def rehearsal(run: Run, callbacks: Sequence[Callback], **settings: Any) -> Itera
 
         run.resumed, run.resumed_from, run.recovery, run.validations = False, None, None, None
         vars(trainer).update(
-            callbacks=list(callbacks), loggers=[DummyLogger()] if trainer.loggers else [], num_sanity_val_steps=0, **settings
+            callbacks=list(callbacks),
+            loggers=[DummyLogger()] if trainer.loggers else [],
+            num_sanity_val_steps=0,
+            **settings,
         )
         run.hooks = resolve(trainer, module, callbacks, LightningModule, Callback, ())
         try:
             begin()
             yield perform
         finally:
-            asked = {name: getattr(run, name) for name in ("received_sigterm", "received_sigint", "pauses")}
+            asked = {
+                name: getattr(run, name)
+                for name in ("received_sigterm", "received_sigint", "pauses")
+            }
             vars(run).update({**own, **asked})
             vars(trainer).update(theirs)
             vars(run.metrics).update(logged)
@@ -96,28 +127,50 @@ def _fresh(precision: Precision) -> Precision:
 
 def _on_host(state: Any) -> Any:
     """Return a copy whose tensors are in host memory."""
-    return tree_map(lambda value: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value), state)
+    return tree_map(
+        lambda value: (
+            value.detach().to("cpu", copy=True)
+            if isinstance(value, Tensor)
+            else copy.deepcopy(value)
+        ),
+        state,
+    )
 
 
 def _save(run: Run) -> dict[str, Any]:
     """Return what of the module, the datamodule and the optimizers is to be put back."""
     module, progress = run.module, run.progress
     state = module.state_dict()
-    others = {name: value for name, value in chain(module.named_parameters(), module.named_buffers()) if name not in state}
+    others = {
+        name: value
+        for name, value in chain(module.named_parameters(), module.named_buffers())
+        if name not in state
+    }
     states = [optimizer.state_dict() for optimizer in run.optimizers]
     checkpoint = {
         "epoch": progress.epoch,
         "global_step": progress.steps,
         "state_dict": _on_host(state),
-        # the groups hold settings, which stay where they are: a learning rate may be a tensor on the device
-        "optimizer_states": [{key: copy.deepcopy(value) if key == "param_groups" else _on_host(value) for key, value in one.items()} for one in states],
-        "lr_schedulers": [copy.deepcopy(config.scheduler.state_dict()) for config in run.schedulers],
-    }  # fmt: skip
+        # the groups hold settings, which stay where they are: a learning rate may be a tensor on
+        # the device
+        "optimizer_states": [
+            {
+                key: copy.deepcopy(value) if key == "param_groups" else _on_host(value)
+                for key, value in one.items()
+            }
+            for one in states
+        ],
+        "lr_schedulers": [
+            copy.deepcopy(config.scheduler.state_dict()) for config in run.schedulers
+        ],
+    }
     run.call(module, "on_save_checkpoint", checkpoint)
     return {
         "checkpoint": checkpoint,
         "others": _on_host(others),
-        "metrics": {name: _on_host(exact.metric_state(metric)) for name, metric in exact.metrics_in(module)},
+        "metrics": {
+            name: _on_host(exact.metric_state(metric)) for name, metric in exact.metrics_in(module)
+        },
         "data": copy.deepcopy(run.datamodule.state_dict()) if run.datamodule is not None else {},
     }
 

@@ -1,4 +1,7 @@
-"""LearningRateFinder: trains a little with a rising learning rate, and suggests the one at which the loss falls fastest."""
+"""LearningRateFinder.
+
+Trains a little with a rising learning rate, and suggests the one at which the loss falls fastest.
+"""
 
 from __future__ import annotations
 
@@ -59,14 +62,22 @@ class LRFinderResult:
         return None if index is None else self.results["lr"][index]
 
     def _steepest(self, skip_begin: int = 10, skip_end: int = 1) -> int | None:
-        steps = [step for step in range(skip_begin, len(self.results["loss"]) - skip_end) if math.isfinite(self.results["loss"][step])]
+        steps = [
+            step
+            for step in range(skip_begin, len(self.results["loss"]) - skip_end)
+            if math.isfinite(self.results["loss"][step])
+        ]
         if len(steps) < 2:
             warn(
-                f"A learning rate cannot be suggested: of {len(self.results['loss'])} steps, {len(steps)} have a finite loss and are not skipped, and"
-                " two are needed. Train for more steps (more data, max_epochs, num_training), or begin at a lower min_lr."
+                f"A learning rate cannot be suggested: of {len(self.results['loss'])} steps,"
+                f" {len(steps)} have a finite loss and are not skipped, and two are needed. Train"
+                " for more steps (more data, max_epochs, num_training), or begin at a lower"
+                " min_lr."
             )
             return None
-        losses, lrs = (torch.tensor([self.results[key][step] for step in steps]) for key in ("loss", "lr"))
+        losses, lrs = (
+            torch.tensor([self.results[key][step] for step in steps]) for key in ("loss", "lr")
+        )
         return steps[int(torch.gradient(losses, spacing=[lrs])[0].argmin())]
 
     def plot(self, suggest: bool = False, show: bool = False, ax: Any = None) -> Any:
@@ -96,26 +107,33 @@ class LRFinderResult:
 
 
 class LearningRateFinder(Callback):
-    """Searches for a learning rate before training: some steps with a rising one, which leave no trace but the suggestion.
+    """Searches for a learning rate before training.
 
-    Override `on_fit_start` to do nothing, and call `lr_find` in another hook, such as `on_train_epoch_start`, to search then.
+    Some steps with a rising one, which leave no trace but the suggestion.
+
+    Override `on_fit_start` to do nothing, and call `lr_find` in another hook, such as
+    `on_train_epoch_start`, to search then.
 
     Args:
         min_lr: learning rate of the first step.
         max_lr: learning rate of the last.
         num_training_steps: number of steps; fewer if training ends before.
         mode: how it rises: `exponential`, by the same factor each time, or `linear`.
-        early_stop_threshold: end the search when the smoothed loss is more than so many times the best. None: do not.
+        early_stop_threshold: end the search when the smoothed loss is more than so many times the
+            best. None: do not.
         update_attr: whether to set the model's attribute, and the optimizer, to the suggestion.
-        attr_name: name of that attribute or hyperparameter, of the model or the datamodule. Default: `lr` or `learning_rate`.
+        attr_name: name of that attribute or hyperparameter, of the model or the datamodule.
+            Default: `lr` or `learning_rate`.
 
     Attributes:
         optimal_lr: what was found; None before.
 
     Raises:
-        ConfigError: `mode` is unknown; when it runs: there is no such attribute, or more than one optimizer.
+        ConfigError: `mode` is unknown; when it runs: there is no such attribute, or more than one
+            optimizer.
 
-    Source: Smith, "Cyclical Learning Rates for Training Neural Networks", 2017, https://arxiv.org/abs/1506.01186
+    Source: Smith, "Cyclical Learning Rates for Training Neural Networks", 2017,
+        https://arxiv.org/abs/1506.01186
 
     Example:
         >>> finder = LearningRateFinder(min_lr=1e-6)
@@ -136,13 +154,18 @@ class LearningRateFinder(Callback):
         attr_name: str = "",
     ) -> None:
         if mode.lower() not in MODES:
-            raise ConfigError(f"LearningRateFinder(mode={mode!r}) is not known. Use 'exponential' or 'linear'.")
+            raise ConfigError(
+                f"LearningRateFinder(mode={mode!r}) is not known. Use 'exponential' or 'linear'."
+            )
         if not 0 <= min_lr < max_lr or (min_lr == 0 and mode.lower() == "exponential"):
             raise ConfigError(
-                f"min_lr={min_lr!r}, max_lr={max_lr!r}: the learning rate rises from the one to the other, so give 0 < min_lr < max_lr."
+                f"min_lr={min_lr!r}, max_lr={max_lr!r}: the learning rate rises from the one to the"
+                " other, so give 0 < min_lr < max_lr."
             )
         if num_training_steps < 1:
-            raise ConfigError(f"{num_training_steps} steps of training: give at least 1; a suggestion needs 13.")
+            raise ConfigError(
+                f"{num_training_steps} steps of training: give at least 1; a suggestion needs 13."
+            )
         self._min_lr = min_lr
         self._max_lr = max_lr
         self._num_training_steps = num_training_steps
@@ -169,28 +192,40 @@ class LearningRateFinder(Callback):
             raise SearchDone
 
     def _search(self, run: Run) -> LRFinderResult:
-        name = attribute_name(self._attr_name, run.module, run.datamodule) if self._update_attr else ""
+        name = (
+            attribute_name(self._attr_name, run.module, run.datamodule) if self._update_attr else ""
+        )
         if len(run.optimizers) != 1:
             raise ConfigError(
-                f"configure_optimizers returned {len(run.optimizers)} optimizers, and LearningRateFinder searches for the learning rate of one."
-                " Return one for the search; or set the learning rates by hand, and leave the finder out."
+                f"configure_optimizers returned {len(run.optimizers)} optimizers, and"
+                " LearningRateFinder searches for the learning rate of one. Return one for the"
+                " search; or set the learning rates by hand, and leave the finder out."
             )
         optimizer = run.optimizers[0]
         found = LRFinderResult(self._mode, self._min_lr, self._max_lr, self._num_training_steps)
-        info(f"Learning rate finder: up to {found.num_training} steps, from {found.lr_min:g} to {found.lr_max:g}.")
+        info(
+            f"Learning rate finder: up to {found.num_training} steps, from {found.lr_min:g} to"
+            f" {found.lr_max:g}."
+        )
         last_step = run.progress.steps + found.num_training
         watch = _Watch(run, self._early_stop_threshold)
-        with rehearsal(run, [watch], max_steps=last_step, limit_val_batches=found.num_training) as perform:
+        with rehearsal(
+            run, [watch], max_steps=last_step, limit_val_batches=found.num_training
+        ) as perform:
             watch.rising = _RisingLR(optimizer, found)
             run.schedulers = [LRSchedulerConfig(watch.rising, interval="step")]
             perform()
         found.results = run.world.broadcast_object({"lr": watch.lrs, "loss": watch.losses})
         if not run.module.automatic_optimization and len(set(watch.lrs)) < 2:
             warn(
-                "The learning rate did not rise: in manual optimization training_step must step the scheduler, self.lr_schedulers().step()."
+                "The learning rate did not rise: in manual optimization training_step must step the"
+                " scheduler, self.lr_schedulers().step()."
             )
         if len(watch.lrs) < found.num_training:
-            info(f"The search ended after {len(watch.lrs)} steps: the loss diverged, or the limits of the fit were reached.")
+            info(
+                f"The search ended after {len(watch.lrs)} steps: the loss diverged, or the limits"
+                " of the fit were reached."
+            )
         if self._update_attr:
             lr = found.suggestion()
             if lr is not None:
@@ -201,7 +236,9 @@ class LearningRateFinder(Callback):
         return found
 
 
-def attribute_name(given: str, module: LightningModule, datamodule: LightningDataModule | None) -> str:
+def attribute_name(
+    given: str, module: LightningModule, datamodule: LightningDataModule | None
+) -> str:
     """Return the name of the attribute or hyperparameter that is the learning rate.
 
     Raises:
@@ -212,8 +249,9 @@ def attribute_name(given: str, module: LightningModule, datamodule: LightningDat
             return name
     kind, wanted = type(module).__name__, given or " nor ".join(USUAL_NAMES)
     raise ConfigError(
-        f"The learning rate that is found is to be set, but {kind} has no {wanted}, neither as attribute nor in hparams. Make it an argument that"
-        " configure_optimizers uses; or name it, attr_name='...'; or leave it as it is, update_attr=False."
+        f"The learning rate that is found is to be set, but {kind} has no {wanted}, neither as"
+        " attribute nor in hparams. Make it an argument that configure_optimizers uses; or name"
+        " it, attr_name='...'; or leave it as it is, update_attr=False."
     )
 
 
@@ -233,8 +271,16 @@ class _RisingLR:
     def step(self, *args: Any, **kwargs: Any) -> None:
         """Go on to the learning rate of the next step."""
         self.steps += 1
-        start, end, part = self.found.lr_min, self.found.lr_max, (self.steps + 1) / self.found.num_training
-        self.lr = start + part * (end - start) if self.found.mode == "linear" else start * (end / start) ** part
+        start, end, part = (
+            self.found.lr_min,
+            self.found.lr_max,
+            (self.steps + 1) / self.found.num_training,
+        )
+        self.lr = (
+            start + part * (end - start)
+            if self.found.mode == "linear"
+            else start * (end / start) ** part
+        )
         self._set()
 
     def get_last_lr(self) -> list[float]:
@@ -262,10 +308,14 @@ class _Watch(Callback):
         self.lr = self.mean = 0.0
         self.best: float | None = None
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self.lr = self.rising.lr
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches != 0:
             return
         self.lrs.append(self.lr)
@@ -284,5 +334,9 @@ class _Watch(Callback):
     def _diverges(self, smoothed: float) -> bool:
         if self.threshold is None or self.best is None:
             return False
-        highest = self.threshold * self.best if self.best >= 0 else self.best + (self.threshold - 1) * abs(self.best)
+        highest = (
+            self.threshold * self.best
+            if self.best >= 0
+            else self.best + (self.threshold - 1) * abs(self.best)
+        )
         return smoothed > highest

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 class DeviceStatsMonitor(Callback):
     """Logs statistics of rank 0's device before and after the batches whose step values are logged.
 
-    The names are `DeviceStatsMonitor.<hook>/<statistic>`: for the CPU `cpu_percent`, `cpu_vm_percent` (memory) and `cpu_swap_percent` of the
-    whole machine, for CUDA those of `torch.cuda.memory_stats` such as `allocated_bytes.all.peak`. Reading them does not wait for the device.
+    The names are `DeviceStatsMonitor.<hook>/<statistic>`: for the CPU `cpu_percent`,
+    `cpu_vm_percent` (memory) and `cpu_swap_percent` of the whole machine, for CUDA those of
+    `torch.cuda.memory_stats` such as `allocated_bytes.all.peak`. Reading them does not wait for the
+    device.
 
     Args:
         cpu_stats: whether to log those of the CPU. None: if it is the device.
@@ -38,50 +40,94 @@ class DeviceStatsMonitor(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and not trainer.loggers and not trainer.fast_dev_run:
             raise ConfigError(
-                "DeviceStatsMonitor has no logger to write to. Give the Trainer one, such as logger=CSVLogger('logs'), or leave it out."
+                "DeviceStatsMonitor has no logger to write to. Give the Trainer one, such as"
+                " logger=CSVLogger('logs'), or leave it out."
             )
         kind = trainer.world.device.type
-        if (self._cpu_stats or kind == "mps" or (self._cpu_stats is None and kind == "cpu")) and find_spec("psutil") is None:
+        if (
+            self._cpu_stats or kind == "mps" or (self._cpu_stats is None and kind == "cpu")
+        ) and find_spec("psutil") is None:
             raise MissingPackageError("psutil", "DeviceStatsMonitor (cpu_stats=False does without)")
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self._log_stats(trainer, "on_train_batch_start", trainer.should_log_step)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self._log_stats(trainer, "on_train_batch_end", trainer.should_log_step)
 
     def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        self._log_stats(trainer, "on_validation_batch_start", trainer.should_log_batch(batch_idx, dataloader_idx))
+        self._log_stats(
+            trainer,
+            "on_validation_batch_start",
+            trainer.should_log_batch(batch_idx, dataloader_idx),
+        )
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        self._log_stats(trainer, "on_validation_batch_end", trainer.should_log_batch(batch_idx, dataloader_idx))
+        self._log_stats(
+            trainer, "on_validation_batch_end", trainer.should_log_batch(batch_idx, dataloader_idx)
+        )
 
     def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        self._log_stats(trainer, "on_test_batch_start", trainer.should_log_batch(batch_idx, dataloader_idx))
+        self._log_stats(
+            trainer, "on_test_batch_start", trainer.should_log_batch(batch_idx, dataloader_idx)
+        )
 
     def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        self._log_stats(trainer, "on_test_batch_end", trainer.should_log_batch(batch_idx, dataloader_idx))
+        self._log_stats(
+            trainer, "on_test_batch_end", trainer.should_log_batch(batch_idx, dataloader_idx)
+        )
 
     def _log_stats(self, trainer: Trainer, hook: str, is_due: bool) -> None:
         if not is_due or not trainer.loggers or not trainer.is_global_zero:
             return
         values = stats_of(trainer.world.device, self._cpu_stats)
         if values:
-            named = {f"{type(self).__qualname__}.{hook}/{name}": value for name, value in values.items()}
+            named = {
+                f"{type(self).__qualname__}.{hook}/{name}": value for name, value in values.items()
+            }
             for logger in trainer.loggers:
                 logger.log_metrics(named, step=trainer.progress.log_steps)
 
 
 def stats_of(device: torch.device, cpu_stats: bool | None) -> dict[str, float]:
-    """Return statistics of a device, and those of the CPU if they are wanted: always, never, or (None) if it is the device."""
+    """Return statistics of a device, and those of the CPU if they are wanted.
+
+    Always, never, or (None) if it is the device.
+    """
     values: dict[str, float] = {}
     if device.type == "cuda":
         values = dict(torch.cuda.memory_stats(device))

@@ -84,8 +84,8 @@ def judge(
 class EarlyStopping(Callback):
     """Stops training when a metric no longer gets better, has become good enough, or went wrong.
 
-    Every check counts, not every epoch: with `check_val_every_n_epoch=10` and `patience=3` training goes on for at least 40 epochs. If any
-    rank says stop, all stop.
+    Every check counts, not every epoch: with `check_val_every_n_epoch=10` and `patience=3` training
+    goes on for at least 40 epochs. If any rank says stop, all stop.
 
     Args:
         monitor: the metric, logged with `self.log`.
@@ -97,8 +97,8 @@ class EarlyStopping(Callback):
         check_finite: whether to stop when the metric is NaN or infinite.
         stopping_threshold: stop once the metric is better than this.
         divergence_threshold: stop once the metric is worse than this.
-        check_on_train_epoch_end: True checks after each epoch of training, False after each validation. None: after the epoch, if validation
-            runs once in each.
+        check_on_train_epoch_end: True checks after each epoch of training, False after each
+            validation. None: after the epoch, if validation runs once in each.
         log_rank_zero_only: whether only rank 0 says what was decided.
 
     Attributes:
@@ -131,7 +131,10 @@ class EarlyStopping(Callback):
         log_rank_zero_only: bool = False,
     ) -> None:
         if mode not in SIGN:
-            raise ConfigError(f"EarlyStopping(mode={mode!r}) is not known. Use 'min' if lower is better, 'max' if higher is.")
+            raise ConfigError(
+                f"EarlyStopping(mode={mode!r}) is not known. Use 'min' if lower is better, 'max' if"
+                " higher is."
+            )
         self.monitor = monitor
         self.min_delta = min_delta if mode == "max" else -min_delta
         self.patience = patience
@@ -156,7 +159,11 @@ class EarlyStopping(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._check_on_train_epoch_end is None:
             by_the_clock = trainer.val_check_time_s is not None
-            self._check_on_train_epoch_end = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1 and not by_the_clock
+            self._check_on_train_epoch_end = (
+                trainer.val_check_interval == 1.0
+                and trainer.check_val_every_n_epoch == 1
+                and not by_the_clock
+            )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._check_on_train_epoch_end and not trainer.comes_later(self.monitor):
@@ -184,7 +191,9 @@ class EarlyStopping(Callback):
         self.stopped_epoch = state_dict["stopped_epoch"]
         self.best_score = state_dict["best_score"]
         self.patience = state_dict["patience"]
-        self.stopping_reason = EarlyStoppingReason(state_dict.get("stopping_reason", EarlyStoppingReason.NOT_STOPPED.value))
+        self.stopping_reason = EarlyStoppingReason(
+            state_dict.get("stopping_reason", EarlyStoppingReason.NOT_STOPPED.value)
+        )
         self.stopping_reason_message = state_dict.get("stopping_reason_message")
 
     def _run_early_stopping_check(self, trainer: Trainer) -> None:
@@ -194,8 +203,9 @@ class EarlyStopping(Callback):
         metrics = trainer.callback_metrics
         if self.monitor not in metrics:
             text = (
-                f"EarlyStopping watches {self.monitor!r}, which was not logged. Logged so far: {', '.join(map(repr, metrics)) or 'nothing'}."
-                f" Log it with self.log({self.monitor!r}, ...), or change monitor."
+                f"EarlyStopping watches {self.monitor!r}, which was not logged. Logged so far:"
+                f" {', '.join(map(repr, metrics)) or 'nothing'}. Log it with"
+                f" self.log({self.monitor!r}, ...), or change monitor."
             )
             if self.strict:
                 raise RuntimeError(text + " EarlyStopping(strict=False) goes on without it.")
@@ -238,14 +248,29 @@ class EarlyStopping(Callback):
         name, best, sign = self.monitor, self.best_score, SIGN[self.mode]
         worse = ">" if self.mode == "min" else "<"
         if improved:
-            gain = f" by {abs(best - current):.3f} >= min_delta = {abs(self.min_delta)}" if math.isfinite(best) else ""
+            gain = (
+                f" by {abs(best - current):.3f} >= min_delta = {abs(self.min_delta)}"
+                if math.isfinite(best)
+                else ""
+            )
             return f"Metric {name} improved{gain}. New best score: {current:.3f}"
         return {
             EarlyStoppingReason.NOT_STOPPED: "",
-            EarlyStoppingReason.NON_FINITE_METRIC: f"Monitored metric {name} = {current} is not finite. Previous best value was {best:.3f}.",
-            EarlyStoppingReason.STOPPING_THRESHOLD: f"Stopping threshold reached: {name} = {current} {sign} {self.stopping_threshold}.",
-            EarlyStoppingReason.DIVERGENCE_THRESHOLD: f"Divergence threshold reached: {name} = {current} {worse} {self.divergence_threshold}.",
-            EarlyStoppingReason.PATIENCE_EXHAUSTED: (
-                f"Monitored metric {name} did not improve in the last {self.wait_count + 1} records. Best score: {best:.3f}."
+            EarlyStoppingReason.NON_FINITE_METRIC: (
+                f"Monitored metric {name} = {current} is not finite. Previous best value was"
+                f" {best:.3f}."
             ),
-        }[reason] + (" Signaling Trainer to stop." if reason is not EarlyStoppingReason.NOT_STOPPED else "")
+            EarlyStoppingReason.STOPPING_THRESHOLD: (
+                f"Stopping threshold reached: {name} = {current} {sign} {self.stopping_threshold}."
+            ),
+            EarlyStoppingReason.DIVERGENCE_THRESHOLD: (
+                f"Divergence threshold reached: {name} = {current} {worse}"
+                f" {self.divergence_threshold}."
+            ),
+            EarlyStoppingReason.PATIENCE_EXHAUSTED: (
+                f"Monitored metric {name} did not improve in the last {self.wait_count + 1}"
+                f" records. Best score: {best:.3f}."
+            ),
+        }[reason] + (
+            " Signaling Trainer to stop." if reason is not EarlyStoppingReason.NOT_STOPPED else ""
+        )

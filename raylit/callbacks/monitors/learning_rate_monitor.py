@@ -1,4 +1,7 @@
-"""LearningRateMonitor: brings learning rates, and if wanted momentum and weight decay, to the loggers."""
+"""LearningRateMonitor.
+
+Brings learning rates, and if wanted momentum and weight decay, to the loggers.
+"""
 
 from __future__ import annotations
 
@@ -42,10 +45,16 @@ class LearningRateMonitor(Callback):
     """
 
     def __init__(
-        self, logging_interval: Literal["step", "epoch"] | None = None, log_momentum: bool = False, log_weight_decay: bool = False
+        self,
+        logging_interval: Literal["step", "epoch"] | None = None,
+        log_momentum: bool = False,
+        log_weight_decay: bool = False,
     ) -> None:
         if logging_interval not in (None, "step", "epoch"):
-            raise ConfigError(f"LearningRateMonitor(logging_interval={logging_interval!r}) is not known. Use 'step', 'epoch' or None.")
+            raise ConfigError(
+                f"LearningRateMonitor(logging_interval={logging_interval!r}) is not known. Use"
+                " 'step', 'epoch' or None."
+            )
         self.logging_interval = logging_interval
         self.log_momentum = log_momentum
         self.log_weight_decay = log_weight_decay
@@ -56,16 +65,24 @@ class LearningRateMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.loggers:
             raise ConfigError(
-                "LearningRateMonitor has no logger to write to. Give the Trainer one, such as logger=CSVLogger('logs'), or leave it out."
+                "LearningRateMonitor has no logger to write to. Give the Trainer one, such as"
+                " logger=CSVLogger('logs'), or leave it out."
             )
         groups = named_groups(trainer)
         self.lrs = {name: [] for name, *_ in groups}
         if self.log_momentum and any(
-            "momentum" not in optimizer.defaults and "betas" not in optimizer.defaults for _, _, optimizer, _ in groups
+            "momentum" not in optimizer.defaults and "betas" not in optimizer.defaults
+            for _, _, optimizer, _ in groups
         ):
-            warn("LearningRateMonitor(log_momentum=True): an optimizer has no momentum, so 0 is logged for it.", RuntimeWarning)
+            warn(
+                "LearningRateMonitor(log_momentum=True): an optimizer has no momentum, so 0 is"
+                " logged for it.",
+                RuntimeWarning,
+            )
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if self.logging_interval != "epoch" and trainer.should_log_step:
             self._log_values(trainer, "step")
 
@@ -81,20 +98,31 @@ class LearningRateMonitor(Callback):
             self._lrs_of(name).append(float(group["lr"]))
             values[name] = self.lrs[name][-1]
             if self.log_momentum:
-                momentum = group["betas"][0] if "betas" in optimizer.defaults else group.get("momentum", 0)
-                values[f"{name}-momentum"] = self.last_momentum_values[f"{name}-momentum"] = float(momentum)
+                momentum = (
+                    group["betas"][0] if "betas" in optimizer.defaults else group.get("momentum", 0)
+                )
+                values[f"{name}-momentum"] = self.last_momentum_values[f"{name}-momentum"] = float(
+                    momentum
+                )
             if self.log_weight_decay:
                 decay = float(group.get("weight_decay", 0))
-                values[f"{name}-weight_decay"] = self.last_weight_decay_values[f"{name}-weight_decay"] = decay
+                values[f"{name}-weight_decay"] = self.last_weight_decay_values[
+                    f"{name}-weight_decay"
+                ] = decay
         if not values:
             return
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+        trainer.callback_metrics.update(
+            {name: torch.tensor(value) for name, value in values.items()}
+        )
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.progress.log_steps)
 
     def _lrs_of(self, name: str) -> list[float]:
-        """Return the list of a name. When a first group gets company in the middle of training, it goes on as `/pg1`."""
+        """Return the list of a name.
+
+        When a first group gets company in the middle of training, it goes on as `/pg1`.
+        """
         if name not in self.lrs:
             alone = name.removesuffix("/pg1")
             self.lrs[name] = self.lrs.pop(alone) if alone in self.lrs else []
@@ -108,9 +136,19 @@ def named_groups(trainer: Trainer) -> list[tuple[str, dict[str, Any], Optimizer,
     """
     found: list[tuple[str, dict[str, Any], Optimizer, str | None]] = []
     num_of_kind: Counter[type[Optimizer]] = Counter()
-    with_schedulers = [(config.scheduler.optimizer, config.name, config.interval) for config in trainer.lr_scheduler_configs]
-    others = [optimizer for optimizer in trainer.optimizers if all(optimizer is not one for one, *_ in with_schedulers)]
-    for optimizer, given_name, interval in [*with_schedulers, *((optimizer, None, None) for optimizer in others)]:
+    with_schedulers = [
+        (config.scheduler.optimizer, config.name, config.interval)
+        for config in trainer.lr_scheduler_configs
+    ]
+    others = [
+        optimizer
+        for optimizer in trainer.optimizers
+        if all(optimizer is not one for one, *_ in with_schedulers)
+    ]
+    for optimizer, given_name, interval in [
+        *with_schedulers,
+        *((optimizer, None, None) for optimizer in others),
+    ]:
         name = given_name
         if name is None:
             num_of_kind[type(optimizer)] += 1
@@ -118,10 +156,22 @@ def named_groups(trainer: Trainer) -> list[tuple[str, dict[str, Any], Optimizer,
         if num_of_kind[type(optimizer)] > 1:
             name += f"-{num_of_kind[type(optimizer)] - 1}"
         groups = optimizer.param_groups
-        own_names = [group.get("name", f"pg{number}") for number, group in enumerate(groups, start=1)]
+        own_names = [
+            group.get("name", f"pg{number}") for number, group in enumerate(groups, start=1)
+        ]
         for own in set(own_names):
             if own_names.count(own) > 1:
-                raise ConfigError(f"Two parameter groups of the optimizer behind {name} are named {own!r}. Give them different names.")
+                raise ConfigError(
+                    f"Two parameter groups of the optimizer behind {name} are named {own!r}. Give"
+                    " them different names."
+                )
         for group, own in zip(groups, own_names, strict=True):
-            found.append((f"{name}/{own}" if len(groups) > 1 or "name" in group else name, group, optimizer, interval))
+            found.append(
+                (
+                    f"{name}/{own}" if len(groups) > 1 or "name" in group else name,
+                    group,
+                    optimizer,
+                    interval,
+                )
+            )
     return found

@@ -46,7 +46,9 @@ class SpikeDetection(Callback):
         TrainingSpikeException: while training, when there was a spike.
 
     Example:
-        >>> trainer = Trainer(max_epochs=10, callbacks=[SpikeDetection(window=50, warmup=20, rtol=3.0)])
+        >>> trainer = Trainer(
+        ...     max_epochs=10, callbacks=[SpikeDetection(window=50, warmup=20, rtol=3.0)]
+        ... )
     """
 
     def __init__(
@@ -60,9 +62,15 @@ class SpikeDetection(Callback):
         finite_only: bool = True,
     ) -> None:
         if mode not in ("min", "max"):
-            raise ConfigError(f"SpikeDetection(mode={mode!r}) is not known. Use 'min' if a lower loss is better, 'max' if a higher one is.")
+            raise ConfigError(
+                f"SpikeDetection(mode={mode!r}) is not known. Use 'min' if a lower loss is better,"
+                " 'max' if a higher one is."
+            )
         if window < 1:
-            raise ConfigError(f"SpikeDetection(window={window}) leaves nothing to take the mean of. Give a number from 1 on, such as 10.")
+            raise ConfigError(
+                f"SpikeDetection(window={window}) leaves nothing to take the mean of. Give a number"
+                " from 1 on, such as 10."
+            )
         self.mode = mode
         self.warmup = warmup
         self.atol = atol
@@ -72,19 +80,28 @@ class SpikeDetection(Callback):
         self.bad_batches: list[int] = []
         self.last_val = 0.0
         self._values: deque[float] = deque(maxlen=window)
-        self._pending: list[tuple[int, Tensor]] = []  # batches not judged yet, and their losses where they were computed
+        self._pending: list[
+            tuple[int, Tensor]
+        ] = []  # batches not judged yet, and their losses where they were computed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._pending = []
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if loss is None:  # training_step left the batch out
             return
         if not isinstance(loss, Tensor):
-            raise TypeError(f"SpikeDetection needs the loss as a tensor, but training_step gave {type(loss).__name__}.")
+            raise TypeError(
+                "SpikeDetection needs the loss as a tensor, but training_step gave"
+                f" {type(loss).__name__}."
+            )
         self._pending.append((batch_idx, loss.detach()))
-        if len(self._pending) >= JUDGED_TOGETHER or (trainer.world.size == 1 and loss.device.type == "cpu"):
+        if len(self._pending) >= JUDGED_TOGETHER or (
+            trainer.world.size == 1 and loss.device.type == "cpu"
+        ):
             self._judge_pending(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -96,7 +113,9 @@ class SpikeDetection(Callback):
             "last_val": self.last_val,
             "values": list(self._values),
             "bad_batches": self.bad_batches,
-            "pending": list(zip([number for number, _ in self._pending], self._losses(), strict=True)),
+            "pending": list(
+                zip([number for number, _ in self._pending], self._losses(), strict=True)
+            ),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -104,22 +123,36 @@ class SpikeDetection(Callback):
         self.bad_batches = list(state_dict["bad_batches"])
         self._values.clear()
         self._values.extend(state_dict.get("values", ()))
-        self._pending = [(number, torch.tensor(loss)) for number, loss in state_dict.get("pending", ())]
+        self._pending = [
+            (number, torch.tensor(loss)) for number, loss in state_dict.get("pending", ())
+        ]
 
     def _losses(self) -> list[float]:
         """Bring the pending losses to the host, in one copy."""
         if not self._pending:
             return []
         device = self._pending[-1][1].device
-        losses: list[float] = torch.stack([loss.float().mean().to(device) for _, loss in self._pending]).tolist()
+        losses: list[float] = torch.stack(
+            [loss.float().mean().to(device) for _, loss in self._pending]
+        ).tolist()
         return losses
 
     def _judge_pending(self, trainer: Trainer) -> None:
-        """Judge the pending batches, in their order; all ranks end training with the first spike of any."""
+        """Judge the pending batches, in their order.
+
+        All ranks end training with the first spike of any.
+        """
         numbers = [number for number, _ in self._pending]
         losses = self._losses()
         self._pending = []
-        first = next((place for place, one in enumerate(zip(numbers, losses, strict=True)) if self._is_spike(*one)), None)
+        first = next(
+            (
+                place
+                for place, one in enumerate(zip(numbers, losses, strict=True))
+                if self._is_spike(*one)
+            ),
+            None,
+        )
         places = [first] if trainer.world.size == 1 else trainer.world.all_gather_object(first)
         spikes = [place for place in places if place is not None]
         if spikes:
@@ -141,12 +174,18 @@ class SpikeDetection(Callback):
             return False
         mean = sum(self._values) / len(self._values) if self._values else math.nan
         distance = abs(loss - mean)
-        return (self.atol is None or distance >= abs(self.atol)) and (self.rtol is None or distance >= abs(self.rtol * mean))
+        return (self.atol is None or distance >= abs(self.atol)) and (
+            self.rtol is None or distance >= abs(self.rtol * mean)
+        )
 
     def _end(self, trainer: Trainer, batch_idx: int) -> None:
         """Write the batches down and end training."""
         self.bad_batches += [batch_idx - 1, batch_idx]
-        path = Path(trainer.default_root_dir if self.exclude_batches_path is None else self.exclude_batches_path)
+        path = Path(
+            trainer.default_root_dir
+            if self.exclude_batches_path is None
+            else self.exclude_batches_path
+        )
         if path.suffix != ".json":
             path = path / "skip_batches.json"
         if trainer.is_global_zero:

@@ -46,10 +46,19 @@ class ThroughputMonitor(Callback):
         kwargs: arguments of `Throughput`, such as `window_size`; `available_flops` for a GPU that is not in its table.
 
     Example:
-        >>> trainer = Trainer(callbacks=[ThroughputMonitor(batch_size_fn=lambda batch: batch[0].size(0), window_size=10)])
+        >>> trainer = Trainer(
+        ...     callbacks=[
+        ...         ThroughputMonitor(batch_size_fn=lambda batch: batch[0].size(0), window_size=10)
+        ...     ]
+        ... )
     """
 
-    def __init__(self, batch_size_fn: Callable[[Any], int], length_fn: Callable[[Any], int] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        batch_size_fn: Callable[[Any], int],
+        length_fn: Callable[[Any], int] | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.batch_size_fn = batch_size_fn
         self.length_fn = length_fn
         self.kwargs = kwargs
@@ -58,8 +67,14 @@ class ThroughputMonitor(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         assert trainer._run is not None
-        self.available_flops = self.kwargs.get("available_flops") or get_available_flops(trainer.world.device, trainer._run.precision.dtype)
-        arguments = {"world_size": trainer.world_size, **self.kwargs, "available_flops": self.available_flops}
+        self.available_flops = self.kwargs.get("available_flops") or get_available_flops(
+            trainer.world.device, trainer._run.precision.dtype
+        )
+        arguments = {
+            "world_size": trainer.world_size,
+            **self.kwargs,
+            "available_flops": self.available_flops,
+        }
         for name in ("train", "validate") if stage == "fit" else (stage,):
             self._courses.setdefault(name, Course()).throughput = Throughput(**arguments)
 
@@ -67,25 +82,41 @@ class ThroughputMonitor(Callback):
         self._start("train", anew=True)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._courses["validate"].totals[trainer.state.fn] = 0  # the x-axis of validation begins anew in each epoch, as in Lightning
+        self._courses["validate"].totals[trainer.state.fn] = (
+            0  # the x-axis of validation begins anew in each epoch, as in Lightning
+        )
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         progress = trainer.progress
-        has_stepped = progress.batch % trainer.accumulate_grad_batches == 0 or progress.is_last_batch  # so that the step is in the time
-        self._update(trainer, pl_module, "train", batch, trainer.should_log_step and has_stepped, step=None)
+        has_stepped = (
+            progress.batch % trainer.accumulate_grad_batches == 0 or progress.is_last_batch
+        )  # so that the step is in the time
+        self._update(
+            trainer, pl_module, "train", batch, trainer.should_log_step and has_stepped, step=None
+        )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
             self._start("validate", anew=trainer.state.fn == "fit")
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         if not trainer.sanity_checking:
             self._evaluated(trainer, pl_module, "validate", batch, batch_idx, dataloader_idx)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking and trainer.state.fn == "fit":  # the time of the validation is none of training's
+        if (
+            not trainer.sanity_checking and trainer.state.fn == "fit"
+        ):  # the time of the validation is none of training's
             train, validation = self._courses["train"], self._courses["validate"]
             train.started = validation.started + validation.elapsed_s - train.elapsed_s
 
@@ -93,7 +124,13 @@ class ThroughputMonitor(Callback):
         self._start("test")
 
     def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         self._evaluated(trainer, pl_module, "test", batch, batch_idx, dataloader_idx)
 
@@ -101,7 +138,13 @@ class ThroughputMonitor(Callback):
         self._start("predict")
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         self._evaluated(trainer, pl_module, "predict", batch, batch_idx, dataloader_idx)
 
@@ -113,11 +156,34 @@ class ThroughputMonitor(Callback):
         course.elapsed_s = 0.0
         course.started = time.perf_counter()
 
-    def _evaluated(self, trainer: Trainer, pl_module: LightningModule, stage: str, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+    def _evaluated(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        stage: str,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
         is_due = trainer.should_log_batch(batch_idx, dataloader_idx)
-        self._update(trainer, pl_module, stage, batch, is_due, step=self._courses[stage].totals[trainer.state.fn] + 1)
+        self._update(
+            trainer,
+            pl_module,
+            stage,
+            batch,
+            is_due,
+            step=self._courses[stage].totals[trainer.state.fn] + 1,
+        )
 
-    def _update(self, trainer: Trainer, pl_module: LightningModule, stage: str, batch: Any, is_due: bool, step: int | None) -> None:
+    def _update(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        stage: str,
+        batch: Any,
+        is_due: bool,
+        step: int | None,
+    ) -> None:
         """Count a batch, and log if it is time to."""
         if not trainer.is_global_zero:
             return
@@ -134,10 +200,23 @@ class ThroughputMonitor(Callback):
         flops = getattr(pl_module, "flops_per_batch", None)
         if flops is None:
             warn_once(
-                f"ThroughputMonitor counts no FLOPs: {type(pl_module).__name__} has no attribute flops_per_batch (see measure_flops)."
+                f"ThroughputMonitor counts no FLOPs: {type(pl_module).__name__} has no attribute"
+                " flops_per_batch (see measure_flops)."
             )
         lengths = None if self.length_fn is None else course.lengths
-        course.throughput.update(time=course.elapsed_s, batches=course.batches, samples=course.samples, lengths=lengths, flops=flops)
+        course.throughput.update(
+            time=course.elapsed_s,
+            batches=course.batches,
+            samples=course.samples,
+            lengths=lengths,
+            flops=flops,
+        )
         if is_due:
             separator = course.throughput.separator
-            trainer.log_metrics({f"{stage}{separator}{name}": value for name, value in course.throughput.compute().items()}, step=step)
+            trainer.log_metrics(
+                {
+                    f"{stage}{separator}{name}": value
+                    for name, value in course.throughput.compute().items()
+                },
+                step=step,
+            )

@@ -40,11 +40,19 @@ def parse_duration(duration: str | timedelta | dict[str, int] | None) -> timedel
             return timedelta(**duration)
         except TypeError as error:
             raise ConfigError(
-                f"The duration {duration!r} is not understood: {error}. Give the arguments of a timedelta: {{'hours': 12}}."
+                f"The duration {duration!r} is not understood: {error}. Give the arguments of a"
+                " timedelta: {'hours': 12}."
             ) from error
-    match = re.fullmatch(r"\s*(\d+):(\d\d):(\d\d):(\d\d)\s*", duration) if isinstance(duration, str) else None
+    match = (
+        re.fullmatch(r"\s*(\d+):(\d\d):(\d\d):(\d\d)\s*", duration)
+        if isinstance(duration, str)
+        else None
+    )
     if match is None:
-        raise ConfigError(f"The duration {duration!r} is not of the form DD:HH:MM:SS. Write, for 12 hours: '00:12:00:00'.")
+        raise ConfigError(
+            f"The duration {duration!r} is not of the form DD:HH:MM:SS. Write, for 12 hours:"
+            " '00:12:00:00'."
+        )
     days, hours, minutes, seconds = map(int, match.groups())
     return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
 
@@ -52,8 +60,9 @@ def parse_duration(duration: str | timedelta | dict[str, int] | None) -> timedel
 class SharedDeadline:
     """Lets all ranks find at the same batch that time is up, without a collective at every batch.
 
-    Rank 0's clock decides. With its verdict it says after how many batches to ask again: as many as fit into half of the time that is left,
-    at the pace so far, and at most 64. So the limit is met to the batch or two, and hours cost little.
+    Rank 0's clock decides. With its verdict it says after how many batches to ask again: as many as
+    fit into half of the time that is left, at the pace so far, and at most 64. So the limit is met
+    to the batch or two, and hours cost little.
     """
 
     def __init__(self) -> None:
@@ -94,7 +103,8 @@ class Timer(Callback):
     The time is kept in checkpoints: a run that goes on from one has what was left.
 
     Args:
-        duration: limit for training: `DD:HH:MM:SS`, a timedelta, or the arguments of one as a dict. None: no limit.
+        duration: limit for training: `DD:HH:MM:SS`, a timedelta, or the arguments of one as a dict.
+            None: no limit.
         interval: `step` stops after any batch, `epoch` only at the end of an epoch.
         verbose: whether to say that the limit was reached.
 
@@ -108,7 +118,12 @@ class Timer(Callback):
         >>> timer.time_elapsed("train"), timer.time_remaining()  # seconds
     """
 
-    def __init__(self, duration: str | timedelta | dict[str, int] | None = None, interval: str = "step", verbose: bool = True) -> None:
+    def __init__(
+        self,
+        duration: str | timedelta | dict[str, int] | None = None,
+        interval: str = "step",
+        verbose: bool = True,
+    ) -> None:
         if interval not in ("step", "epoch"):
             raise ConfigError(f"Timer(interval={interval!r}) is not known. Use 'step' or 'epoch'.")
         parsed = parse_duration(duration)
@@ -129,7 +144,10 @@ class Timer(Callback):
         return self._end_time[_known(stage)]
 
     def time_elapsed(self, stage: str = "train") -> float:
-        """Return the seconds spent in a stage; for training also those of the runs that this one goes on from."""
+        """Return the seconds spent in a stage.
+
+        For training also those of the runs that this one goes on from.
+        """
         start, end = self.start_time(stage), self.end_time(stage)
         before = self._offset if stage == "train" else 0.0
         if start is None:
@@ -142,8 +160,12 @@ class Timer(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._deadline.restart()
-        if self._duration is not None:  # a checkpoint may have been loaded whose time was up already
-            self._stop_if(trainer, trainer.world.broadcast_object(self.time_elapsed() >= self._duration))
+        if (
+            self._duration is not None
+        ):  # a checkpoint may have been loaded whose time was up already
+            self._stop_if(
+                trainer, trainer.world.broadcast_object(self.time_elapsed() >= self._duration)
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin("train")
@@ -163,13 +185,20 @@ class Timer(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end_time["test"] = time.monotonic()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if self._duration is not None and self._interval == "step":
-            self._stop_if(trainer, self._deadline.is_reached(trainer.world, self._duration - self.time_elapsed()))
+            self._stop_if(
+                trainer,
+                self._deadline.is_reached(trainer.world, self._duration - self.time_elapsed()),
+            )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._duration is not None and self._interval == "epoch":
-            self._stop_if(trainer, trainer.world.broadcast_object(self.time_elapsed() >= self._duration))
+            self._stop_if(
+                trainer, trainer.world.broadcast_object(self.time_elapsed() >= self._duration)
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {"time_elapsed": {stage: self.time_elapsed(stage) for stage in STAGES}}
@@ -184,11 +213,17 @@ class Timer(Callback):
         if not is_up:
             return
         if self._verbose and not trainer.should_stop:
-            info(f"Time limit reached. Elapsed time is {timedelta(seconds=int(self.time_elapsed()))}. Signaling Trainer to stop.")
+            info(
+                "Time limit reached. Elapsed time is"
+                f" {timedelta(seconds=int(self.time_elapsed()))}. Signaling Trainer to stop."
+            )
         trainer.should_stop = True
 
 
 def _known(stage: str) -> str:
     if stage not in STAGES:
-        raise ConfigError(f"Timer knows no stage {stage!r}; there are: {', '.join(STAGES)}.{did_you_mean(stage, STAGES)}")
+        raise ConfigError(
+            f"Timer knows no stage {stage!r}; there are:"
+            f" {', '.join(STAGES)}.{did_you_mean(stage, STAGES)}"
+        )
     return stage

@@ -1,4 +1,7 @@
-"""BaseFinetuning and BackboneFinetuning: train with parts of the module frozen, and unfreeze them as epochs go by."""
+"""BaseFinetuning and BackboneFinetuning.
+
+Train with parts of the module frozen, and unfreeze them as epochs go by.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,14 @@ Modules = Module | Iterable[Any]  # a module, or modules nested in lists and dic
 
 
 class BaseFinetuning(Callback):
-    """Base of callbacks that freeze parts of the module before training and unfreeze them later; override the two methods that say so.
+    """Base of callbacks that freeze parts of the module before training and unfreeze them later.
 
-    `freeze_before_training` runs before `configure_optimizers`, which has to leave frozen parameters out of the optimizer.
-    `finetune_function` runs at the start of every epoch and adds what it unfreezes to the optimizer. A fit that goes on from a checkpoint
-    has the same parameters unfrozen, in the same parameter groups.
+    Override the two methods that say so.
+
+    `freeze_before_training` runs before `configure_optimizers`, which has to leave frozen
+    parameters out of the optimizer. `finetune_function` runs at the start of every epoch and adds
+    what it unfreezes to the optimizer. A fit that goes on from a checkpoint has the same parameters
+    unfrozen, in the same parameter groups.
 
     Example:
         >>> class Unfreeze(BaseFinetuning):
@@ -50,7 +56,9 @@ class BaseFinetuning(Callback):
         """Freeze what is to be frozen when training starts."""
         raise NotImplementedError
 
-    def finetune_function(self, pl_module: LightningModule, epoch: int, optimizer: Optimizer) -> None:
+    def finetune_function(
+        self, pl_module: LightningModule, epoch: int, optimizer: Optimizer
+    ) -> None:
         """Unfreeze what is due in this epoch; called for each optimizer."""
         raise NotImplementedError
 
@@ -72,7 +80,9 @@ class BaseFinetuning(Callback):
         return [module for module in found if module._parameters or not list(module.children())]
 
     @staticmethod
-    def filter_params(modules: Modules, train_bn: bool = True, requires_grad: bool = True) -> Iterator[Parameter]:
+    def filter_params(
+        modules: Modules, train_bn: bool = True, requires_grad: bool = True
+    ) -> Iterator[Parameter]:
         """Yield the parameters that require a gradient, or those that do not.
 
         Args:
@@ -82,7 +92,11 @@ class BaseFinetuning(Callback):
         """
         for module in BaseFinetuning.flatten_modules(modules):
             if train_bn or not isinstance(module, _BatchNorm):
-                yield from (one for one in module.parameters(recurse=False) if one.requires_grad == requires_grad)
+                yield from (
+                    one
+                    for one in module.parameters(recurse=False)
+                    if one.requires_grad == requires_grad
+                )
 
     @staticmethod
     def make_trainable(modules: Modules) -> None:
@@ -92,7 +106,10 @@ class BaseFinetuning(Callback):
 
     @staticmethod
     def freeze_module(module: Module) -> None:
-        """Freeze the module's own parameters, not those of its children; a batch norm no longer follows the data."""
+        """Freeze the module's own parameters, not those of its children.
+
+        A batch norm no longer follows the data.
+        """
         _set_trainable(module, False)
 
     @staticmethod
@@ -109,30 +126,42 @@ class BaseFinetuning(Callback):
     @staticmethod
     def filter_on_optimizer(optimizer: Optimizer, params: Iterable[Parameter]) -> list[Parameter]:
         """Return the parameters that the optimizer does not have yet; warn of the others."""
-        params, held = list(params), {id(one) for group in optimizer.param_groups for one in group["params"]}
+        params, held = (
+            list(params),
+            {id(one) for group in optimizer.param_groups for one in group["params"]},
+        )
         new = [one for one in params if id(one) not in held]
         if len(new) < len(params):
             warn(
-                f"{len(params) - len(new)} of the {len(params)} parameters to add are in the optimizer already, and stay in their group. Give only"
-                f" what is not frozen to the optimizer: {type(optimizer).__name__}(filter(lambda p: p.requires_grad, self.parameters()), ...)."
+                f"{len(params) - len(new)} of the {len(params)} parameters to add are in the"
+                " optimizer already, and stay in their group. Give only what is not frozen to the"
+                f" optimizer: {type(optimizer).__name__}(filter(lambda p: p.requires_grad,"
+                " self.parameters()), ...)."
             )
         return new
 
     @staticmethod
     def unfreeze_and_add_param_group(
-        modules: Modules, optimizer: Optimizer, lr: float | None = None, initial_denom_lr: float = 10.0, train_bn: bool = True
+        modules: Modules,
+        optimizer: Optimizer,
+        lr: float | None = None,
+        initial_denom_lr: float = 10.0,
+        train_bn: bool = True,
     ) -> None:
         """Unfreeze all parameters within and give them to the optimizer as a new group.
 
         Args:
             modules: as for `flatten_modules`.
             optimizer: gets the group.
-            lr: learning rate of the group. None: that of the first group, divided by `initial_denom_lr`.
+            lr: learning rate of the group. None: that of the first group, divided by
+                `initial_denom_lr`.
             initial_denom_lr: see `lr`.
             train_bn: whether parameters of batch norms are in the group.
         """
         BaseFinetuning.make_trainable(modules)
-        params = BaseFinetuning.filter_on_optimizer(optimizer, BaseFinetuning.filter_params(modules, train_bn=train_bn))
+        params = BaseFinetuning.filter_on_optimizer(
+            optimizer, BaseFinetuning.filter_params(modules, train_bn=train_bn)
+        )
         if params:
             rate = optimizer.param_groups[0]["lr"] / initial_denom_lr if lr is None else float(lr)
             optimizer.add_param_group({"params": params, "lr": rate})
@@ -154,8 +183,12 @@ class BaseFinetuning(Callback):
         for index, groups in self._internal_optimizer_metadata.items():
             optimizer = trainer.optimizers[index]
             num_first = len(optimizer.param_groups)
-            optimizer.param_groups = [{**group, "params": [parameters[name] for name in group["params"]]} for group in groups]
-            if not self._requires_grad:  # a checkpoint of Lightning does not say what was unfrozen, but that is what was added
+            optimizer.param_groups = [
+                {**group, "params": [parameters[name] for name in group["params"]]}
+                for group in groups
+            ]
+            # A checkpoint of Lightning does not say what was unfrozen, but that is what was added
+            if not self._requires_grad:
                 for group in optimizer.param_groups[num_first:]:
                     for parameter in group["params"]:
                         parameter.requires_grad = True
@@ -173,9 +206,13 @@ class BaseFinetuning(Callback):
             self.finetune_function(pl_module, trainer.current_epoch, optimizer)
             kept = self._internal_optimizer_metadata.setdefault(index, [])
             added = optimizer.param_groups[num_before if kept else 0 :]
-            kept.extend({**group, "params": [names[one] for one in group["params"]]} for group in added)
+            kept.extend(
+                {**group, "params": [names[one] for one in group["params"]]} for group in added
+            )
         self._requires_grad = {name: parameter.requires_grad for parameter, name in names.items()}
-        batch_norms = ((name, one) for name, one in pl_module.named_modules() if isinstance(one, _BatchNorm))
+        batch_norms = (
+            (name, one) for name, one in pl_module.named_modules() if isinstance(one, _BatchNorm)
+        )
         self._tracks_statistics = {name: one.track_running_stats for name, one in batch_norms}
 
     def state_dict(self) -> dict[str, Any]:
@@ -253,8 +290,8 @@ class BackboneFinetuning(BaseFinetuning):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not isinstance(getattr(pl_module, "backbone", None), Module):
             raise ConfigError(
-                f"BackboneFinetuning needs a torch module as {type(pl_module).__name__}.backbone. Give the part to be frozen that name:"
-                " self.backbone = ... in __init__."
+                f"BackboneFinetuning needs a torch module as {type(pl_module).__name__}.backbone."
+                " Give the part to be frozen that name: self.backbone = ... in __init__."
             )
         if stage == "fit":
             self.previous_backbone_lr = None
@@ -263,13 +300,23 @@ class BackboneFinetuning(BaseFinetuning):
     def freeze_before_training(self, pl_module: LightningModule) -> None:
         self.freeze(_backbone(pl_module))
 
-    def finetune_function(self, pl_module: LightningModule, epoch: int, optimizer: Optimizer) -> None:
+    def finetune_function(
+        self, pl_module: LightningModule, epoch: int, optimizer: Optimizer
+    ) -> None:
         if epoch < self.unfreeze_backbone_at_epoch:
             return
         current = optimizer.param_groups[0]["lr"]
-        if epoch == self.unfreeze_backbone_at_epoch or self.previous_backbone_lr is None:  # None: this fit began later
-            rate = current * self.backbone_initial_ratio_lr if self.backbone_initial_lr is None else self.backbone_initial_lr
-            self.unfreeze_and_add_param_group(_backbone(pl_module), optimizer, rate, self.initial_denom_lr, self.train_bn)
+        if (
+            epoch == self.unfreeze_backbone_at_epoch or self.previous_backbone_lr is None
+        ):  # None: this fit began later
+            rate = (
+                current * self.backbone_initial_ratio_lr
+                if self.backbone_initial_lr is None
+                else self.backbone_initial_lr
+            )
+            self.unfreeze_and_add_param_group(
+                _backbone(pl_module), optimizer, rate, self.initial_denom_lr, self.train_bn
+            )
         else:
             rate = self.lambda_func(epoch + 1) * self.previous_backbone_lr
             if self.should_align and rate > current:
@@ -277,7 +324,10 @@ class BackboneFinetuning(BaseFinetuning):
             optimizer.param_groups[-1]["lr"] = rate
         self.previous_backbone_lr = rate
         if self.verbose:
-            info(f"Current lr: {round(current, self.rounding)}, Backbone lr: {round(rate, self.rounding)}")
+            info(
+                f"Current lr: {round(current, self.rounding)}, Backbone lr:"
+                f" {round(rate, self.rounding)}"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "previous_backbone_lr": self.previous_backbone_lr}

@@ -15,28 +15,40 @@ if TYPE_CHECKING:
 
 
 class GradientAccumulationScheduler(Callback):
-    """Changes with the epochs how many batches' gradients add up to one optimizer step; an epoch's last batch always steps.
+    """Changes with the epochs how many batches' gradients add up to one optimizer step.
+
+    An epoch's last batch always steps.
 
     Args:
-        scheduling: from the number of an epoch, counted from 0, to the number of batches that holds from there on; 1 before the first.
+        scheduling: from the number of an epoch, counted from 0, to the number of batches that holds
+            from there on; 1 before the first.
 
     Raises:
         TypeError: `scheduling` is empty.
-        ConfigError: an epoch or a number of batches is no such integer; or, before training starts, the Trainer accumulates too, or
-            the module steps its optimizers itself.
+        ConfigError: an epoch or a number of batches is no such integer; or, before training starts,
+            the Trainer accumulates too, or the module steps its optimizers itself.
 
     Example:
-        >>> trainer = Trainer(max_epochs=9, callbacks=[GradientAccumulationScheduler({0: 8, 4: 4, 8: 1})])
+        >>> trainer = Trainer(
+        ...     max_epochs=9, callbacks=[GradientAccumulationScheduler({0: 8, 4: 4, 8: 1})]
+        ... )
     """
 
     def __init__(self, scheduling: dict[int, int]) -> None:
         if not scheduling:
-            raise TypeError("GradientAccumulationScheduler(scheduling={}) says nothing. Give epochs and batches per step: {4: 2}.")
+            raise TypeError(
+                "GradientAccumulationScheduler(scheduling={}) says nothing. Give epochs and batches"
+                " per step: {4: 2}."
+            )
         if any(not isinstance(epoch, int) or epoch < 0 for epoch in scheduling):
-            raise ConfigError(f"The keys of scheduling are epochs, integers from 0 on; given are {list(scheduling)}. Write {{4: 2}}.")
+            raise ConfigError(
+                "The keys of scheduling are epochs, integers from 0 on; given are"
+                f" {list(scheduling)}. Write {{4: 2}}."
+            )
         if any(not isinstance(number, int) or number < 1 for number in scheduling.values()):
             raise ConfigError(
-                f"The values of scheduling are batches per step, integers from 1 on; given are {list(scheduling.values())}. Write {{4: 2}}."
+                "The values of scheduling are batches per step, integers from 1 on; given are"
+                f" {list(scheduling.values())}. Write {{4: 2}}."
             )
         self.scheduling = {0: 1, **scheduling}
         self.epochs = sorted(self.scheduling)
@@ -55,20 +67,30 @@ class GradientAccumulationScheduler(Callback):
             return
         if not pl_module.automatic_optimization:
             raise ConfigError(
-                "GradientAccumulationScheduler has no effect in manual optimization, where training_step does it. Remove the callback and step the"
-                " optimizer every n batches."
+                "GradientAccumulationScheduler has no effect in manual optimization, where"
+                " training_step does it. Remove the callback and step the optimizer every n"
+                " batches."
             )
         if trainer.accumulate_grad_batches not in (1, self._set):
             raise ConfigError(
-                f"Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}) and GradientAccumulationScheduler contradict each other."
-                " Remove one of the two."
+                f"Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}) and"
+                " GradientAccumulationScheduler contradict each other. Remove one of the two."
             )
-        overridden = [name for name in ("optimizer_step", "optimizer_zero_grad") if is_overridden(name, pl_module, LightningModule)]
+        overridden = [
+            name
+            for name in ("optimizer_step", "optimizer_zero_grad")
+            if is_overridden(name, pl_module, LightningModule)
+        ]
         if overridden and self.going_to_accumulate_grad_batches():
-            warn(f"While gradients accumulate, {' and '.join(overridden)} is called for each optimizer step, not for each batch.")
+            warn(
+                f"While gradients accumulate, {' and '.join(overridden)} is called for each"
+                " optimizer step, not for each batch."
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.on_train_epoch_start(trainer)  # a fit that goes on within an epoch does not start it
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        self._set = trainer.accumulate_grad_batches = self.get_accumulate_grad_batches(trainer.current_epoch)
+        self._set = trainer.accumulate_grad_batches = self.get_accumulate_grad_batches(
+            trainer.current_epoch
+        )

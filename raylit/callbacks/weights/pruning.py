@@ -1,4 +1,7 @@
-"""ModelPruning: sets the least important weights to 0 as epochs go by, with torch.nn.utils.prune."""
+"""ModelPruning.
+
+Sets the least important weights to 0 as epochs go by, with torch.nn.utils.prune.
+"""
 
 from __future__ import annotations
 
@@ -32,20 +35,29 @@ CONTAINERS = (LightningModule, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 class ModelPruning(Callback):
-    """Prunes weights at the end of epochs; they stay 0 from then on, and each time `amount` of those that are left is added.
+    """Prunes weights at the end of epochs.
 
-    With the lottery ticket hypothesis the weights that are left begin again from where they were before training. On several ranks, what
-    rank 0 prunes is pruned on all. A checkpoint holds the masks, so that a fit that goes on has the same weights pruned.
+    They stay 0 from then on, and each time `amount` of those that are left is added.
+
+    With the lottery ticket hypothesis the weights that are left begin again from where they were
+    before training. On several ranks, what rank 0 prunes is pruned on all. A checkpoint holds the
+    masks, so that a fit that goes on has the same weights pruned.
 
     Args:
-        pruning_fn: "l1_unstructured", "random_unstructured", "ln_structured", "random_structured", or a class of `BasePruningMethod`.
-        parameters_to_prune: modules and the names of their parameters. Empty: all of the module that have one of `parameter_names`.
+        pruning_fn: "l1_unstructured", "random_unstructured", "ln_structured", "random_structured",
+            or a class of `BasePruningMethod`.
+        parameters_to_prune: modules and the names of their parameters. Empty: all of the module
+            that have one of `parameter_names`.
         parameter_names: "weight", "bias" or both; None for both.
-        use_global_unstructured: whether the least important of all parameters are pruned, or those of each parameter on its own.
-        amount: a float from 0.0 to 1.0 is a part, an int a number; or a function from the epoch to one of them, None or 0 for nothing.
+        use_global_unstructured: whether the least important of all parameters are pruned, or those
+            of each parameter on its own.
+        amount: a float from 0.0 to 1.0 is a part, an int a number; or a function from the epoch to
+            one of them, None or 0 for nothing.
         apply_pruning: whether to prune; or a function from the epoch.
-        make_pruning_permanent: whether the module and its checkpoints end with plain weights, rather than with masks and what they cover.
-        use_lottery_ticket_hypothesis: whether to begin again after pruning; or a function from the epoch.
+        make_pruning_permanent: whether the module and its checkpoints end with plain weights,
+            rather than with masks and what they cover.
+        use_lottery_ticket_hypothesis: whether to begin again after pruning; or a function from the
+            epoch.
         resample_parameters: whether to begin again from new random weights.
         pruning_dim: along which dimension structured methods prune.
         pruning_norm: which norm "ln_structured" goes by.
@@ -53,13 +65,20 @@ class ModelPruning(Callback):
         prune_on_train_epoch_end: False prunes at the end of each validation.
 
     Raises:
-        ConfigError: an argument is none of these, a structured method lacks its dimension or norm, a method cannot prune globally; or,
-            before training starts, `parameters_to_prune` are not the module's.
+        ConfigError: an argument is none of these, a structured method lacks its dimension or norm,
+            a method cannot prune globally; or, before training starts, `parameters_to_prune` are
+            not the module's.
 
-    Source: Frankle and Carbin, "The Lottery Ticket Hypothesis", 2019, https://arxiv.org/abs/1803.03635
+    Source: Frankle and Carbin, "The Lottery Ticket Hypothesis", 2019,
+        https://arxiv.org/abs/1803.03635
 
     Example:
-        >>> trainer = Trainer(max_epochs=10, callbacks=[ModelPruning("l1_unstructured", amount=0.2, use_lottery_ticket_hypothesis=False)])
+        >>> trainer = Trainer(
+        ...     max_epochs=10,
+        ...     callbacks=[
+        ...         ModelPruning("l1_unstructured", amount=0.2, use_lottery_ticket_hypothesis=False)
+        ...     ],
+        ... )
     """
 
     PARAMETER_NAMES = ("weight", "bias")
@@ -82,14 +101,20 @@ class ModelPruning(Callback):
     ) -> None:
         for name in parameter_names or ():
             if name not in self.PARAMETER_NAMES:
-                raise ConfigError(f"parameter_names has {name!r}; there are 'weight' and 'bias'.{did_you_mean(name, self.PARAMETER_NAMES)}")
+                raise ConfigError(
+                    f"parameter_names has {name!r}; there are 'weight' and"
+                    f" 'bias'.{did_you_mean(name, self.PARAMETER_NAMES)}"
+                )
         if not (isinstance(amount, (int, float)) or callable(amount)):
             raise ConfigError(
-                f"amount={amount!r} is no amount. Give a part such as 0.5, a number such as 100, or a function from the epoch."
+                f"amount={amount!r} is no amount. Give a part such as 0.5, a number such as 100, or"
+                " a function from the epoch."
             )
         if verbose not in (0, 1, 2):
             raise ConfigError(f"verbose={verbose!r} is not known. Use 0, 1 or 2.")
-        self.pruning_fn, self._method_kwargs = find_method(pruning_fn, use_global_unstructured, pruning_dim, pruning_norm)
+        self.pruning_fn, self._method_kwargs = find_method(
+            pruning_fn, use_global_unstructured, pruning_dim, pruning_norm
+        )
         self.amount = amount
         self._given: Sequence[tuple[nn.Module | str, str]] = parameters_to_prune
         self._parameter_names = parameter_names or self.PARAMETER_NAMES
@@ -103,8 +128,12 @@ class ModelPruning(Callback):
         self._parameters_to_prune: Parameters = ()
         self._names: dict[int, str] = {}  # of modules, by id
         self._originals: dict[str, Tensor] = {}
-        self._copies: dict[int, nn.Module] = {}  # by id of the module, to be given new random weights
-        self._loaded: dict[str, Tensor] = {}  # masks, and what they cover, of the checkpoint to go on from
+        self._copies: dict[
+            int, nn.Module
+        ] = {}  # by id of the module, to be given new random weights
+        self._loaded: dict[
+            str, Tensor
+        ] = {}  # masks, and what they cover, of the checkpoint to go on from
         self._state: dict[str, Any] | None = None  # while no fit runs: of the last one
         self._hook: Any = None
 
@@ -116,7 +145,9 @@ class ModelPruning(Callback):
 
     @staticmethod
     def sanitize_parameters_to_prune(
-        pl_module: LightningModule, parameters_to_prune: Sequence[tuple[nn.Module | str, str]] = (), parameter_names: Sequence[str] = ()
+        pl_module: LightningModule,
+        parameters_to_prune: Sequence[tuple[nn.Module | str, str]] = (),
+        parameter_names: Sequence[str] = (),
     ) -> Parameters:
         """Return the parameters to prune: those given, or all with one of the names.
 
@@ -126,17 +157,31 @@ class ModelPruning(Callback):
         given, names = parameters_to_prune, parameter_names or ModelPruning.PARAMETER_NAMES
         parts = [module for module in pl_module.modules() if not isinstance(module, CONTAINERS)]
         if not given:
-            return [(module, name) for name in names for module in parts if isinstance(_unmasked(module, name), nn.Parameter)]
-        if not (isinstance(given, (list, tuple)) and all(len(one) == 2 and isinstance(one[1], str) for one in given)):
-            raise ConfigError("parameters_to_prune is no list of modules and names. Write [(model.layer, 'weight')].")
+            return [
+                (module, name)
+                for name in names
+                for module in parts
+                if isinstance(_unmasked(module, name), nn.Parameter)
+            ]
+        if not (
+            isinstance(given, (list, tuple))
+            and all(len(one) == 2 and isinstance(one[1], str) for one in given)
+        ):
+            raise ConfigError(
+                "parameters_to_prune is no list of modules and names. Write [(model.layer,"
+                " 'weight')]."
+            )
         known = dict(pl_module.named_modules())
         found: list[tuple[nn.Module, str]] = []
         for module, name in given:
             one = known.get(module) if isinstance(module, str) else module
-            if not any(one is part for part in parts) or not isinstance(_unmasked(one, name), nn.Parameter):
+            if not any(one is part for part in parts) or not isinstance(
+                _unmasked(one, name), nn.Parameter
+            ):
                 raise ConfigError(
-                    f"parameters_to_prune has ({module}, {name!r}), which is no parameter of {type(pl_module).__name__}. Give modules of the model that is"
-                    " trained, and names of their parameters."
+                    f"parameters_to_prune has ({module}, {name!r}), which is no parameter of"
+                    f" {type(pl_module).__name__}. Give modules of the model that is trained, and"
+                    " names of their parameters."
                 )
             found.append((one, name))  # type: ignore[arg-type]
         return found
@@ -145,9 +190,17 @@ class ModelPruning(Callback):
         """Prune `amount` of what is left."""
         before = [_count(*one) for one in self._parameters_to_prune] if self._verbose else []
         if self._use_global_unstructured:
-            wanted = {name for name in inspect.signature(self.pruning_fn).parameters if name != "self"}
-            kwargs = {name: value for name, value in {**self._method_kwargs, "amount": amount}.items() if name in wanted}
-            prune.global_unstructured(self._parameters_to_prune, pruning_method=self.pruning_fn, **kwargs)
+            wanted = {
+                name for name in inspect.signature(self.pruning_fn).parameters if name != "self"
+            }
+            kwargs = {
+                name: value
+                for name, value in {**self._method_kwargs, "amount": amount}.items()
+                if name in wanted
+            }
+            prune.global_unstructured(
+                self._parameters_to_prune, pruning_method=self.pruning_fn, **kwargs
+            )
         else:
             for module, name in self._parameters_to_prune:
                 self.pruning_fn(module, name=name, amount=amount, **self._method_kwargs)
@@ -160,7 +213,11 @@ class ModelPruning(Callback):
         for copy in fresh.values():
             copy.reset_parameters()  # type: ignore[operator]
         for module, name in self._parameters_to_prune:
-            source = getattr(fresh[id(module)], name) if id(module) in fresh else self._originals[self._name(module, name)]
+            source = (
+                getattr(fresh[id(module)], name)
+                if id(module) in fresh
+                else self._originals[self._name(module, name)]
+            )
             target = _unmasked(module, name)
             target.data = source.detach().clone().to(target.device)
 
@@ -180,8 +237,12 @@ class ModelPruning(Callback):
         self._parameters_to_prune = self.filter_parameters_to_prune(
             self.sanitize_parameters_to_prune(pl_module, self._given, self._parameter_names)
         )
-        if self._given:  # by name, to find them again in a module that has come back from another process
-            self._given = [(self._names[id(module)], name) for module, name in self._parameters_to_prune]
+        if (
+            self._given
+        ):  # by name, to find them again in a module that has come back from another process
+            self._given = [
+                (self._names[id(module)], name) for module, name in self._parameters_to_prune
+            ]
         self._hook = nn.Module.register_load_state_dict_pre_hook(pl_module, _without_masks)
         if stage != "fit":
             return
@@ -189,15 +250,22 @@ class ModelPruning(Callback):
         if self._use_lottery_ticket_hypothesis:
             for module, name in self._parameters_to_prune:
                 self._originals[self._name(module, name)] = _unmasked(module, name).detach().clone()
-                if self._resample_parameters and callable(getattr(module, "reset_parameters", None)):
+                if self._resample_parameters and callable(
+                    getattr(module, "reset_parameters", None)
+                ):
                     self._copies.setdefault(id(module), deepcopy(module))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Mask again what was pruned in the checkpoint; the optimizer, made before, has the parameters in the order it had them at first."""
+        """Mask again what was pruned in the checkpoint.
+
+        The optimizer, made before, has the parameters in the order it had them at first.
+        """
         for module, name in self._parameters_to_prune:
             key = self._name(module, name)
             if f"{key}_mask" in self._loaded and not hasattr(module, f"{name}_mask"):
-                prune.custom_from_mask(module, name, self._loaded[f"{key}_mask"].to(getattr(module, name)))
+                prune.custom_from_mask(
+                    module, name, self._loaded[f"{key}_mask"].to(getattr(module, name))
+                )
             if f"{key}_orig" in self._loaded:
                 _unmasked(module, name).data.copy_(self._loaded[f"{key}_orig"])
         self._loaded = {}
@@ -207,7 +275,11 @@ class ModelPruning(Callback):
             self._run_pruning(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._prune_on_train_epoch_end and trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if (
+            not self._prune_on_train_epoch_end
+            and trainer.state.fn == "fit"
+            and not trainer.sanity_checking
+        ):
             self._run_pruning(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -218,31 +290,50 @@ class ModelPruning(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._let_go()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         if self._make_pruning_permanent:
             checkpoint["state_dict"] = without_masks(checkpoint["state_dict"])
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         if trainer.state.fn == "fit":
-            self._loaded = {key: value for key, value in checkpoint["state_dict"].items() if key.endswith(("_mask", "_orig"))}
+            self._loaded = {
+                key: value
+                for key, value in checkpoint["state_dict"].items()
+                if key.endswith(("_mask", "_orig"))
+            }
 
     def state_dict(self) -> dict[str, Any]:
         if self._state is not None:
             return self._state
-        masks = {self._name(*one): getattr(one[0], f"{one[1]}_mask", None) for one in self._parameters_to_prune}
+        masks = {
+            self._name(*one): getattr(one[0], f"{one[1]}_mask", None)
+            for one in self._parameters_to_prune
+        }
         return {
-            "masks": {name: mask.to(torch_bool) for name, mask in masks.items() if mask is not None},
+            "masks": {
+                name: mask.to(torch_bool) for name, mask in masks.items() if mask is not None
+            },
             "originals": self._originals,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded |= {f"{name}_mask": mask for name, mask in state_dict["masks"].items()}
-        self._originals |= {name: value for name, value in state_dict["originals"].items() if name in self._originals}
+        self._originals |= {
+            name: value
+            for name, value in state_dict["originals"].items()
+            if name in self._originals
+        }
 
     # ---- parts ----
 
@@ -256,9 +347,18 @@ class ModelPruning(Callback):
             self.apply_lottery_ticket_hypothesis()
         if trainer.world.size > 1:
             names = [f"{name}_mask" for _, name in self._parameters_to_prune]
-            own = [getattr(module, name) for (module, _), name in zip(self._parameters_to_prune, names, strict=True)]
-            own += [_unmasked(*one).data for one in self._parameters_to_prune] if self._resample_parameters else []
-            for tensor, of_rank_0 in zip(own, trainer.world.broadcast_object([one.cpu() for one in own]), strict=True):
+            own = [
+                getattr(module, name)
+                for (module, _), name in zip(self._parameters_to_prune, names, strict=True)
+            ]
+            own += (
+                [_unmasked(*one).data for one in self._parameters_to_prune]
+                if self._resample_parameters
+                else []
+            )
+            for tensor, of_rank_0 in zip(
+                own, trainer.world.broadcast_object([one.cpu() for one in own]), strict=True
+            ):
                 tensor.copy_(of_rank_0)
 
     def _name(self, module: nn.Module, name: str) -> str:
@@ -271,17 +371,29 @@ class ModelPruning(Callback):
         method = getattr(self.pruning_fn, "__name__", str(self.pruning_fn))
         total = sum(size for _, size in after)
         was, now = (sum(zeros for zeros, _ in counts) for counts in (before, after))
-        info(f"Applied `{method}`. Pruned: {was}/{total} ({was / total:.2%}) -> {now}/{total} ({now / total:.2%})")
-        for one, (was, _), (now, size) in zip(self._parameters_to_prune, before, after, strict=True) if self._verbose == 2 else ():
+        info(
+            f"Applied `{method}`. Pruned: {was}/{total} ({was / total:.2%}) -> {now}/{total}"
+            f" ({now / total:.2%})"
+        )
+        for one, (was, _), (now, size) in (
+            zip(self._parameters_to_prune, before, after, strict=True) if self._verbose == 2 else ()
+        ):
             info(
-                f"Applied `{method}` to `{self._name(*one)}` with amount={amount}. Pruned: {was} ({was / size:.2%}) -> {now} ({now / size:.2%})"
+                f"Applied `{method}` to `{self._name(*one)}` with amount={amount}. Pruned: {was}"
+                f" ({was / size:.2%}) -> {now} ({now / size:.2%})"
             )
 
     def _let_go(self) -> None:
         """Hold nothing of the module any longer."""
         if self._hook is not None:
             self._hook.remove()
-        self._hook, self._parameters_to_prune, self._names, self._originals, self._copies = None, (), {}, {}, {}
+        self._hook, self._parameters_to_prune, self._names, self._originals, self._copies = (
+            None,
+            (),
+            {},
+            {},
+            {},
+        )
 
 
 def find_method(
@@ -296,27 +408,42 @@ def find_method(
     if isinstance(pruning_fn, str):
         name = pruning_fn.lower()
         if name not in METHODS:
-            raise ConfigError(f"pruning_fn={pruning_fn!r} is not known; there are: {', '.join(METHODS)}.{did_you_mean(name, METHODS)}")
+            raise ConfigError(
+                f"pruning_fn={pruning_fn!r} is not known; there are:"
+                f" {', '.join(METHODS)}.{did_you_mean(name, METHODS)}"
+            )
         if name.endswith("_structured"):
             if dim is None:
-                raise ConfigError(f"pruning_fn={pruning_fn!r} prunes along a dimension. Give pruning_dim, such as 0.")
+                raise ConfigError(
+                    f"pruning_fn={pruning_fn!r} prunes along a dimension. Give pruning_dim, such"
+                    " as 0."
+                )
             kwargs["dim"] = dim
         if name == "ln_structured":
             if norm is None:
-                raise ConfigError(f"pruning_fn={pruning_fn!r} goes by a norm. Give pruning_norm, such as 2.")
+                raise ConfigError(
+                    f"pruning_fn={pruning_fn!r} goes by a norm. Give pruning_norm, such as 2."
+                )
             kwargs["n"] = norm
         method = METHODS[name][0]
         chosen: Callable[..., Any] = method if is_global else METHODS[name][1]
     elif inspect.isclass(pruning_fn) and issubclass(pruning_fn, prune.BasePruningMethod):
         if not is_global:
-            raise ConfigError(f"The method {pruning_fn.__name__} can only prune globally. Set use_global_unstructured=True.")
+            raise ConfigError(
+                f"The method {pruning_fn.__name__} can only prune globally. Set"
+                " use_global_unstructured=True."
+            )
         chosen = method = pruning_fn
     else:
         raise ConfigError(
-            f"pruning_fn={pruning_fn!r} is no method. Give one of {', '.join(METHODS)}, or a class of torch.nn.utils.prune.BasePruningMethod, not an object."
+            f"pruning_fn={pruning_fn!r} is no method. Give one of {', '.join(METHODS)}, or a class"
+            " of torch.nn.utils.prune.BasePruningMethod, not an object."
         )
     if is_global and getattr(method, "PRUNING_TYPE", None) != "unstructured":
-        raise ConfigError(f"{method.__name__} prunes structures, each parameter on its own. Set use_global_unstructured=False.")
+        raise ConfigError(
+            f"{method.__name__} prunes structures, each parameter on its own. Set"
+            " use_global_unstructured=False."
+        )
     return chosen, kwargs
 
 
@@ -332,7 +459,9 @@ def without_masks(state: dict[str, Any]) -> dict[str, Any]:
 
 def _without_masks(module: nn.Module, state: dict[str, Any], *_: Any) -> None:
     """Before a state with masks is loaded: make it fit a module without."""
-    if any(key.endswith("_orig") and key not in own for own in [module.state_dict()] for key in state):
+    if any(
+        key.endswith("_orig") and key not in own for own in [module.state_dict()] for key in state
+    ):
         plain = without_masks(state)
         state.clear()
         state.update(plain)
@@ -346,7 +475,11 @@ def _unmasked(module: Any, name: str) -> Any:
 def _count(module: nn.Module, name: str) -> tuple[int, int]:
     """Return how many of a parameter's weights are pruned, and how many there are."""
     mask = getattr(module, f"{name}_mask", None)
-    return (0, _unmasked(module, name).numel()) if mask is None else (int((mask == 0).sum()), mask.numel())
+    return (
+        (0, _unmasked(module, name).numel())
+        if mask is None
+        else (int((mask == 0).sum()), mask.numel())
+    )
 
 
 def _ask(answer: bool | Callable[[int], bool], epoch: int) -> bool:

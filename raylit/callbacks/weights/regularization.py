@@ -62,21 +62,35 @@ class Regularization(Callback):
     ) -> None:
         self.l1, self.l2 = _strength("", {"l1": l1, "l2": l2}, (0.0, 0.0))
         self.biases_and_norms = biases_and_norms
-        self.groups = {pattern: _strength(f"groups[{pattern!r}]: ", given, (self.l1, self.l2)) for pattern, given in (groups or {}).items()}
+        self.groups = {
+            pattern: _strength(f"groups[{pattern!r}]: ", given, (self.l1, self.l2))
+            for pattern, given in (groups or {}).items()
+        }
         self.log_penalty = log_penalty
         self._strengths: dict[Tensor, Strength] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
             raise ConfigError(
-                "Regularization changes gradients, but LBFGS also looks at the loss. Add the penalty to the loss, or take another optimizer."
+                "Regularization changes gradients, but LBFGS also looks at the loss. Add the"
+                " penalty to the loss, or take another optimizer."
             )
-        self._strengths = {parameter: strength for parameter, strength in self._choose(pl_module).items() if any(strength)}
+        self._strengths = {
+            parameter: strength
+            for parameter, strength in self._choose(pl_module).items()
+            if any(strength)
+        }
         for name, child in pl_module.named_modules():
-            if isinstance(child, (nn.Embedding, nn.EmbeddingBag)) and child.sparse and child.weight in self._strengths:
+            if (
+                isinstance(child, (nn.Embedding, nn.EmbeddingBag))
+                and child.sparse
+                and child.weight in self._strengths
+            ):
                 raise ConfigError(
-                    f"Regularization cannot penalize {name}.weight, whose gradient is sparse. Leave it out with"
-                    f' groups={{"{name}.weight": {{"l1": 0.0, "l2": 0.0}}}}, or make it with sparse=False.'
+                    f"Regularization cannot penalize {name}.weight, whose gradient is sparse. Leave"
+                    " it out with"
+                    f' groups={{"{name}.weight": {{"l1": 0.0, "l2": 0.0}}}}, or make it with'
+                    " sparse=False."
                 )
 
     def _choose(self, module: nn.Module) -> dict[Tensor, Strength]:
@@ -84,17 +98,40 @@ class Regularization(Callback):
         named = dict(module.named_parameters())
         for pattern in self.groups:
             if not any(fnmatchcase(name, pattern) for name in named):
-                raise ConfigError(f"Regularization(groups={{{pattern!r}: ...}}) fits no parameter.{did_you_mean(pattern, named)}")
-        in_norms = {parameter for child in module.modules() if isinstance(child, NORMS) for parameter in child.parameters(recurse=False)}
+                raise ConfigError(
+                    f"Regularization(groups={{{pattern!r}: ...}}) fits no"
+                    f" parameter.{did_you_mean(pattern, named)}"
+                )
+        in_norms = {
+            parameter
+            for child in module.modules()
+            if isinstance(child, NORMS)
+            for parameter in child.parameters(recurse=False)
+        }
         chosen: dict[Tensor, Strength] = {}
         for name, parameter in named.items():
-            is_left_out = parameter.ndim < 2 or parameter in in_norms or name.rpartition(".")[2].startswith("bias")
-            default = (0.0, 0.0) if is_left_out and not self.biases_and_norms else (self.l1, self.l2)
-            chosen[parameter] = next((strength for pattern, strength in self.groups.items() if fnmatchcase(name, pattern)), default)
+            is_left_out = (
+                parameter.ndim < 2
+                or parameter in in_norms
+                or name.rpartition(".")[2].startswith("bias")
+            )
+            default = (
+                (0.0, 0.0) if is_left_out and not self.biases_and_norms else (self.l1, self.l2)
+            )
+            chosen[parameter] = next(
+                (
+                    strength
+                    for pattern, strength in self.groups.items()
+                    if fnmatchcase(name, pattern)
+                ),
+                default,
+            )
         return chosen
 
     @torch.no_grad()
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
         weights: defaultdict[Strength, list[Tensor]] = defaultdict(list)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -107,7 +144,12 @@ class Regularization(Callback):
             if l1:
                 torch._foreach_add_(gradients, torch._foreach_sign(parameters), alpha=l1)
         if self.log_penalty and trainer.should_log_step and weights:
-            self.log("penalty", torch.stack([_penalty(strength, parameters) for strength, parameters in weights.items()]).sum())
+            self.log(
+                "penalty",
+                torch.stack(
+                    [_penalty(strength, parameters) for strength, parameters in weights.items()]
+                ).sum(),
+            )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._strengths = {}
@@ -121,9 +163,19 @@ def _penalty(strength: Strength, parameters: list[Tensor]) -> Tensor:
     l1, l2 = strength
     total = torch.zeros((), device=parameters[0].device)
     if l1:
-        total = total + l1 * torch.stack([norm.float() for norm in torch._foreach_norm(parameters, 1)]).sum()
+        total = (
+            total
+            + l1 * torch.stack([norm.float() for norm in torch._foreach_norm(parameters, 1)]).sum()
+        )
     if l2:
-        total = total + l2 / 2 * torch.stack([norm.float() for norm in torch._foreach_norm(parameters, 2)]).square().sum()
+        total = (
+            total
+            + l2
+            / 2
+            * torch.stack([norm.float() for norm in torch._foreach_norm(parameters, 2)])
+            .square()
+            .sum()
+        )
     return total
 
 
@@ -135,7 +187,16 @@ def _strength(where: str, given: Mapping[str, float], default: Strength) -> Stre
     """
     for name, value in given.items():
         if name not in ("l1", "l2"):
-            raise ConfigError(f"Regularization({where}{name}={value!r}): there is no such penalty. Give l1, l2 or both.")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-            raise ConfigError(f"Regularization({where}{name}={value!r}): give a number of at least 0.")
+            raise ConfigError(
+                f"Regularization({where}{name}={value!r}): there is no such penalty. Give l1, l2 or"
+                " both."
+            )
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not 0 <= value < float("inf")
+        ):
+            raise ConfigError(
+                f"Regularization({where}{name}={value!r}): give a number of at least 0."
+            )
     return float(given.get("l1", default[0])), float(given.get("l2", default[1]))

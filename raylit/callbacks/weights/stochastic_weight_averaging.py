@@ -1,4 +1,7 @@
-"""StochasticWeightAveraging: the last epochs at a learning rate of their own, and in the end the mean of their weights."""
+"""StochasticWeightAveraging.
+
+The last epochs at a learning rate of their own, and in the end the mean of their weights.
+"""
 
 from __future__ import annotations
 
@@ -22,27 +25,37 @@ if TYPE_CHECKING:
 
 
 class StochasticWeightAveraging(Callback):
-    """Averages the weights with which the last epochs begin, at a learning rate of their own; the module has the mean when training has ended.
+    """Averages the weights with which the last epochs begin, at a learning rate of their own.
 
-    At the start of these epochs torch's SWALR takes the place of the learning-rate scheduler. A module with batch norm goes through the
-    training data once more after the last epoch, without learning, so that its running statistics are those of the mean.
+    The module has the mean when training has ended.
+
+    At the start of these epochs torch's SWALR takes the place of the learning-rate scheduler. A
+    module with batch norm goes through the training data once more after the last epoch, without
+    learning, so that its running statistics are those of the mean.
 
     Args:
         swa_lrs: learning rate of the averaged epochs, or one for each parameter group.
-        swa_epoch_start: from which epoch on to average, counted from 1; or, from 0.0 to 1.0, after which part of `max_epochs`.
+        swa_epoch_start: from which epoch on to average, counted from 1; or, from 0.0 to 1.0, after
+            which part of `max_epochs`.
         annealing_epochs: over how many epochs the learning rate goes there.
         annealing_strategy: "cos" or "linear".
-        avg_fn: from (mean, weight, number of weights in the mean), all tensors, to the new mean. None: all weigh the same.
+        avg_fn: from (mean, weight, number of weights in the mean), all tensors, to the new mean.
+            None: all weigh the same.
         device: where the mean is kept. None: where the module is.
 
     Raises:
-        ConfigError: an argument is none of these; or, before training starts, there are several optimizers or schedulers, or part of an
-            unlimited `max_epochs` was asked for, or the training data of a module with batch norm has no length.
+        ConfigError: an argument is none of these; or, before training starts, there are several
+            optimizers or schedulers, or part of an unlimited `max_epochs` was asked for, or the
+            training data of a module with batch norm has no length.
 
-    Source: Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", 2018, https://arxiv.org/abs/1803.05407
+    Source: Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization",
+        2018, https://arxiv.org/abs/1803.05407
 
     Example:
-        >>> trainer = Trainer(max_epochs=20, callbacks=[StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=0.75)])
+        >>> trainer = Trainer(
+        ...     max_epochs=20,
+        ...     callbacks=[StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=0.75)],
+        ... )
     """
 
     def __init__(
@@ -57,27 +70,43 @@ class StochasticWeightAveraging(Callback):
         given = swa_lrs if isinstance(swa_lrs, list) else [swa_lrs]
         if not given or not all(isinstance(rate, float) and rate > 0 for rate in given):
             raise ConfigError(
-                f"swa_lrs={swa_lrs!r} is no learning rate. Give a float above 0, such as 0.05, or one for each parameter group."
+                f"swa_lrs={swa_lrs!r} is no learning rate. Give a float above 0, such as 0.05, or"
+                " one for each parameter group."
             )
-        if swa_epoch_start < (1 if isinstance(swa_epoch_start, int) else 0) or (isinstance(swa_epoch_start, float) and swa_epoch_start > 1):
+        if swa_epoch_start < (1 if isinstance(swa_epoch_start, int) else 0) or (
+            isinstance(swa_epoch_start, float) and swa_epoch_start > 1
+        ):
             raise ConfigError(
-                f"swa_epoch_start={swa_epoch_start} is no epoch. Give an int from 1 on, or a part of all epochs from 0.0 to 1.0."
+                f"swa_epoch_start={swa_epoch_start} is no epoch. Give an int from 1 on, or a part"
+                " of all epochs from 0.0 to 1.0."
             )
-        if annealing_strategy not in ("cos", "linear") or not isinstance(annealing_epochs, int) or annealing_epochs < 0:
+        if (
+            annealing_strategy not in ("cos", "linear")
+            or not isinstance(annealing_epochs, int)
+            or annealing_epochs < 0
+        ):
             raise ConfigError(
-                f"annealing_strategy={annealing_strategy!r}, annealing_epochs={annealing_epochs!r}: use 'cos' or 'linear', and an int from 0 on."
+                f"annealing_strategy={annealing_strategy!r}, annealing_epochs={annealing_epochs!r}:"
+                " use 'cos' or 'linear', and an int from 0 on."
             )
         if avg_fn is not None and not callable(avg_fn):
-            raise ConfigError(f"avg_fn={avg_fn!r} is no function. Leave it out, or give one of (mean, weight, number averaged).")
+            raise ConfigError(
+                f"avg_fn={avg_fn!r} is no function. Leave it out, or give one of (mean, weight,"
+                " number averaged)."
+            )
         if device is not None and not isinstance(device, (torch.device, str)):
-            raise ConfigError(f"device={device!r} is no device. Give a torch.device, its name, or None for the module's.")
+            raise ConfigError(
+                f"device={device!r} is no device. Give a torch.device, its name, or None for the"
+                " module's."
+            )
         self._swa_epoch_start = swa_epoch_start
         self._swa_lrs = swa_lrs
         self._annealing_epochs = annealing_epochs
         self._annealing_strategy: Literal["cos", "linear"] = annealing_strategy
         self._avg_fn = avg_fn or self.avg_fn
         self._device = device
-        self._start = 0  # first and last epoch to average, counted from 0; the last is infinite without max_epochs
+        # First and last epoch to average, counted from 0; the last is infinite without max_epochs
+        self._start = 0
         self._end = float("inf")
         self._has_extra_epoch = False
         self._latest_update_epoch = -1
@@ -85,12 +114,18 @@ class StochasticWeightAveraging(Callback):
         self._swa_scheduler: SWALR | None = None
         self._momenta: dict[_BatchNorm, float | None] = {}
         self._accumulate_grad_batches = 1
-        self._state: dict[str, Any] | None = None  # while no fit runs: of the last one, or of the checkpoint to go on from
+        self._state: dict[str, Any] | None = (
+            None  # while no fit runs: of the last one, or of the checkpoint to go on from
+        )
 
     @staticmethod
-    def avg_fn(averaged_model_parameter: Tensor, model_parameter: Tensor, num_averaged: Tensor | int) -> Tensor:
+    def avg_fn(
+        averaged_model_parameter: Tensor, model_parameter: Tensor, num_averaged: Tensor | int
+    ) -> Tensor:
         """Return the mean of `num_averaged` weights and one more."""
-        return averaged_model_parameter + (model_parameter - averaged_model_parameter) / (num_averaged + 1)
+        return averaged_model_parameter + (model_parameter - averaged_model_parameter) / (
+            num_averaged + 1
+        )
 
     # ---- before training ----
 
@@ -103,46 +138,68 @@ class StochasticWeightAveraging(Callback):
         unlimited = trainer.max_epochs in (None, -1)
         if unlimited and isinstance(self._swa_epoch_start, float):
             raise ConfigError(
-                f"swa_epoch_start={self._swa_epoch_start} is a part of max_epochs, which is unlimited. Give the number of an epoch, such as 10."
+                f"swa_epoch_start={self._swa_epoch_start} is a part of max_epochs, which is"
+                " unlimited. Give the number of an epoch, such as 10."
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if len(trainer.optimizers) != 1 or len(trainer.lr_scheduler_configs) > 1:
             raise ConfigError(
-                f"StochasticWeightAveraging works with one optimizer and at most one scheduler; configure_optimizers returned"
-                f" {len(trainer.optimizers)} and {len(trainer.lr_scheduler_configs)}. Use WeightAveraging, which leaves them alone."
+                "StochasticWeightAveraging works with one optimizer and at most one scheduler;"
+                f" configure_optimizers returned {len(trainer.optimizers)} and"
+                f" {len(trainer.lr_scheduler_configs)}. Use WeightAveraging, which leaves them"
+                " alone."
             )
         num_groups = len(trainer.optimizers[0].param_groups)
         if isinstance(self._swa_lrs, list) and len(self._swa_lrs) != num_groups:
             raise ConfigError(
-                f"swa_lrs has {len(self._swa_lrs)} learning rates, but the optimizer {num_groups} parameter groups. Give as many."
+                f"swa_lrs has {len(self._swa_lrs)} learning rates, but the optimizer {num_groups}"
+                " parameter groups. Give as many."
             )
         max_epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
-        first = int(max_epochs * self._swa_epoch_start) if isinstance(self._swa_epoch_start, float) else self._swa_epoch_start
-        self._start, self._end = max(first - 1, 0), float("inf") if max_epochs == -1 else max_epochs - 1
+        first = (
+            int(max_epochs * self._swa_epoch_start)
+            if isinstance(self._swa_epoch_start, float)
+            else self._swa_epoch_start
+        )
+        self._start, self._end = (
+            max(first - 1, 0),
+            (float("inf") if max_epochs == -1 else max_epochs - 1),
+        )
         if self._start > self._end:
-            warn(f"swa_epoch_start={self._swa_epoch_start} is after the last of {max_epochs} epochs: no weights are averaged.")
+            warn(
+                f"swa_epoch_start={self._swa_epoch_start} is after the last of {max_epochs} epochs:"
+                " no weights are averaged."
+            )
         has_batch_norm = any(isinstance(module, _BatchNorm) for module in pl_module.modules())
         self._has_extra_epoch = has_batch_norm and max_epochs != -1 and self._start <= self._end
         if self._has_extra_epoch:
             trainer.max_epochs = max_epochs + 1
-        self._average_model = AveragedModel(pl_module, self._device or pl_module.device, avg_fn=self._avg_fn)  # type: ignore[arg-type]
+        self._average_model = AveragedModel(
+            pl_module, self._device or pl_module.device, avg_fn=self._avg_fn
+        )  # type: ignore[arg-type]
         if self._state is not None:
             self._average_model.module.load_state_dict(self._state["average_model_state"])
             self._average_model.n_averaged.fill_(self._state["n_averaged"])
             self._latest_update_epoch = self._state["latest_update_epoch"]
-            if self._state["scheduler_state"] is not None:  # the scheduler in the checkpoint is SWALR: no other is to take its state
+            if (
+                self._state["scheduler_state"] is not None
+            ):  # the scheduler in the checkpoint is SWALR: no other is to take its state
                 trainer.lr_scheduler_configs.clear()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._has_extra_epoch and trainer.num_training_batches == float("inf"):
             raise ConfigError(
-                "StochasticWeightAveraging goes through the training data once more for batch norm, and has to know its length. Set"
-                " Trainer(limit_train_batches=...), or give the dataset a __len__."
+                "StochasticWeightAveraging goes through the training data once more for batch norm,"
+                " and has to know its length. Set Trainer(limit_train_batches=...), or give the"
+                " dataset a __len__."
             )
         if self._state is not None and self._state["scheduler_state"] is not None:
             self._take_over_schedule(trainer)
-        if trainer.progress.epochs_started > trainer.progress.epochs_processed and trainer.current_epoch == self._end + 1:
+        if (
+            trainer.progress.epochs_started > trainer.progress.epochs_processed
+            and trainer.current_epoch == self._end + 1
+        ):
             self._begin_extra_epoch(trainer, pl_module)  # this fit goes on within it
 
     # ---- while training ----
@@ -152,7 +209,10 @@ class StochasticWeightAveraging(Callback):
         if self._start <= epoch <= self._end:
             if self._swa_scheduler is None:
                 if epoch > self._start:
-                    warn(f"Averaging begins in epoch {epoch}, not {self._start}: this fit goes on from a checkpoint without averages.")
+                    warn(
+                        f"Averaging begins in epoch {epoch}, not {self._start}: this fit goes on"
+                        " from a checkpoint without averages."
+                    )
                 self._take_over_schedule(trainer)
             if epoch > self._latest_update_epoch:
                 self._average().update_parameters(pl_module)
@@ -165,11 +225,15 @@ class StochasticWeightAveraging(Callback):
             self._begin_extra_epoch(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._end == float("inf") or trainer.current_epoch - 1 == self._end:  # there was no extra epoch, or a stop came before it
+        if (
+            self._end == float("inf") or trainer.current_epoch - 1 == self._end
+        ):  # there was no extra epoch, or a stop came before it
             self._transfer(pl_module)
         self._leave_as_found(trainer)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         self._leave_as_found(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -203,18 +267,31 @@ class StochasticWeightAveraging(Callback):
     def _take_over_schedule(self, trainer: Trainer) -> None:
         """Put SWALR in the place of the learning-rate scheduler."""
         optimizer, configs = trainer.optimizers[0], trainer.lr_scheduler_configs
-        rates = self._swa_lrs if isinstance(self._swa_lrs, list) else [self._swa_lrs] * len(optimizer.param_groups)
+        rates = (
+            self._swa_lrs
+            if isinstance(self._swa_lrs, list)
+            else [self._swa_lrs] * len(optimizer.param_groups)
+        )
         for rate, group in zip(rates, optimizer.param_groups, strict=True):
             group["initial_lr"] = rate
-        last_epoch = (-1 if trainer.max_epochs is None else trainer.max_epochs) if self._annealing_strategy == "cos" else -1
-        scheduler = SWALR(optimizer, rates, self._annealing_epochs, self._annealing_strategy, last_epoch)  # type: ignore[arg-type]
+        last_epoch = (
+            (-1 if trainer.max_epochs is None else trainer.max_epochs)
+            if self._annealing_strategy == "cos"
+            else -1
+        )
+        scheduler = SWALR(
+            optimizer, rates, self._annealing_epochs, self._annealing_strategy, last_epoch
+        )  # type: ignore[arg-type]
         if self._state is not None and self._state["scheduler_state"] is not None:
             scheduler.load_state_dict(self._state["scheduler_state"])
         self._swa_scheduler = scheduler
         if configs:
             before = configs[0]
             if before.interval != "epoch" or before.frequency != 1:
-                warn(f"Averaging is by epoch; {type(before.scheduler).__name__}, stepped otherwise, ends now.")
+                warn(
+                    f"Averaging is by epoch; {type(before.scheduler).__name__}, stepped otherwise,"
+                    " ends now."
+                )
             info(f"Swapping scheduler `{type(before.scheduler).__name__}` for `SWALR`")
             configs[0] = LRSchedulerConfig(scheduler)
         else:
@@ -224,7 +301,9 @@ class StochasticWeightAveraging(Callback):
         """Give the mean to the module; its buffers stay."""
         average = self._average()
         if int(average.n_averaged) > 0:
-            for averaged, parameter in zip(average.module.parameters(), pl_module.parameters(), strict=True):
+            for averaged, parameter in zip(
+                average.module.parameters(), pl_module.parameters(), strict=True
+            ):
                 parameter.detach().copy_(averaged)
 
     def _begin_extra_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -235,7 +314,9 @@ class StochasticWeightAveraging(Callback):
                 module.momentum = None
         self._accumulate_grad_batches = trainer.accumulate_grad_batches
         trainer.fit_loop._skip_backward = True
-        trainer.num_training_batches += 1  # no batch is the last one, after which there would be a step
+        trainer.num_training_batches += (
+            1  # no batch is the last one, after which there would be a step
+        )
         trainer.accumulate_grad_batches = int(trainer.num_training_batches)
 
     def _leave_as_found(self, trainer: Trainer) -> None:

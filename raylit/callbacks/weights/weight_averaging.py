@@ -1,4 +1,7 @@
-"""WeightAveraging and EMAWeightAveraging: validate, save and end with an average of the weights that training went through."""
+"""WeightAveraging and EMAWeightAveraging.
+
+Validate, save and end with an average of the weights that training went through.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,18 @@ if TYPE_CHECKING:
 
 
 class Average(AveragedModel):
-    """torch's AveragedModel, with its count on the CPU: reading it does not make the host wait for the device."""
+    """torch's AveragedModel, with its count on the CPU.
+
+    Reading it does not make the host wait for the device.
+    """
 
     def update_parameters(self, model: nn.Module) -> None:
         """Take the weights of `model` into the average; the first ones are taken as they are."""
         averaged = [tensor.detach() for tensor in tensors_of(self.module, buffers=self.use_buffers)]
-        current = [tensor.detach().to(a.device) for a, tensor in zip(averaged, tensors_of(model, buffers=self.use_buffers), strict=True)]
+        current = [
+            tensor.detach().to(a.device)
+            for a, tensor in zip(averaged, tensors_of(model, buffers=self.use_buffers), strict=True)
+        ]
         if self.n_averaged == 0:
             for mine, other in zip(averaged, current, strict=True):
                 mine.copy_(other)
@@ -54,21 +63,29 @@ def tensors_of(module: nn.Module, *, buffers: bool) -> Iterator[Tensor]:
 
 
 class WeightAveraging(Callback):
-    """Keeps an average of the weights: validation runs with it, checkpoints hold it, and the module has it when training has ended.
+    """Keeps an average of the weights.
 
-    By default the average is taken after every optimizer step, all steps weighing the same (SWA). Until it was first taken, validation and
-    checkpoints have the weights themselves. A checkpoint holds the average as `state_dict`, and beside it, under `current_model_state` and
-    `averaging_state`, what training needs to go on; one saved with `save_weights_only=True` holds the weights themselves and no average.
+    Validation runs with it, checkpoints hold it, and the module has it when training has ended.
+
+    By default the average is taken after every optimizer step, all steps weighing the same (SWA).
+    Until it was first taken, validation and checkpoints have the weights themselves. A checkpoint
+    holds the average as `state_dict`, and beside it, under `current_model_state` and
+    `averaging_state`, what training needs to go on; one saved with `save_weights_only=True` holds
+    the weights themselves and no average.
 
     Args:
-        device: where the average is kept; by default where the module is. "cpu" saves memory of the device; each update then waits for it.
-        use_buffers: whether buffers are averaged too. False: they are copied, and statistics of batch norm belong to other weights.
-        kwargs: further arguments of `torch.optim.swa_utils.AveragedModel`: `avg_fn` or `multi_avg_fn`.
+        device: where the average is kept; by default where the module is. "cpu" saves memory of the
+            device; each update then waits for it.
+        use_buffers: whether buffers are averaged too. False: they are copied, and statistics of
+            batch norm belong to other weights.
+        kwargs: further arguments of `torch.optim.swa_utils.AveragedModel`: `avg_fn` or
+            `multi_avg_fn`.
 
     Raises:
         ConfigError: `AveragedModel` has no such argument, or both functions are given.
 
-    Source: Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", 2018, https://arxiv.org/abs/1803.05407
+    Source: Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization",
+        2018, https://arxiv.org/abs/1803.05407
 
     Example:
         >>> class LastEpochs(WeightAveraging):
@@ -77,24 +94,36 @@ class WeightAveraging(Callback):
         >>> trainer = Trainer(max_epochs=20, callbacks=[LastEpochs()])
     """
 
-    def __init__(self, device: torch.device | str | int | None = None, use_buffers: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        device: torch.device | str | int | None = None,
+        use_buffers: bool = True,
+        **kwargs: Any,
+    ) -> None:
         unknown = set(kwargs) - {"avg_fn", "multi_avg_fn"}
         if unknown or len({name for name in kwargs if kwargs[name] is not None}) == 2:
             raise ConfigError(
-                f"{type(self).__name__} takes avg_fn or multi_avg_fn, as torch.optim.swa_utils.AveragedModel does; given are:"
-                f" {', '.join(kwargs)}. Leave out all but one of the two."
+                f"{type(self).__name__} takes avg_fn or multi_avg_fn, as"
+                f" torch.optim.swa_utils.AveragedModel does; given are: {', '.join(kwargs)}. Leave"
+                " out all but one of the two."
             )
         self._device = torch.device(device) if isinstance(device, str) else device
         self._use_buffers = use_buffers
         self._kwargs = kwargs
         self._average_model: Average | None = None
-        self._loaded: dict[str, Any] | None = None  # state of the average in the checkpoint that a fit goes on from
-        self._swapped = False  # whether the module has the average, and the average the module's weights
+        self._loaded: dict[str, Any] | None = (
+            None  # state of the average in the checkpoint that a fit goes on from
+        )
+        self._swapped = (
+            False  # whether the module has the average, and the average the module's weights
+        )
         self._latest_update_step = 0
         self._latest_update_epoch = -1
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        """Tell whether the average is to be taken now: after an optimizer step or an epoch. To override.
+        """Tell whether the average is to be taken now: after an optimizer step or an epoch.
+
+        To override.
 
         Args:
             step_idx: number of the step just taken, from 0; None at the end of an epoch.
@@ -117,7 +146,9 @@ class WeightAveraging(Callback):
             average.load_state_dict(self._loaded)
         self._average_model, self._loaded = average, None
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         steps = trainer.global_step
         if steps > self._latest_update_step and self.should_update(step_idx=steps - 1):
             self._average().update_parameters(pl_module)
@@ -137,14 +168,18 @@ class WeightAveraging(Callback):
         if self._swapped:
             self._swap(pl_module)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         if self._swapped:
             self._swap(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._has_average:
             average = self._average().module
-            for current, averaged in zip(tensors_of(pl_module, buffers=True), tensors_of(average, buffers=True), strict=True):
+            for current, averaged in zip(
+                tensors_of(pl_module, buffers=True), tensors_of(average, buffers=True), strict=True
+            ):
                 current.data.copy_(averaged.data)
 
     def state_dict(self) -> dict[str, Any]:
@@ -153,28 +188,46 @@ class WeightAveraging(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._latest_update_step = state_dict["latest_update_step"]
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         if self._average_model is None:
-            info("This checkpoint is saved outside of a fit: it holds the module's weights, without the state of WeightAveraging.")
+            info(
+                "This checkpoint is saved outside of a fit: it holds the module's weights, without"
+                " the state of WeightAveraging."
+            )
             return
         state = self._average_model.state_dict()
-        kept = {name.removeprefix("module."): value for name, value in state.items() if name.startswith("module.")}
+        kept = {
+            name.removeprefix("module."): value
+            for name, value in state.items()
+            if name.startswith("module.")
+        }
         current = checkpoint["state_dict"]
         if self._swapped:
             current, kept = kept, current
         checkpoint["state_dict"] = kept if self._has_average else current
         checkpoint["current_model_state"] = current
-        checkpoint["averaging_state"] = {name: value for name, value in state.items() if not name.startswith("module.")}
+        checkpoint["averaging_state"] = {
+            name: value for name, value in state.items() if not name.startswith("module.")
+        }
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         if trainer.state.fn != "fit":
             return
         if "current_model_state" not in checkpoint or "averaging_state" not in checkpoint:
-            warn("The checkpoint was saved without WeightAveraging: the average begins anew, from the checkpoint's weights.")
+            warn(
+                "The checkpoint was saved without WeightAveraging: the average begins anew, from"
+                " the checkpoint's weights."
+            )
             return
         averaged = {f"module.{name}": value for name, value in checkpoint["state_dict"].items()}
         self._loaded = averaged | checkpoint["averaging_state"]
-        pl_module.load_state_dict(checkpoint["current_model_state"], strict=pl_module.strict_loading)
+        pl_module.load_state_dict(
+            checkpoint["current_model_state"], strict=pl_module.strict_loading
+        )
 
     @property
     def _has_average(self) -> bool:
@@ -189,7 +242,9 @@ class WeightAveraging(Callback):
         """Exchange the weights of the module and of the average."""
         self._swapped = not self._swapped
         average = self._average().module
-        for current, averaged in zip(tensors_of(pl_module, buffers=True), tensors_of(average, buffers=True), strict=True):
+        for current, averaged in zip(
+            tensors_of(pl_module, buffers=True), tensors_of(average, buffers=True), strict=True
+        ):
             kept = averaged.data.clone()
             averaged.data.copy_(current.data)
             current.data.copy_(kept)
@@ -217,7 +272,10 @@ class EMAWeightAveraging(WeightAveraging):
     Source: Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992, https://doi.org/10.1137/0330046
 
     Example:
-        >>> trainer = Trainer(max_epochs=20, callbacks=[EMAWeightAveraging(decay=0.99, update_starting_at_step=100)])
+        >>> trainer = Trainer(
+        ...     max_epochs=20,
+        ...     callbacks=[EMAWeightAveraging(decay=0.99, update_starting_at_step=100)],
+        ... )
     """
 
     def __init__(
@@ -231,10 +289,17 @@ class EMAWeightAveraging(WeightAveraging):
         **kwargs: Any,
     ) -> None:
         if "avg_fn" in kwargs:
-            raise ConfigError("EMAWeightAveraging brings its own avg_fn. Leave it out, or give it to WeightAveraging.")
+            raise ConfigError(
+                "EMAWeightAveraging brings its own avg_fn. Leave it out, or give it to"
+                " WeightAveraging."
+            )
         if not 0.0 <= decay <= 1.0:
-            raise ConfigError(f"EMAWeightAveraging(decay={decay}) is not between 0 and 1. A usual value is 0.999.")
-        super().__init__(device=device, use_buffers=use_buffers, **kwargs, avg_fn=partial(_moving_average, decay))
+            raise ConfigError(
+                f"EMAWeightAveraging(decay={decay}) is not between 0 and 1. A usual value is 0.999."
+            )
+        super().__init__(
+            device=device, use_buffers=use_buffers, **kwargs, avg_fn=partial(_moving_average, decay)
+        )
         self.update_every_n_steps = update_every_n_steps
         self.update_starting_at_step = update_starting_at_step
         self.update_starting_at_epoch = update_starting_at_epoch
@@ -243,10 +308,19 @@ class EMAWeightAveraging(WeightAveraging):
         if step_idx is not None:
             starts, every = self.update_starting_at_step, self.update_every_n_steps
             return (starts is None or step_idx >= starts) and every > 0 and step_idx % every == 0
-        return epoch_idx is not None and self.update_starting_at_epoch is not None and epoch_idx >= self.update_starting_at_epoch
+        return (
+            epoch_idx is not None
+            and self.update_starting_at_epoch is not None
+            and epoch_idx >= self.update_starting_at_epoch
+        )
 
 
-def _moving_average(decay: float, averaged: Tensor, current: Tensor, num_averaged: Tensor) -> Tensor:
-    """Return torch's moving average; unlike the function that torch makes, this one can be pickled."""
+def _moving_average(
+    decay: float, averaged: Tensor, current: Tensor, num_averaged: Tensor
+) -> Tensor:
+    """Return torch's moving average.
+
+    Unlike the function that torch makes, this one can be pickled.
+    """
     average: Tensor = get_ema_avg_fn(decay)(averaged, current, num_averaged)
     return average

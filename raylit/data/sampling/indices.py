@@ -15,10 +15,12 @@ class NotingBatchSampler(Sampler[Any]):
     """Gives the batches of another batch sampler and keeps them.
 
     Args:
-        batch_sampler: the other one; whatever is asked of this one but its batches is answered by it.
+        batch_sampler: the other one; whatever is asked of this one but its batches is answered by
+            it.
 
     Attributes:
-        seen: the indices of each batch, from the start of the last iteration; loader workers are given batches ahead of time.
+        seen: the indices of each batch, from the start of the last iteration; loader workers are
+            given batches ahead of time.
     """
 
     def __init__(self, batch_sampler: Any) -> None:
@@ -41,11 +43,19 @@ class NotingBatchSampler(Sampler[Any]):
 
 
 def noting_indices(loader: Any) -> Any:
-    """Return a loader whose `seen_indices` can be asked for; where there are none, because data is not fetched by index, the loader itself."""
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
+    """Return a loader whose `seen_indices` can be asked for.
+
+    Where there are none, because data is not fetched by index, the loader itself.
+    """
+    if (
+        not isinstance(loader, DataLoader)
+        or isinstance(loader.dataset, IterableDataset)
+        or loader.batch_sampler is None
+    ):
         warn_once(
-            f"Which samples the batches of the {type(loader).__name__} are made of cannot be told: only a DataLoader with batches of a data set"
-            " with indices knows. BasePredictionWriter gets no batch_indices.",
+            f"Which samples the batches of the {type(loader).__name__} are made of cannot be told:"
+            " only a DataLoader with batches of a data set with indices knows."
+            " BasePredictionWriter gets no batch_indices.",
             key="batch indices",
         )
         return loader
@@ -55,6 +65,9 @@ def noting_indices(loader: Any) -> Any:
 
 
 def seen_indices(loader: Any) -> list[list[Any]]:
-    """Return the indices of each batch that `loader` read, and perhaps of some more; empty if they cannot be told."""
+    """Return the indices of each batch that `loader` read, and perhaps of some more.
+
+    Empty if they cannot be told.
+    """
     batch_sampler = getattr(loader, "batch_sampler", None)
     return batch_sampler.seen if isinstance(batch_sampler, NotingBatchSampler) else []

@@ -1,12 +1,17 @@
-"""Reading on in the middle of an epoch: the same batches, with the same random numbers, as if nothing had happened.
+"""Reading on in the middle of an epoch.
 
-The indices of the batches that were read before are drawn and dropped; their samples are not loaded. What is random in them, such as a
-shuffled order, is drawn from the random states of the time when the epoch began, which checkpoints hold. In worker processes the random
-numbers of a batch depend on the epoch's seed and the batch's place in the epoch, not on the worker that happens to load it, nor on what it
-loaded before; so a batch is the same with any number of workers, in an epoch that is read from its middle as in a whole one.
+The same batches, with the same random numbers, as if nothing had happened.
 
-With another number of ranks, or another batch size, than the epoch began with, the order of all its samples is drawn as it was then; those that
-all ranks together have read are left out, and what remains is dealt out to the ranks there are now.
+The indices of the batches that were read before are drawn and dropped; their samples are not
+loaded. What is random in them, such as a shuffled order, is drawn from the random states of the
+time when the epoch began, which checkpoints hold. In worker processes the random numbers of a batch
+depend on the epoch's seed and the batch's place in the epoch, not on the worker that happens to
+load it, nor on what it loaded before; so a batch is the same with any number of workers, in an
+epoch that is read from its middle as in a whole one.
+
+With another number of ranks, or another batch size, than the epoch began with, the order of all its
+samples is drawn as it was then; those that all ranks together have read are left out, and what
+remains is dealt out to the ranks there are now.
 """
 
 from __future__ import annotations
@@ -48,25 +53,43 @@ class ResumableSampler:
         seeds_workers: whether to give each batch a seed, for worker processes.
 
     Attributes:
-        skip: how many the next epoch leaves out, because it is the rest of the one that had begun; None: it is a new one.
+        skip: how many the next epoch leaves out, because it is the rest of the one that had begun;
+            None: it is a new one.
     """
 
     def __init__(
-        self, sampler: Any, generators: list[torch.Generator], identity: tuple[int, ...], num_ranks: int, seeds_workers: bool
+        self,
+        sampler: Any,
+        generators: list[torch.Generator],
+        identity: tuple[int, ...],
+        num_ranks: int,
+        seeds_workers: bool,
     ) -> None:
         self.sampler = sampler
         self.skip: int | None = None
         self.num_ranks = num_ranks
-        # samples of a batch, where the order is one of samples; 1 where it is one of batches or there are none
+        # samples of a batch, where the order is one of samples; 1 where it is one of batches or
+        # there are none
         self.unit: int = sampler.batch_size if type(sampler) is BatchSampler else 1
         self._spans: list[
             list[int]
-        ] = []  # ranks, samples of a batch, batches of each rank: of the parts of the epoch that were read otherwise
+            # Ranks, samples of a batch, batches of each rank: of the parts of the epoch that were read
+            # otherwise
+        ] = []
         self._from = 0  # the number of the first batch after them
         self._remaining: list[Any] | None = None  # this rank's share of an epoch that others began
-        self._begun: dict[str, Any] | None = None  # random states at the first index of the epoch that is read, and the epoch's seed
+        self._begun: dict[str, Any] | None = (
+            None  # random states at the first index of the epoch that is read, and the epoch's seed
+        )
         self._passes = 0
-        self._sharded = next((one for one in (sampler, getattr(sampler, "sampler", None)) if isinstance(one, ShardedSampler)), None)
+        self._sharded = next(
+            (
+                one
+                for one in (sampler, getattr(sampler, "sampler", None))
+                if isinstance(one, ShardedSampler)
+            ),
+            None,
+        )
         self._generators, self._identity, self._seeds_workers = generators, identity, seeds_workers
 
     def __len__(self) -> int:
@@ -101,7 +124,9 @@ class ResumableSampler:
         self._from = state.get("from", sum(batches for *_, batches in self._spans))
 
     def share_rest(self, state: dict[str, Any], number: int, counted: int) -> bool:
-        """Deal out what is left of an epoch, if other ranks began it or with other batches; to be called after `load_state_dict`.
+        """Deal out what is left of an epoch, if other ranks began it or with other batches.
+
+        To be called after `load_state_dict`.
 
         Args:
             state: what `state_dict` of any of them returned.
@@ -112,13 +137,20 @@ class ResumableSampler:
             Whether it had to be done.
         """
         num_ranks, unit = state.get("read_by", [self.num_ranks, self.unit])
-        if state["begun"] is None or ([num_ranks, unit] == [self.num_ranks, self.unit] and not self._spans):
+        if state["begun"] is None or (
+            [num_ranks, unit] == [self.num_ranks, self.unit] and not self._spans
+        ):
             return False
         order = self._order_of(state)
         self._spans = [*self._spans, [num_ranks, unit, counted - self._from]]
         self._from = number
         taken = sum(ranks * size * batches for ranks, size, batches in self._spans)
-        self._remaining = share(order[taken:], self._identity[0], self.num_ranks, "train" if self._sharded is None else self._sharded.mode)
+        self._remaining = share(
+            order[taken:],
+            self._identity[0],
+            self.num_ranks,
+            "train" if self._sharded is None else self._sharded.mode,
+        )
         return True
 
     def begin_anew(self) -> None:
@@ -143,7 +175,11 @@ class ResumableSampler:
         return order
 
     def _batches(self, indices: list[Any]) -> list[Any]:
-        return list(BatchSampler(indices, self.unit, self.sampler.drop_last)) if type(self.sampler) is BatchSampler else indices
+        return (
+            list(BatchSampler(indices, self.unit, self.sampler.drop_last))
+            if type(self.sampler) is BatchSampler
+            else indices
+        )
 
     def rest(self, loader: Any, number: int) -> Iterator[Any]:
         """Begin to read what is left of the epoch that had begun, of which `number` batches were read."""
@@ -158,7 +194,8 @@ class ResumableSampler:
             generator.set_state(state)
 
     def __iter__(self) -> Iterator[Any]:
-        # What is below runs when the first index is asked for. A loader with workers calls iter() twice and reads from the second.
+        # What is below runs when the first index is asked for. A loader with workers calls iter()
+        # twice and reads from the second.
         skip, self.skip = self.skip, None
         if skip is not None and self._remaining is not None:
             drawn = iter(self._batches(self._remaining))
@@ -168,8 +205,15 @@ class ResumableSampler:
             self._passes += 1
             self.begin_anew()
             seed = _hash(torch.initial_seed(), self._passes, *self._identity)
-            drawn_by = (None, 0) if self._sharded is None else (self._sharded.seed, self._sharded.epoch)
-            self._begun = {"rng": rng.state(), "generators": self.state_dict()["generators"], "seed": seed, "drawn_by": drawn_by}
+            drawn_by = (
+                (None, 0) if self._sharded is None else (self._sharded.seed, self._sharded.epoch)
+            )
+            self._begun = {
+                "rng": rng.state(),
+                "generators": self.state_dict()["generators"],
+                "seed": seed,
+                "drawn_by": drawn_by,
+            }
             drawn = islice(self.sampler, skip or 0, None)
         if not self._seeds_workers:
             yield from drawn
@@ -201,7 +245,10 @@ def _hash(*numbers: int) -> int:
 
 
 class SeedingWorkers:
-    """The `worker_init_fn` of a loader whose batches bring their seeds: after the user's own, it lets this worker heed them."""
+    """The `worker_init_fn` of a loader whose batches bring their seeds.
+
+    After the user's own, it lets this worker heed them.
+    """
 
     def __init__(self, own: Callable[[int], None] | None) -> None:
         self.own = own
@@ -222,29 +269,49 @@ class SeedingWorkers:
 
 def resumable(loader: Any, rank: int, num_ranks: int, number: int) -> Any:
     """Return a copy of a DataLoader, the `number`-th of its stage, that can be read from the middle of an epoch; other loaders as they are."""
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or has_state(loader):
+    if (
+        not isinstance(loader, DataLoader)
+        or isinstance(loader.dataset, IterableDataset)
+        or has_state(loader)
+    ):
         return loader
     name = "sampler" if loader.batch_sampler is None else "batch_sampler"
     sampler: Any = getattr(loader, name)
     samplers: tuple[Any, ...] = (loader, loader.sampler, sampler, getattr(sampler, "sampler", None))
-    generators = {id(found): found for one in samplers if isinstance(found := getattr(one, "generator", None), torch.Generator)}
+    generators = {
+        id(found): found
+        for one in samplers
+        if isinstance(found := getattr(one, "generator", None), torch.Generator)
+    }
     changed = copy.copy(loader)
-    # DataLoader forbids to set these attributes after construction; going through __dict__ spares it a second construction
-    changed.__dict__["_iterator"] = None  # persistent workers read what the loader's own sampler draws
-    changed.__dict__[name] = ResumableSampler(sampler, list(generators.values()), (rank, number), num_ranks, loader.num_workers > 0)
+    # DataLoader forbids to set these attributes after construction; going through __dict__ spares
+    # it a second construction
+    changed.__dict__["_iterator"] = (
+        None  # persistent workers read what the loader's own sampler draws
+    )
+    changed.__dict__[name] = ResumableSampler(
+        sampler, list(generators.values()), (rank, number), num_ranks, loader.num_workers > 0
+    )
     if loader.num_workers > 0:
         changed.__dict__["worker_init_fn"] = SeedingWorkers(loader.worker_init_fn)
     return changed
 
 
 def keeper_of(loader: Any) -> Any:
-    """Return what knows where `loader` is: its sampler, the loader, or an iterable data set read in this process; None if nothing does."""
+    """Return what knows where `loader` is.
+
+    Its sampler, the loader, or an iterable data set read in this process; None if nothing does.
+    """
     for name in ("batch_sampler", "sampler"):
         if isinstance(getattr(loader, name, None), ResumableSampler):
             return getattr(loader, name)
     if has_state(loader):
         return loader
-    own = getattr(loader, "dataset", None) if isinstance(loader, DataLoader) and loader.num_workers == 0 else None
+    own = (
+        getattr(loader, "dataset", None)
+        if isinstance(loader, DataLoader) and loader.num_workers == 0
+        else None
+    )
     return own if isinstance(own, IterableDataset) and has_state(own) else None
 
 
@@ -252,4 +319,6 @@ def has_state(data: Any) -> bool:
     """Tell whether a loader or data set keeps its own place, as torchdata's StatefulDataLoader does."""
     if isinstance(data, ResumableSampler):
         return False
-    return callable(getattr(data, "state_dict", None)) and callable(getattr(data, "load_state_dict", None))
+    return callable(getattr(data, "state_dict", None)) and callable(
+        getattr(data, "load_state_dict", None)
+    )

@@ -1,9 +1,11 @@
 """Sharding: which samples of a data set belong to which rank.
 
-The order of all samples is a function of seed and epoch; rank r of n takes positions r, r + n, r + 2n, ... of it, so batch i of all ranks
-together is batch i of one process with n times the batch size. In training every rank gets equally many samples: the order is continued
-from its start until it divides (as torch's DistributedSampler does), or with `drop` its end is left out. In evaluation nothing is repeated: ranks may differ by one sample.
-For prediction each rank takes one consecutive piece, so that the ranks' results, one after the other, are in the order of the data.
+The order of all samples is a function of seed and epoch; rank r of n takes positions r, r + n, r +
+2n, ... of it, so batch i of all ranks together is batch i of one process with n times the batch
+size. In training every rank gets equally many samples: the order is continued from its start until
+it divides (as torch's DistributedSampler does), or with `drop` its end is left out. In evaluation
+nothing is repeated: ranks may differ by one sample. For prediction each rank takes one consecutive
+piece, so that the ranks' results, one after the other, are in the order of the data.
 """
 
 from __future__ import annotations
@@ -15,7 +17,14 @@ from collections.abc import Iterator, Sized
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+)
 from torch.utils.data.distributed import DistributedSampler
 
 from raylit.data.ray_dataset import RayDataLoader
@@ -36,7 +45,9 @@ class ShardedSampler(Sampler[Any]):
         seed: of random orders, together with the epoch.
     """
 
-    def __init__(self, sampler: Any, rank: int, size: int, mode: str, seed: int | None = None) -> None:
+    def __init__(
+        self, sampler: Any, rank: int, size: int, mode: str, seed: int | None = None
+    ) -> None:
         self.sampler = sampler
         self.rank = rank
         self.size = size
@@ -68,7 +79,10 @@ class ShardedSampler(Sampler[Any]):
         return len(range(self.rank, number, self.size))
 
     def _order(self) -> list[Any]:
-        """The indices of all ranks; the same on each, since random samplers draw from a generator seeded for the epoch."""
+        """The indices of all ranks.
+
+        The same on each, since random samplers draw from a generator seeded for the epoch.
+        """
         if (
             type(self.sampler) is RandomSampler
             and not self.sampler.replacement
@@ -82,7 +96,11 @@ class ShardedSampler(Sampler[Any]):
 
 
 def share(order: list[Any], rank: int, size: int, mode: str = "train") -> list[Any]:
-    """Return one rank's share of an order: in training as many for each rank, so that the first come twice or, with `drop`, the last do not come."""
+    """Return one rank's share of an order.
+
+    In training as many for each rank, so that the first come twice or, with `drop`, the last do not
+    come.
+    """
     if mode == "drop":
         order = order[: len(order) // size * size]
     elif mode == "train" and order:
@@ -94,22 +112,28 @@ def share(order: list[Any], rank: int, size: int, mode: str = "train") -> list[A
 def shard(loader: Any, world: World, mode: str, alone: bool = False) -> Any:
     """Return a loader that reads this rank's share of what `loader` reads.
 
-    The user's loader is copied as it is, never made anew through its constructor, so subclasses and custom collate functions keep working;
-    only what draws the indices is exchanged. Left as they are: loaders other than torch's, iterable data sets, and loaders that already
-    have a distributed sampler; and all of a rank that is alone, unless it is to read in the order of many (`alone`).
+    The user's loader is copied as it is, never made anew through its constructor, so subclasses and
+    custom collate functions keep working; only what draws the indices is exchanged. Left as they
+    are: loaders other than torch's, iterable data sets, and loaders that already have a distributed
+    sampler; and all of a rank that is alone, unless it is to read in the order of many (`alone`).
     """
-    if not isinstance(loader, DataLoader) or (world.size == 1 and (not alone or isinstance(loader.dataset, IterableDataset))):
+    if not isinstance(loader, DataLoader) or (
+        world.size == 1 and (not alone or isinstance(loader.dataset, IterableDataset))
+    ):
         return loader
     if isinstance(loader.dataset, IterableDataset):
         warn_once(
-            f"The {mode} data set {type(loader.dataset).__name__} is an IterableDataset, which raylit cannot shard: each of the {world.size} ranks"
-            " reads all that it yields. Let it skip by torch.distributed.get_rank() itself.",
+            f"The {mode} data set {type(loader.dataset).__name__} is an IterableDataset, which"
+            f" raylit cannot shard: each of the {world.size} ranks reads all that it yields. Let it"
+            " skip by torch.distributed.get_rank() itself.",
             key=f"iterable {mode}",
         )
         return loader
     sampler: Any = loader.sampler
     batch_sampler: Any = loader.batch_sampler
-    if isinstance(sampler, (DistributedSampler, ShardedSampler)) or isinstance(getattr(batch_sampler, "sampler", None), DistributedSampler):
+    if isinstance(sampler, (DistributedSampler, ShardedSampler)) or isinstance(
+        getattr(batch_sampler, "sampler", None), DistributedSampler
+    ):
         return loader
     if batch_sampler is None or type(batch_sampler) is BatchSampler:
         return reading(loader, ShardedSampler(sampler, world.rank, world.size, mode))
@@ -120,29 +144,44 @@ def shard(loader: Any, world: World, mode: str, alone: bool = False) -> Any:
 
 def without_shuffle(loader: Any) -> Any:
     """Return a loader that reads in order, for `overfit_batches`."""
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or isinstance(loader.sampler, SequentialSampler):
+    if (
+        not isinstance(loader, DataLoader)
+        or isinstance(loader.dataset, IterableDataset)
+        or isinstance(loader.sampler, SequentialSampler)
+    ):
         return loader
     assert isinstance(loader.dataset, Sized)
     return reading(loader, SequentialSampler(loader.dataset))
 
 
 def with_short_batches(loader: Any) -> Any:
-    """Return a loader that does not drop a last batch that is short: there is to be a prediction for every sample."""
+    """Return a loader that does not drop a last batch that is short.
+
+    There is to be a prediction for every sample.
+    """
     batch_sampler = getattr(loader, "batch_sampler", None)
     if type(batch_sampler) is not BatchSampler or not batch_sampler.drop_last:
         return loader
     return reading(loader, batch_sampler.sampler, drop_last=False)
 
 
-def reading(loader: DataLoader[Any], sampler: Any, drop_last: bool | None = None) -> DataLoader[Any]:
-    """Return a copy of `loader` that draws its indices from another sampler; `drop_last` is kept if None."""
+def reading(
+    loader: DataLoader[Any], sampler: Any, drop_last: bool | None = None
+) -> DataLoader[Any]:
+    """Return a copy of `loader` that draws its indices from another sampler.
+
+    `drop_last` is kept if None.
+    """
     changed = copy.copy(loader)
-    # DataLoader forbids to set these attributes after construction; going through __dict__ spares it a second construction
+    # DataLoader forbids to set these attributes after construction; going through __dict__ spares
+    # it a second construction
     changed.__dict__["sampler"] = sampler
     batch_sampler: Any = loader.batch_sampler
     if batch_sampler is not None:
         drop_last = batch_sampler.drop_last if drop_last is None else drop_last
-        changed.__dict__["batch_sampler"] = BatchSampler(sampler, batch_sampler.batch_size, drop_last)
+        changed.__dict__["batch_sampler"] = BatchSampler(
+            sampler, batch_sampler.batch_size, drop_last
+        )
     return changed
 
 

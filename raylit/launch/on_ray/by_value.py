@@ -17,7 +17,8 @@ class Parcel:
 
     Args:
         content: the object.
-        parts: what it is made of, by the names a user knows, to say which of them cannot be pickled.
+        parts: what it is made of, by the names a user knows, to say which of them cannot be
+            pickled.
 
     Raises:
         ConfigError: it cannot be pickled.
@@ -29,14 +30,19 @@ class Parcel:
         except Exception as error:  # pickling runs the code of user's classes
             culprits = [name for name, part in parts.items() if not _can_be_pickled(part)]
             raise ConfigError(
-                f"{', '.join(culprits) or 'The job'} cannot be sent to the workers: {error}. Make open files, connections, locks and generators"
-                " where they are used, in setup() or on first use, rather than in __init__."
+                f"{', '.join(culprits) or 'The job'} cannot be sent to the workers: {error}. Make"
+                " open files, connections, locks and generators where they are used, in setup() or"
+                " on first use, rather than in __init__."
             ) from error
         self.folder, self.evidence = os.getcwd(), evidence_of_code()
         self.search_path = [os.path.abspath(path) for path in sys.path]
 
     def unpack(self) -> Any:
-        """Return the object. Modules that the driver finds are found, and relative paths mean the same, where this machine has them."""
+        """Return the object.
+
+        Modules that the driver finds are found, and relative paths mean the same, where this
+        machine has them.
+        """
         here = os.getcwd()
         if os.path.exists(self.evidence) and os.path.isdir(self.folder):
             os.chdir(self.folder)
@@ -47,11 +53,18 @@ class Parcel:
 
     def _moved(self, path: str, here: str) -> str:
         """Return where a path below the driver's folder is in the copy."""
-        return os.path.join(here, os.path.relpath(path, self.folder)) if path.startswith(self.folder + os.sep) else path
+        return (
+            os.path.join(here, os.path.relpath(path, self.folder))
+            if path.startswith(self.folder + os.sep)
+            else path
+        )
 
 
 def evidence_of_code() -> str:
-    """Return a path that is there where the user's code is: the script's, or the working directory."""
+    """Return a path that is there where the user's code is.
+
+    The script's, or the working directory.
+    """
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     below = script is not None and os.path.abspath(script).startswith(os.getcwd() + os.sep)
     return os.path.abspath(script) if script is not None and below else os.getcwd()

@@ -1,7 +1,10 @@
-"""How many workers an elastic job has: as many as there is room for, which Ray Train's controller asks here.
+"""How many workers an elastic job has.
 
-Ray's own policy takes a cluster as it was up to 20 s ago, without what others use, and ends the workers to make them more. This one looks now, at what
-is free on nodes that answer, so that a start never waits for a node that is gone; and to become more it has the workers save and leave.
+As many as there is room for, which Ray Train's controller asks here.
+
+Ray's own policy takes a cluster as it was up to 20 s ago, without what others use, and ends the
+workers to make them more. This one looks now, at what is free on nodes that answer, so that a start
+never waits for a node that is gone; and to become more it has the workers save and leave.
 
 This runs in Ray's processes and is sent there as `mailbox.py` is: nothing of raylit is imported.
 """
@@ -17,7 +20,11 @@ from typing import Any
 
 import ray
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
+from ray.train.v2._internal.execution.scaling_policy import (
+    ElasticScalingPolicy,
+    NoopDecision,
+    ResizeDecision,
+)
 from ray.train.v2.api.exceptions import PreemptionError
 from ray.train.v2.api.preemption import PreemptionInfo
 
@@ -25,7 +32,9 @@ from raylit.launch.on_ray.mailbox import answers, is_leave
 
 NODE_ID = "ray.io/node-id"  # the label that each node has
 LOOK_EVERY_S = 0.5  # at the cluster, while there is not enough room
-ASK_EVERY_S = 2.0  # the nodes of the workers whether they are there; one that is not twice is taken for gone
+ASK_EVERY_S = (
+    2.0  # the nodes of the workers whether they are there; one that is not twice is taken for gone
+)
 GOES_S = 3.0  # how long a node that is being stopped may be reached after its workers have ended
 
 
@@ -38,16 +47,26 @@ class Room:
     """
 
     def __init__(self, resources: dict[str, float], before: Collection[str]) -> None:
-        self.resources, self.before = {name: amount for name, amount in resources.items() if amount}, set(before)
+        self.resources, self.before = (
+            {name: amount for name, amount in resources.items() if amount},
+            set(before),
+        )
 
     def nodes(self) -> tuple[dict[str, str], dict[str, str]]:
         """Return the nodes that workers can be started on, and those that only Ray still takes for such: by id, their addresses."""
         alive = [node for node in ray.nodes() if node["Alive"]]
         leaving = ray._private.state.state.get_draining_nodes()
         with ThreadPoolExecutor(min(32, len(alive) or 1)) as pool:
-            fit = [found and node["NodeID"] not in leaving for node, found in zip(alive, pool.map(answers, alive), strict=True)]
+            fit = [
+                found and node["NodeID"] not in leaving
+                for node, found in zip(alive, pool.map(answers, alive), strict=True)
+            ]
         both = (
-            {node["NodeID"]: node["NodeManagerAddress"] for node, fits in zip(alive, fit, strict=True) if fits is kind}
+            {
+                node["NodeID"]: node["NodeManagerAddress"]
+                for node, fits in zip(alive, fit, strict=True)
+                if fits is kind
+            }
             for kind in (True, False)
         )
         return next(both), next(both)
@@ -65,12 +84,20 @@ class Room:
         ]
 
     def free(self, nodes: Collection[str]) -> dict[str, dict[str, float]]:
-        """Return what workers can have on each of the nodes: what is free, and what this job has there already."""
+        """Return what workers can have on each of the nodes.
+
+        What is free, and what this job has there already.
+        """
         free = ray._private.state.available_resources_per_node()
-        held = Counter(node for group in self.reserved() for node in group["bundles_to_node_id"].values())
+        held = Counter(
+            node for group in self.reserved() for node in group["bundles_to_node_id"].values()
+        )
         # floating-point remainders must not cost a worker
         return {
-            node: {name: free.get(node, {}).get(name, 0) + held[node] * amount + 1e-6 for name, amount in self.resources.items()}
+            node: {
+                name: free.get(node, {}).get(name, 0) + held[node] * amount + 1e-6
+                for name, amount in self.resources.items()
+            }
             for node in nodes
         }
 
@@ -81,7 +108,11 @@ class Room:
         nodes = [node for node in ray.nodes() if node["NodeID"] in where]
         with ThreadPoolExecutor(min(32, len(nodes) or 1)) as pool:
             there = list(pool.map(lambda node: node["Alive"] and answers(node), nodes))
-        gone = sorted(node["NodeManagerAddress"] for node, is_there in zip(nodes, there, strict=True) if not is_there)
+        gone = sorted(
+            node["NodeManagerAddress"]
+            for node, is_there in zip(nodes, there, strict=True)
+            if not is_there
+        )
         return gone or ["of a worker" for group in reserved if group["state"] == "RESCHEDULING"][:1]
 
 
@@ -89,7 +120,8 @@ class AsManyAsFit(ElasticScalingPolicy):
     """Chooses the number of workers.
 
     Args:
-        scaling_config: from how many to how many, and how often to look whether there is room for more.
+        scaling_config: from how many to how many, and how often to look whether there is room for
+            more.
         room: looks at the cluster.
         mailbox: tells the workers to leave.
         grows: whether the job can go on where it is, so that it may be interrupted.
@@ -99,7 +131,9 @@ class AsManyAsFit(ElasticScalingPolicy):
         super().__init__(scaling_config)
         self.room, self.mailbox, self.grows = room, mailbox, grows
         self._shunned: list[str] = []
-        self._silent: list[str] = []  # nodes of workers that did not answer when they were asked last
+        self._silent: list[
+            str
+        ] = []  # nodes of workers that did not answer when they were asked last
         self._lacks = False  # room for the fewest
         self._looked = float("-inf")
 
@@ -130,11 +164,17 @@ class AsManyAsFit(ElasticScalingPolicy):
         self._lacks = lacks
         return decision
 
-    def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
-        """Go on; but if there is room for more, have the workers save and leave, whereupon they are started anew.
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> Any:
+        """Go on.
+
+        But if there is room for more, have the workers save and leave, whereupon they are started
+        anew.
 
         Raises:
-            PreemptionError: a node is gone. Ray may take a minute to notice, and workers that wait for others there may never.
+            PreemptionError: a node is gone. Ray may take a minute to notice, and workers that wait
+                for others there may never.
         """
         if time.monotonic() >= self._looked + ASK_EVERY_S:
             self._looked = time.monotonic()
@@ -144,18 +184,28 @@ class AsManyAsFit(ElasticScalingPolicy):
                 return NoopDecision()
             if self._silent and self._silent == before:
                 raise PreemptionError(PreemptionInfo(None, {node: [] for node in self._silent}))
-        decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
-        if self.grows and isinstance(decision, ResizeDecision) and decision.num_workers > worker_group_state.num_workers:
+        decision = super().make_decision_for_running_worker_group(
+            worker_group_state, worker_group_status
+        )
+        if (
+            self.grows
+            and isinstance(decision, ResizeDecision)
+            and decision.num_workers > worker_group_state.num_workers
+        ):
             self.mailbox.make_room.remote(True)
         return NoopDecision()
 
-    def on_controller_start_worker_group(self, *, scaling_config: Any, num_workers: int) -> dict[str, str] | None:
+    def on_controller_start_worker_group(
+        self, *, scaling_config: Any, num_workers: int
+    ) -> dict[str, str] | None:
         """Keep the workers away from nodes that Ray takes for alive, and that are not."""
         return {NODE_ID: f"!in({','.join(self._shunned)})"} if self._shunned else None
 
 
 class LostNodesAreNoFailures(DefaultFailurePolicy):
-    """Counts a node that is gone as a preemption, not as a failure of the user's code; and workers that leave for more to come not at all.
+    """Counts a node that is gone as a preemption, not as a failure of the user's code.
+
+    And workers that leave for more to come not at all.
 
     Args:
         failure_config: how many of each are allowed.
@@ -170,25 +220,38 @@ class LostNodesAreNoFailures(DefaultFailurePolicy):
     def make_decision(self, training_failed_error: Any) -> Any:
         """Say what becomes of a failure."""
         failures = getattr(training_failed_error, "worker_failures", {})
-        lost = training_failed_error.preemption_info.preempted_node_ids if isinstance(training_failed_error, PreemptionError) else []
+        lost = (
+            training_failed_error.preemption_info.preempted_node_ids
+            if isinstance(training_failed_error, PreemptionError)
+            else []
+        )
         why = next((failure.why for failure in failures.values() if is_leave(failure)), None)
         if why == "ends":
             return FailureDecision.RAISE
         if why == "grows":
-            self.restarts.say("There is room for more workers: all have saved the run and start again.")
+            self.restarts.say(
+                "There is room for more workers: all have saved the run and start again."
+            )
             return FailureDecision.RETRY
         if why is not None:
-            self.restarts.say("A node is to be taken away: all have saved the run and start again without it.")
+            self.restarts.say(
+                "A node is to be taken away: all have saved the run and start again without it."
+            )
             training_failed_error = PreemptionError(PreemptionInfo(None, {}))
         elif lost or (failures and (lost := self._lost(failures))):
-            self.restarts.say(f"Node {', '.join(lost)} is gone: the run goes on from the newest checkpoint.")
+            self.restarts.say(
+                f"Node {', '.join(lost)} is gone: the run goes on from the newest checkpoint."
+            )
             training_failed_error = PreemptionError(PreemptionInfo(None, {}))
         elif failures:
             self.restarts.after_exception(None, failures)
         return super().make_decision(training_failed_error)
 
     def _lost(self, failures: dict[int, Exception]) -> list[str]:
-        """Return the nodes that are gone. Where user code is not to blame, one may be about to go."""
+        """Return the nodes that are gone.
+
+        Where user code is not to blame, one may be about to go.
+        """
         until = time.monotonic() + (0 if self.restarts.blames_user(failures) else GOES_S)
         while not (lost := self.room.lost()) and time.monotonic() < until:
             time.sleep(LOOK_EVERY_S)

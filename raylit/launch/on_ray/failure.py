@@ -1,4 +1,7 @@
-"""What is told of a failure: the user's own exception, with the user's own lines, or why a worker ended."""
+"""What is told of a failure.
+
+The user's own exception, with the user's own lines, or why a worker ended.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,33 @@ from ray.train.v2.api.exceptions import PreemptionError
 
 from raylit.errors import LaunchError
 from raylit.launch.on_ray.cluster import is_verbose
-from raylit.launch.on_ray.mailbox import LOW_MEMORY, WorkerFailure, is_consequence, is_leave, is_ours, reasons_of
+from raylit.launch.on_ray.mailbox import (
+    LOW_MEMORY,
+    WorkerFailure,
+    is_consequence,
+    is_leave,
+    is_ours,
+    reasons_of,
+)
 from raylit.parallel import is_lost_peer
 
-DEAD = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)  # what is raised by asking something of an actor that has died
+DEAD = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.OutOfMemoryError,
+)  # what is raised by asking something of an actor that has died
 OURS = str(Path(__file__).parents[1]) + os.sep
 
 
 def failure_config(max_failures: Any) -> Any:
-    """Return Ray's FailureConfig for `Trainer(max_failures=...)`: a number, or the config itself."""
-    return max_failures if isinstance(max_failures, FailureConfig) else FailureConfig(max_failures=max_failures)
+    """Return Ray's FailureConfig for `Trainer(max_failures=...)`.
+
+    A number, or the config itself.
+    """
+    return (
+        max_failures
+        if isinstance(max_failures, FailureConfig)
+        else FailureConfig(max_failures=max_failures)
+    )
 
 
 def less(failures: Any, num_failures: int) -> Any:
@@ -43,12 +63,20 @@ def failure_of(error: BaseException) -> WorkerFailure:
         cloudpickle.loads(parts)
     except Exception:  # whatever the user's own attributes raise when pickled
         parts = None
-    return WorkerFailure(time.time(), traceback_of(error), parts, isinstance(error, Exception) and is_lost_peer(error))
+    return WorkerFailure(
+        time.time(),
+        traceback_of(error),
+        parts,
+        isinstance(error, Exception) and is_lost_peer(error),
+    )
 
 
 @dataclasses.dataclass
 class ControllerDied:
-    """What a run gives back whose workers nobody watches any more: the process of Ray Train's that did is dead."""
+    """What a run gives back whose workers nobody watches any more.
+
+    The process of Ray Train's that did is dead.
+    """
 
     why: str
 
@@ -61,12 +89,18 @@ class WorkerTraceback(Exception):
 
 
 def traceback_of(error: BaseException) -> str:
-    """Return the traceback of an exception as text: from the user's first line on and without raylit's, or, if verbose, all of it."""
+    """Return the traceback of an exception as text.
+
+    From the user's first line on and without raylit's, or, if verbose, all of it.
+    """
     whole = traceback.TracebackException.from_exception(error)
     one: traceback.TracebackException | None = whole
     while one is not None and not is_verbose():
         frames = [frame for frame in one.stack if not frame.filename.startswith(OURS)]
-        first = next((index for index, frame in enumerate(frames) if "site-packages" not in frame.filename), 0)
+        first = next(
+            (index for index, frame in enumerate(frames) if "site-packages" not in frame.filename),
+            0,
+        )
         if frames:
             one.stack = traceback.StackSummary.from_list(frames[first:])
         one = one.__cause__ or one.__context__
@@ -77,24 +111,35 @@ def raise_original(error: TrainingFailedError) -> NoReturn:
     """Raise the user's own exception that ended the run: the first, if several ranks failed.
 
     Raises:
-        LaunchError: no exception of user code ended it: a worker died, hung or could not be started.
+        LaunchError: no exception of user code ended it: a worker died, hung or could not be
+            started.
     """
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    own: list[Any] = [failure for failure in failures.values() if is_ours(failure) and not is_consequence(failure)]
+    own: list[Any] = [
+        failure for failure in failures.values() if is_ours(failure) and not is_consequence(failure)
+    ]
     if own:
         first = min(own, key=lambda failure: failure.at)
         raise first.original() from WorkerTraceback(first.text)
-    if isinstance(error, PreemptionError) or any(is_leave(failure) for failure in failures.values()):
+    if isinstance(error, PreemptionError) or any(
+        is_leave(failure) for failure in failures.values()
+    ):
         raise LaunchError(
-            "A node was taken away, or is about to be, and FailureConfig(max_preemption_failures=...) allows no further restart."
+            "A node was taken away, or is about to be, and"
+            " FailureConfig(max_preemption_failures=...) allows no further restart."
             " fit(ckpt_path='last') goes on."
         ) from error
     reasons = reasons_of(failures) or [str(error).strip().splitlines()[-1]]
-    raise LaunchError(f"The Ray workers ended without finishing ({'; '.join(reasons)}).{advice(reasons)}") from error
+    raise LaunchError(
+        f"The Ray workers ended without finishing ({'; '.join(reasons)}).{advice(reasons)}"
+    ) from error
 
 
 def advice(reasons: Iterable[str]) -> str:
     """Return what can be done about workers that ended for these reasons."""
     again = " Trainer(max_failures=1) has them restarted from the newest checkpoint."
-    less = " Fewer workers on a node (resources_per_worker={'CPU': 4}), smaller batches or fewer workers of loaders need less memory."
+    less = (
+        " Fewer workers on a node (resources_per_worker={'CPU': 4}), smaller batches or fewer"
+        " workers of loaders need less memory."
+    )
     return again + (less if any(LOW_MEMORY in reason for reason in reasons) else "")

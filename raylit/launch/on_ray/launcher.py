@@ -26,7 +26,14 @@ from raylit.errors import LaunchError, Terminated
 from raylit.launch.on_ray import elastic, mailbox
 from raylit.launch.on_ray.cluster import connect, is_verbose, resources_of, say_dashboard
 from raylit.launch.on_ray.elastic import AsManyAsFit, LostNodesAreNoFailures, Room
-from raylit.launch.on_ray.failure import DEAD, ControllerDied, advice, failure_config, less, raise_original
+from raylit.launch.on_ray.failure import (
+    DEAD,
+    ControllerDied,
+    advice,
+    failure_config,
+    less,
+    raise_original,
+)
 from raylit.launch.on_ray.mailbox import ProcessGroup, Restarts, last_line, reason
 from raylit.launch.on_ray.nodes import check_shared
 from raylit.launch.on_ray.relay import Relay
@@ -47,7 +54,8 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 cloudpickle.register_pickle_by_value(mailbox)
 cloudpickle.register_pickle_by_value(elastic)
 
-# Ray Train's own: what removes the groups that `remove_groups` removes, and what serves Ray Datasets, of which the workers get none.
+# Ray Train's own: what removes the groups that `remove_groups` removes, and what serves Ray
+# Datasets, of which the workers get none.
 RESIZE_EVERY_S = 10.0  # how often an elastic fit looks whether there is room for more workers
 ABORT_S = 30.0  # for a running controller; one that waits for the cluster does not listen
 NOT_NEEDED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
@@ -78,7 +86,10 @@ class RayTrainLauncher:
                 self.end(job, relay)
                 raise
         if not isinstance(result, Result):
-            raise LaunchError("Ray Train ended without a result of rank 0. Its log is in the Ray dashboard under Train.")
+            raise LaunchError(
+                "Ray Train ended without a result of rank 0. Its log is in the Ray dashboard under"
+                " Train."
+            )
         return result
 
     def prepare(self, job: Job) -> Work:
@@ -98,10 +109,14 @@ class RayTrainLauncher:
 
     def watch_for(self, trainer: Trainer) -> Watch:
         """Return what follows the workers of a Trainer."""
-        return Watch(trainer.min_workers, self.resources, trainer.num_workers if trainer.is_elastic else 0)
+        return Watch(
+            trainer.min_workers, self.resources, trainer.num_workers if trainer.is_elastic else 0
+        )
 
     def run(self, job: Job, work: Callable[[], bytes | None], relay: Relay) -> Any:
-        """Have Ray Train call `work` on all workers, again if they are to be started anew; return what rank 0 returned.
+        """Have Ray Train call `work` on all workers, again if they are to be started anew.
+
+        Return what rank 0 returned.
 
         Raises:
             LaunchError: the workers could not be started, or died too often.
@@ -119,19 +134,32 @@ class RayTrainLauncher:
             if not isinstance(result, Preempted):
                 return result
             num_preemptions += 1
-            if failures.max_preemption_failures != -1 and num_preemptions > failures.max_preemption_failures:
+            if (
+                failures.max_preemption_failures != -1
+                and num_preemptions > failures.max_preemption_failures
+            ):
                 raise LaunchError(
-                    f"A node was taken away for the {num_preemptions}. time, and FailureConfig(max_preemption_failures="
-                    f"{failures.max_preemption_failures}) allows no further restart. fit(ckpt_path='last') goes on."
+                    f"A node was taken away for the {num_preemptions}. time, and"
+                    f" FailureConfig(max_preemption_failures={failures.max_preemption_failures})"
+                    " allows no further restart. fit(ckpt_path='last') goes on."
                 )
-            relay.watch.restart(f"Restart {num_preemptions} because of a notice that a node goes away, from the newest checkpoint.")
+            relay.watch.restart(
+                f"Restart {num_preemptions} because of a notice that a node goes away, from the"
+                " newest checkpoint."
+            )
 
     def end(self, job: Job, relay: Relay) -> None:
-        """Have the workers of a running job save it and leave, and give back what they reserved. An interrupt meanwhile ends them at once."""
+        """Have the workers of a running job save it and leave, and give back what they reserved.
+
+        An interrupt meanwhile ends them at once.
+        """
         self.is_ended = True
         with contextlib.suppress(KeyboardInterrupt):
             for logger in job.trainer.loggers if job.fn != "predict" else ():
-                logger.announce("killed")  # whoever sends a SIGTERM may not wait for the workers: `ray job stop` does for 3 s
+                logger.announce(
+                    "killed"
+                    # Whoever sends a SIGTERM may not wait for the workers: `ray job stop` does for 3 s
+                )
             relay.end_workers()
         self.abort(relay.watch)
 
@@ -150,9 +178,13 @@ class RayTrainLauncher:
             LaunchError: it was one too many.
         """
         if failures.max_failures != -1 and watch.num_failures >= failures.max_failures:
-            raise LaunchError(f"The process in which Ray Train watches the workers has died ({died.why}).{advice([died.why])}")
+            raise LaunchError(
+                "The process in which Ray Train watches the workers has died"
+                f" ({died.why}).{advice([died.why])}"
+            )
         watch.failed(
-            f"Restart {watch.num_failures + 1}, from the newest checkpoint: the process that watches the workers died: {died.why}."
+            f"Restart {watch.num_failures + 1}, from the newest checkpoint: the process that"
+            f" watches the workers died: {died.why}."
         )
 
     def _run(self, job: Job, work: Callable[[], bytes | None], failures: Any, relay: Relay) -> Any:
@@ -160,7 +192,11 @@ class RayTrainLauncher:
         trainer, num_failures = job.trainer, relay.watch.num_failures
         restarts: Any = Restarts(relay.mailbox, failures.max_failures, num_failures)
         self._before = before = groups()
-        size = (trainer.min_workers, trainer.num_workers) if trainer.is_elastic else trainer.num_workers
+        size = (
+            (trainer.min_workers, trainer.num_workers)
+            if trainer.is_elastic
+            else trainer.num_workers
+        )
         every_s = float(os.environ.get("RAYLIT_RESIZE_EVERY_S", RESIZE_EVERY_S))
         scaling: Any = ScalingConfig(  # type: ignore[call-arg]  # mypy sees Ray Train's first version, which v2 replaces at run time
             num_workers=size,  # type: ignore[arg-type]
@@ -170,7 +206,9 @@ class RayTrainLauncher:
         )
         ray_trainer: Any = _Trainer(
             work,  # type: ignore[arg-type]  # it wants a function
-            torch_config=ProcessGroup({name: value for name, value in os.environ.items() if name.startswith("RAYLIT_")}),  # type: ignore[arg-type]  # it only wants what every backend has
+            torch_config=ProcessGroup(
+                {name: value for name, value in os.environ.items() if name.startswith("RAYLIT_")}
+            ),  # type: ignore[arg-type]  # it only wants what every backend has
             scaling_config=scaling,
             run_config=RunConfig(  # type: ignore[call-arg]  # likewise
                 # Ray Train would go on with a run of the same name
@@ -185,7 +223,9 @@ class RayTrainLauncher:
             room = Room(self.resources, before)
             ray_trainer.policies = {
                 "scaling_policy": AsManyAsFit(scaling, room, relay.mailbox, grows=_goes_on(job)),
-                "failure_policy": LostNodesAreNoFailures(ray_trainer.run_config.failure_config, room, restarts),
+                "failure_policy": LostNodesAreNoFailures(
+                    ray_trainer.run_config.failure_config, room, restarts
+                ),
             }
         self._ray_trainer = ray_trainer
         try:
@@ -204,7 +244,10 @@ class RayTrainLauncher:
 
 
 class _Trainer(TorchTrainer):
-    """A TorchTrainer that Ctrl-C ends as Python says: Ray's own handler would end the process, with exit code 1 and without a word."""
+    """A TorchTrainer that Ctrl-C ends as Python says.
+
+    Ray's own handler would end the process, with exit code 1 and without a word.
+    """
 
     _controller: Any = None
     policies: Mapping[str, Any] = MappingProxyType({})  # instead of Ray's own
@@ -216,9 +259,13 @@ class _Trainer(TorchTrainer):
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         """As Ray does, but remember the controller, and leave Ctrl-C to Python."""
-        here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        here: Any = NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
         env = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **get_env_vars_to_propagate()}
-        actor: Any = ray.remote(num_cpus=0, scheduling_strategy=here, runtime_env={"env_vars": env})(TrainController)
+        actor: Any = ray.remote(
+            num_cpus=0, scheduling_strategy=here, runtime_env={"env_vars": env}
+        )(TrainController)
         self._controller = actor.remote(**{**arguments, **self.policies})
         ray.get(self._controller.run.remote())
         return ray.get(self._controller.get_result.remote())
@@ -266,7 +313,9 @@ def _storage(job: Job) -> str:
 
 def _goes_on(job: Job) -> bool:
     """Tell whether the job can be interrupted at any batch and lose nothing."""
-    return job.fn == "fit" and any(isinstance(callback, RecoveryCheckpoint) for callback in job.trainer.callbacks)
+    return job.fn == "fit" and any(
+        isinstance(callback, RecoveryCheckpoint) for callback in job.trainer.callbacks
+    )
 
 
 def _folders(job: Job) -> list[str]:

@@ -1,7 +1,8 @@
 """What runs in processes that Ray starts beside training.
 
-They are sent this code itself, not its name: importing raylit would bring torch along, and make every start of a run wait for it. So nothing here
-takes from raylit at the top, or keeps anything in a global.
+They are sent this code itself, not its name: importing raylit would bring torch along, and make
+every start of a run wait for it. So nothing here takes from raylit at the top, or keeps anything in
+a global.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ ANSWER_S = 1.0  # how long a node may take to accept a connection
 
 
 class Mailbox:
-    """An actor that holds what was sent until it is taken; the newest picture of a stage replaces an older one that nobody took.
+    """An actor that holds what was sent until it is taken.
+
+    The newest picture of a stage replaces an older one that nobody took.
 
     It is no asynchronous actor: those do not keep the order of calls.
     """
@@ -49,7 +52,10 @@ class Mailbox:
         self.number, self.job, self.results = number, job, {}
 
     def next_job(self, after: int) -> tuple[int, Any]:
-        """Return number and job, which is None until there is one that follows number `after`; a worker that has just started asks with 0."""
+        """Return number and job, which is None until there is one that follows number `after`.
+
+        A worker that has just started asks with 0.
+        """
         if after == 0:
             self.results = {}  # of workers that are no more
         return self.number, self.job if self.number > after else None
@@ -66,7 +72,12 @@ class Mailbox:
     def send(self, kind: str, content: Any) -> None:
         """Hold one more."""
         last = self.items[-1] if self.items else None
-        if last and kind == "show" == last[0] and not last[1]["is_last"] and last[1]["stage"] == content["stage"]:
+        if (
+            last
+            and kind == "show" == last[0]
+            and not last[1]["is_last"]
+            and last[1]["stage"] == content["stage"]
+        ):
             self.items.pop()
         self.items.append((kind, content))
 
@@ -98,7 +109,10 @@ class WorkerFailure(Exception):
         if self.parts is None:
             from raylit.errors import LaunchError
 
-            return LaunchError(f"{last_line(self.text)} (this stands for the original exception, which cannot be pickled)")
+            return LaunchError(
+                f"{last_line(self.text)} (this stands for the original exception, which cannot be"
+                " pickled)"
+            )
         kind, args, attributes = cloudpickle.loads(self.parts)
         error: BaseException = kind.__new__(kind, *args)
         error.__dict__.update(attributes)
@@ -112,7 +126,8 @@ class Left(Exception):
     """The workers of an elastic job have saved it and left.
 
     Attributes:
-        why: `grows`: there is room for more; `ends`: the driver wants it to end; else a node is about to be taken away.
+        why: `grows`: there is room for more; `ends`: the driver wants it to end; else a node is
+            about to be taken away.
     """
 
     def __init__(self, why: str) -> None:
@@ -121,12 +136,18 @@ class Left(Exception):
 
 
 def is_leave(failure: BaseException) -> bool:
-    """Tell whether a failure is none, but that the workers have left; see `is_ours` for how it is told."""
+    """Tell whether a failure is none, but that the workers have left.
+
+    See `is_ours` for how it is told.
+    """
     return type(failure).__name__ == Left.__name__
 
 
 def is_ours(failure: BaseException) -> bool:
-    """Tell whether a failure is a WorkerFailure: having come from another process, it is of a class of the same name."""
+    """Tell whether a failure is a WorkerFailure.
+
+    Having come from another process, it is of a class of the same name.
+    """
     return type(failure).__name__ == WorkerFailure.__name__
 
 
@@ -136,24 +157,43 @@ def is_consequence(failure: Any) -> bool:
 
 
 def reasons_of(failures: dict[int, Exception]) -> list[str]:
-    """Return why ranks failed, in a line each; nothing of those that only lost another rank, if it is known why that one went."""
-    telling = {rank: failure for rank, failure in sorted(failures.items()) if not is_consequence(failure)} or failures
+    """Return why ranks failed, in a line each.
+
+    Nothing of those that only lost another rank, if it is known why that one went.
+    """
+    telling = {
+        rank: failure for rank, failure in sorted(failures.items()) if not is_consequence(failure)
+    } or failures
     return [f"rank {rank}: {reason(failure)}" for rank, failure in telling.items()]
 
 
 def last_line(text: str) -> str:
     """Return the last line of a traceback that is no note: class and text of the exception."""
-    lines = [line for line in text.strip().splitlines() if line and not line.startswith((" ", "(raylit)"))]
+    lines = [
+        line
+        for line in text.strip().splitlines()
+        if line and not line.startswith((" ", "(raylit)"))
+    ]
     return lines[-1] if lines else text.strip()
 
 
 def reason(failure: Any) -> str:
-    """Return the telling line: of an exception the last one, of Ray's errors that without its list of what might have been."""
+    """Return the telling line.
+
+    Of an exception the last one, of Ray's errors that without its list of what might have been.
+    """
     if is_ours(failure):
         return last_line(failure.text)
     text = str(getattr(failure, "health_check_failure", failure)).strip() or type(failure).__name__
     lines = text.splitlines()
-    found = next((line.strip() for line in lines if line.strip().startswith("The actor is dead") or LOW_MEMORY in line), lines[0])
+    found = next(
+        (
+            line.strip()
+            for line in lines
+            if line.strip().startswith("The actor is dead") or LOW_MEMORY in line
+        ),
+        lines[0],
+    )
     return found.partition(" Some common causes")[0].rstrip(".")
 
 
@@ -175,7 +215,9 @@ class Restarts(UserCallback):
         if self.max_failures == -1 or self.num_failures <= self.max_failures:
             of = "" if self.max_failures == -1 else f" of {self.max_failures}"
             why = "; ".join(reasons_of(worker_exceptions)) or "workers failed"
-            self.mailbox.send.remote("failed", f"Restart {self.num_failures}{of}, from the newest checkpoint: {why}.")
+            self.mailbox.send.remote(
+                "failed", f"Restart {self.num_failures}{of}, from the newest checkpoint: {why}."
+            )
 
     def say(self, why: str) -> None:
         """The workers of an elastic job are started anew, which counts for no failure."""
@@ -183,23 +225,34 @@ class Restarts(UserCallback):
 
     def blames_user(self, failures: dict[int, Exception]) -> bool:
         """Tell whether user code failed, rather than that a worker or a connection was lost."""
-        return any(is_ours(failure) and not is_consequence(failure) for failure in failures.values())
+        return any(
+            is_ours(failure) and not is_consequence(failure) for failure in failures.values()
+        )
 
 
 def interface_of(address: str) -> str | None:
     """Return the name of this machine's network interface that owns an IP address, or None."""
     import psutil  # Ray brings its own
 
-    owners = (name for name, owned in psutil.net_if_addrs().items() if any(one.address.partition("%")[0] == address for one in owned))
+    owners = (
+        name
+        for name, owned in psutil.net_if_addrs().items()
+        if any(one.address.partition("%")[0] == address for one in owned)
+    )
     return next(owners, None)
 
 
 def answers(node: dict[str, Any]) -> bool:
-    """Tell whether a node, of those that `ray.nodes` lists, is still there. Ray itself takes some time to notice."""
+    """Tell whether a node, of those that `ray.nodes` lists, is still there.
+
+    Ray itself takes some time to notice.
+    """
     import socket
 
     try:
-        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), ANSWER_S).close()
+        socket.create_connection(
+            (node["NodeManagerAddress"], node["NodeManagerPort"]), ANSWER_S
+        ).close()
     except OSError:
         return False
     return True
@@ -213,8 +266,14 @@ def prepare(place: dict[str, str]) -> None:
     """
     os.environ.update(place)
     context = ray.train.get_context()
-    os.environ["RANK"], os.environ["WORLD_SIZE"] = str(context.get_world_rank()), str(context.get_world_size())
-    os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"] = str(context.get_local_rank()), str(context.get_local_world_size())
+    os.environ["RANK"], os.environ["WORLD_SIZE"] = (
+        str(context.get_world_rank()),
+        str(context.get_world_size()),
+    )
+    os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"] = (
+        str(context.get_local_rank()),
+        str(context.get_local_world_size()),
+    )
     os.environ["NODE_RANK"] = str(context.get_node_rank())
     name = interface_of(ray.util.get_node_ip_address())
     if name is not None:
@@ -227,7 +286,10 @@ def prepare(place: dict[str, str]) -> None:
 
 
 def meeting_place() -> dict[str, str]:
-    """Return where the ranks find each other, as `torchrun` would tell them: rank 0's address and a free port there."""
+    """Return where the ranks find each other, as `torchrun` would tell them.
+
+    Rank 0's address and a free port there.
+    """
     import socket
 
     address = ray.util.get_node_ip_address()
@@ -238,19 +300,31 @@ def meeting_place() -> dict[str, str]:
 
 
 class Environment(Backend):
-    """Tells each worker its rank and where to meet; there they make torch's process group themselves, as under `torchrun`."""
+    """Tells each worker its rank and where to meet.
+
+    There they make torch's process group themselves, as under `torchrun`.
+    """
 
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         """The workers are there."""
-        worker_group.execute(prepare, {**backend_config.env, **worker_group.execute_single(0, meeting_place)})
+        worker_group.execute(
+            prepare, {**backend_config.env, **worker_group.execute_single(0, meeting_place)}
+        )
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-        """The workers are to end. Those on nodes that do not answer are given up, which Ray would wait for."""
+        """The workers are to end.
+
+        Those on nodes that do not answer are given up, which Ray would wait for.
+        """
         workers = worker_group.get_workers()
         where = {worker.metadata.node_id for worker in workers}
-        there = {node["NodeID"] for node in ray.nodes() if node["NodeID"] in where and node["Alive"] and answers(node)}
+        there = {
+            node["NodeID"]
+            for node in ray.nodes()
+            if node["NodeID"] in where and node["Alive"] and answers(node)
+        }
         for worker in workers:
             if worker.metadata.node_id not in there:
                 ray.kill(worker.actor)
@@ -261,7 +335,8 @@ class ProcessGroup(BackendConfig):
 
     Attributes:
         env: variables that the workers are to have.
-        backend: a name, which TorchTrainer would choose otherwise; which backend it is, the workers know.
+        backend: a name, which TorchTrainer would choose otherwise; which backend it is, the workers
+            know.
     """
 
     backend = "as under torchrun"

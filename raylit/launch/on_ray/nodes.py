@@ -1,4 +1,7 @@
-"""What the other nodes of a cluster see of this one's disk: the folders that a run writes to, and the user's code."""
+"""What the other nodes of a cluster see of this one's disk.
+
+The folders that a run writes to, and the user's code.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,19 @@ T = TypeVar("T")
 ASK_S = 60.0  # how long a node may take to answer; it may have to start a process first
 
 # What of a working directory is data and not code, and is not sent.
-NOT_SENT = [".git", ".venv", "__pycache__", "*.ckpt", "*.pt", "*.db", "*.parquet", "mlruns", "checkpoints", "lightning_logs", "raylit_runs"]
+NOT_SENT = [
+    ".git",
+    ".venv",
+    "__pycache__",
+    "*.ckpt",
+    "*.pt",
+    "*.db",
+    "*.parquet",
+    "mlruns",
+    "checkpoints",
+    "lightning_logs",
+    "raylit_runs",
+]
 
 
 def check_shared(folders: Iterable[str]) -> None:
@@ -33,7 +48,9 @@ def check_shared(folders: Iterable[str]) -> None:
     others = other_nodes()
     folders = list(folders)
     _check_urls([folder for folder in folders if "://" in folder])
-    local = list(dict.fromkeys(os.path.abspath(folder) for folder in folders if "://" not in folder))
+    local = list(
+        dict.fromkeys(os.path.abspath(folder) for folder in folders if "://" not in folder)
+    )
     if not others or not local:
         return
     name = f".raylit-{uuid.uuid4().hex[:8]}"
@@ -49,9 +66,11 @@ def check_shared(folders: Iterable[str]) -> None:
         blind = [others[node] for node, sees in found.items() if not sees[index]]
         if blind:
             raise ConfigError(
-                f"The run would write to {folder}, which the node{'s' if len(blind) > 1 else ''} {', '.join(blind)} of the Ray cluster cannot see:"
-                " its workers could neither save nor resume. Give a folder that all nodes mount, such as NFS:"
-                " Trainer(storage_path='/mnt/shared/runs'), or a URL: Trainer(storage_path='s3://bucket/runs')."
+                f"The run would write to {folder}, which the node{'s' if len(blind) > 1 else ''}"
+                f" {', '.join(blind)} of the Ray cluster cannot see: its workers could neither save"
+                " nor resume. Give a folder that all nodes mount, such as NFS:"
+                " Trainer(storage_path='/mnt/shared/runs'), or a URL:"
+                " Trainer(storage_path='s3://bucket/runs')."
             )
 
 
@@ -61,14 +80,18 @@ def _check_urls(urls: list[str]) -> None:
     Raises:
         ConfigError: some cannot.
     """
-    places = list({url.partition("://")[2].partition("/")[0]: url for url in urls}.values())  # one of each bucket
+    places = list(
+        {url.partition("://")[2].partition("/")[0]: url for url in urls}.values()
+    )  # one of each bucket
     nodes = _nodes() if places else {}
     for node, problems in _ask(nodes, _problems, places).items():
         for url, problem in zip(places, problems, strict=True):
             if problem:
                 raise ConfigError(
-                    f"This process can write to {url}, but workers on the node {nodes[node]} of the Ray cluster cannot: {problem}. They have the"
-                    " environment in which `ray start` was called there: set such variables before, on every node, or use the cloud's identities."
+                    f"This process can write to {url}, but workers on the node {nodes[node]} of the"
+                    f" Ray cluster cannot: {problem}. They have the environment in which `ray"
+                    " start` was called there: set such variables before, on every node, or use"
+                    " the cloud's identities."
                 )
 
 
@@ -95,8 +118,9 @@ def connect_with_code(address: str, arguments: dict[str, Any]) -> None:
         ray.init(address=address, runtime_env=sending_code(), **arguments)
     except (ValueError, RuntimeError) as error:
         raise LaunchError(
-            f"The working directory {os.getcwd()} is not on all nodes of the Ray cluster and cannot be sent to them: {error}."
-            " Start from a folder that holds code only, name what is data in a .gitignore there, or mount the folder on all nodes."
+            f"The working directory {os.getcwd()} is not on all nodes of the Ray cluster and cannot"
+            f" be sent to them: {error}. Start from a folder that holds code only, name what is"
+            " data in a .gitignore there, or mount the folder on all nodes."
         ) from error
 
 
@@ -107,13 +131,27 @@ def other_nodes() -> dict[str, str]:
 
 
 def _nodes() -> dict[str, str]:
-    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")}
+    return {
+        node["NodeID"]: node["NodeManagerAddress"]
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU")
+    }
 
 
-def _ask(nodes: dict[str, str], question: Callable[[list[str]], list[T]], paths: list[str]) -> dict[str, list[T]]:
-    """Return for each node what it answers to a question about paths; nodes that do not answer are left out with a warning."""
+def _ask(
+    nodes: dict[str, str], question: Callable[[list[str]], list[T]], paths: list[str]
+) -> dict[str, list[T]]:
+    """Return for each node what it answers to a question about paths.
+
+    Nodes that do not answer are left out with a warning.
+    """
     look = ray.remote(num_cpus=0, max_retries=0)(question)
-    asked = {look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(paths): node for node in nodes}
+    asked = {
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            paths
+        ): node
+        for node in nodes
+    }
     done, late = ray.wait(list(asked), num_returns=len(asked), timeout=ASK_S) if asked else ([], [])
     answers = {}
     for ref in done:
@@ -121,10 +159,15 @@ def _ask(nodes: dict[str, str], question: Callable[[list[str]], list[T]], paths:
             answers[asked[ref]] = ray.get(ref)
         except ray.exceptions.RayTaskError:  # raylit is not installed there, it may be
             raise
-        except ray.exceptions.RayError:  # a node that has just died, which Ray lists until it notices
+        except (
+            ray.exceptions.RayError
+        ):  # a node that has just died, which Ray lists until it notices
             late.append(ref)
     if late:
-        warn(f"The nodes {', '.join(nodes[asked[ref]] for ref in late)} of the Ray cluster do not answer; it is not known what they see.")
+        warn(
+            f"The nodes {', '.join(nodes[asked[ref]] for ref in late)} of the Ray cluster do not"
+            " answer; it is not known what they see."
+        )
     return answers
 
 

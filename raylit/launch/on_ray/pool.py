@@ -1,4 +1,7 @@
-"""Runs one job after the other on the same Ray workers, which start once: for Ray Train all are one run, in which the workers ask for jobs."""
+"""Runs one job after the other on the same Ray workers, which start once.
+
+For Ray Train all are one run, in which the workers ask for jobs.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,12 @@ class KeptWorkers:
     def launch(self, job: Job) -> Result:
         """See `Launcher.launch`."""
         trainer = job.trainer
-        kind = (trainer.num_workers, trainer.use_gpu, resources_of(trainer), failure_config(trainer.max_failures))
+        kind = (
+            trainer.num_workers,
+            trainer.use_gpu,
+            resources_of(trainer),
+            failure_config(trainer.max_failures),
+        )
         if self._group is not None and (kind != self._kind or not self._group.is_alive):
             self.release()
         launcher = RayTrainLauncher() if self._group is None else self._group.launcher
@@ -73,7 +81,9 @@ class Group:
         self._number = self._starts_before = 0  # of jobs; of starts before the last job
         self._relay = Relay(launcher.watch_for(job.trainer))
         self._relay.__enter__()
-        self._thread = threading.Thread(target=self._run, args=(job,), name="raylit-workers", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(job,), name="raylit-workers", daemon=True
+        )
         self._thread.start()
 
     @property
@@ -100,7 +110,11 @@ class Group:
             BaseException: whatever the user's code raised.
         """
         watch = self._relay.watch
-        self._number, self._starts_before, work.screen = self._number + 1, watch.num_starts, self._relay.screen
+        self._number, self._starts_before, work.screen = (
+            self._number + 1,
+            watch.num_starts,
+            self._relay.screen,
+        )
         sent = ray.put(work)  # kept until the job is done
         result = None
         try:
@@ -123,7 +137,10 @@ class Group:
         try:
             found: Result = cloudpickle.loads(ray.get(result))
         except ray.exceptions.RayError as error:
-            raise LaunchError("Rank 0 has died after the job was done, before its result had come here. What it saved is there.") from error
+            raise LaunchError(
+                "Rank 0 has died after the job was done, before its result had come here. What it"
+                " saved is there."
+            ) from error
         return found
 
     def _give(self, job: Any) -> None:

@@ -1,4 +1,7 @@
-"""Whether a worker's machine is about to be taken away: a node that is drained, as a spot machine is by its notice, or a SIGTERM."""
+"""Whether a worker's machine is about to be taken away.
+
+A node that is drained, as a spot machine is by its notice, or a SIGTERM.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,13 @@ class Notice:
     """What the loop of a worker asks when the ranks agree on stops.
 
     Args:
-        mailbox: tells whether the driver wants the workers to end; None for ranks that do not ask it.
+        mailbox: tells whether the driver wants the workers to end; None for ranks that do not ask
+            it.
 
     Attributes:
         given: whether the notice has come, to any rank.
-        why: `ends` if the driver wants the run to end, `grows` if there is room for more workers, else nothing.
+        why: `ends` if the driver wants the run to end, `grows` if there is room for more workers,
+            else nothing.
     """
 
     def __init__(self, mailbox: Any) -> None:
@@ -52,7 +57,10 @@ class Notice:
         return self.given
 
     def _driver_ends(self) -> bool:
-        """Tell what the driver answered last, without waiting for it; ask again every now and then."""
+        """Tell what the driver answered last, without waiting for it.
+
+        Ask again every now and then.
+        """
         if self._mailbox is None or time.monotonic() < self._next_question:
             return False
         if self._answer is None:
@@ -60,7 +68,11 @@ class Notice:
         if not ray.wait([self._answer], timeout=0)[0]:
             return False
         answer: Any
-        answer, self._answer, self._next_question = self._answer, None, time.monotonic() + ASK_DRIVER_EVERY_S
+        answer, self._answer, self._next_question = (
+            self._answer,
+            None,
+            time.monotonic() + ASK_DRIVER_EVERY_S,
+        )
         try:
             self.why = ray.get(answer)
         except DEAD:  # it is gone, and this worker will be soon

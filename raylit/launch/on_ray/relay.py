@@ -1,4 +1,7 @@
-"""Carries what the workers have to show to the driver: the progress of rank 0 to its screen, the rest to whoever watches them."""
+"""Carries what the workers have to show to the driver.
+
+The progress of rank 0 to its screen, the rest to whoever watches them.
+"""
 
 from __future__ import annotations
 
@@ -79,14 +82,22 @@ class _Lines:
 
 @contextlib.contextmanager
 def echoing(screen: RemoteScreen, rank: int) -> Iterator[None]:
-    """Within, what this worker prints is also seen on the driver, above the progress bar; ranks other than 0 are named."""
+    """Within, what this worker prints is also seen on the driver, above the progress bar.
+
+    Ranks other than 0 are named.
+    """
     prefix = f"[rank {rank}] " if rank else ""
-    with contextlib.redirect_stdout(_Lines(sys.stdout, screen, prefix)), contextlib.redirect_stderr(_Lines(sys.stderr, screen, prefix)):
+    with (
+        contextlib.redirect_stdout(_Lines(sys.stdout, screen, prefix)),
+        contextlib.redirect_stderr(_Lines(sys.stderr, screen, prefix)),
+    ):
         yield
 
 
 class Relay:
-    """Draws on the driver, in a thread, what the workers send. Used as a context manager around a job.
+    """Draws on the driver, in a thread, what the workers send.
+
+    Used as a context manager around a job.
 
     Args:
         watch: is told of starts and restarts, and asked to look every `every_s`.
@@ -95,7 +106,9 @@ class Relay:
 
     def __init__(self, watch: Watch, every_s: float = 0.2) -> None:
         # on this node, with which the driver ends too
-        here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        here: Any = NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
         actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox)
         self.mailbox: Any = actor.remote()
         self.screen = RemoteScreen(self.mailbox)
@@ -118,7 +131,10 @@ class Relay:
         return self._thread.is_alive()
 
     def end_workers(self) -> None:
-        """Have the workers save the run and leave, if they train; returns when they have, or after `PATIENCE_S`."""
+        """Have the workers save the run and leave, if they train.
+
+        Returns when they have, or after `PATIENCE_S`.
+        """
         if self.watch.is_running:
             info("Saving the run after this batch. Press Ctrl-C again to end at once.")
             self.mailbox.end.remote()
@@ -132,14 +148,26 @@ class Relay:
             try:
                 taken = ray.get(self.mailbox.take.remote())
             except DEAD:
-                warn("The process that brings progress here has died, for want of memory it may be. The run goes on, unseen.")
+                warn(
+                    "The process that brings progress here has died, for want of memory it may be."
+                    " The run goes on, unseen."
+                )
                 self.watch.all_left.set()  # nobody would tell
                 break
             for kind, content in taken:
                 if kind == "did" and screen is not None:  # the next job draws anew
                     screen.close()
                     screen = make_screen()
-                if kind in ("started", "went_on", "failed", "restart", "lacks_room", "left", "say", "did"):
+                if kind in (
+                    "started",
+                    "went_on",
+                    "failed",
+                    "restart",
+                    "lacks_room",
+                    "left",
+                    "say",
+                    "did",
+                ):
                     getattr(self.watch, kind)(content)
                 elif screen is not None:
                     getattr(screen, kind)(content)

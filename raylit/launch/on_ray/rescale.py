@@ -1,8 +1,12 @@
-"""What another number of workers than all that there may be changes in training: as little as can be.
+"""What another number of workers than all that there may be changes in training.
 
-The measure is the largest number, `max` of `num_workers=(min, max)`: a step takes the batches of so many workers, whoever they are of. With fewer, each
-adds up the gradients of more batches, where the batches of a step can be dealt out evenly; else each keeps what it takes, and the step is smaller.
-The learning rate is left alone. What the Trainer counts in batches of a worker comes to mean the same data, so that an epoch keeps its length.
+As little as can be.
+
+The measure is the largest number, `max` of `num_workers=(min, max)`: a step takes the batches of so
+many workers, whoever they are of. With fewer, each adds up the gradients of more batches, where the
+batches of a step can be dealt out evenly; else each keeps what it takes, and the step is smaller.
+The learning rate is left alone. What the Trainer counts in batches of a worker comes to mean the
+same data, so that an epoch keeps its length.
 """
 
 from __future__ import annotations
@@ -19,7 +23,13 @@ if TYPE_CHECKING:
     from raylit.engine.run import Run
     from raylit.trainer.trainer import Trainer
 
-LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "val_check_interval")
+LIMITS = (
+    "limit_train_batches",
+    "limit_val_batches",
+    "limit_test_batches",
+    "limit_predict_batches",
+    "val_check_interval",
+)
 
 
 class Resized:
@@ -41,7 +51,10 @@ class Resized:
         self.policy = ""
 
     def adapt(self, trainer: Trainer, module: LightningModule, fn: str) -> None:
-        """Change what the Trainer counts in batches of a worker. To be called once, before the job runs."""
+        """Change what the Trainer counts in batches of a worker.
+
+        To be called once, before the job runs.
+        """
         if trainer.fast_dev_run:
             return
         for name in LIMITS:
@@ -54,10 +67,15 @@ class Resized:
         obstacle = None
         if not module.automatic_optimization:
             obstacle = "training_step itself steps the optimizer"
-        elif any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
+        elif any(
+            isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks
+        ):
             obstacle = "GradientAccumulationScheduler says how many batches it takes"
         elif batches.denominator != 1:
-            obstacle = f"{trainer.accumulate_grad_batches * self.most} batches cannot be dealt out evenly to {self.size} workers"
+            obstacle = (
+                f"{trainer.accumulate_grad_batches * self.most} batches cannot be dealt out evenly"
+                f" to {self.size} workers"
+            )
         self.keeps_step = obstacle is None or self.size == self.most
         if obstacle is None:
             trainer.accumulate_grad_batches = int(batches)
@@ -65,7 +83,10 @@ class Resized:
         elif self.size == self.most:
             self.policy = "global batch as it was asked for"
         else:
-            self.policy = f"batch of each worker kept, so that a step takes {self.factor**-1} of the data, since {obstacle}"
+            self.policy = (
+                f"batch of each worker kept, so that a step takes {self.factor**-1} of the data,"
+                f" since {obstacle}"
+            )
         self.policy += "; learning rate unchanged"
 
     def adapt_schedulers(self, schedulers: list[Any]) -> None:
@@ -89,10 +110,14 @@ class Resized:
                 number -= number % accumulate  # the next batch is the first of a step
             elif number % accumulate == 0:
                 info(
-                    "The checkpoint was saved within a step whose batches cannot be shared out among these workers: they are left out of it."
+                    "The checkpoint was saved within a step whose batches cannot be shared out"
+                    " among these workers: they are left out of it."
                 )
             progress.batches_done = number - (progress.batch - progress.batches_done)
-            progress.batch, progress.total_batches = number, before * len(ranks) // self.size + number
+            progress.batch, progress.total_batches = (
+                number,
+                before * len(ranks) // self.size + number,
+            )
         self.tell(f"from epoch {progress.epoch}, batch {progress.batch}, step {progress.steps}")
 
     def tell(self, where: str) -> None:

@@ -23,7 +23,8 @@ class Recorder(DummyLogger):
 
     Attributes:
         rows: what sent it (see `kind`); number of the loader; values; the x-axis.
-        kind: `batch`: the loop, for a batch; `end`: the loop, at its end; `user`: the user's code itself.
+        kind: `batch`: the loop, for a batch; `end`: the loop, at its end; `user`: the user's code
+            itself.
     """
 
     def __init__(self) -> None:
@@ -46,7 +47,10 @@ class Tells(Callback):
         own = run.log_metrics
 
         def log_metrics(metrics: dict[str, Any], step: int | None = None) -> None:
-            recorder.kind, recorder.loader = "end" if step is None else "batch", run.metrics.dataloader_idx or 0
+            recorder.kind, recorder.loader = (
+                ("end" if step is None else "batch"),
+                run.metrics.dataloader_idx or 0,
+            )
             own(metrics, step)
             recorder.kind = "user"
 
@@ -71,23 +75,46 @@ class ValidationTasks:
         _check_room(wanted, trainer)
         callbacks = [one for one in trainer.callbacks if _takes_part(one)]
         validating = trainer.replaced(
-            num_workers=0, devices=None, num_nodes=1, use_gpu=None, accelerator="gpu" if config.num_gpus else "cpu", strategy="auto",
-            resources_per_worker=None, max_failures=0, logger=Recorder(), callbacks=callbacks, max_epochs=1, max_time=None, profiler=None,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, async_validation=False,
-        )  # fmt: skip
+            num_workers=0,
+            devices=None,
+            num_nodes=1,
+            use_gpu=None,
+            accelerator="gpu" if config.num_gpus else "cpu",
+            strategy="auto",
+            resources_per_worker=None,
+            max_failures=0,
+            logger=Recorder(),
+            callbacks=callbacks,
+            max_epochs=1,
+            max_time=None,
+            profiler=None,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            async_validation=False,
+        )
         content = (validating, job.module, job.data.get("val"), job.datamodule, job.weights_only)
-        parts = {"The LightningModule": job.module, "The LightningDataModule": job.datamodule, "The val data": job.data.get("val"),
-                 **{f"The callback {type(callback).__name__}": callback for callback in callbacks}}  # fmt: skip
+        parts = {
+            "The LightningModule": job.module,
+            "The LightningDataModule": job.datamodule,
+            "The val data": job.data.get("val"),
+            **{f"The callback {type(callback).__name__}": callback for callback in callbacks},
+        }
         self._parcel = ray.put(Parcel(content, parts))
         self._validate = ray.remote(_validate).options(
-            num_cpus=config.num_cpus, num_gpus=config.num_gpus, resources=config.resources or None,
+            num_cpus=config.num_cpus,
+            num_gpus=config.num_gpus,
+            resources=config.resources or None,
             scheduling_strategy="SPREAD",  # not among the resources of the worker that asks for it
-        )  # fmt: skip
+        )
         self._futures: dict[str, concurrent.futures.Future[Any]] = {}
         self._refs: dict[str, Any] = {}
 
     def start(self, path: str, progress: dict[str, Any], then: Callable[[], None]) -> None:
-        """Have the checkpoint at `path` validated; `then` is called, in another thread, once that has ended."""
+        """Have the checkpoint at `path` validated.
+
+        `then` is called, in another thread, once that has ended.
+        """
         self._refs[path] = self._validate.remote(self._parcel, path, progress)
         future = self._refs[path].future()
         self._futures[path] = future
@@ -107,13 +134,21 @@ class ValidationTasks:
             concurrent.futures.wait([self._futures[path]], timeout=seconds)
 
     def outcome(self, path: str) -> Any:
-        """Return what it found, the WorkerFailure it ended with, or in words why there is nothing; it is forgotten then."""
+        """Return what it found, the WorkerFailure it ended with, or in words why there is nothing.
+
+        It is forgotten then.
+        """
         del self._refs[path]
         try:
             found = self._futures.pop(path).result()
         except (ray.exceptions.RayError, concurrent.futures.CancelledError) as error:
-            return f"its task was lost ({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})."
-        return WorkerFailure(*found.args) if is_ours(found) else found  # this process's own class, to be sent to the other ranks
+            return (
+                "its task was lost"
+                f" ({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})."
+            )
+        return (
+            WorkerFailure(*found.args) if is_ours(found) else found
+        )  # this process's own class, to be sent to the other ranks
 
     def cancel(self) -> None:
         """End what runs."""
@@ -126,7 +161,8 @@ def _check_room(wanted: dict[str, float], trainer: Any) -> None:
     """Find that a validation would wait for ever.
 
     Raises:
-        ConfigError: it would, beside the workers; or, if they are elastic, could once they are as many as they may be.
+        ConfigError: it would, beside the workers; or, if they are elastic, could once they are as
+            many as they may be.
     """
     has, taken = ray.cluster_resources(), resources_of(trainer)
     for name, amount in wanted.items():
@@ -134,8 +170,10 @@ def _check_room(wanted: dict[str, float], trainer: Any) -> None:
         is_to_grow = left < 0 and not trainer.is_elastic  # or there would be no workers either
         if amount > left and not is_to_grow:
             raise ConfigError(
-                f"An asynchronous validation wants {amount:g} {name}, but beside {'up to ' if trainer.is_elastic else 'the '}{trainer.num_workers} workers the"
-                f" Ray cluster has {max(left, 0):g}: it would never begin. Leave room for it, or have it share what the workers reserve:"
+                f"An asynchronous validation wants {amount:g} {name}, but beside"
+                f" {'up to ' if trainer.is_elastic else 'the '}{trainer.num_workers} workers the"
+                f" Ray cluster has {max(left, 0):g}: it would never begin. Leave room for it, or"
+                " have it share what the workers reserve:"
                 " Trainer(async_validation=ValidationConfig(num_cpus=0))."
             )
 
@@ -143,7 +181,11 @@ def _check_room(wanted: dict[str, float], trainer: Any) -> None:
 def _takes_part(callback: Any) -> bool:
     """Tell whether a callback of the user's own is called in validation."""
     own = not (type(callback).__module__.startswith("raylit.") or isinstance(callback, MONITORS))
-    return own and any(name.startswith("on_validation") for cls in type(callback).__mro__[:-2] for name in vars(cls))
+    return own and any(
+        name.startswith("on_validation")
+        for cls in type(callback).__mro__[:-2]
+        for name in vars(cls)
+    )
 
 
 def _validate(parcel: Parcel, path: str, progress: dict[str, Any]) -> Any:
@@ -153,7 +195,14 @@ def _validate(parcel: Parcel, path: str, progress: dict[str, Any]) -> Any:
         (recorder,) = trainer.loggers
         trainer.callbacks.append(Tells(recorder))
         trainer.progress.load_state_dict(progress)
-        trainer.validate(module, data, ckpt_path=path, datamodule=datamodule, weights_only=weights_only, verbose=False)
+        trainer.validate(
+            module,
+            data,
+            ckpt_path=path,
+            datamodule=datamodule,
+            weights_only=weights_only,
+            verbose=False,
+        )
         callback, logged, progress_bar = trainer._metrics
         found = {"callback": callback, "logged": logged, "progress_bar": progress_bar}
         return {**found, "rows": recorder.rows, "seen": dict(trainer._run.val_batches_seen)}

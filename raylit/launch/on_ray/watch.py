@@ -1,4 +1,7 @@
-"""Says on the driver what becomes of the workers: what they wait for, where they are, that they are started anew."""
+"""Says on the driver what becomes of the workers.
+
+What they wait for, where they are, that they are started anew.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,8 @@ class Watch:
         is_running: whether all ranks have started.
         all_left: set while none is there any more.
         num_starts: how often all ranks have started a job.
-        results: of workers that are kept: the numbers of their jobs, with references to what came of them, pickled, in lists.
+        results: of workers that are kept: the numbers of their jobs, with references to what came
+            of them, pickled, in lists.
     """
 
     def __init__(self, num_workers: int, resources: dict[str, float], most: int = 0) -> None:
@@ -76,8 +80,12 @@ class Watch:
         if not self._before and len(now) < self.most:
             info(f"Began with {len(now)} of up to {self.most} workers, {self._how}.")
         elif self._before and len(now) != len(self._before):
-            changes = [f"node {node} left" for node in dict.fromkeys(self._before) if node not in now]
-            changes += [f"node {node} came" for node in dict.fromkeys(now) if node not in self._before]
+            changes = [
+                f"node {node} left" for node in dict.fromkeys(self._before) if node not in now
+            ]
+            changes += [
+                f"node {node} came" for node in dict.fromkeys(now) if node not in self._before
+            ]
             why = f" ({', '.join(changes)})" if changes else ""
             info(f"Resized from {len(self._before)} to {len(now)} workers{why}, {self._how}.")
         self._before, self._how = now, None
@@ -118,31 +126,52 @@ class Watch:
             return
         self._next = now + EVERY_S
         # an elastic job reserves nothing before there is enough, and says so
-        if self._lacks_room or (not self.most and {"PENDING", "RESCHEDULING"} & set(groups(self.resources).values())):
-            info(f"Waiting for the Ray cluster since {now - self._began:.0f} s: {asked_and_there(self.num_workers, self.resources)}.")
+        if self._lacks_room or (
+            not self.most and {"PENDING", "RESCHEDULING"} & set(groups(self.resources).values())
+        ):
+            info(
+                f"Waiting for the Ray cluster since {now - self._began:.0f} s:"
+                f" {asked_and_there(self.num_workers, self.resources)}."
+            )
 
 
 def asked_and_there(num_workers: int, resources: dict[str, float]) -> str:
     """Return what workers ask for and what the cluster has, as text."""
     has, free = ray.cluster_resources(), ray.available_resources()
     asked = ", ".join(f"{amount * num_workers:g} {name}" for name, amount in resources.items())
-    there = ", ".join(f"{has.get(name, 0):g} {name} ({free.get(name, 0):g} free)" for name in resources)
+    there = ", ".join(
+        f"{has.get(name, 0):g} {name} ({free.get(name, 0):g} free)" for name in resources
+    )
     num_nodes = sum(node["Alive"] for node in ray.nodes())
-    return f"{num_workers} workers ask for {asked}; it has {there} on {num_nodes} node{'s' if num_nodes != 1 else ''}"
+    return (
+        f"{num_workers} workers ask for {asked}; it has {there} on {num_nodes}"
+        f" node{'s' if num_nodes != 1 else ''}"
+    )
 
 
 def groups(resources: dict[str, float] | None = None) -> dict[str, str]:
-    """Return the states of the groups of reserved resources that this job has, by id; only those for workers that each want `resources`, if given."""
-    job, wanted = ray.get_runtime_context().get_job_id(), {name: amount for name, amount in (resources or {}).items() if amount}
+    """Return the states of the groups of reserved resources that this job has, by id.
+
+    Only those for workers that each want `resources`, if given.
+    """
+    job, wanted = (
+        ray.get_runtime_context().get_job_id(),
+        {name: amount for name, amount in (resources or {}).items() if amount},
+    )
     return {
         name: group["state"]
         for name, group in ray.util.placement_group_table().items()
-        if name.endswith(job) and group["state"] != "REMOVED" and (resources is None or wanted in group["bundles"].values())
+        if name.endswith(job)
+        and group["state"] != "REMOVED"
+        and (resources is None or wanted in group["bundles"].values())
     }
 
 
 def remove_groups(resources: dict[str, float], before: Collection[str]) -> None:
-    """Give back what a run reserved, but for what was there before: nobody else does if Ray Train's controller was killed."""
+    """Give back what a run reserved, but for what was there before.
+
+    Nobody else does if Ray Train's controller was killed.
+    """
     for name in groups(resources):
         if name not in before:
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))

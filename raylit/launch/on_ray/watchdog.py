@@ -1,7 +1,10 @@
-"""A worker that comes to no next batch: what it does instead is said, and where RAYLIT_TIMEOUT_S asks for it the worker is ended.
+"""A worker that comes to no next batch.
 
-Ranks that wait for a rank that hangs lose patience by themselves, in the collective that does not end. Nobody waits for a rank that is alone, or
-for one that hangs where the others have nothing to ask of it.
+What it does instead is said, and where RAYLIT_TIMEOUT_S asks for it the worker is ended.
+
+Ranks that wait for a rank that hangs lose patience by themselves, in the collective that does not
+end. Nobody waits for a rank that is alone, or for one that hangs where the others have nothing to
+ask of it.
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ LONGER = 1.5  # than the collectives, whose error says more
 
 
 class Patience:
-    """Looks, in a thread, whether the loop of this worker goes on. A context manager around the job.
+    """Looks, in a thread, whether the loop of this worker goes on.
+
+    A context manager around the job.
 
     Args:
         job: the job.
@@ -31,7 +36,9 @@ class Patience:
 
     def __init__(self, job: Job, screen: RemoteScreen, rank: int) -> None:
         self.job, self.screen, self.rank = job, screen, rank
-        self.ends = VARIABLE in os.environ  # a step may take an hour: only who gives a time has the worker ended
+        self.ends = (
+            VARIABLE in os.environ
+        )  # a step may take an hour: only who gives a time has the worker ended
         self.limit_s = LONGER * float(os.environ.get(VARIABLE, DEFAULT_S))
         self._watched = threading.get_ident()
         self._over = threading.Event()
@@ -57,11 +64,19 @@ class Patience:
                 since = time.monotonic()
 
     def _place(self) -> Any:
-        """Return where the loop is; None where it is in none, and where a long time is nothing odd."""
+        """Return where the loop is.
+
+        None where it is in none, and where a long time is nothing odd.
+        """
         run = self.job.trainer._run
         if run is None or run.stage not in ("train", "validate") or self.job.fn != "fit":
             return None
-        return run.stage, run.progress.total_batches, run.progress.batches_done, tuple(run.val_batches_seen.copy().values())
+        return (
+            run.stage,
+            run.progress.total_batches,
+            run.progress.batches_done,
+            tuple(run.val_batches_seen.copy().values()),
+        )
 
     def _say(self, seconds: float) -> None:
         frame = sys._current_frames().get(self._watched)
@@ -69,6 +84,12 @@ class Patience:
         fate = (
             "It is ended"
             if self.ends
-            else f"To have it ended, and started again (max_failures), set {VARIABLE} to the seconds a batch may take"
+            else (
+                f"To have it ended, and started again (max_failures), set {VARIABLE} to the seconds"
+                " a batch may take"
+            )
         )
-        self.screen.say(f"Rank {self.rank} has come to no next batch for {seconds:.0f} s. {fate}. It is here:\n{stack}")
+        self.screen.say(
+            f"Rank {self.rank} has come to no next batch for {seconds:.0f} s. {fate}. It is"
+            f" here:\n{stack}"
+        )

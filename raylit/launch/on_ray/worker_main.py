@@ -1,4 +1,7 @@
-"""What each worker calls. It is apart from what starts the workers so that they import nothing for it."""
+"""What each worker calls.
+
+It is apart from what starts the workers so that they import nothing for it.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,10 @@ class Work:
             "The LightningModule": job.module,
             "The LightningDataModule": job.datamodule,
             **{f"The {stage} data": loaders for stage, loaders in job.data.items()},
-            **{f"The callback {type(callback).__name__}": callback for callback in trainer.callbacks},
+            **{
+                f"The callback {type(callback).__name__}": callback
+                for callback in trainer.callbacks
+            },
             **{f"The logger {type(logger).__name__}": logger for logger in trainer.loggers},
         }
         self.parcel = Parcel(job, parts)
@@ -70,7 +76,10 @@ class Work:
         self.seed = os.environ.get(SEED)
 
     def __call__(self) -> bytes | None:
-        """Do the work of this worker; returns what `do` does, pickled, so that what only hands it on need not know it."""
+        """Do the work of this worker.
+
+        Returns what `do` does, pickled, so that what only hands it on need not know it.
+        """
         result = self.do()
         return None if result is None else bytes(cloudpickle.dumps(result))
 
@@ -87,23 +96,32 @@ class Work:
         rank = int(os.environ["RANK"])
         notice = Notice(self.screen.mailbox if rank == 0 else None)
         if not is_verbose():
-            logging.getLogger("aiobotocore").setLevel(logging.WARNING)  # Ray lets through what it says of the credentials it found
+            logging.getLogger("aiobotocore").setLevel(
+                logging.WARNING
+            )  # Ray lets through what it says of the credentials it found
         with echoing(self.screen, rank) if self.shows_prints else contextlib.nullcontext():
             try:
                 job: Job = self.parcel.unpack()
                 job.display, job.notice = self.screen, notice
                 self.screen.started(_where(job, rank))
                 if self.seed is not None:
-                    # the same weights come from the driver; what is drawn during training (dropout) differs between ranks
+                    # the same weights come from the driver; what is drawn during training (dropout)
+                    # differs between ranks
                     seed_everything(int(self.seed) + rank, verbose=False)
                     os.environ[SEED] = self.seed
                 if job.trainer.is_elastic:
-                    job.resized = Resized(int(os.environ["WORLD_SIZE"]), job.trainer.num_workers, self.screen if rank == 0 else None)
+                    job.resized = Resized(
+                        int(os.environ["WORLD_SIZE"]),
+                        job.trainer.num_workers,
+                        self.screen if rank == 0 else None,
+                    )
                     job.resized.adapt(job.trainer, job.module, job.fn)
                 if job.fn == "fit":
                     if job.trainer.async_validation and rank == 0:
                         job.validator = ValidationTasks(job)
-                    job.ckpt_path = find.newest_since(checkpoint_folders(job), self.before) or job.ckpt_path
+                    job.ckpt_path = (
+                        find.newest_since(checkpoint_folders(job), self.before) or job.ckpt_path
+                    )
                 if job.resized is not None and not (job.fn == "fit" and job.ckpt_path):
                     job.resized.tell("from the start")
                 with Patience(job, self.screen, rank):
@@ -133,7 +151,10 @@ class Works:
     screen: RemoteScreen
 
     def __call__(self) -> bytes | None:
-        """Do jobs until there is none any more; returns Preempted, pickled, if a machine is about to be taken away."""
+        """Do jobs until there is none any more.
+
+        Returns Preempted, pickled, if a machine is about to be taken away.
+        """
         mailbox, number, seed = self.screen.mailbox, 0, os.environ.get(SEED)
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         while True:
@@ -147,7 +168,11 @@ class Works:
             result = work.do()
             if isinstance(result, Preempted):
                 return bytes(cloudpickle.dumps(result))
-            ray.get(mailbox.did.remote(latest, rank, size, [ray.put(cloudpickle.dumps(result))] if rank == 0 else None))
+            ray.get(
+                mailbox.did.remote(
+                    latest, rank, size, [ray.put(cloudpickle.dumps(result))] if rank == 0 else None
+                )
+            )
             number = latest
             del work, result
             os.environ.pop(SEED, None)  # of this job
@@ -161,11 +186,22 @@ def _where(job: Job, rank: int) -> dict[str, Any]:
     """Return what the driver tells of a worker."""
     address = ray.util.get_node_ip_address()
     device = choose_device(job.trainer.accelerator, int(os.environ["LOCAL_RANK"]))
-    return {"rank": rank, "size": int(os.environ["WORLD_SIZE"]), "node": f"{address} ({socket.gethostname()})", "device": str(device)}
+    return {
+        "rank": rank,
+        "size": int(os.environ["WORLD_SIZE"]),
+        "node": f"{address} ({socket.gethostname()})",
+        "device": str(device),
+    }
 
 
 def checkpoint_folders(job: Job) -> list[str]:
     """Return where the job's checkpoints are, those for recovery too."""
     if job.fn != "fit":
         return []
-    return list(dict.fromkeys(saver.resolve_dirpath(job.trainer) for saver in job.trainer.savers if hasattr(saver, "resolve_dirpath")))
+    return list(
+        dict.fromkeys(
+            saver.resolve_dirpath(job.trainer)
+            for saver in job.trainer.savers
+            if hasattr(saver, "resolve_dirpath")
+        )
+    )

@@ -1,8 +1,11 @@
-"""MLFlowLogger: experiments, runs, metrics, hyperparameters and checkpoints in MLflow. The only place for mlflow, loaded on first use.
+"""MLFlowLogger: experiments, runs, metrics, hyperparameters and checkpoints in MLflow.
 
-The run is made on the driver, where user, source file and git commit are known, and goes on through all restarts of the workers. Rank 0
-only puts what it logs onto a queue; threads write it (`queue.py`). Only `MlflowClient` is used, with explicit ids: mlflow's functions
-that work on a current run would mix up runs in one process.
+The only place for mlflow, loaded on first use.
+
+The run is made on the driver, where user, source file and git commit are known, and goes on through
+all restarts of the workers. Rank 0 only puts what it logs onto a queue; threads write it
+(`queue.py`). Only `MlflowClient` is used, with explicit ids: mlflow's functions that work on a
+current run would mix up runs in one process.
 """
 
 from __future__ import annotations
@@ -51,27 +54,34 @@ class _Live:
 class MLFlowLogger(Logger):
     """Record runs in MLflow.
 
-    Without `tracking_uri`, `save_dir` and MLFLOW_TRACKING_URI everything lies in the Trainer's `default_root_dir`, as it would had mlflow
-    itself been used there: the database `mlflow.db`, and a folder `mlruns/<experiment id>/<run id>` with `artifacts` and `checkpoints`.
-    `mlflow ui`, started in that folder, shows it; `where()` tells how to look from elsewhere.
+    Without `tracking_uri`, `save_dir` and MLFLOW_TRACKING_URI everything lies in the Trainer's
+    `default_root_dir`, as it would had mlflow itself been used there: the database `mlflow.db`, and
+    a folder `mlruns/<experiment id>/<run id>` with `artifacts` and `checkpoints`. `mlflow ui`,
+    started in that folder, shows it; `where()` tells how to look from elsewhere.
 
-    An MLflow run that is active in the calling thread, or named by MLFLOW_RUN_ID, is logged into, and its status is left to whoever
-    started it. Checkpoints are uploaded by a thread, so a `log_model` of many large files can lag behind the training.
+    An MLflow run that is active in the calling thread, or named by MLFLOW_RUN_ID, is logged into,
+    and its status is left to whoever started it. Checkpoints are uploaded by a thread, so a
+    `log_model` of many large files can lag behind the training.
 
-    Once a run has started, nothing here stops it: while the store does not answer, what is logged waits, in memory and in `<save_dir>/unsent`,
-    from where the next run with this `save_dir` sends it if this one ends first.
+    Once a run has started, nothing here stops it: while the store does not answer, what is logged
+    waits, in memory and in `<save_dir>/unsent`, from where the next run with this `save_dir` sends
+    it if this one ends first.
 
     Args:
         experiment_name: found, or created.
         run_name: shown in the UI; MLflow makes one up if None.
-        tracking_uri: `http(s)://...`, `sqlite:///...`, `postgresql://...`, or a local folder (also `file:...`), which gets a database
-            `mlflow.db`, since MLflow has given up stores of plain files.
+        tracking_uri: `http(s)://...`, `sqlite:///...`, `postgresql://...`, or a local folder (also
+            `file:...`), which gets a database `mlflow.db`, since MLflow has given up stores of
+            plain files.
         tags: put on the run, beside those that MLflow and the Trainer set.
-        save_dir: local folder for the checkpoints, and for database and artifacts if no `tracking_uri` is known.
-        log_model: checkpoints to keep as artifacts of the run: "all" while they are written, True at the end those that are there then
-            (while they are written if the callback keeps all, `save_top_k=-1`), False none.
+        save_dir: local folder for the checkpoints, and for database and artifacts if no
+            `tracking_uri` is known.
+        log_model: checkpoints to keep as artifacts of the run: "all" while they are written, True
+            at the end those that are there then (while they are written if the callback keeps all,
+            `save_top_k=-1`), False none.
         prefix: put before the names of metrics, joined by "-".
-        artifact_location: where a newly created experiment keeps its artifacts, if not where the store has them by default.
+        artifact_location: where a newly created experiment keeps its artifacts, if not where the
+            store has them by default.
         run_id: go on with this run instead of creating one.
 
     Raises:
@@ -79,7 +89,9 @@ class MLFlowLogger(Logger):
         MissingPackageError: mlflow is not installed.
 
     Example:
-        >>> trainer = Trainer(logger=MLFlowLogger("digits", tracking_uri="http://localhost:5000", log_model=True))
+        >>> trainer = Trainer(
+        ...     logger=MLFlowLogger("digits", tracking_uri="http://localhost:5000", log_model=True)
+        ... )
     """
 
     LOGGER_JOIN_CHAR = "-"
@@ -99,7 +111,9 @@ class MLFlowLogger(Logger):
         if importlib.util.find_spec("mlflow") is None:
             raise MissingPackageError("mlflow", "MLFlowLogger")
         if log_model not in (True, False, "all"):
-            raise ConfigError(f"MLFlowLogger(log_model={log_model!r}) is not known. Use True, False or 'all'.")
+            raise ConfigError(
+                f"MLFlowLogger(log_model={log_model!r}) is not known. Use True, False or 'all'."
+            )
         self.tags = dict(tags or {})
         self._experiment_name, self._run_name = experiment_name, run_name
         self._tracking_uri, self._artifact_location = tracking_uri, artifact_location
@@ -113,14 +127,18 @@ class MLFlowLogger(Logger):
         self._is_fresh = False
         self._owns_run = True  # its status is ours to set, not the user's
         self._context_tags: dict[str, str] = {}
-        # Values newer than `_newest_before` that are there when a process starts were written by one that died (`_may_replay`).
+        # Values newer than `_newest_before` that are there when a process starts were written by
+        # one that died (`_may_replay`).
         self._newest_before: dict[str, tuple[int, int]] = {}
         self._may_replay = False
         self._live = _Live()
 
     @property
     def name(self) -> str | None:
-        """Id of the experiment, as in Lightning; created, with the run, if `open` was not called."""
+        """Id of the experiment, as in Lightning.
+
+        Created, with the run, if `open` was not called.
+        """
         return self.experiment_id
 
     @property
@@ -150,19 +168,32 @@ class MLFlowLogger(Logger):
 
     @property
     def log_dir(self) -> str | None:
-        """Local folder of this run, `<save_dir>/<experiment id>/<run id>`; None until the run exists."""
-        return os.path.join(self.save_dir, str(self._experiment_id), str(self._run_id)) if self._has_run else None
+        """Local folder of this run, `<save_dir>/<experiment id>/<run id>`.
+
+        None until the run exists.
+        """
+        return (
+            os.path.join(self.save_dir, str(self._experiment_id), str(self._run_id))
+            if self._has_run
+            else None
+        )
 
     @property
     def experiment(self) -> MlflowClient:
-        """An `MlflowClient` of the store; use it with `run_id`. Its calls wait for the store, unlike those of this class."""
+        """An `MlflowClient` of the store; use it with `run_id`.
+
+        Its calls wait for the store, unlike those of this class.
+        """
         self._ensure_run()
         if self._live.client is None:
             self._live.client = store.client_of(str(self._tracking_uri))
         return self._live.client
 
     def where(self) -> str:
-        """Return where to look at the run: the address of its page, or the command that serves it."""
+        """Return where to look at the run.
+
+        The address of its page, or the command that serves it.
+        """
         self._ensure_run()
         uri = store.without_password(str(self._tracking_uri))
         if store.is_http(uri):
@@ -214,7 +245,9 @@ class MLFlowLogger(Logger):
             run_ids: those meant; None: all.
         """
         try:
-            for run_id in store.running_children(self.experiment, str(self.experiment_id), str(self.run_id)):
+            for run_id in store.running_children(
+                self.experiment, str(self.experiment_id), str(self.run_id)
+            ):
                 if run_ids is None or run_id in run_ids:
                     self.experiment.set_terminated(run_id, STATUSES.get(status, "FAILED"))
         except Exception as error:
@@ -227,18 +260,25 @@ class MLFlowLogger(Logger):
             text: what the file is to hold.
             artifact_file: its path among the artifacts, such as `config/config.yaml`.
         """
-        path = "/".join(part for part in artifact_file.split("/") if part not in ("", ".", ".."))  # MLflow takes no others
+        path = "/".join(
+            part for part in artifact_file.split("/") if part not in ("", ".", "..")
+        )  # MLflow takes no others
         self._writer.put([Entry("text", path or "_", text)], keep=True)
 
     def resume(self, run_id: str) -> None:
-        """Go on with the run of a checkpoint. Driver, before `open`; a `run_id` given by the user, and their active run, come first."""
+        """Go on with the run of a checkpoint.
+
+        Driver, before `open`; a `run_id` given by the user, and their active run, come first.
+        """
         self._resumed_run_id = run_id
 
     def open(self, *, default_root_dir: str, tags: Mapping[str, str]) -> None:
         self._stop_threads()
         if not self._owns_run:
             self._run_id = self._given_run_id  # the user may have another run by now
-        self._root_dir = os.getcwd() if is_url(default_root_dir) else os.path.abspath(default_root_dir)  # no database lies in a bucket
+        self._root_dir = (
+            os.getcwd() if is_url(default_root_dir) else os.path.abspath(default_root_dir)
+        )  # no database lies in a bucket
         self._start_run(tags)
         self._was_opened = True
 
@@ -250,22 +290,40 @@ class MLFlowLogger(Logger):
     def close(self, status: str) -> None:
         self.announce(status)
         if self._stop_threads():
-            warn(f"MLflow may go on showing the run {self._run_id} as running: its store did not answer when it ended ({status}).")
+            warn(
+                f"MLflow may go on showing the run {self._run_id} as running: its store did not"
+                f" answer when it ended ({status})."
+            )
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         time_ms = int(time.time() * 1000)  # stamped once: what is sent twice is stored once
         prefix = f"{self._prefix}{self.LOGGER_JOIN_CHAR}" if self._prefix else ""
         numbers = ((prefix + key, _number(key, value)) for key, value in metrics.items())
-        self._writer.put([Entry("metric", key, number, time_ms, int(step or 0)) for key, number in numbers if number is not None])
+        self._writer.put(
+            [
+                Entry("metric", key, number, time_ms, int(step or 0))
+                for key, number in numbers
+                if number is not None
+            ]
+        )
 
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace | None = None) -> None:
-        self._writer.put([Entry("param", key, value[: store.MAX_PARAM_LENGTH]) for key, value in store.flatten(params or {})], keep=True)
+        self._writer.put(
+            [
+                Entry("param", key, value[: store.MAX_PARAM_LENGTH])
+                for key, value in store.flatten(params or {})
+            ],
+            keep=True,
+        )
 
     def after_save_checkpoint(self, checkpoint_callback: Checkpoint) -> None:
         self._live.callbacks[id(checkpoint_callback)] = checkpoint_callback
         if self._live.writer is not None:
-            self._live.writer.flush_soon()  # what was logged before a checkpoint is not replayed from it
-        if self._log_model == "all" or (self._log_model and getattr(checkpoint_callback, "save_top_k", None) == -1):
+            # What was logged before a checkpoint is not replayed from it
+            self._live.writer.flush_soon()
+        if self._log_model == "all" or (
+            self._log_model and getattr(checkpoint_callback, "save_top_k", None) == -1
+        ):
             self._uploader.add(checkpoint_callback, link=True)
 
     def settle(self, timeout_s: float) -> None:
@@ -273,7 +331,9 @@ class MLFlowLogger(Logger):
             self._live.writer.flush(timeout_s)
 
     def finalize(self, status: str) -> None:
-        best: dict[str, str] = max(map(best_tags, self._live.callbacks.values()), key=len, default={})
+        best: dict[str, str] = max(
+            map(best_tags, self._live.callbacks.values()), key=len, default={}
+        )
         if best:
             self._writer.put([Entry("tag", key, value) for key, value in best.items()], keep=True)
         for callback in self._live.callbacks.values() if self._log_model else ():
@@ -294,25 +354,46 @@ class MLFlowLogger(Logger):
         client = store.connect(uri, artifact_root)
         self._tracking_uri, self._files_dir = uri, self._files_dir or artifact_root
         self._context_tags = resolve_tags()
-        replay(self.save_dir, uri, lambda run_id, entries: RunStore(uri, run_id, None).write(entries))
+        replay(
+            self.save_dir, uri, lambda run_id, entries: RunStore(uri, run_id, None).write(entries)
+        )
         nested = {PARENT_TAG: store.active_run_id(uri)} if self._is_fresh else {}
-        all_tags = {key: str(value) for key, value in {**nested, **tags, **self.tags}.items() if value is not None}
+        all_tags = {
+            key: str(value)
+            for key, value in {**nested, **tags, **self.tags}.items()
+            if value is not None
+        }
         run = self._continue_run(client, all_tags)
         if run is None:
             if self._experiment_id is None:
-                self._experiment_id = store.find_experiment(client, self._experiment_name, self._artifact_location, artifact_root)
+                self._experiment_id = store.find_experiment(
+                    client, self._experiment_name, self._artifact_location, artifact_root
+                )
             with _other_randomness():
-                run = client.create_run(self._experiment_id, tags=self._context_tags | all_tags, run_name=self._run_name)
-        self._run_id, self._experiment_id, self._has_run = run.info.run_id, run.info.experiment_id, True
+                run = client.create_run(
+                    self._experiment_id, tags=self._context_tags | all_tags, run_name=self._run_name
+                )
+        self._run_id, self._experiment_id, self._has_run = (
+            run.info.run_id,
+            run.info.experiment_id,
+            True,
+        )
         self._live = _Live(client)
 
     def _continue_run(self, client: MlflowClient, tags: dict[str, str]) -> Run | None:
-        """Return the run to go on with, made RUNNING again unless it is the user's own; None if one has to be created."""
+        """Return the run to go on with, made RUNNING again unless it is the user's own.
+
+        None if one has to be created.
+        """
         from mlflow.entities import RunTag
         from mlflow.exceptions import MlflowException
 
         active = store.active_run_id(str(self._tracking_uri))
-        run_id = self._run_id or (None if self._is_fresh or PARENT_TAG in self.tags else active) or self._resumed_run_id
+        run_id = (
+            self._run_id
+            or (None if self._is_fresh or PARENT_TAG in self.tags else active)
+            or self._resumed_run_id
+        )
         self._owns_run = run_id is None or run_id != active
         self._may_replay = run_id is not None and run_id == self._resumed_run_id
         self._newest_before = {}
@@ -323,7 +404,10 @@ class MLFlowLogger(Logger):
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST" or run_id != self._resumed_run_id:
                 raise
-            warn(f"The run {run_id} of the checkpoint is not in {store.without_password(client.tracking_uri)}, so a new one is created.")
+            warn(
+                f"The run {run_id} of the checkpoint is not in"
+                f" {store.without_password(client.tracking_uri)}, so a new one is created."
+            )
             return None
         if self._owns_run:
             client.update_run(run_id, status="RUNNING")
@@ -349,7 +433,11 @@ class MLFlowLogger(Logger):
         if self._live.writer is None:
             run_store, uri = self._run_store, str(self._tracking_uri)
             spool = Spool(self.save_dir, uri, str(self._run_id))
-            self._live.writer = BackgroundWriter(run_store.write, f"metrics to MLflow at {store.without_password(uri)}", hold=spool.hold)
+            self._live.writer = BackgroundWriter(
+                run_store.write,
+                f"metrics to MLflow at {store.without_password(uri)}",
+                hold=spool.hold,
+            )
         return self._live.writer
 
     @property
@@ -359,7 +447,10 @@ class MLFlowLogger(Logger):
         return self._live.uploader
 
     def _stop_threads(self) -> int:
-        """Write what is queued; return how much of the metrics, parameters, tags and status could not be."""
+        """Write what is queued.
+
+        Return how much of the metrics, parameters, tags and status could not be.
+        """
         writer, self._live.writer = self._live.writer, None
         num_left = writer.close() if writer is not None else 0
         if self._live.uploader is not None:
@@ -376,7 +467,10 @@ class MLFlowLogger(Logger):
 
 @contextmanager
 def _other_randomness() -> Iterator[None]:
-    """Within, random names are not those that `seed_everything` would make the same for all runs; afterwards nothing was drawn."""
+    """Within, random names are not those that `seed_everything` would make the same for all runs.
+
+    Afterwards nothing was drawn.
+    """
     state = random.getstate()
     random.seed()
     try:
@@ -389,5 +483,8 @@ def _number(key: str, value: Any) -> float | None:
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError):
-        warn_once(f"MLflow records numbers only, so the metric {key} = {value!r} was left out.", key=f"mlflow metric {key}")
+        warn_once(
+            f"MLflow records numbers only, so the metric {key} = {value!r} was left out.",
+            key=f"mlflow metric {key}",
+        )
         return None

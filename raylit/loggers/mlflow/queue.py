@@ -22,18 +22,21 @@ class Rejected(Exception):
 class BackgroundWriter(Generic[T]):
     """Hands items to `write`, in order and in batches, on a daemon thread.
 
-    What `write` raises never reaches the training thread. `Rejected` leaves out the item that caused it (found by halving the batch); any
-    other exception is warned of once and the same batch is tried again, so `write` must give the same result when repeated.
+    What `write` raises never reaches the training thread. `Rejected` leaves out the item that
+    caused it (found by halving the batch); any other exception is warned of once and the same batch
+    is tried again, so `write` must give the same result when repeated.
 
     Args:
         write: takes a batch; called on the thread only.
         what: what is written and where, for warnings, such as "metrics to http://host:5000".
         max_batch: items in one call of `write`.
-        max_waiting: items kept while the store does not answer; beyond it the oldest are dropped, with a warning.
+        max_waiting: items kept while the store does not answer; beyond it the oldest are dropped,
+            with a warning.
         interval_s: shortest time between two calls of `write`.
         max_backoff_s: longest pause between two attempts.
-        hold: told of all that waits when the store does not answer, at every attempt and at the end, and of nothing when all is written:
-            to keep it where it outlives this process. Returns whether it did.
+        hold: told of all that waits when the store does not answer, at every attempt and at the
+            end, and of nothing when all is written: to keep it where it outlives this process.
+            Returns whether it did.
     """
 
     def __init__(
@@ -68,7 +71,8 @@ class BackgroundWriter(Generic[T]):
 
         Args:
             items: written in this order.
-            keep: never drop these, however long the store is away, and write them before all others.
+            keep: never drop these, however long the store is away, and write them before all
+                others.
         """
         with self._wake:
             was_idle, size = not self._num_waiting(), self._num_waiting()
@@ -80,9 +84,14 @@ class BackgroundWriter(Generic[T]):
             if num_over > 0:
                 self._num_done += num_over
                 if not self._num_dropped:
-                    log.warning(f"Too much is waiting to be written ({self._what}): dropped the oldest {num_over}, and will drop more.")
+                    log.warning(
+                        f"Too much is waiting to be written ({self._what}): dropped the oldest"
+                        f" {num_over}, and will drop more."
+                    )
                 self._num_dropped += num_over
-            if was_idle or self._is_due():  # waking the thread for each call would cost the training thread a switch
+            if (
+                was_idle or self._is_due()
+            ):  # waking the thread for each call would cost the training thread a switch
                 self._wake.notify_all()
 
     def flush_soon(self) -> None:
@@ -92,21 +101,28 @@ class BackgroundWriter(Generic[T]):
             self._wake.notify_all()
 
     def flush(self, timeout_s: float) -> None:
-        """Return once what is queued now is written; or is held, if the store does not answer; or when `timeout_s` have passed."""
+        """Return once what is queued now is written; or is held, if the store does not answer.
+
+        Or when `timeout_s` have passed.
+        """
         self.flush_soon()
         with self._wake:
             until = self._num_put
-            self._wake.wait_for(lambda: self._num_done >= until or self._is_held or self._abandoned, timeout_s)
+            self._wake.wait_for(
+                lambda: self._num_done >= until or self._is_held or self._abandoned, timeout_s
+            )
 
     def close(self, timeout_s: float = 30.0, busy_timeout_s: float | None = None) -> int:
         """Write what is queued and end the thread.
 
         Args:
             timeout_s: give up when nothing could be written for so long.
-            busy_timeout_s: the same while a first attempt is under way that has not failed yet, for writes that take long.
+            busy_timeout_s: the same while a first attempt is under way that has not failed yet, for
+                writes that take long.
 
         Returns:
-            The number of items left, which are lost unless they are held. A warning says how many, too.
+            The number of items left, which are lost unless they are held. A warning says how many,
+            too.
         """
         atexit.unregister(self.close)
         with self._wake:
@@ -114,7 +130,9 @@ class BackgroundWriter(Generic[T]):
             self._changed_at = time.monotonic()
             self._wake.notify_all()
             while self._num_waiting():
-                limit_s = timeout_s if self._num_failures or busy_timeout_s is None else busy_timeout_s
+                limit_s = (
+                    timeout_s if self._num_failures or busy_timeout_s is None else busy_timeout_s
+                )
                 remaining_s = self._changed_at + limit_s - time.monotonic()
                 if remaining_s <= 0:
                     break
@@ -125,8 +143,9 @@ class BackgroundWriter(Generic[T]):
         is_held = self._hold_waiting()
         if num_left or self._num_dropped or self._num_rejected > 1:
             log.warning(
-                f"Not written ({self._what}): {num_left} for which there was no time at the end{', kept for the next run' if is_held else ''}, "
-                f"{self._num_dropped} dropped because too much was waiting, {self._num_rejected} that the store refused."
+                f"Not written ({self._what}): {num_left} for which there was no time at the"
+                f" end{', kept for the next run' if is_held else ''}, {self._num_dropped} dropped"
+                f" because too much was waiting, {self._num_rejected} that the store refused."
             )
         return num_left
 
@@ -155,7 +174,10 @@ class BackgroundWriter(Generic[T]):
                 self._flush = False
                 num_kept = min(len(self._kept), self._max_batch)
                 self._batch = [self._kept.popleft() for _ in range(num_kept)]
-                self._batch += [self._queue.popleft() for _ in range(min(len(self._queue), self._max_batch - num_kept))]
+                self._batch += [
+                    self._queue.popleft()
+                    for _ in range(min(len(self._queue), self._max_batch - num_kept))
+                ]
             self._deliver()
             next_write_at = time.monotonic() + self._interval_s
 
@@ -194,13 +216,16 @@ class BackgroundWriter(Generic[T]):
             self._wake.notify_all()
 
     def _fail(self, error: Exception) -> None:
-        """Say so once, and pause: longer with each failure in a row, but short when somebody waits in `close`."""
+        """Say so once, and pause.
+
+        Longer with each failure in a row, but short when somebody waits in `close`.
+        """
         with self._wake:
             if not self._warned:
                 self._warned = True
                 log.warning(
-                    f"Could not write ({self._what}): {error} "
-                    f"Training goes on. What comes is kept (the last {self._max_waiting}) and written in order when it works again."
+                    f"Could not write ({self._what}): {error} Training goes on. What comes is kept"
+                    f" (the last {self._max_waiting}) and written in order when it works again."
                 )
             if not self._num_failures:
                 self._changed_at = time.monotonic()
@@ -209,5 +234,11 @@ class BackgroundWriter(Generic[T]):
         self._hold_waiting()
         with self._wake:
             was_closing = self._closing
-            pause_s = min(0.5 * 2 ** min(self._num_failures, 10), self._max_backoff_s, 1.0 if was_closing else math.inf)
-            self._wake.wait_for(lambda: self._abandoned or self._closing != was_closing, timeout=pause_s)
+            pause_s = min(
+                0.5 * 2 ** min(self._num_failures, 10),
+                self._max_backoff_s,
+                1.0 if was_closing else math.inf,
+            )
+            self._wake.wait_for(
+                lambda: self._abandoned or self._closing != was_closing, timeout=pause_s
+            )

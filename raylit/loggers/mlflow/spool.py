@@ -1,4 +1,7 @@
-"""A file for what a store did not take: kept while it is away, sent when it is back, be it by a later run."""
+"""A file for what a store did not take.
+
+Kept while it is away, sent when it is back, be it by a later run.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ FOLDER = "unsent"
 
 
 class Spool:
-    """The file of one run and one writer to it, `unsent/<run>-<random>.jsonl`: the entries that wait to be written, one in a line.
+    """The file of one run and one writer to it, `unsent/<run>-<random>.jsonl`.
+
+    The entries that wait to be written, one in a line.
 
     Args:
         folder: local folder of the logger.
@@ -29,7 +34,10 @@ class Spool:
         self.path = Path(folder) / FOLDER / f"{run_id}-{uuid.uuid4().hex[:8]}.jsonl"
 
     def hold(self, entries: list[Entry]) -> bool:
-        """Let the file hold these entries and no others; without any there is no file. Returns whether that worked."""
+        """Let the file hold these entries and no others; without any there is no file.
+
+        Returns whether that worked.
+        """
         try:
             if not entries:
                 self.path.unlink(missing_ok=True)
@@ -46,12 +54,15 @@ class Spool:
 
 
 def replay(folder: str, uri: str, write: Callable[[str, list[Entry]], None]) -> int:
-    """Send what runs in `folder` could not send to the store `uri`, which answers again. What fails stays for the next time.
+    """Send what runs in `folder` could not send to the store `uri`, which answers again.
+
+    What fails stays for the next time.
 
     Args:
         folder: local folder of the logger.
         uri: of the store.
-        write: writes entries into the run whose id it is given. Entries that are there already must do no harm.
+        write: writes entries into the run whose id it is given. Entries that are there already must
+            do no harm.
 
     Returns:
         How many entries were sent.
@@ -59,7 +70,9 @@ def replay(folder: str, uri: str, write: Callable[[str, list[Entry]], None]) -> 
     num_sent = 0
     for path in sorted((Path(folder) / FOLDER).glob("*.jsonl")):
         try:
-            header, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            header, *lines = [
+                json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
+            ]
             if header["uri"] != without_password(uri):
                 continue
             entries = [Entry(*line) for line in lines]
@@ -67,14 +80,21 @@ def replay(folder: str, uri: str, write: Callable[[str, list[Entry]], None]) -> 
                 _write_what_is_taken(header["run_id"], entries[start : start + MAX_ENTRIES], write)
             path.unlink(missing_ok=True)
         except Exception as error:
-            log.warning(f"What was kept in {path} could not be sent to MLflow and stays there: {error}")
+            log.warning(
+                f"What was kept in {path} could not be sent to MLflow and stays there: {error}"
+            )
             continue
         num_sent += len(entries)
-        info(f"Sent to MLflow what an earlier run could not ({len(entries)} values of the run {header['run_id']}).")
+        info(
+            f"Sent to MLflow what an earlier run could not ({len(entries)} values of the run"
+            f" {header['run_id']})."
+        )
     return num_sent
 
 
-def _write_what_is_taken(run_id: str, entries: list[Entry], write: Callable[[str, list[Entry]], None]) -> None:
+def _write_what_is_taken(
+    run_id: str, entries: list[Entry], write: Callable[[str, list[Entry]], None]
+) -> None:
     try:
         write(run_id, entries)
     except Rejected as error:

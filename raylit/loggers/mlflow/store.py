@@ -1,4 +1,7 @@
-"""The MLflow side of MLFlowLogger: where a store lies, whether it answers, and how entries get into a run of it."""
+"""The MLflow side of MLFlowLogger.
+
+Where a store lies, whether it answers, and how entries get into a run of it.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,10 @@ DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 class Entry(NamedTuple):
-    """Something to write into a run: a metric, a parameter, a tag, a text (`key` is its artifact file), or the run's status."""
+    """Something to write into a run.
+
+    A metric, a parameter, a tag, a text (`key` is its artifact file), or the run's status.
+    """
 
     kind: Literal["metric", "param", "tag", "text", "status"]
     key: str
@@ -45,19 +51,27 @@ class RunStore:
     Args:
         uri: absolute URI of the store.
         run_id: the run, which exists.
-        newest_before: None if nobody else writes metrics of this run of the program. Else what `newest_values` gave when it began: a
-            newer value was written by a process that died since, and what is replayed up to its step is left out.
+        newest_before: None if nobody else writes metrics of this run of the program. Else what
+            `newest_values` gave when it began: a newer value was written by a process that died
+            since, and what is replayed up to its step is left out.
     """
 
-    def __init__(self, uri: str, run_id: str, newest_before: Mapping[str, tuple[int, int]] | None) -> None:
+    def __init__(
+        self, uri: str, run_id: str, newest_before: Mapping[str, tuple[int, int]] | None
+    ) -> None:
         self._uri, self._run_id = uri, run_id
         self._newest_before = newest_before
-        self._last_step: dict[str, int] | None = None if newest_before is not None else {}  # None: not known yet
+        self._last_step: dict[str, int] | None = (
+            None if newest_before is not None else {}
+        )  # None: not known yet
         self._client: MlflowClient | None = None
         self._lock = threading.Lock()
 
     def write(self, entries: list[Entry]) -> None:
-        """Write entries. The same batch may be written twice: MLflow keeps equal metrics, parameters and tags once."""
+        """Write entries.
+
+        The same batch may be written twice: MLflow keeps equal metrics, parameters and tags once.
+        """
         from mlflow.entities import Metric, Param, RunTag
         from mlflow.exceptions import MlflowException
 
@@ -68,7 +82,9 @@ class RunStore:
             known = dict(run.data.params)
             if self._last_step is None and self._newest_before is not None:
                 newest = newest_values(run).items()
-                self._last_step = {key: value[0] for key, value in newest if self._newest_before.get(key) != value}
+                self._last_step = {
+                    key: value[0] for key, value in newest if self._newest_before.get(key) != value
+                }
         last_step = self._last_step or {}
         metrics: list[Metric] = []
         params: dict[str, str] = {}
@@ -84,7 +100,12 @@ class RunStore:
             elif kind == "tag":
                 tags[key] = value
         try:
-            client.log_batch(self._run_id, metrics, [Param(*item) for item in params.items()], [RunTag(*item) for item in tags.items()])
+            client.log_batch(
+                self._run_id,
+                metrics,
+                [Param(*item) for item in params.items()],
+                [RunTag(*item) for item in tags.items()],
+            )
             for entry in entries:
                 if entry.kind == "text":
                     client.log_text(self._run_id, entry.value, entry.key)
@@ -118,13 +139,17 @@ class RunStore:
 
 def newest_values(run: Run) -> dict[str, tuple[int, int]]:
     """Return step and time of the newest value of each metric of a run."""
-    return {metric.key: (metric.step, metric.timestamp) for metric in run.to_proto().data.metrics}  # only this form tells the step
+    return {
+        metric.key: (metric.step, metric.timestamp) for metric in run.to_proto().data.metrics
+    }  # only this form tells the step
 
 
 @lru_cache(maxsize=10_000)
 def clean_name(name: str) -> str:
     """Turn any text into a name that MLflow takes: as in Lightning, what it refuses is left out."""
-    parts = (part for part in re.sub(r"[^/\w.\- :]+", "", name).split("/") if part not in ("", ".", ".."))
+    parts = (
+        part for part in re.sub(r"[^/\w.\- :]+", "", name).split("/") if part not in ("", ".", "..")
+    )
     clean = "/".join(parts) or "_"
     if len(clean) > MAX_NAME_LENGTH:  # two long names must not become one
         clean = f"{clean[: MAX_NAME_LENGTH - 9]}-{zlib.crc32(name.encode()):08x}"
@@ -132,22 +157,31 @@ def clean_name(name: str) -> str:
 
 
 def flatten(params: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield `model.lr` and the like with their values as text. Lists are values, as in Lightning."""
+    """Yield `model.lr` and the like with their values as text.
+
+    Lists are values, as in Lightning.
+    """
     for key, value in (vars(params) if isinstance(params, Namespace) else params).items():
         if is_dataclass(value) and not isinstance(value, type):
             value = asdict(value)
-        if isinstance(value, Mapping | Namespace) and (vars(value) if isinstance(value, Namespace) else value):
+        if isinstance(value, Mapping | Namespace) and (
+            vars(value) if isinstance(value, Namespace) else value
+        ):
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", str(value)
 
 
-def find_store(tracking_uri: str | None, files_dir: str | None, root_dir: str) -> tuple[str, str | None]:
+def find_store(
+    tracking_uri: str | None, files_dir: str | None, root_dir: str
+) -> tuple[str, str | None]:
     """Decide which store to use.
 
     Args:
-        tracking_uri: what the user gave; None: what mlflow was told (`set_tracking_uri`, MLFLOW_TRACKING_URI), else a database of our own.
-        files_dir: folder for a database of our own and its artifacts, if not `mlflow.db` and `mlruns` in `root_dir`.
+        tracking_uri: what the user gave; None: what mlflow was told (`set_tracking_uri`,
+            MLFLOW_TRACKING_URI), else a database of our own.
+        files_dir: folder for a database of our own and its artifacts, if not `mlflow.db` and
+            `mlruns` in `root_dir`.
         root_dir: absolute folder of the Trainer.
 
     Returns:
@@ -171,8 +205,9 @@ def find_store(tracking_uri: str | None, files_dir: str | None, root_dir: str) -
     database = f"sqlite:///{os.path.join(folder, 'mlflow.db')}"
     if any(Path(folder).glob("[0-9]*/meta.yaml")):
         raise ConfigError(
-            f"{folder} holds an MLflow store of plain files, which MLflow has given up. Move it into a database: "
-            f"mlflow migrate-filestore --source {folder} --target {database}  (or set MLFLOW_ALLOW_FILE_STORE=true)."
+            f"{folder} holds an MLflow store of plain files, which MLflow has given up. Move it"
+            f" into a database: mlflow migrate-filestore --source {folder} --target {database}  (or"
+            " set MLFLOW_ALLOW_FILE_STORE=true)."
         )
     return database, folder
 
@@ -194,9 +229,10 @@ def connect(uri: str, artifact_root: str | None) -> MlflowClient:
                 raise PermissionError(f"no permission to write {file}")
     except Exception as error:
         raise ConfigError(
-            f"MLFlowLogger cannot reach its store {without_password(uri)}: {error}\n"
-            "Nothing of the run would be recorded, so it was not started. Start the server (mlflow server --host 127.0.0.1 --port 5000), "
-            "correct tracking_uri or MLFLOW_TRACKING_URI, or give neither to record into a local database."
+            f"MLFlowLogger cannot reach its store {without_password(uri)}: {error}\nNothing of the"
+            " run would be recorded, so it was not started. Start the server (mlflow server --host"
+            " 127.0.0.1 --port 5000), correct tracking_uri or MLFLOW_TRACKING_URI, or give neither"
+            " to record into a local database."
         ) from error
     if artifact_root is not None:
         _local_store(uri, artifact_root)
@@ -225,7 +261,8 @@ def client_of(uri: str) -> MlflowClient:
     """Return a client of a store that exists.
 
     Raises:
-        FileNotFoundError: the database is a file of another machine. mlflow would make an empty one here, where nobody looks for it.
+        FileNotFoundError: the database is a file of another machine. mlflow would make an empty one
+            here, where nobody looks for it.
     """
     from mlflow import MlflowClient
 
@@ -238,7 +275,9 @@ def client_of(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri)
 
 
-def find_experiment(client: MlflowClient, name: str, artifact_location: str | None, artifact_root: str | None) -> str:
+def find_experiment(
+    client: MlflowClient, name: str, artifact_location: str | None, artifact_root: str | None
+) -> str:
     """Return the id of the experiment `name`, which is created if it is not there.
 
     Raises:
@@ -248,10 +287,16 @@ def find_experiment(client: MlflowClient, name: str, artifact_location: str | No
 
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        create = client.create_experiment if artifact_root is None else _local_store(client.tracking_uri, artifact_root).create_experiment
+        create = (
+            client.create_experiment
+            if artifact_root is None
+            else _local_store(client.tracking_uri, artifact_root).create_experiment
+        )
         try:
             created = str(create(name, artifact_location))
-            client.set_experiment_tag(created, "mlflow.experimentKind", "custom_model_development")  # shows what belongs to training first
+            client.set_experiment_tag(
+                created, "mlflow.experimentKind", "custom_model_development"
+            )  # shows what belongs to training first
             return created
         except MlflowException as error:
             experiment = client.get_experiment_by_name(name)  # another process was quicker
@@ -259,14 +304,18 @@ def find_experiment(client: MlflowClient, name: str, artifact_location: str | No
                 raise
     if experiment.lifecycle_stage == "deleted":
         raise ConfigError(
-            f"The experiment {name!r} was deleted, so no run can be added to it. Restore it with "
-            f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`, or give another experiment_name."
+            f"The experiment {name!r} was deleted, so no run can be added to it. Restore it with"
+            f" `mlflow experiments restore --experiment-id {experiment.experiment_id}`, or give"
+            " another experiment_name."
         )
     return str(experiment.experiment_id)
 
 
 def _local_store(uri: str, artifact_root: str) -> SqlAlchemyStore:
-    """Return the database itself, made if it is not there. A client cannot say where artifacts go: it takes the working directory."""
+    """Return the database itself, made if it is not there.
+
+    A client cannot say where artifacts go: it takes the working directory.
+    """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     return SqlAlchemyStore(uri, artifact_root)  # type: ignore[no-untyped-call]
@@ -282,7 +331,10 @@ def active_run_id(uri: str) -> str | None:
 
 
 def check_answers(uri: str, num_retries: int = 0) -> None:
-    """Raise within seconds if no server answers at `uri`. The requests of mlflow itself would try for four minutes."""
+    """Raise within seconds if no server answers at `uri`.
+
+    The requests of mlflow itself would try for four minutes.
+    """
     parts = urlsplit(uri)
     if is_http(uri):
         from mlflow.exceptions import MlflowException
@@ -292,14 +344,21 @@ def check_answers(uri: str, num_retries: int = 0) -> None:
         credentials = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
         try:
             answer = http_request(  # type: ignore[no-untyped-call]
-                credentials, "/health", "GET", max_retries=num_retries, timeout=5, raise_on_status=False
+                credentials,
+                "/health",
+                "GET",
+                max_retries=num_retries,
+                timeout=5,
+                raise_on_status=False,
             )
         except MlflowException as error:
             raise ConnectionError(without_password(str(error))) from None
         if answer.status_code in (502, 503, 504):
             raise ConnectionError(f"HTTP status {answer.status_code}")
     elif parts.hostname and parts.scheme.split("+")[0] in DEFAULT_PORTS:
-        socket.create_connection((parts.hostname, parts.port or DEFAULT_PORTS[parts.scheme.split("+")[0]]), timeout=5).close()
+        socket.create_connection(
+            (parts.hostname, parts.port or DEFAULT_PORTS[parts.scheme.split("+")[0]]), timeout=5
+        ).close()
 
 
 def is_http(uri: str) -> bool:
@@ -309,7 +368,11 @@ def is_http(uri: str) -> bool:
 
 def sqlite_file(uri: str) -> str | None:
     """Return the file of an SQLite store."""
-    return unquote(uri.removeprefix("sqlite:///").split("?")[0]) if uri.startswith("sqlite:///") else None
+    return (
+        unquote(uri.removeprefix("sqlite:///").split("?")[0])
+        if uri.startswith("sqlite:///")
+        else None
+    )
 
 
 def without_password(uri: str) -> str:

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from raylit.callbacks.checkpoints.checkpoint import Checkpoint
 
 MAX_UPLOAD_S = 3600.0
-SETTINGS = ("monitor", "mode", "save_last", "save_top_k", "save_weights_only", "_every_n_train_steps")
+SETTINGS = (
+    "monitor",
+    "mode",
+    "save_last",
+    "save_top_k",
+    "save_weights_only",
+    "_every_n_train_steps",
+)
 
 
 class Upload(NamedTuple):
@@ -42,26 +49,40 @@ class CheckpointUploader:
         self._has_linked = False
 
     def add(self, callback: Checkpoint, *, link: bool) -> None:
-        """Queue the checkpoints of `callback` that are new. With `link`, they may be deleted before it is their turn."""
+        """Queue the checkpoints of `callback` that are new.
+
+        With `link`, they may be deleted before it is their turn.
+        """
         best_path = getattr(callback, "best_model_path", "")
-        scores = {getattr(callback, "last_model_path", ""): getattr(callback, "current_score", None)}
+        scores = {
+            getattr(callback, "last_model_path", ""): getattr(callback, "current_score", None)
+        }
         scores |= getattr(callback, "best_k_models", {})
         scores[best_path] = getattr(callback, "best_model_score", None)
         for path, score in scores.items():
             if "://" in path:
-                warn_once(f"MLFlowLogger(log_model=...) copies local checkpoints only; {path} stays where it is.")
-            if not os.path.exists(path) or self._done.get(path) == (time_ns := os.stat(path).st_mtime_ns):
+                warn_once(
+                    f"MLFlowLogger(log_model=...) copies local checkpoints only; {path} stays where"
+                    " it is."
+                )
+            if not os.path.exists(path) or self._done.get(path) == (
+                time_ns := os.stat(path).st_mtime_ns
+            ):
                 continue
             self._done[path] = time_ns
             metadata = {
                 "score": None if score is None else float(score),
                 "original_filename": Path(path).name,
-                "Checkpoint": {name: getattr(callback, name) for name in SETTINGS if hasattr(callback, name)},
+                "Checkpoint": {
+                    name: getattr(callback, name) for name in SETTINGS if hasattr(callback, name)
+                },
             }
             aliases = ["latest", "best"] if path == best_path else ["latest"]
             linked = self._link(path, time_ns) if link else None
             if self._writer is None:
-                self._writer = BackgroundWriter(self._send, "checkpoints to MLflow", max_batch=1, interval_s=0)
+                self._writer = BackgroundWriter(
+                    self._send, "checkpoints to MLflow", max_batch=1, interval_s=0
+                )
             self._writer.put([Upload(linked or path, metadata, aliases, linked is not None)])
 
     def close(self) -> None:
@@ -71,7 +92,10 @@ class CheckpointUploader:
             writer.close(busy_timeout_s=MAX_UPLOAD_S)
 
     def _link(self, path: str, time_ns: int) -> str | None:
-        """Give the file a second name that outlives its deletion; None where the file system has no such thing."""
+        """Give the file a second name that outlives its deletion.
+
+        None where the file system has no such thing.
+        """
         folder = os.path.join(os.path.dirname(path), f".mlflow_uploads-{self._run_id}")
         if not self._has_linked:
             shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
@@ -94,7 +118,15 @@ def remove_link(upload: Upload) -> None:
 
 
 def best_tags(callback: Checkpoint) -> dict[str, str]:
-    """Return path and score of the best checkpoint of `callback`, as tags; empty if there is none."""
-    path, score = getattr(callback, "best_model_path", ""), getattr(callback, "best_model_score", None)
+    """Return path and score of the best checkpoint of `callback`, as tags.
+
+    Empty if there is none.
+    """
+    path, score = (
+        getattr(callback, "best_model_path", ""),
+        getattr(callback, "best_model_score", None),
+    )
     tags = {"raylit.best_model_path": str(path)} if path else {}
-    return tags if score is None or not path else tags | {"raylit.best_model_score": str(float(score))}
+    return (
+        tags if score is None or not path else tags | {"raylit.best_model_score": str(float(score))}
+    )

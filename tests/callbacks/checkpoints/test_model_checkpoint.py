@@ -23,10 +23,17 @@ UPS_AND_DOWNS = [0.5, 0.7, 0.3, 0.6, 0.2, 0.2, 0.9, 0.1] * 5
 
 
 def case(
-    trainer: dict[str, Any] | None = None, val: list[float] | None = UPS_AND_DOWNS, train: list[float] | None = None, **checkpoint: Any
+    trainer: dict[str, Any] | None = None,
+    val: list[float] | None = UPS_AND_DOWNS,
+    train: list[float] | None = None,
+    **checkpoint: Any,
 ) -> Any:
     return pytest.param(
-        trainer or {}, val, train, checkpoint, id=" ".join(f"{k}={v}" for k, v in {**checkpoint, **(trainer or {})}.items()) or "default"
+        trainer or {},
+        val,
+        train,
+        checkpoint,
+        id=" ".join(f"{k}={v}" for k, v in {**checkpoint, **(trainer or {})}.items()) or "default",
     )
 
 
@@ -50,7 +57,9 @@ CASES = [
     case(monitor="val_loss", save_top_k=3, val=[NAN, 0.5, NAN, 0.4, NAN, NAN]),
     case(monitor="val_loss", save_top_k=2, mode="max", val=[NAN, INF, 0.5, -INF, 0.4, NAN]),
     case(filename="sub/{epoch:02d}-{step}-{missing:.1f}"),
-    case(filename="epoch{epoch:03d}-loss{val_loss:.3f}", auto_insert_metric_name=False, save_top_k=-1),
+    case(
+        filename="epoch{epoch:03d}-loss{val_loss:.3f}", auto_insert_metric_name=False, save_top_k=-1
+    ),
     case(filename="{epoch}-{epoch_extra}-{val_loss}", save_top_k=-1),
     case(every_n_epochs=2, save_top_k=-1),
     case(every_n_epochs=3),
@@ -60,15 +69,33 @@ CASES = [
     case(every_n_train_steps=5, save_top_k=-1, save_last="link"),
     case({"accumulate_grad_batches": 3}, every_n_train_steps=2, save_top_k=-1),
     case(every_n_train_steps=2, monitor="train_loss", save_top_k=2, train=FALLING),
-    case(every_n_train_steps=2, monitor="train_loss", save_top_k=2, mode="max", save_last=True, train=UPS_AND_DOWNS),
+    case(
+        every_n_train_steps=2,
+        monitor="train_loss",
+        save_top_k=2,
+        mode="max",
+        save_last=True,
+        train=UPS_AND_DOWNS,
+    ),
     case({"val_check_interval": 2}, every_n_train_steps=2, monitor="val_loss", save_top_k=-1),
     case({"val_check_interval": 0.5}, monitor="val_loss", save_top_k=3),
     case({"val_check_interval": 2}, save_top_k=-1),
     case({"val_check_interval": 2}, save_top_k=-1, every_n_epochs=2),
-    case({"val_check_interval": 3, "check_val_every_n_epoch": None}, monitor="val_loss", save_top_k=-1, save_last=True),
+    case(
+        {"val_check_interval": 3, "check_val_every_n_epoch": None},
+        monitor="val_loss",
+        save_top_k=-1,
+        save_last=True,
+    ),
     case({"check_val_every_n_epoch": 2}, save_top_k=-1),
     case({"check_val_every_n_epoch": 2}, save_top_k=-1, save_on_train_epoch_end=True),
-    case({"check_val_every_n_epoch": 2, "max_epochs": 5}, every_n_train_steps=4, monitor="val_loss", save_top_k=-1, save_last=True),
+    case(
+        {"check_val_every_n_epoch": 2, "max_epochs": 5},
+        every_n_train_steps=4,
+        monitor="val_loss",
+        save_top_k=-1,
+        save_last=True,
+    ),
     case(save_on_train_epoch_end=False, monitor="val_loss", save_top_k=2),
     case(save_on_train_epoch_end=False, every_n_train_steps=4, monitor="val_loss", save_top_k=-1),
     case({"limit_val_batches": 0}, save_top_k=-1),
@@ -82,11 +109,22 @@ CASES = [
 ]
 
 
-def run_case(framework: Any, root: Path, trainer: dict[str, Any], val: Any, train: Any, checkpoint: dict[str, Any]) -> dict[str, Any]:
+def run_case(
+    framework: Any,
+    root: Path,
+    trainer: dict[str, Any],
+    val: Any,
+    train: Any,
+    checkpoint: dict[str, Any],
+) -> dict[str, Any]:
     """Fit; return what the callback holds, and what the files hold."""
     callback = framework.callbacks.ModelCheckpoint(dirpath=root / "ckpt", **checkpoint)
     fit_with(framework, root, callback, trainer, val, train)
-    return {"files": contents(root / "ckpt", callback.state_key), "callback": callback.state_dict(), "key": callback.state_key}
+    return {
+        "files": contents(root / "ckpt", callback.state_key),
+        "callback": callback.state_dict(),
+        "key": callback.state_key,
+    }
 
 
 def contents(folder: Path, key: str) -> dict[str, Any]:
@@ -107,8 +145,12 @@ def contents(folder: Path, key: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("trainer", "val", "train", "checkpoint"), CASES)
-def test_files_and_state_are_those_of_lightning(trainer: Any, val: Any, train: Any, checkpoint: Any, tmp_path: Path) -> None:
-    ours, theirs = both(lambda framework, root: run_case(framework, root, trainer, val, train, checkpoint), tmp_path)
+def test_files_and_state_are_those_of_lightning(
+    trainer: Any, val: Any, train: Any, checkpoint: Any, tmp_path: Path
+) -> None:
+    ours, theirs = both(
+        lambda framework, root: run_case(framework, root, trainer, val, train, checkpoint), tmp_path
+    )
     assert ours == theirs
 
 
@@ -125,10 +167,16 @@ def texts_of(framework: Any, caplog: pytest.LogCaptureFixture, action: Any) -> l
     return [record.getMessage() for record in caplog.records]
 
 
-def test_what_verbose_says_is_what_lightning_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_verbose_says_is_what_lightning_says(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def scenario(framework: Any, root: Path) -> list[str]:
-        callback = framework.callbacks.ModelCheckpoint(root, monitor="val_loss", verbose=True, save_top_k=2)
-        said = texts_of(framework, caplog, lambda: fit_with(framework, root, callback, {}, [0.5, 0.4, 0.6, 0.3]))
+        callback = framework.callbacks.ModelCheckpoint(
+            root, monitor="val_loss", verbose=True, save_top_k=2
+        )
+        said = texts_of(
+            framework, caplog, lambda: fit_with(framework, root, callback, {}, [0.5, 0.4, 0.6, 0.3])
+        )
         return [text for text in said if "global step" in text]
 
     ours, theirs = both(scenario, tmp_path)
@@ -162,9 +210,20 @@ def test_save_last_is_checked() -> None:
 
 
 def test_signature_and_constants_are_those_of_lightning() -> None:
-    ours, theirs = (inspect.signature(kind.__init__).parameters for kind in (ModelCheckpoint, LightningModelCheckpoint))
-    assert [(p.name, p.default, p.kind) for p in ours.values()] == [(p.name, p.default, p.kind) for p in theirs.values()]
-    for name in ("CHECKPOINT_JOIN_CHAR", "CHECKPOINT_EQUALS_CHAR", "CHECKPOINT_NAME_LAST", "FILE_EXTENSION", "STARTING_VERSION"):
+    ours, theirs = (
+        inspect.signature(kind.__init__).parameters
+        for kind in (ModelCheckpoint, LightningModelCheckpoint)
+    )
+    assert [(p.name, p.default, p.kind) for p in ours.values()] == [
+        (p.name, p.default, p.kind) for p in theirs.values()
+    ]
+    for name in (
+        "CHECKPOINT_JOIN_CHAR",
+        "CHECKPOINT_EQUALS_CHAR",
+        "CHECKPOINT_NAME_LAST",
+        "FILE_EXTENSION",
+        "STARTING_VERSION",
+    ):
         assert getattr(ModelCheckpoint, name) == getattr(LightningModelCheckpoint, name)
 
 
@@ -183,9 +242,13 @@ def test_signature_and_constants_are_those_of_lightning() -> None:
     ],
 )
 @pytest.mark.parametrize("auto_insert", [True, False])
-def test_names_are_those_of_lightning(template: Any, metrics: Any, more: Any, auto_insert: bool, tmp_path: Path) -> None:
+def test_names_are_those_of_lightning(
+    template: Any, metrics: Any, more: Any, auto_insert: bool, tmp_path: Path
+) -> None:
     names = [
-        kind(tmp_path, template, auto_insert_metric_name=auto_insert).format_checkpoint_name(dict(metrics), **more)
+        kind(tmp_path, template, auto_insert_metric_name=auto_insert).format_checkpoint_name(
+            dict(metrics), **more
+        )
         for kind in (ModelCheckpoint, LightningModelCheckpoint)
     ]
     assert names[0] == names[1]
@@ -205,7 +268,12 @@ def test_class_attributes_change_names(tmp_path: Path) -> None:
         return sorted(os.listdir(root / "ckpt"))
 
     ours, theirs = both(scenario, tmp_path)
-    assert ours == ["epoch:0-newest.pt", "epoch:0-newest_v5.pt", "epoch:0_step:4.pt", "epoch:0_step:4_v5.pt"]
+    assert ours == [
+        "epoch:0-newest.pt",
+        "epoch:0-newest_v5.pt",
+        "epoch:0_step:4.pt",
+        "epoch:0_step:4_v5.pt",
+    ]
     assert ours == theirs
 
 
@@ -213,7 +281,9 @@ def test_logged_epoch_and_step_name_the_file(tmp_path: Path) -> None:
     def scenario(framework: Any, root: Path) -> list[str]:
         model = scripted(framework, epoch=7.0, step=99.0)
         callback = framework.callbacks.ModelCheckpoint(root / "ckpt")
-        framework.Trainer(max_epochs=1, callbacks=callback, default_root_dir=root, **QUIET).fit(model, batches(), batches(2))
+        framework.Trainer(max_epochs=1, callbacks=callback, default_root_dir=root, **QUIET).fit(
+            model, batches(), batches(2)
+        )
         return sorted(os.listdir(root / "ckpt"))
 
     ours, theirs = both(scenario, tmp_path)

@@ -34,14 +34,23 @@ class Fails(Callback):
 
     def fail(self, trainer: Any, pl_module: Any, *args: Any, **kwargs: Any) -> None:
         if not self.done and (
-            self.batch_idx is None or (trainer.current_epoch == 1 and (trainer.progress.batch > self.batch_idx or not args))
+            self.batch_idx is None
+            or (
+                trainer.current_epoch == 1 and (trainer.progress.batch > self.batch_idx or not args)
+            )
         ):
             self.done = True
             raise Failure
 
 
 def trainer(root: Path | str, *callbacks: Callback, **arguments: Any) -> pl.Trainer:
-    given: dict[str, Any] = {"max_epochs": 2, "logger": False, "enable_progress_bar": False, "accelerator": "cpu", **arguments}
+    given: dict[str, Any] = {
+        "max_epochs": 2,
+        "logger": False,
+        "enable_progress_bar": False,
+        "accelerator": "cpu",
+        **arguments,
+    }
     return pl.Trainer(callbacks=list(callbacks), default_root_dir=root, **given)
 
 
@@ -55,7 +64,14 @@ def model() -> TinyModel:
 
 
 @pytest.mark.parametrize(
-    "hook", ["on_train_batch_end", "on_train_epoch_start", "on_validation_epoch_end", "on_before_optimizer_step", "on_train_batch_start"]
+    "hook",
+    [
+        "on_train_batch_end",
+        "on_train_epoch_start",
+        "on_validation_epoch_end",
+        "on_before_optimizer_step",
+        "on_train_batch_start",
+    ],
 )
 @pytest.mark.parametrize("where", ["folder", "memory://on_exception"])
 def test_two_halves_end_where_the_whole_does(tmp_path: Path, where: str, hook: str) -> None:
@@ -70,13 +86,19 @@ def test_two_halves_end_where_the_whole_does(tmp_path: Path, where: str, hook: s
     other = model()
     with pytest.warns(UserWarning, match=r"goes on from .*on_exception.ckpt"):
         trainer(tmp_path, OnExceptionCheckpoint(dirpath)).fit(other)
-    assert all(torch.equal(value, other.state_dict()[name]) for name, value in whole.state_dict().items())
+    assert all(
+        torch.equal(value, other.state_dict()[name]) for name, value in whole.state_dict().items()
+    )
     assert not fs.exists(path)
 
 
 def test_explicit_paths_and_last(tmp_path: Path) -> None:
     def fails() -> list[Callback]:
-        return [OnExceptionCheckpoint(tmp_path / "failed"), ModelCheckpoint(tmp_path / "kept"), Fails("on_train_batch_end", 1)]
+        return [
+            OnExceptionCheckpoint(tmp_path / "failed"),
+            ModelCheckpoint(tmp_path / "kept"),
+            Fails("on_train_batch_end", 1),
+        ]
 
     with pytest.raises(Failure):
         trainer(tmp_path, *fails()).fit(model())
@@ -101,7 +123,9 @@ def test_what_no_fit_could_go_on_from_is_not_saved(tmp_path: Path, hook: str) ->
 
 def test_a_test_does_not_delete_it(tmp_path: Path) -> None:
     with pytest.raises(Failure):
-        trainer(tmp_path, OnExceptionCheckpoint(tmp_path), Fails("on_train_batch_end", 1)).fit(model())
+        trainer(tmp_path, OnExceptionCheckpoint(tmp_path), Fails("on_train_batch_end", 1)).fit(
+            model()
+        )
     trainer(tmp_path, OnExceptionCheckpoint(tmp_path)).test(model(), verbose=False)
     assert (tmp_path / "on_exception.ckpt").exists()
 
@@ -117,7 +141,9 @@ def fail_on_rank_zero(folder: str) -> Any:
                 raise Failure  # what the others see of it is an error of the collective, or this
 
     try:
-        trainer(folder, OnExceptionCheckpoint(f"{folder}/kept"), FailsThere(), enable_checkpointing=None).fit(model())
+        trainer(
+            folder, OnExceptionCheckpoint(f"{folder}/kept"), FailsThere(), enable_checkpointing=None
+        ).fit(model())
     except (Failure, RuntimeError):
         return True
     return False
@@ -155,4 +181,6 @@ def test_the_batch_that_failed_is_trained_on_again(tmp_path: Path, hook: str) ->
     with pytest.raises(Failure):
         trainer(tmp_path, OnExceptionCheckpoint(tmp_path / "kept")).fit(half)
     trainer(tmp_path, OnExceptionCheckpoint(tmp_path / "kept")).fit(other)
-    assert all(torch.equal(value, other.state_dict()[name]) for name, value in whole.state_dict().items())
+    assert all(
+        torch.equal(value, other.state_dict()[name]) for name, value in whole.state_dict().items()
+    )

@@ -44,7 +44,9 @@ def loader(num_batches: int) -> DataLoader[Any]:
 class At(Callback):
     """Does something in a hook, from a batch on."""
 
-    def __init__(self, batch: int, act: Callable[[pl.Trainer], None], hook: str = "on_train_batch_start") -> None:
+    def __init__(
+        self, batch: int, act: Callable[[pl.Trainer], None], hook: str = "on_train_batch_start"
+    ) -> None:
         self.batch, self.act = batch, act
         setattr(self, hook, self.call)
 
@@ -63,25 +65,41 @@ def fail(trainer: pl.Trainer) -> None:
 
 def trainer(root: Path, *callbacks: Callback, **arguments: Any) -> pl.Trainer:
     given: dict[str, Any] = {
-        "max_epochs": 2, "logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", **arguments
-    }  # fmt: skip
+        "max_epochs": 2,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+        **arguments,
+    }
     return pl.Trainer(callbacks=list(callbacks), default_root_dir=root, **given)
 
 
 def names(folder: Path) -> list[str]:
-    return sorted((path.name for path in folder.glob("*")), key=lambda name: int("".join(filter(str.isdigit, name))))
+    return sorted(
+        (path.name for path in folder.glob("*")),
+        key=lambda name: int("".join(filter(str.isdigit, name))),
+    )
 
 
 def test_it_comes_with_checkpointing() -> None:
     def kinds(**arguments: Any) -> list[type]:
         return [type(callback) for callback in pl.Trainer(logger=False, **arguments).callbacks]
 
-    assert kinds().count(RecoveryCheckpoint) == kinds(callbacks=[RecoveryCheckpoint(every_s=1)]).count(RecoveryCheckpoint) == 1
+    assert (
+        kinds().count(RecoveryCheckpoint)
+        == kinds(callbacks=[RecoveryCheckpoint(every_s=1)]).count(RecoveryCheckpoint)
+        == 1
+    )
     assert RecoveryCheckpoint not in kinds(enable_checkpointing=False) + kinds(fast_dev_run=True)
-    assert ModelCheckpoint not in kinds(enable_checkpointing=False, callbacks=[RecoveryCheckpoint()])
+    assert ModelCheckpoint not in kinds(
+        enable_checkpointing=False, callbacks=[RecoveryCheckpoint()]
+    )
 
 
-@pytest.mark.parametrize("arguments", [{"every_n_steps": 0}, {"every_s": -1}, {"keep": 0}, {"keep": "all"}], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [{"every_n_steps": 0}, {"every_s": -1}, {"keep": 0}, {"keep": "all"}], ids=str
+)
 def test_numbers_out_of_range(arguments: Any) -> None:
     with pytest.raises(ConfigError, match="give a number of at least"):
         RecoveryCheckpoint(**arguments)
@@ -120,7 +138,9 @@ def test_by_time(tmp_path: Path) -> None:
 
 def test_without_a_cadence_the_steps_pay_nothing(tmp_path: Path) -> None:
     found: list[Any] = []
-    trainer(tmp_path, At(3, lambda one: found.append(one._run.hooks["on_train_batch_end"]))).fit(Tiny(), loader(3))  # type: ignore[union-attr]
+    trainer(tmp_path, At(3, lambda one: found.append(one._run.hooks["on_train_batch_end"]))).fit(
+        Tiny(), loader(3)
+    )  # type: ignore[union-attr]
     owners = [type(function.func.__self__) for function in found[0]]
     assert RecoveryCheckpoint not in owners and ModelCheckpoint in owners
 
@@ -134,7 +154,9 @@ def test_weights_of_the_time_are_saved_whatever_comes_later(tmp_path: Path) -> N
     recovery = RecoveryCheckpoint(tmp_path / "here", every_n_steps=2, every_s=None, keep=9)
 
     def note(one: pl.Trainer) -> None:
-        kept[f"batch={one.progress.total_batches - 1}.ckpt"] = {k: v.clone() for k, v in model.state_dict().items()}
+        kept[f"batch={one.progress.total_batches - 1}.ckpt"] = {
+            k: v.clone() for k, v in model.state_dict().items()
+        }
         with torch.no_grad():
             model.tied.add_(1)
 
@@ -143,7 +165,9 @@ def test_weights_of_the_time_are_saved_whatever_comes_later(tmp_path: Path) -> N
     for name in ("batch=2.ckpt", "batch=4.ckpt"):
         saved = load(tmp_path / "here" / name)["state_dict"]
         assert all(torch.equal(saved[key], value) for key, value in kept[name].items())
-        assert saved["tied"].untyped_storage().data_ptr() == saved["same"].untyped_storage().data_ptr()
+        assert (
+            saved["tied"].untyped_storage().data_ptr() == saved["same"].untyped_storage().data_ptr()
+        )
 
 
 class Slow(pl.loggers.CSVLogger):
@@ -157,18 +181,26 @@ class Slow(pl.loggers.CSVLogger):
 def test_what_was_logged_before_is_written_before(tmp_path: Path) -> None:
     logger = Slow(tmp_path)
     recovery = RecoveryCheckpoint(tmp_path / "recovery", every_n_steps=3, every_s=None)
-    trainer(tmp_path, recovery, At(1, lambda _: recovery._writer and recovery._writer.wait()), logger=logger, max_epochs=1).fit(
-        Tiny(), loader(7)
-    )
+    trainer(
+        tmp_path,
+        recovery,
+        At(1, lambda _: recovery._writer and recovery._writer.wait()),
+        logger=logger,
+        max_epochs=1,
+    ).fit(Tiny(), loader(7))
     assert logger.found == [[], ["batch=3.ckpt"]]
 
 
 def test_the_next_fit_goes_on_and_cleans_up(tmp_path: Path) -> None:
     with pytest.raises(Terminated):
-        trainer(tmp_path, RecoveryCheckpoint(every_n_steps=2), At(7, terminate)).fit(Tiny(), loader(8))
+        trainer(tmp_path, RecoveryCheckpoint(every_n_steps=2), At(7, terminate)).fit(
+            Tiny(), loader(8)
+        )
     where = tmp_path / "checkpoints" / "recovery"
     assert names(where)[-1] == "batch=7.ckpt"
-    (where / ".batch=9.ckpt.0123abcd.tmp").touch()  # as a process leaves it that is killed while it writes
+    (
+        where / ".batch=9.ckpt.0123abcd.tmp"
+    ).touch()  # as a process leaves it that is killed while it writes
     batches: list[int] = []
     one = trainer(tmp_path, At(0, lambda one: batches.append(one.progress.total_batches)))
     one.fit(Tiny(), loader(8), ckpt_path="last")
@@ -177,7 +209,9 @@ def test_the_next_fit_goes_on_and_cleans_up(tmp_path: Path) -> None:
     assert list(where.glob("*")) == []
 
 
-def test_in_a_step_that_was_half_taken_nothing_is_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_in_a_step_that_was_half_taken_nothing_is_saved(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     class Breaks(torch.optim.SGD):
         def step(self, closure: Any = None) -> Any:
             if self.param_groups[0].setdefault("n", 0) == 4:
@@ -208,20 +242,27 @@ def test_ctrl_c(tmp_path: Path, presses: int) -> None:
     with pytest.raises(KeyboardInterrupt):
         trainer(tmp_path, At(3, press)).fit(Tiny(), loader(8))
     assert ended == ([3] if presses == 1 else [])
-    assert names(tmp_path / "checkpoints" / "recovery") == ["batch=3.ckpt" if presses == 1 else "batch=2.ckpt"]
+    assert names(tmp_path / "checkpoints" / "recovery") == [
+        "batch=3.ckpt" if presses == 1 else "batch=2.ckpt"
+    ]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_on_a_file_system_elsewhere(tmp_path: Path) -> None:
     where = "memory://recovery_elsewhere"
-    callbacks = [RecoveryCheckpoint(f"{where}/recovery", every_n_steps=2, every_s=None), ModelCheckpoint(where, save_top_k=0)]
+    callbacks = [
+        RecoveryCheckpoint(f"{where}/recovery", every_n_steps=2, every_s=None),
+        ModelCheckpoint(where, save_top_k=0),
+    ]
     with pytest.raises(Terminated):
         trainer(tmp_path, *callbacks, At(1, slowly), At(7, terminate)).fit(Tiny(), loader(8))
     files = fsspec.filesystem("memory").ls("/recovery_elsewhere/recovery", detail=False)
     assert len(files) == 2 and "/recovery_elsewhere/recovery/batch=7.ckpt" in files
     batches: list[int] = []
     callbacks = [RecoveryCheckpoint(f"{where}/recovery"), ModelCheckpoint(where, save_top_k=0)]
-    one = trainer(tmp_path, *callbacks, At(0, lambda one: batches.append(one.progress.total_batches)))
+    one = trainer(
+        tmp_path, *callbacks, At(0, lambda one: batches.append(one.progress.total_batches))
+    )
     one.fit(Tiny(), loader(8), ckpt_path="last")
     assert batches == list(range(8, 17))
     assert fsspec.filesystem("memory").ls("/recovery_elsewhere/recovery", detail=False) == []
@@ -255,7 +296,9 @@ def test_no_space_is_left(small_disk: Path, tmp_path: Path, saver: type) -> None
         callbacks = [RecoveryCheckpoint(small_disk / "kept", every_n_steps=3, every_s=None)]
     else:
         callbacks = [
-            ModelCheckpoint(small_disk / "kept", save_top_k=2, monitor="train_loss", every_n_train_steps=3),
+            ModelCheckpoint(
+                small_disk / "kept", save_top_k=2, monitor="train_loss", every_n_train_steps=3
+            ),
             RecoveryCheckpoint(tmp_path),
         ]
 
@@ -274,7 +317,9 @@ def test_no_space_is_left(small_disk: Path, tmp_path: Path, saver: type) -> None
     assert model.trainer.global_step == 16
     if saver is ModelCheckpoint:
         (left,) = (small_disk / "kept").iterdir()
-        assert callbacks[0].best_model_path == str(left) and list(callbacks[0].best_k_models) == [str(left)]
+        assert callbacks[0].best_model_path == str(left) and list(callbacks[0].best_k_models) == [
+            str(left)
+        ]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
@@ -282,7 +327,9 @@ def test_a_read_only_folder_is_refused_at_once(small_disk: Path, tmp_path: Path)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     steps: list[int] = []
     with pytest.raises(NotSavedError, match="read-only"):
-        trainer(tmp_path, ModelCheckpoint(small_disk / "a" / "b"), At(0, lambda one: steps.append(1))).fit(Tiny(), loader(4))
+        trainer(
+            tmp_path, ModelCheckpoint(small_disk / "a" / "b"), At(0, lambda one: steps.append(1))
+        ).fit(Tiny(), loader(4))
     assert steps == []
 
 
@@ -300,18 +347,28 @@ def on_two_ranks(folder: str) -> Any:
     root = Path(folder)
     found: list[Any] = []
     # a signal that one rank alone gets ends both; what they saved is of one moment
-    one = trainer(root, RecoveryCheckpoint(every_n_steps=4, every_s=None), At(5, lambda one: one.global_rank == 1 and terminate(one)))
+    one = trainer(
+        root,
+        RecoveryCheckpoint(every_n_steps=4, every_s=None),
+        At(5, lambda one: one.global_rank == 1 and terminate(one)),
+    )
     try:
         one.fit(Tiny(), loader(64))
     except Terminated:
         found.append(one.progress.total_batches)
     torch.distributed.barrier()
     batches: list[int] = []
-    again = trainer(root, At(0, lambda one: batches.append(one.progress.total_batches)), max_epochs=1)
+    again = trainer(
+        root, At(0, lambda one: batches.append(one.progress.total_batches)), max_epochs=1
+    )
     again.fit(Tiny(), loader(64), ckpt_path="last")
     # rank 0's clock decides for both
     slow = trainer(
-        root / "b", RecoveryCheckpoint(every_s=0.2, keep=9), At(0, lambda one: time.sleep(0.01)), At(60, terminate), max_epochs=4
+        root / "b",
+        RecoveryCheckpoint(every_s=0.2, keep=9),
+        At(0, lambda one: time.sleep(0.01)),
+        At(60, terminate),
+        max_epochs=4,
     )
     try:
         slow.fit(Tiny(), loader(64))

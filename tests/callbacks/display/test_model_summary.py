@@ -22,7 +22,9 @@ def conv(pl: Any) -> Any:
     class Conv(pl.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.encoder = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Sequential(nn.Flatten(), nn.LazyLinear(8)))
+            self.encoder = nn.Sequential(
+                nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Sequential(nn.Flatten(), nn.LazyLinear(8))
+            )
             self.head = nn.Linear(8, 2)
             self.scale = nn.Parameter(torch.ones(5))
             self.head.requires_grad_(False)
@@ -67,13 +69,28 @@ def empty(pl: Any) -> Any:
 @pytest.mark.parametrize("make", [conv, several_inputs, plain, empty])
 def test_numbers_are_those_of_lightning(make: Any, max_depth: int, tmp_path: Path) -> None:
     def scenario(framework: Any, root: Path) -> dict[str, Any]:
-        summary: Any = (summarize if framework is pl else lightning_summarize)(make(framework), max_depth)
-        names = ("layer_names", "layer_types", "param_nums", "training_modes", "in_sizes", "out_sizes", "total_parameters",
-                 "trainable_parameters", "model_size", "total_training_modes", "total_flops")  # fmt: skip
+        summary: Any = (summarize if framework is pl else lightning_summarize)(
+            make(framework), max_depth
+        )
+        names = (
+            "layer_names",
+            "layer_types",
+            "param_nums",
+            "training_modes",
+            "in_sizes",
+            "out_sizes",
+            "total_parameters",
+            "trainable_parameters",
+            "model_size",
+            "total_training_modes",
+            "total_flops",
+        )
         return {name: getattr(summary, name) for name in names}
 
     ours, theirs = both(scenario, tmp_path)
-    theirs["model_size"] = ours["model_size"] if make is plain else theirs["model_size"]  # Lightning takes all parameters for float32
+    theirs["model_size"] = (
+        ours["model_size"] if make is plain else theirs["model_size"]
+    )  # Lightning takes all parameters for float32
     assert ours == theirs
 
 
@@ -87,7 +104,10 @@ def rows(text: str) -> list[list[str]]:
 def test_the_table_holds_what_that_of_lightning_holds(make: Any) -> None:
     import lightning.pytorch
 
-    ours, theirs = rows(str(summarize(make(pl), 2))), rows(str(lightning_summarize(make(lightning.pytorch), 2)))
+    ours, theirs = (
+        rows(str(summarize(make(pl), 2))),
+        rows(str(lightning_summarize(make(lightning.pytorch), 2))),
+    )
     assert ours == theirs
 
 
@@ -118,16 +138,27 @@ class Fits(pl.LightningModule):
 
 def fit(callback: Any) -> None:
     settings = {name: value for name, value in QUIET.items() if name != "enable_model_summary"}
-    pl.Trainer(max_steps=1, callbacks=callback, enable_checkpointing=False, **settings).fit(Fits(), batches())  # type: ignore[arg-type]
+    pl.Trainer(max_steps=1, callbacks=callback, enable_checkpointing=False, **settings).fit(
+        Fits(), batches()
+    )  # type: ignore[arg-type]
 
 
-def test_it_is_shown_once_when_a_fit_starts(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_shown_once_when_a_fit_starts(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     logging.getLogger("raylit").addHandler(caplog.handler)
     try:
-        for callback, times in (([], 1), (ModelSummary(), 1), (ModelSummary(max_depth=0), 0), (RichModelSummary(), 0)):
+        for callback, times in (
+            ([], 1),
+            (ModelSummary(), 1),
+            (ModelSummary(max_depth=0), 0),
+            (RichModelSummary(), 0),
+        ):
             caplog.clear()
             fit(callback)
-            assert sum("Trainable params" in record.getMessage() for record in caplog.records) == times
+            assert (
+                sum("Trainable params" in record.getMessage() for record in caplog.records) == times
+            )
     finally:
         logging.getLogger("raylit").removeHandler(caplog.handler)
     shown = capsys.readouterr().out  # of the last one
@@ -157,7 +188,19 @@ def test_the_depth_is_checked(max_depth: Any) -> None:
 def test_counts() -> None:
     from lightning.pytorch.utilities.model_summary.model_summary import get_human_readable_count
 
-    for number in (0, 1, 999, 1000, 1234, 99_999, 123_456, 2_000_000, 3_000_000_000, 4 * 10**14, 5 * 10**15):
+    for number in (
+        0,
+        1,
+        999,
+        1000,
+        1234,
+        99_999,
+        123_456,
+        2_000_000,
+        3_000_000_000,
+        4 * 10**14,
+        5 * 10**15,
+    ):
         assert count(number) == get_human_readable_count(number).strip()
 
 

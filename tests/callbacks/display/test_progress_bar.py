@@ -38,24 +38,35 @@ class Counting(ProgressBar):
 
 
 def fit(folder: Path, **arguments: Any) -> pl.Trainer:
-    settings = {"max_epochs": 2, "logger": False, "enable_checkpointing": False, "enable_model_summary": False, "default_root_dir": folder}
+    settings = {
+        "max_epochs": 2,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+    }
     trainer = pl.Trainer(**{**settings, **arguments})
     torch.manual_seed(0)
     trainer.fit(Shown())
     return trainer
 
 
-def test_without_a_terminal_one_line_for_each_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_one_line_for_each_epoch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fit(tmp_path)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     assert len(lines) == 2
-    assert all(re.fullmatch(rf"epoch {number}/2 \d+/\d+  [\d.]+ it/s  .*steady=0\.25.*", line) for number, line in enumerate(lines, 1)), (
-        lines
-    )
+    assert all(
+        re.fullmatch(rf"epoch {number}/2 \d+/\d+  [\d.]+ it/s  .*steady=0\.25.*", line)
+        for number, line in enumerate(lines, 1)
+    ), lines
     assert not any(ord(character) < 32 for line in lines for character in line)
 
 
-def test_nothing_is_shown_if_nobody_wants_it(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_shown_if_nobody_wants_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fit(tmp_path, callbacks=[ProgressBar(refresh_rate=0)])
     fit(tmp_path, enable_progress_bar=False)
     monkeypatch.setenv("RAYLIT_PROGRESS", "none")
@@ -63,7 +74,9 @@ def test_nothing_is_shown_if_nobody_wants_it(tmp_path: Path, capsys: pytest.Capt
     assert "epoch" not in capsys.readouterr().out
 
 
-def test_metrics_are_looked_at_by_the_clock_and_can_be_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_metrics_are_looked_at_by_the_clock_and_can_be_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bar = Counting(refresh_s=60)
     trainer = fit(tmp_path, callbacks=[bar], max_epochs=3)
     assert trainer.progress_bar_callback is bar
@@ -77,7 +90,9 @@ def test_module_prints_above_the_bar(tmp_path: Path, capsys: pytest.CaptureFixtu
         def on_train_start(self) -> None:
             self.print("hello", 3)
 
-    pl.Trainer(fast_dev_run=True, enable_model_summary=False, default_root_dir=tmp_path).fit(Talks())
+    pl.Trainer(fast_dev_run=True, enable_model_summary=False, default_root_dir=tmp_path).fit(
+        Talks()
+    )
     assert "hello 3\n" in capsys.readouterr().out
 
 
@@ -99,19 +114,28 @@ def test_a_long_epoch_is_told_of_in_between(capsys: pytest.CaptureFixture[str]) 
     }
     screen.show(shown)
     assert capsys.readouterr().out == "epoch 1 5/?  2.0 it/s  loss=0.5\n"
-    assert (heading({**shown, "stage": "sanity_check"}), count({**shown, "total": 9})) == ("sanity check", "5/9")
+    assert (heading({**shown, "stage": "sanity_check"}), count({**shown, "total": 9})) == (
+        "sanity check",
+        "5/9",
+    )
 
 
 @pytest.mark.slow
 def test_on_a_terminal_a_bar_and_the_metrics_below_it(tmp_path: Path) -> None:
     script = (
-        "import raylit as pl; from tests.callbacks.test_progress_bar import fit; from pathlib import Path;"
-        f"fit(Path({str(tmp_path)!r})); print('the end')"
+        "import raylit as pl; from tests.callbacks.test_progress_bar import fit; from pathlib"
+        f" import Path;fit(Path({str(tmp_path)!r})); print('the end')"
     )
     ours, theirs = pty.openpty()
-    env = os.environ | {"TERM": "xterm", "COLUMNS": "80", "PYTHONPATH": str(Path(__file__).parents[3])}
+    env = os.environ | {
+        "TERM": "xterm",
+        "COLUMNS": "80",
+        "PYTHONPATH": str(Path(__file__).parents[3]),
+    }
     env.pop("RAYLIT_PROGRESS", None)
-    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", script], stdout=theirs, stderr=theirs, env=env)
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", script], stdout=theirs, stderr=theirs, env=env
+    )
     os.close(theirs)
     screen = b""
     while chunk := _read(ours):

@@ -12,13 +12,23 @@ from torch.utils.data import DataLoader
 
 import raylit as pl
 from raylit.callbacks import BatchSizeFinder
-from raylit.callbacks.finders.batch_size_finder import is_oom_error, largest, largest_power, num_samples
+from raylit.callbacks.finders.batch_size_finder import (
+    is_oom_error,
+    largest,
+    largest_power,
+    num_samples,
+)
 from raylit.data import CombinedLoader
 from raylit.errors import ConfigError
 from raylit.testing import RandomDataset, TinyModel
 from tests.ranks import run_on_two_ranks
 
-QUIET: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 class Limited(TinyModel):
@@ -35,11 +45,18 @@ class Limited(TinyModel):
         return super().step(batch)
 
     def _loader(self, seed: int) -> Any:
-        return DataLoader(RandomDataset(32, self.length, seed), batch_size=self.batch_size, shuffle=True)
+        return DataLoader(
+            RandomDataset(32, self.length, seed), batch_size=self.batch_size, shuffle=True
+        )
 
 
 def fit(model: Any, finder: Any, folder: Path, **settings: Any) -> pl.Trainer:
-    trainer = pl.Trainer(callbacks=[finder], enable_checkpointing=False, default_root_dir=folder, **{**QUIET, "max_epochs": 2, **settings})
+    trainer = pl.Trainer(
+        callbacks=[finder],
+        enable_checkpointing=False,
+        default_root_dir=folder,
+        **{**QUIET, "max_epochs": 2, **settings},
+    )
     trainer.fit(model)
     return trainer
 
@@ -53,7 +70,9 @@ ANY_SEARCH = {
 
 
 @given(**ANY_SEARCH)
-def test_the_largest_size_that_fits_is_found(limit: int, start: int, length: float, max_val: int) -> None:
+def test_the_largest_size_that_fits_is_found(
+    limit: int, start: int, length: float, max_val: int
+) -> None:
     tried: dict[int, bool] = {}
 
     def fits(size: int) -> bool:
@@ -67,7 +86,9 @@ def test_the_largest_size_that_fits_is_found(limit: int, start: int, length: flo
 
 
 @given(**ANY_SEARCH)
-def test_the_largest_power_that_fits_is_found(limit: int, start: int, length: float, max_val: int) -> None:
+def test_the_largest_power_that_fits_is_found(
+    limit: int, start: int, length: float, max_val: int
+) -> None:
     tried: dict[int, bool] = {}
 
     def fits(size: int) -> bool:
@@ -91,8 +112,19 @@ def test_memory_that_does_not_suffice_for_one_sample_is_an_error(search: Any) ->
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
         (RuntimeError("CUDA error: out of memory"), True),
         (torch.OutOfMemoryError("any text"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in a non-contiguous input."), True),
+        (
+            RuntimeError(
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+            ),
+            True,
+        ),
+        (
+            RuntimeError(
+                "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in a"
+                " non-contiguous input."
+            ),
+            True,
+        ),
         (RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"), True),
         (MemoryError(), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
@@ -113,7 +145,9 @@ def test_the_host_says_in_these_words_that_its_memory_is_full() -> None:
     assert is_oom_error(by_numpy.value)
 
 
-def test_a_size_of_which_the_data_has_not_enough_samples_but_which_is_too_large_is_left_again(tmp_path: Path) -> None:
+def test_a_size_of_which_the_data_has_not_enough_samples_but_which_is_too_large_is_left_again(
+    tmp_path: Path,
+) -> None:
     for mode, found in (("power", 32), ("binsearch", 40)):
         finder = BatchSizeFinder(mode, margin=0.0)
         fit(Limited(limit=40, length=50), finder, tmp_path)
@@ -139,7 +173,15 @@ def test_a_search_leaves_no_trace(tmp_path: Path) -> None:
         model = Limited(batch_size=batch_size)
         trainer = fit(model, finder, tmp_path)
         weights = torch.cat([value.flatten() for value in model.state_dict().values()])
-        states.append((weights.tolist(), torch.rand(1).item(), trainer.global_step, model.training, trainer.num_training_batches))
+        states.append(
+            (
+                weights.tolist(),
+                torch.rand(1).item(),
+                trainer.global_step,
+                model.training,
+                trainer.num_training_batches,
+            )
+        )
     assert states[0] == states[1]
     assert not list(tmp_path.rglob("*"))
 
@@ -192,14 +234,21 @@ def test_wrong_arguments(arguments: Any, text: str) -> None:
 def test_it_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"finds no size.*batch_arg_name"):
         fit(Limited(), BatchSizeFinder(batch_arg_name="size"), tmp_path)
-    trainer = pl.Trainer(callbacks=[BatchSizeFinder()], default_root_dir=tmp_path, max_epochs=1, **QUIET)
-    with pytest.raises(ConfigError, match=r"loaders that were given to Trainer.fit directly.*train_dataloader\(\)"):
+    trainer = pl.Trainer(
+        callbacks=[BatchSizeFinder()], default_root_dir=tmp_path, max_epochs=1, **QUIET
+    )
+    with pytest.raises(
+        ConfigError, match=r"loaders that were given to Trainer.fit directly.*train_dataloader\(\)"
+    ):
         trainer.fit(Limited(), DataLoader(RandomDataset(32, 8)))
 
 
 def test_samples_are_counted_where_that_is_possible() -> None:
     one, other = DataLoader(RandomDataset(4, 6)), DataLoader(RandomDataset(4, 9))
-    assert [num_samples(CombinedLoader([one, other], mode)) for mode in ("min_size", "max_size", "max_size_cycle", "sequential")] == [
+    assert [
+        num_samples(CombinedLoader([one, other], mode))
+        for mode in ("min_size", "max_size", "max_size_cycle", "sequential")
+    ] == [
         6,
         9,
         9,

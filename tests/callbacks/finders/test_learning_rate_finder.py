@@ -17,7 +17,12 @@ from raylit.errors import ConfigError
 from raylit.testing import RandomDataset, TinyModel
 from tests.ranks import run_on_two_ranks
 
-QUIET: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +48,12 @@ class Rated(TinyModel):
 
 
 def fit(model: Any, finder: Any, folder: Path, **settings: Any) -> pl.Trainer:
-    trainer = pl.Trainer(callbacks=[finder], enable_checkpointing=False, default_root_dir=folder, **{**QUIET, "max_epochs": 3, **settings})
+    trainer = pl.Trainer(
+        callbacks=[finder],
+        enable_checkpointing=False,
+        default_root_dir=folder,
+        **{**QUIET, "max_epochs": 3, **settings},
+    )
     trainer.fit(model)
     return trainer
 
@@ -72,7 +82,11 @@ def test_it_is_drawn(tmp_path: Path) -> None:
     found = valley()
     figure = found.plot(suggest=True)
     axes = figure.axes[0]
-    assert (axes.get_xscale(), axes.get_xlabel(), axes.get_ylabel()) == ("log", "Learning rate", "Loss")
+    assert (axes.get_xscale(), axes.get_xlabel(), axes.get_ylabel()) == (
+        "log",
+        "Learning rate",
+        "Loss",
+    )
     line, point = axes.lines
     assert list(line.get_xdata()) == found.results["lr"]
     assert list(point.get_xdata()) == [found.suggestion()]
@@ -107,7 +121,11 @@ class InLaterEpochs(LearningRateFinder):
 def test_a_search_in_a_later_epoch_is_as_long_as_in_the_first(tmp_path: Path) -> None:
     finder = InLaterEpochs(num_training_steps=15, max_lr=0.01)
     trainer = fit(Rated(), finder, tmp_path)
-    assert {epoch: len(one.results["loss"]) for epoch, one in finder.found.items()} == {0: 15, 1: 15, 2: 15}
+    assert {epoch: len(one.results["loss"]) for epoch, one in finder.found.items()} == {
+        0: 15,
+        1: 15,
+        2: 15,
+    }
     assert (trainer.current_epoch, trainer.global_step) == (3, 60)
 
 
@@ -123,7 +141,13 @@ def test_searches_leave_no_trace_in_a_fit(tmp_path: Path) -> None:
         model = Rated()
         trainer = fit(model, finder or pl.callbacks.Callback(), tmp_path, precision="bf16-mixed")
         weights = torch.cat([value.flatten() for value in model.state_dict().values()])
-        states.append((weights.tolist(), torch.rand(1).item(), {name: value.item() for name, value in trainer.callback_metrics.items()}))
+        states.append(
+            (
+                weights.tolist(),
+                torch.rand(1).item(),
+                {name: value.item() for name, value in trainer.callback_metrics.items()},
+            )
+        )
     assert states[0][0] == states[1][0] == states[2][0]
     assert states[1] == states[2]
     assert states[0] == states[2]
@@ -152,14 +176,21 @@ def test_manual_optimization_that_does_not_step_the_scheduler_is_told(tmp_path: 
     model = Rated()
     model.automatic_optimization = False
     with pytest.warns(UserWarning, match="did not rise"):
-        fit(model, LearningRateFinder(num_training_steps=5, update_attr=False), tmp_path, max_epochs=1)
+        fit(
+            model,
+            LearningRateFinder(num_training_steps=5, update_attr=False),
+            tmp_path,
+            max_epochs=1,
+        )
 
 
 def search_on_ranks(folder: str) -> Any:
     torch.manual_seed(0)
     model = Rated()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = pl.Tuner(pl.Trainer(max_epochs=4, default_root_dir=folder, **QUIET)).lr_find(model, max_lr=1e4, num_training=40)
+    found = pl.Tuner(pl.Trainer(max_epochs=4, default_root_dir=folder, **QUIET)).lr_find(
+        model, max_lr=1e4, num_training=40
+    )
     assert found is not None
     unchanged = all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     return found.results, model.lr, unchanged

@@ -29,14 +29,24 @@ def test_percentages_are_percentages() -> None:
     assert all(0 <= value <= 100 * 1024 for value in values.values())
     assert 0 < values["cpu_vm_percent"] <= 100
     assert stats_of(torch.device("cpu"), False) == {}
-    assert set(stats_of(torch.device("mps"), None)) == {"M1_percent", "M1_vm_percent", "M1_swap_percent"}
+    assert set(stats_of(torch.device("mps"), None)) == {
+        "M1_percent",
+        "M1_vm_percent",
+        "M1_swap_percent",
+    }
 
 
 @pytest.mark.parametrize("cpu_stats", [None, True, False])
-def test_without_psutil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_stats: bool | None) -> None:
+def test_without_psutil(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_stats: bool | None
+) -> None:
     monkeypatch.setitem(sys.modules, "psutil", None)
     trainer = pl.Trainer(
-        callbacks=DeviceStatsMonitor(cpu_stats), default_root_dir=tmp_path, max_epochs=1, enable_progress_bar=False, log_every_n_steps=1
+        callbacks=DeviceStatsMonitor(cpu_stats),
+        default_root_dir=tmp_path,
+        max_epochs=1,
+        enable_progress_bar=False,
+        log_every_n_steps=1,
     )
     if cpu_stats is False:
         trainer.fit(TinyModel())

@@ -24,7 +24,9 @@ NOISY = [0.9, 0.95, 0.85, 0.86, 0.87, 0.84, *[0.9] * 30]
 
 
 def case(values: list[float], trainer: dict[str, Any] | None = None, **arguments: Any) -> Any:
-    return pytest.param(values, trainer or {}, arguments, id=f"{values[:5]} {arguments} {trainer or ''}")
+    return pytest.param(
+        values, trainer or {}, arguments, id=f"{values[:5]} {arguments} {trainer or ''}"
+    )
 
 
 CASES = [
@@ -61,17 +63,42 @@ CASES = [
 ]
 
 
-def stop(framework: Any, root: Path, values: list[float], trainer: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+def stop(
+    framework: Any,
+    root: Path,
+    values: list[float],
+    trainer: dict[str, Any],
+    arguments: dict[str, Any],
+) -> dict[str, Any]:
     """Fit for at most 12 epochs; return where it stopped and what the callback holds."""
     callback = framework.callbacks.EarlyStopping("val_loss", **arguments)
     done = framework.Trainer(
-        **{"max_epochs": 12, "callbacks": callback, "enable_checkpointing": False, "default_root_dir": root, **QUIET, **trainer}
+        **{
+            "max_epochs": 12,
+            "callbacks": callback,
+            "enable_checkpointing": False,
+            "default_root_dir": root,
+            **QUIET,
+            **trainer,
+        }
     )
     done.fit(scripted(framework, values + [values[-1]] * 40), batches(), batches(2))
-    names = ("stopped_epoch", "wait_count", "best_score", "patience", "min_delta", "stopping_reason_message", "state_key")
+    names = (
+        "stopped_epoch",
+        "wait_count",
+        "best_score",
+        "patience",
+        "min_delta",
+        "stopping_reason_message",
+        "state_key",
+    )
     held = {name: getattr(callback, name) for name in names}
-    if callback.stopping_reason.name == "DIVERGENCE_THRESHOLD":  # Lightning has the sign the wrong way round
-        callback.stopping_reason_message = held["stopping_reason_message"] = re.sub("[<>]", "", callback.stopping_reason_message)
+    if (
+        callback.stopping_reason.name == "DIVERGENCE_THRESHOLD"
+    ):  # Lightning has the sign the wrong way round
+        callback.stopping_reason_message = held["stopping_reason_message"] = re.sub(
+            "[<>]", "", callback.stopping_reason_message
+        )
     return {
         **held,
         "reason": callback.stopping_reason.name,
@@ -82,14 +109,23 @@ def stop(framework: Any, root: Path, values: list[float], trainer: dict[str, Any
 
 
 @pytest.mark.parametrize(("values", "trainer", "arguments"), CASES)
-def test_stops_where_lightning_stops(values: Any, trainer: Any, arguments: Any, tmp_path: Path) -> None:
-    ours, theirs = both(lambda framework, root: stop(framework, root, values, trainer, arguments), tmp_path)
+def test_stops_where_lightning_stops(
+    values: Any, trainer: Any, arguments: Any, tmp_path: Path
+) -> None:
+    ours, theirs = both(
+        lambda framework, root: stop(framework, root, values, trainer, arguments), tmp_path
+    )
     assert ours == theirs
 
 
 def test_signature_is_that_of_lightning() -> None:
-    ours, theirs = (inspect.signature(kind.__init__).parameters for kind in (EarlyStopping, LightningEarlyStopping))
-    assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
+    ours, theirs = (
+        inspect.signature(kind.__init__).parameters
+        for kind in (EarlyStopping, LightningEarlyStopping)
+    )
+    assert [(p.name, p.default) for p in ours.values()] == [
+        (p.name, p.default) for p in theirs.values()
+    ]
 
 
 @pytest.mark.parametrize("values", [NOISY, [0.5, 0.4, NAN], [0.5, 0.1]])
@@ -101,10 +137,16 @@ def test_what_verbose_says_is_what_lightning_says(
         caplog.clear()
         logging.getLogger("raylit").addHandler(caplog.handler)
         with caplog.at_level(logging.INFO):
-            arguments = {"verbose": True, "log_rank_zero_only": rank_zero_only, "stopping_threshold": 0.2}
+            arguments = {
+                "verbose": True,
+                "log_rank_zero_only": rank_zero_only,
+                "stopping_threshold": 0.2,
+            }
             stop(framework, root, values, {}, arguments)
         logging.getLogger("raylit").removeHandler(caplog.handler)
-        return [record.getMessage() for record in caplog.records if "val_loss" in record.getMessage()]
+        return [
+            record.getMessage() for record in caplog.records if "val_loss" in record.getMessage()
+        ]
 
     ours, theirs = both(scenario, tmp_path)
     assert len(ours) >= 2
@@ -112,24 +154,37 @@ def test_what_verbose_says_is_what_lightning_says(
 
 
 def fit(callback: Any, root: Path, values: list[float], **trainer: Any) -> pl.Trainer:
-    done = pl.Trainer(**{"max_epochs": 12, "callbacks": callback, "default_root_dir": root, **QUIET, **trainer})
+    done = pl.Trainer(
+        **{"max_epochs": 12, "callbacks": callback, "default_root_dir": root, **QUIET, **trainer}
+    )
     ckpt_path = trainer.pop("ckpt_path", None)
     done.fit(scripted(pl, values), batches(), batches(2), ckpt_path=ckpt_path)
     return done
 
 
 def test_a_metric_that_is_not_logged(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"watches 'val_los', which was not logged. Logged so far: 'val_loss'.*strict=False"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"watches 'val_los', which was not logged. Logged so far: 'val_loss'.*strict=False",
+    ):
         fit(EarlyStopping("val_los"), tmp_path, [0.5] * 20, max_epochs=2)
     with pytest.warns(RuntimeWarning, match="'val_los', which was not logged"):
-        done = fit(EarlyStopping("val_los", strict=False, verbose=True), tmp_path, [0.5] * 20, max_epochs=2)
+        done = fit(
+            EarlyStopping("val_los", strict=False, verbose=True), tmp_path, [0.5] * 20, max_epochs=2
+        )
     assert done.current_epoch == 2
 
 
 def test_a_metric_that_comes_later_is_an_error_as_in_lightning(tmp_path: Path) -> None:
     def scenario(framework: Any, root: Path) -> None:
         with pytest.raises(RuntimeError, match="val_loss"):
-            stop(framework, root, [0.5], {"check_val_every_n_epoch": 2}, {"check_on_train_epoch_end": True})
+            stop(
+                framework,
+                root,
+                [0.5],
+                {"check_val_every_n_epoch": 2},
+                {"check_on_train_epoch_end": True},
+            )
 
     both(scenario, tmp_path)
 
@@ -146,7 +201,9 @@ def test_the_count_goes_on_after_a_resumption(tmp_path: Path) -> None:
         for max_epochs, patience in ((3, 3), (20, 50)):  # the stored patience counts
             stopping = framework.callbacks.EarlyStopping("val_loss", patience=patience)
             saver = framework.callbacks.ModelCheckpoint(root / "ckpt")
-            trainer = framework.Trainer(max_epochs=max_epochs, callbacks=[stopping, saver], default_root_dir=root, **QUIET)
+            trainer = framework.Trainer(
+                max_epochs=max_epochs, callbacks=[stopping, saver], default_root_dir=root, **QUIET
+            )
             values = [0.5, 0.6, 0.6] if path is None else [0.6] * 30
             trainer.fit(scripted(framework, values), batches(), batches(2), ckpt_path=path)
             path = saver.best_model_path
@@ -169,7 +226,9 @@ def test_a_second_fit_may_go_on(tmp_path: Path) -> None:
 def test_the_checkpoint_of_the_last_epoch_knows_of_the_stop(tmp_path: Path) -> None:
     callback = EarlyStopping("val_loss", patience=1)
     fit([callback, ModelCheckpoint(tmp_path / "ckpt")], tmp_path, [0.5, 0.6])
-    saved = torch.load(next((tmp_path / "ckpt").iterdir()), weights_only=True)["callbacks"][callback.state_key]
+    saved = torch.load(next((tmp_path / "ckpt").iterdir()), weights_only=True)["callbacks"][
+        callback.state_key
+    ]
     assert (saved["stopped_epoch"], saved["wait_count"]) == (1, 1)
 
 
@@ -197,5 +256,10 @@ def test_the_state_travels() -> None:
         (0.5, 0.4, {"mode": "max"}, "NOT_STOPPED", True),
     ],
 )
-def test_the_decision_from_numbers_alone(current: float, best: float, arguments: Any, reason: str, improved: bool) -> None:
-    assert judge(current, best, **{"wait_count": 0, **arguments}) == (EarlyStoppingReason[reason], improved)
+def test_the_decision_from_numbers_alone(
+    current: float, best: float, arguments: Any, reason: str, improved: bool
+) -> None:
+    assert judge(current, best, **{"wait_count": 0, **arguments}) == (
+        EarlyStoppingReason[reason],
+        improved,
+    )

@@ -19,11 +19,17 @@ from tests.callbacks.both import QUIET, batches, both
 
 def schedule(optimizer: Any, interval: str = "epoch", name: str | None = None) -> dict[str, Any]:
     scheduler = optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval, "name": name}}
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": scheduler, "interval": interval, "name": name},
+    }
 
 
 def groups(layers: Any, **names: str) -> Any:
-    parts = [{"params": [parameter], "lr": 0.1 * (number + 1)} for number, parameter in enumerate(layers.parameters())]
+    parts = [
+        {"params": [parameter], "lr": 0.1 * (number + 1)}
+        for number, parameter in enumerate(layers.parameters())
+    ]
     for part, name in zip(parts, names.values(), strict=False):
         part["name"] = name
     return parts
@@ -36,14 +42,24 @@ CONFIGURATIONS: dict[str, Any] = {
     "Adam, step": lambda m: schedule(optim.Adam(m.parameters(), lr=0.1), "step"),
     "named": lambda m: schedule(optim.AdamW(m.parameters(), lr=0.1), "step", "my lr"),
     "groups": lambda m: schedule(optim.SGD(groups(m), lr=0.1)),
-    "named groups": lambda m: schedule(optim.SGD(groups(m, a="weights", b="biases"), lr=0.1), "step"),
+    "named groups": lambda m: schedule(
+        optim.SGD(groups(m, a="weights", b="biases"), lr=0.1), "step"
+    ),
     "a named group among others": lambda m: optim.SGD(groups(m, a="weights"), lr=0.1),
-    "one named group": lambda m: optim.SGD([{"params": list(m.parameters()), "name": "all"}], lr=0.1),
+    "one named group": lambda m: optim.SGD(
+        [{"params": list(m.parameters()), "name": "all"}], lr=0.1
+    ),
     "Rprop, without momentum": lambda m: optim.Rprop(m.parameters(), lr=0.1),
 }
 MANUAL: dict[str, Any] = {
-    "two of a kind": lambda m: [optim.Adam([m.layer.weight], lr=0.1), optim.Adam([m.layer.bias], lr=0.2)],
-    "two kinds": lambda m: [optim.Adam([m.layer.weight], lr=0.1), optim.SGD([m.layer.bias], lr=0.2)],
+    "two of a kind": lambda m: [
+        optim.Adam([m.layer.weight], lr=0.1),
+        optim.Adam([m.layer.bias], lr=0.2),
+    ],
+    "two kinds": lambda m: [
+        optim.Adam([m.layer.weight], lr=0.1),
+        optim.SGD([m.layer.bias], lr=0.2),
+    ],
     "one with scheduler": lambda m: [
         schedule(optim.Adam([m.layer.weight], lr=0.1), "step"),
         {"optimizer": optim.Adam([m.layer.bias], lr=0.2)},
@@ -80,15 +96,32 @@ def module(framework: Any, configure: Any, automatic: bool = True) -> Any:
     return Module()
 
 
-def run(framework: Any, root: Path, configure: Any, arguments: dict[str, Any], automatic: bool = True, **trainer: Any) -> dict[str, Any]:
+def run(
+    framework: Any,
+    root: Path,
+    configure: Any,
+    arguments: dict[str, Any],
+    automatic: bool = True,
+    **trainer: Any,
+) -> dict[str, Any]:
     """Fit; return the rows of the CSV file and what the callback holds."""
     callback = framework.callbacks.LearningRateMonitor(**arguments)
     logger = framework.loggers.CSVLogger(root, version=0)
-    settings = {**QUIET, "max_epochs": 3, "logger": logger, "log_every_n_steps": 2, "enable_checkpointing": False, **trainer}
+    settings = {
+        **QUIET,
+        "max_epochs": 3,
+        "logger": logger,
+        "log_every_n_steps": 2,
+        "enable_checkpointing": False,
+        **trainer,
+    }
     done = framework.Trainer(callbacks=callback, default_root_dir=root, **settings)
     done.fit(module(framework, configure, automatic), batches())
     with open(Path(logger.log_dir) / "metrics.csv", newline="") as file:
-        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        rows = [
+            {key: float(value) for key, value in row.items() if value}
+            for row in csv.DictReader(file)
+        ]
     held = (callback.lrs, {k: v for k, v in callback.last_momentum_values.items() if v is not None})
     decay = {k: v for k, v in callback.last_weight_decay_values.items() if v is not None}
     return {"rows": rows, "held": held, "decay": decay, "metrics": dict(done.callback_metrics)}
@@ -96,23 +129,39 @@ def run(framework: Any, root: Path, configure: Any, arguments: dict[str, Any], a
 
 @pytest.mark.parametrize("interval", [None, "step", "epoch"])
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
-def test_names_values_and_rows_are_those_of_lightning(configuration: str, interval: Any, tmp_path: Path) -> None:
-    arguments = {"logging_interval": interval, "log_momentum": True, "log_weight_decay": "Rprop" not in configuration}
-    ours, theirs = both(lambda pl, root: run(pl, root, CONFIGURATIONS[configuration], arguments), tmp_path)
+def test_names_values_and_rows_are_those_of_lightning(
+    configuration: str, interval: Any, tmp_path: Path
+) -> None:
+    arguments = {
+        "logging_interval": interval,
+        "log_momentum": True,
+        "log_weight_decay": "Rprop" not in configuration,
+    }
+    ours, theirs = both(
+        lambda pl, root: run(pl, root, CONFIGURATIONS[configuration], arguments), tmp_path
+    )
     assert ours["rows"]
     assert ours == theirs
 
 
 @pytest.mark.parametrize("configuration", MANUAL)
 def test_several_optimizers(configuration: str, tmp_path: Path) -> None:
-    ours, theirs = both(lambda pl, root: run(pl, root, MANUAL[configuration], {}, automatic=False), tmp_path)
+    ours, theirs = both(
+        lambda pl, root: run(pl, root, MANUAL[configuration], {}, automatic=False), tmp_path
+    )
     assert ours["rows"]
     assert ours == theirs
 
 
-@pytest.mark.parametrize("trainer", [{"accumulate_grad_batches": 2}, {"log_every_n_steps": 1}, {"log_every_n_steps": 0}], ids=str)
+@pytest.mark.parametrize(
+    "trainer",
+    [{"accumulate_grad_batches": 2}, {"log_every_n_steps": 1}, {"log_every_n_steps": 0}],
+    ids=str,
+)
 def test_the_x_axis(trainer: Any, tmp_path: Path) -> None:
-    ours, theirs = both(lambda pl, root: run(pl, root, CONFIGURATIONS["Adam, epoch"], {}, **trainer), tmp_path)
+    ours, theirs = both(
+        lambda pl, root: run(pl, root, CONFIGURATIONS["Adam, epoch"], {}, **trainer), tmp_path
+    )
     assert ours == theirs
 
 
@@ -121,11 +170,18 @@ def test_a_group_that_comes_later(tmp_path: Path) -> None:
         class Adds(framework.callbacks.Callback):  # type: ignore[misc]
             def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
                 if trainer.current_epoch == 1:
-                    trainer.optimizers[0].add_param_group({"params": [module.layer.bias], "lr": 0.3})
+                    trainer.optimizers[0].add_param_group(
+                        {"params": [module.layer.bias], "lr": 0.3}
+                    )
 
         monitor = framework.callbacks.LearningRateMonitor("epoch")
         logger = framework.loggers.CSVLogger(root)
-        trainer = framework.Trainer(**{**QUIET, "logger": logger}, max_epochs=3, callbacks=[Adds(), monitor], enable_checkpointing=False)
+        trainer = framework.Trainer(
+            **{**QUIET, "logger": logger},
+            max_epochs=3,
+            callbacks=[Adds(), monitor],
+            enable_checkpointing=False,
+        )
         trainer.fit(module(framework, lambda m: optim.SGD([m.layer.weight], lr=0.1)), batches())
         return monitor.lrs
 
@@ -134,15 +190,22 @@ def test_a_group_that_comes_later(tmp_path: Path) -> None:
 
 
 def test_signature_is_that_of_lightning() -> None:
-    ours, theirs = (inspect.signature(kind.__init__).parameters for kind in (LearningRateMonitor, LightningMonitor))
-    assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
+    ours, theirs = (
+        inspect.signature(kind.__init__).parameters
+        for kind in (LearningRateMonitor, LightningMonitor)
+    )
+    assert [(p.name, p.default) for p in ours.values()] == [
+        (p.name, p.default) for p in theirs.values()
+    ]
 
 
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="logging_interval='batch'"):
         LearningRateMonitor("batch")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="no logger to write to"):
-        pl.Trainer(callbacks=LearningRateMonitor(), max_epochs=1, **QUIET).fit(module(pl, CONFIGURATIONS["no scheduler"]), batches())
+        pl.Trainer(callbacks=LearningRateMonitor(), max_epochs=1, **QUIET).fit(
+            module(pl, CONFIGURATIONS["no scheduler"]), batches()
+        )
     with pytest.raises(ConfigError, match=r"lr-SGD are named 'same'"):
         run(pl, tmp_path, lambda m: optim.SGD(groups(m, a="same", b="same"), lr=0.1), {})
     with pytest.warns(RuntimeWarning, match="has no momentum"):
@@ -171,7 +234,12 @@ def test_other_callbacks_may_watch_a_learning_rate(tmp_path: Path) -> None:
 
 def test_the_state_travels(tmp_path: Path) -> None:
     callback = LearningRateMonitor()
-    trainer = pl.Trainer(**{**QUIET, "logger": pl.CSVLogger(tmp_path)}, max_epochs=2, callbacks=callback, default_root_dir=tmp_path)
+    trainer = pl.Trainer(
+        **{**QUIET, "logger": pl.CSVLogger(tmp_path)},
+        max_epochs=2,
+        callbacks=callback,
+        default_root_dir=tmp_path,
+    )
     trainer.fit(module(pl, CONFIGURATIONS["no scheduler"]), batches())
     copy = LearningRateMonitor()
     copy.__dict__.update(pickle.loads(pickle.dumps(callback.__getstate__())))

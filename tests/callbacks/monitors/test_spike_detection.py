@@ -26,21 +26,39 @@ class Scripted(TinyModel):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         here = (self.current_epoch, batch_idx, self.trainer.global_rank)
-        return sum(one.sum() for one in self.parameters()) * 0 + (50.0 if here in self.jumps else 1.0 + 0.01 * batch_idx)
+        return sum(one.sum() for one in self.parameters()) * 0 + (
+            50.0 if here in self.jumps else 1.0 + 0.01 * batch_idx
+        )
 
 
 def fit(
-    folder: Path | str, detection: Any, *jumps: tuple[int, int, int], batches: int = 40, ckpt_path: Any = None, more: Any = ()
+    folder: Path | str,
+    detection: Any,
+    *jumps: tuple[int, int, int],
+    batches: int = 40,
+    ckpt_path: Any = None,
+    more: Any = (),
 ) -> pl.Trainer:
-    trainer = pl.Trainer(**QUIET, callbacks=[detection, *more], max_epochs=2, default_root_dir=folder, enable_checkpointing=False)
+    trainer = pl.Trainer(
+        **QUIET,
+        callbacks=[detection, *more],
+        max_epochs=2,
+        default_root_dir=folder,
+        enable_checkpointing=False,
+    )
     data: Any = RandomDataset(32, batches)
     trainer.fit(Scripted(*jumps), torch.utils.data.DataLoader(data), ckpt_path=ckpt_path)
     return trainer
 
 
 def test_arguments() -> None:
-    ours, theirs = (inspect.signature(kind.__init__).parameters for kind in (SpikeDetection, lightning.pytorch.callbacks.SpikeDetection))
-    assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
+    ours, theirs = (
+        inspect.signature(kind.__init__).parameters
+        for kind in (SpikeDetection, lightning.pytorch.callbacks.SpikeDetection)
+    )
+    assert [(p.name, p.default) for p in ours.values()] == [
+        (p.name, p.default) for p in theirs.values()
+    ]
     with pytest.raises(ConfigError, match="mode='low'"):
         SpikeDetection("low")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="window=0"):
@@ -51,7 +69,9 @@ def test_alone_on_the_cpu_it_ends_at_once(tmp_path: Path) -> None:
     seen: list[int] = []
 
     class Watch(Callback):
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_start(
+            self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+        ) -> None:
             seen.append(batch_idx)
 
     with pytest.raises(TrainingSpikeException, match="batch 21"):

@@ -46,9 +46,15 @@ def values(folder: Path | str, name: str) -> list[float]:
 
 def fit(folder: Path | str, **arguments: Any) -> None:
     pl.Trainer(
-        callbacks=ThroughputMonitor(len, **arguments), default_root_dir=folder, logger=pl.CSVLogger(folder, version=0), max_epochs=3,
-        log_every_n_steps=1, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu",
-    ).fit(Slow())  # fmt: skip
+        callbacks=ThroughputMonitor(len, **arguments),
+        default_root_dir=folder,
+        logger=pl.CSVLogger(folder, version=0),
+        max_epochs=3,
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        accelerator="cpu",
+    ).fit(Slow())
 
 
 def test_validation_is_not_in_the_time_of_training(tmp_path: Path) -> None:
@@ -67,7 +73,9 @@ def fit_on_two(folder: str) -> None:
 
 def test_ranks_are_added_up(tmp_path: Path) -> None:
     run_on_two_ranks(fit_on_two, tmp_path)
-    alone, together = (values(tmp_path, f"train/{device}samples_per_sec") for device in ("device/", ""))
+    alone, together = (
+        values(tmp_path, f"train/{device}samples_per_sec") for device in ("device/", "")
+    )
     assert alone
     assert together == pytest.approx([2 * rate for rate in alone], rel=1e-4)
 

@@ -29,7 +29,11 @@ def fit(callbacks: Any, ckpt_path: Any = None, **trainer: Any) -> pl.Trainer:
     return done
 
 
-@pytest.mark.parametrize("duration", ["00:00:00:05", " 01:02:03:04 ", {"minutes": 2}, timedelta(seconds=1.5), None], ids=str)
+@pytest.mark.parametrize(
+    "duration",
+    ["00:00:00:05", " 01:02:03:04 ", {"minutes": 2}, timedelta(seconds=1.5), None],
+    ids=str,
+)
 def test_durations_are_those_of_lightning(duration: Any) -> None:
     assert Timer(duration)._duration == LightningTimer(duration)._duration
 
@@ -42,7 +46,9 @@ def test_durations_that_are_none(duration: Any) -> None:
 
 def test_arguments() -> None:
     ours, theirs = (inspect.signature(kind.__init__).parameters for kind in (Timer, LightningTimer))
-    assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
+    assert [(p.name, p.default) for p in ours.values()] == [
+        (p.name, p.default) for p in theirs.values()
+    ]
     with pytest.raises(ConfigError, match="interval='batch'"):
         Timer(interval="batch")
     with pytest.raises(ConfigError, match="Did you mean 'train'"):
@@ -61,7 +67,10 @@ def test_it_stops_after_the_batch_in_which_the_time_was_up() -> None:
 
 
 def test_it_stops_at_the_end_of_an_epoch() -> None:
-    assert fit([Timer(timedelta(seconds=0.1), interval="epoch"), Slow()], max_epochs=-1).global_step == 8
+    assert (
+        fit([Timer(timedelta(seconds=0.1), interval="epoch"), Slow()], max_epochs=-1).global_step
+        == 8
+    )
 
 
 def test_max_time_of_the_trainer() -> None:
@@ -72,7 +81,9 @@ def test_max_time_of_the_trainer() -> None:
 def test_the_stages_are_timed(tmp_path: Path) -> None:
     def scenario(framework: Any, root: Path) -> dict[str, Any]:
         timer = framework.callbacks.Timer()
-        trainer = framework.Trainer(**QUIET, max_epochs=1, callbacks=timer, enable_checkpointing=False)
+        trainer = framework.Trainer(
+            **QUIET, max_epochs=1, callbacks=timer, enable_checkpointing=False
+        )
         assert timer.time_elapsed() == 0
         assert timer.time_remaining() is None
         model = scripted(framework, [0.5] * 9)
@@ -84,7 +95,11 @@ def test_the_stages_are_timed(tmp_path: Path) -> None:
             known[stage] = (start is not None, end is not None)
             if start is not None:
                 assert 0 < timer.time_elapsed(stage) < 1
-        return {"known": known, "state": sorted(timer.state_dict()["time_elapsed"]), "key": timer.state_key}
+        return {
+            "known": known,
+            "state": sorted(timer.state_dict()["time_elapsed"]),
+            "key": timer.state_key,
+        }
 
     ours, theirs = both(scenario, tmp_path)
     assert ours == theirs
@@ -115,7 +130,10 @@ def test_what_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_ranks_find_the_same_batch_with_few_questions() -> None:
-    """Two ranks whose clocks differ: rank 0's counts, and it is asked less than once in ten batches."""
+    """Two ranks whose clocks differ.
+
+    Rank 0's counts, and it is asked less than once in ten batches.
+    """
     for limit_s, batch_s in ((10.0, 0.01), (1.0, 0.3), (100.0, 0.05)):
         answers: list[Any] = []
         clock = {"now": 0.0}

@@ -34,7 +34,10 @@ class Model(TinyModel):
 
 
 class FreezesAll(BaseFinetuning):
-    """Also batch norm, whose statistics stand still until epoch 1; from epoch 2 on the layer is frozen instead."""
+    """Also batch norm, whose statistics stand still until epoch 1.
+
+    From epoch 2 on the layer is frozen instead.
+    """
 
     def freeze_before_training(self, pl_module: Any) -> None:
         self.freeze(pl_module.backbone, train_bn=False)
@@ -49,7 +52,13 @@ class FreezesAll(BaseFinetuning):
 def fit(folder: Path | str, *callbacks: Any, ckpt_path: Any = None, max_epochs: int = 3) -> Model:
     torch.manual_seed(0)
     model = Model()
-    trainer = pl.Trainer(**QUIET, callbacks=list(callbacks), max_epochs=max_epochs, default_root_dir=folder, enable_checkpointing=False)
+    trainer = pl.Trainer(
+        **QUIET,
+        callbacks=list(callbacks),
+        max_epochs=max_epochs,
+        default_root_dir=folder,
+        enable_checkpointing=False,
+    )
     trainer.fit(model, ckpt_path=ckpt_path)
     return model
 
@@ -63,15 +72,20 @@ def state(model: Model) -> list[Any]:
 
 def test_arguments() -> None:
     ours, theirs = (
-        inspect.signature(kind.__init__).parameters for kind in (BackboneFinetuning, lightning.pytorch.callbacks.BackboneFinetuning)
+        inspect.signature(kind.__init__).parameters
+        for kind in (BackboneFinetuning, lightning.pytorch.callbacks.BackboneFinetuning)
     )
     assert [p.name for p in ours.values()] == [p.name for p in theirs.values()]
-    assert [p.default for p in ours.values() if p.name != "lambda_func"] == [p.default for p in theirs.values() if p.name != "lambda_func"]
+    assert [p.default for p in ours.values() if p.name != "lambda_func"] == [
+        p.default for p in theirs.values() if p.name != "lambda_func"
+    ]
     assert ours["lambda_func"].default(3) == theirs["lambda_func"].default(3)
 
 
 def test_no_backbone(tmp_path: Path) -> None:
-    trainer = pl.Trainer(**QUIET, callbacks=BackboneFinetuning(), default_root_dir=tmp_path, max_epochs=1)
+    trainer = pl.Trainer(
+        **QUIET, callbacks=BackboneFinetuning(), default_root_dir=tmp_path, max_epochs=1
+    )
     with pytest.raises(ConfigError, match=r"TinyModel\.backbone"):
         trainer.fit(TinyModel())
 
@@ -86,12 +100,18 @@ def test_parameters_of_equal_values_are_not_the_same() -> None:
     optimizer = torch.optim.SGD([held], lr=0.1)
     assert BaseFinetuning.filter_on_optimizer(optimizer, [new])[0] is new
     with pytest.warns(UserWarning, match="1 of the 2 parameters"):
-        assert [id(one) for one in BaseFinetuning.filter_on_optimizer(optimizer, [held, new])] == [id(new)]
+        assert [id(one) for one in BaseFinetuning.filter_on_optimizer(optimizer, [held, new])] == [
+            id(new)
+        ]
 
 
 @pytest.mark.parametrize("batches", [3, 4, 6, 8, 9, 11])
-@pytest.mark.parametrize("make", [lambda: BackboneFinetuning(1), FreezesAll], ids=["backbone", "all"])
-def test_a_fit_that_goes_on_ends_as_one_that_never_stopped(tmp_path: Path, batches: int, make: Any) -> None:
+@pytest.mark.parametrize(
+    "make", [lambda: BackboneFinetuning(1), FreezesAll], ids=["backbone", "all"]
+)
+def test_a_fit_that_goes_on_ends_as_one_that_never_stopped(
+    tmp_path: Path, batches: int, make: Any
+) -> None:
     class Saves(Callback):
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
             if trainer.progress.total_batches == batches:
@@ -148,7 +168,9 @@ class UnfreezesByHand(Callback):
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.current_epoch == 1:
             pl_module.backbone.requires_grad_(True)
-            trainer.optimizers[0].add_param_group({"params": list(pl_module.backbone.parameters()), "lr": 0.01})
+            trainer.optimizers[0].add_param_group(
+                {"params": list(pl_module.backbone.parameters()), "lr": 0.01}
+            )
 
 
 def test_what_is_unfrozen_is_the_same_on_both_ranks(tmp_path: Path) -> None:

@@ -31,8 +31,13 @@ def fit(folder: Path, *callbacks: Any, ckpt_path: Any = None, **arguments: Any) 
 
 
 def test_arguments() -> None:
-    ours, theirs = (inspect.signature(kind.__init__).parameters for kind in (GradientAccumulationScheduler, LightningScheduler))
-    assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
+    ours, theirs = (
+        inspect.signature(kind.__init__).parameters
+        for kind in (GradientAccumulationScheduler, LightningScheduler)
+    )
+    assert [(p.name, p.default) for p in ours.values()] == [
+        (p.name, p.default) for p in theirs.values()
+    ]
     with pytest.raises(TypeError, match="says nothing"):
         GradientAccumulationScheduler({})
     for epoch in (-1, 1.5, "1"):
@@ -46,7 +51,9 @@ def test_arguments() -> None:
 @pytest.mark.parametrize("scheduling", [{0: 2}, {4: 2}, {5: 4, 1: 2}, {0: 1, 3: 1}])
 def test_numbers_are_those_of_lightning(scheduling: dict[int, int]) -> None:
     ours, theirs = GradientAccumulationScheduler(scheduling), LightningScheduler(dict(scheduling))
-    assert [ours.get_accumulate_grad_batches(n) for n in range(8)] == [theirs.get_accumulate_grad_batches(n) for n in range(8)]
+    assert [ours.get_accumulate_grad_batches(n) for n in range(8)] == [
+        theirs.get_accumulate_grad_batches(n) for n in range(8)
+    ]
     assert ours.going_to_accumulate_grad_batches() == theirs.going_to_accumulate_grad_batches()
     assert 0 in ours.scheduling
 
@@ -60,7 +67,12 @@ def test_what_it_cannot_work_with_is_found_before_data_is_read(tmp_path: Path) -
         def train_dataloader(self) -> Any:
             raise AssertionError
 
-    trainer = pl.Trainer(**QUIET, callbacks=GradientAccumulationScheduler({1: 2}), default_root_dir=tmp_path, max_epochs=1)
+    trainer = pl.Trainer(
+        **QUIET,
+        callbacks=GradientAccumulationScheduler({1: 2}),
+        default_root_dir=tmp_path,
+        max_epochs=1,
+    )
     with pytest.raises(ConfigError, match="manual optimization"):
         trainer.fit(ByHand())
     with pytest.raises(ConfigError, match="accumulate_grad_batches=3"):
@@ -72,7 +84,12 @@ def test_overridden_steps_are_warned_about(tmp_path: Path) -> None:
         def optimizer_step(self, *args: Any) -> None:
             super().optimizer_step(*args)
 
-    trainer = pl.Trainer(**QUIET, callbacks=GradientAccumulationScheduler({0: 2}), default_root_dir=tmp_path, max_epochs=1)
+    trainer = pl.Trainer(
+        **QUIET,
+        callbacks=GradientAccumulationScheduler({0: 2}),
+        default_root_dir=tmp_path,
+        max_epochs=1,
+    )
     with pytest.warns(UserWarning, match="optimizer_step is called for each optimizer step"):
         trainer.fit(Steps())
 
@@ -86,7 +103,9 @@ def test_one_callback_serves_two_fits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batches", [5, 6, 7])
-def test_a_fit_that_goes_on_within_an_epoch_accumulates_as_before(tmp_path: Path, batches: int) -> None:
+def test_a_fit_that_goes_on_within_an_epoch_accumulates_as_before(
+    tmp_path: Path, batches: int
+) -> None:
     """Also in the middle of an accumulation, where the gradients of its first batch are not in the checkpoint: it is trained on anew."""
 
     class Saves(pl.Callback):
@@ -95,12 +114,19 @@ def test_a_fit_that_goes_on_within_an_epoch_accumulates_as_before(tmp_path: Path
                 trainer.save_checkpoint(tmp_path / "one.ckpt")
 
     whole = fit(tmp_path, GradientAccumulationScheduler({1: 2}), Saves(), max_epochs=3)
-    again = fit(tmp_path, GradientAccumulationScheduler({1: 2}), ckpt_path=tmp_path / "one.ckpt", max_epochs=3)
+    again = fit(
+        tmp_path,
+        GradientAccumulationScheduler({1: 2}),
+        ckpt_path=tmp_path / "one.ckpt",
+        max_epochs=3,
+    )
     assert whole.global_step == again.global_step == 4 + 2 + 2
     if batches == 6:  # the first step of the epoch is done
         assert whole.lightning_module is not None
         assert again.lightning_module is not None
-        assert torch.equal(*(one.lightning_module.state_dict()["layer.weight"] for one in (whole, again)))
+        assert torch.equal(
+            *(one.lightning_module.state_dict()["layer.weight"] for one in (whole, again))
+        )
 
 
 def test_checkpoints_after_each_epoch_resume_exactly(tmp_path: Path) -> None:

@@ -34,10 +34,23 @@ class Model(TinyModel):
         return torch.optim.AdamW(self.parameters(), lr=0.01, weight_decay=0.1)
 
 
-def fit(folder: Path | str, *callbacks: Any, ckpt_path: Any = None, seed: int = 0, model: Any = None, **arguments: Any) -> Any:
+def fit(
+    folder: Path | str,
+    *callbacks: Any,
+    ckpt_path: Any = None,
+    seed: int = 0,
+    model: Any = None,
+    **arguments: Any,
+) -> Any:
     torch.manual_seed(seed)
     model = model or Model()
-    settings = {"max_epochs": 4, "default_root_dir": folder, "enable_checkpointing": False, "gradient_clip_val": 0.5, **arguments}
+    settings = {
+        "max_epochs": 4,
+        "default_root_dir": folder,
+        "enable_checkpointing": False,
+        "gradient_clip_val": 0.5,
+        **arguments,
+    }
     pl.Trainer(**QUIET, callbacks=list(callbacks), **settings).fit(model, ckpt_path=ckpt_path)
     return model
 
@@ -51,8 +64,13 @@ def num_zeros(*weights: Tensor) -> int:
 
 
 def test_arguments() -> None:
-    ours, theirs = (inspect.signature(kind.__init__).parameters for kind in (ModelPruning, lightning.pytorch.callbacks.ModelPruning))
-    assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
+    ours, theirs = (
+        inspect.signature(kind.__init__).parameters
+        for kind in (ModelPruning, lightning.pytorch.callbacks.ModelPruning)
+    )
+    assert [(p.name, p.default) for p in ours.values()] == [
+        (p.name, p.default) for p in theirs.values()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +79,10 @@ def test_arguments() -> None:
         ({"pruning_fn": "l1_unstructurd"}, "Did you mean 'l1_unstructured'"),
         ({"pruning_fn": 1}, "pruning_fn=1 is no method"),
         ({"pruning_fn": "random_structured", "use_global_unstructured": False}, "pruning_dim"),
-        ({"pruning_fn": "ln_structured", "pruning_dim": 0, "use_global_unstructured": False}, "pruning_norm"),
+        (
+            {"pruning_fn": "ln_structured", "pruning_dim": 0, "use_global_unstructured": False},
+            "pruning_norm",
+        ),
         ({"pruning_fn": "random_structured", "pruning_dim": 0}, "use_global_unstructured=False"),
         ({"parameter_names": ["wieght"]}, "Did you mean 'weight'"),
         ({"amount": None}, "amount=None"),
@@ -92,11 +113,17 @@ def test_a_part_of_what_is_left_is_pruned_each_time(tmp_path: Path) -> None:
 
     class Watch(Callback):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-            counts.append(num_zeros(pl_module.hidden.weight, pl_module.layer.weight, pl_module.layer.bias))
+            counts.append(
+                num_zeros(pl_module.hidden.weight, pl_module.layer.weight, pl_module.layer.bias)
+            )
 
     model = fit(tmp_path, ModelPruning("l1_unstructured", amount=0.5), Watch(), max_epochs=3)
     assert counts[::4] == [0, 545, 545 + 272]  # of 1090
-    assert [name for name, _ in model.named_parameters()] == ["layer.weight", "layer.bias", "hidden.weight"]
+    assert [name for name, _ in model.named_parameters()] == [
+        "layer.weight",
+        "layer.bias",
+        "hidden.weight",
+    ]
 
 
 def test_the_weights_left_begin_again_each_time(tmp_path: Path) -> None:
@@ -115,12 +142,20 @@ def test_the_weights_left_begin_again_each_time(tmp_path: Path) -> None:
         {"make_pruning_permanent": False},
         {"use_lottery_ticket_hypothesis": False},
         {"use_global_unstructured": False, "parameter_names": ["weight"]},
-        {"pruning_fn": "ln_structured", "use_global_unstructured": False, "pruning_dim": 0, "pruning_norm": 2, "parameters_to_prune": [("hidden", "weight")]},
+        {
+            "pruning_fn": "ln_structured",
+            "use_global_unstructured": False,
+            "pruning_dim": 0,
+            "pruning_norm": 2,
+            "parameters_to_prune": [("hidden", "weight")],
+        },
         {"prune_on_train_epoch_end": False, "make_pruning_permanent": False},
     ],
     ids=["lottery", "masks", "trained", "by-layer", "structured", "validation"],
-)  # fmt: skip
-def test_a_fit_that_goes_on_ends_as_one_that_never_stopped(tmp_path: Path, batches: int, arguments: dict[str, Any]) -> None:
+)
+def test_a_fit_that_goes_on_ends_as_one_that_never_stopped(
+    tmp_path: Path, batches: int, arguments: dict[str, Any]
+) -> None:
     """Also where weights begin again, from those the first fit began with."""
 
     class Saves(Callback):
@@ -134,7 +169,10 @@ def test_a_fit_that_goes_on_ends_as_one_that_never_stopped(tmp_path: Path, batch
 
     settings = {"pruning_fn": "l1_unstructured", "amount": 0.3, **arguments}
     whole = fit(tmp_path, ModelPruning(**settings), Saves())
-    assert "hidden.weight" in torch.load(tmp_path / "one.ckpt", weights_only=True)["state_dict"] or "make_pruning_permanent" in arguments
+    assert (
+        "hidden.weight" in torch.load(tmp_path / "one.ckpt", weights_only=True)["state_dict"]
+        or "make_pruning_permanent" in arguments
+    )
     again = fit(tmp_path, ModelPruning(**settings), ckpt_path=tmp_path / "one.ckpt", seed=1)
     assert tensors(again) == tensors(whole)
 
@@ -146,15 +184,27 @@ def test_a_checkpoint_with_masks_is_tested(tmp_path: Path) -> None:
 
     model = fit(tmp_path, ModelPruning("l1_unstructured", make_pruning_permanent=False), Saves())
     fresh = Model()
-    trainer = pl.Trainer(**QUIET, callbacks=[ModelPruning("l1_unstructured")], default_root_dir=tmp_path, max_epochs=1)
+    trainer = pl.Trainer(
+        **QUIET,
+        callbacks=[ModelPruning("l1_unstructured")],
+        default_root_dir=tmp_path,
+        max_epochs=1,
+    )
     trainer.test(fresh, ckpt_path=tmp_path / "one.ckpt", verbose=False)
     assert torch.equal(fresh.hidden.weight, model.hidden.weight_mask * model.hidden.weight_orig)
     assert not fresh._load_state_dict_pre_hooks
 
 
 def test_masks_of_a_users_own_are_left_alone() -> None:
-    state = {"attention_mask": torch.ones(2), "weight_mask": torch.tensor([1.0, 0.0]), "weight_orig": torch.tensor([3.0, 4.0])}
-    assert {name: value.tolist() for name, value in without_masks(state).items()} == {"attention_mask": [1, 1], "weight": [3, 0]}
+    state = {
+        "attention_mask": torch.ones(2),
+        "weight_mask": torch.tensor([1.0, 0.0]),
+        "weight_orig": torch.tensor([3.0, 4.0]),
+    }
+    assert {name: value.tolist() for name, value in without_masks(state).items()} == {
+        "attention_mask": [1, 1],
+        "weight": [3, 0],
+    }
 
 
 def test_given_parameters_are_found_again_by_name(tmp_path: Path) -> None:
@@ -169,17 +219,26 @@ def test_given_parameters_are_found_again_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verbose", [0, 1, 2])
-def test_it_says_how_much_is_pruned(tmp_path: Path, caplog: pytest.LogCaptureFixture, verbose: int) -> None:
+def test_it_says_how_much_is_pruned(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, verbose: int
+) -> None:
     log = logging.getLogger("raylit")
     log.addHandler(caplog.handler)
     try:
-        fit(tmp_path, ModelPruning("l1_unstructured", [("hidden", "weight")], amount=256, verbose=verbose), max_epochs=2)
+        fit(
+            tmp_path,
+            ModelPruning("l1_unstructured", [("hidden", "weight")], amount=256, verbose=verbose),
+            max_epochs=2,
+        )
     finally:
         log.removeHandler(caplog.handler)
     said = [record.message for record in caplog.records if "Pruned" in record.message]
     assert len(said) == 2 * verbose
     if verbose:
-        assert said[-verbose] == "Applied `L1Unstructured`. Pruned: 256/1024 (25.00%) -> 512/1024 (50.00%)"
+        assert (
+            said[-verbose]
+            == "Applied `L1Unstructured`. Pruned: 256/1024 (25.00%) -> 512/1024 (50.00%)"
+        )
     if verbose == 2:
         assert "`hidden.weight` with amount=256" in said[-1]
 

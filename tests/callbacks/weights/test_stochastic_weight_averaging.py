@@ -44,17 +44,26 @@ class Ends(Callback):
         self.begins.append(pl_module.layer.weight.detach().clone())
 
 
-def fit(folder: Path | str, *callbacks: Any, ckpt_path: Any = None, model: Any = None, **arguments: Any) -> Any:
+def fit(
+    folder: Path | str, *callbacks: Any, ckpt_path: Any = None, model: Any = None, **arguments: Any
+) -> Any:
     torch.manual_seed(0)
     model = model or Model()
-    settings = {"max_epochs": 4, "default_root_dir": folder, "enable_checkpointing": False, **arguments}
+    settings = {
+        "max_epochs": 4,
+        "default_root_dir": folder,
+        "enable_checkpointing": False,
+        **arguments,
+    }
     trainer = pl.Trainer(**QUIET, callbacks=list(callbacks), **settings)
     trainer.fit(model, ckpt_path=ckpt_path)
     return model
 
 
 def make(**arguments: Any) -> StochasticWeightAveraging:
-    return StochasticWeightAveraging(**{"swa_lrs": 0.05, "swa_epoch_start": 2, "annealing_epochs": 2, **arguments})
+    return StochasticWeightAveraging(
+        **{"swa_lrs": 0.05, "swa_epoch_start": 2, "annealing_epochs": 2, **arguments}
+    )
 
 
 def tensors(model: nn.Module) -> dict[str, Any]:
@@ -64,9 +73,14 @@ def tensors(model: nn.Module) -> dict[str, Any]:
 def test_arguments() -> None:
     ours, theirs = (
         inspect.signature(kind.__init__).parameters
-        for kind in (StochasticWeightAveraging, lightning.pytorch.callbacks.StochasticWeightAveraging)
+        for kind in (
+            StochasticWeightAveraging,
+            lightning.pytorch.callbacks.StochasticWeightAveraging,
+        )
     )
-    assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
+    assert [(p.name, p.default) for p in ours.values()] == [
+        (p.name, p.default) for p in theirs.values()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +122,9 @@ def test_the_module_has_the_mean_and_its_statistics(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batches", [1, 3, 4, 6, 8, 11, 15, 16, 17, 19])
 @pytest.mark.parametrize("strategy", ["cos", "linear"])
-def test_a_fit_that_goes_on_ends_as_one_that_never_stopped(tmp_path: Path, batches: int, strategy: str) -> None:
+def test_a_fit_that_goes_on_ends_as_one_that_never_stopped(
+    tmp_path: Path, batches: int, strategy: str
+) -> None:
     """Also one that stopped in the epoch without learning, which begins after 16 batches."""
 
     class Saves(Callback):
@@ -131,11 +147,21 @@ def test_an_exception_leaves_the_trainer_as_it_was(tmp_path: Path, hook: str) ->
                 raise ZeroDivisionError
 
     setattr(Fails, hook, Fails.fail)
-    trainer = pl.Trainer(**QUIET, callbacks=[make(), Fails()], max_epochs=4, default_root_dir=tmp_path, enable_checkpointing=False)
+    trainer = pl.Trainer(
+        **QUIET,
+        callbacks=[make(), Fails()],
+        max_epochs=4,
+        default_root_dir=tmp_path,
+        enable_checkpointing=False,
+    )
     model = Model()
     with pytest.raises(ZeroDivisionError):
         trainer.fit(model)
-    assert (trainer.max_epochs, trainer.accumulate_grad_batches, trainer.num_training_batches) == (4, 1, 4)
+    assert (trainer.max_epochs, trainer.accumulate_grad_batches, trainer.num_training_batches) == (
+        4,
+        1,
+        4,
+    )
     assert model.norm.momentum == 0.1
     assert not trainer._skip_backward
 
@@ -165,4 +191,6 @@ def test_two_ranks_end_with_the_same_weights(tmp_path: Path) -> None:
     zero, one = run_on_two_ranks(main, tmp_path)
     for name in ("layer.weight", "layer.bias", "norm.weight", "norm.bias"):
         assert torch.equal(zero[name], one[name])
-    assert zero["norm.num_batches_tracked"] == 2  # each rank goes once more through its own half of the data
+    assert (
+        zero["norm.num_batches_tracked"] == 2
+    )  # each rank goes once more through its own half of the data

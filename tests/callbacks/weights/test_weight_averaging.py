@@ -10,7 +10,12 @@ import lightning.pytorch
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn, get_swa_multi_avg_fn
+from torch.optim.swa_utils import (
+    AveragedModel,
+    get_ema_avg_fn,
+    get_ema_multi_avg_fn,
+    get_swa_multi_avg_fn,
+)
 
 import raylit as pl
 from raylit.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, WeightAveraging
@@ -35,7 +40,12 @@ class Model(TinyModel):
 def fit(folder: Path | str, *callbacks: Any, ckpt_path: Any = None, **arguments: Any) -> Model:
     torch.manual_seed(0)
     saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
-    settings = {"max_epochs": 2, "default_root_dir": folder, "enable_checkpointing": saves, **arguments}
+    settings = {
+        "max_epochs": 2,
+        "default_root_dir": folder,
+        "enable_checkpointing": saves,
+        **arguments,
+    }
     model = Model()
     pl.Trainer(**QUIET, callbacks=list(callbacks), **settings).fit(model, ckpt_path=ckpt_path)
     return model
@@ -52,13 +62,19 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("name", ["WeightAveraging", "EMAWeightAveraging"])
 def test_arguments(name: str) -> None:
     ours, theirs = (
-        inspect.signature(kind.__init__).parameters for kind in (getattr(pl.callbacks, name), getattr(lightning.pytorch.callbacks, name))
+        inspect.signature(kind.__init__).parameters
+        for kind in (getattr(pl.callbacks, name), getattr(lightning.pytorch.callbacks, name))
     )
-    assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
+    assert [(p.name, p.default) for p in ours.values()] == [
+        (p.name, p.default) for p in theirs.values()
+    ]
 
 
 def test_arguments_that_are_wrong() -> None:
-    for arguments in ({"avg_fns": 1}, {"avg_fn": get_ema_avg_fn(), "multi_avg_fn": get_ema_multi_avg_fn()}):
+    for arguments in (
+        {"avg_fns": 1},
+        {"avg_fn": get_ema_avg_fn(), "multi_avg_fn": get_ema_multi_avg_fn()},
+    ):
         with pytest.raises(ConfigError, match="AveragedModel"):
             WeightAveraging(**arguments)
     with pytest.raises(ConfigError, match="its own avg_fn"):
@@ -67,10 +83,21 @@ def test_arguments_that_are_wrong() -> None:
         EMAWeightAveraging(decay=1.5)
 
 
-@pytest.mark.parametrize("arguments", [(1, None, None), (3, None, None), (2, 3, None), (0, None, 1), (2, 4, 2)])
+@pytest.mark.parametrize(
+    "arguments", [(1, None, None), (3, None, None), (2, 3, None), (0, None, 1), (2, 4, 2)]
+)
 def test_updates_are_due_as_in_lightning(arguments: Any) -> None:
-    settings = dict(zip(("update_every_n_steps", "update_starting_at_step", "update_starting_at_epoch"), arguments, strict=True))
-    ours, theirs = EMAWeightAveraging(**settings), lightning.pytorch.callbacks.EMAWeightAveraging(**settings)
+    settings = dict(
+        zip(
+            ("update_every_n_steps", "update_starting_at_step", "update_starting_at_epoch"),
+            arguments,
+            strict=True,
+        )
+    )
+    ours, theirs = (
+        EMAWeightAveraging(**settings),
+        lightning.pytorch.callbacks.EMAWeightAveraging(**settings),
+    )
     for number in range(9):
         assert ours.should_update(step_idx=number) == theirs.should_update(step_idx=number)
         assert ours.should_update(epoch_idx=number) == theirs.should_update(epoch_idx=number)
@@ -144,12 +171,18 @@ def test_what_is_saved_in_validation_resumes_exactly(tmp_path: Path, hook: str) 
             fit(tmp_path, *callbacks, max_epochs=3)
     else:
         fit(tmp_path, *callbacks, max_epochs=3)
-    assert same(weights(fit(tmp_path, EMAWeightAveraging(decay=0.9), max_epochs=3, ckpt_path=path)), whole)
+    assert same(
+        weights(fit(tmp_path, EMAWeightAveraging(decay=0.9), max_epochs=3, ckpt_path=path)), whole
+    )
 
 
 @pytest.mark.parametrize("batches", [2, 3, 5, 8])
-@pytest.mark.parametrize("arguments", [{}, {"decay": 0.8, "update_every_n_steps": 3}, {"use_buffers": False}], ids=str)
-def test_a_fit_that_goes_on_ends_as_one_that_never_stopped(tmp_path: Path, batches: int, arguments: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [{}, {"decay": 0.8, "update_every_n_steps": 3}, {"use_buffers": False}], ids=str
+)
+def test_a_fit_that_goes_on_ends_as_one_that_never_stopped(
+    tmp_path: Path, batches: int, arguments: dict[str, Any]
+) -> None:
     path = tmp_path / "one.ckpt"
 
     class Saves(Callback):
@@ -186,7 +219,13 @@ def test_a_module_without_parts_until_configure_model(tmp_path: Path) -> None:
             self.norm = nn.BatchNorm1d(2)
 
     model = Late()
-    pl.Trainer(**QUIET, callbacks=[WeightAveraging()], max_epochs=1, default_root_dir=tmp_path, enable_checkpointing=False).fit(model)
+    pl.Trainer(
+        **QUIET,
+        callbacks=[WeightAveraging()],
+        max_epochs=1,
+        default_root_dir=tmp_path,
+        enable_checkpointing=False,
+    ).fit(model)
     assert model.calls == 1
 
 
@@ -199,7 +238,14 @@ def test_it_is_small_when_it_travels(tmp_path: Path) -> None:
 def main(folder: str) -> dict[str, Any]:
     saver = ModelCheckpoint(f"{folder}/kept", save_top_k=-1)
     whole = weights(fit(folder, EMAWeightAveraging(decay=0.7), saver, max_epochs=2))
-    again = weights(fit(folder, EMAWeightAveraging(decay=0.7), max_epochs=2, ckpt_path=f"{folder}/kept/epoch=0-step=2.ckpt"))
+    again = weights(
+        fit(
+            folder,
+            EMAWeightAveraging(decay=0.7),
+            max_epochs=2,
+            ckpt_path=f"{folder}/kept/epoch=0-step=2.ckpt",
+        )
+    )
     return {"whole": whole, "again": again}
 
 

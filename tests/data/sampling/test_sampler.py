@@ -1,4 +1,7 @@
-"""Every rank reads its share: in evaluation each sample once, in training equally many, in prediction in the order of the data."""
+"""Every rank reads its share.
+
+In evaluation each sample once, in training equally many, in prediction in the order of the data.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    WeightedRandomSampler,
+)
 from torch.utils.data.distributed import DistributedSampler
 
 from raylit.data.sampling.sampler import ShardedSampler, set_epoch, shard, without_shuffle
@@ -36,14 +46,20 @@ def shares(sampler: Any, size: int, mode: str, epoch: int = 0, seed: int = 3) ->
 @given(number=st.integers(0, 60), size=st.integers(1, 9), shuffle=st.booleans())
 def test_evaluation_reads_each_sample_once(number: int, size: int, shuffle: bool) -> None:
     data = range(number)
-    found = shares(RandomSampler(data) if shuffle and number else SequentialSampler(data), size, "evaluate")
+    found = shares(
+        RandomSampler(data) if shuffle and number else SequentialSampler(data), size, "evaluate"
+    )
     assert sorted(index for share in found for index in share) == list(data)
     assert max(map(len, found)) - min(map(len, found)) <= 1
 
 
 @given(number=st.integers(1, 60), size=st.integers(1, 9), shuffle=st.booleans())
-def test_training_gives_every_rank_equally_many_and_leaves_none_out(number: int, size: int, shuffle: bool) -> None:
-    found = shares(RandomSampler(range(number)) if shuffle else SequentialSampler(range(number)), size, "train")
+def test_training_gives_every_rank_equally_many_and_leaves_none_out(
+    number: int, size: int, shuffle: bool
+) -> None:
+    found = shares(
+        RandomSampler(range(number)) if shuffle else SequentialSampler(range(number)), size, "train"
+    )
     assert {len(share) for share in found} == {-(-number // size)}
     assert {index for share in found for index in share} == set(range(number))
 
@@ -56,12 +72,22 @@ def test_prediction_reads_consecutive_pieces(number: int, size: int) -> None:
 
 @given(number=st.integers(1, 12).map(lambda n: n * 6), shuffle=st.booleans())
 def test_batch_of_all_ranks_is_the_batch_of_one_process(number: int, shuffle: bool) -> None:
-    """For any world size, the samples come in the same order: 2 ranks with 3 each are 3 ranks with 2 each."""
+    """For any world size, the samples come in the same order.
+
+    2 ranks with 3 each are 3 ranks with 2 each.
+    """
 
     def batches(size: int) -> list[set[int]]:
-        found = shares(RandomSampler(range(number)) if shuffle else SequentialSampler(range(number)), size, "train")
+        found = shares(
+            RandomSampler(range(number)) if shuffle else SequentialSampler(range(number)),
+            size,
+            "train",
+        )
         each = 6 // size
-        return [{index for share in found for index in share[at : at + each]} for at in range(0, number // size, each)]
+        return [
+            {index for share in found for index in share[at : at + each]}
+            for at in range(0, number // size, each)
+        ]
 
     assert batches(1) == batches(2) == batches(3) == batches(6)
 
@@ -71,17 +97,29 @@ def test_order_is_that_of_seed_and_epoch() -> None:
     state = torch.get_rng_state()
     first, again = shares(sampler, 2, "train", epoch=4), shares(sampler, 2, "train", epoch=4)
     assert first == again
-    assert shares(sampler, 2, "train", epoch=5) != first != shares(sampler, 2, "train", epoch=4, seed=8)
+    assert (
+        shares(sampler, 2, "train", epoch=5)
+        != first
+        != shares(sampler, 2, "train", epoch=4, seed=8)
+    )
     weighted = WeightedRandomSampler([1.0] * 20, 20)
-    assert shares(weighted, 2, "train", epoch=1) == shares(weighted, 2, "train", epoch=1) != shares(weighted, 2, "train", epoch=2)
-    assert torch.equal(torch.get_rng_state(), state), "nothing is drawn from the user's random numbers"
+    assert (
+        shares(weighted, 2, "train", epoch=1)
+        == shares(weighted, 2, "train", epoch=1)
+        != shares(weighted, 2, "train", epoch=2)
+    )
+    assert torch.equal(torch.get_rng_state(), state), (
+        "nothing is drawn from the user's random numbers"
+    )
 
 
 class OwnLoader(DataLoader[Any]):
     """Its constructor wants other arguments than DataLoader's."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(range(10), batch_size=2, shuffle=True, collate_fn=lambda items: (what, items))  # type: ignore[arg-type]
+        super().__init__(
+            range(10), batch_size=2, shuffle=True, collate_fn=lambda items: (what, items)
+        )  # type: ignore[arg-type]
         self.what = what
 
 
@@ -102,10 +140,20 @@ def read(loader: Any, size: int = 2, mode: str = "evaluate") -> list[list[Any]]:
 def test_loaders_of_users_are_copied_and_not_made_anew() -> None:
     loader = OwnLoader("mine")
     sharded = shard(loader, rank_of(1, 2), "train")
-    assert (type(sharded), sharded.what, sharded.collate_fn) == (OwnLoader, "mine", loader.collate_fn)
+    assert (type(sharded), sharded.what, sharded.collate_fn) == (
+        OwnLoader,
+        "mine",
+        loader.collate_fn,
+    )
     assert sharded is not loader
     assert isinstance(loader.sampler, RandomSampler), "the user's own is left as it was"
-    assert sorted(item for batches in read(loader) for what, items in batches for item in items if what == "mine") == list(range(10))
+    assert sorted(
+        item
+        for batches in read(loader)
+        for what, items in batches
+        for item in items
+        if what == "mine"
+    ) == list(range(10))
 
 
 def test_batches_of_a_users_batch_sampler_are_shared_whole() -> None:
@@ -154,6 +202,8 @@ def test_set_epoch_reaches_every_sampler() -> None:
 def test_without_shuffle_reads_in_order() -> None:
     loader: Any = DataLoader(range(6), batch_size=4, shuffle=True, collate_fn=list)  # type: ignore[arg-type]
     assert list(without_shuffle(loader)) == [[0, 1, 2, 3], [4, 5]]
-    assert isinstance(loader.batch_sampler, BatchSampler) and isinstance(loader.sampler, RandomSampler)
+    assert isinstance(loader.batch_sampler, BatchSampler) and isinstance(
+        loader.sampler, RandomSampler
+    )
     ordered: Any = DataLoader(range(6))  # type: ignore[arg-type]
     assert without_shuffle(ordered) is ordered

@@ -1,4 +1,7 @@
-"""How many workers an elastic job is started with, and what becomes of its failures. Whole fits: tests/cluster/test_elastic.py."""
+"""How many workers an elastic job is started with, and what becomes of its failures.
+
+Whole fits: tests/cluster/test_elastic.py.
+"""
 
 from __future__ import annotations
 
@@ -68,10 +71,18 @@ class Decided:
 
 
 def test_as_many_as_fit(mailbox: Any) -> None:
-    def policy(least: int, most: int, resources: dict[str, float], grows: bool = True) -> AsManyAsFit:
-        scaling = ScalingConfig(num_workers=(least, most), resources_per_worker=resources, elastic_resize_monitor_interval_s=0.0)  # type: ignore[call-arg]
+    def policy(
+        least: int, most: int, resources: dict[str, float], grows: bool = True
+    ) -> AsManyAsFit:
+        scaling = ScalingConfig(
+            num_workers=(least, most),
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=0.0,
+        )  # type: ignore[call-arg]
         made = AsManyAsFit(scaling, Room(resources, groups()), mailbox, grows)
-        made._maybe_send_resource_request = lambda: None  # there is no run that Ray's coordinator would know
+        made._maybe_send_resource_request = lambda: (
+            None
+        )  # there is no run that Ray's coordinator would know
         return made
 
     decision = policy(1, 3, {"CPU": 1.0}).make_decision_for_non_running_worker_group()
@@ -81,7 +92,9 @@ def test_as_many_as_fit(mailbox: Any) -> None:
     assert policy(5, 9, {"CPU": 1.0}).make_decision_for_non_running_worker_group() == NoopDecision()
     # while they run, workers are never ended, but asked to leave if there is room for more
     for grows, most, answer in ((False, 4, ""), (True, 2, ""), (True, 4, "grows")):
-        found = policy(1, most, {"CPU": 1.0}, grows).make_decision_for_running_worker_group(Decided(), None)
+        found = policy(1, most, {"CPU": 1.0}, grows).make_decision_for_running_worker_group(
+            Decided(), None
+        )
         assert (found, ray.get(mailbox.why_end.remote())) == (NoopDecision(), answer)
     policy(1, 3, {"CPU": 1.0}).make_decision_for_non_running_worker_group()
     assert ray.get(mailbox.why_end.remote()) == ""
@@ -89,13 +102,20 @@ def test_as_many_as_fit(mailbox: Any) -> None:
 
 def test_only_failures_are_counted(mailbox: Any) -> None:
     room = Room({"CPU": 1.0}, groups())
-    policy = LostNodesAreNoFailures(FailureConfig(max_failures=1, max_preemption_failures=1), room, Restarts(mailbox, 1, 0))
+    policy = LostNodesAreNoFailures(
+        FailureConfig(max_failures=1, max_preemption_failures=1), room, Restarts(mailbox, 1, 0)
+    )
 
     def decide(failure: Exception) -> Any:
-        return policy.make_decision(WorkerGroupError("", {0: failure})), [text for _, text in ray.get(mailbox.take.remote())]
+        return policy.make_decision(WorkerGroupError("", {0: failure})), [
+            text for _, text in ray.get(mailbox.take.remote())
+        ]
 
     for _ in range(2):
-        assert decide(Left("grows")) == (FailureDecision.RETRY, ["There is room for more workers: all have saved the run and start again."])
+        assert decide(Left("grows")) == (
+            FailureDecision.RETRY,
+            ["There is room for more workers: all have saved the run and start again."],
+        )
     decision, told = decide(Left(""))
     assert decision is FailureDecision.RETRY and "to be taken away" in told[0]
     assert decide(Left(""))[0] is FailureDecision.RAISE  # the second, of which one is allowed
@@ -106,7 +126,10 @@ def test_only_failures_are_counted(mailbox: Any) -> None:
         raise ArithmeticError("bad")
     except ArithmeticError as error:
         failure = failure_of(error)
-    assert decide(failure) == (FailureDecision.RETRY, ["Restart 1 of 1, from the newest checkpoint: rank 0: ArithmeticError: bad."])
+    assert decide(failure) == (
+        FailureDecision.RETRY,
+        ["Restart 1 of 1, from the newest checkpoint: rank 0: ArithmeticError: bad."],
+    )
     assert decide(failure) == (FailureDecision.RAISE, [])
 
 

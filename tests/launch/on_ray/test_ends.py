@@ -18,7 +18,11 @@ from tests.buckets import free_port
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[3]
-RAY = str(Path(sys.executable).parent / "ray") if (Path(sys.executable).parent / "ray").exists() else "ray"
+RAY = (
+    str(Path(sys.executable).parent / "ray")
+    if (Path(sys.executable).parent / "ray").exists()
+    else "ray"
+)
 
 SCRIPT = '''
 import os, sys, threading, time
@@ -103,7 +107,9 @@ def statuses(folder: Path) -> list[str]:
         return [status for (status,) in store.execute("select status from runs")]
 
 
-def wait_for(what: Any, process: subprocess.Popen[Any] | None = None, timeout_s: float = 120) -> None:
+def wait_for(
+    what: Any, process: subprocess.Popen[Any] | None = None, timeout_s: float = 120
+) -> None:
     deadline = time.monotonic() + timeout_s
     while not what():
         assert time.monotonic() < deadline and (process is None or process.poll() is None)
@@ -115,7 +121,10 @@ def wait_for(what: Any, process: subprocess.Popen[Any] | None = None, timeout_s:
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A head node with a dashboard, as `ray start` makes it; gives the environment in which `ray job` finds it."""
+    """A head node with a dashboard, as `ray start` makes it.
+
+    Gives the environment in which `ray job` finds it.
+    """
     mode = "token" if Path("~/.ray/auth_token").expanduser().exists() else "disabled"
     port, dashboard, agent, client = (str(free_port()) for _ in range(4))
     env = environment(RAY_AUTH_MODE=mode, RAY_API_SERVER_ADDRESS=f"http://127.0.0.1:{dashboard}")
@@ -126,8 +135,19 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
         f"--ray-client-server-port={client}",
     ]
     where = f"/tmp/rl{port}"  # short: sockets lie in it
-    started = [RAY, "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={where}", "--object-store-memory=100000000", *ports]
-    process = subprocess.Popen(started, env=env, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    started = [
+        RAY,
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=2",
+        f"--temp-dir={where}",
+        "--object-store-memory=100000000",
+        *ports,
+    ]
+    process = subprocess.Popen(
+        started, env=env, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         yield env
     finally:
@@ -139,16 +159,27 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 def ray_job(env: dict[str, str], *command: str) -> str:
-    done = subprocess.run([RAY, "job", *command], env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [RAY, "job", *command], env=env, capture_output=True, text=True, timeout=120
+    )
     return done.stdout + done.stderr
 
 
 @pytest.mark.long
 @pytest.mark.timeout(280)
-def test_a_job_that_is_stopped_is_saved_and_goes_on_at_the_next_batch(head: dict[str, str], tmp_path: Path) -> None:
+def test_a_job_that_is_stopped_is_saved_and_goes_on_at_the_next_batch(
+    head: dict[str, str], tmp_path: Path
+) -> None:
     (tmp_path / "train.py").write_text(SCRIPT)
     command = ["--", sys.executable, "-W", "ignore", str(tmp_path / "train.py"), str(tmp_path)]
-    wait_for(lambda: "submitted" in ray_job(head, "submit", "--submission-id=first", "--no-wait", *command, "1000", "0", ""))
+    wait_for(
+        lambda: (
+            "submitted"
+            in ray_job(
+                head, "submit", "--submission-id=first", "--no-wait", *command, "1000", "0", ""
+            )
+        )
+    )
     wait_for(lambda: len(seen(tmp_path)) > 5)
     ray_job(head, "stop", "first")
     assert statuses(tmp_path) == ["KILLED"]
@@ -157,17 +188,25 @@ def test_a_job_that_is_stopped_is_saved_and_goes_on_at_the_next_batch(head: dict
     assert before[0] == before[1] == list(range(1, len(before[0]) + 1))
     epochs = len(before[0]) // 2 + 2  # of two batches
     log = ray_job(head, "submit", *command, str(epochs), "0", "")
-    assert f"Restoring states from the checkpoint path at {saved}" in log and "succeeded" in log, log
+    assert f"Restoring states from the checkpoint path at {saved}" in log and "succeeded" in log, (
+        log
+    )
     assert [seen(tmp_path, rank) for rank in range(2)] == [list(range(1, 2 * epochs + 1))] * 2
     assert statuses(tmp_path) == ["FINISHED"], "one run"
 
 
 @pytest.mark.long
 @pytest.mark.timeout(280)
-def test_a_sweep_that_is_stopped_leaves_no_run_running(head: dict[str, str], tmp_path: Path) -> None:
+def test_a_sweep_that_is_stopped_leaves_no_run_running(
+    head: dict[str, str], tmp_path: Path
+) -> None:
     (tmp_path / "tune.py").write_text(SWEEP)
     command = ["--", sys.executable, "-W", "ignore", str(tmp_path / "tune.py"), str(tmp_path)]
-    wait_for(lambda: "submitted" in ray_job(head, "submit", "--submission-id=sweep", "--no-wait", *command))
+    wait_for(
+        lambda: (
+            "submitted" in ray_job(head, "submit", "--submission-id=sweep", "--no-wait", *command)
+        )
+    )
     wait_for(lambda: len(seen(tmp_path)) > 10)
     ray_job(head, "stop", "sweep")
     assert statuses(tmp_path) == ["KILLED"] * 3, "the sweep and two trials"
@@ -180,10 +219,24 @@ def test_a_sweep_that_is_stopped_leaves_no_run_running(head: dict[str, str], tmp
 
 
 def fit(folder: Path, max_failures: int, kills: str) -> tuple[int, str]:
-    """Fit in a process of its own with a Ray cluster of its own; returns its exit code and what it said."""
+    """Fit in a process of its own with a Ray cluster of its own.
+
+    Returns its exit code and what it said.
+    """
     (folder / "train.py").write_text(SCRIPT)
-    command = [sys.executable, "-W", "ignore", str(folder / "train.py"), str(folder), "4", str(max_failures), kills]
-    done = subprocess.run(command, env=environment(), cwd=folder, capture_output=True, text=True, timeout=250)
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        str(folder / "train.py"),
+        str(folder),
+        "4",
+        str(max_failures),
+        kills,
+    ]
+    done = subprocess.run(
+        command, env=environment(), cwd=folder, capture_output=True, text=True, timeout=250
+    )
     return done.returncode, done.stderr
 
 
@@ -195,8 +248,12 @@ def test_a_worker_that_runs_out_of_memory(tmp_path: Path, max_failures: int) -> 
     if max_failures:
         assert code == 0, said
         (restart,) = (line for line in said.splitlines() if line.startswith("Restart"))
-        assert restart.startswith("Restart 1") and "running low on memory" in restart  # of a worker, or whatever else Ray chose to kill
-        assert [seen(tmp_path, rank) for rank in range(2)] == [[1, 2, 3, 4, 5, 5, 6, 7, 8]] * 2, "what was not saved is done again"
+        assert (
+            restart.startswith("Restart 1") and "running low on memory" in restart
+        )  # of a worker, or whatever else Ray chose to kill
+        assert [seen(tmp_path, rank) for rank in range(2)] == [[1, 2, 3, 4, 5, 5, 6, 7, 8]] * 2, (
+            "what was not saved is done again"
+        )
         assert statuses(tmp_path) == ["FINISHED"]
     else:
         assert code == 1 and "raylit.errors.LaunchError" in said, said
@@ -209,10 +266,20 @@ def test_a_worker_that_runs_out_of_memory(tmp_path: Path, max_failures: int) -> 
 def test_the_process_that_watches_the_workers_dies(tmp_path: Path, max_failures: int) -> None:
     code, said = fit(tmp_path, max_failures, "TrainController")
     if max_failures:
-        assert code == 0 and "Restart 1, from the newest checkpoint: the process that watches the workers died" in said, said
-        assert sorted(set(seen(tmp_path))) == list(range(1, 9)) and statuses(tmp_path) == ["FINISHED"]
+        assert (
+            code == 0
+            and "Restart 1, from the newest checkpoint: the process that watches the workers died"
+            in said
+        ), said
+        assert sorted(set(seen(tmp_path))) == list(range(1, 9)) and statuses(tmp_path) == [
+            "FINISHED"
+        ]
     else:
-        assert code == 1 and "The process in which Ray Train watches the workers has died" in said.splitlines()[-1], said
+        assert (
+            code == 1
+            and "The process in which Ray Train watches the workers has died"
+            in said.splitlines()[-1]
+        ), said
         assert statuses(tmp_path) == ["FAILED"]
 
 

@@ -62,37 +62,76 @@ def fit(folder: Path, faults: dict[int, str], **arguments: Any) -> dict[str, Ten
     module = Fragile(faults, folder)
     x = torch.randn(48, 3, generator=torch.Generator().manual_seed(1))
     batch_size = 4 if arguments.get("num_workers") else 8
-    off: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    off: dict[str, Any] = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     saver = pl.callbacks.RecoveryCheckpoint(every_n_steps=1)
-    trainer = pl.Trainer(max_epochs=4, accelerator="cpu", default_root_dir=folder, callbacks=[saver], **off, **arguments)
+    trainer = pl.Trainer(
+        max_epochs=4,
+        accelerator="cpu",
+        default_root_dir=folder,
+        callbacks=[saver],
+        **off,
+        **arguments,
+    )
     trainer.fit(module, DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size))
     return dict(module.state_dict())
 
 
 @pytest.mark.timeout(280)
-def test_every_failure_ends_in_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_failure_ends_in_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("RAYLIT_TIMEOUT_S", str(HANGS_S))
     whole = fit(tmp_path / "whole", {})
-    pieces = fit(tmp_path / "pieces", {5: "raise", 9: "hang", 15: "terminate", 19: "kill"}, num_workers=2, max_failures=FailureConfig(3))
-    assert {path.name for path in (tmp_path / "pieces").iterdir()} > {"raise", "hang", "terminate", "kill"}
+    pieces = fit(
+        tmp_path / "pieces",
+        {5: "raise", 9: "hang", 15: "terminate", 19: "kill"},
+        num_workers=2,
+        max_failures=FailureConfig(3),
+    )
+    assert {path.name for path in (tmp_path / "pieces").iterdir()} > {
+        "raise",
+        "hang",
+        "terminate",
+        "kill",
+    }
     for name, value in whole.items():
         torch.testing.assert_close(pieces[name], value, rtol=1e-5, atol=1e-6)
     told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("Restart")]
-    assert told[0] == "Restart 1 of 3, from the newest checkpoint: rank 1: ArithmeticError: a bad batch."
+    assert (
+        told[0]
+        == "Restart 1 of 3, from the newest checkpoint: rank 1: ArithmeticError: a bad batch."
+    )
     assert "Restart 2 of 3" in told[1] and "rank 0" in told[1] and "Timed out" in told[1]
-    assert told[2] == "Restart 1 because of a notice that a node goes away, from the newest checkpoint."
+    assert (
+        told[2]
+        == "Restart 1 because of a notice that a node goes away, from the newest checkpoint."
+    )
     assert "Restart 3 of 3" in told[3]
     assert len(told) == 4
 
 
 @pytest.mark.long
-def test_preemptions_have_a_budget_of_their_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_preemptions_have_a_budget_of_their_own(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     holder = ray.remote(num_cpus=3)(Holder).remote()
     ray.get(holder.is_there.remote())
     threading.Timer(FIRST_S + 3, ray.kill, [holder]).start()
     with pytest.raises(LaunchError, match="max_preemption_failures=0"):
-        fit(tmp_path / "run", {5: "terminate"}, num_workers=2, max_failures=FailureConfig(max_preemption_failures=0))
-    assert re.search(r"Waiting .* since \d+ s: 2 workers ask for 2 CPU; it has 4 CPU \(\d free\) on 1 node", capfd.readouterr().err)
+        fit(
+            tmp_path / "run",
+            {5: "terminate"},
+            num_workers=2,
+            max_failures=FailureConfig(max_preemption_failures=0),
+        )
+    assert re.search(
+        r"Waiting .* since \d+ s: 2 workers ask for 2 CPU; it has 4 CPU \(\d free\) on 1 node",
+        capfd.readouterr().err,
+    )
     assert set(groups().values()) <= {"REMOVED"}
 
 
@@ -110,7 +149,10 @@ def test_a_traceback_begins_with_the_lines_of_the_user() -> None:
         failure = failure_of(error)
     lines = failure.text.splitlines()
     assert "test_failures.py" in lines[1]
-    assert reasons_of({1: failure, 0: ValueError("lost")}) == ["rank 0: lost", f"rank 1: {lines[-1]}"]
+    assert reasons_of({1: failure, 0: ValueError("lost")}) == [
+        "rank 0: lost",
+        f"rank 1: {lines[-1]}",
+    ]
 
 
 class HangsOnce(Fragile):
@@ -130,10 +172,25 @@ def test_a_single_worker_that_hangs_is_started_again(
     monkeypatch.setenv("RAYLIT_TIMEOUT_S", "3")
     module, x = HangsOnce({}, tmp_path), torch.ones(24, 3)
     saver = pl.callbacks.RecoveryCheckpoint(every_n_steps=1, every_s=None)
-    off: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    trainer = pl.Trainer(max_epochs=1, num_workers=1, max_failures=1, default_root_dir=tmp_path, callbacks=[saver], **off)
+    off: dict[str, Any] = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+    }
+    trainer = pl.Trainer(
+        max_epochs=1,
+        num_workers=1,
+        max_failures=1,
+        default_root_dir=tmp_path,
+        callbacks=[saver],
+        **off,
+    )
     trainer.fit(module, DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), 4))
     said = capfd.readouterr().err
-    assert re.search(r"Rank 0 has come to no next batch for \d+ s\. It is ended\. It is here:", said) and "time.sleep(1000)" in said
+    assert (
+        re.search(r"Rank 0 has come to no next batch for \d+ s\. It is ended\. It is here:", said)
+        and "time.sleep(1000)" in said
+    )
     assert "Restart 1 of 1, from the newest checkpoint" in said
     assert trainer.global_step == 6

@@ -1,4 +1,7 @@
-"""A signal to the driver of a fit on Ray workers: the run is saved, and nothing of it stays on the cluster."""
+"""A signal to the driver of a fit on Ray workers.
+
+The run is saved, and nothing of it stays on the cluster.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,14 @@ import pytest
 
 from raylit.errors import Terminated
 from raylit.launch.on_ray.watch import groups
-from tests.callbacks.checkpoints.test_recovery_checkpoint import At, Tiny, loader, names, terminate, trainer
+from tests.callbacks.checkpoints.test_recovery_checkpoint import (
+    At,
+    Tiny,
+    loader,
+    names,
+    terminate,
+    trainer,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -37,16 +47,25 @@ pl.Trainer(num_workers=2, max_epochs=1000, default_root_dir=FOLDER, logger=False
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_run_is_saved_and_nothing_stays(number: signal.Signals, ray_cluster: str, tmp_path: Path) -> None:
+def test_the_run_is_saved_and_nothing_stays(
+    number: signal.Signals, ray_cluster: str, tmp_path: Path
+) -> None:
     from ray.util.state import list_actors
 
     before = set(groups())
     env = os.environ | {"RAY_ADDRESS": ray_cluster}
-    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", SCRIPT, str(tmp_path)], env=env, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT, str(tmp_path)],
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         deadline = time.monotonic() + 90
         while not (tmp_path / "going").exists():
-            assert process.poll() is None and time.monotonic() < deadline, process.communicate(timeout=1)[1]
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate(
+                timeout=1
+            )[1]
             time.sleep(0.1)
         process.send_signal(number)
         errors = process.communicate(timeout=60)[1]
@@ -59,8 +78,14 @@ def test_the_run_is_saved_and_nothing_stays(number: signal.Signals, ray_cluster:
     assert "Saving the run after this batch" in errors
     assert list((tmp_path / "checkpoints" / "recovery").glob("*.ckpt")), errors
     time.sleep(1)
-    alive = [actor.class_name for actor in list_actors(ray_cluster, filters=[("state", "=", "ALIVE")])]
-    assert not [name for name in alive if "RayTrainWorker" in name or "Mailbox" in name or "Controller" in name]
+    alive = [
+        actor.class_name for actor in list_actors(ray_cluster, filters=[("state", "=", "ALIVE")])
+    ]
+    assert not [
+        name
+        for name in alive
+        if "RayTrainWorker" in name or "Mailbox" in name or "Controller" in name
+    ]
     assert set(groups()) <= before
 
 

@@ -1,4 +1,7 @@
-"""Fits on real Ray workers. Each costs about ten seconds, so one fit answers as many questions as it can."""
+"""Fits on real Ray workers.
+
+Each costs about ten seconds, so one fit answers as many questions as it can.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 class Regression(pl.LightningModule):
-    """A small network whose batches may raise an exception or kill their worker: once, or always."""
+    """A small network whose batches may raise an exception or kill their worker.
+
+    Once, or always.
+    """
 
     def __init__(self, fault: str | None = None, marker: str = "") -> None:
         super().__init__()
@@ -71,7 +77,9 @@ def loaders(batch_size: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(61, 3, generator=generator)
     y = x.sum(dim=1, keepdim=True).sin()
-    return DataLoader(TensorDataset(x[:48], y[:48]), batch_size), DataLoader(TensorDataset(x[48:], y[48:]), batch_size)
+    return DataLoader(TensorDataset(x[:48], y[:48]), batch_size), DataLoader(
+        TensorDataset(x[48:], y[48:]), batch_size
+    )
 
 
 def model(fault: str | None = None, marker: str = "") -> Regression:
@@ -80,7 +88,12 @@ def model(fault: str | None = None, marker: str = "") -> Regression:
 
 
 def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
-    defaults: dict[str, Any] = {"max_epochs": 3, "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    defaults: dict[str, Any] = {
+        "max_epochs": 3,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     return pl.Trainer(default_root_dir=folder, **{**defaults, **arguments})
 
 
@@ -90,9 +103,15 @@ def fits(tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> dict[str
     fits = {}
     for name, num_workers, batch_size in (("local", 0, 8), ("ray", 2, 4)):
         folder = tmp_path_factory.mktemp(name)
-        callbacks = [ModelCheckpoint(monitor="val_loss"), EarlyStopping("val_loss", patience=5), LearningRateMonitor()]
+        callbacks = [
+            ModelCheckpoint(monitor="val_loss"),
+            EarlyStopping("val_loss", patience=5),
+            LearningRateMonitor(),
+        ]
         logger = pl.MLFlowLogger("regression", tracking_uri=f"sqlite:///{folder}/mlflow.db")
-        pl_trainer = trainer(folder, num_workers=num_workers, logger=logger, callbacks=callbacks, log_every_n_steps=2)
+        pl_trainer = trainer(
+            folder, num_workers=num_workers, logger=logger, callbacks=callbacks, log_every_n_steps=2
+        )
         module = model()
         fits[name] = (pl_trainer.fit(module, *loaders(batch_size)), pl_trainer, module, folder)
     return fits
@@ -111,7 +130,11 @@ class TestTwoWorkers:
 
     def test_driver_holds_what_the_workers_made(self, fits: dict[str, Any]) -> None:
         (_, local, _, _), (result, pl_trainer, _, folder) = fits["local"], fits["ray"]
-        assert (pl_trainer.current_epoch, pl_trainer.global_step, pl_trainer.state.status) == (3, 18, "finished")
+        assert (pl_trainer.current_epoch, pl_trainer.global_step, pl_trainer.state.status) == (
+            3,
+            18,
+            "finished",
+        )
         assert {k: v.item() for k, v in pl_trainer.callback_metrics.items()} == pytest.approx(
             {k: v.item() for k, v in local.callback_metrics.items()}, rel=1e-5
         )
@@ -120,8 +143,14 @@ class TestTwoWorkers:
         assert stopper is not None
         assert saver.best_model_path == result.best_model_path
         assert Path(saver.best_model_path).is_relative_to(folder)
-        assert all(callback._log is None for callback in pl_trainer.callbacks)  # it would bring the worker's module along
-        assert stopper.best_score == saver.best_model_score == pytest.approx(pl_trainer.callback_metrics["val_loss"].item())
+        assert all(
+            callback._log is None for callback in pl_trainer.callbacks
+        )  # it would bring the worker's module along
+        assert (
+            stopper.best_score
+            == saver.best_model_score
+            == pytest.approx(pl_trainer.callback_metrics["val_loss"].item())
+        )
 
     def test_best_checkpoint_holds_the_weights(self, fits: dict[str, Any]) -> None:
         result, _, module, _ = fits["ray"]
@@ -137,15 +166,25 @@ class TestTwoWorkers:
             experiment = client.get_experiment_by_name("regression")
             (run,) = client.search_runs([experiment.experiment_id])
             assert (run.info.run_id, run.info.status) == (result.run_id, "FINISHED")
-            history = {key: client.get_metric_history(run.info.run_id, key) for key in run.data.metrics if not key.startswith("system/")}
-            runs[name] = {key: [(point.step, pytest.approx(point.value, rel=1e-5)) for point in points] for key, points in history.items()}
+            history = {
+                key: client.get_metric_history(run.info.run_id, key)
+                for key in run.data.metrics
+                if not key.startswith("system/")
+            }
+            runs[name] = {
+                key: [(point.step, pytest.approx(point.value, rel=1e-5)) for point in points]
+                for key, points in history.items()
+            }
         assert runs["ray"] == runs["local"]
         assert [step for step, _ in runs["ray"]["val_loss"]] == [5, 11, 17]
 
     def test_no_actor_is_left(self, fits: dict[str, Any], ray_cluster: str) -> None:
         from ray.util.state import list_actors
 
-        alive = [actor.class_name for actor in list_actors(ray_cluster, filters=[("state", "=", "ALIVE")])]
+        alive = [
+            actor.class_name
+            for actor in list_actors(ray_cluster, filters=[("state", "=", "ALIVE")])
+        ]
         assert not [name for name in alive if "RayTrainWorker" in name or "Mailbox" in name]
 
 
@@ -164,12 +203,16 @@ def test_dead_worker_is_restarted_from_the_newest_checkpoint(tmp_path: Path) -> 
     assert (tmp_path / "died").exists()
     for key, value in undisturbed.state_dict().items():
         torch.testing.assert_close(disturbed.state_dict()[key], value, rtol=1e-5, atol=1e-6)
-    assert [row["train_loss"] for row in result.history] == pytest.approx([row["train_loss"] for row in expected.history], rel=1e-5)
+    assert [row["train_loss"] for row in result.history] == pytest.approx(
+        [row["train_loss"] for row in expected.history], rel=1e-5
+    )
 
 
 def test_dead_worker_without_restarts_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match=r"rank 1: .*max_failures=1"):
-        trainer(tmp_path, num_workers=2).fit(model("die", marker=str(tmp_path / "died")), loaders(4)[0])
+        trainer(tmp_path, num_workers=2).fit(
+            model("die", marker=str(tmp_path / "died")), loaders(4)[0]
+        )
 
 
 def test_predictions_are_in_the_order_of_the_data(tmp_path: Path) -> None:

@@ -62,8 +62,14 @@ class Process(pl.Callback):
         with (self.folder / f"{stage}-{trainer.global_rank}").open("a") as file:
             file.write(f"{os.getpid()}\n")
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        if (self.folder / "kill").exists() and trainer.global_rank == 1 and trainer.global_step == 3:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if (
+            (self.folder / "kill").exists()
+            and trainer.global_rank == 1
+            and trainer.global_step == 3
+        ):
             (self.folder / "kill").unlink()
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -73,8 +79,13 @@ class Process(pl.Callback):
 
 def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
     settings: dict[str, Any] = {
-        "num_workers": 2, "max_epochs": 2, "logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu",
-    }  # fmt: skip
+        "num_workers": 2,
+        "max_epochs": 2,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+    }
     return pl.Trainer(default_root_dir=folder, **{**settings, **arguments})
 
 
@@ -97,7 +108,9 @@ def test_jobs_in_one_block_share_workers_that_are_gone_after_it(tmp_path: Path) 
     before = groups()
     with pl.keep_workers():
         trainer(tmp_path, callbacks=process, max_failures=1).fit(ours, loader())
-        tested = trainer(tmp_path, callbacks=process, max_failures=1).test(ours, loader(), verbose=False)
+        tested = trainer(tmp_path, callbacks=process, max_failures=1).test(
+            ours, loader(), verbose=False
+        )
         assert process.processes("fit") == process.processes("test")
         (tmp_path / "kill").touch()
         result = trainer(tmp_path, callbacks=[process, saver], max_failures=1).fit(ours, loader())
@@ -107,7 +120,11 @@ def test_jobs_in_one_block_share_workers_that_are_gone_after_it(tmp_path: Path) 
     for ran, validated in zip(process.processes("fit"), process.processes("validate"), strict=True):
         assert [ran[0] == ran[1], ran[1] == ran[2], ran[2:] == validated] == [True, False, True]
     assert result.steps == 8
-    here, theirs, whole = trainer(tmp_path / "plain", num_workers=0), model(), DataLoader(RandomDataset(32, 16), batch_size=4)
+    here, theirs, whole = (
+        trainer(tmp_path / "plain", num_workers=0),
+        model(),
+        DataLoader(RandomDataset(32, 16), batch_size=4),
+    )
     here.fit(theirs, whole)
     tested_here = here.test(theirs, loader(), verbose=False)
     trainer(tmp_path / "plain", num_workers=0).fit(theirs, whole)
@@ -128,13 +145,17 @@ def test_other_jobs_end_the_workers_and_start_their_own(tmp_path: Path) -> None:
         trainer(tmp_path, callbacks=process).test(ours, loader(), verbose=False)
         trainer(tmp_path, num_workers=1).test(ours, loader(), verbose=False)
         trainer(tmp_path, num_workers=0).validate(ours, loader(), verbose=False)
-        trainer(tmp_path, num_workers=(1, 4)).validate(ours, loader(), verbose=False)  # as many as there may be
+        trainer(tmp_path, num_workers=(1, 4)).validate(
+            ours, loader(), verbose=False
+        )  # as many as there may be
         trainer(tmp_path, num_workers=2).fit(ours, loader())
     assert groups() == before
     assert not {*process.processes("fit")[0]} & {*process.processes("test")[0]}
     for _ in range(2):
         trainer(tmp_path / "plain").fit(theirs, loader())
-    assert all(torch.equal(ours.state_dict()[name], value) for name, value in theirs.state_dict().items())
+    assert all(
+        torch.equal(ours.state_dict()[name], value) for name, value in theirs.state_dict().items()
+    )
 
 
 SCRIPT = """
@@ -160,8 +181,12 @@ with pl.keep_workers():
 
 @pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
-def test_a_signal_saves_the_job_that_runs_and_ends_the_workers(tmp_path: Path, number: int, code: int) -> None:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"PYTHONPATH": str(ROOT)}
+def test_a_signal_saves_the_job_that_runs_and_ends_the_workers(
+    tmp_path: Path, number: int, code: int
+) -> None:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
+        "PYTHONPATH": str(ROOT)
+    }
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(tmp_path)]
     process = subprocess.Popen(command, env=env, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "trains").exists():

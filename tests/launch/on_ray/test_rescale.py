@@ -18,7 +18,12 @@ from raylit.engine.worker import run_job
 from raylit.launch.on_ray.rescale import Resized
 from tests.ranks import run_on_two_ranks
 
-QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "logger": False}
+QUIET: dict[str, Any] = {
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+    "logger": False,
+}
 SAMPLES, BATCH_SIZE = 48, 3
 STEPS = 6  # of an epoch: that of two workers is limited to 6 of 8 batches
 
@@ -50,7 +55,10 @@ class Net(pl.LightningModule):
         self.expected_steps = self.trainer.estimated_stepping_batches
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
         scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "frequency": 2}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "frequency": 2},
+        }
 
 
 class Saves(Callback):
@@ -65,7 +73,9 @@ class Saves(Callback):
         self.lengths.append(trainer.num_training_batches)
 
 
-def fit(folder: Path, size: int, ckpt_path: Path | None = None, strategy: str = "auto") -> dict[str, Any]:
+def fit(
+    folder: Path, size: int, ckpt_path: Path | None = None, strategy: str = "auto"
+) -> dict[str, Any]:
     """Fit as a worker of an elastic job that has `size` of up to two workers."""
     warnings.simplefilter("ignore")
     pl.seed_everything(3, verbose=False)
@@ -74,19 +84,35 @@ def fit(folder: Path, size: int, ckpt_path: Path | None = None, strategy: str = 
     folder.mkdir(exist_ok=True)
     net, saves = Net(), Saves(folder)
     trainer = pl.Trainer(
-        num_workers=(1, 2), max_epochs=2, limit_train_batches=STEPS, val_check_interval=2, accelerator="cpu", callbacks=[saves],
-        default_root_dir=folder, num_sanity_val_steps=0, strategy=strategy, **QUIET,
-    )  # fmt: skip
-    loaders = {"train": DataLoader(data, BATCH_SIZE, shuffle=True), "val": DataLoader(data, BATCH_SIZE)}
+        num_workers=(1, 2),
+        max_epochs=2,
+        limit_train_batches=STEPS,
+        val_check_interval=2,
+        accelerator="cpu",
+        callbacks=[saves],
+        default_root_dir=folder,
+        num_sanity_val_steps=0,
+        strategy=strategy,
+        **QUIET,
+    )
+    loaders = {
+        "train": DataLoader(data, BATCH_SIZE, shuffle=True),
+        "val": DataLoader(data, BATCH_SIZE),
+    }
     job = trainer._job("fit", net, loaders, None, ckpt_path, None)
     job.resized = Resized(size, trainer.num_workers)
     job.resized.adapt(trainer, net, "fit")
     run_job(job)
     return {
         "weights": {name: value.clone() for name, value in net.state_dict().items()},
-        "seen": net.seen, "rates": net.rates, "validations": net.validations, "expected_steps": net.expected_steps,
-        "steps": trainer.global_step, "loss": float(trainer.callback_metrics["loss"]), "batches": saves.lengths,
-    }  # fmt: skip
+        "seen": net.seen,
+        "rates": net.rates,
+        "validations": net.validations,
+        "expected_steps": net.expected_steps,
+        "steps": trainer.global_step,
+        "loss": float(trainer.callback_metrics["loss"]),
+        "batches": saves.lengths,
+    }
 
 
 def two_throughout(folder: str) -> Any:
@@ -94,7 +120,10 @@ def two_throughout(folder: str) -> Any:
 
 
 def two_after_one(folder: str) -> Any:
-    return {batch: fit(Path(folder) / f"after {batch}", 2, Path(folder) / "one" / f"{batch}.ckpt") for batch in (6, 7, 12)}
+    return {
+        batch: fit(Path(folder) / f"after {batch}", 2, Path(folder) / "one" / f"{batch}.ckpt")
+        for batch in (6, 7, 12)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +134,29 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
 
 
 def check(found: list[dict[str, Any]], expected: list[dict[str, Any]], since: int) -> None:
-    """The steps since one are those of the expected fit; a validation that is due at the saved one is made up for."""
+    """The steps since one are those of the expected fit.
+
+    A validation that is due at the saved one is made up for.
+    """
     ours, theirs = found[0], expected[0]
     for name in ("rates", "validations"):
         values = theirs[name]
-        wanted = {step: rate for step, rate in values.items() if step >= since} if name == "rates" else [v for v in values if v >= since]
+        wanted = (
+            {step: rate for step, rate in values.items() if step >= since}
+            if name == "rates"
+            else [v for v in values if v >= since]
+        )
         assert ours[name] == pytest.approx(wanted)
-    assert (ours["steps"], ours["expected_steps"]) == (theirs["steps"], theirs["expected_steps"]) == (2 * STEPS, 2 * STEPS)
+    assert (
+        (ours["steps"], ours["expected_steps"])
+        == (theirs["steps"], theirs["expected_steps"])
+        == (2 * STEPS, 2 * STEPS)
+    )
     for step in range(since, 2 * STEPS):
-        samples = [sorted(number for one in fits for at, number in one["seen"] if at == step) for fits in (found, expected)]
+        samples = [
+            sorted(number for one in fits for at, number in one["seen"] if at == step)
+            for fits in (found, expected)
+        ]
         assert samples[0] == samples[1]
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
     for name, value in theirs["weights"].items():
@@ -140,7 +183,11 @@ def test_one_then_two(tmp_path: Path, two: tuple[Path, list[Any]]) -> None:
     check([zero[12], other[12]], two[1], STEPS)
     assert zero[6]["batches"] == [STEPS, STEPS]
     # within a step, whose first batch is in no step then
-    seen = [sorted(number for one in (zero[7], other[7]) for at, number in one["seen"] if 3 <= at < STEPS)]
+    seen = [
+        sorted(
+            number for one in (zero[7], other[7]) for at, number in one["seen"] if 3 <= at < STEPS
+        )
+    ]
     assert len(seen[0]) == 2 * BATCH_SIZE * 3 and zero[7]["steps"] == 2 * STEPS
 
 
@@ -169,31 +216,62 @@ def adapted(size: int, most: int, net: Any = None, **arguments: Any) -> tuple[pl
 
 
 def test_what_becomes_of_the_batch() -> None:
-    assert adapted(4, 4)[1].policy == "global batch kept: accumulate_grad_batches=1; learning rate unchanged"
+    assert (
+        adapted(4, 4)[1].policy
+        == "global batch kept: accumulate_grad_batches=1; learning rate unchanged"
+    )
     trainer, resized = adapted(2, 3, accumulate_grad_batches=2)
     assert (trainer.accumulate_grad_batches, resized.keeps_step) == (3, True)
     trainer, resized = adapted(3, 4)
     assert (trainer.accumulate_grad_batches, resized.keeps_step) == (1, False)
-    assert resized.policy == (
-        "batch of each worker kept, so that a step takes 3/4 of the data, since 4 batches cannot be dealt out evenly to 3 workers;"
-        " learning rate unchanged"
+    assert (
+        resized.policy
+        == "batch of each worker kept, so that a step takes 3/4 of the data, since 4 batches cannot"
+        " be dealt out evenly to 3 workers; learning rate unchanged"
     )
     trainer, resized = adapted(1, 2, callbacks=[GradientAccumulationScheduler({2: 4})])
-    assert trainer.accumulate_grad_batches == 1 and "since GradientAccumulationScheduler says" in resized.policy
+    assert (
+        trainer.accumulate_grad_batches == 1
+        and "since GradientAccumulationScheduler says" in resized.policy
+    )
     manual = Net()
     manual.automatic_optimization = False
     trainer, resized = adapted(1, 2, manual)
-    assert trainer.accumulate_grad_batches == 1 and "since training_step itself steps the optimizer" in resized.policy
-    assert adapted(2, 2, manual)[1].policy == "global batch as it was asked for; learning rate unchanged"
+    assert (
+        trainer.accumulate_grad_batches == 1
+        and "since training_step itself steps the optimizer" in resized.policy
+    )
+    assert (
+        adapted(2, 2, manual)[1].policy
+        == "global batch as it was asked for; learning rate unchanged"
+    )
 
 
 def test_numbers_of_batches_mean_the_same_data() -> None:
-    trainer, resized = adapted(2, 3, limit_train_batches=7, limit_val_batches=0.5, limit_test_batches=0, val_check_interval=3)
-    limits = (trainer.limit_train_batches, trainer.limit_val_batches, trainer.limit_test_batches, trainer.val_check_interval)
+    trainer, resized = adapted(
+        2,
+        3,
+        limit_train_batches=7,
+        limit_val_batches=0.5,
+        limit_test_batches=0,
+        val_check_interval=3,
+    )
+    limits = (
+        trainer.limit_train_batches,
+        trainer.limit_val_batches,
+        trainer.limit_test_batches,
+        trainer.val_check_interval,
+    )
     assert limits == (11, 0.5, 0, 5)
-    schedulers = [SimpleNamespace(interval="step", frequency=4), SimpleNamespace(interval="epoch", frequency=4)]
+    schedulers = [
+        SimpleNamespace(interval="step", frequency=4),
+        SimpleNamespace(interval="epoch", frequency=4),
+    ]
     resized.adapt_schedulers(schedulers)
-    assert [one.frequency for one in schedulers] == [4, 4]  # steps are smaller, and counted as they are
+    assert [one.frequency for one in schedulers] == [
+        4,
+        4,
+    ]  # steps are smaller, and counted as they are
     adapted(1, 3)[1].adapt_schedulers(schedulers)
     assert [one.frequency for one in schedulers] == [12, 4]
     trainer, _ = adapted(1, 2, fast_dev_run=3)

@@ -29,10 +29,18 @@ class Slow(TinyModel):
         return super().training_step(batch, batch_idx)
 
 
-def test_without_a_time_given_it_is_only_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_time_given_it_is_only_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(watchdog.VARIABLE, raising=False)
     monkeypatch.setattr(watchdog, "DEFAULT_S", 0.5)
-    trainer = pl.Trainer(max_epochs=1, default_root_dir=tmp_path, logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = pl.Trainer(
+        max_epochs=1,
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     model, lines = Slow(), Lines()
     with watchdog.Patience(Job("fit", trainer, model), lines, 3):  # type: ignore[arg-type]
         time.sleep(1.2)  # nothing has begun: nothing is odd
@@ -40,7 +48,8 @@ def test_without_a_time_given_it_is_only_said(tmp_path: Path, monkeypatch: pytes
         trainer.fit(model)
     (line,) = lines
     assert line.startswith(
-        "Rank 3 has come to no next batch for 1 s. To have it ended, and started again (max_failures), set RAYLIT_TIMEOUT_S"
+        "Rank 3 has come to no next batch for 1 s. To have it ended, and started again"
+        " (max_failures), set RAYLIT_TIMEOUT_S"
     )
     assert "this line is to be named" in line
     assert trainer.global_step == 4

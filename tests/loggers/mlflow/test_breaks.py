@@ -18,16 +18,30 @@ from raylit.loggers import MLFlowLogger
 from raylit.loggers.mlflow.queue import BackgroundWriter, Rejected
 from raylit.loggers.mlflow.spool import Spool, replay
 from raylit.loggers.mlflow.store import Entry
-from tests.loggers.mlflow_store import Callback, artifacts, free_port, history, opened, run_of, start_server, wait_for_server
+from tests.loggers.mlflow_store import (
+    Callback,
+    artifacts,
+    free_port,
+    history,
+    opened,
+    run_of,
+    start_server,
+    wait_for_server,
+)
 
 
 def test_a_server_that_is_not_there_is_an_error_at_once(tmp_path: Path) -> None:
     start = time.monotonic()
-    with pytest.raises(ConfigError, match=r"cannot reach its store http://.*\n.*mlflow server") as raised:
+    with pytest.raises(
+        ConfigError, match=r"cannot reach its store http://.*\n.*mlflow server"
+    ) as raised:
         opened(MLFlowLogger(tracking_uri=f"http://me:secret@127.0.0.1:{free_port()}"), tmp_path)
     assert "secret" not in str(raised.value)
     with pytest.raises(ConfigError, match="cannot reach its store postgresql://me:"):
-        opened(MLFlowLogger(tracking_uri=f"postgresql://me:secret@127.0.0.1:{free_port()}/db"), tmp_path)
+        opened(
+            MLFlowLogger(tracking_uri=f"postgresql://me:secret@127.0.0.1:{free_port()}/db"),
+            tmp_path,
+        )
     assert time.monotonic() - start < 15
 
 
@@ -36,7 +50,9 @@ def test_a_folder_that_cannot_be_made_is_an_error_at_once() -> None:
         opened(MLFlowLogger(), Path("/proc/nowhere"))
 
 
-def test_a_database_that_goes_away_and_comes_back(empty_database: Path, tmp_path: Path, said: list[str]) -> None:
+def test_a_database_that_goes_away_and_comes_back(
+    empty_database: Path, tmp_path: Path, said: list[str]
+) -> None:
     path = Path(shutil.copy(empty_database, tmp_path / "mlflow.db"))
     driver = opened(MLFlowLogger(tracking_uri=f"sqlite:///{path}"), tmp_path)
     worker: MLFlowLogger = pickle.loads(pickle.dumps(driver))
@@ -59,7 +75,9 @@ def test_a_database_that_goes_away_and_comes_back(empty_database: Path, tmp_path
     assert run_of(driver).info.status == "FINISHED"
 
 
-def test_a_server_that_goes_away_for_good(uri: str, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_goes_away_for_good(
+    uri: str, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(BackgroundWriter.close, "__defaults__", (1.0, None))  # instead of 30 s
     logger = opened(MLFlowLogger(tracking_uri=uri), tmp_path)
     logger._tracking_uri = f"http://127.0.0.1:{free_port()}"
@@ -75,13 +93,20 @@ def test_a_server_that_goes_away_for_good(uri: str, tmp_path: Path, said: list[s
 
 
 @pytest.mark.slow
-def test_a_server_that_is_restarted_loses_nothing(empty_database: Path, tmp_path: Path, said: list[str]) -> None:
+def test_a_server_that_is_restarted_loses_nothing(
+    empty_database: Path, tmp_path: Path, said: list[str]
+) -> None:
     database, port = Path(shutil.copy(empty_database, tmp_path / "mlflow.db")), free_port()
     server = start_server(database, port)
     try:
         wait_for_server(port)
-        logger = opened(MLFlowLogger(tracking_uri=f"http://127.0.0.1:{port}", log_model=True), tmp_path)
-        assert logger.where() == f"http://127.0.0.1:{port}/#/experiments/{logger.name}/runs/{logger.version}"
+        logger = opened(
+            MLFlowLogger(tracking_uri=f"http://127.0.0.1:{port}", log_model=True), tmp_path
+        )
+        assert (
+            logger.where()
+            == f"http://127.0.0.1:{port}/#/experiments/{logger.name}/runs/{logger.version}"
+        )
         slowest_s = 0.0
         for step in range(60):
             if step == 20:
@@ -148,31 +173,38 @@ def test_what_a_dead_server_did_not_take_is_sent_by_the_next_run(
     second.close("success")
 
 
-def test_a_process_that_is_killed_while_the_store_is_away_leaves_what_waited(empty_database: Path, tmp_path: Path) -> None:
+def test_a_process_that_is_killed_while_the_store_is_away_leaves_what_waited(
+    empty_database: Path, tmp_path: Path
+) -> None:
     path = Path(shutil.copy(empty_database, tmp_path / "mlflow.db"))
     uri = f"sqlite:///{path}"
     driver = opened(MLFlowLogger(tracking_uri=uri, save_dir=tmp_path / "files"), tmp_path)
     path.rename(tmp_path / "away.db")
     script = (
-        "import os, pickle, signal, sys, time\n"
-        "logger = pickle.load(sys.stdin.buffer)\n"
-        "for step in range(20): logger.log_metrics({'loss': float(step)}, step)\n"
-        "folder = os.path.join(logger.save_dir, 'unsent')\n"
-        "while not (os.path.isdir(folder) and any(name.endswith('.jsonl') for name in os.listdir(folder))): time.sleep(0.05)\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, pickle, signal, sys, time\nlogger = pickle.load(sys.stdin.buffer)\nfor step in"
+        " range(20): logger.log_metrics({'loss': float(step)}, step)\nfolder ="
+        " os.path.join(logger.save_dir, 'unsent')\nwhile not (os.path.isdir(folder) and"
+        " any(name.endswith('.jsonl') for name in os.listdir(folder))):"
+        " time.sleep(0.05)\nos.kill(os.getpid(), signal.SIGKILL)\n"
     )
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", script], input=pickle.dumps(driver), env=env, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=pickle.dumps(driver), env=env, timeout=60, check=False
+    )
     assert done.returncode == -signal.SIGKILL
     (tmp_path / "away.db").rename(path)
-    again = opened(MLFlowLogger(tracking_uri=uri, save_dir=tmp_path / "files", run_id=driver.run_id), tmp_path)
+    again = opened(
+        MLFlowLogger(tracking_uri=uri, save_dir=tmp_path / "files", run_id=driver.run_id), tmp_path
+    )
     assert len(history(again, "loss")) >= 1
     again.close("success")
 
 
 def test_the_file_goes_when_the_store_is_back(empty_database: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(empty_database, tmp_path / "mlflow.db"))
-    logger = opened(MLFlowLogger(tracking_uri=f"sqlite:///{path}", save_dir=tmp_path / "files"), tmp_path)
+    logger = opened(
+        MLFlowLogger(tracking_uri=f"sqlite:///{path}", save_dir=tmp_path / "files"), tmp_path
+    )
     path.rename(tmp_path / "away.db")
     logger.log_metrics({"loss": 0.5}, 0)
     deadline = time.monotonic() + 10
@@ -191,7 +223,10 @@ def test_what_another_store_did_not_take_stays(tmp_path: Path, said: list[str]) 
     assert spool.hold([Entry("metric", "loss", 0.5, 1, 2), Entry("metric", "nan", math.nan, 1, 2)])
     assert "secret" not in spool.path.read_text()
     written: list[Entry] = []
-    assert replay(str(tmp_path), "http://here:5000", lambda run_id, entries: written.extend(entries)) == 0
+    assert (
+        replay(str(tmp_path), "http://here:5000", lambda run_id, entries: written.extend(entries))
+        == 0
+    )
     assert spool.path.exists()
 
     def refuse_nan(run_id: str, entries: list[Entry]) -> None:

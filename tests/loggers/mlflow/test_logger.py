@@ -28,7 +28,9 @@ class TestConformance(LoggerConformance):
 
     def history(self, logger: Logger) -> list[tuple[str, int, float]]:
         assert isinstance(logger, MLFlowLogger)
-        return [(key, *point) for key in run_of(logger).data.metrics for point in history(logger, key)]
+        return [
+            (key, *point) for key in run_of(logger).data.metrics for point in history(logger, key)
+        ]
 
     def hyperparams(self, logger: Logger) -> Mapping[str, Any] | None:
         assert isinstance(logger, MLFlowLogger)
@@ -40,11 +42,19 @@ class TestConformance(LoggerConformance):
 
 
 def test_a_run_knows_who_where_and_what(uri: str, tmp_path: Path) -> None:
-    logger = opened(MLFlowLogger(run_name="first", tracking_uri=uri, tags={"team": "blue", "n": 3}), tmp_path, **{"raylit.version": "0.1"})
+    logger = opened(
+        MLFlowLogger(run_name="first", tracking_uri=uri, tags={"team": "blue", "n": 3}),
+        tmp_path,
+        **{"raylit.version": "0.1"},
+    )
     run = run_of(logger)
     assert run.info.run_name == "first"
     assert run.info.status == "RUNNING"
-    assert (run.info.experiment_id, run.info.run_id) == (logger.name, logger.version) == (logger.experiment_id, logger.run_id)
+    assert (
+        (run.info.experiment_id, run.info.run_id)
+        == (logger.name, logger.version)
+        == (logger.experiment_id, logger.run_id)
+    )
     assert run.data.tags.items() >= {"team": "blue", "n": "3", "raylit.version": "0.1"}.items()
     assert run.data.tags.keys() >= {"mlflow.user", "mlflow.source.name"}
     logger.close("killed")
@@ -94,7 +104,10 @@ def test_nan_and_infinity(uri: str, tmp_path: Path) -> None:
 
 def test_names_are_made_fit(uri: str, tmp_path: Path) -> None:
     logger = opened(MLFlowLogger(tracking_uri=uri), tmp_path)
-    logger.log_metrics({"/a//b/../c/": 1.0, "": 2.0, "x" * 300 + "1": 3.0, "x" * 300 + "2": 4.0, "val:acc é": 5.0}, 0)
+    logger.log_metrics(
+        {"/a//b/../c/": 1.0, "": 2.0, "x" * 300 + "1": 3.0, "x" * 300 + "2": 4.0, "val:acc é": 5.0},
+        0,
+    )
     logger.log_hyperparams({"a=b?": 1, "../up": 2})
     logger.finalize("success")
     metrics = run_of(logger).data.metrics
@@ -106,7 +119,9 @@ def test_names_are_made_fit(uri: str, tmp_path: Path) -> None:
 
 def test_many_and_long_hyperparameters(uri: str, tmp_path: Path) -> None:
     logger = opened(MLFlowLogger(tracking_uri=uri), tmp_path)
-    logger.log_hyperparams({"group": {f"p{number}": number for number in range(250)}, "long": "x" * 7000})
+    logger.log_hyperparams(
+        {"group": {f"p{number}": number for number in range(250)}, "long": "x" * 7000}
+    )
     logger.finalize("success")
     params = run_of(logger).data.params
     assert len(params) == 251
@@ -124,14 +139,18 @@ def test_a_changed_hyperparameter_becomes_a_tag(uri: str, tmp_path: Path) -> Non
     logger.finalize("success")
     run = run_of(logger)
     assert run.data.params == {"lr": "0.1", "width": "32", "depth": "2", "new": "1"}
-    assert {key: value for key, value in run.data.tags.items() if key.startswith("raylit.resume")} == {
+    assert {
+        key: value for key, value in run.data.tags.items() if key.startswith("raylit.resume")
+    } == {
         "raylit.resume.lr": "0.2",
         "raylit.resume.depth": "3",
     }
     logger.close("success")
 
 
-def test_the_status_is_set_by_close_alone_once_there_was_a_trainer(uri: str, tmp_path: Path) -> None:
+def test_the_status_is_set_by_close_alone_once_there_was_a_trainer(
+    uri: str, tmp_path: Path
+) -> None:
     logger = opened(MLFlowLogger(tracking_uri=uri), tmp_path)
     logger.finalize("failed")
     assert run_of(logger).info.status == "RUNNING"  # workers may be started again
@@ -147,7 +166,9 @@ def test_a_given_run_is_continued(uri: str, tmp_path: Path) -> None:
     first.close("success")
     again = opened(MLFlowLogger(tracking_uri=uri, run_id=first.run_id), tmp_path, attempt="2")
     assert run_of(again).info.status == "RUNNING"
-    log_in_another_process(again, [({"loss": 2.0}, 0)])  # a new training in an old run: nothing of it is taken for a replay
+    log_in_another_process(
+        again, [({"loss": 2.0}, 0)]
+    )  # a new training in an old run: nothing of it is taken for a replay
     again.close("failed")
     assert [value for _, value in sorted(history(again, "loss"))] == [1.0, 2.0]
     assert run_of(first).info.status == "FAILED"
@@ -165,7 +186,9 @@ def test_a_run_is_resumed_from_a_checkpoint_with_each_step_once(uri: str, tmp_pa
     opened(again, tmp_path)
     assert again.run_id == first.run_id
     for step in range(4, 9):  # from the checkpoint of step 4
-        again.log_metrics({"loss": float(step), "epoch": 0.0} | ({"val": 1.0} if step == 5 else {}), step)
+        again.log_metrics(
+            {"loss": float(step), "epoch": 0.0} | ({"val": 1.0} if step == 5 else {}), step
+        )
     again.finalize("success")
     again.close("success")
     assert sorted(history(again, "loss")) == [(step, float(step)) for step in range(9)]
@@ -175,9 +198,12 @@ def test_a_run_is_resumed_from_a_checkpoint_with_each_step_once(uri: str, tmp_pa
 def test_a_fit_from_a_checkpoint_goes_on_with_its_run(uri: str, tmp_path: Path) -> None:
     def fit(max_epochs: int, ckpt_path: str | None = None) -> pl.Result:
         trainer = pl.Trainer(
-            max_epochs=max_epochs, logger=MLFlowLogger("resumed", tracking_uri=uri), default_root_dir=tmp_path,
-            enable_progress_bar=False, enable_model_summary=False,
-        )  # fmt: skip
+            max_epochs=max_epochs,
+            logger=MLFlowLogger("resumed", tracking_uri=uri),
+            default_root_dir=tmp_path,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
         return trainer.fit(TinyModel(), ckpt_path=ckpt_path)
 
     first = fit(1)
@@ -196,13 +222,17 @@ def test_resuming_a_run_that_is_not_there_creates_one(uri: str, tmp_path: Path) 
     logger.close("success")
 
 
-def test_the_active_run_of_the_user_is_used_and_not_ended(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_active_run_of_the_user_is_used_and_not_ended(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mlflow.set_tracking_uri(uri)
     experiment_id = MlflowClient(uri).create_experiment("of the user")
     with mlflow.start_run(experiment_id=experiment_id) as active:
         logger = opened(MLFlowLogger(), tmp_path, **{"raylit.version": "0.1"})
         assert (logger.run_id, logger.experiment_id) == (active.info.run_id, experiment_id)
-        child = opened(logger.child("nested", {}), tmp_path)  # a run of its own, although one is active
+        child = opened(
+            logger.child("nested", {}), tmp_path
+        )  # a run of its own, although one is active
         assert child.run_id != active.info.run_id
         child.close("success")
         logger.log_metrics({"loss": 1.0}, 0)
@@ -225,7 +255,9 @@ def test_the_active_run_of_the_user_is_used_and_not_ended(uri: str, tmp_path: Pa
 
 def test_children_are_nested_and_opened_elsewhere(uri: str, tmp_path: Path) -> None:
     parent = opened(MLFlowLogger("sweep", run_name="parent", tracking_uri=uri), tmp_path)
-    child: MLFlowLogger = pickle.loads(pickle.dumps(parent.child("trial-007", {"raylit.trial_id": "007"})))
+    child: MLFlowLogger = pickle.loads(
+        pickle.dumps(parent.child("trial-007", {"raylit.trial_id": "007"}))
+    )
     opened(child, tmp_path / "trial", **{"raylit.version": "0.1"})
     log_in_another_process(child, [({"loss": 0.5}, 0)], params={"lr": 0.1})
     child.close("killed")
@@ -248,7 +280,15 @@ def test_a_deleted_experiment(uri: str, tmp_path: Path) -> None:
 
 def test_a_sibling_is_a_run_of_its_own_in_the_same_place(uri: str, tmp_path: Path) -> None:
     first = opened(
-        MLFlowLogger("siblings", run_name="one", tracking_uri=uri, tags={"team": "vision"}, prefix="p", log_model=True), tmp_path
+        MLFlowLogger(
+            "siblings",
+            run_name="one",
+            tracking_uri=uri,
+            tags={"team": "vision"},
+            prefix="p",
+            log_model=True,
+        ),
+        tmp_path,
     )
     second = first.sibling("two")
     assert second._run_id is None
@@ -269,7 +309,9 @@ def test_a_sibling_is_a_run_of_its_own_in_the_same_place(uri: str, tmp_path: Pat
 
 def test_a_sibling_does_not_log_into_the_run_of_the_user(uri: str, tmp_path: Path) -> None:
     mlflow.set_tracking_uri(uri)
-    with mlflow.start_run(experiment_id=MlflowClient(uri).create_experiment("of the user, too")) as active:
+    with mlflow.start_run(
+        experiment_id=MlflowClient(uri).create_experiment("of the user, too")
+    ) as active:
         sibling = opened(MLFlowLogger("siblings of none").sibling("sweep"), tmp_path)
         assert sibling.run_id != active.info.run_id
         assert run_of(sibling).data.tags["mlflow.parentRunId"] == active.info.run_id
@@ -298,7 +340,10 @@ def test_texts_become_artifacts(uri: str, tmp_path: Path) -> None:
     logger.finalize("success")
     logger.close("success")
     assert artifacts(logger) == ["config/config.yaml", "note.txt", "other/note.txt"]
-    read = [Path(logger.experiment.download_artifacts(str(logger.run_id), path)).read_text("utf-8") for path in artifacts(logger)]
+    read = [
+        Path(logger.experiment.download_artifacts(str(logger.run_id), path)).read_text("utf-8")
+        for path in artifacts(logger)
+    ]
     assert read == ["lr: 0.1\n", "ü", "not out of the folder"]
     assert history(logger, "loss") == [(0, 0.5)]
 
@@ -307,8 +352,15 @@ def test_a_sweep_as_the_tuner_does_it(uri: str, tmp_path: Path) -> None:
     """A parent made from the Trainer's logger, a child for each trial, each fitted by a Trainer, one killed in the middle."""
     parent = opened(MLFlowLogger("fits", tracking_uri=uri).sibling("sweep-1"), tmp_path)
     for number in range(2):
-        child = pickle.loads(pickle.dumps(parent)).child(f"trial-{number}", {"raylit.trial": str(number)})
-        settings: Any = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1}
+        child = pickle.loads(pickle.dumps(parent)).child(
+            f"trial-{number}", {"raylit.trial": str(number)}
+        )
+        settings: Any = {
+            "accelerator": "cpu",
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "log_every_n_steps": 1,
+        }
         trainer = pl.Trainer(max_epochs=1, logger=child, default_root_dir=tmp_path, **settings)
         result = trainer.fit(TinyModel())
         run = run_of(child)
@@ -318,10 +370,14 @@ def test_a_sweep_as_the_tuner_does_it(uri: str, tmp_path: Path) -> None:
         assert [step for step, _ in history(child, "train_loss")] == [0, 1, 2, 3]
         assert [step for step, _ in history(child, "val_loss")] == [3]
         assert run.data.params == {"batch_size": "4"}
-        assert os.path.dirname(str(result.best_model_path)) == os.path.join(str(child.log_dir), "checkpoints")
+        assert os.path.dirname(str(result.best_model_path)) == os.path.join(
+            str(child.log_dir), "checkpoints"
+        )
     opened(parent.child("trial-2", {}), tmp_path)
     parent.close_children("killed")
     parent.close("success")
     query = f"tags.`mlflow.parentRunId` = '{parent.run_id}'"
-    statuses = [run.info.status for run in parent.experiment.search_runs([str(parent.experiment_id)], query)]
+    statuses = [
+        run.info.status for run in parent.experiment.search_runs([str(parent.experiment_id)], query)
+    ]
     assert sorted(statuses) == ["FINISHED", "FINISHED", "KILLED"]

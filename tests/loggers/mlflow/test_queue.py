@@ -36,7 +36,9 @@ def test_order_and_batches() -> None:
 
 def test_writes_are_spaced_unless_flushed() -> None:
     times: list[float] = []
-    writer: BackgroundWriter[int] = BackgroundWriter(lambda batch: times.append(time.monotonic()), "numbers", interval_s=0.3)
+    writer: BackgroundWriter[int] = BackgroundWriter(
+        lambda batch: times.append(time.monotonic()), "numbers", interval_s=0.3
+    )
     for _ in range(2):
         writer.put([1])
         time.sleep(0.05)
@@ -186,5 +188,12 @@ def test_a_script_that_does_not_close_loses_nothing() -> None:
         "writer.put([1])\nimport time; time.sleep(0.2)\nwriter.put([2, 3])\n"
     )
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=env, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=env,
+        check=True,
+    )
     assert done.stdout.split() == ["1", "2", "3"]

@@ -11,7 +11,9 @@ from raylit.loggers import MLFlowLogger
 from tests.loggers.mlflow_store import Callback, artifacts, opened, run_of
 
 
-def test_by_default_all_lies_in_the_root_folder(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_default_all_lies_in_the_root_folder(
+    empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     root = tmp_path / "a b"  # a new database, with a blank in its path
     logger = MLFlowLogger()
@@ -32,8 +34,14 @@ def test_by_default_all_lies_in_the_root_folder(empty_database: Path, tmp_path: 
     second.close("success")
 
 
-@pytest.mark.parametrize("arguments", [{"save_dir": "runs"}, {"tracking_uri": "file:./runs"}, {"tracking_uri": "./runs"}], ids=str)
-def test_a_folder_gets_a_database(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [{"save_dir": "runs"}, {"tracking_uri": "file:./runs"}, {"tracking_uri": "./runs"}],
+    ids=str,
+)
+def test_a_folder_gets_a_database(
+    empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     shutil.copy(empty_database, tmp_path / "runs")
@@ -44,7 +52,9 @@ def test_a_folder_gets_a_database(empty_database: Path, tmp_path: Path, monkeypa
     logger.close("success")
 
 
-def test_relative_databases_and_the_environment(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_databases_and_the_environment(
+    empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(empty_database, tmp_path / "my.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///my.db")
@@ -69,8 +79,12 @@ def test_links_and_passwords() -> None:
     assert logger.where() == "http://me:***@host:5000/#/experiments/4/runs/abc"
 
 
-@pytest.mark.parametrize(("log_model", "save_top_k"), [(True, 2), ("all", 2), (True, -1), (False, 2)])
-def test_checkpoints_become_artifacts_as_in_lightning(uri: str, tmp_path: Path, log_model: Any, save_top_k: int) -> None:
+@pytest.mark.parametrize(
+    ("log_model", "save_top_k"), [(True, 2), ("all", 2), (True, -1), (False, 2)]
+)
+def test_checkpoints_become_artifacts_as_in_lightning(
+    uri: str, tmp_path: Path, log_model: Any, save_top_k: int
+) -> None:
     from lightning.pytorch.loggers import MLFlowLogger as LightningMLFlowLogger
 
     ours = opened(MLFlowLogger(tracking_uri=uri, log_model=log_model), tmp_path)
@@ -79,14 +93,21 @@ def test_checkpoints_become_artifacts_as_in_lightning(uri: str, tmp_path: Path, 
         logger.log_metrics({"val_loss": 0.3}, 1)
         callback: Any = Callback(folder, save_top_k)
         for step, score in enumerate([0.3, 0.4, 0.2, 0.1]):
-            callback.save(f"epoch={step}-val_loss={score}.ckpt", score, keep=2 if save_top_k > 0 else 100)
+            callback.save(
+                f"epoch={step}-val_loss={score}.ckpt", score, keep=2 if save_top_k > 0 else 100
+            )
             logger.after_save_checkpoint(callback)
         logger.finalize("success")
     assert artifacts(ours) == artifacts(theirs)
     assert bool(artifacts(ours)) is bool(log_model)
     for path in artifacts(ours):
-        if not path.endswith("aliases.txt"):  # Lightning's tell the time of the upload, by which "all" may be "best" for a while
-            read = [Path(logger.experiment.download_artifacts(str(logger.run_id), path)).read_text() for logger in (ours, theirs)]
+        if not path.endswith(
+            "aliases.txt"
+        ):  # Lightning's tell the time of the upload, by which "all" may be "best" for a while
+            read = [
+                Path(logger.experiment.download_artifacts(str(logger.run_id), path)).read_text()
+                for logger in (ours, theirs)
+            ]
             assert read[0] == read[1]
     assert not list((tmp_path / "ours").glob(".*")), "the links made for uploads are gone"
     tags = run_of(ours).data.tags
@@ -95,7 +116,9 @@ def test_checkpoints_become_artifacts_as_in_lightning(uri: str, tmp_path: Path, 
     ours.close("success")
 
 
-def test_a_checkpoint_that_is_deleted_at_once_is_uploaded_all_the_same(uri: str, tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_deleted_at_once_is_uploaded_all_the_same(
+    uri: str, tmp_path: Path
+) -> None:
     logger = opened(MLFlowLogger(tracking_uri=uri, log_model="all"), tmp_path)
     callback: Any = Callback(tmp_path / "checkpoints")
     for step in range(5):
@@ -104,7 +127,9 @@ def test_a_checkpoint_that_is_deleted_at_once_is_uploaded_all_the_same(uri: str,
     assert len(list((tmp_path / "checkpoints").glob("*.ckpt"))) == 1
     logger.finalize("success")
     logger.close("success")
-    assert [path for path in artifacts(logger) if path.endswith(".ckpt")] == [f"step={step}/step={step}.ckpt" for step in range(5)]
+    assert [path for path in artifacts(logger) if path.endswith(".ckpt")] == [
+        f"step={step}/step={step}.ckpt" for step in range(5)
+    ]
 
 
 def test_several_callbacks_and_sharded_checkpoints(uri: str, tmp_path: Path) -> None:
@@ -120,7 +145,9 @@ def test_several_callbacks_and_sharded_checkpoints(uri: str, tmp_path: Path) -> 
     logger.after_save_checkpoint(one)
     logger.finalize("success")
     logger.close("success")
-    assert [path for path in artifacts(logger) if "." in path and not path.endswith((".yaml", ".txt"))] == [
+    assert [
+        path for path in artifacts(logger) if "." in path and not path.endswith((".yaml", ".txt"))
+    ] == [
         "one/one.ckpt",
         "sharded/sharded/rank_0.distcp",
     ]
