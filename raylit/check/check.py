@@ -58,7 +58,8 @@ COLOURS: dict[Status, str] = {
 }
 NAMES_SHOWN = 5
 ADAM_LR = 3e-3
-READ_BATCHES, READ_TIME_S = 8, 5.0
+READ_BATCHES = 8
+READ_TIME_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,9 @@ def check(
     with isolated(), generators_kept(data):
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        first, probed, module = FirstStep(), _settings(trainer), _copy(model)
+        first = FirstStep()
+        probed = _settings(trainer)
+        module = _copy(model)
         first.watch(module)
         watcher = probed.replaced(
             callbacks=first, limit_val_batches=trainer.limit_val_batches and 1, val_check_interval=1
@@ -262,9 +265,9 @@ def _copy_of_data(datamodule: LightningDataModule) -> LightningDataModule:
 
 
 def _with_adam(module: LightningModule) -> LightningModule:
-    module.configure_optimizers = lambda: torch.optim.Adam(
+    module.configure_optimizers = lambda: torch.optim.Adam(  # type: ignore[method-assign]
         [p for p in module.parameters() if p.requires_grad], lr=ADAM_LR
-    )  # type: ignore[method-assign]
+    )
     return module
 
 
@@ -276,7 +279,8 @@ def _train_on(
     The datamodule, a copy that was set up before, is there for its hooks around the transfer to the
     device.
     """
-    one, repeated = OneBatch(), Repeated(batch)
+    one = OneBatch()
+    repeated = Repeated(batch)
     if datamodule is not None:
         datamodule.train_dataloader = lambda: repeated  # type: ignore[method-assign]
         datamodule.prepare_data = lambda: None  # type: ignore[method-assign]
@@ -292,7 +296,9 @@ def _read(trainer: Trainer) -> tuple[float, float, bool]:
     """Return how many training batches an epoch has, the mean time to read one, and whether that is done by worker processes."""
     assert trainer._run is not None
     loader = trainer._run.loaders["train"]
-    batches, started, times = iter(loader), time.perf_counter(), list[float]()
+    batches = iter(loader)
+    started = time.perf_counter()
+    times = list[float]()
     for _ in range(READ_BATCHES + 1):
         before = time.perf_counter()
         if next(batches, None) is None:
@@ -525,7 +531,8 @@ def _one_batch(own: OneBatch, with_adam: OneBatch | None) -> Finding:
         return Finding("one batch", "ok", text, values=values)
     if still_falls(own.losses):
         return Finding("one batch", "ok", f"{text}, and still falls", values=values)
-    first, last = own.losses[0], own.losses[-1]
+    first = own.losses[0]
+    last = own.losses[-1]
     other = with_adam.losses[-1] if with_adam is not None else math.inf
     if with_adam is not None:
         text += f"; with Adam(lr={ADAM_LR}) to {other:.4g}"

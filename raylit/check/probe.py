@@ -161,7 +161,8 @@ class FirstStep(Callback):
         if self.loss is not None and not math.isfinite(self.loss):
             self.not_finite.append(("the loss", ""))
         self._check_weights(pl_module)
-        calls, self._calls = self._calls, {}
+        calls = self._calls
+        self._calls = {}
         number = _num_samples(run.loaders["train"].flattened[0], batch)
         modes = submodule_modes(pl_module)
         pl_module.eval()
@@ -181,7 +182,8 @@ class FirstStep(Callback):
 
     def _before_call(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            module_is_outermost, self._depth = self._depth == 0, self._depth + 1
+            module_is_outermost = self._depth == 0
+            self._depth = self._depth + 1
             if (
                 module_is_outermost
                 and module.training
@@ -287,7 +289,8 @@ def has_fallen(losses: list[float]) -> bool:
     """
     if not losses or not all(map(math.isfinite, losses)):
         return False
-    first, last = losses[0], losses[-1]
+    first = losses[0]
+    last = losses[-1]
     return last <= 0.1 * first if min(losses) >= 0 else last < first - max(0.9 * abs(first), 0.1)
 
 
@@ -434,10 +437,8 @@ class _LossCalls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         value = func(*args, **(kwargs or {}))
         if func in LOSSES:
-            given, target = (
-                _argument(0, "input", args, kwargs),
-                _argument(1, "target", args, kwargs),
-            )
+            given = _argument(0, "input", args, kwargs)
+            target = _argument(1, "target", args, kwargs)
             self.calls.append(
                 _describe(
                     func.__name__, given.detach().float(), target.detach(), value, kwargs or {}
@@ -461,7 +462,8 @@ def _describe(
     call = LossCall(function, float(value.detach()) if is_mean else None)
     classes = given.size(1) if given.ndim > 1 else given.size(0) if given.ndim else 1
     if function in ("cross_entropy", "nll_loss"):
-        call.expected, call.why = math.log(classes), f"log {classes} for {classes} classes"
+        call.expected = math.log(classes)
+        call.why = f"log {classes} for {classes} classes"
         if function == "nll_loss" and bool((given > 0).any()):
             call.mistake, call.fix = (
                 "nll_loss gets numbers above 0, which are no log-probabilities",
@@ -477,7 +479,8 @@ def _describe(
             call.fix = "leave softmax out of the model, or use nll_loss on their logarithm"
     elif function.startswith("binary"):
         if kwargs.get("weight") is None and kwargs.get("pos_weight") is None:
-            call.expected, call.why = math.log(2), "log 2 for yes or no"
+            call.expected = math.log(2)
+            call.why = "log 2 for yes or no"
         if (
             function.endswith("logits")
             and given.numel() >= 8
@@ -492,7 +495,8 @@ def _describe(
         target = target.float()
         variance = float((target - target.mean()).square().mean())
         if function == "mse_loss" and variance > 0:
-            call.expected, call.why = variance, "the variance of the targets in the batch"
+            call.expected = variance
+            call.why = "the variance of the targets in the batch"
         if given.shape != target.shape:
             call.mistake = (
                 f"{function} compares shapes {list(given.shape)} and {list(target.shape)}: every"

@@ -75,7 +75,8 @@ class BackgroundWriter:
         Tensors that share memory, such as tied weights, share it in the copy too.
         """
         copies: dict[tuple[torch.device, int], torch.UntypedStorage] = {}
-        kept, self._kept = iter(self._kept), []
+        kept = iter(self._kept)
+        self._kept = []
 
         def copy(value: Any) -> Any:
             if not isinstance(value, torch.Tensor):

@@ -17,7 +17,11 @@ from raylit.cli.help import COMMANDS, GENERAL, HELP
 from raylit.errors import ConfigError, did_you_mean
 from raylit.version import __version__
 
-DONE, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+DONE = 0
+FAILED = 1
+USAGE = 2
+INTERRUPTED = 130
+TERMINATED = 143
 
 
 def main(args: list[str] | None = None) -> int:
@@ -63,7 +67,8 @@ def _run(args: list[str]) -> None:
     if args[0] == "--version":
         print(f"raylit {__version__}")
         return
-    command, rest = args[0], args[1:]
+    command = args[0]
+    rest = args[1:]
     if command not in COMMANDS:
         hint = (
             " The command comes first: raylit fit --config ..."

@@ -234,7 +234,8 @@ def describe(args: Sequence[str]) -> None:
         ConfigError: no class is named, or it cannot be imported.
     """
     flag = next(arg for arg in args if arg.partition("=")[0].endswith(".help"))
-    key, named = flag.partition("=")[0][2:].removesuffix(".help"), flag.partition("=")[2]
+    key = flag.partition("=")[0][2:].removesuffix(".help")
+    named = flag.partition("=")[2]
     if key == "trainer":
         cls: type = Trainer
     else:

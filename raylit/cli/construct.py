@@ -83,7 +83,8 @@ def instantiate_module(class_type: type[T], config: dict[str, Any]) -> T:
         CheckpointError: they name no class that was imported and is a `class_type`, or do not fit its arguments.
     """
     parser = ArgumentParser(exit_on_error=False)
-    kept, config = {INSTANTIATOR: INSTANTIATORS[0], **config}, dict(config)
+    kept = {INSTANTIATOR: INSTANTIATORS[0], **config}
+    config = dict(config)
     named = config.pop(CLASS_PATH, None)
     if named is not None:
         _check_class(named, class_type)

@@ -217,7 +217,8 @@ class Inspector:
         """
         parser, names = arguments_of(cls)
         for given, value in values.items():
-            name, at = str(given).rstrip("+"), (*path, given)
+            name = str(given).rstrip("+")
+            at = (*path, given)
             if parser is None:
                 continue
             if name not in names:
@@ -384,11 +385,9 @@ def _scalar_parser(key: str) -> ArgumentParser:
 
 def _annotation(cls: type, name: str) -> str:
     for owner in cls.__mro__:  # an argument may have come through **kwargs
-        parameter = (
-            inspect.signature(owner.__init__).parameters.get(name)
-            if "__init__" in vars(owner)
-            else None
-        )  # type: ignore[misc]
+        parameter = None
+        if "__init__" in vars(owner):
+            parameter = inspect.signature(owner.__init__).parameters.get(name)  # type: ignore[misc]
         if parameter is not None:
             return (
                 ""

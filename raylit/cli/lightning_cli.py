@@ -103,14 +103,15 @@ class LightningCLI:
         auto_configure_optimizers: bool = True,
         load_from_checkpoint_support: bool = True,
     ) -> None:
-        self.model_class, self.datamodule_class = model_class, datamodule_class
-        self.save_config_callback, self.save_config_kwargs = (
-            save_config_callback,
-            save_config_kwargs or {},
-        )
-        self.trainer_class, self.trainer_defaults = trainer_class, trainer_defaults or {}
+        self.model_class = model_class
+        self.datamodule_class = datamodule_class
+        self.save_config_callback = save_config_callback
+        self.save_config_kwargs = save_config_kwargs or {}
+        self.trainer_class = trainer_class
+        self.trainer_defaults = trainer_defaults or {}
         self.seed_everything_default = seed_everything_default
-        self.parser_kwargs, self.parser_class = parser_kwargs or {}, parser_class
+        self.parser_kwargs = parser_kwargs or {}
+        self.parser_class = parser_class
         self.subclass_mode_model = subclass_mode_model or model_class is None
         self.subclass_mode_data = subclass_mode_data or datamodule_class is None
         self.auto_configure_optimizers = auto_configure_optimizers
@@ -382,7 +383,8 @@ class LightningCLI:
         if not self.auto_configure_optimizers:
             return
         parser = self._parser(subcommand)
-        optimizers, schedulers = _automatic(parser._optimizers), _automatic(parser._lr_schedulers)
+        optimizers = _automatic(parser._optimizers)
+        schedulers = _automatic(parser._lr_schedulers)
         if not optimizers:
             return
         if len(optimizers) > 1 or len(schedulers) > 1:
@@ -411,7 +413,8 @@ class LightningCLI:
 
     def _description(self, registry: Registry, key: str) -> Mapping[str, Any] | None:
         """Return class_path and init_args of what stands at a key; nothing if nothing does."""
-        cls, given = registry[key][0], self._get(self.config_init, key)
+        cls = registry[key][0]
+        given = self._get(self.config_init, key)
         found: Mapping[str, Any] = given if isinstance(cls, tuple) else _WithClassPath(cls)(given)
         return found or None
 

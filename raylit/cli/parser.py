@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jsonargparse import (
+from jsonargparse import (  # type: ignore[attr-defined]
     ArgumentParser,
     class_from_function,
     register_unresolvable_import_paths,
     set_parsing_settings,
-)  # type: ignore[attr-defined]
+)
 from torch.optim import Optimizer
 
 from raylit.callbacks import Callback

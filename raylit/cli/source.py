@@ -148,7 +148,8 @@ def _line(node: yaml.Node | None, path: Sequence[str | int]) -> int | None:
             found = next(((key, value) for key, value in node.value if key.value == part), None)
             if found is None:
                 break
-            line, node = found[0].start_mark.line + 1, found[1]
+            line = found[0].start_mark.line + 1
+            node = found[1]
         elif (
             isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value)
         ):

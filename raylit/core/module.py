@@ -494,11 +494,11 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
 
     def __getstate__(self) -> dict[str, Any]:
         return {
-            **super().__getstate__(),
+            **super().__getstate__(),  # type: ignore[no-untyped-call]
             "_trainer": None,
             "_metrics": None,
             "_torch_compile": None,
-        }  # type: ignore[no-untyped-call]
+        }
 
 
 def _parameters_of(optimizer: Any) -> list[nn.Parameter]:

@@ -146,10 +146,12 @@ class CombinedLoader:
 
         Workers start early and random seeds are drawn in a known order.
         """
-        self._held, self._held_passed = {}, None
+        self._held = {}
+        self._held_passed = None
         if self.even is None:
             return self._begin()
-        index, own = self._start, self._own_number()
+        index = self._start
+        own = self._own_number()
         if not index:
             self.even.passed = 0
         elif (
@@ -264,8 +266,10 @@ class CombinedLoader:
 
         The next one has the length of this number of ranks again.
         """
-        self.limits, self._own_limits = self._own_limits, None
-        self.even, self._own_even = self._own_even or self.even, None
+        self.limits = self._own_limits
+        self._own_limits = None
+        self.even = self._own_even or self.even
+        self._own_even = None
         for keeper in map(resumable.keeper_of, self.readers):
             if isinstance(keeper, resumable.ResumableSampler):
                 keeper.begin_anew()
@@ -276,7 +280,8 @@ class CombinedLoader:
         return self._own_limits is not None
 
     def _rest(self) -> Iterator[Item]:
-        start, self._start = self._start, 0
+        start = self._start
+        self._start = 0
         lengths = self.lengths()
         taken = [self._taken(length, start) for length in lengths]
         iterators: list[Iterator[Any]] = []

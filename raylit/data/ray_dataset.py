@@ -119,16 +119,12 @@ class RayDataLoader:
                 "RayDataLoader got both dtypes and collate_fn. Let collate_fn make the tensors of"
                 " the right dtype."
             )
-        self.data, self.batch_size, self.drop_last, self.shuffle = (
-            dataset,
-            batch_size,
-            drop_last,
-            shuffle,
-        )
-        self.local_shuffle_buffer_size, self.preserve_order = (
-            local_shuffle_buffer_size,
-            preserve_order,
-        )
+        self.data = dataset
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        self.shuffle = shuffle
+        self.local_shuffle_buffer_size = local_shuffle_buffer_size
+        self.preserve_order = preserve_order
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self._options = {
             "prefetch_batches": prefetch_batches,
@@ -192,12 +188,14 @@ class RayDataLoader:
         one = copy.copy(self)
         one.epoch = one._num_read = one._skip = 0
         if overfit:
-            one.shuffle, one.local_shuffle_buffer_size = False, None
+            one.shuffle = False
+            one.local_shuffle_buffer_size = None
         if stage == "predict":
             one.drop_last = False
         if world is None or world.size == 1:
             return one
-        one._world, one._equal = world, stage == "train"
+        one._world = world
+        one._equal = stage == "train"
         in_pieces = stage == "predict" or (
             stage != "train" and (among_several or _is_materialized(self.data))
         )
@@ -262,7 +260,8 @@ class RayDataLoader:
 
     def __iter__(self) -> Iterator[Any]:
         """Begin an epoch, or the rest of the one that `load_state_dict` told of."""
-        skip, self._skip = self._skip, 0
+        skip = self._skip
+        self._skip = 0
         self._num_read = skip
         if self._world is None:
             source = self._ordered().iterator()
@@ -273,7 +272,8 @@ class RayDataLoader:
         return self._read(source, skip)
 
     def _read(self, source: Any, skip: int) -> Iterator[Any]:
-        options, collate = dict(self._options), self._options["collate_fn"]
+        options = dict(self._options)
+        collate = self._options["collate_fn"]
         if collate is not None and not _is_ray_collate(collate):
             options["collate_fn"] = _wrapped(collate)
         rank = self._world.rank if self._world is not None else 0
@@ -312,7 +312,8 @@ class RayDataLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next epoch begin where `state_dict` was taken."""
-        self._skip, self.seed = state["num_read"], state["seed"]
+        self._skip = state["num_read"]
+        self.seed = state["seed"]
         ranks, batch_size = state["read_by"]
         if [ranks, batch_size] != [self._num_ranks, self.batch_size]:
             warn(

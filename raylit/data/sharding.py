@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from raylit.parallel.strategy import Uneven
 
 
-READS, READS_AGAIN, ENDS = 0, 1, 2  # what a rank tells the others of itself
+# what a rank tells the others of itself
+READS = 0
+READS_AGAIN = 1
+ENDS = 2
 
 
 @dataclass
@@ -69,12 +72,14 @@ class Even:
                 if all(states) or (self.policy == "drop" and any(states)):
                     return
                 if item is None:
-                    items, self.passed = again(), index
+                    items = again()
+                    self.passed = index
                     item = next(items, None)
                 if ENDS in states and not all(have := self.world.gather_numbers(item is not None)):
                     raise DataError(f"{_ranks(have)} no batch {index}; they {_WHY}")
             elif item is None:
-                items, self.passed = again(), index
+                items = again()
+                self.passed = index
                 item = next(items, None) if self.policy == "finish" else None
                 if item is None:
                     raise DataError(

@@ -53,7 +53,9 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
 
     Returns the values logged, a dict for each loader.
     """
-    trainer, metrics, module = run.trainer, run.metrics, run.module
+    trainer = run.trainer
+    metrics = run.metrics
+    module = run.module
     name = "test" if stage == "test" else "validation"
     sanity = run.stage == "sanity_check"
     if getattr(trainer, f"limit_{stage}_batches") == 0:
@@ -88,7 +90,8 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
             run.fire(f"on_{name}_start")
             if stage not in run.loaders:  # BatchSizeFinder wants it anew
                 loader = run.load(stage)
-                limits, batches = loader.limits or [], iter(loader)
+                limits = loader.limits or []
+                batches = iter(loader)
             run.fire(f"on_{name}_epoch_start")
             with suppress(StopIteration):  # raised by a user's hook, it ends the loop
                 evaluate_batches(run, name, batches, several, loader.num_batches())
@@ -123,9 +126,13 @@ def evaluate_batches(
     run: Run, name: str, batches: Iterator[Item], several: bool, number: float
 ) -> None:
     """Take the evaluation step for every batch."""
-    metrics, hooks, precision = run.metrics, run.hooks, run.precision
-    batch_start, batch_end = hooks[f"on_{name}_batch_start"], hooks[f"on_{name}_batch_end"]
-    step, transfer = run.strategy.step(run.module, run.step_module, f"{name}_step"), run.transfer
+    metrics = run.metrics
+    hooks = run.hooks
+    precision = run.precision
+    batch_start = hooks[f"on_{name}_batch_start"]
+    batch_end = hooks[f"on_{name}_batch_end"]
+    step = run.strategy.step(run.module, run.step_module, f"{name}_step")
+    transfer = run.transfer
     if data.takes_iterator(getattr(run.module, f"{name}_step")):
         batches, step, batch_end = hand_over(run, batches, step, batch_end, number, several)
         transfer = None
@@ -236,7 +243,10 @@ def predict_batches(
     run: Run, batches: Iterator[Item], several: bool, kept: list[list[Any]] | None, number: float
 ) -> None:
     """Predict every batch; results are appended to `kept`, unless that is None."""
-    metrics, hooks, precision, transfer = run.metrics, run.hooks, run.precision, run.transfer
+    metrics = run.metrics
+    hooks = run.hooks
+    precision = run.precision
+    transfer = run.transfer
     predict_step = run.strategy.step(run.module, run.step_module, "predict_step")
     batch_end = hooks["on_predict_batch_end"]
     if data.takes_iterator(run.module.predict_step):

@@ -190,9 +190,11 @@ def add_to_metric(metric: Any, values: dict[str, Any], device: Any) -> None:
         dim_zero_sum,
     )
 
-    before, more = metric.update_count, values["updates"]
+    before = metric.update_count
+    more = values["updates"]
     for name, value in values["states"].items():
-        own, reduction = getattr(metric, name), metric._reductions[name]
+        own = getattr(metric, name)
+        reduction = metric._reductions[name]
         if isinstance(own, list):
             own.extend(one.to(device) for one in (value if isinstance(value, list) else [value]))
         elif reduction in (dim_zero_sum, dim_zero_max, dim_zero_min):

@@ -92,7 +92,8 @@ def progress_of(loops: dict[str, Any], steps: int) -> dict[str, Any]:
     fit = loops["fit_loop"]
     epoch = fit["epoch_progress"]["current"]
     batch = fit["epoch_loop.batch_progress"]
-    current, total = batch["current"], batch["total"]
+    current = batch["current"]
+    total = batch["total"]
     return {
         "epoch": epoch["completed"],
         "epochs_begun": epoch["ready"],

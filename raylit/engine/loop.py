@@ -100,21 +100,29 @@ def fit(run: Run) -> None:
 
 def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     """Train on the batches of one epoch, or on what is left of it."""
-    trainer, progress, metrics, hooks = run.trainer, run.progress, run.metrics, run.hooks
-    batch_start, batch_end = hooks["on_train_batch_start"], hooks["on_train_batch_end"]
-    automatic, num_batches = run.module.automatic_optimization, trainer.num_training_batches
+    trainer = run.trainer
+    progress = run.progress
+    metrics = run.metrics
+    hooks = run.hooks
+    batch_start = hooks["on_train_batch_start"]
+    batch_end = hooks["on_train_batch_end"]
+    automatic = run.module.automatic_optimization
+    num_batches = trainer.num_training_batches
     log_every = trainer.log_every_n_steps
     run.forward_only = not automatic or trainer._skip_backward
     train = run.timed(
         "run_training_batch", step_with_closure if automatic and run.needs_closure else train_batch
     )
     transfer = run.transfer
-    loader, is_sized = run.loaders["train"], num_batches != float("inf")
+    loader = run.loaders["train"]
+    is_sized = num_batches != float("inf")
     if data.takes_iterator(run.module.training_step):
         given = data.Handover(
             batches, num_batches - progress.batch, lambda batch, _: metrics.begin_batch(batch)
         )
-        batches, transfer, train = given.turns(), None, partial(train_on_iterator, given, train)
+        batches = given.turns()
+        transfer = None
+        train = partial(train_on_iterator, given, train)
         batch_end = [given.after(function) for function in batch_end]
     if not is_sized:
         batches = loader.ahead(batches)
@@ -127,7 +135,8 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
         item = next(batches, None)
         if item is None:
             break
-        batch, batch_idx = item[0], progress.batch
+        batch = item[0]
+        batch_idx = progress.batch
         progress.is_last_batch = progress.batch + 1 >= num_batches if is_sized else loader.is_last
         if transfer is not None:
             batch = transfer(batch, 0)
@@ -214,7 +223,9 @@ def train_batch(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
     Without `step` gradients add up: for the batches of an accumulation but its last, and within the
     closure of an optimizer that wants one.
     """
-    metrics, hooks, precision = run.metrics, run.hooks, run.precision
+    metrics = run.metrics
+    hooks = run.hooks
+    precision = run.precision
     args = (batch, batch_idx) if run.takes_batch_idx["training_step"] else (batch,)
     training_step = run.step_module if run.step_module is not None else run.module.training_step
     with no_sync(run.step_module) if not step and run.accumulating else NOTHING:
@@ -351,7 +362,10 @@ def skips_rest(run: Run, batch: Any, batch_idx: int) -> bool:
 
 def end_epoch(run: Run) -> None:
     """Tell who listens that the epoch has ended, and bring its values to the loggers."""
-    trainer, progress, metrics, hooks = run.trainer, run.progress, run.metrics, run.hooks
+    trainer = run.trainer
+    progress = run.progress
+    metrics = run.metrics
+    hooks = run.hooks
     metrics.end_epoch()
     metrics.reduce_over_ranks()
     progress.epochs_processed += 1

@@ -68,7 +68,9 @@ class MeasuredLoader(CombinedLoader):
 
     def __init__(self, loader: CombinedLoader, profiler: Profiler, action: str) -> None:
         super().__init__(loader.iterables, loader.mode)
-        self.limits, self.readers, self.even = loader.limits, loader.readers, loader.even
+        self.limits = loader.limits
+        self.readers = loader.readers
+        self.even = loader.even
         self._profiler = profiler
         self._action = action
 

@@ -151,11 +151,9 @@ class Run:
             stage: loader.lengths() for stage, loader in before.loaders.items()
         }
         if self.job.fn != "fit" and before.module is self.module:
-            self.optimizers, self.schedulers, self.history = (
-                before.optimizers,
-                before.schedulers,
-                before.history,
-            )
+            self.optimizers = before.optimizers
+            self.schedulers = before.schedulers
+            self.history = before.history
 
     @property
     def asked_to_end(self) -> bool:
@@ -173,7 +171,8 @@ class Run:
 
     def call(self, owner: object, name: str, *args: Any, **kwargs: Any) -> Any:
         """Call one hook of the module or the datamodule; what it logs counts as logged there."""
-        before, self.metrics.hook = self.metrics.hook, name
+        before = self.metrics.hook
+        self.metrics.hook = name
         try:
             return getattr(owner, name)(*args, **kwargs)
         finally:
@@ -192,7 +191,9 @@ class Run:
 
     def before_optimizer_step(self, optimizer: Any) -> None:
         """Gradients are complete: unscale them, tell who listens, clip them."""
-        metrics, module, trainer = self.metrics, self.module, self.trainer
+        metrics = self.metrics
+        module = self.module
+        trainer = self.trainer
         before = metrics.hook
         if self.precision.scaler is not None:
             self.precision.scaler.unscale_(optimizer)
@@ -220,7 +221,8 @@ class Run:
 
     def prepare_calls(self) -> None:
         """Find out once what the loop would otherwise ask at every batch."""
-        module, base = self.module, LightningModule
+        module = self.module
+        base = LightningModule
         self.choose_clipping()
         self.overrides_backward = is_overridden("backward", module, base)
         self.overrides_zero_grad = is_overridden("optimizer_zero_grad", module, base)
@@ -283,10 +285,8 @@ class Run:
         required = [parameter.requires_grad for parameter in self.module.parameters()]
         if required != self._wrapped_for:
             self.step_module = None  # its hooks go with it
-            self.step_module, self._wrapped_for = (
-                self.strategy.wrap(self.module, self.world),
-                required,
-            )
+            self.step_module = self.strategy.wrap(self.module, self.world)
+            self._wrapped_for = required
 
     # ---- data ----
 
@@ -309,7 +309,8 @@ class Run:
             DataError: nobody gives any, or what is given cannot be read.
         """
         hook = f"{stage}_dataloader"
-        trainer, given = self.trainer, self.job.data.get(stage)
+        trainer = self.trainer
+        given = self.job.data.get(stage)
         if given is not None:
             origin = f"Trainer.{self.job.fn}({'train_' if stage == 'train' else 'val_' if self.job.fn == 'fit' else ''}dataloaders=...)"
         else:

@@ -63,12 +63,15 @@ def agree_on_stop(run: Run) -> None:
 
     That the machine of a rank is about to be taken away counts as a SIGTERM.
     """
-    notice, recovery, batches = run.job.notice, run.recovery, run.progress.total_batches
+    notice = run.job.notice
+    recovery = run.recovery
+    batches = run.progress.total_batches
     if notice is not None and notice.terminated:
         run.received_sigterm = True
     is_due = notice is not None and notice.is_due
     if run.world.size > 1:
-        since, now = batches - run.agreed[0], time.monotonic()
+        since = batches - run.agreed[0]
+        now = time.monotonic()
         took_s = (now - run.agreed[1]) / since if since else run.batch_s
         run.agreed = (batches, now)
         arrived = run.validations is not None and run.validations.is_ready
@@ -179,7 +182,8 @@ def val_check_batch(run: Run, loader: CombinedLoader, number: float) -> float:
         ConfigError: after more batches than an epoch has.
         DataError: after a fraction of an epoch whose length is not known.
     """
-    trainer, interval = run.trainer, run.trainer.val_check_interval
+    trainer = run.trainer
+    interval = run.trainer.val_check_interval
     if isinstance(interval, int):
         if (
             interval > number

@@ -46,7 +46,9 @@ def dump(
         CheckpointError: it holds what is no plain data, or this rank alone does not have the whole
             of it.
     """
-    trainer, module, progress = run.trainer, run.module, run.progress
+    trainer = run.trainer
+    module = run.module
+    progress = run.progress
     if run.strategy.shards and not together:
         raise CheckpointError(
             "Rank 0 alone cannot save a sharded model: each rank holds a part of it."
@@ -240,7 +242,8 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
         if _in_validation(state)
         else "train"
     )
-    run.validation_left, run.end_left = stage == VALIDATION_LEFT, stage == BETWEEN_EPOCHS
+    run.validation_left = stage == VALIDATION_LEFT
+    run.end_left = stage == BETWEEN_EPOCHS
     _begin_where_it_stopped(run, saved_in_validation=stage == "validate")
 
 

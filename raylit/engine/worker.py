@@ -142,7 +142,9 @@ def check(run: Run) -> None:
     Raises:
         ConfigError: with the missing method or the argument to change.
     """
-    trainer, module, fn = run.trainer, run.module, run.job.fn
+    trainer = run.trainer
+    module = run.module
+    fn = run.job.fn
     name = type(module).__name__
     if fn == "fit":
         for method in ("training_step", "configure_optimizers"):
@@ -222,7 +224,9 @@ def prepare_data(run: Run) -> None:
 
 def set_up(run: Run) -> None:
     """Fire `setup` and `configure_model`; find out what the loop calls."""
-    trainer, module, stage = run.trainer, run.module, run.job.fn
+    trainer = run.trainer
+    module = run.module
+    stage = run.job.fn
     for logger in trainer.loggers if run.world.is_zero and stage != "predict" else ():
         _ = (
             logger.experiment
@@ -319,7 +323,8 @@ def bring_home(run: Run) -> None:
 
 def tear_down(run: Run) -> None:
     """Fire `teardown`."""
-    module, stage = run.module, run.job.fn
+    module = run.module
+    stage = run.job.fn
     if run.datamodule is not None:
         run.call(run.datamodule, "teardown", stage=stage)
     for callback in run.trainer.callbacks:

@@ -240,10 +240,8 @@ class ExperimentWriter:
             self.metrics = []
 
     def _write(self) -> None:
-        path, keys = (
-            self.metrics_file_path,
-            sorted({*self.metrics_keys, *itertools.chain.from_iterable(self.metrics)}),
-        )
+        path = self.metrics_file_path
+        keys = sorted({*self.metrics_keys, *itertools.chain.from_iterable(self.metrics)})
         if keys != self.metrics_keys or not os.path.isfile(path):
             with open(path + ".tmp", "w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, keys)

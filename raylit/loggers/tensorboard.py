@@ -140,7 +140,8 @@ class TensorBoardLogger(Logger):
         if "://" not in self._save_dir:  # workers may have another working directory
             self._save_dir = os.path.abspath(_expanded(self._save_dir))
         self._close_writer()  # a second fit with this logger goes on in files of its own
-        self._restarted, self._last_step = False, {}
+        self._restarted = False
+        self._last_step = {}
         self._files_before = set(_event_files(self.log_dir))
 
     @rank_zero_only
@@ -248,7 +249,8 @@ class TensorBoardLogger(Logger):
         return not self._last_step or (step or 0) > self._last_step.get(tag, -1)
 
     def _close_writer(self) -> None:
-        writer, self._experiment = self._experiment, None
+        writer = self._experiment
+        self._experiment = None
         if writer is not None:
             with self._unless_disk_fails():
                 writer.close()

@@ -56,8 +56,11 @@ class Entry:
         on_epoch: bool,
         dataloader_idx: int | None,
     ) -> None:
-        self.hook, self.name, self.reduce = hook, name, reduce
-        self.on_step, self.on_epoch = on_step, on_epoch
+        self.hook = hook
+        self.name = name
+        self.reduce = reduce
+        self.on_step = on_step
+        self.on_epoch = on_epoch
         self.dataloader_idx = dataloader_idx
         self.dtype = (
             _default_dtype()

@@ -52,7 +52,8 @@ class Metrics:
     """
 
     def __init__(self, world: World, module: torch.nn.Module | None = None) -> None:
-        self.world, self.module = world, module
+        self.world = world
+        self.module = module
         self.entries: dict[tuple[Any, ...], Entry] = {}
         self.train_entries = self.entries
         self.training = True
@@ -168,11 +169,9 @@ class Metrics:
             )
         entry = Entry(hook, name, _reduction(reduce_fx, name), on_step, on_epoch, dataloader_idx)
         entry.settings = settings
-        entry.prog_bar, entry.logger, entry.rank_zero_only = (
-            prog_bar,
-            logger is not False,
-            rank_zero_only,
-        )
+        entry.prog_bar = prog_bar
+        entry.logger = logger is not False
+        entry.rank_zero_only = rank_zero_only
         entry.sync_epoch, entry.sync_step = sync_dist is not False, bool(sync_dist)
         if add_dataloader_idx and dataloader_idx is not None:
             entry.suffix = f"/dataloader_idx_{dataloader_idx}"
@@ -199,18 +198,19 @@ class Metrics:
 
     def begin_batch(self, batch: Any, dataloader_idx: int | None = None) -> None:
         """A batch begins: values logged from now on are its."""
-        self.batch, self.batch_size, self.dataloader_idx, self.in_batch = (
-            batch,
-            None,
-            dataloader_idx,
-            True,
-        )
+        self.batch = batch
+        self.batch_size = None
+        self.dataloader_idx = dataloader_idx
+        self.in_batch = True
 
     def end_epoch(self) -> None:
         """The last batch has ended: from now on epoch values count."""
         if self.batch is not None:
             self.refresh()  # else a validation came after it, whose values are newer
-        self.batch, self.batch_size, self.dataloader_idx, self.in_batch = None, None, None, False
+        self.batch = None
+        self.batch_size = None
+        self.dataloader_idx = None
+        self.in_batch = False
 
     def reset(self) -> None:
         """Forget the values of the loop that ended; what `callback` and `logged` hold remains."""
@@ -223,13 +223,19 @@ class Metrics:
         """Within, between two batches of a loop, another's entries are filled."""
         self.refresh()
         before = (self.entries, self.training, self.in_batch, self.hook)
-        self.entries, self.training, self.in_batch = entries, training, False
-        self.batch, self.batch_size, self.dataloader_idx = None, None, None
+        self.entries = entries
+        self.training = training
+        self.in_batch = False
+        self.batch = None
+        self.batch_size = None
+        self.dataloader_idx = None
         try:
             yield
         finally:
             self.entries, self.training, self.in_batch, self.hook = before
-            self.batch, self.batch_size, self.dataloader_idx = None, None, None
+            self.batch = None
+            self.batch_size = None
+            self.dataloader_idx = None
 
     def is_of_training(self, name: str) -> bool:
         """Tell whether training has logged a value of this name."""
@@ -240,7 +246,9 @@ class Metrics:
 
     def clear(self) -> None:
         """Forget everything that was logged."""
-        self.callback, self.logged, self.progress_bar = {}, {}, {}
+        self.callback = {}
+        self.logged = {}
+        self.progress_bar = {}
 
     # ---- kept in checkpoints ----
 
@@ -370,9 +378,11 @@ class Metrics:
 
     def to_log(self) -> dict[str, Tensor]:
         """Return what the loggers are due: step values within a batch, epoch values after it."""
-        kept, self.logged = self.logged, {}
+        kept = self.logged
+        self.logged = {}
         self.refresh()
-        due, self.logged = self.logged, {**kept, **self.logged}
+        due = self.logged
+        self.logged = {**kept, **self.logged}
         return due
 
     def loader_values(self, dataloader_idx: int | None) -> dict[str, Tensor]:

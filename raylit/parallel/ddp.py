@@ -59,7 +59,8 @@ class StepByHand(nn.Module):
 
     def __init__(self, passing: DistributedDataParallel, module: LightningModule) -> None:
         super().__init__()
-        self.passing, self.module = passing, module
+        self.passing = passing
+        self.module = module
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module's `training_step`, after rank 0's buffers were copied to all ranks."""

@@ -239,10 +239,8 @@ class FSDPStrategy(Strategy):
             kept = {key: self._whole(values) for key, values in optimizer.state.items()}
             optimizer.state.clear()
             for group in optimizer.param_groups:
-                parts, group["params"] = (
-                    group["params"],
-                    [made.get(id(one), one) for one in group["params"]],
-                )
+                parts = group["params"]
+                group["params"] = [made.get(id(one), one) for one in group["params"]]
                 for part, parameter in zip(parts, group["params"], strict=True):
                     if part in kept and self.world.is_zero:
                         optimizer.state[parameter] = kept[part]

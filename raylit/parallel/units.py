@@ -133,13 +133,12 @@ def part_like(parameter: Any, value: Any) -> Any:
         return value
     from torch.distributed.tensor import DTensor
 
-    local, mesh = value, parameter.device_mesh
+    local = value
+    mesh = parameter.device_mesh
     for number, placement in enumerate(parameter.placements):
         if placement.is_shard():
-            parts, own = (
-                torch.chunk(local, mesh.size(number), placement.dim),
-                mesh.get_local_rank(number),
-            )
+            parts = torch.chunk(local, mesh.size(number), placement.dim)
+            own = mesh.get_local_rank(number)
             local = parts[own] if own < len(parts) else local.narrow(placement.dim, 0, 0)
     local = local.to(parameter.to_local().device, copy=True)
     return DTensor.from_local(

@@ -77,7 +77,8 @@ class SimpleProfiler(Profiler):
                 for name, mean, calls, time_s in rows
             ]
         else:
-            header, whole = ["Action", "Mean duration (s)", "Total time (s)"], []
+            header = ["Action", "Mean duration (s)", "Total time (s)"]
+            whole = []
             rows.sort(key=lambda row: row[1], reverse=True)
             cells = [[name, f"{mean:.5}", f"{time_s:.5}"] for name, mean, _, time_s in rows]
         return os.linesep.join([title, "", *_table(header, whole, cells), ""])

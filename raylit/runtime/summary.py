@@ -347,7 +347,8 @@ def count(number: int) -> str:
         >>> count(123), count(1234), count(2_000_000), count(400_000_000_000_000)
         ('123', '1.2 K', '2.0 M', '400 T')
     """
-    value, units = float(number), ["", " K", " M", " B", " T"]
+    value = float(number)
+    units = ["", " K", " M", " B", " T"]
     while value >= 1000 and len(units) > 1:
         value /= 1000
         units.pop(0)

@@ -105,7 +105,8 @@ class CallbackConformance:
     def test_it_goes_through_all_stages(self, make: Callable[[], Callback], tmp_path: Path) -> None:
         """One object serves for fit, validate, test and predict, and for a second fit."""
         torch.manual_seed(0)
-        model, trainer = type(self).model(), self.trainer(tmp_path, make())
+        model = type(self).model()
+        trainer = self.trainer(tmp_path, make())
         trainer.fit(model)
         trainer.validate(model, verbose=False)
         trainer.test(model, verbose=False)
@@ -129,7 +130,8 @@ class CallbackConformance:
         """
         if self.changes_training:
             pytest.skip("this callback is there to change training")
-        without, with_it = self.fit(tmp_path / "without"), self.fit(tmp_path / "with", make())
+        without = self.fit(tmp_path / "without")
+        with_it = self.fit(tmp_path / "with", make())
         assert all(torch.equal(without[name], with_it[name]) for name in without)
 
     def test_it_can_be_pickled_before_and_after(
@@ -159,7 +161,8 @@ class CallbackConformance:
         self, make: Callable[[], Callback], tmp_path: Path
     ) -> None:
         """Two epochs, and two more from the checkpoint, give the weights and the state of four epochs."""
-        whole, part = make(), make()
+        whole = make()
+        part = make()
         straight = self.fit(tmp_path / "whole", whole, max_epochs=4, dropout=False)
         saver = ModelCheckpoint(tmp_path / "ckpt", every_n_epochs=2, save_top_k=-1)
         self.fit(tmp_path / "part", part, saver, max_epochs=2, dropout=False)

@@ -106,11 +106,9 @@ class LauncherConformance:
 
     def test_what_a_fit_leaves(self, trainer: Callable[..., Trainer], tmp_path: Path) -> None:
         """Weights, callbacks, counters, metrics and files are those of the run, whatever process it ran in."""
-        model, counts, saver = (
-            self.model(),
-            Counts(),
-            ModelCheckpoint(tmp_path / "ckpt", monitor="val_loss", save_last=True),
-        )
+        model = self.model()
+        counts = Counts()
+        saver = ModelCheckpoint(tmp_path / "ckpt", monitor="val_loss", save_last=True)
         before = {name: value.clone() for name, value in model.state_dict().items()}
         done = trainer(
             callbacks=[counts, saver], logger=CSVLogger(tmp_path), enable_checkpointing=None
@@ -142,7 +140,8 @@ class LauncherConformance:
         """How the process was started changes no number."""
         if self.num_ranks > 1:
             pytest.skip("several ranks read the data in another order")
-        here, there = self.model(), self.model()
+        here = self.model()
+        there = self.model()
         there.dropout.p = here.dropout.p = 0.0
         trainer().fit(there)
         monkeypatch.setattr("raylit.trainer.driver.launcher_for", lambda job: LocalLauncher())
@@ -153,11 +152,9 @@ class LauncherConformance:
         self, trainer: Callable[..., Trainer], tmp_path: Path
     ) -> None:
         """Counters and state are handed over, from the objects and from a checkpoint."""
-        model, counts, saver = (
-            self.model(),
-            Counts(),
-            ModelCheckpoint(tmp_path / "ckpt", every_n_epochs=1, save_top_k=-1),
-        )
+        model = self.model()
+        counts = Counts()
+        saver = ModelCheckpoint(tmp_path / "ckpt", every_n_epochs=1, save_top_k=-1)
         done = trainer(max_epochs=1, callbacks=[counts, saver], enable_checkpointing=None)
         done.fit(model)
         done.max_epochs = 2

@@ -59,10 +59,8 @@ def check_data(
     if isinstance(data[first], LightningDataModule):
         if datamodule is not None:
             raise ConfigError(f"Trainer.{fn} got two datamodules. Give one.")
-        datamodule, data = (
-            data[first],
-            {stage: loader for stage, loader in data.items() if stage != first},
-        )
+        datamodule = data[first]
+        data = {stage: loader for stage, loader in data.items() if stage != first}
     given = {stage: loader for stage, loader in data.items() if loader is not None}
     if given and datamodule is not None:
         raise ConfigError(f"Trainer.{fn} got both loaders and a datamodule. Give one of the two.")
@@ -182,11 +180,13 @@ def driving(job: Job) -> Iterator[None]:
     The loggers are opened before any process starts and closed after the last has ended, however it
     ended.
     """
-    trainer, run_id = job.trainer, None
+    trainer = job.trainer
+    run_id = None
     if job.fn == "fit" and job.ckpt_path:
         run_id = load(job.ckpt_path, weights_only=job.weights_only).get("raylit", {}).get("run_id")
     tags = {"raylit.version": __version__, "raylit.num_workers": trainer.workers_wanted}
-    status, opened = "failed", list[Logger]()
+    status = "failed"
+    opened = list[Logger]()
     try:
         for logger in [] if job.fn == "predict" else trainer.loggers:
             if run_id is not None:

@@ -230,12 +230,12 @@ def fast_dev_run(value: int | bool) -> int:
 def restrict_to_dev_run(trainer: Trainer) -> None:
     """Make the Trainer run `fast_dev_run` batches of everything once."""
     batches = trainer.fast_dev_run
-    trainer.max_steps, trainer.max_epochs, trainer.num_sanity_val_steps = batches, 1, 0
-    trainer.val_check_interval, trainer.val_check_time_s, trainer.check_val_every_n_epoch = (
-        1.0,
-        None,
-        1,
-    )
+    trainer.max_steps = batches
+    trainer.max_epochs = 1
+    trainer.num_sanity_val_steps = 0
+    trainer.val_check_interval = 1.0
+    trainer.val_check_time_s = None
+    trainer.check_val_every_n_epoch = 1
     trainer.limit_train_batches = trainer.limit_val_batches = trainer.limit_test_batches = (
         trainer.limit_predict_batches
     ) = batches

@@ -186,7 +186,8 @@ class Trainer(RunView):
             if use_gpu
             else accelerator
         )
-        self.max_failures, self.num_nodes = settings.failures(max_failures), num_nodes
+        self.max_failures = settings.failures(max_failures)
+        self.num_nodes = num_nodes
         self.resources_per_worker, self.storage_path = (
             resources_per_worker,
             settings.place(storage_path),
@@ -196,14 +197,16 @@ class Trainer(RunView):
             canonical(precision),
             options_of(compile),
         )
-        self.use_distributed_sampler, self.sync_batchnorm = use_distributed_sampler, sync_batchnorm
+        self.use_distributed_sampler = use_distributed_sampler
+        self.sync_batchnorm = sync_batchnorm
         # how long, how often, how much
         self.fast_dev_run = settings.fast_dev_run(fast_dev_run)
         self.async_validation = config_of(async_validation, is_trial=self.fast_dev_run > 0)
         self.max_epochs, self.min_epochs = settings.epochs(
             max_epochs, min_epochs, 1 if fast_dev_run else max_steps, min_steps, max_time, callbacks
         )
-        self.max_steps, self.min_steps = max_steps, min_steps
+        self.max_steps = max_steps
+        self.min_steps = min_steps
         self.limit_train_batches = settings.limit("limit_train_batches", limit_train_batches)
         self.limit_val_batches = settings.limit("limit_val_batches", limit_val_batches)
         self.limit_test_batches = settings.limit("limit_test_batches", limit_test_batches)
@@ -223,11 +226,9 @@ class Trainer(RunView):
         self.gradient_clip_val, self.gradient_clip_algorithm = settings.clipping(
             gradient_clip_val, gradient_clip_algorithm
         )
-        self.inference_mode, self.detect_anomaly, self.barebones = (
-            inference_mode,
-            detect_anomaly,
-            barebones,
-        )
+        self.inference_mode = inference_mode
+        self.detect_anomaly = detect_anomaly
+        self.barebones = barebones
         self.reload_dataloaders_every_n_epochs = settings.at_least(
             0, reload_dataloaders_every_n_epochs=reload_dataloaders_every_n_epochs
         )
@@ -463,9 +464,9 @@ class Trainer(RunView):
         weights_only: bool | None,
     ) -> Job:
         if model is None and fn != "fit":
-            model, ckpt_path = (
-                self._module,
-                driver.best_by_default(fn, self._module, self.checkpoint_callback, ckpt_path),
+            model = self._module
+            ckpt_path = driver.best_by_default(
+                fn, self._module, self.checkpoint_callback, ckpt_path
             )
         model = driver.check_model(fn, model)
         given, datamodule = driver.check_data(fn, data, datamodule)
@@ -473,13 +474,16 @@ class Trainer(RunView):
         self.ckpt_path = find.resolve(
             ckpt_path, self.savers, self.storage_url or self.default_root_dir, fn
         )
-        self._state.fn, self._state.status = TrainerFn(fn), TrainerStatus.RUNNING
-        self._module, self._datamodule = model, datamodule
+        self._state.fn = TrainerFn(fn)
+        self._state.status = TrainerStatus.RUNNING
+        self._module = model
+        self._datamodule = datamodule
         return Job(fn, self, model, datamodule, given, self.ckpt_path, weights_only)
 
     def _adopt(self, job: Job, result: Result) -> Result:
         """Take over what workers in other processes made of module, callbacks and counters."""
-        state, result.state = result.state, None
+        state = result.state
+        result.state = None
         if state is not None:
             job.module.load_state_dict(state["module"])
             for callback, values in zip(self.callbacks, state["callbacks"], strict=False):
@@ -495,16 +499,19 @@ class Trainer(RunView):
         """A job begins on this rank; the worker calls it."""
         if self._run is not None:
             run.follow(self._run)
-        self._run, self._metrics = run, ({}, {}, {})
+        self._run = run
+        self._metrics = ({}, {}, {})
         self.strategy._world = run.world
         self._module, self._datamodule = run.module, run.datamodule
         self.display = run.job.display
-        self._state.fn, self._state.status = TrainerFn(run.job.fn), TrainerStatus.RUNNING
+        self._state.fn = TrainerFn(run.job.fn)
+        self._state.status = TrainerStatus.RUNNING
 
     def end(self, run: Run) -> None:
         """The job has ended on this rank; the worker calls it."""
         self._metrics = (run.metrics.callback, run.metrics.logged, run.metrics.progress_bar)
-        self.display, run.is_over = None, True
+        self.display = None
+        run.is_over = True
 
     def __getstate__(self) -> dict[str, Any]:
         return {

@@ -225,10 +225,8 @@ class Tuner:
         datamodule: Any,
     ) -> None:
         """Run the job `method` as far as the finder's search, with the finder as the first of the callbacks, and put back what that changes."""
-        trainer, name = (
-            self.trainer,
-            ("lr_find" if isinstance(finder, LearningRateFinder) else "scale_batch_size"),
-        )
+        trainer = self.trainer
+        name = "lr_find" if isinstance(finder, LearningRateFinder) else "scale_batch_size"
         if method not in STAGE_OF:
             raise ConfigError(
                 f"{name}(method={method!r}) is not known.{did_you_mean(method, STAGE_OF)} Use one"
@@ -257,7 +255,9 @@ class Tuner:
                     " missing later. Give a DataLoader or an iterable."
                 )
         model = driver.check_model(method, model)
-        callbacks, loggers, modes = trainer.callbacks, trainer.loggers, submodule_modes(model)
+        callbacks = trainer.callbacks
+        loggers = trainer.loggers
+        modes = submodule_modes(model)
         states = [dict(vars(callback)) for callback in callbacks]
         finder._early_exit = True
         trainer.callbacks = [finder, *callbacks]
@@ -271,7 +271,8 @@ class Tuner:
                 else:
                     getattr(trainer, method)(model, data, verbose=False, datamodule=datamodule)
         finally:
-            trainer.callbacks, trainer.loggers = callbacks, loggers
+            trainer.callbacks = callbacks
+            trainer.loggers = loggers
             for callback, state in zip(callbacks, states, strict=True):
                 vars(callback).clear()
                 vars(callback).update(state)

@@ -125,7 +125,9 @@ class AsyncValidation:
 
     def __init__(self, run: Run, tasks: Any) -> None:
         assert run.trainer.async_validation is not None
-        self._run, self._tasks, self._config = run, tasks, run.trainer.async_validation
+        self._run = run
+        self._tasks = tasks
+        self._config = run.trainer.async_validation
         self._pending: list[Pending] = []
         self._writer = BackgroundWriter()
         self.saved: str | None = None
@@ -181,7 +183,8 @@ class AsyncValidation:
 
         Waits for the copy alone, unless the one before is still being written.
         """
-        run, trainer = self._run, self._run.trainer
+        run = self._run
+        trainer = self._run.trainer
         checkpoint = dump(
             run, weights_only=not any(_keeps_all(one, trainer) for one in trainer.callbacks)
         )
@@ -263,7 +266,8 @@ class AsyncValidation:
         )
 
     def _take(self, pending: Pending, outcome: dict[str, Any]) -> None:
-        run, metrics = self._run, self._run.metrics
+        run = self._run
+        metrics = self._run.metrics
         with self._back_at(pending, outcome["callback"]):
             for kind, loader, values, step in outcome["rows"]:
                 if kind == "batch":
@@ -285,20 +289,23 @@ class AsyncValidation:
     @contextmanager
     def _back_at(self, pending: Pending, values: dict[str, Any]) -> Iterator[None]:
         """Within, counters and metrics are those of the end of a validation that had not been waited for."""
-        run, metrics = self._run, self._run.metrics
+        run = self._run
+        metrics = self._run.metrics
         with metrics.switched({}, training=False):
-            now, seen, stage = run.progress.state_dict(), metrics.callback, run.stage
+            now = run.progress.state_dict()
+            seen = metrics.callback
+            stage = run.stage
             run.progress.load_state_dict(pending.progress)
-            metrics.callback, run.stage, self.saved = (
-                {**pending.seen, **values},
-                "validate",
-                pending.path,
-            )
+            metrics.callback = {**pending.seen, **values}
+            run.stage = "validate"
+            self.saved = pending.path
             try:
                 yield
             finally:
                 run.progress.load_state_dict(now)
-                metrics.callback, run.stage, self.saved = seen, stage, None
+                metrics.callback = seen
+                run.stage = stage
+                self.saved = None
 
     # ---- over the end of a process ----
 

@@ -259,7 +259,8 @@ class ModelCheckpoint(ScheduledCheckpoint):
             return False
         if self.monitor is None:
             path = self._path(trainer, metrics, None, self.best_model_path)
-            replaced, self.best_model_path = self.best_model_path, path
+            replaced = self.best_model_path
+            self.best_model_path = path
             self._save_with_last(trainer, path, metrics)
             if self.save_top_k == 1:
                 self._remove_checkpoint(trainer, replaced, path)
@@ -418,10 +419,9 @@ class ModelCheckpoint(ScheduledCheckpoint):
 
         Returns the `last` before it.
         """
-        replaced, self.last_model_path = (
-            self.last_model_path,
-            last,
-        )  # before saving, because it is part of what is saved
+        # before saving, because it is part of what is saved
+        replaced = self.last_model_path
+        self.last_model_path = last
         self._save_checkpoint(trainer, filepath, together)
         (self._give_second_name if together else self._link)(trainer, filepath, last)
         if self.save_last != "link":
@@ -434,7 +434,8 @@ class ModelCheckpoint(ScheduledCheckpoint):
         if not self.save_last:
             return
         last = self._path(trainer, metrics, self.CHECKPOINT_NAME_LAST, self.last_model_path)
-        replaced, self.last_model_path = self.last_model_path, last
+        replaced = self.last_model_path
+        self.last_model_path = last
         if self.save_last == "link" and self._last_checkpoint_saved and self.save_top_k != 0:
             self._give_second_name(trainer, self._last_checkpoint_saved, last)
         else:
@@ -454,7 +455,8 @@ class ModelCheckpoint(ScheduledCheckpoint):
 
     def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
         """Tell whether `previous`, replaced by `current`, is this callback's to delete."""
-        resumed_from, own = trainer.ckpt_path or "", self.dirpath or ""
+        resumed_from = trainer.ckpt_path or ""
+        own = self.dirpath or ""
         if not storage.is_url(previous):
             previous, current, resumed_from, own = map(
                 os.path.abspath, (previous, current, resumed_from, own)

@@ -73,7 +73,9 @@ class RecoveryCheckpoint(Callback):
                     f"RecoveryCheckpoint({name}={value!r}): give a number of at least {least}."
                 )
         self.dirpath = folder.absolute(dirpath) if dirpath else None
-        self.every_n_steps, self.every_s, self.keep = every_n_steps, every_s, keep
+        self.every_n_steps = every_n_steps
+        self.every_s = every_s
+        self.keep = keep
         self._clear()
 
     def _clear(self) -> None:

@@ -89,7 +89,8 @@ class RichScreen:
     def show(self, shown: Shown) -> None:
         """Bring the bar of this stage up to date."""
         self._progress.start()
-        stage, rate = shown["stage"], f"{shown['rate']:.1f} it/s"
+        stage = shown["stage"]
+        rate = f"{shown['rate']:.1f} it/s"
         if shown["metrics"]:
             self._progress.below = values(shown["metrics"], " ")
         if stage not in self._tasks:

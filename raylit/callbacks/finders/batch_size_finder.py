@@ -105,7 +105,8 @@ class BatchSizeFinder(Callback):
         self._early_exit = False  # the Tuner wants the result and nothing else
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        name, run = self._batch_arg_name, trainer._run
+        name = self._batch_arg_name
+        run = trainer._run
         assert run is not None
         if trainer.world_size > 1:
             raise ConfigError(
@@ -157,7 +158,8 @@ class BatchSizeFinder(Callback):
             raise SearchDone
 
     def _search(self, run: Run) -> int:
-        stage, name = STAGE_OF[run.job.fn], self._batch_arg_name
+        stage = STAGE_OF[run.job.fn]
+        name = self._batch_arg_name
         if stage == "train":
             settings: dict[str, Any] = {
                 "max_steps": run.progress.steps + self._steps_per_trial,
@@ -234,7 +236,8 @@ def largest_power(
         elif best:
             break
         else:
-            too_large, size = size, smaller(size)
+            too_large = size
+            size = smaller(size)
     return best or size
 
 

@@ -47,14 +47,14 @@ def rehearsal(
         callbacks: the only ones that are called meanwhile.
         settings: attributes of the Trainer meanwhile, such as `max_steps`.
     """
-    trainer, module, progress = run.trainer, run.module, run.progress
+    trainer = run.trainer
+    module = run.module
+    progress = run.progress
     with rng.isolated():
-        own, theirs, logged, counters = (
-            dict(vars(run)),
-            dict(vars(trainer)),
-            dict(vars(run.metrics)),
-            progress.state_dict(),
-        )
+        own = dict(vars(run))
+        theirs = dict(vars(trainer))
+        logged = dict(vars(run.metrics))
+        counters = progress.state_dict()
         modes = submodule_modes(module)
         gradients = [
             (parameter, parameter.grad, parameter.requires_grad)
@@ -68,29 +68,29 @@ def rehearsal(
             vars(run.metrics).update(vars(Metrics(run.world, module)))
             for parameter in module.parameters():
                 parameter.grad = None
-            run.stage, run.loss, run.accumulating, run.has_validated, run.said_minimum = (
-                own["stage"],
-                None,
-                True,
-                False,
-                False,
-            )
-            run.loaders, run.loader_epoch, run.val_entries, run.val_batches_seen, run.history = (
-                {},
-                {},
-                {},
-                {},
-                [],
-            )
+            run.stage = own["stage"]
+            run.loss = None
+            run.accumulating = True
+            run.has_validated = False
+            run.said_minimum = False
+            run.loaders = {}
+            run.loader_epoch = {}
+            run.val_entries = {}
+            run.val_batches_seen = {}
+            run.history = []
             run.precision = _fresh(own["precision"])
-            trainer.should_stop, run.stop_agreed = False, run.world.size == 1
+            trainer.should_stop = False
+            run.stop_agreed = run.world.size == 1
 
         def perform() -> None:
             begin()
             assert run.work is not None
             run.work(run)
 
-        run.resumed, run.resumed_from, run.recovery, run.validations = False, None, None, None
+        run.resumed = False
+        run.resumed_from = None
+        run.recovery = None
+        run.validations = None
         vars(trainer).update(
             callbacks=list(callbacks),
             loggers=[DummyLogger()] if trainer.loggers else [],
@@ -113,7 +113,8 @@ def rehearsal(
             _restore(run, saved)
             restore_modes(module, modes)
             for parameter, gradient, requires_grad in gradients:
-                parameter.grad, parameter.requires_grad = gradient, requires_grad
+                parameter.grad = gradient
+                parameter.requires_grad = requires_grad
 
 
 def _fresh(precision: Precision) -> Precision:
@@ -177,7 +178,8 @@ def _save(run: Run) -> dict[str, Any]:
 
 def _restore(run: Run, saved: dict[str, Any]) -> None:
     """Put back what `_save` returned."""
-    module, checkpoint = run.module, saved["checkpoint"]
+    module = run.module
+    checkpoint = saved["checkpoint"]
     run.call(module, "on_load_checkpoint", checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
     with torch.no_grad():

@@ -92,7 +92,8 @@ class LRFinderResult:
 
         if ax is None:
             _, ax = plt.subplots()
-        lrs, losses = self.results["lr"], self.results["loss"]
+        lrs = self.results["lr"]
+        losses = self.results["loss"]
         ax.plot(lrs, losses)
         if self.mode == "exponential":
             ax.set_xscale("log")
@@ -247,7 +248,8 @@ def attribute_name(
     for name in [given] if given else USUAL_NAMES:
         if holders_of(name, module, datamodule):
             return name
-    kind, wanted = type(module).__name__, given or " nor ".join(USUAL_NAMES)
+    kind = type(module).__name__
+    wanted = given or " nor ".join(USUAL_NAMES)
     raise ConfigError(
         f"The learning rate that is found is to be set, but {kind} has no {wanted}, neither as"
         " attribute nor in hparams. Make it an argument that configure_optimizers uses; or name"
@@ -259,7 +261,8 @@ class _RisingLR:
     """A scheduler that raises the learning rate of all groups from step to step."""
 
     def __init__(self, optimizer: Any, found: LRFinderResult) -> None:
-        self.optimizer, self.found = optimizer, found
+        self.optimizer = optimizer
+        self.found = found
         self.steps = 0
         self.lr = found.lr_min
         self._set()
@@ -271,11 +274,9 @@ class _RisingLR:
     def step(self, *args: Any, **kwargs: Any) -> None:
         """Go on to the learning rate of the next step."""
         self.steps += 1
-        start, end, part = (
-            self.found.lr_min,
-            self.found.lr_max,
-            (self.steps + 1) / self.found.num_training,
-        )
+        start = self.found.lr_min
+        end = self.found.lr_max
+        part = (self.steps + 1) / self.found.num_training
         self.lr = (
             start + part * (end - start)
             if self.found.mode == "linear"
@@ -301,7 +302,8 @@ class _Watch(Callback):
     rising: _RisingLR
 
     def __init__(self, run: Run, threshold: float | None) -> None:
-        self.run, self.threshold = run, threshold
+        self.run = run
+        self.threshold = threshold
         self.first = run.progress.steps
         self.lrs: list[float] = []
         self.losses: list[float] = []

@@ -236,7 +236,8 @@ class EarlyStopping(Callback):
         )
         text = self._in_words(reason, improved, current)
         if improved:
-            self.best_score, self.wait_count = current, 0
+            self.best_score = current
+            self.wait_count = 0
         elif reason in (EarlyStoppingReason.NOT_STOPPED, EarlyStoppingReason.PATIENCE_EXHAUSTED):
             self.wait_count += 1
         stops = reason is not EarlyStoppingReason.NOT_STOPPED
@@ -245,7 +246,9 @@ class EarlyStopping(Callback):
         return stops, text
 
     def _in_words(self, reason: EarlyStoppingReason, improved: bool, current: Tensor) -> str:
-        name, best, sign = self.monitor, self.best_score, SIGN[self.mode]
+        name = self.monitor
+        best = self.best_score
+        sign = SIGN[self.mode]
         worse = ">" if self.mode == "min" else "<"
         if improved:
             gain = (

@@ -117,7 +117,8 @@ class ThroughputMonitor(Callback):
         if (
             not trainer.sanity_checking and trainer.state.fn == "fit"
         ):  # the time of the validation is none of training's
-            train, validation = self._courses["train"], self._courses["validate"]
+            train = self._courses["train"]
+            validation = self._courses["validate"]
             train.started = validation.started + validation.elapsed_s - train.elapsed_s
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

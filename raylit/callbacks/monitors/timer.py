@@ -93,7 +93,8 @@ class SharedDeadline:
             num_fitting = left_s / 2 / batch_s if batch_s > 0 else MAX_BATCHES_UNASKED
         answer = (left_s <= 0, int(min(max(num_fitting, 1), MAX_BATCHES_UNASKED)))
         is_up, self._ask_after = world.broadcast_object(answer)
-        self._num_batches, self._asked_at = 0, now
+        self._num_batches = 0
+        self._asked_at = now
         return bool(is_up)
 
 
@@ -148,7 +149,8 @@ class Timer(Callback):
 
         For training also those of the runs that this one goes on from.
         """
-        start, end = self.start_time(stage), self.end_time(stage)
+        start = self.start_time(stage)
+        end = self.end_time(stage)
         before = self._offset if stage == "train" else 0.0
         if start is None:
             return before

@@ -126,10 +126,8 @@ class BaseFinetuning(Callback):
     @staticmethod
     def filter_on_optimizer(optimizer: Optimizer, params: Iterable[Parameter]) -> list[Parameter]:
         """Return the parameters that the optimizer does not have yet; warn of the others."""
-        params, held = (
-            list(params),
-            {id(one) for group in optimizer.param_groups for one in group["params"]},
-        )
+        params = list(params)
+        held = {id(one) for group in optimizer.param_groups for one in group["params"]}
         new = [one for one in params if id(one) not in held]
         if len(new) < len(params):
             warn(

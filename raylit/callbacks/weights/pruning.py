@@ -154,7 +154,8 @@ class ModelPruning(Callback):
         Raises:
             ConfigError: what is given is not the module's.
         """
-        given, names = parameters_to_prune, parameter_names or ModelPruning.PARAMETER_NAMES
+        given = parameters_to_prune
+        names = parameter_names or ModelPruning.PARAMETER_NAMES
         parts = [module for module in pl_module.modules() if not isinstance(module, CONTAINERS)]
         if not given:
             return [
@@ -246,7 +247,10 @@ class ModelPruning(Callback):
         self._hook = nn.Module.register_load_state_dict_pre_hook(pl_module, _without_masks)
         if stage != "fit":
             return
-        self._state, self._loaded, self._originals, self._copies = None, {}, {}, {}
+        self._state = None
+        self._loaded = {}
+        self._originals = {}
+        self._copies = {}
         if self._use_lottery_ticket_hypothesis:
             for module, name in self._parameters_to_prune:
                 self._originals[self._name(module, name)] = _unmasked(module, name).detach().clone()
@@ -387,13 +391,11 @@ class ModelPruning(Callback):
         """Hold nothing of the module any longer."""
         if self._hook is not None:
             self._hook.remove()
-        self._hook, self._parameters_to_prune, self._names, self._originals, self._copies = (
-            None,
-            (),
-            {},
-            {},
-            {},
-        )
+        self._hook = None
+        self._parameters_to_prune = ()
+        self._names = {}
+        self._originals = {}
+        self._copies = {}
 
 
 def find_method(
@@ -452,7 +454,8 @@ def without_masks(state: dict[str, Any]) -> dict[str, Any]:
     plain = dict(state)
     for name in [key.removesuffix("_mask") for key in state if key.endswith("_mask")]:
         if f"{name}_orig" in state:
-            mask, covered = plain.pop(f"{name}_mask"), plain.pop(f"{name}_orig")
+            mask = plain.pop(f"{name}_mask")
+            covered = plain.pop(f"{name}_orig")
             plain[name] = mask.to(covered.dtype) * covered
     return plain
 

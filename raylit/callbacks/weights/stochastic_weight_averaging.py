@@ -133,7 +133,10 @@ class StochasticWeightAveraging(Callback):
         if stage != "fit":
             return
         trainer.strategy.refuse_if_sharded("StochasticWeightAveraging copies the whole model")
-        self._state, self._average_model, self._swa_scheduler, self._momenta = None, None, None, {}
+        self._state = None
+        self._average_model = None
+        self._swa_scheduler = None
+        self._momenta = {}
         self._latest_update_epoch = -1
         unlimited = trainer.max_epochs in (None, -1)
         if unlimited and isinstance(self._swa_epoch_start, float):
@@ -176,8 +179,10 @@ class StochasticWeightAveraging(Callback):
         if self._has_extra_epoch:
             trainer.max_epochs = max_epochs + 1
         self._average_model = AveragedModel(
-            pl_module, self._device or pl_module.device, avg_fn=self._avg_fn
-        )  # type: ignore[arg-type]
+            pl_module,
+            self._device or pl_module.device,  # type: ignore[arg-type]
+            avg_fn=self._avg_fn,
+        )
         if self._state is not None:
             self._average_model.module.load_state_dict(self._state["average_model_state"])
             self._average_model.n_averaged.fill_(self._state["n_averaged"])
@@ -266,7 +271,8 @@ class StochasticWeightAveraging(Callback):
 
     def _take_over_schedule(self, trainer: Trainer) -> None:
         """Put SWALR in the place of the learning-rate scheduler."""
-        optimizer, configs = trainer.optimizers[0], trainer.lr_scheduler_configs
+        optimizer = trainer.optimizers[0]
+        configs = trainer.lr_scheduler_configs
         rates = (
             self._swa_lrs
             if isinstance(self._swa_lrs, list)
@@ -280,8 +286,12 @@ class StochasticWeightAveraging(Callback):
             else -1
         )
         scheduler = SWALR(
-            optimizer, rates, self._annealing_epochs, self._annealing_strategy, last_epoch
-        )  # type: ignore[arg-type]
+            optimizer,
+            rates,  # type: ignore[arg-type]
+            self._annealing_epochs,
+            self._annealing_strategy,
+            last_epoch,
+        )
         if self._state is not None and self._state["scheduler_state"] is not None:
             scheduler.load_state_dict(self._state["scheduler_state"])
         self._swa_scheduler = scheduler

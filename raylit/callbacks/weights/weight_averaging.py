@@ -133,7 +133,9 @@ class WeightAveraging(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         trainer.strategy.refuse_if_sharded("WeightAveraging copies the whole model")
-        self._average_model, self._loaded, self._swapped = None, None, False
+        self._average_model = None
+        self._loaded = None
+        self._swapped = False
         if stage == "fit":  # of an earlier fit of another Trainer nothing is to remain
             self._latest_update_step = min(self._latest_update_step, trainer.global_step)
             self._latest_update_epoch = min(self._latest_update_epoch, trainer.current_epoch - 1)
@@ -144,7 +146,8 @@ class WeightAveraging(Callback):
         average.module.to(pl_module.device if self._device is None else self._device)
         if self._loaded is not None:
             average.load_state_dict(self._loaded)
-        self._average_model, self._loaded = average, None
+        self._average_model = average
+        self._loaded = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

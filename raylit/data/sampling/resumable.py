@@ -90,7 +90,9 @@ class ResumableSampler:
             ),
             None,
         )
-        self._generators, self._identity, self._seeds_workers = generators, identity, seeds_workers
+        self._generators = generators
+        self._identity = identity
+        self._seeds_workers = seeds_workers
 
     def __len__(self) -> int:
         if self._remaining is not None:
@@ -116,11 +118,13 @@ class ResumableSampler:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take what `state_dict` returned."""
-        self._begun, self._passes = state["begun"], state["passes"]
+        self._begun = state["begun"]
+        self._passes = state["passes"]
         self._set_generators(state["generators"])
         if self._sharded is not None and state["order_seed"] is not None:
             self._sharded.seed = state["order_seed"]
-        self._spans, self._remaining = state.get("spans", []), None
+        self._spans = state.get("spans", [])
+        self._remaining = None
         self._from = state.get("from", sum(batches for *_, batches in self._spans))
 
     def share_rest(self, state: dict[str, Any], number: int, counted: int) -> bool:
@@ -155,7 +159,9 @@ class ResumableSampler:
 
     def begin_anew(self) -> None:
         """Forget that others began the epoch that was read."""
-        self._spans, self._remaining, self._from = [], None, 0
+        self._spans = []
+        self._remaining = None
+        self._from = 0
 
     def _order_of(self, state: dict[str, Any]) -> list[Any]:
         """Return the order of all samples, or batches, of an epoch, as it was when it began."""
@@ -196,7 +202,8 @@ class ResumableSampler:
     def __iter__(self) -> Iterator[Any]:
         # What is below runs when the first index is asked for. A loader with workers calls iter()
         # twice and reads from the second.
-        skip, self.skip = self.skip, None
+        skip = self.skip
+        self.skip = None
         if skip is not None and self._remaining is not None:
             drawn = iter(self._batches(self._remaining))
         elif skip is not None and self._begun is not None:

@@ -129,7 +129,9 @@ class AsManyAsFit(ElasticScalingPolicy):
 
     def __init__(self, scaling_config: Any, room: Room, mailbox: Any, grows: bool) -> None:
         super().__init__(scaling_config)
-        self.room, self.mailbox, self.grows = room, mailbox, grows
+        self.room = room
+        self.mailbox = mailbox
+        self.grows = grows
         self._shunned: list[str] = []
         self._silent: list[
             str
@@ -179,7 +181,8 @@ class AsManyAsFit(ElasticScalingPolicy):
         if time.monotonic() >= self._looked + ASK_EVERY_S:
             self._looked = time.monotonic()
             try:
-                before, self._silent = self._silent, self.room.lost()
+                before = self._silent
+                self._silent = self.room.lost()
             except ray.exceptions.RayError:
                 return NoopDecision()
             if self._silent and self._silent == before:
@@ -215,7 +218,8 @@ class LostNodesAreNoFailures(DefaultFailurePolicy):
 
     def __init__(self, failure_config: Any, room: Room, restarts: Any) -> None:
         super().__init__(failure_config)
-        self.room, self.restarts = room, restarts
+        self.room = room
+        self.restarts = restarts
 
     def make_decision(self, training_failed_error: Any) -> Any:
         """Say what becomes of a failure."""

@@ -189,7 +189,8 @@ class RayTrainLauncher:
 
     def _run(self, job: Job, work: Callable[[], bytes | None], failures: Any, relay: Relay) -> Any:
         """Have Ray Train call `work` on all workers, once; return what rank 0 returned."""
-        trainer, num_failures = job.trainer, relay.watch.num_failures
+        trainer = job.trainer
+        num_failures = relay.watch.num_failures
         restarts: Any = Restarts(relay.mailbox, failures.max_failures, num_failures)
         self._before = before = groups()
         size = (

@@ -49,7 +49,9 @@ class Mailbox:
 
     def give(self, number: int, job: Any) -> None:
         """The next job of workers that are kept; numbers go up from 1."""
-        self.number, self.job, self.results = number, job, {}
+        self.number = number
+        self.job = job
+        self.results = {}
 
     def next_job(self, after: int) -> tuple[int, Any]:
         """Return number and job, which is None until there is one that follows number `after`.
@@ -67,7 +69,8 @@ class Mailbox:
         self.results[rank] = result
         if len(self.results) == size:
             self.send("did", (number, self.results[0]))
-            self.job, self.results = None, {}
+            self.job = None
+            self.results = {}
 
     def send(self, kind: str, content: Any) -> None:
         """Hold one more."""
@@ -83,7 +86,8 @@ class Mailbox:
 
     def take(self) -> list[tuple[str, Any]]:
         """Return what is held."""
-        items, self.items = self.items, []
+        items = self.items
+        self.items = []
         return items
 
     def wait(self) -> None:
@@ -102,7 +106,10 @@ class WorkerFailure(Exception):
 
     def __init__(self, at: float, text: str, parts: bytes | None, is_consequence: bool) -> None:
         super().__init__(at, text, parts, is_consequence)
-        self.at, self.text, self.parts, self.is_consequence = at, text, parts, is_consequence
+        self.at = at
+        self.text = text
+        self.parts = parts
+        self.is_consequence = is_consequence
 
     def original(self) -> BaseException:
         """Return the exception, or one with the same text if it cannot be pickled."""
@@ -207,7 +214,9 @@ class Restarts(UserCallback):
     """
 
     def __init__(self, mailbox: Any, max_failures: int, num_failures: int) -> None:
-        self.mailbox, self.max_failures, self.num_failures = mailbox, max_failures, num_failures
+        self.mailbox = mailbox
+        self.max_failures = max_failures
+        self.num_failures = num_failures
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Workers failed. Ray Train does not say yet whether it goes on; the budget tells."""

@@ -35,7 +35,8 @@ class KeptWorkers:
     def release(self) -> None:
         """Let the workers end, if there are any."""
         if self._group is not None:
-            group, self._group = self._group, None
+            group = self._group
+            self._group = None
             group.close()
 
     def launch(self, job: Job) -> Result:
@@ -63,7 +64,8 @@ class KeptWorkers:
             return self.launch(job)
         launcher.say_start(job)
         say_where_to_look(job)
-        self._group, self._kind = Group(launcher, job), kind
+        self._group = Group(launcher, job)
+        self._kind = kind
         return self._group.do(job, work)
 
 
@@ -110,11 +112,9 @@ class Group:
             BaseException: whatever the user's code raised.
         """
         watch = self._relay.watch
-        self._number, self._starts_before, work.screen = (
-            self._number + 1,
-            watch.num_starts,
-            self._relay.screen,
-        )
+        self._number = self._number + 1
+        self._starts_before = watch.num_starts
+        work.screen = self._relay.screen
         sent = ray.put(work)  # kept until the job is done
         result = None
         try:

@@ -33,9 +33,11 @@ class Notice:
     """
 
     def __init__(self, mailbox: Any) -> None:
-        self.given, self.why = False, ""
+        self.given = False
+        self.why = ""
         self._next = time.monotonic() + ASK_EVERY_S
-        self._mailbox, self._next_question = mailbox, 0.0
+        self._mailbox = mailbox
+        self._next_question = 0.0
         self._answer: Any = None
 
     @property

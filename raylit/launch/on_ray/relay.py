@@ -66,7 +66,9 @@ class _Lines:
     """A text stream that also sends each complete line to the driver's screen."""
 
     def __init__(self, stream: Any, screen: RemoteScreen, prefix: str) -> None:
-        self._stream, self._screen, self._prefix = stream, screen, prefix
+        self._stream = stream
+        self._screen = screen
+        self._prefix = prefix
         self._rest = ""
 
     def write(self, text: str) -> int:
@@ -112,7 +114,8 @@ class Relay:
         actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox)
         self.mailbox: Any = actor.remote()
         self.screen = RemoteScreen(self.mailbox)
-        self.watch, self.every_s = watch, every_s
+        self.watch = watch
+        self.every_s = every_s
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._draw, name="raylit-progress", daemon=True)
 

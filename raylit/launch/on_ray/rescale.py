@@ -45,7 +45,9 @@ class Resized:
     """
 
     def __init__(self, size: int, most: int, screen: Any = None) -> None:
-        self.size, self.most, self.screen = size, most, screen
+        self.size = size
+        self.most = most
+        self.screen = screen
         self.factor = Fraction(most, size)
         self.keeps_step = False
         self.policy = ""
@@ -102,9 +104,11 @@ class Resized:
             run: the run, whose counters are those of the checkpoint.
             ranks: what the checkpoint holds of each rank that saved it.
         """
-        progress, accumulate = run.progress, run.trainer.accumulate_grad_batches
+        progress = run.progress
+        accumulate = run.trainer.accumulate_grad_batches
         if ranks and len(ranks) != self.size and progress.in_epoch:
-            run.counted_before, before = progress.batch, progress.total_batches - progress.batch
+            run.counted_before = progress.batch
+            before = progress.total_batches - progress.batch
             number = progress.batch * len(ranks) // self.size
             if not any(one and one.get("gradients") for one in ranks):
                 number -= number % accumulate  # the next batch is the first of a step

@@ -30,7 +30,8 @@ class Recorder(DummyLogger):
     def __init__(self) -> None:
         super().__init__()
         self.rows: list[tuple[str, int, dict[str, float], int | None]] = []
-        self.kind, self.loader = "user", 0
+        self.kind = "user"
+        self.loader = 0
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self.rows.append((self.kind, self.loader, dict(metrics), step))
@@ -43,14 +44,13 @@ class Tells(Callback):
         self.recorder = recorder
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        run, recorder = trainer._run, self.recorder
+        run = trainer._run
+        recorder = self.recorder
         own = run.log_metrics
 
         def log_metrics(metrics: dict[str, Any], step: int | None = None) -> None:
-            recorder.kind, recorder.loader = (
-                ("end" if step is None else "batch"),
-                run.metrics.dataloader_idx or 0,
-            )
+            recorder.kind = "end" if step is None else "batch"
+            recorder.loader = run.metrics.dataloader_idx or 0
             own(metrics, step)
             recorder.kind = "user"
 
@@ -68,7 +68,8 @@ class ValidationTasks:
     """
 
     def __init__(self, job: Job) -> None:
-        trainer, config = job.trainer, job.trainer.async_validation
+        trainer = job.trainer
+        config = job.trainer.async_validation
         assert config is not None
         connect()
         wanted = {"CPU": config.num_cpus, "GPU": config.num_gpus, **config.resources}
@@ -164,7 +165,8 @@ def _check_room(wanted: dict[str, float], trainer: Any) -> None:
         ConfigError: it would, beside the workers; or, if they are elastic, could once they are as
             many as they may be.
     """
-    has, taken = ray.cluster_resources(), resources_of(trainer)
+    has = ray.cluster_resources()
+    taken = resources_of(trainer)
     for name, amount in wanted.items():
         left = has.get(name, 0) - trainer.num_workers * taken.get(name, 0)
         is_to_grow = left < 0 and not trainer.is_elastic  # or there would be no workers either

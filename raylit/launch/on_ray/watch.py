@@ -38,7 +38,9 @@ class Watch:
     """
 
     def __init__(self, num_workers: int, resources: dict[str, float], most: int = 0) -> None:
-        self.num_workers, self.resources, self.most = num_workers, resources, most
+        self.num_workers = num_workers
+        self.resources = resources
+        self.most = most
         self._before: list[str] = []  # the node of each rank, as they were started last
         self._how: str | None = None  # an elastic job goes on
         self._lacks_room = False  # even for the fewest workers of an elastic job
@@ -88,7 +90,8 @@ class Watch:
             ]
             why = f" ({', '.join(changes)})" if changes else ""
             info(f"Resized from {len(self._before)} to {len(now)} workers{why}, {self._how}.")
-        self._before, self._how = now, None
+        self._before = now
+        self._how = None
 
     def lacks_room(self, lacks: bool) -> None:
         """There is not room for the fewest workers that an elastic job is to have, or there is again."""
@@ -137,7 +140,8 @@ class Watch:
 
 def asked_and_there(num_workers: int, resources: dict[str, float]) -> str:
     """Return what workers ask for and what the cluster has, as text."""
-    has, free = ray.cluster_resources(), ray.available_resources()
+    has = ray.cluster_resources()
+    free = ray.available_resources()
     asked = ", ".join(f"{amount * num_workers:g} {name}" for name, amount in resources.items())
     there = ", ".join(
         f"{has.get(name, 0):g} {name} ({free.get(name, 0):g} free)" for name in resources
@@ -154,10 +158,8 @@ def groups(resources: dict[str, float] | None = None) -> dict[str, str]:
 
     Only those for workers that each want `resources`, if given.
     """
-    job, wanted = (
-        ray.get_runtime_context().get_job_id(),
-        {name: amount for name, amount in (resources or {}).items() if amount},
-    )
+    job = ray.get_runtime_context().get_job_id()
+    wanted = {name: amount for name, amount in (resources or {}).items() if amount}
     return {
         name: group["state"]
         for name, group in ray.util.placement_group_table().items()

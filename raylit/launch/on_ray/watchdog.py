@@ -19,7 +19,8 @@ from typing import Any
 from raylit.core.job import Job
 from raylit.launch.on_ray.relay import RemoteScreen
 
-VARIABLE, DEFAULT_S = "RAYLIT_TIMEOUT_S", 1800.0
+VARIABLE = "RAYLIT_TIMEOUT_S"
+DEFAULT_S = 1800.0
 LONGER = 1.5  # than the collectives, whose error says more
 
 
@@ -35,7 +36,9 @@ class Patience:
     """
 
     def __init__(self, job: Job, screen: RemoteScreen, rank: int) -> None:
-        self.job, self.screen, self.rank = job, screen, rank
+        self.job = job
+        self.screen = screen
+        self.rank = rank
         self.ends = (
             VARIABLE in os.environ
         )  # a step may take an hour: only who gives a time has the worker ended
@@ -51,11 +54,13 @@ class Patience:
         self._over.set()
 
     def _look(self) -> None:
-        before, since = self._place(), time.monotonic()
+        before = self._place()
+        since = time.monotonic()
         while not self._over.wait(min(self.limit_s / 10, 30)):
             now = self._place()
             if now is None or now != before:
-                before, since = now, time.monotonic()
+                before = now
+                since = time.monotonic()
             elif time.monotonic() - since > self.limit_s:
                 self._say(time.monotonic() - since)
                 if self.ends:

@@ -102,7 +102,8 @@ class Work:
         with echoing(self.screen, rank) if self.shows_prints else contextlib.nullcontext():
             try:
                 job: Job = self.parcel.unpack()
-                job.display, job.notice = self.screen, notice
+                job.display = self.screen
+                job.notice = notice
                 self.screen.started(_where(job, rank))
                 if self.seed is not None:
                     # the same weights come from the driver; what is drawn during training (dropout)
@@ -155,8 +156,11 @@ class Works:
 
         Returns Preempted, pickled, if a machine is about to be taken away.
         """
-        mailbox, number, seed = self.screen.mailbox, 0, os.environ.get(SEED)
-        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        mailbox = self.screen.mailbox
+        number = 0
+        seed = os.environ.get(SEED)
+        rank = int(os.environ["RANK"])
+        size = int(os.environ["WORLD_SIZE"])
         while True:
             latest, given = ray.get(mailbox.next_job.remote(number))
             if given is None:

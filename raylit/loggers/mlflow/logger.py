@@ -115,11 +115,14 @@ class MLFlowLogger(Logger):
                 f"MLFlowLogger(log_model={log_model!r}) is not known. Use True, False or 'all'."
             )
         self.tags = dict(tags or {})
-        self._experiment_name, self._run_name = experiment_name, run_name
-        self._tracking_uri, self._artifact_location = tracking_uri, artifact_location
+        self._experiment_name = experiment_name
+        self._run_name = run_name
+        self._tracking_uri = tracking_uri
+        self._artifact_location = artifact_location
         self._files_dir = os.path.abspath(save_dir) if save_dir else None
         self._root_dir = os.getcwd()
-        self._log_model, self._prefix = log_model, prefix
+        self._log_model = log_model
+        self._prefix = prefix
         self._experiment_id: str | None = None
         self._run_id = self._given_run_id = run_id
         self._resumed_run_id: str | None = None
@@ -352,7 +355,8 @@ class MLFlowLogger(Logger):
 
         uri, artifact_root = store.find_store(self._tracking_uri, self._files_dir, self._root_dir)
         client = store.connect(uri, artifact_root)
-        self._tracking_uri, self._files_dir = uri, self._files_dir or artifact_root
+        self._tracking_uri = uri
+        self._files_dir = self._files_dir or artifact_root
         self._context_tags = resolve_tags()
         replay(
             self.save_dir, uri, lambda run_id, entries: RunStore(uri, run_id, None).write(entries)
@@ -373,11 +377,9 @@ class MLFlowLogger(Logger):
                 run = client.create_run(
                     self._experiment_id, tags=self._context_tags | all_tags, run_name=self._run_name
                 )
-        self._run_id, self._experiment_id, self._has_run = (
-            run.info.run_id,
-            run.info.experiment_id,
-            True,
-        )
+        self._run_id = run.info.run_id
+        self._experiment_id = run.info.experiment_id
+        self._has_run = True
         self._live = _Live(client)
 
     def _continue_run(self, client: MlflowClient, tags: dict[str, str]) -> Run | None:
@@ -431,7 +433,8 @@ class MLFlowLogger(Logger):
     @property
     def _writer(self) -> BackgroundWriter[Entry]:
         if self._live.writer is None:
-            run_store, uri = self._run_store, str(self._tracking_uri)
+            run_store = self._run_store
+            uri = str(self._tracking_uri)
             spool = Spool(self.save_dir, uri, str(self._run_id))
             self._live.writer = BackgroundWriter(
                 run_store.write,
@@ -451,7 +454,8 @@ class MLFlowLogger(Logger):
 
         Return how much of the metrics, parameters, tags and status could not be.
         """
-        writer, self._live.writer = self._live.writer, None
+        writer = self._live.writer
+        self._live.writer = None
         num_left = writer.close() if writer is not None else 0
         if self._live.uploader is not None:
             self._live.uploader.close()

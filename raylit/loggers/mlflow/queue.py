@@ -50,10 +50,13 @@ class BackgroundWriter(Generic[T]):
         max_backoff_s: float = 30.0,
         hold: Callable[[list[T]], bool] | None = None,
     ) -> None:
-        self._write, self._what = write, what
-        self._max_batch, self._max_waiting = max_batch, max_waiting
+        self._write = write
+        self._what = what
+        self._max_batch = max_batch
+        self._max_waiting = max_waiting
         self._hold, self._is_held, self._holding = hold, False, threading.Lock()
-        self._interval_s, self._max_backoff_s = interval_s, max_backoff_s
+        self._interval_s = interval_s
+        self._max_backoff_s = max_backoff_s
         self._kept: deque[T] = deque()  # few and dear: written first, never dropped
         self._queue: deque[T] = deque()
         self._batch: list[T] = []
@@ -75,7 +78,8 @@ class BackgroundWriter(Generic[T]):
                 others.
         """
         with self._wake:
-            was_idle, size = not self._num_waiting(), self._num_waiting()
+            was_idle = not self._num_waiting()
+            size = self._num_waiting()
             (self._kept if keep else self._queue).extend(items)
             self._num_put += self._num_waiting() - size
             num_over = len(self._queue) - self._max_waiting

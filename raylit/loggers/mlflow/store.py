@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-MAX_NAME_LENGTH, MAX_PARAM_LENGTH, MAX_ENTRIES = 250, 6000, 1000  # as in mlflow.utils.validation
+# as in mlflow.utils.validation
+MAX_NAME_LENGTH = 250
+MAX_PARAM_LENGTH = 6000
+MAX_ENTRIES = 1000
 PARENT_TAG = "mlflow.parentRunId"
 DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
@@ -59,7 +62,8 @@ class RunStore:
     def __init__(
         self, uri: str, run_id: str, newest_before: Mapping[str, tuple[int, int]] | None
     ) -> None:
-        self._uri, self._run_id = uri, run_id
+        self._uri = uri
+        self._run_id = run_id
         self._newest_before = newest_before
         self._last_step: dict[str, int] | None = (
             None if newest_before is not None else {}

@@ -43,7 +43,8 @@ class CheckpointUploader:
     """
 
     def __init__(self, send: Callable[[list[Upload]], None], run_id: str) -> None:
-        self._send, self._run_id = send, run_id
+        self._send = send
+        self._run_id = run_id
         self._writer: BackgroundWriter[Upload] | None = None
         self._done: dict[str, int] = {}  # path: its time
         self._has_linked = False
@@ -87,7 +88,8 @@ class CheckpointUploader:
 
     def close(self) -> None:
         """Wait until all is uploaded, or it takes too long."""
-        writer, self._writer = self._writer, None
+        writer = self._writer
+        self._writer = None
         if writer is not None:
             writer.close(busy_timeout_s=MAX_UPLOAD_S)
 
@@ -122,10 +124,8 @@ def best_tags(callback: Checkpoint) -> dict[str, str]:
 
     Empty if there is none.
     """
-    path, score = (
-        getattr(callback, "best_model_path", ""),
-        getattr(callback, "best_model_score", None),
-    )
+    path = getattr(callback, "best_model_path", "")
+    score = getattr(callback, "best_model_score", None)
     tags = {"raylit.best_model_path": str(path)} if path else {}
     return (
         tags if score is None or not path else tags | {"raylit.best_model_score": str(float(score))}
