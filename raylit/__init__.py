@@ -29,7 +29,7 @@ from raylit.runtime.lazy import attribute_loader
 from raylit.runtime.rng import seed_everything
 from raylit.trainer.driver import keep_workers
 from raylit.trainer.trainer import Trainer
-from raylit.validation.pending import ValidationConfig
+from raylit.validation.config import ValidationConfig
 from raylit.version import __version__
 
 if TYPE_CHECKING:

@@ -3,8 +3,6 @@
 `Callback` is the contract; each of the others is one file.
 """
 
-from collections.abc import Iterable
-
 from raylit.callbacks.checkpoints.checkpoint import Checkpoint
 from raylit.callbacks.checkpoints.model_checkpoint import ModelCheckpoint
 from raylit.callbacks.checkpoints.on_exception_checkpoint import OnExceptionCheckpoint
@@ -30,12 +28,7 @@ from raylit.callbacks.weights.weight_averaging import EMAWeightAveraging, Weight
 from raylit.core.callback import Callback
 from raylit.runtime.lazy import attribute_loader
 
-# They watch metrics, so at the end of an epoch they come after the module, which may still log
-# some.
-MONITORS = (EarlyStopping, Checkpoint)
-
 __all__ = [
-    "MONITORS",
     "BackboneFinetuning",
     "BaseFinetuning",
     "BasePredictionWriter",
@@ -64,32 +57,6 @@ __all__ = [
     "ThroughputMonitor",
     "Timer",
     "WeightAveraging",
-    "in_order",
-    "is_monitor",
 ]
-
-
-def is_monitor(function: object) -> bool:
-    """Tell whether a bound callback watches metrics.
-
-    It comes after the module at the end of an epoch.
-    """
-    return isinstance(getattr(getattr(function, "func", None), "__self__", None), MONITORS)
-
-
-def in_order(callbacks: Iterable[Callback]) -> list[Callback]:
-    """Return the callbacks in the order in which they are called.
-
-    Finders first, for what they find holds for all others; checkpoints last.
-    """
-    return sorted(
-        callbacks,
-        key=lambda one: (
-            -1
-            if isinstance(one, (LearningRateFinder, BatchSizeFinder))
-            else isinstance(one, Checkpoint)
-        ),
-    )
-
 
 __getattr__ = attribute_loader(__name__)  # Lightning's paths, which no module here imports

@@ -14,7 +14,7 @@ from raylit.errors import ConfigError
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import RunningTrainer
 
 
 class WriteInterval(StrEnum):
@@ -70,9 +70,17 @@ class BasePredictionWriter(Callback):
             )
         self.interval = WriteInterval(write_interval)
 
+    @property
+    def notes_samples(self) -> bool:
+        return True
+
+    @property
+    def keeps_predictions(self) -> bool:
+        return self.interval.on_epoch
+
     def write_on_batch_end(
         self,
-        trainer: Trainer,
+        trainer: RunningTrainer,
         pl_module: LightningModule,
         prediction: Any,
         batch_indices: Sequence[int] | None,
@@ -99,7 +107,7 @@ class BasePredictionWriter(Callback):
 
     def write_on_epoch_end(
         self,
-        trainer: Trainer,
+        trainer: RunningTrainer,
         pl_module: LightningModule,
         predictions: Sequence[Any],
         batch_indices: Sequence[Any],
@@ -120,7 +128,7 @@ class BasePredictionWriter(Callback):
 
     def on_predict_batch_end(
         self,
-        trainer: Trainer,
+        trainer: RunningTrainer,
         pl_module: LightningModule,
         outputs: Any,
         batch: Any,
@@ -133,7 +141,7 @@ class BasePredictionWriter(Callback):
                 trainer, pl_module, outputs, indices, batch, batch_idx, dataloader_idx
             )
 
-    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_predict_epoch_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if self.interval.on_epoch:
             self.write_on_epoch_end(
                 trainer, pl_module, trainer.predictions, trainer.epoch_batch_indices

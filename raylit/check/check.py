@@ -39,6 +39,7 @@ from raylit.check.probe import (
     still_falls,
 )
 from raylit.data import CombinedLoader
+from raylit.engine.run import Run
 from raylit.errors import ConfigError, DataError
 from raylit.runtime.rng import isolated
 
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
     from raylit.core.datamodule import LightningDataModule
     from raylit.core.module import LightningModule
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import JobTrainer
 
 Status = Literal["ok", "unknown", "warning", "problem"]
 COLOURS: dict[Status, str] = {
@@ -128,7 +129,7 @@ class CheckReport:
 
 
 def check(
-    trainer: Trainer,
+    trainer: JobTrainer,
     model: LightningModule,
     data: dict[str, Any],
     datamodule: LightningDataModule | None,
@@ -206,7 +207,7 @@ def check(
 # ---- what is run ----
 
 
-def _settings(trainer: Trainer) -> Trainer:
+def _settings(trainer: JobTrainer) -> JobTrainer:
     """Return a Trainer for the same work in this process, without what leaves files or decides when it ends."""
     max_epochs = -1 if trainer.max_epochs in (None, -1) else max(int(trainer.max_epochs or 0), 2)
     max_steps = max(trainer.max_steps, 100 * MAX_STEPS) if trainer.max_steps != -1 else -1
@@ -272,7 +273,7 @@ def _with_adam(module: LightningModule) -> LightningModule:
 
 
 def _train_on(
-    batch: Any, trainer: Trainer, module: LightningModule, datamodule: LightningDataModule | None
+    batch: Any, trainer: JobTrainer, module: LightningModule, datamodule: LightningDataModule | None
 ) -> OneBatch:
     """Train a copy on one batch.
 
@@ -292,10 +293,11 @@ def _train_on(
     return one
 
 
-def _read(trainer: Trainer) -> tuple[float, float, bool]:
+def _read(trainer: JobTrainer) -> tuple[float, float, bool]:
     """Return how many training batches an epoch has, the mean time to read one, and whether that is done by worker processes."""
-    assert trainer._run is not None
-    loader = trainer._run.loaders["train"]
+    run = trainer.run
+    assert isinstance(run, Run)
+    loader = run.loaders["train"]
     batches = iter(loader)
     started = time.perf_counter()
     times = list[float]()

@@ -19,13 +19,13 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from raylit.callbacks import Callback
+from raylit.core.callback import Callback
 from raylit.data.combined import length_of
-from raylit.engine.run import restore_modes, submodule_modes
+from raylit.engine.run import Run, restore_modes, submodule_modes
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import JobTrainer
 
 MAX_STEPS = 60  # steps on one batch
 MIN_STEPS = 20  # enough to time them
@@ -112,9 +112,9 @@ class FirstStep(Callback):
 
         module.training_step = watched  # type: ignore[method-assign]
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        run = trainer._run
-        assert run is not None
+    def on_train_start(self, trainer: JobTrainer, pl_module: LightningModule) -> None:
+        run = trainer.run
+        assert isinstance(run, Run)
         if run.transfer is not None:
             run.transfer = self._keeping(run.transfer)
         optimized = {
@@ -147,16 +147,21 @@ class FirstStep(Callback):
             self.batch = copy.deepcopy(batch)
 
     def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        self, trainer: JobTrainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._keep(batch)
         self._check("the batch", "", batch)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: JobTrainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        run = trainer._run
-        assert run is not None
+        run = trainer.run
+        assert isinstance(run, Run)
         self.stages.append("training_step")
         if self.loss is not None and not math.isfinite(self.loss):
             self.not_finite.append(("the loss", ""))
@@ -175,7 +180,7 @@ class FirstStep(Callback):
         trainer.should_stop = True
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+        self, trainer: JobTrainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
         self.stages.append("validation_step")
         trainer.should_stop = True
@@ -234,9 +239,9 @@ class OneBatch(Callback):
         self._hooks: list[Any] = []
         self._started = self._timed_from = time.perf_counter()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        run = trainer._run
-        assert run is not None
+    def on_train_start(self, trainer: JobTrainer, pl_module: LightningModule) -> None:
+        run = trainer.run
+        assert isinstance(run, Run)
         self._hooks = note_gradients(pl_module, self.gradients, [])
         self._started = time.perf_counter()
         if not pl_module.automatic_optimization:
@@ -247,7 +252,12 @@ class OneBatch(Callback):
                 group["lr"] = max(group["initial_lr"], group.get("max_lr", 0.0))
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: JobTrainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         done = batch_idx + 1
         if "loss" in outputs:
@@ -421,7 +431,7 @@ def _num_samples(loader: Any, batch: Any) -> int | None:
     return size if size == min(wanted, length_of(getattr(loader, "dataset", None))) else None
 
 
-def _now(trainer: Trainer) -> float:
+def _now(trainer: JobTrainer) -> float:
     if trainer.world.device.type == "cuda":
         torch.cuda.synchronize(trainer.world.device)
     return time.perf_counter()

@@ -9,37 +9,19 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raylit.checkpoint import pending
 from raylit.errors import NotSavedError
 from raylit.runtime.messages import warn
 from raylit.runtime.storage import asking, file_system, fresh, local, unwritable
 
-if TYPE_CHECKING:
-    from raylit.loggers import Logger
-
 
 def absolute(path: str | os.PathLike[str]) -> str:
     """Return a local path without `~`, links and dots; URLs as they are."""
     path = local(path)
     return path if "://" in path else os.path.realpath(os.path.expanduser(path))
-
-
-def default(loggers: Sequence[Logger], root_dir: str, storage_url: str | None = None) -> str:
-    """Return the folder for the checkpoints of a run.
-
-    Below that of its first logger, or below the root folder; at the URL, if there is one.
-    """
-    if not loggers:
-        return os.path.join(storage_url or root_dir, "checkpoints")
-    first = loggers[0]
-    version = first.version if isinstance(first.version, str) else f"version_{first.version}"
-    return os.path.join(
-        storage_url or first.save_dir or root_dir, str(first.name), version, "checkpoints"
-    )
 
 
 def exists(path: str) -> bool:

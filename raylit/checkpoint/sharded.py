@@ -30,8 +30,7 @@ from raylit.checkpoint import format, pending
 from raylit.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from raylit.engine.run import Run
-    from raylit.parallel import World
+    from raylit.runtime.ranks import Ranks
 
 META, COMPLETE = "meta.pt", "complete.json"
 Place = tuple[Any, ...]
@@ -86,13 +85,13 @@ def _member(kind: Any, name: str) -> enum.Enum:
 
 
 def save(
-    run: Run, checkpoint: dict[str, Any], path: str | os.PathLike[str], *, in_background: bool
+    ranks: Ranks, checkpoint: dict[str, Any], path: str | os.PathLike[str], *, in_background: bool
 ) -> None:
     """Write a checkpoint as a folder, whole or not at all. To be called on all ranks.
 
     Args:
-        run: the run.
-        checkpoint: as `dump(run, parts=True)` returned it.
+        ranks: those that save.
+        checkpoint: the checkpoint of a run, whose tensors may be spread over the ranks.
         path: local path, reached by all ranks.
         in_background: return as soon as the state was copied; see `pending`.
 
@@ -108,41 +107,40 @@ def save(
             f"{target}: a sharded checkpoint needs a local path that all ranks reach. Use"
             " state_dict_type='full' for URLs."
         )
-    world = run.world
     temporary = f"{os.path.dirname(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.part"
-    temporary = world.broadcast_object(temporary)
+    temporary = ranks.broadcast_object(temporary)
     parts: dict[str, Tensor] = {}
     places: dict[str, Place] = {}
     rest = _take_parts(checkpoint, (), parts, places)
     rest["raylit"] = {**rest["raylit"], "parts": places}
-    with _failing_together(world, target):
+    with _failing_together(ranks, target):
         pending.wait()
         os.makedirs(temporary, exist_ok=True)
-        if world.is_zero:
+        if ranks.is_zero:
             format.save(rest, os.path.join(temporary, META))
     written: Future[None] = Future()
-    finish = _finisher(temporary, target, world.is_zero, written)
+    finish = _finisher(temporary, target, ranks.is_zero, written)
     if not parts:
         finish(None)
     else:
-        _write_parts(parts, temporary, world.files_group, in_background, finish)
+        _write_parts(parts, temporary, ranks.files_group, in_background, finish)
     pending.begin(target, written)
     if not in_background:
-        wait(run)
+        wait(ranks)
 
 
-def wait(run: Run) -> None:
+def wait(ranks: Ranks) -> None:
     """Wait until what is being written in the background is on the disk. To be called on all ranks.
 
     Raises:
         CheckpointError: it could not be written, on all ranks.
     """
-    with _failing_together(run.world, "before"):
+    with _failing_together(ranks, "before"):
         pending.wait()
 
 
 @contextlib.contextmanager
-def _failing_together(world: World, target: str) -> Iterator[None]:
+def _failing_together(ranks: Ranks, target: str) -> Iterator[None]:
     """Make an error of one rank, to write the checkpoint `target`, one of all.
 
     Else they would wait for it.
@@ -155,7 +153,7 @@ def _failing_together(world: World, target: str) -> Iterator[None]:
         yield
     except (CheckpointError, OSError) as error:
         failed = error
-    if world.any(failed is not None):
+    if ranks.any(failed is not None):
         if isinstance(failed, CheckpointError):
             raise failed
         reason = "another rank could not" if failed is None else failed

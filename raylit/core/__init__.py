@@ -1,7 +1,9 @@
-"""What users write (module, datamodule, callback, logger) and what all layers pass on (job, result, states).
+"""The contracts of users' classes, and the objects that all layers pass on.
 
-From outside, any module may be imported. `LightningModule` and `LightningDataModule` are found here too, as in Lightning.
-Never here: how any of it is executed.
+Users write a module, a datamodule, callbacks and loggers; `trainer.py` says how these see the
+Trainer. Passed on are `job.py` (with the seam between the engine and the launchers), `progress.py`,
+`states.py` and `optimizer.py`. From outside, any module may be imported; `LightningModule` and
+`LightningDataModule` are found here too, as in Lightning. Never here: how any of it is executed.
 """
 
 from __future__ import annotations

@@ -17,19 +17,54 @@ against it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
+    from raylit.core.logger import Logger
     from raylit.core.module import LightningModule
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import RunningTrainer
+
+# What a hook is handed is a `raylit.core.trainer.RunningTrainer`. Its parameter is left open here:
+# were it typed, a callback that says `trainer: pl.Trainer`, as most do, would break the rule that
+# an override takes whatever the overridden method takes, and mypy would refuse it.
+Trainer: TypeAlias = Any
+
+FIRST, USUAL, LAST = -1, 0, 1  # values of `Callback.call_order`
+
+
+@dataclass(frozen=True, slots=True)
+class SavedCheckpoints:
+    """The checkpoints that a fit leaves, for its Result.
+
+    Attributes:
+        best_path: the one with the best monitored value, or None.
+        best_score: that value, or None.
+        last_path: the newest, or None.
+    """
+
+    best_path: str | None = None
+    best_score: float | None = None
+    last_path: str | None = None
 
 
 class Callback:
     """Base of all callbacks: override what you need.
+
+    Attributes:
+        call_order: where among the others it is called: `FIRST` if it changes settings that all
+            others go by, `LAST` if it saves what the others have done.
+        watches_metrics: whether it judges metrics, so that at the end of an epoch it is called
+            after the module, which may still log some.
+        averages_weights: whether validation runs with other weights than those that are trained.
+        saves_on_exception: whether it saves the run when an exception ends it.
+        notes_samples: whether it wants to know which samples the batches of a prediction are.
+        keeps_predictions: whether it wants all predictions at the end.
 
     Example:
         >>> class Announce(Callback):
@@ -37,7 +72,23 @@ class Callback:
         ...         trainer.print(f"epoch {trainer.current_epoch} is done")
     """
 
+    call_order: ClassVar[int] = USUAL
+    watches_metrics: ClassVar[bool] = False
+    averages_weights: ClassVar[bool] = False
+
     _log: Callable[..., None] | None = None
+
+    @property
+    def saves_on_exception(self) -> bool:
+        return False
+
+    @property
+    def notes_samples(self) -> bool:
+        return False
+
+    @property
+    def keeps_predictions(self) -> bool:
+        return False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None: ...
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None: ...
@@ -172,3 +223,52 @@ class Callback:
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_log"}
+
+
+class Checkpoint(Callback):
+    """Base of callbacks that save checkpoints.
+
+    It is called after all others, so that it saves what they have done.
+    """
+
+    call_order = LAST
+    watches_metrics = True
+
+    def resolve_dirpath(self, trainer: RunningTrainer) -> str:
+        """Return the folder for checkpoints.
+
+        Below the Trainer's storage URL, the folder of the first logger or the Trainer's.
+        """
+        return default_folder(trainer.loggers, trainer.default_root_dir, trainer.storage_url)
+
+    def wants_training_state(self, trainer: RunningTrainer) -> bool:
+        """Tell whether a validation that ends now may lead to a checkpoint of more than weights."""
+        return True
+
+    def saved_checkpoints(self) -> SavedCheckpoints | None:
+        """Return the checkpoints for the Result of a fit, None where it keeps no account of them."""
+        return None
+
+
+def checkpoint_folder(trainer: RunningTrainer) -> str:
+    """Return the folder of the first ModelCheckpoint, or if there is none the one it would have."""
+    return (trainer.checkpoint_callback or Checkpoint()).resolve_dirpath(trainer)
+
+
+def default_folder(loggers: Sequence[Logger], root_dir: str, storage_url: str | None = None) -> str:
+    """Return the folder for the checkpoints of a run.
+
+    Below that of its first logger, or below the root folder; at the URL, if there is one.
+    """
+    if not loggers:
+        return os.path.join(storage_url or root_dir, "checkpoints")
+    first = loggers[0]
+    version = first.version if isinstance(first.version, str) else f"version_{first.version}"
+    return os.path.join(
+        storage_url or first.save_dir or root_dir, str(first.name), version, "checkpoints"
+    )
+
+
+def in_order(callbacks: Iterable[Callback]) -> list[Callback]:
+    """Return the callbacks in the order in which they are called: by `call_order`, then as given."""
+    return sorted(callbacks, key=lambda callback: callback.call_order)

@@ -14,7 +14,7 @@ from raylit.core.hparams import HasHyperparameters, accepted_arguments, class_on
 from raylit.runtime.batch import transfer_to
 
 if TYPE_CHECKING:
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import RunningTrainer
 
 
 class LightningDataModule(HasHyperparameters):
@@ -41,7 +41,7 @@ class LightningDataModule(HasHyperparameters):
 
     allow_zero_length_dataloader_with_multiple_devices: bool = False
     prepare_data_per_node: bool = True
-    trainer: Trainer | None = None
+    trainer: RunningTrainer | None = None
 
     def __init__(self) -> None: ...
     def prepare_data(self) -> None: ...

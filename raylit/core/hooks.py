@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
+    from raylit.core.callback import Callback
+
 # What `self.log` may do in a hook: (default on_step, default on_epoch, on_step allowed). None:
 # logging there is an error.
 PER_STEP = (True, False, True)  # inside a training batch
@@ -190,6 +192,7 @@ ModelHooks = ModuleHooks  # Lightning's name
 
 
 Hooks = dict[str, list[Callable[..., Any]]]
+AFTER_MODULE = "on_train_epoch_end, after the module"  # of callbacks that judge metrics
 
 _FIRED = tuple(name for name, hook in HOOKS.items() if hook.owners in ("C", "CM", "CD"))
 
@@ -205,10 +208,9 @@ def is_overridden(name: str, obj: object, base: type) -> bool:
 def resolve(
     trainer: object,
     module: object,
-    callbacks: Sequence[object],
+    callbacks: Sequence[Callback],
     module_base: type,
     callback_base: type,
-    monitors: type | tuple[type, ...],
     watch: Callable[[object, str, Callable[..., Any]], Callable[..., Any]] | None = None,
 ) -> Hooks:
     """Bind every event that callbacks and the module share to the functions somebody overrode.
@@ -219,28 +221,25 @@ def resolve(
         callbacks: in the order they are to be called.
         module_base: a method that is this class's own counts as not overridden.
         callback_base: likewise for callbacks.
-        monitors: classes of callbacks that come after the module in `on_train_epoch_end`.
         watch: given an owner, the name of a hook and the function, returns the function to call
             instead.
 
     Returns:
         A list for each event, called in order with the event's own arguments: trainer and module
-        are already bound.
+        are already bound. Callbacks that judge metrics have their `on_train_epoch_end` in a list of
+        its own, `AFTER_MODULE`.
     """
-    hooks: Hooks = {}
+    hooks: Hooks = {AFTER_MODULE: []}
     for name in _FIRED:
-        own: list[Callable[..., Any]] = []
-        late: list[Callable[..., Any]] = []
+        own = hooks[name] = []
         for callback in callbacks:
             if is_overridden(name, callback, callback_base):
-                after_module = name == "on_train_epoch_end" and isinstance(callback, monitors)
-                function = partial(getattr(callback, name), trainer, module)
-                (late if after_module else own).append(
-                    watch(callback, name, function) if watch else function
-                )
+                is_late = name == "on_train_epoch_end" and callback.watches_metrics
+                function: Callable[..., Any] = partial(getattr(callback, name), trainer, module)
+                function = watch(callback, name, function) if watch else function
+                (hooks[AFTER_MODULE] if is_late else own).append(function)
         if "M" in HOOKS[name].owners and is_overridden(name, module, module_base):
             own.append(
                 watch(module, name, getattr(module, name)) if watch else getattr(module, name)
             )
-        hooks[name] = own + late
     return hooks

@@ -5,15 +5,157 @@ Both are pickled when those are others than this one.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
 if TYPE_CHECKING:
     from raylit.core.datamodule import LightningDataModule
     from raylit.core.module import LightningModule
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.optimizer import LRSchedulerConfig
+    from raylit.core.progress import Progress
+    from raylit.core.trainer import JobTrainer
 
 Fn = Literal["fit", "validate", "test", "predict"]
+
+
+# ---- what a launcher gives to a job, where there is such a thing ----
+
+
+class PreemptionNotice(Protocol):
+    """Says whether the machine of a rank is about to be taken away.
+
+    Attributes:
+        given: whether the notice has come, to any rank.
+    """
+
+    given: bool
+
+    @property
+    def terminated(self) -> bool:
+        """Whether this process got a SIGTERM, or the driver wants the run to be saved and to end."""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether this rank wants `came` to be asked."""
+
+    def came(self) -> bool:
+        """Ask, which takes some milliseconds. To be called on all ranks."""
+
+
+class ValidationStarter(Protocol):
+    """Starts the validations that training does not wait for, on rank 0. One has the path of its checkpoint."""
+
+    def start(self, path: str, progress: dict[str, Any], then: Callable[[], None]) -> None:
+        """Have the checkpoint at `path` validated; `then` is called, in another thread, at its end."""
+
+    def has(self, path: str) -> bool:
+        """Tell whether it was started."""
+
+    def is_ready(self, path: str) -> bool:
+        """Tell whether it has ended."""
+
+    def wait(self, path: str, seconds: float) -> None:
+        """Wait until it has ended, but no longer than this."""
+
+    def outcome(self, path: str) -> Any:
+        """Return its values, the exception it ended with, or in words why there is nothing."""
+
+    def cancel(self) -> None:
+        """End all that run."""
+
+
+class PendingValidations(Protocol):
+    """The validations of a fit that have not come back. All ranks call its methods together.
+
+    Attributes:
+        saved: the checkpoint whose values are being judged: what is saved meanwhile is this file.
+    """
+
+    saved: str | None
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there may not be one more."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the oldest has ended, as rank 0 knows."""
+
+    def check(self) -> None:
+        """Find, after the sanity check, a scheduler that cannot wait for values of validation."""
+
+    def refuse_scheduler(self, monitor: str) -> NoReturn:
+        """Raise the ConfigError that a learning rate cannot wait for `monitor`."""
+
+    def begin(self) -> None:
+        """Have the run as it is now validated."""
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the oldest has ended, but no longer than this."""
+
+    def collect(self) -> None:
+        """Take the values that have arrived."""
+
+    def state(self) -> list[dict[str, Any]]:
+        """Return, as plain data, which have not come back, for a checkpoint."""
+
+    def go_on(self, states: list[dict[str, Any]]) -> None:
+        """Begin those again that had not come back when a checkpoint was saved."""
+
+    def close(self) -> None:
+        """End those that run. Their checkpoints stay, for a fit that goes on."""
+
+
+class ValidationSettings(Protocol):
+    """How validation runs that training does not wait for; see `raylit.ValidationConfig`."""
+
+    num_cpus: float
+    num_gpus: float
+    resources: dict[str, float]
+
+    def attach(self, run: Any, starter: ValidationStarter | None) -> PendingValidations:
+        """Return the validations, none yet, of a fit.
+
+        Args:
+            run: the engine's Run.
+            starter: starts them, on rank 0.
+        """
+
+
+class RescalePlan(Protocol):
+    """Fits a job that was meant for a certain number of workers to those that there are."""
+
+    def adapt_schedulers(self, schedulers: list[LRSchedulerConfig]) -> None:
+        """Let learning-rate schedulers that step every n batches do so after the same data."""
+
+    def go_on(self, progress: Progress, accumulate: int, ranks: Sequence[Any]) -> int | None:
+        """Count the batches that were read as so many workers would have counted them.
+
+        Args:
+            progress: the counters of the checkpoint, which are changed.
+            accumulate: batches whose gradients add up to one optimizer step.
+            ranks: the states in the checkpoint of the ranks that saved it.
+
+        Returns:
+            The batches of the epoch as they were counted before, None if the count is the same.
+        """
+
+
+class Display(Protocol):
+    """Where the progress of a job is shown."""
+
+    def show(self, shown: dict[str, Any]) -> None:
+        """Show how far the job is."""
+
+    def print(self, text: str) -> None:
+        """Show a line of text above that."""
+
+    def close(self) -> None:
+        """Leave what is shown as it is."""
 
 
 @dataclass(slots=True)
@@ -41,7 +183,7 @@ class Job:
     """
 
     fn: Fn
-    trainer: Trainer
+    trainer: JobTrainer
     module: LightningModule
     datamodule: LightningDataModule | None = None
     data: dict[str, Any] = field(default_factory=dict)
@@ -49,10 +191,10 @@ class Job:
     weights_only: bool | None = None
     return_predictions: bool = True
     returns_state: bool = False
-    notice: Any = None
-    validator: Any = None
-    resized: Any = None
-    display: Any = None
+    notice: PreemptionNotice | None = None
+    validator: ValidationStarter | None = None
+    resized: RescalePlan | None = None
+    display: Display | None = None
 
 
 @dataclass(slots=True)

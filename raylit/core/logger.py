@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raylit.callbacks.checkpoints.checkpoint import Checkpoint
+    from raylit.core.callback import Checkpoint
 
 
 class Logger(ABC):

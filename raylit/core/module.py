@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,21 @@ from raylit.runtime.batch import transfer_to
 from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:
-    from raylit.metrics.metrics import Metrics
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import RunningTrainer
+
+
+class Log(Protocol):
+    """Where `LightningModule.log` puts a value; `raylit.metrics.Metrics` does it."""
+
+    def log(
+        self,
+        name: str,
+        value: Any,
+        settings: tuple[Any, ...],
+        enable_graph: bool,
+        batch_size: int | None,
+    ) -> None:
+        """Record one value; see `LightningModule.log`."""
 
 
 class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
@@ -71,8 +84,8 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._strict_loading: bool | None = None
-        self._trainer: weakref.ref[Trainer] | None = None
-        self._metrics: Metrics | None = None
+        self._trainer: weakref.ref[RunningTrainer] | None = None
+        self._metrics: Log | None = None
 
     # ---- what users write ----
 
@@ -259,7 +272,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
     # ---- the running trainer ----
 
     @property
-    def trainer(self) -> Trainer:
+    def trainer(self) -> RunningTrainer:
         """The Trainer that runs this module.
 
         Raises:
@@ -271,14 +284,14 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         return trainer
 
     @trainer.setter
-    def trainer(self, trainer: Trainer | None) -> None:
+    def trainer(self, trainer: RunningTrainer | None) -> None:
         self._trainer = None if trainer is None else weakref.ref(trainer)
         for child in self.children():
             if isinstance(child, LightningModule):
                 child.trainer = trainer
 
     @property
-    def _attached(self) -> Trainer | None:
+    def _attached(self) -> RunningTrainer | None:
         return self._trainer() if self._trainer is not None else None
 
     @property

@@ -16,7 +16,6 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from raylit import data
-from raylit.callbacks import BasePredictionWriter
 from raylit.core.hooks import is_overridden
 from raylit.core.module import LightningModule
 from raylit.data.combined import Item
@@ -212,14 +211,10 @@ def predict(run: Run) -> list[Any] | None:
         several = len(loader.flattened) > 1
         if not data.takes_iterator(run.module.predict_step):
             check_dataloader_idx(run.module, "predict_step", len(loader.flattened))
-        intervals = [
-            callback.interval
-            for callback in run.trainer.callbacks
-            if isinstance(callback, BasePredictionWriter)
-        ]
-        if intervals:
+        callbacks = run.trainer.callbacks
+        if any(callback.notes_samples for callback in callbacks):
             loader.flattened = [data.noting_indices(one) for one in loader.flattened]
-        keeps = run.job.return_predictions or any(interval.on_epoch for interval in intervals)
+        keeps = run.job.return_predictions or any(one.keeps_predictions for one in callbacks)
         kept = run.predictions = [[] for _ in loader.flattened]
         with evaluating(run, "predict"):
             batches = iter(loader)

@@ -17,7 +17,7 @@ from raylit.runtime import rng
 from raylit.runtime.messages import info, warn
 
 if TYPE_CHECKING:
-    from raylit.engine.progress import Progress
+    from raylit.core.progress import Progress
     from raylit.engine.run import Run
     from raylit.parallel import World
 

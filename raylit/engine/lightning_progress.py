@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raylit.engine.progress import Progress
+    from raylit.core.progress import Progress
 
 
 def _counts(ready: int, completed: int, *, full: bool = True) -> dict[str, int]:

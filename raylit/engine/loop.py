@@ -30,7 +30,7 @@ from typing import Any
 from torch import Tensor, set_grad_enabled
 
 from raylit import data
-from raylit.callbacks import is_monitor
+from raylit.core.hooks import AFTER_MODULE
 from raylit.data.combined import Item
 from raylit.engine import exact, optimizers
 from raylit.engine.evaluation import evaluate, sanity_check
@@ -109,7 +109,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     automatic = run.module.automatic_optimization
     num_batches = trainer.num_training_batches
     log_every = trainer.log_every_n_steps
-    run.forward_only = not automatic or trainer._skip_backward
+    run.forward_only = not automatic or run.skips_backward
     train = run.timed(
         "run_training_batch", step_with_closure if automatic and run.needs_closure else train_batch
     )
@@ -369,15 +369,13 @@ def end_epoch(run: Run) -> None:
     metrics.end_epoch()
     metrics.reduce_over_ranks()
     progress.epochs_processed += 1
-    late = [function for function in hooks["on_train_epoch_end"] if is_monitor(function)]
     metrics.hook = "on_train_epoch_end"
     for function in hooks["on_train_epoch_end"]:
-        if late and function is late[0]:
-            # Of what the hooks before logged, so that the monitors see it
-            metrics.reduce_over_ranks()
-            run.remember(
-                metrics.to_log()
-            )  # so that the checkpoint of an epoch holds its row of the history
+        function()
+    if hooks[AFTER_MODULE]:
+        metrics.reduce_over_ranks()  # so that the monitors see what the hooks before them logged
+        run.remember(metrics.to_log())  # so that the checkpoint of an epoch holds its own row
+    for function in hooks[AFTER_MODULE]:
         metrics.hook = "on_train_epoch_end"
         function()
     metrics.hook = None

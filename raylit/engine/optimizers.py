@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,35 +16,13 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from raylit.core.hooks import is_overridden
 from raylit.core.module import LightningModule
+from raylit.core.optimizer import LightningOptimizer, LRSchedulerConfig
 from raylit.errors import ConfigError, did_you_mean
 from raylit.parallel import no_sync
 from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:
     from raylit.engine.run import Run
-
-
-@dataclass
-class LRSchedulerConfig:
-    """A learning-rate scheduler and when it is stepped.
-
-    Attributes:
-        scheduler: the scheduler.
-        name: how LearningRateMonitor calls it.
-        interval: `epoch` or `step`.
-        frequency: every how many epochs or steps.
-        reduce_on_plateau: whether it is stepped with the value of `monitor`.
-        monitor: the metric it watches.
-        strict: whether it is an error if that metric is missing.
-    """
-
-    scheduler: Any
-    name: str | None = None
-    interval: str = "epoch"
-    frequency: int = 1
-    reduce_on_plateau: bool = False
-    monitor: str | None = None
-    strict: bool = True
 
 
 class NoOptimizer(torch.optim.Optimizer):
@@ -72,36 +50,15 @@ class NoOptimizer(torch.optim.Optimizer):
         """Take nothing."""
 
 
-class LightningOptimizer:
-    """What `self.optimizers()` gives.
-
-    The user's optimizer, whose `step` is counted and fires `on_before_optimizer_step`.
-
-    It passes for an instance of the wrapped optimizer's class; everything but `step` goes to the
-    wrapped one, `optimizer`.
-    """
+class CountedOptimizer(LightningOptimizer):
+    """A LightningOptimizer whose steps are those of a run."""
 
     def __init__(self, optimizer: Any, run: Run) -> None:
-        self._optimizer = optimizer
         self._run = run
-        self.__class__ = type(
-            "Lightning" + type(optimizer).__name__, (LightningOptimizer, type(optimizer)), {}
-        )
-
-    @property
-    def optimizer(self) -> Any:
-        """The wrapped optimizer."""
-        return self._optimizer
+        super().__init__(optimizer)
 
     def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
-        """Step the optimizer.
-
-        Run `closure` if given, unscale gradients, fire the hook, change the parameters, count.
-
-        Args:
-            closure: computes the loss and the gradients anew.
-            kwargs: handed to the wrapped optimizer's `step`.
-        """
+        """See `LightningOptimizer.step`."""
         if closure is not None and not callable(closure):
             raise ConfigError(f"optimizer.step(closure={closure!r}): the closure must be callable.")
         run = self._run
@@ -125,21 +82,13 @@ class LightningOptimizer:
 
     @contextmanager
     def toggle_model(self, sync_grad: bool = True) -> Iterator[None]:
-        """Within, only this optimizer's parameters require gradients.
-
-        Args:
-            sync_grad: False leaves gradients unsynchronized over ranks, for all but the last batch
-                of an accumulation.
-        """
+        """See `LightningOptimizer.toggle_model`."""
         module = self._run.module
         with (
             no_sync(self._run.step_module if not sync_grad else None),
             module.toggled_optimizer(self._optimizer),
         ):
             yield
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._optimizer, name)
 
 
 def zero_grad_of(optimizer: Any) -> Callable[[], None]:
@@ -178,7 +127,7 @@ def use(run: Run, optimizers: list[Any]) -> None:
     """Let the loop step these optimizers."""
     run.optimizers = optimizers
     run.zero_grad = zero_grad_of(optimizers[0])
-    run.wrapped_optimizers = [LightningOptimizer(optimizer, run) for optimizer in optimizers]
+    run.wrapped_optimizers = [CountedOptimizer(optimizer, run) for optimizer in optimizers]
     run.needs_closure = is_overridden(
         "optimizer_step", run.module, LightningModule
     ) or wants_closure(optimizers[0])

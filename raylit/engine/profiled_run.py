@@ -94,6 +94,7 @@ class ProfiledRun(Run):
     def __init__(self, job: Job, world: World) -> None:
         super().__init__(job, world)
         trainer = job.trainer
+        assert isinstance(trainer.profiler, Profiler)
         self.profiler = trainer.profiler
         self.profiler._lightning_module = weakref.proxy(self.module)
         log_dir = world.broadcast_object(trainer.log_dir if world.is_zero else None)

@@ -14,7 +14,8 @@ from raylit import data
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.hooks import Hooks, is_overridden
 from raylit.core.module import LightningModule
-from raylit.engine.progress import Progress
+from raylit.core.progress import Progress
+from raylit.engine import state
 from raylit.errors import ConfigError, DataError
 from raylit.metrics.entry import Entry
 from raylit.metrics.metrics import Metrics, to_numbers
@@ -22,11 +23,9 @@ from raylit.parallel import Precision, Strategy, World
 from raylit.runtime.messages import warn_once
 
 if TYPE_CHECKING:
-    from raylit.callbacks import RecoveryCheckpoint
-    from raylit.core.job import Job
-    from raylit.engine.optimizers import LightningOptimizer, LRSchedulerConfig
-    from raylit.trainer.trainer import Trainer
-    from raylit.validation.pending import AsyncValidation
+    from raylit.core.job import Job, PendingValidations
+    from raylit.core.optimizer import LightningOptimizer, LRSchedulerConfig
+    from raylit.core.trainer import JobTrainer, RecoverySaver
 
 SAVE_LOGGERS_EVERY_S = 1.0  # within an epoch
 
@@ -60,6 +59,7 @@ class Run:
             as it does; see `engine/exact.py`.
         counted_before: batches of the epoch, as those counted who saved the checkpoint, if they
             were another number of workers.
+        skips_backward: whether epochs that begin now go forward only, without learning.
         forward_only: whether a training batch ends with `training_step`: what follows is up to it,
             or is not wanted.
         stop_agreed: whether `trainer.should_stop` is the same on all ranks; then, and not before,
@@ -96,12 +96,15 @@ class Run:
     def __init__(self, job: Job, world: World) -> None:
         trainer = job.trainer
         self.job = job
-        self.trainer: Trainer = trainer
+        self.trainer: JobTrainer = trainer
         self.module: LightningModule = job.module
         self.datamodule: LightningDataModule | None = job.datamodule
         self.world = world
         self.device = world.device
-        self.strategy: Strategy = trainer.strategy
+        assert isinstance(
+            trainer.strategy, Strategy
+        )  # the contract, with the methods that only the engine calls
+        self.strategy = trainer.strategy
         self.precision = Precision(trainer.precision, world.device)
         self.progress: Progress = trainer.progress
         self.metrics = Metrics(world, self.module)
@@ -130,8 +133,8 @@ class Run:
         self.agreed = (self.progress.total_batches, time.monotonic())
         self.batch_s = 2.0
         self.received_sigterm = self.received_sigint = self.pauses = False
-        self.recovery: RecoveryCheckpoint | None = None
-        self.validations: AsyncValidation | None = None
+        self.recovery: RecoverySaver | None = None
+        self.validations: PendingValidations | None = None
         self.saved_at_end = self.failed_within_step = self.is_half_stepped = False
         self.validation_left = self.between_epochs = self.end_left = False
         self.broken_validation: dict[str, Any] | None = None
@@ -142,6 +145,7 @@ class Run:
         self.loss: torch.Tensor | None = None
         self.accumulating = True
         self.forward_only = False
+        self.skips_backward = False
         self.needs_closure = self.checks_validation = self.said_minimum = False
         self.said_left_out: set[int] = set()
 
@@ -159,6 +163,21 @@ class Run:
     def asked_to_end(self) -> bool:
         """Whether a signal came that all ranks know of."""
         return (self.received_sigterm or self.received_sigint) and self.signal_agreed
+
+    # ---- for callbacks; see `RunHandle` ----
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether a batch has changed anything."""
+        return self.progress.total_batches > self.failed_within_step
+
+    def dump(self, weights_only: bool = False, together: bool = True) -> dict[str, Any]:
+        """Return the checkpoint of the run as it is now; see `state.dump`."""
+        return state.dump(self, weights_only, together)
+
+    def request_pause(self) -> None:
+        """Have the loop pause after this batch, to save a recovery checkpoint or to end."""
+        self.pauses = True
 
     # ---- events ----
 

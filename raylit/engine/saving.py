@@ -33,7 +33,7 @@ def write(
         return
     checkpoint = dump(run, weights_only, parts=strategy.saves_folders)
     if strategy.saves_folders:
-        sharded.save(run, checkpoint, path, in_background=strategy.saves_in_background)
+        sharded.save(run.world, checkpoint, path, in_background=strategy.saves_in_background)
         run.world.barrier()
         return
     run.world.from_zero(

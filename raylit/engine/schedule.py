@@ -105,7 +105,7 @@ def agree_on_stop(run: Run) -> None:
         run.pauses = run.pauses or run.received_sigterm
     if notice is not None and run.asked_to_end:
         notice.given = True
-    if is_due and notice.came():
+    if is_due and notice is not None and notice.came():
         run.received_sigterm = run.signal_agreed = run.pauses = True
 
 

@@ -231,7 +231,11 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
     elif run.validations is not None:
         run.validations.go_on(outstanding)
     if run.job.resized is not None:
-        run.job.resized.go_on(run, checkpoint.get("raylit", {}).get("ranks") or [])
+        run.counted_before = run.job.resized.go_on(
+            run.progress,
+            run.trainer.accumulate_grad_batches,
+            checkpoint.get("raylit", {}).get("ranks") or [],
+        )
     run.resumed_from = exact.mine(run, checkpoint)
     if run.resumed_from is not None:
         exact.restore(run, run.resumed_from)

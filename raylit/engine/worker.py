@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from raylit.callbacks import MONITORS, Callback, ModelCheckpoint, in_order
 from raylit.checkpoint import sharded
 from raylit.checkpoint.format import plain_items
+from raylit.core.callback import Callback, Checkpoint, SavedCheckpoints, in_order
 from raylit.core.hooks import is_overridden, resolve
 from raylit.core.hparams import CLASS_PATH
 from raylit.core.job import Job, Result
@@ -30,7 +30,6 @@ from raylit.errors import ConfigError, SearchDone, Stopped
 from raylit.metrics.metrics import to_numbers
 from raylit.parallel import World, sync_batch_norm, unsync_batch_norm
 from raylit.runtime.messages import warn
-from raylit.validation.pending import AsyncValidation
 
 
 def run_job(job: Job) -> Result:
@@ -53,7 +52,7 @@ def run_job(job: Job) -> Result:
     try:
         attach(run)
         if job.fn == "fit" and trainer.async_validation is not None and run.validates:
-            run.validations = AsyncValidation(run, job.validator)
+            run.validations = trainer.async_validation.attach(run, job.validator)
         prepare_data(run)
         set_up(run)
         # one for all: "last" may be another file by the time another rank looks
@@ -131,9 +130,7 @@ def attach(run: Run) -> None:
     for callback in trainer.callbacks:
         callback._log = module.log
     check(run)
-    run.hooks = resolve(
-        trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS, run.watch
-    )
+    run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, run.watch)
 
 
 def check(run: Run) -> None:
@@ -274,9 +271,7 @@ def place(run: Run) -> None:
         run.wrap()
     run.prepare_calls()
     # hooks may have been set on the instances in setup
-    run.hooks = resolve(
-        trainer, module, trainer.callbacks, LightningModule, Callback, MONITORS, run.watch
-    )
+    run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, run.watch)
 
 
 def log_hyperparameters(run: Run) -> None:
@@ -315,7 +310,7 @@ def bring_home(run: Run) -> None:
     """Unwrap the model and bring it to the CPU."""
     run.step_module = None
     if run.strategy.saves_folders:
-        sharded.wait(run)
+        sharded.wait(run.world)
     run.strategy.bring_home(run.module, run.optimizers)
     if run.device.type != "cpu":
         run.module.to("cpu")
@@ -388,18 +383,17 @@ def collect(run: Run, value: Any) -> Result:
     metrics.refresh()
     for values in (metrics.callback, metrics.logged, metrics.progress_bar):
         values.update((name, tensor.cpu()) for name, tensor in values.items())
-    saver = next(
-        (callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)), None
+    accounts = (
+        callback.saved_checkpoints()
+        for callback in trainer.callbacks
+        if isinstance(callback, Checkpoint)
     )
+    saved = next((one for one in accounts if one is not None), SavedCheckpoints())
     result = Result(
         metrics=to_numbers(metrics.callback),
-        best_model_path=(saver.best_model_path or None) if saver else None,
-        best_model_score=(
-            float(saver.best_model_score) if saver and saver.best_model_score is not None else None
-        ),
-        last_model_path=(
-            (saver.last_model_path or saver._last_checkpoint_saved or None) if saver else None
-        ),
+        best_model_path=saved.best_path,
+        best_model_score=saved.best_score,
+        last_model_path=saved.last_path,
         run_id=next((logger.run_id for logger in trainer.loggers if logger.run_id), None),
         history=run.history,
         epochs=progress.epoch,

@@ -21,7 +21,7 @@ from raylit.runtime.messages import warn, warn_once
 from raylit.runtime.storage import is_url, local
 
 if TYPE_CHECKING:
-    from raylit.callbacks.checkpoints.checkpoint import Checkpoint
+    from raylit.core.callback import Checkpoint
 
 
 class CSVLogger(Logger):

@@ -20,9 +20,9 @@ from raylit.callbacks import (
     ProgressBar,
     RecoveryCheckpoint,
     Timer,
-    in_order,
 )
 from raylit.callbacks.monitors.timer import parse_duration
+from raylit.core.callback import in_order
 from raylit.errors import ConfigError
 from raylit.loggers import CSVLogger, Logger
 from raylit.loggers.dummy import DummyLogger

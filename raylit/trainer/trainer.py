@@ -13,9 +13,9 @@ from raylit.checkpoint import find
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.job import Fn, Job, Result
 from raylit.core.module import LightningModule
+from raylit.core.progress import Progress
 from raylit.core.states import TrainerFn, TrainerState, TrainerStatus
 from raylit.engine.compile import options_of
-from raylit.engine.progress import Progress
 from raylit.engine.run import Run
 from raylit.engine.saving import write
 from raylit.errors import ConfigError, did_you_mean
@@ -25,7 +25,7 @@ from raylit.parallel.precision import canonical
 from raylit.profilers import Profiler, find_profiler
 from raylit.trainer import driver, settings
 from raylit.trainer.view import RunView
-from raylit.validation.pending import ValidationConfig, config_of
+from raylit.validation.config import ValidationConfig, config_of
 
 
 class Trainer(RunView):
@@ -202,6 +202,7 @@ class Trainer(RunView):
         # how long, how often, how much
         self.fast_dev_run = settings.fast_dev_run(fast_dev_run)
         self.async_validation = config_of(async_validation, is_trial=self.fast_dev_run > 0)
+        self.min_epochs: int | None
         self.max_epochs, self.min_epochs = settings.epochs(
             max_epochs, min_epochs, 1 if fast_dev_run else max_steps, min_steps, max_time, callbacks
         )

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
+from raylit.core.progress import Progress
 from raylit.core.states import RunningStage, TrainerState
 from raylit.data import seen_indices
 from raylit.engine import optimizers as engine_optimizers
-from raylit.engine.optimizers import LightningOptimizer
-from raylit.engine.progress import Progress
+from raylit.engine.optimizers import CountedOptimizer
 from raylit.metrics.metrics import to_numbers
 from raylit.parallel import Precision, choose_device
 from raylit.trainer.listeners import Listeners
@@ -22,7 +22,8 @@ from raylit.trainer.listeners import Listeners
 if TYPE_CHECKING:
     from raylit.core.datamodule import LightningDataModule
     from raylit.core.module import LightningModule
-    from raylit.engine.optimizers import LRSchedulerConfig
+    from raylit.core.optimizer import LightningOptimizer, LRSchedulerConfig
+    from raylit.engine.run import Run
 
 
 STAGE_OF_LOADER = {"sanity_check": "val", "validate": "val", "test": "test", "predict": "predict"}
@@ -44,9 +45,13 @@ class RunView(Listeners):
     _metrics: tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
     _module: LightningModule | None
     _datamodule: LightningDataModule | None
-    _skip_backward: bool = False  # whether epochs that begin now go forward only, without learning
 
     # ---- where it is ----
+    @property
+    def run(self) -> Run | None:
+        """The run that goes on or was the last, for callbacks; see `raylit.core.trainer.RunHandle`."""
+        return self._run
+
     @property
     def current_epoch(self) -> int:
         """Epochs completed; the number of the one that runs."""
@@ -169,9 +174,9 @@ class RunView(Listeners):
         run = self._run
         if run is None:
             return []
-        return run.wrapped_optimizers or [
-            LightningOptimizer(optimizer, run) for optimizer in run.optimizers
-        ]
+        if run.wrapped_optimizers:
+            return run.wrapped_optimizers
+        return [CountedOptimizer(optimizer, run) for optimizer in run.optimizers]
 
     @property
     def lr_scheduler_configs(self) -> list[LRSchedulerConfig]:

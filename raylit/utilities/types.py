@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from raylit.engine.optimizers import LRSchedulerConfig
+from raylit.core.optimizer import LRSchedulerConfig
 
 STEP_OUTPUT = Tensor | Mapping[str, Any] | None
 EVAL_DATALOADERS = TRAIN_DATALOADERS = Any

@@ -19,71 +19,18 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from raylit.callbacks import MONITORS, Checkpoint, ModelCheckpoint, WeightAveraging
-from raylit.callbacks.checkpoints.scheduled_checkpoint import ScheduledCheckpoint
 from raylit.checkpoint import folder
 from raylit.checkpoint.background import BackgroundWriter
-from raylit.engine.state import dump
+from raylit.core.callback import Checkpoint, checkpoint_folder
 from raylit.errors import ConfigError
 from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:
+    from raylit.core.job import ValidationStarter
     from raylit.engine.run import Run
-    from raylit.trainer.trainer import Trainer
-
-
-@dataclass
-class ValidationConfig:
-    """Says how `Trainer(async_validation=...)` validates; True means this without arguments.
-
-    Args:
-        num_cpus: CPUs that each validation reserves, beside those of the workers. 0 reserves none,
-            and shares theirs.
-        num_gpus: likewise GPUs; with one, validation runs on it.
-        resources: other resources, by name.
-        max_pending: how many validations may wait or run; training waits for the oldest before
-            there is one more.
-
-    Raises:
-        ConfigError: a number is out of range.
-
-    Example:
-        >>> trainer = Trainer(
-        ...     num_workers=4, use_gpu=True, async_validation=ValidationConfig(num_gpus=1)
-        ... )
-    """
-
-    num_cpus: float = 1
-    num_gpus: float = 0
-    resources: dict[str, float] = field(default_factory=dict)
-    max_pending: int = 4
-
-    def __post_init__(self) -> None:
-        for name, least in (("num_cpus", 0), ("num_gpus", 0), ("max_pending", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < least:
-                raise ConfigError(
-                    f"ValidationConfig({name}={value!r}): give a number of at least {least}."
-                )
-
-
-def config_of(given: bool | ValidationConfig, is_trial: bool) -> ValidationConfig | None:
-    """Return what `Trainer(async_validation=...)` means.
-
-    None: validation runs where training does, as it does in a trial run.
-
-    Raises:
-        ConfigError: it is something else.
-    """
-    if not isinstance(given, (bool, ValidationConfig)):
-        raise ConfigError(
-            f"async_validation={given!r}: give True, False or a raylit.ValidationConfig."
-        )
-    config = ValidationConfig() if given is True else given
-    return config if config and not is_trial else None
 
 
 @dataclass
@@ -113,7 +60,8 @@ class AsyncValidation:
 
     Args:
         run: the run.
-        tasks: what starts them, on rank 0.
+        starter: starts them, on rank 0.
+        max_pending: how many may wait or run.
 
     Attributes:
         saved: the checkpoint whose values are being judged: what is saved meanwhile is this file.
@@ -123,22 +71,23 @@ class AsyncValidation:
             the values.
     """
 
-    def __init__(self, run: Run, tasks: Any) -> None:
-        assert run.trainer.async_validation is not None
+    def __init__(self, run: Run, starter: ValidationStarter | None, max_pending: int) -> None:
         self._run = run
-        self._tasks = tasks
-        self._config = run.trainer.async_validation
+        self._starter = starter
+        self._max_pending = max_pending
         self._pending: list[Pending] = []
         self._writer = BackgroundWriter()
         self.saved: str | None = None
-        averaging = [
-            type(one).__name__ for one in run.trainer.callbacks if isinstance(one, WeightAveraging)
-        ]
+        averaging = [type(one).__name__ for one in run.trainer.callbacks if one.averages_weights]
         if averaging:
             raise ConfigError(
                 f"{averaging[0]} validates with the average of the weights, which an asynchronous"
                 " validation does not have. Leave one of the two out."
             )
+
+    def _tasks(self) -> ValidationStarter:
+        assert self._starter is not None, "rank 0 alone has it"
+        return self._starter
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -146,7 +95,7 @@ class AsyncValidation:
     @property
     def is_full(self) -> bool:
         """Whether there may not be one more."""
-        return len(self) >= self._config.max_pending
+        return len(self) >= self._max_pending
 
     # ---- to begin one ----
 
@@ -185,8 +134,9 @@ class AsyncValidation:
         """
         run = self._run
         trainer = self._run.trainer
-        checkpoint = dump(
-            run, weights_only=not any(_keeps_all(one, trainer) for one in trainer.callbacks)
+        savers = [one for one in trainer.callbacks if isinstance(one, Checkpoint)]
+        checkpoint = run.dump(
+            weights_only=not any(one.wants_training_state(trainer) for one in savers)
         )
         pending = Pending(
             self._path() if run.world.is_zero else "",
@@ -199,9 +149,7 @@ class AsyncValidation:
         run.last_validation = time.monotonic()
 
     def _path(self) -> str:
-        trainer = self._run.trainer
-        savers = (one for one in trainer.callbacks if isinstance(one, ModelCheckpoint))
-        where = next(savers, ModelCheckpoint()).resolve_dirpath(trainer)
+        where = checkpoint_folder(self._run.trainer)
         # not .ckpt: nobody is to find it who looks for checkpoints; and no name comes twice,
         # however other numbers of workers count batches
         return os.path.join(
@@ -209,7 +157,7 @@ class AsyncValidation:
         )
 
     def _start(self, pending: Pending) -> None:
-        self._tasks.start(pending.path, pending.progress, self._has_news)
+        self._tasks().start(pending.path, pending.progress, self._has_news)
 
     def _has_news(self) -> None:
         if self._run.world.size == 1:  # else the ranks have to agree first
@@ -223,15 +171,15 @@ class AsyncValidation:
         if not self._pending or not self._run.world.is_zero:
             return False
         path = self._pending[0].path
-        return bool(self._tasks.is_ready(path)) or not (
-            self._writer.is_busy or self._tasks.has(path)
+        return bool(self._tasks().is_ready(path)) or not (
+            self._writer.is_busy or self._tasks().has(path)
         )
 
     def wait(self, seconds: float) -> None:
         """Wait until the oldest has ended, but no longer than this."""
         if self._pending and self._run.world.is_zero:
             self._writer.wait()
-            self._tasks.wait(self._pending[0].path, seconds)
+            self._tasks().wait(self._pending[0].path, seconds)
 
     def collect(self) -> None:
         """Take what has arrived.
@@ -260,8 +208,8 @@ class AsyncValidation:
     def _outcome(self) -> Any:
         path = self._pending[0].path
         return (
-            self._tasks.outcome(path)
-            if self._tasks.has(path)
+            self._tasks().outcome(path)
+            if self._tasks().has(path)
             else "its checkpoint could not be written."
         )
 
@@ -279,7 +227,7 @@ class AsyncValidation:
             run.save_loggers()
             run.has_validated = True
             for callback in run.trainer.callbacks:
-                if isinstance(callback, MONITORS):
+                if callback.watches_metrics:
                     callback.on_validation_end(run.trainer, run.module)
         for loader, number in outcome["seen"].items():
             run.val_batches_seen[loader] = run.val_batches_seen.get(loader, 0) + number
@@ -327,21 +275,12 @@ class AsyncValidation:
 
     def close(self) -> None:
         """End those that run. Their checkpoints stay, for a fit that goes on."""
-        if self._tasks is not None:
+        if self._starter is not None:
             self._writer.close()
-            self._tasks.cancel()
+            self._starter.cancel()
 
 
 LOST = (
     "The asynchronous validation of step {} had not ended when the checkpoint was saved, and its"
     " own checkpoint is gone: EarlyStopping and ModelCheckpoint go on without its values."
 )
-
-
-def _keeps_all(callback: Any, trainer: Trainer) -> bool:
-    """Tell whether a callback may save the run once the values are there, and wants more of it than weights."""
-    if isinstance(callback, ScheduledCheckpoint):
-        return callback.saves_after_validation(trainer) and not getattr(
-            callback, "save_weights_only", False
-        )
-    return isinstance(callback, Checkpoint)

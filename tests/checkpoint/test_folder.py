@@ -10,7 +10,6 @@ import fsspec
 import pytest
 
 from raylit.checkpoint import folder
-from raylit.loggers import CSVLogger
 
 
 def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,15 +22,6 @@ def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert folder.absolute("s3://a/../b") == "s3://a/../b"
     assert folder.absolute(f"file://{tmp_path}/b") == os.path.realpath(tmp_path / "b")
-
-
-def test_the_folder_of_a_run(tmp_path: Path) -> None:
-    assert folder.default([], str(tmp_path)) == str(tmp_path / "checkpoints")
-    for version, name in ((3, "version_3"), ("best", "best")):
-        logger = CSVLogger(tmp_path, "mine", version=version)
-        assert folder.default([logger, CSVLogger("other")], "root") == str(
-            tmp_path / "mine" / name / "checkpoints"
-        )
 
 
 @pytest.fixture(params=["local", "memory", "s3"])

@@ -7,7 +7,7 @@ import pytest
 
 from raylit import Callback, LightningDataModule, LightningModule
 from raylit.callbacks import EarlyStopping, ModelCheckpoint
-from raylit.core.hooks import HOOKS, is_overridden, resolve
+from raylit.core.hooks import AFTER_MODULE, HOOKS, is_overridden, resolve
 
 OWNERS = {"C": Callback, "M": LightningModule, "D": LightningDataModule}
 
@@ -39,7 +39,7 @@ def test_only_what_is_overridden_is_called() -> None:
         def on_train_start(self) -> None:
             calls.append("module")
 
-    hooks = resolve("trainer", Net(), [Callback(), Listens()], LightningModule, Callback, ())
+    hooks = resolve("trainer", Net(), [Callback(), Listens()], LightningModule, Callback)
     assert {name for name, functions in hooks.items() if functions} == {"on_train_start"}
     for function in hooks["on_train_start"]:
         function()
@@ -61,16 +61,15 @@ def test_callbacks_that_watch_metrics_come_after_the_module_at_the_end_of_an_epo
         def on_validation_end(self) -> None: ...
 
     callbacks = [Late("x"), Other(), ModelCheckpoint()]
-    hooks = resolve(
-        None, Net(), callbacks, LightningModule, Callback, (EarlyStopping, ModelCheckpoint)
-    )
+    hooks = resolve(None, Net(), callbacks, LightningModule, Callback)
 
     def owners(name: str) -> list[str]:
         return [
             type(getattr(function, "func", function).__self__).__name__ for function in hooks[name]
         ]
 
-    assert owners("on_train_epoch_end") == ["Other", "Net", "Late", "ModelCheckpoint"]
+    assert owners("on_train_epoch_end") == ["Other", "Net"]
+    assert owners(AFTER_MODULE) == ["Late", "ModelCheckpoint"]
     assert owners("on_validation_end") == ["Late", "Other", "ModelCheckpoint", "Net"]
 
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raylit.core.progress import Progress
 from raylit.engine.lightning_progress import loops_of, progress_of
-from raylit.engine.progress import Progress
 
 
 @st.composite

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylit.engine.progress import Progress
+from raylit.core.progress import Progress
 
 COUNTS = st.fixed_dictionaries(
     {field.name: st.integers(0, 9) for field in fields(Progress) if field.name != "is_last_batch"}

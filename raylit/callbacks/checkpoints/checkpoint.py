@@ -1,12 +1,5 @@
-"""The kind of callback that saves checkpoints: called after all others."""
+"""The kind of callback that saves checkpoints; the contract is in `raylit/core/callback.py`."""
 
-from __future__ import annotations
+from raylit.core.callback import Checkpoint
 
-from raylit.core.callback import Callback
-
-
-class Checkpoint(Callback):
-    """Base of callbacks that save checkpoints.
-
-    The Trainer calls them last, so that they save what the others have done.
-    """
+__all__ = ["Checkpoint"]

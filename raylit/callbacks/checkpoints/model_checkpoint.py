@@ -12,14 +12,14 @@ from torch import Tensor
 
 from raylit.callbacks.checkpoints.scheduled_checkpoint import ScheduledCheckpoint
 from raylit.checkpoint import folder, naming, save
-from raylit.engine.state import dump
+from raylit.core.callback import SavedCheckpoints
 from raylit.errors import ConfigError, NotSavedError, Terminated
 from raylit.runtime import storage
 from raylit.runtime.messages import info, warn, warn_once
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import RunningTrainer
 
 Metrics = dict[str, Tensor]
 OF_FOLDER = (
@@ -163,9 +163,21 @@ class ModelCheckpoint(ScheduledCheckpoint):
             train_time_interval=self._train_time_interval,
         )
 
+    @property
+    def saves_on_exception(self) -> bool:
+        return self.save_on_exception
+
+    def saved_checkpoints(self) -> SavedCheckpoints:
+        score = self.best_model_score
+        return SavedCheckpoints(
+            self.best_model_path or None,
+            None if score is None else float(score),
+            self.last_model_path or self._last_checkpoint_saved or None,
+        )
+
     # ---- when ----
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         self._in_fit = stage == "fit"
         self.dirpath = trainer.world.broadcast_object(self.resolve_dirpath(trainer))
         if self.save_last == "link" and storage.is_url(self.dirpath):
@@ -191,24 +203,24 @@ class ModelCheckpoint(ScheduledCheckpoint):
         ):
             warn(f"The folder for checkpoints, {self.dirpath}, is not empty.")
 
-    def _save_at_step(self, trainer: Trainer) -> None:
+    def _save_at_step(self, trainer: RunningTrainer) -> None:
         metrics = self._monitor_candidates(trainer)
         if not self._save_topk_checkpoint(trainer, metrics):
             self._save_last_checkpoint(trainer, metrics)
 
-    def _save_at_epoch(self, trainer: Trainer, is_due: bool) -> None:
+    def _save_at_epoch(self, trainer: RunningTrainer, is_due: bool) -> None:
         metrics = self._monitor_candidates(trainer)
         saved = is_due and self._save_topk_checkpoint(trainer, metrics)
         if not saved and self.save_last == "link" and self._last_checkpoint_saved:
             self._save_last_checkpoint(trainer, metrics)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if self.save_last and not self._last_checkpoint_saved and not trainer.fast_dev_run:
             with self._forgiving():
                 self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+        self, trainer: RunningTrainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         if (
             not self.save_on_exception
@@ -238,7 +250,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
 
     # ---- what ----
 
-    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+    def check_monitor_top_k(self, trainer: RunningTrainer, current: Tensor | None = None) -> bool:
         """Tell whether a checkpoint with this value of the metric is to be kept."""
         if current is None:
             return False
@@ -253,7 +265,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
     def _worst(self) -> float:
         return math.inf if self.mode == "min" else -math.inf
 
-    def _save_topk_checkpoint(self, trainer: Trainer, metrics: Metrics) -> bool:
+    def _save_topk_checkpoint(self, trainer: RunningTrainer, metrics: Metrics) -> bool:
         """Save, if it is good enough, and with it `last`; returns whether it was."""
         if self.save_top_k == 0:
             return False
@@ -282,7 +294,9 @@ class ModelCheckpoint(ScheduledCheckpoint):
             self._say(metrics, f"{self.monitor!r} was not in top {self.save_top_k}")
         return False
 
-    def _update_best_and_save(self, current: Tensor, trainer: Trainer, metrics: Metrics) -> None:
+    def _update_best_and_save(
+        self, current: Tensor, trainer: RunningTrainer, metrics: Metrics
+    ) -> None:
         if torch.isnan(current):
             current = torch.tensor(self._worst)
         replaced = ""
@@ -309,27 +323,23 @@ class ModelCheckpoint(ScheduledCheckpoint):
     def _say(metrics: Metrics, text: str) -> None:
         info(f"Epoch {int(metrics['epoch'])}, global step {int(metrics['step'])}: {text}")
 
-    def _monitor_candidates(self, trainer: Trainer) -> Metrics:
+    def _monitor_candidates(self, trainer: RunningTrainer) -> Metrics:
         """Return rank 0's metrics, so that all ranks do the same, whatever they logged themselves."""
         return dict(trainer.world.broadcast_object(self._local_metrics(trainer)))
 
     @staticmethod
-    def _local_metrics(trainer: Trainer) -> Metrics:
+    def _local_metrics(trainer: RunningTrainer) -> Metrics:
         return naming.fields(trainer.callback_metrics, trainer.current_epoch, trainer.global_step)
 
     # ---- where ----
 
-    def resolve_dirpath(self, trainer: Trainer) -> str:
+    def resolve_dirpath(self, trainer: RunningTrainer) -> str:
         """Return the folder for checkpoints.
 
         The one given, else below the Trainer's storage URL, the folder of the first logger or the
         Trainer's.
         """
-        return (
-            folder.default(trainer.loggers, trainer.default_root_dir, trainer.storage_url)
-            if self.dirpath is None
-            else self.dirpath
-        )
+        return super().resolve_dirpath(trainer) if self.dirpath is None else self.dirpath
 
     def format_checkpoint_name(
         self,
@@ -364,12 +374,12 @@ class ModelCheckpoint(ScheduledCheckpoint):
             self.dirpath or "", self.CHECKPOINT_JOIN_CHAR.join(parts) + self.FILE_EXTENSION
         )
 
-    def file_exists(self, filepath: str | os.PathLike[str], trainer: Trainer) -> bool:
+    def file_exists(self, filepath: str | os.PathLike[str], trainer: RunningTrainer) -> bool:
         """Tell whether there is a file, as rank 0 sees it. To be called on all ranks."""
         return trainer.world.from_zero(lambda: folder.exists(os.fspath(filepath)), NotSavedError)
 
     def _path(
-        self, trainer: Trainer, metrics: Metrics, template: str | None, own: str, *taken: str
+        self, trainer: RunningTrainer, metrics: Metrics, template: str | None, own: str, *taken: str
     ) -> str:
         """Return the path for the next checkpoint, as rank 0 found it."""
         return trainer.world.from_zero(
@@ -390,17 +400,19 @@ class ModelCheckpoint(ScheduledCheckpoint):
 
     # ---- files ----
 
-    def _save_checkpoint(self, trainer: Trainer, filepath: str, together: bool = True) -> None:
+    def _save_checkpoint(
+        self, trainer: RunningTrainer, filepath: str, together: bool = True
+    ) -> None:
         """Write the run to a file; not `together`: rank 0 alone, without waiting for the others."""
         if together or trainer.world.size == 1:
             trainer.save_checkpoint(filepath, self.save_weights_only)
-        elif trainer._run is not None:
-            save(dump(trainer._run, self.save_weights_only, together=False), filepath)
+        elif trainer.run is not None:
+            save(trainer.run.dump(self.save_weights_only, together=False), filepath)
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = filepath
         self._tell_loggers(trainer)
 
-    def _save_with_last(self, trainer: Trainer, filepath: str, metrics: Metrics) -> None:
+    def _save_with_last(self, trainer: RunningTrainer, filepath: str, metrics: Metrics) -> None:
         """Write the run to a file and, if wanted, let `last` be the same."""
         if self.save_last:
             last = self._path(
@@ -413,7 +425,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
             self._save_checkpoint(trainer, filepath)
 
     def _save_under_two_names(
-        self, trainer: Trainer, filepath: str, last: str, together: bool = True
+        self, trainer: RunningTrainer, filepath: str, last: str, together: bool = True
     ) -> str:
         """Write the run to a file that has `last` as its second name.
 
@@ -429,7 +441,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
         self._tell_loggers(trainer)
         return replaced
 
-    def _save_last_checkpoint(self, trainer: Trainer, metrics: Metrics) -> None:
+    def _save_last_checkpoint(self, trainer: RunningTrainer, metrics: Metrics) -> None:
         """Let `last` be the run as it is now; with "link", the newest checkpoint."""
         if not self.save_last:
             return
@@ -442,18 +454,20 @@ class ModelCheckpoint(ScheduledCheckpoint):
             self._save_checkpoint(trainer, last)
         self._remove_checkpoint(trainer, replaced, last)
 
-    def _link(self, trainer: Trainer, path: str, name: str) -> None:
+    def _link(self, trainer: RunningTrainer, path: str, name: str) -> None:
         folder.give_second_name(path, name, symbolic=self.save_last == "link")
 
-    def _give_second_name(self, trainer: Trainer, path: str, name: str) -> None:
+    def _give_second_name(self, trainer: RunningTrainer, path: str, name: str) -> None:
         trainer.world.from_zero(lambda: self._link(trainer, path, name), NotSavedError)
 
-    def _tell_loggers(self, trainer: Trainer) -> None:
+    def _tell_loggers(self, trainer: RunningTrainer) -> None:
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.after_save_checkpoint(self)
 
-    def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
+    def _should_remove_checkpoint(
+        self, trainer: RunningTrainer, previous: str, current: str
+    ) -> bool:
         """Tell whether `previous`, replaced by `current`, is this callback's to delete."""
         resumed_from = trainer.ckpt_path or ""
         own = self.dirpath or ""
@@ -463,7 +477,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
             )
         return previous not in (current, resumed_from) and previous.startswith(f"{own}/")
 
-    def _remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> None:
+    def _remove_checkpoint(self, trainer: RunningTrainer, previous: str, current: str) -> None:
         if (
             previous
             and trainer.is_global_zero

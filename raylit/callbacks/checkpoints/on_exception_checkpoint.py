@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from raylit.callbacks.checkpoints.checkpoint import Checkpoint
 from raylit.checkpoint import folder, save
-from raylit.engine.state import dump
 from raylit.errors import ConfigError
 from raylit.runtime.messages import info
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import RunningTrainer
 
 
 class OnExceptionCheckpoint(Checkpoint):
@@ -43,28 +42,37 @@ class OnExceptionCheckpoint(Checkpoint):
         self.filename = filename
 
     @property
+    def saves_on_exception(self) -> bool:
+        return True
+
+    @property
     def ckpt_path(self) -> str:
         """Path of the file."""
         return os.path.join(self.dirpath, self.filename + self.FILE_EXTENSION)
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         trainer.strategy.refuse_if_sharded(
             "OnExceptionCheckpoint saves what rank 0 has, since an exception may end it alone"
         )
 
     def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+        self, trainer: RunningTrainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        run = trainer._run
-        if run is None or not run.optimizers or trainer.state.fn != "fit" or trainer.fast_dev_run:
+        run = trainer.run
+        if (
+            run is None
+            or not trainer.optimizers
+            or trainer.state.fn != "fit"
+            or trainer.fast_dev_run
+        ):
             return  # there is nothing yet that a fit could go on from
         if trainer.is_global_zero:  # alone: the other ranks may be gone, or know of no exception
-            save(dump(run, together=False), self.ckpt_path)
+            save(run.dump(together=False), self.ckpt_path)
             info(
                 f"A {type(exception).__name__} was raised ({exception}); the run was saved to"
                 f" {self.ckpt_path}."
             )
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.is_global_zero and stage == "fit":
             folder.remove(self.ckpt_path)

@@ -7,20 +7,16 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from raylit.callbacks.checkpoints.model_checkpoint import ModelCheckpoint
-from raylit.callbacks.checkpoints.on_exception_checkpoint import OnExceptionCheckpoint
 from raylit.checkpoint import folder, save
 from raylit.checkpoint.background import BackgroundWriter
-from raylit.core.callback import Callback
-from raylit.engine.state import dump
+from raylit.core.callback import Callback, checkpoint_folder
 from raylit.errors import CheckpointError, ConfigError, Stopped, Terminated
 from raylit.runtime.messages import info, warn
 
 if TYPE_CHECKING:
     from raylit.core.logger import Logger
     from raylit.core.module import LightningModule
-    from raylit.engine.run import Run
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import RunHandle, RunningTrainer
 
 
 SETTLE_S = 10.0  # how long a checkpoint waits for what was logged before it to be written
@@ -87,40 +83,48 @@ class RecoveryCheckpoint(Callback):
 
     # ---- when ----
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         if self.every_n_steps is not None:  # otherwise a step is to pay nothing for it
             self.on_train_batch_end = self._count  # type: ignore[method-assign]
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert trainer._run is not None
+    def on_train_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
+        run = trainer.run
+        assert run is not None
         self._clear()
         self._steps = trainer.global_step
-        trainer._run.recovery = self
+        run.recovery = self
         if trainer.is_global_zero:
             where = self.resolve_dirpath(trainer)
             self._files = _left_behind(where, trainer.ckpt_path)
             self._writer = BackgroundWriter()
-            self._start_clock(trainer._run)
+            self._start_clock(run)
 
     def _count(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: RunningTrainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        run = trainer._run
+        run = trainer.run
         if (
             run is not None
             and self.every_n_steps is not None
             and trainer.global_step - self._steps >= self.every_n_steps
         ):
-            self.is_due = run.pauses = True
+            self.is_due = True
+            run.request_pause()
 
-    def _start_clock(self, run: Run) -> None:
+    def _start_clock(self, run: RunHandle) -> None:
         if self.every_s is None:
             return
 
         def ring() -> None:
             self.is_wanted = True
             if run.world.size == 1:  # else the ranks have to agree first
-                self.is_due = run.pauses = True
+                self.is_due = True
+                run.request_pause()
 
         self._clock = threading.Timer(self.every_s, ring)
         self._clock.daemon = True
@@ -133,16 +137,13 @@ class RecoveryCheckpoint(Callback):
 
     # ---- what ----
 
-    def resolve_dirpath(self, trainer: Trainer) -> str:
+    def resolve_dirpath(self, trainer: RunningTrainer) -> str:
         """Return the folder of the files."""
         if self.dirpath is not None:
             return self.dirpath
-        savers = (
-            callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)
-        )
-        return os.path.join(next(savers, ModelCheckpoint()).resolve_dirpath(trainer), "recovery")
+        return os.path.join(checkpoint_folder(trainer), "recovery")
 
-    def save(self, run: Run, *, ending: bool = False) -> None:
+    def save(self, run: RunHandle, *, ending: bool = False) -> None:
         """Take the state of the run as it is between two batches. To be called on all ranks.
 
         Args:
@@ -154,11 +155,11 @@ class RecoveryCheckpoint(Callback):
             self._save_at_end(run, together=True)
             return
         if run.world.size == 1 and self.is_busy:
-            run.pauses = True  # as soon as that is written
+            run.request_pause()  # as soon as that is written
             return
         self.is_wanted = self.is_due = False
         self._steps = run.progress.steps
-        checkpoint = dump(run)
+        checkpoint = run.dump()
         if self._writer is None:  # of another rank than 0
             return
         self._writer.write(
@@ -172,25 +173,20 @@ class RecoveryCheckpoint(Callback):
         self._start_clock(run)
 
     def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+        self, trainer: RunningTrainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        run = trainer._run
+        run = trainer.run
         if run is None or run.recovery is not self:
             return
         is_everywhere = run.asked_to_end and isinstance(
             exception, (Terminated, KeyboardInterrupt)
         )  # else this rank may be the only one to come here, and has to leave it at what there is
-        has_trained = run.progress.total_batches > run.failed_within_step
-        others = [
-            one
-            for one in trainer.callbacks
-            if isinstance(one, OnExceptionCheckpoint) or getattr(one, "save_on_exception", False)
-        ]
-        if others and not is_everywhere:
+        others_save = any(one.saves_on_exception for one in trainer.callbacks)
+        if others_save and not is_everywhere:
             self._end()  # what they save is the same
             return
         if (
-            has_trained
+            run.has_trained
             and not run.saved_at_end
             and not isinstance(exception, Stopped)
             and (is_everywhere or run.world.size == 1)
@@ -204,15 +200,15 @@ class RecoveryCheckpoint(Callback):
                 self._save_at_end(run, is_everywhere)
         self._end()
 
-    def _path(self, checkpoint: dict[str, Any], run: Run) -> str:
+    def _path(self, checkpoint: dict[str, Any], run: RunHandle) -> str:
         return os.path.join(
             self.resolve_dirpath(run.trainer),
             f"batch={checkpoint['raylit']['progress']['total_batches']}.ckpt",
         )
 
-    def _save_at_end(self, run: Run, together: bool) -> None:
+    def _save_at_end(self, run: RunHandle, together: bool) -> None:
         try:
-            checkpoint = dump(run, together=together)
+            checkpoint = run.dump(together=together)
             if self._writer is None:
                 return
             self._writer.wait()
@@ -232,7 +228,7 @@ class RecoveryCheckpoint(Callback):
 
     # ---- the end ----
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if self._writer is not None:
             self._writer.wait()
             for file in self._files:
@@ -240,7 +236,7 @@ class RecoveryCheckpoint(Callback):
             folder.remove_if_empty(self.resolve_dirpath(trainer))
         self._end()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         self._end()
 
     def _end(self) -> None:

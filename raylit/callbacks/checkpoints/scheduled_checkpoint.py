@@ -18,7 +18,7 @@ from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import RunningTrainer
 
 
 class ScheduledCheckpoint(Checkpoint):
@@ -38,6 +38,8 @@ class ScheduledCheckpoint(Checkpoint):
     Raises:
         ConfigError: more than one of the three intervals was given, or one is negative.
     """
+
+    save_weights_only = False
 
     _in_fit = True
 
@@ -78,11 +80,11 @@ class ScheduledCheckpoint(Checkpoint):
                 " for each."
             )
 
-    def _save_at_step(self, trainer: Trainer) -> None:
+    def _save_at_step(self, trainer: RunningTrainer) -> None:
         """Save: steps or a time have passed. Called on all ranks."""
         raise NotImplementedError
 
-    def _save_at_epoch(self, trainer: Trainer, is_due: bool) -> None:
+    def _save_at_epoch(self, trainer: RunningTrainer, is_due: bool) -> None:
         """Save if `is_due`: an epoch has ended, or a validation in it. Called on all ranks."""
         raise NotImplementedError
 
@@ -108,12 +110,17 @@ class ScheduledCheckpoint(Checkpoint):
         """Saves in every n-th epoch; 0: epochs do not matter."""
         return self._every_n_epochs
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self._timed_from = time.monotonic()
         self._deadline.restart()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: RunningTrainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         due = self._every_n_train_steps > 0 and trainer.global_step % self._every_n_train_steps == 0
         if self._train_time_interval is not None:
@@ -132,7 +139,7 @@ class ScheduledCheckpoint(Checkpoint):
             with self._forgiving():
                 self._save_at_step(trainer)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if self._should_skip_saving_checkpoint(trainer):
             return
         if self._defer_save_until_validation:
@@ -143,23 +150,23 @@ class ScheduledCheckpoint(Checkpoint):
             with self._forgiving():
                 self._save_at_epoch(trainer, self._epoch_is_due(trainer))
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if not self._should_skip_saving_checkpoint(
             trainer
         ) and self._should_save_on_train_epoch_end(trainer):
             with self._forgiving():
                 self._save_at_epoch(trainer, self._epoch_is_due(trainer))
 
-    def saves_after_validation(self, trainer: Trainer) -> bool:
-        """Tell whether a validation that ends now may lead to a checkpoint."""
-        return self._defer_save_until_validation or not self._should_save_on_train_epoch_end(
+    def wants_training_state(self, trainer: RunningTrainer) -> bool:
+        saves_now = self._defer_save_until_validation or not self._should_save_on_train_epoch_end(
             trainer
         )
+        return saves_now and not self.save_weights_only
 
-    def _epoch_is_due(self, trainer: Trainer) -> bool:
+    def _epoch_is_due(self, trainer: RunningTrainer) -> bool:
         return self._every_n_epochs > 0 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
 
-    def _should_skip_saving_checkpoint(self, trainer: Trainer) -> bool:
+    def _should_skip_saving_checkpoint(self, trainer: RunningTrainer) -> bool:
         return (
             bool(trainer.fast_dev_run)
             or trainer.state.fn != "fit"
@@ -167,7 +174,7 @@ class ScheduledCheckpoint(Checkpoint):
             or self._last_global_step_saved == trainer.global_step
         )
 
-    def _should_save_on_train_epoch_end(self, trainer: Trainer) -> bool:
+    def _should_save_on_train_epoch_end(self, trainer: RunningTrainer) -> bool:
         """Tell whether an epoch is saved at its end rather than after validation, which may run several times in it, or not in each."""
         if trainer.comes_later(self.monitor):
             return False
@@ -177,11 +184,11 @@ class ScheduledCheckpoint(Checkpoint):
             return False
         return sum(trainer.num_val_batches) == 0 or trainer.val_check_interval == 1.0
 
-    def _awaits_first_value(self, trainer: Trainer) -> bool:
+    def _awaits_first_value(self, trainer: RunningTrainer) -> bool:
         """Tell whether the metric was not logged yet, as rank 0 sees it."""
         return bool(trainer.world.broadcast_object(self.monitor not in trainer.callback_metrics))
 
-    def _awaits_next_value(self, trainer: Trainer) -> bool:
+    def _awaits_next_value(self, trainer: RunningTrainer) -> bool:
         """Tell whether the metrics are those of an earlier validation, with the next one to come right after this batch."""
         every = trainer.check_val_every_n_epoch
         return (

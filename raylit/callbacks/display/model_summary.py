@@ -11,7 +11,7 @@ from raylit.runtime.summary import Summary, summarize
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import RunningTrainer
 
 
 class ModelSummary(Callback):
@@ -39,7 +39,7 @@ class ModelSummary(Callback):
         self._max_depth = max_depth
         self._summarize_kwargs = summarize_kwargs
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if self._max_depth == 0:
             return
         # on all ranks: passing the example through the model may create lazy layers, or need the

@@ -10,7 +10,7 @@ from raylit.core.callback import Callback
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import RunningTrainer
 
 PAUSE = 100  # times as long as drawing a picture took, at least, until the next
 
@@ -48,7 +48,7 @@ class ProgressBar(Callback):
         self._started = 0.0
         self._batches = 0
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    def get_metrics(self, trainer: RunningTrainer, pl_module: LightningModule) -> dict[str, Any]:
         """Return what stands beside the bar: the logger's version as `v_num`, then the metrics.
 
         Override to show other things.
@@ -67,34 +67,39 @@ class ProgressBar(Callback):
         else:
             print(text, **kwargs)
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         """Find the screen: the one of this process, or the driver's."""
         if trainer.is_global_zero and self.refresh_rate > 0:
             self._screen = trainer.display or make_screen()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         """Give the terminal back."""
         self._close()
 
     def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+        self, trainer: RunningTrainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Give the terminal back before the traceback is printed."""
         self._close()
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         """Begin to count anew."""
         self._begin()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: RunningTrainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Draw, if it is time to."""
         self._batches += 1
         if self._screen is not None and time.monotonic() >= self._next:
             self._show(trainer, pl_module, "train", batch_idx + 1, trainer.num_training_batches)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         """Draw the epoch's result."""
         self._show(
             trainer,
@@ -105,14 +110,14 @@ class ProgressBar(Callback):
             is_last=True,
         )
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         """Remember where training stood."""
         self._training = (self._started, self._batches)
         self._begin()
 
     def on_validation_batch_end(
         self,
-        trainer: Trainer,
+        trainer: RunningTrainer,
         pl_module: LightningModule,
         outputs: Any,
         batch: Any,
@@ -127,7 +132,7 @@ class ProgressBar(Callback):
             trainer.num_val_batches,
         )
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         """Take validation's bar away."""
         self._show(
             trainer,
@@ -139,13 +144,13 @@ class ProgressBar(Callback):
         )
         self._started, self._batches = self._training
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         """Begin to count anew."""
         self._begin()
 
     def on_test_batch_end(
         self,
-        trainer: Trainer,
+        trainer: RunningTrainer,
         pl_module: LightningModule,
         outputs: Any,
         batch: Any,
@@ -155,19 +160,19 @@ class ProgressBar(Callback):
         """Draw, if it is time to."""
         self._evaluated(trainer, pl_module, "test", trainer.num_test_batches)
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         """Draw the end."""
         self._show(
             trainer, pl_module, "test", self._batches, sum(trainer.num_test_batches), is_last=True
         )
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_predict_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         """Begin to count anew."""
         self._begin()
 
     def on_predict_batch_end(
         self,
-        trainer: Trainer,
+        trainer: RunningTrainer,
         pl_module: LightningModule,
         outputs: Any,
         batch: Any,
@@ -177,7 +182,7 @@ class ProgressBar(Callback):
         """Draw, if it is time to."""
         self._evaluated(trainer, pl_module, "predict", trainer.num_predict_batches)
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_predict_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         """Draw the end."""
         self._show(
             trainer,
@@ -193,7 +198,7 @@ class ProgressBar(Callback):
         self._batches = 0
 
     def _evaluated(
-        self, trainer: Trainer, pl_module: LightningModule, stage: str, totals: list[float]
+        self, trainer: RunningTrainer, pl_module: LightningModule, stage: str, totals: list[float]
     ) -> None:
         self._batches += 1
         if self._screen is not None and time.monotonic() >= self._next:
@@ -201,7 +206,7 @@ class ProgressBar(Callback):
 
     def _show(
         self,
-        trainer: Trainer,
+        trainer: RunningTrainer,
         pl_module: LightningModule,
         stage: str,
         batch: int,

@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from raylit.callbacks.finders.dry_run import rehearsal
-from raylit.core.callback import Callback
+from raylit.core.callback import FIRST, Callback
 from raylit.core.hparams import get_value, holders_of, set_value
-from raylit.engine.run import STAGE_OF
+from raylit.engine.run import STAGE_OF, Run
 from raylit.errors import ConfigError, SearchDone
 from raylit.runtime.messages import info, warn
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
+    from raylit.core.trainer import RunningTrainer
     from raylit.data import CombinedLoader
-    from raylit.engine.run import Run
-    from raylit.trainer.trainer import Trainer
 
 MODES = ("power", "binsearch")
 SIGNS_OF_FULL_MEMORY = (  # in the text of a RuntimeError
@@ -66,6 +65,7 @@ class BatchSizeFinder(Callback):
     """
 
     SUPPORTED_MODES = MODES
+    call_order = FIRST
 
     def __init__(
         self,
@@ -104,10 +104,10 @@ class BatchSizeFinder(Callback):
         self._max_val = max_val
         self._early_exit = False  # the Tuner wants the result and nothing else
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         name = self._batch_arg_name
-        run = trainer._run
-        assert run is not None
+        run = trainer.run
+        assert isinstance(run, Run)
         if trainer.world_size > 1:
             raise ConfigError(
                 f"BatchSizeFinder does not work on {trainer.world_size} ranks: when one runs out of"
@@ -132,23 +132,23 @@ class BatchSizeFinder(Callback):
                 " found. Use one of them."
             )
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self.scale_batch_size(trainer, pl_module)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
             self.scale_batch_size(trainer, pl_module)
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self.scale_batch_size(trainer, pl_module)
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_predict_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self.scale_batch_size(trainer, pl_module)
 
-    def scale_batch_size(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def scale_batch_size(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         """Search now; the size is in `optimal_batch_size`, and set."""
-        run = trainer._run
-        assert run is not None, "called in a hook of a run"
+        run = trainer.run
+        assert isinstance(run, Run), "called in a hook of a run"
         if trainer.fast_dev_run:
             warn("BatchSizeFinder does nothing in a trial run (fast_dev_run).")
             self.optimal_batch_size = None

@@ -97,7 +97,7 @@ def rehearsal(
             num_sanity_val_steps=0,
             **settings,
         )
-        run.hooks = resolve(trainer, module, callbacks, LightningModule, Callback, ())
+        run.hooks = resolve(trainer, module, callbacks, LightningModule, Callback)
         try:
             begin()
             yield perform

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from raylit.callbacks.finders.dry_run import rehearsal
-from raylit.core.callback import Callback
+from raylit.core.callback import FIRST, Callback
 from raylit.core.hparams import holders_of, set_value
-from raylit.engine.optimizers import LRSchedulerConfig
+from raylit.core.optimizer import LRSchedulerConfig
+from raylit.engine.run import Run
 from raylit.errors import ConfigError, SearchDone
 from raylit.runtime.messages import info, warn
 
 if TYPE_CHECKING:
     from raylit.core.datamodule import LightningDataModule
     from raylit.core.module import LightningModule
-    from raylit.engine.run import Run
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import RunningTrainer
 
 MODES = ("linear", "exponential")
 USUAL_NAMES = ("lr", "learning_rate")
@@ -143,6 +143,7 @@ class LearningRateFinder(Callback):
     """
 
     SUPPORTED_MODES = MODES
+    call_order = FIRST
 
     def __init__(
         self,
@@ -177,13 +178,13 @@ class LearningRateFinder(Callback):
         self._early_exit = False  # the Tuner wants the result and no training
         self.optimal_lr: LRFinderResult | None = None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self.lr_find(trainer, pl_module)
 
-    def lr_find(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def lr_find(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         """Search now; the result is in `optimal_lr`."""
-        run = trainer._run
-        assert run is not None, "called in a hook of a fit"
+        run = trainer.run
+        assert isinstance(run, Run), "called in a hook of a fit"
         if trainer.fast_dev_run:
             warn("LearningRateFinder does nothing in a trial run (fast_dev_run).")
             self.optimal_lr = None
@@ -311,12 +312,17 @@ class _Watch(Callback):
         self.best: float | None = None
 
     def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        self, trainer: RunningTrainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self.lr = self.rising.lr
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: RunningTrainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches != 0:
             return

@@ -12,7 +12,7 @@ from raylit.errors import ConfigError, MissingPackageError
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import RunningTrainer
 
 
 class DeviceStatsMonitor(Callback):
@@ -37,7 +37,7 @@ class DeviceStatsMonitor(Callback):
     def __init__(self, cpu_stats: bool | None = None) -> None:
         self._cpu_stats = cpu_stats
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and not trainer.loggers and not trainer.fast_dev_run:
             raise ConfigError(
                 "DeviceStatsMonitor has no logger to write to. Give the Trainer one, such as"
@@ -50,18 +50,23 @@ class DeviceStatsMonitor(Callback):
             raise MissingPackageError("psutil", "DeviceStatsMonitor (cpu_stats=False does without)")
 
     def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        self, trainer: RunningTrainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._log_stats(trainer, "on_train_batch_start", trainer.should_log_step)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: RunningTrainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         self._log_stats(trainer, "on_train_batch_end", trainer.should_log_step)
 
     def on_validation_batch_start(
         self,
-        trainer: Trainer,
+        trainer: RunningTrainer,
         pl_module: LightningModule,
         batch: Any,
         batch_idx: int,
@@ -75,7 +80,7 @@ class DeviceStatsMonitor(Callback):
 
     def on_validation_batch_end(
         self,
-        trainer: Trainer,
+        trainer: RunningTrainer,
         pl_module: LightningModule,
         outputs: Any,
         batch: Any,
@@ -88,7 +93,7 @@ class DeviceStatsMonitor(Callback):
 
     def on_test_batch_start(
         self,
-        trainer: Trainer,
+        trainer: RunningTrainer,
         pl_module: LightningModule,
         batch: Any,
         batch_idx: int,
@@ -100,7 +105,7 @@ class DeviceStatsMonitor(Callback):
 
     def on_test_batch_end(
         self,
-        trainer: Trainer,
+        trainer: RunningTrainer,
         pl_module: LightningModule,
         outputs: Any,
         batch: Any,
@@ -111,7 +116,7 @@ class DeviceStatsMonitor(Callback):
             trainer, "on_test_batch_end", trainer.should_log_batch(batch_idx, dataloader_idx)
         )
 
-    def _log_stats(self, trainer: Trainer, hook: str, is_due: bool) -> None:
+    def _log_stats(self, trainer: RunningTrainer, hook: str, is_due: bool) -> None:
         if not is_due or not trainer.loggers or not trainer.is_global_zero:
             return
         values = stats_of(trainer.world.device, self._cpu_stats)

@@ -16,7 +16,7 @@ from raylit.runtime.messages import log, warn
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import RunningTrainer
 
 SIGN = {"min": "<", "max": ">"}
 
@@ -116,6 +116,8 @@ class EarlyStopping(Callback):
         >>> trainer = Trainer(max_epochs=100, callbacks=[EarlyStopping("val_loss", patience=5)])
     """
 
+    watches_metrics = True
+
     def __init__(
         self,
         monitor: str,
@@ -156,7 +158,7 @@ class EarlyStopping(Callback):
     def state_key(self) -> str:
         return self._generate_state_key(monitor=self.monitor, mode=self.mode)
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         if self._check_on_train_epoch_end is None:
             by_the_clock = trainer.val_check_time_s is not None
             self._check_on_train_epoch_end = (
@@ -165,11 +167,11 @@ class EarlyStopping(Callback):
                 and not by_the_clock
             )
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if self._check_on_train_epoch_end and not trainer.comes_later(self.monitor):
             self._run_early_stopping_check(trainer)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         comes_later = trainer.comes_later(self.monitor)
         if comes_later and trainer.should_stop:
             return  # of before the stop that an earlier value led to
@@ -196,7 +198,7 @@ class EarlyStopping(Callback):
         )
         self.stopping_reason_message = state_dict.get("stopping_reason_message")
 
-    def _run_early_stopping_check(self, trainer: Trainer) -> None:
+    def _run_early_stopping_check(self, trainer: RunningTrainer) -> None:
         """Judge the newest value and, if any rank wants it, ask the Trainer to stop."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
             return

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from raylit.core.module import LightningModule
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import RunningTrainer
 
 
 class LearningRateMonitor(Callback):
@@ -62,7 +62,7 @@ class LearningRateMonitor(Callback):
         self.last_momentum_values: dict[str, float] = {}
         self.last_weight_decay_values: dict[str, float] = {}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if not trainer.loggers:
             raise ConfigError(
                 "LearningRateMonitor has no logger to write to. Give the Trainer one, such as"
@@ -81,16 +81,16 @@ class LearningRateMonitor(Callback):
             )
 
     def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        self, trainer: RunningTrainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self.logging_interval != "epoch" and trainer.should_log_step:
             self._log_values(trainer, "step")
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if self.logging_interval != "step":
             self._log_values(trainer, "epoch")
 
-    def _log_values(self, trainer: Trainer, interval: str) -> None:
+    def _log_values(self, trainer: RunningTrainer, interval: str) -> None:
         values: dict[str, float] = {}
         for name, group, optimizer, stepped_every in named_groups(trainer):
             if self.logging_interval is None and stepped_every not in (None, interval):
@@ -129,7 +129,9 @@ class LearningRateMonitor(Callback):
         return self.lrs[name]
 
 
-def named_groups(trainer: Trainer) -> list[tuple[str, dict[str, Any], Optimizer, str | None]]:
+def named_groups(
+    trainer: RunningTrainer,
+) -> list[tuple[str, dict[str, Any], Optimizer, str | None]]:
     """Return every parameter group with its name, its optimizer, and how often that one's scheduler is stepped (None: it has none).
 
     Optimizers with a scheduler come first, in the order of the schedulers.

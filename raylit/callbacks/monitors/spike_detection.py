@@ -18,7 +18,7 @@ from raylit.errors import ConfigError, TrainingSpikeException
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import RunningTrainer
 
 JUDGED_TOGETHER = 16  # batches
 
@@ -84,11 +84,16 @@ class SpikeDetection(Callback):
             tuple[int, Tensor]
         ] = []  # batches not judged yet, and their losses where they were computed
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         self._pending = []
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: RunningTrainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if loss is None:  # training_step left the batch out
@@ -104,7 +109,7 @@ class SpikeDetection(Callback):
         ):
             self._judge_pending(trainer)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if self._pending:
             self._judge_pending(trainer)
 
@@ -137,7 +142,7 @@ class SpikeDetection(Callback):
         ).tolist()
         return losses
 
-    def _judge_pending(self, trainer: Trainer) -> None:
+    def _judge_pending(self, trainer: RunningTrainer) -> None:
         """Judge the pending batches, in their order.
 
         All ranks end training with the first spike of any.
@@ -178,7 +183,7 @@ class SpikeDetection(Callback):
             self.rtol is None or distance >= abs(self.rtol * mean)
         )
 
-    def _end(self, trainer: Trainer, batch_idx: int) -> None:
+    def _end(self, trainer: RunningTrainer, batch_idx: int) -> None:
         """Write the batches down and end training."""
         self.bad_batches += [batch_idx - 1, batch_idx]
         path = Path(

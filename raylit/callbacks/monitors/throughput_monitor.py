@@ -15,7 +15,7 @@ from raylit.runtime.throughput import Throughput, get_available_flops
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import RunningTrainer
 
 
 class Course:
@@ -65,10 +65,9 @@ class ThroughputMonitor(Callback):
         self.available_flops: float | None = None
         self._courses: dict[str, Course] = {}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        assert trainer._run is not None
+    def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         self.available_flops = self.kwargs.get("available_flops") or get_available_flops(
-            trainer.world.device, trainer._run.precision.dtype
+            trainer.world.device, trainer.precision_plugin.dtype
         )
         arguments = {
             "world_size": trainer.world_size,
@@ -78,16 +77,21 @@ class ThroughputMonitor(Callback):
         for name in ("train", "validate") if stage == "fit" else (stage,):
             self._courses.setdefault(name, Course()).throughput = Throughput(**arguments)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self._start("train", anew=True)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self._courses["validate"].totals[trainer.state.fn] = (
             0  # the x-axis of validation begins anew in each epoch, as in Lightning
         )
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: RunningTrainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         progress = trainer.progress
         has_stepped = (
@@ -97,13 +101,13 @@ class ThroughputMonitor(Callback):
             trainer, pl_module, "train", batch, trainer.should_log_step and has_stepped, step=None
         )
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
             self._start("validate", anew=trainer.state.fn == "fit")
 
     def on_validation_batch_end(
         self,
-        trainer: Trainer,
+        trainer: RunningTrainer,
         pl_module: LightningModule,
         outputs: Any,
         batch: Any,
@@ -113,7 +117,7 @@ class ThroughputMonitor(Callback):
         if not trainer.sanity_checking:
             self._evaluated(trainer, pl_module, "validate", batch, batch_idx, dataloader_idx)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if (
             not trainer.sanity_checking and trainer.state.fn == "fit"
         ):  # the time of the validation is none of training's
@@ -121,12 +125,12 @@ class ThroughputMonitor(Callback):
             validation = self._courses["validate"]
             train.started = validation.started + validation.elapsed_s - train.elapsed_s
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self._start("test")
 
     def on_test_batch_end(
         self,
-        trainer: Trainer,
+        trainer: RunningTrainer,
         pl_module: LightningModule,
         outputs: Any,
         batch: Any,
@@ -135,12 +139,12 @@ class ThroughputMonitor(Callback):
     ) -> None:
         self._evaluated(trainer, pl_module, "test", batch, batch_idx, dataloader_idx)
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_predict_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self._start("predict")
 
     def on_predict_batch_end(
         self,
-        trainer: Trainer,
+        trainer: RunningTrainer,
         pl_module: LightningModule,
         outputs: Any,
         batch: Any,
@@ -159,7 +163,7 @@ class ThroughputMonitor(Callback):
 
     def _evaluated(
         self,
-        trainer: Trainer,
+        trainer: RunningTrainer,
         pl_module: LightningModule,
         stage: str,
         batch: Any,
@@ -178,7 +182,7 @@ class ThroughputMonitor(Callback):
 
     def _update(
         self,
-        trainer: Trainer,
+        trainer: RunningTrainer,
         pl_module: LightningModule,
         stage: str,
         batch: Any,

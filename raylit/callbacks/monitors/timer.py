@@ -13,8 +13,8 @@ from raylit.runtime.messages import info
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
-    from raylit.parallel import World
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import RunningTrainer
+    from raylit.runtime.ranks import Ranks
 
 STAGES = ("train", "sanity_check", "validate", "test", "predict")
 MAX_BATCHES_UNASKED = 64
@@ -74,7 +74,7 @@ class SharedDeadline:
         self._num_batches = 0
         self._asked_at: float | None = None
 
-    def is_reached(self, world: World, left_s: float) -> bool:
+    def is_reached(self, world: Ranks, left_s: float) -> bool:
         """Tell whether time is up. To be called on all ranks, once per batch.
 
         Args:
@@ -160,7 +160,7 @@ class Timer(Callback):
         """Return the seconds left, below 0 if the limit is passed; None without a limit."""
         return None if self._duration is None else self._duration - self.time_elapsed(stage)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self._deadline.restart()
         if (
             self._duration is not None
@@ -169,26 +169,31 @@ class Timer(Callback):
                 trainer, trainer.world.broadcast_object(self.time_elapsed() >= self._duration)
             )
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self._begin("train")
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self._end_time["train"] = time.monotonic()
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self._begin("validate")
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self._end_time["validate"] = time.monotonic()
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self._begin("test")
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self._end_time["test"] = time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: RunningTrainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if self._duration is not None and self._interval == "step":
             self._stop_if(
@@ -196,7 +201,7 @@ class Timer(Callback):
                 self._deadline.is_reached(trainer.world, self._duration - self.time_elapsed()),
             )
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if self._duration is not None and self._interval == "epoch":
             self._stop_if(
                 trainer, trainer.world.broadcast_object(self.time_elapsed() >= self._duration)
@@ -211,7 +216,7 @@ class Timer(Callback):
     def _begin(self, stage: str) -> None:
         self._start_time[stage], self._end_time[stage] = time.monotonic(), None
 
-    def _stop_if(self, trainer: Trainer, is_up: bool) -> None:
+    def _stop_if(self, trainer: RunningTrainer, is_up: bool) -> None:
         if not is_up:
             return
         if self._verbose and not trainer.should_stop:

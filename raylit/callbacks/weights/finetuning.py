@@ -18,7 +18,7 @@ from raylit.runtime.messages import info, warn
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import RunningTrainer
 
 Groups = list[dict[str, Any]]
 Modules = Module | Iterable[Any]  # a module, or modules nested in lists and dicts
@@ -166,13 +166,13 @@ class BaseFinetuning(Callback):
 
     # ---- events ----
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         self._restarting = False
         if stage == "fit":
             self._internal_optimizer_metadata = {}
         self.freeze_before_training(pl_module)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         """Bring back the groups of the checkpoint that this fit goes on from, and what was unfrozen."""
         if not self._restarting:
             return
@@ -197,7 +197,7 @@ class BaseFinetuning(Callback):
             assert isinstance(batch_norm, _BatchNorm)
             batch_norm.track_running_stats = tracks
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         names = {parameter: name for name, parameter in pl_module.named_parameters()}
         for index, optimizer in enumerate(trainer.optimizers):
             num_before = len(optimizer.param_groups)
@@ -285,7 +285,7 @@ class BackboneFinetuning(BaseFinetuning):
         self.rounding = rounding
         self.previous_backbone_lr: float | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         if not isinstance(getattr(pl_module, "backbone", None), Module):
             raise ConfigError(
                 f"BackboneFinetuning needs a torch module as {type(pl_module).__name__}.backbone."

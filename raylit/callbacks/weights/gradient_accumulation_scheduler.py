@@ -11,7 +11,7 @@ from raylit.errors import ConfigError
 from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import RunningTrainer
 
 
 class GradientAccumulationScheduler(Callback):
@@ -62,7 +62,7 @@ class GradientAccumulationScheduler(Callback):
         """Return how many batches make a step in an epoch."""
         return self.scheduling[max(start for start in self.epochs if start <= epoch)]
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
         if not pl_module.automatic_optimization:
@@ -87,10 +87,10 @@ class GradientAccumulationScheduler(Callback):
                 " optimizer step, not for each batch."
             )
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self.on_train_epoch_start(trainer)  # a fit that goes on within an epoch does not start it
 
-    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_epoch_start(self, trainer: RunningTrainer, *_: Any) -> None:
         self._set = trainer.accumulate_grad_batches = self.get_accumulate_grad_batches(
             trainer.current_epoch
         )

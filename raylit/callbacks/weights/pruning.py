@@ -21,7 +21,7 @@ from raylit.errors import ConfigError, did_you_mean
 from raylit.runtime.messages import info
 
 if TYPE_CHECKING:
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import RunningTrainer
 
 Parameters = Sequence[tuple[nn.Module, str]]
 
@@ -232,7 +232,7 @@ class ModelPruning(Callback):
 
     # ---- events ----
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         trainer.strategy.refuse_if_sharded("ModelPruning compares the weights of the whole model")
         self._names = {id(module): name for name, module in pl_module.named_modules()}
         self._parameters_to_prune = self.filter_parameters_to_prune(
@@ -259,7 +259,7 @@ class ModelPruning(Callback):
                 ):
                     self._copies.setdefault(id(module), deepcopy(module))
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         """Mask again what was pruned in the checkpoint.
 
         The optimizer, made before, has the parameters in the order it had them at first.
@@ -274,11 +274,11 @@ class ModelPruning(Callback):
                 _unmasked(module, name).data.copy_(self._loaded[f"{key}_orig"])
         self._loaded = {}
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if self._prune_on_train_epoch_end:
             self._run_pruning(trainer)
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if (
             not self._prune_on_train_epoch_end
             and trainer.state.fn == "fit"
@@ -286,29 +286,29 @@ class ModelPruning(Callback):
         ):
             self._run_pruning(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self._state = to_plain(self.state_dict())
         if self._make_pruning_permanent:
             self.make_pruning_permanent(pl_module)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         self._let_go()
 
     def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+        self, trainer: RunningTrainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
 
     def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+        self, trainer: RunningTrainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if self._make_pruning_permanent:
             checkpoint["state_dict"] = without_masks(checkpoint["state_dict"])
 
     def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+        self, trainer: RunningTrainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if trainer.state.fn == "fit":
             self._loaded = {
@@ -341,7 +341,7 @@ class ModelPruning(Callback):
 
     # ---- parts ----
 
-    def _run_pruning(self, trainer: Trainer) -> None:
+    def _run_pruning(self, trainer: RunningTrainer) -> None:
         epoch = trainer.current_epoch
         amount = self.amount(epoch) if callable(self.amount) else self.amount
         if not amount or not _ask(self._apply_pruning, epoch):

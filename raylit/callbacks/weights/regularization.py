@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from raylit.core.module import LightningModule
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import RunningTrainer
 
 Strength = tuple[float, float]  # l1, l2
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -69,7 +69,7 @@ class Regularization(Callback):
         self.log_penalty = log_penalty
         self._strengths: dict[Tensor, Strength] = {}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
             raise ConfigError(
                 "Regularization changes gradients, but LBFGS also looks at the loss. Add the"
@@ -130,7 +130,7 @@ class Regularization(Callback):
 
     @torch.no_grad()
     def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+        self, trainer: RunningTrainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         weights: defaultdict[Strength, list[Tensor]] = defaultdict(list)
         for group in optimizer.param_groups:
@@ -151,7 +151,7 @@ class Regularization(Callback):
                 ).sum(),
             )
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         self._strengths = {}
 
     def __getstate__(self) -> dict[str, Any]:

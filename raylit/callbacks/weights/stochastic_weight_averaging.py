@@ -15,13 +15,13 @@ from torch.optim.swa_utils import SWALR, AveragedModel
 
 from raylit.checkpoint import to_plain
 from raylit.core.callback import Callback
-from raylit.engine.optimizers import LRSchedulerConfig
+from raylit.core.optimizer import LRSchedulerConfig
 from raylit.errors import ConfigError
 from raylit.runtime.messages import info, warn
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import RunningTrainer
 
 
 class StochasticWeightAveraging(Callback):
@@ -129,7 +129,7 @@ class StochasticWeightAveraging(Callback):
 
     # ---- before training ----
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
         trainer.strategy.refuse_if_sharded("StochasticWeightAveraging copies the whole model")
@@ -145,7 +145,7 @@ class StochasticWeightAveraging(Callback):
                 " unlimited. Give the number of an epoch, such as 10."
             )
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if len(trainer.optimizers) != 1 or len(trainer.lr_scheduler_configs) > 1:
             raise ConfigError(
                 "StochasticWeightAveraging works with one optimizer and at most one scheduler;"
@@ -192,7 +192,7 @@ class StochasticWeightAveraging(Callback):
             ):  # the scheduler in the checkpoint is SWALR: no other is to take its state
                 trainer.lr_scheduler_configs.clear()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if self._has_extra_epoch and trainer.num_training_batches == float("inf"):
             raise ConfigError(
                 "StochasticWeightAveraging goes through the training data once more for batch norm,"
@@ -209,7 +209,7 @@ class StochasticWeightAveraging(Callback):
 
     # ---- while training ----
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch
         if self._start <= epoch <= self._end:
             if self._swa_scheduler is None:
@@ -229,7 +229,7 @@ class StochasticWeightAveraging(Callback):
                     module.reset_running_stats()
             self._begin_extra_epoch(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if (
             self._end == float("inf") or trainer.current_epoch - 1 == self._end
         ):  # there was no extra epoch, or a stop came before it
@@ -237,11 +237,11 @@ class StochasticWeightAveraging(Callback):
         self._leave_as_found(trainer)
 
     def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+        self, trainer: RunningTrainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         self._leave_as_found(trainer)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             self._leave_as_found(trainer)
             self._state = to_plain(self.state_dict())
@@ -269,7 +269,7 @@ class StochasticWeightAveraging(Callback):
         assert self._average_model is not None, "the average is made in on_fit_start"
         return self._average_model
 
-    def _take_over_schedule(self, trainer: Trainer) -> None:
+    def _take_over_schedule(self, trainer: RunningTrainer) -> None:
         """Put SWALR in the place of the learning-rate scheduler."""
         optimizer = trainer.optimizers[0]
         configs = trainer.lr_scheduler_configs
@@ -316,26 +316,28 @@ class StochasticWeightAveraging(Callback):
             ):
                 parameter.detach().copy_(averaged)
 
-    def _begin_extra_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _begin_extra_epoch(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         """Make the epoch that begins one without learning, whose running statistics are means over all batches."""
         for module in pl_module.modules():
             if isinstance(module, _BatchNorm):
                 self._momenta[module] = module.momentum
                 module.momentum = None
         self._accumulate_grad_batches = trainer.accumulate_grad_batches
-        trainer.fit_loop._skip_backward = True
+        assert trainer.run is not None
+        trainer.run.skips_backward = True
         trainer.num_training_batches += (
             1  # no batch is the last one, after which there would be a step
         )
         trainer.accumulate_grad_batches = int(trainer.num_training_batches)
 
-    def _leave_as_found(self, trainer: Trainer) -> None:
+    def _leave_as_found(self, trainer: RunningTrainer) -> None:
         """Take back what was changed for the extra epoch."""
         if self._momenta:
             for module, momentum in self._momenta.items():
                 module.momentum = momentum
             self._momenta = {}
-            trainer.fit_loop._skip_backward = False
+            assert trainer.run is not None
+            trainer.run.skips_backward = False
             trainer.num_training_batches -= 1
             trainer.accumulate_grad_batches = self._accumulate_grad_batches
         if self._has_extra_epoch and trainer.max_epochs is not None:

@@ -21,7 +21,7 @@ from raylit.runtime.messages import info, warn
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import RunningTrainer
 
 
 class Average(AveragedModel):
@@ -94,6 +94,8 @@ class WeightAveraging(Callback):
         >>> trainer = Trainer(max_epochs=20, callbacks=[LastEpochs()])
     """
 
+    averages_weights = True
+
     def __init__(
         self,
         device: torch.device | str | int | None = None,
@@ -131,7 +133,7 @@ class WeightAveraging(Callback):
         """
         return step_idx is not None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         trainer.strategy.refuse_if_sharded("WeightAveraging copies the whole model")
         self._average_model = None
         self._loaded = None
@@ -140,7 +142,7 @@ class WeightAveraging(Callback):
             self._latest_update_step = min(self._latest_update_step, trainer.global_step)
             self._latest_update_epoch = min(self._latest_update_epoch, trainer.current_epoch - 1)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         """Make the average, now that the module is whole and on its device."""
         average = Average(pl_module, use_buffers=self._use_buffers, **self._kwargs)
         average.module.to(pl_module.device if self._device is None else self._device)
@@ -150,34 +152,41 @@ class WeightAveraging(Callback):
         self._loaded = None
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: RunningTrainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         steps = trainer.global_step
         if steps > self._latest_update_step and self.should_update(step_idx=steps - 1):
             self._average().update_parameters(pl_module)
             self._latest_update_step = steps
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch
         if epoch > self._latest_update_epoch and self.should_update(epoch_idx=epoch):
             self._average().update_parameters(pl_module)
             self._latest_update_epoch = epoch
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_start(
+        self, trainer: RunningTrainer, pl_module: LightningModule
+    ) -> None:
         if self._has_average:
             self._swap(pl_module)
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if self._swapped:
             self._swap(pl_module)
 
     def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+        self, trainer: RunningTrainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         if self._swapped:
             self._swap(pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if self._has_average:
             average = self._average().module
             for current, averaged in zip(
@@ -192,7 +201,7 @@ class WeightAveraging(Callback):
         self._latest_update_step = state_dict["latest_update_step"]
 
     def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+        self, trainer: RunningTrainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if self._average_model is None:
             info(
@@ -216,7 +225,7 @@ class WeightAveraging(Callback):
         }
 
     def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+        self, trainer: RunningTrainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if trainer.state.fn != "fit":
             return

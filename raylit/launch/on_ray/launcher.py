@@ -42,7 +42,7 @@ from raylit.launch.on_ray.worker_main import Preempted, Work, checkpoint_folders
 from raylit.runtime.messages import info
 
 if TYPE_CHECKING:
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.trainer import JobTrainer
 
 # Ray Train polls its workers every 2 s by default, which every fit waits for at its end.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -107,7 +107,7 @@ class RayTrainLauncher:
         each = ", ".join(f"{amount:g} {name}" for name, amount in self.resources.items())
         info(f"Starting {job.trainer.workers_wanted} Ray workers, each with {each}.")
 
-    def watch_for(self, trainer: Trainer) -> Watch:
+    def watch_for(self, trainer: JobTrainer) -> Watch:
         """Return what follows the workers of a Trainer."""
         return Watch(
             trainer.min_workers, self.resources, trainer.num_workers if trainer.is_elastic else 0

@@ -12,6 +12,7 @@ same data, so that an epoch keeps its length.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,8 @@ from raylit.runtime.messages import info
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
-    from raylit.engine.run import Run
-    from raylit.trainer.trainer import Trainer
+    from raylit.core.progress import Progress
+    from raylit.core.trainer import JobTrainer
 
 LIMITS = (
     "limit_train_batches",
@@ -52,7 +53,7 @@ class Resized:
         self.keeps_step = False
         self.policy = ""
 
-    def adapt(self, trainer: Trainer, module: LightningModule, fn: str) -> None:
+    def adapt(self, trainer: JobTrainer, module: LightningModule, fn: str) -> None:
         """Change what the Trainer counts in batches of a worker.
 
         To be called once, before the job runs.
@@ -97,17 +98,20 @@ class Resized:
             if config.interval == "step" and config.frequency > 1:
                 config.frequency = math.ceil(config.frequency * self.factor)
 
-    def go_on(self, run: Run, ranks: list[Any]) -> None:
+    def go_on(self, progress: Progress, accumulate: int, ranks: Sequence[Any]) -> int | None:
         """Count the batches that were read as so many workers would have counted them, and say from where the fit goes on.
 
         Args:
-            run: the run, whose counters are those of the checkpoint.
-            ranks: what the checkpoint holds of each rank that saved it.
+            progress: the counters of the checkpoint, which are changed.
+            accumulate: batches whose gradients add up to one optimizer step.
+            ranks: the states in the checkpoint of the ranks that saved it.
+
+        Returns:
+            The batches of the epoch as they were counted before, None if the count is the same.
         """
-        progress = run.progress
-        accumulate = run.trainer.accumulate_grad_batches
+        counted_before = None
         if ranks and len(ranks) != self.size and progress.in_epoch:
-            run.counted_before = progress.batch
+            counted_before = progress.batch
             before = progress.total_batches - progress.batch
             number = progress.batch * len(ranks) // self.size
             if not any(one and one.get("gradients") for one in ranks):
@@ -123,6 +127,7 @@ class Resized:
                 before * len(ranks) // self.size + number,
             )
         self.tell(f"from epoch {progress.epoch}, batch {progress.batch}, step {progress.steps}")
+        return counted_before
 
     def tell(self, where: str) -> None:
         """Tell the driver where the job begins or goes on, and what becomes of its batches."""

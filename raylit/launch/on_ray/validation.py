@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from raylit.callbacks import MONITORS, Callback
+from raylit.core.callback import Callback
 from raylit.core.job import Job
 from raylit.errors import ConfigError
 from raylit.launch.on_ray.by_value import Parcel
@@ -180,9 +180,9 @@ def _check_room(wanted: dict[str, float], trainer: Any) -> None:
             )
 
 
-def _takes_part(callback: Any) -> bool:
+def _takes_part(callback: Callback) -> bool:
     """Tell whether a callback of the user's own is called in validation."""
-    own = not (type(callback).__module__.startswith("raylit.") or isinstance(callback, MONITORS))
+    own = not (type(callback).__module__.startswith("raylit.") or callback.watches_metrics)
     return own and any(
         name.startswith("on_validation")
         for cls in type(callback).__mro__[:-2]

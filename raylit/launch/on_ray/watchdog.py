@@ -17,6 +17,7 @@ import traceback
 from typing import Any
 
 from raylit.core.job import Job
+from raylit.engine.run import Run
 from raylit.launch.on_ray.relay import RemoteScreen
 
 VARIABLE = "RAYLIT_TIMEOUT_S"
@@ -73,8 +74,12 @@ class Patience:
 
         None where it is in none, and where a long time is nothing odd.
         """
-        run = self.job.trainer._run
-        if run is None or run.stage not in ("train", "validate") or self.job.fn != "fit":
+        run = self.job.trainer.run
+        if (
+            not isinstance(run, Run)
+            or run.stage not in ("train", "validate")
+            or self.job.fn != "fit"
+        ):
             return None
         return (
             run.stage,

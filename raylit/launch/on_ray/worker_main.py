@@ -110,21 +110,23 @@ class Work:
                     # differs between ranks
                     seed_everything(int(self.seed) + rank, verbose=False)
                     os.environ[SEED] = self.seed
+                plan: Resized | None = None
                 if job.trainer.is_elastic:
-                    job.resized = Resized(
+                    plan = Resized(
                         int(os.environ["WORLD_SIZE"]),
                         job.trainer.num_workers,
                         self.screen if rank == 0 else None,
                     )
-                    job.resized.adapt(job.trainer, job.module, job.fn)
+                    plan.adapt(job.trainer, job.module, job.fn)
+                    job.resized = plan
                 if job.fn == "fit":
                     if job.trainer.async_validation and rank == 0:
                         job.validator = ValidationTasks(job)
                     job.ckpt_path = (
                         find.newest_since(checkpoint_folders(job), self.before) or job.ckpt_path
                     )
-                if job.resized is not None and not (job.fn == "fit" and job.ckpt_path):
-                    job.resized.tell("from the start")
+                if plan is not None and not (job.fn == "fit" and job.ckpt_path):
+                    plan.tell("from the start")
                 with Patience(job, self.screen, rank):
                     result: Any = run_job(job)
             except BaseException as error:

@@ -12,7 +12,7 @@ from raylit.loggers.mlflow.queue import BackgroundWriter
 from raylit.runtime.messages import warn_once
 
 if TYPE_CHECKING:
-    from raylit.callbacks.checkpoints.checkpoint import Checkpoint
+    from raylit.core.callback import Checkpoint
 
 MAX_UPLOAD_S = 3600.0
 SETTINGS = (

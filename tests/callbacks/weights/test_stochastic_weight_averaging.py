@@ -163,7 +163,7 @@ def test_an_exception_leaves_the_trainer_as_it_was(tmp_path: Path, hook: str) ->
         4,
     )
     assert model.norm.momentum == 0.1
-    assert not trainer._skip_backward
+    assert trainer.run is not None and not trainer.run.skips_backward
 
 
 def test_epochs_that_are_never_reached(tmp_path: Path) -> None:
