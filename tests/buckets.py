@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.deadlines import stretched
+
 
 def free_port() -> int:
     """Return a port that nobody listens on, and that the system gives to nobody."""
@@ -70,7 +72,7 @@ def gcs_server(bucket: str) -> Iterator[str]:
 def _serving(port: int, *command: str) -> Iterator[None]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + stretched(60)
         while True:
             assert process.poll() is None and time.monotonic() < deadline, (
                 f"{command} does not listen"

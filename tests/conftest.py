@@ -14,15 +14,17 @@ from collections.abc import Iterator
 import pytest
 
 from tests.buckets import S3_ENVIRONMENT, s3_server
+from tests.deadlines import stretched
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.pop("RAY_ADDRESS", None)
+# A hang must end with a stack, not with the patience of CI; pytest-timeout reads this.
+os.environ.setdefault("PYTEST_TIMEOUT", f"{stretched(150):.0f}")
 os.environ.update(S3_ENVIRONMENT)
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # as in a shell's background job, and so it would be in all that the tests start
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in a shell's background job, and so it would be in all that the tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

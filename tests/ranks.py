@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.deadlines import stretched
+
 
 def run_on_two_ranks(
     function: Callable[[str], Any], folder: Path, timeout_s: float = 120
@@ -30,6 +32,7 @@ def run_on_ranks(
         folder: where its files go.
         timeout_s: a rank that has not ended by then fails the test.
     """
+    timeout_s = stretched(timeout_s)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])

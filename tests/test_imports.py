@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import raylit
+from tests.deadlines import stretched
 
 PACKAGE = Path(raylit.__file__).parent
 
@@ -106,7 +107,11 @@ def test_a_heavy_package_is_used_only_in_its_place(package: str) -> None:
 def test_import_raylit_loads_no_heavy_package() -> None:
     script = f"import sys, raylit; print(*[name for name in {NOT_LOADED} if name in sys.modules])"
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=stretched(120),
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [], (

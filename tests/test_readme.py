@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import raylit
+from tests.deadlines import stretched
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -21,7 +22,7 @@ def test_first_example_runs(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=stretched(120),
         check=False,
     )
     assert done.returncode == 0, done.stderr

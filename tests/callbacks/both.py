@@ -9,8 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import lightning.pytorch
 import torch
+from tests.lazy import lightning
 from torch import Tensor
 from torch.utils.data import DataLoader
 

@@ -5,21 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch.callbacks import LambdaCallback as LightningLambdaCallback
+from tests.lazy import lightning
 
 import raylit as pl
 from raylit.callbacks import Callback, LambdaCallback
 from raylit.errors import ConfigError
 from tests.callbacks.both import QUIET, batches, both, scripted
 
-NAMES = [
-    name
-    for name in inspect.signature(LightningLambdaCallback.__init__).parameters
-    if name != "self"
-]
-
 
 def test_each_event_is_called_as_in_lightning(tmp_path: Path) -> None:
+    theirs = inspect.signature(lightning.pytorch.callbacks.LambdaCallback.__init__)
+    names = [name for name in theirs.parameters if name != "self"]
+
     def scenario(framework: Any, root: Path) -> list[Any]:
         calls: list[Any] = []
 
@@ -28,7 +25,7 @@ def test_each_event_is_called_as_in_lightning(tmp_path: Path) -> None:
                 (name, type(trainer).__name__, len(args) + len(kwargs))
             )
 
-        callback = framework.callbacks.LambdaCallback(**{name: record(name) for name in NAMES})
+        callback = framework.callbacks.LambdaCallback(**{name: record(name) for name in names})
         trainer = framework.Trainer(
             **QUIET, max_epochs=2, callbacks=callback, default_root_dir=root
         )
@@ -37,9 +34,9 @@ def test_each_event_is_called_as_in_lightning(tmp_path: Path) -> None:
         trainer.validate(model, batches(1), verbose=False)
         return calls
 
-    ours, theirs = both(scenario, tmp_path)
+    ours, lightnings = both(scenario, tmp_path)
     assert len(ours) > 50
-    assert ours == theirs
+    assert ours == lightnings
 
 
 def test_what_is_none_is_left_out() -> None:

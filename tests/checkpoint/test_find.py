@@ -14,6 +14,7 @@ from raylit.callbacks import ModelCheckpoint
 from raylit.checkpoint import find, save
 from raylit.errors import CheckpointError
 from raylit.testing import TinyModel
+from tests.deadlines import stretched
 
 QUIET: dict[str, Any] = {
     "logger": False,
@@ -108,7 +109,11 @@ def test_best_and_last_in_a_process_that_did_not_write_them(tmp_path: Path) -> N
         f" 'test'), find.resolve('last', [saver], {str(tmp_path)!r}, 'fit'))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=stretched(120),
+        check=True,
     )
     best, last = done.stdout.split()
     assert best == saver.best_model_path

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.deadlines import stretched
+
 ROOT = Path(__file__).parents[2]
 
 LAB = '''\
@@ -131,7 +133,7 @@ def run_raylit(folder: Path, *args: str, timeout_s: float = 150) -> Done:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=timeout_s,
+        timeout=stretched(timeout_s),
         check=False,
     )
     return Done(done.returncode, done.stdout, done.stderr)

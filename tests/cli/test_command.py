@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from raylit.version import __version__
+from tests.deadlines import stretched
 
 from .conftest import Done, run_raylit
 
@@ -289,7 +290,11 @@ def test_the_command_line_loads_neither_ray_nor_mlflow() -> None:
         " 'mlflow', 'pyarrow') if name in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=stretched(60),
+        check=True,
     )
     assert done.stderr.split() == []
 
@@ -357,7 +362,7 @@ def test_the_installed_command_and_the_module_are_the_same(lab: Path) -> None:
         cwd=lab,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=stretched(60),
         check=False,
     )
     assert done.returncode == 0, done.stderr

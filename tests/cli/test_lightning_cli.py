@@ -29,6 +29,7 @@ from raylit.cli import (
 from raylit.errors import CheckpointError, ConfigError
 from raylit.testing import BoringDataModule, BoringModel, TinyModel
 from tests.cli.conftest import environment
+from tests.deadlines import stretched
 from tests.ranks import run_on_two_ranks
 
 QUIET = {
@@ -399,7 +400,7 @@ def test_a_script_on_ray(folder: Path) -> None:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=stretched(200),
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 import yaml
-from mlflow import MlflowClient
-from mlflow.entities import Run
-from sklearn.datasets import load_digits
+from tests.lazy import mlflow
+
+from tests.deadlines import stretched
 
 from .conftest import Done, environment, run_raylit
 
@@ -32,8 +32,8 @@ def shown(done: Done, name: str) -> str:
     return found[1]
 
 
-def newest_run(folder: Path, experiment: str) -> Run:
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+def newest_run(folder: Path, experiment: str) -> mlflow.entities.Run:
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
     found = client.get_experiment_by_name(experiment)
     assert found is not None
     return client.search_runs([found.experiment_id], order_by=["attributes.start_time DESC"])[0]
@@ -56,7 +56,7 @@ def test_fit_trains_and_says_what_came_out(trained: Trained) -> None:
 
 def test_fit_is_recorded_in_mlflow_with_its_config(trained: Trained) -> None:
     folder, done = trained
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
     run_id = shown(done, "look at it").partition("(run ")[2].rstrip(")")
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
@@ -111,6 +111,8 @@ def test_test_and_predict_agree_on_the_checkpoint(trained: Trained) -> None:
     order = torch.utils.data.random_split(
         range(1797), [1077, 360, 360], torch.Generator().manual_seed(0)
     )[2].indices  # type: ignore[arg-type,var-annotated]
+    from sklearn.datasets import load_digits
+
     labels = torch.tensor(load_digits(return_X_y=True)[1])[order]
     accuracy = (classes == labels).float().mean().item()
     assert accuracy > 0.95
@@ -180,7 +182,7 @@ def started(folder: Path, *args: str) -> Iterator[subprocess.Popen[str]]:
         text=True,
     )
     try:
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + stretched(150)
         while not list(folder.rglob("*.ckpt")):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
@@ -200,7 +202,7 @@ def test_a_fit_that_is_ended_by_a_signal_can_be_gone_on_with(
 ) -> None:
     with started(lab) as process:
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=stretched(60))
     assert process.returncode == code, (out, err)
     assert err.rstrip().endswith(said)
     assert "Traceback" not in err
@@ -273,7 +275,7 @@ def test_a_signal_ends_a_fit_on_ray_workers(
 
     with started(lab, "--trainer.num_workers=2", "--ray.address", ray_cluster) as process:
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=stretched(60))
     assert process.returncode == code, (out, err)
     assert err.rstrip().endswith(said)
     assert newest_run(lab, "long").info.status == "KILLED"

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
-from ray import cloudpickle, tune
+from tests.lazy import mlflow, ray
 
 from raylit.cli.config import parse
 from raylit.cli.source import Source
@@ -92,9 +91,9 @@ def test_a_sweep_file_is_checked_against_the_config(
 def test_values_that_fit_are_accepted(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(lab)
     space = {
-        "model.lr": tune.loguniform(1e-6, 1),
-        "model.width": tune.randint(1, 9),
-        "data.batch_size": tune.grid_search([1, 2]),
+        "model.lr": ray.tune.loguniform(1e-6, 1),
+        "model.width": ray.tune.randint(1, 9),
+        "data.batch_size": ray.tune.grid_search([1, 2]),
         "model.encoder": None,
     }
     check_space(parse("tune", GOOD), list(GOOD), Source("sweep.yaml", {}), space)
@@ -103,7 +102,7 @@ def test_values_that_fit_are_accepted(lab: Path, monkeypatch: pytest.MonkeyPatch
             parse("tune", GOOD),
             list(GOOD),
             Source("sweep.yaml", {}),
-            {"model.width": tune.uniform(8.1, 8.9)},
+            {"model.width": ray.tune.uniform(8.1, 8.9)},
         )
 
 
@@ -115,8 +114,8 @@ def test_each_trial_makes_objects_of_its_own(lab: Path, monkeypatch: pytest.Monk
         "--optimizer=SGD",
         "--optimizer.lr=0.5",
     )
-    factory = cloudpickle.loads(
-        cloudpickle.dumps(Component(parse("tune", [*GOOD, *encoder]), "model"))
+    factory = ray.cloudpickle.loads(
+        ray.cloudpickle.dumps(Component(parse("tune", [*GOOD, *encoder]), "model"))
     )
     one, other = factory(lr=0.5), factory(lr=0.25, **{"encoder.eps": 0.125})
     assert (one.lr, other.lr) == (0.5, 0.25)
@@ -143,7 +142,7 @@ def test_tune_runs_the_trials_of_the_sweep_file(lab: Path, ray_cluster: str) -> 
     assert "--model.lr=0.05 --data.batch_size=64 --trainer.max_epochs=3" in done.out, (
         "the higher rate is the better one"
     )
-    client = MlflowClient(f"sqlite:///{lab}/mlflow.db")
+    client = mlflow.MlflowClient(f"sqlite:///{lab}/mlflow.db")
     experiment = client.get_experiment_by_name("swept")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])

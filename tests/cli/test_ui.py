@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.deadlines import stretched
+
 from .conftest import Done, environment, run_raylit
 
 
@@ -71,7 +73,7 @@ def test_ui_serves_the_runs_and_ends_with_its_children(
         assert f"http://127.0.0.1:{port} " in lines[1], (lines, process.poll())
         with urllib.request.urlopen(
             f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get-by-name?experiment_name=shown",
-            timeout=30,
+            timeout=stretched(30),
         ) as answer:
             assert json.load(answer)["experiment"]["name"] == "shown"
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as answer:
@@ -87,7 +89,7 @@ def test_ui_serves_the_runs_and_ends_with_its_children(
         below = children(process.pid)
         assert below
         process.send_signal(number)
-        out, err = process.communicate(timeout=40)
+        out, err = process.communicate(timeout=stretched(40))
         assert process.returncode == code, (out, err)
         assert "Traceback" not in err
         assert not [pid for pid in below if is_alive(pid)]

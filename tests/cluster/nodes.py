@@ -17,6 +17,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from tests.deadlines import stretched
+
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).parent / "ray")
 
@@ -142,7 +144,11 @@ class Nodes:
         mode = "token" if Path("~/.ray/auth_token").expanduser().exists() else "disabled"
         env = self.env | {"RAY_AUTH_MODE": mode}
         done = subprocess.run(
-            self.command(number, *command), env=env, capture_output=True, text=True, timeout=60
+            self.command(number, *command),
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=stretched(60),
         )
         assert done.returncode == 0, done.stdout + done.stderr
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from mlflow.tracking import MlflowClient
+from tests.lazy import mlflow
 
 from tests.cluster import train
 from tests.cluster.nodes import Nodes, why_not
+from tests.deadlines import stretched
 from tests.ranks import run_on_two_ranks
 
 pytestmark = pytest.mark.ray
@@ -81,7 +82,7 @@ class Fit:
 
     def wait(self, until: Callable[[], object], timeout_s: float = 150) -> None:
         """Wait until something has happened to the fit."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + stretched(timeout_s)
         while not until():
             assert self.process.poll() is None and time.monotonic() < deadline, (
                 self.errors.read_text()
@@ -115,7 +116,7 @@ class Fit:
                 range(2 * self.most) if expected is None else (0,)
             )
         assert sorted(sizes) == list(range(len(sizes)))
-        client = MlflowClient(f"sqlite:///{self.folder}/mlflow.db")
+        client = mlflow.tracking.MlflowClient(f"sqlite:///{self.folder}/mlflow.db")
         (run,) = client.search_runs([client.get_experiment_by_name("two nodes").experiment_id])
         assert (run.info.status, run.data.tags["raylit.num_workers"]) == (
             "FINISHED",
@@ -215,7 +216,7 @@ def test_a_node_dies_and_one_comes(nodes: Nodes, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(stretched(450))
 def test_nodes_come_and_go_again_and_again(nodes: Nodes, tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
     with Fit(nodes, tmp_path / "ray", 4, fewest=1) as fit:  # there is one node
@@ -237,7 +238,7 @@ def test_nodes_come_and_go_again_and_again(nodes: Nodes, tmp_path: Path) -> None
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(stretched(450))
 def test_validations_that_are_not_waited_for(nodes: Nodes, tmp_path: Path) -> None:
     """Those that run when a node dies, or when workers leave for more to come, are run again.
 
@@ -269,7 +270,7 @@ def test_validations_that_are_not_waited_for(nodes: Nodes, tmp_path: Path) -> No
         == list(range(4, 2 * per_epoch + 1, train.VALIDATE_EVERY))
     )
     assert [value for _, value in ours] == pytest.approx([value for _, value in theirs], rel=1e-3)
-    client = MlflowClient(f"sqlite:///{tmp_path}/ray/mlflow.db")
+    client = mlflow.tracking.MlflowClient(f"sqlite:///{tmp_path}/ray/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("two nodes").experiment_id])
     logged = [
         (metric.step + 1, metric.value)
@@ -279,7 +280,7 @@ def test_validations_that_are_not_waited_for(nodes: Nodes, tmp_path: Path) -> No
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(stretched(450))
 def test_a_node_falls_silent(nodes: Nodes, tmp_path: Path) -> None:
     """Its connections are not closed, so that the other worker waits for it, and Ray takes it for alive."""
     nodes.start(1)
@@ -299,7 +300,7 @@ def test_a_node_falls_silent(nodes: Nodes, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(stretched(450))
 def test_a_node_is_to_be_taken_away(nodes: Nodes, tmp_path: Path) -> None:
     """By its notice.
 
@@ -321,7 +322,7 @@ def test_a_node_is_to_be_taken_away(nodes: Nodes, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(stretched(450))
 def test_steps_that_cannot_be_dealt_out_evenly(nodes: Nodes, tmp_path: Path) -> None:
     """Of three workers, two go on with their own batches.
 

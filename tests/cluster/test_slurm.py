@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.deadlines import stretched
+
 from .files import CLUSTER, ROOT, texts
 
 # What stands in for Slurm: a program of that name on PATH. Each writes down how it was called.
@@ -112,14 +114,14 @@ def calls(folder: Path) -> str:
 
 
 def wait_for(what: str, folder: Path, job: subprocess.Popen[str], timeout_s: float = 30) -> None:
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + stretched(timeout_s)
     while what not in calls(folder):
         assert time.monotonic() < deadline and job.poll() is None, (calls(folder), job.poll())
         time.sleep(0.02)
 
 
 def ended(job: subprocess.Popen[str], timeout_s: float = 60) -> tuple[int, str]:
-    said, _ = job.communicate(timeout=timeout_s)
+    said, _ = job.communicate(timeout=stretched(timeout_s))
     return job.returncode, said
 
 
@@ -265,7 +267,7 @@ def network() -> Iterator[list[str]]:
 
 @pytest.mark.long
 @pytest.mark.ray
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(stretched(210))
 def test_two_nodes_train_together_and_go_on_after_sigterm(folder: Path, network: list[str]) -> None:
     """Ray and raylit themselves, on two nodes that have a network and processes of their own.
 
@@ -298,7 +300,7 @@ def test_two_nodes_train_together_and_go_on_after_sigterm(folder: Path, network:
     }
     try:
         first = submit(folder, *FIT, "--trainer.num_workers", "2", on=one.split(), **env)
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + stretched(180)
         while not list(folder.glob("mlruns/*/*/checkpoints/*.ckpt")):
             assert first.poll() is None and time.monotonic() < deadline, ended(first)
             time.sleep(0.02)

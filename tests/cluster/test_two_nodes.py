@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from mlflow.tracking import MlflowClient
+from tests.lazy import mlflow
 
 from tests.cluster import train
 from tests.cluster.nodes import Nodes, why_not
+from tests.deadlines import stretched
 from tests.ranks import run_on_two_ranks
 
 pytestmark = pytest.mark.ray
@@ -58,7 +59,7 @@ def seen(folder: Path, rank: int) -> list[list[str]]:
 
 def wait_for(folder: Path, epoch: int, batch: int, process: subprocess.Popen[str]) -> None:
     """Wait until both ranks have begun a batch."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + stretched(120)
     while not all(
         any((int(line[0]), int(line[1])) >= (epoch, batch) for line in seen(folder, rank)[-1:])
         for rank in (0, 1)
@@ -104,7 +105,7 @@ def mlflow_server(nodes: Nodes, folder: Path) -> Iterator[str]:
             "-c",
             f"import urllib.request as r; r.urlopen('{address}/health', timeout=2)",
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + stretched(60)
         while subprocess.run(ask, capture_output=True).returncode:
             assert time.monotonic() < deadline and server.poll() is None, (
                 folder / "server"
@@ -171,7 +172,7 @@ def check(folder: Path, expected: dict[str, torch.Tensor], epochs: int) -> None:
                     )  # done again, it is the same
             samples += [sample for batch in batches.values() for sample in batch]
         assert sorted(map(int, samples)) == list(range(train.NUM_SAMPLES))
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    client = mlflow.tracking.MlflowClient(f"sqlite:///{folder}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("two nodes").experiment_id])
     assert run.info.status == "FINISHED"
     assert [
@@ -241,7 +242,7 @@ def test_a_notice_costs_no_batch(nodes: Nodes, tmp_path: Path) -> None:
     with ends_well(nodes, folder, train.EPOCHS) as process:
         wait_for(folder, 0, 1, process)
         nodes.drain((folder / f"node-{nodes.addresses[1]}").read_text(), deadline_s=60)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + stretched(60)
         while "because of a notice" not in (folder / "errors").read_text():
             assert time.monotonic() < deadline and process.poll() is None, (
                 folder / "errors"
@@ -312,7 +313,7 @@ def test_code_travels_and_folders_must_be_shared(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    out, errors = process.communicate(timeout=120)
+    out, errors = process.communicate(timeout=stretched(120))
     assert process.returncode == 0, out + errors
     assert f"refused: The run would write to {unshared}" in out
     assert nodes.addresses[1] in out

@@ -15,7 +15,9 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from ray.autoscaler._private.util import prepare_config, validate_config
+from tests.lazy import ray
+
+from tests.deadlines import stretched
 
 from .files import (
     CLUSTER,
@@ -39,7 +41,11 @@ OF_KUBERAY = [manifest for manifest in manifests() if manifest["apiVersion"] == 
 
 def run(*command: Any) -> tuple[int, str]:
     done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, timeout=120, check=False
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        timeout=stretched(120),
+        check=False,
     )
     return done.returncode, done.stdout + done.stderr
 
@@ -56,14 +62,18 @@ def test_a_key_that_is_there_twice_is_refused() -> None:
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_ray_takes_the_launcher_file(name: str) -> None:
     config = documents(name)[0]
-    validate_config(prepare_config(copy.deepcopy(config)))
+    ray.autoscaler._private.util.validate_config(
+        ray.autoscaler._private.util.prepare_config(copy.deepcopy(config))
+    )
     with pytest.raises(jsonschema.ValidationError):
-        validate_config(prepare_config({**config, "max_worker": 3}))
+        ray.autoscaler._private.util.validate_config(
+            ray.autoscaler._private.util.prepare_config({**config, "max_worker": 3})
+        )
 
 
 @pytest.mark.parametrize("name", LAUNCHERS[:2])
 def test_cloud_has_workers_on_spot_with_and_without_gpus(name: str) -> None:
-    config = prepare_config(documents(name)[0])
+    config = ray.autoscaler._private.util.prepare_config(documents(name)[0])
     workers = {
         kind: node
         for kind, node in config["available_node_types"].items()

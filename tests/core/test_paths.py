@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import raylit
+from tests.deadlines import stretched
 
 PATHS = {
     "callbacks.batch_size_finder": ["BatchSizeFinder"],
@@ -142,6 +143,10 @@ def test_they_are_imported_as_users_do() -> None:
         " pl.utilities.AttributeDict\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=stretched(120),
+        check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ import torch
 import raylit as pl
 from raylit.launch import Launcher, LocalLauncher
 from raylit.testing import LauncherConformance, TinyModel
+from tests.deadlines import stretched
 
 
 class TestLocalLauncher(LauncherConformance):
@@ -54,7 +55,11 @@ def test_no_process_is_started(tmp_path: Path) -> None:
         "print(*{'ray', 'mlflow', 'pyarrow', 'pytest'} & set(sys.modules))\n"
     ).replace("PosixPath", "str")
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=stretched(120),
+        check=True,
     )
     assert done.stdout.split() == []
 

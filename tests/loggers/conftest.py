@@ -5,9 +5,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import mlflow
 import pytest
-from mlflow import MlflowClient
+from tests.lazy import mlflow
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +24,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Copy it for a store of your own.
     """
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").create_experiment(
+    mlflow.MlflowClient(f"sqlite:///{path}").create_experiment(
         "warm", artifact_location=str(path.parent / "mlruns")
     )
     return path
@@ -35,7 +34,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def uri(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A store for all tests that do not look at how it lies on the disk."""
     path = shutil.copy(empty_database, tmp_path_factory.mktemp("shared") / "mlflow.db")
-    client = MlflowClient(f"sqlite:///{path}")
+    client = mlflow.MlflowClient(f"sqlite:///{path}")
     for name in ("lightning_logs", "theirs"):
         client.create_experiment(name, artifact_location=str(Path(path).parent / "mlruns"))
     return f"sqlite:///{path}"

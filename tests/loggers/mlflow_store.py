@@ -11,9 +11,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Run
+from tests.lazy import mlflow
 
 from raylit.loggers import MLFlowLogger
+from tests.deadlines import stretched
 
 
 def opened(logger: MLFlowLogger, tmp_path: Path, **tags: str) -> MLFlowLogger:
@@ -21,8 +22,8 @@ def opened(logger: MLFlowLogger, tmp_path: Path, **tags: str) -> MLFlowLogger:
     return logger
 
 
-def run_of(logger: Any) -> Run:
-    run: Run = logger.experiment.get_run(logger.run_id)
+def run_of(logger: Any) -> mlflow.entities.Run:
+    run: mlflow.entities.Run = logger.experiment.get_run(logger.run_id)
     return run
 
 
@@ -101,7 +102,7 @@ def start_server(database: Path, port: int) -> subprocess.Popen[bytes]:
 
 
 def wait_for_server(port: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + stretched(60)
     while time.monotonic() < deadline:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()

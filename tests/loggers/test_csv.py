@@ -21,6 +21,7 @@ import yaml
 
 from raylit.loggers import CSVLogger, Logger
 from raylit.testing.loggers import LoggerConformance, log_in_another_process
+from tests.deadlines import stretched
 
 
 def rows(logger: CSVLogger) -> list[dict[str, str]]:
@@ -72,7 +73,7 @@ class TestConformanceAtAURL(LoggerConformance):
     def test_rows_are_there_while_the_run_goes_on(self, opened: Logger) -> None:
         opened.log_metrics({"loss": 0.5}, 0)
         opened.after_save_checkpoint(SimpleNamespace())  # type: ignore[arg-type]
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + stretched(30)
         while not fsspec.filesystem("s3").exists(f"{opened.log_dir}/metrics.csv"):
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -245,7 +246,7 @@ def test_importing_loggers_is_cheap() -> None:
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=stretched(60),
         env=env,
         check=True,
     )

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tests.lazy import tensorboard
 
 import raylit as pl
 from raylit.errors import ConfigError, MissingPackageError
 from raylit.loggers import Logger, TensorBoardLogger
 from raylit.testing.loggers import LoggerConformance, log_in_another_process
 from raylit.testing.modules import TinyModel
+from tests.deadlines import stretched
 from tests.ranks import run_on_two_ranks
 
 HPARAMS = {
@@ -41,7 +41,9 @@ class Settings:
 
 def scalars(folder: str) -> dict[str, list[tuple[int, float]]]:
     """What TensorBoard shows of a run: tag to steps and values."""
-    events = EventAccumulator(folder, size_guidance={"scalars": 0})
+    events = tensorboard.backend.event_processing.event_accumulator.EventAccumulator(
+        folder, size_guidance={"scalars": 0}
+    )
     events.Reload()
     return {
         tag: sorted((event.step, event.value) for event in events.Scalars(tag))
@@ -51,11 +53,11 @@ def scalars(folder: str) -> dict[str, list[tuple[int, float]]]:
 
 def hparams_of(folder: str) -> dict[str, str]:
     """What TensorBoard's tab of hyperparameters is made of."""
-    events = EventAccumulator(folder)
+    events = tensorboard.backend.event_processing.event_accumulator.EventAccumulator(folder)
     events.Reload()
     found = {}
     for tag, content in events.PluginTagToContent("hparams").items():
-        data = HParamsPluginData.FromString(content)
+        data = tensorboard.plugins.hparams.plugin_data_pb2.HParamsPluginData.FromString(content)
         data.session_start_info.start_time_secs = data.session_end_info.end_time_secs = 0
         data.session_start_info.group_name = data.session_start_info.model_uri = ""
         found[tag] = str(
@@ -240,7 +242,9 @@ def test_log_graph(tmp_path: Path) -> None:
             accelerator="cpu",
         )
         trainer.fit(model)
-        events = EventAccumulator(logger.log_dir)
+        events = tensorboard.backend.event_processing.event_accumulator.EventAccumulator(
+            logger.log_dir
+        )
         events.Reload()
         assert events.Tags()["graph"] is log_graph
 
@@ -297,6 +301,10 @@ def test_importing_it_is_cheap() -> None:
         " 'torch.utils.tensorboard'} & set(sys.modules))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=stretched(120),
+        check=True,
     )
     assert done.stdout.split() == []

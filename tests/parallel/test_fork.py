@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from raylit.parallel import World, fork
+from tests.deadlines import stretched
 from tests.ranks import run_on_two_ranks
 
 pytestmark = pytest.mark.skipif(
@@ -41,7 +42,7 @@ def is_seen(name: str, for_s: float) -> bool:
 
 def test_which_threads_are_waited_for() -> None:
     assert is_seen("pt_gloo_runloop", for_s=60)
-    until = time.monotonic() + 60
+    until = time.monotonic() + stretched(60)
     while fork._is_busy() and time.monotonic() < until:  # the thread may be on its way out
         time.sleep(0.001)
     assert not is_seen("mine", for_s=0.2)
@@ -70,7 +71,10 @@ ends.set()
 def test_a_fork_waits_but_not_for_ever() -> None:
     command = [sys.executable, "-W", "ignore", "-c", FORKS]
     assert (
-        float(subprocess.run(command, check=True, capture_output=True, timeout=120).stdout) > 0.05
+        float(
+            subprocess.run(command, check=True, capture_output=True, timeout=stretched(120)).stdout
+        )
+        > 0.05
     )
 
 

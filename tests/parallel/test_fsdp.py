@@ -10,10 +10,10 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as lightning
 import pytest
 import torch
 import torch.distributed as dist
+from tests.lazy import lightning
 from torch import Tensor, nn
 
 import raylit as pl
@@ -112,29 +112,25 @@ def test_a_checkpoint_of_two_ranks_goes_on_in_one_and_then_in_four(tmp_path: Pat
     opened_by_lightning(tmp_path / "one.ckpt", exported)
 
 
-class OfLightning(lightning.LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        made = Net()
-        self.blocks, self.head, self.scale, self.losses = (
-            made.blocks,
-            made.head,
-            made.scale,
-            made.losses,
-        )
-
-    forward, loss, training_step, configure_optimizers = (
-        Net.forward,
-        Net.loss,
-        Net.training_step,
-        Net.configure_optimizers,
-    )
-
-
 def opened_by_lightning(path: Path, checkpoint: dict[str, Any]) -> None:
+    made = Net()
+
+    class OfLightning(lightning.pytorch.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = made.blocks
+            self.head = made.head
+            self.scale = made.scale
+            self.losses = made.losses
+
+        forward = Net.forward
+        loss = Net.loss
+        training_step = Net.training_step
+        configure_optimizers = Net.configure_optimizers
+
     module = OfLightning()
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, **QUIET}
-    trainer = lightning.Trainer(
+    trainer = lightning.pytorch.Trainer(
         accelerator="cpu", precision="64-true", max_epochs=3, default_root_dir=path.parent, **quiet
     )
     trainer.fit(

@@ -12,10 +12,10 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch
 import pytest
 import torch
 import yaml
+from tests.lazy import lightning
 
 import raylit
 from tests.parity.harness import files, seen

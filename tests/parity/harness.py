@@ -23,10 +23,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch
 import numpy as np
 import pytest
 import torch
+from tests.lazy import lightning
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 

@@ -6,9 +6,9 @@ import io
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch
 import pytest
 import torch
+from tests.lazy import lightning
 
 import raylit
 from tests.parity.harness import (

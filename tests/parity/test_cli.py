@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch
 import pytest
 import torch
 import yaml
+from tests.lazy import lightning
 
 import raylit
 from tests.parity.cli_script import (

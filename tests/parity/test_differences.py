@@ -10,10 +10,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch
 import pytest
 import torch
 import torchmetrics
+from tests.lazy import lightning
 from torch.utils.data import DataLoader, RandomSampler
 
 import raylit

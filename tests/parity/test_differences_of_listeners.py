@@ -11,9 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import lightning.fabric.utilities.throughput
 import pytest
 import torch
+from tests.lazy import lightning
 
 import raylit
 from raylit.runtime.throughput import get_available_flops

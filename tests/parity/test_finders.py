@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch.tuner  # noqa: F401  (an attribute of lightning.pytorch from here on)
 import pytest
 import torch
 from torch import nn

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch
 import pytest
 import torch
+from tests.lazy import lightning
 from torch import Tensor, nn
 
 from tests.parity.harness import (

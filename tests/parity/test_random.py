@@ -11,11 +11,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import hypothesis
-import lightning.pytorch
 import pytest
 import torch
 import torchmetrics
 from hypothesis import strategies as st
+from tests.lazy import lightning
 
 import raylit
 from tests.parity.harness import (

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tests.lazy import tensorboard
 
 from tests.parity.harness import files, loader, model_class, parity, trainer
 
 
 def shown(folder: str) -> dict[str, Any]:
     """Steps and values of each tag, and what else there is."""
-    events = EventAccumulator(folder, size_guidance={"scalars": 0})
+    events = tensorboard.backend.event_processing.event_accumulator.EventAccumulator(
+        folder, size_guidance={"scalars": 0}
+    )
     events.Reload()
     tags = events.Tags()
     scalars = {

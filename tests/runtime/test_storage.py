@@ -29,6 +29,7 @@ from raylit.loggers import CSVLogger
 from raylit.runtime import storage
 from raylit.testing import TinyModel
 from tests.buckets import gcs_server
+from tests.deadlines import stretched
 from tests.ranks import run_on_two_ranks
 
 ROOT = Path(__file__).parents[2]
@@ -167,7 +168,7 @@ def test_a_process_that_is_killed_goes_on_from_the_bucket(
     killed = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", SCRIPT, bucket],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-        timeout=120,
+        timeout=stretched(120),
     )
     assert killed.returncode == -signal.SIGKILL
     assert "checkpoints/recovery/batch=6.ckpt" in files(bucket)

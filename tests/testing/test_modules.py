@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.demos import boring_classes
+from tests.lazy import lightning
 
 import raylit as pl
 from raylit.testing import BoringDataModule, BoringModel, RandomDataset, TinyModel
@@ -34,7 +34,7 @@ def test_data_is_the_same_everywhere() -> None:
 
 @pytest.mark.parametrize("ours", [BoringModel, BoringDataModule, RandomDataset])
 def test_what_lightning_s_have_ours_have(ours: Any) -> None:
-    theirs = getattr(boring_classes, ours.__name__)
+    theirs = getattr(lightning.pytorch.demos.boring_classes, ours.__name__)
     names = [name for name in vars(theirs) if not name.startswith("_") and name != "setup"]
     assert names or ours is RandomDataset
     assert [name for name in names if not hasattr(ours, name)] == []

@@ -18,6 +18,7 @@ from raylit.errors import CheckpointError
 from raylit.launch import LocalLauncher
 from raylit.loggers import CSVLogger, Logger
 from raylit.testing import CallbackConformance, LauncherConformance, LoggerConformance
+from tests.deadlines import stretched
 
 
 class Misspelled(Callback):
@@ -208,6 +209,10 @@ def test_the_names_and_that_they_load_what_they_need() -> None:
         " raylit.testing.LoggerConformance; print('pytest' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=stretched(120),
+        check=True,
     )
     assert done.stdout.split() == ["False", "True"]

@@ -4,8 +4,8 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch
 import pytest
+from tests.lazy import lightning
 
 import raylit as pl
 from raylit.callbacks import ModelCheckpoint

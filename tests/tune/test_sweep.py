@@ -19,6 +19,7 @@ import raylit as pl
 from raylit.callbacks import ModelCheckpoint
 from raylit.errors import ConfigError, LaunchError
 from raylit.tune import SweepResult
+from tests.deadlines import stretched
 
 X = torch.linspace(-1, 1, 64).reshape(-1, 1)
 
@@ -158,7 +159,7 @@ class TestSweep:
     def test_no_placement_group_is_left(self, result: SweepResult, ray_cluster: str) -> None:
         from ray.util.state import list_placement_groups
 
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + stretched(20)
         while left := [
             group for group in list_placement_groups(ray_cluster) if group.state == "CREATED"
         ]:

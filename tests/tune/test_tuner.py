@@ -16,6 +16,7 @@ from raylit.errors import ConfigError, DataError
 from raylit.loggers import CSVLogger
 from raylit.loggers.dummy import DummyLogger
 from raylit.testing import RandomDataset, TinyModel
+from tests.deadlines import stretched
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -106,7 +107,7 @@ def test_the_searches_load_no_ray(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=stretched(200),
         check=False,
     )
     assert done.stdout.split() == ["False", "False"], done.stderr

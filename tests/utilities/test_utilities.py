@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-import lightning.pytorch
 import pytest
 import torch
+from tests.lazy import lightning
 from torch import nn
 
 import raylit

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from mlflow.tracking import MlflowClient
+from tests.lazy import mlflow
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -21,9 +21,10 @@ import raylit as pl
 from raylit import ValidationConfig
 from raylit.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, RecoveryCheckpoint
 from raylit.errors import ConfigError
+from tests.deadlines import stretched
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
-PATIENCE_S = 120
+PATIENCE_S = stretched(120)
 
 
 class Net(pl.LightningModule):
@@ -452,7 +453,7 @@ def test_two_workers_leave_what_one_process_leaves(tmp_path: Path) -> None:
         )
         train, val = loaders(batch_size)
         result = done.fit(Net(folder), train, val)
-        client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+        client = mlflow.tracking.MlflowClient(f"sqlite:///{folder}/mlflow.db")
         keys = [
             key for key in client.get_run(str(result.run_id)).data.metrics if key.startswith("val")
         ]

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from tests.lazy import lightning
 
 from raylit.callbacks import ModelCheckpoint
 from raylit.errors import ConfigError
@@ -198,8 +197,8 @@ def test_what_verbose_says_is_what_lightning_says(
     ids=str,
 )
 def test_arguments_that_lightning_refuses_are_refused(arguments: Any) -> None:
-    with pytest.raises(MisconfigurationException):
-        LightningModelCheckpoint(**arguments)
+    with pytest.raises(lightning.pytorch.utilities.exceptions.MisconfigurationException):
+        lightning.pytorch.callbacks.ModelCheckpoint(**arguments)
     with pytest.raises(ConfigError, match=next(iter(arguments))):
         ModelCheckpoint(**arguments)
 
@@ -212,7 +211,7 @@ def test_save_last_is_checked() -> None:
 def test_signature_and_constants_are_those_of_lightning() -> None:
     ours, theirs = (
         inspect.signature(kind.__init__).parameters
-        for kind in (ModelCheckpoint, LightningModelCheckpoint)
+        for kind in (ModelCheckpoint, lightning.pytorch.callbacks.ModelCheckpoint)
     )
     assert [(p.name, p.default, p.kind) for p in ours.values()] == [
         (p.name, p.default, p.kind) for p in theirs.values()
@@ -224,7 +223,9 @@ def test_signature_and_constants_are_those_of_lightning() -> None:
         "FILE_EXTENSION",
         "STARTING_VERSION",
     ):
-        assert getattr(ModelCheckpoint, name) == getattr(LightningModelCheckpoint, name)
+        assert getattr(ModelCheckpoint, name) == getattr(
+            lightning.pytorch.callbacks.ModelCheckpoint, name
+        )
 
 
 @pytest.mark.parametrize(
@@ -249,7 +250,7 @@ def test_names_are_those_of_lightning(
         kind(tmp_path, template, auto_insert_metric_name=auto_insert).format_checkpoint_name(
             dict(metrics), **more
         )
-        for kind in (ModelCheckpoint, LightningModelCheckpoint)
+        for kind in (ModelCheckpoint, lightning.pytorch.callbacks.ModelCheckpoint)
     ]
     assert names[0] == names[1]
 

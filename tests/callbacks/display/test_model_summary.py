@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.utilities.model_summary import summarize as lightning_summarize
+from tests.lazy import lightning
 from torch import nn
 
 import raylit as pl
@@ -69,9 +69,9 @@ def empty(pl: Any) -> Any:
 @pytest.mark.parametrize("make", [conv, several_inputs, plain, empty])
 def test_numbers_are_those_of_lightning(make: Any, max_depth: int, tmp_path: Path) -> None:
     def scenario(framework: Any, root: Path) -> dict[str, Any]:
-        summary: Any = (summarize if framework is pl else lightning_summarize)(
-            make(framework), max_depth
-        )
+        summary: Any = (
+            summarize if framework is pl else lightning.pytorch.utilities.model_summary.summarize
+        )(make(framework), max_depth)
         names = (
             "layer_names",
             "layer_types",
@@ -106,7 +106,7 @@ def test_the_table_holds_what_that_of_lightning_holds(make: Any) -> None:
 
     ours, theirs = (
         rows(str(summarize(make(pl), 2))),
-        rows(str(lightning_summarize(make(lightning.pytorch), 2))),
+        rows(str(lightning.pytorch.utilities.model_summary.summarize(make(lightning.pytorch), 2))),
     )
     assert ours == theirs
 

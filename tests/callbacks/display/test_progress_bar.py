@@ -18,6 +18,7 @@ import raylit as pl
 from raylit.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 from raylit.callbacks.display.screen import PlainScreen, count, heading
 from raylit.testing import TinyModel
+from tests.deadlines import stretched
 
 
 class Shown(TinyModel):
@@ -140,7 +141,7 @@ def test_on_a_terminal_a_bar_and_the_metrics_below_it(tmp_path: Path) -> None:
     screen = b""
     while chunk := _read(ours):
         screen += chunk
-    assert process.wait(timeout=60) == 0, screen
+    assert process.wait(timeout=stretched(60)) == 0, screen
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.decode())
     last = text[: text.index("the end")].splitlines()[-2:]
     assert re.match(r"epoch 2/2 ━+ +\d+/\d+ ", last[0]), last

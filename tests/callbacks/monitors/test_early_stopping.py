@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
+from tests.lazy import lightning
 
 import raylit as pl
 from raylit.callbacks import EarlyStopping, ModelCheckpoint
@@ -121,7 +121,7 @@ def test_stops_where_lightning_stops(
 def test_signature_is_that_of_lightning() -> None:
     ours, theirs = (
         inspect.signature(kind.__init__).parameters
-        for kind in (EarlyStopping, LightningEarlyStopping)
+        for kind in (EarlyStopping, lightning.pytorch.callbacks.EarlyStopping)
     )
     assert [(p.name, p.default) for p in ours.values()] == [
         (p.name, p.default) for p in theirs.values()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor as LightningMonitor
+from tests.lazy import lightning
 from torch import optim
 
 import raylit as pl
@@ -192,7 +192,7 @@ def test_a_group_that_comes_later(tmp_path: Path) -> None:
 def test_signature_is_that_of_lightning() -> None:
     ours, theirs = (
         inspect.signature(kind.__init__).parameters
-        for kind in (LearningRateMonitor, LightningMonitor)
+        for kind in (LearningRateMonitor, lightning.pytorch.callbacks.LearningRateMonitor)
     )
     assert [(p.name, p.default) for p in ours.values()] == [
         (p.name, p.default) for p in theirs.values()

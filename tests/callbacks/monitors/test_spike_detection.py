@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch
 import pytest
 import torch
+from tests.lazy import lightning
 
 import raylit as pl
 from raylit.callbacks import Callback, SpikeDetection

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from lightning.pytorch.callbacks import Timer as LightningTimer
+from tests.lazy import lightning
 
 import raylit as pl
 from raylit.callbacks import Callback, ModelCheckpoint, Timer
@@ -35,7 +35,7 @@ def fit(callbacks: Any, ckpt_path: Any = None, **trainer: Any) -> pl.Trainer:
     ids=str,
 )
 def test_durations_are_those_of_lightning(duration: Any) -> None:
-    assert Timer(duration)._duration == LightningTimer(duration)._duration
+    assert Timer(duration)._duration == lightning.pytorch.callbacks.Timer(duration)._duration
 
 
 @pytest.mark.parametrize("duration", ["5", "1:2:3:4", "00:00:00", 5, {"fortnights": 1}], ids=str)
@@ -45,7 +45,10 @@ def test_durations_that_are_none(duration: Any) -> None:
 
 
 def test_arguments() -> None:
-    ours, theirs = (inspect.signature(kind.__init__).parameters for kind in (Timer, LightningTimer))
+    ours, theirs = (
+        inspect.signature(kind.__init__).parameters
+        for kind in (Timer, lightning.pytorch.callbacks.Timer)
+    )
     assert [(p.name, p.default) for p in ours.values()] == [
         (p.name, p.default) for p in theirs.values()
     ]

@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch
 import pytest
 import torch
+from tests.lazy import lightning
 from torch import Tensor, nn
 
 import raylit as pl

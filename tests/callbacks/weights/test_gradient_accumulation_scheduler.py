@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler as LightningScheduler
+from tests.lazy import lightning
 
 import raylit as pl
 from raylit.callbacks import GradientAccumulationScheduler, ModelCheckpoint
@@ -33,7 +33,10 @@ def fit(folder: Path, *callbacks: Any, ckpt_path: Any = None, **arguments: Any) 
 def test_arguments() -> None:
     ours, theirs = (
         inspect.signature(kind.__init__).parameters
-        for kind in (GradientAccumulationScheduler, LightningScheduler)
+        for kind in (
+            GradientAccumulationScheduler,
+            lightning.pytorch.callbacks.GradientAccumulationScheduler,
+        )
     )
     assert [(p.name, p.default) for p in ours.values()] == [
         (p.name, p.default) for p in theirs.values()
@@ -50,7 +53,10 @@ def test_arguments() -> None:
 
 @pytest.mark.parametrize("scheduling", [{0: 2}, {4: 2}, {5: 4, 1: 2}, {0: 1, 3: 1}])
 def test_numbers_are_those_of_lightning(scheduling: dict[int, int]) -> None:
-    ours, theirs = GradientAccumulationScheduler(scheduling), LightningScheduler(dict(scheduling))
+    ours, theirs = (
+        GradientAccumulationScheduler(scheduling),
+        lightning.pytorch.callbacks.GradientAccumulationScheduler(dict(scheduling)),
+    )
     assert [ours.get_accumulate_grad_batches(n) for n in range(8)] == [
         theirs.get_accumulate_grad_batches(n) for n in range(8)
     ]

@@ -5,9 +5,9 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch
 import pytest
 import torch
+from tests.lazy import lightning
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 

@@ -10,23 +10,20 @@ import time
 from typing import Any
 
 import pytest
-import ray
-from ray.train import FailureConfig, ScalingConfig, WorkerGroupError
-from ray.train.v2._internal.execution.failure_handling import FailureDecision
-from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
-from ray.util.placement_group import placement_group, remove_placement_group
+from tests.lazy import ray
 
 from raylit.errors import LaunchError
 from raylit.launch.on_ray.elastic import AsManyAsFit, LostNodesAreNoFailures, Room
 from raylit.launch.on_ray.failure import failure_of, raise_original
 from raylit.launch.on_ray.mailbox import Left, Mailbox, Restarts, answers
 from raylit.launch.on_ray.watch import Watch, groups
+from tests.deadlines import stretched
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]  # of four CPUs
 
 
 def until(true: Any, timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + stretched(timeout_s)
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -40,12 +37,12 @@ def mailbox() -> Any:
 
 
 def test_there_is_room_where_others_have_nothing() -> None:
-    others = placement_group([{"CPU": 1.0}])
+    others = ray.util.placement_group.placement_group([{"CPU": 1.0}])
     assert others.wait(20)
     room = Room({"CPU": 1.0, "GPU": 0.0}, before=groups())
     fit, unfit = room.nodes()
     assert len(fit) == 1 and not unfit and not room.lost()
-    own = placement_group([{"CPU": 1.0}, {"CPU": 1.0}])
+    own = ray.util.placement_group.placement_group([{"CPU": 1.0}, {"CPU": 1.0}])
     assert own.wait(20)
     (node,) = fit
     until(lambda: ray._private.state.available_resources_per_node()[node].get("CPU", 0) == 1)
@@ -53,7 +50,7 @@ def test_there_is_room_where_others_have_nothing() -> None:
     assert room.free(fit) == {node: {"CPU": pytest.approx(3)}}
     assert not Room({"CPU": 1.0}, before=groups()).reserved()
     for group in (own, others):
-        remove_placement_group(group)
+        ray.util.placement_group.remove_placement_group(group)
     until(lambda: room.free(fit) == {node: {"CPU": pytest.approx(4)}})
 
 
@@ -74,7 +71,7 @@ def test_as_many_as_fit(mailbox: Any) -> None:
     def policy(
         least: int, most: int, resources: dict[str, float], grows: bool = True
     ) -> AsManyAsFit:
-        scaling = ScalingConfig(
+        scaling = ray.train.ScalingConfig(
             num_workers=(least, most),
             resources_per_worker=resources,
             elastic_resize_monitor_interval_s=0.0,
@@ -86,16 +83,26 @@ def test_as_many_as_fit(mailbox: Any) -> None:
         return made
 
     decision = policy(1, 3, {"CPU": 1.0}).make_decision_for_non_running_worker_group()
-    assert decision == ResizeDecision(3, {"CPU": 1.0})
+    assert decision == ray.train.v2._internal.execution.scaling_policy.ResizeDecision(
+        3, {"CPU": 1.0}
+    )
     decision = policy(1, 9, {"CPU": 1.5}).make_decision_for_non_running_worker_group()
-    assert decision == ResizeDecision(2, {"CPU": 1.5})
-    assert policy(5, 9, {"CPU": 1.0}).make_decision_for_non_running_worker_group() == NoopDecision()
+    assert decision == ray.train.v2._internal.execution.scaling_policy.ResizeDecision(
+        2, {"CPU": 1.5}
+    )
+    assert (
+        policy(5, 9, {"CPU": 1.0}).make_decision_for_non_running_worker_group()
+        == ray.train.v2._internal.execution.scaling_policy.NoopDecision()
+    )
     # while they run, workers are never ended, but asked to leave if there is room for more
     for grows, most, answer in ((False, 4, ""), (True, 2, ""), (True, 4, "grows")):
         found = policy(1, most, {"CPU": 1.0}, grows).make_decision_for_running_worker_group(
             Decided(), None
         )
-        assert (found, ray.get(mailbox.why_end.remote())) == (NoopDecision(), answer)
+        assert (found, ray.get(mailbox.why_end.remote())) == (
+            ray.train.v2._internal.execution.scaling_policy.NoopDecision(),
+            answer,
+        )
     policy(1, 3, {"CPU": 1.0}).make_decision_for_non_running_worker_group()
     assert ray.get(mailbox.why_end.remote()) == ""
 
@@ -103,34 +110,48 @@ def test_as_many_as_fit(mailbox: Any) -> None:
 def test_only_failures_are_counted(mailbox: Any) -> None:
     room = Room({"CPU": 1.0}, groups())
     policy = LostNodesAreNoFailures(
-        FailureConfig(max_failures=1, max_preemption_failures=1), room, Restarts(mailbox, 1, 0)
+        ray.train.FailureConfig(max_failures=1, max_preemption_failures=1),
+        room,
+        Restarts(mailbox, 1, 0),
     )
 
     def decide(failure: Exception) -> Any:
-        return policy.make_decision(WorkerGroupError("", {0: failure})), [
+        return policy.make_decision(ray.train.WorkerGroupError("", {0: failure})), [
             text for _, text in ray.get(mailbox.take.remote())
         ]
 
     for _ in range(2):
         assert decide(Left("grows")) == (
-            FailureDecision.RETRY,
+            ray.train.v2._internal.execution.failure_handling.FailureDecision.RETRY,
             ["There is room for more workers: all have saved the run and start again."],
         )
     decision, told = decide(Left(""))
-    assert decision is FailureDecision.RETRY and "to be taken away" in told[0]
-    assert decide(Left(""))[0] is FailureDecision.RAISE  # the second, of which one is allowed
+    assert (
+        decision is ray.train.v2._internal.execution.failure_handling.FailureDecision.RETRY
+        and "to be taken away" in told[0]
+    )
+    assert (
+        decide(Left(""))[0]
+        is ray.train.v2._internal.execution.failure_handling.FailureDecision.RAISE
+    )  # the second, of which one is allowed
     with pytest.raises(LaunchError, match="max_preemption_failures"):
-        raise_original(WorkerGroupError("", {0: Left("")}))
-    assert decide(Left("ends")) == (FailureDecision.RAISE, [])
+        raise_original(ray.train.WorkerGroupError("", {0: Left("")}))
+    assert decide(Left("ends")) == (
+        ray.train.v2._internal.execution.failure_handling.FailureDecision.RAISE,
+        [],
+    )
     try:
         raise ArithmeticError("bad")
     except ArithmeticError as error:
         failure = failure_of(error)
     assert decide(failure) == (
-        FailureDecision.RETRY,
+        ray.train.v2._internal.execution.failure_handling.FailureDecision.RETRY,
         ["Restart 1 of 1, from the newest checkpoint: rank 0: ArithmeticError: bad."],
     )
-    assert decide(failure) == (FailureDecision.RAISE, [])
+    assert decide(failure) == (
+        ray.train.v2._internal.execution.failure_handling.FailureDecision.RAISE,
+        [],
+    )
 
 
 def test_each_change_of_size_is_said_once(capfd: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.buckets import free_port
+from tests.deadlines import stretched
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[3]
@@ -110,7 +111,7 @@ def statuses(folder: Path) -> list[str]:
 def wait_for(
     what: Any, process: subprocess.Popen[Any] | None = None, timeout_s: float = 120
 ) -> None:
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + stretched(timeout_s)
     while not what():
         assert time.monotonic() < deadline and (process is None or process.poll() is None)
         time.sleep(0.2)
@@ -160,13 +161,13 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 def ray_job(env: dict[str, str], *command: str) -> str:
     done = subprocess.run(
-        [RAY, "job", *command], env=env, capture_output=True, text=True, timeout=120
+        [RAY, "job", *command], env=env, capture_output=True, text=True, timeout=stretched(120)
     )
     return done.stdout + done.stderr
 
 
 @pytest.mark.long
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(stretched(150))
 def test_a_job_that_is_stopped_is_saved_and_goes_on_at_the_next_batch(
     head: dict[str, str], tmp_path: Path
 ) -> None:
@@ -196,7 +197,7 @@ def test_a_job_that_is_stopped_is_saved_and_goes_on_at_the_next_batch(
 
 
 @pytest.mark.long
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(stretched(150))
 def test_a_sweep_that_is_stopped_leaves_no_run_running(
     head: dict[str, str], tmp_path: Path
 ) -> None:
@@ -235,7 +236,12 @@ def fit(folder: Path, max_failures: int, kills: str) -> tuple[int, str]:
         kills,
     ]
     done = subprocess.run(
-        command, env=environment(), cwd=folder, capture_output=True, text=True, timeout=250
+        command,
+        env=environment(),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=stretched(250),
     )
     return done.returncode, done.stderr
 

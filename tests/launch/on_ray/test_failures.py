@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
-from ray.train import FailureConfig
+from tests.lazy import ray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -22,6 +21,7 @@ from raylit.errors import LaunchError
 from raylit.launch.on_ray.failure import failure_of
 from raylit.launch.on_ray.mailbox import reasons_of
 from raylit.launch.on_ray.watch import FIRST_S, groups
+from tests.deadlines import stretched
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 HANGS_S = 8  # until the other ranks lose patience
@@ -80,7 +80,7 @@ def fit(folder: Path, faults: dict[int, str], **arguments: Any) -> dict[str, Ten
     return dict(module.state_dict())
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(stretched(150))
 def test_every_failure_ends_in_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,7 +90,7 @@ def test_every_failure_ends_in_a_restart(
         tmp_path / "pieces",
         {5: "raise", 9: "hang", 15: "terminate", 19: "kill"},
         num_workers=2,
-        max_failures=FailureConfig(3),
+        max_failures=ray.train.FailureConfig(3),
     )
     assert {path.name for path in (tmp_path / "pieces").iterdir()} > {
         "raise",
@@ -126,7 +126,7 @@ def test_preemptions_have_a_budget_of_their_own(
             tmp_path / "run",
             {5: "terminate"},
             num_workers=2,
-            max_failures=FailureConfig(max_preemption_failures=0),
+            max_failures=ray.train.FailureConfig(max_preemption_failures=0),
         )
     assert re.search(
         r"Waiting .* since \d+ s: 2 workers ask for 2 CPU; it has 4 CPU \(\d free\) on 1 node",

@@ -24,6 +24,7 @@ from tests.callbacks.checkpoints.test_recovery_checkpoint import (
     terminate,
     trainer,
 )
+from tests.deadlines import stretched
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -61,14 +62,14 @@ def test_the_run_is_saved_and_nothing_stays(
         text=True,
     )
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + stretched(90)
         while not (tmp_path / "going").exists():
             assert process.poll() is None and time.monotonic() < deadline, process.communicate(
                 timeout=1
             )[1]
             time.sleep(0.1)
         process.send_signal(number)
-        errors = process.communicate(timeout=60)[1]
+        errors = process.communicate(timeout=stretched(60))[1]
     finally:
         process.kill()
     if number == signal.SIGTERM:

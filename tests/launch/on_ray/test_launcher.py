@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from mlflow.tracking import MlflowClient
+from tests.lazy import mlflow
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -162,7 +162,7 @@ class TestTwoWorkers:
         runs = {}
         for name in ("local", "ray"):
             result, _, _, folder = fits[name]
-            client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+            client = mlflow.tracking.MlflowClient(f"sqlite:///{folder}/mlflow.db")
             experiment = client.get_experiment_by_name("regression")
             (run,) = client.search_runs([experiment.experiment_id])
             assert (run.info.run_id, run.info.status) == (result.run_id, "FINISHED")

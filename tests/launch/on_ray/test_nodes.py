@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import ray
+from tests.lazy import ray
 
 from raylit.launch.on_ray import nodes
 

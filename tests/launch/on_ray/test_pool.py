@@ -22,6 +22,7 @@ from raylit.launch.on_ray.pool import KeptWorkers
 from raylit.launch.on_ray.watch import groups
 from raylit.testing import LauncherConformance, RandomDataset, TinyModel
 from raylit.testing.launchers import Fails, Mistake
+from tests.deadlines import stretched
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 ROOT = Path(__file__).parents[3]
@@ -194,9 +195,9 @@ def test_a_signal_saves_the_job_that_runs_and_ends_the_workers(
         time.sleep(0.1)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=stretched(60))
     assert process.returncode == code, said
     assert "Saving the run after this batch" in said and "Restart" not in said
     assert list(tmp_path.glob("mlruns/*/*/checkpoints/recovery/*.ckpt"))
-    _, alive = psutil.wait_procs(children, timeout=30)
+    _, alive = psutil.wait_procs(children, timeout=stretched(30))
     assert not alive

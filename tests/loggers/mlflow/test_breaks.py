@@ -18,6 +18,7 @@ from raylit.loggers import MLFlowLogger
 from raylit.loggers.mlflow.queue import BackgroundWriter, Rejected
 from raylit.loggers.mlflow.spool import Spool, replay
 from raylit.loggers.mlflow.store import Entry
+from tests.deadlines import stretched
 from tests.loggers.mlflow_store import (
     Callback,
     artifacts,
@@ -189,7 +190,11 @@ def test_a_process_that_is_killed_while_the_store_is_away_leaves_what_waited(
     )
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
-        [sys.executable, "-c", script], input=pickle.dumps(driver), env=env, timeout=60, check=False
+        [sys.executable, "-c", script],
+        input=pickle.dumps(driver),
+        env=env,
+        timeout=stretched(60),
+        check=False,
     )
     assert done.returncode == -signal.SIGKILL
     (tmp_path / "away.db").rename(path)
@@ -207,7 +212,7 @@ def test_the_file_goes_when_the_store_is_back(empty_database: Path, tmp_path: Pa
     )
     path.rename(tmp_path / "away.db")
     logger.log_metrics({"loss": 0.5}, 0)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + stretched(10)
     while not list((tmp_path / "files").glob("unsent/*.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert list((tmp_path / "files").glob("unsent/*.jsonl"))

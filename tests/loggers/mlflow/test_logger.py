@@ -9,15 +9,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pytest
-from mlflow import MlflowClient
+from tests.lazy import mlflow
 
 import raylit as pl
 from raylit.errors import ConfigError
 from raylit.loggers import Logger, MLFlowLogger
 from raylit.testing import TinyModel
 from raylit.testing.loggers import LoggerConformance, log_in_another_process
+from tests.deadlines import stretched
 from tests.loggers.mlflow_store import artifacts, history, opened, run_of
 
 
@@ -65,7 +65,7 @@ def test_a_run_knows_who_where_and_what(uri: str, tmp_path: Path) -> None:
 def test_an_announced_end_is_there_without_close(uri: str, tmp_path: Path) -> None:
     logger = opened(MLFlowLogger(tracking_uri=uri), tmp_path)
     logger.announce("killed")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + stretched(30)
     while run_of(logger).info.status != "KILLED":
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -226,7 +226,7 @@ def test_the_active_run_of_the_user_is_used_and_not_ended(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mlflow.set_tracking_uri(uri)
-    experiment_id = MlflowClient(uri).create_experiment("of the user")
+    experiment_id = mlflow.MlflowClient(uri).create_experiment("of the user")
     with mlflow.start_run(experiment_id=experiment_id) as active:
         logger = opened(MLFlowLogger(), tmp_path, **{"raylit.version": "0.1"})
         assert (logger.run_id, logger.experiment_id) == (active.info.run_id, experiment_id)
@@ -272,7 +272,7 @@ def test_children_are_nested_and_opened_elsewhere(uri: str, tmp_path: Path) -> N
 
 
 def test_a_deleted_experiment(uri: str, tmp_path: Path) -> None:
-    client = MlflowClient(uri)
+    client = mlflow.MlflowClient(uri)
     client.delete_experiment(client.create_experiment("gone"))
     with pytest.raises(ConfigError, match="mlflow experiments restore"):
         opened(MLFlowLogger("gone", tracking_uri=uri), tmp_path)
@@ -310,7 +310,7 @@ def test_a_sibling_is_a_run_of_its_own_in_the_same_place(uri: str, tmp_path: Pat
 def test_a_sibling_does_not_log_into_the_run_of_the_user(uri: str, tmp_path: Path) -> None:
     mlflow.set_tracking_uri(uri)
     with mlflow.start_run(
-        experiment_id=MlflowClient(uri).create_experiment("of the user, too")
+        experiment_id=mlflow.MlflowClient(uri).create_experiment("of the user, too")
     ) as active:
         sibling = opened(MLFlowLogger("siblings of none").sibling("sweep"), tmp_path)
         assert sibling.run_id != active.info.run_id

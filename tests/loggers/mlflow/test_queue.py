@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from raylit.loggers.mlflow.queue import BackgroundWriter, Rejected
+from tests.deadlines import stretched
 
 
 @pytest.fixture
@@ -192,7 +193,7 @@ def test_a_script_that_does_not_close_loses_nothing() -> None:
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=stretched(60),
         env=env,
         check=True,
     )
