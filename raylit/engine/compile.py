@@ -24,7 +24,7 @@ from torch import nn
 
 from raylit.core.hooks import is_overridden
 from raylit.errors import ConfigError, did_you_mean
-from raylit.metrics.metrics import is_metric
+from raylit.metrics.torchmetric import is_metric
 from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:

@@ -95,12 +95,11 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
             with suppress(StopIteration):  # raised by a user's hook, it ends the loop
                 evaluate_batches(run, name, batches, several, loader.num_batches())
             metrics.end_epoch()
-            metrics.reduce_over_ranks()
             indices = range(len(loader.flattened)) if several else [None]
             outputs = [{} if sanity else metrics.loader_values(index) for index in indices]
             metrics.dataloader_idx = None
             run.fire(f"on_{name}_epoch_end")
-            metrics.reduce_over_ranks()
+            metrics.reduce()
             at_end = {} if sanity else metrics.loader_values(None)
             logged = {
                 key: value for output in reversed(outputs) for key, value in output.items()

@@ -7,12 +7,11 @@ gradients that were not yet used. Each rank has its own; a checkpoint holds a li
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
+from raylit.metrics import torchmetric
 from raylit.runtime import rng
 from raylit.runtime.messages import info, warn
 
@@ -35,7 +34,9 @@ def dump(run: Run, progress: Progress) -> dict[str, Any]:
     if not progress.in_epoch:
         return state
     state["sums"] = run.metrics.partial_sums()
-    state["metrics"] = {name: metric_state(metric) for name, metric in metrics_in(run.module)}
+    state["metrics"] = {
+        name: torchmetric.state_of(metric) for name, metric in torchmetric.metrics_in(run.module)
+    }
     if is_within_window(run, progress):
         state["gradients"] = run.strategy.gradients(run.module)
     return state
@@ -118,11 +119,12 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     run.val_batches_seen = dict(state.get("val_batches", {}))
     if "sums" in state:
         run.metrics.load_partial_sums(state["sums"])
-    metrics = dict(metrics_in(run.module))
+    metrics = dict(torchmetric.metrics_in(run.module))
     for name, values in state.get("metrics", {}).items():
         for number, one in enumerate(values if isinstance(values, list) else [values]):
             if name in metrics:
-                (add_to_metric if number else restore_metric)(metrics[name], one, run.device)
+                take = torchmetric.add if number else torchmetric.restore
+                take(metrics[name], one, run.device)
     run.strategy.set_gradients(run.module, state.get("gradients", {}))
 
 
@@ -132,7 +134,12 @@ def merged(sums: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for one in sums:
         hook, name, reduce, _, _, loader = one["arguments"]
         other = found.setdefault((hook, name, loader), one)
-        if other is one or one["total"] is None:
+        if other is one:
+            continue
+        if "metric" in one:  # one that is not in the module
+            found[hook, name, loader] = {**other, "metric": other["metric"] + one["metric"]}
+            continue
+        if one["total"] is None:
             continue
         if other["total"] is None:
             found[hook, name, loader] = one
@@ -145,73 +152,3 @@ def merged(sums: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "kept": {**other["kept"], "weight": weight},
         }
     return list(found.values())
-
-
-def metrics_in(module: nn.Module) -> list[tuple[str, Any]]:
-    """The torchmetrics in a module, without importing torchmetrics where nobody else has."""
-    torchmetrics = sys.modules.get("torchmetrics")
-    if torchmetrics is None:
-        return []
-    return [
-        (name, child)
-        for name, child in module.named_modules()
-        if isinstance(child, torchmetrics.Metric)
-    ]
-
-
-def metric_state(metric: Any) -> dict[str, Any]:
-    """Return what a torchmetrics.Metric holds."""
-    states = {
-        name: list(value) if isinstance(value, list) else value
-        for name, value in metric.metric_state.items()
-    }
-    return {"states": states, "updates": metric.update_count}
-
-
-def restore_metric(metric: Any, values: dict[str, Any], device: Any) -> None:
-    """Give a torchmetrics.Metric back what `metric_state` returned."""
-    for name, value in values["states"].items():
-        setattr(
-            metric,
-            name,
-            [one.to(device) for one in value] if isinstance(value, list) else value.to(device),
-        )
-    metric._update_count = values["updates"]
-    metric._computed = None
-
-
-def add_to_metric(metric: Any, values: dict[str, Any], device: Any) -> None:
-    """Add to a torchmetrics.Metric what another rank's had seen, as it itself would if it were to sync now."""
-    from torchmetrics.utilities.data import (
-        dim_zero_cat,
-        dim_zero_max,
-        dim_zero_mean,
-        dim_zero_min,
-        dim_zero_sum,
-    )
-
-    before = metric.update_count
-    more = values["updates"]
-    for name, value in values["states"].items():
-        own = getattr(metric, name)
-        reduction = metric._reductions[name]
-        if isinstance(own, list):
-            own.extend(one.to(device) for one in (value if isinstance(value, list) else [value]))
-        elif reduction in (dim_zero_sum, dim_zero_max, dim_zero_min):
-            combine: Any = {
-                dim_zero_sum: torch.add,
-                dim_zero_max: torch.maximum,
-                dim_zero_min: torch.minimum,
-            }[reduction]
-            setattr(metric, name, combine(own, value.to(device)))
-        elif reduction is dim_zero_mean:
-            setattr(metric, name, (own * before + value.to(device) * more) / max(before + more, 1))
-        elif reduction is dim_zero_cat:
-            setattr(metric, name, torch.cat([own, value.to(device)]))
-        else:
-            warn(
-                f"What {type(metric).__name__}.{name} held on other ranks is left out: nothing says"
-                " how two of it become one."
-            )
-    metric._update_count = before + more
-    metric._computed = None

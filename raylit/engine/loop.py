@@ -175,7 +175,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
                 or trainer.fast_dev_run
             )
         ):
-            metrics.reduce_steps_over_ranks()
+            metrics.reduce_steps()
             run.log_metrics(metrics.to_log())
         if run.checks_validation and validation_due(run):
             validate_within(run, steps)
@@ -207,7 +207,7 @@ def finish_batch(run: Run) -> None:
         and not run.validation_left
     ):
         run.metrics.begin_batch(None)
-        run.metrics.reduce_steps_over_ranks()
+        run.metrics.reduce_steps()
         run.log_metrics(run.metrics.to_log())
     if run.checks_validation and (run.validation_left or validation_due(run)):
         validate_within(run, stepped)
@@ -367,17 +367,16 @@ def end_epoch(run: Run) -> None:
     metrics = run.metrics
     hooks = run.hooks
     metrics.end_epoch()
-    metrics.reduce_over_ranks()
     progress.epochs_processed += 1
     metrics.hook = "on_train_epoch_end"
     for function in hooks["on_train_epoch_end"]:
         function()
-    if hooks[AFTER_MODULE]:
-        metrics.reduce_over_ranks()  # so that the monitors see what the hooks before them logged
-        run.remember(metrics.to_log())  # so that the checkpoint of an epoch holds its own row
+    metrics.reduce()  # what they logged, so that the monitors see it
+    run.remember(metrics.to_log())  # so that the checkpoint of an epoch holds its own row
     for function in hooks[AFTER_MODULE]:
         metrics.hook = "on_train_epoch_end"
         function()
+    metrics.reduce()
     metrics.hook = None
     metrics.refresh()
     if progress.is_last_batch or progress.batch == trainer.num_training_batches:

@@ -6,7 +6,7 @@ And the optimizer that users step by hand.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -137,7 +137,7 @@ def update_schedulers(run: Run, interval: str, plateau: bool) -> None:
     """Step the learning-rate schedulers of one kind that are due."""
     if not run.module.automatic_optimization:
         return
-    for config in run.schedulers:
+    for number, config in enumerate(run.schedulers):
         count = run.progress.batch if interval == "step" else run.progress.epoch + 1
         if (
             config.reduce_on_plateau != plateau
@@ -147,25 +147,36 @@ def update_schedulers(run: Run, interval: str, plateau: bool) -> None:
             continue
         value = None
         if plateau:
-            if run.validations is not None and not run.metrics.is_of_training(str(config.monitor)):
-                run.validations.refuse_scheduler(str(config.monitor))
-            metrics = run.trainer.callback_metrics
-            value = metrics.get(str(config.monitor))
+            monitor = str(config.monitor)
+            value = run.metrics.watched(monitor)
+            if run.validations is not None and not run.metrics.is_of_training(monitor):
+                run.validations.refuse_scheduler(monitor)
             if value is None:
-                text = (
-                    f"ReduceLROnPlateau watches {config.monitor!r}, which was not logged. Logged so"
-                    f" far: {', '.join(metrics) or 'nothing'}."
-                )
-                if config.strict:
-                    raise ConfigError(
-                        text
-                        + ' Log it, change "monitor", or set "strict": False in the lr_scheduler'
-                        " dict."
-                    )
-                warn(text + " The learning rate is left as it is.", RuntimeWarning)
+                _say_missing(config, run.metrics.callback)
+                continue
+            # Validation may be rarer than this scheduler's steps, which strict=False is for:
+            # https://github.com/Lightning-AI/pytorch-lightning/issues/10496
+            if not config.strict and not run.metrics.has_news(str(number), monitor):
                 continue
         run.call(run.module, "lr_scheduler_step", config.scheduler, value)
         run.progress.scheduler_steps += 1
+
+
+def _say_missing(config: LRSchedulerConfig, logged: Iterable[str]) -> None:
+    """Warn that the value a scheduler watches was not logged.
+
+    Raises:
+        ConfigError: the scheduler is strict about it.
+    """
+    text = (
+        f"ReduceLROnPlateau watches {config.monitor!r}, which was not logged. Logged so"
+        f" far: {', '.join(logged) or 'nothing'}."
+    )
+    if config.strict:
+        raise ConfigError(
+            text + ' Log it, change "monitor", or set "strict": False in the lr_scheduler dict.'
+        )
+    warn(text + " The learning rate is left as it is.", RuntimeWarning)
 
 
 def configure(module: LightningModule) -> tuple[list[Any], list[LRSchedulerConfig]]:

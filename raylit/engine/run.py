@@ -17,7 +17,7 @@ from raylit.core.module import LightningModule
 from raylit.core.progress import Progress
 from raylit.engine import state
 from raylit.errors import ConfigError, DataError
-from raylit.metrics.entry import Entry
+from raylit.metrics.entry import Entry, Key
 from raylit.metrics.metrics import Metrics, to_numbers
 from raylit.parallel import Precision, Strategy, World
 from raylit.runtime.messages import warn_once
@@ -121,7 +121,7 @@ class Run:
         self.loaders: dict[str, data.CombinedLoader] = {}
         self.earlier_lengths: dict[str, list[float]] = {}
         self.loader_epoch: dict[str, int] = {}
-        self.val_entries: dict[tuple[Any, ...], Entry] = {}
+        self.val_entries: dict[Key, Entry] = {}
         self.val_batches_seen: dict[int, int] = {}
         self.val_check_batch: float = float("inf")
         self.has_validated = self.is_over = False
@@ -419,10 +419,11 @@ class Run:
         """
         if not metrics or not self.world.is_zero:
             return
+        # a logged "step" or "epoch" is an x-axis for the loggers, but no place in the history
         row: dict[str, float] = {
+            **to_numbers(metrics),
             "epoch": self.progress.epoch,
             "step": self.progress.steps,
-            **to_numbers(metrics),
         }
         place = len(self.history)
         while (

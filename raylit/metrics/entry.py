@@ -2,42 +2,93 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from raylit.errors import ConfigError
+from raylit.metrics import torchmetric
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 SHORTEN_EVERY = 100  # values kept each as it is, so that an endless epoch does not grow
+MOST_COPIES = 4  # on their way from the device; the oldest then began 400 values ago
 
+Key = tuple[str | None, str, int | None]  # hook, name, number of the loader
+Value = Tensor | float
 Settings = tuple[
     Any, ...
 ]  # prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, add_dataloader_idx, rank_zero_only
 
 
+class Part(NamedTuple):
+    """The sum of one rank's values in an epoch, or their least or greatest, and their weight."""
+
+    total: float
+    weight: float
+    is_double: bool
+
+
+class Copy(NamedTuple):
+    """Values on their way from the device, and their weights.
+
+    `arrived` is a torch.cuda.Event.
+    """
+
+    values: Tensor
+    weights: list[int]
+    arrived: Any
+
+
+class StepOfAll(NamedTuple):
+    """A step value over all ranks, which holds as long as this rank has logged no other."""
+
+    own: Value | None
+    value: float
+
+
 class Entry:
-    """The values logged under one name, in one hook, for one loader."""
+    """The values logged under one name, in one hook, for one loader.
+
+    Written by `Metrics`.
+
+    Attributes:
+        last: the newest value on this rank.
+        fresh: whether this rank or another has logged a value in this epoch.
+        is_known: whether all ranks have an entry under this key.
+        reduced: the epoch's value over all ranks; None as long as it has not been reduced, and
+            again once more is logged.
+        parts: by rank, the sums that were last reduced.
+        metric: a torchmetrics.Metric, which keeps its own sums.
+        metric_path: where it is in the module; "" if it is elsewhere, None if there is no Metric.
+    """
 
     __slots__ = (
-        "computed",
+        "copies",
         "dataloader_idx",
         "dtype",
         "fresh",
         "hook",
+        "is_known",
         "last",
         "logger",
         "metric",
+        "metric_before",
         "metric_path",
         "name",
         "on_epoch",
         "on_step",
+        "parts",
         "prog_bar",
         "rank_zero_only",
         "reduce",
+        "reduced",
         "settings",
-        "stacked",
+        "step_of_all",
         "suffix",
         "sync_epoch",
         "sync_step",
@@ -62,36 +113,41 @@ class Entry:
         self.on_step = on_step
         self.on_epoch = on_epoch
         self.dataloader_idx = dataloader_idx
-        self.dtype = (
-            _default_dtype()
-        )  # of Python numbers, in the hook where they are logged: float64 in the steps of 64-true
+        # of Python numbers, in the hook where they are logged: float64 in the steps of 64-true
+        self.dtype = _default_dtype()
         self.suffix = ""
-        self.prog_bar = self.logger = self.sync_step = self.rank_zero_only = False
+        self.prog_bar = False
+        self.logger = False
+        self.rank_zero_only = False
+        self.sync_step = False
         self.sync_epoch = True
         self.settings: Settings = ()
-        self.metric: Any = None  # a torchmetrics.Metric, which keeps its own state
-        self.metric_path: str | None = (
-            None  # where in the module it is; None if there is no Metric, "" if it is elsewhere
-        )
-        self.last: Tensor | float | None = None
+        self.metric: Metric | None = None
+        self.metric_path: str | None = None
+        self.last: Value | None = None
+        self.step_of_all: StepOfAll | None = None
+        self.is_known = False
         self.reset()
 
     def reset(self) -> None:
         """Forget the epoch."""
-        self.values: list[
-            Tensor | float
-        ] = []  # not yet summed up, oldest first, with their weights for a mean;
-        self.stacked: list[Tensor] = []  # before them come these, which are many values each
+        # Not yet summed up: `values`, on whatever device, came after those of `copies`. Only means
+        # have weights.
+        self.values: list[Value] = []
         self.weights: list[int] = []
+        self.copies: list[Copy] = []
         self.total: np.floating[Any] | None = None
         self.weight = 0
-        self.computed: Tensor | None = None
+        self.parts: dict[int, Part] = {}
+        self.reduced: Tensor | None = None
         self.fresh = False
+        # what a Metric that is not in the module had taken in before this process
+        self.metric_before: list[torchmetric.State] = []
         if self.metric is not None:
             self.metric.reset()
 
     def blank(self) -> Entry:
-        """A copy without values, for the ranks that logged nothing under this name."""
+        """Return a copy without values, for the ranks that logged nothing under this name."""
         copy = Entry(
             self.hook, self.name, self.reduce, self.on_step, self.on_epoch, self.dataloader_idx
         )
@@ -110,7 +166,7 @@ class Entry:
         return copy
 
     def state(self) -> dict[str, Any]:
-        """Return what was logged in this epoch as plain data."""
+        """Return the sums of this epoch as plain data."""
         self.fold()
         arguments = ("hook", "name", "reduce", "on_step", "on_epoch", "dataloader_idx")
         kept = (
@@ -126,11 +182,15 @@ class Entry:
             "fresh",
         )
         total = None if self.total is None else torch.from_numpy(np.asarray(self.total))
-        return {
+        state = {
             "arguments": [getattr(self, name) for name in arguments],
             "kept": {name: getattr(self, name) for name in kept},
             "total": total,
         }
+        if self.metric_path == "":  # the states of those in the module are kept with it
+            own = [] if self.metric is None else [torchmetric.state_of(self.metric)]
+            state["metric"] = self.metric_before + own
+        return state
 
     @classmethod
     def from_state(cls, state: dict[str, Any], module: torch.nn.Module | None) -> Entry:
@@ -142,62 +202,112 @@ class Entry:
         for name, value in state["kept"].items():
             setattr(entry, name, value)
         entry.total = None if state["total"] is None else state["total"].numpy()[()]
+        entry.metric_before = state.get("metric", [])
         if entry.metric_path and module is not None:
-            entry.metric = module.get_submodule(entry.metric_path)
+            entry.metric = module.get_submodule(entry.metric_path)  # type: ignore[assignment]
         return entry
+
+    # ---- adding up ----
 
     def shorten(self) -> None:
         """Let the values take less room, without waiting for the device they are on."""
-        self.stacked.append(_stack(self.values, self.dtype))
+        stacked = _stack(self.values, self.dtype)
+        weights = self.weights
         self.values = []
-        if self.stacked[-1].device.type == "cpu":
-            self.fold()
+        self.weights = []
+        if not stacked.is_cuda:
+            self._add(stacked.cpu(), weights)
+            return
+        copy = stacked.to("cpu", non_blocking=True)  # to pinned memory
+        arrived = torch.cuda.Event()
+        arrived.record(torch.cuda.current_stream(stacked.device))
+        self.copies.append(Copy(copy, weights, arrived))
+        self.take_in(MOST_COPIES)
+
+    def take_in(self, most: int) -> None:
+        """Add up the copies that have arrived, and wait for the oldest if more than `most` have not."""
+        while self.copies and (len(self.copies) > most or self.copies[0].arrived.query()):
+            copy = self.copies.pop(0)
+            copy.arrived.synchronize()
+            self._add(copy.values, copy.weights)
 
     def fold(self) -> None:
-        """Bring the values to the host and add them up, in the order they came."""
+        """Bring all values to the host and add them up, in the order they came."""
+        self.take_in(0)
         if self.values:
-            self.stacked.append(_stack(self.values, self.dtype))
-        if not self.stacked:
-            return
-        numbers = (
-            (self.stacked[0] if len(self.stacked) == 1 else torch.cat(self.stacked)).cpu().numpy()
-        )
-        self.values, self.stacked = [], []
-        if self.reduce == "mean":
-            numbers = numbers * np.asarray(self.weights, dtype=numbers.dtype)
-            self.weight += sum(self.weights)
+            self._add(_stack(self.values, self.dtype).cpu(), self.weights)
+            self.values = []
             self.weights = []
+
+    def _add(self, values: Tensor, weights: list[int]) -> None:
+        numbers = values.numpy()
+        if self.reduce == "mean":
+            numbers = numbers * np.asarray(weights, dtype=numbers.dtype)
+            self.weight += sum(weights)
         if self.reduce in ("mean", "sum"):
             # add.accumulate rounds after every addition, as adding up batch by batch does; sum()
             # would add pairwise
             start = numbers.dtype.type(0) if self.total is None else self.total
             self.total = np.add.accumulate(np.concatenate(([start], numbers)))[-1]
-        else:
-            pick = np.min if self.reduce == "min" else np.max
-            self.total = (
-                pick(numbers)
-                if self.total is None
-                else pick(np.asarray([self.total, pick(numbers)]))
-            )
+            return
+        before = [] if self.total is None else [self.total]
+        pick = np.min if self.reduce == "min" else np.max
+        self.total = pick(np.concatenate((before, numbers)).astype(numbers.dtype))
 
-    def local(self) -> Tensor:
-        """The epoch's value on this rank alone."""
-        if self.computed is None:
-            if self.metric is not None:
-                self.computed = _require_tensor(self.metric.compute(), self.name)
-            else:
-                self.fold()
-                assert self.total is not None
-                value = (
-                    self.total / self.total.dtype.type(self.weight)
-                    if self.reduce == "mean"
-                    else self.total
-                )
-                self.computed = torch.tensor(
-                    value.item(),
-                    dtype=torch.float64 if value.dtype == np.float64 else torch.float32,
-                )
-        return self.computed
+    # ---- the value of the epoch ----
+
+    def local(self) -> Tensor | None:
+        """Return the epoch's value so far on this rank alone; None if it logged nothing.
+
+        Never stored: it is no value of all ranks, and more may be logged.
+        """
+        if self.metric is not None:
+            return torchmetric.as_number(torchmetric.compute_alone(self.metric), self.name)
+        self.fold()
+        if self.total is None:
+            return None
+        value = self.total
+        if self.reduce == "mean":
+            with np.errstate(invalid="ignore", divide="ignore"):  # a mean of nothing is NaN
+                value = value / value.dtype.type(self.weight)
+        return _as_value(value.item(), value.dtype == np.float64)
+
+    def part(self) -> Part | None:
+        """Return this rank's part in the epoch's value of all; None if it logged nothing."""
+        self.fold()
+        if self.total is None:
+            return None
+        return Part(float(self.total), self.weight, self.total.dtype == np.float64)
+
+    def reduce_parts(self) -> None:
+        """Make `reduced` of the parts of all ranks."""
+        parts = [self.parts[rank] for rank in sorted(self.parts)]
+        value = combined(self.reduce, [part.total for part in parts])
+        if self.reduce == "mean":
+            weight = sum(part.weight for part in parts)
+            value = sum(part.total for part in parts) / weight if weight else math.nan
+        self.reduced = _as_value(value, any(part.is_double for part in parts))
+
+    @property
+    def step(self) -> Value | None:
+        """The newest value: that of all ranks, if it was reduced since."""
+        shared = self.step_of_all
+        return shared.value if shared is not None and shared.own is self.last else self.last
+
+
+def combined(reduce: str, values: Sequence[float]) -> float:
+    """Return one value of several; NaN if one of them is, which Python's min and max may hide."""
+    if reduce == "mean":
+        return sum(values) / len(values)
+    if reduce == "sum":
+        return sum(values)
+    if any(math.isnan(value) for value in values):
+        return math.nan
+    return min(values) if reduce == "min" else max(values)
+
+
+def _as_value(value: float, is_double: bool) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64 if is_double else torch.float32)
 
 
 def _default_dtype() -> torch.dtype:
@@ -205,7 +315,7 @@ def _default_dtype() -> torch.dtype:
     return dtype if dtype in (torch.float32, torch.float64) else torch.float32
 
 
-def as_tensor(value: Tensor | float, dtype: torch.dtype) -> Tensor:
+def as_tensor(value: Value, dtype: torch.dtype) -> Tensor:
     """Return a logged value as a tensor without dimensions.
 
     Of `dtype`, unless it is a float32 or float64 tensor already.
@@ -218,28 +328,18 @@ def as_tensor(value: Tensor | float, dtype: torch.dtype) -> Tensor:
 
 
 def _stack(values: list[Any], dtype: torch.dtype) -> Tensor:
-    """Return logged values as one float32 or float64 tensor (`dtype` if they are neither), on the device of those that are on one."""
+    """Return logged values as one float32 or float64 tensor, on the device of those on one.
+
+    Of `dtype` if they are neither.
+    """
     if all(isinstance(value, (int, float)) for value in values):
         return torch.tensor(values, dtype=dtype)
     try:
         stacked = torch.stack(values).detach().reshape(-1)
-    except (
-        TypeError,
-        RuntimeError,
-    ):  # numbers are among them, or tensors of several shapes or devices
+    except (TypeError, RuntimeError):
+        # numbers are among them, or tensors of several shapes or devices
         tensors = [as_tensor(value, dtype).detach() for value in values]
-        device = next(
-            (tensor.device for tensor in tensors if tensor.device.type != "cpu"),
-            torch.device("cpu"),
-        )
+        devices = (tensor.device for tensor in tensors if tensor.device.type != "cpu")
+        device = next(devices, torch.device("cpu"))
         stacked = torch.stack([tensor.to(device) for tensor in tensors])
     return stacked if stacked.dtype in (torch.float32, torch.float64) else stacked.to(dtype)
-
-
-def _require_tensor(value: Any, name: str) -> Tensor:
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        raise ConfigError(
-            f"The Metric logged as {name!r} computed {value!r}; one number as a tensor is wanted."
-            " Log the parts of it with log_dict."
-        )
-    return value.detach()

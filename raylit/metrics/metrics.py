@@ -3,19 +3,24 @@
 `log` resolves its arguments once per key into an `Entry`; from then on a call only appends the
 detached value to a list. No collective, no copy from the device and no conversion to a Python
 number happens in it. Values become numbers in bulk, when somebody looks: the loggers every
-`log_every_n_steps`, the progress bar when it draws, callbacks when an epoch ends. Over ranks, sums
-and weights are gathered in float64 and divided once, so an epoch's mean is exact whatever the
-ranks' batch counts are, and a key that only some ranks logged is no hazard.
+`log_every_n_steps`, the progress bar when it draws, callbacks when an epoch ends.
+
+Over ranks: an epoch's values are reduced after its batches, and again after each group of hooks
+that may log more, whether anything was logged or not. Step values with `sync_dist=True` are reduced
+when the loggers are due; in between only the one that a scheduler is stepped with. Each of these is
+one collective in host memory, called by all ranks at the same place, in which they first tell each
+other their keys: so a key that only some ranks logged is no hazard, and who reads a value, and
+when, changes nothing. What is read before it was reduced is this rank's own. Sums and weights go
+over in float64 and are divided once, so a mean is exact whatever the ranks' batch counts are.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,19 +28,44 @@ from torch import Tensor
 
 from raylit.core.hooks import HOOKS
 from raylit.errors import ConfigError
-from raylit.metrics.entry import SHORTEN_EVERY, Entry, Settings, as_tensor
+from raylit.metrics import torchmetric
+from raylit.metrics.entry import (
+    SHORTEN_EVERY,
+    Entry,
+    Key,
+    Part,
+    Settings,
+    StepOfAll,
+    as_tensor,
+    combined,
+)
 from raylit.runtime.batch import size_of
 
 if TYPE_CHECKING:
     from raylit.parallel import World
 
+K = TypeVar("K")
 REDUCTIONS = ("mean", "sum", "min", "max")
-SYNC_DIST, ADD_DATALOADER_IDX = 5, 6  # their places among the settings
-PICK: dict[str, Callable[[list[float]], float]] = {
-    "sum": sum,
-    "min": min,
-    "max": max,
-}  # of the ranks' values
+SYNC_DIST = 5  # its place among the settings
+ADD_DATALOADER_IDX = 6  # likewise
+
+
+class Offer(NamedTuple):
+    """What a rank tells the others of one key.
+
+    Attributes:
+        key: the key.
+        entry: the entry without its values, if the others may not have it.
+        step: the newest step value, if it is to be reduced.
+        part: the part in the epoch's value, likewise.
+        has_metric: whether a Metric was logged that is to be computed.
+    """
+
+    key: Key
+    entry: Entry | None
+    step: float | None
+    part: Part | None
+    has_metric: bool
 
 
 class Metrics:
@@ -49,12 +79,14 @@ class Metrics:
             training.
         in_batch: whether a batch of the running loop has begun and its epoch has not ended: then
             step values count, afterwards epoch values.
+        renewals: how often a name has got a new epoch value; `taken` is, for each scheduler, how
+            often it had when that was stepped last.
     """
 
     def __init__(self, world: World, module: torch.nn.Module | None = None) -> None:
         self.world = world
         self.module = module
-        self.entries: dict[tuple[Any, ...], Entry] = {}
+        self.entries: dict[Key, Entry] = {}
         self.train_entries = self.entries
         self.training = True
         self.hook: str | None = None
@@ -65,6 +97,8 @@ class Metrics:
         self.callback: dict[str, Tensor] = {}
         self.logged: dict[str, Tensor] = {}
         self.progress_bar: dict[str, Tensor] = {}
+        self.renewals: dict[str, int] = {}
+        self.taken: dict[str, int] = {}
 
     # ---- filled by users ----
 
@@ -76,22 +110,10 @@ class Metrics:
         entry = self.entries.get(key)
         if entry is None:
             entry = self.entries[key] = self._register(name, value, settings)
-        elif not entry.settings:  # it came from a checkpoint
-            entry.settings = settings
-        elif (
-            entry.settings != settings and not _differ_in_sync_only(entry.settings, settings)
-        ) or entry.dataloader_idx != self.dataloader_idx:
-            raise ConfigError(
-                f"self.log({name!r}, ...) was called twice in {self.hook} with different arguments,"
-                " or for two loaders with add_dataloader_idx=False. Use the same arguments, or"
-                " another name."
-            )
-        if entry.metric is not None:
-            if entry.metric is not value:
-                self._replace(entry, value)
-            entry.last = value._forward_cache
-            entry.computed = None
-            entry.fresh = True
+        elif entry.settings != settings or entry.dataloader_idx != self.dataloader_idx:
+            self._settle(entry, name, settings)
+        if entry.metric_path is not None:
+            self._log_metric(entry, value)
             return
         if isinstance(value, Tensor):
             if value.numel() != 1:
@@ -111,6 +133,7 @@ class Metrics:
         entry.last = value
         entry.fresh = True
         if entry.on_epoch:
+            entry.reduced = None
             if entry.reduce == "mean":
                 if batch_size is None:
                     batch_size = self.batch_size
@@ -119,8 +142,9 @@ class Metrics:
                             1 if self.batch is None else size_of(self.batch, check=not entry.weight)
                         )
                 entry.weights.append(batch_size)
-            entry.values.append(value)
-            entry.computed = None
+            entry.values.append(
+                value.detach() if enable_graph and isinstance(value, Tensor) else value
+            )
             if len(entry.values) == SHORTEN_EVERY:
                 entry.shorten()
 
@@ -175,19 +199,52 @@ class Metrics:
         entry.sync_epoch, entry.sync_step = sync_dist is not False, bool(sync_dist)
         if add_dataloader_idx and dataloader_idx is not None:
             entry.suffix = f"/dataloader_idx_{dataloader_idx}"
-        if is_metric(value):
+        if torchmetric.is_metric(value):
             entry.metric = value
-            named = self.module.named_modules() if self.module is not None else ()
-            entry.metric_path = next((path for path, one in named if one is value), "")
+            entry.metric_path = torchmetric.path_of(value, self.module)
         return entry
+
+    def _settle(self, entry: Entry, name: str, settings: Settings) -> None:
+        """Let an entry go on with arguments that are not those it was last logged with.
+
+        Raises:
+            ConfigError: they mean something else.
+        """
+        if not entry.settings:  # it came from a checkpoint
+            entry.settings = settings
+        if not entry.fresh:  # in another epoch there may be more loaders, or fewer
+            entry.dataloader_idx = self.dataloader_idx
+        same = entry.settings == settings or _differ_in_sync_only(entry.settings, settings)
+        if not same or entry.dataloader_idx != self.dataloader_idx:
+            raise ConfigError(
+                f"self.log({name!r}, ...) was called twice in {self.hook} with different arguments,"
+                " or for two loaders with add_dataloader_idx=False. Use the same arguments, or"
+                " another name."
+            )
+
+    def _log_metric(self, entry: Entry, value: Any) -> None:
+        if entry.metric is not value:
+            self._replace(entry, value)
+        metric = entry.metric
+        assert metric is not None
+        if entry.metric_before:
+            torchmetric.put_before(metric, entry.metric_before)
+            entry.metric_before = []
+        entry.last = metric._forward_cache
+        entry.reduced = None
+        entry.fresh = True
 
     @staticmethod
     def _replace(entry: Entry, value: Any) -> None:
         """Take another Metric under the same name, which is possible between epochs only.
 
         Its state is that of the epoch.
+
+        Raises:
+            ConfigError: it is none, or the epoch has begun with another.
         """
-        if entry.fresh or not is_metric(value):
+        is_first = entry.metric is None  # a checkpoint, or another rank, has made the entry
+        if not torchmetric.is_metric(value) or (entry.fresh and not is_first):
             raise ConfigError(
                 f"self.log({entry.name!r}, ...) was given a Metric before, and now {value!r}. Make"
                 " the Metric once, in __init__, and log the same one."
@@ -204,7 +261,11 @@ class Metrics:
         self.in_batch = True
 
     def end_epoch(self) -> None:
-        """The last batch has ended: from now on epoch values count."""
+        """The last batch has ended: reduce what it and those before logged.
+
+        From now on epoch values count. To be called on all ranks.
+        """
+        self.reduce(steps=True)
         if self.batch is not None:
             self.refresh()  # else a validation came after it, whose values are newer
         self.batch = None
@@ -219,8 +280,8 @@ class Metrics:
         self.in_batch = False
 
     @contextmanager
-    def switched(self, entries: dict[tuple[Any, ...], Entry], training: bool) -> Iterator[None]:
-        """Within, between two batches of a loop, another's entries are filled."""
+    def switched(self, entries: dict[Key, Entry], training: bool) -> Iterator[None]:
+        """Fill the entries of another loop for a while, between two batches of one."""
         self.refresh()
         before = (self.entries, self.training, self.in_batch, self.hook)
         self.entries = entries
@@ -238,10 +299,11 @@ class Metrics:
             self.dataloader_idx = None
 
     def is_of_training(self, name: str) -> bool:
-        """Tell whether training has logged a value of this name."""
+        """Tell whether training has logged a value of this name, as all ranks know."""
         return any(
             name in (entry.name, f"{entry.name}_step", f"{entry.name}_epoch")
             for entry in self.train_entries.values()
+            if entry.is_known or self.world.size == 1
         )
 
     def clear(self) -> None:
@@ -252,16 +314,24 @@ class Metrics:
 
     # ---- kept in checkpoints ----
 
-    def values(self) -> dict[str, dict[str, Tensor]]:
+    def values(self) -> dict[str, dict[str, Any]]:
         """Return the latest values of everything, as callbacks, loggers and progress bar see them."""
         self.refresh()
-        return {"callback": self.callback, "logged": self.logged, "progress_bar": self.progress_bar}
+        return {
+            "callback": self.callback,
+            "logged": self.logged,
+            "progress_bar": self.progress_bar,
+            "renewals": self.renewals,
+            "taken": self.taken,
+        }
 
-    def load_values(self, values: dict[str, dict[str, Tensor]]) -> None:
+    def load_values(self, values: dict[str, dict[str, Any]]) -> None:
         """Take what `values` returned."""
-        self.callback, self.logged, self.progress_bar = (
-            dict(values[name]) for name in ("callback", "logged", "progress_bar")
-        )
+        self.callback = dict(values["callback"])
+        self.logged = dict(values["logged"])
+        self.progress_bar = dict(values["progress_bar"])
+        self.renewals = dict(values.get("renewals", {}))  # earlier versions had none
+        self.taken = dict(values.get("taken", {}))
 
     def partial_sums(self) -> list[dict[str, Any]]:
         """Return what training logged in the epoch that runs, as plain data."""
@@ -274,46 +344,118 @@ class Metrics:
             self.train_entries[(entry.hook, entry.name, entry.dataloader_idx)] = entry
         self.in_batch = True  # values of the epoch are not to be had before its end
 
-    def reduce_over_ranks(self) -> None:
-        """Make the epoch's values those of all ranks.
+    # ---- reduced over ranks ----
 
-        Every rank must call it, whatever it logged: it is one collective.
+    def reduce(self, *, steps: bool = False) -> None:
+        """Reduce the epoch's values that were logged since this was last called.
+
+        To be called on all ranks, whatever they logged: on several it is one collective. It comes
+        after the batches, and after each group of hooks in which more may be logged.
+
+        Args:
+            steps: also reduce the step values with `sync_dist=True`.
         """
-        if self.world.size == 1:
-            return
-        mine = []
-        for key, entry in self.entries.items():
-            counts = entry.metric is not None or (
-                entry.sync_epoch and (self.world.is_zero or not entry.rank_zero_only)
-            )
-            if counts and entry.fresh and entry.on_epoch and entry.computed is None:
-                entry.fold()
-                mine.append((key, entry.blank(), entry.total, entry.weight))
-        found: dict[Any, list[tuple[Entry, Any, int]]] = {}
-        for one in self.world.all_gather_object(mine):
-            for key, *part in one:
-                found.setdefault(key, []).append(tuple(part))
-        for key, parts in found.items():
-            entry = self.entries.setdefault(
-                key, parts[0][0]
-            )  # other ranks may have logged it, and this one not
-            entry.fresh = True
-            if entry.metric_path is not None:
-                self._take_part(entry, everywhere=len(parts) == self.world.size)
-                continue
-            sums = [float(total) for _, total, _ in parts]
-            value = (
-                sum(sums) / sum(weight for *_, weight in parts)
-                if entry.reduce == "mean"
-                else PICK[entry.reduce](sums)
-            )
-            is_double = any(total.dtype == np.float64 for _, total, _ in parts)
-            entry.computed = torch.tensor(
-                value, dtype=torch.float64 if is_double else torch.float32
-            )
+        if self.world.size > 1:
+            self._exchange(steps=steps, epoch=True)
+        for entry in self.entries.values():
+            if entry.fresh and entry.on_epoch and entry.reduced is None:
+                entry.reduced = entry.local()
+                self._renew(entry)
 
-    def _take_part(self, entry: Entry, everywhere: bool) -> None:
-        """Compute a Metric on all ranks at once, as its own collectives want it, also on those that had nothing to add to it."""
+    def reduce_steps(self) -> None:
+        """Reduce the step values that were logged with `sync_dist=True`.
+
+        To be called on all ranks, when the loggers are due.
+        """
+        if self.world.size > 1:
+            self._exchange(steps=True, epoch=False)
+
+    def _exchange(self, *, steps: bool, epoch: bool) -> None:
+        """Tell the other ranks of this one's values, and make one value of all.
+
+        Raises:
+            ConfigError: ranks mean different things by one key; on all of them.
+        """
+        found: dict[Key, dict[int, Offer]] = {}
+        for rank, offers in enumerate(self.world.all_gather_object(self._offers(steps, epoch))):
+            for offer in offers:
+                found.setdefault(offer.key, {})[rank] = offer
+        for by_rank in found.values():
+            self._make_known(by_rank)
+        for key, by_rank in found.items():
+            entry = self.entries[key]
+            if steps and entry.on_step:
+                values = [one.step for one in by_rank.values() if one.step is not None]
+                if values and (entry.sync_step or entry.last is None):
+                    entry.fresh = True
+                    entry.step_of_all = StepOfAll(entry.last, combined(entry.reduce, values))
+            parts = {rank: one.part for rank, one in by_rank.items() if one.part is not None}
+            if parts and (entry.sync_epoch or not entry.fresh):
+                entry.fresh = True
+                entry.parts.update(parts)
+                entry.reduce_parts()
+                self._renew(entry)
+            ranks = [rank for rank, one in by_rank.items() if one.has_metric]
+            if ranks:
+                self._compute(entry, everywhere=len(ranks) == self.world.size)
+                self._renew(entry)
+
+    def _offers(self, steps: bool, epoch: bool) -> list[Offer]:
+        """Return what this rank tells the others."""
+        entries = {
+            key: entry
+            for key, entry in self.entries.items()
+            if (steps and entry.on_step) or (epoch and entry.on_epoch)
+        }
+        lasts = {
+            key: entry.last
+            for key, entry in entries.items()
+            if steps and entry.sync_step and self._counts(entry) and entry.last is not None
+        }
+        numbers = to_numbers(lasts)
+        offers = []
+        for key, entry in entries.items():
+            is_due = epoch and entry.fresh and entry.on_epoch and entry.reduced is None
+            has_metric = is_due and entry.metric is not None
+            has_part = is_due and not has_metric and entry.sync_epoch and self._counts(entry)
+            offer = Offer(
+                key,
+                None if entry.is_known else entry.blank(),
+                numbers.get(key),
+                entry.part() if has_part else None,
+                has_metric,
+            )
+            if any(one not in (None, False) for one in offer[1:]):
+                offers.append(offer)
+        return offers
+
+    def _counts(self, entry: Entry) -> bool:
+        """Tell whether a value of this rank counts."""
+        return self.world.is_zero or not entry.rank_zero_only
+
+    def _make_known(self, by_rank: dict[int, Offer]) -> None:
+        """Let this rank have an entry under a key, which others have logged."""
+        for rank, offer in by_rank.items():
+            if offer.entry is None:
+                continue
+            entry = self.entries.setdefault(offer.key, offer.entry)
+            entry.is_known = True
+            kinds = [(one.reduce, one.metric_path is None) for one in (entry, offer.entry)]
+            if kinds[0] != kinds[1]:
+                raise ConfigError(
+                    f"self.log({entry.name!r}, ...) in {entry.hook} means different things on"
+                    f" different ranks: rank {rank} logs {_in_words(offer.entry)}, another"
+                    f" {_in_words(entry)}. Log the same on all ranks, or use another name."
+                )
+
+    def _compute(self, entry: Entry, everywhere: bool) -> None:
+        """Compute a Metric on all ranks at once, as its own collectives want it.
+
+        Also on those that had nothing to add to it.
+
+        Raises:
+            ConfigError: one of them does not have it; on all ranks.
+        """
         if not everywhere and not entry.metric_path:
             raise ConfigError(
                 f"The Metric logged as {entry.name!r} was logged on some ranks only, and the others"
@@ -322,29 +464,83 @@ class Metrics:
             )
         if entry.metric is None:
             assert self.module is not None
-            entry.metric = self.module.get_submodule(str(entry.metric_path))
-        entry.local()
+            entry.metric = self.module.get_submodule(str(entry.metric_path))  # type: ignore[assignment]
+        assert entry.metric is not None
+        entry.fresh = True
+        value = torchmetric.compute_together(entry.metric)
+        entry.reduced = torchmetric.as_number(value, entry.name)
 
-    def reduce_steps_over_ranks(self) -> None:
-        """Make the step values logged with `sync_dist=True` those of all ranks.
+    def _renew(self, entry: Entry) -> None:
+        for name in {entry.name + entry.suffix, _forked(entry, on_step=False)}:
+            self.renewals[name] = self.renewals.get(name, 0) + 1
 
-        Called by all ranks when the loggers are due.
+    # ---- read by schedulers ----
+
+    def watched(self, name: str) -> Tensor | None:
+        """Return the value of `name` that a scheduler is stepped with, the same on all ranks.
+
+        None if there is none. To be called on all ranks. A value that differs from rank to rank,
+        as step values do, would give each of them another learning rate: it is reduced here.
+
+        Raises:
+            ConfigError: only some ranks have it; on all ranks.
         """
-        entries = {
-            key: entry
-            for key, entry in self.entries.items()
-            if entry.sync_step and entry.on_step and entry.fresh and entry.metric is None
-        }
-        if self.world.size == 1 or not entries:
-            return
-        gathered = self.world.all_gather_object(
-            {key: float(_number(entry.last)) for key, entry in entries.items()}
-        )
-        for key, entry in entries.items():
-            values = [ranks[key] for ranks in gathered if key in ranks]
-            entry.last = (
-                sum(values) / len(values) if entry.reduce == "mean" else PICK[entry.reduce](values)
+        self.refresh()
+        value = self.callback.get(name)
+        if self.world.size == 1:
+            return value
+        entry = self._step_entry(name)
+        own = value if entry is None or entry.last is None else entry.last
+        kept = entry is None or self._counts(entry)
+        number = None if own is None else _number(own)
+        told = self.world.all_gather_object((number, kept, None if entry is None else entry.reduce))
+        numbers = [number for number, _, _ in told]
+        having = [rank for rank, number in enumerate(numbers) if number is not None]
+        if not having:
+            return None
+        if len(having) < len(told):
+            raise ConfigError(
+                f"A learning-rate scheduler watches {name!r}, which was logged on some ranks only:"
+                f" {', '.join(map(str, having))} of {len(told)}. Log it on all ranks."
             )
+        counting = [number for number, counts, _ in told if counts]
+        is_same = len(set(numbers)) == 1
+        reduce = next((reduce for *_, reduce in told if reduce is not None), "mean")
+        is_step = any(reduce is not None for *_, reduce in told)
+        if is_same and not (is_step and reduce == "sum"):
+            return value
+        shared = combined(reduce, counting)
+        if entry is not None and entry.sync_step:
+            entry.step_of_all = StepOfAll(entry.last, shared)
+            self.refresh()
+        assert value is not None
+        return torch.tensor(shared, dtype=as_tensor(value, torch.float32).dtype)
+
+    def has_news(self, reader: str, name: str) -> bool:
+        """Tell whether `name` has a value that this scheduler was not stepped with before.
+
+        Of what is logged in steps, and of what was not logged but set, that cannot be told: it
+        counts as new.
+        """
+        renewals = self.renewals.get(name)
+        if renewals is None or self._step_entry(name) is not None:
+            return True
+        is_new = self.taken.get(reader) != renewals
+        self.taken[reader] = renewals
+        return is_new
+
+    def _step_entry(self, name: str) -> Entry | None:
+        """Return the entry of the step value that `name` is within a batch."""
+        if not self.in_batch:
+            return None
+        for entry in self.entries.values():
+            if (
+                entry.on_step
+                and entry.fresh
+                and name in (entry.name + entry.suffix, _forked(entry, on_step=True))
+            ):
+                return entry
+        return None
 
     # ---- read by callbacks, loggers and the progress bar ----
 
@@ -355,19 +551,16 @@ class Metrics:
             if not entry.fresh or entry.dataloader_idx != self.dataloader_idx:
                 continue
             if on_step and entry.on_step:
-                if entry.last is None:
-                    continue
-                value = as_tensor(entry.last, entry.dtype)
+                step = entry.step
+                value = None if step is None else as_tensor(step, entry.dtype)
             elif not on_step and entry.on_epoch:
-                value = entry.local()
+                value = entry.local() if entry.reduced is None else entry.reduced
             else:
                 continue
+            if value is None:
+                continue
             name = entry.name + entry.suffix
-            forked = (
-                f"{entry.name}_{'step' if on_step else 'epoch'}{entry.suffix}"
-                if entry.on_step and entry.on_epoch
-                else name
-            )
+            forked = _forked(entry, on_step)
             if entry.logger:
                 self.logged[forked] = value
             if self.training or (entry.on_epoch and not on_step):
@@ -391,10 +584,10 @@ class Metrics:
         return self.to_log()
 
 
-def to_numbers(metrics: dict[str, Any]) -> dict[str, float]:
+def to_numbers(metrics: Mapping[K, Any]) -> dict[K, float]:
     """Return metrics as Python numbers; tensors of one device come over in one copy."""
     names = [name for name, value in metrics.items() if isinstance(value, Tensor)]
-    numbers: dict[str, float] = {
+    numbers: dict[K, float] = {
         name: value for name, value in metrics.items() if not isinstance(value, Tensor)
     }
     if any(metrics[name].device.type != "cpu" for name in names):
@@ -431,10 +624,17 @@ def _differ_in_sync_only(one: Settings, other: Settings) -> bool:
     return (one[:SYNC_DIST], one[SYNC_DIST + 1 :]) == (other[:SYNC_DIST], other[SYNC_DIST + 1 :])
 
 
-def is_metric(value: Any) -> bool:
-    """Tell whether `value` is a torchmetrics.Metric, without importing torchmetrics where nobody else has."""
-    torchmetrics = sys.modules.get("torchmetrics")
-    return torchmetrics is not None and isinstance(value, torchmetrics.Metric)
+def _forked(entry: Entry, on_step: bool) -> str:
+    """Return the name of a step value or an epoch value, told apart if there are both."""
+    if not (entry.on_step and entry.on_epoch):
+        return entry.name + entry.suffix
+    return f"{entry.name}_{'step' if on_step else 'epoch'}{entry.suffix}"
+
+
+def _in_words(entry: Entry) -> str:
+    return (
+        f"the {entry.reduce} of numbers" if entry.metric_path is None else "a torchmetrics.Metric"
+    )
 
 
 def _number(value: Tensor | float | None) -> float:

@@ -183,7 +183,6 @@ def main(folder: str) -> dict[str, Any]:
     log(made, "own", float(world.rank), batch_size=1, sync_dist=False)
     log(made, "zero", float(world.rank), batch_size=1, rank_zero_only=True)
     made.end_epoch()
-    made.reduce_over_ranks()
     made.refresh()
     found: dict[str, Any] = {"epoch": to_numbers(made.callback), "asked": asked}
     # the next epoch, in which the other rank has something to say
@@ -191,7 +190,6 @@ def main(folder: str) -> dict[str, Any]:
     if world.rank == 1:
         log(made, "x0", 7.0, batch_size=1, reduce_fx=cases()[0][0])
     made.end_epoch()
-    made.reduce_over_ranks()
     made.refresh()
     found["next"] = made.callback["x0"].item()
     steps = metrics(world=world)
@@ -207,7 +205,7 @@ def main(folder: str) -> dict[str, Any]:
         reduce_fx="max",
     )
     log(steps, "own", 2.0 + 2 * world.rank, on_step=True, on_epoch=False)
-    steps.reduce_steps_over_ranks()
+    steps.reduce_steps()
     found["steps"] = to_numbers(steps.to_log())
     return found
 

@@ -24,10 +24,10 @@ from torch.utils._pytree import tree_map
 from raylit.core.callback import Callback
 from raylit.core.hooks import resolve
 from raylit.core.module import LightningModule
-from raylit.engine import exact
 from raylit.engine.run import restore_modes, submodule_modes
 from raylit.engine.state import load_optimizer
 from raylit.loggers.dummy import DummyLogger
+from raylit.metrics import torchmetric
 from raylit.metrics.metrics import Metrics
 from raylit.parallel import Precision
 from raylit.runtime import rng
@@ -170,7 +170,8 @@ def _save(run: Run) -> dict[str, Any]:
         "checkpoint": checkpoint,
         "others": _on_host(others),
         "metrics": {
-            name: _on_host(exact.metric_state(metric)) for name, metric in exact.metrics_in(module)
+            name: _on_host(torchmetric.state_of(metric))
+            for name, metric in torchmetric.metrics_in(module)
         },
         "data": copy.deepcopy(run.datamodule.state_dict()) if run.datamodule is not None else {},
     }
@@ -190,7 +191,7 @@ def _restore(run: Run, saved: dict[str, Any]) -> None:
         load_optimizer(optimizer, state)
     for config, state in zip(run.schedulers, checkpoint["lr_schedulers"], strict=True):
         config.scheduler.load_state_dict(state)
-    for name, metric in exact.metrics_in(module):
-        exact.restore_metric(metric, saved["metrics"][name], run.device)
+    for name, metric in torchmetric.metrics_in(module):
+        torchmetric.restore(metric, saved["metrics"][name], run.device)
     if saved["data"] and run.datamodule is not None:
         run.datamodule.load_state_dict(saved["data"])
