@@ -355,12 +355,12 @@ class Metrics:
         Args:
             steps: also reduce the step values with `sync_dist=True`.
         """
-        if self.world.size > 1:
-            self._exchange(steps=steps, epoch=True)
+        if self.world.size == 1:
+            return  # each is reduced when it is first read
+        self._exchange(steps=steps, epoch=True)
         for entry in self.entries.values():
             if entry.fresh and entry.on_epoch and entry.reduced is None:
-                entry.reduced = entry.local()
-                self._renew(entry)
+                self._reduce_alone(entry)
 
     def reduce_steps(self) -> None:
         """Reduce the step values that were logged with `sync_dist=True`.
@@ -470,6 +470,11 @@ class Metrics:
         value = torchmetric.compute_together(entry.metric)
         entry.reduced = torchmetric.as_number(value, entry.name)
 
+    def _reduce_alone(self, entry: Entry) -> None:
+        """Let the value of this rank be the epoch's: there is no other, or it is not to count."""
+        entry.reduced = entry.local()
+        self._renew(entry)
+
     def _renew(self, entry: Entry) -> None:
         for name in {entry.name + entry.suffix, _forked(entry, on_step=False)}:
             self.renewals[name] = self.renewals.get(name, 0) + 1
@@ -554,6 +559,8 @@ class Metrics:
                 step = entry.step
                 value = None if step is None else as_tensor(step, entry.dtype)
             elif not on_step and entry.on_epoch:
+                if entry.reduced is None and self.world.size == 1:
+                    self._reduce_alone(entry)
                 value = entry.local() if entry.reduced is None else entry.reduced
             else:
                 continue
