@@ -10,11 +10,11 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from tests.lazy import lightning
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 import raylit
+from tests.lazy import lightning
 
 QUIET = {
     "accelerator": "cpu",

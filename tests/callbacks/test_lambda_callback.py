@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.lazy import lightning
 
 import raylit as pl
 from raylit.callbacks import Callback, LambdaCallback
 from raylit.errors import ConfigError
 from tests.callbacks.both import QUIET, batches, both, scripted
+from tests.lazy import lightning
 
 
 def test_each_event_is_called_as_in_lightning(tmp_path: Path) -> None:

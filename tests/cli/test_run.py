@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 import yaml
-from tests.lazy import mlflow
 
 from tests.deadlines import stretched
+from tests.lazy import mlflow
 
 from .conftest import Done, environment, run_raylit
 

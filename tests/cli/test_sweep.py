@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.lazy import mlflow, ray
 
 from raylit.cli.config import parse
 from raylit.cli.source import Source
 from raylit.cli.sweep import Component, check_space
 from raylit.errors import ConfigError
+from tests.lazy import mlflow, ray
 
 from .conftest import Done, run_raylit
 

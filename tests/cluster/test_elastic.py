@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.lazy import mlflow
 
 from tests.cluster import train
 from tests.cluster.nodes import Nodes, why_not
 from tests.deadlines import stretched
+from tests.lazy import mlflow
 from tests.ranks import run_on_two_ranks
 
 pytestmark = pytest.mark.ray

@@ -15,9 +15,9 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from tests.lazy import ray
 
 from tests.deadlines import stretched
+from tests.lazy import ray
 
 from .files import (
     CLUSTER,

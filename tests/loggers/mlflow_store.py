@@ -11,10 +11,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tests.lazy import mlflow
-
 from raylit.loggers import MLFlowLogger
 from tests.deadlines import stretched
+from tests.lazy import mlflow
 
 
 def opened(logger: MLFlowLogger, tmp_path: Path, **tags: str) -> MLFlowLogger:

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tests.lazy import tensorboard
 
 import raylit as pl
 from raylit.errors import ConfigError, MissingPackageError
@@ -23,6 +22,7 @@ from raylit.loggers import Logger, TensorBoardLogger
 from raylit.testing.loggers import LoggerConformance, log_in_another_process
 from raylit.testing.modules import TinyModel
 from tests.deadlines import stretched
+from tests.lazy import tensorboard
 from tests.ranks import run_on_two_ranks
 
 HPARAMS = {

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from tests.lazy import lightning
 from torch import Tensor, nn
 
 import raylit as pl
@@ -25,6 +24,7 @@ from raylit.parallel import FSDPStrategy, Precision, World
 from raylit.utilities import grad_norm
 from tests.engine.test_resume import QUIET, Saves, fit, loader
 from tests.engine.test_resume import Net as Resumed
+from tests.lazy import lightning
 from tests.parallel.test_sync import Block, Net, X, Y
 from tests.ranks import run_on_ranks, run_on_two_ranks
 

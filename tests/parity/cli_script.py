@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.lazy import lightning
 
 import raylit
+from tests.lazy import lightning
 from tests.parity.harness import files, seen
 
 SCRIPT = '''\

@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.lazy import lightning
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import raylit
+from tests.lazy import lightning
 
 Scenario = Callable[..., Any]
 QUIET: dict[str, Any] = {

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lazy import lightning
 
 import raylit
+from tests.lazy import lightning
 from tests.parity.harness import (
     files,
     loader,

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.lazy import lightning
 
 import raylit
+from tests.lazy import lightning
 from tests.parity.cli_script import (
     config_of,
     fitted,

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 import torchmetrics
-from tests.lazy import lightning
 from torch.utils.data import DataLoader, RandomSampler
 
 import raylit
+from tests.lazy import lightning
 from tests.parity.harness import (
     Rows,
     describe,

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lazy import lightning
 
 import raylit
 from raylit.runtime.throughput import get_available_flops
+from tests.lazy import lightning
 from tests.parity.harness import files, loader, model_class, trainer
 from tests.parity.test_differences import both
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lazy import lightning
 from torch import Tensor, nn
 
+from tests.lazy import lightning
 from tests.parity.harness import (
     errors,
     loader,

@@ -15,9 +15,9 @@ import pytest
 import torch
 import torchmetrics
 from hypothesis import strategies as st
-from tests.lazy import lightning
 
 import raylit
+from tests.lazy import lightning
 from tests.parity.harness import (
     CALLBACK_HOOKS,
     MODULE_HOOKS,

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lazy import lightning
 from torch import Tensor, nn
 
 import raylit
+from tests.lazy import lightning
 from tests.parity.harness import (
     errors,
     loader,

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.lazy import tensorboard
 
+from tests.lazy import tensorboard
 from tests.parity.harness import files, loader, model_class, parity, trainer
 
 

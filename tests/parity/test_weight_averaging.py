@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lazy import lightning
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_avg_fn, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 import raylit
+from tests.lazy import lightning
 from tests.parity.harness import (
     files,
     loader,

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lazy import lightning
 
 import raylit as pl
 from raylit.testing import BoringDataModule, BoringModel, RandomDataset, TinyModel
+from tests.lazy import lightning
 
 
 def trainer(folder: Path, **arguments: Any) -> pl.Trainer:

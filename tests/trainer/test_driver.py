@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.lazy import lightning
 
 import raylit as pl
 from raylit.callbacks import ModelCheckpoint
 from raylit.errors import ConfigError
 from raylit.loggers import CSVLogger
 from raylit.testing import BoringDataModule, TinyModel
+from tests.lazy import lightning
 
 QUIET: dict[str, Any] = {
     "logger": False,

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lazy import lightning
 from torch import nn
 
 import raylit
 from raylit.errors import ConfigError
+from tests.lazy import lightning
 
 MODULES = [
     "utilities",

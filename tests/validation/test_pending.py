@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lazy import mlflow
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -22,6 +21,7 @@ from raylit import ValidationConfig
 from raylit.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, RecoveryCheckpoint
 from raylit.errors import ConfigError
 from tests.deadlines import stretched
+from tests.lazy import mlflow
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 PATIENCE_S = stretched(120)

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lazy import lightning
 
 from raylit.callbacks import ModelCheckpoint
 from raylit.errors import ConfigError
 from tests.callbacks.both import QUIET, batches, both, fit_with, scripted
+from tests.lazy import lightning
 
 NAN, INF = math.nan, math.inf
 FALLING = [1.0 - step / 20 for step in range(40)]

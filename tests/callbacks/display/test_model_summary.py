@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lazy import lightning
 from torch import nn
 
 import raylit as pl
@@ -16,6 +15,7 @@ from raylit.callbacks import ModelSummary, RichModelSummary
 from raylit.errors import ConfigError
 from raylit.runtime.summary import Summary, count, summarize
 from tests.callbacks.both import QUIET, batches, both
+from tests.lazy import lightning
 
 
 def conv(pl: Any) -> Any:

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lazy import lightning
 
 import raylit as pl
 from raylit.callbacks import EarlyStopping, ModelCheckpoint
 from raylit.callbacks.monitors.early_stopping import EarlyStoppingReason, judge
 from raylit.errors import ConfigError
 from tests.callbacks.both import QUIET, batches, both, scripted
+from tests.lazy import lightning
 
 NAN, INF = math.nan, math.inf
 WORSE_AFTER_4 = [0.9, 0.8, 0.7, 0.6, *[0.65] * 30]

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lazy import lightning
 from torch import optim
 
 import raylit as pl
 from raylit.callbacks import LearningRateMonitor
 from raylit.errors import ConfigError
 from tests.callbacks.both import QUIET, batches, both
+from tests.lazy import lightning
 
 
 def schedule(optimizer: Any, interval: str = "epoch", name: str | None = None) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lazy import lightning
 
 import raylit as pl
 from raylit.callbacks import Callback, SpikeDetection
 from raylit.errors import ConfigError, TrainingSpikeException
 from raylit.testing import RandomDataset, TinyModel
 from tests.callbacks.both import QUIET
+from tests.lazy import lightning
 from tests.ranks import run_on_two_ranks
 
 

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.lazy import lightning
 
 import raylit as pl
 from raylit.callbacks import Callback, ModelCheckpoint, Timer
 from raylit.callbacks.monitors.timer import SharedDeadline, parse_duration
 from raylit.errors import ConfigError
 from tests.callbacks.both import QUIET, batches, both, scripted
+from tests.lazy import lightning
 
 
 class Slow(Callback):

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lazy import lightning
 
 import raylit as pl
 from raylit.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from raylit.errors import ConfigError
 from raylit.testing import TinyModel
 from tests.callbacks.both import QUIET
+from tests.lazy import lightning
 
 
 def fit(folder: Path, *callbacks: Any, ckpt_path: Any = None, **arguments: Any) -> pl.Trainer:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lazy import lightning
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
@@ -16,6 +15,7 @@ from raylit.callbacks import Callback, StochasticWeightAveraging
 from raylit.errors import ConfigError
 from raylit.testing import TinyModel
 from tests.callbacks.both import QUIET
+from tests.lazy import lightning
 from tests.ranks import run_on_two_ranks
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lazy import lightning
 from torch import Tensor, nn
 from torch.optim.swa_utils import (
     AveragedModel,
@@ -23,6 +22,7 @@ from raylit.callbacks.weights.weight_averaging import Average
 from raylit.errors import ConfigError
 from raylit.testing import TinyModel
 from tests.callbacks.both import QUIET
+from tests.lazy import lightning
 from tests.ranks import run_on_two_ranks
 
 

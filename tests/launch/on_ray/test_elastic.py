@@ -10,7 +10,6 @@ import time
 from typing import Any
 
 import pytest
-from tests.lazy import ray
 
 from raylit.errors import LaunchError
 from raylit.launch.on_ray.elastic import AsManyAsFit, LostNodesAreNoFailures, Room
@@ -18,6 +17,7 @@ from raylit.launch.on_ray.failure import failure_of, raise_original
 from raylit.launch.on_ray.mailbox import Left, Mailbox, Restarts, answers
 from raylit.launch.on_ray.watch import Watch, groups
 from tests.deadlines import stretched
+from tests.lazy import ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]  # of four CPUs
 

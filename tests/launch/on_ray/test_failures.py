@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lazy import ray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -22,6 +21,7 @@ from raylit.launch.on_ray.failure import failure_of
 from raylit.launch.on_ray.mailbox import reasons_of
 from raylit.launch.on_ray.watch import FIRST_S, groups
 from tests.deadlines import stretched
+from tests.lazy import ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 HANGS_S = 8  # until the other ranks lose patience

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lazy import mlflow
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -21,6 +20,7 @@ import raylit as pl
 from raylit.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from raylit.errors import ConfigError, LaunchError
 from raylit.launch.on_ray.failure import failure_of
+from tests.lazy import mlflow
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

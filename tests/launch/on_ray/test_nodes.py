@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.lazy import ray
 
 from raylit.launch.on_ray import nodes
+from tests.lazy import ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.lazy import mlflow
 
 import raylit as pl
 from raylit.errors import ConfigError
@@ -18,6 +17,7 @@ from raylit.loggers import Logger, MLFlowLogger
 from raylit.testing import TinyModel
 from raylit.testing.loggers import LoggerConformance, log_in_another_process
 from tests.deadlines import stretched
+from tests.lazy import mlflow
 from tests.loggers.mlflow_store import artifacts, history, opened, run_of
 
 
