@@ -20,6 +20,7 @@ from raylit import callbacks, core, loggers, profilers, strategies, utilities
 from raylit.callbacks import Callback
 from raylit.check.check import CheckReport
 from raylit.core.datamodule import DataModule, LightningDataModule
+from raylit.core.importable import allow
 from raylit.core.job import Result
 from raylit.core.module import LightningModule
 from raylit.data import RayDataLoader
@@ -53,6 +54,7 @@ __all__ = [
     "Tuner",
     "ValidationConfig",
     "__version__",
+    "allow",
     "callbacks",
     "core",
     "keep_workers",

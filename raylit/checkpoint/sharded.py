@@ -355,6 +355,9 @@ def _read_parts(folder: str, wanted: dict[str, Tensor | None]) -> dict[str, Tens
     try:
         with open(os.path.join(folder, ".metadata"), "rb") as stream:
             metadata = _Unpickler(stream).load()
+        for info in metadata.storage_data.values():
+            if os.path.basename(info.relative_path) != info.relative_path:
+                raise pickle.UnpicklingError(f"a part lies outside of it, at {info.relative_path}")
 
         class Reader(filesystem.FileSystemReader):
             def read_metadata(self, *args: Any, **kwargs: Any) -> Any:

@@ -16,7 +16,7 @@ from raylit.cli.optimizer import ReduceLROnPlateau, give_optimizer
 from raylit.cli.source import Source, read_arguments, where_given
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.module import LightningModule
-from raylit.errors import ConfigError
+from raylit.errors import CheckpointError, ConfigError
 from raylit.runtime.rng import seed_everything
 from raylit.trainer.trainer import Trainer
 from raylit.version import __version__
@@ -125,9 +125,12 @@ class Config:
         self.values.seed_everything = seed(self.values.seed_everything)
 
     def take(self, name: str, value: Any) -> bool:
-        """Take the value of an argument of the model from elsewhere, unless a flag gave it.
+        """Take the value of an argument of the model from a checkpoint, unless a flag gave it.
 
         Returns whether that changed the config.
+
+        Raises:
+            CheckpointError: the value names what a checkpoint may not name.
         """
         own = self.values.model.get("init_args") or {}
         if name not in own or any(
@@ -140,10 +143,17 @@ class Config:
             "class_path": before["class_path"],
             "init_args": {**before["init_args"], name: value},
         }
+        cls = find_class(before["class_path"], LightningModule)
+        construct.refuse_descriptions(value, cls)
         try:
-            self.values = self.parser.parse_object({"model": spec}, self.values)
-        except ArgumentError:
-            return False  # it was no plain value
+            with construct.reading_checkpoint(value, cls, trusted=self.values):
+                self.values = self.parser.parse_object({"model": spec}, self.values)
+        except ArgumentError as error:
+            reason = construct.why_refused(error, cls)
+            raise CheckpointError(
+                f"The value of model.{name} in the checkpoint is not taken: {reason} Give it with"
+                f" --model.{name}."
+            ) from error
         return bool(self.values.model.clone(with_meta=False).as_dict() != before)
 
     def make_trainer_arguments(self) -> dict[str, Any]:

@@ -1,18 +1,26 @@
-"""From a config to objects.
+"""From a config to objects, at the start of a run, and again from the hyperparameters in a checkpoint.
 
-At the start of a run, and again from the hyperparameters in a checkpoint.
+A config is code that its author chose: it may name any class. What a checkpoint says is data:
+jsonargparse reads it within `reading_checkpoint` only, where each name has to pass the gate of
+`raylit.core.importable`.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from jsonargparse._common import parsing_settings  # there is no public way to put a setting back
 
+# There is no public way to put a setting back.
+from jsonargparse import _optionals as read_mode
+from jsonargparse._common import parsing_settings
+from jsonargparse._util import canonical_import_paths, get_import_path
+
+from raylit.core import importable
 from raylit.core.hparams import CLASS_PATH, INSTANTIATOR, INSTANTIATORS, constructed_with
 from raylit.errors import CheckpointError
 from raylit.runtime.messages import warn
@@ -86,36 +94,160 @@ def instantiate_module(class_type: type[T], config: dict[str, Any]) -> T:
     kept = {INSTANTIATOR: INSTANTIATORS[0], **config}
     config = dict(config)
     named = config.pop(CLASS_PATH, None)
+    made_class = class_type
+    spec = config
     if named is not None:
-        _check_class(named, class_type)
+        made_class = find_module_class(named, class_type)
         parser.add_subclass_arguments(class_type, "module", fail_untyped=False)
-        config = {"class_path": named, "dict_kwargs": config}
+        spec = {"class_path": named, "dict_kwargs": config}
     else:
         parser.add_class_arguments(class_type, "module", fail_untyped=False)
     with _typed_only():
         try:
-            values = parser.parse_object({"module": config})
+            with reading_checkpoint(config, made_class, trusted=[named]):
+                values = parser.parse_object({"module": spec})
         except ArgumentError as error:
             raise CheckpointError(
                 f"The hyperparameters in the checkpoint do not fit {class_type.__name__}:"
-                f" {error}\nGive what does as arguments: load_from_checkpoint(path, name=value)."
+                f" {why_refused(error, made_class)}\nGive what does as arguments:"
+                " load_from_checkpoint(path, name=value)."
             ) from error
 
         def hyperparameters(
             cls: type, arguments: dict[str, Any], links: dict[str, Any]
         ) -> dict[str, Any] | None:
             _warn_of_descriptions(cls, arguments)
-            is_meant = (
-                cls is class_type
-                if named is None
-                else cls.__name__ == str(named).rpartition(".")[2]
-            )
-            return (
-                kept if is_meant else None
-            )  # so that checkpoints of what was loaded can be loaded too
+            # so that checkpoints of what was loaded can be loaded too
+            return kept if cls is made_class else None
 
         made: T = instantiate(parser, values, hyperparameters).module
     return made
+
+
+# ---- the gate ----
+
+
+@contextmanager
+def reading_checkpoint(given: Any, cls: type, trusted: Any = None) -> Iterator[None]:
+    """Let jsonargparse read hyperparameters out of a checkpoint, without following them anywhere.
+
+    No name is imported unless the gate finds it, and no file or URL is read that a value names.
+
+    Args:
+        given: the hyperparameters.
+        cls: the class of the module or datamodule that they are of.
+        trusted: values of a config that are read along with them; their names are its author's.
+    """
+    allowed: dict[str, bool] = {"*": False}
+    classes = [cls]  # whose defaults their authors named
+    for name in _dotted_names(given):
+        try:
+            found = importable.find_public(name, cls)
+        except ValueError:
+            allowed[name] = False  # also where it lies below a name that is allowed
+        else:
+            allowed |= {path: True for path in (name, *canonical_import_paths(found))}
+            classes += [found] if isinstance(found, type) else []
+    for default in (default for one in classes for default in importable.defaults(one)):
+        paths = {get_import_path(default), *canonical_import_paths(default)}
+        allowed |= {path: True for path in paths if path}
+    for name in _dotted_names(trusted):
+        allowed |= {path: True for path in (name, *_canonical_paths(name))}
+    settings = {"import_path_verdicts": allowed, "import_paths_enforced": True}
+    before = {name: parsing_settings[name] for name in settings}
+    mode = read_mode._config_read_mode
+    parsing_settings.update(settings)
+    read_mode._config_read_mode = "frF"  # a file that is no file: no path is one
+    try:
+        yield
+    finally:
+        parsing_settings.update(before)
+        read_mode._config_read_mode = mode
+
+
+def refuse_descriptions(given: Any, cls: type) -> None:
+    """Check each `class_path` of hyperparameters that are to become part of a config.
+
+    A config makes objects also of descriptions that no type asks for.
+
+    Raises:
+        CheckpointError: one names what a checkpoint may not name.
+    """
+    for spec in _mappings(given):
+        if "class_path" not in spec:
+            continue
+        try:
+            importable.find_public(str(spec["class_path"]), cls)
+        except ValueError as error:
+            raise CheckpointError(
+                f"The hyperparameters in the checkpoint describe an object that is not made: {error}."
+            ) from error
+
+
+def find_module_class(named: Any, base: type) -> type:
+    """Return the class of a module that a checkpoint names; nothing is imported for it.
+
+    Raises:
+        CheckpointError: it is no `base`, or was not imported.
+    """
+    module, _, name = str(named).rpartition(".")
+    found = vars(sys.modules[module]).get(name) if module in sys.modules else None
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise CheckpointError(
+            f"The checkpoint is of the class {named!r}, which is no {base.__name__} or was not"
+            " imported: loading a checkpoint imports nothing that it names. Import"
+            f" {module or 'its module'} first, or call load_from_checkpoint of that class."
+        )
+    return found
+
+
+def why_refused(error: Exception, cls: type) -> str:
+    """Return what jsonargparse says of hyperparameters, or what the gate says of a name in them."""
+    denied = re.search(r"Importing '([\w.]+)' is not allowed", str(error))
+    if denied is None:
+        return str(error)
+    try:
+        importable.find_public(denied[1], cls)
+    except ValueError as reason:
+        return f"{reason}."
+    return str(error)
+
+
+def _mappings(value: Any) -> Iterator[Mapping[Any, Any]]:
+    """Yield the mappings in nested data, each of them once."""
+    seen: set[int] = set()
+    left = [value]
+    for one in left:  # which grows
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, Namespace):
+            one = one.as_dict()
+        if isinstance(one, Mapping):
+            yield one
+            left.extend(one.values())
+        elif isinstance(one, (list, tuple, set, frozenset)):
+            left.extend(one)
+
+
+def _dotted_names(value: Any) -> set[str]:
+    """Return the texts in nested data that could be paths of classes and functions."""
+    values = [one for mapping in _mappings({"": value}) for one in mapping.values()]
+    texts: set[str] = set()
+    for one in values:  # which grows
+        if isinstance(one, (list, tuple, set, frozenset)):
+            values.extend(one)
+        elif isinstance(one, str) and "." in one and len(one) < 1000:
+            texts.add(one)
+    return {text for text in texts if all(part.isidentifier() for part in text.split("."))}
+
+
+def _canonical_paths(name: str) -> set[str]:
+    module, _, attribute = name.rpartition(".")
+    if module not in sys.modules:
+        return set()
+    found = vars(sys.modules[module]).get(attribute)
+    return set() if found is None else set(canonical_import_paths(found))
 
 
 class _Maker:
@@ -151,17 +283,6 @@ class _Raised(BaseException):
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
         self.error = error
-
-
-def _check_class(named: Any, base: type) -> None:
-    module, _, name = str(named).rpartition(".")
-    found = getattr(sys.modules.get(module), name, None)
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise CheckpointError(
-            f"The checkpoint is of the class {named!r}, which is no {base.__name__} or was not"
-            " imported: loading a checkpoint imports nothing that it names. Import"
-            f" {module or 'its module'} first, or call load_from_checkpoint of that class."
-        )
 
 
 def _warn_of_descriptions(cls: type, arguments: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from jsonargparse import ActionConfigFile, Namespace, class_from_function  # type: ignore[attr-defined]
@@ -18,7 +18,13 @@ from torch.optim import Optimizer
 from raylit.callbacks import Callback
 from raylit.checkpoint import load
 from raylit.cli.config import is_of, seed
-from raylit.cli.construct import as_hyperparameters, instantiate
+from raylit.cli.construct import (
+    as_hyperparameters,
+    find_module_class,
+    instantiate,
+    reading_checkpoint,
+    refuse_descriptions,
+)
 from raylit.cli.optimizer import (
     LRSchedulerTypeUnion,
     check_scheduler,
@@ -29,7 +35,7 @@ from raylit.cli.parser import LightningArgumentParser, Registry
 from raylit.cli.record import SaveConfigCallback
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.hooks import is_overridden
-from raylit.core.hparams import CLASS_PATH, INSTANTIATOR
+from raylit.core.hparams import CLASS_PATH, INSTANTIATOR, stored_hparams
 from raylit.core.module import LightningModule
 from raylit.errors import ConfigError
 from raylit.runtime.messages import warn
@@ -252,6 +258,7 @@ class LightningCLI:
                 f"LightningCLI was given args={args!r}, so the arguments of the process are not"
                 f" read: {sys.argv[1:]}. Give one of the two."
             )
+        self._args = [] if isinstance(args, (dict, Namespace)) else list(args or sys.argv[1:])
         self.config: Namespace = (
             parser.parse_object(args)
             if isinstance(args, (dict, Namespace))
@@ -263,24 +270,48 @@ class LightningCLI:
         path = self._get(self.config, "ckpt_path") if self.subcommand else None
         if not path or not os.path.isfile(path):
             return
-        stored = (
-            load(path, weights_only=self._get(self.config, "weights_only")).get("hyper_parameters")
-            or {}
-        )
-        hparams = {name: value for name, value in stored.items() if name != INSTANTIATOR}
-        if CLASS_PATH in hparams:
-            hparams = {"class_path": hparams.pop(CLASS_PATH), "dict_kwargs": hparams}
-        if not hparams:
+        checkpoint = load(path, weights_only=self._get(self.config, "weights_only"))
+        stored = stored_hparams(checkpoint, LightningModule.CHECKPOINT_HYPER_PARAMS_KEY)
+        named = stored.pop(CLASS_PATH, None)
+        hparams = {
+            name: value
+            for name, value in stored.items()
+            if name != INSTANTIATOR and name not in self._flags_of_model()
+        }
+        if not hparams and named is None:
             return
+        cls = self._class_of_model()
+        if named is not None:
+            cls = find_module_class(named, cls)
+        spec = hparams if named is None else {"class_path": named, "dict_kwargs": hparams}
+        refuse_descriptions(hparams, cls)
+        trusted = [named, self.config]
         try:
-            self.config = self.parser.parse_object(
-                {self.subcommand: {"model": hparams}}, self.config
-            )
+            with reading_checkpoint(hparams, cls, trusted):
+                self.config = self.parser.parse_object(
+                    {self.subcommand: {"model": spec}}, self.config
+                )
         except SystemExit:
             sys.stderr.write(
                 f"Parsing of ckpt_path hyperparameters failed! They are those in {path}.\n"
             )
             raise
+
+    def _class_of_model(self) -> type:
+        """Return the class of the model, as far as it is known before it is made."""
+        found: Any = self.model_class or LightningModule
+        if not isinstance(found, type):
+            found = get_type_hints(found)["return"]
+        named = self._get(self.config, "model", {}).get("class_path")
+        if self.subclass_mode_model and named:
+            found = find_module_class(named, found)
+        cls: type = found
+        return cls
+
+    def _flags_of_model(self) -> set[str]:
+        """Return the names of the model's arguments that flags of the command line give, which win over a checkpoint's."""
+        flags = [arg.partition("=")[0] for arg in self._args if arg.startswith("--model.")]
+        return {flag.removeprefix("--model.").removeprefix("init_args.") for flag in flags}
 
     def _set_seed(self) -> None:
         own = self.config[self.subcommand] if self.subcommand else self.config

@@ -17,6 +17,8 @@ from raylit.checkpoint import find, folder, load
 from raylit.cli import report
 from raylit.cli.config import ARGUMENTS, Config, parse
 from raylit.cli.record import KeepConfig
+from raylit.core.hparams import stored_hparams
+from raylit.core.module import LightningModule
 from raylit.errors import CheckpointError, ConfigError, Terminated
 from raylit.runtime.messages import info
 from raylit.trainer.trainer import Trainer
@@ -132,8 +134,12 @@ def take_arguments(config: Config, ckpt_path: str) -> None:
     """Take the arguments of the model that a checkpoint was made with, so that its weights fit.
 
     Those that flags give stay.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or names what it may not name.
     """
-    stored = load(ckpt_path).get("hyper_parameters") or {}
+    checkpoint = load(ckpt_path, weights_only=config.values.weights_only)
+    stored = stored_hparams(checkpoint, LightningModule.CHECKPOINT_HYPER_PARAMS_KEY)
     changed = [f"{name}={value!r}" for name, value in stored.items() if config.take(name, value)]
     if changed:
         info(f"Taken from the checkpoint rather than the config: {', '.join(changed)}")

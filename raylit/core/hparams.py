@@ -15,7 +15,7 @@ import importlib
 import inspect
 import os
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import FrameType
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from raylit.core import importable
 from raylit.errors import CheckpointError, ConfigError
+from raylit.runtime.bounds import TooLargeError, check_size
 
 _PRIMITIVES = (bool, int, float, str)
 
@@ -134,7 +135,8 @@ class HasHyperparameters:
             found = AttributeDict(init_args)
             self._hparams_name = "kwargs" if init_args else None
         elif containers:
-            found = _as_hparams(containers[0])
+            whole = _as_hparams(containers[0])
+            found = AttributeDict({k: v for k, v in whole.items() if k not in ignored})
             names = [name for name, value in init_args.items() if value is containers[0]]
             self._hparams_name = names[0] if names else None
         else:
@@ -231,17 +233,12 @@ def construct(
         CheckpointError: a CLI made the checkpoint, and its hyperparameters do not fit the class; or
             one is not to be found where it was imported from.
     """
-    stored = (
-        _read_hparams(hparams_file)
-        if hparams_file
-        else dict(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}))
-    )
+    if hparams_file:
+        stored = _read_hparams(hparams_file)
+    else:
+        stored = stored_hparams(checkpoint, cls.CHECKPOINT_HYPER_PARAMS_KEY)
     checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY] = {**stored, **overrides}  # for on_load_checkpoint
-    described = (
-        checkpoint.get("raylit", {})
-        .get("hyper_parameters", {})
-        .get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})
-    )
+    described = _mapping(checkpoint, "raylit", "hyper_parameters", cls.CHECKPOINT_HYPER_PARAMS_KEY)
     stored = {
         **{
             name: _restored(name, one, cls)
@@ -251,12 +248,9 @@ def construct(
         **stored,
     }
     container = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NAME)
-    if (
-        container
-        and container != "kwargs"
-        and container in accepted_arguments(cls, {container: None})
-    ):
-        stored = {container: stored}
+    name = container if isinstance(container, str) and container != "kwargs" else ""
+    if name and name in accepted_arguments(cls, {name: None}):
+        stored = {name: stored}
     values = {**stored, **overrides}
     maker = values.pop(INSTANTIATOR, None)
     arguments = accepted_arguments(cls, values)
@@ -273,13 +267,49 @@ def construct(
     return made
 
 
-def _restored(name: str, description: dict[str, Any], cls: type) -> Any:
+def stored_hparams(checkpoint: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return a copy of the hyperparameters in a checkpoint.
+
+    Args:
+        checkpoint: as it was loaded; it may hold anything.
+        key: where it has them, such as `hyper_parameters`.
+
+    Raises:
+        CheckpointError: they are no mapping, or too large.
+    """
+    found = _mapping(checkpoint, key)
+    try:
+        check_size(found)
+    except TooLargeError as error:
+        raise CheckpointError(
+            f"The hyperparameters in the checkpoint cannot be used: {error}. Give your own:"
+            " load_from_checkpoint(path, hparams_file=...)."
+        ) from error
+    return dict(found)
+
+
+def _mapping(checkpoint: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Return the mapping at a place in a checkpoint, an empty one if nothing stands there."""
+    found: Any = checkpoint
+    for key in keys:
+        found = found.get(key)
+        if found is None:
+            return {}
+        if not isinstance(found, Mapping):
+            raise CheckpointError(
+                f"The checkpoint is damaged or foreign: at {'.'.join(keys)} it has a"
+                f" {type(found).__name__} rather than a mapping of names to values."
+            )
+    return dict(found)
+
+
+def _restored(name: str, description: Any, cls: type) -> Any:
     try:
         return importable.restore(description, cls)
     except (ValueError, TypeError) as error:
         raise CheckpointError(
-            f"The hyperparameter {name!r} in the checkpoint was not restored: {error}. Give it:"
-            f" {cls.__name__}.load_from_checkpoint(path, {name}=...)."
+            f"The hyperparameter {name!r} in the checkpoint was not restored: {error}. Or"
+            f" give it: {cls.__name__}.load_from_checkpoint(path, {name}=...)."
         ) from error
 
 
@@ -359,9 +389,13 @@ def _as_hparams(container: Any) -> AttributeDict:
 
 
 def _constructor_arguments(frame: FrameType | None) -> dict[str, Any]:
-    """Collect the arguments of the `__init__` calls on the stack, from the class that called upwards to the most derived one, which wins."""
+    """Collect the arguments of the `__init__` calls of one object on the stack.
+
+    From the class that called upwards to the most derived one, which wins. The `__init__` of another
+    module that makes this one as a part of itself is the next on the stack, and is not meant.
+    """
     collected: dict[str, Any] = {}
-    inside = False
+    owner: Any = None
     while frame is not None:
         variables = frame.f_locals
         cls = variables.get("__class__")
@@ -370,15 +404,16 @@ def _constructor_arguments(frame: FrameType | None) -> dict[str, Any]:
             and isinstance(cls, type)
             and issubclass(cls, HasHyperparameters)
         )
-        if is_init:
+        made = variables.get(frame.f_code.co_varnames[0]) if is_init else None
+        if is_init and (owner is None or made is owner):
             assert isinstance(cls, type)
-            inside = True
+            owner = made
             for name, parameter in list(inspect.signature(cls.__init__).parameters.items())[1:]:  # type: ignore[misc]
                 if parameter.kind is inspect.Parameter.VAR_KEYWORD:
                     collected.update(variables[name])
                 elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
                     collected[name] = variables[name]
-        elif inside:
+        elif owner is not None:
             break
         frame = frame.f_back
     return collected

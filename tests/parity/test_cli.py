@@ -319,7 +319,6 @@ def test_the_model_gets_the_arguments_of_the_checkpoint(
             subcommand,
             *quiet_flags(),
             f"--ckpt_path={path}",
-            "--model.width=9",
             "--data.batch_size=2",
         ]
         cli = user.LightningCLI(user.Net, user.Data, args=flags)
@@ -552,6 +551,16 @@ def test_difference_a_module_within_another_keeps_its_own_hyperparameters(tmp_pa
         ).model.inner.hparams.get("depth")
 
     assert both(call, tmp_path) == [None, 3]
+
+
+def test_difference_a_flag_wins_over_the_checkpoint(tmp_path: Path) -> None:
+    def call(user: Any, folder: Path) -> Any:
+        path = fitted(user, folder, user.Net, "--model.width=6", "--model.lr=0.125")
+        flags = ["test", *quiet_flags(), f"--ckpt_path={path}", "--model.lr=0.5"]
+        model = user.LightningCLI(user.Net, user.Data, args=flags).model
+        return [model.net[0].out_features, model.hparams.lr]
+
+    assert both(call, tmp_path) == [[6, 0.125], [6, 0.5]]
 
 
 def test_difference_the_optimizer_is_made_when_the_parameters_are_there(tmp_path: Path) -> None:

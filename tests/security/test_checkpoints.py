@@ -1,0 +1,254 @@
+"""Checkpoints that somebody else wrote: loading one in any way runs nothing that it asks for."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import raylit as pl
+from raylit.checkpoint import find, load, sharded
+from raylit.cli import LightningCLI
+from raylit.cli.command import main
+from raylit.errors import CheckpointError
+from raylit.testing import BoringDataModule
+
+from . import victim
+from .test_names import checkpoint_of
+from .victim import Typed
+
+HERE = victim.__name__
+MADE_BY_A_CLI = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
+QUIET = (
+    "--trainer.accelerator=cpu",
+    "--trainer.logger=false",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.limit_test_batches=1",
+)
+
+SPEC = {"class_path": "subprocess.Popen", "init_args": {"args": "touch ran", "shell": True}}
+HYPERPARAMETERS: dict[str, dict[str, Any]] = {
+    "an object": {"block": SPEC},
+    "an object as text": {
+        "block": '{"class_path": "subprocess.Popen", "init_args": {"args": "ls"}}'
+    },
+    "a name for an object": {"block": "subprocess.Popen"},
+    "a file for an object": {"block": "evil.yaml"},
+    "an address for an object": {"block": "http://127.0.0.1:9/evil.yaml"},
+    "a class of another package": {"block": {"class_path": "xml.dom.minidom.Document"}},
+    "a function": {"act": "os.system"},
+    "a function of the user's own": {"act": f"{HERE}.harm"},
+    "a function in a class of the user's": {"act": f"{HERE}.Odd.run", "text": f"{HERE}.Odd"},
+    "a callable class": {"act": {"class_path": "subprocess.Popen", "init_args": {"args": "ls"}}},
+    "what the user's module imported": {"act": f"{HERE}.os.system"},
+    "its alias": {"act": f"{HERE}.shell"},
+    "a partial": {"act": f"{HERE}.wrapped"},
+    "a class": {"kind": "subprocess.Popen"},
+    "an object within one": {
+        "block": {
+            "class_path": "torch.nn.Sequential",
+            "init_args": {"args": SPEC},
+            "dict_kwargs": SPEC,
+        }
+    },
+    "a module that is not there": {"block": {"class_path": "antigravity.Block"}},
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.yaml").write_text(f"class_path: {HERE}.Block\n")
+    victim.RAN.clear()
+    modules = set(sys.modules)
+    yield
+    assert not victim.RAN and not (tmp_path / "ran").exists()
+    assert "antigravity" not in set(sys.modules) - modules
+
+
+@pytest.mark.parametrize("which", HYPERPARAMETERS)
+def test_hyperparameters_that_a_type_would_have_made(which: str, tmp_path: Path) -> None:
+    hparams = {**MADE_BY_A_CLI, **HYPERPARAMETERS[which]}
+    file = checkpoint_of(tmp_path, Typed, hyper_parameters=hparams)
+    with pytest.raises(CheckpointError, match=r"load_from_checkpoint\(path, name=value\)"):
+        Typed.load_from_checkpoint(file)
+
+
+@pytest.mark.parametrize("which", HYPERPARAMETERS)
+def test_the_command_line_has_the_same_gate(which: str, tmp_path: Path, capfd: Any) -> None:
+    file = checkpoint_of(
+        tmp_path, Typed, hyper_parameters={**MADE_BY_A_CLI, **HYPERPARAMETERS[which]}
+    )
+    model = f"--model={HERE}.Typed"
+    data = "--data=raylit.testing.BoringDataModule"
+    code = main(["test", model, data, *QUIET, f"--ckpt_path={file}"])
+    said = capfd.readouterr().err
+    assert code == 1 and "CheckpointError: The" in said and "in the checkpoint" in said
+
+
+@pytest.mark.parametrize("which", HYPERPARAMETERS)
+def test_lightning_cli_has_the_same_gate(which: str, tmp_path: Path, capfd: Any) -> None:
+    file = checkpoint_of(
+        tmp_path, Typed, hyper_parameters={**MADE_BY_A_CLI, **HYPERPARAMETERS[which]}
+    )
+    with pytest.raises((CheckpointError, SystemExit)):
+        LightningCLI(Typed, BoringDataModule, args=["test", *QUIET, f"--ckpt_path={file}"])
+
+
+@pytest.mark.parametrize("name", ["anything", "untyped"])
+def test_what_no_type_asks_for(name: str, tmp_path: Path, capfd: Any) -> None:
+    """Data stays data; the config of a command would make an object of it, so there it is refused."""
+    file = checkpoint_of(tmp_path, Typed, hyper_parameters={**MADE_BY_A_CLI, name: SPEC})
+    with pytest.warns(UserWarning, match="as it stands in the checkpoint"):
+        assert getattr(Typed.load_from_checkpoint(file), name) == SPEC
+    flags = [*QUIET, f"--ckpt_path={file}"]
+    with pytest.raises(CheckpointError, match=r"raylit\.allow\(subprocess\.Popen\)"):
+        LightningCLI(Typed, BoringDataModule, args=["test", *flags])
+    model = f"--model={HERE}.Typed"
+    assert main(["test", model, "--data=raylit.testing.BoringDataModule", *flags]) == 1
+    assert "raylit.allow(subprocess.Popen)" in capfd.readouterr().err
+
+
+def test_texts_that_look_like_names_stay_texts(tmp_path: Path) -> None:
+    hparams = {**MADE_BY_A_CLI, "text": "os.system", "anything": "subprocess.Popen"}
+    loaded = Typed.load_from_checkpoint(checkpoint_of(tmp_path, Typed, hyper_parameters=hparams))
+    assert (loaded.text, loaded.anything) == ("os.system", "subprocess.Popen")
+
+
+def test_what_is_harmless_is_made(tmp_path: Path) -> None:
+    hparams = {
+        **MADE_BY_A_CLI,
+        "block": {"class_path": f"{HERE}.Block", "init_args": {"width": 7}},
+        "act": "torch.nn.functional.gelu",
+        "kind": "torch.nn.ReLU",
+    }
+    loaded = Typed.load_from_checkpoint(checkpoint_of(tmp_path, Typed, hyper_parameters=hparams))
+    assert isinstance(loaded.block, victim.Block) and loaded.block.width == 7
+    assert (loaded.act, loaded.kind) == (nn.functional.gelu, nn.ReLU)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"hyper_parameters": "os.system"},
+        {"hyper_parameters": ["width"]},
+        {"raylit": 3},
+        {"raylit": {"hyper_parameters": []}},
+        {"raylit": {"hyper_parameters": {"hyper_parameters": "act"}}},
+        {"hyper_parameters": {"_instantiator": "os.system"}},
+        {"hyper_parameters": {"_instantiator": ["os"]}},
+    ],
+    ids=str,
+)
+def test_hyperparameters_of_a_wrong_shape(parts: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="checkpoint"):
+        Typed.load_from_checkpoint(checkpoint_of(tmp_path, Typed, **parts))
+
+
+def test_hyperparameters_that_multiply(tmp_path: Path) -> None:
+    many: list[Any] = ["lol"]
+    for _ in range(30):
+        many = [many] * 9
+    file = checkpoint_of(tmp_path, Typed, hyper_parameters={**MADE_BY_A_CLI, "anything": many})
+    with pytest.raises(CheckpointError, match="more than 200,000 values"):
+        Typed.load_from_checkpoint(file)
+
+
+# ---- files that are pickles ----
+
+
+def evil_files(folder: Path) -> list[Path]:
+    torch.save({"state_dict": {}, "x": victim.Unpickled()}, folder / "zip.ckpt")
+    torch.save({"x": victim.Unpickled()}, folder / "old.ckpt", _use_new_zipfile_serialization=False)
+    (folder / "plain.ckpt").write_bytes(pickle.dumps(victim.Unpickled()))
+    (folder / "opcodes.ckpt").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    return sorted(folder.glob("*.ckpt"))
+
+
+def test_a_pickle_is_refused_however_it_is_loaded(tmp_path: Path) -> None:
+    for file in evil_files(tmp_path):
+        with pytest.raises(CheckpointError):
+            load(file)
+        with pytest.raises(CheckpointError):
+            Typed.load_from_checkpoint(file)
+        with pytest.raises(CheckpointError):
+            BoringDataModule.load_from_checkpoint(file)
+        trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+        for run in (trainer.fit, trainer.test):
+            with pytest.raises(CheckpointError):
+                run(Typed(), datamodule=BoringDataModule(), ckpt_path=file)
+    with pytest.raises(CheckpointError):
+        load(find.resolve("best", [], str(tmp_path), "test") or "")
+
+
+def metadata_of(folder: Path, **states: Any) -> Path:
+    """A sharded checkpoint of one tensor, and with `states` beside it in its metadata."""
+    from torch.distributed import checkpoint as dcp
+
+    target = folder / "sharded.ckpt"
+    dcp.save({"weight": torch.ones(2)}, checkpoint_id=target, no_dist=True)
+    parts = {"raylit": {"parts": {"weight": ("state_dict", "weight")}}, "state_dict": {}}
+    torch.save(parts, target / sharded.META)
+    return target
+
+
+def finish(target: Path) -> Path:
+    import json
+
+    sizes = {file.name: file.stat().st_size for file in target.iterdir()}
+    (target / sharded.COMPLETE).write_text(json.dumps({"files": sizes}))
+    return target
+
+
+def test_a_sharded_folder(tmp_path: Path) -> None:
+    target = finish(metadata_of(tmp_path))
+    assert load(target)["state_dict"]["weight"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "evil",
+    [
+        victim.Unpickled(),
+        {"x": victim.Unpickled()},
+        b"cos\nsystem\n(S'touch ran'\ntR.",
+        b"cbuiltins\ngetattr\n(cos\nsystem\nS'x'\ntR.",
+        b"ctorch\nos\n.",
+        b"ctorch.serialization\nload\n(S'x'\ntR.",
+        b"\x80\x04\x8c\x05torch\x8c\x09os.system\x93.",
+    ],
+    ids=str,
+)
+def test_its_metadata_runs_nothing(tmp_path: Path, evil: Any) -> None:
+    target = metadata_of(tmp_path)
+    content = evil if isinstance(evil, bytes) else pickle.dumps(evil)
+    (target / ".metadata").write_bytes(content)
+    with pytest.raises(CheckpointError, match="could not be read"):
+        load(finish(target))
+
+
+def test_its_other_file_runs_nothing(tmp_path: Path) -> None:
+    target = metadata_of(tmp_path)
+    torch.save({"x": victim.Unpickled()}, target / sharded.META)
+    with pytest.raises(CheckpointError):
+        load(finish(target))
+
+
+def test_its_parts_lie_in_it(tmp_path: Path) -> None:
+    """The metadata says in which file a part lies: a file elsewhere is not opened."""
+    target = metadata_of(tmp_path)
+    (part,) = target.glob("*.distcp")
+    os.replace(part, tmp_path / "elsewhere.distcp")
+    metadata = pickle.loads((target / ".metadata").read_bytes())
+    for info in metadata.storage_data.values():
+        info.relative_path = "../elsewhere.distcp"
+    (target / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError, match="outside"):
+        load(finish(target))
