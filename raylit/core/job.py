@@ -173,12 +173,12 @@ class Job:
         return_predictions: whether `predict` keeps its results.
         returns_state: whether the Result must carry what the driver's objects are to hold
             afterwards, since they are others than the workers'.
-        notice: says whether this rank's machine is about to be taken away, or None where nobody
+        preemption_notice: says whether this rank's machine is about to be taken away, or None where nobody
             would know; see `launch/on_ray/preemption.py`.
-        validator: starts the validations that training does not wait for, on rank 0; see
+        validation_starter: starts the validations that training does not wait for, on rank 0; see
             `launch/on_ray/validation.py`.
-        resized: how many workers there are of those there may be, and what follows from it, or
-            None; see `launch/on_ray/rescale.py`.
+        rescale_plan: fits the job to the workers there are, if they may be fewer or more than it was
+            meant for, or None; see `launch/on_ray/rescale.py`.
         display: where the progress bar of rank 0 sends what it would draw, or None to draw here.
     """
 
@@ -191,9 +191,9 @@ class Job:
     weights_only: bool | None = None
     return_predictions: bool = True
     returns_state: bool = False
-    notice: PreemptionNotice | None = None
-    validator: ValidationStarter | None = None
-    resized: RescalePlan | None = None
+    preemption_notice: PreemptionNotice | None = None
+    validation_starter: ValidationStarter | None = None
+    rescale_plan: RescalePlan | None = None
     display: Display | None = None
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from raylit.core.callback import Callback, Checkpoint
     from raylit.core.datamodule import LightningDataModule
     from raylit.core.job import Display, Result, ValidationSettings
+    from raylit.core.limits import Limits
     from raylit.core.logger import Logger
     from raylit.core.module import LightningModule
     from raylit.core.optimizer import LightningOptimizer, LRSchedulerConfig
@@ -522,7 +523,13 @@ class RunningTrainer(Protocol):
 
 
 class JobTrainer(RunningTrainer, Protocol):
-    """The Trainer of a Job, as those see it who do the job."""
+    """The Trainer of a Job, as those see it who do the job.
+
+    Attributes:
+        limits: what is in effect now; the attributes of the same names are these.
+    """
+
+    limits: Limits
 
     # ---- a job's beginning and end on a rank ----
     def begin(self, run: Any) -> None:

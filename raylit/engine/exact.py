@@ -74,7 +74,7 @@ def mine(run: Run, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
     states = [state for state in ranks if state is not None]
     if len(states) == run.world.size:
         return states[run.world.rank]
-    if run.job.resized is None:
+    if run.job.rescale_plan is None:
         info(
             f"The checkpoint was saved by {len(states)} ranks, and this fit has {run.world.size}:"
             " what is left of the epoch is dealt out among them. Random numbers, such as those of"

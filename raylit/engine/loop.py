@@ -101,6 +101,7 @@ def fit(run: Run) -> None:
 def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     """Train on the batches of one epoch, or on what is left of it."""
     trainer = run.trainer
+    limits = run.limits
     progress = run.progress
     metrics = run.metrics
     hooks = run.hooks
@@ -129,7 +130,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     while not (
         progress.is_last_batch
         or progress.batch == num_batches
-        or progress.steps >= trainer.max_steps != -1
+        or progress.steps >= limits.max_steps != -1
         or (trainer.should_stop and stops(run))
     ):
         item = next(batches, None)
@@ -149,7 +150,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
             optimizers.update_schedulers(run, "step", plateau=False)
             optimizers.update_schedulers(run, "epoch", plateau=False)
             break
-        steps = progress.batch % trainer.accumulate_grad_batches == 0 or progress.is_last_batch
+        steps = progress.batch % limits.accumulate_grad_batches == 0 or progress.is_last_batch
         output = train(run, batch, batch_idx, steps)
 
         if run.schedulers and automatic:
@@ -244,7 +245,7 @@ def train_batch(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
             return output
         loss = loss_of(run, output)
         optimizer = run.optimizers[0]
-        if batch_idx % run.trainer.accumulate_grad_batches == 0:
+        if batch_idx % run.limits.accumulate_grad_batches == 0:
             if hooks["on_before_zero_grad"]:
                 run.fire("on_before_zero_grad", optimizer)
             if run.overrides_zero_grad:
@@ -326,7 +327,7 @@ def loss_of(run: Run, output: Any) -> Tensor | None:
             f"training_step returned a {type(output).__name__}. Return the loss as a tensor, a dict"
             " with the key 'loss', or None to skip."
         )
-    divisor = run.trainer.accumulate_grad_batches
+    divisor = run.limits.accumulate_grad_batches
     return loss / divisor if divisor != 1 and loss is not None else loss
 
 

@@ -42,6 +42,7 @@ class Run:
     """What one rank works with.
 
     Attributes:
+        limits: what is in effect now; see `Limits`.
         zero_grad: clears the gradients of the only optimizer of an automatic optimization.
         work: runs the loop of the job and returns what `validate`, `test` and `predict` give to the
             user; the worker sets it.
@@ -107,6 +108,7 @@ class Run:
         self.strategy = trainer.strategy
         self.precision = Precision(trainer.precision, world.device)
         self.progress: Progress = trainer.progress
+        self.limits = trainer.limits
         self.metrics = Metrics(world, self.module)
         self.hooks: Hooks = {}
         self.work: Callable[[Run], Any] | None = None
@@ -358,7 +360,7 @@ class Run:
             overfit=overfits,
             origin=origin,
             uneven=self.strategy.uneven,
-            elastic=self.job.resized is not None,
+            elastic=self.job.rescale_plan is not None,
         )
         self.loaders[stage] = loader
         self.loader_epoch[stage] = self.progress.epoch

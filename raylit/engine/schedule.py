@@ -38,7 +38,7 @@ def stops(run: Run) -> bool:
 
 def steps_reached(run: Run) -> bool:
     """Tell whether `max_steps` optimizer steps were taken."""
-    return run.trainer.max_steps != -1 and run.progress.steps >= run.trainer.max_steps
+    return run.limits.max_steps != -1 and run.progress.steps >= run.limits.max_steps
 
 
 def may_stop(run: Run) -> bool:
@@ -63,7 +63,7 @@ def agree_on_stop(run: Run) -> None:
 
     That the machine of a rank is about to be taken away counts as a SIGTERM.
     """
-    notice = run.job.notice
+    notice = run.job.preemption_notice
     recovery = run.recovery
     batches = run.progress.total_batches
     if notice is not None and notice.terminated:
@@ -118,7 +118,7 @@ def pause(run: Run) -> None:
     Raises:
         Terminated, KeyboardInterrupt: it did.
     """
-    if run.job.resized is not None and exact.is_within_window(run, run.progress):
+    if run.job.rescale_plan is not None and exact.is_within_window(run, run.progress):
         # It is after the step: another number of workers, with other windows, may go on from there
         return
     run.pauses = False

@@ -230,8 +230,8 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
         )
     elif run.validations is not None:
         run.validations.go_on(outstanding)
-    if run.job.resized is not None:
-        run.counted_before = run.job.resized.go_on(
+    if run.job.rescale_plan is not None:
+        run.counted_before = run.job.rescale_plan.go_on(
             run.progress,
             run.trainer.accumulate_grad_batches,
             checkpoint.get("raylit", {}).get("ranks") or [],

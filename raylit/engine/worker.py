@@ -52,7 +52,7 @@ def run_job(job: Job) -> Result:
     try:
         attach(run)
         if job.fn == "fit" and trainer.async_validation is not None and run.validates:
-            run.validations = trainer.async_validation.attach(run, job.validator)
+            run.validations = trainer.async_validation.attach(run, job.validation_starter)
         prepare_data(run)
         set_up(run)
         # one for all: "last" may be another file by the time another rank looks
@@ -264,8 +264,8 @@ def place(run: Run) -> None:
         run.metrics.hook = "configure_optimizers"
         configured, run.schedulers = optimizers.configure(module)
         run.metrics.hook = None
-        if run.job.resized is not None:
-            run.job.resized.adapt_schedulers(run.schedulers)
+        if run.job.rescale_plan is not None:
+            run.job.rescale_plan.adapt_schedulers(run.schedulers)
         optimizers.use(run, configured)
     if run.job.fn == "fit" or run.strategy.shards:
         run.wrap()

@@ -121,7 +121,7 @@ def launcher_for(job: Job) -> Launcher:
         if job.trainer.async_validation and job.fn == "fit" and rank() == 0:
             from raylit.launch.on_ray.validation import ValidationTasks
 
-            job.validator = ValidationTasks(job)
+            job.validation_starter = ValidationTasks(job)
         return LocalLauncher()
     if getattr(job.module, "_torch_compile", None) is not None:
         raise ConfigError(

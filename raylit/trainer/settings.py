@@ -6,9 +6,10 @@ import ast
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import Any, ParamSpec
 
 import torch
 
@@ -23,17 +24,165 @@ from raylit.callbacks import (
 )
 from raylit.callbacks.monitors.timer import parse_duration
 from raylit.core.callback import in_order
+from raylit.core.limits import Limits
+from raylit.engine.compile import options_of
 from raylit.errors import ConfigError
 from raylit.loggers import CSVLogger, Logger
 from raylit.loggers.dummy import DummyLogger
+from raylit.parallel.precision import canonical
 from raylit.parallel.world import ACCELERATORS
 from raylit.runtime import storage
 from raylit.runtime.messages import info, warn
-
-if TYPE_CHECKING:
-    from raylit.trainer.trainer import Trainer
+from raylit.validation.config import ValidationConfig, config_of
 
 P = ParamSpec("P")
+
+LIMITS_OF_BATCHES = (
+    "limit_train_batches",
+    "limit_val_batches",
+    "limit_test_batches",
+    "limit_predict_batches",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The arguments of a Trainer, checked and settled: how and where it runs. They never change.
+
+    `Limits` are the arguments that may change while it runs.
+
+    Attributes:
+        arguments: all arguments as they were given, for another Trainer like this one.
+        min_workers: Ray workers, at least.
+        num_workers: at most; 0: training runs in the process of the user.
+        max_failures: a number, or a `ray.train.FailureConfig`.
+        storage_path: folder or URL, or None.
+        default_root_dir: an absolute folder, or a URL.
+        precision: the canonical name, such as `bf16-mixed`.
+        compile: arguments of torch.compile; None: nothing is compiled.
+        async_validation: None: training waits for validation.
+        fast_dev_run: batches of a trial run, 0 for a real one.
+    """
+
+    arguments: Mapping[str, Any]
+    min_workers: int
+    num_workers: int
+    num_nodes: int
+    use_gpu: bool
+    accelerator: str
+    resources_per_worker: dict[str, float] | None
+    max_failures: Any
+    storage_path: str | None
+    default_root_dir: str
+    precision: str
+    compile: dict[str, Any] | None
+    async_validation: ValidationConfig | None
+    fast_dev_run: int
+    overfit_batches: int | float
+    inference_mode: bool
+    detect_anomaly: bool
+    barebones: bool
+    sync_batchnorm: bool
+    use_distributed_sampler: bool
+    enable_autolog_hparams: bool
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Settings:
+        """Return the settings that arguments of the Trainer mean.
+
+        Raises:
+            ConfigError: one is out of range or contradicts another.
+        """
+        refuse_plugins(given["plugins"])
+        min_workers, num_workers = number_of_workers(
+            given["num_workers"], given["devices"], given["num_nodes"], given["accelerator"]
+        )
+        use_gpu = given["use_gpu"]
+        accelerator = given["accelerator"]
+        wants_gpu = accelerator in ("gpu", "cuda") if use_gpu is None else use_gpu
+        if num_workers:
+            accelerator = "gpu" if wants_gpu else "cpu"
+        elif use_gpu:
+            accelerator = "gpu"
+        trial_batches = fast_dev_run(given["fast_dev_run"])
+        return cls(
+            arguments=given,
+            min_workers=min_workers,
+            num_workers=num_workers,
+            use_gpu=wants_gpu,
+            accelerator=accelerator,
+            max_failures=failures(given["max_failures"]),
+            storage_path=place(given["storage_path"]),
+            default_root_dir=root_dir(given["default_root_dir"], given["storage_path"]),
+            precision=canonical(given["precision"]),
+            compile=options_of(given["compile"]),
+            async_validation=config_of(given["async_validation"], is_trial=trial_batches > 0),
+            fast_dev_run=trial_batches,
+            overfit_batches=limit("overfit_batches", given["overfit_batches"]),
+            num_nodes=given["num_nodes"],
+            resources_per_worker=given["resources_per_worker"],
+            inference_mode=given["inference_mode"],
+            detect_anomaly=given["detect_anomaly"],
+            barebones=given["barebones"],
+            sync_batchnorm=given["sync_batchnorm"],
+            use_distributed_sampler=given["use_distributed_sampler"],
+            enable_autolog_hparams=given["enable_autolog_hparams"],
+        )
+
+
+def limits_of(given: Mapping[str, Any], settings: Settings) -> Limits:
+    """Return what is in effect at first: as arguments of the Trainer say, a trial run otherwise.
+
+    Raises:
+        ConfigError: one is out of range or contradicts another.
+    """
+    max_epochs, min_epochs = epochs(
+        given["max_epochs"],
+        given["min_epochs"],
+        1 if settings.fast_dev_run else given["max_steps"],
+        given["min_steps"],
+        given["max_time"],
+        given["callbacks"],
+    )
+    interval, time_s = validation_interval(
+        given["val_check_interval"], given["check_val_every_n_epoch"]
+    )
+    log_every = given["log_every_n_steps"]
+    clip_val, clip_algorithm = clipping(
+        given["gradient_clip_val"], given["gradient_clip_algorithm"]
+    )
+    limits = Limits(
+        max_epochs=max_epochs,
+        min_epochs=min_epochs,
+        max_steps=given["max_steps"],
+        min_steps=given["min_steps"],
+        **{name: limit(name, given[name]) for name in LIMITS_OF_BATCHES},
+        num_sanity_val_steps=sanity_steps(given["num_sanity_val_steps"]),
+        val_check_interval=interval,
+        val_check_time_s=time_s,
+        check_val_every_n_epoch=given["check_val_every_n_epoch"],
+        reload_dataloaders_every_n_epochs=at_least(
+            0, reload_dataloaders_every_n_epochs=given["reload_dataloaders_every_n_epochs"]
+        ),
+        log_every_n_steps=at_least(0, log_every_n_steps=50 if log_every is None else log_every),
+        accumulate_grad_batches=at_least(
+            1, accumulate_grad_batches=given["accumulate_grad_batches"]
+        ),
+        gradient_clip_val=clip_val,
+        gradient_clip_algorithm=clip_algorithm,
+    )
+    if settings.fast_dev_run:
+        limits.max_steps = settings.fast_dev_run
+        limits.max_epochs = 1
+        limits.num_sanity_val_steps = 0
+        limits.val_check_interval = 1.0
+        limits.val_check_time_s = None
+        limits.check_val_every_n_epoch = 1
+        for name in LIMITS_OF_BATCHES:
+            setattr(limits, name, settings.fast_dev_run)
+    if settings.overfit_batches > 0:
+        limits.limit_train_batches = limits.limit_val_batches = settings.overfit_batches
+    return limits
 
 
 def defaults_from_environment(init: Callable[P, None]) -> Callable[P, None]:
@@ -100,11 +249,11 @@ WITHOUT_BAREBONES = {  # arguments that barebones excludes, and why
 }
 
 
-def refuse_in_barebones(arguments: dict[str, Any]) -> None:
-    """Say what `Trainer(barebones=True)` switches off.
+def bare(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a Trainer for `barebones=True`: all that costs speed is off.
 
     Raises:
-        ConfigError: one of these arguments asks for it.
+        ConfigError: one asks for it.
     """
     for name, reason in WITHOUT_BAREBONES.items():
         value = arguments[name]
@@ -118,6 +267,13 @@ def refuse_in_barebones(arguments: dict[str, Any]) -> None:
         f" self.log, self.log_dict and the arguments {', '.join(WITHOUT_BAREBONES)}. Since there is"
         " no progress bar, you may want to print progress in the module."
     )
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    return {
+        **arguments,
+        **dict.fromkeys(off, False),
+        "log_every_n_steps": 0,
+        "num_sanity_val_steps": 0,
+    }
 
 
 def at_least(minimum: int, **argument: Any) -> int:
@@ -227,20 +383,6 @@ def fast_dev_run(value: int | bool) -> int:
     return at_least(0, fast_dev_run=value)
 
 
-def restrict_to_dev_run(trainer: Trainer) -> None:
-    """Make the Trainer run `fast_dev_run` batches of everything once."""
-    batches = trainer.fast_dev_run
-    trainer.max_steps = batches
-    trainer.max_epochs = 1
-    trainer.num_sanity_val_steps = 0
-    trainer.val_check_interval = 1.0
-    trainer.val_check_time_s = None
-    trainer.check_val_every_n_epoch = 1
-    trainer.limit_train_batches = trainer.limit_val_batches = trainer.limit_test_batches = (
-        trainer.limit_predict_batches
-    ) = batches
-
-
 def epochs(
     max_epochs: int | None,
     min_epochs: int | None,
@@ -264,7 +406,7 @@ def epochs(
         ):
             warn(
                 "max_epochs was not set; it is 1000. Set max_epochs=-1 to train without a limit.",
-                stacklevel=5,
+                stacklevel=6,
             )
             max_epochs = 1000
         else:

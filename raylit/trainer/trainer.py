@@ -15,20 +15,18 @@ from raylit.core.job import Fn, Job, Result
 from raylit.core.module import LightningModule
 from raylit.core.progress import Progress
 from raylit.core.states import TrainerFn, TrainerState, TrainerStatus
-from raylit.engine.compile import options_of
 from raylit.engine.run import Run
 from raylit.engine.saving import write
 from raylit.errors import ConfigError, did_you_mean
 from raylit.loggers import Logger
 from raylit.parallel import Strategy, find_strategy
-from raylit.parallel.precision import canonical
 from raylit.profilers import Profiler, find_profiler
 from raylit.trainer import driver, settings
-from raylit.trainer.view import RunView
-from raylit.validation.config import ValidationConfig, config_of
+from raylit.trainer.view import TrainerView
+from raylit.validation.config import ValidationConfig
 
 
-class Trainer(RunView):
+class Trainer(TrainerView):
     """Trains, validates, tests and predicts, in this process or on Ray.
 
     Arguments not given may come from the environment: PL_TRAINER_MAX_EPOCHS=3.
@@ -164,101 +162,35 @@ class Trainer(RunView):
         compile: bool | dict[str, Any] = False,
         async_validation: bool | ValidationConfig = False,
     ) -> None:
-        self._arguments = {
+        given = {
             name: value for name, value in locals().items() if name not in ("self", "__class__")
         }
+        self.settings = settings.Settings.of(given)
         if barebones:
-            settings.refuse_in_barebones(self._arguments)
-            logger = enable_checkpointing = enable_progress_bar = enable_model_summary = False
-            log_every_n_steps = num_sanity_val_steps = 0
-        self.default_root_dir = settings.root_dir(default_root_dir, storage_path)
-        settings.refuse_plugins(plugins)
+            given = settings.bare(given)
+        self.limits = settings.limits_of(given, self.settings)
         settings.apply_environment(deterministic, benchmark)
-        # where it runs
-        self.min_workers, self.num_workers = settings.number_of_workers(
-            num_workers, devices, num_nodes, accelerator
-        )
-        self.use_gpu = accelerator in ("gpu", "cuda") if use_gpu is None else use_gpu
-        self.accelerator = (
-            ("gpu" if self.use_gpu else "cpu")
-            if self.num_workers
-            else "gpu"
-            if use_gpu
-            else accelerator
-        )
-        self.max_failures = settings.failures(max_failures)
-        self.num_nodes = num_nodes
-        self.resources_per_worker, self.storage_path = (
-            resources_per_worker,
-            settings.place(storage_path),
-        )
-        self.strategy, self.precision, self.compile = (
-            find_strategy(strategy),
-            canonical(precision),
-            options_of(compile),
-        )
-        self.use_distributed_sampler = use_distributed_sampler
-        self.sync_batchnorm = sync_batchnorm
-        # how long, how often, how much
-        self.fast_dev_run = settings.fast_dev_run(fast_dev_run)
-        self.async_validation = config_of(async_validation, is_trial=self.fast_dev_run > 0)
-        self.min_epochs: int | None
-        self.max_epochs, self.min_epochs = settings.epochs(
-            max_epochs, min_epochs, 1 if fast_dev_run else max_steps, min_steps, max_time, callbacks
-        )
-        self.max_steps = max_steps
-        self.min_steps = min_steps
-        self.limit_train_batches = settings.limit("limit_train_batches", limit_train_batches)
-        self.limit_val_batches = settings.limit("limit_val_batches", limit_val_batches)
-        self.limit_test_batches = settings.limit("limit_test_batches", limit_test_batches)
-        self.limit_predict_batches = settings.limit("limit_predict_batches", limit_predict_batches)
-        self.overfit_batches = settings.limit("overfit_batches", overfit_batches)
-        self.val_check_interval, self.val_check_time_s = settings.validation_interval(
-            val_check_interval, check_val_every_n_epoch
-        )
-        self.check_val_every_n_epoch = check_val_every_n_epoch
-        self.num_sanity_val_steps = settings.sanity_steps(num_sanity_val_steps)
-        self.log_every_n_steps = settings.at_least(
-            0, log_every_n_steps=50 if log_every_n_steps is None else log_every_n_steps
-        )
-        self.accumulate_grad_batches = settings.at_least(
-            1, accumulate_grad_batches=accumulate_grad_batches
-        )
-        self.gradient_clip_val, self.gradient_clip_algorithm = settings.clipping(
-            gradient_clip_val, gradient_clip_algorithm
-        )
-        self.inference_mode = inference_mode
-        self.detect_anomaly = detect_anomaly
-        self.barebones = barebones
-        self.reload_dataloaders_every_n_epochs = settings.at_least(
-            0, reload_dataloaders_every_n_epochs=reload_dataloaders_every_n_epochs
-        )
-        self.enable_autolog_hparams = enable_autolog_hparams
-        if self.fast_dev_run:
-            settings.restrict_to_dev_run(self)
-        if self.overfit_batches > 0:
-            self.limit_train_batches = self.limit_val_batches = self.overfit_batches
-        # who listens
-        self.loggers = settings.make_loggers(
-            logger, self.default_root_dir, dummy=self.fast_dev_run > 0
-        )
+        self.strategy = find_strategy(strategy)
+        self.profiler = find_profiler(profiler)
+        is_trial = self.fast_dev_run > 0
+        self.loggers = settings.make_loggers(given["logger"], self.default_root_dir, dummy=is_trial)
         self.callbacks = settings.make_callbacks(
             callbacks,
             max_time,
-            enable_checkpointing,
-            enable_progress_bar,
-            enable_model_summary,
-            is_trial=self.fast_dev_run > 0,
+            given["enable_checkpointing"],
+            given["enable_progress_bar"],
+            given["enable_model_summary"],
+            is_trial=is_trial,
         )
-        self.profiler = find_profiler(profiler)
-        # what runs
-        self.should_stop, self.progress, self._state = False, Progress(), TrainerState()
-        self.num_training_batches: float = float("inf")
-        self.ckpt_path: str | None = None
-        self.display: Any = None
-        self._run: Run | None = None
-        self._module: LightningModule | None = None
-        self._datamodule: LightningDataModule | None = None
+        self.should_stop = False
+        self.progress = Progress()
+        self.num_training_batches = float("inf")
+        self.ckpt_path = None
+        self.display = None
+        self._run = None
+        self._state = TrainerState()
+        self._module = None
+        self._datamodule = None
         self._metrics = ({}, {}, {})
 
     # ---- the four entry points ----
@@ -447,11 +379,11 @@ class Trainer(RunView):
             ConfigError: there is no such argument, or its value is out of range.
         """
         for name in arguments:
-            if name not in self._arguments:
+            if name not in self.settings.arguments:
                 raise ConfigError(
-                    f"Trainer has no argument {name!r}.{did_you_mean(name, self._arguments)}"
+                    f"Trainer has no argument {name!r}.{did_you_mean(name, self.settings.arguments)}"
                 )
-        return type(self)(**{**self._arguments, **arguments})
+        return type(self)(**{**self.settings.arguments, **arguments})
 
     # ---- a job's beginning and end ----
 

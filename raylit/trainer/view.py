@@ -1,50 +1,169 @@
-"""What user code reads off `trainer`, on every rank while a job runs and on the driver afterwards."""
+"""What user code reads off `trainer`, on every rank while a job runs and on the driver afterwards.
+
+Also what it may set: attributes that are a `Limit`, and `callbacks`, `loggers`, `optimizers` and
+`should_stop`.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar, overload
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
+from raylit.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar, RecoveryCheckpoint
+from raylit.core.callback import Callback, Checkpoint
+from raylit.core.limits import Limits
+from raylit.core.logger import Logger
 from raylit.core.progress import Progress
 from raylit.core.states import RunningStage, TrainerState
 from raylit.data import seen_indices
 from raylit.engine import optimizers as engine_optimizers
 from raylit.engine.optimizers import CountedOptimizer
 from raylit.metrics.metrics import to_numbers
-from raylit.parallel import Precision, choose_device
-from raylit.trainer.listeners import Listeners
+from raylit.parallel import Precision, Strategy, World, choose_device
+from raylit.profilers import Profiler
+from raylit.trainer.settings import Settings
+from raylit.validation.config import ValidationConfig
 
 if TYPE_CHECKING:
     from raylit.core.datamodule import LightningDataModule
+    from raylit.core.job import Display
     from raylit.core.module import LightningModule
     from raylit.core.optimizer import LightningOptimizer, LRSchedulerConfig
     from raylit.engine.run import Run
 
-
+T = TypeVar("T")
 STAGE_OF_LOADER = {"sanity_check": "val", "validate": "val", "test": "test", "predict": "predict"}
 
 
-class RunView(Listeners):
-    """The read-only side of the Trainer: where the run is, what it logged, what it works with."""
+class Setting(Generic[T]):
+    """An attribute of the Trainer that is one of its `settings`."""
 
-    max_steps: int
-    max_epochs: int | None
-    log_every_n_steps: int
-    accumulate_grad_batches: int
-    should_stop: bool
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+
+    @overload
+    def __get__(self, instance: TrainerView, owner: type) -> T: ...
+
+    def __get__(self, instance: TrainerView | None, owner: type) -> Self | T:
+        if instance is None:
+            return self
+        value: T = getattr(instance.settings, self._name)
+        return value
+
+    def __set__(self, instance: TrainerView, value: Any) -> NoReturn:
+        name = self._name
+        raise AttributeError(
+            f"trainer.{name} is set once, when the Trainer is made. Make another one with"
+            f" trainer.replaced({name}={value!r})."
+        )
+
+
+class Limit(Generic[T]):
+    """An attribute of the Trainer that is one of its `limits`, and so may be set while it runs."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+
+    @overload
+    def __get__(self, instance: TrainerView, owner: type) -> T: ...
+
+    def __get__(self, instance: TrainerView | None, owner: type) -> Self | T:
+        if instance is None:
+            return self
+        value: T = getattr(instance.limits, self._name)
+        return value
+
+    def __set__(self, instance: TrainerView, value: T) -> None:
+        setattr(instance.limits, self._name, value)
+
+
+class TrainerView:
+    """The Trainer as user code reads it: its settings, where the run is, what it logged.
+
+    Attributes:
+        settings: the arguments, settled; they never change.
+        limits: how long, how often and how much, as is in effect now.
+        callbacks: those that are called, in this order.
+        loggers: where metrics go.
+        strategy: how the ranks keep the model in step.
+        profiler: what measures where the time goes.
+        progress: the counters.
+        should_stop: whether training is to end; any rank may set it.
+        num_training_batches: batches of an epoch of training on this rank.
+        ckpt_path: the checkpoint that the last job began from, or None.
+        display: where the progress bar of rank 0 sends what it would draw, or None to draw here.
+    """
+
+    settings: Settings
+    limits: Limits
+    callbacks: list[Callback]
+    loggers: list[Logger]
+    strategy: Strategy
+    profiler: Profiler
     progress: Progress
+    should_stop: bool
     num_training_batches: float
-    precision: str
-    accelerator: str
-    limit_val_batches: int | float
+    ckpt_path: str | None
+    display: Display | None
+    _run: Run | None
+    _state: TrainerState
     _metrics: tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
     _module: LightningModule | None
     _datamodule: LightningDataModule | None
+
+    # ---- settings ----
+    min_workers = Setting[int]()
+    num_workers = Setting[int]()
+    num_nodes = Setting[int]()
+    use_gpu = Setting[bool]()
+    accelerator = Setting[str]()
+    resources_per_worker = Setting[dict[str, float] | None]()
+    max_failures = Setting[Any]()
+    storage_path = Setting[str | None]()
+    default_root_dir = Setting[str]()
+    precision = Setting[str]()
+    compile = Setting[dict[str, Any] | None]()
+    async_validation = Setting[ValidationConfig | None]()
+    fast_dev_run = Setting[int]()
+    overfit_batches = Setting[int | float]()
+    inference_mode = Setting[bool]()
+    detect_anomaly = Setting[bool]()
+    barebones = Setting[bool]()
+    sync_batchnorm = Setting[bool]()
+    use_distributed_sampler = Setting[bool]()
+    enable_autolog_hparams = Setting[bool]()
+
+    # ---- what is in effect ----
+    max_epochs = Limit[int | None]()
+    min_epochs = Limit[int | None]()
+    max_steps = Limit[int]()
+    min_steps = Limit[int | None]()
+    limit_train_batches = Limit[int | float]()
+    limit_val_batches = Limit[int | float]()
+    limit_test_batches = Limit[int | float]()
+    limit_predict_batches = Limit[int | float]()
+    num_sanity_val_steps = Limit[float]()
+    val_check_interval = Limit[int | float]()
+    val_check_time_s = Limit[float | None]()
+    check_val_every_n_epoch = Limit[int | None]()
+    reload_dataloaders_every_n_epochs = Limit[int]()
+    log_every_n_steps = Limit[int]()
+    accumulate_grad_batches = Limit[int]()
+    gradient_clip_val = Limit[float | None]()
+    gradient_clip_algorithm = Limit[str | None]()
 
     # ---- where it is ----
     @property
@@ -137,6 +256,161 @@ class RunView(Listeners):
         return run.stage or (
             "train" if run.job.fn == "fit" else run.job.fn
         )  # before its loop begins, a job is in the stage to come
+
+    # ---- the ranks ----
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers changes with what the cluster has, from `min_workers` to `num_workers`."""
+        return self.min_workers < self.num_workers
+
+    @property
+    def workers_wanted(self) -> str:
+        """How many workers were asked for, in words."""
+        return (
+            f"{self.min_workers} to {self.num_workers}"
+            if self.is_elastic
+            else str(self.num_workers)
+        )
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks; before a job those that were asked for, at most."""
+        return self._run.world.size if self._run is not None else max(1, self.num_workers)
+
+    @property
+    def num_devices(self) -> int:
+        """Number of ranks on each node."""
+        return max(
+            1,
+            self.world_size
+            // (self._run.world.num_nodes if self._run is not None else self.num_nodes),
+        )
+
+    @property
+    def device_ids(self) -> list[int]:
+        """Numbers of the devices on each node."""
+        return list(range(self.num_devices))
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, int] | None:
+        """Arguments for a DistributedSampler of one's own; None on one rank."""
+        return (
+            {"num_replicas": self.world_size, "rank": self.global_rank}
+            if self.world_size > 1
+            else None
+        )
+
+    @property
+    def world(self) -> World:
+        """This rank's place among the others."""
+        assert self._run is not None, "no job was run yet"
+        return self._run.world
+
+    @property
+    def global_rank(self) -> int:
+        """Rank among all processes."""
+        return self._run.world.rank if self._run is not None else 0
+
+    @property
+    def local_rank(self) -> int:
+        """Rank among the processes of this node."""
+        return self._run.world.local_rank if self._run is not None else 0
+
+    @property
+    def node_rank(self) -> int:
+        """Number of this node."""
+        return self._run.world.node_rank if self._run is not None else 0
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this is rank 0."""
+        return self.global_rank == 0
+
+    def all_gather(self, data: Any, sync_grads: bool = False) -> Any:
+        """Stack the tensors of all ranks; see `LightningModule.all_gather`."""
+        world = self.world
+        tensors = tree_map(_as_tensor, data)
+        return (
+            tensors
+            if world.size == 1
+            else tree_map(lambda value: world.all_gather(value, sync_grads), tensors)
+        )
+
+    # ---- who listens ----
+
+    @property
+    def logger(self) -> Logger | None:
+        """The first logger, or None."""
+        return self.loggers[0] if self.loggers else None
+
+    @logger.setter
+    def logger(self, logger: Logger | None) -> None:
+        self.loggers = [logger] if logger else []
+
+    @property
+    def log_dir(self) -> str | None:
+        """Folder of the first logger's files, else `default_root_dir`."""
+        return (
+            self.default_root_dir
+            if self.logger is None
+            else self.logger.log_dir or self.logger.save_dir
+        )
+
+    @property
+    def checkpoint_callbacks(self) -> list[Checkpoint]:
+        """All callbacks that save checkpoints."""
+        return [c for c in self.callbacks if isinstance(c, Checkpoint)]
+
+    @property
+    def storage_url(self) -> str | None:
+        """`storage_path`, if it is a URL.
+
+        Folders of checkpoints that have no other place lie below it.
+        """
+        return self.storage_path if self.storage_path and "://" in self.storage_path else None
+
+    @property
+    def savers(self) -> list[Callback]:
+        """All callbacks whose files a fit may go on from."""
+        return [c for c in self.callbacks if isinstance(c, (Checkpoint, RecoveryCheckpoint))]
+
+    @property
+    def checkpoint_callback(self) -> Checkpoint | None:
+        """The first ModelCheckpoint, or whatever else saves checkpoints, or None."""
+        return next(
+            (c for c in self.checkpoint_callbacks if isinstance(c, ModelCheckpoint)),
+            next(iter(self.checkpoint_callbacks), None),
+        )
+
+    @property
+    def early_stopping_callbacks(self) -> list[EarlyStopping]:
+        """All EarlyStopping callbacks."""
+        return [c for c in self.callbacks if isinstance(c, EarlyStopping)]
+
+    @property
+    def early_stopping_callback(self) -> EarlyStopping | None:
+        """The first EarlyStopping callback, or None."""
+        return next(iter(self.early_stopping_callbacks), None)
+
+    @property
+    def progress_bar_callback(self) -> ProgressBar | None:
+        """The progress bar, or None."""
+        return next((c for c in self.callbacks if isinstance(c, ProgressBar)), None)
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Send values to the loggers, at `step` or at the step that runs."""
+        assert self._run is not None, "no job was run yet"
+        self._run.metrics.logged.update(
+            (name, torch.as_tensor(value)) for name, value in metrics.items()
+        )
+        self._run.log_metrics(metrics, step)
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print on rank 0, above the progress bar."""
+        if self.is_global_zero:
+            bar = self.progress_bar_callback
+            (bar.print if bar is not None else print)(*args, **kwargs)
 
     # ---- what it works with ----
     @property
@@ -351,8 +625,6 @@ class RunView(Listeners):
         self._state.stage = RunningStage(self._stage) if self._stage is not None else None
         return self._state
 
-    _state: TrainerState
-
     def comes_later(self, name: str | None) -> bool:
         """Tell whether a metric is one of validations that training does not wait for.
 
@@ -375,8 +647,6 @@ class RunView(Listeners):
     def num_sanity_val_batches(self) -> list[float]:
         """Batches of each validation loader that the sanity check reads."""
         return [min(self.num_sanity_val_steps, number) for number in self.num_val_batches]
-
-    num_sanity_val_steps: float
 
     @property
     def estimated_stepping_batches(self) -> float:
@@ -413,3 +683,13 @@ class RunView(Listeners):
             if stage in run.loaders
             else run.earlier_lengths.get(stage, [])
         )
+
+
+def _as_tensor(value: Any) -> Any:
+    """Return a number or an array as a tensor, of the type that Lightning gives it."""
+    dtype = {bool: torch.uint8, int: torch.int32}.get(type(value))
+    return (
+        torch.as_tensor(value, dtype=dtype)
+        if isinstance(value, (bool, int, float, np.ndarray, np.generic))
+        else value
+    )

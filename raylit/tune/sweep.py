@@ -299,7 +299,7 @@ def _parent(trainer: Trainer, spec: SweepSpec, name: str) -> MLFlowLogger | None
     None if it has loggers but no MLflow.
     """
     own = next((logger for logger in trainer.loggers if isinstance(logger, MLFlowLogger)), None)
-    if own is None and trainer._arguments["logger"] not in (None, True):
+    if own is None and trainer.settings.arguments["logger"] not in (None, True):
         return None
     parent = own.sibling(name) if own is not None else MLFlowLogger(spec.name, run_name=name)
     tags = {

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -38,14 +39,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def rehearsal(
-    run: Run, callbacks: Sequence[Callback], **settings: Any
+    run: Run, callbacks: Sequence[Callback], **limits: Any
 ) -> Iterator[Callable[[], None]]:
     """Within, the function it gives runs the loop of the job, from where it is now, as often as it is called; afterwards all is as it was.
 
     Args:
         run: the run, in `on_fit_start`, `on_train_epoch_start` or the start of an evaluation.
         callbacks: the only ones that are called meanwhile.
-        settings: attributes of the Trainer meanwhile, such as `max_steps`.
+        limits: what is in effect meanwhile, such as `max_steps`; see `Limits`.
     """
     trainer = run.trainer
     module = run.module
@@ -91,11 +92,10 @@ def rehearsal(
         run.resumed_from = None
         run.recovery = None
         run.validations = None
-        vars(trainer).update(
-            callbacks=list(callbacks),
-            loggers=[DummyLogger()] if trainer.loggers else [],
-            num_sanity_val_steps=0,
-            **settings,
+        trainer.callbacks = list(callbacks)
+        trainer.loggers = [DummyLogger()] if trainer.loggers else []
+        run.limits = trainer.limits = replace(
+            trainer.limits, **{"num_sanity_val_steps": 0, **limits}
         )
         run.hooks = resolve(trainer, module, callbacks, LightningModule, Callback)
         try:

@@ -103,7 +103,7 @@ class Work:
             try:
                 job: Job = self.parcel.unpack()
                 job.display = self.screen
-                job.notice = notice
+                job.preemption_notice = notice
                 self.screen.started(_where(job, rank))
                 if self.seed is not None:
                     # the same weights come from the driver; what is drawn during training (dropout)
@@ -118,10 +118,10 @@ class Work:
                         self.screen if rank == 0 else None,
                     )
                     plan.adapt(job.trainer, job.module, job.fn)
-                    job.resized = plan
+                    job.rescale_plan = plan
                 if job.fn == "fit":
                     if job.trainer.async_validation and rank == 0:
-                        job.validator = ValidationTasks(job)
+                        job.validation_starter = ValidationTasks(job)
                     job.ckpt_path = (
                         find.newest_since(checkpoint_folders(job), self.before) or job.ckpt_path
                     )
@@ -131,7 +131,7 @@ class Work:
                     result: Any = run_job(job)
             except BaseException as error:
                 if isinstance(error, Terminated) and notice.given:
-                    if job.resized is None:
+                    if job.rescale_plan is None:
                         return Preempted()
                     if rank != 0:
                         return None

@@ -124,7 +124,7 @@ def test_a_long_epoch_is_told_of_in_between(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.slow
 def test_on_a_terminal_a_bar_and_the_metrics_below_it(tmp_path: Path) -> None:
     script = (
-        "import raylit as pl; from tests.callbacks.test_progress_bar import fit; from pathlib"
+        "import raylit as pl; from tests.callbacks.display.test_progress_bar import fit; from pathlib"
         f" import Path;fit(Path({str(tmp_path)!r})); print('the end')"
     )
     ours, theirs = pty.openpty()

@@ -100,8 +100,8 @@ def fit(
         "val": DataLoader(data, BATCH_SIZE),
     }
     job = trainer._job("fit", net, loaders, None, ckpt_path, None)
-    job.resized = Resized(size, trainer.num_workers)
-    job.resized.adapt(trainer, net, "fit")
+    job.rescale_plan = plan = Resized(size, trainer.num_workers)
+    plan.adapt(trainer, net, "fit")
     run_job(job)
     return {
         "weights": {name: value.clone() for name, value in net.state_dict().items()},
