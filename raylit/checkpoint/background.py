@@ -18,7 +18,7 @@ from raylit.errors import NotSavedError
 from raylit.runtime.messages import warn
 
 
-class BackgroundWriter:
+class CheckpointWriter:
     """Writes one checkpoint at a time in a thread of its own.
 
     What it could not write it warns of, and training goes on.

@@ -1,8 +1,8 @@
 """The contract of a callback.
 
 A callback is code that runs at the events of a run without being part of the model. It is pickled
-with the Trainer: on Ray each rank has its own copy, and after a fit the driver's object takes rank
-0's state through `state_dict` and `load_state_dict`, the same that checkpoints store. Every method
+with the Trainer: on Ray each rank has its own copy, and after a fit the driver's object takes over
+the attributes of rank 0's, as `__getstate__` gives them; checkpoints store `state_dict`. Every method
 does nothing unless overridden, and only overridden ones are called: a callback costs the loop what
 it overrides.
 
@@ -21,6 +21,8 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+from raylit.core.hooks import is_overridden
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,6 +79,20 @@ class Callback:
     averages_weights: ClassVar[bool] = False
 
     _log: Callable[..., None] | None = None
+
+    def attach_log(self, log: Callable[..., None] | None) -> None:
+        """Let `self.log` be `log`, while a job runs; None: it has ended."""
+        if log is None:
+            self.__dict__.pop("_log", None)
+        else:
+            self._log = log
+
+    def listens_to(self, event: str) -> bool:
+        """Tell whether the loop is to call the method of this name: if it is overridden.
+
+        Asked once, when a run is prepared, after `setup`.
+        """
+        return is_overridden(event, self, Callback)
 
     @property
     def saves_on_exception(self) -> bool:

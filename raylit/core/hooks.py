@@ -210,7 +210,6 @@ def resolve(
     module: object,
     callbacks: Sequence[Callback],
     module_base: type,
-    callback_base: type,
     watch: Callable[[object, str, Callable[..., Any]], Callable[..., Any]] | None = None,
 ) -> Hooks:
     """Bind every event that callbacks and the module share to the functions somebody overrode.
@@ -218,9 +217,8 @@ def resolve(
     Args:
         trainer: handed to the callbacks as their first argument.
         module: the LightningModule.
-        callbacks: in the order they are to be called.
+        callbacks: in the order they are to be called; each says what it listens to.
         module_base: a method that is this class's own counts as not overridden.
-        callback_base: likewise for callbacks.
         watch: given an owner, the name of a hook and the function, returns the function to call
             instead.
 
@@ -233,7 +231,7 @@ def resolve(
     for name in _FIRED:
         own = hooks[name] = []
         for callback in callbacks:
-            if is_overridden(name, callback, callback_base):
+            if callback.listens_to(name):
                 is_late = name == "on_train_epoch_end" and callback.watches_metrics
                 function: Callable[..., Any] = partial(getattr(callback, name), trainer, module)
                 function = watch(callback, name, function) if watch else function

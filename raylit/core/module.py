@@ -269,6 +269,12 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         """Print on rank 0, above the progress bar."""
         self.trainer.print(*args, **kwargs)
 
+    def attach_log(self, metrics: Log | None) -> None:
+        """Let `self.log`, here and in modules within this one, fill `metrics`; None: it is off."""
+        for child in self.modules():
+            if isinstance(child, LightningModule):
+                child._metrics = metrics
+
     # ---- the running trainer ----
 
     @property

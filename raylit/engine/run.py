@@ -44,7 +44,7 @@ class Run:
     Attributes:
         limits: what is in effect now; see `Limits`.
         zero_grad: clears the gradients of the only optimizer of an automatic optimization.
-        work: runs the loop of the job and returns what `validate`, `test` and `predict` give to the
+        loop: runs the loop of the job and returns what `validate`, `test` and `predict` give to the
             user; the worker sets it.
         stage: what runs now: `train`, `sanity_check`, `validate`, `test`, `predict` or None.
         hooks: the overridden functions of each event.
@@ -111,7 +111,7 @@ class Run:
         self.limits = trainer.limits
         self.metrics = Metrics(world, self.module)
         self.hooks: Hooks = {}
-        self.work: Callable[[Run], Any] | None = None
+        self.loop: Callable[[Run], Any] | None = None
         self.stage: str | None = None
         self.optimizers: list[Any] = []
         self.wrapped_optimizers: list[LightningOptimizer] = []

@@ -46,7 +46,7 @@ def run_job(job: Job) -> Result:
     """
     world = World.join(job.trainer.accelerator)
     run = make_run(job, world)
-    run.work = loop.fit if job.fn == "fit" else evaluate
+    run.loop = loop.fit if job.fn == "fit" else evaluate
     trainer, module = run.trainer, run.module
     value: Any = None
     try:
@@ -77,7 +77,7 @@ def run_job(job: Job) -> Result:
                     trainer.detect_anomaly, check_nan=trainer.detect_anomaly
                 ),
             ):
-                value = run.work(run)
+                value = run.loop(run)
             bring_home(run)
             if job.fn == "fit":
                 run.fire("on_fit_end")
@@ -114,9 +114,7 @@ def attach(run: Run) -> None:
     module.trainer = trainer
     if run.datamodule is not None:
         run.datamodule.trainer = trainer
-    for child in module.modules():
-        if isinstance(child, LightningModule):
-            child._metrics = None if trainer.barebones else run.metrics
+    module.attach_log(None if trainer.barebones else run.metrics)
     own = run.call(module, "configure_callbacks")
     if own:
         own = list(own) if isinstance(own, (list, tuple)) else [own]
@@ -128,9 +126,9 @@ def attach(run: Run) -> None:
         ] + own
     trainer.callbacks = in_order(trainer.callbacks)
     for callback in trainer.callbacks:
-        callback._log = module.log
+        callback.attach_log(module.log)
     check(run)
-    run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, run.watch)
+    run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, run.watch)
 
 
 def check(run: Run) -> None:
@@ -271,7 +269,7 @@ def place(run: Run) -> None:
         run.wrap()
     run.prepare_calls()
     # hooks may have been set on the instances in setup
-    run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, Callback, run.watch)
+    run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, run.watch)
 
 
 def log_hyperparameters(run: Run) -> None:
@@ -432,12 +430,9 @@ def detach(run: Run) -> None:
     """Cut the ties that would keep the run alive."""
     compiled.restore(run.compiled)
     unsync_batch_norm(run.module)
-    run.module._metrics = None
-    for child in run.module.modules():
-        if isinstance(child, LightningModule):
-            child._metrics = None
+    run.module.attach_log(None)
     for callback in run.trainer.callbacks:
-        callback.__dict__.pop("_log", None)
+        callback.attach_log(None)
     run.trainer.end(run)
     run.hooks = {}
     run.transfer = None

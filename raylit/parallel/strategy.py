@@ -74,6 +74,10 @@ class Strategy:
 
     # ---- what a run asks ----
 
+    def attach(self, world: World) -> None:
+        """A job begins on this rank."""
+        self._world = world
+
     def shard(self, module: LightningModule, world: World, precision: Precision) -> None:
         """Change the module in place, before optimizers are made of its parameters."""
 

@@ -434,7 +434,7 @@ class Trainer(TrainerView):
             run.follow(self._run)
         self._run = run
         self._metrics = ({}, {}, {})
-        self.strategy._world = run.world
+        self.strategy.attach(run.world)
         self._module, self._datamodule = run.module, run.datamodule
         self.display = run.job.display
         self._state.fn = TrainerFn(run.job.fn)

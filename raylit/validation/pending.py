@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from raylit.checkpoint import folder
-from raylit.checkpoint.background import BackgroundWriter
+from raylit.checkpoint.background import CheckpointWriter
 from raylit.core.callback import Checkpoint, checkpoint_folder
 from raylit.errors import ConfigError
 from raylit.runtime.messages import warn
@@ -76,7 +76,7 @@ class AsyncValidation:
         self._starter = starter
         self._max_pending = max_pending
         self._pending: list[Pending] = []
-        self._writer = BackgroundWriter()
+        self._writer = CheckpointWriter()
         self.saved: str | None = None
         averaging = [type(one).__name__ for one in run.trainer.callbacks if one.averages_weights]
         if averaging:

@@ -39,7 +39,7 @@ def test_only_what_is_overridden_is_called() -> None:
         def on_train_start(self) -> None:
             calls.append("module")
 
-    hooks = resolve("trainer", Net(), [Callback(), Listens()], LightningModule, Callback)
+    hooks = resolve("trainer", Net(), [Callback(), Listens()], LightningModule)
     assert {name for name, functions in hooks.items() if functions} == {"on_train_start"}
     for function in hooks["on_train_start"]:
         function()
@@ -61,7 +61,7 @@ def test_callbacks_that_watch_metrics_come_after_the_module_at_the_end_of_an_epo
         def on_validation_end(self) -> None: ...
 
     callbacks = [Late("x"), Other(), ModelCheckpoint()]
-    hooks = resolve(None, Net(), callbacks, LightningModule, Callback)
+    hooks = resolve(None, Net(), callbacks, LightningModule)
 
     def owners(name: str) -> list[str]:
         return [

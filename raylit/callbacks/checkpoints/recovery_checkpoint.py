@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raylit.checkpoint import folder, save
-from raylit.checkpoint.background import BackgroundWriter
+from raylit.checkpoint.background import CheckpointWriter
 from raylit.core.callback import Callback, checkpoint_folder
 from raylit.errors import CheckpointError, ConfigError, Stopped, Terminated
 from raylit.runtime.messages import info, warn
@@ -78,14 +78,15 @@ class RecoveryCheckpoint(Callback):
         self.is_wanted = self.is_due = False
         self._files: list[str] = []
         self._steps = 0  # at the last save, or at the start
-        self._writer: BackgroundWriter | None = None
+        self._writer: CheckpointWriter | None = None
         self._clock: threading.Timer | None = None
 
     # ---- when ----
 
-    def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
-        if self.every_n_steps is not None:  # otherwise a step is to pay nothing for it
-            self.on_train_batch_end = self._count  # type: ignore[method-assign]
+    def listens_to(self, event: str) -> bool:
+        if event == "on_train_batch_end" and self.every_n_steps is None:
+            return False  # a step is to pay nothing for it
+        return super().listens_to(event)
 
     def on_train_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         run = trainer.run
@@ -96,10 +97,10 @@ class RecoveryCheckpoint(Callback):
         if trainer.is_global_zero:
             where = self.resolve_dirpath(trainer)
             self._files = _left_behind(where, trainer.ckpt_path)
-            self._writer = BackgroundWriter()
+            self._writer = CheckpointWriter()
             self._start_clock(run)
 
-    def _count(
+    def on_train_batch_end(
         self,
         trainer: RunningTrainer,
         pl_module: LightningModule,
@@ -245,13 +246,10 @@ class RecoveryCheckpoint(Callback):
             self._clock.join()  # its thread would keep the run alive a little longer
         if self._writer is not None:
             self._writer.close()
-        self.__dict__.pop("on_train_batch_end", None)
         self._clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_writer": None, "_clock": None}
-        state.pop("on_train_batch_end", None)
-        return state
+        return {**self.__dict__, "_writer": None, "_clock": None}
 
 
 def _settle(loggers: list[Logger]) -> None:

@@ -85,8 +85,8 @@ def rehearsal(
 
         def perform() -> None:
             begin()
-            assert run.work is not None
-            run.work(run)
+            assert run.loop is not None
+            run.loop(run)
 
         run.resumed = False
         run.resumed_from = None
@@ -97,7 +97,7 @@ def rehearsal(
         run.limits = trainer.limits = replace(
             trainer.limits, **{"num_sanity_val_steps": 0, **limits}
         )
-        run.hooks = resolve(trainer, module, callbacks, LightningModule, Callback)
+        run.hooks = resolve(trainer, module, callbacks, LightningModule)
         try:
             begin()
             yield perform

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from raylit.core.callback import Callback
 from raylit.core.job import Job
+from raylit.engine.run import Run
 from raylit.errors import ConfigError
 from raylit.launch.on_ray.by_value import Parcel
 from raylit.launch.on_ray.cluster import connect, resources_of
@@ -17,44 +18,48 @@ from raylit.launch.on_ray.failure import failure_of
 from raylit.launch.on_ray.mailbox import WorkerFailure, is_ours
 from raylit.loggers.dummy import DummyLogger
 
+if TYPE_CHECKING:
+    from raylit.core.module import LightningModule
+    from raylit.core.trainer import RunningTrainer
+    from raylit.metrics.metrics import Metrics
+
 
 class Recorder(DummyLogger):
     """Keeps what a validation sends to loggers.
 
     Attributes:
         rows: what sent it (see `kind`); number of the loader; values; the x-axis.
-        kind: `batch`: the loop, for a batch; `end`: the loop, at its end; `user`: the user's code
-            itself.
+        metrics: those of the run, whose state tells who logs.
     """
+
+    metrics: Metrics
 
     def __init__(self) -> None:
         super().__init__()
         self.rows: list[tuple[str, int, dict[str, float], int | None]] = []
-        self.kind = "user"
-        self.loader = 0
+
+    @property
+    def kind(self) -> str:
+        """Who logs: the loop for a `batch` or at its `end`, or the `user` in a hook."""
+        if self.metrics.hook is not None:
+            return "user"
+        return "batch" if self.metrics.in_batch else "end"
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self.rows.append((self.kind, self.loader, dict(metrics), step))
+        loader = self.metrics.dataloader_idx or 0
+        self.rows.append((self.kind, loader, dict(metrics), step))
 
 
 class Tells(Callback):
-    """Tells a Recorder when it is the loop that logs."""
+    """Shows a Recorder the metrics of the run."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        run = trainer._run
-        recorder = self.recorder
-        own = run.log_metrics
-
-        def log_metrics(metrics: dict[str, Any], step: int | None = None) -> None:
-            recorder.kind = "end" if step is None else "batch"
-            recorder.loader = run.metrics.dataloader_idx or 0
-            own(metrics, step)
-            recorder.kind = "user"
-
-        run.log_metrics = log_metrics
+    def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
+        run = trainer.run
+        assert isinstance(run, Run)
+        self.recorder.metrics = run.metrics
 
 
 class ValidationTasks:
@@ -205,8 +210,13 @@ def _validate(parcel: Parcel, path: str, progress: dict[str, Any]) -> Any:
             weights_only=weights_only,
             verbose=False,
         )
-        callback, logged, progress_bar = trainer._metrics
-        found = {"callback": callback, "logged": logged, "progress_bar": progress_bar}
-        return {**found, "rows": recorder.rows, "seen": dict(trainer._run.val_batches_seen)}
+        metrics = trainer.run.metrics
+        return {
+            "callback": metrics.callback,
+            "logged": metrics.logged,
+            "progress_bar": metrics.progress_bar,
+            "rows": recorder.rows,
+            "seen": dict(trainer.run.val_batches_seen),
+        }
     except BaseException as error:
         return failure_of(error)
