@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
+from raylit.core.aliases import Batch, StepOutput
 from raylit.core.callback import Callback
 from raylit.errors import ConfigError
 
@@ -84,7 +85,7 @@ class BasePredictionWriter(Callback):
         pl_module: LightningModule,
         prediction: Any,
         batch_indices: Sequence[int] | None,
-        batch: Any,
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
@@ -130,8 +131,8 @@ class BasePredictionWriter(Callback):
         self,
         trainer: RunningTrainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: StepOutput,
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:

@@ -38,6 +38,7 @@ from raylit.check.probe import (
     has_fallen,
     still_falls,
 )
+from raylit.core.aliases import Batch
 from raylit.data import CombinedLoader
 from raylit.engine.run import Run
 from raylit.errors import ConfigError, DataError
@@ -273,7 +274,10 @@ def _with_adam(module: LightningModule) -> LightningModule:
 
 
 def _train_on(
-    batch: Any, trainer: JobTrainer, module: LightningModule, datamodule: LightningDataModule | None
+    batch: Batch,
+    trainer: JobTrainer,
+    module: LightningModule,
+    datamodule: LightningDataModule | None,
 ) -> OneBatch:
     """Train a copy on one batch.
 

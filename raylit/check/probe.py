@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from raylit.core.aliases import Batch, StepOutput
 from raylit.core.callback import Callback
 from raylit.data.combined import length_of
 from raylit.engine.run import Run, restore_modes, submodule_modes
@@ -80,7 +81,7 @@ class FirstStep(Callback):
     """
 
     def __init__(self) -> None:
-        self.batch: Any = None
+        self.batch: Batch = None
         self.stages: list[str] = []
         self.gradients: dict[str, bool] = {}
         self.without_optimizer: list[str] = []
@@ -136,18 +137,18 @@ class FirstStep(Callback):
                 child.register_forward_hook(self._after_call(name), with_kwargs=True)
 
     def _keeping(self, transfer: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
-        def keep(batch: Any, dataloader_idx: int) -> Any:
+        def keep(batch: Batch, dataloader_idx: int) -> Any:
             self._keep(batch)
             return transfer(batch, dataloader_idx)
 
         return keep
 
-    def _keep(self, batch: Any) -> None:
+    def _keep(self, batch: Batch) -> None:
         if self.batch is None:
             self.batch = copy.deepcopy(batch)
 
     def on_train_batch_start(
-        self, trainer: JobTrainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        self, trainer: JobTrainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         self._keep(batch)
         self._check("the batch", "", batch)
@@ -156,8 +157,8 @@ class FirstStep(Callback):
         self,
         trainer: JobTrainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: StepOutput,
+        batch: Batch,
         batch_idx: int,
     ) -> None:
         run = trainer.run
@@ -255,8 +256,8 @@ class OneBatch(Callback):
         self,
         trainer: JobTrainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: StepOutput,
+        batch: Batch,
         batch_idx: int,
     ) -> None:
         done = batch_idx + 1
@@ -282,7 +283,7 @@ class OneBatch(Callback):
 class Repeated:
     """One batch, `MAX_STEPS` times; each time a copy, since a step may write into it."""
 
-    def __init__(self, batch: Any) -> None:
+    def __init__(self, batch: Batch) -> None:
         self.batch = batch
 
     def __len__(self) -> int:
@@ -419,7 +420,7 @@ def _has_rows(value: Any, number: int) -> bool:
     )
 
 
-def _num_samples(loader: Any, batch: Any) -> int | None:
+def _num_samples(loader: Any, batch: Batch) -> int | None:
     """Return how many samples a batch holds, None if its first dimension does not agree with what the loader says."""
     size = next(
         (leaf.size(0) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim),

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+from raylit.core.aliases import Batch, CheckpointDict, StateDict, StepOutput
 from raylit.core.hooks import is_overridden
 
 if TYPE_CHECKING:
@@ -117,10 +118,15 @@ class Callback:
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
     def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None: ...
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: StepOutput,
+        batch: Batch,
+        batch_idx: int,
     ) -> None: ...
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
@@ -130,7 +136,7 @@ class Callback:
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        batch: Any,
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None: ...
@@ -138,8 +144,8 @@ class Callback:
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: StepOutput,
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None: ...
@@ -151,7 +157,7 @@ class Callback:
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        batch: Any,
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None: ...
@@ -159,8 +165,8 @@ class Callback:
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: StepOutput,
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None: ...
@@ -172,7 +178,7 @@ class Callback:
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        batch: Any,
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None: ...
@@ -180,8 +186,8 @@ class Callback:
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: StepOutput,
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None: ...
@@ -199,17 +205,17 @@ class Callback:
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None: ...
     def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: CheckpointDict
     ) -> None: ...
     def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: CheckpointDict
     ) -> None: ...
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return what checkpoints are to store: tensors and plain data."""
         return {}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Take back what `state_dict` returned."""
 
     @property
@@ -237,7 +243,7 @@ class Callback:
         for name, value in dictionary.items():
             self.log(name, value, *args, **kwargs)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         return {key: value for key, value in self.__dict__.items() if key != "_log"}
 
 

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from raylit import checkpoint as checkpoints
+from raylit.core.aliases import Batch, Loaders, StateDict
 from raylit.core.hooks import is_overridden
 from raylit.core.hparams import HasHyperparameters, accepted_arguments, class_only, construct
 from raylit.runtime.batch import transfer_to
@@ -48,27 +49,27 @@ class LightningDataModule(HasHyperparameters):
     def setup(self, stage: str) -> None: ...
     def teardown(self, stage: str) -> None: ...
     def on_exception(self, exception: BaseException) -> None: ...
-    def train_dataloader(self) -> Any: ...
-    def val_dataloader(self) -> Any: ...
-    def test_dataloader(self) -> Any: ...
-    def predict_dataloader(self) -> Any: ...
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+    def train_dataloader(self) -> Loaders: ...
+    def val_dataloader(self) -> Loaders: ...
+    def test_dataloader(self) -> Loaders: ...
+    def predict_dataloader(self) -> Loaders: ...
+    def load_state_dict(self, state_dict: StateDict) -> None: ...
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return what a checkpoint is to keep of the data."""
         return {}
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Any:
         """Change a batch while it is still on the CPU; wins over the module's."""
         return batch
 
     def transfer_batch_to_device(
-        self, batch: Any, device: torch.device, dataloader_idx: int
+        self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Any:
         """Move a batch to `device`; wins over the module's."""
         return transfer_to(batch, device)
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Any:
         """Change a batch once it is on the device; wins over the module's."""
         return batch
 
@@ -150,7 +151,7 @@ class LightningDataModule(HasHyperparameters):
             datamodule.load_state_dict(checkpoint[cls.__qualname__])
         return datamodule
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         return {**self.__dict__, "trainer": None}
 
     def __str__(self) -> str:

@@ -22,6 +22,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from raylit.core import importable
+from raylit.core.aliases import CheckpointDict
 from raylit.errors import CheckpointError, ConfigError
 from raylit.runtime.bounds import TooLargeError, check_size
 
@@ -218,7 +219,7 @@ T = TypeVar("T", bound=HasHyperparameters)
 
 
 def construct(
-    cls: type[T], checkpoint: dict[str, Any], hparams_file: str | None, overrides: dict[str, Any]
+    cls: type[T], checkpoint: CheckpointDict, hparams_file: str | None, overrides: dict[str, Any]
 ) -> T:
     """Make an object of `cls` with the hyperparameters in a checkpoint.
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
+from raylit.core.aliases import StateDict
+
 if TYPE_CHECKING:
     from raylit.core.datamodule import LightningDataModule
     from raylit.core.module import LightningModule
@@ -227,7 +229,7 @@ class Result:
     epochs: int = 0
     steps: int = 0
     value: Any = None
-    state: dict[str, Any] | None = None
+    state: StateDict | None = None
 
     def plot(self, *keys: str) -> Any:
         """Draw the history over the epochs.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from raylit import checkpoint as checkpoints
+from raylit.core.aliases import Batch, StateDict, UserOptimizer
 from raylit.core.export import Exportable
 from raylit.core.hooks import ModuleHooks
 from raylit.core.hparams import HasHyperparameters, class_only, construct
@@ -122,7 +123,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         self,
         epoch: int,
         batch_idx: int,
-        optimizer: Any,
+        optimizer: UserOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """Step `optimizer`.
@@ -157,7 +158,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         )
 
     def transfer_batch_to_device(
-        self, batch: Any, device: torch.device, dataloader_idx: int
+        self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Any:
         """Move a batch to `device`.
 
@@ -165,11 +166,11 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         """
         return transfer_to(batch, device)
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Any:
         """Change a batch while it is still on the CPU."""
         return batch
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Any:
         """Change a batch once it is on the device."""
         return batch
 
@@ -419,7 +420,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         if value is not None and value > 0:
             clip(_parameters_of(optimizer), value)
 
-    def toggle_optimizer(self, optimizer: Any) -> None:
+    def toggle_optimizer(self, optimizer: UserOptimizer) -> None:
         """Let only the parameters of `optimizer` require gradients, until `untoggle_optimizer`."""
         remembered: dict[Tensor, bool] = {}
         for other in self.trainer.optimizers:
@@ -430,7 +431,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
             parameter.requires_grad = remembered.get(parameter, True)
         self._toggled = remembered
 
-    def untoggle_optimizer(self, optimizer: Any) -> None:
+    def untoggle_optimizer(self, optimizer: UserOptimizer) -> None:
         """Undo `toggle_optimizer`."""
         own = set(_parameters_of(optimizer))
         for parameter, requires_grad in self._toggled.items():
@@ -439,7 +440,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         self._toggled = {}
 
     @contextmanager
-    def toggled_optimizer(self, optimizer: Any) -> Iterator[None]:
+    def toggled_optimizer(self, optimizer: UserOptimizer) -> Iterator[None]:
         """Within, only the parameters of `optimizer` require gradients."""
         self.toggle_optimizer(optimizer)
         try:
@@ -511,7 +512,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         first = next(iter(checkpoint["state_dict"].values()), None)
         return module.to(first.device) if isinstance(first, Tensor) else module
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         return {
             **super().__getstate__(),  # type: ignore[no-untyped-call]
             "_trainer": None,
@@ -520,5 +521,5 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         }
 
 
-def _parameters_of(optimizer: Any) -> list[nn.Parameter]:
+def _parameters_of(optimizer: UserOptimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]

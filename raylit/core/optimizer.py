@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from raylit.core.aliases import UserOptimizer
+
 
 @dataclass
 class LRSchedulerConfig:
@@ -38,7 +40,7 @@ class LightningOptimizer:
     `toggle_model` goes to the wrapped one, `optimizer`. The engine makes it.
     """
 
-    def __init__(self, optimizer: Any) -> None:
+    def __init__(self, optimizer: UserOptimizer) -> None:
         self._optimizer = optimizer
         own = type(self)
         self.__class__ = type("Lightning" + type(optimizer).__name__, (own, type(optimizer)), {})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Self
+from typing import Self
+
+from raylit.core.aliases import StateDict
 
 
 @dataclass(slots=True)
@@ -55,11 +57,11 @@ class Progress:
             self, batch=self.batch - 1, total_batches=self.total_batches - 1, is_last_batch=False
         )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the counters as plain data."""
         return asdict(self)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Take the counters from `state_dict`; keys of other versions are ignored."""
         for field in fields(self):
             if field.name in state:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from raylit.core.aliases import Loaders, UserOptimizer
+
 if TYPE_CHECKING:
     from os import PathLike
 
@@ -319,7 +321,7 @@ class RunningTrainer(Protocol):
         """The optimizers; others may be set while a fit runs."""
 
     @optimizers.setter
-    def optimizers(self, optimizers: list[Any]) -> None: ...
+    def optimizers(self, optimizers: list[UserOptimizer]) -> None: ...
 
     @property
     def wrapped_optimizers(self) -> list[LightningOptimizer]:
@@ -350,19 +352,19 @@ class RunningTrainer(Protocol):
         """What measures where the time goes."""
 
     @property
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self) -> Loaders:
         """The training data this rank reads, in the nesting it was given in."""
 
     @property
-    def val_dataloaders(self) -> Any:
+    def val_dataloaders(self) -> Loaders:
         """The validation data this rank reads."""
 
     @property
-    def test_dataloaders(self) -> Any:
+    def test_dataloaders(self) -> Loaders:
         """The test data this rank reads."""
 
     @property
-    def predict_dataloaders(self) -> Any:
+    def predict_dataloaders(self) -> Loaders:
         """The data to predict that this rank reads."""
 
     @property
@@ -602,8 +604,8 @@ class JobTrainer(RunningTrainer, Protocol):
     def fit(
         self,
         model: LightningModule,
-        train_dataloaders: Any = None,
-        val_dataloaders: Any = None,
+        train_dataloaders: Loaders = None,
+        val_dataloaders: Loaders = None,
         datamodule: LightningDataModule | None = None,
     ) -> Result:
         """Train `model`."""

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from raylit.core.aliases import StateDict, UserOptimizer
 from raylit.errors import ConfigError
 from raylit.parallel.ddp import check_uneven
 from raylit.parallel.strategy import Strategy, Uneven
@@ -217,7 +218,7 @@ class FSDPStrategy(Strategy):
         """Return what calls the module's steps."""
         return self._steps
 
-    def bring_home(self, module: LightningModule, optimizers: list[Any]) -> None:
+    def bring_home(self, module: LightningModule, optimizers: list[UserOptimizer]) -> None:
         """Make the module whole again, on every rank, in host memory.
 
         Of optimizers rank 0 gets the state.
@@ -309,7 +310,7 @@ class FSDPStrategy(Strategy):
         full: Tensor = value.detach().to(self.world.device).full_tensor()
         return full.cpu()
 
-    def optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
+    def optimizer_state(self, optimizer: UserOptimizer, state: StateDict) -> StateDict:
         """Return the part of an optimizer's whole state that this rank keeps."""
         if self._steps is None:
             return state

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from raylit.core.aliases import Batch
 from raylit.errors import ConfigError
 from raylit.runtime.batch import cast_to
 from raylit.runtime.messages import warn
@@ -119,7 +120,7 @@ class Precision:
         elif self.converts:
             module.to(self.dtype)
 
-    def convert_input(self, batch: Any) -> Any:
+    def convert_input(self, batch: Batch) -> Any:
         """Bring the floating-point tensors of a batch into the format."""
         return cast_to(batch, self.dtype) if self.converts else batch
 

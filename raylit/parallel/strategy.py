@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from raylit.core.aliases import StateDict, UserOptimizer
 from raylit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Strategy:
     find_unused_parameters: bool = False
     _world: World | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         live = ("_world", "_steps", "_units")
         return {name: value for name, value in vars(self).items() if name not in live}
 
@@ -109,7 +110,7 @@ class Strategy:
         """
         return state
 
-    def optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
+    def optimizer_state(self, optimizer: UserOptimizer, state: StateDict) -> StateDict:
         """Return what this rank keeps of an optimizer's state, as the file held it."""
         return state
 
@@ -127,7 +128,7 @@ class Strategy:
         for name, gradient in gradients.items():
             parameters[name].grad = gradient.to(parameters[name].device)
 
-    def bring_home(self, module: LightningModule, optimizers: list[Any]) -> None:
+    def bring_home(self, module: LightningModule, optimizers: list[UserOptimizer]) -> None:
         """Undo `shard`: afterwards the module is what it was, with the weights of now."""
 
     # ---- what user code asks of `trainer.strategy` while a job runs, on one rank as on many ----

@@ -7,8 +7,8 @@ import io
 import os
 import pstats
 import tempfile
-from typing import Any
 
+from raylit.core.aliases import StateDict
 from raylit.errors import ConfigError
 from raylit.profilers.base import Profiler
 
@@ -112,7 +112,7 @@ class AdvancedProfiler(Profiler):
             with open(f"{folder}/stats", "rb") as dumped:
                 file.write(dumped.read())
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         return super().__getstate__() | {
             "profiled_actions": {},
             "_running": [],

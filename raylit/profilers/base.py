@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from raylit.core.aliases import StateDict
 from raylit.runtime.messages import log
 
 
@@ -143,7 +144,7 @@ class Profiler(ABC):
             ]
         return os.linesep.join(lines)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         return self.__dict__ | {
             "_output_file": None,
             "_write_stream": None,

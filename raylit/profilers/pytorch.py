@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.autograd.profiler import record_function
 
+from raylit.core.aliases import StateDict
 from raylit.errors import ConfigError, did_you_mean
 from raylit.profilers.base import Profiler
 from raylit.profilers.schedule import STEPS, StepSchedule, default_schedule
@@ -294,7 +295,7 @@ class PyTorchProfiler(Profiler):
             sum(trainer.num_test_batches if kind == "test_step" else trainer.num_predict_batches)
         )
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         left_out = dict.fromkeys(("profiler", "function_events", "_parent", "_names", "_step"))
         return super().__getstate__() | left_out | {"_running": {}}
 

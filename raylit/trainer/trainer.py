@@ -10,6 +10,7 @@ from typing import Any, Literal
 from raylit.callbacks import Callback
 from raylit.check.check import CheckReport, check
 from raylit.checkpoint import find
+from raylit.core.aliases import Loaders, StateDict
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.job import Fn, Job, Result
 from raylit.core.module import LightningModule
@@ -198,8 +199,8 @@ class Trainer(TrainerView):
     def fit(
         self,
         model: LightningModule,
-        train_dataloaders: Any = None,
-        val_dataloaders: Any = None,
+        train_dataloaders: Loaders = None,
+        val_dataloaders: Loaders = None,
         datamodule: LightningDataModule | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
         weights_only: bool | None = None,
@@ -239,7 +240,7 @@ class Trainer(TrainerView):
     def validate(
         self,
         model: LightningModule | None = None,
-        dataloaders: Any = None,
+        dataloaders: Loaders = None,
         ckpt_path: str | os.PathLike[str] | None = None,
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
@@ -257,7 +258,7 @@ class Trainer(TrainerView):
     def test(
         self,
         model: LightningModule | None = None,
-        dataloaders: Any = None,
+        dataloaders: Loaders = None,
         ckpt_path: str | os.PathLike[str] | None = None,
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
@@ -275,7 +276,7 @@ class Trainer(TrainerView):
     def predict(
         self,
         model: LightningModule | None = None,
-        dataloaders: Any = None,
+        dataloaders: Loaders = None,
         datamodule: LightningDataModule | None = None,
         return_predictions: bool | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
@@ -324,8 +325,8 @@ class Trainer(TrainerView):
     def check(
         self,
         model: LightningModule,
-        train_dataloaders: Any = None,
-        val_dataloaders: Any = None,
+        train_dataloaders: Loaders = None,
+        val_dataloaders: Loaders = None,
         datamodule: LightningDataModule | None = None,
         verbose: bool = True,
     ) -> CheckReport:
@@ -446,7 +447,7 @@ class Trainer(TrainerView):
         self.display = None
         run.is_over = True
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         return {
             **self.__dict__,
             "_run": None,

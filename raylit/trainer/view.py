@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from raylit.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar, RecoveryCheckpoint
+from raylit.core.aliases import Loaders, UserOptimizer
 from raylit.core.callback import Callback, Checkpoint
 from raylit.core.limits import Limits
 from raylit.core.logger import Logger
@@ -438,7 +439,7 @@ class TrainerView:
         return self._run.optimizers if self._run is not None else []
 
     @optimizers.setter
-    def optimizers(self, optimizers: list[Any]) -> None:
+    def optimizers(self, optimizers: list[UserOptimizer]) -> None:
         assert self._run is not None, "no job was run yet"
         engine_optimizers.use(self._run, optimizers)
 
@@ -458,22 +459,22 @@ class TrainerView:
         return self._run.schedulers if self._run is not None else []
 
     @property
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self) -> Loaders:
         """The training data this rank reads, in the nesting it was given in."""
         return self._loader("train")
 
     @property
-    def val_dataloaders(self) -> Any:
+    def val_dataloaders(self) -> Loaders:
         """The validation data this rank reads."""
         return self._loader("val")
 
     @property
-    def test_dataloaders(self) -> Any:
+    def test_dataloaders(self) -> Loaders:
         """The test data this rank reads."""
         return self._loader("test")
 
     @property
-    def predict_dataloaders(self) -> Any:
+    def predict_dataloaders(self) -> Loaders:
         """The data to predict that this rank reads."""
         return self._loader("predict")
 

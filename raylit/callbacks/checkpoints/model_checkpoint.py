@@ -12,6 +12,7 @@ from torch import Tensor
 
 from raylit.callbacks.checkpoints.scheduled_checkpoint import ScheduledCheckpoint
 from raylit.checkpoint import folder, naming, save
+from raylit.core.aliases import StateDict
 from raylit.core.callback import SavedCheckpoints
 from raylit.errors import ConfigError, NotSavedError, Terminated
 from raylit.runtime import storage
@@ -496,13 +497,13 @@ class ModelCheckpoint(ScheduledCheckpoint):
 
     # ---- state ----
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {
             name: dict(value) if isinstance(value := getattr(self, name), dict) else value
             for name in STATE
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         self.best_model_path = state_dict["best_model_path"]
         before = state_dict.get("dirpath", self.dirpath)
         if before != self.dirpath and self._in_fit:

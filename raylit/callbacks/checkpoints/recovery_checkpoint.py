@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raylit.checkpoint import folder, save
 from raylit.checkpoint.background import CheckpointWriter
+from raylit.core.aliases import Batch, CheckpointDict, StateDict, StepOutput
 from raylit.core.callback import Callback, checkpoint_folder
 from raylit.errors import CheckpointError, ConfigError, Stopped, Terminated
 from raylit.runtime.messages import info, warn
@@ -104,8 +105,8 @@ class RecoveryCheckpoint(Callback):
         self,
         trainer: RunningTrainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: StepOutput,
+        batch: Batch,
         batch_idx: int,
     ) -> None:
         run = trainer.run
@@ -201,7 +202,7 @@ class RecoveryCheckpoint(Callback):
                 self._save_at_end(run, is_everywhere)
         self._end()
 
-    def _path(self, checkpoint: dict[str, Any], run: RunHandle) -> str:
+    def _path(self, checkpoint: CheckpointDict, run: RunHandle) -> str:
         return os.path.join(
             self.resolve_dirpath(run.trainer),
             f"batch={checkpoint['raylit']['progress']['total_batches']}.ckpt",
@@ -248,7 +249,7 @@ class RecoveryCheckpoint(Callback):
             self._writer.close()
         self._clear()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         return {**self.__dict__, "_writer": None, "_clock": None}
 
 

@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raylit.callbacks.checkpoints.checkpoint import Checkpoint
 from raylit.callbacks.monitors.timer import SharedDeadline
+from raylit.core.aliases import Batch, StepOutput
 from raylit.errors import ConfigError, NotSavedError
 from raylit.runtime.messages import warn
 
@@ -118,8 +119,8 @@ class ScheduledCheckpoint(Checkpoint):
         self,
         trainer: RunningTrainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: StepOutput,
+        batch: Batch,
         batch_idx: int,
     ) -> None:
         due = self._every_n_train_steps > 0 and trainer.global_step % self._every_n_train_steps == 0

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from raylit.callbacks.display.screen import make_screen
+from raylit.core.aliases import Batch, StateDict, StepOutput
 from raylit.core.callback import Callback
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ class ProgressBar(Callback):
         self,
         trainer: RunningTrainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: StepOutput,
+        batch: Batch,
         batch_idx: int,
     ) -> None:
         """Draw, if it is time to."""
@@ -119,8 +120,8 @@ class ProgressBar(Callback):
         self,
         trainer: RunningTrainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: StepOutput,
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -152,8 +153,8 @@ class ProgressBar(Callback):
         self,
         trainer: RunningTrainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: StepOutput,
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -174,8 +175,8 @@ class ProgressBar(Callback):
         self,
         trainer: RunningTrainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: StepOutput,
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -238,7 +239,7 @@ class ProgressBar(Callback):
             self._screen.close()
             self._screen = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         return {**super().__getstate__(), "_screen": None}
 
 

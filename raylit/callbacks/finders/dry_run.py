@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from raylit.core.aliases import StateDict
 from raylit.core.callback import Callback
 from raylit.core.hooks import resolve
 from raylit.core.module import LightningModule
@@ -177,7 +178,7 @@ def _save(run: Run) -> dict[str, Any]:
     }
 
 
-def _restore(run: Run, saved: dict[str, Any]) -> None:
+def _restore(run: Run, saved: StateDict) -> None:
     """Put back what `_save` returned."""
     module = run.module
     checkpoint = saved["checkpoint"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from raylit.callbacks.finders.dry_run import rehearsal
+from raylit.core.aliases import Batch, StateDict, StepOutput, UserOptimizer
 from raylit.core.callback import FIRST, Callback
 from raylit.core.hparams import holders_of, set_value
 from raylit.core.optimizer import LRSchedulerConfig
@@ -261,7 +262,7 @@ def attribute_name(
 class _RisingLR:
     """A scheduler that raises the learning rate of all groups from step to step."""
 
-    def __init__(self, optimizer: Any, found: LRFinderResult) -> None:
+    def __init__(self, optimizer: UserOptimizer, found: LRFinderResult) -> None:
         self.optimizer = optimizer
         self.found = found
         self.steps = 0
@@ -289,11 +290,11 @@ class _RisingLR:
         """Return the learning rate of each group."""
         return [self.lr] * len(self.optimizer.param_groups)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return nothing: a search is not resumed."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Take nothing."""
 
 
@@ -312,7 +313,7 @@ class _Watch(Callback):
         self.best: float | None = None
 
     def on_train_batch_start(
-        self, trainer: RunningTrainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        self, trainer: RunningTrainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         self.lr = self.rising.lr
 
@@ -320,8 +321,8 @@ class _Watch(Callback):
         self,
         trainer: RunningTrainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: StepOutput,
+        batch: Batch,
         batch_idx: int,
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches != 0:

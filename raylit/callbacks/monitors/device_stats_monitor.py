@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from raylit.core.aliases import Batch, StepOutput
 from raylit.core.callback import Callback
 from raylit.errors import ConfigError, MissingPackageError
 
@@ -50,7 +51,7 @@ class DeviceStatsMonitor(Callback):
             raise MissingPackageError("psutil", "DeviceStatsMonitor (cpu_stats=False does without)")
 
     def on_train_batch_start(
-        self, trainer: RunningTrainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        self, trainer: RunningTrainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         self._log_stats(trainer, "on_train_batch_start", trainer.should_log_step)
 
@@ -58,8 +59,8 @@ class DeviceStatsMonitor(Callback):
         self,
         trainer: RunningTrainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: StepOutput,
+        batch: Batch,
         batch_idx: int,
     ) -> None:
         self._log_stats(trainer, "on_train_batch_end", trainer.should_log_step)
@@ -68,7 +69,7 @@ class DeviceStatsMonitor(Callback):
         self,
         trainer: RunningTrainer,
         pl_module: LightningModule,
-        batch: Any,
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -82,8 +83,8 @@ class DeviceStatsMonitor(Callback):
         self,
         trainer: RunningTrainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: StepOutput,
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -95,7 +96,7 @@ class DeviceStatsMonitor(Callback):
         self,
         trainer: RunningTrainer,
         pl_module: LightningModule,
-        batch: Any,
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -107,8 +108,8 @@ class DeviceStatsMonitor(Callback):
         self,
         trainer: RunningTrainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: StepOutput,
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import operator
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from raylit.core.aliases import StateDict
 from raylit.core.callback import Callback
 from raylit.errors import ConfigError
 from raylit.runtime.messages import log, warn
@@ -178,7 +179,7 @@ class EarlyStopping(Callback):
         if comes_later or not self._check_on_train_epoch_end:
             self._run_early_stopping_check(trainer)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {
             "wait_count": self.wait_count,
             "stopped_epoch": self.stopped_epoch,
@@ -188,7 +189,7 @@ class EarlyStopping(Callback):
             "stopping_reason_message": self.stopping_reason_message,
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         self.wait_count = state_dict["wait_count"]
         self.stopped_epoch = state_dict["stopped_epoch"]
         self.best_score = state_dict["best_score"]

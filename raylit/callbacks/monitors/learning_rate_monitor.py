@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from raylit.core.aliases import Batch
 from raylit.core.callback import Callback
 from raylit.errors import ConfigError
 from raylit.runtime.messages import warn
@@ -81,7 +82,7 @@ class LearningRateMonitor(Callback):
             )
 
     def on_train_batch_start(
-        self, trainer: RunningTrainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        self, trainer: RunningTrainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         if self.logging_interval != "epoch" and trainer.should_log_step:
             self._log_values(trainer, "step")

@@ -8,11 +8,12 @@ import os
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from raylit.core.aliases import Batch, StateDict, StepOutput
 from raylit.core.callback import Callback
 from raylit.errors import ConfigError, TrainingSpikeException
 
@@ -91,8 +92,8 @@ class SpikeDetection(Callback):
         self,
         trainer: RunningTrainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: StepOutput,
+        batch: Batch,
         batch_idx: int,
     ) -> None:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
@@ -113,7 +114,7 @@ class SpikeDetection(Callback):
         if self._pending:
             self._judge_pending(trainer)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {
             "last_val": self.last_val,
             "values": list(self._values),
@@ -123,7 +124,7 @@ class SpikeDetection(Callback):
             ),
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         self.last_val = state_dict["last_val"]
         self.bad_batches = list(state_dict["bad_batches"])
         self._values.clear()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from raylit.core.aliases import Batch, StepOutput
 from raylit.core.callback import Callback
 from raylit.runtime.messages import warn_once
 from raylit.runtime.throughput import Throughput, get_available_flops
@@ -89,8 +90,8 @@ class ThroughputMonitor(Callback):
         self,
         trainer: RunningTrainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: StepOutput,
+        batch: Batch,
         batch_idx: int,
     ) -> None:
         progress = trainer.progress
@@ -109,8 +110,8 @@ class ThroughputMonitor(Callback):
         self,
         trainer: RunningTrainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: StepOutput,
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -132,8 +133,8 @@ class ThroughputMonitor(Callback):
         self,
         trainer: RunningTrainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: StepOutput,
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -146,8 +147,8 @@ class ThroughputMonitor(Callback):
         self,
         trainer: RunningTrainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: StepOutput,
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -166,7 +167,7 @@ class ThroughputMonitor(Callback):
         trainer: RunningTrainer,
         pl_module: LightningModule,
         stage: str,
-        batch: Any,
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
@@ -185,7 +186,7 @@ class ThroughputMonitor(Callback):
         trainer: RunningTrainer,
         pl_module: LightningModule,
         stage: str,
-        batch: Any,
+        batch: Batch,
         is_due: bool,
         step: int | None,
     ) -> None:

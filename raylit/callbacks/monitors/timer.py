@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from raylit.core.aliases import Batch, StateDict, StepOutput
 from raylit.core.callback import Callback
 from raylit.errors import ConfigError, did_you_mean
 from raylit.runtime.messages import info
@@ -191,8 +192,8 @@ class Timer(Callback):
         self,
         trainer: RunningTrainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: StepOutput,
+        batch: Batch,
         batch_idx: int,
     ) -> None:
         if self._duration is not None and self._interval == "step":
@@ -207,10 +208,10 @@ class Timer(Callback):
                 trainer, trainer.world.broadcast_object(self.time_elapsed() >= self._duration)
             )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {"time_elapsed": {stage: self.time_elapsed(stage) for stage in STAGES}}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         self._offset = state_dict.get("time_elapsed", {}).get("train", 0.0)
 
     def _begin(self, stage: str) -> None:

@@ -12,6 +12,7 @@ from torch.nn import Module, ModuleDict, Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from raylit.core.aliases import StateDict
 from raylit.core.callback import Callback
 from raylit.errors import ConfigError
 from raylit.runtime.messages import info, warn
@@ -213,14 +214,14 @@ class BaseFinetuning(Callback):
         )
         self._tracks_statistics = {name: one.track_running_stats for name, one in batch_norms}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {
             "internal_optimizer_metadata": self._internal_optimizer_metadata,
             "requires_grad": self._requires_grad,
             "tracks_statistics": self._tracks_statistics,
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         self._restarting = True
         self._internal_optimizer_metadata = state_dict["internal_optimizer_metadata"]
         self._requires_grad = state_dict.get("requires_grad", {})
@@ -327,10 +328,10 @@ class BackboneFinetuning(BaseFinetuning):
                 f" {round(rate, self.rounding)}"
             )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {**super().state_dict(), "previous_backbone_lr": self.previous_backbone_lr}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         super().load_state_dict(state_dict)
         self.previous_backbone_lr = state_dict["previous_backbone_lr"]
 

@@ -15,6 +15,7 @@ from torch import bool as torch_bool
 from torch.nn.utils import prune
 
 from raylit.checkpoint import to_plain
+from raylit.core.aliases import CheckpointDict, StateDict
 from raylit.core.callback import Callback
 from raylit.core.module import LightningModule
 from raylit.errors import ConfigError, did_you_mean
@@ -302,13 +303,13 @@ class ModelPruning(Callback):
             self._hook = None
 
     def on_save_checkpoint(
-        self, trainer: RunningTrainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+        self, trainer: RunningTrainer, pl_module: LightningModule, checkpoint: CheckpointDict
     ) -> None:
         if self._make_pruning_permanent:
             checkpoint["state_dict"] = without_masks(checkpoint["state_dict"])
 
     def on_load_checkpoint(
-        self, trainer: RunningTrainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+        self, trainer: RunningTrainer, pl_module: LightningModule, checkpoint: CheckpointDict
     ) -> None:
         if trainer.state.fn == "fit":
             self._loaded = {
@@ -317,7 +318,7 @@ class ModelPruning(Callback):
                 if key.endswith(("_mask", "_orig"))
             }
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         if self._state is not None:
             return self._state
         masks = {
@@ -331,7 +332,7 @@ class ModelPruning(Callback):
             "originals": self._originals,
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         self._loaded |= {f"{name}_mask": mask for name, mask in state_dict["masks"].items()}
         self._originals |= {
             name: value
@@ -449,7 +450,7 @@ def find_method(
     return chosen, kwargs
 
 
-def without_masks(state: dict[str, Any]) -> dict[str, Any]:
+def without_masks(state: StateDict) -> dict[str, Any]:
     """Return the state of a module with plain weights in the place of masks and what they cover."""
     plain = dict(state)
     for name in [key.removesuffix("_mask") for key in state if key.endswith("_mask")]:
@@ -460,7 +461,7 @@ def without_masks(state: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _without_masks(module: nn.Module, state: dict[str, Any], *_: Any) -> None:
+def _without_masks(module: nn.Module, state: StateDict, *_: Any) -> None:
     """Before a state with masks is loaded: make it fit a module without."""
     if any(
         key.endswith("_orig") and key not in own for own in [module.state_dict()] for key in state

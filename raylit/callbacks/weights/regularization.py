@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from raylit.core.aliases import StateDict
 from raylit.core.callback import Callback
 from raylit.errors import ConfigError, did_you_mean
 
@@ -154,7 +155,7 @@ class Regularization(Callback):
     def teardown(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         self._strengths = {}
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         return {**super().__getstate__(), "_strengths": {}}
 
 

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import SWALR, AveragedModel
 
 from raylit.checkpoint import to_plain
+from raylit.core.aliases import StateDict
 from raylit.core.callback import Callback
 from raylit.core.optimizer import LRSchedulerConfig
 from raylit.errors import ConfigError
@@ -249,7 +250,7 @@ class StochasticWeightAveraging(Callback):
 
     # ---- state ----
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         average, scheduler = self._average_model, self._swa_scheduler
         if average is None and self._state is not None:
             return self._state
@@ -260,7 +261,7 @@ class StochasticWeightAveraging(Callback):
             "average_model_state": None if average is None else average.module.state_dict(),
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         self._state = state_dict
 
     # ---- parts ----

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_swa_avg_fn
 
+from raylit.core.aliases import Batch, CheckpointDict, StateDict, StepOutput
 from raylit.core.callback import Callback
 from raylit.errors import ConfigError
 from raylit.runtime.messages import info, warn
@@ -155,8 +156,8 @@ class WeightAveraging(Callback):
         self,
         trainer: RunningTrainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: StepOutput,
+        batch: Batch,
         batch_idx: int,
     ) -> None:
         steps = trainer.global_step
@@ -194,14 +195,14 @@ class WeightAveraging(Callback):
             ):
                 current.data.copy_(averaged.data)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {"latest_update_step": self._latest_update_step}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         self._latest_update_step = state_dict["latest_update_step"]
 
     def on_save_checkpoint(
-        self, trainer: RunningTrainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+        self, trainer: RunningTrainer, pl_module: LightningModule, checkpoint: CheckpointDict
     ) -> None:
         if self._average_model is None:
             info(
@@ -225,7 +226,7 @@ class WeightAveraging(Callback):
         }
 
     def on_load_checkpoint(
-        self, trainer: RunningTrainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+        self, trainer: RunningTrainer, pl_module: LightningModule, checkpoint: CheckpointDict
     ) -> None:
         if trainer.state.fn != "fit":
             return
@@ -261,7 +262,7 @@ class WeightAveraging(Callback):
             averaged.data.copy_(current.data)
             current.data.copy_(kept)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         # what travels is small: after a fit the module has the average
         return {**super().__getstate__(), "_average_model": None, "_loaded": None}
 
