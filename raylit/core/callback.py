@@ -18,7 +18,7 @@ against it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-    from raylit.core.logger import Logger
     from raylit.core.module import LightningModule
     from raylit.core.trainer import RunningTrainer
 
@@ -87,6 +86,10 @@ class Callback:
             self.__dict__.pop("_log", None)
         else:
             self._log = log
+
+    def resolve_dirpath(self, trainer: RunningTrainer) -> str | None:
+        """Return the folder of its checkpoints that a fit may go on from, None if it saves none."""
+        return None
 
     def listens_to(self, event: str) -> bool:
         """Tell whether the loop is to call the method of this name: if it is overridden.
@@ -256,13 +259,6 @@ class Checkpoint(Callback):
     call_order = LAST
     watches_metrics = True
 
-    def resolve_dirpath(self, trainer: RunningTrainer) -> str:
-        """Return the folder for checkpoints.
-
-        Below the Trainer's storage URL, the folder of the first logger or the Trainer's.
-        """
-        return default_folder(trainer.loggers, trainer.default_root_dir, trainer.storage_url)
-
     def wants_training_state(self, trainer: RunningTrainer) -> bool:
         """Tell whether a validation that ends now may lead to a checkpoint of more than weights."""
         return True
@@ -274,21 +270,23 @@ class Checkpoint(Callback):
 
 def checkpoint_folder(trainer: RunningTrainer) -> str:
     """Return the folder of the first ModelCheckpoint, or if there is none the one it would have."""
-    return (trainer.checkpoint_callback or Checkpoint()).resolve_dirpath(trainer)
+    saver = trainer.checkpoint_callback
+    own = saver.resolve_dirpath(trainer) if saver is not None else None
+    return default_folder(trainer) if own is None else own
 
 
-def default_folder(loggers: Sequence[Logger], root_dir: str, storage_url: str | None = None) -> str:
-    """Return the folder for the checkpoints of a run.
+def default_folder(trainer: RunningTrainer) -> str:
+    """Return the folder for checkpoints of a callback that was given none.
 
-    Below that of its first logger, or below the root folder; at the URL, if there is one.
+    Below that of the Trainer's first logger, or below the Trainer's; at its storage URL, if there
+    is one.
     """
-    if not loggers:
-        return os.path.join(storage_url or root_dir, "checkpoints")
-    first = loggers[0]
-    version = first.version if isinstance(first.version, str) else f"version_{first.version}"
-    return os.path.join(
-        storage_url or first.save_dir or root_dir, str(first.name), version, "checkpoints"
-    )
+    if not trainer.loggers:
+        return os.path.join(trainer.storage_url or trainer.default_root_dir, "checkpoints")
+    logger = trainer.loggers[0]
+    root = trainer.storage_url or logger.save_dir or trainer.default_root_dir
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return os.path.join(root, str(logger.name), version, "checkpoints")
 
 
 def in_order(callbacks: Iterable[Callback]) -> list[Callback]:

@@ -7,13 +7,17 @@ from pathlib import Path
 from raylit.callbacks import BatchSizeFinder, Callback, ModelCheckpoint, Timer
 from raylit.core.callback import default_folder, in_order
 from raylit.loggers import CSVLogger
+from raylit.trainer import Trainer
 
 
 def test_the_folder_of_a_run(tmp_path: Path) -> None:
-    assert default_folder([], str(tmp_path)) == str(tmp_path / "checkpoints")
+    def folder_with(*loggers: CSVLogger) -> str:
+        return default_folder(Trainer(default_root_dir=tmp_path, logger=loggers, max_epochs=1))
+
+    assert folder_with() == str(tmp_path / "checkpoints")
     for version, name in ((3, "version_3"), ("best", "best")):
         logger = CSVLogger(tmp_path, "mine", version=version)
-        assert default_folder([logger, CSVLogger("other")], "root") == str(
+        assert folder_with(logger, CSVLogger("other")) == str(
             tmp_path / "mine" / name / "checkpoints"
         )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from raylit.callbacks.checkpoints.scheduled_checkpoint import ScheduledCheckpoint
 from raylit.checkpoint import folder, naming, save
 from raylit.core.aliases import StateDict
-from raylit.core.callback import SavedCheckpoints
+from raylit.core.callback import SavedCheckpoints, default_folder
 from raylit.errors import ConfigError, NotSavedError, Terminated
 from raylit.runtime import storage
 from raylit.runtime.messages import info, warn, warn_once
@@ -340,7 +340,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
         The one given, else below the Trainer's storage URL, the folder of the first logger or the
         Trainer's.
         """
-        return super().resolve_dirpath(trainer) if self.dirpath is None else self.dirpath
+        return default_folder(trainer) if self.dirpath is None else self.dirpath
 
     def format_checkpoint_name(
         self,

@@ -204,10 +204,5 @@ def checkpoint_folders(job: Job) -> list[str]:
     """Return where the job's checkpoints are, those for recovery too."""
     if job.fn != "fit":
         return []
-    return list(
-        dict.fromkeys(
-            saver.resolve_dirpath(job.trainer)
-            for saver in job.trainer.savers
-            if hasattr(saver, "resolve_dirpath")
-        )
-    )
+    folders = (saver.resolve_dirpath(job.trainer) for saver in job.trainer.savers)
+    return list(dict.fromkeys(folder for folder in folders if folder is not None))
