@@ -209,7 +209,7 @@ def check(
 
 
 def _settings(trainer: JobTrainer) -> JobTrainer:
-    """Return a Trainer for the same work in this process, without what leaves files or decides when it ends."""
+    """Return a Trainer for the same work in this process, without files and limits of its own."""
     max_epochs = -1 if trainer.max_epochs in (None, -1) else max(int(trainer.max_epochs or 0), 2)
     max_steps = max(trainer.max_steps, 100 * MAX_STEPS) if trainer.max_steps != -1 else -1
     has_device = (
@@ -298,7 +298,11 @@ def _train_on(
 
 
 def _read(trainer: JobTrainer) -> tuple[float, float, bool]:
-    """Return how many training batches an epoch has, the mean time to read one, and whether that is done by worker processes."""
+    """Read a few training batches.
+
+    Returns how many an epoch has, the mean seconds to read one, and whether the loader has worker
+    processes.
+    """
     run = trainer.run
     assert isinstance(run, Run)
     loader = run.loaders["train"]
@@ -319,7 +323,7 @@ def _read(trainer: JobTrainer) -> tuple[float, float, bool]:
 
 @contextmanager
 def generators_kept(data: dict[str, Any]) -> Iterator[None]:
-    """Within, the loaders may draw from generators of their own.
+    """Let loaders draw from generators of their own, for a `with` block.
 
     Afterwards those are as they were.
     """
@@ -609,10 +613,6 @@ def _names(names: Iterable[str]) -> str:
 def _duration(time_s: float) -> str:
     if time_s < 1:
         return f"{time_s * 1e3:.2g} ms"
-    return (
-        f"{time_s:.3g} s"
-        if time_s < 120
-        else f"{time_s / 60:.0f} min"
-        if time_s < 7200
-        else f"{time_s / 3600:.1f} h"
-    )
+    if time_s < 120:
+        return f"{time_s:.3g} s"
+    return f"{time_s / 60:.0f} min" if time_s < 7200 else f"{time_s / 3600:.1f} h"

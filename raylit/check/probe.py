@@ -1,4 +1,4 @@
-"""Watches a few steps of a model from within and notes what happened, for `raylit.check` to judge.
+"""Watches a few steps of a model from within and takes notes, for `raylit.check` to judge.
 
 What it watches must be a copy.
 """
@@ -224,7 +224,7 @@ class FirstStep(Callback):
 
 
 class OneBatch(Callback):
-    """Trains on one batch again and again, until the loss is a small fraction of what it was, or for `MAX_STEPS` steps.
+    """Trains on one batch until the loss is a small fraction of the first, or for `MAX_STEPS`.
 
     Attributes:
         losses: the loss before each step; empty if `training_step` returns none.
@@ -350,7 +350,7 @@ def note_gradients(
 def mixes_samples(
     module: nn.Module, args: Any, kwargs: Any, num_samples: int | None
 ) -> tuple[bool | None, str]:
-    """Tell whether a sample's output depends on the input of another, by the gradient of the one with respect to the other.
+    """Tell whether the output of a sample depends on the input of another, by its gradient.
 
     Args:
         module: in eval mode, in which batch norm takes nothing from the batch.
@@ -421,7 +421,7 @@ def _has_rows(value: Any, number: int) -> bool:
 
 
 def _num_samples(loader: Any, batch: Batch) -> int | None:
-    """Return how many samples a batch holds, None if its first dimension does not agree with what the loader says."""
+    """Return how many samples a batch holds, None if the loader's batch size disagrees."""
     size = next(
         (leaf.size(0) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim),
         None,
@@ -439,7 +439,7 @@ def _now(trainer: JobTrainer) -> float:
 
 
 class _LossCalls(TorchFunctionMode):
-    """Within, calls of loss functions are noted."""
+    """Notes calls of loss functions, for a `with` block."""
 
     def __init__(self, calls: list[LossCall]) -> None:
         super().__init__()
@@ -466,20 +466,18 @@ def _argument(position: int, name: str, args: Any, kwargs: Any) -> Tensor:
 def _describe(
     function: str, given: Tensor, target: Tensor, value: Any, kwargs: dict[str, Any]
 ) -> LossCall:
-    """Return what is to be said about the call of a loss function with `given`, the output of the model, and `target`."""
+    """Judge the call of a loss function with `given`, the output of the model, and `target`."""
     is_mean = (
         isinstance(value, Tensor) and value.ndim == 0 and kwargs.get("reduction", "mean") == "mean"
     )
     call = LossCall(function, float(value.detach()) if is_mean else None)
-    classes = given.size(1) if given.ndim > 1 else given.size(0) if given.ndim else 1
+    classes = given.shape[:2][-1] if given.ndim else 1  # of one sample the first dimension
     if function in ("cross_entropy", "nll_loss"):
         call.expected = math.log(classes)
         call.why = f"log {classes} for {classes} classes"
         if function == "nll_loss" and bool((given > 0).any()):
-            call.mistake, call.fix = (
-                "nll_loss gets numbers above 0, which are no log-probabilities",
-                "use cross_entropy",
-            )
+            call.mistake = "nll_loss gets numbers above 0, which are no log-probabilities"
+            call.fix = "use cross_entropy"
         elif (
             function == "cross_entropy"
             and given.ndim > 1

@@ -2,9 +2,9 @@
 
 A callback is code that runs at the events of a run without being part of the model. It is pickled
 with the Trainer: on Ray each rank has its own copy, and after a fit the driver's object takes over
-the attributes of rank 0's, as `__getstate__` gives them; checkpoints store `state_dict`. Every method
-does nothing unless overridden, and only overridden ones are called: a callback costs the loop what
-it overrides.
+the attributes of rank 0's, as `__getstate__` gives them; checkpoints store `state_dict`. Every
+method does nothing unless overridden, and only overridden ones are called: a callback costs the
+loop only the methods that it overrides.
 
 Events run on the training thread of every rank. What waits for something (a disk, a network, the
 device) makes training wait. Act on rank 0 only where files are written (`trainer.is_global_zero`);
@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 # an override takes whatever the overridden method takes, and mypy would refuse it.
 Trainer: TypeAlias = Any
 
-FIRST, USUAL, LAST = -1, 0, 1  # values of `Callback.call_order`
+# values of `Callback.call_order`
+FIRST = -1
+USUAL = 0
+LAST = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class SavedCheckpoints:
 
 
 class Callback:
-    """Base of all callbacks: override what you need.
+    """Base of all callbacks: override the hooks you need.
 
     Attributes:
         call_order: where among the others it is called: `FIRST` if it changes settings that all
@@ -215,11 +218,11 @@ class Callback:
     ) -> None: ...
 
     def state_dict(self) -> StateDict:
-        """Return what checkpoints are to store: tensors and plain data."""
+        """Return the state that checkpoints are to store: tensors and plain data."""
         return {}
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Take back what `state_dict` returned."""
+        """Take back the state from `state_dict`."""
 
     @property
     def state_key(self) -> str:
@@ -264,7 +267,7 @@ class Checkpoint(Callback):
         return True
 
     def saved_checkpoints(self) -> SavedCheckpoints | None:
-        """Return the checkpoints for the Result of a fit, None where it keeps no account of them."""
+        """Return the checkpoints for the Result of a fit, None where it does not track them."""
         return None
 
 
@@ -290,5 +293,5 @@ def default_folder(trainer: RunningTrainer) -> str:
 
 
 def in_order(callbacks: Iterable[Callback]) -> list[Callback]:
-    """Return the callbacks in the order in which they are called: by `call_order`, then as given."""
+    """Return the callbacks in the order of their calls: by `call_order`, then as given."""
     return sorted(callbacks, key=lambda callback: callback.call_order)

@@ -56,7 +56,7 @@ class LightningDataModule(HasHyperparameters):
     def load_state_dict(self, state_dict: StateDict) -> None: ...
 
     def state_dict(self) -> StateDict:
-        """Return what a checkpoint is to keep of the data."""
+        """Return the state of the data that a checkpoint is to hold."""
         return {}
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Any:
@@ -178,26 +178,22 @@ class LightningDataModule(HasHyperparameters):
         return "\n".join(lines)
 
 
-def _sizes(loaders: Any) -> str:
+def _sizes(loaders: Loaders) -> str:
     """Tell how many samples there are: of one loader, or of each of several."""
-    several = (
-        list(loaders.values() if isinstance(loaders, Mapping) else loaders)
-        if isinstance(loaders, (Mapping, list, tuple))
-        else None
-    )
-    sizes = []
-    for loader in [loaders] if several is None else several:
-        dataset = getattr(loader, "dataset", None)
-        sizes.append(f"size={len(dataset) if isinstance(dataset, Sized) else 'NA'}")
-    return (
-        sizes[0]
-        if several is None
-        else " ; ".join(f"{number}. {size}" for number, size in enumerate(sizes, 1))
-    )
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    if not isinstance(loaders, (list, tuple)):
+        return _size(loaders)
+    return " ; ".join(f"{number}. {_size(one)}" for number, one in enumerate(loaders, 1))
+
+
+def _size(loader: Loaders) -> str:
+    dataset = getattr(loader, "dataset", None)
+    return f"size={len(dataset) if isinstance(dataset, Sized) else 'NA'}"
 
 
 class _Constant:
-    """A loader hook that returns what it was given.
+    """A loader hook that returns the same loaders each time.
 
     A class rather than a lambda so that it pickles.
     """

@@ -1,4 +1,4 @@
-"""Every hook, once: who may override it, when it fires, what may be logged in it.
+"""Every hook, once: who may override it, when it fires, whether values may be logged in it.
 
 A run resolves this table once (`resolve`) into flat lists that hold only what somebody overrode, so
 an event nobody listens to costs the loop one test of an empty list. Within an event the callbacks
@@ -45,7 +45,9 @@ class Hook:
 
 def _stage(name: str, verb: str, log: bool) -> dict[str, Hook]:
     """The events that training, validation, test and predict have in common."""
-    batch = (PER_STEP if name == "train" else PER_EVAL_STEP) if log else None
+    batch = None
+    if log:
+        batch = PER_STEP if name == "train" else PER_EVAL_STEP
     epoch = PER_EPOCH if log else None
     return {
         f"on_{name}_start": Hook("CM", f"before {verb} starts", epoch),

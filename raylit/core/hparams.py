@@ -73,7 +73,7 @@ class AttributeDict(dict[str, Any]):
 
 
 class HasHyperparameters:
-    """Gives `save_hyperparameters`, `hparams` and `hparams_initial` to LightningModule and LightningDataModule."""
+    """Gives `save_hyperparameters`, `hparams` and `hparams_initial` to modules and datamodules."""
 
     CHECKPOINT_HYPER_PARAMS_KEY: str
     CHECKPOINT_HYPER_PARAMS_NAME: str
@@ -392,8 +392,9 @@ def _as_hparams(container: Any) -> AttributeDict:
 def _constructor_arguments(frame: FrameType | None) -> dict[str, Any]:
     """Collect the arguments of the `__init__` calls of one object on the stack.
 
-    From the class that called upwards to the most derived one, which wins. The `__init__` of another
-    module that makes this one as a part of itself is the next on the stack, and is not meant.
+    From the class that called upwards to the most derived one, which wins. The `__init__` of
+    another module that makes this one as a part of itself is the next on the stack, and is not
+    meant.
     """
     collected: dict[str, Any] = {}
     owner: Any = None

@@ -1,7 +1,9 @@
-"""The gate for names that come out of files: the one place that turns a name in a checkpoint into an object.
+"""The gate for names that come out of files.
 
-A config is code that its author chose. A checkpoint is data, and may come from anybody, so a name in
-it finds
+The one place that turns a name in a checkpoint into an object.
+
+A config is code that its author chose. A checkpoint is data, and may come from anybody, so a name
+in it finds
 
 - classes of torch.nn, torch.optim and torchmetrics, and members of torch's enumerations,
 - classes and members of enumerations of the package that the loaded class is from, if something has
@@ -384,7 +386,10 @@ def _packages(cls: type) -> set[str]:
 
 
 def defaults(cls: type) -> list[Any]:
-    """Return the classes and functions that are defaults of the arguments of a class: its author named them."""
+    """Return the classes and functions that are defaults of the arguments of a class.
+
+    Its author named them.
+    """
     constructors = [vars(one).get("__init__") for one in cls.__mro__]
     values = [
         parameter.default

@@ -1,4 +1,4 @@
-"""Job and Result: what goes to the processes that do the work, and what comes back.
+"""Job and Result, which go to the processes that do the work and come back from them.
 
 Both are pickled when those are others than this one.
 """
@@ -35,7 +35,7 @@ class PreemptionNotice(Protocol):
 
     @property
     def terminated(self) -> bool:
-        """Whether this process got a SIGTERM, or the driver wants the run to be saved and to end."""
+        """Whether this process got a SIGTERM, or the driver wants the run to end."""
 
     @property
     def is_due(self) -> bool:
@@ -46,10 +46,10 @@ class PreemptionNotice(Protocol):
 
 
 class ValidationStarter(Protocol):
-    """Starts the validations that training does not wait for, on rank 0. One has the path of its checkpoint."""
+    """Starts validations that training does not wait for, on rank 0, each of a checkpoint."""
 
     def start(self, path: str, progress: dict[str, Any], then: Callable[[], None]) -> None:
-        """Have the checkpoint at `path` validated; `then` is called, in another thread, at its end."""
+        """Have the checkpoint at `path` validated; `then` is called at the end, in a thread."""
 
     def has(self, path: str) -> bool:
         """Tell whether it was started."""
@@ -157,7 +157,7 @@ class Display(Protocol):
         """Show a line of text above that."""
 
     def close(self) -> None:
-        """Leave what is shown as it is."""
+        """Stop drawing, and leave the last picture."""
 
 
 @dataclass(slots=True)
@@ -175,12 +175,12 @@ class Job:
         return_predictions: whether `predict` keeps its results.
         returns_state: whether the Result must carry what the driver's objects are to hold
             afterwards, since they are others than the workers'.
-        preemption_notice: says whether this rank's machine is about to be taken away, or None where nobody
-            would know; see `launch/on_ray/preemption.py`.
+        preemption_notice: says whether this rank's machine is about to be taken away, or None where
+            nobody would know; see `launch/on_ray/preemption.py`.
         validation_starter: starts the validations that training does not wait for, on rank 0; see
             `launch/on_ray/validation.py`.
-        rescale_plan: fits the job to the workers there are, if they may be fewer or more than it was
-            meant for, or None; see `launch/on_ray/rescale.py`.
+        rescale_plan: fits the job to the workers there are, if they may be fewer or more than it
+            was meant for, or None; see `launch/on_ray/rescale.py`.
         display: where the progress bar of rank 0 sends what it would draw, or None to draw here.
     """
 

@@ -107,13 +107,13 @@ class Logger(ABC):
         """Record the model's graph, where the store can show one. Rank 0."""
 
     def save(self) -> None:
-        """Write what is buffered, if writing is cheap.
+        """Write the buffer, if writing is cheap.
 
         Rank 0, every second at most, after every epoch, and before a checkpoint is written.
         """
 
     def settle(self, timeout_s: float) -> None:
-        """Return once what was logged so far outlives this process, or after `timeout_s`.
+        """Return once all that was logged would outlive this process, or after `timeout_s`.
 
         Rank 0, in a thread, before a recovery checkpoint is written.
 

@@ -98,10 +98,10 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         raise NotImplementedError(f"{type(self).__name__} has no training_step.")
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Tensor | Mapping[str, Any] | None:
-        """Evaluate one validation batch; log what matters."""
+        """Evaluate one validation batch, and log its metrics."""
 
     def test_step(self, *args: Any, **kwargs: Any) -> Tensor | Mapping[str, Any] | None:
-        """Evaluate one test batch; log what matters."""
+        """Evaluate one test batch, and log its metrics."""
 
     def predict_step(self, *args: Any, **kwargs: Any) -> Any:
         """Return the prediction for one batch; by default `self(batch)`."""
@@ -374,7 +374,9 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
     def lr_schedulers(self) -> Any:
         """Return the scheduler, the list of them, or None."""
         schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-        return None if not schedulers else schedulers[0] if len(schedulers) == 1 else schedulers
+        if not schedulers:
+            return None
+        return schedulers[0] if len(schedulers) == 1 else schedulers
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass in manual optimization.
@@ -394,7 +396,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradients of the optimizer's parameters; what is None is taken from the Trainer.
+        """Clip the gradients of the optimizer's parameters; None: as the Trainer's arguments say.
 
         Raises:
             ConfigError: the values differ from those given to the Trainer, or the algorithm is not
@@ -441,7 +443,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
 
     @contextmanager
     def toggled_optimizer(self, optimizer: UserOptimizer) -> Iterator[None]:
-        """Within, only the parameters of `optimizer` require gradients."""
+        """Let only the parameters of `optimizer` require gradients, for a `with` block."""
         self.toggle_optimizer(optimizer)
         try:
             yield

@@ -1,4 +1,4 @@
-"""What users get of optimizers and learning-rate schedulers: `LightningOptimizer`, `LRSchedulerConfig`."""
+"""Optimizers and learning-rate schedulers as users see them."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import Self
 
 
 class LightningEnum(str, Enum):  # noqa: UP042 (the text of a member is TrainerFn.FITTING, as it is in Lightning, not fit)
-    """An enumeration whose members equal their values as strings, in any case: `TrainerFn.FITTING == "fit"`."""
+    """An enumeration whose members equal their values in any case: `TrainerFn.FITTING == "fit"`."""
 
     @classmethod
     def from_str(cls, value: str, source: str = "key") -> Self:

@@ -1,4 +1,4 @@
-"""The Trainer as the code sees it that runs under it: contracts, so that nothing here imports `raylit.trainer`.
+"""Contracts of the Trainer, for all that stands below `raylit.trainer`.
 
 `RunningTrainer` is what callbacks and modules are handed. `JobTrainer` adds what those need who do
 a job: the engine, the launchers and `raylit.check`. `RunHandle`, which is `trainer.run`, is all
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Strategy(Protocol):
-    """How the ranks keep one model in step, as user code may ask; see `raylit.parallel.Strategy`."""
+    """How the ranks keep one model in step; see `raylit.parallel.Strategy`."""
 
     @property
     def shards(self) -> bool:
@@ -183,7 +183,7 @@ class RunHandle(Protocol):
         """
 
     def request_pause(self) -> None:
-        """Have the loop pause after this batch, to save a recovery checkpoint that is due or to end.
+        """Have the loop pause after this batch, to end or to save a recovery checkpoint.
 
         On several ranks all have to ask, after the same batch. May be called from any thread.
         """

@@ -65,7 +65,7 @@ class CPUSyncBatchNorm(_BatchNorm):
 
 
 def sync_batch_norm(module: nn.Module, device: torch.device) -> None:
-    """Let the batch norm layers of a module take their statistics over all ranks, until `unsync_batch_norm`."""
+    """Let batch norm layers take their statistics over all ranks, until `unsync_batch_norm`."""
     for layer in module.modules():
         if isinstance(layer, _BatchNorm) and not isinstance(
             layer, (nn.SyncBatchNorm, CPUSyncBatchNorm)

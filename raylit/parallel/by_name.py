@@ -41,7 +41,7 @@ def find_strategy(strategy: str | Strategy) -> Strategy:
 
 
 def no_sync(model: nn.Module | None) -> AbstractContextManager[Any]:
-    """Within, backward passes add up gradients on each rank alone.
+    """Add up gradients on each rank alone, in backward passes of a `with` block.
 
     For all but the last batch of an accumulation.
     """

@@ -25,7 +25,7 @@ COMM_HOOKS = ("fp16", "bf16", "powersgd")
 
 
 class TrainingStep(nn.Module):
-    """Makes `training_step` a forward pass, since DDP synchronizes what its own forward was called for."""
+    """Makes `training_step` a forward pass: DDP synchronizes its own forward alone."""
 
     def __init__(self, module: LightningModule) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class TrainingStep(nn.Module):
 
 
 class LossPassing(nn.Module):
-    """Gives back what it is given.
+    """Gives back the loss it is given.
 
     Around it, DDP synchronizes what the next backward pass of it finds, whoever calls that.
     """
@@ -78,7 +78,7 @@ class StepByHand(nn.Module):
         return prepared
 
     def no_sync(self) -> AbstractContextManager[None]:
-        """Within, backward passes add up gradients on each rank alone."""
+        """Add up gradients on each rank alone, in backward passes of a `with` block."""
         return self.passing.no_sync()
 
 

@@ -57,7 +57,7 @@ class Steps(nn.Module):
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Within, backward passes add up whole gradients on each rank alone."""
+        """Add up whole gradients on each rank alone, in backward passes of a `with` block."""
         for root in self.roots:
             root.set_requires_gradient_sync(False)
         try:
@@ -215,7 +215,7 @@ class FSDPStrategy(Strategy):
         self._steps, self._units = steps, units  # type: ignore[misc]
 
     def wrap(self, module: LightningModule, world: World) -> nn.Module | None:
-        """Return what calls the module's steps."""
+        """Return the wrapper that calls the module's steps."""
         return self._steps
 
     def bring_home(self, module: LightningModule, optimizers: list[UserOptimizer]) -> None:
@@ -254,7 +254,7 @@ class FSDPStrategy(Strategy):
     def step(
         self, module: LightningModule, wrapped: nn.Module | None, name: str
     ) -> Callable[..., Any]:
-        """Return what an evaluation calls for its step `name`."""
+        """Return the function that an evaluation calls for its step `name`."""
         return getattr(module, name) if wrapped is None else partial(wrapped, step=name)
 
     def together(self, batches: Iterator[Any]) -> Iterable[Any]:
@@ -282,7 +282,7 @@ class FSDPStrategy(Strategy):
                     unit.part_again()
 
     def settle(self, module: LightningModule) -> None:
-        """Part again what was left whole after a forward pass without a backward pass."""
+        """Shard again the parameters left whole by a forward pass without a backward pass."""
         if self._steps is not None:
             for unit in self._units:
                 unit.module.reshard()
@@ -290,7 +290,7 @@ class FSDPStrategy(Strategy):
     # ---- checkpoints ----
 
     def whole(self, state: Any) -> Any:
-        """Return nested state with whole tensors in host memory on rank 0, empty ones on the others."""
+        """Return nested state with whole tensors in host memory on rank 0, empty ones elsewhere."""
         return state if self._steps is None else self._whole(state)
 
     def _whole(self, state: Any) -> Any:
@@ -342,7 +342,7 @@ class FSDPStrategy(Strategy):
         return found
 
     def set_gradients(self, module: LightningModule, gradients: dict[str, Tensor]) -> None:
-        """Bring back what `gradients` returned."""
+        """Bring back the gradients of `gradients`."""
         if self._steps is None:
             super().set_gradients(module, gradients)
             return
@@ -400,7 +400,10 @@ class FSDPStrategy(Strategy):
         return placing
 
     def _mixing(self, precision: Precision) -> tuple[Any, Any]:
-        """Return the policy of units, and that of batch norm, whose running means stand in float32 and want the same of its parameters."""
+        """Return the policy of units, and that of batch norm.
+
+        Its running means are in float32, and its parameters have to be so too.
+        """
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
         whole = MixedPrecisionPolicy(cast_forward_inputs=False)

@@ -32,7 +32,7 @@ _DTYPES = {"64": torch.float64, "32": torch.float32, "16": torch.float16, "bf16"
 
 
 def canonical(precision: str | int | None) -> str:
-    """Return the canonical name, such as `bf16-mixed`, for what a user may write.
+    """Return the canonical name, such as `bf16-mixed`, of a precision.
 
     Raises:
         ConfigError: there is no such precision.
@@ -126,7 +126,7 @@ class Precision:
 
 
 class _NoInit(TorchFunctionMode):
-    """Within, the functions of `torch.nn.init` leave their tensor as it is."""
+    """Lets the functions of `torch.nn.init` leave their tensor as it is, for a `with` block."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -83,7 +83,7 @@ class Strategy:
         """Change the module in place, before optimizers are made of its parameters."""
 
     def wrap(self, module: LightningModule, world: World) -> nn.Module | None:
-        """Return what is called with the arguments of `training_step`, on several ranks.
+        """Return the module to call with the arguments of `training_step`, on several ranks.
 
         None: `training_step` itself.
         """
@@ -92,12 +92,12 @@ class Strategy:
     def step(
         self, module: LightningModule, wrapped: nn.Module | None, name: str
     ) -> Callable[..., Any]:
-        """Return what an evaluation calls for its step `name`."""
+        """Return the function that an evaluation calls for its step `name`."""
         function: Callable[..., Any] = getattr(module, name)
         return function
 
     def together(self, batches: Iterator[Any]) -> Iterable[Any]:
-        """Return the batches of an evaluation, of which this rank may have more or fewer than others."""
+        """Return the batches of an evaluation; ranks may have different numbers of them."""
         return batches
 
     def settle(self, module: LightningModule) -> None:
@@ -111,7 +111,7 @@ class Strategy:
         return state
 
     def optimizer_state(self, optimizer: UserOptimizer, state: StateDict) -> StateDict:
-        """Return what this rank keeps of an optimizer's state, as the file held it."""
+        """Return this rank's part of an optimizer's state, as the file held it."""
         return state
 
     def gradients(self, module: LightningModule) -> dict[str, Tensor]:
@@ -123,13 +123,13 @@ class Strategy:
         }
 
     def set_gradients(self, module: LightningModule, gradients: dict[str, Tensor]) -> None:
-        """Bring back what `gradients` returned."""
+        """Bring back the gradients of `gradients`."""
         parameters = dict(module.named_parameters())
         for name, gradient in gradients.items():
             parameters[name].grad = gradient.to(parameters[name].device)
 
     def bring_home(self, module: LightningModule, optimizers: list[UserOptimizer]) -> None:
-        """Undo `shard`: afterwards the module is what it was, with the weights of now."""
+        """Undo `shard`: the module is as before it, but for the weights, which are those of now."""
 
     # ---- what user code asks of `trainer.strategy` while a job runs, on one rank as on many ----
 
@@ -199,11 +199,9 @@ class Strategy:
         if not isinstance(tensor, Tensor) or self.world.size == 1:
             return tensor
         gathered = self.world.all_gather(tensor)
-        return (
-            gathered.sum(0)
-            if str(reduce_op).lower() == "sum"
-            else gathered.mean(0, dtype=None if tensor.is_floating_point() else torch.float32)
-        )
+        if str(reduce_op).lower() == "sum":
+            return gathered.sum(0)
+        return gathered.mean(0, dtype=None if tensor.is_floating_point() else torch.float32)
 
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
         """Return whether all ranks (or any of them) decided so."""

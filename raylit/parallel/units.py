@@ -68,7 +68,7 @@ def choose_units(
 
 
 class Unit:
-    """A module that `fully_shard` is about to change, and what it was before."""
+    """A module that `fully_shard` is about to change, with its state before."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
@@ -100,7 +100,7 @@ class Unit:
         self.module.reshard()
 
     def undo(self) -> None:
-        """Make the module what it was, but for its parameters."""
+        """Bring the module back to its state before, but for its parameters."""
         from torch.distributed._composable_state import _module_state_mapping
 
         state = self.module._get_fsdp_state()
@@ -123,7 +123,10 @@ def is_part(value: Any) -> bool:
 
 
 def part_like(parameter: Any, value: Any) -> Any:
-    """Return this rank's part of a whole tensor, if it has the shape of a parameter that is spread over the ranks; else `value`."""
+    """Return this rank's part of a whole tensor that is shaped like a sharded parameter.
+
+    Anything else is returned as it is.
+    """
     if (
         not is_part(parameter)
         or not isinstance(value, Tensor)

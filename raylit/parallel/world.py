@@ -1,4 +1,4 @@
-"""World: this process's place among the ranks of a run, and what the ranks may ask of each other.
+"""World: this process's place among the ranks of a run, and their collectives.
 
 Every method that communicates must be called by all ranks, and does nothing when alone.
 """
@@ -108,7 +108,10 @@ class World:
         return gathered
 
     def from_zero(self, action: Callable[[], T], failure: type[Exception]) -> T:
-        """Return what `action` returned on rank 0, which alone calls it, or raise on all ranks the `failure` that it raised there."""
+        """Return on all ranks the result of `action`, which rank 0 alone calls.
+
+        A `failure` that it raises there is raised on all ranks.
+        """
         found: Any = None
         if self.is_zero:
             try:
@@ -125,7 +128,10 @@ class World:
         return any(self.all_gather_object(flag)) if self.size > 1 else flag
 
     def gather_numbers(self, number: int) -> list[int]:
-        """Return every rank's small whole number, in the order of ranks, without a stop of the accelerator."""
+        """Return every rank's small whole number, in the order of ranks.
+
+        It goes through host memory, so that the accelerator is not waited for.
+        """
         if self.size == 1:
             return [number]
         own = torch.tensor([int(number)])

@@ -73,7 +73,7 @@ class Profiler(ABC):
         self.dirpath = self.dirpath or log_dir
 
     def teardown(self, stage: str | None) -> None:
-        """Close what is open."""
+        """Close the streams."""
         self._write_stream = None
         if self._output_file is not None:
             self._output_file.close()
@@ -81,7 +81,7 @@ class Profiler(ABC):
 
     @contextmanager
     def profile(self, action_name: str) -> Iterator[str]:
-        """Within, the action runs.
+        """Measure an action, the `with` block.
 
         Example:
             >>> with trainer.profiler.profile("load the table"):
@@ -124,7 +124,7 @@ class Profiler(ABC):
         return fs.open(f"{folder}/{name}", mode)
 
     def _prepare_filename(self, action_name: str | None = None, extension: str = ".txt") -> str:
-        """Return `<stage>-<filename>-<rank>-<action>` without those that are not set, safe on all file systems."""
+        """Return `<stage>-<filename>-<rank>-<action>`, of those set, safe on all file systems."""
         rank = None if self._local_rank is None else str(self._local_rank)
         name = "-".join(
             part
@@ -153,7 +153,7 @@ class Profiler(ABC):
 
 
 class PassThroughProfiler(Profiler):
-    """Sees nothing: what `trainer.profiler` is when none was asked for."""
+    """Sees nothing: `trainer.profiler` when none was asked for."""
 
     def start(self, action_name: str) -> None:
         pass

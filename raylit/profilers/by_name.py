@@ -1,4 +1,4 @@
-"""From what a user gives as `Trainer(profiler=...)` to a profiler."""
+"""From the argument `Trainer(profiler=...)` to a profiler."""
 
 from __future__ import annotations
 

@@ -22,22 +22,28 @@ BATCH = "run_training_batch"
 
 
 class PyTorchProfiler(Profiler):
-    """Records operators during some steps of training, validation, test and prediction, and reports a table of them.
+    """Records operators during some steps of each stage, and reports a table of them.
 
-    By default one step of each kind is left out, one warms up and three are recorded. The traces are for Perfetto or Chrome.
+    By default one step of each kind is left out, one warms up and three are recorded. The traces
+    are for Perfetto or Chrome.
 
     Args:
         dirpath: see `Profiler`; traces go there too.
         filename: see `Profiler`.
-        group_by_input_shapes: whether operators with inputs of different shapes are rows of their own; needs `record_shapes=True`.
-        emit_nvtx: whether to mark operators for NVIDIA's Nsight Systems instead of recording them; needs CUDA.
+        group_by_input_shapes: whether operators with inputs of different shapes are rows of their
+            own; needs `record_shapes=True`.
+        emit_nvtx: whether to mark operators for NVIDIA's Nsight Systems instead of recording them;
+            needs CUDA.
         export_to_chrome: whether to write traces (`.pt.trace.json`).
         row_limit: rows of the table; -1 for all.
-        sort_by_key: what rows are sorted by, one of AVAILABLE_SORT_KEYS. Default: `cuda_time_total` with a GPU, else `cpu_time_total`.
+        sort_by_key: what rows are sorted by, one of AVAILABLE_SORT_KEYS. Default: `cuda_time_total`
+            with a GPU, else `cpu_time_total`.
         record_module_names: whether to label the operators of each submodule's forward.
-        table_kwargs: further arguments of the table, see `torch.autograd.profiler_util.EventList.table`.
-        profiler_kwargs: arguments of `torch.profiler.profile`, such as `schedule`, `activities`, `on_trace_ready` or `profile_memory`. Besides:
-            `export_to_flame_graph` writes stacks (`.stack`) with the value of `metric` (default `self_cpu_time_total`).
+        table_kwargs: further arguments of the table, see
+            `torch.autograd.profiler_util.EventList.table`.
+        profiler_kwargs: arguments of `torch.profiler.profile`, such as `schedule`, `activities`,
+            `on_trace_ready` or `profile_memory`. Besides: `export_to_flame_graph` writes stacks
+            (`.stack`) with the value of `metric` (default `self_cpu_time_total`).
 
     Attributes:
         profiler: torch's profiler while it runs.
@@ -101,10 +107,8 @@ class PyTorchProfiler(Profiler):
             self._kwargs.get("with_stack", False) or self._export_to_flame_graph
         )
         schedule = self._kwargs.get("schedule", default_schedule)
-        self._sort_by_key = (
-            sort_by_key
-            or f"{'cuda' if torch.profiler.ProfilerActivity.CUDA in self._kwargs['activities'] else 'cpu'}_time_total"
-        )
+        has_cuda = torch.profiler.ProfilerActivity.CUDA in self._kwargs["activities"]
+        self._sort_by_key = sort_by_key or f"{'cuda' if has_cuda else 'cpu'}_time_total"
         self._check(schedule, profiler_kwargs)
         self._schedule = None if schedule is None else StepSchedule(schedule)
         self._forget()
@@ -173,7 +177,7 @@ class PyTorchProfiler(Profiler):
             self._take_step(action_name)
 
     def _take_step(self, action_name: str) -> None:
-        """Let the schedule say what is done next.
+        """Let the schedule say whether the next step is recorded.
 
         What runs meanwhile is labelled anew: a label must not outlast the recording it began in.
 
@@ -238,10 +242,8 @@ class PyTorchProfiler(Profiler):
         if self._schedule is not None:
             self._schedule.within_fit = self._stage == "fit"
         if self._emit_nvtx:
-            self.profiler, self._parent = (
-                torch.autograd.profiler.emit_nvtx(),
-                torch.cuda.profiler.profile(),
-            )
+            self.profiler = torch.autograd.profiler.emit_nvtx()
+            self._parent = torch.cuda.profiler.profile()
         else:
             self.profiler = torch.profiler.profile(**{**self._kwargs, "schedule": self._schedule})
         self.profiler.__enter__()
@@ -264,7 +266,7 @@ class PyTorchProfiler(Profiler):
             self._names = None
 
     def _export(self, profiler: Any, action_name: str) -> None:
-        """Write what was recorded to files."""
+        """Write the records to files."""
         if self.dirpath is None:
             warn(
                 "PyTorchProfiler has no folder for its traces. Give it dirpath=..., or the Trainer"

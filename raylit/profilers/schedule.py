@@ -47,7 +47,7 @@ class StepSchedule:
         return self.num_steps[self.kind] if self.kind else 0
 
     def __call__(self, num_step: int) -> ProfilerAction:
-        """Return what the profiler is to do next; torch's own count is ignored."""
+        """Return the profiler's next action; torch's own count is ignored."""
         if self.kind is None or self.kind in self.finished:
             return ProfilerAction.NONE
         in_sanity_check = (

@@ -1,4 +1,7 @@
-"""What users set, call and read: `trainer.py` (Trainer), `settings.py` (its arguments), `view.py` (the running state), `driver.py` (one job).
+"""The Trainer.
+
+`trainer.py` has what users call, `view.py` what they read, `settings.py` its arguments, `driver.py`
+the beginning and the end of a job in the user's process.
 
 From outside, users and the folders above import Trainer.
 Never here: how a step flows, or how processes are started.

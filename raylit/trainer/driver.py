@@ -1,4 +1,4 @@
-"""What is done in the user's process before the work begins, wherever that is, and after it has ended."""
+"""The beginning and the end of a job in the user's process, wherever the job runs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def check_model(fn: str, model: Any) -> LightningModule:
 def check_data(
     fn: str, data: dict[str, Any], datamodule: LightningDataModule | None
 ) -> tuple[dict[str, Any], LightningDataModule | None]:
-    """Return the loaders by stage, and the datamodule, which may stand in the place of the first loaders.
+    """Return the loaders by stage, and the datamodule.
+
+    A datamodule may have been given in the place of the first loaders.
 
     Raises:
         ConfigError: the data is given twice.
@@ -99,7 +101,7 @@ def check_places(fn: str, trainer: Trainer) -> None:
 def best_by_default(
     fn: str, module: LightningModule | None, saver: Checkpoint | None, ckpt_path: Any
 ) -> Any:
-    """Return the checkpoint to take for a job that names no model and so means `module`, the last one: the best there is.
+    """Return the checkpoint for a job that names no model: the best one of the last fit.
 
     Raises:
         TypeError: there was no job before.
@@ -116,7 +118,7 @@ def best_by_default(
 
 
 def launcher_for(job: Job) -> Launcher:
-    """Return what starts the processes of a job: none here, or Ray's."""
+    """Return the launcher for a job: this process, or Ray's workers."""
     if job.trainer.num_workers == 0:
         if job.trainer.async_validation and job.fn == "fit" and rank() == 0:
             from raylit.launch.on_ray.validation import ValidationTasks
@@ -149,11 +151,12 @@ _kept: ContextVar[list[KeptWorkers] | None] = ContextVar(
 
 @contextlib.contextmanager
 def keep_workers() -> Iterator[None]:
-    """Within, one job after the other runs on the same Ray workers, of whatever Trainer, and only the first waits for them to start.
+    """Run the jobs of a `with` block on the same Ray workers, of whatever Trainer they are.
 
-    Between the jobs they keep what they have reserved. A job that wants other workers, in number, resources or `max_failures`, and an elastic one end
-    them and start their own, as does the first after a job that failed. `max_failures` counts for all jobs of the same workers. What runs in this process
-    is as it is elsewhere.
+    Only the first job waits for workers to start. Between jobs they keep their resources. A job
+    that wants other workers (in number, resources or `max_failures`) ends them and starts its own,
+    as does an elastic job, and the first job after one that failed. `max_failures` counts for all
+    jobs of the same workers. Jobs with `num_workers=0` are not affected.
 
     Example:
         >>> with raylit.keep_workers():
@@ -175,10 +178,9 @@ def keep_workers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def driving(job: Job) -> Iterator[None]:
-    """Within, the job runs.
+    """Open the loggers before any process starts, close them after the last has ended.
 
-    The loggers are opened before any process starts and closed after the last has ended, however it
-    ended.
+    The job runs in the `with` block; loggers are told how it ended.
     """
     trainer = job.trainer
     run_id = None

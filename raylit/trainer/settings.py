@@ -1,4 +1,7 @@
-"""From what a user may write as an argument of the Trainer to what the loop reads, or an error that says what to write instead."""
+"""The arguments of the Trainer.
+
+From what a user may write to `Settings` and `Limits`, or an error.
+"""
 
 from __future__ import annotations
 
@@ -131,7 +134,7 @@ class Settings:
 
 
 def limits_of(given: Mapping[str, Any], settings: Settings) -> Limits:
-    """Return what is in effect at first: as arguments of the Trainer say, a trial run otherwise.
+    """Return the limits that arguments of the Trainer mean, or those of a trial run.
 
     Raises:
         ConfigError: one is out of range or contradicts another.
@@ -333,14 +336,7 @@ def number_of_workers(
     elif isinstance(devices, (list, tuple)):
         per_node = len(devices)
     else:
-        text = str(devices)
-        per_node = (
-            len([part for part in text.split(",") if part.strip()])
-            if "," in text
-            else int(text)
-            if text.lstrip("-").isdigit()
-            else 0
-        )
+        per_node = _number_of_devices(str(devices))
         if per_node == -1:
             per_node = (
                 max(1, torch.cuda.device_count()) if accelerator != "cpu" else os.cpu_count() or 1
@@ -355,6 +351,13 @@ def number_of_workers(
     return total, total
 
 
+def _number_of_devices(text: str) -> int:
+    """Return how many devices a text such as `2`, `-1` or `0,1` means, 0 if it is none of these."""
+    if "," in text:
+        return len([part for part in text.split(",") if part.strip()])
+    return int(text) if text.lstrip("-").isdigit() else 0
+
+
 def place(storage_path: str | os.PathLike[str] | None) -> str | None:
     """Return the folder or URL for the files of a run, None for none."""
     return storage.local(storage_path) if storage_path else None
@@ -366,13 +369,10 @@ def root_dir(given: str | os.PathLike[str] | None, storage_path: str | None = No
     Without one the storage or the current folder.
     """
     shared = place(storage_path)
-    root = (
-        storage.local(given)
-        if given is not None
-        else shared
-        if shared and "://" not in shared
-        else os.getcwd()
-    )
+    if given is not None:
+        root = storage.local(given)
+    else:
+        root = shared if shared and "://" not in shared else os.getcwd()
     return root if "://" in root else os.path.abspath(os.path.expanduser(root))
 
 
@@ -496,19 +496,13 @@ INSTEAD_OF = {  # a kind of plugin, and what to write
 
 
 def refuse_plugins(plugins: Any) -> None:
-    """Say what to write in place of a plugin.
+    """Refuse plugins, and say how to do without them.
 
     Raises:
         ConfigError: there is one.
     """
-    given = (
-        list(plugins)
-        if isinstance(plugins, (list, tuple))
-        else [plugins]
-        if plugins is not None
-        else []
-    )
-    if given:
+    given = list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
+    if given and given[0] is not None:
         kinds = [cls.__name__ for cls in type(given[0]).__mro__]
         instead = next(
             (text for kind, text in INSTEAD_OF.items() if kind in kinds),
@@ -521,7 +515,7 @@ def refuse_plugins(plugins: Any) -> None:
 
 
 def apply_environment(deterministic: bool | str | None, benchmark: bool | None) -> None:
-    """Set what PyTorch keeps for the whole process."""
+    """Set the switches that PyTorch has for the whole process."""
     if deterministic not in (None, True, False, "warn"):
         raise ConfigError(f"deterministic={deterministic!r}: give True, False or 'warn'.")
     if deterministic is not None:
@@ -618,7 +612,7 @@ def foreign_hint(value: object) -> str:
 
 
 def print_results(fn: str, values: list[dict[str, float]]) -> None:
-    """Print what an evaluation found as a table, a column for each loader."""
+    """Print the values of an evaluation as a table, a column for each loader."""
     if not any(values):
         return
     from rich.table import Table

@@ -330,9 +330,10 @@ class Trainer(TrainerView):
         datamodule: LightningDataModule | None = None,
         verbose: bool = True,
     ) -> CheckReport:
-        """Look for what is wrong with a model before it is trained, and estimate what an epoch costs; see `raylit.check`.
+        """Look for faults of a model before it is trained, and estimate what an epoch costs.
 
-        The arguments are as in `fit`. What is trained is a copy: model, data and random states are left as they are. `verbose` prints the findings.
+        The arguments are as in `fit`; see `raylit.check`. A copy is trained: model, data and random
+        states are left as they are. `verbose` prints the findings.
         """
         given, datamodule = driver.check_data(
             "check", {"train": train_dataloaders, "val": val_dataloaders}, datamodule
@@ -382,7 +383,8 @@ class Trainer(TrainerView):
         for name in arguments:
             if name not in self.settings.arguments:
                 raise ConfigError(
-                    f"Trainer has no argument {name!r}.{did_you_mean(name, self.settings.arguments)}"
+                    f"Trainer has no argument {name!r}."
+                    f"{did_you_mean(name, self.settings.arguments)}"
                 )
         return type(self)(**{**self.settings.arguments, **arguments})
 
@@ -415,7 +417,7 @@ class Trainer(TrainerView):
         return Job(fn, self, model, datamodule, given, self.ckpt_path, weights_only)
 
     def _adopt(self, job: Job, result: Result) -> Result:
-        """Take over what workers in other processes made of module, callbacks and counters."""
+        """Take over module, callbacks and counters as workers in other processes left them."""
         state = result.state
         result.state = None
         if state is not None:
@@ -436,7 +438,8 @@ class Trainer(TrainerView):
         self._run = run
         self._metrics = ({}, {}, {})
         self.strategy.attach(run.world)
-        self._module, self._datamodule = run.module, run.datamodule
+        self._module = run.module
+        self._datamodule = run.datamodule
         self.display = run.job.display
         self._state.fn = TrainerFn(run.job.fn)
         self._state.status = TrainerStatus.RUNNING

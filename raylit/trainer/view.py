@@ -92,7 +92,7 @@ class Limit(Generic[T]):
 
 
 class TrainerView:
-    """The Trainer as user code reads it: its settings, where the run is, what it logged.
+    """The Trainer as user code reads it: settings, the place in the run, metrics.
 
     Attributes:
         settings: the arguments, settled; they never change.
@@ -169,7 +169,7 @@ class TrainerView:
     # ---- where it is ----
     @property
     def run(self) -> Run | None:
-        """The run that goes on or was the last, for callbacks; see `raylit.core.trainer.RunHandle`."""
+        """The run that goes on, or the last one; see `raylit.core.trainer.RunHandle`."""
         return self._run
 
     @property
@@ -200,7 +200,7 @@ class TrainerView:
         )
 
     def should_log_batch(self, batch_idx: int, dataloader_idx: int = 0) -> bool:
-        """Tell whether values of this batch of an evaluation or prediction are due at the loggers."""
+        """Tell whether the values of this evaluation batch are due at the loggers."""
         every = self.log_every_n_steps
         number = (
             sum(self._num_batches(STAGE_OF_LOADER.get(str(self._stage), ""))[:dataloader_idx])
@@ -262,7 +262,7 @@ class TrainerView:
 
     @property
     def is_elastic(self) -> bool:
-        """Whether the number of workers changes with what the cluster has, from `min_workers` to `num_workers`."""
+        """Whether the number of workers changes, between `min_workers` and `num_workers`."""
         return self.min_workers < self.num_workers
 
     @property
@@ -579,7 +579,7 @@ class TrainerView:
 
     @contextmanager
     def init_module(self, empty_init: bool | None = None) -> Iterator[None]:
-        """Within, new tensors are made on the device and in the precision of this Trainer.
+        """Make new tensors on the device and in the precision of this Trainer, in a `with` block.
 
         Args:
             empty_init: True leaves weights uninitialized, for a model whose weights are about to be

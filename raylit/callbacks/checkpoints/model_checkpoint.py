@@ -34,36 +34,42 @@ STATE = ("monitor", "best_model_path", "current_score", "dirpath", *OF_FOLDER)
 
 
 class ModelCheckpoint(ScheduledCheckpoint):
-    """Saves checkpoints after epochs, steps or some time, and keeps the best `save_top_k` by a metric.
+    """Saves checkpoints after epochs, steps or some time, and keeps the best `save_top_k`.
 
-    Rank 0's metrics decide what is saved and how it is called. A new file is written before an old one is deleted; the file that this run
-    goes on from and files elsewhere are never deleted. Nothing is saved in a trial run, in the sanity check, before the first step, or
-    twice at one step.
+    Rank 0's metrics decide what is saved and how it is called. A new file is written before an old
+    one is deleted; the file that this run goes on from and files elsewhere are never deleted.
+    Nothing is saved in a trial run, in the sanity check, before the first step, or twice at one
+    step.
 
     Args:
-        dirpath: folder or fsspec URL. None: `<save_dir>/<name>/version_<version>/checkpoints` of the first logger, or without a logger
-            `checkpoints` in the Trainer's `default_root_dir`.
-        filename: template of the names: `{epoch}`, `{step}` and any logged metric, with a format if wanted: `{epoch}-{val_loss:.2f}`. A "/"
-            makes folders. None: `{epoch}-{step}`.
+        dirpath: folder or fsspec URL. None: `<save_dir>/<name>/version_<version>/checkpoints` of
+            the first logger, or without a logger `checkpoints` in the Trainer's `default_root_dir`.
+        filename: template of the names: `{epoch}`, `{step}` and any logged metric, with a format if
+            wanted: `{epoch}-{val_loss:.2f}`. A "/" makes folders. None: `{epoch}-{step}`.
         monitor: the metric to go by. None: the newest is the best.
         verbose: whether to say what was saved and what was not good enough.
-        save_last: True also keeps the newest checkpoint as `last.ckpt`: a second name of the same file, if it was saved under another one
-            too. "link" makes `last.ckpt` a symbolic link to the newest.
+        save_last: True also keeps the newest checkpoint as `last.ckpt`: a second name of the same
+            file, if it was saved under another one too. "link" makes `last.ckpt` a symbolic link to
+            the newest.
         save_top_k: how many to keep; -1: all, 0: none. Without `monitor` -1, 0 or 1.
         save_on_exception: whether to save when an exception ends the run.
         save_weights_only: whether to leave out what only a continued training needs.
         mode: `min` if a lower metric is better, `max` if a higher one is.
         auto_insert_metric_name: whether `{epoch}` becomes `epoch=3` or `3`.
-        every_n_train_steps: save after every n optimizer steps. With `monitor`, a save that has to wait for a first value is made after the
-            validation that comes next; likewise, if epochs are saved after validation, one at the last batch of an epoch.
+        every_n_train_steps: save after every n optimizer steps. With `monitor`, a save that has to
+            wait for a first value is made after the validation that comes next; likewise, if epochs
+            are saved after validation, one at the last batch of an epoch.
         train_time_interval: save when this time has passed since the last time it did.
-        every_n_epochs: save in every n-th epoch; the default, with n = 1, if neither steps nor a time are given. Only one of the three.
-        save_on_train_epoch_end: True saves at the end of the epoch, False after validation. None: after validation, if it does not run
-            exactly once per epoch.
-        enable_version_counter: whether a name that is taken gets `-v1`, `-v2`, ... appended; else the file is replaced.
+        every_n_epochs: save in every n-th epoch; the default, with n = 1, if neither steps nor a
+            time are given. Only one of the three.
+        save_on_train_epoch_end: True saves at the end of the epoch, False after validation. None:
+            after validation, if it does not run exactly once per epoch.
+        enable_version_counter: whether a name that is taken gets `-v1`, `-v2`, ... appended; else
+            the file is replaced.
 
     Attributes:
-        best_model_path: path of the best checkpoint (without `monitor`: of the newest); "" if there is none.
+        best_model_path: path of the best checkpoint (without `monitor`: of the newest); "" if there
+            is none.
         best_model_score: its value of the metric.
         best_k_models: path to value of those kept.
         kth_best_model_path: path of the worst of those kept, once there are `save_top_k`.
@@ -71,7 +77,8 @@ class ModelCheckpoint(ScheduledCheckpoint):
         last_model_path: path of the `last` checkpoint; "" if there is none.
 
     Raises:
-        ConfigError: arguments are out of range or contradict each other; while training, if `monitor` was not logged by the first validation.
+        ConfigError: arguments are out of range or contradict each other; while training, if
+            `monitor` was not logged by the first validation.
 
     Example:
         >>> best = ModelCheckpoint(
@@ -325,7 +332,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
         info(f"Epoch {int(metrics['epoch'])}, global step {int(metrics['step'])}: {text}")
 
     def _monitor_candidates(self, trainer: RunningTrainer) -> Metrics:
-        """Return rank 0's metrics, so that all ranks do the same, whatever they logged themselves."""
+        """Return rank 0's metrics, so that all ranks do the same, whatever each has logged."""
         return dict(trainer.world.broadcast_object(self._local_metrics(trainer)))
 
     @staticmethod
@@ -487,7 +494,10 @@ class ModelCheckpoint(ScheduledCheckpoint):
             folder.remove(previous)
 
     def to_yaml(self, filepath: str | os.PathLike[str] | None = None) -> None:
-        """Write paths and values of the checkpoints kept to a file, by default `best_k_models.yaml` in `dirpath`."""
+        """Write paths and values of the checkpoints kept to a file.
+
+        By default to `best_k_models.yaml` in `dirpath`.
+        """
         import yaml
 
         text = yaml.dump({path: value.item() for path, value in self.best_k_models.items()})

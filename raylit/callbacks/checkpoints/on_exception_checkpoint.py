@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 class OnExceptionCheckpoint(Checkpoint):
-    """Saves the run when an exception ends a fit, so that the next fit goes on from there, and deletes the file once a fit has ended well.
+    """Saves the run when an exception ends a fit, so that the next fit goes on from there.
+
+    The file is deleted once a fit has ended well.
 
     A later `fit` of a Trainer with this callback looks for the file by itself, without `ckpt_path`.
 

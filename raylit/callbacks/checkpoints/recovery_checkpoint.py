@@ -24,19 +24,23 @@ SETTLE_S = 10.0  # how long a checkpoint waits for what was logged before it to 
 
 
 class RecoveryCheckpoint(Callback):
-    """Keeps the newest states of a fit on disk, so that it goes on where it was after its process or machine has died.
+    """Keeps the newest states of a fit on disk, to resume from if its process or machine dies.
 
-    They are taken between two batches, copied once and written in the background: the step waits for the copy alone. One more is written when
-    SIGTERM, Ctrl-C or an exception ends the fit (at an exception unless another callback saves then). `fit(ckpt_path="last")` and
-    `raylit fit --resume` go on from the newest that is whole, of these and of ModelCheckpoint's; a fit that ends well deletes its own. What cannot
-    be written is warned of, and training goes on.
+    They are taken between two batches, copied once and written in the background: the step waits
+    for the copy alone. One more is written when SIGTERM, Ctrl-C or an exception ends the fit (at an
+    exception unless another callback saves then). `fit(ckpt_path="last")` and `raylit fit --resume`
+    go on from the newest that is whole, of these and of ModelCheckpoint's; a fit that ends well
+    deletes its own. What cannot be written is warned of, and training goes on.
 
-    The Trainer adds one unless `enable_checkpointing=False`. ModelCheckpoint's files are the user's; these are nobody's but the next start's.
+    The Trainer adds one unless `enable_checkpointing=False`. ModelCheckpoint's files are the
+    user's; these are nobody's but the next start's.
 
     Args:
         dirpath: folder or fsspec URL. None: `recovery` in the folder of the first ModelCheckpoint.
-        every_n_steps: also after every n optimizer steps. In one process a step is left out while the one before is being written.
-        every_s: seconds between two; None: not by time. On several ranks they may come up to 16 batches late.
+        every_n_steps: also after every n optimizer steps. In one process a step is left out while
+            the one before is being written.
+        every_s: seconds between two; None: not by time. On several ranks they may come up to 16
+            batches late.
         keep: how many to keep.
 
     Attributes:
@@ -254,7 +258,7 @@ class RecoveryCheckpoint(Callback):
 
 
 def _settle(loggers: list[Logger]) -> None:
-    """Wait until the loggers have written what a fit that goes on from the checkpoint will not log again."""
+    """Wait until the loggers have written all that a resumed fit will not log again."""
     for logger in loggers:
         logger.settle(SETTLE_S)
 

@@ -91,10 +91,9 @@ class ScheduledCheckpoint(Checkpoint):
 
     @contextmanager
     def _forgiving(self) -> Iterator[None]:
-        """Within, a checkpoint is saved.
+        """Save a checkpoint in a `with` block; one that cannot be written is warned of.
 
-        If it cannot be written, that is warned of, and all is as before: the run is worth more than
-        its file.
+        Then all is as before: the run is worth more than its file.
         """
         before = {
             name: dict(value) if isinstance(value, dict) else value
@@ -176,7 +175,10 @@ class ScheduledCheckpoint(Checkpoint):
         )
 
     def _should_save_on_train_epoch_end(self, trainer: RunningTrainer) -> bool:
-        """Tell whether an epoch is saved at its end rather than after validation, which may run several times in it, or not in each."""
+        """Tell whether an epoch is saved at its end rather than after validation.
+
+        Validation may run several times in an epoch, or not in each.
+        """
         if trainer.comes_later(self.monitor):
             return False
         if self._save_on_train_epoch_end is not None:
@@ -190,7 +192,10 @@ class ScheduledCheckpoint(Checkpoint):
         return bool(trainer.world.broadcast_object(self.monitor not in trainer.callback_metrics))
 
     def _awaits_next_value(self, trainer: RunningTrainer) -> bool:
-        """Tell whether the metrics are those of an earlier validation, with the next one to come right after this batch."""
+        """Tell whether the next validation comes right after this batch.
+
+        Until then the metrics are those of an earlier one.
+        """
         every = trainer.check_val_every_n_epoch
         return (
             trainer.is_last_batch

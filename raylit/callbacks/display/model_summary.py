@@ -1,4 +1,4 @@
-"""ModelSummary: shows what the model is made of before training starts."""
+"""ModelSummary: shows the parts of the model before training starts."""
 
 from __future__ import annotations
 

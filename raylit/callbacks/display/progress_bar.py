@@ -50,7 +50,7 @@ class ProgressBar(Callback):
         self._batches = 0
 
     def get_metrics(self, trainer: RunningTrainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return what stands beside the bar: the logger's version as `v_num`, then the metrics.
+        """Return the values beside the bar: the logger's version as `v_num`, then the metrics.
 
         Override to show other things.
         """

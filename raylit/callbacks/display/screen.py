@@ -50,7 +50,7 @@ class PlainScreen:
 
 
 class RichScreen:
-    """A live bar for training and, while it runs, one for validation, with the metrics in a line below; by rich."""
+    """Live bars of rich: one for training, one for a validation while it runs, metrics below."""
 
     def __init__(self) -> None:
         from rich.console import Console, RenderableType
@@ -118,7 +118,10 @@ class RichScreen:
 
 
 def make_screen() -> PlainScreen | RichScreen | None:
-    """Return what RAYLIT_PROGRESS (`rich`, `plain`, `none`) asks for, else a live bar on a terminal and plain lines elsewhere."""
+    """Return the screen that RAYLIT_PROGRESS (`rich`, `plain`, `none`) asks for.
+
+    Unset: a live bar on a terminal and plain lines elsewhere.
+    """
     wanted = os.environ.get("RAYLIT_PROGRESS", "rich" if sys.stdout.isatty() else "plain")
     if wanted == "none":
         return None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raylit.callbacks.finders.dry_run import rehearsal
+from raylit.callbacks.finders.dry_run import dry_run
 from raylit.core.callback import FIRST, Callback
 from raylit.core.hparams import get_value, holders_of, set_value
 from raylit.engine.run import STAGE_OF, Run
@@ -36,18 +36,22 @@ SIGNS_OF_FULL_MEMORY = (  # in the text of a RuntimeError
 
 
 class BatchSizeFinder(Callback):
-    """Finds the largest batch size for which the memory suffices, before `fit`, `validate`, `test` or `predict`.
+    """Finds the largest batch size for which the memory suffices.
 
-    It runs a few steps with each size, sets the attribute to the size found, and leaves no other trace. The loaders must come from hooks of the
-    model or the datamodule that make them with that attribute. Override `on_fit_start` to do nothing, and call `scale_batch_size` in another hook,
-    such as `on_train_epoch_start`, to search then.
+    Before `fit`, `validate`, `test` or `predict` it runs a few steps with each size, sets the
+    attribute to the size found, and leaves no other trace. The loaders must come from hooks of the
+    model or the datamodule that make them with that attribute. Override `on_fit_start` to do
+    nothing, and call `scale_batch_size` in another hook, such as `on_train_epoch_start`, to search
+    then.
 
     Args:
-        mode: `power` doubles the size until the memory is full; `binsearch` then halves the distance between what fits and what does not.
+        mode: `power` doubles the size until the memory is full; `binsearch` then halves the
+            distance between what fits and what does not.
         steps_per_trial: steps with each size.
         init_val: the first size.
         max_trials: sizes to try; of `binsearch`, sizes that fit.
-        batch_arg_name: attribute or hyperparameter, of the model or the datamodule, that is the batch size.
+        batch_arg_name: attribute or hyperparameter, of the model or the datamodule, that is the
+            batch size.
         margin: part of the size that is given back in the end, as a reserve; for `binsearch`.
         max_val: largest size.
 
@@ -55,8 +59,9 @@ class BatchSizeFinder(Callback):
         optimal_batch_size: what was found; before, `init_val`.
 
     Raises:
-        ConfigError: an argument is out of range; when it runs: there is no such attribute, the loaders were given to the Trainer directly, there are
-            several to evaluate, or there are several ranks.
+        ConfigError: an argument is out of range; when it runs: there is no such attribute, the
+            loaders were given to the Trainer directly, there are several to evaluate, or there are
+            several ranks.
 
     Example:
         >>> finder = BatchSizeFinder(mode="binsearch")
@@ -176,7 +181,7 @@ class BatchSizeFinder(Callback):
         holders = holders_of(name, run.module, run.datamodule)
         before = get_value(holders, name)
         try:
-            with rehearsal(run, [], **settings) as perform:
+            with dry_run(run, [], **settings) as perform:
                 length = num_samples(run.load(stage))
                 made: list[list[Any]] = []  # the batch sizes of the loaders, for each size tried
 
@@ -316,10 +321,6 @@ def num_samples(loader: CombinedLoader) -> float:
             continue
     if not lengths:
         return float("inf")
-    return float(
-        min(lengths)
-        if loader.mode == "min_size"
-        else sum(lengths)
-        if loader.mode == "sequential"
-        else max(lengths)
-    )
+    if loader.mode == "sequential":
+        return float(sum(lengths))
+    return float(min(lengths) if loader.mode == "min_size" else max(lengths))

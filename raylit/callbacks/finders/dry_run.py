@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def rehearsal(
-    run: Run, callbacks: Sequence[Callback], **limits: Any
-) -> Iterator[Callable[[], None]]:
-    """Within, the function it gives runs the loop of the job, from where it is now, as often as it is called; afterwards all is as it was.
+def dry_run(run: Run, callbacks: Sequence[Callback], **limits: Any) -> Iterator[Callable[[], None]]:
+    """Give a function that runs the loop of the job on trial, from where it is now.
+
+    It may be called several times. When the `with` block ends, all is as it was before.
 
     Args:
         run: the run, in `on_fit_start`, `on_train_epoch_start` or the start of an evaluation.
@@ -119,7 +119,7 @@ def rehearsal(
 
 
 def _fresh(precision: Precision) -> Precision:
-    """Return a copy with a gradient scaler of its own, that a step which failed half way leaves no trace in the other."""
+    """Return a copy with its own gradient scaler, so that a step that fails leaves no trace."""
     made = copy.copy(precision)
     if precision.scaler is not None:
         made.scaler = torch.amp.GradScaler(precision.device.type)
@@ -140,8 +140,9 @@ def _on_host(state: Any) -> Any:
 
 
 def _save(run: Run) -> dict[str, Any]:
-    """Return what of the module, the datamodule and the optimizers is to be put back."""
-    module, progress = run.module, run.progress
+    """Return the state of module, datamodule and optimizers that is to be put back."""
+    module = run.module
+    progress = run.progress
     state = module.state_dict()
     others = {
         name: value
@@ -179,7 +180,7 @@ def _save(run: Run) -> dict[str, Any]:
 
 
 def _restore(run: Run, saved: StateDict) -> None:
-    """Put back what `_save` returned."""
+    """Put back the state from `_save`."""
     module = run.module
     checkpoint = saved["checkpoint"]
     run.call(module, "on_load_checkpoint", checkpoint)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raylit.callbacks.finders.dry_run import rehearsal
+from raylit.callbacks.finders.dry_run import dry_run
 from raylit.core.aliases import Batch, StateDict, StepOutput, UserOptimizer
 from raylit.core.callback import FIRST, Callback
 from raylit.core.hparams import holders_of, set_value
@@ -53,10 +53,13 @@ class LRFinderResult:
         self.results: dict[str, list[float]] = {"lr": [], "loss": []}
 
     def suggestion(self, skip_begin: int = 10, skip_end: int = 1) -> float | None:
-        """Return the learning rate at which the loss falls most steeply, or None if there are fewer than two finite losses to judge by.
+        """Return the learning rate at which the loss falls most steeply.
+
+        None if there are fewer than two finite losses to judge by.
 
         Args:
-            skip_begin: so many steps at the beginning are left out, where the loss falls for reasons of its own.
+            skip_begin: so many steps at the beginning are left out, where the loss falls for
+                reasons of its own.
             skip_end: so many at the end, where it may rise already.
         """
         index = self._steepest(skip_begin, skip_end)
@@ -212,7 +215,7 @@ class LearningRateFinder(Callback):
         )
         last_step = run.progress.steps + found.num_training
         watch = _Watch(run, self._early_stop_threshold)
-        with rehearsal(
+        with dry_run(
             run, [watch], max_steps=last_step, limit_val_batches=found.num_training
         ) as perform:
             watch.rising = _RisingLR(optimizer, found)
@@ -299,7 +302,7 @@ class _RisingLR:
 
 
 class _Watch(Callback):
-    """Notes learning rate and smoothed loss of each step, and ends the search when the loss diverges."""
+    """Notes learning rate and smoothed loss of each step; ends the search if the loss diverges."""
 
     rising: _RisingLR
 

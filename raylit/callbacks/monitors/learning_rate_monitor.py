@@ -23,15 +23,21 @@ if TYPE_CHECKING:
 
 
 class LearningRateMonitor(Callback):
-    """Logs the learning rate of every parameter group, with the step values and at the start of each epoch.
+    """Logs the learning rate of every parameter group.
 
-    The names are `lr-Adam`, `lr-Adam-1` for the second optimizer of a kind, or the `name` in the lr_scheduler dict; then, if there are several
-    groups, `/pg1`, `/pg2`, ... or `/` and the `name` in the group.
+    It does so with the step values and at the start of each epoch.
+
+    The names are `lr-Adam`, `lr-Adam-1` for the second optimizer of a kind, or the `name` in the
+    lr_scheduler dict; then, if there are several groups, `/pg1`, `/pg2`, ... or `/` and the `name`
+    in the group.
 
     Args:
-        logging_interval: `step` or `epoch`: when to log all of them. None: those with a scheduler when that is stepped, others at both times.
-        log_momentum: whether to log the momentum too (for Adam and its kin: beta1), with `-momentum` appended to the name.
-        log_weight_decay: whether to log the weight decay too, with `-weight_decay` appended to the name.
+        logging_interval: `step` or `epoch`: when to log all of them. None: those with a scheduler
+            when that is stepped, others at both times.
+        log_momentum: whether to log the momentum too (for Adam and its kin: beta1), with
+            `-momentum` appended to the name.
+        log_weight_decay: whether to log the weight decay too, with `-weight_decay` appended to the
+            name.
 
     Attributes:
         lrs: name to all values logged so far.
@@ -39,7 +45,8 @@ class LearningRateMonitor(Callback):
         last_weight_decay_values: name to the weight decay logged last.
 
     Raises:
-        ConfigError: `logging_interval` is not known; while training, if there is no logger or two groups of an optimizer have one name.
+        ConfigError: `logging_interval` is not known; while training, if there is no logger or two
+            groups of an optimizer have one name.
 
     Example:
         >>> trainer = Trainer(callbacks=[LearningRateMonitor(logging_interval="step")])
@@ -133,7 +140,9 @@ class LearningRateMonitor(Callback):
 def named_groups(
     trainer: RunningTrainer,
 ) -> list[tuple[str, dict[str, Any], Optimizer, str | None]]:
-    """Return every parameter group with its name, its optimizer, and how often that one's scheduler is stepped (None: it has none).
+    """Return every parameter group with its name, its optimizer and its scheduler's interval.
+
+    The interval is None where there is no scheduler.
 
     Optimizers with a scheduler come first, in the order of the schedulers.
     """

@@ -25,13 +25,15 @@ JUDGED_TOGETHER = 16  # batches
 
 
 class SpikeDetection(Callback):
-    """Ends training on all ranks when a rank's loss jumps away from the mean of its last ones, and writes down the batches to leave out.
+    """Ends training on all ranks when a rank's loss jumps away from the mean of its last ones.
 
-    These are the batch of the jump, whose data may be wrong, and the one before, which may have spoilt the weights. A value is a spike if it
-    is worse than the one before and as far from the mean as both tolerances say. On one CPU every batch is judged at once. On a GPU that
-    would make each batch wait for the device, and on several ranks for the others: there 16 batches are judged together, and at the end of
-    an epoch the rest, so that training ends up to 15 batches late. What is written down is exact, but a checkpoint may have been
-    saved in between: go on from one of before the spike.
+    It writes down the batches to leave out. These are the batch of the jump, whose data may be
+    wrong, and the one before, which may have spoilt the weights. A value is a spike if it is worse
+    than the one before and as far from the mean as both tolerances say. On one CPU every batch is
+    judged at once. On a GPU that would make each batch wait for the device, and on several ranks
+    for the others: there 16 batches are judged together, and at the end of an epoch the rest, so
+    that training ends up to 15 batches late. What is written down is exact, but a checkpoint may
+    have been saved in between: go on from one of before the spike.
 
     Args:
         mode: `min` if a lower loss is better, `max` if a higher one is.
@@ -39,8 +41,10 @@ class SpikeDetection(Callback):
         warmup: how many batches of each epoch are not judged.
         atol: how far from the mean a spike is at least. None: any distance.
         rtol: the same as a multiple of the mean. None: any distance.
-        exclude_batches_path: the JSON file for the numbers of batches within the epoch, or its folder; by default in `default_root_dir`.
-        finite_only: whether NaN and infinity are spikes. False: they are left out of the mean, and infinity is judged as any value.
+        exclude_batches_path: the JSON file for the numbers of batches within the epoch, or its
+            folder; by default in `default_root_dir`.
+        finite_only: whether NaN and infinity are spikes. False: they are left out of the mean, and
+            infinity is judged as any value.
 
     Raises:
         ConfigError: `mode` is neither `min` nor `max`, or the window is empty.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from raylit.core.trainer import RunningTrainer
 
 
-class Course:
+class StageCourse:
     """What one stage has done so far.
 
     Attributes:
@@ -36,15 +36,17 @@ class Course:
 
 
 class ThroughputMonitor(Callback):
-    """Logs what `Throughput` computes of training, validation, test and prediction, each below its own name (`train/...`, `validate/...`).
+    """Logs the rates of `Throughput`, those of each stage below its own name, as `train/...`.
 
-    If the module has an attribute `flops_per_batch` (see `measure_flops`), FLOPs are logged too, and with a known GPU their share of its
-    peak. Only when values are due at the loggers does it wait for the GPU, to be exact.
+    If the module has an attribute `flops_per_batch` (see `measure_flops`), FLOPs are logged too,
+    and with a known GPU their share of its peak. Only when values are due at the loggers does it
+    wait for the GPU, to be exact.
 
     Args:
         batch_size_fn: from a batch to the number of its samples.
         length_fn: from a batch to the number of its items, such as tokens.
-        kwargs: arguments of `Throughput`, such as `window_size`; `available_flops` for a GPU that is not in its table.
+        kwargs: arguments of `Throughput`, such as `window_size`; `available_flops` for a GPU that
+            is not in its table.
 
     Example:
         >>> trainer = Trainer(
@@ -64,7 +66,7 @@ class ThroughputMonitor(Callback):
         self.length_fn = length_fn
         self.kwargs = kwargs
         self.available_flops: float | None = None
-        self._courses: dict[str, Course] = {}
+        self._courses: dict[str, StageCourse] = {}
 
     def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         self.available_flops = self.kwargs.get("available_flops") or get_available_flops(
@@ -76,7 +78,7 @@ class ThroughputMonitor(Callback):
             "available_flops": self.available_flops,
         }
         for name in ("train", "validate") if stage == "fit" else (stage,):
-            self._courses.setdefault(name, Course()).throughput = Throughput(**arguments)
+            self._courses.setdefault(name, StageCourse()).throughput = Throughput(**arguments)
 
     def on_train_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self._start("train", anew=True)

@@ -22,7 +22,7 @@ MAX_BATCHES_UNASKED = 64
 
 
 def parse_duration(duration: str | timedelta | dict[str, int] | None) -> timedelta | None:
-    """Return what a user gave as a duration.
+    """Return the duration that a user means.
 
     Args:
         duration: `DD:HH:MM:SS`, a timedelta, the arguments of one, or None.
@@ -215,7 +215,8 @@ class Timer(Callback):
         self._offset = state_dict.get("time_elapsed", {}).get("train", 0.0)
 
     def _begin(self, stage: str) -> None:
-        self._start_time[stage], self._end_time[stage] = time.monotonic(), None
+        self._start_time[stage] = time.monotonic()
+        self._end_time[stage] = None
 
     def _stop_if(self, trainer: RunningTrainer, is_up: bool) -> None:
         if not is_up:

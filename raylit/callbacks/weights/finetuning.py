@@ -54,13 +54,13 @@ class BaseFinetuning(Callback):
     # ---- to override ----
 
     def freeze_before_training(self, pl_module: LightningModule) -> None:
-        """Freeze what is to be frozen when training starts."""
+        """Freeze modules when training starts."""
         raise NotImplementedError
 
     def finetune_function(
         self, pl_module: LightningModule, epoch: int, optimizer: Optimizer
     ) -> None:
-        """Unfreeze what is due in this epoch; called for each optimizer."""
+        """Unfreeze the modules that are due in this epoch; called for each optimizer."""
         raise NotImplementedError
 
     # ---- to call ----
@@ -174,7 +174,7 @@ class BaseFinetuning(Callback):
         self.freeze_before_training(pl_module)
 
     def on_fit_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
-        """Bring back the groups of the checkpoint that this fit goes on from, and what was unfrozen."""
+        """Bring back the groups of the checkpoint, and unfreeze the parameters that were."""
         if not self._restarting:
             return
         self._restarting = False
@@ -242,11 +242,13 @@ def multiplicative(epoch: int) -> float:
 
 
 class BackboneFinetuning(BaseFinetuning):
-    """Trains with `module.backbone` frozen, then unfreezes it with a small learning rate that grows with each epoch.
+    """Trains with `module.backbone` frozen at first, then with a learning rate that grows.
 
     Args:
-        unfreeze_backbone_at_epoch: the epoch, counted from 0, from which on the backbone is trained.
-        lambda_func: from the number of the next epoch to the factor by which the backbone's learning rate grows.
+        unfreeze_backbone_at_epoch: the epoch, counted from 0, from which on the backbone is
+            trained.
+        lambda_func: from the number of the next epoch to the factor by which the backbone's
+            learning rate grows.
         backbone_initial_ratio_lr: the backbone's first learning rate, as a part of the module's.
         backbone_initial_lr: the backbone's first learning rate itself.
         should_align: whether it grows no further than the module's.

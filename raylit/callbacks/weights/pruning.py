@@ -189,7 +189,7 @@ class ModelPruning(Callback):
         return found
 
     def apply_pruning(self, amount: int | float) -> None:
-        """Prune `amount` of what is left."""
+        """Prune `amount` of the weights that are left."""
         before = [_count(*one) for one in self._parameters_to_prune] if self._verbose else []
         if self._use_global_unstructured:
             wanted = {
@@ -210,7 +210,7 @@ class ModelPruning(Callback):
             self._tell(before, amount)
 
     def apply_lottery_ticket_hypothesis(self) -> None:
-        """Set the weights back to what they were before training, or to new random ones."""
+        """Set the weights back to those before training, or to new random ones."""
         fresh = {key: deepcopy(copy) for key, copy in self._copies.items()}
         for copy in fresh.values():
             copy.reset_parameters()  # type: ignore[operator]
@@ -261,7 +261,7 @@ class ModelPruning(Callback):
                     self._copies.setdefault(id(module), deepcopy(module))
 
     def on_fit_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
-        """Mask again what was pruned in the checkpoint.
+        """Mask the weights again that were pruned in the checkpoint.
 
         The optimizer, made before, has the parameters in the order it had them at first.
         """
@@ -402,7 +402,7 @@ class ModelPruning(Callback):
 def find_method(
     pruning_fn: Callable[..., Any] | str, is_global: bool, dim: int | None, norm: int | None
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """Return what prunes, a class for global pruning and a function otherwise, and its arguments.
+    """Return the pruning method, a class for global pruning or a function, and its arguments.
 
     Raises:
         ConfigError: there is no such method, an argument is missing, or it cannot do what is asked.
@@ -451,7 +451,7 @@ def find_method(
 
 
 def without_masks(state: StateDict) -> dict[str, Any]:
-    """Return the state of a module with plain weights in the place of masks and what they cover."""
+    """Return the state of a module with plain weights in the place of masked ones."""
     plain = dict(state)
     for name in [key.removesuffix("_mask") for key in state if key.endswith("_mask")]:
         if f"{name}_orig" in state:
@@ -472,7 +472,7 @@ def _without_masks(module: nn.Module, state: StateDict, *_: Any) -> None:
 
 
 def _unmasked(module: Any, name: str) -> Any:
-    """Return a parameter, of a pruned one what its mask covers."""
+    """Return a parameter; of a pruned one, the weights below its mask."""
     return getattr(module, f"{name}_orig", getattr(module, name, None))
 
 

@@ -25,28 +25,34 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 class Regularization(Callback):
-    """Adds the gradient of `l1 * sum(|w|) + l2 / 2 * sum(w ** 2)` to the gradients, as if that stood in the loss.
+    """Adds the gradient of `l1 * sum(|w|) + l2 / 2 * sum(w ** 2)`, as if that stood in the loss.
 
-    It does so once for each optimizer step, when the gradients are complete (accumulated, averaged over the ranks, unscaled) and before they are
-    clipped in automatic optimization; in manual optimization, when the optimizer steps. For SGD without clipping `l2` is `weight_decay`. For Adam
-    it is L2 in the gradient, which is not the decoupled weight decay of AdamW. A step of fewer batches than `accumulate_grad_batches` gets the
-    whole penalty too. Weights that got no gradient in a step are left as they are.
+    It does so once for each optimizer step, when the gradients are complete (accumulated, averaged
+    over the ranks, unscaled) and before they are clipped in automatic optimization; in manual
+    optimization, when the optimizer steps. For SGD without clipping `l2` is `weight_decay`. For
+    Adam it is L2 in the gradient, which is not the decoupled weight decay of AdamW. A step of fewer
+    batches than `accumulate_grad_batches` gets the whole penalty too. Weights that got no gradient
+    in a step are left as they are.
 
-    Biases, the parameters of norms and all others with fewer than two dimensions are left out unless `biases_and_norms` or `groups` asks for them.
+    Biases, the parameters of norms and all others with fewer than two dimensions are left out
+    unless `biases_and_norms` or `groups` asks for them.
 
     Args:
         l1: strength of the L1 penalty, which makes weights 0. Default 0.
         l2: strength of the L2 penalty, which makes weights small. Default 0.
         biases_and_norms: whether they are penalized too.
-        groups: other strengths for some parameters, by a pattern of their names: `{"encoder.*": {"l2": 0.01}, "head.weight": {"l1": 0.0}}`.
-            The first pattern that fits counts, for biases and norms too; what it does not give is as for the others.
-        log_penalty: whether the penalty is logged as `penalty`, with the other step values; it costs a pass over the weights then.
+        groups: other strengths for some parameters, by a pattern of their names: `{"encoder.*":
+            {"l2": 0.01}, "head.weight": {"l1": 0.0}}`. The first pattern that fits counts, for
+            biases and norms too; what it does not give is as for the others.
+        log_penalty: whether the penalty is logged as `penalty`, with the other step values; it
+            costs a pass over the weights then.
 
     Raises:
-        ConfigError: a strength is negative; once training starts, if a pattern fits no parameter, a gradient is
-            sparse, or the optimizer is LBFGS.
+        ConfigError: a strength is negative; once training starts, if a pattern fits no parameter, a
+            gradient is sparse, or the optimizer is LBFGS.
 
-    Source: Tibshirani, "Regression Shrinkage and Selection via the Lasso", 1996; Krogh and Hertz, "A Simple Weight Decay Can Improve
+    Source: Tibshirani, "Regression Shrinkage and Selection via the Lasso", 1996; Krogh and Hertz,
+        "A Simple Weight Decay Can Improve
     Generalization", 1991.
 
     Example:
@@ -181,7 +187,7 @@ def _penalty(strength: Strength, parameters: list[Tensor]) -> Tensor:
 
 
 def _strength(where: str, given: Mapping[str, float], default: Strength) -> Strength:
-    """Return (l1, l2) of what was given.
+    """Return the strengths (l1, l2) of one group.
 
     Raises:
         ConfigError: there is no such strength, or it is negative.

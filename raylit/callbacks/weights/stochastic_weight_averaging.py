@@ -166,10 +166,8 @@ class StochasticWeightAveraging(Callback):
             if isinstance(self._swa_epoch_start, float)
             else self._swa_epoch_start
         )
-        self._start, self._end = (
-            max(first - 1, 0),
-            (float("inf") if max_epochs == -1 else max_epochs - 1),
-        )
+        self._start = max(first - 1, 0)
+        self._end = float("inf") if max_epochs == -1 else max_epochs - 1
         if self._start > self._end:
             warn(
                 f"swa_epoch_start={self._swa_epoch_start} is after the last of {max_epochs} epochs:"
@@ -281,11 +279,9 @@ class StochasticWeightAveraging(Callback):
         )
         for rate, group in zip(rates, optimizer.param_groups, strict=True):
             group["initial_lr"] = rate
-        last_epoch = (
-            (-1 if trainer.max_epochs is None else trainer.max_epochs)
-            if self._annealing_strategy == "cos"
-            else -1
-        )
+        last_epoch = -1
+        if self._annealing_strategy == "cos" and trainer.max_epochs is not None:
+            last_epoch = trainer.max_epochs
         scheduler = SWALR(
             optimizer,
             rates,  # type: ignore[arg-type]
@@ -318,7 +314,7 @@ class StochasticWeightAveraging(Callback):
                 parameter.detach().copy_(averaged)
 
     def _begin_extra_epoch(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
-        """Make the epoch that begins one without learning, whose running statistics are means over all batches."""
+        """Begin an epoch without learning, whose running statistics are means over all batches."""
         for module in pl_module.modules():
             if isinstance(module, _BatchNorm):
                 self._momenta[module] = module.momentum
@@ -332,7 +328,7 @@ class StochasticWeightAveraging(Callback):
         trainer.accumulate_grad_batches = int(trainer.num_training_batches)
 
     def _leave_as_found(self, trainer: RunningTrainer) -> None:
-        """Take back what was changed for the extra epoch."""
+        """Undo the changes for the extra epoch."""
         if self._momenta:
             for module, momentum in self._momenta.items():
                 module.momentum = momentum

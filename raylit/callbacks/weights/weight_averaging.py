@@ -268,21 +268,25 @@ class WeightAveraging(Callback):
 
 
 class EMAWeightAveraging(WeightAveraging):
-    """Keeps an exponential moving average of the weights: `decay` times what it was, and the rest from the current weights.
+    """Keeps an exponential moving average of the weights.
+
+    At each update it is `decay` times the average before and `1 - decay` times the weights.
 
     Args:
         device: as for WeightAveraging.
         use_buffers: as for WeightAveraging.
         decay: share of the average that stays at each update.
         update_every_n_steps: updates after steps 0, n, 2n and so on; 0 for none.
-        update_starting_at_step: the first step that may be followed by an update; None is from the start.
+        update_starting_at_step: the first step that may be followed by an update; None is from the
+            start.
         update_starting_at_epoch: from this epoch on there is an update after each; None is never.
         kwargs: as for WeightAveraging.
 
     Raises:
         ConfigError: as for WeightAveraging.
 
-    Source: Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992, https://doi.org/10.1137/0330046
+    Source: Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992,
+        https://doi.org/10.1137/0330046
 
     Example:
         >>> trainer = Trainer(
