@@ -11,6 +11,7 @@ from pathlib import Path
 
 import raylit
 from raylit.errors import ConfigError, RaylitError
+from raylit.runtime.secrets import without_secrets
 
 FOREIGN = tuple(
     os.path.realpath(folder) + os.sep
@@ -23,7 +24,7 @@ FOREIGN = tuple(
 
 def show(error: BaseException, is_verbose: bool) -> None:
     """Print an exception that ended a run to stderr."""
-    whole = "".join(traceback.format_exception(error))
+    whole = without_secrets("".join(traceback.format_exception(error)))
     own = user_frames(error)
     if is_verbose or (not own and not isinstance(error, RaylitError)):
         print(whole, file=sys.stderr, end="", flush=True)
@@ -36,7 +37,7 @@ def show(error: BaseException, is_verbose: bool) -> None:
     )
     lines.append(f"{name}: {error}" if str(error) else name)
     lines.extend(getattr(error, "__notes__", ()))
-    print("\n".join(lines), file=sys.stderr, flush=True)
+    print(without_secrets("\n".join(lines)), file=sys.stderr, flush=True)
 
 
 def show_config_error(error: ConfigError, command: str, is_verbose: bool) -> None:
@@ -44,9 +45,8 @@ def show_config_error(error: ConfigError, command: str, is_verbose: bool) -> Non
     if is_verbose or user_frames(error):
         show(error, is_verbose)
     else:
-        print(
-            f"{'raylit ' + command if command else 'raylit'}: {error}", file=sys.stderr, flush=True
-        )
+        name = f"raylit {command}" if command else "raylit"
+        print(without_secrets(f"{name}: {error}"), file=sys.stderr, flush=True)
 
 
 def user_frames(error: BaseException) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -12,6 +13,7 @@ from raylit.checkpoint import folder
 from raylit.core.hooks import is_overridden
 from raylit.errors import ConfigError
 from raylit.runtime.messages import warn
+from raylit.runtime.secrets import without_secrets
 from raylit.runtime.storage import write_text
 
 if TYPE_CHECKING:
@@ -40,13 +42,14 @@ class KeepConfig(Callback):
         """Store the config, on rank 0."""
         if not trainer.is_global_zero or stage == "predict":  # predict opens no loggers
             return
+        text = without_secrets(self.text)
         for logger in trainer.loggers:
             log_text = getattr(logger, "log_text", None)
             try:
                 if log_text is not None:
-                    log_text(self.text, self.config_filename)
+                    log_text(text, self.config_filename)
                 elif logger.log_dir:
-                    write_text(os.path.join(logger.log_dir, self.config_filename), self.text)
+                    write_text(os.path.join(logger.log_dir, self.config_filename), text)
             except Exception as error:  # the run is worth more than the record of it
                 warn(f"The config could not be stored with {type(logger).__name__}: {error}")
 
@@ -127,7 +130,7 @@ class SaveConfigCallback(Callback):
         text = (
             self._text
             if self._text is not None
-            else self.parser.dump(self.config, skip_unset=False)
+            else without_secrets(self.parser.dump(self.config, skip_unset=False))
         )
         if trainer.is_global_zero and stage != "predict":  # predict opens no loggers
             for logger in trainer.loggers:
@@ -151,9 +154,14 @@ class SaveConfigCallback(Callback):
         if trainer.is_global_zero:
             if self.multifile:
                 os.makedirs(log_dir, exist_ok=True)
+                before = set(os.listdir(log_dir))
                 self.parser.save(
                     self.config, path, skip_unset=False, overwrite=self.overwrite, multifile=True
                 )
+                for name in {self.config_filename, *os.listdir(log_dir)} - before:
+                    file = Path(log_dir, name)
+                    if file.is_file():
+                        file.write_text(without_secrets(file.read_text()))
             else:
                 write_text(path, text)
 
@@ -172,6 +180,6 @@ class SaveConfigCallback(Callback):
         text = (
             self._text
             if self._text is not None
-            else self.parser.dump(self.config, skip_unset=False)
+            else without_secrets(self.parser.dump(self.config, skip_unset=False))
         )
         return {**self.__dict__, "_text": text}

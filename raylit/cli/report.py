@@ -11,6 +11,7 @@ import torch
 
 from raylit.callbacks import ModelCheckpoint
 from raylit.loggers import MLFlowLogger
+from raylit.runtime.secrets import without_secrets
 
 if TYPE_CHECKING:
     from raylit.core.datamodule import LightningDataModule
@@ -192,7 +193,7 @@ def print_rows(rows: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in rows)
     print()
     for name, value in rows:
-        print(f"{name:<{width}}  {value}")
+        print(without_secrets(f"{name:<{width}}  {value}"))
     sys.stdout.flush()
 
 

@@ -21,6 +21,7 @@ from raylit.core.hparams import stored_hparams
 from raylit.core.module import LightningModule
 from raylit.errors import CheckpointError, ConfigError, Terminated
 from raylit.runtime.messages import info
+from raylit.runtime.secrets import without_secrets
 from raylit.trainer.trainer import Trainer
 
 
@@ -47,7 +48,7 @@ def run(command: str, args: list[str], options: Namespace) -> None:
         raise ConfigError(f"--output {output}: there is no folder {os.path.dirname(output)}.")
     config = parse(command, args, needs_model=not options.print_config)
     if options.print_config:
-        print(config.text, end="")
+        print(without_secrets(config.text), end="")
         return
     config.seed()
     if command == "check":
@@ -179,7 +180,7 @@ def say_how_to_go_on(trainer: Trainer, started: float, args: list[str]) -> None:
     except CheckpointError:
         return
     if newest is not None and folder.modified(newest) >= started:
-        again = shlex.join(report.without_ckpt_path(args))
+        again = without_secrets(shlex.join(report.without_ckpt_path(args)))
         print(
             f"Its newest checkpoint is {report.shown(newest)}. Go on with:\n  raylit fit {again}"
             " --resume",

@@ -16,6 +16,7 @@ from raylit.cli.optimizer import give_optimizer
 from raylit.cli.run import make_trainer
 from raylit.cli.source import Source, read_file
 from raylit.errors import ConfigError
+from raylit.runtime.secrets import without_secrets
 
 NUM_DRAWN = 3  # values of a sampled key that are tried out before anything starts
 
@@ -28,7 +29,7 @@ def tune(args: list[str], sweep: str | None, print_config: bool) -> None:
     """
     config = parse("tune", args, needs_model=not print_config)
     if print_config:
-        print(config.text, end="")
+        print(without_secrets(config.text), end="")
         return
     if sweep is None:
         raise ConfigError(

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from raylit.errors import ConfigError, LaunchError, MissingPackageError, Terminated
 from raylit.loggers.mlflow import store
+from raylit.runtime.secrets import without_secrets
 
 START_TIMEOUT_S = 120.0
 
@@ -43,8 +44,6 @@ def serve(uri: str | None, host: str, port: int) -> None:
         "-m",
         "mlflow",
         "server",
-        "--backend-store-uri",
-        uri,
         "--host",
         host,
         "--port",
@@ -59,10 +58,12 @@ def serve(uri: str | None, host: str, port: int) -> None:
             command,
             stdout=None if is_verbose else log,
             stderr=subprocess.STDOUT,
+            # Not as an argument: it may hold a password, and everybody can list processes.
+            env=os.environ | {"MLFLOW_BACKEND_STORE_URI": uri},
             start_new_session=True,
         )
         try:
-            print(f"Starting MLflow for {store.without_password(uri)} ...", flush=True)
+            print(f"Starting MLflow for {without_secrets(uri)} ...", flush=True)
             wait_until_it_answers(child, url, log)
             print(f"Runs and sweeps: {url}    (Ctrl-C ends it)", flush=True)
             child.wait()
@@ -80,7 +81,7 @@ def check_store(uri: str) -> None:
     """
     if store.is_http(uri):
         raise ConfigError(
-            f"{uri} is an MLflow server already: open it in a browser. raylit ui serves stores such"
+            f"{without_secrets(uri)} is an MLflow server already: open it in a browser. raylit ui serves stores such"
             " as sqlite:///mlflow.db."
         )
     file = store.sqlite_file(uri)

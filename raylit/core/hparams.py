@@ -25,6 +25,7 @@ from raylit.core import importable
 from raylit.core.aliases import CheckpointDict
 from raylit.errors import CheckpointError, ConfigError
 from raylit.runtime.bounds import TooLargeError, check_size
+from raylit.runtime.secrets import holds_secret
 
 _PRIMITIVES = (bool, int, float, str)
 
@@ -81,6 +82,7 @@ class HasHyperparameters:
 
     _log_hyperparams: bool = False
     _hparams_name: str | None = None
+    _hparams_by_name: frozenset[str] = frozenset()  # those that save_hyperparameters was asked for
 
     def save_hyperparameters(
         self,
@@ -90,6 +92,9 @@ class HasHyperparameters:
         logger: bool = True,
     ) -> None:
         """Keep the arguments of `__init__` in `hparams`. Call it in `__init__`, first thing.
+
+        Texts whose names look like secrets (`api_key`, `hf_token`, `password`), and URIs with a
+        password, are kept out of checkpoints and loggers, unless they are asked for by name.
 
         Args:
             args: names of arguments to keep (default: all), or one container (dict, Namespace,
@@ -149,6 +154,7 @@ class HasHyperparameters:
                 )
             found = AttributeDict({name: init_args[name] for name in args if name in init_args})
             self._hparams_name = "kwargs"
+            self._hparams_by_name = self._hparams_by_name | set(found)
 
         hparams = self.hparams
         self.remove_ignored_hparams(ignored)
@@ -166,6 +172,15 @@ class HasHyperparameters:
         if "_hparams" not in self.__dict__:
             self._hparams = AttributeDict()
         return self._hparams
+
+    @property
+    def secret_hparams(self) -> list[str]:
+        """Names of hyperparameters that are neither stored nor logged, since they look like secrets."""
+        return [
+            name
+            for name, value in self.hparams.items()
+            if name not in self._hparams_by_name and holds_secret(str(name), value)
+        ]
 
     @property
     def hparams_initial(self) -> AttributeDict:

@@ -20,7 +20,7 @@ from raylit.engine import exact
 from raylit.engine.lightning_progress import loops_of, progress_of
 from raylit.errors import CheckpointError
 from raylit.runtime.batch import move_to
-from raylit.runtime.messages import info, warn
+from raylit.runtime.messages import info, warn, warn_once
 
 if TYPE_CHECKING:
     from raylit.engine.run import Run
@@ -85,7 +85,9 @@ def dump(
     by_path: dict[str, Any] = {}
     for owner in owners:
         if owner.hparams:
-            hparams, others = plain_items(dict(owner.hparams))
+            secret = owner.secret_hparams
+            kept = {name: one for name, one in owner.hparams.items() if name not in secret}
+            hparams, others = plain_items(kept)
             found: dict[str, Any] = {
                 name: importable.describe(owner.hparams[name], type(owner)) for name in others
             }
@@ -97,6 +99,14 @@ def dump(
                 by_path[owner.CHECKPOINT_HYPER_PARAMS_KEY] = described
             checkpoint[owner.CHECKPOINT_HYPER_PARAMS_NAME] = owner._hparams_name
             checkpoint[owner.CHECKPOINT_HYPER_PARAMS_KEY] = hparams
+            if secret:
+                warn_once(
+                    f"The hyperparameters {', '.join(secret)} of {type(owner).__name__} look like"
+                    " secrets, and are neither stored in checkpoints nor logged:"
+                    " load_from_checkpoint will want them as arguments. Read them from the"
+                    " environment instead; or ask for them by name, as in"
+                    f" save_hyperparameters({secret[0]!r})."
+                )
             if left_out and id(owner) not in run.said_left_out:
                 run.said_left_out.add(id(owner))
                 warn(

@@ -30,6 +30,7 @@ from raylit.errors import ConfigError, SearchDone, Stopped
 from raylit.metrics.metrics import to_numbers
 from raylit.parallel import World, sync_batch_norm, unsync_batch_norm
 from raylit.runtime.messages import warn
+from raylit.runtime.secrets import without_secret_values
 
 
 def run_job(job: Job) -> Result:
@@ -284,7 +285,10 @@ def log_hyperparameters(run: Run) -> None:
     for owner in (run.datamodule, run.module):
         if owner is None or not owner._log_hyperparams:
             continue
+        secret = owner.secret_hparams
         for key, value in plain_items(dict(owner.hparams_initial))[0].items():
+            if key in secret:
+                continue
             if key in hparams and key != CLASS_PATH and not _same(hparams[key], value):
                 raise ConfigError(
                     f"The hyperparameter {key!r} is {hparams[key]!r} in the datamodule and"
@@ -294,7 +298,7 @@ def log_hyperparameters(run: Run) -> None:
             hparams[key] = value
     for logger in run.trainer.loggers:
         if hparams:
-            logger.log_hyperparams(hparams)
+            logger.log_hyperparams(without_secret_values(hparams))
         logger.log_graph(run.module)
         logger.save()
 

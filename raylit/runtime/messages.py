@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+from raylit.runtime.secrets import without_secrets
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -61,13 +63,13 @@ def rank_zero_only(function: Callable[P, T]) -> Callable[P, T | None]:
 def info(text: str) -> None:
     """Say one line on stderr."""
     if rank() == 0:
-        log.info(text)
+        log.info(without_secrets(text))
 
 
 def warn(text: str, category: type[Warning] = UserWarning, stacklevel: int = 3) -> None:
     """Warn through Python's `warnings`, so that users can filter it."""
     if rank() == 0:
-        warnings.warn(text, category, stacklevel=stacklevel)
+        warnings.warn(without_secrets(text), category, stacklevel=stacklevel)
 
 
 def warn_once(text: str, category: type[Warning] = UserWarning, key: Any = None) -> None:

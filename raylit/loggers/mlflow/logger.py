@@ -29,6 +29,7 @@ from raylit.loggers.mlflow.spool import Spool, replay
 from raylit.loggers.mlflow.store import PARENT_TAG, Entry, RunStore
 from raylit.loggers.mlflow.uploads import CheckpointUploader, best_tags
 from raylit.runtime.messages import info, warn, warn_once
+from raylit.runtime.secrets import without_secrets
 from raylit.runtime.storage import is_url
 
 if TYPE_CHECKING:
@@ -135,6 +136,8 @@ class MLFlowLogger(Logger):
         self._newest_before: dict[str, tuple[int, int]] = {}
         self._may_replay = False
         self._live = _Live()
+        # MLFLOW_TRACKING_* of the process that sent this logger to another one
+        self._environment: dict[str, str] = {}
 
     @property
     def name(self) -> str | None:
@@ -198,7 +201,7 @@ class MLFlowLogger(Logger):
         The address of its page, or the command that serves it.
         """
         self._ensure_run()
-        uri = store.without_password(str(self._tracking_uri))
+        uri = without_secrets(str(self._tracking_uri))
         if store.is_http(uri):
             return f"{uri}/#/experiments/{self._experiment_id}/runs/{self._run_id}"
         return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
@@ -266,7 +269,7 @@ class MLFlowLogger(Logger):
         path = "/".join(
             part for part in artifact_file.split("/") if part not in ("", ".", "..")
         )  # MLflow takes no others
-        self._writer.put([Entry("text", path or "_", text)], keep=True)
+        self._writer.put([Entry("text", path or "_", without_secrets(text))], keep=True)
 
     def resume(self, run_id: str) -> None:
         """Go on with the run of a checkpoint.
@@ -362,8 +365,11 @@ class MLFlowLogger(Logger):
             self.save_dir, uri, lambda run_id, entries: RunStore(uri, run_id, None).write(entries)
         )
         nested = {PARENT_TAG: store.active_run_id(uri)} if self._is_fresh else {}
+        self._context_tags = {
+            key: without_secrets(value) for key, value in self._context_tags.items()
+        }
         all_tags = {
-            key: str(value)
+            key: without_secrets(str(value))
             for key, value in {**nested, **tags, **self.tags}.items()
             if value is not None
         }
@@ -408,7 +414,7 @@ class MLFlowLogger(Logger):
                 raise
             warn(
                 f"The run {run_id} of the checkpoint is not in"
-                f" {store.without_password(client.tracking_uri)}, so a new one is created."
+                f" {without_secrets(client.tracking_uri)}, so a new one is created."
             )
             return None
         if self._owns_run:
@@ -424,6 +430,10 @@ class MLFlowLogger(Logger):
     def _run_store(self) -> RunStore:
         self._ensure_run()
         if self._live.run_store is None:
+            # Only here, in the process that writes: a runtime environment would have them in all,
+            # and Ray shows and logs it.
+            for key, value in self._environment.items():
+                os.environ.setdefault(key, value)
             import mlflow  # noqa: F401  here and not on a thread: a package imported by two threads at once can end half-made
 
             newest = self._newest_before if self._may_replay else None
@@ -438,7 +448,7 @@ class MLFlowLogger(Logger):
             spool = Spool(self.save_dir, uri, str(self._run_id))
             self._live.writer = BackgroundWriter(
                 run_store.write,
-                f"metrics to MLflow at {store.without_password(uri)}",
+                f"metrics to MLflow at {without_secrets(uri)}",
                 hold=spool.hold,
             )
         return self._live.writer
@@ -462,7 +472,8 @@ class MLFlowLogger(Logger):
         return num_left
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_live": None}
+        own = {key: os.environ[key] for key in os.environ if key.startswith("MLFLOW_TRACKING_")}
+        return self.__dict__ | {"_live": None, "_environment": self._environment | own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _live=_Live())

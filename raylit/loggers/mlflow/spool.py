@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from raylit.loggers.mlflow.queue import Rejected
-from raylit.loggers.mlflow.store import MAX_ENTRIES, Entry, without_password
+from raylit.loggers.mlflow.store import MAX_ENTRIES, Entry
 from raylit.runtime.messages import info, log
+from raylit.runtime.secrets import without_secrets
 
 FOLDER = "unsent"
 
@@ -30,7 +31,7 @@ class Spool:
     """
 
     def __init__(self, folder: str, uri: str, run_id: str) -> None:
-        self._header = {"uri": without_password(uri), "run_id": run_id}
+        self._header = {"uri": without_secrets(uri), "run_id": run_id}
         self.path = Path(folder) / FOLDER / f"{run_id}-{uuid.uuid4().hex[:8]}.jsonl"
 
     def hold(self, entries: list[Entry]) -> bool:
@@ -73,7 +74,7 @@ def replay(folder: str, uri: str, write: Callable[[str, list[Entry]], None]) -> 
             header, *lines = [
                 json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
             ]
-            if header["uri"] != without_password(uri):
+            if header["uri"] != without_secrets(uri):
                 continue
             entries = [Entry(*line) for line in lines]
             for start in range(0, len(entries), MAX_ENTRIES):

@@ -21,6 +21,8 @@ from urllib.parse import unquote, urlsplit
 from raylit.errors import ConfigError
 from raylit.loggers.mlflow.queue import Rejected
 from raylit.loggers.mlflow.uploads import Upload, remove_link
+from raylit.runtime.messages import warn_once
+from raylit.runtime.secrets import has_secret, without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -173,7 +175,7 @@ def flatten(params: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         ):
             yield from flatten(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", str(value)
+            yield f"{prefix}{key}", without_secrets(str(value))
 
 
 def find_store(
@@ -233,11 +235,20 @@ def connect(uri: str, artifact_root: str | None) -> MlflowClient:
                 raise PermissionError(f"no permission to write {file}")
     except Exception as error:
         raise ConfigError(
-            f"MLFlowLogger cannot reach its store {without_password(uri)}: {error}\nNothing of the"
+            f"MLFlowLogger cannot reach its store {without_secrets(f'{uri}: {error}')}\nNothing of the"
             " run would be recorded, so it was not started. Start the server (mlflow server --host"
             " 127.0.0.1 --port 5000), correct tracking_uri or MLFLOW_TRACKING_URI, or give neither"
             " to record into a local database."
         ) from error
+    if has_secret(uri):
+        # Else mlflow prints the URI as it is when a run ends.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        warn_once(
+            f"The tracking URI {without_secrets(uri)} holds a password. It is masked wherever raylit"
+            " shows or stores it; give it by the environment instead, where there is nothing to"
+            " mask: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or"
+            " MLFLOW_TRACKING_TOKEN."
+        )
     if artifact_root is not None:
         _local_store(uri, artifact_root)
     return MlflowClient(tracking_uri=uri)
@@ -356,7 +367,7 @@ def check_answers(uri: str, num_retries: int = 0) -> None:
                 raise_on_status=False,
             )
         except MlflowException as error:
-            raise ConnectionError(without_password(str(error))) from None
+            raise ConnectionError(without_secrets(str(error))) from None
         if answer.status_code in (502, 503, 504):
             raise ConnectionError(f"HTTP status {answer.status_code}")
     elif parts.hostname and parts.scheme.split("+")[0] in DEFAULT_PORTS:
@@ -377,11 +388,6 @@ def sqlite_file(uri: str) -> str | None:
         if uri.startswith("sqlite:///")
         else None
     )
-
-
-def without_password(uri: str) -> str:
-    """Return the URI as it may be shown."""
-    return re.sub(r"//([^/@:]*):[^/@]*@", r"//\1:***@", uri)
 
 
 def _absolute(uri: str) -> str:

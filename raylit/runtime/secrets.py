@@ -1,0 +1,151 @@
+"""What may be shown or stored: texts without passwords and tokens.
+
+Whatever raylit prints, warns, raises or writes into artifacts, tags and parameters goes through
+`without_secrets`. Give secrets by the environment (MLFLOW_TRACKING_USERNAME and
+MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN), where nothing has to be masked.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import unquote
+
+MASK = "***"
+
+# A URI in any text, up to a space. What follows `//` is parsed by `_without_login`.
+_URI = re.compile(r"\b([A-Za-z][A-Za-z0-9+.\-]*):(//[^\s\"<>`]*)")
+# Stores whose addresses have an @ that is no end of a password: abfs://container@account/path.
+_WITH_AT = ("s3", "gs", "gcs", "abfs", "abfss", "adl", "wasb", "wasbs", "file", "sqlite", "hdfs")
+
+_SURE = {"password", "passwd", "pwd", "passphrase", "passcode", "secret", "secrets", "apikey"}
+_SURE |= {"credential", "credentials", "authorization", "sig", "signature", "accesskey"}
+_KEYS_OF = {"api", "access", "private", "secret", "account", "signing", "encryption", "auth"}
+# Tokens of a language rather than of a login.
+_TOKENS_OF = {"pad", "eos", "bos", "mask", "unk", "cls", "sep", "special", "start", "end", "stop"}
+_TOKENS_OF |= {"begin", "next", "per", "each", "max", "min", "num", "prompt", "image", "class"}
+_NAME = r"[A-Za-z_][\w.\-]*"
+# `key=value`, as in a URI, in what a database driver takes, and in the environment.
+_ASSIGNMENT = re.compile(rf"({_NAME})(=)([^\s&;,'\"]+|'[^']*'|\"[^\"]*\")")
+# `--key value`, as in a command.
+_FLAG = re.compile(rf"(--{_NAME}\s+)(?!--)(\S+)")
+# `key: value`, as in YAML and JSON; a value on the same line.
+_ENTRY = re.compile(
+    rf"(?m)([\"']?)\b({_NAME})(\1:[ \t]+)(\"[^\"\n]*\"|'[^'\n]*'|[^\s,{{}}\[\]][^\n,}}]*)"
+)
+_PLAIN = re.compile(r"[\"']?(?:true|false|null|none|~|[-+.\d][\d.e+\-_]*|\*+)[\"']?", re.IGNORECASE)
+
+
+def is_secret_name(name: str) -> bool:
+    """Tell whether a name is that of a secret.
+
+    Example:
+        >>> is_secret_name("hf_token"), is_secret_name("num_tokens"), is_secret_name("pad_token")
+        (True, False, False)
+    """
+    spaced = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name)
+    words = [word for word in re.split(r"[^a-z0-9]+", spaced.lower()) if word]
+    if not words:
+        return False
+    before = words[-2] if len(words) > 1 else ""
+    if words[-1] == "token":
+        return before not in _TOKENS_OF
+    if words[-1] == "key":
+        return before in _KEYS_OF
+    return bool(_SURE & set(words))
+
+
+def without_secrets(text: str) -> str:
+    """Return a text as it may be shown or stored.
+
+    User names in URIs stay, what is behind them does not; nor do the values of names such as
+    `password` and `token`, in URIs, `key=value` and `key: value`.
+
+    Args:
+        text: a URI, a line, a whole config.
+
+    Example:
+        >>> without_secrets("https://me:p@ss/word@host:5000/mlflow?token=abc")
+        'https://me:***@host:5000/mlflow?token=***'
+    """
+    text = _URI.sub(lambda found: f"{found[1]}:{_without_login(found[1], found[2])}", text)
+    text = _ASSIGNMENT.sub(_masked_assignment, text)
+    text = _FLAG.sub(_masked_flag, text)
+    return _ENTRY.sub(_masked_entry, text)
+
+
+def has_secret(text: str) -> bool:
+    """Tell whether a text holds what may not be shown."""
+    return without_secrets(text) != text
+
+
+def holds_secret(name: str, value: Any) -> bool:
+    """Tell whether a value, nested or not, has a text that may not be shown or that stands below a secret name."""
+    if isinstance(value, str):
+        return bool(value) and (is_secret_name(name) or has_secret(value))
+    if isinstance(value, dict):
+        return any(holds_secret(str(key), one) for key, one in value.items())
+    return isinstance(value, (list, tuple)) and any(holds_secret("", one) for one in value)
+
+
+def without_secret_values(value: Any) -> Any:
+    """Return nested data whose texts may be shown, and with `***` in place of texts below secret names."""
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, dict):
+        return {
+            key: MASK
+            if isinstance(one, str) and one and is_secret_name(str(key))
+            else without_secret_values(one)
+            for key, one in value.items()
+        }
+    if type(value) in (list, tuple):
+        return type(value)(without_secret_values(one) for one in value)
+    return value
+
+
+def _without_login(scheme: str, rest: str) -> str:
+    """Return what follows a URI's scheme without password.
+
+    The last @ before the query ends the login: a password that was not quoted may hold an @ or a /,
+    and urllib.parse would then take a part of it for the host.
+    """
+    body, mark, query = rest[2:], "", ""
+    cut = re.search(r"[?#]", body)
+    if cut is not None:
+        body, mark, query = body[: cut.start()], cut[0], body[cut.start() + 1 :]
+        # A ? or # in a password that was not quoted.
+        if "@" in query and "@" not in body and ":" in body and "=" not in query.split("@")[0]:
+            body, mark, query = f"{body}{mark}{query}", "", ""
+    end = body.rfind("@")
+    if scheme.lower().split("+")[0] in _WITH_AT:
+        authority = body.partition("/")[0]
+        end = authority.rfind("@") if ":" in authority.rpartition("@")[0] else -1
+    if end >= 0:
+        user, colon, password = body[:end].partition(":")
+        # A token may be given as user, with an empty password or a fixed one.
+        is_token = not colon or (user and password in ("", "x-oauth-basic"))
+        body = f"{MASK if is_token else f'{user}:{MASK}'}{body[end:]}"
+    return f"//{body}{mark}{query}"
+
+
+def _masked_assignment(found: re.Match[str]) -> str:
+    name, equals, value = found.groups()
+    plain = value
+    for _ in range(3):  # what was quoted twice is looked into too
+        plain = unquote(plain)
+    if is_secret_name(name) or (plain != value and has_secret(plain.replace(";", " "))):
+        return f"{name}{equals}{MASK}"
+    return found[0]
+
+
+def _masked_flag(found: re.Match[str]) -> str:
+    is_secret = is_secret_name(found[1]) and not _PLAIN.fullmatch(found[2])
+    return f"{found[1]}{MASK}" if is_secret else found[0]
+
+
+def _masked_entry(found: re.Match[str]) -> str:
+    quote, name, colon, value = found.groups()
+    if not is_secret_name(name) or _PLAIN.fullmatch(value.strip()):
+        return found[0]
+    return f"{quote}{name}{colon}{MASK}"

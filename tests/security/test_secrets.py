@@ -1,0 +1,216 @@
+"""What is shown and what is stored holds no password and no token."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import raylit as pl
+from raylit.cli.command import main
+from raylit.runtime.secrets import is_secret_name, without_secret_values, without_secrets
+from raylit.testing import BoringModel
+
+SECRET = "s3cr3t"
+
+SHOWN = {
+    "http://user:s3cr3t@host:5000": "http://user:***@host:5000",
+    "http://user:p@s3cr3t@host": "http://user:***@host",
+    "http://user:a/s3cr3t@host": "http://user:***@host",
+    "http://user:a?s3cr3t@host": "http://user:***@host",
+    "http://user:a#s3cr3t@host": "http://user:***@host",
+    "https://s3cr3t-token@host": "https://***@host",
+    "https://s3cr3t:@host": "https://***@host",
+    "https://s3cr3t:x-oauth-basic@github.com/a": "https://***@github.com/a",
+    "http://:s3cr3t@host": "http://:***@host",
+    "HTTP://user:s3cr3t@host": "HTTP://user:***@host",
+    "https://user:s3cr3t%40x@host": "https://user:***@host",
+    "redis://:s3cr3t@host/0": "redis://:***@host/0",
+    "mysql+pymysql://u:s3'cr3t@h": "mysql+pymysql://u:***@h",
+    "postgresql://h/db?user=u&password=s3cr3t": "postgresql://h/db?user=u&password=***",
+    "mssql+pyodbc://?odbc_connect=PWD%3Ds3cr3t": "mssql+pyodbc://?odbc_connect=***",
+    "mssql+pyodbc:///?odbc_connect=UID%253Da%253BPWD%253Ds3cr3t": "mssql+pyodbc:///?odbc_connect=***",
+    "http://host/mlflow?token=s3cr3t": "http://host/mlflow?token=***",
+    "http://host/#access_token=s3cr3t": "http://host/#access_token=***",
+    "https://a.blob/x?sv=1&sig=s3cr3t": "https://a.blob/x?sv=1&sig=***",
+    "s3://key:s3cr3t@bucket/x": "s3://key:***@bucket/x",
+    "a http://u:s3cr3t@h and https://v:s3cr3t@i": "a http://u:***@h and https://v:***@i",
+    "host=h password=s3cr3t": "host=h password=***",
+    "MLFLOW_TRACKING_PASSWORD=s3cr3t raylit": "MLFLOW_TRACKING_PASSWORD=*** raylit",
+    "--model.api_key=s3cr3t": "--model.api_key=***",
+    "--model.api_key s3cr3t --x 1": "--model.api_key *** --x 1",
+    "  hf_token: 's3cr3t'": "  hf_token: ***",
+    '{"api_key": "s3cr3t", "b": 1}': '{"api_key": ***, "b": 1}',
+}
+
+UNTOUCHED = [
+    "http://host:5000/#/experiments/4/runs/abc",
+    "abfs://container@account.dfs.core.windows.net/x",
+    "s3://bucket/a@b/c",
+    "sqlite:////tmp/a@b.db",
+    "num_tokens: 5",
+    "tokenizer: bert",
+    "pad_token: '<pad>'",
+    "use_token: true",
+    "epoch=0-step=2.ckpt",
+    "--trainer.max_epochs 3",
+    "monitor: val_loss",
+]
+
+
+@pytest.mark.parametrize("text", SHOWN)
+def test_what_is_shown(text: str) -> None:
+    assert without_secrets(text) == SHOWN[text]
+    assert without_secrets(SHOWN[text]) == SHOWN[text]
+
+
+@pytest.mark.parametrize("text", UNTOUCHED)
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert without_secrets(text) == text
+
+
+@given(st.text("abc:/@?#%&=;+ ", max_size=8), st.text("abc:/@?#%&=;+ ", max_size=8))
+def test_a_password_of_any_characters_that_was_quoted(before: str, after: str) -> None:
+    password = quote(before, safe="") + SECRET + quote(after, safe="")
+    for uri in (f"https://u:{password}@host/a?b=1", f"postgresql://h/d?x=1&password={password}"):
+        assert SECRET not in without_secrets(f"failed: {uri}, and so on")
+
+
+@given(st.text("abc:/@", max_size=8), st.text("abc:/@", max_size=8))
+def test_a_password_that_was_not_quoted(before: str, after: str) -> None:
+    assert SECRET not in without_secrets(f"http://u:{before}{SECRET}{after}@host:80/x")
+
+
+def test_nested_values() -> None:
+    given: dict[str, Any] = {"a": [{"password": SECRET, "n": 1}], "uri": f"http://u:{SECRET}@h"}
+    shown = without_secret_values(given)
+    assert shown == {"a": [{"password": "***", "n": 1}], "uri": "http://u:***@h"}
+    assert is_secret_name("awsSecretKey") and not is_secret_name("key")
+
+
+class Model(BoringModel):
+    def __init__(
+        self, api_key: str = "", hf_token: str = "", uri: str = "", lr: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
+class Asking(BoringModel):
+    def __init__(self, api_key: str = "") -> None:
+        super().__init__()
+        self.save_hyperparameters("api_key")
+
+
+def test_secrets_among_hyperparameters_are_kept_by_the_module_alone(tmp_path: Path) -> None:
+    model = Model(api_key=SECRET)
+    assert model.hparams.api_key == SECRET and model.secret_hparams == ["api_key"]
+    assert Asking(api_key=SECRET).secret_hparams == []
+
+
+SCRIPT = f'''
+import sys, warnings
+import torch
+import raylit as pl
+from raylit.loggers import CSVLogger, MLFlowLogger
+from tests.security.test_secrets import Model
+from raylit.testing import RandomDataset
+
+uri = "sqlite:///mlflow.db?password={SECRET}"
+loggers = [
+    MLFlowLogger(tracking_uri=uri, tags={{"origin": "https://{SECRET}@git/x"}}),
+    CSVLogger("csv"),
+]
+model = Model(api_key="{SECRET}", hf_token="{SECRET}", uri="http://u:{SECRET}@host")
+trainer = pl.Trainer(max_steps=2, logger=loggers, accelerator="cpu", **eval(sys.argv[1]))
+trainer.fit(model, torch.utils.data.DataLoader(RandomDataset(32, 4)))
+'''
+
+
+def holding(folder: Path) -> list[str]:
+    """Files below a folder that hold the secret, whatever they are."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "script.py"]
+    return [str(path) for path in files if SECRET.encode() in path.read_bytes()]
+
+
+@pytest.mark.long
+def test_no_file_of_a_run_holds_a_secret(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    root = Path(__file__).parents[2]
+    env = os.environ | {"PYTHONPATH": str(root), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    done = subprocess.run(
+        [sys.executable, "script.py", "{}"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert SECRET not in done.stdout + done.stderr
+    assert "api_key, hf_token, uri of Model look like secrets" in done.stderr
+    assert "holds a password" in done.stderr and "MLFLOW_TRACKING_TOKEN" in done.stderr
+    assert list(tmp_path.rglob("*.ckpt")) and not holding(tmp_path)
+
+
+CONFIG = f"""
+model:
+  class_path: tests.security.test_secrets.Model
+  init_args: {{api_key: {SECRET}, uri: "http://u:{SECRET}@host"}}
+data: raylit.testing.BoringDataModule
+trainer:
+  accelerator: cpu
+  max_steps: 2
+  enable_progress_bar: false
+  logger:
+    - class_path: raylit.loggers.MLFlowLogger
+      init_args: {{tracking_uri: "sqlite:///mlflow.db?password={SECRET}"}}
+    - class_path: raylit.loggers.CSVLogger
+      init_args: {{save_dir: csv}}
+"""
+
+
+def test_no_file_of_a_command_holds_a_secret(tmp_path: Path, monkeypatch: Any, capfd: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "work").mkdir()
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path / "work")
+    assert main(["fit", "--config", "../config.yaml", f"--model.hf_token={SECRET}"]) == 0
+    assert main(["fit", "--config", "../config.yaml", "--print_config"]) == 0
+    assert main(["fit", "--config", "../config.yaml", f"--model.hf_tokn={SECRET}"]) == 2
+    said = capfd.readouterr()
+    assert SECRET not in said.out + said.err, said
+    kept = list(tmp_path.rglob("work/**/config.yaml"))
+    assert len(kept) == 2 and all("***" in path.read_text() for path in kept)
+    assert not holding(tmp_path / "work")
+
+
+def test_where_and_messages(capfd: Any) -> None:
+    from raylit.runtime.messages import info, warn
+
+    info(f"at http://u:{SECRET}@host")
+    with pytest.warns(UserWarning) as caught:
+        warn(f"at http://u:{SECRET}@host")
+    assert SECRET not in capfd.readouterr().err + str(caught[0].message)
+
+
+def test_the_environment_travels_with_the_logger_and_not_with_its_text(monkeypatch: Any) -> None:
+    import pickle
+
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
+    sent = pickle.dumps(pl.MLFlowLogger(tracking_uri="http://127.0.0.1:1"))
+    monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
+    logger = pickle.loads(sent)
+    assert "MLFLOW_TRACKING_PASSWORD" not in os.environ, "only the process that writes has it"
+    with pytest.raises(Exception, match="127"):
+        _ = logger._run_store
+    logger._has_run = True
+    assert logger._run_store is not None and os.environ["MLFLOW_TRACKING_PASSWORD"] == SECRET
+    assert SECRET not in repr(logger)
