@@ -107,7 +107,7 @@ def allow(*objects: T) -> T:
         >>> @raylit.allow
         ... def swish(x):
         ...     return x * torch.sigmoid(x)
-        >>> raylit.allow(torch.logdet, my_package.layers.Block)
+        >>> raylit.allow(torch.logdet, torch.nn.functional.mish)
     """
     if not objects:
         raise ConfigError("raylit.allow() was given nothing. Give classes or functions.")

@@ -34,7 +34,7 @@ def check_size(value: Any, max_values: int = MAX_VALUES, max_depth: int = MAX_DE
 
     Example:
         >>> check_size({"a": [1, 2]})
-        6
+        5
     """
     return _size(value, max_values, max_depth, {})
 

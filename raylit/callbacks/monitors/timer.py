@@ -114,7 +114,7 @@ class Timer(Callback):
         ConfigError: the duration is not understood, or there is no such interval.
 
     Example:
-        >>> timer = Timer(duration="00:12:00:00")  # 12 hours
+        >>> timer = Timer(duration="00:00:00:01")  # a second; 12 hours are "00:12:00:00"
         >>> trainer = Trainer(max_epochs=-1, callbacks=[timer])
         >>> result = trainer.fit(model, train_dataloaders=loader)
         >>> timer.time_elapsed("train"), timer.time_remaining()  # seconds
