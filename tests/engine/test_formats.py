@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +14,8 @@ EXPECTED = json.loads((HERE / "expected.json").read_text())
 
 
 @pytest.mark.parametrize("path", sorted(HERE.glob("*.ckpt")), ids=lambda path: path.stem)
-def test_it_goes_on(path: object) -> None:
-    framework, kind, _ = str(getattr(path, "stem")).split("-")
+def test_it_goes_on(path: Path) -> None:
+    framework, kind, _ = path.stem.split("-")
     one = trainer(pl, kind)
     net = module(pl, kind)
     one.fit(net, *loaders(), ckpt_path=path)
