@@ -305,7 +305,7 @@ def _read(trainer: JobTrainer) -> tuple[float, float, bool]:
     """
     run = trainer.run
     assert isinstance(run, Run)
-    loader = run.loaders["train"]
+    loader = run.data.loaders["train"]
     batches = iter(loader)
     started = time.perf_counter()
     times = list[float]()

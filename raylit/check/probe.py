@@ -10,7 +10,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -116,8 +116,8 @@ class FirstStep(Callback):
     def on_train_start(self, trainer: JobTrainer, pl_module: LightningModule) -> None:
         run = trainer.run
         assert isinstance(run, Run)
-        if run.transfer is not None:
-            run.transfer = self._keeping(run.transfer)
+        if run.calls.transfer is not None:
+            run.calls = replace(run.calls, transfer=self._keeping(run.calls.transfer))
         optimized = {
             id(one)
             for optimizer in run.optimizers
@@ -169,7 +169,7 @@ class FirstStep(Callback):
         self._check_weights(pl_module)
         calls = self._calls
         self._calls = {}
-        number = _num_samples(run.loaders["train"].flattened[0], batch)
+        number = _num_samples(run.data.loaders["train"].flattened[0], batch)
         modes = submodule_modes(pl_module)
         pl_module.eval()
         for name, (args, kwargs) in calls.items():

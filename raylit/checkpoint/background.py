@@ -81,6 +81,8 @@ class CheckpointWriter:
         def copy(value: Any) -> Any:
             if not isinstance(value, torch.Tensor):
                 return value
+            if not _is_plain(value):
+                return value.detach().resolve_conj().resolve_neg().to("cpu", copy=True)
             storage = value.untyped_storage()
             key = (storage.device, storage.data_ptr())
             if key not in copies:
@@ -104,6 +106,16 @@ class CheckpointWriter:
         for device in {device for device, _ in copies if device.type == "cuda"}:
             torch.cuda.synchronize(device)
         return copied
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor is bytes, sizes and strides, and nothing else."""
+    return (
+        tensor.layout == torch.strided
+        and not tensor.is_nested
+        and not tensor.is_quantized
+        and not (tensor.is_conj() or tensor.is_neg())
+    )
 
 
 def _as_bytes(storage: torch.UntypedStorage) -> torch.Tensor:

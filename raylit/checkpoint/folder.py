@@ -126,10 +126,14 @@ def _remove(path: str) -> None:
                     fs.rm(inner, recursive=True)
         except OSError as error:
             warn(f"{path} is no longer needed, but could not be deleted: {error}")
-    elif os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
     else:
-        Path(path).unlink(missing_ok=True)
+        try:
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            else:
+                Path(path).unlink(missing_ok=True)
+        except OSError as error:  # busy on NFS, another user's: no reason to end training
+            warn(f"{path} is no longer needed, but could not be deleted: {error}")
 
 
 def give_second_name(path: str, name: str, *, symbolic: bool = False) -> None:

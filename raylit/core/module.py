@@ -42,6 +42,9 @@ class Log(Protocol):
         """Record one value; see `LightningModule.log`."""
 
 
+OF_COMPILED = "_orig_mod."  # what torch.compile(part) puts into the names of what is in the part
+
+
 class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
     """A model with its training, validation, test and predict steps and its optimizers.
 
@@ -514,6 +517,34 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         first = next(iter(checkpoint["state_dict"].values()), None)
         return module.to(first.device) if isinstance(first, Tensor) else module
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> StateDict:  # type: ignore[override]
+        """Return the weights and buffers by name, as `nn.Module.state_dict` does.
+
+        A part that is a `torch.compile(part)` has the names of the part itself, so that it does not
+        matter to a checkpoint what was compiled.
+        """
+        state: StateDict = super().state_dict(*args, **kwargs)
+        if any(OF_COMPILED in name for name in state):
+            entries = list(state.items())
+            state.clear()
+            state.update((name.replace(OF_COMPILED, ""), value) for name, value in entries)
+        return state
+
+    def _load_from_state_dict(
+        self, state_dict: StateDict, prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Give the parts that are compiled here, or were where the state comes from, their names."""
+        compiled = [
+            f"{prefix}{name}."
+            for name, _ in self.named_modules()
+            if f"{name}.".endswith(OF_COMPILED)
+        ]
+        own = {name.replace(OF_COMPILED, ""): name for name in compiled}
+        if own or any(OF_COMPILED in name for name in state_dict):
+            for name in [name for name in state_dict if name.startswith(prefix)]:
+                state_dict[_name_here(name, own)] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def __getstate__(self) -> StateDict:
         return {
             **super().__getstate__(),  # type: ignore[no-untyped-call]
@@ -525,3 +556,10 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
 
 def _parameters_of(optimizer: UserOptimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _name_here(name: str, compiled: dict[str, str]) -> str:
+    """Return the name of an entry of a state, where the parts that begin so are `compiled`."""
+    name = name.replace(OF_COMPILED, "")
+    within = max((plain for plain in compiled if name.startswith(plain)), key=len, default="")
+    return compiled.get(within, "") + name.removeprefix(within)

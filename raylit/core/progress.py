@@ -1,68 +1,150 @@
-"""Progress: the counters of a run that are saved in its checkpoints."""
+"""Progress: the cursor of a run. It says where a fit is and what comes next, and is saved.
+
+    idle                no fit runs, or training has ended
+    epoch               an epoch begins, if there is to be one more
+    epoch start         on_train_epoch_start fires
+    batch               the next batch is read                      <--+
+      forward             on_train_batch_start, training_step          |
+      backward            gradients are added                          |  within the batch:
+      stepping            an optimizer changes the weights             |  never stored
+      stepped             it has                                       |
+    schedulers          learning-rate schedulers by step               |
+    epoch schedulers    after the last batch, those by epoch           |
+    logging             on_train_batch_end has fired; the loggers      |
+    validation          if it is due                                   |
+    plateau             schedulers by step that go by a metric      ---+
+    epoch end           the epoch's values are reduced
+    epoch plateau       on_train_epoch_end has fired; schedulers by epoch that go by a metric, the
+                        loggers
+
+The loop sets `at` before it does what `at` names, and a fit that goes on enters there. An event
+counts as fired once the first of its hooks has begun.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Self
+from typing import Final, Literal, Self
 
 from raylit.core.aliases import StateDict
+
+At = Literal[
+    "idle",
+    "epoch",
+    "epoch start",
+    "batch",
+    "forward",
+    "backward",
+    "stepping",
+    "stepped",
+    "schedulers",
+    "epoch schedulers",
+    "logging",
+    "validation",
+    "plateau",
+    "epoch end",
+    "epoch plateau",
+]
+IDLE: Final = "idle"
+EPOCH: Final = "epoch"
+EPOCH_START: Final = "epoch start"
+BATCH: Final = "batch"
+FORWARD: Final = "forward"
+BACKWARD: Final = "backward"
+STEPPING: Final = "stepping"
+STEPPED: Final = "stepped"
+SCHEDULERS: Final = "schedulers"
+EPOCH_SCHEDULERS: Final = "epoch schedulers"
+LOGGING: Final = "logging"
+VALIDATION: Final = "validation"
+PLATEAU: Final = "plateau"
+EPOCH_END: Final = "epoch end"
+EPOCH_PLATEAU: Final = "epoch plateau"
+
+BETWEEN_EPOCHS = (IDLE, EPOCH, EPOCH_START)
+WITHIN_BATCH = (FORWARD, BACKWARD, STEPPING, STEPPED)
 
 
 @dataclass(slots=True)
 class Progress:
     """Where a fit is. A step is one optimizer step, a batch one micro-batch of a rank.
 
+    The loop writes it, `LightningOptimizer` while a batch steps, and `state.restore_training`.
+
     Attributes:
         epoch: epochs completed; the number of the epoch that runs.
-        epochs_begun: epochs begun; raised before `on_train_epoch_start` fires.
-        epochs_started: as `epochs_begun`, but raised after it.
-        epochs_processed: as `epoch`, but already raised when `on_train_epoch_end` fires.
         batch: batches begun in this epoch; after its end and until the next one's
             `on_train_epoch_start`, in the last.
-        batches_done: batches of this epoch whose `on_train_batch_end` has run.
         total_batches: batches begun over all epochs.
         steps: optimizer steps (with manual optimization: summed over the optimizers).
         log_steps: batches that stepped and were logged: the x-axis of the loggers, one behind
             `steps` inside a batch.
         scheduler_steps: steps of all learning-rate schedulers.
         is_last_batch: whether the batch begun is the epoch's last.
+        at: the action that runs or, where none does, comes next.
+        updated: how many schedulers the running action has come past.
     """
 
     epoch: int = 0
-    epochs_begun: int = 0
-    epochs_started: int = 0
-    epochs_processed: int = 0
     batch: int = 0
-    batches_done: int = 0
     total_batches: int = 0
     steps: int = 0
     log_steps: int = 0
     scheduler_steps: int = 0
     is_last_batch: bool = False
+    at: At = IDLE
+    updated: int = 0
 
     @property
     def in_epoch(self) -> bool:
-        """Whether an epoch was begun whose batches are not all done with."""
-        return self.epochs_started > self.epochs_processed == self.epoch and self.batch > 0
+        """Whether an epoch was begun that has not come to its end."""
+        return self.at not in BETWEEN_EPOCHS
 
     def start_epoch(self) -> None:
         """Count the batches of an epoch anew."""
-        self.epochs_started = self.epochs_begun
-        self.batch = self.batches_done = 0
+        self.batch = 0
         self.is_last_batch = False
+        self.at = BATCH
 
-    def before_batch(self) -> Self:
-        """Return the counters as they stood before the batch that was begun last."""
-        return replace(
-            self, batch=self.batch - 1, total_batches=self.total_batches - 1, is_last_batch=False
+    def to_go_on_from(self, *, automatic: bool) -> Self:
+        """Return the cursor as a checkpoint that is saved now is to hold it.
+
+        A batch that has not changed the weights is trained on anew; one that has is done. With
+        automatic optimization its step is counted only after `optimizer_step`.
+        """
+        if self.at == STEPPED:
+            return replace(self, at=SCHEDULERS, steps=self.steps + automatic)
+        if self.at in WITHIN_BATCH:
+            return replace(
+                self,
+                batch=self.batch - 1,
+                total_batches=self.total_batches - 1,
+                is_last_batch=False,
+                at=BATCH,
+            )
+        return replace(self)
+
+    def is_half_done(self, *, automatic: bool, accumulate: int) -> bool:
+        """Tell whether the batch, were it ended now, has left traces that nothing can undo.
+
+        An optimizer was at work, or gradients were added to those of earlier batches.
+        """
+        if self.at == BACKWARD:
+            return not automatic or (self.batch - 1) % accumulate != 0
+        return self.at in (STEPPING, STEPPED)
+
+    def is_within_window(self, *, automatic: bool, accumulate: int) -> bool:
+        """Tell whether gradients of batches that were read wait for more before the step."""
+        return (
+            automatic and self.in_epoch and bool(self.batch % accumulate) and not self.is_last_batch
         )
 
     def state_dict(self) -> StateDict:
-        """Return the counters as plain data."""
+        """Return the cursor as plain data."""
         return asdict(self)
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Take the counters from `state_dict`; keys of other versions are ignored."""
+        """Take the cursor from `state_dict`; keys of other versions are ignored."""
         for field in fields(self):
             if field.name in state:
                 setattr(self, field.name, state[field.name])

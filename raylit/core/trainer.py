@@ -137,10 +137,13 @@ class RunHandle(Protocol):
     Attributes:
         recovery: saves recovery checkpoints, while training runs.
         skips_backward: whether epochs that begin now go forward only, without learning.
+        replaces_schedulers: whether a callback has put another scheduler in the place of those that
+            the checkpoint holds.
     """
 
     recovery: RecoverySaver | None
     skips_backward: bool
+    replaces_schedulers: bool
 
     @property
     def trainer(self) -> RunningTrainer:
@@ -170,12 +173,19 @@ class RunHandle(Protocol):
     def is_half_stepped(self) -> bool:
         """Whether an exception came from the middle of a step, whose traces cannot be undone."""
 
-    def dump(self, weights_only: bool = False, together: bool = True) -> dict[str, Any]:
+    @property
+    def lineage(self) -> list[str]:
+        """The names of this fit, the last, and of those that it goes on from."""
+
+    def dump(
+        self, weights_only: bool = False, together: bool = True, lenient: bool = False
+    ) -> dict[str, Any]:
         """Return the checkpoint of the run as it is now: plain data, ready to be written.
 
         Args:
             weights_only: leave out what only a continued training needs.
             together: whether all ranks call this, so that each can give what it alone knows.
+            lenient: leave out what is no plain data, and say so, instead of raising.
 
         Raises:
             CheckpointError: it holds what is no plain data, or this rank alone does not have the

@@ -64,5 +64,5 @@ class Handover(Iterator[Item]):
     def after(self, function: Callable[..., None]) -> Callable[..., None]:
         """Return a hook that comes after the step, as one that gets what the step has read."""
         return lambda outputs, batch, batch_idx, *which: function(
-            outputs, self.item[0], self.item[1], *which
+            outputs, self.item[0], self.item[1], *(self.item[2:] if which else ())
         )

@@ -18,6 +18,7 @@ from typing import Any
 from raylit import data
 from raylit.core.hooks import is_overridden
 from raylit.core.module import LightningModule
+from raylit.core.progress import PLATEAU, VALIDATION
 from raylit.data.combined import Item
 from raylit.engine.run import (
     Run,
@@ -34,7 +35,7 @@ from raylit.runtime.batch import move_to
 def sanity_check(run: Run) -> None:
     """Run a few validation batches whose results are forgotten, leaving the random state as it was."""
     trainer = run.trainer
-    if not run.validates or trainer.num_sanity_val_steps == 0 or run.resumed:
+    if not run.validates or trainer.num_sanity_val_steps == 0 or run.resume.resumed:
         return
     with rng.isolated():
         run.stage = "sanity_check"
@@ -60,16 +61,16 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
     if getattr(trainer, f"limit_{stage}_batches") == 0:
         return []
     with no_grad_context(run):
-        if stage not in run.loaders or (run.job.fn == "fit" and run.reload_due(stage)):
+        if stage not in run.data.loaders or (run.job.fn == "fit" and run.reload_due(stage)):
             run.load(stage)
             if sanity and not validates_in_epoch(run):
-                run.loader_epoch[
+                run.data.loader_epoch[
                     stage
                 ] = (
                     -sys.maxsize
                 )  # where loaders are asked for anew, the first real validation does so
-            run.val_batches_seen = {}
-        loader = run.loaders[stage]
+            run.data.val_batches_seen = {}
+        loader = run.data.loaders[stage]
         limits = loader.limits or []
         loader.limits = (
             [min(trainer.num_sanity_val_steps, limit) for limit in limits] if sanity else limits
@@ -83,11 +84,11 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
             check_dataloader_idx(module, f"{name}_step", len(loader.flattened) if several else 1)
         if run.job.fn == "fit":
             for one in loader.flattened:
-                data.set_epoch(one, run.progress.epochs_processed)
+                data.set_epoch(one, run.progress.epoch)
         with metrics.switched(run.val_entries, training=False), evaluating(run, name):
             batches = iter(loader)
             run.fire(f"on_{name}_start")
-            if stage not in run.loaders:  # BatchSizeFinder wants it anew
+            if stage not in run.data.loaders:  # BatchSizeFinder wants it anew
                 loader = run.load(stage)
                 limits = loader.limits or []
                 batches = iter(loader)
@@ -110,13 +111,16 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
             run.save_loggers()
             if run.job.fn == "fit":
                 run.remember(logged)
-            run.has_validated = run.has_validated or not sanity
+            run.outcome.has_validated = run.outcome.has_validated or not sanity
+            if run.progress.at == VALIDATION:
+                run.progress.at = PLATEAU  # all that this validation changes is done
+                run.resume.before_validation = None
             run.fire(f"on_{name}_end")
             if sanity:
                 metrics.refresh()  # on_sanity_check_end sees what there is
             metrics.reset()
         loader.limits = limits
-    run.last_validation = time.monotonic()
+    run.data.last_validation = time.monotonic()
     return outputs
 
 
@@ -130,7 +134,7 @@ def evaluate_batches(
     batch_start = hooks[f"on_{name}_batch_start"]
     batch_end = hooks[f"on_{name}_batch_end"]
     step = run.strategy.step(run.module, run.step_module, f"{name}_step")
-    transfer = run.transfer
+    transfer = run.calls.transfer
     if data.takes_iterator(getattr(run.module, f"{name}_step")):
         batches, step, batch_end = hand_over(run, batches, step, batch_end, number, several)
         transfer = None
@@ -145,16 +149,16 @@ def evaluate_batches(
         metrics.hook = f"{name}_step"
         with precision.context() if precision.has_context else nullcontext():
             output = step(
-                batch, *((batch_idx,) if run.takes_batch_idx[f"{name}_step"] else ()), *which
+                batch, *((batch_idx,) if run.calls.takes_batch_idx[f"{name}_step"] else ()), *which
             )
         for function in batch_end:
             metrics.hook = f"on_{name}_batch_end"
             function(output, batch, batch_idx, *which)
         metrics.hook = None
         if run.stage != "sanity_check":
-            count = run.val_batches_seen.get(dataloader_idx, 0)
+            count = run.data.val_batches_seen.get(dataloader_idx, 0)
             run.log_metrics(metrics.to_log(), step=count)
-            run.val_batches_seen[dataloader_idx] = count + 1
+            run.data.val_batches_seen[dataloader_idx] = count + 1
         end_on_signal(run)
 
 
@@ -181,13 +185,14 @@ def hand_over(
 
 @contextmanager
 def evaluating(run: Run, name: str) -> Iterator[None]:
-    """Within, the module is in eval mode.
-
-    Afterwards each submodule has the mode back that it had.
-    """
+    """The module is in eval mode, and afterwards each submodule has the mode back that it had."""
     modes = submodule_modes(run.module)
-    run.call(run.module, f"on_{name}_model_eval")
-    yield
+    try:
+        run.call(run.module, f"on_{name}_model_eval")
+        yield
+    except BaseException:  # also Ctrl-C: the next fit of this module is not to train in eval mode
+        restore_modes(run.module, modes)
+        raise
     run.strategy.settle(run.module)
     back = f"on_{name}_model_train"
     if name != "predict" and is_overridden(back, run.module, LightningModule):
@@ -214,11 +219,11 @@ def predict(run: Run) -> list[Any] | None:
         if any(callback.notes_samples for callback in callbacks):
             loader.flattened = [data.noting_indices(one) for one in loader.flattened]
         keeps = run.job.return_predictions or any(one.keeps_predictions for one in callbacks)
-        kept = run.predictions = [[] for _ in loader.flattened]
+        kept = run.outcome.predictions = [[] for _ in loader.flattened]
         with evaluating(run, "predict"):
             batches = iter(loader)
             run.fire("on_predict_start")
-            if "predict" not in run.loaders:  # BatchSizeFinder wants it anew
+            if "predict" not in run.data.loaders:  # BatchSizeFinder wants it anew
                 batches = iter(run.load("predict"))
             run.fire("on_predict_epoch_start")
             with suppress(StopIteration):
@@ -227,7 +232,7 @@ def predict(run: Run) -> list[Any] | None:
                 )
             run.fire("on_predict_epoch_end")
             run.fire("on_predict_end")
-    run.predictions = []
+    run.outcome.predictions = []
     if not run.job.return_predictions:
         return None
     return kept if several else kept[0]
@@ -240,7 +245,7 @@ def predict_batches(
     metrics = run.metrics
     hooks = run.hooks
     precision = run.precision
-    transfer = run.transfer
+    transfer = run.calls.transfer
     predict_step = run.strategy.step(run.module, run.step_module, "predict_step")
     batch_end = hooks["on_predict_batch_end"]
     if data.takes_iterator(run.module.predict_step):
@@ -258,7 +263,7 @@ def predict_batches(
         metrics.hook = "predict_step"
         with precision.context() if precision.has_context else nullcontext():
             output = predict_step(
-                batch, *((batch_idx,) if run.takes_batch_idx["predict_step"] else ()), *which
+                batch, *((batch_idx,) if run.calls.takes_batch_idx["predict_step"] else ()), *which
             )
         for function in batch_end:
             metrics.hook = "on_predict_batch_end"

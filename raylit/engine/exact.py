@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from raylit.core.progress import VALIDATION
 from raylit.metrics import torchmetric
 from raylit.runtime import rng
 from raylit.runtime.messages import info, warn
@@ -23,19 +24,26 @@ if TYPE_CHECKING:
 
 def dump(run: Run, progress: Progress) -> dict[str, Any]:
     """Return the state of this rank as plain data; `progress` is what the checkpoint says of it."""
-    loader = run.loaders.get("train")
+    loader = run.data.loaders.get("train")
     state: dict[str, Any] = {
         "rng": rng.state(),
         "loaders": [] if loader is None else loader.states(),
+        "loader_epochs": run.data.loader_epoch,
         "logged": run.metrics.values(),
-        "val_batches": run.val_batches_seen,
-        **(run.broken_validation or {}),
+        "val_batches": run.data.val_batches_seen,
     }
+    unused = set()
+    if progress.at == VALIDATION and run.resume.before_validation is not None:
+        before = dict(run.resume.before_validation)
+        unused = before.pop("unused")
+        state.update(before)
     if not progress.in_epoch:
         return state
     state["sums"] = run.metrics.partial_sums()
     state["metrics"] = {
-        name: torchmetric.state_of(metric) for name, metric in torchmetric.metrics_in(run.module)
+        name: torchmetric.state_of(metric)
+        for name, metric in torchmetric.metrics_in(run.module)
+        if name not in unused
     }
     if is_within_window(run, progress):
         state["gradients"] = run.strategy.gradients(run.module)
@@ -44,17 +52,24 @@ def dump(run: Run, progress: Progress) -> dict[str, Any]:
 
 def is_within_window(run: Run, progress: Progress) -> bool:
     """Tell whether gradients of batches that were read wait for more before the optimizer steps."""
-    return (
-        run.module.automatic_optimization
-        and bool(progress.batch % run.trainer.accumulate_grad_batches)
-        and not progress.is_last_batch
+    return progress.is_within_window(
+        automatic=run.module.automatic_optimization, accumulate=run.trainer.accumulate_grad_batches
     )
 
 
 def before_validation(run: Run) -> dict[str, Any]:
-    """Return what of the state of this rank a validation changes, so that one which was ended by an exception can be begun anew."""
-    values = {name: dict(kept) for name, kept in run.metrics.values().items()}
-    return {"rng": rng.state(), "logged": values, "val_batches": dict(run.val_batches_seen)}
+    """Return what of the state of this rank a validation changes, so that one which does not come to its end can be begun anew.
+
+    Torchmetrics that are `unused` are those of validation, whose states are then to be as new.
+    """
+    return {
+        "rng": rng.state(),
+        "logged": {name: dict(kept) for name, kept in run.metrics.values().items()},
+        "val_batches": dict(run.data.val_batches_seen),
+        "unused": {
+            name for name, metric in torchmetric.metrics_in(run.module) if not metric.update_count
+        },
+    }
 
 
 def mine(run: Run, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
@@ -116,7 +131,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     Random states and the place in the data the loop brings back, when it is there.
     """
     run.metrics.load_values(state["logged"])
-    run.val_batches_seen = dict(state.get("val_batches", {}))
+    run.data.val_batches_seen = dict(state.get("val_batches", {}))
     if "sums" in state:
         run.metrics.load_partial_sums(state["sums"])
     metrics = dict(torchmetric.metrics_in(run.module))

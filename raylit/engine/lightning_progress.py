@@ -1,11 +1,26 @@
-"""Lightning's own counters, the entry `loops` of a checkpoint, from and to raylit's Progress."""
+"""Lightning's own counters, the entry `loops` of a checkpoint, from and to raylit's Progress.
+
+raylit's checkpoints had counters of the same kind, and a stage, before they had a cursor.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from raylit.core.progress import Progress
+from raylit.core.progress import (
+    BATCH,
+    EPOCH,
+    EPOCH_PLATEAU,
+    EPOCH_SCHEDULERS,
+    EPOCH_START,
+    IDLE,
+    LOGGING,
+    PLATEAU,
+    SCHEDULERS,
+    VALIDATION,
+    At,
+    Progress,
+)
 
 
 def _counts(ready: int, completed: int, *, full: bool = True) -> dict[str, int]:
@@ -20,11 +35,13 @@ def _both(total: dict[str, int], current: dict[str, int]) -> dict[str, Any]:
 
 def loops_of(progress: Progress, *, automatic: bool, accumulate: int) -> dict[str, Any]:
     """Return the entry `loops` as Lightning would have written it at the same point."""
-    done_before = progress.total_batches - progress.batch
+    at = progress.at
+    before = progress.total_batches - progress.batch
+    done = progress.batch - (at in (SCHEDULERS, EPOCH_SCHEDULERS, LOGGING))
     epoch = {
-        "ready": progress.epochs_begun,
-        "started": progress.epochs_started,
-        "processed": progress.epochs_processed,
+        "ready": progress.epoch + (at not in (IDLE, EPOCH)),
+        "started": progress.epoch + progress.in_epoch,
+        "processed": progress.epoch + (at == EPOCH_PLATEAU),
         "completed": progress.epoch,
     }
     steps_in_epoch = (
@@ -53,8 +70,8 @@ def loops_of(progress: Progress, *, automatic: bool, accumulate: int) -> dict[st
         "epoch_loop.state_dict": {"_batches_that_stepped": progress.log_steps},
         "epoch_loop.batch_progress": {
             **_both(
-                _counts(progress.total_batches, done_before + progress.batches_done),
-                _counts(progress.batch, progress.batches_done),
+                _counts(progress.total_batches, before + done),
+                _counts(progress.batch, done),
             ),
             "is_last_batch": progress.is_last_batch,
         },
@@ -85,6 +102,9 @@ def loops_of(progress: Progress, *, automatic: bool, accumulate: int) -> dict[st
 def progress_of(loops: dict[str, Any], steps: int) -> dict[str, Any]:
     """Return the state of a Progress for the entry `loops` of a checkpoint that Lightning wrote.
 
+    Saved in `on_train_epoch_end` it goes on with the next epoch, as in Lightning: it does not hold
+    the values of the epoch that its schedulers and loggers would wait for.
+
     Args:
         loops: the entry.
         steps: the checkpoint's `global_step`.
@@ -93,18 +113,57 @@ def progress_of(loops: dict[str, Any], steps: int) -> dict[str, Any]:
     epoch = fit["epoch_progress"]["current"]
     batch = fit["epoch_loop.batch_progress"]
     current = batch["current"]
-    total = batch["total"]
-    return {
-        "epoch": epoch["completed"],
-        "epochs_begun": epoch["ready"],
-        "epochs_started": epoch["started"],
-        "epochs_processed": epoch["processed"],
+    log_steps = fit["epoch_loop.state_dict"].get("_batches_that_stepped", 0)
+    # in validation a batch is done, but not yet counted for the loggers
+    validates = (
+        bool(current["processed"])
+        and current["completed"] == current["processed"]
+        and epoch["processed"] == epoch["completed"]
+        and log_steps < steps
+    )
+    state = {
         # a batch that was begun but had not changed the weights is trained on anew
         "batch": current["processed"],
-        "batches_done": current["completed"],
-        "total_batches": total["processed"],
+        "total_batches": batch["total"]["processed"],
         "steps": steps,
-        "log_steps": fit["epoch_loop.state_dict"].get("_batches_that_stepped", 0),
+        "log_steps": log_steps,
         "scheduler_steps": fit["epoch_loop.scheduler_progress"]["total"]["completed"],
         "is_last_batch": batch["is_last_batch"] and current["processed"] == current["ready"],
     }
+    if epoch["processed"] > epoch["completed"]:
+        return {**state, "epoch": epoch["processed"], "at": IDLE}
+    at = _at(
+        epoch["ready"],
+        epoch["started"],
+        epoch["completed"],
+        is_done=current["completed"] == current["processed"],
+        stage="validate" if validates else "train",
+    )
+    return {**state, "epoch": epoch["completed"], "at": at}
+
+
+def progress_of_counters(state: dict[str, Any], stage: str | None) -> dict[str, Any]:
+    """Return the state of a Progress for the counters and the stage of a checkpoint without a cursor."""
+    if state["epochs_processed"] > state["epoch"]:
+        return {**state, "at": EPOCH_PLATEAU}
+    at = _at(
+        state["epochs_begun"],
+        state["epochs_started"],
+        state["epoch"],
+        is_done=state["batches_done"] == state["batch"],
+        stage=stage,
+    )
+    return {**state, "at": at}
+
+
+def _at(begun: int, started: int, completed: int, *, is_done: bool, stage: str | None) -> At:
+    """Return what comes next where counters stand so, in an epoch that has not been processed."""
+    if begun > started:
+        return EPOCH_START
+    if started == completed:
+        return EPOCH if stage == "between epochs" else IDLE
+    if not is_done:
+        return LOGGING
+    if stage == "validation left":
+        return VALIDATION
+    return PLATEAU if stage == "validate" else BATCH

@@ -12,28 +12,47 @@
                 on_train_batch_end
                 every n steps: values to the loggers
                 when due: validation                                     evaluation.evaluate
+                learning-rate schedulers that go by a metric
             on_train_epoch_end
             learning-rate schedulers, epoch values to the loggers        end_epoch
 
-Hooks were resolved before (`run.hooks` holds lists of what somebody overrode), so an event nobody
-listens to costs one falsy test. When training stops and when validation is due stands in
-`schedule.py`; the loops that change no weights stand in `evaluation.py`.
+`run.progress.at` names the action that runs, and a fit that goes on enters there: see
+`progress.py`. Hooks were resolved before (`run.hooks` holds lists of what somebody overrode), so an
+event nobody listens to costs one falsy test. When training stops and when validation is due stands
+in `schedule.py`; the loops that change no weights stand in `evaluation.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, set_grad_enabled
+from torch import Tensor, enable_grad, set_grad_enabled
 
 from raylit import data
 from raylit.core.hooks import AFTER_MODULE
+from raylit.core.progress import (
+    BACKWARD,
+    BATCH,
+    EPOCH,
+    EPOCH_END,
+    EPOCH_PLATEAU,
+    EPOCH_SCHEDULERS,
+    EPOCH_START,
+    FORWARD,
+    IDLE,
+    LOGGING,
+    PLATEAU,
+    SCHEDULERS,
+    STEPPING,
+    VALIDATION,
+)
 from raylit.data.combined import Item
-from raylit.engine import exact, optimizers
+from raylit.engine import exact
 from raylit.engine.evaluation import evaluate, sanity_check
+from raylit.engine.optimizers import step_optimizer, step_schedulers
 from raylit.engine.run import Run
 from raylit.engine.schedule import (
     agree_on_stop,
@@ -47,54 +66,59 @@ from raylit.engine.schedule import (
     validates_in_epoch,
     validation_due,
 )
-from raylit.errors import ConfigError
+from raylit.errors import ConfigError, DataError
 from raylit.parallel import no_sync
 from raylit.runtime import rng
-from raylit.runtime.messages import warn
+from raylit.runtime.messages import warn, warn_once
 
 NOTHING = nullcontext()
+# the actions of a batch, in their order: where the loop enters
+ACTIONS = (BATCH, SCHEDULERS, EPOCH_SCHEDULERS, LOGGING, VALIDATION, PLATEAU)
+AT_SCHEDULERS = ACTIONS.index(SCHEDULERS)
+AT_LOGGING = ACTIONS.index(LOGGING)
+AT_VALIDATION = ACTIONS.index(VALIDATION)
 
 
 def fit(run: Run) -> None:
     """Train until the Trainer's limits or a stop are reached."""
     progress = run.progress
+    if not run.resume.resumed:
+        progress.at = IDLE  # whatever became of an earlier fit
     sanity_check(run)
     run.stage = "train"
     batches = start_training_data(run)
-    if (is_done(run) and not run.end_left) or run.trainer.limit_train_batches == 0:
+    if (progress.at == IDLE and is_done(run)) or run.trainer.limit_train_batches == 0:
         return
     set_grad_enabled(True)
-    if validates_in_epoch(run) and "val" not in run.loaders:
+    if validates_in_epoch(run) and "val" not in run.data.loaders:
         run.load("val")
     run.fire("on_train_start")
-    if run.resumed_from is not None and "rng" in run.resumed_from:
-        rng.restore(run.resumed_from["rng"])  # as they were, whatever it took to come here again
+    if run.resume.own is not None and "rng" in run.resume.own:
+        rng.restore(run.resume.own["rng"])  # as they were, whatever it took to come here again
     agree_on_stop(run)
-    while not is_done(run):
-        if run.reload_due("train"):
+    while progress.in_epoch or not is_done(run):
+        if run.reload_due("train") and not progress.in_epoch:
             batches = start_training_data(run)
         set_epoch(run)
-        if progress.epochs_started == progress.epochs_processed:
-            progress.epochs_begun = progress.epochs_processed + 1
+        if not progress.in_epoch:
+            progress.at = EPOCH_START
             run.fire("on_train_epoch_start")
             progress.start_epoch()
-            if "train" not in run.loaders:  # BatchSizeFinder wants it anew
+            if "train" not in run.data.loaders:  # BatchSizeFinder wants it anew
                 batches = start_training_data(run)
                 set_epoch(run)
-        run.wrap()  # hooks may have frozen or unfrozen parameters
-        run.choose_clipping()
-        if progress.batches_done < progress.batch or run.validation_left:
-            finish_batch(run)
-        with suppress(StopIteration):  # raised by a user's hook, it ends the epoch
-            run.timed("run_training_epoch", train_epoch)(
-                run, batches if batches is not None else iter(run.loaders["train"])
-            )
+        if progress.at not in (EPOCH_END, EPOCH_PLATEAU):
+            with suppress(StopIteration):  # raised by a user's hook, it ends the epoch
+                run.timed("run_training_epoch", train_epoch)(
+                    run, batches if batches is not None else iter(run.data.loaders["train"])
+                )
         batches = None
         end_epoch(run)
-        if run.loaders["train"].was_begun_by_others:
-            run.loaders["train"].begin_anew()
+        if run.data.loaders["train"].was_begun_by_others:
+            run.data.loaders["train"].begin_anew()
             count_batches(run)
     await_validations(run)
+    progress.at = IDLE
     run.fire("on_train_end")
 
 
@@ -105,116 +129,165 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     progress = run.progress
     metrics = run.metrics
     hooks = run.hooks
+    agreement = run.agreement
     batch_start = hooks["on_train_batch_start"]
     batch_end = hooks["on_train_batch_end"]
     automatic = run.module.automatic_optimization
     num_batches = trainer.num_training_batches
     log_every = trainer.log_every_n_steps
-    run.forward_only = not automatic or run.skips_backward
-    train = run.timed(
-        "run_training_batch", step_with_closure if automatic and run.needs_closure else train_batch
+    run.calls = replace(
+        run.calls,
+        clips=run.clips_gradients(),
+        forward_only=not automatic or run.skips_backward,
     )
-    transfer = run.transfer
-    loader = run.loaders["train"]
+    train = run.timed(
+        "run_training_batch",
+        step_with_closure if automatic and run.calls.needs_closure else train_batch,
+    )
+    transfer = run.calls.transfer
+    loader = run.data.loaders["train"]
     is_sized = num_batches != float("inf")
+    several = run.world.size > 1
     if data.takes_iterator(run.module.training_step):
-        given = data.Handover(
-            batches, num_batches - progress.batch, lambda batch, _: metrics.begin_batch(batch)
-        )
-        batches = given.turns()
+        batches, train, batch_end = hand_over(run, batches, train, batch_end)
         transfer = None
-        train = partial(train_on_iterator, given, train)
-        batch_end = [given.after(function) for function in batch_end]
     if not is_sized:
         batches = loader.ahead(batches)
-    while not (
+    enter = ACTIONS.index(progress.at)  # 0, but where a fit goes on within a batch
+    if enter:
+        metrics.begin_batch(None)
+        steps = progress.batch % limits.accumulate_grad_batches == 0 or progress.is_last_batch
+    while enter or not (
         progress.is_last_batch
-        or progress.batch == num_batches
         or progress.steps >= limits.max_steps != -1
         or (trainer.should_stop and stops(run))
     ):
-        item = next(batches, None)
-        if item is None:
-            break
-        batch = item[0]
-        batch_idx = progress.batch
-        progress.is_last_batch = progress.batch + 1 >= num_batches if is_sized else loader.is_last
-        if transfer is not None:
-            batch = transfer(batch, 0)
-        progress.batch += 1
-        progress.total_batches += 1
-        metrics.begin_batch(batch)
-
-        if batch_start and skips_rest(run, batch, batch_idx):
-            progress.is_last_batch = True
-            optimizers.update_schedulers(run, "step", plateau=False)
-            optimizers.update_schedulers(run, "epoch", plateau=False)
-            break
-        steps = progress.batch % limits.accumulate_grad_batches == 0 or progress.is_last_batch
-        output = train(run, batch, batch_idx, steps)
+        if not enter:
+            item = next(batches, None)
+            if item is None:
+                end_early(run)
+                break
+            batch = item[0]
+            batch_idx = progress.batch
+            progress.is_last_batch = (
+                progress.batch + 1 >= num_batches if is_sized else loader.is_last
+            )
+            if transfer is not None:
+                batch = transfer(batch, 0)
+            progress.batch += 1
+            progress.total_batches += 1
+            progress.at = FORWARD
+            metrics.begin_batch(batch)
+            if batch_start and skips_rest(run, batch, batch_idx):
+                progress.is_last_batch = True
+                step_schedulers(run, SCHEDULERS)
+                step_schedulers(run, EPOCH_SCHEDULERS)
+                break
+            steps = progress.batch % limits.accumulate_grad_batches == 0 or progress.is_last_batch
+            if several and batch_idx % limits.accumulate_grad_batches == 0:
+                run.wrap()  # hooks may have frozen or unfrozen parameters
+            output = train(run, batch, batch_idx, steps)
 
         if run.schedulers and automatic:
-            if steps:
-                optimizers.update_schedulers(run, "step", plateau=False)
-            if progress.is_last_batch:
-                optimizers.update_schedulers(run, "epoch", plateau=False)
-        if batch_end:
+            schedule(run, steps, enter)
+        progress.at = LOGGING
+        if batch_end and not enter:
             outputs = batch_outputs(run, output)
             metrics.hook = "on_train_batch_end"
             for function in batch_end:
                 function(outputs, batch, batch_idx)
         metrics.hook = None
-        progress.batches_done += 1
-        if progress.total_batches >= run.next_agreement:
+        if progress.total_batches >= agreement.next_at:
             agree_on_stop(run)
         if (
             (steps or not automatic)
             and log_every
             and (
                 (progress.log_steps + 1) % log_every == 0
-                or (trainer.should_stop and run.stop_agreed)
+                or (trainer.should_stop and agreement.stop_agreed)
                 or trainer.fast_dev_run
             )
+            and enter <= AT_LOGGING
         ):
             metrics.reduce_steps()
             run.log_metrics(metrics.to_log())
-        if run.checks_validation and validation_due(run):
+        if run.data.checks_validation and (
+            enter == AT_VALIDATION or (enter < AT_VALIDATION and validation_due(run))
+        ):
             validate_within(run, steps)
         if run.schedulers and automatic and steps:
-            optimizers.update_schedulers(run, "step", plateau=True)
+            step_schedulers(run, PLATEAU)
         if steps:
             progress.log_steps += 1
-        if run.pauses:
+        progress.at = EPOCH_END if progress.is_last_batch else BATCH
+        enter = 0
+        if agreement.pauses:
             pause(run)
 
 
-def train_on_iterator(
-    given: data.Handover, train: Any, run: Run, batch: Any, batch_idx: int, step: bool
-) -> Any:
-    """Let `training_step` read its batch itself, or several."""
-    output = train(run, given, batch_idx, step)
-    run.progress.is_last_batch = given.done
-    return output
+def schedule(run: Run, steps: bool, enter: int) -> None:
+    """Step the learning-rate schedulers that are due after a batch and do not go by a metric."""
+    if steps and enter <= AT_SCHEDULERS:
+        step_schedulers(run, SCHEDULERS)
+    if run.progress.is_last_batch and enter < AT_LOGGING:
+        step_schedulers(run, EPOCH_SCHEDULERS)
 
 
-def finish_batch(run: Run) -> None:
-    """Do what comes after `on_train_batch_end`, or within validation, where the checkpoint was saved that this fit goes on from."""
+def hand_over(
+    run: Run, batches: Iterator[Item], train: Any, batch_end: list[Any]
+) -> tuple[Iterator[Item], Any, list[Any]]:
+    """Return what the loop reads, calls and tells if `training_step` is to read the batches itself.
+
+    It may read several in one step, which counts as one batch.
+    """
     progress = run.progress
-    progress.batches_done = progress.batch
-    stepped = progress.batch % run.trainer.accumulate_grad_batches == 0 or progress.is_last_batch
-    if (
-        (stepped or not run.module.automatic_optimization)
-        and run.trainer.should_log_step
-        and not run.validation_left
-    ):
-        run.metrics.begin_batch(None)
-        run.metrics.reduce_steps()
-        run.log_metrics(run.metrics.to_log())
-    if run.checks_validation and (run.validation_left or validation_due(run)):
-        validate_within(run, stepped)
-    run.validation_left = False
-    if stepped:
-        optimizers.update_schedulers(run, "step", plateau=True)
+    given = data.Handover(
+        batches,
+        run.trainer.num_training_batches - progress.batch,
+        lambda batch, _: run.metrics.begin_batch(batch),
+    )
+
+    def train_on_iterator(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
+        output = train(run, given, batch_idx, step)
+        progress.is_last_batch = given.done
+        return output
+
+    return given.turns(), train_on_iterator, [given.after(function) for function in batch_end]
+
+
+def end_early(run: Run) -> None:
+    """The data has ended before the epoch's length: do what is due after a last batch.
+
+    Raises:
+        DataError: there was no batch at all.
+    """
+    progress = run.progress
+    number = run.trainer.num_training_batches
+    if run.skips_backward:
+        return  # such an epoch counts a batch more than it has
+    if progress.batch == 0:
+        raise DataError(
+            f"The training data gave no batch in epoch {progress.epoch}. A generator, or another"
+            " iterable that can be read once only, is used up after its first epoch: give a"
+            " DataLoader or a list, or limit the fit with Trainer(max_epochs=1)."
+        )
+    warn_once(
+        f"Epoch {progress.epoch} ended after {progress.batch} of {number:.0f} batches: the training"
+        " data gave fewer than its length says. What is due at an epoch's end is done."
+    )
+    steps = progress.is_within_window(
+        automatic=run.module.automatic_optimization,
+        accumulate=run.limits.accumulate_grad_batches,
+    )
+    progress.is_last_batch = True
+    if steps and run.world.size == 1:
+        step_optimizer(run, run.optimizers[0], run.loss)
+        step_schedulers(run, SCHEDULERS)
+    step_schedulers(run, EPOCH_SCHEDULERS)
+    if run.data.checks_validation and validation_due(run, ends_early=True):
+        validate_within(run, stepped=True)
+    if steps:
+        step_schedulers(run, PLATEAU)
         progress.log_steps += 1
 
 
@@ -226,8 +299,9 @@ def train_batch(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
     """
     metrics = run.metrics
     hooks = run.hooks
+    calls = run.calls
     precision = run.precision
-    args = (batch, batch_idx) if run.takes_batch_idx["training_step"] else (batch,)
+    args = (batch, batch_idx) if calls.takes_batch_idx["training_step"] else (batch,)
     training_step = run.step_module if run.step_module is not None else run.module.training_step
     with no_sync(run.step_module) if not step and run.accumulating else NOTHING:
         metrics.hook = "training_step"
@@ -236,7 +310,7 @@ def train_batch(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
                 output = training_step(*args)
         else:
             output = training_step(*args)
-        if run.forward_only:
+        if calls.forward_only:
             if output is not None and not isinstance(output, Tensor | Mapping):
                 raise ConfigError(
                     f"training_step returned a {type(output).__name__}. Return a tensor, a dict, or"
@@ -248,18 +322,21 @@ def train_batch(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
         if batch_idx % run.limits.accumulate_grad_batches == 0:
             if hooks["on_before_zero_grad"]:
                 run.fire("on_before_zero_grad", optimizer)
-            if run.overrides_zero_grad:
+            if calls.overrides_zero_grad:
                 run.call(
                     run.module, "optimizer_zero_grad", run.progress.epoch, batch_idx, optimizer
                 )
             else:
-                run.zero_grad()
+                calls.zero_grad()
         if loss is not None:
             if precision.scaler is not None:
                 loss = precision.scaler.scale(loss)
             if hooks["on_before_backward"]:
                 run.fire("on_before_backward", loss)
-            if run.overrides_backward:
+            if run.step_module is not None:
+                run.check_wrapped()
+            run.progress.at = BACKWARD
+            if calls.overrides_backward:
                 run.call(run.module, "backward", loss)
             else:
                 loss.backward()
@@ -268,11 +345,13 @@ def train_batch(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
     run.loss = loss
     if step:
         if precision.scaler is None:
-            if run.clips or hooks["on_before_optimizer_step"]:
+            if calls.clips or hooks["on_before_optimizer_step"]:
                 run.before_optimizer_step(optimizer)
+            run.progress.at = STEPPING
             optimizer.step()
         elif loss is not None:
             run.before_optimizer_step(optimizer)
+            run.progress.at = STEPPING
             precision.scaler.step(optimizer)
             precision.scaler.update()
         run.progress.steps += 1
@@ -280,27 +359,50 @@ def train_batch(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
 
 
 def step_with_closure(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
-    """Let the module's `optimizer_step`, or an optimizer such as LBFGS, call `train_batch` as a closure, as often as it wants."""
+    """Let the module's `optimizer_step`, or an optimizer such as LBFGS, call `train_batch` as a closure, as often as it wants.
+
+    Raises:
+        ConfigError: it was not called, so nothing was trained.
+    """
     if not step:
         return train_batch(run, batch, batch_idx, step)
+    progress = run.progress
     output = None
+    calls = 0
 
+    @enable_grad()  # some optimizers call it within their own no_grad
     def closure() -> Tensor | None:
-        nonlocal output
-        output = train_batch(run, batch, batch_idx, step=False)
+        nonlocal output, calls
+        calls += 1
+        if calls == 1:  # only afterwards the optimizer changes weights
+            progress.at = FORWARD
+        try:
+            output = train_batch(run, batch, batch_idx, step=False)
+        except BaseException:
+            if calls > 1:
+                progress.at = STEPPING
+            raise
+        progress.at = STEPPING
         return run.loss
 
     run.accumulating = False
     run.call(
         run.module,
         "optimizer_step",
-        run.progress.epoch,
+        progress.epoch,
         batch_idx,
         run.wrapped_optimizers[0],
         closure,
     )
     run.accumulating = True
-    run.progress.steps += 1
+    if not calls:
+        raise ConfigError(
+            f"{type(run.module).__name__}.optimizer_step did not call its closure, which runs"
+            " training_step and backward: nothing was trained. Hand it on,"
+            " optimizer.step(closure=optimizer_closure), or call optimizer_closure() where the"
+            " optimizer is not to step."
+        )
+    progress.steps += 1
     return output
 
 
@@ -336,7 +438,7 @@ def batch_outputs(run: Run, output: Any) -> dict[str, Any]:
 
     The loss, detached and divided as it went backward, and the other keys of a dict.
     """
-    if run.forward_only:
+    if run.calls.forward_only:
         loss = output.get("loss") if isinstance(output, Mapping) else output
     elif run.precision.scaler is not None:
         loss = loss_of(run, output)  # what went backward is scaled
@@ -358,30 +460,31 @@ def skips_rest(run: Run, batch: Any, batch_idx: int) -> bool:
     for function in run.hooks["on_train_batch_start"]:
         response = function(batch, batch_idx)
     run.metrics.hook = None
-    return run.overrides_batch_start and response == -1
+    return run.calls.overrides_batch_start and response == -1
 
 
 def end_epoch(run: Run) -> None:
     """Tell who listens that the epoch has ended, and bring its values to the loggers."""
-    trainer = run.trainer
     progress = run.progress
     metrics = run.metrics
     hooks = run.hooks
+    has_fired = progress.at == EPOCH_PLATEAU  # in the fit that this one goes on from
+    progress.at = EPOCH_END
     metrics.end_epoch()
-    progress.epochs_processed += 1
+    progress.at = EPOCH_PLATEAU
     metrics.hook = "on_train_epoch_end"
-    for function in hooks["on_train_epoch_end"]:
+    for function in () if has_fired else hooks["on_train_epoch_end"]:
         function()
     metrics.reduce()  # what they logged, so that the monitors see it
     run.remember(metrics.to_log())  # so that the checkpoint of an epoch holds its own row
-    for function in hooks[AFTER_MODULE]:
+    for function in () if has_fired else hooks[AFTER_MODULE]:
         metrics.hook = "on_train_epoch_end"
         function()
     metrics.reduce()
     metrics.hook = None
     metrics.refresh()
-    if progress.is_last_batch or progress.batch == trainer.num_training_batches:
-        optimizers.update_schedulers(run, "epoch", plateau=True)
+    if progress.is_last_batch:
+        step_schedulers(run, EPOCH_PLATEAU)
     progress.log_steps -= 1  # the values of an epoch stand at the x of its last step
     epoch_values = metrics.to_log()
     run.log_metrics(epoch_values)
@@ -389,40 +492,40 @@ def end_epoch(run: Run) -> None:
     run.remember(epoch_values)
     progress.log_steps += 1
     metrics.reset()
+    run.resume.has_values = True
     progress.epoch += 1
+    progress.at = EPOCH
     agree_on_stop(run)
-    if run.pauses:
-        run.between_epochs = True
+    if run.agreement.pauses:
         pause(run)
-        run.between_epochs = False
 
 
 def validate_within(run: Run, stepped: bool) -> None:
     """Run validation in the middle of training."""
+    progress = run.progress
+    progress.at = VALIDATION
     if stepped:
         run.call(run.module, "on_validation_model_zero_grad")
     run.stage = "validate"
+    run.agreement.validates = False
     if run.validations is not None:
+        progress.at = PLATEAU  # its values are judged when they are there
         validate_elsewhere(run)
         run.stage = "train"
         return
-    before = exact.before_validation(run)
-    try:
-        end_on_signal(
-            run
-        )  # where ranks may have different numbers of batches, all end here or none
-        evaluate(run, "val")
-    except BaseException:
-        run.broken_validation = before
-        raise
+    run.resume.before_validation = exact.before_validation(run)
+    end_on_signal(run)  # where ranks may have different numbers of batches, all end here or none
+    evaluate(run, "val")
+    run.resume.before_validation = None
+    progress.at = PLATEAU
     run.stage = "train"
     agree_on_stop(run)
 
 
 def set_epoch(run: Run) -> None:
     """Tell the samplers which epoch is read."""
-    for loader in run.loaders["train"].flattened:
-        data.set_epoch(loader, run.progress.epochs_processed)
+    for loader in run.data.loaders["train"].flattened:
+        data.set_epoch(loader, run.progress.epoch)
 
 
 def start_training_data(run: Run) -> Iterator[Item] | None:
@@ -433,23 +536,21 @@ def start_training_data(run: Run) -> Iterator[Item] | None:
     trainer = run.trainer
     if trainer.limit_train_batches == 0:
         return None
-    is_asked_for = "train" in run.loaders and not run.reload_due(
+    is_asked_for = "train" in run.data.loaders and not run.reload_due(
         "train"
     )  # as by `estimated_stepping_batches`
-    loader = run.loaders["train"] if is_asked_for else run.load("train")
-    if run.resumed:
+    loader = run.data.loaders["train"] if is_asked_for else run.load("train")
+    goes_on = run.resume.loaders is not None
+    if goes_on:
         set_epoch(run)
         batch = run.progress.batch if run.progress.in_epoch else 0
-        loader.go_on(
-            batch,
-            run.resumed_from["loaders"] if run.resumed_from is not None else [],
-            run.counted_before,
-        )
-    batches = iter(loader) if run.progress.in_epoch or not run.resumed else None
+        loader.go_on(batch, run.resume.loaders or [], run.resume.counted_before)
+        run.resume.loaders = None  # loaders asked for later begin by themselves
+    batches = iter(loader) if run.progress.in_epoch or not goes_on else None
     if count_batches(run) == 0:
         return None
     number = trainer.num_training_batches
-    run.checks_validation = run.validates
+    run.data.checks_validation = run.validates
     if trainer.loggers and 0 < number < trainer.log_every_n_steps and not trainer.fast_dev_run:
         warn(
             f"An epoch has {int(number)} training batches, fewer than"
@@ -464,8 +565,8 @@ def count_batches(run: Run) -> float:
 
     Return the former.
     """
-    loader = run.loaders["train"]
+    loader = run.data.loaders["train"]
     number = run.trainer.num_training_batches = loader.num_batches()
     if number:
-        run.val_check_batch = val_check_batch(run, loader, number)
+        run.data.val_check_batch = val_check_batch(run, loader, number)
     return number

@@ -6,9 +6,9 @@ And the optimizer that users step by hand.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,15 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 from raylit.core.hooks import is_overridden
 from raylit.core.module import LightningModule
 from raylit.core.optimizer import LightningOptimizer, LRSchedulerConfig
+from raylit.core.progress import (
+    EPOCH_PLATEAU,
+    EPOCH_SCHEDULERS,
+    PLATEAU,
+    SCHEDULERS,
+    STEPPED,
+    STEPPING,
+    At,
+)
 from raylit.errors import ConfigError, did_you_mean
 from raylit.parallel import no_sync
 from raylit.runtime.messages import warn
@@ -62,7 +71,10 @@ class CountedOptimizer(LightningOptimizer):
         if closure is not None and not callable(closure):
             raise ConfigError(f"optimizer.step(closure={closure!r}): the closure must be callable.")
         run = self._run
+        progress = run.progress
         scaler = run.precision.scaler
+        steps = progress.steps
+        progress.at = STEPPING
         if scaler is not None:
             result = closure() if closure is not None else None
             run.before_optimizer_step(self._optimizer)
@@ -70,14 +82,16 @@ class CountedOptimizer(LightningOptimizer):
             scaler.update()
         else:
 
+            @torch.enable_grad()  # some optimizers call it within their own no_grad
             def prepared() -> Any:
                 loss = closure() if closure is not None else None
                 run.before_optimizer_step(self._optimizer)
                 return loss
 
             result = self._optimizer.step(closure=prepared, **kwargs)
+        progress.at = STEPPED
         if not run.module.automatic_optimization:
-            run.progress.steps += 1
+            progress.steps = steps + 1  # also where a scaler has left the step out
         return result
 
     @contextmanager
@@ -123,28 +137,94 @@ def wants_closure(optimizer: Any) -> bool:
     return not type(optimizer).__module__.startswith("torch.optim")
 
 
-def use(run: Run, optimizers: list[Any]) -> None:
-    """Let the loop step these optimizers."""
+def use(run: Run, optimizers: list[Any], *, counts: bool = True) -> None:
+    """Let the loop step these optimizers.
+
+    Args:
+        run: the run.
+        optimizers: of its module.
+        counts: whether steps by hand are still to be counted.
+    """
     run.optimizers = optimizers
-    run.zero_grad = zero_grad_of(optimizers[0])
+    if counts:
+        run.stop_counting()
+        run.counting = count_steps(run, optimizers)
     run.wrapped_optimizers = [CountedOptimizer(optimizer, run) for optimizer in optimizers]
-    run.needs_closure = is_overridden(
-        "optimizer_step", run.module, LightningModule
-    ) or wants_closure(optimizers[0])
+    run.calls = replace(
+        run.calls,
+        zero_grad=zero_grad_of(optimizers[0]),
+        needs_closure=is_overridden("optimizer_step", run.module, LightningModule)
+        or wants_closure(optimizers[0]),
+    )
 
 
-def update_schedulers(run: Run, interval: str, plateau: bool) -> None:
-    """Step the learning-rate schedulers of one kind that are due."""
+def count_steps(run: Run, optimizers: list[Any]) -> list[Any]:
+    """Count the steps of optimizers that `training_step` steps by hand, whether wrapped or not.
+
+    Returns handles that end it.
+    """
+    progress = run.progress
+
+    def begins(*args: Any) -> None:
+        progress.at = STEPPING
+
+    def has_stepped(*args: Any) -> None:
+        progress.steps += 1
+        progress.at = STEPPED
+
+    by_hand = [] if run.module.automatic_optimization else optimizers
+    return [
+        handle
+        for optimizer in by_hand
+        if isinstance(optimizer, torch.optim.Optimizer)
+        for handle in (
+            optimizer.register_step_pre_hook(begins),
+            optimizer.register_step_post_hook(has_stepped),
+        )
+    ]
+
+
+def step_optimizer(run: Run, optimizer: Any, loss: torch.Tensor | None) -> None:
+    """Step with the gradients there are, outside of a batch."""
+    scaler = run.precision.scaler
+    if scaler is not None and loss is None:
+        return
+    run.before_optimizer_step(optimizer)
+    run.progress.at = STEPPING
+    if scaler is None:
+        optimizer.step()
+    else:
+        scaler.step(optimizer)
+        scaler.update()
+    run.progress.steps += 1
+
+
+# the action: which schedulers it steps, and whether these go by a metric
+STEPPED_AT: dict[At, tuple[str, bool]] = {
+    SCHEDULERS: ("step", False),
+    EPOCH_SCHEDULERS: ("epoch", False),
+    PLATEAU: ("step", True),
+    EPOCH_PLATEAU: ("epoch", True),
+}
+
+
+def step_schedulers(run: Run, action: At) -> None:
+    """Step the learning-rate schedulers of one action that are due."""
+    progress = run.progress
+    progress.at = action
     if not run.module.automatic_optimization:
         return
+    interval, plateau = STEPPED_AT[action]
+    count = progress.batch if interval == "step" else progress.epoch + 1
     for number, config in enumerate(run.schedulers):
-        count = run.progress.batch if interval == "step" else run.progress.epoch + 1
         if (
             config.reduce_on_plateau != plateau
             or config.interval != interval
             or count % config.frequency != 0
+            or number < progress.updated
         ):
             continue
+        progress.updated = number + 1
         value = None
         if plateau:
             monitor = str(config.monitor)
@@ -152,17 +232,18 @@ def update_schedulers(run: Run, interval: str, plateau: bool) -> None:
             if run.validations is not None and not run.metrics.is_of_training(monitor):
                 run.validations.refuse_scheduler(monitor)
             if value is None:
-                _say_missing(config, run.metrics.callback)
+                _say_missing(run, config)
                 continue
             # Validation may be rarer than this scheduler's steps, which strict=False is for:
             # https://github.com/Lightning-AI/pytorch-lightning/issues/10496
             if not config.strict and not run.metrics.has_news(str(number), monitor):
                 continue
         run.call(run.module, "lr_scheduler_step", config.scheduler, value)
-        run.progress.scheduler_steps += 1
+        progress.scheduler_steps += 1
+    progress.updated = 0
 
 
-def _say_missing(config: LRSchedulerConfig, logged: Iterable[str]) -> None:
+def _say_missing(run: Run, config: LRSchedulerConfig) -> None:
     """Warn that the value a scheduler watches was not logged.
 
     Raises:
@@ -170,9 +251,9 @@ def _say_missing(config: LRSchedulerConfig, logged: Iterable[str]) -> None:
     """
     text = (
         f"ReduceLROnPlateau watches {config.monitor!r}, which was not logged. Logged so"
-        f" far: {', '.join(logged) or 'nothing'}."
+        f" far: {', '.join(run.metrics.callback) or 'nothing'}."
     )
-    if config.strict:
+    if config.strict and run.resume.has_values:
         raise ConfigError(
             text + ' Log it, change "monitor", or set "strict": False in the lr_scheduler dict.'
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from raylit.core.datamodule import LightningDataModule
@@ -123,12 +124,13 @@ class ProfiledRun(Run):
 
     def load(self, stage: str) -> CombinedLoader:
         """Return the loader of a stage, the fetching of whose batches is an action."""
-        self.loaders[stage] = MeasuredLoader(super().load(stage), self.profiler, FETCH[stage])
-        return self.loaders[stage]
+        loader = MeasuredLoader(super().load(stage), self.profiler, FETCH[stage])
+        self.data.loaders[stage] = loader
+        return loader
 
-    def prepare_calls(self) -> None:
+    def resolve_calls(self) -> None:
         """Find out what the loop is to call, and wrap it."""
-        super().prepare_calls()
+        super().resolve_calls()
         for step in STEP_OF.values():
             self._wrap(self.module, step, f"{self._strategy}.{step}")
         self._wrap(
@@ -137,8 +139,12 @@ class ProfiledRun(Run):
             self._name_of(self.module, "configure_gradient_clipping"),
         )
         if self.module.automatic_optimization:  # the loop takes its longer ways, through `call`
-            self.overrides_backward = self.overrides_zero_grad = True
-            self.needs_closure = self.job.fn == "fit"
+            self.calls = replace(
+                self.calls,
+                overrides_backward=True,
+                overrides_zero_grad=True,
+                needs_closure=self.job.fn == "fit",
+            )
         else:
             for optimizer in self.wrapped_optimizers:
                 self._wrap(optimizer, "step", "optimizer_step")
@@ -151,6 +157,7 @@ class ProfiledRun(Run):
 
     def close(self) -> None:
         """Take the wrappers off and let the profiler report."""
+        super().close()
         for owner, name, before in reversed(self._wrapped):
             owner.__dict__.pop(name, None)
             if before is not None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from raylit import data
+from raylit.core.callback import Callback
 from raylit.core.datamodule import LightningDataModule
-from raylit.core.hooks import Hooks, is_overridden
+from raylit.core.hooks import Hooks, is_overridden, resolve
 from raylit.core.module import LightningModule
-from raylit.core.progress import Progress
-from raylit.engine import state
+from raylit.core.progress import BACKWARD, Progress
+from raylit.engine import optimizers, state
 from raylit.errors import ConfigError, DataError
 from raylit.metrics.entry import Entry, Key
 from raylit.metrics.metrics import Metrics, to_numbers
@@ -38,60 +41,177 @@ STEP_OF = {
 }
 
 
+@dataclass(frozen=True)
+class Calls:
+    """What the loop would otherwise ask at every batch.
+
+    Never changed, but replaced as a whole: by `Run.resolve_calls`, `optimizers.use`, and
+    `loop.train_epoch` where an epoch begins.
+
+    Attributes:
+        overrides_backward, overrides_zero_grad, overrides_batch_start: whether the module brings
+            its own.
+        takes_batch_idx: for each step whether it wants the number of the batch.
+        transfer: brings a batch to the device; None where nothing is to be done.
+        clips: whether gradients are clipped.
+        zero_grad: clears the gradients of the only optimizer of an automatic optimization.
+        needs_closure: whether the optimizer is stepped with a closure.
+        forward_only: whether a training batch ends with `training_step`: what follows is up to it,
+            or is not wanted.
+    """
+
+    overrides_backward: bool = False
+    overrides_zero_grad: bool = False
+    overrides_batch_start: bool = False
+    takes_batch_idx: dict[str, bool] = field(default_factory=dict)
+    transfer: Callable[[Any, int], Any] | None = None
+    clips: bool = False
+    zero_grad: Callable[[], None] = lambda: None
+    needs_closure: bool = False
+    forward_only: bool = False
+
+
+@dataclass
+class Agreement:
+    """What the ranks agree on every few batches: to stop, to end, to save, to validate.
+
+    `schedule.agree_on_stop` writes it. Others only ask: signal handlers set `received_*`, whoever
+    wants the loop to pause sets `pauses`.
+
+    Attributes:
+        stop_agreed: whether `trainer.should_stop` is the same on all ranks; then, and not before,
+            they may stop.
+        signal_agreed: likewise the signals.
+        received_sigterm, received_sigint: whether this process was asked to end; the loop does so
+            between two batches.
+        pauses: whether the loop has something to do between this batch and the next: to end, or to
+            save a recovery checkpoint.
+        next_at: the count of batches at which the ranks agree again; infinity when alone.
+        last: the count, and monotonic seconds, when they did last.
+        batch_s: seconds that a batch took since, on the slowest rank; until that is known, a guess
+            that makes them agree soon.
+        validates: whether the time has come to validate, on any rank.
+        said_minimum: whether it was said that a stop has to wait.
+    """
+
+    stop_agreed: bool
+    signal_agreed: bool
+    last: tuple[int, float]
+    received_sigterm: bool = False
+    received_sigint: bool = False
+    pauses: bool = False
+    next_at: float = float("inf")
+    batch_s: float = 2.0
+    validates: bool = False
+    said_minimum: bool = False
+
+    @property
+    def asked_to_end(self) -> bool:
+        """Whether a signal came that all ranks know of."""
+        return (self.received_sigterm or self.received_sigint) and self.signal_agreed
+
+
+@dataclass
+class Resume:
+    """The checkpoint that a fit goes on from, as far as the loop still needs it.
+
+    `state.restore_training` fills it, and the loop takes out what it has used.
+
+    Attributes:
+        resumed: whether there is one.
+        own: what it says of this rank alone, as far as it does; see `engine/exact.py`.
+        has_values: whether it holds the values that were logged.
+        lineage: the names of this fit, the last, and of those that it goes on from.
+        loaders: the states of the loaders of training, until they were given back.
+        loader_epochs: for each stage the epoch in which its loaders were asked for.
+        counted_before: batches of the epoch, as those counted who saved the checkpoint, if they
+            were another number of workers.
+        before_validation: what of this rank's state a validation changes, as it was before the one
+            that runs; the loop and `evaluation.evaluate` write it.
+    """
+
+    resumed: bool = False
+    own: dict[str, Any] | None = None
+    has_values: bool = True
+    lineage: list[str] = field(default_factory=lambda: [_new_name()])
+    loaders: list[dict[str, Any]] | None = None
+    loader_epochs: dict[str, int] = field(default_factory=dict)
+    counted_before: int | None = None
+    before_validation: dict[str, Any] | None = None
+
+
+@dataclass
+class RunData:
+    """The data of a run. `Run.load` and the loops write it.
+
+    Attributes:
+        loaders: the loader of each stage, once it was asked for.
+        loader_epoch: the epoch in which that was.
+        earlier_lengths: for each stage of the jobs before, the batches of its loaders.
+        val_batches_seen: for each loader the batches of all validations.
+        val_check_batch: after how many batches of training validation is due.
+        last_validation: monotonic seconds at the end of the last validation.
+        checks_validation: whether a batch may be followed by one.
+    """
+
+    loaders: dict[str, data.CombinedLoader] = field(default_factory=dict)
+    loader_epoch: dict[str, int] = field(default_factory=dict)
+    earlier_lengths: dict[str, list[float]] = field(default_factory=dict)
+    val_batches_seen: dict[int, int] = field(default_factory=dict)
+    val_check_batch: float = float("inf")
+    last_validation: float = field(default_factory=time.monotonic)
+    checks_validation: bool = False
+
+
+@dataclass
+class Outcome:
+    """What comes of a run, for whoever asks afterwards. The loops write it.
+
+    Attributes:
+        history: the epoch values so far.
+        predictions: what `predict_step` returned, by loader, while prediction runs.
+        has_validated: whether validation has run to its end in this fit.
+        saved_at_end: whether the last recovery checkpoint was saved.
+        said_left_out: owners of hyperparameters of which it was said that they are not stored.
+        is_over: whether the job has ended; the Trainer sets it.
+    """
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    predictions: list[list[Any]] = field(default_factory=list)
+    has_validated: bool = False
+    saved_at_end: bool = False
+    said_left_out: set[int] = field(default_factory=set)
+    is_over: bool = False
+
+
 class Run:
     """What one rank works with.
 
+    The parts of the job are fixed; what changes is grouped by who writes it: `progress`, `calls`,
+    `agreement`, `resume`, `data`, `outcome`.
+
     Attributes:
         limits: what is in effect now; see `Limits`.
-        zero_grad: clears the gradients of the only optimizer of an automatic optimization.
         loop: runs the loop of the job and returns what `validate`, `test` and `predict` give to the
             user; the worker sets it.
-        stage: what runs now: `train`, `sanity_check`, `validate`, `test`, `predict` or None.
+        stage: what runs now: `train`, `sanity_check`, `validate`, `test`, `predict` or None; the
+            loops set it.
         hooks: the overridden functions of each event.
         strategy: how the ranks keep the model in step.
+        optimizers, wrapped_optimizers, schedulers: what `configure_optimizers` gave.
+        counting: handles of what counts steps by hand.
         step_module: called with the arguments of `training_step`: the module wrapped by DDP or
             FSDP, or None when alone.
         compiled: what of the module is compiled while this run lasts.
-        loaders: the loader of each stage, once it was asked for.
-        earlier_lengths: for each stage of the jobs before, the batches of its loaders.
-        is_over: whether the job has ended.
         val_entries: what validation logs; training has its own in `metrics`.
-        resumed_from: what the checkpoint that this fit goes on from says of this rank alone, as far
-            as it does; see `engine/exact.py`.
-        counted_before: batches of the epoch, as those counted who saved the checkpoint, if they
-            were another number of workers.
         skips_backward: whether epochs that begin now go forward only, without learning.
-        forward_only: whether a training batch ends with `training_step`: what follows is up to it,
-            or is not wanted.
-        stop_agreed: whether `trainer.should_stop` is the same on all ranks; then, and not before,
-            they may stop.
-        next_agreement: the count of batches at which the ranks agree on both again; infinity when
-            alone.
-        agreed: the count, and monotonic seconds, when they did last.
-        batch_s: seconds that a batch took since, on the slowest rank; until that is known, a guess
-            that makes them agree soon.
-        received_sigterm, received_sigint: whether this process was asked to end; the loop does so
-            between two batches.
-        signal_agreed: whether they are the same on all ranks.
-        pauses: whether the loop has something to do between this batch and the next: to end, or to
-            save a recovery checkpoint.
+        replaces_schedulers: whether a callback has put another scheduler in the place of those that
+            the checkpoint holds.
         recovery: what saves recovery checkpoints, while training runs.
         validations: those that training does not wait for, if it is not to.
-        saved_at_end: whether it has saved the last.
-        between_epochs: whether an epoch has ended, and neither the next one nor the end of training
-            has begun.
-        end_left: whether the fit goes on from there: if it was the last epoch, training has yet to
-            end.
-        validation_left: whether the fit goes on with a validation that was not ended.
-        broken_validation: what of this rank's state a validation that an exception has ended had
-            changed, as it was before.
-        predictions: what `predict_step` returned, by loader, while prediction runs.
-        failed_within_step: whether an exception ended the run in a batch that had not yet changed
-            the weights.
-        is_half_stepped: whether it came from within an optimizer's step or a backward pass that
-            adds to gradients of earlier batches.
-        last_validation: monotonic seconds at the end of the last validation.
-        loggers_saved: likewise when the loggers last wrote what they held.
+        loss: what the batch went backward from.
+        accumulating: whether a batch that does not step leaves gradients on its rank.
+        loggers_saved: monotonic seconds when the loggers last wrote what they held.
     """
 
     def __init__(self, job: Job, world: World) -> None:
@@ -109,77 +229,103 @@ class Run:
         self.precision = Precision(trainer.precision, world.device)
         self.progress: Progress = trainer.progress
         self.limits = trainer.limits
+        self.calls = Calls()
+        self.agreement = Agreement(
+            stop_agreed=world.size == 1,
+            signal_agreed=world.size == 1,
+            last=(self.progress.total_batches, time.monotonic()),
+        )
+        self.resume = Resume()
+        self.data = RunData()
+        self.outcome = Outcome()
         self.metrics = Metrics(world, self.module)
+        self.val_entries: dict[Key, Entry] = {}
         self.hooks: Hooks = {}
         self.loop: Callable[[Run], Any] | None = None
         self.stage: str | None = None
         self.optimizers: list[Any] = []
         self.wrapped_optimizers: list[LightningOptimizer] = []
-        self.zero_grad: Callable[[], None] = lambda: None
+        self.counting: list[Any] = []
         self.schedulers: list[LRSchedulerConfig] = []
         self.step_module: nn.Module | None = None
         self.compiled: list[nn.Module] = []
         self._wrapped_for: list[bool] = []
-        self.loaders: dict[str, data.CombinedLoader] = {}
-        self.earlier_lengths: dict[str, list[float]] = {}
-        self.loader_epoch: dict[str, int] = {}
-        self.val_entries: dict[Key, Entry] = {}
-        self.val_batches_seen: dict[int, int] = {}
-        self.val_check_batch: float = float("inf")
-        self.has_validated = self.is_over = False
-        self.last_validation = self.loggers_saved = time.monotonic()
-        self.resumed = False
-        self.resumed_from: dict[str, Any] | None = None
-        self.counted_before: int | None = None
-        self.next_agreement = float("inf")
-        self.agreed = (self.progress.total_batches, time.monotonic())
-        self.batch_s = 2.0
-        self.received_sigterm = self.received_sigint = self.pauses = False
         self.recovery: RecoverySaver | None = None
         self.validations: PendingValidations | None = None
-        self.saved_at_end = self.failed_within_step = self.is_half_stepped = False
-        self.validation_left = self.between_epochs = self.end_left = False
-        self.broken_validation: dict[str, Any] | None = None
-        self.stop_agreed = self.signal_agreed = world.size == 1
-        self.predictions: list[list[Any]] = []
-        self.history: list[dict[str, float]] = []
-        self.transfer: Callable[[Any, int], Any] | None = None
+        self.skips_backward = False
+        self.replaces_schedulers = False
         self.loss: torch.Tensor | None = None
         self.accumulating = True
-        self.forward_only = False
-        self.skips_backward = False
-        self.needs_closure = self.checks_validation = self.said_minimum = False
-        self.said_left_out: set[int] = set()
+        self.loggers_saved = time.monotonic()
 
     def follow(self, before: Run) -> None:
         """Remember how much data the jobs before had, and if this is an evaluation of the same module, what checkpoints hold of its fit."""
-        self.earlier_lengths = before.earlier_lengths | {
-            stage: loader.lengths() for stage, loader in before.loaders.items()
+        self.data.earlier_lengths = before.data.earlier_lengths | {
+            stage: loader.lengths() for stage, loader in before.data.loaders.items()
         }
         if self.job.fn != "fit" and before.module is self.module:
             self.optimizers = before.optimizers
             self.schedulers = before.schedulers
-            self.history = before.history
+            self.outcome.history = before.outcome.history
 
-    @property
-    def asked_to_end(self) -> bool:
-        """Whether a signal came that all ranks know of."""
-        return (self.received_sigterm or self.received_sigint) and self.signal_agreed
+    def dry_run(self, callbacks: Sequence[Callback]) -> Run:
+        """Return a new run of the same job, for a loop that leaves no trace in this one.
+
+        It has the model, the optimizers and schedulers of this run, and nothing else of it; of
+        callbacks only those given.
+        """
+        trial = Run(self.job, self.world)
+        trial.loop = self.loop
+        trial.step_module = self.step_module
+        trial._wrapped_for = self._wrapped_for
+        trial.precision = self.precision.fresh()
+        trial.schedulers = self.schedulers
+        trial.stage = self.stage
+        trial.resolve_calls()
+        optimizers.use(trial, self.optimizers, counts=False)
+        trial.hooks = resolve(self.trainer, self.module, callbacks, LightningModule)
+        return trial
 
     # ---- for callbacks; see `RunHandle` ----
 
     @property
     def has_trained(self) -> bool:
         """Whether a batch has changed anything."""
-        return self.progress.total_batches > self.failed_within_step
+        automatic = self.module.automatic_optimization
+        return self.progress.to_go_on_from(automatic=automatic).total_batches > 0
 
-    def dump(self, weights_only: bool = False, together: bool = True) -> dict[str, Any]:
+    @property
+    def is_half_stepped(self) -> bool:
+        """Whether the batch, were it ended now, has left traces that nothing can undo."""
+        return self.progress.is_half_done(
+            automatic=self.module.automatic_optimization,
+            accumulate=self.limits.accumulate_grad_batches,
+        )
+
+    @property
+    def asked_to_end(self) -> bool:
+        """Whether a signal came that all ranks know of."""
+        return self.agreement.asked_to_end
+
+    @property
+    def saved_at_end(self) -> bool:
+        """Whether the last recovery checkpoint of the fit was saved."""
+        return self.outcome.saved_at_end
+
+    @property
+    def lineage(self) -> list[str]:
+        """The names of this fit, the last, and of those that it goes on from."""
+        return self.resume.lineage
+
+    def dump(
+        self, weights_only: bool = False, together: bool = True, lenient: bool = False
+    ) -> dict[str, Any]:
         """Return the checkpoint of the run as it is now; see `state.dump`."""
-        return state.dump(self, weights_only, together)
+        return state.dump(self, weights_only, together, lenient=lenient)
 
     def request_pause(self) -> None:
         """Have the loop pause after this batch, to save a recovery checkpoint or to end."""
-        self.pauses = True
+        self.agreement.pauses = True
 
     # ---- events ----
 
@@ -207,8 +353,15 @@ class Run:
         """Return `function` as a profiler is to see it: as it is, since there is none."""
         return function
 
+    def stop_counting(self) -> None:
+        """Leave the optimizers as they were."""
+        for handle in self.counting:
+            handle.remove()
+        self.counting = []
+
     def close(self) -> None:
         """The job has ended, well or not; called last."""
+        self.stop_counting()
 
     def before_optimizer_step(self, optimizer: Any) -> None:
         """Gradients are complete: unscale them, tell who listens, clip them."""
@@ -220,7 +373,7 @@ class Run:
             self.precision.scaler.unscale_(optimizer)
         if self.hooks["on_before_optimizer_step"]:
             self.fire("on_before_optimizer_step", optimizer)
-        if module.automatic_optimization and self.clips:
+        if module.automatic_optimization and self.calls.clips:
             metrics.hook = "configure_gradient_clipping"
             value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
             module.configure_gradient_clipping(
@@ -236,29 +389,33 @@ class Run:
         prepare = getattr(self.step_module, "prepare_backward", None)
         loss = loss if prepare is None else prepare(loss)
         self.fire("on_before_backward", loss)
+        self.progress.at = BACKWARD
         self.call(self.module, "backward", loss, *args, **kwargs)
         self.fire("on_after_backward")
         self.metrics.hook = hook
 
-    def prepare_calls(self) -> None:
+    def resolve_calls(self) -> None:
         """Find out once what the loop would otherwise ask at every batch."""
         module = self.module
         base = LightningModule
-        self.choose_clipping()
-        self.overrides_backward = is_overridden("backward", module, base)
-        self.overrides_zero_grad = is_overridden("optimizer_zero_grad", module, base)
-        self.overrides_batch_start = is_overridden("on_train_batch_start", module, base)
-        self.takes_batch_idx = {
-            step: _takes_batch_idx(getattr(module, step)) for step in STEP_OF.values()
-        }
-        self.transfer = self._choose_transfer()
+        self.calls = replace(
+            self.calls,
+            overrides_backward=is_overridden("backward", module, base),
+            overrides_zero_grad=is_overridden("optimizer_zero_grad", module, base),
+            overrides_batch_start=is_overridden("on_train_batch_start", module, base),
+            takes_batch_idx={
+                step: _takes_batch_idx(getattr(module, step)) for step in STEP_OF.values()
+            },
+            transfer=self._choose_transfer(),
+            clips=self.clips_gradients(),
+        )
 
-    def choose_clipping(self) -> None:
-        """Find out whether gradients are clipped.
+    def clips_gradients(self) -> bool:
+        """Tell whether gradients are clipped.
 
         `gradient_clip_val` may be set while a fit runs, and counts from the next epoch on.
         """
-        self.clips = bool(self.trainer.gradient_clip_val) or any(
+        return bool(self.trainer.gradient_clip_val) or any(
             is_overridden(name, self.module, LightningModule)
             for name in ("configure_gradient_clipping", "clip_gradients")
         )
@@ -294,20 +451,59 @@ class Run:
         return transfer
 
     def wrap(self) -> None:
-        """Wrap the module for data parallelism.
+        """Wrap the module for data parallelism, where that has not been done for its gradients.
 
-        Anew if other parameters require gradients than when it was wrapped last.
-
-        DDP synchronizes the gradients of those that required one when it was made: one unfrozen
-        since would differ from rank to rank.
+        DDP synchronizes the gradients of those parameters that required one when it was made: one
+        unfrozen since would differ from rank to rank, and one frozen since be waited for. In manual
+        optimization, where `training_step` may freeze now these and now those, it is made for all
+        that were ever trained.
         """
         if self.world.size == 1:
             return
-        required = [parameter.requires_grad for parameter in self.module.parameters()]
-        if required != self._wrapped_for:
-            self.step_module = None  # its hooks go with it
+        required = self._required()
+        by_hand = not self.module.automatic_optimization
+        if by_hand and self._wrapped_for:
+            required = list(map(max, required, self._wrapped_for))
+        if required == self._wrapped_for:
+            return
+        parameters = list(self.module.parameters())
+        now = self._required()
+        self.step_module = None  # its hooks go with it
+        try:
+            for parameter, requires_grad in zip(parameters, required, strict=True):
+                parameter.requires_grad = requires_grad
             self.step_module = self.strategy.wrap(self.module, self.world)
-            self._wrapped_for = required
+        finally:
+            for parameter, requires_grad in zip(parameters, now, strict=True):
+                parameter.requires_grad = requires_grad
+        self._wrapped_for = required
+
+    def _required(self) -> list[bool]:
+        return [parameter.requires_grad for parameter in self.module.parameters()]
+
+    def check_wrapped(self) -> None:
+        """Check that the gradients of the batch's backward pass are those the module was wrapped for.
+
+        Raises:
+            ConfigError: parameters were unfrozen after its forward pass had begun, so each rank would
+                keep gradients of its own.
+        """
+        required = self._required()
+        if required == self._wrapped_for or self.strategy.shards:
+            return
+        names = [
+            name
+            for (name, _), now, before in zip(
+                self.module.named_parameters(), required, self._wrapped_for, strict=True
+            )
+            if now and not before
+        ]
+        if names:
+            raise ConfigError(
+                f"training_step has unfrozen {', '.join(names)}, whose gradients would differ from"
+                " rank to rank in this step. Unfreeze parameters before it, in on_train_batch_start"
+                " or on_train_epoch_start, or after the batch, in on_train_batch_end."
+            )
 
     # ---- data ----
 
@@ -362,14 +558,21 @@ class Run:
             uneven=self.strategy.uneven,
             elastic=self.job.rescale_plan is not None,
         )
-        self.loaders[stage] = loader
-        self.loader_epoch[stage] = self.progress.epoch
+        epoch = self.progress.epoch
+        before = self.resume.loader_epochs.pop(stage, epoch)
+        if stage != "train" and self._is_old(before):  # this is the reload
+            before = epoch
+        self.data.loaders[stage] = loader
+        self.data.loader_epoch[stage] = before
         return loader
 
     def reload_due(self, stage: str) -> bool:
         """Tell whether `reload_dataloaders_every_n_epochs` asks for new loaders of `stage`."""
+        return self._is_old(self.data.loader_epoch[stage])
+
+    def _is_old(self, epoch: int) -> bool:
         every = self.trainer.reload_dataloaders_every_n_epochs
-        return bool(every) and self.progress.epoch - self.loader_epoch[stage] >= every
+        return bool(every) and self.progress.epoch - epoch >= every
 
     @property
     def validates(self) -> bool:
@@ -427,15 +630,24 @@ class Run:
             "epoch": self.progress.epoch,
             "step": self.progress.steps,
         }
-        place = len(self.history)
+        history = self.outcome.history
+        place = len(history)
         while (
-            place and self.history[place - 1]["step"] > row["step"]
+            place and history[place - 1]["step"] > row["step"]
         ):  # as of a validation that was not waited for
             place -= 1
-        if place and self.history[place - 1]["step"] == row["step"]:
-            self.history[place - 1].update(row)
+        if place and history[place - 1]["step"] == row["step"]:
+            history[place - 1].update(row)
         else:
-            self.history.insert(place, row)
+            history.insert(place, row)
+
+
+def _new_name() -> str:
+    """Return letters that nobody else has.
+
+    No digits: those in the name of a checkpoint's file are its batches.
+    """
+    return "".join(chr(ord("a") + int(digit, 16)) for digit in uuid.uuid4().hex[:8])
 
 
 def _takes_batch_idx(step: Callable[..., Any]) -> bool:

@@ -25,7 +25,7 @@ def is_done(run: Run) -> bool:
     if steps_reached(run):
         info(f"`Trainer.fit` stopped: `max_steps={trainer.max_steps}` reached.")
         return True
-    if trainer.max_epochs not in (None, -1) and progress.epochs_processed >= trainer.max_epochs:
+    if trainer.max_epochs not in (None, -1) and progress.epoch >= trainer.max_epochs:
         info(f"`Trainer.fit` stopped: `max_epochs={trainer.max_epochs}` reached.")
         return True
     return stops(run)
@@ -33,7 +33,7 @@ def is_done(run: Run) -> bool:
 
 def stops(run: Run) -> bool:
     """Tell whether a stop was asked for that all ranks know of and that is allowed."""
-    return run.trainer.should_stop and run.stop_agreed and may_stop(run)
+    return run.trainer.should_stop and run.agreement.stop_agreed and may_stop(run)
 
 
 def steps_reached(run: Run) -> bool:
@@ -44,11 +44,11 @@ def steps_reached(run: Run) -> bool:
 def may_stop(run: Run) -> bool:
     """Tell whether `min_epochs` and `min_steps` allow to stop; say so once if not."""
     trainer = run.trainer
-    allowed = run.progress.epochs_processed >= (trainer.min_epochs or 0) and run.progress.steps >= (
+    allowed = run.progress.epoch >= (trainer.min_epochs or 0) and run.progress.steps >= (
         trainer.min_steps or 0
     )
-    if not allowed and not run.said_minimum:
-        run.said_minimum = True
+    if not allowed and not run.agreement.said_minimum:
+        run.agreement.said_minimum = True
         info(
             f"A stop was asked for, but min_epochs={trainer.min_epochs} or"
             f" min_steps={trainer.min_steps} is not reached: training goes on."
@@ -57,56 +57,60 @@ def may_stop(run: Run) -> bool:
 
 
 def agree_on_stop(run: Run) -> None:
-    """Make what any rank wants, to stop, to end or to save, the wish of all.
+    """Make what any rank wants, to stop, to end, to save or to validate, the wish of all.
 
     Until then no rank acts on its own: the others would wait for it.
 
     That the machine of a rank is about to be taken away counts as a SIGTERM.
     """
+    agreement = run.agreement
     notice = run.job.preemption_notice
     recovery = run.recovery
     batches = run.progress.total_batches
     if notice is not None and notice.terminated:
-        run.received_sigterm = True
+        agreement.received_sigterm = True
     is_due = notice is not None and notice.is_due
     if run.world.size > 1:
-        since = batches - run.agreed[0]
+        count, moment = agreement.last
+        since = batches - count
         now = time.monotonic()
-        took_s = (now - run.agreed[1]) / since if since else run.batch_s
-        run.agreed = (batches, now)
+        took_s = (now - moment) / since if since else agreement.batch_s
+        agreement.last = (batches, now)
         arrived = run.validations is not None and run.validations.is_ready
-        saves = recovery is not None and recovery.is_wanted
         mine = (
             run.trainer.should_stop,
-            run.received_sigterm,
-            run.received_sigint,
-            saves,
+            agreement.received_sigterm,
+            agreement.received_sigint,
+            recovery is not None and recovery.is_wanted,
             arrived,
             is_due,
+            is_time_to_validate(run),
+            took_s,
         )
-        *asked, arrived, is_due, run.batch_s = map(
-            max, zip(*run.world.all_gather_object((*mine, took_s)), strict=True)
+        gathered = run.world.all_gather_object(mine)
+        stop, sigterm, sigint, saves, arrived, is_due, validates, agreement.batch_s = map(
+            max, zip(*gathered, strict=True)
         )
-        stop, sigterm, sigint, saves = asked
-        run.trainer.should_stop = run.stop_agreed = stop
-        run.signal_agreed = sigterm or sigint
-        run.received_sigterm = (
-            run.received_sigterm or sigterm
+        run.trainer.should_stop = agreement.stop_agreed = stop
+        agreement.signal_agreed = sigterm or sigint
+        agreement.received_sigterm = (
+            agreement.received_sigterm or sigterm
         )  # a signal that comes meanwhile is for the next time
-        run.received_sigint = run.received_sigint or sigint
+        agreement.received_sigint = agreement.received_sigint or sigint
+        agreement.validates = validates
         if recovery is not None:
             recovery.is_due = recovery.is_due or saves
-        run.pauses = run.pauses or run.signal_agreed or saves or arrived
-        run.next_agreement = batches + max(
-            1, min(STOP_CHECK_EVERY, int(STOP_CHECK_EVERY_S / run.batch_s))
+        agreement.pauses = agreement.pauses or agreement.signal_agreed or saves or arrived
+        agreement.next_at = batches + max(
+            1, min(STOP_CHECK_EVERY, int(STOP_CHECK_EVERY_S / agreement.batch_s))
         )
     elif notice is not None:
-        run.next_agreement = batches + 1
-        run.pauses = run.pauses or run.received_sigterm
-    if notice is not None and run.asked_to_end:
+        agreement.next_at = batches + 1
+        agreement.pauses = agreement.pauses or agreement.received_sigterm
+    if notice is not None and agreement.asked_to_end:
         notice.given = True
     if is_due and notice is not None and notice.came():
-        run.received_sigterm = run.signal_agreed = run.pauses = True
+        agreement.received_sigterm = agreement.signal_agreed = agreement.pauses = True
 
 
 def pause(run: Run) -> None:
@@ -115,20 +119,26 @@ def pause(run: Run) -> None:
     Take the values of validations that were not waited for, save what the fit can go on from, end
     on a signal.
 
+    Within an accumulation this waits for its end, if it can: a checkpoint would have to hold the
+    gradients, of all ranks. A signal does not wait where there is one rank alone; but with another
+    number of workers, which have other windows, none goes on from there.
+
     Raises:
         Terminated, KeyboardInterrupt: it did.
     """
-    if run.job.rescale_plan is not None and exact.is_within_window(run, run.progress):
-        # It is after the step: another number of workers, with other windows, may go on from there
+    agreement = run.agreement
+    ends, recovery = agreement.asked_to_end, run.recovery
+    if exact.is_within_window(run, run.progress) and (
+        not ends or run.world.size > 1 or run.job.rescale_plan is not None
+    ):
         return
-    run.pauses = False
-    ends, recovery = run.asked_to_end, run.recovery
+    agreement.pauses = False
     if run.validations is not None and len(run.validations):
         run.validations.collect()
         agree_on_stop(run)  # EarlyStopping may have judged them
     if recovery is not None and (ends or recovery.is_due):
         recovery.save(run, ending=ends)
-        run.saved_at_end = ends
+        run.outcome.saved_at_end = ends
     end_on_signal(run)
 
 
@@ -136,7 +146,7 @@ def validate_elsewhere(run: Run) -> None:
     """Have the run as it is now validated without waiting for it, unless too many validations have not come back."""
     validations = run.validations
     assert validations is not None
-    while validations.is_full and not run.asked_to_end:
+    while validations.is_full and not run.agreement.asked_to_end:
         warn_once(
             f"Training waits for its validations, of which {len(validations)} have not ended: they"
             " take longer than the training between them. Validate less often, or raise"
@@ -155,12 +165,10 @@ def await_validations(run: Run) -> None:
     if validations is None or not len(validations):
         return
     info(f"Training is done, but not all of its validations: waiting for {len(validations)}.")
-    run.between_epochs = True
     while len(validations):
         validations.wait(0.5)
         agree_on_stop(run)
         pause(run)
-    run.between_epochs = False
 
 
 def end_on_signal(run: Run) -> None:
@@ -169,8 +177,8 @@ def end_on_signal(run: Run) -> None:
     Raises:
         Terminated, KeyboardInterrupt: it did.
     """
-    if run.asked_to_end:
-        raise Terminated if run.received_sigterm else KeyboardInterrupt
+    if run.agreement.asked_to_end:
+        raise Terminated if run.agreement.received_sigterm else KeyboardInterrupt
 
 
 def val_check_batch(run: Run, loader: CombinedLoader, number: float) -> float:
@@ -212,16 +220,35 @@ def validates_in_epoch(run: Run) -> bool:
     return run.validates and (every is None or (run.progress.epoch + 1) % every == 0)
 
 
-def validation_due(run: Run) -> bool:
-    """Tell whether validation runs after the batch just trained on."""
+def is_time_to_validate(run: Run) -> bool:
+    """Tell whether `val_check_interval`, if it is a time, has passed on this rank."""
+    limit_s = run.trainer.val_check_time_s
+    return limit_s is not None and time.monotonic() - run.data.last_validation >= limit_s
+
+
+def validation_due(run: Run, *, ends_early: bool = False) -> bool:
+    """Tell whether validation runs after the batch just trained on.
+
+    Args:
+        run: the run.
+        ends_early: whether the epoch has turned out to end with that batch, after which what was
+            due by its number has run.
+    """
     trainer, progress = run.trainer, run.progress
+    every = run.data.val_check_batch
     if not validates_in_epoch(run):
         return False
-    if stops(run):
+    if not ends_early and stops(run):
         return True
     if trainer.val_check_time_s is not None:
-        return time.monotonic() - run.last_validation >= trainer.val_check_time_s
-    if run.val_check_batch == float("inf"):
+        if run.world.size > 1:  # else the ranks would go by different clocks
+            return run.agreement.validates
+        return is_time_to_validate(run)
+    if every == float("inf"):
         return progress.is_last_batch
-    count = progress.total_batches if trainer.check_val_every_n_epoch is None else progress.batch
-    return count % run.val_check_batch == 0
+    if trainer.check_val_every_n_epoch is None:
+        return not ends_early and progress.total_batches % every == 0
+    is_due = progress.batch % every == 0
+    if progress.is_last_batch and progress.batch < trainer.num_training_batches and not is_due:
+        return trainer.num_training_batches % every == 0  # as it was to be after the last batch
+    return is_due and not ends_early

@@ -23,16 +23,23 @@ def catching_signals(run: Run) -> Iterator[None]:
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
+    def current() -> Run:  # which may be the rehearsal of a finder
+        return found if isinstance(found := run.trainer.run, Run) else run
+
     def terminate(number: int, frame: Any) -> None:
-        run.received_sigterm = run.pauses = True
+        agreement = current().agreement
+        agreement.received_sigterm = True
+        agreement.pauses = True
         own = before[signal.SIGTERM]
         if callable(own) and getattr(own, "__module__", "") != RAYS:
             own(number, frame)
 
     def interrupt(number: int, frame: Any) -> None:
-        if run.recovery is None or run.received_sigint:
+        agreement = current().agreement
+        if current().recovery is None or agreement.received_sigint:
             raise KeyboardInterrupt
-        run.received_sigint = run.pauses = True
+        agreement.received_sigint = True
+        agreement.pauses = True
         info("Ctrl-C: saving the run after this batch. Press it again to end at once.")
 
     signal.signal(signal.SIGTERM, terminate)

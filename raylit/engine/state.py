@@ -6,8 +6,10 @@ stand beside it under `raylit`. All of it is tensors and plain data.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,23 +17,26 @@ import torch
 from raylit.checkpoint import sharded
 from raylit.checkpoint.format import LIGHTNING_FORMAT, VERSION_KEY, load, plain_items
 from raylit.core import importable
-from raylit.core.hooks import HOOKS, PER_STEP
+from raylit.core.progress import BACKWARD
 from raylit.engine import exact
-from raylit.engine.lightning_progress import loops_of, progress_of
-from raylit.errors import CheckpointError
+from raylit.engine.lightning_progress import loops_of, progress_of, progress_of_counters
+from raylit.errors import CheckpointError, ConfigError
 from raylit.runtime.batch import move_to
 from raylit.runtime.messages import info, warn, warn_once
 
 if TYPE_CHECKING:
     from raylit.engine.run import Run
 
-# stages of checkpoints for recovery
-VALIDATION_LEFT = "validation left"  # an exception has ended a validation
-BETWEEN_EPOCHS = "between epochs"
+
+KEPT_NAMES = 7  # of fits that this one goes on from: of those before them nothing is left
 
 
 def dump(
-    run: Run, weights_only: bool = False, together: bool = True, parts: bool = False
+    run: Run,
+    weights_only: bool = False,
+    together: bool = True,
+    parts: bool = False,
+    lenient: bool = False,
 ) -> dict[str, Any]:
     """Return the checkpoint of a run: its state copied into plain data, ready to be written.
 
@@ -41,14 +46,15 @@ def dump(
         together: whether all ranks come here, so that each can give what it alone knows.
         parts: leave tensors that are spread over the ranks as they are, for a sharded checkpoint;
             else rank 0 gets them whole.
+        lenient: leave out what is no plain data, and say so, instead of raising.
 
     Raises:
-        CheckpointError: it holds what is no plain data, or this rank alone does not have the whole
-            of it.
+        CheckpointError: it holds what is no plain data, this rank alone does not have the whole of
+            it, or a backward pass runs whose gradients are added to others.
     """
     trainer = run.trainer
     module = run.module
-    progress = run.progress
+    progress = run.progress.to_go_on_from(automatic=module.automatic_optimization)
     if run.strategy.shards and not together:
         raise CheckpointError(
             "Rank 0 alone cannot save a sharded model: each rank holds a part of it."
@@ -56,8 +62,13 @@ def dump(
     run.save_loggers()
     run.strategy.settle(module)
     whole: Callable[[Any], Any] = (lambda state: state) if parts else run.strategy.whole
-    if _within_step(run):  # a fit that goes on from here trains on this batch anew
-        progress = progress.before_batch()
+    if run.progress.at == BACKWARD and not weights_only and exact.is_within_window(run, progress):
+        raise CheckpointError(
+            "A checkpoint was to be saved in the backward pass of a batch whose gradients are added"
+            f" to those of {progress.batch % trainer.accumulate_grad_batches} earlier ones, of which"
+            " a fit that goes on would add this batch's twice. Save in on_train_batch_end, or with"
+            " weights_only=True."
+        )
     checkpoint: dict[str, Any] = {
         "epoch": progress.epoch,
         "global_step": progress.steps,
@@ -107,8 +118,8 @@ def dump(
                     " environment instead; or ask for them by name, as in"
                     f" save_hyperparameters({secret[0]!r})."
                 )
-            if left_out and id(owner) not in run.said_left_out:
-                run.said_left_out.add(id(owner))
+            if left_out and id(owner) not in run.outcome.said_left_out:
+                run.outcome.said_left_out.add(id(owner))
                 warn(
                     f"The hyperparameters {', '.join(left_out)} of {type(owner).__name__} are"
                     " neither plain data nor classes or functions that can be imported from torch"
@@ -126,15 +137,9 @@ def dump(
     run.call(module, "on_save_checkpoint", checkpoint)
     checkpoint["raylit"] = {
         "progress": progress.state_dict(),
-        "stage": (
-            VALIDATION_LEFT
-            if run.broken_validation is not None
-            else BETWEEN_EPOCHS
-            if run.between_epochs
-            else run.stage
-        ),
-        "history": run.history,
+        "history": run.outcome.history,
         "hyper_parameters": by_path,
+        "lineage": run.resume.lineage,
         "validations": [] if run.validations is None else run.validations.state(),
         "run_id": next((logger.run_id for logger in trainer.loggers if logger.run_id), None),
     }
@@ -144,8 +149,22 @@ def dump(
         checkpoint["raylit"]["ranks"] = (
             run.world.all_gather_object(own) if together else [own, *absent]
         )
-    plain, foreign = plain_items(whole(checkpoint))
-    if foreign:
+    given = whole(checkpoint)
+    plain, foreign = plain_items(given)
+    if foreign and lenient:
+        left_out = []
+        for key in foreign:
+            inner: dict[str, Any] = given[key] if isinstance(given[key], dict) else {}
+            plain[key], names = plain_items(inner)
+            left_out += [f"{key}.{name}" for name in names] or [key]
+        warn_once(
+            f"Recovery checkpoints leave out {', '.join(left_out)}, which"
+            f" {'is' if len(left_out) == 1 else 'are'} no plain data: tensors, numbers, strings and"
+            " containers of them. A fit that goes on from one begins without. Return plain data"
+            " from state_dict and on_save_checkpoint.",
+            key=f"left out of recovery: {left_out}",
+        )
+    elif foreign:
         raise CheckpointError(
             f"The checkpoint holds objects that are no plain data under: {', '.join(foreign)}."
             " Checkpoints hold tensors, numbers, strings and containers of them, so that loading"
@@ -153,14 +172,6 @@ def dump(
             " optimizers and module."
         )
     return plain
-
-
-def _within_step(run: Run) -> bool:
-    """Tell whether the batch that was begun has not yet changed the weights."""
-    hook = HOOKS.get(run.metrics.hook or "")
-    return run.failed_within_step or (
-        hook is not None and hook.log == PER_STEP and run.metrics.hook != "on_train_batch_end"
-    )
 
 
 def read(run: Run, path: str) -> dict[str, Any]:
@@ -219,19 +230,30 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
             f" {len(run.optimizers)}."
         )
     for optimizer, state in zip(run.optimizers, states, strict=True):
-        load_optimizer(
-            optimizer,
-            run.strategy.optimizer_state(optimizer, sharded.read_optimizer(optimizer, state)),
+        with fitting(run, f"the optimizer {type(optimizer).__name__}"):
+            load_optimizer(
+                optimizer,
+                run.strategy.optimizer_state(optimizer, sharded.read_optimizer(optimizer, state)),
+            )
+            check_groups(optimizer)
+    stored = checkpoint["lr_schedulers"]
+    if len(stored) != len(run.schedulers) and not run.replaces_schedulers:
+        warn(
+            f"{run.job.ckpt_path} holds {len(stored)} learning-rate schedulers, but"
+            f" configure_optimizers returned {len(run.schedulers)}: the first"
+            f" {min(len(stored), len(run.schedulers))} go on, and of the rest those stored are lost"
+            " and those returned begin anew. Return as many, in the same order, to go on exactly."
         )
-    for config, state in zip(run.schedulers, checkpoint["lr_schedulers"], strict=False):
-        config.scheduler.load_state_dict(state)
+    for config, state in zip(run.schedulers, stored, strict=False):
+        with fitting(run, f"the scheduler {type(config.scheduler).__name__}"):
+            load_scheduler(config.scheduler, state)
     if run.precision.scaler is not None and "MixedPrecision" in checkpoint:
         run.precision.scaler.load_state_dict(checkpoint["MixedPrecision"])
-    own = checkpoint.get("raylit", {}).get("progress")
-    state = own if own is not None else progress_of(checkpoint["loops"], checkpoint["global_step"])
-    run.progress.load_state_dict(state)
-    run.history = list(checkpoint.get("raylit", {}).get("history", ()))
-    outstanding = checkpoint.get("raylit", {}).get("validations", [])
+    run.progress.load_state_dict(cursor_of(checkpoint))
+    check_limits(run)
+    own = checkpoint.get("raylit", {})
+    run.outcome.history = list(own.get("history", ()))
+    outstanding = own.get("validations", [])
     if outstanding and run.validations is None:
         steps = ", ".join(str(one["progress"]["steps"]) for one in outstanding)
         warn(
@@ -241,24 +263,93 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
     elif run.validations is not None:
         run.validations.go_on(outstanding)
     if run.job.rescale_plan is not None:
-        run.counted_before = run.job.rescale_plan.go_on(
-            run.progress,
-            run.trainer.accumulate_grad_batches,
-            checkpoint.get("raylit", {}).get("ranks") or [],
+        run.resume.counted_before = run.job.rescale_plan.go_on(
+            run.progress, run.trainer.accumulate_grad_batches, own.get("ranks") or []
         )
-    run.resumed_from = exact.mine(run, checkpoint)
-    if run.resumed_from is not None:
-        exact.restore(run, run.resumed_from)
-    stage = (
-        checkpoint["raylit"]["stage"]
-        if own is not None
-        else "validate"
-        if _in_validation(state)
-        else "train"
-    )
-    run.validation_left = stage == VALIDATION_LEFT
-    run.end_left = stage == BETWEEN_EPOCHS
-    _begin_where_it_stopped(run, saved_in_validation=stage == "validate")
+    resume = run.resume
+    resume.resumed = True
+    resume.lineage = [*own.get("lineage", [])[-KEPT_NAMES:], *resume.lineage]
+    resume.own = exact.mine(run, checkpoint)
+    resume.loaders = []
+    resume.has_values = resume.own is not None
+    if resume.own is not None:
+        resume.loaders = resume.own["loaders"]
+        resume.loader_epochs = dict(resume.own.get("loader_epochs", {}))
+        exact.restore(run, resume.own)
+
+
+def cursor_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of the Progress that a checkpoint holds, whoever wrote it."""
+    own = checkpoint.get("raylit", {}).get("progress")
+    if own is None:
+        return progress_of(checkpoint["loops"], checkpoint["global_step"])
+    if "at" not in own:
+        return progress_of_counters(own, checkpoint["raylit"]["stage"])
+    return own  # type: ignore[no-any-return]
+
+
+def check_limits(run: Run) -> None:
+    """Check that the fit, where it goes on, is not beyond the Trainer's limits.
+
+    Raises:
+        ConfigError: it is.
+    """
+    progress = run.progress
+    most = run.trainer.max_epochs
+    begun = progress.epoch + progress.in_epoch
+    if most not in (None, -1) and begun > most:
+        raise ConfigError(
+            f"{run.job.ckpt_path} is of a fit in its epoch {begun - 1}, counted from 0, but"
+            f" Trainer(max_epochs={most}) ends after {most}. Give a max_epochs of at least {begun},"
+            " or an earlier checkpoint."
+        )
+
+
+@contextlib.contextmanager
+def fitting(run: Run, what: str) -> Iterator[None]:
+    """Say of what a stored state does not fit that it does not.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{run.job.ckpt_path} was saved with another than {what} of this fit, or with other"
+            f" parameters ({type(error).__name__}: {error}). Return from configure_optimizers what"
+            " the fit had that saved it; or start anew from its weights, with"
+            f" {type(run.module).__name__}.load_from_checkpoint(path) and without ckpt_path."
+        ) from error
+
+
+def check_groups(optimizer: Any) -> None:
+    """Check that an optimizer finds in its groups what it needs for a step.
+
+    Raises:
+        KeyError: it does not.
+    """
+    for group in optimizer.param_groups:
+        missing = [name for name in getattr(optimizer, "defaults", {}) if name not in group]
+        if missing:
+            raise KeyError(f"its groups have no {', '.join(missing)}")
+
+
+def load_scheduler(scheduler: Any, state: dict[str, Any]) -> None:
+    """Give a scheduler back its state.
+
+    A checkpoint holds a Counter, such as the milestones of MultiStepLR, as a dict.
+    """
+    parts = [scheduler, *getattr(scheduler, "_schedulers", ())]
+    counters = [
+        (part, name)
+        for part in parts
+        for name, value in vars(part).items()
+        if isinstance(value, Counter)
+    ]
+    scheduler.load_state_dict(state)
+    for part, name in counters:
+        setattr(part, name, Counter(getattr(part, name)))
 
 
 def load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
@@ -270,25 +361,3 @@ def load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
                 key: value if key == "step" else move_to(value, parameter.device, False)
                 for key, value in values.items()
             }
-
-
-def _in_validation(state: dict[str, Any]) -> bool:
-    """Tell whether Lightning wrote the counters in `on_validation_end`.
-
-    The batch was done, but not yet counted for the loggers.
-    """
-    return (
-        bool(state["batch"])
-        and state["batches_done"] == state["batch"]
-        and state["epochs_processed"] == state["epoch"]
-        and state["log_steps"] < state["steps"]
-    )
-
-
-def _begin_where_it_stopped(run: Run, saved_in_validation: bool) -> None:
-    """Turn the counters as they stood inside a hook into those of the next thing to do."""
-    progress = run.progress
-    if saved_in_validation:  # which runs before the batch is counted for the loggers
-        progress.log_steps += 1
-    if progress.epochs_processed > progress.epoch:  # saved in on_train_epoch_end
-        progress.epoch = progress.epochs_processed

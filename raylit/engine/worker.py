@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +23,7 @@ from raylit.core.states import TrainerStatus
 from raylit.engine import compile as compiled
 from raylit.engine import evaluation, loop, optimizers, state
 from raylit.engine.profiled_run import make_run
-from raylit.engine.run import Run
+from raylit.engine.run import Calls, Run
 from raylit.engine.signals import catching_signals
 from raylit.errors import ConfigError, SearchDone, Stopped
 from raylit.metrics.metrics import to_numbers
@@ -69,7 +68,6 @@ def run_job(job: Job) -> Result:
             module.zero_grad()
             if job.fn == "fit" and loaded is not None:
                 state.restore_training(run, loaded)
-                run.resumed = True
             del loaded
             world.barrier()
             with (
@@ -268,7 +266,7 @@ def place(run: Run) -> None:
         optimizers.use(run, configured)
     if run.job.fn == "fit" or run.strategy.shards:
         run.wrap()
-    run.prepare_calls()
+    run.resolve_calls()
     # hooks may have been set on the instances in setup
     run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, run.watch)
 
@@ -337,31 +335,16 @@ def finalize(run: Run, status: str) -> None:
 
 
 def fail(run: Run, error: BaseException) -> None:
-    """Tell callbacks, datamodule and loggers of an exception, and say in the exception where it happened."""
+    """Tell callbacks, datamodule and loggers of an exception, and say in it where it happened.
+
+    Where the weights stand the cursor says: see `Progress.is_half_done`.
+    """
     trainer, progress = run.trainer, run.progress
     trainer.state.status = TrainerStatus.INTERRUPTED
     error.add_note(
         f"(raylit) rank {run.world.rank} of {run.world.size}, epoch {progress.epoch}, batch"
         f" {progress.batch}, step {progress.steps}, in {run.stage or 'setup'}"
     )
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    codes = {frame.f_code for frame in frames}
-    in_batch = progress.batches_done < progress.batch
-    run.failed_within_step = (
-        in_batch
-        and run.metrics.hook != "on_train_batch_end"
-        and optimizers.update_schedulers.__code__ not in codes
-    )
-    run.is_half_stepped = run.failed_within_step and (
-        any(
-            frame.f_code.co_name == "step"
-            and isinstance(frame.f_locals.get("self"), torch.optim.Optimizer)
-            for frame in frames
-        )
-        or (trainer.accumulate_grad_batches > 1 and torch.Tensor.backward.__code__ in codes)
-        or (not run.module.automatic_optimization and run.metrics.hook == "training_step")
-    )
-    del frames  # which hold what they worked with
     try:
         if run.hooks:
             run.fire("on_exception", error)
@@ -397,7 +380,7 @@ def collect(run: Run, value: Any) -> Result:
         best_model_score=saved.best_score,
         last_model_path=saved.last_path,
         run_id=next((logger.run_id for logger in trainer.loggers if logger.run_id), None),
-        history=run.history,
+        history=run.outcome.history,
         epochs=progress.epoch,
         steps=progress.steps,
         value=_gather_predictions(run, value) if run.job.fn == "predict" else value,
@@ -425,7 +408,7 @@ def _gather_predictions(run: Run, value: Any) -> Any:
     if run.world.size == 1 or value is None:
         return value
     ranks = run.world.all_gather_object(value)
-    if len(run.loaders["predict"].flattened) == 1:
+    if len(run.data.loaders["predict"].flattened) == 1:
         return [output for rank in ranks for output in rank]
     return [[output for rank in ranks for output in rank[index]] for index in range(len(ranks[0]))]
 
@@ -439,7 +422,7 @@ def detach(run: Run) -> None:
         callback.attach_log(None)
     run.trainer.end(run)
     run.hooks = {}
-    run.transfer = None
+    run.calls = Calls()
     run.wrapped_optimizers = []
     run.close()
     sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -75,6 +76,14 @@ class Precision:
             if name == "16-mixed" and device.type == "cuda"
             else None
         )
+
+    def fresh(self) -> Precision:
+        """Return a copy with a gradient scaler of its own, so that a trial leaves no trace in this one's."""
+        made = copy.copy(self)
+        if self.scaler is not None:
+            made.scaler = torch.amp.GradScaler(self.device.type)
+            made.scaler.load_state_dict(self.scaler.state_dict())
+        return made
 
     @contextmanager
     def context(self) -> Iterator[None]:

@@ -448,7 +448,7 @@ class Trainer(TrainerView):
         """The job has ended on this rank; the worker calls it."""
         self._metrics = (run.metrics.callback, run.metrics.logged, run.metrics.progress_bar)
         self.display = None
-        run.is_over = True
+        run.outcome.is_over = True
 
     def __getstate__(self) -> StateDict:
         return {

@@ -190,7 +190,7 @@ class TrainerView:
     @property
     def has_validated(self) -> bool:
         """Whether validation has run to its end in this fit."""
-        return self._run is not None and self._run.has_validated
+        return self._run is not None and self._run.outcome.has_validated
 
     @property
     def should_log_step(self) -> bool:
@@ -242,7 +242,7 @@ class TrainerView:
     @property
     def received_sigterm(self) -> bool:
         """Whether this process was asked to end."""
-        return self._run is not None and self._run.received_sigterm
+        return self._run is not None and self._run.agreement.received_sigterm
 
     @property
     def evaluating(self) -> bool:
@@ -252,7 +252,7 @@ class TrainerView:
     @property
     def _stage(self) -> str | None:
         run = self._run
-        if run is None or run.is_over:
+        if run is None or run.outcome.is_over:
             return None
         return run.stage or (
             "train" if run.job.fn == "fit" else run.job.fn
@@ -533,7 +533,7 @@ class TrainerView:
     @property
     def predictions(self) -> list[Any]:
         """What this rank predicted so far, as `predict` returns it; empty unless it is kept."""
-        kept = self._run.predictions if self._run is not None else []
+        kept = self._run.outcome.predictions if self._run is not None else []
         return kept[0] if len(kept) == 1 else kept
 
     @property
@@ -543,11 +543,13 @@ class TrainerView:
         Known while there is a BasePredictionWriter.
         """
         run = self._run
-        if run is None or "predict" not in run.loaders:
+        if run is None or "predict" not in run.data.loaders:
             return []
         return [
             seen_indices(one)[: len(kept)]
-            for one, kept in zip(run.loaders["predict"].flattened, run.predictions, strict=False)
+            for one, kept in zip(
+                run.data.loaders["predict"].flattened, run.outcome.predictions, strict=False
+            )
         ]
 
     def batch_indices(self, batch_idx: int, dataloader_idx: int = 0) -> list[Any]:
@@ -556,7 +558,7 @@ class TrainerView:
         Known while there is a BasePredictionWriter.
         """
         seen = (
-            seen_indices(self._run.loaders["predict"].flattened[dataloader_idx])
+            seen_indices(self._run.data.loaders["predict"].flattened[dataloader_idx])
             if self._run is not None
             else []
         )
@@ -613,7 +615,7 @@ class TrainerView:
         return to_numbers(self._metrics[2])
 
     def _refresh(self) -> None:
-        if self._run is not None and not self._run.is_over:
+        if self._run is not None and not self._run.outcome.is_over:
             metrics = self._run.metrics
             metrics.refresh()
             self._metrics = (metrics.callback, metrics.logged, metrics.progress_bar)
@@ -663,7 +665,7 @@ class TrainerView:
             )
         if self.max_epochs == -1:
             return float("inf") if self.max_steps == -1 else self.max_steps
-        loader = run.loaders["train"] if "train" in run.loaders else run.load("train")
+        loader = run.data.loaders["train"] if "train" in run.data.loaders else run.load("train")
         batches = self.num_training_batches = loader.num_batches()
         if batches == float("inf"):
             return self.max_steps if self.max_steps != -1 else float("inf")
@@ -673,16 +675,20 @@ class TrainerView:
 
     def _loader(self, stage: str) -> Any:
         run = self._run
-        return run.loaders[stage].iterables if run is not None and stage in run.loaders else None
+        return (
+            run.data.loaders[stage].iterables
+            if run is not None and stage in run.data.loaders
+            else None
+        )
 
     def _num_batches(self, stage: str) -> list[float]:
         run = self._run
         if run is None:
             return []
         return (
-            run.loaders[stage].lengths()
-            if stage in run.loaders
-            else run.earlier_lengths.get(stage, [])
+            run.data.loaders[stage].lengths()
+            if stage in run.data.loaders
+            else run.data.earlier_lengths.get(stage, [])
         )
 
 

@@ -146,7 +146,7 @@ class AsyncValidation:
         self._pending.append(pending)
         if run.world.is_zero:
             self._writer.write(checkpoint, pending.path, lambda path: self._start(pending))
-        run.last_validation = time.monotonic()
+        run.data.last_validation = time.monotonic()
 
     def _path(self) -> str:
         where = checkpoint_folder(self._run.trainer)
@@ -161,7 +161,7 @@ class AsyncValidation:
 
     def _has_news(self) -> None:
         if self._run.world.size == 1:  # else the ranks have to agree first
-            self._run.pauses = True
+            self._run.agreement.pauses = True
 
     # ---- to see how they ended ----
 
@@ -219,18 +219,18 @@ class AsyncValidation:
         with self._back_at(pending, outcome["callback"]):
             for kind, loader, values, step in outcome["rows"]:
                 if kind == "batch":
-                    step += run.val_batches_seen.get(loader, 0)
+                    step += run.data.val_batches_seen.get(loader, 0)
                 for logger in run.trainer.loggers if run.world.is_zero else ():
                     logger.log_metrics(values, step)
                 if kind == "end":
                     run.remember({name: value for name, value in values.items() if name != "epoch"})
             run.save_loggers()
-            run.has_validated = True
+            run.outcome.has_validated = True
             for callback in run.trainer.callbacks:
                 if callback.watches_metrics:
                     callback.on_validation_end(run.trainer, run.module)
         for loader, number in outcome["seen"].items():
-            run.val_batches_seen[loader] = run.val_batches_seen.get(loader, 0) + number
+            run.data.val_batches_seen[loader] = run.data.val_batches_seen.get(loader, 0) + number
         for kind in ("callback", "logged", "progress_bar"):
             getattr(metrics, kind).update(outcome[kind])
 

@@ -3,46 +3,77 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylit.core.progress import Progress
-from raylit.engine.lightning_progress import loops_of, progress_of
+from raylit.core.progress import (
+    BATCH,
+    BETWEEN_EPOCHS,
+    EPOCH,
+    EPOCH_PLATEAU,
+    EPOCH_START,
+    IDLE,
+    LOGGING,
+    PLATEAU,
+    VALIDATION,
+    Progress,
+)
+from raylit.engine.lightning_progress import loops_of, progress_of, progress_of_counters
 
 
 @st.composite
 def progresses(draw: st.DrawFn) -> Progress:
-    """Counters as they stand in some hook of a fit with 5 batches in an epoch."""
-    epoch, batch = draw(st.integers(0, 5)), draw(st.integers(0, 5))
-    in_epoch_end = draw(st.booleans())
-    done = batch - draw(st.integers(0, min(1, batch)))
+    """A cursor as Lightning could have it in some hook of a fit with 5 batches in an epoch."""
+    at = draw(st.sampled_from([IDLE, EPOCH_START, BATCH, LOGGING, PLATEAU]))
+    epoch = draw(st.integers(1, 5))
+    batch = 5 if at in BETWEEN_EPOCHS else draw(st.integers(1, 5))
     steps = 5 * epoch + batch
-    counts = {
-        "total_batches": 5 * epoch + batch,
-        "steps": steps,
-        "log_steps": steps - draw(st.integers(0, min(1, steps))),
-    }
-    epochs = {
-        "epoch": epoch,
-        "epochs_begun": epoch + 1,
-        "epochs_started": epoch + 1,
-        "epochs_processed": epoch + in_epoch_end,
-    }
     return Progress(
-        **epochs,
+        epoch=epoch,
         batch=batch,
-        batches_done=done,
+        at=at,
         is_last_batch=batch == 5,
         scheduler_steps=draw(st.integers(0, 9)),
-        **counts,
+        total_batches=5 * epoch + batch,
+        steps=steps,
+        log_steps=steps - (at in (LOGGING, PLATEAU)),
     )
 
 
 @given(progresses(), st.booleans())
 def test_there_and_back(progress: Progress, automatic: bool) -> None:
     loops = loops_of(progress, automatic=automatic, accumulate=1)
-    assert progress_of(loops, progress.steps) == progress.state_dict()
+    found = Progress()
+    found.load_state_dict(progress_of(loops, progress.steps))
+    assert found == progress
+
+
+def test_an_epochs_end_is_the_next_ones_beginning() -> None:
+    """Lightning's checkpoints do not hold the values that its end would need."""
+    progress = Progress(epoch=2, batch=5, at=EPOCH_PLATEAU, is_last_batch=True)
+    found = progress_of(loops_of(progress, automatic=True, accumulate=1), 0)
+    assert (found["epoch"], found["at"]) == (3, IDLE)
+
+
+COUNTERS = {"epoch": 1, "epochs_begun": 2, "epochs_started": 2, "epochs_processed": 1}
+BATCHES = {"batch": 3, "batches_done": 3}
+
+
+def test_counters_and_stages_of_before_the_cursor() -> None:
+    def at(stage: str | None = "train", **counts: int) -> object:
+        return progress_of_counters({**COUNTERS, **BATCHES, **counts}, stage)["at"]
+
+    assert at() == BATCH
+    assert at(batches_done=2) == LOGGING
+    assert at("validate") == PLATEAU
+    assert at("validation left") == VALIDATION
+    assert at(epochs_processed=2) == EPOCH_PLATEAU
+    assert at(epochs_started=1) == EPOCH_START
+    over = {"epochs_begun": 1, "epochs_started": 1}
+    assert at("between epochs", **over) == EPOCH
+    assert at("train", **over) == at(None, **over) == IDLE
+    assert at("validate", **over) == IDLE, "of a validate after the fit"
 
 
 def test_the_steps_stand_where_lightning_looks_for_them() -> None:
-    progress = Progress(epoch=1, steps=6, batch=2, batches_done=2, total_batches=6)
+    progress = Progress(epoch=1, steps=6, batch=2, at=BATCH, total_batches=6)
     automatic = loops_of(progress, automatic=True, accumulate=1)["fit_loop"]
     manual = loops_of(progress, automatic=False, accumulate=1)["fit_loop"]
 

@@ -97,8 +97,8 @@ def test_whether_a_step_takes_the_number_of_the_batch(step: Any, takes: bool) ->
     module = TinyModel()
     module.training_step = step  # type: ignore[method-assign]
     run = run_of(module)
-    run.prepare_calls()
-    assert run.takes_batch_idx["training_step"] is takes
+    run.resolve_calls()
+    assert run.calls.takes_batch_idx["training_step"] is takes
 
 
 def test_on_a_cpu_nothing_is_moved_unless_somebody_wants_it() -> None:
@@ -112,10 +112,16 @@ def test_on_a_cpu_nothing_is_moved_unless_somebody_wants_it() -> None:
         run_of(TinyModel(), precision=64),
     )
     for run in (plain, doubling, double):
-        run.prepare_calls()
-    assert plain.transfer is None
-    assert doubling.transfer is not None and doubling.transfer(torch.ones(1), 0).item() == 2
-    assert double.transfer is not None and double.transfer(torch.ones(1), 0).dtype == torch.float64
+        run.resolve_calls()
+    assert plain.calls.transfer is None
+    assert (
+        doubling.calls.transfer is not None
+        and doubling.calls.transfer(torch.ones(1), 0).item() == 2
+    )
+    assert (
+        double.calls.transfer is not None
+        and double.calls.transfer(torch.ones(1), 0).dtype == torch.float64
+    )
 
 
 def test_a_transfer_of_both_is_the_datamodules(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,8 +137,8 @@ def test_a_transfer_of_both_is_the_datamodules(monkeypatch: pytest.MonkeyPatch) 
 
     run = run_of(Net(), Data())
     with pytest.warns(UserWarning, match="overridden in both the module and the datamodule"):
-        run.prepare_calls()
-    assert run.transfer is not None and run.transfer(1, 0) == "the datamodule's"
+        run.resolve_calls()
+    assert run.calls.transfer is not None and run.calls.transfer(1, 0) == "the datamodule's"
 
 
 def test_a_hook_that_fails_leaves_the_hook_before_it() -> None:
@@ -206,7 +212,7 @@ def test_the_values_of_a_step_are_one_row_of_the_history() -> None:
     run.remember({})
     run.progress.steps = 8
     run.remember({"train_loss": 1.5})
-    assert run.history == [
+    assert run.outcome.history == [
         {"epoch": 0, "step": 4, "val_loss": 1.0, "train_loss": 2.0},
         {"epoch": 0, "step": 8, "train_loss": 1.5},
     ]

@@ -171,7 +171,7 @@ def test_a_process_that_is_killed_goes_on_from_the_bucket(
         timeout=stretched(120),
     )
     assert killed.returncode == -signal.SIGKILL
-    assert "checkpoints/recovery/batch=6.ckpt" in files(bucket)
+    assert [name for name in files(bucket) if "checkpoints/recovery/batch=6-" in name]
     weights = []
     for ckpt_path in ("last", None):
         pl.seed_everything(1, verbose=False)
@@ -180,7 +180,7 @@ def test_a_process_that_is_killed_goes_on_from_the_bucket(
         trainer.fit(model, ckpt_path=ckpt_path)
         weights.append(dict(model.state_dict()))
         if ckpt_path:
-            assert trainer.ckpt_path == f"{bucket}/checkpoints/recovery/batch=6.ckpt"
+            assert str(trainer.ckpt_path).startswith(f"{bucket}/checkpoints/recovery/batch=6-")
             assert not [name for name in files(bucket) if "recovery" in name], "of no more use"
     assert equal(*weights)
 

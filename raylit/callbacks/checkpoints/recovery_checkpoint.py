@@ -12,7 +12,7 @@ from raylit.checkpoint.background import CheckpointWriter
 from raylit.core.aliases import Batch, CheckpointDict, StateDict, StepOutput
 from raylit.core.callback import Callback, checkpoint_folder
 from raylit.errors import CheckpointError, ConfigError, Stopped, Terminated
-from raylit.runtime.messages import info, warn
+from raylit.runtime.messages import info, warn_once
 
 if TYPE_CHECKING:
     from raylit.core.logger import Logger
@@ -100,8 +100,7 @@ class RecoveryCheckpoint(Callback):
         self._steps = trainer.global_step
         run.recovery = self
         if trainer.is_global_zero:
-            where = self.resolve_dirpath(trainer)
-            self._files = _left_behind(where, trainer.ckpt_path)
+            self._files = self._left_behind(trainer, run.lineage[:-1])
             self._writer = CheckpointWriter()
             self._start_clock(run)
 
@@ -165,7 +164,11 @@ class RecoveryCheckpoint(Callback):
             return
         self.is_wanted = self.is_due = False
         self._steps = run.progress.steps
-        checkpoint = run.dump()
+        try:
+            checkpoint = run.dump(lenient=True)
+        except Exception as error:  # of a hook of the user's, say
+            _could_not(error)
+            return
         if self._writer is None:  # of another rank than 0
             return
         self._writer.write(
@@ -206,22 +209,37 @@ class RecoveryCheckpoint(Callback):
                 self._save_at_end(run, is_everywhere)
         self._end()
 
+    def _left_behind(self, trainer: RunningTrainer, names: list[str]) -> list[str]:
+        """Return the files in this folder of unfinished fits that this one goes on, the oldest first.
+
+        They are this one's to delete; those of others that share the folder are not.
+        """
+        where = self.resolve_dirpath(trainer)
+        if not trainer.ckpt_path:
+            return []
+        folder.remove_unfinished(where)
+        return [
+            file
+            for file in reversed(folder.newest_first(where, "*.ckpt"))
+            if any(file.endswith(f"-{name}.ckpt") for name in names)
+        ]
+
     def _path(self, checkpoint: CheckpointDict, run: RunHandle) -> str:
         return os.path.join(
             self.resolve_dirpath(run.trainer),
-            f"batch={checkpoint['raylit']['progress']['total_batches']}.ckpt",
+            f"batch={checkpoint['raylit']['progress']['total_batches']}-{run.lineage[-1]}.ckpt",
         )
 
     def _save_at_end(self, run: RunHandle, together: bool) -> None:
         try:
-            checkpoint = run.dump(together=together)
+            checkpoint = run.dump(together=together, lenient=True)
             if self._writer is None:
                 return
             self._writer.wait()
             path = self._path(checkpoint, run)
             save(checkpoint, path)
-        except CheckpointError as error:
-            warn(str(error), RuntimeWarning)
+        except Exception as error:  # the one that ends the fit is not to be lost over it
+            _could_not(error)
             return
         self._written(path)
         info(f"The run was saved to {path}. fit(ckpt_path='last') goes on from there.")
@@ -263,19 +281,9 @@ def _settle(loggers: list[Logger]) -> None:
         logger.settle(SETTLE_S)
 
 
-def _left_behind(where: str, goes_on_from: str | None) -> list[str]:
-    """Return the files, the oldest first, of a fit that did not end and that goes on.
-
-    They are this one's to delete.
-    """
-    if not goes_on_from:
-        return []
-    before = os.path.dirname(goes_on_from)
-    folders = (
-        [where]
-        if before == where or os.path.basename(before) != os.path.basename(where)
-        else [before, where]
+def _could_not(error: Exception) -> None:
+    text = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
+    warn_once(
+        f"No recovery checkpoint could be saved: {text} Training goes on without.",
+        key=f"no recovery checkpoint: {text}",
     )
-    for one in folders:
-        folder.remove_unfinished(one)
-    return [file for one in folders for file in reversed(folder.newest_first(one, "*.ckpt"))]

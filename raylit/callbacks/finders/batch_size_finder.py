@@ -173,27 +173,25 @@ class BatchSizeFinder(Callback):
             }
         else:
             settings = {f"limit_{stage}_batches": self._steps_per_trial}
-            if len(run.loaders[stage].flattened) > 1:
+            if len(run.data.loaders[stage].flattened) > 1:
                 raise ConfigError(
                     "BatchSizeFinder searches for the batch size of one loader, but there are"
-                    f" {len(run.loaders[stage].flattened)} to {run.job.fn}."
+                    f" {len(run.data.loaders[stage].flattened)} to {run.job.fn}."
                 )
         holders = holders_of(name, run.module, run.datamodule)
         before = get_value(holders, name)
         try:
             with dry_run(run, [], **settings) as perform:
-                length = num_samples(run.load(stage))
+                length = num_samples(run.dry_run([]).load(stage))
                 made: list[list[Any]] = []  # the batch sizes of the loaders, for each size tried
 
                 def fits(size: int) -> bool:
                     set_value(holders, name, size)
                     found = has_room(perform)
-                    made.append(
-                        [
-                            getattr(loader, "batch_size", None)
-                            for loader in run.loaders[stage].flattened
-                        ]
-                    )
+                    trial = run.trainer.run
+                    assert isinstance(trial, Run)
+                    loaders = trial.data.loaders[stage].flattened
+                    made.append([getattr(loader, "batch_size", None) for loader in loaders])
                     info(f"Batch size {size} {'fits' if found else 'does not fit'}.")
                     return found
 
@@ -211,7 +209,7 @@ class BatchSizeFinder(Callback):
         if self._mode == "binsearch":
             size = max(1, int(size * (1 - self._margin)))
         set_value(holders, name, size)
-        run.loaders.clear()  # those of the loop that is about to begin are to have the new size
+        run.data.loaders.clear()  # those of the loop that is about to begin are to have the new size
         info(f"Batch size set to {size} ({name}).")
         return size
 
@@ -283,7 +281,7 @@ def smaller(size: int) -> int:
     return size // 2
 
 
-def has_room(perform: Callable[[], None]) -> bool:
+def has_room(perform: Callable[[], object]) -> bool:
     """Tell whether `perform` runs without running out of memory."""
     failed = False
     try:

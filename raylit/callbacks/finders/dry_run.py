@@ -24,25 +24,23 @@ from torch.utils._pytree import tree_map
 
 from raylit.core.aliases import StateDict
 from raylit.core.callback import Callback
-from raylit.core.hooks import resolve
-from raylit.core.module import LightningModule
 from raylit.engine.run import restore_modes, submodule_modes
 from raylit.engine.state import load_optimizer
 from raylit.loggers.dummy import DummyLogger
 from raylit.metrics import torchmetric
-from raylit.metrics.metrics import Metrics
-from raylit.parallel import Precision
 from raylit.runtime import rng
 
 if TYPE_CHECKING:
+    from raylit.core.optimizer import LRSchedulerConfig
     from raylit.engine.run import Run
 
 
 @contextmanager
-def dry_run(run: Run, callbacks: Sequence[Callback], **limits: Any) -> Iterator[Callable[[], None]]:
+def dry_run(run: Run, callbacks: Sequence[Callback], **limits: Any) -> Iterator[Callable[..., Run]]:
     """Give a function that runs the loop of the job on trial, from where it is now.
 
-    It may be called several times. When the `with` block ends, all is as it was before.
+    It may be called several times, each with a Run of its own, which it returns. Its argument are
+    schedulers in place of those of the run. When the `with` block ends, all is as it was before.
 
     Args:
         run: the run, in `on_fit_start`, `on_train_epoch_start` or the start of an evaluation.
@@ -53,9 +51,7 @@ def dry_run(run: Run, callbacks: Sequence[Callback], **limits: Any) -> Iterator[
     module = run.module
     progress = run.progress
     with rng.isolated():
-        own = dict(vars(run))
         theirs = dict(vars(trainer))
-        logged = dict(vars(run.metrics))
         counters = progress.state_dict()
         modes = submodule_modes(module)
         gradients = [
@@ -63,68 +59,44 @@ def dry_run(run: Run, callbacks: Sequence[Callback], **limits: Any) -> Iterator[
             for parameter in module.parameters()
         ]
         saved = _save(run)
+        logs = module._metrics is not None
 
-        def begin() -> None:
+        def perform(schedulers: list[LRSchedulerConfig] | None = None) -> Run:
             restore_modes(module, modes)
             progress.load_state_dict(counters)
-            vars(run.metrics).update(vars(Metrics(run.world, module)))
             for parameter in module.parameters():
                 parameter.grad = None
-            run.stage = own["stage"]
-            run.loss = None
-            run.accumulating = True
-            run.has_validated = False
-            run.said_minimum = False
-            run.loaders = {}
-            run.loader_epoch = {}
-            run.val_entries = {}
-            run.val_batches_seen = {}
-            run.history = []
-            run.precision = _fresh(own["precision"])
             trainer.should_stop = False
-            run.stop_agreed = run.world.size == 1
+            trial = run.dry_run(callbacks)
+            if schedulers is not None:
+                trial.schedulers = schedulers
+            vars(trainer)["_run"] = trial
+            module.attach_log(trial.metrics if logs else None)
+            assert trial.loop is not None
+            try:
+                trial.loop(trial)
+            finally:
+                trial.loss = None
+                # signals are for the whole job
+                for name in ("received_sigterm", "received_sigint", "pauses"):
+                    if getattr(trial.agreement, name):
+                        setattr(run.agreement, name, True)
+            return trial
 
-        def perform() -> None:
-            begin()
-            assert run.loop is not None
-            run.loop(run)
-
-        run.resumed = False
-        run.resumed_from = None
-        run.recovery = None
-        run.validations = None
         trainer.callbacks = list(callbacks)
         trainer.loggers = [DummyLogger()] if trainer.loggers else []
-        run.limits = trainer.limits = replace(
-            trainer.limits, **{"num_sanity_val_steps": 0, **limits}
-        )
-        run.hooks = resolve(trainer, module, callbacks, LightningModule)
+        trainer.limits = replace(trainer.limits, **{"num_sanity_val_steps": 0, **limits})
         try:
-            begin()
             yield perform
         finally:
-            asked = {
-                name: getattr(run, name)
-                for name in ("received_sigterm", "received_sigint", "pauses")
-            }
-            vars(run).update({**own, **asked})
             vars(trainer).update(theirs)
-            vars(run.metrics).update(logged)
+            module.attach_log(run.metrics if logs else None)
             progress.load_state_dict(counters)
             _restore(run, saved)
             restore_modes(module, modes)
             for parameter, gradient, requires_grad in gradients:
                 parameter.grad = gradient
                 parameter.requires_grad = requires_grad
-
-
-def _fresh(precision: Precision) -> Precision:
-    """Return a copy with its own gradient scaler, so that a step that fails leaves no trace."""
-    made = copy.copy(precision)
-    if precision.scaler is not None:
-        made.scaler = torch.amp.GradScaler(precision.device.type)
-        made.scaler.load_state_dict(precision.scaler.state_dict())
-    return made
 
 
 def _on_host(state: Any) -> Any:

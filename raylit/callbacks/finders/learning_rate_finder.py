@@ -219,8 +219,7 @@ class LearningRateFinder(Callback):
             run, [watch], max_steps=last_step, limit_val_batches=found.num_training
         ) as perform:
             watch.rising = _RisingLR(optimizer, found)
-            run.schedulers = [LRSchedulerConfig(watch.rising, interval="step")]
-            perform()
+            perform([LRSchedulerConfig(watch.rising, interval="step")])
         found.results = run.world.broadcast_object({"lr": watch.lrs, "loss": watch.losses})
         if not run.module.automatic_optimization and len(set(watch.lrs)) < 2:
             warn(
@@ -338,7 +337,10 @@ class _Watch(Callback):
         self.mean = SMOOTHING * self.mean + (1 - SMOOTHING) * outputs["loss"].item()
         smoothed = self.mean / (1 - SMOOTHING ** (step + 1))
         if self.run.world.broadcast_object(self._diverges(smoothed)):
-            trainer.should_stop = self.run.stop_agreed = True
+            trial = trainer.run
+            assert isinstance(trial, Run)
+            trainer.should_stop = True
+            trial.agreement.stop_agreed = True
         if self.best is None or smoothed < self.best:
             self.best = smoothed
         self.losses.append(smoothed)

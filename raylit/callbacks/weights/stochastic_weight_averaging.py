@@ -190,6 +190,8 @@ class StochasticWeightAveraging(Callback):
                 self._state["scheduler_state"] is not None
             ):  # the scheduler in the checkpoint is SWALR: no other is to take its state
                 trainer.lr_scheduler_configs.clear()
+                assert trainer.run is not None
+                trainer.run.replaces_schedulers = True
 
     def on_train_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if self._has_extra_epoch and trainer.num_training_batches == float("inf"):
@@ -200,10 +202,7 @@ class StochasticWeightAveraging(Callback):
             )
         if self._state is not None and self._state["scheduler_state"] is not None:
             self._take_over_schedule(trainer)
-        if (
-            trainer.progress.epochs_started > trainer.progress.epochs_processed
-            and trainer.current_epoch == self._end + 1
-        ):
+        if trainer.progress.in_epoch and trainer.current_epoch == self._end + 1:
             self._begin_extra_epoch(trainer, pl_module)  # this fit goes on within it
 
     # ---- while training ----

@@ -32,22 +32,31 @@ class Average(AveragedModel):
     """
 
     def update_parameters(self, model: nn.Module) -> None:
-        """Take the weights of `model` into the average; the first ones are taken as they are."""
-        averaged = [tensor.detach() for tensor in tensors_of(self.module, buffers=self.use_buffers)]
-        current = [
-            tensor.detach().to(a.device)
-            for a, tensor in zip(averaged, tensors_of(model, buffers=self.use_buffers), strict=True)
-        ]
-        if self.n_averaged == 0:
-            for mine, other in zip(averaged, current, strict=True):
+        """Take the weights of `model` into the average.
+
+        The first ones are taken as they are, and always what has no mean.
+        """
+        averaged: list[Tensor] = []
+        current: list[Tensor] = []
+        for mine, other in zip(
+            tensors_of(self.module, buffers=self.use_buffers),
+            tensors_of(model, buffers=self.use_buffers),
+            strict=True,
+        ):
+            mine = mine.detach()
+            other = other.detach().to(mine.device)
+            if self.n_averaged == 0 or not has_mean(mine):
                 mine.copy_(other)
-        elif self.multi_avg_fn is not None:
+            else:
+                averaged.append(mine)
+                current.append(other)
+        if self.multi_avg_fn is not None:
             groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
             for mine, other in zip(averaged, current, strict=True):
                 groups[mine.device, mine.dtype][0].append(mine)
                 groups[mine.device, mine.dtype][1].append(other)
-            for mines, others in groups.values():
-                self.multi_avg_fn(mines, others, self.n_averaged)
+            for group in groups.values():
+                self.multi_avg_fn(*group, self.n_averaged)
         else:
             average = self.avg_fn or get_swa_avg_fn()
             for mine, other in zip(averaged, current, strict=True):
@@ -56,6 +65,11 @@ class Average(AveragedModel):
             for buffer, other in zip(self.module.buffers(), model.buffers(), strict=True):
                 buffer.copy_(other)
         self.n_averaged += 1
+
+
+def has_mean(tensor: Tensor) -> bool:
+    """Tell whether two of a tensor have a mean: not of a mask, nor of sparse or quantized buffers."""
+    return tensor.dtype != torch.bool and tensor.layout == torch.strided and not tensor.is_quantized
 
 
 def tensors_of(module: nn.Module, *, buffers: bool) -> Iterator[Tensor]:

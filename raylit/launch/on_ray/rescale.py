@@ -121,7 +121,6 @@ class Resized:
                     "The checkpoint was saved within a step whose batches cannot be shared out"
                     " among these workers: they are left out of it."
                 )
-            progress.batches_done = number - (progress.batch - progress.batches_done)
             progress.batch, progress.total_batches = (
                 number,
                 before * len(ranks) // self.size + number,

@@ -216,7 +216,7 @@ def _validate(parcel: Parcel, path: str, progress: dict[str, Any]) -> Any:
             "logged": metrics.logged,
             "progress_bar": metrics.progress_bar,
             "rows": recorder.rows,
-            "seen": dict(trainer.run.val_batches_seen),
+            "seen": dict(trainer.run.data.val_batches_seen),
         }
     except BaseException as error:
         return failure_of(error)

@@ -84,8 +84,8 @@ class Patience:
         return (
             run.stage,
             run.progress.total_batches,
-            run.progress.batches_done,
-            tuple(run.val_batches_seen.copy().values()),
+            run.progress.at,
+            tuple(run.data.val_batches_seen.copy().values()),
         )
 
     def _say(self, seconds: float) -> None:

@@ -375,7 +375,10 @@ def test_evaluating_the_checkpoint_of_another_run_is_nothing_to_warn_of(
     )
     best = first.fit(TinyModel()).best_model_path
     other = pl.Trainer(
-        default_root_dir=tmp_path / "b", enable_progress_bar=False, enable_model_summary=False
+        max_epochs=2,
+        default_root_dir=tmp_path / "b",
+        enable_progress_bar=False,
+        enable_model_summary=False,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")

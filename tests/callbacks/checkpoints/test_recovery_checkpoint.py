@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -77,7 +78,7 @@ def trainer(root: Path, *callbacks: Callback, **arguments: Any) -> pl.Trainer:
 
 def names(folder: Path) -> list[str]:
     return sorted(
-        (path.name for path in folder.glob("*")),
+        (re.sub("-[a-p]{8}.ckpt", ".ckpt", path.name) for path in folder.glob("*")),
         key=lambda name: int("".join(filter(str.isdigit, name))),
     )
 
@@ -163,7 +164,8 @@ def test_weights_of_the_time_are_saved_whatever_comes_later(tmp_path: Path) -> N
     with pytest.raises(RuntimeError):
         trainer(tmp_path, recovery, At(1, note), At(1, slowly), At(9, fail)).fit(model, loader(20))
     for name in ("batch=2.ckpt", "batch=4.ckpt"):
-        saved = load(tmp_path / "here" / name)["state_dict"]
+        (path,) = (tmp_path / "here").glob(name.replace(".ckpt", "-*.ckpt"))
+        saved = load(path)["state_dict"]
         assert all(torch.equal(saved[key], value) for key, value in kept[name].items())
         assert (
             saved["tied"].untyped_storage().data_ptr() == saved["same"].untyped_storage().data_ptr()
@@ -205,7 +207,7 @@ def test_the_next_fit_goes_on_and_cleans_up(tmp_path: Path) -> None:
     one = trainer(tmp_path, At(0, lambda one: batches.append(one.progress.total_batches)))
     one.fit(Tiny(), loader(8), ckpt_path="last")
     assert batches == list(range(8, 17))
-    assert one.ckpt_path == str(where / "batch=7.ckpt")
+    assert str(one.ckpt_path).startswith(str(where / "batch=7-"))
     assert list(where.glob("*")) == []
 
 
@@ -257,7 +259,7 @@ def test_on_a_file_system_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(Terminated):
         trainer(tmp_path, *callbacks, At(1, slowly), At(7, terminate)).fit(Tiny(), loader(8))
     files = fsspec.filesystem("memory").ls("/recovery_elsewhere/recovery", detail=False)
-    assert len(files) == 2 and "/recovery_elsewhere/recovery/batch=7.ckpt" in files
+    assert len(files) == 2 and "/recovery_elsewhere/recovery/batch=7-" in files[1]
     batches: list[int] = []
     callbacks = [RecoveryCheckpoint(f"{where}/recovery"), ModelCheckpoint(where, save_top_k=0)]
     one = trainer(
