@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
 from raylit.core.aliases import Batch, StepOutput
-from raylit.core.callback import Callback
+from raylit.core.callback import Callback, Trainer
 from raylit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class BasePredictionWriter(Callback):
 
     def write_on_batch_end(
         self,
-        trainer: RunningTrainer,
+        trainer: Trainer,
         pl_module: LightningModule,
         prediction: Any,
         batch_indices: Sequence[int] | None,
@@ -108,7 +108,7 @@ class BasePredictionWriter(Callback):
 
     def write_on_epoch_end(
         self,
-        trainer: RunningTrainer,
+        trainer: Trainer,
         pl_module: LightningModule,
         predictions: Sequence[Any],
         batch_indices: Sequence[Any],

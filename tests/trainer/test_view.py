@@ -200,3 +200,41 @@ def test_the_steps_to_come(tmp_path: Path, arguments: dict[str, Any], expected: 
     one.fit(Net())
     assert seen == [expected]
     assert one.global_step == expected
+
+
+def test_settings_never_change_and_limits_may(tmp_path: Path) -> None:
+    one = trainer(tmp_path, limit_val_batches=0)
+    with pytest.raises(AttributeError, match=r"trainer\.replaced\(precision='bf16'\)"):
+        one.precision = "bf16"
+    with pytest.raises(AttributeError, match="cannot assign"):
+        one.settings.precision = "bf16"  # type: ignore[misc]
+    one.limit_train_batches = 2
+    one.fit(TinyModel())
+    assert (one.limits.limit_train_batches, one.global_step) == (2, 2)
+
+
+def test_a_callback_sets_a_limit_of_the_run(tmp_path: Path) -> None:
+    class Stops(Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+            trainer.max_steps = 3
+
+    one = trainer(tmp_path, callbacks=[Stops()], max_epochs=5)
+    one.fit(TinyModel())
+    assert one.global_step == 3
+
+
+def test_a_callback_asks_the_run_for_its_checkpoint(tmp_path: Path) -> None:
+    class Dumps(Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+            assert trainer.run is not None
+            self.checkpoint = trainer.run.dump(weights_only=trainer.global_step > 2)
+            if trainer.global_step == 2:
+                self.whole = self.checkpoint
+
+    dumps, model = Dumps(), TinyModel()
+    one = trainer(tmp_path, callbacks=[dumps])
+    assert one.run is None
+    one.fit(model)
+    assert (dumps.whole["global_step"], dumps.checkpoint["global_step"]) == (2, 4)
+    assert "optimizer_states" in dumps.whole and "optimizer_states" not in dumps.checkpoint
+    assert dumps.whole["state_dict"].keys() == model.state_dict().keys()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from raylit.callbacks.display.screen import make_screen
 from raylit.core.aliases import Batch, StateDict, StepOutput
-from raylit.core.callback import Callback
+from raylit.core.callback import Callback, Trainer
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
@@ -49,7 +49,7 @@ class ProgressBar(Callback):
         self._started = 0.0
         self._batches = 0
 
-    def get_metrics(self, trainer: RunningTrainer, pl_module: LightningModule) -> dict[str, Any]:
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Return the values beside the bar: the logger's version as `v_num`, then the metrics.
 
         Override to show other things.
