@@ -135,6 +135,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     automatic = run.module.automatic_optimization
     num_batches = trainer.num_training_batches
     log_every = trainer.log_every_n_steps
+    is_trial = trainer.fast_dev_run > 0
     run.calls = replace(
         run.calls,
         clips=run.clips_gradients(),
@@ -205,7 +206,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
             and (
                 (progress.log_steps + 1) % log_every == 0
                 or (trainer.should_stop and agreement.stop_agreed)
-                or trainer.fast_dev_run
+                or is_trial
             )
             and enter <= AT_LOGGING
         ):
