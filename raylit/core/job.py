@@ -68,13 +68,7 @@ class ValidationStarter(Protocol):
 
 
 class PendingValidations(Protocol):
-    """The validations of a fit that have not come back. All ranks call its methods together.
-
-    Attributes:
-        saved: the checkpoint whose values are being judged: what is saved meanwhile is this file.
-    """
-
-    saved: str | None
+    """The validations of a fit that have not come back. All ranks call its methods together."""
 
     def __len__(self) -> int:
         """Return how many there are."""

@@ -560,6 +560,14 @@ class JobTrainer(RunningTrainer, Protocol):
         """Arguments of torch.compile, or None for none of it."""
 
     @property
+    def deterministic(self) -> bool | str | None:
+        """Whether algorithms have to be deterministic; `warn`: only say where they are not."""
+
+    @property
+    def benchmark(self) -> bool | None:
+        """Whether cuDNN looks for the fastest algorithm."""
+
+    @property
     def detect_anomaly(self) -> bool:
         """Whether autograd looks for NaN."""
 

@@ -61,6 +61,8 @@ class CombinedLoader:
             int, dict[str, Any]
         ] = {}  # states of before the batch that was read ahead, and what `even` said then
         self._held_passed: int | None = None
+        # by loader, on the rank with the most; what ranks decide together goes by these
+        self.most: list[float] | None = None
         self.is_last = False
         self._own_limits: list[float] | None = (
             None  # while an epoch is read that other ranks began, which has another length

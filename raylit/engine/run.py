@@ -558,6 +558,9 @@ class Run:
             uneven=self.strategy.uneven,
             elastic=self.job.rescale_plan is not None,
         )
+        if stage != "train" and self.world.size > 1:
+            ranks = self.world.all_gather_object(loader.lengths())
+            loader.most = [max(lengths) for lengths in zip(*ranks, strict=False)]
         epoch = self.progress.epoch
         before = self.resume.loader_epochs.pop(stage, epoch)
         if stage != "train" and self._is_old(before):  # this is the reload
@@ -617,18 +620,23 @@ class Run:
             for logger in self.trainer.loggers:
                 logger.save()
 
-    def remember(self, metrics: dict[str, Any]) -> None:
+    def remember(self, metrics: dict[str, Any], progress: Progress | None = None) -> None:
         """Keep epoch values for `Result.history`.
 
         Those of one step are one row, and rows are in the order of steps.
+
+        Args:
+            metrics: the values.
+            progress: the counters when they were due, if that is not now.
         """
         if not metrics or not self.world.is_zero:
             return
+        progress = progress or self.progress
         # a logged "step" or "epoch" is an x-axis for the loggers, but no place in the history
         row: dict[str, float] = {
             **to_numbers(metrics),
-            "epoch": self.progress.epoch,
-            "step": self.progress.steps,
+            "epoch": progress.epoch,
+            "step": progress.steps,
         }
         history = self.outcome.history
         place = len(history)

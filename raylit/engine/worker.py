@@ -28,6 +28,7 @@ from raylit.engine.signals import catching_signals
 from raylit.errors import ConfigError, SearchDone, Stopped
 from raylit.metrics.metrics import to_numbers
 from raylit.parallel import World, sync_batch_norm, unsync_batch_norm
+from raylit.runtime import determinism
 from raylit.runtime.messages import warn
 from raylit.runtime.secrets import without_secret_values
 
@@ -44,6 +45,8 @@ def run_job(job: Job) -> Result:
     Raises:
         BaseException: whatever the user's code raised, with rank, epoch and step added as a note.
     """
+    # also in a process in which the Trainer was not made: a Ray worker, a trial, a validation
+    undo_determinism = determinism.apply(job.trainer.deterministic, job.trainer.benchmark)
     world = World.join(job.trainer.accelerator)
     run = make_run(job, world)
     run.loop = loop.fit if job.fn == "fit" else evaluate
@@ -94,6 +97,7 @@ def run_job(job: Job) -> Result:
             run.validations.close()
         detach(run)
         world.leave()
+        undo_determinism()
 
 
 def evaluate(run: Run) -> Any:

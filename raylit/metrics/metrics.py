@@ -281,7 +281,12 @@ class Metrics:
 
     @contextmanager
     def switched(self, entries: dict[Key, Entry], training: bool) -> Iterator[None]:
-        """Fill the entries of another loop for a while, between two batches of one."""
+        """Fill the entries of another loop for a while, between two batches of one.
+
+        To be called on all ranks.
+        """
+        if self.in_batch:
+            self.reduce_steps()
         self.refresh()
         before = (self.entries, self.training, self.in_batch, self.hook)
         self.entries = entries
@@ -359,7 +364,8 @@ class Metrics:
             return  # each is reduced when it is first read
         self._exchange(steps=steps, epoch=True)
         for entry in self.entries.values():
-            if entry.fresh and entry.on_epoch and entry.reduced is None:
+            is_due = entry.fresh and entry.on_epoch and entry.reduced is None
+            if is_due and (self._counts(entry) or not entry.sync_epoch):
                 self._reduce_alone(entry)
 
     def reduce_steps(self) -> None:
@@ -380,8 +386,11 @@ class Metrics:
         for rank, offers in enumerate(self.world.all_gather_object(self._offers(steps, epoch))):
             for offer in offers:
                 found.setdefault(offer.key, {})[rank] = offer
+        known = {key: None for key, entry in self.entries.items() if entry.is_known}
         for by_rank in found.values():
             self._make_known(by_rank)
+        if not known.keys() >= found.keys():
+            self._put_in_order([*(known | dict.fromkeys(found))])
         for key, by_rank in found.items():
             entry = self.entries[key]
             if steps and entry.on_step:
@@ -447,6 +456,17 @@ class Metrics:
                     f" different ranks: rank {rank} logs {_in_words(offer.entry)}, another"
                     f" {_in_words(entry)}. Log the same on all ranks, or use another name."
                 )
+
+    def _put_in_order(self, keys: list[Key]) -> None:
+        """Let the entries stand in the same order on all ranks.
+
+        Of two under one name, from two hooks, the later is seen.
+        """
+        ordered = {key: self.entries.pop(key) for key in keys}
+        others = dict(self.entries)
+        self.entries.clear()
+        self.entries.update(ordered)
+        self.entries.update(others)
 
     def _compute(self, entry: Entry, everywhere: bool) -> None:
         """Compute a Metric on all ranks at once, as its own collectives want it.
@@ -559,6 +579,8 @@ class Metrics:
                 step = entry.step
                 value = None if step is None else as_tensor(step, entry.dtype)
             elif not on_step and entry.on_epoch:
+                if entry.reduced is None and not self._counts(entry):
+                    continue  # there is no value of rank 0, or not yet
                 if entry.reduced is None and self.world.size == 1:
                     self._reduce_alone(entry)
                 value = entry.local() if entry.reduced is None else entry.reduced

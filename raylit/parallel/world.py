@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import pickle
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -96,7 +97,7 @@ class World:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=src)
+        dist.broadcast_object_list(box, src=src, group=self.cpu_group)
         return box[0]
 
     def all_gather_object(self, value: Any) -> list[Any]:
@@ -104,23 +105,36 @@ class World:
         if self.size == 1:
             return [value]
         gathered: list[Any] = [None] * self.size
-        dist.all_gather_object(gathered, value)
+        dist.all_gather_object(gathered, value, group=self.cpu_group)
         return gathered
 
     def from_zero(self, action: Callable[[], T], failure: type[Exception]) -> T:
         """Return on all ranks the result of `action`, which rank 0 alone calls.
 
-        A `failure` that it raises there is raised on all ranks.
+        Raises:
+            BaseException: what `action` raised, on all ranks, for they would wait for rank 0; a
+                `failure` as it is, and of another kind as it is if it can be pickled.
         """
+        if self.size == 1:
+            return action()
         found: Any = None
+        raised: BaseException | None = None
         if self.is_zero:
             try:
                 found = action()
-            except failure as error:
-                found = error
-        found = self.broadcast_object(found)
-        if isinstance(found, failure):
-            raise found
+                pickle.dumps(found)  # before the others wait for it
+            except BaseException as error:
+                raised = error
+        found, told = self.broadcast_object(
+            (None, _to_tell(raised)) if raised is not None else (found, None)
+        )
+        if raised is not None:
+            raise raised
+        if isinstance(told, failure):
+            raise told
+        if told is not None:
+            told.add_note("(raylit) raised on rank 0, which the other ranks waited for")
+            raise told
         return found  # type: ignore[no-any-return]
 
     def any(self, flag: bool) -> bool:
@@ -179,6 +193,15 @@ class World:
     def leave(self) -> None:
         """Undo `join`."""
         messages.rank_zero_only.rank = None  # type: ignore[attr-defined]
+
+
+def _to_tell(error: BaseException) -> BaseException:
+    """Return an exception as it can be sent to other ranks."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # some cannot be made again from their arguments
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _leave_group() -> None:

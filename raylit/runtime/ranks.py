@@ -59,7 +59,7 @@ class Ranks(Protocol):
         """Return the ranks' tensors stacked, shape (size, *tensor.shape)."""
 
     def from_zero(self, action: Callable[[], T], failure: type[Exception]) -> T:
-        """Return on all ranks the result of `action`, which rank 0 alone calls, or its `failure`."""
+        """Return on all ranks what rank 0's `action` returned, or raise there what it raised."""
 
     def any(self, flag: bool) -> bool:
         """Return whether `flag` is true on any rank."""

@@ -82,6 +82,8 @@ class Settings:
     async_validation: ValidationConfig | None
     fast_dev_run: int
     overfit_batches: int | float
+    deterministic: bool | str | None
+    benchmark: bool | None
     inference_mode: bool
     detect_anomaly: bool
     barebones: bool
@@ -124,6 +126,8 @@ class Settings:
             overfit_batches=limit("overfit_batches", given["overfit_batches"]),
             num_nodes=given["num_nodes"],
             resources_per_worker=given["resources_per_worker"],
+            deterministic=given["deterministic"],
+            benchmark=given["benchmark"],
             inference_mode=given["inference_mode"],
             detect_anomaly=given["detect_anomaly"],
             barebones=given["barebones"],
@@ -512,22 +516,6 @@ def refuse_plugins(plugins: Any) -> None:
             f"Trainer(plugins=...) got {given[0]!r}, but raylit has no plugins: {instead}. Leave"
             " plugins out."
         )
-
-
-def apply_environment(deterministic: bool | str | None, benchmark: bool | None) -> None:
-    """Set the switches that PyTorch has for the whole process."""
-    if deterministic not in (None, True, False, "warn"):
-        raise ConfigError(f"deterministic={deterministic!r}: give True, False or 'warn'.")
-    if deterministic is not None:
-        torch.use_deterministic_algorithms(bool(deterministic), warn_only=deterministic == "warn")
-        if deterministic:
-            os.environ["CUBLAS_WORKSPACE_CONFIG"] = (
-                ":4096:8"  # cuBLAS is deterministic only with a workspace of fixed size
-            )
-    if benchmark is None and deterministic:
-        benchmark = False
-    if benchmark is not None:
-        torch.backends.cudnn.benchmark = benchmark
 
 
 def make_loggers(

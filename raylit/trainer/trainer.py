@@ -22,6 +22,7 @@ from raylit.errors import ConfigError, did_you_mean
 from raylit.loggers import Logger
 from raylit.parallel import Strategy, find_strategy
 from raylit.profilers import Profiler, find_profiler
+from raylit.runtime import determinism
 from raylit.trainer import driver, settings
 from raylit.trainer.view import TrainerView
 from raylit.validation.config import ValidationConfig
@@ -170,7 +171,7 @@ class Trainer(TrainerView):
         if barebones:
             given = settings.bare(given)
         self.limits = settings.limits_of(given, self.settings)
-        settings.apply_environment(deterministic, benchmark)
+        determinism.apply(deterministic, benchmark)
         self.strategy = find_strategy(strategy)
         self.profiler = find_profiler(profiler)
         is_trial = self.fast_dev_run > 0

@@ -141,6 +141,8 @@ class TrainerView:
     fast_dev_run = Setting[int]()
     overfit_batches = Setting[int | float]()
     inference_mode = Setting[bool]()
+    deterministic = Setting[bool | str | None]()
+    benchmark = Setting[bool | None]()
     detect_anomaly = Setting[bool]()
     barebones = Setting[bool]()
     sync_batchnorm = Setting[bool]()
@@ -685,11 +687,10 @@ class TrainerView:
         run = self._run
         if run is None:
             return []
-        return (
-            run.data.loaders[stage].lengths()
-            if stage in run.data.loaders
-            else run.data.earlier_lengths.get(stage, [])
-        )
+        loader = run.data.loaders.get(stage)
+        if loader is None:
+            return run.data.earlier_lengths.get(stage, [])
+        return loader.lengths() if loader.most is None else loader.most
 
 
 def _as_tensor(value: Any) -> Any:

@@ -4,10 +4,9 @@ Of a checkpoint, in a Ray task, its values reported for the step they belong to.
 
 When validation is due the run is copied, and a thread writes the copy to a file. Once that is
 whole, a task (see `launch/on_ray/validation.py`) loads it and validates it as `Trainer.validate`
-would. Some batches later its values arrive. Between two batches the run is then taken back for a
-moment to where it was: the counters, and what callbacks saw then together with what has arrived. So
-loggers get the values at their step, and EarlyStopping and ModelCheckpoint judge them as if they
-had waited; what ModelCheckpoint saves is the file that was validated.
+would. Some batches later its values arrive. Between two batches the loggers then get them at their
+step, and EarlyStopping and ModelCheckpoint get a snapshot of the run as it was (`snapshot.py`) and
+judge them as if they had waited; what ModelCheckpoint saves is the file that was validated.
 
 Values arrive in the order of their validations, on all ranks between the same two batches.
 """
@@ -17,19 +16,20 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from raylit.checkpoint import folder
 from raylit.checkpoint.background import CheckpointWriter
 from raylit.core.callback import Checkpoint, checkpoint_folder
+from raylit.core.progress import Progress
 from raylit.errors import ConfigError
 from raylit.runtime.messages import warn
+from raylit.validation.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from raylit.core.job import ValidationStarter
+    from raylit.core.trainer import RunningTrainer
     from raylit.engine.run import Run
 
 
@@ -41,11 +41,13 @@ class Pending:
         path: the checkpoint.
         progress: the counters when it was due.
         seen: what callbacks saw then.
+        weights_only: whether the checkpoint holds weights only.
     """
 
     path: str
     progress: dict[str, Any]
     seen: dict[str, Any]
+    weights_only: bool = False
 
     @property
     def steps(self) -> int:
@@ -63,9 +65,6 @@ class AsyncValidation:
         starter: starts them, on rank 0.
         max_pending: how many may wait or run.
 
-    Attributes:
-        saved: the checkpoint whose values are being judged: what is saved meanwhile is this file.
-
     Raises:
         ConfigError: a callback works on the weights that are validated, or a scheduler waits for
             the values.
@@ -77,7 +76,6 @@ class AsyncValidation:
         self._max_pending = max_pending
         self._pending: list[Pending] = []
         self._writer = CheckpointWriter()
-        self.saved: str | None = None
         averaging = [type(one).__name__ for one in run.trainer.callbacks if one.averages_weights]
         if averaging:
             raise ConfigError(
@@ -135,13 +133,13 @@ class AsyncValidation:
         run = self._run
         trainer = self._run.trainer
         savers = [one for one in trainer.callbacks if isinstance(one, Checkpoint)]
-        checkpoint = run.dump(
-            weights_only=not any(one.wants_training_state(trainer) for one in savers)
-        )
+        weights_only = not any(one.wants_training_state(trainer) for one in savers)
+        checkpoint = run.dump(weights_only=weights_only)
         pending = Pending(
             self._path() if run.world.is_zero else "",
             run.progress.state_dict(),
             dict(trainer.callback_metrics),
+            weights_only,
         )
         self._pending.append(pending)
         if run.world.is_zero:
@@ -214,46 +212,34 @@ class AsyncValidation:
         )
 
     def _take(self, pending: Pending, outcome: dict[str, Any]) -> None:
+        """Let loggers, history and callbacks have the values, as those of the step they are of."""
         run = self._run
-        metrics = self._run.metrics
-        with self._back_at(pending, outcome["callback"]):
-            for kind, loader, values, step in outcome["rows"]:
-                if kind == "batch":
-                    step += run.data.val_batches_seen.get(loader, 0)
-                for logger in run.trainer.loggers if run.world.is_zero else ():
-                    logger.log_metrics(values, step)
-                if kind == "end":
-                    run.remember({name: value for name, value in values.items() if name != "epoch"})
-            run.save_loggers()
-            run.outcome.has_validated = True
-            for callback in run.trainer.callbacks:
-                if callback.watches_metrics:
-                    callback.on_validation_end(run.trainer, run.module)
+        progress = Progress()
+        progress.load_state_dict(pending.progress)
+        for kind, loader, values, step in outcome["rows"]:
+            if kind == "batch":
+                step += run.data.val_batches_seen.get(loader, 0)
+            for logger in run.trainer.loggers if run.world.is_zero else ():
+                logger.log_metrics(values, step)
+            if kind == "end":
+                row = {name: value for name, value in values.items() if name != "epoch"}
+                run.remember(row, progress)
+        run.save_loggers()
+        run.outcome.has_validated = True
+        snapshot = Snapshot(
+            run.trainer,
+            progress,
+            {**pending.seen, **outcome["callback"]},
+            pending.path,
+            pending.weights_only,
+        )
+        for callback in run.trainer.callbacks:
+            if callback.watches_metrics:
+                callback.on_validation_end(cast("RunningTrainer", snapshot), run.module)
         for loader, number in outcome["seen"].items():
             run.data.val_batches_seen[loader] = run.data.val_batches_seen.get(loader, 0) + number
         for kind in ("callback", "logged", "progress_bar"):
-            getattr(metrics, kind).update(outcome[kind])
-
-    @contextmanager
-    def _back_at(self, pending: Pending, values: dict[str, Any]) -> Iterator[None]:
-        """Within, counters and metrics are those of the end of a validation that had not been waited for."""
-        run = self._run
-        metrics = self._run.metrics
-        with metrics.switched({}, training=False):
-            now = run.progress.state_dict()
-            seen = metrics.callback
-            stage = run.stage
-            run.progress.load_state_dict(pending.progress)
-            metrics.callback = {**pending.seen, **values}
-            run.stage = "validate"
-            self.saved = pending.path
-            try:
-                yield
-            finally:
-                run.progress.load_state_dict(now)
-                metrics.callback = seen
-                run.stage = stage
-                self.saved = None
+            getattr(run.metrics, kind).update(outcome[kind])
 
     # ---- over the end of a process ----
 

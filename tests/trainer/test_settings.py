@@ -10,6 +10,7 @@ import torch
 import raylit as pl
 from raylit.callbacks import Callback, ModelCheckpoint, ProgressBar, RecoveryCheckpoint, Timer
 from raylit.errors import ConfigError
+from raylit.runtime import determinism
 from raylit.testing.modules import TinyModel
 from raylit.trainer import settings
 
@@ -124,9 +125,9 @@ def test_a_callback_of_lightning_is_told_apart() -> None:
 
 def test_what_is_set_for_the_process_is_checked() -> None:
     with pytest.raises(ConfigError, match="deterministic='perhaps'"):
-        settings.apply_environment("perhaps", None)
+        determinism.apply("perhaps", None)
     before = torch.backends.cudnn.benchmark
-    settings.apply_environment(None, None)
+    determinism.apply(None, None)
     assert torch.backends.cudnn.benchmark == before
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -174,8 +175,9 @@ class EarlyStopping(Callback):
 
     def on_validation_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         comes_later = trainer.comes_later(self.monitor)
-        if comes_later and trainer.should_stop:
-            return  # of before the stop that an earlier value led to
+        # of before the stop that an earlier value led to, as any rank knows
+        if comes_later and trainer.world.any(trainer.should_stop):
+            return
         if comes_later or not self._check_on_train_epoch_end:
             self._run_early_stopping_check(trainer)
 
@@ -204,25 +206,37 @@ class EarlyStopping(Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
             return
         metrics = trainer.callback_metrics
-        if self.monitor not in metrics:
-            text = (
-                f"EarlyStopping watches {self.monitor!r}, which was not logged. Logged so far:"
-                f" {', '.join(map(repr, metrics)) or 'nothing'}. Log it with"
-                f" self.log({self.monitor!r}, ...), or change monitor."
-            )
+        current = metrics.get(self.monitor)
+        stops = False
+        text = ""
+        if current is not None:
+            stops, text = self._decide(current.detach().squeeze().cpu())
+        # a rank without the value comes here too: the others would wait for it
+        told = trainer.world.all_gather_object(None if current is None else stops)
+        missing = [one is None for one in told]
+        if any(missing) and (self.strict or all(missing)):
+            text = self._say_missing(metrics, missing)
             if self.strict:
                 raise RuntimeError(text + " EarlyStopping(strict=False) goes on without it.")
             if self.verbose:
                 warn(text, RuntimeWarning)
             return
-        stops, text = self._decide(metrics[self.monitor].detach().squeeze().cpu())
-        stops = trainer.world.any(stops)
+        stops = any(told)
         trainer.should_stop = trainer.should_stop or stops
         if stops:
             self.stopped_epoch = trainer.current_epoch
             self.stopping_reason_message = text or None
         if text and self.verbose and (trainer.is_global_zero or not self.log_rank_zero_only):
             log.info(f"[rank: {trainer.global_rank}] {text}" if trainer.world.size > 1 else text)
+
+    def _say_missing(self, metrics: Iterable[str], missing: list[bool]) -> str:
+        ranks = [str(rank) for rank, is_missing in enumerate(missing) if is_missing]
+        where = "" if all(missing) else f" on rank {', '.join(ranks)} of {len(missing)}"
+        return (
+            f"EarlyStopping watches {self.monitor!r}, which was not logged{where}. Logged so far:"
+            f" {', '.join(map(repr, metrics)) or 'nothing'}. Log it with"
+            f" self.log({self.monitor!r}, ...), or change monitor."
+        )
 
     def _decide(self, current: Tensor) -> tuple[bool, str]:
         """Judge one value and remember it; returns whether to stop, and why, in words."""

@@ -129,10 +129,11 @@ class SpikeDetection(Callback):
         }
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        self.last_val = state_dict["last_val"]
+        last = state_dict["last_val"]
+        self.last_val = last if math.isfinite(last) else 0.0
         self.bad_batches = list(state_dict["bad_batches"])
         self._values.clear()
-        self._values.extend(state_dict.get("values", ()))
+        self._values.extend(filter(math.isfinite, state_dict.get("values", ())))
         self._pending = [
             (number, torch.tensor(loss)) for number, loss in state_dict.get("pending", ())
         ]
@@ -172,7 +173,8 @@ class SpikeDetection(Callback):
         """Judge one loss, and take it into the mean if it is none."""
         if batch_idx >= self.warmup and self._is_far(loss):
             return True
-        if self.finite_only or math.isfinite(loss):
+        # a NaN would make the mean, and with it every distance, NaN for a whole window
+        if math.isfinite(loss):
             self._values.append(loss)
             self.last_val = loss
         return False
