@@ -269,6 +269,9 @@ class RunningTrainer(Protocol):
     def comes_later(self, name: str | None) -> bool:
         """Tell whether a metric is one of validations that training does not wait for."""
 
+    def renewed_by(self, name: str) -> str | None:
+        """Tell what renews a metric after an epoch's last batch: `validation` or `epoch`."""
+
     @property
     def sanity_checking(self) -> bool:
         """Whether validation runs ahead of training."""

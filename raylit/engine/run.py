@@ -569,6 +569,22 @@ class Run:
         self.data.loader_epoch[stage] = before
         return loader
 
+    def meet(self, *, asks: bool = False) -> None:
+        """Wait for all ranks, and load the training data with one that asks for it ahead of time.
+
+        What loads it waits for all ranks. So the others come here after each hook in which one rank
+        alone may ask, by reading `estimated_stepping_batches`; who has asked comes again.
+
+        Args:
+            asks: whether this rank needs the training data now.
+        """
+        while True:
+            wanted = self.world.any(asks)
+            if wanted:
+                self.load("train")
+            if asks or not wanted:
+                return
+
     def reload_due(self, stage: str) -> bool:
         """Tell whether `reload_dataloaders_every_n_epochs` asks for new loaders of `stage`."""
         return self._is_old(self.data.loader_epoch[stage])

@@ -72,7 +72,7 @@ def run_job(job: Job) -> Result:
             if job.fn == "fit" and loaded is not None:
                 state.restore_training(run, loaded)
             del loaded
-            world.barrier()
+            run.meet()
             with (
                 catching_signals(run),
                 torch.autograd.set_detect_anomaly(
@@ -217,7 +217,7 @@ def prepare_data(run: Run) -> None:
             world.local_rank == 0 if owner.prepare_data_per_node else world.rank == 0
         ):
             run.call(owner, "prepare_data")
-    world.barrier()
+    run.meet()
 
 
 def set_up(run: Run) -> None:
@@ -234,7 +234,7 @@ def set_up(run: Run) -> None:
     for callback in trainer.callbacks:
         run.call(callback, "setup", trainer, module, stage=stage)
     run.call(module, "setup", stage=stage)
-    run.world.barrier()
+    run.meet()
     with module_dtype(run):
         run.call(module, "configure_model")
 
@@ -265,6 +265,7 @@ def place(run: Run) -> None:
         run.metrics.hook = "configure_optimizers"
         configured, run.schedulers = optimizers.configure(module)
         run.metrics.hook = None
+        run.meet()
         if run.job.rescale_plan is not None:
             run.job.rescale_plan.adapt_schedulers(run.schedulers)
         optimizers.use(run, configured)

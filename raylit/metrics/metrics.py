@@ -311,6 +311,20 @@ class Metrics:
             if entry.is_known or self.world.size == 1
         )
 
+    def kind_in_training(self, name: str) -> str | None:
+        """Tell which value of training a name stands for within a batch.
+
+        Returns:
+            `step`, `epoch`, or None for neither; as this rank knows.
+        """
+        kinds = set()
+        for entry in self.train_entries.values():
+            if entry.on_step and name in (entry.name, _forked(entry, on_step=True)):
+                kinds.add("step")
+            if entry.on_epoch and name == _forked(entry, on_step=False):
+                kinds.add("epoch")
+        return "step" if "step" in kinds else next(iter(kinds), None)
+
     def clear(self) -> None:
         """Forget everything that was logged."""
         self.callback = {}

@@ -26,6 +26,7 @@ from raylit.core.states import RunningStage, TrainerState
 from raylit.data import seen_indices
 from raylit.engine import optimizers as engine_optimizers
 from raylit.engine.optimizers import CountedOptimizer
+from raylit.engine.schedule import validation_due
 from raylit.metrics.metrics import to_numbers
 from raylit.parallel import Precision, Strategy, World, choose_device
 from raylit.profilers import Profiler
@@ -643,6 +644,24 @@ class TrainerView:
             and not run.metrics.is_of_training(name)
         )
 
+    def renewed_by(self, name: str) -> str | None:
+        """Tell what comes after an epoch's last batch and gives a metric a value of these weights.
+
+        Returns:
+            `validation`, `epoch` for the epoch's end, or None: none does, or this is another batch.
+            As this rank knows.
+        """
+        run = self._run
+        if run is None or not self.is_last_batch:
+            return None
+        kind = run.metrics.kind_in_training(name)
+        if kind == "epoch":
+            return "epoch"
+        by_the_clock = self.val_check_time_s is not None
+        if kind == "step" or by_the_clock or not run.checks_validation:
+            return None
+        return "validation" if validation_due(run) else None
+
     @property
     def enable_validation(self) -> bool:
         """Whether the fit that runs has a validation."""
@@ -667,8 +686,9 @@ class TrainerView:
             )
         if self.max_epochs == -1:
             return float("inf") if self.max_steps == -1 else self.max_steps
-        loader = run.data.loaders["train"] if "train" in run.data.loaders else run.load("train")
-        batches = self.num_training_batches = loader.num_batches()
+        if "train" not in run.data.loaders:
+            run.meet(asks=True)
+        batches = self.num_training_batches = run.data.loaders["train"].num_batches()
         if batches == float("inf"):
             return self.max_steps if self.max_steps != -1 else float("inf")
         assert self.max_epochs is not None

@@ -57,8 +57,8 @@ class ModelCheckpoint(ScheduledCheckpoint):
         mode: `min` if a lower metric is better, `max` if a higher one is.
         auto_insert_metric_name: whether `{epoch}` becomes `epoch=3` or `3`.
         every_n_train_steps: save after every n optimizer steps. With `monitor`, a save that has to
-            wait for a first value is made after the validation that comes next; likewise, if epochs
-            are saved after validation, one at the last batch of an epoch.
+            wait for a first value is made after the validation that comes next; likewise one at the
+            last batch of an epoch waits for the value of its own epoch.
         train_time_interval: save when this time has passed since the last time it did.
         every_n_epochs: save in every n-th epoch; the default, with n = 1, if neither steps nor a
             time are given. Only one of the three.

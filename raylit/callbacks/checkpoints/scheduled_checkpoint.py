@@ -62,6 +62,7 @@ class ScheduledCheckpoint(Checkpoint):
         self._save_on_train_epoch_end = save_on_train_epoch_end
         self._last_global_step_saved = 0  # before the first step there is nothing to save
         self._defer_save_until_validation = False
+        self._defer_save_until_epoch_end = False
         self._timed_from = 0.0
         self._deadline = SharedDeadline()
         name = type(self).__name__
@@ -132,9 +133,11 @@ class ScheduledCheckpoint(Checkpoint):
             return
         if self._train_time_interval is not None:
             self._timed_from = time.monotonic()
-        waits = self.monitor is not None and trainer.enable_validation
-        if waits and (self._awaits_first_value(trainer) or self._awaits_next_value(trainer)):
+        awaited = self._awaited(trainer)
+        if awaited == "validation":
             self._defer_save_until_validation = True
+        elif awaited == "epoch":
+            self._defer_save_until_epoch_end = True
         else:
             with self._forgiving():
                 self._save_at_step(trainer)
@@ -151,9 +154,13 @@ class ScheduledCheckpoint(Checkpoint):
                 self._save_at_epoch(trainer, self._epoch_is_due(trainer))
 
     def on_train_epoch_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
-        if not self._should_skip_saving_checkpoint(
-            trainer
-        ) and self._should_save_on_train_epoch_end(trainer):
+        if self._should_skip_saving_checkpoint(trainer):
+            return
+        if self._defer_save_until_epoch_end:
+            self._defer_save_until_epoch_end = False
+            with self._forgiving():
+                self._save_at_step(trainer)
+        elif self._should_save_on_train_epoch_end(trainer):
             with self._forgiving():
                 self._save_at_epoch(trainer, self._epoch_is_due(trainer))
 
@@ -187,19 +194,16 @@ class ScheduledCheckpoint(Checkpoint):
             return False
         return sum(trainer.num_val_batches) == 0 or trainer.val_check_interval == 1.0
 
-    def _awaits_first_value(self, trainer: RunningTrainer) -> bool:
-        """Tell whether the metric was not logged yet, as rank 0 sees it."""
-        return bool(trainer.world.broadcast_object(self.monitor not in trainer.callback_metrics))
+    def _awaited(self, trainer: RunningTrainer) -> str | None:
+        """Tell for which event a save has to wait, since it renews the metric, as rank 0 knows.
 
-    def _awaits_next_value(self, trainer: RunningTrainer) -> bool:
-        """Tell whether the next validation comes right after this batch.
-
-        Until then the metrics are those of an earlier one.
+        A checkpoint is ranked by a value of its own weights, not by the epoch before.
         """
-        every = trainer.check_val_every_n_epoch
-        return (
-            trainer.is_last_batch
-            and not self._should_save_on_train_epoch_end(trainer)
-            and sum(trainer.num_val_batches) > 0
-            and (every is None or (trainer.current_epoch + 1) % every == 0)
-        )
+        if self.monitor is None:
+            return None
+        awaited = trainer.renewed_by(self.monitor)
+        is_missing = self.monitor not in trainer.callback_metrics
+        if awaited is None and is_missing and trainer.enable_validation:
+            awaited = "validation"  # which may bring the first value
+        found: str | None = trainer.world.broadcast_object(awaited)
+        return found
