@@ -658,7 +658,7 @@ class TrainerView:
         if kind == "epoch":
             return "epoch"
         by_the_clock = self.val_check_time_s is not None
-        if kind == "step" or by_the_clock or not run.checks_validation:
+        if kind == "step" or by_the_clock or not run.data.checks_validation:
             return None
         return "validation" if validation_due(run) else None
 
