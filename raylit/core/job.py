@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from raylit.core.module import LightningModule
     from raylit.core.optimizer import LRSchedulerConfig
     from raylit.core.progress import Progress
-    from raylit.core.trainer import JobTrainer
+    from raylit.core.trainer import JobTrainer, RunHandle
 
 Fn = Literal["fit", "validate", "test", "predict"]
 
@@ -113,7 +113,7 @@ class ValidationSettings(Protocol):
     num_gpus: float
     resources: dict[str, float]
 
-    def attach(self, run: Any, starter: ValidationStarter | None) -> PendingValidations:
+    def attach(self, run: RunHandle, starter: ValidationStarter | None) -> PendingValidations:
         """Return the validations, none yet, of a fit.
 
         Args:

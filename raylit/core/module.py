@@ -25,6 +25,7 @@ from raylit.runtime.batch import transfer_to
 from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:
+    from raylit.core.logger import Logger
     from raylit.core.trainer import RunningTrainer
 
 
@@ -325,12 +326,12 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         return self._attached.local_rank if self._attached else 0
 
     @property
-    def logger(self) -> Any:
+    def logger(self) -> Logger | None:
         """The first logger, or None."""
         return self._attached.logger if self._attached else None
 
     @property
-    def loggers(self) -> list[Any]:
+    def loggers(self) -> list[Logger]:
         """All loggers."""
         return self._attached.loggers if self._attached else []
 

@@ -330,7 +330,7 @@ class RunningTrainer(Protocol):
         """The module as it is trained: wrapped by DDP on several ranks."""
 
     @property
-    def optimizers(self) -> list[Any]:
+    def optimizers(self) -> list[UserOptimizer]:
         """The optimizers; others may be set while a fit runs."""
 
     @optimizers.setter
@@ -547,10 +547,10 @@ class JobTrainer(RunningTrainer, Protocol):
     limits: Limits
 
     # ---- a job's beginning and end on a rank ----
-    def begin(self, run: Any) -> None:
+    def begin(self, run: RunHandle) -> None:
         """A job begins on this rank: `run` is its engine's Run."""
 
-    def end(self, run: Any) -> None:
+    def end(self, run: RunHandle) -> None:
         """The job has ended on this rank."""
 
     # ---- further settings ----

@@ -16,6 +16,7 @@ from raylit.core.job import Fn, Job, Result
 from raylit.core.module import LightningModule
 from raylit.core.progress import Progress
 from raylit.core.states import TrainerFn, TrainerState, TrainerStatus
+from raylit.core.trainer import RunHandle
 from raylit.engine.run import Run
 from raylit.engine.saving import write
 from raylit.errors import ConfigError, did_you_mean
@@ -432,8 +433,9 @@ class Trainer(TrainerView):
             self._state.status = TrainerStatus.FINISHED
         return result
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: RunHandle) -> None:
         """A job begins on this rank; the worker calls it."""
+        assert isinstance(run, Run)
         if self._run is not None:
             run.follow(self._run)
         self._run = run
@@ -445,8 +447,9 @@ class Trainer(TrainerView):
         self._state.fn = TrainerFn(run.job.fn)
         self._state.status = TrainerStatus.RUNNING
 
-    def end(self, run: Run) -> None:
+    def end(self, run: RunHandle) -> None:
         """The job has ended on this rank; the worker calls it."""
+        assert isinstance(run, Run)
         self._metrics = (run.metrics.callback, run.metrics.logged, run.metrics.progress_bar)
         self.display = None
         run.outcome.is_over = True

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from raylit.engine.run import Run
 from raylit.errors import ConfigError
 from raylit.validation.pending import AsyncValidation
 
 if TYPE_CHECKING:
     from raylit.core.job import ValidationStarter
-    from raylit.engine.run import Run
+    from raylit.core.trainer import RunHandle
 
 
 @dataclass
@@ -47,8 +48,9 @@ class ValidationConfig:
                     f"ValidationConfig({name}={value!r}): give a number of at least {least}."
                 )
 
-    def attach(self, run: Run, starter: ValidationStarter | None) -> AsyncValidation:
+    def attach(self, run: RunHandle, starter: ValidationStarter | None) -> AsyncValidation:
         """Return the validations, none yet, of a fit; `starter` starts them, on rank 0."""
+        assert isinstance(run, Run)  # the engine's, of which a handle shows a part
         return AsyncValidation(run, starter, self.max_pending)
 
 

@@ -59,7 +59,6 @@ def dry_run(run: Run, callbacks: Sequence[Callback], **limits: Any) -> Iterator[
             for parameter in module.parameters()
         ]
         saved = _save(run)
-        logs = module._metrics is not None
 
         def perform(schedulers: list[LRSchedulerConfig] | None = None) -> Run:
             restore_modes(module, modes)
@@ -71,7 +70,7 @@ def dry_run(run: Run, callbacks: Sequence[Callback], **limits: Any) -> Iterator[
             if schedulers is not None:
                 trial.schedulers = schedulers
             vars(trainer)["_run"] = trial
-            module.attach_log(trial.metrics if logs else None)
+            module.attach_log(None if trainer.barebones else trial.metrics)
             assert trial.loop is not None
             try:
                 trial.loop(trial)
@@ -90,7 +89,7 @@ def dry_run(run: Run, callbacks: Sequence[Callback], **limits: Any) -> Iterator[
             yield perform
         finally:
             vars(trainer).update(theirs)
-            module.attach_log(run.metrics if logs else None)
+            module.attach_log(None if trainer.barebones else run.metrics)
             progress.load_state_dict(counters)
             _restore(run, saved)
             restore_modes(module, modes)
