@@ -104,7 +104,7 @@ def _run(args: list[str]) -> None:
     if command == "tune":
         from raylit.cli.sweep import tune
 
-        tune(rest, options.sweep, options.print_config)
+        tune(rest, options)
     else:
         from raylit.cli.run import run
 
@@ -124,6 +124,7 @@ def _take_options(command: str, args: list[str]) -> tuple[argparse.Namespace, li
         parser.add_argument("--print_config", action="store_true")
         if command == "tune":
             parser.add_argument("--sweep")
+            parser.add_argument("--resume", nargs="?", const=True)
         elif command == "fit":
             parser.add_argument("--resume", action="store_true")
         elif command == "predict":

@@ -54,7 +54,7 @@ KEYS = (
     "weights_only",
 )
 OWN_KEYS = {"validate": ("verbose",), "test": ("verbose",), "predict": ("return_predictions",)}
-OWN_FLAGS = {"fit": ("resume",), "predict": ("output",), "tune": ("sweep",)}
+OWN_FLAGS = {"fit": ("resume",), "predict": ("output",), "tune": ("sweep", "resume")}
 
 
 def explain(sources: Sequence[Source], text: str, command: str) -> str:

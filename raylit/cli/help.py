@@ -87,7 +87,9 @@ HELP = {
         "tune",
         "Run a sweep: many fits of the config with values drawn from a space, on Ray Tune.",
         "raylit tune --config configs/digits.yaml --sweep configs/sweeps/digits.yaml",
-        "  --sweep FILE             YAML file with space, metric, trials, ...\n",
+        "  --sweep FILE             YAML file with space, metric, trials, ...\n"
+        "  --resume [NAME]          go on with a sweep whose process has ended; without a name, the"
+        " newest\n",
     ),
     "ui": (
         """\

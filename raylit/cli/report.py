@@ -129,7 +129,7 @@ def _look(logger: Any) -> str | None:
     return shown(logger.log_dir) if logger.log_dir else None
 
 
-def end_of_sweep(result: SweepResult, trainer: Trainer, args: list[str]) -> None:
+def end_of_sweep(result: SweepResult, trainer: Trainer) -> None:
     """Print, below the table of trials, where their files are, where to look, and how to fit with the best values."""
     rows = [("files", shown(result.folder))]
     if result.run_id is not None:
@@ -146,7 +146,9 @@ def end_of_sweep(result: SweepResult, trainer: Trainer, args: list[str]) -> None
         )
         rows.append(("look at it", f"{look}   (run {result.run_id})"))
     values = [f"--{key}={value}" for key, value in result.best.config.items()]
-    rows.append(("next", f"raylit fit {shlex.join([*args, *values])}"))
+    rows.append(("best", shlex.join([result.best.name, *values])))
+    best = os.path.join(result.folder, "best.yaml")
+    rows.append(("next", f"raylit fit --config {shlex.quote(shown(best))}"))
     print_rows(rows)
 
 

@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import os
 import sys
-from collections.abc import Iterator
-from typing import Any
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import yaml
+from jsonargparse import ArgumentParser
 
 from raylit.cli import report
 from raylit.cli.config import Config, instantiate, make_parser, parse
+from raylit.cli.diagnosis import nearest
 from raylit.cli.optimizer import give_optimizer
 from raylit.cli.run import make_trainer
 from raylit.cli.source import Source, read_file
 from raylit.errors import ConfigError
+from raylit.runtime.rng import seed_everything
 from raylit.runtime.secrets import without_secrets
+from raylit.trainer.trainer import Trainer
 
-NUM_DRAWN = 3  # values of a sampled key that are tried out before anything starts
+if TYPE_CHECKING:
+    from raylit.tune.trial import Made
+
+CONFIG = "config.yaml"  # kept in the sweep's folder, for `raylit tune --resume NAME`
+SWEEP = "sweep.yaml"
+LISTS = ("callbacks", "logger")  # arguments of the Trainer whose items are named by their classes
 
 
-def tune(args: list[str], sweep: str | None, print_config: bool) -> None:
-    """Run the sweep that the file `sweep` describes over the config of `args`.
+def tune(args: list[str], options: Namespace) -> None:
+    """Run the sweep that the file `--sweep` describes over the config of `args`.
+
+    Args:
+        args: the flags that are keys of the config, and --config.
+        options: the other flags.
 
     Raises:
         ConfigError: something is wrong; nothing was started.
     """
-    config = parse("tune", args, needs_model=not print_config)
-    if print_config:
+    sweep = options.sweep
+    if sweep is None and options.resume not in (None, True):
+        args, sweep = _files_of(options.resume, args)
+    config = parse("tune", args, needs_model=not options.print_config)
+    if options.print_config:
         print(without_secrets(config.text), end="")
         return
     if sweep is None:
@@ -36,82 +57,192 @@ def tune(args: list[str], sweep: str | None, print_config: bool) -> None:
             "the file that describes the sweep is missing: --sweep configs/sweeps/digits.yaml."
         )
     source = read_file(sweep, "--sweep")
-    from raylit.tune import (
-        SweepSpec,
-        Tuner,
-    )  # Ray is loaded only once the files are known to be good
+    # Ray is loaded only once the files are known to be good
+    from raylit.tune import SweepSpec
+    from raylit.tune.space import SweepError
+    from raylit.tune.sweep import run_sweep
 
     try:
         spec = SweepSpec.from_dict(source.values)
-    except ConfigError as error:
-        raise ConfigError(f"{sweep}: {error}") from error
-    check_space(config, args, source, spec.space)
-    config.seed()
-    config.make_model_and_data()  # what cannot be made must not fail in every trial
-    trainer = make_trainer(config)
-    data = Component(config, "data") if config.values.data is not None else None
-    result = Tuner(trainer).sweep(Component(config, "model"), data, spec=spec)
-    report.end_of_sweep(result, trainer, args)
+        _refuse_fixed(config, source, spec.swept)
+        recipe = ConfigRecipe(
+            _plain(config), list(args), os.getcwd(), source, spec.trainer_settings
+        )
+        recipe.check(spec.space)
+        config.seed()
+        config.make_model_and_data()  # what cannot be made must not fail in every trial
+        trainer = make_trainer(config)
+        with open(sweep, encoding="utf-8") as file:
+            files = {CONFIG: without_secrets(config.text), SWEEP: file.read()}
+        result = run_sweep(trainer, recipe, spec, resume=options.resume or False, files=files)
+    except SweepError as error:
+        raise ConfigError(f"{source.where(error.path)}: {error}") from error
+    report.end_of_sweep(result, trainer)
 
 
-class Component:
-    """Makes the module or the datamodule of a config, with some of its arguments replaced.
-
-    Each trial calls it in its own process.
-
-    Args:
-        config: the whole config.
-        key: `model` or `data`.
-    """
-
-    def __init__(self, config: Config, key: str) -> None:
-        whole = yaml.safe_load(config.text)
-        keys = ("model", "optimizer", "lr_scheduler") if key == "model" else ("data",)
-        self.key = key
-        self.values = {name: whole[name] for name in keys if name in whole}
-        self.folder = os.getcwd()
-
-    def __call__(self, **arguments: Any) -> Any:
-        """Return a new object; `arguments` may reach deeper: `{"encoder.width": 8}`."""
-        if self.folder not in sys.path:
-            sys.path.insert(0, self.folder)
-        parser = make_parser("tune", needs_model=False)
-        flags = [f"--{self.key}.{name}={json.dumps(value)}" for name, value in arguments.items()]
-        values = parser.parse_args(flags, parser.parse_object(self.values))
-        made = instantiate(parser, values)[self.key]
-        if self.key == "model":
-            give_optimizer(made, values.optimizer, values.lr_scheduler)
-        return made
-
-
-def check_space(config: Config, args: list[str], source: Source, space: dict[str, Any]) -> None:
-    """Try out every key of a space with values it may take.
+def _files_of(name: str, args: list[str]) -> tuple[list[str], str]:
+    """Return the flags and the sweep file of a sweep that is known by its name alone.
 
     Raises:
-        ConfigError: the config has no such key, or a value does not fit; the text says where in the
-            sweep file.
+        ConfigError: there is no such sweep here.
     """
-    for key, values in space.items():
-        for value in examples(values):
-            flag = f"--{key}={json.dumps(value, default=str)}"
-            try:
-                parse(config.command, [*args, flag])
-            except ConfigError as error:
+    folder = name if os.path.isdir(name) else os.path.join("raylit_runs", name)
+    paths = [os.path.join(folder, file) for file in (CONFIG, SWEEP)]
+    if not all(map(os.path.isfile, paths)):
+        there = sorted(os.listdir("raylit_runs")) if os.path.isdir("raylit_runs") else []
+        raise ConfigError(
+            f"--resume {name}: there is no such sweep in {os.path.abspath('raylit_runs')}."
+            f"{nearest(name, there)} Give its folder, or --config and --sweep as before."
+        )
+    return ["--config", paths[0], *args], paths[1]
+
+
+def _refuse_fixed(config: Config, source: Source, swept: Sequence[str]) -> None:
+    """Find keys that the sweep varies and a flag fixes.
+
+    Raises:
+        ConfigError: there is one; which of the two is meant cannot be known.
+    """
+    for key in swept:
+        for given in config.sources if "." in key else ():  # a component that is swept replaces it
+            if given.root is None and given.name.removeprefix("--") == key:
                 raise ConfigError(
-                    f"{source.where(('space', key))}: {str(error).removeprefix('--')}"
-                ) from error
+                    f"{given.name} fixes what the sweep varies ({_where(source, key)}). Leave one of"
+                    " the two out."
+                )
 
 
-def examples(values: Any) -> Iterator[Any]:
-    """Yield values that a key of a space may take.
+@dataclass
+class ConfigRecipe:
+    """Makes what a config describes, with some of its values replaced; for each trial in its process.
 
-    All that are listed, some of those that are sampled.
+    Attributes:
+        base: the config as plain data.
+        args: the flags that it came from.
+        folder: where the user's modules are found.
+        source: the sweep file.
+        settings: arguments of the Trainer that follow from the sweep's resources.
     """
-    if isinstance(values, dict) and "grid_search" in values:
-        yield from values["grid_search"]
-    elif hasattr(values, "categories"):
-        yield from values.categories
-    elif hasattr(values, "sample"):
-        yield from (values.sample() for _ in range(NUM_DRAWN))
-    else:
-        yield values
+
+    base: dict[str, Any]
+    args: list[str]
+    folder: str
+    source: Source
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, values: dict[str, Any]) -> Made:
+        """Return the objects of a trial with these values, by full names such as `model.lr`."""
+        from raylit.tune.trial import Made
+
+        seed = values.get("seed_everything")
+        if seed is not None and not isinstance(seed, bool):
+            seed_everything(int(seed), workers=True, verbose=False)
+        config = self._parsed(values)
+        made = instantiate(_parser(), config)
+        give_optimizer(made.model, config.optimizer, config.lr_scheduler)
+        arguments = made.trainer.as_dict() | self.settings
+        trainer = Trainer(
+            **{**arguments, "enable_progress_bar": False, "enable_model_summary": False}
+        )
+        return Made(trainer, made.model, made.data)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "source": Source(self.source.name, {})}  # nodes of YAML are many
+
+    def flags(self, values: Mapping[str, Any]) -> list[str]:
+        """Return flags that give these values, those of whole components first.
+
+        Raises:
+            ConfigError: a key names a callback or logger that is not in the config.
+        """
+        lists = {name: copy.deepcopy(self.base.get("trainer", {}).get(name)) for name in LISTS}
+        changed: set[str] = set()
+        flags: list[str] = []
+        for key in sorted(values, key=lambda key: key.count(".")):
+            parts = key.split(".")
+            if parts[0] == "trainer" and len(parts) > 3 and parts[1] in LISTS:
+                _replace(lists[parts[1]], parts[1], parts[2], parts[3:], values[key])
+                changed.add(parts[1])
+            elif key != "seed_everything":
+                flags.append(f"--{key}={_json(values[key])}")
+        flags += [f"--trainer.{name}={_json(lists[name])}" for name in sorted(changed)]
+        return flags
+
+    def check(self, space: Mapping[str, Any]) -> None:
+        """Try out every key of a space with values it may take.
+
+        Raises:
+            ConfigError: the config has no such key, or a value does not fit; the text says where in
+                the sweep file.
+        """
+        from raylit.tune.space import examples
+
+        for key, values in space.items():
+            for value in examples(values):
+                try:
+                    parse("tune", [*self.args, *self.flags({key: value})])
+                except ConfigError as error:
+                    text = str(error).removeprefix("--")
+                    raise ConfigError(f"{_where(self.source, key)}: {text}") from error
+
+    def best_config(self, values: Mapping[str, Any], seed: int) -> str:
+        """Return the config that `raylit fit --config` takes to do what a trial did."""
+        config = self._parsed(values)
+        if "seed_everything" not in values:
+            config.seed_everything = seed
+        return str(_parser().dump(config))
+
+    def imports(self) -> Callable[[], Any]:
+        """Return a function that reads the config, and so imports its classes."""
+        return functools.partial(self._parsed, {})
+
+    def _parsed(self, values: Mapping[str, Any]) -> Any:
+        if self.folder not in sys.path:
+            sys.path.insert(0, self.folder)
+        base = _parser().parse_object(copy.deepcopy(self.base))
+        return _parser().parse_args(self.flags(values), base)
+
+
+@lru_cache(maxsize=1)
+def _parser() -> ArgumentParser:
+    return make_parser("tune", needs_model=False)
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    whole: dict[str, Any] = yaml.safe_load(config.text)
+    return {key: value for key, value in whole.items() if key not in ("config", "ckpt_path")}
+
+
+def _replace(items: Any, part: str, name: str, path: list[str], value: Any) -> None:
+    """Put a value into the item of a list whose class has a name."""
+    several = items if isinstance(items, list) else [items]
+    found = [item for item in several if isinstance(item, dict) and "class_path" in item]
+    names = [item["class_path"].rpartition(".")[2] for item in found]
+    if name not in names:
+        raise ConfigError(
+            f"trainer.{part}.{name}: the config has no such one.{nearest(name, names)} It has:"
+            f" {', '.join(names) or 'none'}."
+        )
+    inner = found[names.index(name)].setdefault("init_args", {})
+    for step in path[:-1]:
+        inner = inner.setdefault(step, {})
+    inner[path[-1]] = value
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=str)
+
+
+def _where(source: Source, key: str) -> str:
+    """Return in words where a key of the space stands, be it nested or in one piece."""
+    path: list[str | int] = ["space"]
+    values = source.values.get("space")
+    rest = key
+    while rest and isinstance(values, Mapping):
+        found = next((one for one in values if rest == one or rest.startswith(f"{one}.")), None)
+        if found is None:
+            break
+        path.append(found)
+        values = values[found]
+        rest = rest[len(found) + 1 :]
+    return source.where(path)

@@ -11,13 +11,13 @@ from raylit.runtime.lazy import attribute_loader
 from raylit.tune.tuner import Tuner
 
 if TYPE_CHECKING:
-    from raylit.tune.space import SweepSpec
-    from raylit.tune.sweep import SweepResult, TrialResult
+    from raylit.tune.result import SweepResult, TrialResult
+    from raylit.tune.spec import SweepSpec
 
 _LAZY = {
-    "SweepSpec": "raylit.tune.space",
-    "SweepResult": "raylit.tune.sweep",
-    "TrialResult": "raylit.tune.sweep",
+    "SweepSpec": "raylit.tune.spec",
+    "SweepResult": "raylit.tune.result",
+    "TrialResult": "raylit.tune.result",
 }
 
 __all__ = ["SweepResult", "SweepSpec", "TrialResult", "Tuner"]

@@ -1,276 +1,86 @@
-"""The search space and settings of a sweep as data.
-
-What stands in a sweep file, checked before anything starts.
-"""
+"""The search space as data: words of Ray Tune, nested and conditional, checked before anything starts."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+import numbers
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import (
-    ASHAScheduler,
-    FIFOScheduler,
-    HyperBandScheduler,
-    MedianStoppingRule,
-    TrialScheduler,
-)
-from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
-from ray.tune.search.sample import Domain
+from ray.tune.search.sample import Categorical, Domain, Float, Function, Integer
 
-from raylit.errors import ConfigError, MissingPackageError, did_you_mean
+from raylit.errors import ConfigError, did_you_mean
 
 # Each word is the function of ray.tune with the same name; `grid` is short for grid_search.
-WORDS = (
+RANGES = (
     "uniform",
     "quniform",
     "loguniform",
     "qloguniform",
-    "randn",
-    "qrandn",
     "randint",
     "qrandint",
     "lograndint",
     "qlograndint",
-    "choice",
-    "grid_search",
-    "grid",
 )
+WORDS = (*RANGES, "randn", "qrandn", "choice", "grid_search", "grid")
 TAKES_A_LIST = ("choice", "grid_search", "grid")
-SCOPES = ("model", "data", "trainer")
-SCHEDULERS = {
-    "asha": ASHAScheduler,
-    "hyperband": HyperBandScheduler,
-    "median": MedianStoppingRule,
-    "fifo": FIFOScheduler,
-    "none": FIFOScheduler,
-}
+SCOPES = ("model", "data", "trainer", "optimizer", "lr_scheduler")
+WHOLE = ("model", "data", "optimizer", "lr_scheduler", "seed_everything")  # keys without a dot
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+
+Key = tuple[str | int, ...]
 
 
-@dataclass
-class SweepSpec:
-    """What a sweep tries, and how.
+class SweepError(ConfigError):
+    """A setting of a sweep is wrong.
 
     Attributes:
-        space: key to values: `model.*` are arguments of the module, `data.*` of the datamodule,
-            `trainer.*` of the Trainer. A value is an object of `ray.tune`, a mapping of one word to
-            its arguments (`{"loguniform": [1e-4, 1e-1]}`), or a constant.
-        metric: the logged value to optimize.
-        mode: `min` or `max`.
-        name: name of the sweep and of its MLflow run.
-        search: `random` (also visits every combination of grids), `grid`, `optuna`, a mapping with
-            `name` and arguments, or an object of `ray.tune`.
-        scheduler: which trials are stopped early: `none`, `asha`, `hyperband`, `median`, a mapping
-            with `name` and arguments, or an object.
-        num_samples: number of trials; with grids, how often the grid is repeated.
-        max_concurrent: trials at a time. None: as many as the cluster has room for.
-        resources: what each trial reserves.
-        stop: ends a trial: a mapping of metric to value; `time_budget_s` ends the sweep.
-        seed: of the search.
+        path: keys of a sweep file that lead to it.
     """
 
-    space: dict[str, Any]
-    metric: str
-    mode: str = "min"
-    name: str = "sweep"
-    search: Any = "random"
-    scheduler: Any = "none"
-    num_samples: int = 1
-    max_concurrent: int | None = None
-    resources: dict[str, float] = field(default_factory=lambda: {"CPU": 1.0})
-    stop: dict[str, float] = field(default_factory=dict)
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.metric, str) or not self.metric:
-            raise ConfigError(
-                "A sweep needs the metric to optimize: metric='val_loss', or in a sweep file"
-                " `metric: {name: val_loss, mode: min}`."
-            )
-        if self.mode not in ("min", "max"):
-            raise ConfigError(
-                f"mode={self.mode!r}: a metric is optimized with mode='min' or mode='max'."
-            )
-        if not self.space:
-            raise ConfigError(
-                "The space of the sweep is empty: name at least one key, such as `model.lr:"
-                " {loguniform: [0.0001, 0.1]}`."
-            )
-        if not isinstance(self.num_samples, int) or self.num_samples < 1:
-            raise ConfigError(
-                f"num_samples={self.num_samples!r} (trials in a sweep file): give a whole number of"
-                " at least 1."
-            )
-        if self.max_concurrent is not None and (
-            not isinstance(self.max_concurrent, int) or self.max_concurrent < 1
-        ):
-            raise ConfigError(
-                f"max_concurrent={self.max_concurrent!r}: give a whole number of at least 1, or"
-                " leave it out."
-            )
-        self.space = {key: domain(key, value) for key, value in self.space.items()}
-        has_grid = any(_is_grid(value) for value in self.space.values())
-        if self.search == "grid" and any(
-            isinstance(value, Domain) for value in self.space.values()
-        ):
-            sampled = next(key for key, value in self.space.items() if isinstance(value, Domain))
-            raise ConfigError(
-                f"search: grid visits only grids, but {sampled} is sampled. Write `{sampled}:"
-                " {grid: [...]}`, or use search: random."
-            )
-        if has_grid and _name_of(self.search) not in ("random", "grid"):
-            raise ConfigError(
-                f"search {_name_of(self.search)!r} cannot visit grids. Use choice instead of grid,"
-                " or search: random."
-            )
-        if any(
-            not isinstance(amount, (int, float)) or amount < 0 for amount in self.resources.values()
-        ):
-            raise ConfigError(
-                f"resources={self.resources!r}: give an amount of at least 0 for each, such as"
-                " {'CPU': 2, 'GPU': 0.5}."
-            )
-        self.make_search()  # so that wrong names and arguments are found now
-        self.make_scheduler()
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> SweepSpec:
-        """Return the settings that a sweep file holds.
-
-        Raises:
-            ConfigError: a key is unknown, or a value wrong.
-        """
-        given = dict(values)
-        metric = given.pop("metric", "")
-        if isinstance(metric, Mapping):
-            given["mode"] = metric.get("mode", "min")
-            metric = metric.get("name", "")
-        if "trials" in given:
-            given["num_samples"] = given.pop("trials")
-        known = [f.name for f in fields(cls)] + ["trials"]
-        for key in given:
-            if key not in known:
-                raise ConfigError(
-                    f"A sweep has no setting {key!r}.{did_you_mean(str(key), known)} It has:"
-                    f" {', '.join(known)}."
-                )
-        return cls(metric=metric, space=dict(given.pop("space", None) or {}), **given)
-
-    @property
-    def swept(self) -> list[str]:
-        """The keys of the space that differ between trials: all but constants."""
-        return [
-            key for key, value in self.space.items() if isinstance(value, Domain) or _is_grid(value)
-        ]
-
-    @property
-    def num_trials(self) -> int:
-        """How many trials the sweep runs: samples times the combinations of its grids."""
-        return self.num_samples * math.prod(
-            len(value["grid_search"]) for value in self.space.values() if _is_grid(value)
-        )
-
-    def make_search(self) -> SearchAlgorithm | Searcher:
-        """Return Ray Tune's object for `search`.
-
-        Raises:
-            ConfigError: there is no such search.
-            MissingPackageError: it needs a package that is not installed.
-        """
-        if isinstance(self.search, (SearchAlgorithm, Searcher)):
-            return self.search
-        name, arguments = _named(self.search, "search")
-        if name in ("random", "grid"):
-            return BasicVariantGenerator(
-                random_state=self.seed, **{"max_concurrent": self.max_concurrent or 0, **arguments}
-            )
-        if name == "optuna":
-            try:
-                import optuna
-            except ImportError as error:
-                raise MissingPackageError("optuna", "search: optuna", extra="tune") from error
-            from ray.tune.search.optuna import OptunaSearch
-
-            optuna.logging.set_verbosity(optuna.logging.WARNING)
-            return OptunaSearch(
-                metric=self.metric, mode=self.mode, **{"seed": self.seed, **arguments}
-            )
-        raise ConfigError(
-            f"search: {name!r} is not known.{did_you_mean(name, ('random', 'grid', 'optuna'))} Use"
-            " random, grid, optuna, or an object of ray.tune.search."
-        )
-
-    def make_scheduler(self) -> TrialScheduler:
-        """Return Ray Tune's object for `scheduler`.
-
-        Raises:
-            ConfigError: there is no such scheduler, or it does not take these arguments.
-        """
-        if isinstance(self.scheduler, TrialScheduler):
-            if (
-                "Population" in type(self.scheduler).__name__
-                or "PB2" in type(self.scheduler).__name__
-            ):
-                raise ConfigError(
-                    f"{type(self.scheduler).__name__} continues trials from each other's"
-                    " checkpoints, which sweeps do not support. Use asha."
-                )
-            return self.scheduler
-        name, arguments = _named(self.scheduler, "scheduler")
-        if name not in SCHEDULERS:
-            raise ConfigError(
-                f"scheduler: {name!r} is not known.{did_you_mean(name, SCHEDULERS)} Use one of"
-                f" {', '.join(SCHEDULERS)}, or an object of ray.tune.schedulers."
-            )
-        try:
-            scheduler: TrialScheduler = SCHEDULERS[name](**arguments)
-            return scheduler
-        except (TypeError, ValueError, AssertionError) as error:
-            raise ConfigError(f"scheduler: {name} does not take {arguments}: {error}.") from error
+    def __init__(self, text: str, path: Key = ()) -> None:
+        self.path = path
+        super().__init__(text)
 
 
-def domain(key: str, value: Any) -> Any:
-    """Return Ray Tune's object for the value of one key of a space.
+def read_space(space: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a space with Ray Tune's objects in place of words, by full names such as `model.lr`.
+
+    Args:
+        space: names to values. A value is an object of `ray.tune`, a mapping of one word to its
+            arguments (`{"loguniform": [1e-4, 1e-1]}`), a constant, or a mapping of further names.
+            Among the values of a choice may be mappings that hold words themselves: they count
+            only where that one is chosen.
 
     Raises:
-        ConfigError: the key is none of the module's, the data's or the Trainer's, the word is
-            unknown, or its arguments do not fit.
+        SweepError: a key or word is unknown, or its arguments do not fit.
     """
-    scope, _, name = str(key).partition(".")
-    if scope not in SCOPES or not name:
-        raise ConfigError(
-            f"The key {key!r} of the space does not say whose argument it"
-            f" is.{did_you_mean(scope, SCOPES)} Write model.{name or scope}, data.... or"
-            " trainer....."
-        )
-    if not isinstance(value, Mapping) or _is_grid(value):
-        return value  # an object of ray.tune, or a constant
-    if len(value) != 1:
-        raise ConfigError(
-            f"{key}: {dict(value)!r} must be one word with its arguments, such as {{loguniform:"
-            " [0.0001, 0.1]}."
-        )
-    ((word, arguments),) = value.items()
-    if word not in WORDS:
-        raise ConfigError(
-            f"{key}: {word!r} is no word of a space.{did_you_mean(str(word), WORDS)} There are:"
-            f" {', '.join(WORDS)}."
-        )
-    function = getattr(tune, "grid_search" if word == "grid" else word)
-    try:
-        if word in TAKES_A_LIST:
-            if not isinstance(arguments, list) or not arguments:
-                raise TypeError("a list of values is wanted")
-            return function(arguments)
-        return function(**arguments) if isinstance(arguments, Mapping) else function(*arguments)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{key}: {word} does not take {arguments!r}: {error}.") from error
+    found: dict[str, Any] = {}
+    for key, value in space.items():
+        for name, one in _named(str(key), value, ("space", key)):
+            _check_name(name, ("space", key))
+            if name in found:
+                raise SweepError(f"The space names {name} twice.", ("space", key))
+            found[name] = one
+    return found
 
 
-def _is_grid(value: Any) -> bool:
+def numbers_of(values: Any) -> Any:
+    """Return data of a YAML file with numbers such as 1e-4, which YAML takes for text, as numbers."""
+    if isinstance(values, Mapping):
+        return {key: numbers_of(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [numbers_of(value) for value in values]
+    if isinstance(values, str) and NUMBER.fullmatch(values):
+        return float(values)
+    return values
+
+
+def is_grid(value: Any) -> bool:
+    """Tell whether a value is a grid of Ray Tune."""
     return (
         isinstance(value, Mapping)
         and set(value) == {"grid_search"}
@@ -278,24 +88,296 @@ def _is_grid(value: Any) -> bool:
     )
 
 
-def _name_of(value: Any) -> str:
-    return (
-        str(value.get("name"))
-        if isinstance(value, Mapping)
-        else value
-        if isinstance(value, str)
-        else type(value).__name__
-    )
+def is_swept(value: Any) -> bool:
+    """Tell whether a value differs between trials."""
+    if isinstance(value, Domain) or is_grid(value):
+        return True
+    if isinstance(value, Mapping):
+        return any(is_swept(one) for one in value.values())
+    return isinstance(value, list) and any(is_swept(one) for one in value)
 
 
-def _named(value: Any, what: str) -> tuple[str, dict[str, Any]]:
-    """Return (name, arguments) of a name or a mapping with a name."""
-    if value is None:
-        return "none", {}
-    if isinstance(value, str):
-        return value.lower(), {}
-    if isinstance(value, Mapping) and isinstance(value.get("name"), str):
-        return value["name"].lower(), {
-            key: argument for key, argument in value.items() if key != "name"
-        }
-    raise ConfigError(f"{what}: {value!r} is neither a name nor a mapping with the key `name`.")
+def domains(value: Any) -> Iterator[Any]:
+    """Yield every domain and grid in a value, those within choices too."""
+    if isinstance(value, Domain) or is_grid(value):
+        yield value
+    for inner in options_of(value) if _has_options(value) else _parts(value):
+        yield from domains(inner)
+
+
+def options_of(value: Any) -> list[Any]:
+    """Return what a choice or a grid chooses from."""
+    return list(value["grid_search"] if is_grid(value) else value.categories)
+
+
+def _has_options(value: Any) -> bool:
+    return is_grid(value) or isinstance(value, Categorical)
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(value) if isinstance(value, list) else []
+
+
+def combinations(value: Any) -> int:
+    """Return how many combinations the grids in a value have."""
+    if is_grid(value):
+        return sum(combinations(option) for option in value["grid_search"])
+    return math.prod(combinations(part) for part in _parts(value))
+
+
+def examples(value: Any, num_drawn: int = 3) -> Iterator[Any]:
+    """Yield values that a key may take: all that are listed, the ends and some of what is sampled."""
+    if _has_options(value):
+        for option in options_of(value):
+            yield from examples(option, num_drawn)
+    elif isinstance(value, Function):
+        return  # depends on other values
+    elif isinstance(value, Domain):
+        for _ in range(num_drawn):
+            yield value.sample()
+    elif is_swept(value) and isinstance(value, Mapping):
+        drawn = {name: list(examples(one, num_drawn)) for name, one in value.items()}
+        for index in range(max(map(len, drawn.values()))):
+            yield {name: some[index % len(some)] for name, some in drawn.items() if some}
+    elif is_swept(value):
+        drawn_items = [list(examples(one, num_drawn)) for one in value]
+        for index in range(max(map(len, drawn_items))):
+            yield [some[index % len(some)] for some in drawn_items if some]
+    else:
+        yield value
+
+
+def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a trial by full names: `{"model": {"class_path": A}}` has `model.class_path`."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            inner = flatten(value).items()
+            flat.update((f"{key}.{name}", one) for name, one in inner)
+        else:
+            flat[key] = value
+    return flat
+
+
+def text_of(value: Any) -> str:
+    """Return a value of a space as a user would write it."""
+    if is_grid(value):
+        return "grid " + str([text_of(one) for one in value["grid_search"]])
+    if isinstance(value, Categorical):
+        return "choice " + str([text_of(one) for one in value.categories])
+    if isinstance(value, Function):
+        return "sample_from"
+    if isinstance(value, Domain):
+        return f"{str(value.get_sampler() or 'uniform').lower()} {value.domain_str}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {text_of(one)}" for key, one in value.items()) + "}"
+    return str(value)
+
+
+# ---- from words to objects ----
+
+
+def _named(name: str, value: Any, path: Key) -> Iterator[tuple[str, Any]]:
+    """Yield full names and values of one key of a space."""
+    if isinstance(value, Mapping) and not is_grid(value) and _is_names(value, name, path):
+        for key, one in value.items():
+            yield from _named(f"{name}.{key}", one, (*path, key))
+    else:
+        yield name, _value(name, value, path)
+
+
+def _is_names(value: Mapping[str, Any], name: str, path: Key) -> bool:
+    """Tell whether a mapping holds further names, rather than one word and its arguments."""
+    words = [key for key in value if key in WORDS]
+    if "class_path" in value:
+        return False
+    if not words:
+        ((first, arguments), *others) = value.items() or [("", None)]
+        near = did_you_mean(str(first), WORDS)
+        if not value or (not others and isinstance(arguments, list)):
+            raise SweepError(
+                f"{name}: {first!r} is no word of a space.{near} There are: {', '.join(WORDS)}.",
+                (*path, first),
+            )
+        return True
+    if len(value) > 1:
+        raise SweepError(
+            f"{name}: {dict(value)!r} must be one word with its arguments, such as {{loguniform:"
+            " [0.0001, 0.1]}.",
+            path,
+        )
+    return False
+
+
+def _value(name: str, value: Any, path: Key) -> Any:
+    """Return a value with objects of Ray Tune in place of words, however deep."""
+    if isinstance(value, Domain):
+        if isinstance(value, Categorical):
+            value.categories = [_value(name, one, path) for one in value.categories]
+        if isinstance(value, (Float, Integer)):
+            _check_range(name, "uniform", {"lower": value.lower, "upper": value.upper}, path)
+        return value
+    if is_grid(value):
+        return {"grid_search": [_value(name, one, path) for one in value["grid_search"]]}
+    if isinstance(value, list):
+        return [_value(name, one, (*path, index)) for index, one in enumerate(value)]
+    if not isinstance(value, Mapping):
+        return value
+    if len(value) == 1 and next(iter(value)) in WORDS:
+        ((word, arguments),) = value.items()
+        return domain(name, word, arguments, (*path, word))
+    if not set(value) & {"class_path", "init_args"} and len(value) == 1:
+        ((word, arguments),) = value.items()
+        near = did_you_mean(str(word), WORDS)
+        if near and isinstance(arguments, list):
+            raise SweepError(f"{name}: {word!r} is no word of a space.{near}", (*path, word))
+    return {key: _value(f"{name}.{key}", one, (*path, key)) for key, one in value.items()}
+
+
+def domain(name: str, word: str, arguments: Any, path: Key = ()) -> Any:
+    """Return Ray Tune's object for a word and its arguments.
+
+    Raises:
+        SweepError: they do not fit.
+    """
+    if word in TAKES_A_LIST:
+        if not isinstance(arguments, list):
+            raise SweepError(
+                f"{name}: {word} does not take {arguments!r}: a list of values is wanted, such as"
+                f" {{{word}: [1, 2]}}.",
+                path,
+            )
+        if not arguments:
+            raise SweepError(f"{name}: {word} has no values to choose from: it is empty.", path)
+        inner = [_value(name, one, (*path, index)) for index, one in enumerate(arguments)]
+        return tune.grid_search(inner) if word != "choice" else tune.choice(inner)
+    function = getattr(tune, word)
+    parameters = inspect.signature(function).parameters
+    if isinstance(arguments, Mapping):
+        for key in arguments:
+            if key not in parameters:
+                raise SweepError(
+                    f"{name}: {word} has no argument {key!r}.{did_you_mean(str(key), parameters)}"
+                    f" It has: {', '.join(parameters)}.",
+                    (*path, key),
+                )
+        given = dict(arguments)
+    elif isinstance(arguments, (list, tuple)):
+        if len(arguments) > len(parameters):
+            raise SweepError(
+                f"{name}: {word} does not take {len(arguments)} arguments. It has:"
+                f" {', '.join(parameters)}.",
+                path,
+            )
+        given = dict(zip(parameters, arguments, strict=False))
+    else:
+        raise SweepError(
+            f"{name}: {word} does not take {arguments!r}: give its arguments as a list, such as"
+            f" {{{word}: [{', '.join(parameters)}]}}.",
+            path,
+        )
+    for key, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise SweepError(f"{name}: {word} wants numbers, but {key} is {value!r}.", path)
+    _check_range(name, word, given, path)
+    try:
+        return function(**given)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise SweepError(f"{name}: {word} does not take {arguments!r}: {error}.", path) from error
+
+
+def _check_range(name: str, word: str, given: dict[str, Any], path: Key) -> None:
+    """Find what Ray Tune would sample from all the same.
+
+    Raises:
+        SweepError: a range is empty or reversed, a bound is no whole number, or a quantum does not
+            divide the bounds.
+    """
+    lower, upper, quantum = given.get("lower"), given.get("upper"), given.get("q")
+    if lower is None or upper is None:
+        return
+    what = f"{name}: {word}: [{lower}, {upper}]"
+    if lower == upper:
+        raise SweepError(f"{what} is an empty range: give {upper} as a constant.", path)
+    if lower > upper:
+        raise SweepError(f"{what} is reversed: write [{upper}, {lower}].", path)
+    if "int" in word:
+        for bound in (lower, upper, quantum if quantum is not None else 1):
+            if int(bound) != bound:
+                raise SweepError(f"{what}: {bound} is no whole number.", path)
+    if word in ("randint", "lograndint") and upper - lower == 1:
+        raise SweepError(
+            f"{what} holds {lower} alone, since the upper bound is left out: give it as a"
+            " constant, or a greater bound.",
+            path,
+        )
+    if quantum is not None:
+        if quantum <= 0:
+            raise SweepError(f"{what}: the quantum q={quantum} must be greater than 0.", path)
+        for bound in (lower, upper):
+            if not math.isclose(bound / quantum, round(bound / quantum), abs_tol=1e-9):
+                raise SweepError(
+                    f"{what}: the quantum q={quantum} does not divide the bound {bound}.", path
+                )
+
+
+def _check_name(name: str, path: Key) -> None:
+    """Find out whether a key says whose argument it is.
+
+    Raises:
+        SweepError: it does not.
+    """
+    if name in WHOLE:
+        return
+    scope, _, argument = name.partition(".")
+    if scope not in SCOPES or not argument:
+        options = (*SCOPES, "seed_everything")
+        raise SweepError(
+            f"The key {name!r} of the space does not say whose argument it"
+            f" is.{did_you_mean(scope, options)} Write model.{argument or scope}, data.... or"
+            " trainer....",
+            path,
+        )
+
+
+def check_point(point: Mapping[str, Any], space: Mapping[str, Any], path: Key) -> dict[str, Any]:
+    """Return a point to try first, if it lies in the space.
+
+    Raises:
+        SweepError: it names a key that is not swept, or a value that is not in its range.
+    """
+    for key, value in point.items():
+        if key not in space:
+            raise SweepError(
+                f"points: {key!r} is no key of the space.{did_you_mean(key, space)}", (*path, key)
+            )
+        where = space[key]
+        if _has_options(where) and not any(_fits(value, one) for one in options_of(where)):
+            raise SweepError(
+                f"points: {key} is {value!r}, which is none of {options_of(where)}.", (*path, key)
+            )
+        lower, upper = getattr(where, "lower", None), getattr(where, "upper", None)
+        if lower is not None and upper is not None and not lower <= value <= upper:
+            raise SweepError(
+                f"points: {key} is {value!r}, which is not between {lower} and {upper}.",
+                (*path, key),
+            )
+    return dict(point)
+
+
+def _fits(value: Any, option: Any) -> bool:
+    """Tell whether a value may have come from one option of a choice."""
+    if isinstance(option, Mapping) and isinstance(value, Mapping) and not is_grid(option):
+        return set(value) <= set(option) and all(_fits(value[key], option[key]) for key in value)
+    if _has_options(option):
+        return any(_fits(value, one) for one in options_of(option))
+    if isinstance(option, Domain):
+        return True
+    return bool(value == option)
+
+
+def nearest_option(value: Any, options: Sequence[Any]) -> int | None:
+    """Return which option of a choice a value came from, or None."""
+    return next((index for index, one in enumerate(options) if _fits(value, one)), None)

@@ -3,289 +3,415 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import logging
 import os
+import secrets
 import signal
+import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+import ray
 from ray import tune
+from ray.experimental import internal_kv
+from ray.tune.execution.class_cache import DEFAULT_ENV_VARS, ENV_VARS_TO_PROPAGATE
+from ray.tune.schedulers import PopulationBasedTraining
 from ray.tune.search import Searcher
 
-from raylit.core.datamodule import LightningDataModule
-from raylit.core.module import LightningModule
-from raylit.errors import ConfigError, LaunchError
+from raylit.errors import ConfigError, LaunchError, Terminated
 from raylit.launch.on_ray.by_value import Parcel
-from raylit.launch.on_ray.cluster import connect, say_dashboard
+from raylit.launch.on_ray.cluster import connect, is_verbose, say_dashboard
 from raylit.loggers import MLFlowLogger
 from raylit.runtime.messages import info
+from raylit.runtime.storage import is_url
 from raylit.trainer.trainer import Trainer
+from raylit.tune import tracking
+from raylit.tune.capacity import Capacity, capacity_for
 from raylit.tune.display import SweepDisplay, print_table
-from raylit.tune.space import SweepSpec
-from raylit.tune.trial import TrialPlan
-from raylit.version import __version__
+from raylit.tune.find import find_sweep, mark_left, unfinished
+from raylit.tune.process import seed_of
+from raylit.tune.record import SweepRecord
+from raylit.tune.result import SweepResult, TrialResult, sort_trials
+from raylit.tune.space import SweepError, text_of
+from raylit.tune.spec import SweepSpec
+from raylit.tune.stops import EndOfSweep, budget_s, make_stopper
+from raylit.tune.trial import ERROR, TrialPlan, trainable, warm_up
+from raylit.tune.warm import earlier_trials
+
+BEST = "best.yaml"  # in the sweep's folder
+ENVIRONMENT = {
+    # relative paths of user code mean what they mean elsewhere
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # which prints tables whatever `verbose` says
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # CSV, JSON and TensorBoard files of each trial, beside what the trial itself logs
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # a trial that failed before its first report has none
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # the state of a sweep is in its own record
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "90",
+    "TUNE_WARN_THRESHOLD_S": "5",
+}
+
+
+class SweepRecipe(Protocol):
+    """Makes each trial's objects."""
+
+    def __call__(self, values: dict[str, Any]) -> Any: ...
+
+    def imports(self) -> Callable[[], Any]:
+        """Return a function, small when pickled, that imports what the trials will need."""
+
+    def best_config(self, values: Mapping[str, Any], seed: int) -> str:
+        """Return as YAML a config that does what a trial with these values and this seed did."""
 
 
 @dataclass
-class TrialResult:
-    """One trial.
+class Ending:
+    """How a sweep is asked to end before its time.
 
     Attributes:
-        name: its folder and the name of its MLflow run.
-        config: the values it was run with.
-        metrics: the last values logged.
-        score: the best value of the sweep's metric, None if it reported none.
-        checkpoint: its best checkpoint, or None.
-        run_id: its MLflow run, or None.
-        iterations: how often it reported.
-        time_s: seconds it ran.
-        error: what ended it, or None.
+        key: key in the cluster's store that tells the trials.
+        signal: which signal came, or None.
     """
 
-    name: str
-    config: dict[str, Any]
-    metrics: dict[str, Any]
-    score: float | None
-    checkpoint: str | None
-    run_id: str | None
-    iterations: int
-    time_s: float
-    error: str | None = None
+    key: bytes
+    signal: int | None = None
 
-
-@dataclass
-class SweepResult:
-    """All trials of a sweep.
-
-    Attributes:
-        spec: what was asked for.
-        trials: best first; those without a score last.
-        run_id: the sweep's MLflow run, or None.
-        folder: where the trials keep their files.
-
-    Example:
-        >>> sweep.best.config, sweep.best.checkpoint
-        >>> sweep.dataframe
-    """
-
-    spec: SweepSpec
-    trials: list[TrialResult] = field(default_factory=list)
-    run_id: str | None = None
-    folder: str = ""
-
-    @property
-    def best(self) -> TrialResult:
-        """The trial with the best score.
-
-        Raises:
-            LaunchError: no trial reported one.
-        """
-        if not self.trials or self.trials[0].score is None:
-            errors = "; ".join(
-                f"{trial.name}: {trial.error}" for trial in self.trials if trial.error
-            )
-            raise LaunchError(f"No trial of the sweep reported {self.spec.metric!r}. {errors}")
-        return self.trials[0]
-
-    @property
-    def dataframe(self) -> Any:
-        """A pandas DataFrame with a row for each trial: its values, its score, its metrics."""
-        import pandas as pd
-
-        rows = [
-            {
-                "trial": trial.name,
-                **trial.config,
-                self.spec.metric: trial.score,
-                "iterations": trial.iterations,
-                "time_s": trial.time_s,
-                "checkpoint": trial.checkpoint,
-                "run_id": trial.run_id,
-                "error": trial.error,
-            }
-            for trial in self.trials
-        ]
-        return pd.DataFrame(rows)
-
-    def plot(self) -> Any:
-        """Draw the score over each swept value; a matplotlib Figure."""
-        from matplotlib.figure import Figure
-
-        keys = sorted({key for trial in self.trials for key in trial.config})
-        figure = Figure(figsize=(4 * max(1, len(keys)), 3.5), layout="constrained")
-        panels = figure.subplots(1, max(1, len(keys)), squeeze=False)[0]
-        scored = [trial for trial in self.trials if trial.score is not None]
-        for axes, key in zip(panels, keys, strict=False):
-            values = [trial.config[key] for trial in scored]
-            numeric = all(isinstance(value, (int, float)) for value in values)
-            axes.scatter(
-                values if numeric else [str(value) for value in values],
-                [trial.score for trial in scored],
-            )
-            if numeric and values and min(values) > 0 and max(values) / min(values) > 50:
-                axes.set_xscale("log")
-            axes.set_xlabel(key)
-            axes.set_ylabel(self.spec.metric)
-            axes.grid(alpha=0.3)
-        return figure
+    def tell(self) -> None:
+        """Have the trials that run saved and ended, whatever epoch they are in."""
+        internal_kv._internal_kv_put(self.key, b"1")
 
 
 def run_sweep(
     trainer: Trainer,
-    model: Callable[..., LightningModule],
-    datamodule: Callable[..., LightningDataModule] | LightningDataModule | None,
+    recipe: SweepRecipe,
+    spec: SweepSpec,
     *,
-    spec: SweepSpec | None,
-    train_dataloaders: Any,
-    val_dataloaders: Any,
-    settings: dict[str, Any],
+    resume: str | bool = False,
+    files: Mapping[str, str] | None = None,
 ) -> SweepResult:
-    """Run the trials of a sweep; see `Tuner.sweep`."""
-    if (spec is None) == (not settings):
-        raise ConfigError(
-            "Tuner.sweep wants the settings of the sweep: space=..., metric=..., ..., or a"
-            " SweepSpec as spec=..., but not both."
+    """Run the trials of a sweep, or go on with one.
+
+    Args:
+        trainer: whose storage and loggers are the sweep's.
+        recipe: makes each trial's objects.
+        spec: what is tried, and how.
+        resume: a sweep to go on with: its name or folder; True: the newest of this name.
+        files: texts to keep in the sweep's folder.
+
+    Raises:
+        ConfigError: something is wrong; nothing was started.
+        LaunchError: every trial failed.
+        KeyboardInterrupt, Terminated: a signal ended the sweep; its trials are saved.
+    """
+    _check_trainer(trainer, spec)
+    storage = trainer.storage_path or os.path.join(trainer.default_root_dir, "raylit_runs")
+    records = os.path.join(trainer.default_root_dir, "raylit_runs") if is_url(storage) else storage
+    name = find_sweep(records, spec.name, resume) if resume else _new_name(spec)
+    record = SweepRecord(os.path.join(records, name), spec)
+    if resume:
+        record.read()
+        _check_same(record, spec, name)
+    seed = _seed(spec, record)
+    spec = copy.copy(spec)
+    spec.seed = seed
+    earlier = earlier_trials(spec, records, trainer)
+    _say_left(records, name)
+    connect(spec.max_concurrent or 1, _wanted(spec), least=1)
+    capacity = capacity_for(spec)
+    spec.max_concurrent = capacity.concurrent
+    warm = _Warm(recipe, capacity, spec)
+    parent = tracking.open_parent(trainer, spec, name, seed, record.head.get("run_id"))
+    plan = TrialPlan(
+        recipe,
+        parent,
+        os.path.join(storage, name),
+        spec.metrics,
+        seed,
+        "seed_everything" not in spec.space,
+        record.ended() if resume else None,
+        spec.max_failures,
+        f"raylit sweep {name} {uuid.uuid4().hex}".encode(),
+        is_verbose(),
+        spec.num_workers,
+    )
+    record.open(_head(spec, name, parent))
+    for file, text in (files or {}).items():
+        with open(os.path.join(record.folder, file), "w", encoding="utf-8") as kept:
+            kept.write(text)
+    _say_start(spec, plan, parent, record, capacity)
+    status = "failed"
+    ending = Ending(plan.stop_key)
+    try:
+        with SweepDisplay(spec, record, trainer.max_epochs, budget_s(spec)):
+            parts = {"The model, the data or the Trainer": recipe}
+            sent = ray.put(Parcel(plan, parts))
+            warm.wait()
+            with _handling_signals(ending), _quiet():
+                _run(
+                    spec, trainer, name, storage, trainable(sent), record, capacity, ending, earlier
+                )
+        result = _collect(spec, record, parent, plan.folder, ending.signal is not None)
+        if ending.signal is not None:
+            status = "killed"
+        elif any(trial.score is not None for trial in result.trials):
+            status = "success"
+        best = _keep_best(recipe, record, result, seed)
+        if parent is not None:
+            tracking.close_left(parent, record.trials, status == "killed")
+            tracking.log_result(parent, result, best)
+    except (KeyboardInterrupt, SystemExit):
+        status = "killed"
+        raise
+    finally:
+        internal_kv._internal_kv_del(plan.stop_key)
+        record.close(status)
+        if parent is not None:
+            parent.close_children("killed")
+            parent.close(status)
+    print_table(result.trials, spec)
+    if ending.signal is not None:
+        info(
+            f"The sweep was ended; its trials are saved. It goes on with resume={name!r} (raylit tune"
+            f" --resume {name})."
         )
-    spec = SweepSpec(**settings) if spec is None else spec
-    if isinstance(model, LightningModule):
+        raise Terminated if ending.signal == signal.SIGTERM else KeyboardInterrupt
+    if not any(trial.score is not None for trial in result.trials):
+        raise LaunchError(_why_all_failed(result))
+    return result
+
+
+# ---- before ----
+
+
+def _check_trainer(trainer: Trainer, spec: SweepSpec) -> None:
+    if trainer.num_workers > 1 and not spec.num_workers:
         raise ConfigError(
-            f"Tuner.sweep got a {type(model).__name__} object; every trial needs one of its own."
-            " Give the class, or a function that makes it."
+            "Each trial of a sweep runs in one process unless resources say otherwise, but the"
+            f" Trainer has num_workers={trainer.num_workers}. Use num_workers=0, or"
+            f" resources={{'num_workers': {trainer.num_workers}, 'CPU': 1}} for as many Ray workers"
+            " in each trial."
         )
-    if trainer.num_workers > 1:
-        raise ConfigError(
-            "Each trial of a sweep runs in one process, but the Trainer has"
-            f" num_workers={trainer.num_workers}. Use num_workers=0."
-        )
-    if isinstance(datamodule, LightningDataModule) and any(
-        key.startswith("data.") for key in spec.space
-    ):
-        raise ConfigError(
-            "The space has data.* keys, but datamodule is an object. Give its class, or a function"
-            " that makes it."
-        )
+    for key in ("trainer.num_workers", "trainer.devices", "trainer.num_nodes"):
+        if key in spec.space:
+            raise SweepError(
+                f"{key}: all trials of a sweep have the same number of workers, for which room is"
+                " reserved. Give resources: {num_workers: ...}.",
+                ("space", key),
+            )
     if trainer.async_validation:
         raise ConfigError(
             "Trainer(async_validation=...) in a sweep: the trials reserve all there is, and their"
             " validations could wait for each other for ever. Leave async_validation out."
         )
-    trainer.replaced(
-        **{
-            key.partition(".")[2]: _example(value)
-            for key, value in spec.space.items()
-            if key.startswith("trainer.")
-        }
-    )
-    connect(spec.max_concurrent or 1, spec.resources)
-    name = f"{spec.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
-    storage = trainer.storage_path or os.path.join(trainer.default_root_dir, "raylit_runs")
-    parent = _parent(trainer, spec, name)
-    data = (lambda: datamodule) if isinstance(datamodule, LightningDataModule) else datamodule
-    loaders = (
-        {"train_dataloaders": train_dataloaders, "val_dataloaders": val_dataloaders}
-        if train_dataloaders is not None
-        else {}
-    )
-    plan = TrialPlan(
-        trainer.replaced(num_workers=None, devices=None, num_nodes=1),
-        model,
-        data,
-        loaders,
-        parent,
-        os.path.join(storage, name),
-        spec.metric,
-        os.environ.get("PL_GLOBAL_SEED"),
-    )
-    info(
-        f"Sweep {spec.name}: {spec.num_trials} trials over"
-        f" {', '.join(spec.swept) or 'constants only'}; files in {plan.folder}"
-    )
-    say_dashboard()
-    status = "failed"
-    try:
-        grid = _run(spec, name, storage, plan)
-        result = _collect(spec, grid, parent, plan.folder)
-        status = "success" if any(trial.score is not None for trial in result.trials) else "failed"
-        if (
-            parent is not None
-            # Ray ends the process of a trial that its scheduler stopped before the trial could say so
-        ):
-            parent.close_children(
-                "success",
-                [trial.run_id for trial in result.trials if trial.run_id and not trial.error],
-            )
-            parent.close_children("failed")
-    except (KeyboardInterrupt, SystemExit):
-        status = "killed"
-        raise
-    finally:
-        if parent is not None:
-            parent.close_children("killed")
-            parent.close(status)
-    print_table(result.trials, spec)
-    _ = result.best  # raises if there is none
-    return result
 
 
-def _run(spec: SweepSpec, name: str, storage: str, plan: TrialPlan) -> tune.ResultGrid:
-    """Run the trials on Ray Tune."""
-    os.environ.setdefault(
-        "RAY_CHDIR_TO_TRIAL_DIR", "0"
-    )  # relative paths of user code mean what they mean elsewhere
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints tables whatever `verbose` says
-    search = spec.make_search()
-    stop = {key: value for key, value in spec.stop.items() if key != "time_budget_s"}
-    resources = {
-        "cpu" if key == "CPU" else "gpu" if key == "GPU" else key: amount
-        for key, amount in spec.resources.items()
+def _new_name(spec: SweepSpec) -> str:
+    return f"{spec.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+
+
+def _seed(spec: SweepSpec, record: SweepRecord) -> int:
+    """Return the sweep's seed: as before, as given, that of the process, or a new one."""
+    if "seed" in record.head:
+        return int(record.head["seed"])
+    if spec.seed is not None:
+        return spec.seed
+    given = os.environ.get("PL_GLOBAL_SEED")
+    return int(given) if given else secrets.randbelow(2**31)
+
+
+def _fingerprint(spec: SweepSpec) -> dict[str, Any]:
+    """Return what must be the same in a sweep that goes on."""
+    return {
+        "space": {key: text_of(value) for key, value in spec.space.items()},
+        "metrics": spec.metrics,
     }
 
-    parcel = Parcel(
-        plan, {"The model": plan.model, "The datamodule": plan.data, "The Trainer": plan.trainer}
+
+def _head(spec: SweepSpec, name: str, parent: MLFlowLogger | None) -> dict[str, Any]:
+    return {
+        "name": name,
+        "sweep": spec.name,
+        "host": socket.gethostname(),
+        "seed": spec.seed,
+        "run_id": parent.run_id if parent is not None else None,
+        "tracking_uri": parent.tracking_uri if parent is not None else None,
+        **_fingerprint(spec),
+    }
+
+
+def _check_same(record: SweepRecord, spec: SweepSpec, name: str) -> None:
+    """Find out whether a sweep that is to go on is this one.
+
+    Raises:
+        SweepError: it has another space, or other metrics.
+    """
+    for key, value in _fingerprint(spec).items():
+        before = record.head.get(key)
+        if before != value:
+            raise SweepError(
+                f"The sweep {name} is another one: its {key} was {before}, and is {value} now. Go on"
+                " with the settings it had, or start a new one without resume.",
+                (key,),
+            )
+
+
+def _say_left(records: str, name: str) -> None:
+    """Name sweeps whose drivers have died, and have their runs in MLflow end."""
+    for left in unfinished(records):
+        if left == name:
+            continue
+        head = mark_left(os.path.join(records, left))
+        info(
+            f"The sweep {left} was left by a process that has died. It goes on with resume={left!r}"
+            f" (raylit tune --resume {left})."
+        )
+        if head.get("run_id"):
+            MLFlowLogger.end_tree(head["tracking_uri"], head["run_id"], "killed")
+
+
+def _wanted(spec: SweepSpec) -> dict[str, float]:
+    """Return what one trial reserves in all."""
+    own = {name: float(amount) for name, amount in spec.resources.items() if name != "num_workers"}
+    return {name: amount * max(1, spec.num_workers) for name, amount in own.items()}
+
+
+def _say_start(
+    spec: SweepSpec,
+    plan: TrialPlan,
+    parent: MLFlowLogger | None,
+    record: SweepRecord,
+    capacity: Capacity,
+) -> None:
+    at_once = f", {capacity.concurrent} at a time" if capacity.concurrent else ""
+    info(
+        f"Sweep {spec.name}: {spec.num_trials} trials{at_once} over"
+        f" {', '.join(spec.swept) or 'constants only'}; files in {plan.folder}"
     )
+    if capacity.note:
+        info(capacity.note)
+    if record.past:
+        ended = sum(trial.status not in ("pending", "running") for trial in record.past.values())
+        info(f"Going on with it: {ended} trials have ended, {len(record.past) - ended} had begun.")
+    if parent is not None:
+        info(f"MLflow: {parent.where()}")
+    say_dashboard()
 
-    def trainable(config: dict[str, Any]) -> None:
-        parcel.unpack()(config)
 
+class _Warm:
+    """Processes for the first trials, which import what they need while the driver prepares."""
+
+    def __init__(self, recipe: SweepRecipe, capacity: Capacity, spec: SweepSpec) -> None:
+        number = min(capacity.concurrent or 1, spec.num_trials)
+        environment = {
+            **DEFAULT_ENV_VARS,
+            "RAY_CHDIR_TO_TRIAL_DIR": "0",
+            **{name: os.environ[name] for name in ENV_VARS_TO_PROPAGATE if name in os.environ},
+        }  # as Tune's actors have it: Ray hands on a process only where it is the same
+        modules = Parcel(recipe.imports(), {"The model, the data or the Trainer": recipe})
+        task: Any = ray.remote(num_cpus=0, runtime_env={"env_vars": environment})(_import)
+        sent = ray.put(modules)
+        self._tasks = [task.remote(sent) for _ in range(number)]
+
+    def wait(self) -> None:
+        """Wait until they are there."""
+        ray.get(self._tasks)
+
+
+def _import(parcel: Parcel) -> None:
+    parcel.unpack()()
+    warm_up(with_mlflow=True)
+
+
+# ---- the trials ----
+
+
+def _run(
+    spec: SweepSpec,
+    trainer: Trainer,
+    name: str,
+    storage: str,
+    trial: type[tune.Trainable],
+    record: SweepRecord,
+    capacity: Capacity,
+    ending: Ending,
+    earlier: list[tuple[dict[str, Any], list[float]]],
+) -> None:
+    """Run the trials on Ray Tune."""
+    before = [record.raw[number] for number in sorted(record.raw)]
+    search = spec.make_search(_points(spec, before), earlier)
+    scheduler = spec.make_scheduler(trainer.max_epochs)
+    # Optuna's knows its space; what stands in it would be sampled a second time
+    space = {} if type(search).__module__.startswith("raylit") else dict(spec.space)
+    record.changes_config = isinstance(scheduler, PopulationBasedTraining)
+    failures = max(1, spec.max_failures)  # a process that was killed is started again once
     tuner = tune.Tuner(
-        tune.with_resources(trainable, resources),
-        param_space=dict(spec.space),
+        tune.with_resources(trial, capacity.request),
+        param_space=space,
         tune_config=tune.TuneConfig(
             metric=spec.metric,
             mode=spec.mode,
             num_samples=spec.num_samples,
             search_alg=search,
-            scheduler=spec.make_scheduler(),
-            max_concurrent_trials=spec.max_concurrent if isinstance(search, Searcher) else None,
-            time_budget_s=spec.stop.get("time_budget_s"),
-            trial_name_creator=_trial_name,
-            trial_dirname_creator=_trial_name,
+            scheduler=scheduler,
+            max_concurrent_trials=capacity.concurrent if isinstance(search, Searcher) else None,
+            reuse_actors=not spec.isolate,
+            trial_name_creator=record.name_of,
+            trial_dirname_creator=record.name_of,
         ),
         run_config=tune.RunConfig(
             name=name,
             storage_path=storage,
-            stop=stop or None,
+            stop=EndOfSweep(make_stopper(spec), ending),
+            # a trial is saved when a scheduler wants it
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=failures),
             verbose=0,
-            callbacks=[SweepDisplay(spec)],
+            callbacks=[record],
         ),
     )
-    with _handlers_kept():
-        return tuner.fit()
+    tuner.fit()
+
+
+def _points(spec: SweepSpec, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what the search is to begin with: the trials of before, which it is told of again.
+
+    Random search and grids need not be told, since they draw the same again.
+    """
+    if spec.search_name in ("random", "grid"):
+        return spec.points
+    swept = [{key: point[key] for key in spec.swept if key in point} for point in before]
+    return swept or spec.points
 
 
 @contextlib.contextmanager
-def _handlers_kept() -> Iterator[None]:
-    """Within, a sweep runs.
-
-    Tune leaves its handlers behind, which would swallow the next Ctrl-C, whatever runs then.
-    """
+def _handling_signals(ending: Ending) -> Iterator[None]:
+    """Have a first Ctrl-C, or SIGTERM, end the sweep in good order, and a second one at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def handle(number: int, frame: Any) -> None:
+        if ending.signal is not None:
+            raise KeyboardInterrupt
+        ending.signal = number
+        ending.tell()
+        what = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        info(f"{what}: the sweep ends once its trials are saved. Again: at once.")
+
+    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGTERM, handle)
     try:
         yield
     finally:
@@ -293,110 +419,63 @@ def _handlers_kept() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _parent(trainer: Trainer, spec: SweepSpec, name: str) -> MLFlowLogger | None:
-    """Open the sweep's own run in MLflow: the Trainer's experiment, else one with the sweep's name.
-
-    None if it has loggers but no MLflow.
-    """
-    own = next((logger for logger in trainer.loggers if isinstance(logger, MLFlowLogger)), None)
-    if own is None and trainer.settings.arguments["logger"] not in (None, True):
-        return None
-    parent = own.sibling(name) if own is not None else MLFlowLogger(spec.name, run_name=name)
-    tags = {
-        "raylit.version": __version__,
-        "raylit.sweep": spec.name,
-        "raylit.swept": ",".join(spec.swept),
-    }
-    parent.open(default_root_dir=trainer.default_root_dir, tags=tags)
-    parent.log_hyperparams(
-        {
-            "metric": spec.metric,
-            "mode": spec.mode,
-            "num_trials": spec.num_trials,
-            "space": {k: _text(v) for k, v in spec.space.items()},
-        }
-    )
-    return parent
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Set what Ray Tune reads from the environment, and have it say nothing that the display says."""
+    given = {name: os.environ.get(name) for name in ENVIRONMENT}
+    names = ("ray.tune", "ray.train", "ray.air")
+    levels = {name: logging.getLogger(name).level for name in names}
+    os.environ.update(ENVIRONMENT)
+    if not is_verbose():
+        for name in names:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for name, value in given.items():
+            os.environ.pop(name, None)
+            os.environ.update({name: value} if value is not None else {})
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
-def _trial_name(trial: Any) -> str:
-    return (
-        f"trial-{int(trial.trial_id.rpartition('_')[2]):03d}"
-        if trial.trial_id.rpartition("_")[2].isdigit()
-        else f"trial-{trial.trial_id}"
-    )
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"grid {value['grid_search']}"
-    return (
-        getattr(value, "domain_str", None) and f"{type(value).__name__.lower()} {value.domain_str}"
-    ) or str(value)
-
-
-def _example(value: Any) -> Any:
-    """Return one value that a key may take, to try it out before anything starts."""
-    if isinstance(value, dict):
-        return value["grid_search"][0]
-    return value.sample() if hasattr(value, "sample") else value
+# ---- after ----
 
 
 def _collect(
-    spec: SweepSpec, grid: tune.ResultGrid, parent: MLFlowLogger | None, folder: str
+    spec: SweepSpec, record: SweepRecord, parent: MLFlowLogger | None, folder: str, is_killed: bool
 ) -> SweepResult:
-    """Put together what the trials reported, and log the best to the sweep's run."""
-    trials = []
-    pick = min if spec.mode == "min" else max
-    for number in range(len(grid)):
-        one = grid[number]
-        metrics = dict(one.metrics or {})
-        frame = one.metrics_dataframe
-        scores = (
-            [float(value) for value in frame[spec.metric].dropna()]
-            if frame is not None and spec.metric in frame
-            else []
-        )
-        trials.append(
-            TrialResult(
-                name=os.path.basename(one.path),
-                config=dict(one.config or {}),
-                score=pick(scores) if scores else None,
-                metrics={
-                    key: value
-                    for key, value in metrics.items()
-                    if isinstance(value, float) and key not in _TUNE_KEYS
-                },
-                checkpoint=metrics.get("best_model_path") or None,
-                run_id=metrics.get("run_id") or None,
-                iterations=int(metrics.get("training_iteration", 0)),
-                time_s=float(metrics.get("time_total_s", 0.0)),
-                error=_reason(one.error) if one.error else None,
-            )
-        )
-    sign = 1 if spec.mode == "min" else -1
-    trials.sort(
-        key=lambda trial: (
-            trial.score is None,
-            sign * trial.score if trial.score is not None else 0,
-            trial.name,
-        )
-    )
-    if parent is not None and trials and trials[0].score is not None:
-        parent.log_metrics({f"best/{spec.metric}": trials[0].score}, step=0)
-        parent.log_hyperparams({"best": {**trials[0].config, "trial": trials[0].name}})
-        parent.finalize("success")
+    """Put together what the trials reported, best first."""
+    for trial in record.trials.values():
+        if trial.status in ("running", "paused", "pending"):
+            trial.status = "killed" if is_killed else "stopped"
+    trials = sort_trials(list(record.trials.values()), spec.mode)
     return SweepResult(spec, trials, parent.run_id if parent is not None else None, folder)
 
 
-def _reason(error: Exception) -> str:
-    """Return the user's own exception in one line: Ray wraps it in the traceback as text."""
-    cause = getattr(error, "cause", None) or error
+def _keep_best(
+    recipe: SweepRecipe, record: SweepRecord, result: SweepResult, seed: int
+) -> str | None:
+    """Write the config of the best trial into the sweep's folder; returns it."""
+    if not result.trials or result.trials[0].score is None:
+        return None
+    best = result.trials[0]
+    text = recipe.best_config(record.raw[best.number], seed_of(seed, best.number))
+    with open(os.path.join(record.folder, BEST), "w", encoding="utf-8") as file:
+        file.write(text)
+    return text
+
+
+def _why_all_failed(result: SweepResult) -> str:
+    failed = [trial for trial in result.trials if trial.error]
+    if not failed:
+        return f"No trial of the sweep reported {result.spec.metric!r}."
+    first: TrialResult = min(failed, key=lambda trial: trial.number)
+    path = os.path.join(result.folder, first.name, ERROR)
+    text = ""
+    with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
+        text = "\n" + file.read()
     return (
-        f"{type(cause).__name__}: {cause}"
-        if cause is not error
-        else str(error).strip().splitlines()[-1]
+        f"No trial of the sweep reported {result.spec.metric!r}. The first, {first.name}:"
+        f" {first.error}{text}"
     )
-
-
-_TUNE_KEYS = {"time_this_iter_s", "time_total_s", "time_since_restore", "timestamp"}

@@ -1,24 +1,68 @@
-"""What runs in the process of one trial.
+"""A trial in the process that runs it: a fit in a thread, whose metrics are reported to Ray Tune.
 
-A fit like any other, whose metrics are reported to Ray Tune.
+Ray Tune calls `TrialActor`, by which one process runs one trial after the other. Each begins with
+the process as the first one found it (`process.py`), with objects of its own, unpickled anew, and
+with a seed that follows from its number, so that it gives what a new process would give.
 """
 
 from __future__ import annotations
 
-import copy
+import contextlib
+import logging
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import queue
+import threading
+import time
+import traceback
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from ray import tune
+import numpy as np
+import ray
+import torch
+from ray.experimental import internal_kv
+from ray.tune import Trainable
 
-from raylit.callbacks import Checkpoint, ModelCheckpoint
-from raylit.errors import ConfigError, Stopped
-from raylit.loggers import CSVLogger, MLFlowLogger
-from raylit.metrics.metrics import to_numbers
+from raylit.callbacks import ModelCheckpoint, RecoveryCheckpoint
+from raylit.checkpoint import find, folder
+from raylit.core.datamodule import LightningDataModule
+from raylit.core.module import LightningModule
+from raylit.errors import CheckpointError, LaunchError, Terminated
+from raylit.launch.on_ray.by_value import Parcel
+from raylit.loggers import CSVLogger, Logger, MLFlowLogger
+from raylit.loggers.mlflow import store
+from raylit.runtime import rng, storage
 from raylit.runtime.rng import seed_everything
+from raylit.trainer.driver import keep_workers
 from raylit.trainer.trainer import Trainer
+from raylit.tune.process import ProcessState, seed_of
+from raylit.tune.remote import Listener
+from raylit.tune.report import Metrics, Reporter, Reports, TuneReport, end_after_batch
+
+STOP_S = 60.0  # for a trial to end, once it was told to
+LOOK_EVERY_S = 0.25  # whether the sweep is to end
+KEEP_PAUSED = 2  # checkpoints that a scheduler asked for, of each trial
+DONE = "done"  # names of Ray Tune
+TRAINING_ITERATION = "training_iteration"
+REPORTS = "reports.jsonl"
+ERROR = "traceback.txt"
+
+
+@dataclass
+class Made:
+    """What a trial works with: objects of its own."""
+
+    trainer: Trainer
+    model: LightningModule
+    data: LightningDataModule | None = None
+    loaders: dict[str, Any] = field(default_factory=dict)
+
+
+class Recipe(Protocol):
+    """Makes a trial's objects from its values: full names, such as `model.lr`, to values."""
+
+    def __call__(self, values: dict[str, Any]) -> Made: ...
 
 
 @dataclass
@@ -26,137 +70,316 @@ class TrialPlan:
     """What every trial of a sweep is made from.
 
     Attributes:
-        trainer: its arguments are the trial's, but for those the space names.
-        model: called with the trial's `model.*` values.
-        data: called with the trial's `data.*` values, or None.
-        fit_arguments: handed to `Trainer.fit`.
+        recipe: makes its objects.
         parent: the MLflow run of the sweep, or None.
         folder: where the trials keep their files.
-        metric: what is optimized.
-        seed: of the random numbers in each trial, or None.
+        metrics: what is optimized, the first first; each with its mode.
+        seed: of the sweep.
+        seeds_trials: whether each trial is seeded with what follows from it.
+        ended: how trials ended under a driver that is gone, by name; None if there was none.
+        max_failures: how often Ray Tune starts a trial again that has failed.
+        stop_key: key that is in the cluster's key-value store once the sweep is to end.
+        verbose: whether trials tell what they do.
+        num_workers: Ray workers of each trial; 0: it runs in its own process.
     """
 
-    trainer: Trainer
-    model: Callable[..., Any]
-    data: Callable[..., Any] | None
-    fit_arguments: dict[str, Any]
+    recipe: Recipe
     parent: MLFlowLogger | None
     folder: str
-    metric: str
-    seed: str | None
+    metrics: dict[str, str]
+    seed: int
+    seeds_trials: bool
+    ended: dict[str, str] | None
+    max_failures: int
+    stop_key: bytes
+    verbose: bool = False
+    num_workers: int = 0
 
-    def __call__(self, config: dict[str, Any]) -> None:
-        """Run one trial with the sampled values of `config`."""
-        name = tune.get_context().get_trial_name()
-        scopes: dict[str, dict[str, Any]] = {"model": {}, "data": {}, "trainer": {}}
-        for key, value in config.items():
-            scope, _, argument = key.partition(".")
-            scopes[scope][argument] = value
-        if self.seed is not None:
-            seed_everything(int(self.seed), verbose=False)
-        trainer = self.make_trainer(name, scopes["trainer"], config)
-        model = self.model(**scopes["model"])
-        data = self.data(**scopes["data"]) if self.data is not None else None
-        trainer.fit(model, datamodule=data, **self.fit_arguments)
 
-    def make_trainer(self, name: str, arguments: dict[str, Any], config: dict[str, Any]) -> Trainer:
-        """Return the Trainer of the trial called `name`.
+class TrialActor(Trainable):
+    """Runs trials, one after the other, in one process. Ray Tune calls it, on one thread.
 
-        Its files in a folder of its own, its run below the sweep's.
+    A subclass made by `trainable` holds the plan.
+    """
+
+    parcel: Any = None  # a reference to a pickled TrialPlan in the object store
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Begin with the first trial of this process."""
+        self._parcel: Parcel = ray.get(self.parcel)
+        plan: TrialPlan = self._parcel.unpack()
+        warm_up(plan.parent is not None)
+        if not plan.verbose:
+            logging.getLogger("raylit").setLevel(logging.WARNING)
+        self._process = ProcessState()
+        self._context = copy_context()
+        self._kept = keep_workers()
+        self._context.run(self._kept.__enter__)
+        self._fit: TrialFit | None = None
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """End what is left of the trial before and begin with the next.
+
+        Raises:
+            LaunchError: the trial before does not end; Tune starts the next in another process.
         """
-        folder = os.path.join(self.folder, name)
-        trainer = self.trainer.replaced(
-            **{
-                "default_root_dir": folder,
-                "enable_progress_bar": False,
-                "enable_model_summary": False,
-                **arguments,
-            }
+        self._end()
+        self._process.restore()
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._config = {key: _plain(value) for key, value in config.items()}
+        self._checkpoint: str | None = None
+        self._past: list[Metrics] = []
+        self._last: dict[str, Any] = {}
+
+    def step(self) -> dict[str, Any]:
+        """Go on with the trial until it reports or ends."""
+        if self._fit is None:
+            plan: TrialPlan = self._parcel.unpack()
+            self._fit = TrialFit(
+                plan, self.trial_name, self._config, self._checkpoint, self._context
+            )
+            self._past = self._fit.past_reports()
+        fit = self._fit
+        metrics = self._past.pop(0) if self._past else fit.next_report()
+        if metrics is not None:
+            self._last = {TRAINING_ITERATION: metrics.iteration, **metrics.values}
+            return self._last
+        if fit.how == "failed" and fit.error is not None and fit.plan.max_failures:
+            raise fit.error  # Tune starts it again, in a new process
+        error = _short(fit.error) if fit.how == "failed" else None
+        ended = {"how": fit.how, "run_id": fit.reporter.run_id, "error": error}
+        return {TRAINING_ITERATION: 0, **self._last, **ended, DONE: True}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        """Save the trial as it is at the report that Tune has seen last; only if a scheduler wants it."""
+        saved = self._fit.save() if self._fit is not None else None
+        return {"ckpt_path": saved or self._checkpoint}
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """Go on from a checkpoint of this trial or of another."""
+        self._end()
+        self._checkpoint = (checkpoint or {}).get("ckpt_path")
+
+    def _end(self) -> None:
+        fit = self._fit
+        self._fit = None
+        if fit is not None and not fit.stop():
+            raise LaunchError(f"{fit.name} did not end within {STOP_S:.0f} s.")
+
+    def cleanup(self) -> None:
+        """End the trial, and the Ray workers that it and those before have kept."""
+        self._end()
+        self._context.run(self._kept.__exit__, None, None, None)
+
+
+def trainable(parcel: Any) -> type[TrialActor]:
+    """Return what Ray Tune is to run for a sweep.
+
+    Args:
+        parcel: a reference to its pickled plan.
+    """
+    return type("Trial", (TrialActor,), {"parcel": parcel})
+
+
+class TrialFit:
+    """The fit of one trial, in a thread that waits after each report until it is asked for the next.
+
+    Args:
+        plan: of the sweep.
+        name: of the trial.
+        config: its values.
+        checkpoint: what it is to go on from, or None: the newest it has left itself, if any.
+        context: in which Ray workers are kept from one trial to the next.
+    """
+
+    def __init__(
+        self,
+        plan: TrialPlan,
+        name: str,
+        config: dict[str, Any],
+        checkpoint: str | None,
+        context: Context,
+    ) -> None:
+        self.plan = plan
+        self.name = name
+        self.config = config
+        self.checkpoint = checkpoint
+        self.folder = os.path.join(plan.folder, name)
+        self.error: BaseException | None = None
+        self.how = "killed"  # how it ended
+        self._is_resumed = plan.ended is not None and checkpoint is None
+        self.reporter = Reporter(os.path.join(self.folder, REPORTS), counts=checkpoint is None)
+        self._trainer: Trainer | None = None
+        self._thread = threading.Thread(
+            target=context.run, args=(self._run,), name=f"raylit-{name}", daemon=True
         )
+
+    def past_reports(self) -> list[Metrics]:
+        """Return what the trial reported under a driver that is gone."""
+        return list(self.reporter.past) if self._is_resumed else []
+
+    def next_report(self) -> Metrics | None:
+        """Let the fit go on; return what it reports next, or None when it has ended."""
+        if self._thread.ident is None:
+            ended = (self.plan.ended or {}).get(self.name, self.reporter.has_ended)
+            if self._is_resumed and ended:
+                self.how = ended
+                return None
+            self._thread.start()
+        else:
+            self.reporter.go_on()
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self.reporter.reports.get(timeout=LOOK_EVERY_S)
+            if internal_kv._internal_kv_exists(self.plan.stop_key):
+                self._interrupt()
+
+    def save(self) -> str | None:
+        """Save the fit, which is waiting after a report; returns the path, or None if it has ended."""
+        if self._trainer is None:
+            return None
+        where = os.path.join(self.folder, "paused")
+        path = os.path.join(where, f"report={self.reporter.count}.ckpt")
+        self._trainer.save_checkpoint(path)
+        for old in folder.newest_first(where, "*.ckpt")[KEEP_PAUSED:]:
+            folder.remove(old)
+        return path
+
+    def stop(self) -> bool:
+        """End the fit, at its report, or after its batch if the sweep is to end; whether it ended in time."""
+        if self._thread.ident is None:
+            return True
+        self.reporter.stop()
+        deadline = time.monotonic() + STOP_S
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            if internal_kv._internal_kv_exists(self.plan.stop_key):
+                self._interrupt()
+            self._thread.join(LOOK_EVERY_S)
+        return not self._thread.is_alive()
+
+    def _interrupt(self) -> None:
+        """Have the fit saved and ended after the batch it is in; in workers, at its next report."""
+        self.reporter.ends = True
+        trainer = self._trainer
+        if trainer is not None and not self.reporter.is_waiting:
+            end_after_batch(trainer)
+
+    # ---- in the thread ----
+
+    def _run(self) -> None:
+        try:
+            self._do()
+            self.how = "stopped" if self.reporter.is_stopped else "finished"
+        except Terminated:
+            self.how = "killed"  # saved, to be gone on with
+        except BaseException as error:
+            self.how = "failed"
+            self.error = error
+            self._tell(error)
+        # That a scheduler has stopped it is not the trial's to say: it may only be a pause
+        if self.how == "finished" or (self.how == "failed" and not self.plan.max_failures):
+            self.reporter.end(self.how)
+        self._trainer = None
+        self.reporter.reports.put(None)
+
+    def _do(self) -> None:
+        plan = self.plan
+        number = int(self.name.rpartition("-")[2])
+        if plan.seeds_trials:
+            seed_everything(seed_of(plan.seed, number), workers=True, verbose=False)
+        made = plan.recipe(self.config)
+        if not plan.num_workers:
+            self._fit(made, self.reporter)
+            return
+        listener = Listener(self.reporter)
+        try:
+            self._fit(made, listener.reports)
+        finally:
+            listener.close()
+
+    def _fit(self, made: Made, reports: Reports) -> None:
+        trainer = made.trainer
+        self._set_up(trainer, reports)
+        self._trainer = trainer
+        start = self.checkpoint or self._newest(trainer)
+        trainer.fit(made.model, datamodule=made.data, ckpt_path=start, **made.loaders)
+
+    def _set_up(self, trainer: Trainer, reports: Reports) -> None:
+        """Give the trial's files a folder of its own, its MLflow run a place below the sweep's."""
         trainer.loggers = [
-            self._own_logger(logger, name, config)
+            self._own_logger(logger)
             for logger in trainer.loggers
             if not isinstance(logger, MLFlowLogger)
         ]
-        if self.parent is not None:
-            values = {f"raylit.swept.{key}": str(value) for key, value in config.items()}
-            child = self.parent.child(name, {"raylit.trial": name, **values})
-            trainer.loggers.insert(0, child)
-        for callback in trainer.callbacks:
-            if isinstance(callback, ModelCheckpoint):
-                callback.dirpath = (
-                    os.path.join(os.fspath(callback.dirpath), name)
-                    if callback.dirpath
-                    else os.path.join(folder, "checkpoints")
-                )
-        trainer.callbacks.append(TuneReport(self.metric))
-        return trainer
+        if self.plan.parent is not None:
+            trainer.loggers.insert(0, self._child(self.plan.parent))
+        for saver in trainer.callbacks:
+            if isinstance(saver, (ModelCheckpoint, RecoveryCheckpoint)) and saver.dirpath:
+                saver.dirpath = os.path.join(os.fspath(saver.dirpath), self.name)
+            elif isinstance(saver, ModelCheckpoint):
+                saver.dirpath = os.path.join(self.folder, "checkpoints")
+        trainer.callbacks.append(TuneReport(self.plan.metrics, reports, self.config))
 
-    @staticmethod
-    def _own_logger(logger: Any, name: str, config: dict[str, Any]) -> Any:
-        """Return the logger of one trial.
+    def _child(self, parent: MLFlowLogger) -> MLFlowLogger:
+        tags = {"raylit.trial": self.name}
+        run_id = self.reporter.run_id
+        if run_id and self.checkpoint is not None:
+            return parent.child(self.name, tags, run_id)  # whatever the checkpoint says of its run
+        child = parent.child(self.name, tags)
+        if run_id:
+            child.resume(run_id)
+        return child
 
-        Trials at the same time must not take the same version.
-        """
+    def _newest(self, trainer: Trainer) -> str | None:
+        """Return the newest checkpoint that the trial has left, if it was begun before."""
+        if not self.reporter.was_begun:
+            return None
+        with contextlib.suppress(CheckpointError):
+            return find.resolve("last", trainer.savers, self.folder, "validate")
+        return None
+
+    def _own_logger(self, logger: Logger) -> Logger:
+        """Return the logger of one trial: trials at the same time must not take the same version."""
         if isinstance(logger, CSVLogger):
-            return CSVLogger(logger.save_dir or ".", name=logger.name, version=name)
-        return copy.deepcopy(logger)
+            return CSVLogger(logger.save_dir or ".", name=logger.name, version=self.name)
+        return logger  # unpickled for this trial alone
+
+    def _tell(self, error: BaseException) -> None:
+        """Keep the traceback of a trial that failed where it is found."""
+        text = "".join(traceback.format_exception(error))
+        with contextlib.suppress(OSError):
+            storage.write_text(os.path.join(self.folder, ERROR), text)
+        parent = self.plan.parent
+        if parent is not None and self.reporter.run_id:
+            parent.tell_of_child(self.reporter.run_id, _short(error), text, ERROR)
 
 
-class TuneReport(Checkpoint):
-    """Reports what was logged to Ray Tune after every validation, or epoch if there is none.
+def warm_up(with_mlflow: bool) -> None:
+    """Import what the first fit would, and make one optimizer, whose first step imports more."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    state = rng.state()
+    optimizer = torch.optim.Adam([parameter])
+    parameter.sum().backward()
+    optimizer.step()
+    rng.restore(state)
+    if with_mlflow:
+        store.load()
 
-    The last of all callbacks, after checkpoints.
 
-    Args:
-        metric: what the sweep optimizes; must have been logged.
-    """
+def _short(error: BaseException | None) -> str:
+    """Return an exception in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
-    def __init__(self, metric: str) -> None:
-        self.metric = metric
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Report, unless validation does."""
-        if not self._with_validation(trainer):
-            self._report(trainer)
-
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Report, where validation does not run exactly once per epoch."""
-        if (
-            self._with_validation(trainer)
-            and trainer.state.fn == "fit"
-            and not trainer.sanity_checking
-        ):
-            self._report(trainer)
-
-    @staticmethod
-    def _with_validation(trainer: Any) -> bool:
-        once = (
-            trainer.val_check_interval == 1.0
-            and trainer.val_check_time_s is None
-            and trainer.check_val_every_n_epoch == 1
-        )
-        return trainer.enable_validation and not once
-
-    def _report(self, trainer: Any) -> None:
-        metrics: dict[str, Any] = dict(to_numbers(trainer.callback_metrics))
-        if self.metric not in metrics:
-            logged = ", ".join(metrics) or "nothing"
-            raise ConfigError(
-                f"The sweep optimizes {self.metric!r}, which was not logged. Logged: {logged}. Log"
-                " it, or change the sweep's metric."
-            )
-        saver = next(
-            (callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)),
-            None,
-        )
-        metrics["epoch"] = trainer.current_epoch
-        metrics["global_step"] = trainer.global_step
-        metrics["best_model_path"] = saver.best_model_path if saver is not None else ""
-        metrics["run_id"] = next((logger.run_id for logger in trainer.loggers if logger.run_id), "")
-        for logger in trainer.loggers:
-            logger.finalize("success")  # the scheduler may end this process right after the report
-        try:
-            tune.report(metrics)
-        except SystemExit as stop:  # how Ray Tune ends a trial that its scheduler stopped
-            raise Stopped from stop
+def _plain(value: Any) -> Any:
+    """Return a number of numpy as Python's, however deep."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return value.item() if isinstance(value, np.generic) else value

@@ -24,8 +24,8 @@ from raylit.trainer import driver
 from raylit.trainer.trainer import Trainer
 
 if TYPE_CHECKING:
-    from raylit.tune.space import SweepSpec
-    from raylit.tune.sweep import SweepResult
+    from raylit.tune.result import SweepResult
+    from raylit.tune.spec import SweepSpec
 
 
 class Tuner:
@@ -182,6 +182,7 @@ class Tuner:
         spec: SweepSpec | None = None,
         train_dataloaders: Any = None,
         val_dataloaders: Any = None,
+        resume: str | bool = False,
         **settings: Any,
     ) -> SweepResult:
         """Run the trials of a sweep, each with values drawn from the space.
@@ -193,6 +194,8 @@ class Tuner:
             spec: the settings of the sweep.
             train_dataloaders: loaders instead of a datamodule.
             val_dataloaders: likewise.
+            resume: a sweep to go on with whose process has ended: its name or folder; True: the
+                newest of this name.
             settings: the settings of the sweep, instead of `spec`; see SweepSpec.
 
         Returns:
@@ -202,17 +205,27 @@ class Tuner:
             ConfigError: a setting is wrong; nothing was started.
             LaunchError: every trial failed.
         """
-        from raylit.tune.sweep import run_sweep  # loads Ray
+        from raylit.tune.recipe import Classes  # loads Ray
+        from raylit.tune.spec import SweepSpec
+        from raylit.tune.sweep import run_sweep
 
-        return run_sweep(
-            self.trainer,
-            model,
-            datamodule,
-            spec=spec,
-            train_dataloaders=train_dataloaders,
-            val_dataloaders=val_dataloaders,
-            settings=settings,
-        )
+        if (spec is None) == (not settings):
+            raise ConfigError(
+                "Tuner.sweep wants the settings of the sweep: space=..., metric=..., ..., or a"
+                " SweepSpec as spec=..., but not both."
+            )
+        spec = SweepSpec(**settings) if spec is None else spec
+        if isinstance(model, LightningModule):
+            raise ConfigError(
+                f"Tuner.sweep got a {type(model).__name__} object; every trial needs one of its"
+                " own. Give the class, or a function that makes it."
+            )
+        loaders: dict[str, Any] = {}
+        if train_dataloaders is not None:
+            loaders = {"train_dataloaders": train_dataloaders, "val_dataloaders": val_dataloaders}
+        recipe = Classes(self.trainer, model, datamodule, loaders, spec.trainer_settings)
+        recipe.check(spec.space)
+        return run_sweep(self.trainer, recipe, spec, resume=resume)
 
     def _search(
         self,

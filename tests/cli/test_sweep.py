@@ -7,8 +7,9 @@ import pytest
 
 from raylit.cli.config import parse
 from raylit.cli.source import Source
-from raylit.cli.sweep import Component, check_space
+from raylit.cli.sweep import ConfigRecipe, _plain
 from raylit.errors import ConfigError
+from raylit.tune.space import read_space
 from tests.lazy import mlflow, ray
 
 from .conftest import Done, run_raylit
@@ -59,7 +60,10 @@ max_concurrent: 2
         (
             "grid:",
             "gird:",
-            "sweep.yaml: data.batch_size: 'gird' is no word of a space. Did you mean 'grid'?",
+            (
+                "sweep.yaml, line 5: data.batch_size: 'gird' is no word of a space. Did you mean"
+                " 'grid'?"
+            ),
         ),
         (
             "data.batch_size: {grid: [32, 442]}",
@@ -69,12 +73,35 @@ max_concurrent: 2
         (
             "max_concurrent",
             "max_concurent",
-            "sweep.yaml: A sweep has no setting 'max_concurent'. Did you mean 'max_concurrent'?",
+            (
+                "sweep.yaml, line 7: A sweep has no setting 'max_concurent'. Did you mean"
+                " 'max_concurrent'?"
+            ),
         ),
         (
             "model.lr",
-            "optimizer.lr",
-            "The key 'optimizer.lr' of the space does not say whose argument it is.",
+            "lr",
+            "sweep.yaml, line 4: The key 'lr' of the space does not say whose argument it is.",
+        ),
+        (
+            "mode: min",
+            "mod: max",
+            "sweep.yaml, line 2: metric has no key 'mod'. Did you mean 'mode'?",
+        ),
+        (
+            "trainer.max_epochs: 3",
+            "trainer.callbacks.EarlyStoping.patience: 3",
+            "sweep.yaml, line 6: trainer.callbacks.EarlyStoping: the config has no such one.",
+        ),
+        (
+            "model.lr: {choice: [0.05, 0.000001]}",
+            "model: {choice: [{class_path: lab.Net, init_args: {lrr: {uniform: [0, 1]}}}]}",
+            "sweep.yaml, line 4: model.init_args.lrr: Net has no argument 'lrr'.",
+        ),
+        (
+            "max_concurrent: 2",
+            "resources: {cpu: 1}",
+            "sweep.yaml, line 7: resources: 'cpu': did you mean 'CPU'?",
         ),
     ],
 )
@@ -88,6 +115,18 @@ def test_a_sweep_file_is_checked_against_the_config(
     assert wanted in done.err and done.err.count("\n") == 1, done.err
 
 
+def test_a_flag_that_fixes_what_is_swept_is_refused(main: Callable[..., Done], lab: Path) -> None:
+    (lab / "sweep.yaml").write_text(SWEEP)
+    done = main("tune", *GOOD, "--model.lr", "0.1", "--sweep", "sweep.yaml")
+    assert done.code == 2
+    assert "--model.lr fixes what the sweep varies (sweep.yaml, line 4)" in done.err
+
+
+def recipe(*args: str) -> ConfigRecipe:
+    given = [*GOOD, *args]
+    return ConfigRecipe(_plain(parse("tune", given)), given, ".", Source("sweep.yaml", {}))
+
+
 def test_values_that_fit_are_accepted(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(lab)
     space = {
@@ -96,38 +135,45 @@ def test_values_that_fit_are_accepted(lab: Path, monkeypatch: pytest.MonkeyPatch
         "data.batch_size": ray.tune.grid_search([1, 2]),
         "model.encoder": None,
     }
-    check_space(parse("tune", GOOD), list(GOOD), Source("sweep.yaml", {}), space)
+    recipe().check(space)
     with pytest.raises(ConfigError, match=r"sweep.yaml: model.width is 8.\d+, but must be int"):
-        check_space(
-            parse("tune", GOOD),
-            list(GOOD),
-            Source("sweep.yaml", {}),
-            {"model.width": ray.tune.uniform(8.1, 8.9)},
-        )
+        recipe().check({"model.width": ray.tune.uniform(8.1, 8.9)})
 
 
 def test_each_trial_makes_objects_of_its_own(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(lab)
-    encoder = (
+    (lab / "stopping.yaml").write_text(
+        "trainer: {callbacks: [{class_path: EarlyStopping, init_args: {monitor: val_loss}}]}"
+    )
+    args = (
         "--model.encoder=torch.nn.LayerNorm",
         "--model.encoder.normalized_shape=4",
         "--optimizer=SGD",
         "--optimizer.lr=0.5",
+        "--config=stopping.yaml",
     )
-    factory = ray.cloudpickle.loads(
-        ray.cloudpickle.dumps(Component(parse("tune", [*GOOD, *encoder]), "model"))
-    )
-    one, other = factory(lr=0.5), factory(lr=0.25, **{"encoder.eps": 0.125})
-    assert (one.lr, other.lr) == (0.5, 0.25)
-    assert one.net[0] is not other.net[0]
-    assert (one.net[2].eps, other.net[2].eps) == (1e-5, 0.125)
-    assert other.hparams["encoder"]["init_args"]["eps"] == 0.125
-    assert one.configure_optimizers().defaults["lr"] == 0.5
+    make = ray.cloudpickle.loads(ray.cloudpickle.dumps(recipe(*args)))
+    one = make({"model.lr": 0.5, "trainer.callbacks.EarlyStopping.patience": 9})
+    other = make({"model.lr": 0.25, "model.encoder.eps": 0.125, "optimizer.lr": 0.75})
+    assert (one.model.lr, other.model.lr) == (0.5, 0.25)
+    assert one.model.net[0] is not other.model.net[0]
+    assert (one.model.net[2].eps, other.model.net[2].eps) == (1e-5, 0.125)
+    assert other.model.hparams["encoder"]["init_args"]["eps"] == 0.125
+    assert one.model.configure_optimizers().defaults["lr"] == 0.5
+    assert other.model.configure_optimizers().defaults["lr"] == 0.75
+    assert one.trainer.early_stopping_callback.patience == 9
+    assert other.trainer.early_stopping_callback.patience == 3
+    chosen = make(read_space({"model": {"class_path": "lab.Bare", "init_args": {"width": 6}}}))
+    assert type(chosen.model).__name__ == "Bare" and chosen.model.net[0].out_features == 6
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_tune_runs_the_trials_of_the_sweep_file(lab: Path, ray_cluster: str) -> None:
+def test_tune_runs_the_trials_of_the_sweep_file(
+    lab: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(lab)
+    monkeypatch.syspath_prepend(lab)
     (lab / "sweep.yaml").write_text(
         SWEEP.replace("{choice: [0.05, 0.000001]}", "{grid: [0.05, 0.000001]}").replace(
             "{grid: [32, 442]}", "64"
@@ -142,6 +188,10 @@ def test_tune_runs_the_trials_of_the_sweep_file(lab: Path, ray_cluster: str) -> 
     assert "--model.lr=0.05 --data.batch_size=64 --trainer.max_epochs=3" in done.out, (
         "the higher rate is the better one"
     )
+    fit = done.out.rpartition("next")[2].split()
+    assert fit[:3] == ["raylit", "fit", "--config"]
+    best = parse("fit", fit[2:]).values
+    assert (best.model.init_args.lr, best.trainer.max_epochs) == (0.05, 3)
     client = mlflow.MlflowClient(f"sqlite:///{lab}/mlflow.db")
     experiment = client.get_experiment_by_name("swept")
     assert experiment is not None

@@ -7,19 +7,37 @@ from typing import Any
 import pytest
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
+from ray.tune.schedulers.pb2 import PB2
 from ray.tune.search import BasicVariantGenerator
-from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Categorical, Float, Integer
 
 from raylit.errors import ConfigError
 from raylit.tune import SweepSpec
-from raylit.tune.space import WORDS, domain
+from raylit.tune.search import OptunaSearcher
+from raylit.tune.space import WORDS, examples, flatten, numbers_of, read_space
+from raylit.tune.stops import seconds
 
 
 def spec(**settings: Any) -> SweepSpec:
     return SweepSpec(
         **{"space": {"model.lr": {"uniform": [0.0, 1.0]}}, "metric": "val_loss", **settings}
     )
+
+
+def domain(key: str, value: Any) -> Any:
+    (made,) = read_space({key: value}).values()
+    return made
+
+
+CONDITIONAL = {
+    "model": {
+        "choice": [
+            {"class_path": "A", "init_args": {"width": {"randint": [8, 64]}}},
+            {"class_path": "B", "init_args": {"depth": {"choice": [2, 4]}}},
+        ]
+    },
+    "data": {"batch_size": {"choice": [16, 32]}},
+}
 
 
 @pytest.mark.parametrize(
@@ -77,9 +95,35 @@ def test_choices_grids_objects_and_constants() -> None:
         ({"scheduler": {"name": "asha", "patience": 3}}, "asha does not take .*patience"),
         ({"scheduler": {"max_t": 3}}, "neither a name nor a mapping"),
         (
-            {"scheduler": PopulationBasedTraining(hyperparam_mutations={"model.lr": [1, 2]})},
-            "which sweeps do not support",
+            {"scheduler": {"name": "pbt", "hyperparam_mutations": {"model.lrr": [1, 2]}}},
+            "Did you mean 'model.lr'",
         ),
+        ({"space": {"model.lr": {"uniform": [1, 1]}}}, "empty range"),
+        ({"space": {"model.lr": {"uniform": [2, 1]}}}, r"reversed: write \[1, 2\]"),
+        ({"space": {"model.lr": tune.uniform(2, 1)}}, "reversed"),
+        ({"space": {"model.lr": {"quniform": [0, 1, 0.3]}}}, "q=0.3 does not divide the bound 1"),
+        ({"space": {"model.lr": {"qrandint": [0, 10, 3]}}}, "q=3 does not divide the bound 10"),
+        ({"space": {"model.lr": {"uniform": [True, 2]}}}, "wants numbers, but lower is True"),
+        ({"space": {"model.lr": {"uniform": {"low": 1, "upper": 2}}}}, "Did you mean 'lower'"),
+        ({"space": {"model.lr": {"choice": []}}}, "empty"),
+        ({"metric": {"name": "a", "mod": "max"}}, "Did you mean 'mode'"),
+        ({"metric": [{"name": "a"}, {"name": "a"}]}, "named twice"),
+        ({"metric": {"name": "a", "mode": "maxx"}}, "Did you mean 'max'"),
+        ({"name": "a/b"}, "name of a folder"),
+        ({"stop": {"time_budget": -3}}, "give seconds, or a time with units"),
+        ({"stop": {"time_budget": "1 parsec"}}, "give seconds"),
+        ({"stop": {"time_bugdet": "1h"}}, "Did you mean 'time_budget'"),
+        ({"stop": {"target": True}}, "give a number"),
+        ({"resources": {"cpu": 1}}, "did you mean 'CPU'"),
+        ({"resources": {"CPU": True}}, "CPU is True"),
+        ({"resources": {"CPU": 1, "num_workers": 0}}, "num_workers=0"),
+        ({"num_samples": True}, "num_samples"),
+        ({"max_failures": -1}, "max_failures"),
+        ({"points": [{"model.lrr": 1}]}, "Did you mean 'model.lr'"),
+        ({"points": [{"model.lr": 7}]}, "not between 0.0 and 1.0"),
+        ({"search": {"name": "optuna", "sampler": "tppe"}}, "Did you mean 'tpe'"),
+        ({"search": "optuna", "space": {"model.lr": {"randn": [0, 1]}}}, "no normal distribution"),
+        ({"search": "grid"}, "visits only grids"),
         ({"search": "optuna", "space": {"model.lr": {"grid": [1, 2]}}}, "cannot visit grids"),
         ({"resources": {"CPU": -1}}, "resources"),
     ],
@@ -119,11 +163,75 @@ def test_unknown_key_of_a_sweep_file_is_refused() -> None:
         SweepSpec.from_dict({"metric": "a", "space": {"model.lr": 1}, "shceduler": "asha"})
 
 
+def test_trials_beside_num_samples_are_refused() -> None:
+    with pytest.raises(ConfigError, match="two names of the same number"):
+        SweepSpec.from_dict(
+            {"metric": "a", "space": {"model.lr": 1}, "trials": 2, "num_samples": 2}
+        )
+
+
 def test_names_become_objects_of_ray_tune() -> None:
     scheduler = spec(scheduler={"name": "asha", "max_t": 9}).make_scheduler()
     assert isinstance(scheduler, ASHAScheduler)
+    assert isinstance(spec(scheduler="pbt").make_scheduler(), PopulationBasedTraining)
+    assert isinstance(spec(scheduler="pb2").make_scheduler(), PB2)
     assert isinstance(spec().make_search(), BasicVariantGenerator)
-    assert isinstance(spec(search="optuna", seed=1).make_search(), OptunaSearch)
+    assert isinstance(spec(search="optuna", seed=1).make_search(), OptunaSearcher)
+
+
+def test_numbers_with_exponents_are_numbers() -> None:
+    assert numbers_of({"a": ["1e-4", "x1e-4", "2.5E3"]}) == {"a": [1e-4, "x1e-4", 2500.0]}
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [("1h", 3600), ("1h30m", 5400), ("90s", 90), (12, 12), ("2d", 172800)]
+)
+def test_times_have_units(given: Any, wanted: float) -> None:
+    assert seconds(given) == wanted
+
+
+def check_branch(config: dict[str, Any]) -> str:
+    model = config["model"]
+    if model["class_path"] == "A":
+        assert set(model["init_args"]) == {"width"} and 8 <= model["init_args"]["width"] < 64
+    else:
+        assert set(model["init_args"]) == {"depth"} and model["init_args"]["depth"] in (2, 4)
+    assert config["data.batch_size"] in (16, 32)
+    return str(model["class_path"])
+
+
+def test_each_draw_of_a_conditional_space_has_only_its_branch() -> None:
+    made = spec(space=CONDITIONAL, search="optuna", seed=1)
+    searcher = made.make_search()
+    assert isinstance(searcher, OptunaSearcher)
+    drawn = [searcher.suggest(str(number)) for number in range(20)]
+    assert {check_branch(config) for config in drawn} == {"A", "B"}
+    search = spec(space=CONDITIONAL, num_samples=20, seed=1).make_search()
+    assert isinstance(search, BasicVariantGenerator)
+    search.add_configurations(
+        {"e": {"run": lambda config: None, "config": made.space, "num_samples": 20}}
+    )
+    trials = [search.next_trial() for _ in range(20)]
+    assert {check_branch(trial.config) for trial in trials if trial is not None} == {"A", "B"}
+    assert all(set(flatten(config)) > {"model.class_path", "data.batch_size"} for config in drawn)
+    assert len(list(examples(made.space["model"]))) >= 5
+
+
+def test_points_are_tried_first_and_earlier_trials_are_known() -> None:
+    point = {"model": {"class_path": "B", "init_args": {"depth": 4}}, "data.batch_size": 32}
+    made = spec(space=CONDITIONAL, search="tpe", seed=1, points=[point])
+    searcher = made.make_search(earlier=[(point, [0.5]), ({"model": {"class_path": "C"}}, [0.1])])
+    assert isinstance(searcher, OptunaSearcher)
+    assert searcher.suggest("0") == point
+    assert [trial.value for trial in searcher._study.trials[:1]] == [0.5]
+
+
+def test_grids_of_a_conditional_space_are_counted() -> None:
+    inner = [
+        {"class_path": "A", "init_args": {"width": {"grid": [1, 2, 3]}}},
+        {"class_path": "B", "init_args": {"depth": 2}},
+    ]
+    assert spec(space={"model": {"grid": inner}, "model.lr": {"grid": [1, 2]}}).num_trials == 8
 
 
 def test_seed_makes_the_search_repeatable() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,9 +22,13 @@ from torch.utils.data import DataLoader, TensorDataset
 import raylit as pl
 from raylit.callbacks import ModelCheckpoint
 from raylit.errors import ConfigError, LaunchError
+from raylit.runtime.rng import isolated, seed_everything
 from raylit.tune import SweepResult
+from raylit.tune.process import seed_of
+from raylit.tune.record import FILE, read_lines
 from tests.deadlines import stretched
 
+ROOT = Path(__file__).parents[2]
 X = torch.linspace(-1, 1, 64).reshape(-1, 1)
 
 
@@ -127,6 +135,31 @@ class TestSweep:
         assert loss == pytest.approx(result.best.score, rel=1e-5)
         assert len({trial.checkpoint for trial in result.trials}) == 5
 
+    def test_a_trial_is_bit_for_bit_a_fit_with_its_seed(self, result: SweepResult) -> None:
+        trial = max(result.trials, key=lambda trial: trial.number)  # its process had run others
+        assert trial.number >= 2
+        with isolated():
+            seed_everything(seed_of(7, trial.number), verbose=False)
+            trainer = pl.Trainer(
+                max_epochs=trial.iterations,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+            )
+            trainer.fit(Line(trial.config["model.lr"]), datamodule=Data(16))
+        assert trainer.callback_metrics["val_loss"].item() == trial.last["val_loss"]
+
+    def test_a_trial_leaves_only_what_it_was_asked_to(
+        self, folder: Path, result: SweepResult
+    ) -> None:
+        names = {path.name for path in (Path(result.folder) / "trial-000").rglob("*")}
+        assert not names & {"result.json", "progress.csv", "params.json"}
+        assert "best.yaml" in os.listdir(result.folder)
+        assert float(result.best.config["model.lr"]) > 0.1
+
+    def test_best_loads_as_a_module(self, result: SweepResult) -> None:
+        assert result.best.load(Line).hparams.lr == result.best.config["model.lr"]
+
     def test_table(self, result: SweepResult) -> None:
         frame = result.dataframe
         assert list(frame["trial"]) == [trial.name for trial in result.trials]
@@ -140,7 +173,11 @@ class TestSweep:
         } <= set(frame.columns)
 
     def test_plot_has_a_panel_for_each_key(self, result: SweepResult) -> None:
-        assert [axes.get_xlabel() for axes in result.plot().axes] == ["data.batch_size", "model.lr"]
+        assert [axes.get_xlabel() for axes in result.plot().axes] == ["model.lr"]
+        for kind in ("history", "parallel"):
+            assert result.plot(kind).axes
+        with pytest.raises(ConfigError, match="Did you mean 'history'"):
+            result.plot("histroy")
 
     def test_each_trial_is_a_child_run(self, folder: Path, result: SweepResult) -> None:
         parent, children = runs_of(folder, result)
@@ -151,7 +188,9 @@ class TestSweep:
             run = children[trial.name]
             assert run.info.run_id == trial.run_id
             assert run.info.status == "FINISHED"
-            assert float(run.data.params["lr"]) == trial.config["model.lr"]
+            for key, value in trial.config.items():
+                assert float(run.data.params[key]) == value
+            assert run.data.metrics["best/val_loss"] == pytest.approx(trial.score)
             history = MlflowClient(store(folder)).get_metric_history(run.info.run_id, "val_loss")
             assert len(history) == trial.iterations
             assert min(point.value for point in history) == pytest.approx(trial.score)
@@ -188,11 +227,242 @@ def test_failed_trial_does_not_end_a_grid(tmp_path: Path, ray_cluster: str) -> N
     assert result.best is ended[0.2, 2]
     assert [ended[0.2, epochs].iterations for epochs in (1, 2)] == [1, 2]
     assert all("learns nothing" in str(ended[0.0, epochs].error) for epochs in (1, 2))
+    failed = ended[0.0, 1]
+    text = (Path(result.folder) / failed.name / "traceback.txt").read_text()
+    assert "in training_step" in text and "learns nothing" in text
     parent, children = runs_of(tmp_path, result)
     assert parent.info.status == "FINISHED"
     assert {name: run.info.status for name, run in children.items()} == {
         trial.name: "FAILED" if trial.error else "FINISHED" for trial in result.trials
     }
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from tests.tune.test_sweep import Slow, swept
+if __name__ == "__main__":
+    swept(Path(sys.argv[1]), Slow)
+"""
+
+
+class Slow(Line):
+    """Takes long enough for a sweep of it to be ended in the middle."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        time.sleep(0.05)
+        return super().training_step(batch, batch_idx)
+
+
+def swept(folder: Path, cls: type[Line], **settings: Any) -> SweepResult:
+    trainer = pl.Trainer(
+        max_epochs=3,
+        logger=pl.MLFlowLogger("lines", tracking_uri=store(folder)),
+        default_root_dir=folder,
+    )
+    return pl.Tuner(trainer).sweep(
+        cls,
+        Data,
+        name="slow",
+        space={"model.lr": {"loguniform": [1e-4, 0.3]}},
+        metric="val_loss",
+        num_samples=6,
+        max_concurrent=2,
+        seed=3,
+        **settings,
+    )
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("sent", "num_ended"),
+    [
+        (signal.SIGKILL, 2),
+        pytest.param(signal.SIGKILL, 0, marks=pytest.mark.long),
+        pytest.param(signal.SIGKILL, 1, marks=pytest.mark.long),
+        pytest.param(signal.SIGKILL, 4, marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, 1, marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, 1, marks=pytest.mark.long),
+    ],
+)
+def test_a_sweep_whose_driver_ended_goes_on(
+    sent: signal.Signals, num_ended: int, tmp_path: Path, ray_cluster: str
+) -> None:
+    environment = {**os.environ, "RAY_ADDRESS": ray_cluster, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)],
+        env=environment,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as driver:
+        deadline = time.monotonic() + stretched(60)
+        while True:
+            lines = [
+                line
+                for path in tmp_path.glob(f"raylit_runs/*/{FILE}")
+                for line in read_lines(str(path))
+            ]
+            begun = any("start" in line for line in lines)
+            if begun and sum("end" in line for line in lines) >= num_ended:
+                break
+            assert time.monotonic() < deadline and driver.poll() is None
+            time.sleep(0.05)
+        driver.send_signal(sent)
+        said = driver.communicate()[1]
+    if sent != signal.SIGKILL:
+        assert driver.returncode != 0 and "It goes on with resume=" in said, said
+    result = swept(tmp_path, Slow, resume=True)
+    undisturbed = swept(tmp_path / "undisturbed", Line)
+
+    def outcome(result: SweepResult) -> list[Any]:
+        return sorted((t.name, t.config, t.score, t.iterations, t.status) for t in result.trials)
+
+    assert outcome(result) == outcome(undisturbed)
+    parent, children = runs_of(tmp_path, result)
+    assert parent.info.status == "FINISHED"
+    assert set(children) == {trial.name for trial in result.trials}
+    client = MlflowClient(store(tmp_path))
+    for run in children.values():
+        assert run.info.status == "FINISHED"
+        history = client.get_metric_history(run.info.run_id, "val_loss")
+        assert len({point.step for point in history}) == len(history) == 3
+
+
+class Held(pl.Callback):
+    """Writes down, at the start and the end of each epoch, the weight and the rate."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._write("start", trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._write("end", trainer, pl_module)
+
+    def _write(self, what: str, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        group = trainer.optimizers[0].param_groups[0]
+        row = [what, trainer.current_epoch, module.layer.weight.item(), group["lr"]]
+        row.append(module.hparams.lr)
+        with open(Path(trainer.default_root_dir) / f"held-{trainer.logger.run_id}", "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+@pytest.mark.ray
+def test_pbt_goes_on_from_the_donor(tmp_path: Path, ray_cluster: str) -> None:
+    trainer = pl.Trainer(
+        max_epochs=5,
+        logger=pl.MLFlowLogger("lines", tracking_uri=store(tmp_path)),
+        callbacks=[Held()],
+        default_root_dir=tmp_path,
+    )
+    result = pl.Tuner(trainer).sweep(
+        Line,
+        Data,
+        space={"model.lr": {"choice": [0.2, 1e-4]}},
+        points=[{"model.lr": 0.2}, {"model.lr": 1e-4}],
+        metric="val_loss",
+        scheduler={
+            "name": "pbt",
+            "perturbation_interval": 1,
+            "quantile_fraction": 0.5,
+            "hyperparam_mutations": {"model.lr": {"uniform": [0.01, 0.4]}},
+        },
+        num_samples=2,
+        max_concurrent=2,
+        seed=1,
+    )
+    assert [trial.status for trial in result.trials] == ["finished"] * 2
+    good, bad = sorted(result.trials, key=lambda trial: trial.number)
+    rows = {
+        trial.name: [
+            json.loads(line)
+            for line in (tmp_path / f"held-{trial.run_id}").read_text().splitlines()
+        ]
+        for trial in (good, bad)
+    }
+    ends = {weight for what, _, weight, *_ in rows[good.name] if what == "end"}
+    taken = [row for row in rows[bad.name] if row[0] == "start" and row[2] in ends]
+    assert taken, rows
+    for _, epoch, _, rate, wanted in taken:
+        assert epoch > 0 and rate == pytest.approx(wanted), "the trial's own rate, not the donor's"
+    assert bad.config["model.lr"] != 1e-4
+    assert float(bad.score or 1) < 0.5, "with its own rate it would have learned nothing"
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("search", "scheduler"),
+    [
+        ("tpe", "median"),
+        pytest.param("nsga2", "pb2", marks=pytest.mark.long),
+        pytest.param("random", "hyperband", marks=pytest.mark.long),
+        pytest.param("gp", "none", marks=pytest.mark.long),
+        pytest.param("qmc", "asha", marks=pytest.mark.long),
+    ],
+)
+def test_every_search_and_scheduler_runs(
+    search: str, scheduler: str, tmp_path: Path, ray_cluster: str
+) -> None:
+    settings = {"perturbation_interval": 1} if scheduler == "pb2" else {}
+    several = [{"name": "val_loss", "mode": "min"}, {"name": "loss", "mode": "max"}]
+    trainer = pl.Trainer(max_epochs=3, logger=False, default_root_dir=tmp_path)
+    result = pl.Tuner(trainer).sweep(
+        Logging,
+        Data,
+        space={"model.lr": {"loguniform": [1e-3, 0.3]}},
+        metric=several if search in ("tpe", "nsga2") else "val_loss",
+        search=search,
+        scheduler={"name": scheduler, **settings},
+        num_samples=4,
+        max_concurrent=2,
+        seed=1,
+    )
+    assert len(result.trials) == 4 and all(trial.score is not None for trial in result.trials)
+    if len(result.spec.metrics) == 2:
+        assert result.best in result.front
+        assert result.plot("front").axes
+        values = [[one.metrics["val_loss"], one.metrics["loss"]] for one in result.trials]
+        for trial in result.front:
+            own = [trial.metrics["val_loss"], trial.metrics["loss"]]
+            assert not any(a < own[0] and b > own[1] for a, b in values)
+
+
+class Logging(Line):
+    """Logs its training loss too."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss)
+        return loss
+
+
+@pytest.mark.ray
+def test_more_than_the_cluster_has_is_refused(tmp_path: Path, ray_cluster: str) -> None:
+    tuner = pl.Tuner(pl.Trainer(max_epochs=1, logger=False, default_root_dir=tmp_path))
+    with pytest.raises(ConfigError, match="asks for 64 CPU, but the Ray cluster has 4 CPU"):
+        tuner.sweep(Line, Data, space={"model.lr": 0.1}, metric="val_loss", resources={"CPU": 64})
+    assert not (tmp_path / "raylit_runs").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_trials_of_two_workers(tmp_path: Path, ray_cluster: str) -> None:
+    trainer = pl.Trainer(
+        max_epochs=2,
+        logger=pl.MLFlowLogger("lines", tracking_uri=store(tmp_path)),
+        default_root_dir=tmp_path,
+    )
+    result = pl.Tuner(trainer).sweep(
+        Line,
+        Data,
+        space={"model.lr": {"grid": [0.05, 0.1, 0.2, 0.3]}},
+        metric="val_loss",
+        resources={"num_workers": 2, "CPU": 1},
+    )
+    assert len(result.trials) == 4
+    assert {trial.status for trial in result.trials} == {"finished"}
+    assert result.best.iterations == 2
+    assert result.best.load(Line).hparams.lr == result.best.config["model.lr"]
 
 
 @pytest.mark.ray

@@ -206,12 +206,15 @@ class MLFlowLogger(Logger):
             return f"{uri}/#/experiments/{self._experiment_id}/runs/{self._run_id}"
         return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
-    def child(self, run_name: str, tags: Mapping[str, str]) -> MLFlowLogger:
+    def child(
+        self, run_name: str, tags: Mapping[str, str], run_id: str | None = None
+    ) -> MLFlowLogger:
         """Return a logger whose `open` creates a run nested below this one, in the same experiment, wherever it is opened.
 
         Args:
             run_name: name of the new run.
             tags: put on the new run, beside user, source and git commit of this one.
+            run_id: go on with this run below this one instead, whatever a checkpoint says.
         """
         child = MLFlowLogger(
             self._experiment_name,
@@ -221,6 +224,7 @@ class MLFlowLogger(Logger):
             save_dir=self._files_dir,
             log_model=self._log_model,
             prefix=self._prefix,
+            run_id=run_id,
         )
         child._experiment_id = self._experiment_id
         return child
@@ -258,6 +262,41 @@ class MLFlowLogger(Logger):
                     self.experiment.set_terminated(run_id, STATUSES.get(status, "FAILED"))
         except Exception as error:
             warn(f"MLflow may go on showing runs below {self._run_id} as running: {error}")
+
+    def tell_of_child(self, run_id: str, error: str, text: str, artifact_file: str) -> None:
+        """Keep why a run below this one failed: one line as a tag, the whole as an artifact."""
+        try:
+            self.experiment.set_tag(run_id, "raylit.error", error[: store.MAX_PARAM_LENGTH])
+            self.experiment.log_text(run_id, text, artifact_file)
+        except Exception as failure:
+            warn(f"MLflow does not tell why the run {run_id} failed: {failure}")
+
+    def trials_below(
+        self, run_id: str, default_root_dir: str
+    ) -> list[tuple[dict[str, str], dict[str, float]]] | None:
+        """Return parameters and metrics of the runs below a run of this store; None if there is no such run.
+
+        Creates no run.
+        """
+        uri, artifact_root = store.find_store(
+            self._tracking_uri, self._files_dir, os.path.abspath(default_root_dir)
+        )
+        client = store.connect(uri, artifact_root)
+        return store.children_of(client, run_id)
+
+    @staticmethod
+    def end_tree(tracking_uri: str, run_id: str, status: str) -> None:
+        """Set the end state of a run, and of all below it, whose process has died."""
+        try:
+            client = store.client_of(tracking_uri)
+            run = client.get_run(run_id)
+            left = store.running_children(client, run.info.experiment_id, run_id)
+            if run.info.status == "RUNNING":
+                left.append(run_id)
+            for one in left:
+                client.set_terminated(one, STATUSES[status])
+        except Exception as error:
+            warn(f"MLflow may go on showing the run {run_id} as running: {error}")
 
     def log_text(self, text: str, artifact_file: str) -> None:
         """Keep a text as an artifact of the run. Does not block.

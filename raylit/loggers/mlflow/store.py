@@ -254,6 +254,12 @@ def connect(uri: str, artifact_root: str | None) -> MlflowClient:
     return MlflowClient(tracking_uri=uri)
 
 
+def load() -> None:
+    """Import mlflow now, with what the first run in a database needs: one second, two on a busy machine."""
+    import mlflow
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+
 def running_children(client: MlflowClient, experiment_id: str, run_id: str) -> list[str]:
     """Return the ids of the runs below `run_id` that have not ended.
 
@@ -267,6 +273,29 @@ def running_children(client: MlflowClient, experiment_id: str, run_id: str) -> l
         query = f"tags.`{PARENT_TAG}` = '{run_id}' and attributes.status = 'RUNNING'"
         page = client.search_runs([experiment_id], query, max_results=1000, page_token=token)
         found += [run.info.run_id for run in page]
+        token = page.token
+        if not token:
+            return found
+
+
+def children_of(
+    client: MlflowClient, run_id: str
+) -> list[tuple[dict[str, str], dict[str, float]]] | None:
+    """Return parameters and metrics of the finished runs below `run_id`; None if there is no such run."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException:
+        return None
+    found: list[tuple[dict[str, str], dict[str, float]]] = []
+    token: str | None = None
+    while True:
+        query = f"tags.`{PARENT_TAG}` = '{run_id}' and attributes.status = 'FINISHED'"
+        page = client.search_runs(
+            [run.info.experiment_id], query, max_results=1000, page_token=token
+        )
+        found += [(dict(one.data.params), dict(one.data.metrics)) for one in page]
         token = page.token
         if not token:
             return found

@@ -1,0 +1,227 @@
+"""What is known of a sweep's trials: kept by the driver, and in a file that outlives it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import IO, Any
+
+from ray.tune import Callback
+
+from raylit.errors import ConfigError
+from raylit.tune.result import ENDED, TrialResult
+from raylit.tune.space import flatten
+from raylit.tune.spec import SweepSpec
+
+FILE = "sweep.jsonl"
+LOCK = "driver.lock"  # held by the driver: it is free once that is dead
+
+
+class SweepRecord(Callback):
+    """The trials of a sweep as Ray Tune tells of them; the only one who writes them.
+
+    Each trial's values, when it begins, and how it ended stand in `sweep.jsonl` in the sweep's
+    folder. From it a sweep goes on whose driver has died (`past`).
+
+    Args:
+        folder: of the sweep, on this machine.
+        spec: the sweep's.
+
+    Attributes:
+        trials: by name, in the order in which they were made.
+        past: trials of a driver that is gone, by their numbers.
+        head: what the first line says: what the sweep is.
+        changes_config: whether the scheduler changes values, so that of a trial that goes on the
+            last ones count, not those it was begun with.
+        on_change: called after every change.
+    """
+
+    def __init__(self, folder: str, spec: SweepSpec) -> None:
+        self.folder = folder
+        self.spec = spec
+        self.trials: dict[str, TrialResult] = {}
+        self.past: dict[int, TrialResult] = {}
+        self.raw: dict[int, dict[str, Any]] = {}  # number to the values as the search has them
+        self.head: dict[str, Any] = {}
+        self.changes_config = False
+        self.on_change: Callable[[TrialResult, str], None] = lambda trial, event: None
+        self._file: IO[str] | None = None
+        self._lock: IO[str] | None = None
+        self._names: dict[str, str] = {}
+
+    def __getstate__(self) -> dict[str, str]:
+        """Return next to nothing: Ray Tune pickles what it is given, for a restore that is not its."""
+        return {"folder": self.folder}
+
+    def __copy__(self) -> SweepRecord:
+        return self  # Ray Tune copies its settings; there is one record
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SweepRecord:
+        return self
+
+    # ---- the file ----
+
+    def open(self, head: dict[str, Any]) -> None:
+        """Begin a new file, or go on with the one that is there."""
+        os.makedirs(self.folder, exist_ok=True)
+        self._lock = open(os.path.join(self.folder, LOCK), "w")  # noqa: SIM115  held to the end
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path = os.path.join(self.folder, FILE)
+        is_new = not os.path.exists(path)
+        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  likewise
+        if is_new:
+            self._write({"sweep": head})
+        self.head = head if is_new else self.head
+
+    def read(self) -> None:
+        """Learn what a driver that is gone had written.
+
+        Raises:
+            ConfigError: there is no such sweep.
+        """
+        lines = read_lines(os.path.join(self.folder, FILE))
+        if not lines:
+            raise ConfigError(f"There is no sweep in {self.folder} to go on with.")
+        self.head = lines[0].get("sweep", {})
+        for line in lines:
+            if "start" in line:
+                trial = TrialResult(line["start"], line["config"])
+                self.past.setdefault(trial.number, trial).config = line["config"]
+                self.raw[trial.number] = line["values"]
+            elif "end" in line:
+                ended = TrialResult(**line["end"])
+                self.past[ended.number] = ended
+
+    def ended(self) -> dict[str, str]:
+        """Return how trials of a driver that is gone ended, by name."""
+        return {one.name: one.status for one in self.past.values() if one.status in ENDED}
+
+    def close(self, status: str) -> None:
+        """Write how the sweep ended, and let go of the file."""
+        if self._file is not None:
+            self._write({"closed": status})
+            self._file.close()
+        if self._lock is not None:
+            self._lock.close()
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(self.folder, LOCK))
+        self._file = None
+        self._lock = None
+
+    def _write(self, line: dict[str, Any]) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(line, default=str) + "\n")
+
+    # ---- what Ray Tune tells ----
+
+    def name_of(self, trial: Any) -> str:
+        """Return the name of a trial: its number in the order in which they are made."""
+        if trial.trial_id not in self._names:
+            number = len(self._names)
+            self._names[trial.trial_id] = f"trial-{number:03d}"
+            if self.changes_config and number in self.raw:
+                trial.config = dict(self.raw[number])
+        return self._names[trial.trial_id]
+
+    def of(self, trial: Any) -> TrialResult:
+        """Return what is known of a trial."""
+        name = self.name_of(trial)
+        if name not in self.trials:
+            known = self.past.get(int(name.rpartition("-")[2]))
+            self.trials[name] = known or TrialResult(name, flatten(trial.config))
+        return self.trials[name]
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial begins, or goes on, perhaps with other values."""
+        known = self.of(trial)
+        config = flatten(trial.config)
+        if known.status in ENDED:
+            return  # is only told again
+        if known.status == "pending" or known.config != config:
+            known.config = config
+            self.raw[known.number] = trial.config
+            self._write({"start": known.name, "config": config, "values": trial.config})
+        known.status = "running"
+        self.on_change(known, "start")
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial has reported."""
+        known = self.of(trial)
+        if known.status in ENDED:
+            return
+        known.status = "running"
+        known.iterations = max(known.iterations, int(result["training_iteration"]))
+        known.time_s = max(known.time_s, float(result.get("time_total_s", 0.0)))
+        known.run_id = result.get("run_id") or known.run_id
+        known.checkpoint = result.get("best_model_path") or known.checkpoint
+        logged = {name: result[name] for name in result.get("logged") or ()}
+        if not logged:
+            return  # it has failed before its first report
+        known.last = logged
+        score = logged.get(self.spec.metric)
+        if score is not None and self._is_better(score, known.score):
+            known.score = score
+            known.metrics = logged
+        self.on_change(known, "report")
+
+    def _is_better(self, score: float, than: float | None) -> bool:
+        if score != score:
+            return False
+        return than is None or (score < than if self.spec.mode == "min" else score > than)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has ended, or its scheduler has stopped it."""
+        known = self.of(trial)
+        if known.status in ENDED:
+            return
+        last = trial.last_result or {}
+        how = last.get("how")
+        known.run_id = last.get("run_id") or known.run_id
+        if how == "failed":
+            known.status = "failed"
+            known.error = last.get("error")
+        elif how == "killed":
+            known.status = "killed"
+        else:
+            known.status = "finished" if how == "finished" else "stopped"
+        self._end(known)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has failed once too often."""
+        known = self.of(trial)
+        if known.status in ENDED:
+            return
+        known.status = "failed"
+        known.error = reason(trial.get_pickled_error() or trial.get_error())
+        self._end(known)
+
+    def _end(self, known: TrialResult) -> None:
+        if known.status in ENDED:
+            self._write({"end": asdict(known)})
+        self.on_change(known, "end")
+
+
+def read_lines(path: str) -> list[dict[str, Any]]:
+    """Return the objects in a file of JSON lines, but for one that a dying process has torn."""
+    lines: list[dict[str, Any]] = []
+    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
+        for text in file:
+            with contextlib.suppress(json.JSONDecodeError):
+                lines.append(json.loads(text))
+    return lines
+
+
+def reason(error: Any) -> str:
+    """Return the user's own exception in one line: Ray wraps it in the traceback as text."""
+    cause = getattr(error, "cause", None) or error
+    first = str(cause).strip().splitlines()
+    text = first[0] if first else ""
+    if cause is not error:
+        return f"{type(cause).__name__}: {text}"
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

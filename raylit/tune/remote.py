@@ -1,0 +1,92 @@
+"""Reports of a trial whose fit runs in Ray workers: from rank 0 to the process of the trial."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import ray
+
+from raylit.tune.report import Decision, Metrics, Reporter
+
+HEAR_S = 0.2  # between two looks whether the trial is over
+
+
+class _Exchange:
+    """Holds what rank 0 has said until the trial asks for it, and the answer until rank 0 does."""
+
+    def __init__(self) -> None:
+        self._said: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        self._answers: asyncio.Queue[str] = asyncio.Queue()
+
+    async def say(self, kind: str, content: Any) -> str:
+        """Say something; returns the answer."""
+        await self._said.put((kind, content))
+        return await self._answers.get()
+
+    async def hear(self, timeout_s: float) -> tuple[str, Any] | None:
+        """Return what was said, or None after a while."""
+        try:
+            return await asyncio.wait_for(self._said.get(), timeout_s)
+        except TimeoutError:
+            return None
+
+    async def answer(self, decision: str) -> None:
+        """Answer what was heard last."""
+        await self._answers.put(decision)
+
+
+class RemoteReports:
+    """What rank 0 of a trial's workers reports to; pickled with its callback.
+
+    Args:
+        exchange: an actor.
+    """
+
+    def __init__(self, exchange: Any) -> None:
+        self._exchange = exchange
+
+    def begin(self, run_id: str) -> None:
+        ray.get(self._exchange.say.remote("begin", run_id))
+
+    def report(self, metrics: Metrics) -> Decision:
+        decision: Decision = ray.get(self._exchange.say.remote("report", metrics))
+        return decision
+
+
+class Listener:
+    """Hands what rank 0 reports to the trial's own reporter, which decides, in a thread.
+
+    Args:
+        reporter: the trial's.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        actor: Any = ray.remote(_Exchange)
+        self._exchange = actor.options(num_cpus=0, max_concurrency=8).remote()
+        self.reports = RemoteReports(self._exchange)
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._listen, name="raylit-reports", daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        while not self._is_over.is_set():
+            said = ray.get(self._exchange.hear.remote(HEAR_S))
+            if said is None:
+                continue
+            kind, content = said
+            decision: Decision = "go on"
+            if kind == "begin":
+                self._reporter.begin(content)
+            else:
+                decision = self._reporter.report(content)
+            ray.get(self._exchange.answer.remote(decision))
+
+    def close(self) -> None:
+        """End, with the actor."""
+        self._is_over.set()
+        self._reporter.go_on()
+        self._thread.join(10)
+        ray.kill(self._exchange)

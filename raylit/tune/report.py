@@ -1,0 +1,319 @@
+"""From a fit to the sweep: what a trial reports, when, and how it hears whether it is to go on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from raylit.callbacks import Checkpoint, ModelCheckpoint
+from raylit.engine.run import Run
+from raylit.errors import ConfigError
+from raylit.loggers import MLFlowLogger
+from raylit.metrics.metrics import to_numbers
+from raylit.runtime import storage
+
+if TYPE_CHECKING:
+    from raylit.core.module import LightningModule
+    from raylit.trainer.trainer import Trainer
+
+Decision = Literal["go on", "stop", "end"]
+
+
+@dataclass
+class Metrics:
+    """One report of a trial.
+
+    Attributes:
+        iteration: its number, from 1.
+        values: metrics by name; their names as `logged`; and `epoch`, `global_step`,
+            `best_model_path`, `run_id`.
+    """
+
+    iteration: int
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+class Reports(Protocol):
+    """Where the fit of a trial reports to."""
+
+    def begin(self, run_id: str) -> None:
+        """Told that the fit begins, and of its run in MLflow."""
+
+    def report(self, metrics: Metrics) -> Decision:
+        """Report; returns, once that is decided, whether the fit goes on, stops, or is to be saved and ended."""
+
+
+class Reporter:
+    """Reports of a fit that runs in a thread of this process, and the file in which they are kept.
+
+    The file outlives driver and process. A trial that is begun again knows from it what it has
+    reported, and which run of MLflow is its own.
+
+    Args:
+        path: the file, one JSON object a line; local or a URL.
+        counts: whether the number of a report follows from those in the file; else, of a fit that
+            goes on from another trial's checkpoint, it is that of the fit.
+
+    Attributes:
+        past: what the file held at the start.
+        count: how many reports there were.
+        run_id: the trial's run in MLflow, or None.
+        has_ended: whether the trial has, and how, or None.
+        reports: those that the sweep has not seen; None at the end.
+        is_waiting: whether the fit waits for a decision.
+        is_stopped: whether it was told to stop.
+        ends: whether it is to be saved and ended at its next report.
+    """
+
+    def __init__(self, path: str, counts: bool = True) -> None:
+        self._path = path
+        self._counts = counts
+        self._lines: list[dict[str, Any]] = _read_lines(path)
+        self.past = [
+            Metrics(line["report"], line["values"]) for line in self._lines if "report" in line
+        ]
+        self.run_id: str | None = next(
+            (line["begun"] for line in self._lines if "begun" in line), None
+        )
+        self.has_ended: str | None = next(
+            (line["ended"] for line in self._lines if "ended" in line), None
+        )
+        self.was_begun = bool(self._lines)
+        self.count = max((one.iteration for one in self.past), default=0)
+        self.reports: queue.Queue[Metrics | None] = queue.Queue()
+        self.is_waiting = self.is_stopped = self.ends = False
+        self._decided = threading.Semaphore(0)
+        self._decision: Decision = "go on"
+
+    # ---- of the sweep ----
+
+    def go_on(self) -> None:
+        """Let the fit go on."""
+        if self.is_waiting:
+            self._decide("go on")
+
+    def stop(self, decision: Decision = "stop") -> None:
+        """Have the fit stop at its report, or at the next."""
+        self._decide(decision)
+
+    def _decide(self, decision: Decision) -> None:
+        self.is_stopped = decision == "stop"
+        self._decision = decision
+        self._decided.release()
+
+    # ---- of the fit ----
+
+    def begin(self, run_id: str) -> None:
+        self.run_id = run_id or self.run_id
+        self._write({"begun": run_id})
+
+    def report(self, metrics: Metrics) -> Decision:
+        if self._counts:
+            # The checkpoint of an epoch is written before its report, and does not count it
+            at = _place(metrics)
+            same = next((one for one in self.past if _place(one) == at), None)
+            metrics.iteration = self.count + 1 if same is None else same.iteration
+            if same is not None:
+                return "go on"  # reported before the process died that went on to here
+        self.count = metrics.iteration
+        self._write({"report": metrics.iteration, "values": metrics.values})
+        if self.ends:
+            return "end"
+        self.is_waiting = True
+        self.reports.put(metrics)
+        self._decided.acquire()
+        self.is_waiting = False
+        return self._decision
+
+    def end(self, how: str) -> None:
+        """Remember how the trial ended: `finished`, `stopped` or `failed`."""
+        self._write({"ended": how})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._lines.append(line)
+        text = json.dumps(line) + "\n"
+        if storage.is_url(self._path):
+            whole = "".join(json.dumps(one) + "\n" for one in self._lines)
+            storage.write_text(self._path, whole)
+            return
+        os.makedirs(os.path.dirname(self._path), exist_ok=True)
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(text)
+
+
+def _place(metrics: Metrics) -> tuple[Any, Any]:
+    """Return where in the fit a report was made."""
+    return metrics.values.get("epoch"), metrics.values.get("global_step")
+
+
+def _read_lines(path: str) -> list[dict[str, Any]]:
+    """Return the objects in a file; a line that is torn was never reported."""
+    lines: list[dict[str, Any]] = []
+    try:
+        with storage.downloaded(path) as local, open(local, encoding="utf-8") as file:
+            for text in file:
+                with contextlib.suppress(json.JSONDecodeError):
+                    lines.append(json.loads(text))
+    except FileNotFoundError:
+        return []
+    return lines
+
+
+class TuneReport(Checkpoint):
+    """Reports what was logged, after every validation, or epoch if there is none.
+
+    The last of all callbacks, after checkpoints.
+
+    Args:
+        metrics: what the sweep optimizes, with `min` or `max`; must have been logged.
+        reports: where to.
+        config: the trial's values, which become parameters of its run.
+    """
+
+    def __init__(self, metrics: dict[str, str], reports: Reports, config: dict[str, Any]) -> None:
+        self.metrics = metrics
+        self.reports = reports
+        self.config = config
+        self.count = 0
+        self.best: float | None = None
+        self.is_over = False
+        self._options: list[list[dict[str, float]]] = []
+        self._donors: list[list[dict[str, float]]] | None = None
+
+    # ---- what a checkpoint holds of it ----
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "best": self.best, "options": self._options}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.count = state_dict["count"]
+        self.best = state_dict["best"]
+        self._donors = state_dict["options"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._options = [_options_of(optimizer) for optimizer in trainer.optimizers]
+        if trainer.is_global_zero:
+            self.reports.begin(_run_id(trainer))
+            for logger in trainer.loggers:
+                if isinstance(logger, MLFlowLogger):
+                    logger.log_hyperparams(self.config)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the optimizers the options of this trial where another's checkpoint brought its own.
+
+        A learning rate that a scheduler has changed since is changed in proportion.
+        """
+        if self._donors is None or self._donors == self._options:
+            return
+        for optimizer, own, donor in zip(
+            trainer.optimizers, self._options, self._donors, strict=False
+        ):
+            for group, mine, theirs in zip(optimizer.param_groups, own, donor, strict=False):
+                for name, value in mine.items():
+                    before = theirs.get(name, value)
+                    if value == before:
+                        continue
+                    is_rate = name in ("lr", "initial_lr") and before
+                    group[name] = group[name] * value / before if is_rate else value
+        for config in trainer.lr_scheduler_configs:
+            groups = config.scheduler.optimizer.param_groups
+            if hasattr(config.scheduler, "base_lrs"):  # ReduceLROnPlateau has none
+                config.scheduler.base_lrs = [group["initial_lr"] for group in groups]
+
+    # ---- reports ----
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not _reports_with_validation(trainer):
+            self._report(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report, where validation does not run exactly once per epoch."""
+        in_fit = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if in_fit and _reports_with_validation(trainer):
+            self._report(trainer)
+
+    def _report(self, trainer: Trainer) -> None:
+        if self.is_over:
+            return
+        values: dict[str, Any] = dict(to_numbers(trainer.callback_metrics))
+        for name in self.metrics:
+            if name not in values:
+                logged = ", ".join(values) or "nothing"
+                raise ConfigError(
+                    f"The sweep optimizes {name!r}, which was not logged. Logged: {logged}. Log"
+                    " it, or change the sweep's metric."
+                )
+        self.count += 1
+        self._log_best(trainer, values)
+        decision: Decision = "go on"
+        if trainer.is_global_zero:
+            values["logged"] = list(values)
+            values["epoch"] = trainer.current_epoch
+            values["global_step"] = trainer.global_step
+            values["best_model_path"] = _best_path(trainer)
+            values["run_id"] = _run_id(trainer)
+            report = Metrics(self.count, values)
+            decision = self.reports.report(report)
+            self.count = report.iteration
+        decision = trainer.strategy.broadcast(decision)
+        self.is_over = decision != "go on"
+        if decision == "stop":
+            trainer.min_epochs = 0
+            trainer.min_steps = None
+            trainer.should_stop = True
+        elif decision == "end":
+            end_after_batch(trainer)
+
+    def _log_best(self, trainer: Trainer, values: dict[str, Any]) -> None:
+        """Log the best value so far under a name of its own, so that runs can be sorted by it."""
+        name, mode = next(iter(self.metrics.items()))
+        value = values[name]
+        pick = min if mode == "min" else max
+        if self.best is None or (value != self.best and pick(value, self.best) == value):
+            self.best = value
+            if trainer.is_global_zero:
+                for logger in trainer.loggers:
+                    logger.log_metrics({f"best/{name}": value}, trainer.global_step)
+
+
+def end_after_batch(trainer: Trainer) -> None:
+    """Have a fit saved and ended after the batch it is in, as by SIGTERM."""
+    if isinstance(trainer.run, Run):
+        trainer.run.agreement.received_sigterm = True
+        trainer.run.agreement.pauses = True
+
+
+def _options_of(optimizer: Any) -> list[dict[str, float]]:
+    """Return the numbers among the options of each group of an optimizer."""
+    return [
+        {
+            name: float(value)
+            for name, value in group.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        }
+        for group in optimizer.param_groups
+    ]
+
+
+def _reports_with_validation(trainer: Trainer) -> bool:
+    once = (
+        trainer.val_check_interval == 1.0
+        and trainer.val_check_time_s is None
+        and trainer.check_val_every_n_epoch == 1
+    )
+    return trainer.enable_validation and not once
+
+
+def _best_path(trainer: Trainer) -> str:
+    savers = (one for one in trainer.callbacks if isinstance(one, ModelCheckpoint))
+    saver = next(savers, None)
+    return saver.best_model_path if saver is not None else ""
+
+
+def _run_id(trainer: Trainer) -> str:
+    return next((logger.run_id for logger in trainer.loggers if logger.run_id), "")

@@ -1,0 +1,194 @@
+"""What a sweep gives back: its trials, the best of them, tables and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from raylit.errors import LaunchError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+    from raylit.core.module import LightningModule
+    from raylit.tune.spec import SweepSpec
+
+ModuleT = TypeVar("ModuleT", bound="LightningModule")
+Status = Literal["pending", "running", "paused", "finished", "stopped", "failed", "killed"]
+ENDED = ("finished", "stopped", "failed")  # and not to be gone on with
+
+
+@dataclass
+class TrialResult:
+    """One trial.
+
+    Attributes:
+        name: its folder and the name of its MLflow run.
+        config: the values it was run with, by their full names.
+        status: `finished`, `stopped` (by the scheduler), `failed`, `killed` (with the sweep), or
+            where it is: `pending`, `running`, `paused`.
+        score: the best value of the sweep's first metric, None if it reported none.
+        metrics: the values reported together with that one.
+        last: the values reported last.
+        checkpoint: its best checkpoint, or None.
+        run_id: its MLflow run, or None.
+        iterations: how often it reported.
+        time_s: seconds it ran.
+        error: what ended it in one line, or None; its traceback is in `traceback.txt` in its folder.
+    """
+
+    name: str
+    config: dict[str, Any]
+    status: Status = "pending"
+    score: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
+    checkpoint: str | None = None
+    run_id: str | None = None
+    iterations: int = 0
+    time_s: float = 0.0
+    error: str | None = None
+
+    @property
+    def number(self) -> int:
+        """Its number in the sweep, from 0."""
+        return int(self.name.rpartition("-")[2])
+
+    def load(self, cls: type[ModuleT], **arguments: Any) -> ModuleT:
+        """Return a module with the weights of the best checkpoint.
+
+        Args:
+            cls: the module's class.
+            arguments: as in `load_from_checkpoint`.
+
+        Raises:
+            LaunchError: the trial has saved no checkpoint.
+
+        Example:
+            >>> model = sweep.best.load(LitDigits)
+        """
+        if self.checkpoint is None:
+            raise LaunchError(
+                f"{self.name} has saved no checkpoint. Give the Trainer of the sweep a"
+                " ModelCheckpoint, and leave enable_checkpointing on."
+            )
+        loaded: ModuleT = cls.load_from_checkpoint(self.checkpoint, **arguments)
+        return loaded
+
+
+@dataclass
+class SweepResult:
+    """All trials of a sweep.
+
+    Attributes:
+        spec: what was asked for.
+        trials: best first; those without a score last.
+        run_id: the sweep's MLflow run, or None.
+        folder: where the trials keep their files.
+
+    Example:
+        >>> sweep.best.config, sweep.best.checkpoint
+        >>> sweep.dataframe
+    """
+
+    spec: SweepSpec
+    trials: list[TrialResult] = field(default_factory=list)
+    run_id: str | None = None
+    folder: str = ""
+
+    @property
+    def best(self) -> TrialResult:
+        """The trial with the best score; of several metrics the first counts.
+
+        Raises:
+            LaunchError: no trial reported one.
+        """
+        if not self.trials or self.trials[0].score is None:
+            errors = "; ".join(
+                f"{trial.name}: {trial.error}" for trial in self.trials if trial.error
+            )
+            raise LaunchError(f"No trial of the sweep reported {self.spec.metric!r}. {errors}")
+        return self.trials[0]
+
+    @property
+    def front(self) -> list[TrialResult]:
+        """The Pareto front: trials that no other beats in all metrics. With one metric, the best."""
+        return pareto_front(self.trials, self.spec.metrics)
+
+    @property
+    def dataframe(self) -> DataFrame:
+        """A pandas DataFrame with a row for each trial: its values, its score, its metrics."""
+        import pandas as pd
+
+        swept = list(dict.fromkeys(key for trial in self.trials for key in trial.config))
+        names = list(self.spec.metrics)
+        rows = [
+            {
+                "trial": trial.name,
+                "status": trial.status,
+                **{key: trial.config.get(key) for key in swept},
+                **{name: trial.metrics.get(name) for name in names},
+                "iterations": trial.iterations,
+                "time_s": trial.time_s,
+                "checkpoint": trial.checkpoint,
+                "run_id": trial.run_id,
+                "error": trial.error,
+            }
+            for trial in self.trials
+        ]
+        frame = pd.DataFrame(rows)
+        texts = ["trial", "status", "checkpoint", "run_id", "error"]
+        return frame.convert_dtypes().astype({name: "string" for name in texts if name in frame})
+
+    def plot(self, kind: str = "slices") -> Figure:
+        """Draw the trials.
+
+        Args:
+            kind: `history` (the scores in their order), `slices` (the score over each swept key),
+                `parallel` (parallel coordinates), `importance` (of each key, by Optuna),
+                `contour` (the score over two keys), `front` (one metric over another).
+
+        Returns:
+            A matplotlib Figure.
+
+        Raises:
+            ConfigError: there is no such kind.
+        """
+        from raylit.tune.plots import draw
+
+        figure: Figure = draw(self, kind)
+        return figure
+
+
+def sort_trials(trials: Sequence[TrialResult], mode: str) -> list[TrialResult]:
+    """Return the trials, best first; those without a score, or with one that is no number, last."""
+    sign = 1 if mode == "min" else -1
+
+    def rank(trial: TrialResult) -> tuple[bool, float, str]:
+        score = trial.score
+        if score is None or score != score:
+            return True, 0.0, trial.name
+        return False, sign * score, trial.name
+
+    return sorted(trials, key=rank)
+
+
+def pareto_front(trials: Sequence[TrialResult], metrics: Mapping[str, str]) -> list[TrialResult]:
+    """Return the trials that no other is at least as good as in all metrics and better in one."""
+    points = {
+        trial.name: [
+            trial.metrics[name] * (1 if mode == "min" else -1) for name, mode in metrics.items()
+        ]
+        for trial in trials
+        if all(name in trial.metrics for name in metrics)
+    }
+
+    def is_beaten(point: list[float]) -> bool:
+        return any(
+            other != point and all(a <= b for a, b in zip(other, point, strict=True))
+            for other in points.values()
+        )
+
+    return [trial for trial in trials if trial.name in points and not is_beaten(points[trial.name])]

@@ -1,0 +1,121 @@
+"""From the word for a scheduler to Ray Tune's object."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    HyperBandForBOHB,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+from ray.tune.schedulers.pb2 import PB2, has_sklearn
+from ray.tune.search.sample import Categorical, Domain, Float, Integer
+
+from raylit.errors import MissingPackageError, did_you_mean
+from raylit.tune.search import named
+from raylit.tune.space import SweepError
+
+if TYPE_CHECKING:
+    from raylit.tune.spec import SweepSpec
+
+SCHEDULERS: dict[str, Any] = {
+    "asha": ASHAScheduler,
+    "hyperband": HyperBandScheduler,
+    "bohb": HyperBandForBOHB,
+    "median": MedianStoppingRule,
+    "pbt": PopulationBasedTraining,
+    "pb2": PB2,
+    "fifo": FIFOScheduler,
+    "none": FIFOScheduler,
+}
+WITH_MAX_T = ("asha", "hyperband", "bohb")
+PERTURB_EVERY = 4  # reports, unless said
+
+
+def make_scheduler(spec: SweepSpec, max_epochs: int | None) -> TrialScheduler:
+    """Return Ray Tune's object for the scheduler of a sweep.
+
+    Time is counted in reports, of which there is one for each validation or epoch.
+
+    Raises:
+        SweepError: there is no such scheduler, or it does not take its arguments.
+        MissingPackageError: it needs a package that is not installed.
+    """
+    if isinstance(spec.scheduler, TrialScheduler):
+        return spec.scheduler
+    given = spec.scheduler
+    name, arguments = named(given, "scheduler")
+    if name not in SCHEDULERS:
+        raise SweepError(
+            f"scheduler: {name!r} is not known.{did_you_mean(name, SCHEDULERS)} Use one of"
+            f" {', '.join(SCHEDULERS)}, or an object of ray.tune.schedulers.",
+            ("scheduler",),
+        )
+    if name == "pb2" and not has_sklearn:
+        raise MissingPackageError("scikit-learn", "scheduler: pb2")
+    cls = SCHEDULERS[name]
+    if spec_is_bohb(spec) and name not in ("bohb", "none", "fifo"):
+        raise SweepError(
+            "search: bohb goes with scheduler: bohb, which tells it the budgets.", ("scheduler",)
+        )
+    known = [key for key in inspect.signature(cls.__init__).parameters if key != "self"]
+    for key in arguments:
+        if key not in known:
+            raise SweepError(
+                f"scheduler: {name} does not take {key!r}.{did_you_mean(key, known)} It takes:"
+                f" {', '.join(known) or 'nothing'}.",
+                ("scheduler", key),
+            )
+    defaults: dict[str, Any] = {}
+    if "time_attr" in known:
+        defaults["time_attr"] = "training_iteration"
+    if name in WITH_MAX_T and max_epochs is not None and max_epochs > 0:
+        defaults["max_t"] = max(max_epochs, int(arguments.get("grace_period", 1)))
+    if name in ("pbt", "pb2"):
+        defaults |= _population(spec, name, arguments)
+    try:
+        scheduler: TrialScheduler = cls(**defaults | arguments)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise SweepError(
+            f"scheduler: {name} does not take {arguments}: {error}.", ("scheduler",)
+        ) from error
+    return scheduler
+
+
+def spec_is_bohb(spec: SweepSpec) -> bool:
+    """Tell whether the search is BOHB."""
+    return isinstance(spec.search, (str, dict)) and named(spec.search, "search")[0] == "bohb"
+
+
+def _population(spec: SweepSpec, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return which keys a population-based scheduler changes: all that are sampled, unless it says."""
+    argument = "hyperparam_mutations" if name == "pbt" else "hyperparam_bounds"
+    given = arguments.get(argument)
+    if given is not None:
+        for key in given:
+            if key not in spec.space:
+                raise SweepError(
+                    f"scheduler: {argument} names {key!r}, which is no key of the"
+                    f" space.{did_you_mean(str(key), spec.space)}",
+                    ("scheduler", argument, key),
+                )
+        return {"perturbation_interval": PERTURB_EVERY}
+    sampled = {key: value for key, value in spec.space.items() if isinstance(value, Domain)}
+    if name == "pbt":
+        plain = {
+            key: list(value.categories) if isinstance(value, Categorical) else value
+            for key, value in sampled.items()
+        }
+        return {"perturbation_interval": PERTURB_EVERY, argument: plain}
+    bounds = {
+        key: [value.lower, value.upper]
+        for key, value in sampled.items()
+        if isinstance(value, (Float, Integer))
+    }
+    return {"perturbation_interval": PERTURB_EVERY, argument: bounds}

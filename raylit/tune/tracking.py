@@ -1,0 +1,121 @@
+"""The sweep's own run in MLflow, below which the trials' runs stand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from raylit.loggers import MLFlowLogger
+from raylit.runtime.messages import warn
+from raylit.runtime.secrets import without_secrets
+from raylit.tune.space import text_of
+from raylit.version import __version__
+
+if TYPE_CHECKING:
+    from raylit.trainer.trainer import Trainer
+    from raylit.tune.result import SweepResult, TrialResult
+    from raylit.tune.spec import SweepSpec
+
+
+def open_parent(
+    trainer: Trainer, spec: SweepSpec, name: str, seed: int, run_id: str | None = None
+) -> MLFlowLogger | None:
+    """Open the sweep's run: in the Trainer's experiment, else in one with the sweep's name.
+
+    None if the Trainer has loggers but no MLflow.
+
+    Args:
+        trainer: the sweep's.
+        spec: the sweep's.
+        name: of the run.
+        seed: of the sweep.
+        run_id: the run of a sweep that goes on.
+    """
+    own = next((logger for logger in trainer.loggers if isinstance(logger, MLFlowLogger)), None)
+    if own is None and trainer.settings.arguments["logger"] not in (None, True):
+        return None
+    parent = own.sibling(name) if own is not None else MLFlowLogger(spec.name, run_name=name)
+    if run_id is not None:
+        parent.resume(run_id)
+    tags = {
+        "raylit.version": __version__,
+        "raylit.sweep": spec.name,
+        "raylit.swept": ",".join(spec.swept),
+    }
+    parent.open(default_root_dir=trainer.default_root_dir, tags=tags)
+    if run_id is None:
+        parent.log_hyperparams(
+            {
+                "metric": spec.metric,
+                "mode": spec.mode,
+                "metrics": ", ".join(f"{name} ({mode})" for name, mode in spec.metrics.items()),
+                "num_trials": spec.num_trials,
+                "search": _text(spec.search),
+                "scheduler": _text(spec.scheduler),
+                "seed": seed,
+                "space": {key: text_of(value) for key, value in spec.space.items()},
+            }
+        )
+    return parent
+
+
+def log_result(parent: MLFlowLogger, result: SweepResult, best_config: str | None) -> None:
+    """Log the best trial, the table and the pictures to the sweep's run."""
+    scored = [trial for trial in result.trials if trial.score is not None]
+    if not scored:
+        return
+    best = result.best
+    parent.log_metrics({f"best/{name}": best.metrics[name] for name in result.spec.metrics}, step=0)
+    parent.log_hyperparams({"best": {**best.config, "trial": best.name}})
+    parent.log_text(result.dataframe.to_csv(index=False), "trials.csv")
+    parent.log_text(without_secrets(best_config or ""), "best.yaml")
+    parent.finalize("success")
+    _keep_pictures(parent, result)
+
+
+def _keep_pictures(parent: MLFlowLogger, result: SweepResult) -> None:
+    from raylit.tune.plots import kinds_for
+
+    for kind in kinds_for(result):
+        try:
+            figure = result.plot(kind)
+            parent.experiment.log_figure(str(parent.run_id), figure, f"plots/{kind}.png")
+        except Exception as error:  # a picture is no reason to lose a sweep
+            warn(f"The plot {kind!r} of the sweep could not be kept: {error}")
+
+
+def close_left(parent: MLFlowLogger, trials: Mapping[str, TrialResult], is_killed: bool) -> None:
+    """Set the end state of trials' runs whose processes could not, because they were ended."""
+    by_status: dict[str, list[str]] = {}
+    for trial in trials.values():
+        if trial.run_id is not None:
+            by_status.setdefault(trial.status, []).append(trial.run_id)
+    parent.close_children(
+        "success", [*by_status.get("finished", ()), *by_status.get("stopped", ())]
+    )
+    parent.close_children("failed", by_status.get("failed", []))
+    parent.close_children("killed" if is_killed else "failed")
+
+
+def link(parent: MLFlowLogger, spec: SweepSpec, trials: Mapping[str, TrialResult]) -> str:
+    """Return where to look at the sweep: of a server, the comparison of its trials."""
+    where = parent.where()
+    if where.startswith("mlflow ui"):
+        return where
+    runs = [trial.run_id for trial in trials.values() if trial.run_id]
+    return compare_url(where.partition("/#/")[0], str(parent.experiment_id), runs, spec)
+
+
+def compare_url(server: str, experiment_id: str, run_ids: list[str], spec: SweepSpec) -> str:
+    """Return the page of MLflow that opens on parallel coordinates of the swept keys and the metric."""
+    import json
+    from urllib.parse import quote
+
+    def listed(names: list[str]) -> str:
+        return quote(json.dumps(names))
+
+    return f"{server}/#/compare-runs?runs={listed(run_ids)}&experiments={listed([experiment_id])}"
+
+
+def _text(value: Any) -> str:
+    return str(value) if isinstance(value, (str, dict)) else type(value).__name__
