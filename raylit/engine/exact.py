@@ -29,6 +29,7 @@ def dump(run: Run, progress: Progress) -> dict[str, Any]:
         "rng": rng.state(),
         "loaders": [] if loader is None else loader.states(),
         "loader_epochs": run.data.loader_epoch,
+        "reading": run.data.is_reading,
         "logged": run.metrics.values(),
         "val_batches": run.data.val_batches_seen,
     }

@@ -113,6 +113,7 @@ def fit(run: Run) -> None:
                     run, batches if batches is not None else iter(run.data.loaders["train"])
                 )
         batches = None
+        run.data.is_reading = False
         end_epoch(run)
         if run.data.loaders["train"].was_begun_by_others:
             run.data.loaders["train"].begin_anew()
@@ -547,7 +548,9 @@ def start_training_data(run: Run) -> Iterator[Item] | None:
         batch = run.progress.batch if run.progress.in_epoch else 0
         loader.go_on(batch, run.resume.loaders or [], run.resume.counted_before)
         run.resume.loaders = None  # loaders asked for later begin by themselves
-    batches = iter(loader) if run.progress.in_epoch or not goes_on else None
+    begins = run.progress.in_epoch or not goes_on or (run.resume.own or {}).get("reading", False)
+    batches = iter(loader) if begins else None
+    run.data.is_reading = begins
     if count_batches(run) == 0:
         return None
     number = trainer.num_training_batches

@@ -147,6 +147,7 @@ class RunData:
     Attributes:
         loaders: the loader of each stage, once it was asked for.
         loader_epoch: the epoch in which that was.
+        is_reading: whether the reading of an epoch's training data has begun ahead of the epoch.
         earlier_lengths: for each stage of the jobs before, the batches of its loaders.
         val_batches_seen: for each loader the batches of all validations.
         val_check_batch: after how many batches of training validation is due.
@@ -156,6 +157,7 @@ class RunData:
 
     loaders: dict[str, data.CombinedLoader] = field(default_factory=dict)
     loader_epoch: dict[str, int] = field(default_factory=dict)
+    is_reading: bool = False
     earlier_lengths: dict[str, list[float]] = field(default_factory=dict)
     val_batches_seen: dict[int, int] = field(default_factory=dict)
     val_check_batch: float = float("inf")

@@ -386,3 +386,103 @@ def test_two_ranks(tmp_path: Path) -> None:
     ended, kept, batches = zero
     assert batches[0] == ended + 1
     assert len(kept) >= 3
+
+
+# ---- what it cannot store, or not delete ----
+
+
+class Odd(Tiny):
+    """Buffers that are more than bytes, sizes and strides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("sparse", torch.eye(3).to_sparse())
+        self.register_buffer("conjugate", torch.tensor([1 + 2j]).conj())
+        self.register_buffer(
+            "quantized", torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+        )
+
+
+class Objects(Callback):
+    def state_dict(self) -> dict[str, Any]:
+        return {"objects": [object()]}
+
+
+class Raises(Callback):
+    def on_save_checkpoint(self, *args: Any) -> None:
+        raise ZeroDivisionError("the user's")
+
+
+def test_tensors_of_every_kind_are_copied(tmp_path: Path) -> None:
+    recovery = RecoveryCheckpoint(tmp_path / "here", every_n_steps=2, every_s=None)
+    module = Odd()
+    with pytest.raises(RuntimeError, match="the user's"):
+        trainer(tmp_path, recovery, At(1, slowly), At(8, fail)).fit(module, loader(9))
+    for path in (tmp_path / "here").glob("*.ckpt"):
+        stored = load(path)["state_dict"]
+        for name in ("sparse", "conjugate", "quantized"):
+            value, expected = stored[name], getattr(module, name)
+            if value.is_quantized:
+                value, expected = value.dequantize(), expected.dequantize()
+            assert torch.equal(value.to_dense(), expected.to_dense()), name
+
+
+def test_state_that_is_no_plain_data_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recovery = RecoveryCheckpoint(tmp_path / "here", every_n_steps=2, every_s=None)
+    saver = ModelCheckpoint(tmp_path / "kept", save_weights_only=True)
+    with (
+        pytest.warns(UserWarning, match=r"leave out callbacks\.Objects, which is no plain data"),
+        pytest.raises(RuntimeError, match="the user's"),
+    ):
+        trainer(tmp_path, recovery, saver, Objects(), At(1, slowly), At(8, fail)).fit(
+            Tiny(), loader(9)
+        )
+    (*_, newest) = sorted((tmp_path / "here").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    assert "Objects" not in load(newest)["callbacks"]
+    again = trainer(tmp_path, RecoveryCheckpoint(tmp_path / "here"), saver)
+    again.fit(Tiny(), loader(9), ckpt_path=newest)
+    assert again.global_step == 18
+
+
+def test_an_error_of_a_hook_ends_no_fit(tmp_path: Path) -> None:
+    recovery = RecoveryCheckpoint(tmp_path / "here", every_n_steps=2, every_s=None)
+    with pytest.warns(UserWarning, match="No recovery checkpoint could be saved: ZeroDivision"):
+        one = trainer(tmp_path, recovery, Raises(), enable_checkpointing=False)
+        one.fit(Tiny(), loader(4))
+    assert one.global_step == 8
+
+
+def test_what_cannot_be_deleted_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".ckpt":
+            raise OSError(16, "Device or resource busy", str(path))
+        own(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.warns(UserWarning, match="could not be deleted: .*busy"):
+        one = trainer(tmp_path, ModelCheckpoint(tmp_path / "kept"), max_epochs=3)
+        one.fit(Tiny(), loader(2))
+    assert one.global_step == 6
+
+
+def test_only_its_own_files_are_deleted(tmp_path: Path) -> None:
+    """Neither those of a fit in another folder, which it goes on from, nor others' in its own."""
+    with pytest.raises(Terminated):
+        trainer(tmp_path / "a", At(3, terminate)).fit(Tiny(), loader(4))
+    (left,) = (tmp_path / "a").rglob("recovery/*.ckpt")
+    where = tmp_path / "b" / "checkpoints" / "recovery"
+    where.mkdir(parents=True)
+    other = where / "batch=9-abcdefgh.ckpt"
+    other.write_bytes(left.read_bytes())
+    for _ in range(2):
+        one = trainer(tmp_path / "b")
+        one.fit(Tiny(), loader(4), ckpt_path=left)
+        assert one.global_step == 8
+    assert left.exists()
+    assert list(where.glob("*")) == [other]
