@@ -2,7 +2,7 @@
 
 import sys
 
-from raylit.cli import main
+from raylit.cli.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,20 +10,44 @@ is for the user's own script, with `parser.py`; both make objects with `construc
 `optimizer.py` and keep the config with `record.py`.
 """
 
-from raylit.cli.command import main
-from raylit.cli.construct import instantiate_module
-from raylit.cli.lightning_cli import ArgsType, LightningCLI
-from raylit.cli.optimizer import (
-    LRSchedulerCallable,
-    LRSchedulerType,
-    LRSchedulerTypeTuple,
-    LRSchedulerTypeUnion,
-    OptimizerCallable,
-    ReduceLROnPlateau,
-    instantiate_class,
-)
-from raylit.cli.parser import LightningArgumentParser
-from raylit.cli.record import SaveConfigCallback
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from raylit.runtime.lazy import attribute_loader
+
+if TYPE_CHECKING:
+    from raylit.cli.command import main
+    from raylit.cli.construct import instantiate_module
+    from raylit.cli.lightning_cli import ArgsType, LightningCLI
+    from raylit.cli.optimizer import (
+        LRSchedulerCallable,
+        LRSchedulerType,
+        LRSchedulerTypeTuple,
+        LRSchedulerTypeUnion,
+        OptimizerCallable,
+        ReduceLROnPlateau,
+        instantiate_class,
+    )
+    from raylit.cli.parser import LightningArgumentParser
+    from raylit.cli.record import SaveConfigCallback
+
+# Loaded when asked for: `raylit --help` is to be quick, and jsonargparse and torch are not.
+_PLACES = {
+    "ArgsType": "raylit.cli.lightning_cli",
+    "LRSchedulerCallable": "raylit.cli.optimizer",
+    "LRSchedulerType": "raylit.cli.optimizer",
+    "LRSchedulerTypeTuple": "raylit.cli.optimizer",
+    "LRSchedulerTypeUnion": "raylit.cli.optimizer",
+    "LightningArgumentParser": "raylit.cli.parser",
+    "LightningCLI": "raylit.cli.lightning_cli",
+    "OptimizerCallable": "raylit.cli.optimizer",
+    "ReduceLROnPlateau": "raylit.cli.optimizer",
+    "SaveConfigCallback": "raylit.cli.record",
+    "instantiate_class": "raylit.cli.optimizer",
+    "instantiate_module": "raylit.cli.construct",
+    "main": "raylit.cli.command",
+}
 
 __all__ = [
     "ArgsType",
@@ -40,3 +64,5 @@ __all__ = [
     "instantiate_module",
     "main",
 ]
+
+__getattr__ = attribute_loader(__name__, _PLACES)

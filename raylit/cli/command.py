@@ -67,6 +67,11 @@ def _run(args: list[str]) -> None:
     if args[0] == "--version":
         print(f"raylit {__version__}")
         return
+    if args[0].partition("=")[0] == "--print_completion":
+        from raylit.cli.completion import completion
+
+        print(completion((args[0].partition("=")[2] or " ".join(args[1:2])).strip()))
+        return
     command = args[0]
     rest = args[1:]
     if command not in COMMANDS:
@@ -97,7 +102,7 @@ def _run(args: list[str]) -> None:
     if command == "ui":
         from raylit.cli.ui import serve
 
-        serve(options.backend_store_uri, options.host, options.port)
+        serve(options.backend_store_uri, options.host, options.port, options.auth)
         return
     if options.ray_address:
         os.environ["RAY_ADDRESS"] = options.ray_address
@@ -119,6 +124,7 @@ def _take_options(command: str, args: list[str]) -> tuple[argparse.Namespace, li
         parser.add_argument("--backend-store-uri", "--backend_store_uri")
         parser.add_argument("--host", default="127.0.0.1")
         parser.add_argument("--port", type=int, default=5000)
+        parser.add_argument("--auth", action="store_true")
     else:
         parser.add_argument("--ray.address", dest="ray_address")
         parser.add_argument("--print_config", action="store_true")
@@ -133,7 +139,7 @@ def _take_options(command: str, args: list[str]) -> tuple[argparse.Namespace, li
     if command == "ui" and rest:
         raise ConfigError(
             f"{rest[0]}: raylit ui has no such"
-            f" flag.{did_you_mean(rest[0], ('--backend-store-uri', '--host', '--port', '--verbose'))}"
+            f" flag.{did_you_mean(rest[0], ('--auth', '--backend-store-uri', '--host', '--port', '--verbose'))}"
         )
     return options, rest
 

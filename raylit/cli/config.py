@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace  # type: ignore[attr-defined]
+import yaml
+from jsonargparse import (  # type: ignore[attr-defined]
+    ActionConfigFile,
+    ArgumentError,
+    ArgumentParser,
+    Namespace,
+    set_loader,
+)
+from jsonargparse._loaders_dumpers import yaml_load
 
 from raylit.cli import construct
 from raylit.cli.diagnosis import BASES, explain, find_class
@@ -17,6 +25,7 @@ from raylit.cli.source import Source, read_arguments, where_given
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.module import LightningModule
 from raylit.errors import CheckpointError, ConfigError
+from raylit.runtime import bounded_yaml
 from raylit.runtime.rng import seed_everything
 from raylit.trainer.trainer import Trainer
 from raylit.version import __version__
@@ -35,10 +44,20 @@ MADE_BY_OTHERS: dict[str, set[str]] = {
     "optimizer": {"params"},
     "lr_scheduler": {"optimizer"},
 }  # arguments no config gives
+SWITCHES = {"fit": ("--resume",)}  # flags without a value, of some commands
 LOADING: dict[str, tuple[Any, Any]] = {
     "ckpt_path": (str | None, None),
     "weights_only": (bool | None, None),
 }
+
+
+def load_yaml(text: str) -> Any:
+    """Read what jsonargparse takes for YAML: values of flags, and files that a config names."""
+    bounded_yaml.read(text)
+    return yaml_load(text)  # type: ignore[no-untyped-call]
+
+
+set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
 
 
 def make_parser(command: str, needs_model: bool = True) -> ArgumentParser:
@@ -159,7 +178,10 @@ class Config:
     def make_trainer_arguments(self) -> dict[str, Any]:
         """Return the arguments of the Trainer, with its callbacks and loggers."""
         only = Namespace(trainer=self.values.trainer)  # type: ignore[no-untyped-call]
-        return dict(instantiate(self.parser, only).trainer.as_dict())
+        # What no type asks for is left as it stands, and the Trainer says that it is wrong: it
+        # would be made before anybody could look at it.
+        with construct.typed_only():
+            return dict(instantiate(self.parser, only).trainer.as_dict())
 
     def make_model_and_data(self) -> tuple[LightningModule, LightningDataModule | None]:
         """Return the module, with its optimizer, and the datamodule."""
@@ -175,12 +197,23 @@ def parse(command: str, args: Sequence[str], needs_model: bool = True) -> Config
     Raises:
         ConfigError: something in it is wrong; the text says what and where.
     """
-    sources = read_arguments(args)
+    switches = ("--verbose", "--print_config", "--help", *SWITCHES.get(command, ()))
+    sources = read_arguments(args, switches)
     parser = make_parser(command, needs_model)
     try:
         values = parser.parse_args(list(args))
-    except ArgumentError as error:
+    except ConfigError:
+        raise
+    except SystemExit as error:
+        raise ConfigError(
+            f"a module that the config names ended the process when it was imported (exit code"
+            f" {error.code}). Put what runs there below `if __name__ == '__main__':`."
+        ) from error
+    # Besides its own error, jsonargparse lets pass what a value made go wrong within it.
+    except Exception as error:
         raise ConfigError(explain(sources, str(error), command)) from error
+    if not isinstance(values.trainer, Namespace):
+        raise ConfigError(explain(sources, "trainer holds the arguments of the Trainer.", command))
     return Config(command, values, parser, sources)
 
 

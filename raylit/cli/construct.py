@@ -102,7 +102,7 @@ def instantiate_module(class_type: type[T], config: dict[str, Any]) -> T:
         spec = {"class_path": named, "dict_kwargs": config}
     else:
         parser.add_class_arguments(class_type, "module", fail_untyped=False)
-    with _typed_only():
+    with typed_only():
         try:
             with reading_checkpoint(config, made_class, trusted=[named]):
                 values = parser.parse_object({"module": spec})
@@ -296,7 +296,7 @@ def _warn_of_descriptions(cls: type, arguments: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _typed_only() -> Iterator[None]:
+def typed_only() -> Iterator[None]:
     """Within, an argument without a type, or of type Any, is left as it is even if it looks like the description of an object."""
     setting = "instantiate_subclass_spec_in_any"
     before = parsing_settings[setting]

@@ -215,6 +215,12 @@ class Inspector:
 
         Their names, their types, and what stands for objects within them.
         """
+        if not isinstance(values, Mapping):
+            self._fail(
+                path,
+                f"{dotted(path)} is {values!r}, but holds arguments of {cls.__name__}, such as"
+                " `name: value`.",
+            )
         parser, names = arguments_of(cls)
         for given, value in values.items():
             name = str(given).rstrip("+")
@@ -322,6 +328,8 @@ def find_class(path: str, base: type | None = None) -> type:
         ConfigError: it cannot be imported; the text says why.
     """
     module_name, _, name = path.rpartition(".")
+    if not all(part.isidentifier() for part in path.split(".")):
+        raise ConfigError(f"{path!r} is no path of a class, such as package.module.Class.")
     if not module_name:
         known = (
             {cls.__name__: cls for cls in _subclasses(base or object)} if base is not None else {}

@@ -13,6 +13,9 @@ import raylit
 from raylit.errors import ConfigError, RaylitError
 from raylit.runtime.secrets import without_secrets
 
+# A value of thousands of characters, quoted in a message: the rest of the sentence is to be seen.
+_LONG_WORD = re.compile(r"(\S{100})\S{200,}")
+
 FOREIGN = tuple(
     os.path.realpath(folder) + os.sep
     for folder in {
@@ -46,7 +49,8 @@ def show_config_error(error: ConfigError, command: str, is_verbose: bool) -> Non
         show(error, is_verbose)
     else:
         name = f"raylit {command}" if command else "raylit"
-        print(without_secrets(f"{name}: {error}"), file=sys.stderr, flush=True)
+        text = without_secrets(f"{name}: {error}")
+        print(_LONG_WORD.sub(r"\1...", text), file=sys.stderr, flush=True)
 
 
 def user_frames(error: BaseException) -> list[str]:

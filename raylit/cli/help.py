@@ -21,6 +21,7 @@ flags of all commands:
   --verbose   whole tracebacks, and what Ray says
   --version   print the version
   -h, --help  print this
+  --print_completion SHELL  print what completes commands and flags in bash, zsh or tcsh
 
 exit codes: 0 done, 1 failed, 2 wrong usage or config, 130 Ctrl-C, 143 SIGTERM"""
 
@@ -101,6 +102,7 @@ flags:
   --backend-store-uri URI  the store. Default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current folder
   --host HOST              address to listen on. Default: 127.0.0.1, which only this machine reaches
   --port PORT              Default: 5000
+  --auth                   ask for user and password; says where that of the first user, admin, is kept
   --verbose                show what MLflow says"""
     ),
 }

@@ -44,8 +44,8 @@ def run(command: str, args: list[str], options: Namespace) -> None:
             )
         args = [*args, "--ckpt_path", "last"]
     output = getattr(options, "output", None)
-    if output and not os.path.isdir(os.path.dirname(output) or "."):
-        raise ConfigError(f"--output {output}: there is no folder {os.path.dirname(output)}.")
+    if output is not None:
+        check_output(output)
     config = parse(command, args, needs_model=not options.print_config)
     if options.print_config:
         print(without_secrets(config.text), end="")
@@ -83,6 +83,28 @@ def run(command: str, args: list[str], options: Namespace) -> None:
             "Nothing was logged: call self.log in"
             f" {type(model).__name__}.{'validation' if command == 'validate' else 'test'}_step."
         )
+
+
+def check_output(output: str) -> None:
+    """Check that predictions can be written to a file, before hours go into them.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    folder_of = os.path.dirname(output) or "."
+    if not output.strip() or "\0" in output:
+        problem = "it is no name of a file. Give one: --output predictions.pt"
+    elif os.path.isdir(output):
+        problem = f"it is a folder. Give a file: --output {os.path.join(output, 'predictions.pt')}"
+    elif not os.path.isdir(folder_of):
+        problem = f"there is no folder {folder_of}. Make it, or give another file"
+    elif os.path.exists(output) and not os.path.isfile(output):
+        problem = "it is no file. Give one: --output predictions.pt"
+    elif not os.access(output if os.path.exists(output) else folder_of, os.W_OK):
+        problem = "no permission to write there. Give another file"
+    else:
+        return
+    raise ConfigError(f"--output {output!r}: {problem}.")
 
 
 def check(config: Config) -> None:

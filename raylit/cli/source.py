@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from raylit.errors import ConfigError, did_you_mean
+from raylit.runtime import bounded_yaml
 
 _MISSING = object()
+MAX_PARTS = 32  # of the name of a flag
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,12 @@ class Source:
         return self.name if line is None else f"{self.name}, line {line}"
 
 
-def read_arguments(args: Sequence[str]) -> list[Source]:
+def read_arguments(args: Sequence[str], flags: Sequence[str] = ()) -> list[Source]:
     """Return what the arguments of a command say, each config file and each flag, in their order.
+
+    Args:
+        args: what stands behind the command, without the flags that are no keys of a config.
+        flags: such flags that want no value, one of which may have been meant.
 
     Raises:
         ConfigError: a file is missing or no YAML; something is no flag, or a flag has no value.
@@ -53,15 +58,11 @@ def read_arguments(args: Sequence[str]) -> list[Source]:
         if not equals:
             value = next(rest, "--")
             if value.startswith("--"):
-                raise ConfigError(
-                    f"{flag} wants a value: {flag}"
-                    f" VALUE.{did_you_mean(flag, ('--verbose', '--resume', '--print_config', '--help'))}"
-                )
-        sources.append(
-            read_file(value, "--config")
-            if flag in ("-c", "--config")
-            else Source(flag, _nest(flag[2:], _plain(value)))
-        )
+                raise ConfigError(f"{flag} wants a value: {flag} VALUE.{did_you_mean(flag, flags)}")
+        if flag in ("-c", "--config"):
+            sources.append(read_file(value, "--config"))
+        else:
+            sources.append(Source(flag, _nest(flag, _plain(flag, value))))
     return sources
 
 
@@ -75,8 +76,12 @@ def read_file(path: str, asked_by: str) -> Source:
     Raises:
         ConfigError: it is missing, no YAML, or no mapping.
     """
+    if not path.strip():
+        raise ConfigError(f"{asked_by} wants a file: {asked_by} configs/digits.yaml.")
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = bounded_yaml.read_bytes(path)
+    except ValueError as error:
+        raise ConfigError(f"{asked_by} {path!r} cannot be read: {error}.") from None
     except OSError as error:
         folder = os.path.dirname(path) or "."
         near = (
@@ -87,14 +92,9 @@ def read_file(path: str, asked_by: str) -> Source:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror
         raise ConfigError(f"{asked_by} {path}: {reason}.{near}") from None
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
+        root, values = bounded_yaml.read(text)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(
-            f"{path}{line}: no valid YAML: {getattr(error, 'problem', None) or error}."
-        ) from None
+        raise ConfigError(f"{path}{problem_of(error)}") from None
     if values is None:
         return Source(path, {})
     if not isinstance(values, dict):
@@ -103,6 +103,13 @@ def read_file(path: str, asked_by: str) -> Source:
             f" {type(values).__name__}."
         )
     return Source(path, values, root)
+
+
+def problem_of(error: yaml.YAMLError) -> str:
+    """Return where a text is no valid YAML, and why."""
+    mark = getattr(error, "problem_mark", None)
+    place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return f"{place}: no valid YAML: {getattr(error, 'problem', None) or error}."
 
 
 def where_given(sources: Sequence[Source], path: Sequence[str]) -> str | None:
@@ -127,17 +134,42 @@ def dotted(path: Iterable[str | int]) -> str:
     )
 
 
-def _plain(text: str) -> Any:
-    """Return the value of a flag, which is YAML."""
+def _plain(flag: str, text: str) -> Any:
+    """Return the value of a flag, which is YAML.
+
+    Raises:
+        ConfigError: it is beyond the bounds.
+    """
     try:
-        return yaml.safe_load(text)
+        return bounded_yaml.read(text)[1]
+    except bounded_yaml.RefusedError as error:
+        raise ConfigError(f"{flag}: its value cannot be read: {error.problem}.") from None
     except yaml.YAMLError:
         return text
 
 
-def _nest(key: str, value: Any) -> dict[str, Any]:
-    first, *others = key.split(".")
-    return {first: _nest(".".join(others), value) if others else value}
+def _nest(flag: str, value: Any) -> dict[str, Any]:
+    """Return the value of a flag as a config has it: `--a.b 1` is `{"a": {"b": 1}}`.
+
+    Raises:
+        ConfigError: the flag has no name, or too many parts.
+    """
+    parts = flag.removeprefix("--").split(".")
+    if not all(parts):
+        raise ConfigError(
+            f"{flag[:80]!r} is no flag: a part of its name is empty. Write --trainer.max_epochs 3."
+        )
+    if any(part.startswith("__") for part in parts):  # jsonargparse keeps notes of its own there
+        raise ConfigError(f"{flag[:80]!r} is no flag: no key of a config begins with __.")
+    if len(parts) > MAX_PARTS:
+        raise ConfigError(
+            f"{flag[:60]}...: it has {len(parts)} parts, but no key of a config is deeper than"
+            f" {MAX_PARTS}."
+        )
+    nested = value
+    for part in reversed(parts):
+        nested = {part: nested}
+    return dict(nested)
 
 
 def _line(node: yaml.Node | None, path: Sequence[str | int]) -> int | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -13,30 +15,41 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
 from raylit.errors import ConfigError, LaunchError, MissingPackageError, Terminated
 from raylit.loggers.mlflow import store
+from raylit.runtime.messages import warn
 from raylit.runtime.secrets import without_secrets
 
 START_TIMEOUT_S = 120.0
+MIN_PASSWORD_LENGTH = 12  # as in MLflow's basic-auth app
 
 
-def serve(uri: str | None, host: str, port: int) -> None:
+def serve(uri: str | None, host: str, port: int, auth: bool = False) -> None:
     """Serve MLflow's pages until Ctrl-C.
 
     Args:
         uri: the store; None: MLFLOW_TRACKING_URI, else `mlflow.db` in the current folder.
         host: address to listen on.
         port: port to listen on.
+        auth: whether users have to log in (MLflow's basic-auth app).
 
     Raises:
         ConfigError: there is no such store, or the port is taken.
         LaunchError: the server ended.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    check_store(uri)
     check_port(host, port)
+    check_store(uri)
+    is_open = host not in ("localhost", "::1") and not host.startswith("127.")
+    if is_open and not auth:
+        warn(
+            f"Everybody who reaches {host}:{port} can read, change and delete all runs: there is no"
+            " login. Serve 127.0.0.1 and reach it through ssh -L, or ask for a login: raylit ui"
+            " --auth"
+        )
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
     is_verbose = bool(os.environ.get("RAYLIT_VERBOSE"))
     command = [
@@ -50,7 +63,10 @@ def serve(uri: str | None, host: str, port: int) -> None:
         str(port),
         "--workers",
         "1",
+        *(("--app-name", "basic-auth") if auth else ()),
     ]
+    # Not as an argument: it may hold a password, and everybody can list processes.
+    env = os.environ | {"MLFLOW_BACKEND_STORE_URI": uri} | (login() if auth else {})
     with tempfile.TemporaryFile() as log, ended_by_signals():
         # a session of its own, so that the server's own children end with it and Ctrl-C reaches it
         # through us alone
@@ -58,8 +74,7 @@ def serve(uri: str | None, host: str, port: int) -> None:
             command,
             stdout=None if is_verbose else log,
             stderr=subprocess.STDOUT,
-            # Not as an argument: it may hold a password, and everybody can list processes.
-            env=os.environ | {"MLFLOW_BACKEND_STORE_URI": uri},
+            env=env,
             start_new_session=True,
         )
         try:
@@ -98,8 +113,55 @@ def check_store(uri: str) -> None:
         )
 
 
+def login() -> dict[str, str]:
+    """Return the environment of a server that asks for user and password, and say what they are.
+
+    The users are in a database of their own, in a folder that only this user can read.
+
+    Raises:
+        ConfigError: the password is too short for MLflow.
+        MissingPackageError: MLflow's page for logins lacks a package.
+    """
+    if importlib.util.find_spec("flask_wtf") is None:
+        raise MissingPackageError("flask-wtf", "raylit ui --auth", "auth")
+    folder = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "raylit-ui"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
+    database = folder / "users.db"
+    given = os.environ.get("MLFLOW_AUTH_ADMIN_PASSWORD")
+    if given is not None and len(given) < MIN_PASSWORD_LENGTH:
+        raise ConfigError(
+            f"MLFLOW_AUTH_ADMIN_PASSWORD has {len(given)} characters; MLflow wants"
+            f" {MIN_PASSWORD_LENGTH}. Give a longer one, or none to have one made."
+        )
+    keeper = folder / "admin-password"
+    if not keeper.exists():
+        with open(os.open(keeper, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(given or secrets.token_urlsafe(24))
+    settings = folder / "auth.ini"
+    settings.write_text(
+        "[mlflow]\ndefault_permission = READ\nadmin_username = admin\n"
+        f"database_uri = sqlite:///{database}\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    key = folder / "session-key"
+    if not key.exists():
+        with open(os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+    print(f"Log in as admin, with the password in {keeper}", flush=True)
+    return {
+        "MLFLOW_AUTH_CONFIG_PATH": str(settings),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": keeper.read_text().strip(),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": key.read_text().strip(),
+    }
+
+
 def check_port(host: str, port: int) -> None:
     """Raise a ConfigError unless one can listen there."""
+    if not 0 < port < 2**16:
+        raise ConfigError(
+            f"--port {port}: ports are 1 to {2**16 - 1}. Give one: raylit ui --port 5000"
+        )
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM
@@ -109,9 +171,9 @@ def check_port(host: str, port: int) -> None:
             listener.bind(address)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
+        other = port + 1 if port < 2**16 - 1 else 5000
         raise ConfigError(
-            f"Cannot listen on {host}:{port}: {reason}. Give another port: raylit ui --port"
-            f" {port + 1}"
+            f"Cannot listen on {host}:{port}: {reason}. Give another port: raylit ui --port {other}"
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,7 +27,9 @@ def attribute_loader(package: str, places: Mapping[str, str] | None = None) -> C
 
     def load(name: str) -> Any:
         if name in places:
-            return getattr(importlib.import_module(places[name]), name)
+            found = getattr(importlib.import_module(places[name]), name)
+            setattr(sys.modules[package], name, found)  # found without us the next time
+            return found
         path = f"{package}.{name}"
         if not name.startswith("_") and importlib.util.find_spec(path) is not None:
             return importlib.import_module(path)

@@ -152,7 +152,7 @@ class Trainer(TrainerView):
         gradient_clip_algorithm: str | None = None,
         deterministic: bool | Literal["warn"] | None = None,
         benchmark: bool | None = None,
-        plugins: Any = None,
+        plugins: str | list[str] | None = None,
         inference_mode: bool = True,
         use_distributed_sampler: bool = True,
         profiler: Profiler | str | None = None,

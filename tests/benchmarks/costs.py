@@ -142,7 +142,7 @@ def measure(num_rounds: int) -> dict[str, str]:
         "one": lambda: step(num_keys=1),
         "many": lambda: step(num_keys=NUM_KEYS),
         "torch": lambda: python("-c", "import torch")[0],
-        "raylit": lambda: python("-c", "import raylit")[0],
+        "raylit": lambda: python("-c", "import raylit; raylit.Trainer")[0],
         "kib by hand": lambda: float(python("-c", MEMORY, "by hand")[1]),
         "kib": lambda: float(python("-c", MEMORY, "raylit")[1]),
     }

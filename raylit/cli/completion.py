@@ -1,0 +1,56 @@
+"""`raylit --print_completion bash`: what completes commands and flags in a shell."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+
+import shtab
+
+from raylit.cli.config import ARGUMENTS
+from raylit.cli.diagnosis import KEYS, OWN_FLAGS
+from raylit.cli.help import COMMANDS
+from raylit.errors import ConfigError, did_you_mean
+from raylit.trainer.trainer import Trainer
+
+UI_FLAGS = ("--auth", "--backend-store-uri", "--host", "--port", "--verbose")
+OF_FILES = ("config", "ckpt_path", "sweep", "output")
+
+
+def completion(shell: str) -> str:
+    """Return a script for a shell.
+
+    Args:
+        shell: `bash`, `zsh` or `tcsh`.
+
+    Raises:
+        ConfigError: it is another.
+
+    Example:
+        >>> print(completion("bash"))  # raylit --print_completion bash >> ~/.bashrc
+    """
+    if shell not in shtab.SUPPORTED_SHELLS:
+        raise ConfigError(
+            f"--print_completion {shell}: there is none for it.{did_you_mean(shell, shtab.SUPPORTED_SHELLS)}"
+            f" There are: {', '.join(shtab.SUPPORTED_SHELLS)}. For bash: raylit --print_completion"
+            " bash >> ~/.bashrc"
+        )
+    parser = argparse.ArgumentParser("raylit", allow_abbrev=False)
+    parser.add_argument("--version", action="store_true")
+    commands = parser.add_subparsers()
+    trainer = [f"trainer.{name}" for name in inspect.signature(Trainer).parameters]
+    for command in COMMANDS:
+        one = commands.add_parser(command, allow_abbrev=False)
+        if command == "ui":
+            for flag in UI_FLAGS:
+                one.add_argument(flag)
+            continue
+        keys = [key for key in KEYS if key != "trainer"]
+        own = [*ARGUMENTS.get(command, ()), *OWN_FLAGS.get(command, ())]
+        names = ("config", *keys, *own, *trainer, "ray.address", "print_config", "verbose")
+        for name in dict.fromkeys(names):
+            added = one.add_argument(f"--{name}")
+            if name in OF_FILES:
+                added.complete = shtab.FILE  # type: ignore[attr-defined]
+    script: str = shtab.complete(parser, shell)
+    return script
