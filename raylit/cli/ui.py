@@ -43,13 +43,8 @@ def serve(uri: str | None, host: str, port: int, auth: bool = False) -> None:
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     check_port(host, port)
     check_store(uri)
-    is_open = host not in ("localhost", "::1") and not host.startswith("127.")
-    if is_open and not auth:
-        warn(
-            f"Everybody who reaches {host}:{port} can read, change and delete all runs: there is no"
-            " login. Serve 127.0.0.1 and reach it through ssh -L, or ask for a login: raylit ui"
-            " --auth"
-        )
+    if not auth:
+        warn_if_open(host, port)
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
     is_verbose = bool(os.environ.get("RAYLIT_VERBOSE"))
     command = [
@@ -110,6 +105,16 @@ def check_store(uri: str) -> None:
     if "://" not in uri and not os.path.isdir(uri):
         raise ConfigError(
             f"There is no MLflow store {uri!r}. Give a URI, such as sqlite:///mlflow.db."
+        )
+
+
+def warn_if_open(host: str, port: int) -> None:
+    """Warn if other machines reach a server that has no login."""
+    if host not in ("localhost", "::1") and not host.startswith("127."):
+        warn(
+            f"Everybody who reaches {host}:{port} can read, change and delete all runs: there is no"
+            " login. Serve 127.0.0.1 and reach it through ssh -L, or ask for a login: raylit ui"
+            " --auth"
         )
 
 
