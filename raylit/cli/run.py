@@ -104,7 +104,7 @@ def check_output(output: str) -> None:
         problem = "no permission to write there. Give another file"
     else:
         return
-    raise ConfigError(f"--output {output!r}: {problem}.")
+    raise ConfigError(f"--output {output}: {problem}.")
 
 
 def check(config: Config) -> None:
