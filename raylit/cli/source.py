@@ -81,7 +81,7 @@ def read_file(path: str, asked_by: str) -> Source:
     try:
         text = bounded_yaml.read_bytes(path)
     except ValueError as error:
-        raise ConfigError(f"{asked_by} {path!r} cannot be read: {error}.") from None
+        raise ConfigError(f"{asked_by} {path}: {error}.") from None
     except OSError as error:
         folder = os.path.dirname(path) or "."
         near = (

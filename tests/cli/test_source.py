@@ -86,7 +86,7 @@ def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--config .*: Is a directory"):
+    with pytest.raises(ConfigError, match=r"--config .*: it is a folder, no file"):
         read_file(str(tmp_path), "--config")
 
 
