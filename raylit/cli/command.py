@@ -163,7 +163,7 @@ def _import_from_here() -> None:
 
 @contextmanager
 def _short_warnings(is_verbose: bool) -> Iterator[None]:
-    """Within, a warning is one line without the place in the code that gave it."""
+    """Show warnings as one line, without the place in the code that gave them, in a block."""
     before = warnings.formatwarning
     if not is_verbose:
         warnings.formatwarning = lambda message, category, *place, **line: (

@@ -1,4 +1,4 @@
-"""From a config to objects, at the start of a run, and again from the hyperparameters in a checkpoint.
+"""From a config to objects, and from the hyperparameters in a checkpoint to the same.
 
 A config is code that its author chose: it may name any class. What a checkpoint says is data:
 jsonargparse reads it within `reading_checkpoint` only, where each name has to pass the gate of
@@ -79,9 +79,10 @@ def as_hyperparameters(spec: Mapping[str, Any], links: Mapping[str, Any]) -> dic
 
 
 def instantiate_module(class_type: type[T], config: dict[str, Any]) -> T:
-    """Make a module or datamodule from hyperparameters that describe objects by class_path, as those of a CLI do.
+    """Make a module or datamodule from hyperparameters that describe objects by class_path.
 
-    Only arguments whose type names a class become objects of it: what stands in a checkpoint cannot have something else made.
+    Those of a CLI do. Only arguments whose type names a class become objects of it: a checkpoint
+    cannot have anything else made.
 
     Args:
         class_type: the class, or a base of it if the hyperparameters name one.
@@ -278,7 +279,10 @@ class _Maker:
 
 
 class _Raised(BaseException):
-    """Carries an exception of a constructor past jsonargparse, which would make a text about types of it."""
+    """Carries an exception of a constructor past jsonargparse.
+
+    That would make a text about types of it.
+    """
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
@@ -297,7 +301,10 @@ def _warn_of_descriptions(cls: type, arguments: dict[str, Any]) -> None:
 
 @contextmanager
 def typed_only() -> Iterator[None]:
-    """Within, an argument without a type, or of type Any, is left as it is even if it looks like the description of an object."""
+    """Leave arguments without a type, or of type Any, as they are in a block.
+
+    Also if they look like the description of an object.
+    """
     setting = "instantiate_subclass_spec_in_any"
     before = parsing_settings[setting]
     parsing_settings[setting] = False

@@ -222,7 +222,7 @@ def end(child: subprocess.Popen[Any]) -> None:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Within, SIGTERM and a closed terminal end this process the way that ends the server too."""
+    """End this process on SIGTERM and on a closed terminal in the way that ends the server too."""
 
     def stop(number: int, frame: Any) -> None:
         raise Terminated(128 + number)

@@ -175,7 +175,7 @@ class HasHyperparameters:
 
     @property
     def secret_hparams(self) -> list[str]:
-        """Names of hyperparameters that are neither stored nor logged, since they look like secrets."""
+        """Names of hyperparameters that look like secrets, and are neither stored nor logged."""
         return [
             name
             for name, value in self.hparams.items()
@@ -378,7 +378,10 @@ else:
 
 @contextmanager
 def constructed_with(cls: type, values: dict[str, Any] | None) -> Iterator[None]:
-    """Within, `save_hyperparameters` of an object of `cls` keeps `values`, unless they are None, instead of what it finds in the frame."""
+    """Have `save_hyperparameters` of an object of `cls` keep `values` in a block.
+
+    If they are None it keeps the arguments that it finds on the stack.
+    """
     token = given_hparams.set(None if values is None else (cls, values))
     try:
         yield

@@ -278,7 +278,7 @@ def find(path: str, cls: type) -> Any:
 
 
 def find_public(path: str, cls: type) -> Any:
-    """Return the object that a dotted path names, such as the `class_path` of a config in a checkpoint.
+    """Return the object that a dotted path names, such as a `class_path` in a checkpoint.
 
     It may stand anywhere in a library or package that `find` knows, as long as `find` knows it by
     the name that it was given where it was defined: `torch.nn.ReLU` is found as
@@ -305,7 +305,10 @@ def find_public(path: str, cls: type) -> Any:
 
 
 def _walk(module: str, name: str, path: str) -> Any:
-    """Return what stands at `name` in a module that was imported, through nothing but classes defined there."""
+    """Return the object called `name` in an imported module.
+
+    The way to it leads through nothing but classes that were defined there.
+    """
     found: Any = None
     scope = _variables(module)
     parts = name.split(".")
@@ -332,9 +335,9 @@ def _walk(module: str, name: str, path: str) -> Any:
 
 
 def _is_written_in(cls: type, module: str) -> bool:
-    """Tell whether the `__init__` of a class, if it has one, comes from the module that its `__module__` names.
+    """Tell whether the `__init__` of a class, if it has one, was written in a module.
 
-    `__module__` can be set, and then says what somebody wrote.
+    The `__module__` of a class can be set to any name.
     """
     own = vars(cls).get("__init__")
     if not isinstance(own, FunctionType):
@@ -379,7 +382,7 @@ def _is_name(path: str) -> bool:
 
 
 def _packages(cls: type) -> set[str]:
-    """Return the names of the packages that a module's class and the modules it is derived from are of."""
+    """Return the names of the packages of a module's class and of the modules it is derived from."""
     contract = next((one for one in cls.__mro__ if _is_within(one.__module__, ("raylit",))), cls)
     own = {one.__module__.partition(".")[0] for one in cls.__mro__ if issubclass(one, contract)}
     return own - {"raylit", "torch", "builtins"}

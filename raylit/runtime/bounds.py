@@ -1,4 +1,4 @@
-"""Bounds for data that comes from outside: how deep it may be nested, and how large it is when written out.
+"""Bounds for data from outside: how deep it is nested, and how large it is when written out.
 
 Text of a few hundred bytes can describe billions of values by naming one list many times (aliases
 of YAML, the memo of a pickle; https://en.wikipedia.org/wiki/Billion_laughs_attack). Whoever walks
@@ -40,7 +40,7 @@ def check_size(value: Any, max_values: int = MAX_VALUES, max_depth: int = MAX_DE
 
 
 def _size(value: Any, max_values: int, depth_left: int, known: dict[int, tuple[int, int]]) -> int:
-    """Count `value`. `known` has the size of what was counted, and how deep it was allowed to be."""
+    """Count `value`. `known` has the size of each part so far, and how deep it was allowed to be."""
     if not isinstance(value, (Mapping, list, tuple, set, frozenset)):
         return 1
     if depth_left == 0:

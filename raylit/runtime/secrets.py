@@ -80,7 +80,7 @@ def has_secret(text: str) -> bool:
 
 
 def holds_secret(name: str, value: Any) -> bool:
-    """Tell whether a value, nested or not, has a text that may not be shown or that stands below a secret name."""
+    """Tell whether a value, nested or not, has a text that is secret by itself or by its name."""
     if isinstance(value, str):
         return bool(value) and (is_secret_name(name) or has_secret(value))
     if isinstance(value, dict):
@@ -89,7 +89,7 @@ def holds_secret(name: str, value: Any) -> bool:
 
 
 def without_secret_values(value: Any) -> Any:
-    """Return nested data whose texts may be shown, and with `***` in place of texts below secret names."""
+    """Return nested data with `***` in place of texts that are secret."""
     if isinstance(value, str):
         return without_secrets(value)
     if isinstance(value, dict):
