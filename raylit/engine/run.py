@@ -19,6 +19,7 @@ from raylit.core.hooks import Hooks, is_overridden, resolve
 from raylit.core.module import LightningModule
 from raylit.core.progress import BACKWARD, Progress
 from raylit.engine import optimizers, state
+from raylit.engine.history import History, Row
 from raylit.errors import ConfigError, DataError
 from raylit.metrics.entry import Entry, Key
 from raylit.metrics.metrics import Metrics, to_numbers
@@ -178,7 +179,7 @@ class Outcome:
         is_over: whether the job has ended; the Trainer sets it.
     """
 
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: History = field(default_factory=History)
     predictions: list[list[Any]] = field(default_factory=list)
     has_validated: bool = False
     saved_at_end: bool = False
@@ -651,21 +652,12 @@ class Run:
             return
         progress = progress or self.progress
         # a logged "step" or "epoch" is an x-axis for the loggers, but no place in the history
-        row: dict[str, float] = {
+        row: Row = {
             **to_numbers(metrics),
             "epoch": progress.epoch,
             "step": progress.steps,
         }
-        history = self.outcome.history
-        place = len(history)
-        while (
-            place and history[place - 1]["step"] > row["step"]
-        ):  # as of a validation that was not waited for
-            place -= 1
-        if place and history[place - 1]["step"] == row["step"]:
-            history[place - 1].update(row)
-        else:
-            history.insert(place, row)
+        self.outcome.history.add(row)
 
 
 def _new_name() -> str:

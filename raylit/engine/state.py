@@ -17,8 +17,10 @@ import torch
 from raylit.checkpoint import sharded
 from raylit.checkpoint.format import LIGHTNING_FORMAT, VERSION_KEY, load, plain_items
 from raylit.core import importable
+from raylit.core.callback import checkpoint_folder
 from raylit.core.progress import BACKWARD
 from raylit.engine import exact
+from raylit.engine.history import History
 from raylit.engine.lightning_progress import loops_of, progress_of, progress_of_counters
 from raylit.errors import CheckpointError, ConfigError
 from raylit.runtime.batch import move_to
@@ -137,7 +139,7 @@ def dump(
     run.call(module, "on_save_checkpoint", checkpoint)
     checkpoint["raylit"] = {
         "progress": progress.state_dict(),
-        "history": run.outcome.history,
+        "history": run.outcome.history.state(checkpoint_folder(trainer)),
         "hyper_parameters": by_path,
         "lineage": run.resume.lineage,
         "validations": [] if run.validations is None else run.validations.state(),
@@ -252,7 +254,7 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
     run.progress.load_state_dict(cursor_of(checkpoint))
     check_limits(run)
     own = checkpoint.get("raylit", {})
-    run.outcome.history = list(own.get("history", ()))
+    run.outcome.history = History.from_state(own.get("history", []), str(run.job.ckpt_path))
     outstanding = own.get("validations", [])
     if outstanding and run.validations is None:
         steps = ", ".join(str(one["progress"]["steps"]) for one in outstanding)

@@ -385,7 +385,7 @@ def collect(run: Run, value: Any) -> Result:
         best_model_score=saved.best_score,
         last_model_path=saved.last_path,
         run_id=next((logger.run_id for logger in trainer.loggers if logger.run_id), None),
-        history=run.outcome.history,
+        history=run.outcome.history.rows,
         epochs=progress.epoch,
         steps=progress.steps,
         value=_gather_predictions(run, value) if run.job.fn == "predict" else value,

@@ -123,3 +123,36 @@ def test_an_exception_on_rank_0_alone_saves_the_run(tmp_path: Path) -> None:
     saved = torch.load(zero["last"], weights_only=True)
     assert (saved["global_step"], saved["epoch"]) == (2, 1)
     assert sorted(os.listdir(tmp_path / "failed")) == ["epoch=1-step=2.ckpt", "last.ckpt"]
+
+
+class LogsOnRank1(Differs):
+    def on_validation_epoch_end(self) -> None:
+        if self.global_rank == 1:
+            self.log("rare", 1.0, sync_dist=False)
+
+
+def stops_on_rank_1(folder: str) -> Any:
+    found = []
+    for strict in (False, True):
+        trainer = pl.Trainer(
+            max_epochs=4,
+            accelerator="cpu",
+            callbacks=[EarlyStopping("rare", patience=1, strict=strict)],
+            default_root_dir=folder,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        try:
+            trainer.fit(LogsOnRank1())
+            found.append(trainer.current_epoch)
+        except RuntimeError as error:
+            found.append(str(error).split(". Logged")[0])
+    return found
+
+
+def test_a_metric_that_one_rank_has_stops_all_or_is_an_error_of_all(tmp_path: Path) -> None:
+    zero, one = run_on_two_ranks(stops_on_rank_1, tmp_path)
+    assert zero == one
+    assert zero == [2, "EarlyStopping watches 'rare', which was not logged on rank 0 of 2"]

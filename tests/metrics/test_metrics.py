@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+import torchmetrics
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from raylit.errors import ConfigError
-from raylit.metrics.entry import SHORTEN_EVERY
+from raylit.metrics.entry import MOST_COPIES, SHORTEN_EVERY, Copy, combined
 from raylit.metrics.metrics import Metrics, to_numbers
 from raylit.parallel import World
 from tests.ranks import run_on_two_ranks
@@ -53,6 +55,7 @@ def epoch_of(to: Metrics, name: str) -> float:
     return to.callback[name].item()
 
 
+@settings(deadline=None)
 @given(LOGGED)
 def test_a_mean_is_weighted_by_the_batch_size(logged: list[tuple[float, int]]) -> None:
     made = metrics()
@@ -63,6 +66,7 @@ def test_a_mean_is_weighted_by_the_batch_size(logged: list[tuple[float, int]]) -
     assert epoch_of(made, "x") == pytest.approx(expected, rel=1e-9, abs=1e-6)
 
 
+@settings(deadline=None)
 @given(LOGGED, st.sampled_from(["sum", "min", "max"]))
 def test_other_reductions_know_no_weights(logged: list[tuple[float, int]], reduce_fx: str) -> None:
     made = metrics()
@@ -73,6 +77,7 @@ def test_other_reductions_know_no_weights(logged: list[tuple[float, int]], reduc
     assert epoch_of(made, "x") == pytest.approx(expected, rel=1e-9, abs=1e-6)
 
 
+@settings(deadline=None)
 @given(
     LOGGED,
     st.integers(1, 5),
@@ -293,6 +298,7 @@ def test_a_name_means_one_thing_in_one_hook() -> None:
     log(made, "x", 1.0, batch_size=1, prog_bar=True)
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.text(min_size=1, max_size=5),
@@ -305,3 +311,122 @@ def test_numbers(values: dict[str, Any]) -> None:
     assert list(found) == list(values)
     assert all(found[name] == float(value) for name, value in values.items())
     assert not any(isinstance(value, Tensor) for value in found.values())
+
+
+# ---- read before it is reduced ----
+
+
+def test_a_value_is_no_other_for_being_read() -> None:
+    read, unread = metrics("on_validation_epoch_end"), metrics("on_validation_epoch_end")
+    for made in (read, unread):
+        for value in (1.0, 4.0):
+            log(made, "x", value, batch_size=1)
+            if made is read:
+                made.refresh()
+    assert epoch_of(read, "x") == epoch_of(unread, "x") == 2.5
+
+
+@pytest.mark.parametrize("reduce_fx", ["mean", "sum", "min", "max"])
+def test_nan_of_any_part_is_nan(reduce_fx: str) -> None:
+    for values in ([math.nan, 1.0], [1.0, math.nan]):
+        assert math.isnan(combined(reduce_fx, values))
+        made = metrics()
+        for value in values:
+            log(made, "x", value, batch_size=1, on_step=False, reduce_fx=reduce_fx)
+            next(iter(made.entries.values())).fold()
+        assert math.isnan(epoch_of(made, "x"))
+
+
+def test_a_mean_without_any_weight_is_nan() -> None:
+    made = metrics()
+    log(made, "x", 1.0, batch_size=0, on_step=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert math.isnan(epoch_of(made, "x"))
+
+
+def test_there_may_be_more_loaders_in_the_next_epoch() -> None:
+    made = metrics("validation_step")
+    for loaders in (1, 3, 2, 1):
+        for number in range(loaders):
+            made.begin_batch(torch.zeros(1), number if loaders > 1 else None)
+            log(made, "x", float(number))
+            if number == 0:
+                log(made, "once", 5.0, add_dataloader_idx=False)
+        made.end_epoch()
+        found = {}
+        for index in range(loaders) if loaders > 1 else [None]:
+            found.update(made.loader_values(index))
+        names = [f"x/dataloader_idx_{number}" for number in range(loaders)]
+        names = names if loaders > 1 else ["x"]
+        assert to_numbers(found) == {
+            "once": 5.0,
+            **{name: float(number) for number, name in enumerate(names)},
+        }
+        made.reset()
+    made.begin_batch(torch.zeros(1), 0)
+    log(made, "once", 5.0, add_dataloader_idx=False)
+    made.begin_batch(torch.zeros(1), 1)
+    with pytest.raises(ConfigError, match="for two loaders"):
+        log(made, "once", 5.0, add_dataloader_idx=False)
+
+
+# ---- on their way from a device ----
+
+
+class Arrives:
+    """Stands in for a torch.cuda.Event: the copy is there at a certain time."""
+
+    now = 0
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.waited = 0
+
+    def query(self) -> bool:
+        return Arrives.now >= self.at
+
+    def synchronize(self) -> None:
+        self.waited += not self.query()
+        Arrives.now = max(Arrives.now, self.at)
+
+
+def test_copies_are_added_up_as_they_arrive_and_no_more_than_a_few_are_kept() -> None:
+    made = metrics()
+    log(made, "x", torch.tensor(0.0), on_step=False, batch_size=1)
+    (entry,) = made.entries.values()
+    entry.fold()
+    values = torch.arange(1.0, 31.0)
+    events = []
+    for number, value in enumerate(values):
+        Arrives.now += 1
+        events.append(Arrives(Arrives.now + (2 if number % 7 else 9)))
+        entry.copies.append(Copy(value.reshape(1), [1], events[-1]))
+        entry.take_in(MOST_COPIES)
+        assert len(entry.copies) <= MOST_COPIES
+        assert not entry.weights
+    waited = [number for number, event in enumerate(events) if event.waited]
+    assert waited, "some copies took longer than the next ones"
+    assert all(number % 7 == 0 for number in waited)
+    assert epoch_of(made, "x") == values.sum().item() / 31
+
+
+# ---- Metrics that are not in the module ----
+
+
+def test_a_metric_that_is_not_in_the_module_goes_on() -> None:
+    """Its state is in the checkpoint, and comes back when it is logged again."""
+    values = [3.0, 5.0, 4.0, 8.0]
+    whole = torchmetrics.MeanMetric()
+    for value in values:
+        whole.update(value)
+    first, second = metrics(), metrics()
+    for made, part in ((first, values[:2]), (second, values[2:])):
+        metric = torchmetrics.MeanMetric()
+        if made is second:
+            second.load_partial_sums(first.partial_sums())
+        for value in part:
+            made.begin_batch(None)
+            metric.update(value)
+            log(made, "m", metric, on_step=False)
+    assert epoch_of(second, "m") == whole.compute().item()

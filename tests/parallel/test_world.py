@@ -97,3 +97,95 @@ def test_devices() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="finds no such device here"):
             choose_device("cuda", 0)
+
+
+class CannotBeSent(Exception):
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__(f"{one} and {other}")
+
+
+def raises(kind: str) -> int:
+    if kind == "declared":
+        raise KeyError("declared")
+    if kind == "another":
+        raise LookupError("another")
+    if kind == "not to be sent":
+        raise CannotBeSent(1, 2)
+    return 7
+
+
+def from_zero(folder: str) -> dict[str, Any]:
+    world = World.join("cpu")
+    found: dict[str, Any] = {"value": world.from_zero(lambda: raises("nothing"), KeyError)}
+    for kind in ("declared", "another", "not to be sent"):
+        try:
+            world.from_zero(lambda kind=kind: raises(kind), KeyError)  # type: ignore[misc]
+        except Exception as error:
+            found[kind] = (type(error).__name__, str(error))
+    try:
+        world.from_zero(lambda: lambda: 0, KeyError)  # a result that cannot be sent either
+    except Exception as error:
+        found["lambda"] = type(error).__name__
+    found["after"] = world.all_gather_object(world.rank)
+    return found
+
+
+def test_an_exception_on_rank_0_reaches_all(tmp_path: Path) -> None:
+    zero, one = run_on_two_ranks(from_zero, tmp_path)
+    assert zero["value"] == one["value"] == 7
+    for kind in ("declared", "another"):
+        assert zero[kind] == one[kind]
+        assert kind in zero[kind][1]
+    assert zero["not to be sent"] == ("CannotBeSent", "1 and 2")
+    assert one["not to be sent"] == ("RuntimeError", "CannotBeSent: 1 and 2")
+    assert "lambda" in zero
+    assert "lambda" in one
+    assert zero["after"] == one["after"] == [0, 1]
+
+
+class Estimates(TinyModel):
+    """Rank 0 alone asks how many steps there will be."""
+
+    def __init__(self, hook: str) -> None:
+        super().__init__()
+        self.hook = hook
+        self.estimate: float | None = None
+
+    def ask(self, hook: str) -> None:
+        if hook == self.hook and self.global_rank == 0:
+            self.estimate = self.trainer.estimated_stepping_batches
+
+    def setup(self, stage: str) -> None:
+        self.ask("setup")
+
+    def configure_optimizers(self) -> Any:
+        self.ask("configure_optimizers")
+        return super().configure_optimizers()
+
+    def on_fit_start(self) -> None:
+        self.ask("on_fit_start")
+
+
+def estimate(folder: str) -> list[Any]:
+    found = []
+    for hook in ("setup", "configure_optimizers", "on_fit_start"):
+        model = Estimates(hook)
+        trainer = pl.Trainer(
+            max_epochs=2,
+            accelerator="cpu",
+            default_root_dir=folder,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(model)
+        found.append((model.estimate, trainer.global_step))
+    return found
+
+
+def test_rank_0_alone_may_ask_for_the_number_of_steps(tmp_path: Path) -> None:
+    zero, one = run_on_two_ranks(estimate, tmp_path)
+    assert all(steps == estimated for estimated, steps in zero)
+    assert [steps for _, steps in one] == [steps for _, steps in zero]
+    assert [estimated for estimated, _ in one] == [None] * 3

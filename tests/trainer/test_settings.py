@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -180,3 +181,38 @@ def test_storage_path_is_where_the_files_of_a_run_go(tmp_path: Path) -> None:
     assert again.ckpt_path.endswith(
         "bucket/lightning_logs/version_0/checkpoints/epoch=0-step=4.ckpt"
     )
+
+
+class Watches(pl.Callback):
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.seen = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.backends.cudnn.benchmark,
+        )
+
+
+def test_determinism_holds_where_the_job_runs_and_no_longer(tmp_path: Path) -> None:
+    """As in a Ray worker, where the Trainer is not made, but unpickled."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    undo = determinism.apply(True, True)
+    watches = Watches()
+    sent = pickle.dumps(
+        pl.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            deterministic=True,
+            benchmark=True,
+            callbacks=[watches],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )
+    )
+    undo()
+    assert (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark) == before
+    trainer = pickle.loads(sent)
+    trainer.fit(TinyModel())
+    assert next(one for one in trainer.callbacks if isinstance(one, Watches)).seen == (True, True)
+    assert (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark) == before

@@ -13,11 +13,12 @@ import fsspec
 import pytest
 import torch
 import yaml
+from torch.utils.data import DataLoader
 
 import raylit as pl
 from raylit.callbacks import Callback, ModelCheckpoint
 from raylit.errors import ConfigError
-from raylit.testing import TinyModel
+from raylit.testing import RandomDataset, TinyModel
 from tests.callbacks.both import QUIET, batches, both, fit_with, scripted
 
 # ---- folders ----
@@ -388,3 +389,37 @@ def test_evaluating_the_checkpoint_of_another_run_is_nothing_to_warn_of(
         match=r"ModelCheckpoint now saves to .*/b/.*but the checkpoint comes from .*/a/",
     ):
         other.fit(TinyModel(), ckpt_path=best)
+
+
+@pytest.mark.parametrize("monitor", ["val_epoch", "train_epoch", "forked_epoch"])
+@pytest.mark.parametrize("every", [2, 4])
+def test_the_last_batch_of_an_epoch_is_ranked_by_its_own_epoch(
+    tmp_path: Path, monitor: str, every: int
+) -> None:
+    class Numbered(TinyModel):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            number = float(self.current_epoch)
+            self.log("train_epoch", number, on_step=False, on_epoch=True)
+            self.log("forked", number, on_step=True, on_epoch=True)
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val_epoch", float(self.current_epoch))
+
+    saver = ModelCheckpoint(
+        tmp_path, monitor=monitor, every_n_train_steps=every, save_top_k=-1, mode="max"
+    )
+    data = DataLoader(RandomDataset(32, 4), batch_size=1)
+    pl.Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        callbacks=[saver],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        num_sanity_val_steps=0,
+    ).fit(Numbered(), data, data)
+    found = {Path(path).name: float(value) for path, value in saver.best_k_models.items()}
+    at_ends = {f"epoch={epoch}-step={4 * epoch + 4}.ckpt": epoch for epoch in range(3)}
+    assert {name: found.get(name) for name in at_ends} == at_ends

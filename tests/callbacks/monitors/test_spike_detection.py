@@ -156,3 +156,16 @@ def test_losses_not_judged_yet_are_in_the_checkpoint() -> None:
     detection._pending = [(3, torch.tensor(1.5)), (4, torch.tensor(2.5))]
     again.load_state_dict(detection.state_dict())
     assert [(number, float(loss)) for number, loss in again._pending] == [(3, 1.5), (4, 2.5)]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_in_warmup_blinds_nothing(bad: float) -> None:
+    detection = SpikeDetection(warmup=3, window=10, rtol=2.0)
+    losses = [1.0, bad, 1.1, 1.0, 0.9, 20.0]
+    assert [detection._is_spike(batch, loss) for batch, loss in enumerate(losses)] == [
+        *[False] * 5,
+        True,
+    ]
+    gone_on = SpikeDetection(warmup=3)
+    gone_on.load_state_dict({**detection.state_dict(), "values": [1.0, bad], "last_val": bad})
+    assert gone_on._is_spike(7, 20.0)
