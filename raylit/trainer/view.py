@@ -648,15 +648,17 @@ class TrainerView:
         """Tell what comes after an epoch's last batch and gives a metric a value of these weights.
 
         Returns:
-            `validation`, `epoch` for the epoch's end, or None: none does, or this is another batch.
-            As this rank knows.
+            `validation`, `epoch` for the epoch's end, which also brings the first value of an epoch
+            of training, or None: none does, or this is another batch. As this rank knows.
         """
         run = self._run
-        if run is None or not self.is_last_batch:
+        if run is None:
             return None
         kind = run.metrics.kind_in_training(name)
-        if kind == "epoch":
+        if kind == "epoch" and (self.is_last_batch or name not in self.callback_metrics):
             return "epoch"
+        if not self.is_last_batch:
+            return None
         by_the_clock = self.val_check_time_s is not None
         if kind == "step" or by_the_clock or not run.data.checks_validation:
             return None
