@@ -84,7 +84,7 @@ class TrainingSpikeException(RaylitError, RuntimeError):
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """Return ` Did you mean 'x'?` for the option nearest to `word`, or an empty string if none is near."""
+    """Return ` Did you mean 'x'?` for the option nearest to `word`, or nothing."""
     near = difflib.get_close_matches(word, list(options), n=1, cutoff=0.6)
     return f" Did you mean '{near[0]}'?" if near else ""
 

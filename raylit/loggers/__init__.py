@@ -1,4 +1,8 @@
-"""Where metrics and hyperparameters go: `Logger` is the contract, the others are its implementations."""
+"""Loggers: files, TensorBoard and MLflow, all implementations of `core/logger.py`.
+
+From outside, the classes are imported, from here.
+Never here: anything that a step waits for.
+"""
 
 from raylit.core.logger import Logger
 from raylit.loggers.csv import CSVLogger

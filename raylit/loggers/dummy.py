@@ -1,4 +1,4 @@
-"""Lightning's place for the contract of loggers, and for what stands in for a logger where nothing is to be written."""
+"""Stands in for a logger where nothing is to be written, such as in a dry run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ __all__ = ["DummyExperiment", "DummyLogger", "Logger", "rank_zero_experiment"]
 
 
 class DummyExperiment:
-    """Has every method, and none does anything: `experiment.add_scalar(...)`, `experiment[0].add_image(...)`."""
+    """Has every method, and none does anything.
+
+    So `experiment.add_scalar(...)` and `experiment[0].add_image(...)` work.
+    """
 
     def nop(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing."""
@@ -31,7 +34,7 @@ class DummyExperiment:
 
 
 class DummyLogger(Logger):
-    """Takes the place of the loggers in a trial run, so that code which writes to them works as it does in earnest.
+    """Takes the place of the loggers in a dry run, so that user code which logs still works.
 
     Example:
         >>> DummyLogger().experiment.add_scalar("loss", 1.0)

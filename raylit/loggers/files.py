@@ -1,4 +1,7 @@
-"""The folder of a run, as loggers that write files leave it: `<save_dir>/<name>/version_<N>`, with the hyperparameters in `hparams.yaml`."""
+"""The folder of a run, as loggers that write files leave it.
+
+It is `<save_dir>/<name>/version_<N>`, with the hyperparameters in `hparams.yaml`.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
-from raylit.loggers.mlflow.queue import BackgroundWriter
+from raylit.loggers.queue import BackgroundWriter
 from raylit.runtime import storage
 
 COPY_EVERY_S = 5.0

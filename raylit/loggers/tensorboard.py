@@ -127,7 +127,10 @@ class TensorBoardLogger(Logger):
 
     @property
     def experiment(self) -> Any:
-        """The SummaryWriter, made with its folder on first use, for images, histograms and all else; on other ranks than 0 it does nothing."""
+        """The SummaryWriter, for images, histograms and all else.
+
+        It is made with its folder on first use; on ranks other than 0 it does nothing.
+        """
         if messages.rank() != 0:
             return _Nothing()
         if self._experiment is None:
@@ -245,7 +248,7 @@ class TensorBoardLogger(Logger):
         self._has_hparams = True
 
     def _is_new(self, tag: str, step: int | None) -> bool:
-        """Tell whether a value was not written before the processes of this run died and went on from a checkpoint."""
+        """Tell whether a value is new: a resumed fit replays the steps after its checkpoint."""
         return not self._last_step or (step or 0) > self._last_step.get(tag, -1)
 
     def _close_writer(self) -> None:

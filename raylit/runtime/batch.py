@@ -19,7 +19,10 @@ from raylit.runtime.messages import warn_once
 
 
 def move_to(batch: Any, device: torch.device | str, non_blocking: bool | None = None) -> Any:
-    """Return `batch` with everything that has `.to(device)` moved, inside lists, tuples, named tuples, dicts and dataclasses."""
+    """Return `batch` with everything in it that has `.to(device)` moved.
+
+    Inside lists, tuples, named tuples, dicts and dataclasses.
+    """
     # Copies from pinned memory to a GPU may overlap with compute; other copies may not be read
     # before they are done.
     asynchronous = torch.device(device).type == "cuda" if non_blocking is None else non_blocking
@@ -50,7 +53,7 @@ def transfer_to(batch: Any, device: torch.device) -> Any:
 
 
 class SideStream:
-    """A stream of a CUDA device for nothing but copies, which so need not wait for the work that steps have queued.
+    """A stream of a CUDA device for copies alone: they do not wait for the work of the steps.
 
     Copies run while the device computes if the batch lies in pinned memory: `DataLoader(pin_memory=True)`.
 

@@ -61,7 +61,10 @@ def seed(number: int) -> None:
 
 
 def state(cuda: bool = True) -> dict[str, Any]:
-    """Return the random states of Python, numpy, PyTorch and, if `cuda`, this process's accelerator, as plain data."""
+    """Return the random states of Python, numpy and PyTorch as plain data.
+
+    And, if `cuda`, that of this process's accelerator.
+    """
     version, words, gauss = random.getstate()
     legacy: Any = np.random.get_state()
     _, keys, position, has_gauss, cached = legacy

@@ -323,7 +323,7 @@ def _device_of(module: nn.Module) -> torch.device:
 
 
 def _compute_format(module: nn.Module) -> torch.autocast:
-    """Return a context in which an example in float32 passes through layers in float16 or bfloat16."""
+    """Return a context in which a float32 example passes through layers of half precision."""
     dtype = next((parameter.dtype for parameter in module.parameters()), torch.float32)
     is_half = dtype in (torch.float16, torch.bfloat16)
     return torch.autocast(
@@ -332,7 +332,10 @@ def _compute_format(module: nn.Module) -> torch.autocast:
 
 
 def shape_of(value: Any) -> Any:
-    """Return the shape of a tensor as a list, of lists and tuples a list of shapes, and `?` of anything else."""
+    """Return the shape of a tensor as a list; of a list or tuple, those of its items.
+
+    Anything else has the shape `?`.
+    """
     if isinstance(value, Tensor) or hasattr(value, "shape"):
         return list(value.shape)
     if isinstance(value, (list, tuple)):

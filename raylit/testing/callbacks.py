@@ -146,7 +146,7 @@ class CallbackConformance:
         assert _comparable(home.state_dict()) == _comparable(callback.state_dict())
 
     def test_its_state_is_plain_data(self, make: Callable[[], Callback], tmp_path: Path) -> None:
-        """What it puts into checkpoints is loaded without running code, and its key does not change with training."""
+        """Its state is loaded without running code, and its key does not change with training."""
         callback = make()
         key = callback.state_key
         self.fit(tmp_path, callback)
@@ -160,7 +160,7 @@ class CallbackConformance:
     def test_a_run_that_is_resumed_ends_in_the_same_place(
         self, make: Callable[[], Callback], tmp_path: Path
     ) -> None:
-        """Two epochs, and two more from the checkpoint, give the weights and the state of four epochs."""
+        """Two epochs, and two more from the checkpoint, leave the state of four epochs."""
         whole = make()
         part = make()
         straight = self.fit(tmp_path / "whole", whole, max_epochs=4, dropout=False)
@@ -183,7 +183,10 @@ class CallbackConformance:
     def test_an_exception_passes_through(
         self, make: Callable[[], Callback], tmp_path: Path
     ) -> None:
-        """The user's exception is the one that is raised, wherever in a fit it happens, and the callback can be used again."""
+        """The user's exception is the one that is raised, wherever in a fit it happens.
+
+        The callback can be used again.
+        """
 
         class Interrupts(Callback):
             def __init__(self, event: str) -> None:

@@ -81,7 +81,7 @@ class LauncherConformance:
     def trainer(
         self, make: Callable[[], Launcher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> Callable[..., Trainer]:
-        """Return a function that makes a Trainer for two epochs on the CPU that uses the launcher."""
+        """Return a function that makes a Trainer of two epochs which uses the launcher."""
         launcher = make()
         monkeypatch.setattr("raylit.trainer.driver.launcher_for", lambda job: launcher)
 
@@ -105,7 +105,10 @@ class LauncherConformance:
         return kind()
 
     def test_what_a_fit_leaves(self, trainer: Callable[..., Trainer], tmp_path: Path) -> None:
-        """Weights, callbacks, counters, metrics and files are those of the run, whatever process it ran in."""
+        """Weights, callbacks, counters, metrics and files are those of the run.
+
+        In whatever process it ran.
+        """
         model = self.model()
         counts = Counts()
         saver = ModelCheckpoint(tmp_path / "ckpt", monitor="val_loss", save_last=True)
@@ -166,7 +169,7 @@ class LauncherConformance:
         assert (fresh.num_epochs, again.current_epoch) == (3, 3)
 
     def test_evaluation_counts_each_sample_once(self, trainer: Callable[..., Trainer]) -> None:
-        """The values of validate and test are those of one process, for any number of ranks and samples."""
+        """Any number of ranks and samples gives the values of one process."""
         model = self.model()
         loader = DataLoader(RandomDataset(32, 7), batch_size=2)
         model.eval()

@@ -216,7 +216,7 @@ class LoggerConformance:
         assert len(set(seen)) == 3
 
     def test_nothing_raises(self, opened: Logger) -> None:
-        """Odd names and values, calls that do not apply, and repeated ones are no reason to stop a training."""
+        """Odd names and values, calls that do not apply and repeated ones stop no training."""
         opened.log_metrics(
             {"nan": math.nan, "inf": -math.inf, "": 0.0, "a@b//../c": 1.0, "x" * 400: 2.0}, 0
         )

@@ -99,7 +99,9 @@ class BoringModel(LightningModule):
 
 
 class TinyModel(BoringModel):
-    """A BoringModel that draws random numbers, logs `train_loss`, `val_loss` and `test_loss`, and has 4 batches of each kind.
+    """A BoringModel that draws random numbers and logs `train_loss`, `val_loss`, `test_loss`.
+
+    It has 4 batches of each kind.
 
     Args:
         batch_size: samples in a batch.

@@ -34,7 +34,7 @@ class GradClipAlgorithmType(LightningEnum):
 
 
 def _whole(norm: Any) -> torch.Tensor:
-    """Return a norm as it is, or if it was taken of parts that are spread over the ranks, that of them together."""
+    """Return a norm as it is, or of parts spread over the ranks, that of all together."""
     whole: torch.Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     return whole
 

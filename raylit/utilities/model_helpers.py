@@ -69,7 +69,9 @@ def measure_flops(
     forward_fn: Callable[[], Tensor],
     loss_fn: Callable[[Tensor], Tensor] | None = None,
 ) -> int:
-    """Count the floating-point operations of a forward pass, and of the backward pass if there is a loss.
+    """Count the floating-point operations of a forward pass, and of a backward pass.
+
+    The latter if there is a loss.
 
     Args:
         model: the module; made under `torch.device("meta")`, nothing is computed.

@@ -4,7 +4,7 @@ The only place for mlflow, loaded on first use.
 
 The run is made on the driver, where user, source file and git commit are known, and goes on through
 all restarts of the workers. Rank 0 only puts what it logs onto a queue; threads write it
-(`queue.py`). Only `MlflowClient` is used, with explicit ids: mlflow's functions that work on a
+(`../queue.py`). Only `MlflowClient` is used, with explicit ids: mlflow's functions that work on a
 current run would mix up runs in one process.
 """
 
@@ -24,17 +24,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from raylit.core.logger import Logger
 from raylit.errors import ConfigError, MissingPackageError
 from raylit.loggers.mlflow import store
-from raylit.loggers.mlflow.queue import BackgroundWriter
 from raylit.loggers.mlflow.spool import Spool, replay
-from raylit.loggers.mlflow.store import PARENT_TAG, Entry, RunStore
+from raylit.loggers.mlflow.store import PARENT_TAG, Record, RunStore
 from raylit.loggers.mlflow.uploads import CheckpointUploader, best_tags
+from raylit.loggers.queue import BackgroundWriter
 from raylit.runtime.messages import info, warn, warn_once
 from raylit.runtime.secrets import without_secrets
 from raylit.runtime.storage import is_url
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Run as MlflowRun
 
     from raylit.core.callback import Checkpoint
 
@@ -47,7 +47,7 @@ class _Live:
 
     client: MlflowClient | None = None
     run_store: RunStore | None = None
-    writer: BackgroundWriter[Entry] | None = None
+    writer: BackgroundWriter[Record] | None = None
     uploader: CheckpointUploader | None = None
     callbacks: dict[int, Checkpoint] = field(default_factory=dict)
 
@@ -169,7 +169,10 @@ class MLFlowLogger(Logger):
 
     @property
     def save_dir(self) -> str:
-        """Local root folder, whatever the store: `ModelCheckpoint` writes to `<save_dir>/<experiment id>/<run id>/checkpoints`."""
+        """Local root folder, whatever the store.
+
+        `ModelCheckpoint` writes to `<save_dir>/<experiment id>/<run id>/checkpoints`.
+        """
         return self._files_dir or os.path.join(self._root_dir, "mlruns")
 
     @property
@@ -209,7 +212,7 @@ class MLFlowLogger(Logger):
     def child(
         self, run_name: str, tags: Mapping[str, str], run_id: str | None = None
     ) -> MLFlowLogger:
-        """Return a logger whose `open` creates a run nested below this one, in the same experiment, wherever it is opened.
+        """Return a logger whose `open` creates a run below this one, in the same experiment.
 
         Args:
             run_name: name of the new run.
@@ -230,7 +233,7 @@ class MLFlowLogger(Logger):
         return child
 
     def sibling(self, run_name: str) -> MLFlowLogger:
-        """Return a logger with the same settings and another run name, whose `open` creates a run of its own.
+        """Return a logger with the same settings whose `open` creates a run with another name.
 
         If the user has a run active then, the new one is nested below it.
         """
@@ -248,7 +251,7 @@ class MLFlowLogger(Logger):
         return sibling
 
     def close_children(self, status: str, run_ids: Collection[str] | None = None) -> None:
-        """Set the end state of runs below this one that have none yet, because their processes were ended. Driver.
+        """Set the end state of runs below this one whose processes were ended without one. Driver.
 
         Args:
             status: `success`, `failed` or `killed`.
@@ -308,7 +311,7 @@ class MLFlowLogger(Logger):
         path = "/".join(
             part for part in artifact_file.split("/") if part not in ("", ".", "..")
         )  # MLflow takes no others
-        self._writer.put([Entry("text", path or "_", without_secrets(text))], keep=True)
+        self._writer.put([Record("text", path or "_", without_secrets(text))], keep=True)
 
     def resume(self, run_id: str) -> None:
         """Go on with the run of a checkpoint.
@@ -329,7 +332,7 @@ class MLFlowLogger(Logger):
 
     def announce(self, status: str) -> None:
         if self._has_run and self._owns_run:
-            self._writer.put([Entry("status", "", STATUSES.get(status, "FAILED"))])
+            self._writer.put([Record("status", "", STATUSES.get(status, "FAILED"))])
             self._writer.flush_soon()
 
     def close(self, status: str) -> None:
@@ -346,7 +349,7 @@ class MLFlowLogger(Logger):
         numbers = ((prefix + key, _number(key, value)) for key, value in metrics.items())
         self._writer.put(
             [
-                Entry("metric", key, number, time_ms, int(step or 0))
+                Record("metric", key, number, time_ms, int(step or 0))
                 for key, number in numbers
                 if number is not None
             ]
@@ -355,7 +358,7 @@ class MLFlowLogger(Logger):
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace | None = None) -> None:
         self._writer.put(
             [
-                Entry("param", key, value[: store.MAX_PARAM_LENGTH])
+                Record("param", key, value[: store.MAX_PARAM_LENGTH])
                 for key, value in store.flatten(params or {})
             ],
             keep=True,
@@ -380,7 +383,7 @@ class MLFlowLogger(Logger):
             map(best_tags, self._live.callbacks.values()), key=len, default={}
         )
         if best:
-            self._writer.put([Entry("tag", key, value) for key, value in best.items()], keep=True)
+            self._writer.put([Record("tag", key, value) for key, value in best.items()], keep=True)
         for callback in self._live.callbacks.values() if self._log_model else ():
             self._uploader.add(callback, link=False)
         if not self._was_opened:  # used without a Trainer: nobody calls `close`
@@ -427,7 +430,7 @@ class MLFlowLogger(Logger):
         self._has_run = True
         self._live = _Live(client)
 
-    def _continue_run(self, client: MlflowClient, tags: dict[str, str]) -> Run | None:
+    def _continue_run(self, client: MlflowClient, tags: dict[str, str]) -> MlflowRun | None:
         """Return the run to go on with, made RUNNING again unless it is the user's own.
 
         None if one has to be created.
@@ -480,7 +483,7 @@ class MLFlowLogger(Logger):
         return self._live.run_store
 
     @property
-    def _writer(self) -> BackgroundWriter[Entry]:
+    def _writer(self) -> BackgroundWriter[Record]:
         if self._live.writer is None:
             run_store = self._run_store
             uri = str(self._tracking_uri)

@@ -11,8 +11,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from raylit.loggers.mlflow.queue import Rejected
-from raylit.loggers.mlflow.store import MAX_ENTRIES, Entry
+from raylit.loggers.mlflow.store import MAX_ENTRIES, Record
+from raylit.loggers.queue import Rejected
 from raylit.runtime.messages import info, log
 from raylit.runtime.secrets import without_secrets
 
@@ -34,7 +34,7 @@ class Spool:
         self._header = {"uri": without_secrets(uri), "run_id": run_id}
         self.path = Path(folder) / FOLDER / f"{run_id}-{uuid.uuid4().hex[:8]}.jsonl"
 
-    def hold(self, entries: list[Entry]) -> bool:
+    def hold(self, entries: list[Record]) -> bool:
         """Let the file hold these entries and no others; without any there is no file.
 
         Returns whether that worked.
@@ -54,7 +54,7 @@ class Spool:
         return True
 
 
-def replay(folder: str, uri: str, write: Callable[[str, list[Entry]], None]) -> int:
+def replay(folder: str, uri: str, write: Callable[[str, list[Record]], None]) -> int:
     """Send what runs in `folder` could not send to the store `uri`, which answers again.
 
     What fails stays for the next time.
@@ -76,7 +76,7 @@ def replay(folder: str, uri: str, write: Callable[[str, list[Entry]], None]) -> 
             ]
             if header["uri"] != without_secrets(uri):
                 continue
-            entries = [Entry(*line) for line in lines]
+            entries = [Record(*line) for line in lines]
             for start in range(0, len(entries), MAX_ENTRIES):
                 _write_what_is_taken(header["run_id"], entries[start : start + MAX_ENTRIES], write)
             path.unlink(missing_ok=True)
@@ -94,7 +94,7 @@ def replay(folder: str, uri: str, write: Callable[[str, list[Entry]], None]) -> 
 
 
 def _write_what_is_taken(
-    run_id: str, entries: list[Entry], write: Callable[[str, list[Entry]], None]
+    run_id: str, entries: list[Record], write: Callable[[str, list[Record]], None]
 ) -> None:
     try:
         write(run_id, entries)

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from raylit.errors import ConfigError
-from raylit.loggers.mlflow.queue import Rejected
 from raylit.loggers.mlflow.uploads import Upload, remove_link
+from raylit.loggers.queue import Rejected
 from raylit.runtime.messages import warn_once
 from raylit.runtime.secrets import has_secret, without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Run as MlflowRun
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 # as in mlflow.utils.validation
@@ -37,7 +37,7 @@ PARENT_TAG = "mlflow.parentRunId"
 DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
-class Entry(NamedTuple):
+class Record(NamedTuple):
     """Something to write into a run.
 
     A metric, a parameter, a tag, a text (`key` is its artifact file), or the run's status.
@@ -73,7 +73,7 @@ class RunStore:
         self._client: MlflowClient | None = None
         self._lock = threading.Lock()
 
-    def write(self, entries: list[Entry]) -> None:
+    def write(self, entries: list[Record]) -> None:
         """Write entries.
 
         The same batch may be written twice: MLflow keeps equal metrics, parameters and tags once.
@@ -143,7 +143,7 @@ class RunStore:
             return self._client
 
 
-def newest_values(run: Run) -> dict[str, tuple[int, int]]:
+def newest_values(run: MlflowRun) -> dict[str, tuple[int, int]]:
     """Return step and time of the newest value of each metric of a run."""
     return {
         metric.key: (metric.step, metric.timestamp) for metric in run.to_proto().data.metrics
@@ -366,7 +366,10 @@ def _local_store(uri: str, artifact_root: str) -> SqlAlchemyStore:
 
 
 def active_run_id(uri: str) -> str | None:
-    """Return the run that the user has started in this thread, or named by MLFLOW_RUN_ID, if it is in this store."""
+    """Return the run that the user has started, if it is in this store.
+
+    Started in this thread by `mlflow.start_run`, or named by MLFLOW_RUN_ID.
+    """
     import mlflow
 
     active = mlflow.active_run()

@@ -1,4 +1,7 @@
-"""Copies checkpoints into the artifacts of a run, from a thread of its own, so that metrics need not wait for large files."""
+"""Copies checkpoints into the artifacts of a run.
+
+In a thread of its own, so that metrics need not wait for large files.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from raylit.loggers.mlflow.queue import BackgroundWriter
+from raylit.loggers.queue import BackgroundWriter
 from raylit.runtime.messages import warn_once
 
 if TYPE_CHECKING:

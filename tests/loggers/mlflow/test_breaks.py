@@ -15,9 +15,9 @@ import pytest
 
 from raylit.errors import ConfigError
 from raylit.loggers import MLFlowLogger
-from raylit.loggers.mlflow.queue import BackgroundWriter, Rejected
 from raylit.loggers.mlflow.spool import Spool, replay
-from raylit.loggers.mlflow.store import Entry
+from raylit.loggers.mlflow.store import Record
+from raylit.loggers.queue import BackgroundWriter, Rejected
 from tests.deadlines import stretched
 from tests.loggers.mlflow_store import (
     Callback,
@@ -225,27 +225,29 @@ def test_the_file_goes_when_the_store_is_back(empty_database: Path, tmp_path: Pa
 
 def test_what_another_store_did_not_take_stays(tmp_path: Path, said: list[str]) -> None:
     spool = Spool(str(tmp_path), "http://me:secret@elsewhere:5000", "0" * 32)
-    assert spool.hold([Entry("metric", "loss", 0.5, 1, 2), Entry("metric", "nan", math.nan, 1, 2)])
+    assert spool.hold(
+        [Record("metric", "loss", 0.5, 1, 2), Record("metric", "nan", math.nan, 1, 2)]
+    )
     assert "secret" not in spool.path.read_text()
-    written: list[Entry] = []
+    written: list[Record] = []
     assert (
         replay(str(tmp_path), "http://here:5000", lambda run_id, entries: written.extend(entries))
         == 0
     )
     assert spool.path.exists()
 
-    def refuse_nan(run_id: str, entries: list[Entry]) -> None:
+    def refuse_nan(run_id: str, entries: list[Record]) -> None:
         if any(entry.key == "nan" for entry in entries):
             raise Rejected("NaN")
         written.extend(entries)
 
-    def fail(run_id: str, entries: list[Entry]) -> None:
+    def fail(run_id: str, entries: list[Record]) -> None:
         raise ConnectionError("no route")
 
     assert replay(str(tmp_path), "http://me:other@elsewhere:5000", fail) == 0
     assert any("no route" in text for text in said)
     assert replay(str(tmp_path), "http://me:other@elsewhere:5000", refuse_nan) == 2
-    assert written == [Entry("metric", "loss", 0.5, 1, 2)]
+    assert written == [Record("metric", "loss", 0.5, 1, 2)]
     assert not spool.path.exists()
     torn = spool.path.with_name("torn.jsonl")
     torn.write_text('{"uri": "x"')
@@ -255,5 +257,5 @@ def test_what_another_store_did_not_take_stays(tmp_path: Path, said: list[str]) 
 
 def test_a_folder_that_cannot_be_written_does_not_raise(tmp_path: Path, said: list[str]) -> None:
     (tmp_path / "unsent").touch()
-    assert not Spool(str(tmp_path), "http://host", "run").hold([Entry("metric", "loss", 0.5)])
+    assert not Spool(str(tmp_path), "http://host", "run").hold([Record("metric", "loss", 0.5)])
     assert any("could not be kept" in text for text in said)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from raylit.loggers.mlflow.queue import BackgroundWriter, Rejected
+from raylit.loggers.queue import BackgroundWriter, Rejected
 from tests.deadlines import stretched
 
 

@@ -1,4 +1,7 @@
-"""A thread that writes what the training thread logs, so that training never waits for a network or a database."""
+"""A thread that writes the values of the training thread to the store.
+
+Training never waits for a network or a database.
+"""
 
 from __future__ import annotations
 
