@@ -7,6 +7,7 @@
     |   |-- NotSavedError                   it could not be written: no space, no permission
     |   `-- CheckpointNotFoundError(FileNotFoundError) there is none
     |-- LaunchError(RuntimeError)           processes could not be started, or ended without a result
+    |   `-- NoRoomError (a ConfigError too) more was asked for than the cluster can ever have
     |-- MissingPackageError(ImportError)    an optional package is not installed
     `-- TrainingSpikeException(RuntimeError) the loss jumped, and SpikeDetection ended training
 
@@ -52,6 +53,10 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
 
 class LaunchError(RaylitError, RuntimeError):
     """Processes could not be started, or ended without a result."""
+
+
+class NoRoomError(LaunchError, ConfigError):
+    """Workers ask for more than the cluster has or can get: they would be waited for without end."""
 
 
 class MissingPackageError(RaylitError, ImportError):

@@ -49,7 +49,7 @@ def ray_cluster() -> Iterator[str]:
 
     from raylit.launch.on_ray.cluster import connect
 
-    connect(num_workers=4)
+    connect(num_cpus=4)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 

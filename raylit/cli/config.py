@@ -27,6 +27,7 @@ from raylit.core.module import LightningModule
 from raylit.errors import CheckpointError, ConfigError
 from raylit.runtime import bounded_yaml
 from raylit.runtime.rng import seed_everything
+from raylit.trainer.settings import arguments_of_environment
 from raylit.trainer.trainer import Trainer
 from raylit.version import __version__
 
@@ -70,6 +71,9 @@ def make_parser(command: str, needs_model: bool = True) -> ArgumentParser:
     parser.add_class_arguments(
         Trainer, "trainer", instantiate=False, fail_untyped=False, sub_configs=True
     )
+    # as in Python, and so that the config that is kept with the run says it
+    variables = arguments_of_environment(Trainer.__name__, Trainer.__init__)
+    parser.set_defaults({f"trainer.{name}": value for name, (_, _, value) in variables.items()})
     parser.add_subclass_arguments(
         LightningModule, "model", fail_untyped=False, required=needs_model
     )

@@ -1,8 +1,9 @@
 """The contract of a callback.
 
 A callback is code that runs at the events of a run without being part of the model. It is pickled
-with the Trainer: on Ray each rank has its own copy, and after a fit the driver's object takes over
-the attributes of rank 0's, as `__getstate__` gives them; checkpoints store `state_dict`. Every
+with the Trainer: on Ray each rank has its own copy, and after a fit the driver's object, known
+by its `state_key`, takes over the attributes of rank 0's, as `__getstate__` gives them;
+checkpoints store `state_dict`. Every
 method does nothing unless overridden, and only overridden ones are called: a callback costs the
 loop only the methods that it overrides.
 

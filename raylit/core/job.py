@@ -175,6 +175,8 @@ class Job:
             `launch/on_ray/validation.py`.
         rescale_plan: fits the job to the workers there are, if they may be fewer or more than it
             was meant for, or None; see `launch/on_ray/rescale.py`.
+        accelerator: what the ranks compute on, as the launcher has chosen; None: what the Trainer
+            says.
         display: where the progress bar of rank 0 sends what it would draw, or None to draw here.
     """
 
@@ -190,6 +192,7 @@ class Job:
     preemption_notice: PreemptionNotice | None = None
     validation_starter: ValidationStarter | None = None
     rescale_plan: RescalePlan | None = None
+    accelerator: str | None = None
     display: Display | None = None
 
 

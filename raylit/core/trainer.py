@@ -599,8 +599,8 @@ class JobTrainer(RunningTrainer, Protocol):
         """How many workers were asked for, in words."""
 
     @property
-    def use_gpu(self) -> bool:
-        """Whether each Ray worker gets a GPU."""
+    def use_gpu(self) -> bool | None:
+        """Whether each Ray worker gets a GPU; None: where the cluster has as many."""
 
     @property
     def resources_per_worker(self) -> dict[str, float] | None:

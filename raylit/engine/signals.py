@@ -9,10 +9,35 @@ from collections.abc import Iterator
 from typing import Any
 
 from raylit.engine.run import Run
+from raylit.errors import Terminated
 from raylit.runtime.messages import info
 
-# Where the handler is from that `ray.init` sets: it would end the process in the middle of a batch
-RAYS = "ray._private.worker"
+# Where the handlers are from that would end the process in the middle of a batch: that of `ray.init`
+# and that of `terminating`.
+NOT_THE_USERS = ("ray._private.worker", __name__)
+
+
+@contextlib.contextmanager
+def terminating() -> Iterator[None]:
+    """Have SIGTERM raise Terminated, where Python's default would end the process without a word.
+
+    So a run whose data or model is still being made ends like any other: loggers say that it was
+    killed, the exit code is 143. Once it trains, `catching_signals` lets it come to a batch's end.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    ends_at_once = before is signal.SIG_DFL or getattr(before, "__module__", "") in NOT_THE_USERS
+    if threading.current_thread() is not threading.main_thread() or not ends_at_once:
+        yield
+        return
+
+    def terminate(number: int, frame: Any) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -31,7 +56,7 @@ def catching_signals(run: Run) -> Iterator[None]:
         agreement.received_sigterm = True
         agreement.pauses = True
         own = before[signal.SIGTERM]
-        if callable(own) and getattr(own, "__module__", "") != RAYS:
+        if callable(own) and getattr(own, "__module__", "") not in NOT_THE_USERS:
             own(number, frame)
 
     def interrupt(number: int, frame: Any) -> None:

@@ -19,6 +19,7 @@ from raylit.core.hooks import is_overridden, resolve
 from raylit.core.hparams import CLASS_PATH
 from raylit.core.job import Job, Result
 from raylit.core.module import LightningModule
+from raylit.core.returned import returned
 from raylit.core.states import TrainerStatus
 from raylit.engine import compile as compiled
 from raylit.engine import evaluation, loop, optimizers, state
@@ -47,7 +48,7 @@ def run_job(job: Job) -> Result:
     """
     # also in a process in which the Trainer was not made: a Ray worker, a trial, a validation
     undo_determinism = determinism.apply(job.trainer.deterministic, job.trainer.benchmark)
-    world = World.join(job.trainer.accelerator)
+    world = World.join(job.accelerator or job.trainer.accelerator)
     run = make_run(job, world)
     run.loop = loop.fit if job.fn == "fit" else evaluate
     trainer, module = run.trainer, run.module
@@ -395,11 +396,7 @@ def collect(run: Run, value: Any) -> Result:
             "module": {
                 name: tensor.detach().cpu() for name, tensor in run.module.state_dict().items()
             },
-            # without `log`, which is the module's, with all that this rank made of it
-            "callbacks": [
-                {name: value for name, value in dict(one.__getstate__()).items() if name != "_log"}
-                for one in trainer.callbacks
-            ],
+            "callbacks": returned(trainer.callbacks),
             "progress": progress.state_dict(),
             "metrics": (metrics.callback, metrics.logged, metrics.progress_bar),
             "should_stop": trainer.should_stop,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from raylit.core.job import Job, Result
+from raylit.engine.signals import terminating
 from raylit.engine.worker import run_job
 
 
@@ -14,4 +15,5 @@ class LocalLauncher:
 
     def launch(self, job: Job) -> Result:
         """See `Launcher.launch`."""
-        return run_job(job)
+        with terminating():
+            return run_job(job)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from raylit.errors import ConfigError
 from raylit.parallel.fork import make_forks_safe
-from raylit.runtime import messages
+from raylit.runtime import environment, messages
 
 T = TypeVar("T")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
@@ -70,7 +70,7 @@ class World:
             and int(os.environ.get("WORLD_SIZE", "1")) > 1
         ):
             patience = timedelta(
-                seconds=float(os.environ.get("RAYLIT_TIMEOUT_S", "1800"))
+                seconds=environment.seconds("RAYLIT_TIMEOUT_S", 1800.0)
             )  # with a rank that hangs
             # what is in host memory, such as what the ranks agree on, goes by gloo, so that the
             # accelerator is not waited for

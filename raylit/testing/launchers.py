@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,30 @@ class Counts(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the count back."""
         self.num_epochs = state_dict["num_epochs"]
+
+
+class Holds(Callback):
+    """Holds what cannot be pickled once the job runs, beside what can."""
+
+    def __init__(self) -> None:
+        self.num_batches = 0
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Make it, where it is used."""
+        self.lock = threading.Lock()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Count."""
+        with self.lock:
+            self.num_batches += 1
+
+
+class Brings(TinyModel):
+    """Brings callbacks of its own: an EarlyStopping in the place of the user's, and a new one."""
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return them."""
+        return [EarlyStopping("val_loss", patience=7), Counts()]
 
 
 class Fails(TinyModel):
@@ -136,6 +162,38 @@ class LauncherConformance:
         assert len(result.history) == 2
         assert list(tmp_path.rglob("metrics.csv"))
         assert done.state.finished
+
+    def test_callbacks_come_home_by_what_they_are(
+        self, trainer: Callable[..., Trainer], tmp_path: Path
+    ) -> None:
+        """The driver's own objects take what theirs have become; those of the module are added."""
+        saver = ModelCheckpoint(tmp_path / "ckpt", monitor="val_loss")
+        done = trainer(
+            callbacks=[EarlyStopping("train_loss", patience=2), saver], enable_checkpointing=None
+        )
+        result = done.fit(self.model(Brings))
+        stopping = done.early_stopping_callback
+        assert stopping is not None and (stopping.monitor, stopping.patience) == ("val_loss", 7)
+        assert stopping.best_score == saver.best_model_score == result.best_model_score
+        assert saver.best_model_path == result.best_model_path
+        assert Path(saver.best_model_path).is_file()
+        assert done.checkpoint_callback is saver
+        (counts,) = (callback for callback in done.callbacks if isinstance(callback, Counts))
+        assert counts.num_epochs == 2
+
+    def test_what_cannot_be_pickled_costs_no_fit(self, trainer: Callable[..., Trainer]) -> None:
+        """It stays where it was made, and a warning names callback and attribute."""
+        holds = Holds()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            result = trainer(callbacks=holds).fit(self.model())
+        assert holds.num_batches == result.steps > 0
+        said = [str(one.message) for one in told if "Holds" in str(one.message)]
+        if hasattr(holds, "lock"):  # it was this process
+            assert not said
+        else:
+            (text,) = said
+            assert "without its attribute lock, which cannot be pickled" in text
 
     def test_one_rank_gives_what_this_process_would(
         self, trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch

@@ -8,8 +8,9 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, ParamSpec
@@ -71,7 +72,7 @@ class Settings:
     min_workers: int
     num_workers: int
     num_nodes: int
-    use_gpu: bool
+    use_gpu: bool | None
     accelerator: str
     resources_per_worker: dict[str, float] | None
     max_failures: Any
@@ -102,22 +103,17 @@ class Settings:
         min_workers, num_workers = number_of_workers(
             given["num_workers"], given["devices"], given["num_nodes"], given["accelerator"]
         )
-        use_gpu = given["use_gpu"]
-        accelerator = given["accelerator"]
-        wants_gpu = accelerator in ("gpu", "cuda") if use_gpu is None else use_gpu
-        if num_workers:
-            accelerator = "gpu" if wants_gpu else "cpu"
-        elif use_gpu:
-            accelerator = "gpu"
+        reserved = resources(given["resources_per_worker"])
+        use_gpu, accelerator = device(given["use_gpu"], given["accelerator"], reserved, num_workers)
         trial_batches = fast_dev_run(given["fast_dev_run"])
         return cls(
             arguments=given,
             min_workers=min_workers,
             num_workers=num_workers,
-            use_gpu=wants_gpu,
+            use_gpu=use_gpu,
             accelerator=accelerator,
             max_failures=failures(given["max_failures"]),
-            storage_path=place(given["storage_path"]),
+            storage_path=shared_place(given["storage_path"], num_workers),
             default_root_dir=root_dir(given["default_root_dir"], given["storage_path"]),
             precision=canonical(given["precision"]),
             compile=options_of(given["compile"]),
@@ -125,7 +121,7 @@ class Settings:
             fast_dev_run=trial_batches,
             overfit_batches=limit("overfit_batches", given["overfit_batches"]),
             num_nodes=given["num_nodes"],
-            resources_per_worker=given["resources_per_worker"],
+            resources_per_worker=reserved,
             deterministic=given["deterministic"],
             benchmark=given["benchmark"],
             inference_mode=given["inference_mode"],
@@ -200,28 +196,42 @@ def defaults_from_environment(init: Callable[P, None]) -> Callable[P, None]:
     Raises:
         ConfigError: also of a variable whose value is not what its argument wants.
     """
-    parameters = list(inspect.signature(init).parameters.values())[1:]
 
     @functools.wraps(init)
     def with_environment(*args: P.args, **kwargs: P.kwargs) -> None:
-        found = {}
-        for parameter in parameters:
-            variable = f"PL_{type(args[0]).__name__}_{parameter.name}".upper()
-            text = os.environ.get(variable)
-            if text and parameter.name not in kwargs:
-                kwargs[parameter.name] = from_variable(variable, text, str(parameter.annotation))
-                found[variable] = text
+        found = arguments_of_environment(type(args[0]).__name__, init, given=kwargs)
+        kwargs.update((name, value) for name, (_, _, value) in found.items())
         try:
             init(*args, **kwargs)
         except (ConfigError, TypeError) as error:
             if not found:
                 raise
-            origin = ", ".join(f"{variable}={text}" for variable, text in found.items())
+            origin = ", ".join(f"{variable}={text}" for variable, text, _ in found.values())
             raise type(error)(
                 f"{error} These arguments came from the environment: {origin}."
             ) from error
 
     return with_environment
+
+
+def arguments_of_environment(
+    kind: str, init: Callable[..., None], given: Collection[str] = ()
+) -> dict[str, tuple[str, str, Any]]:
+    """Return the arguments that variables such as PL_TRAINER_MAX_EPOCHS give, unless they are given.
+
+    By name: the variable, its text, the value.
+
+    Raises:
+        ConfigError: a value is not what its argument wants.
+    """
+    found = {}
+    for parameter in list(inspect.signature(init).parameters.values())[1:]:
+        variable = f"PL_{kind}_{parameter.name}".upper()
+        text = os.environ.get(variable)
+        if text and parameter.name not in given:
+            value = from_variable(variable, text, str(parameter.annotation))
+            found[parameter.name] = (variable, text, value)
+    return found
 
 
 def from_variable(variable: str, text: str, wanted: str) -> Any:
@@ -360,6 +370,96 @@ def _number_of_devices(text: str) -> int:
     if "," in text:
         return len([part for part in text.split(",") if part.strip()])
     return int(text) if text.lstrip("-").isdigit() else 0
+
+
+def resources(given: Any) -> dict[str, float] | None:
+    """Return what each worker reserves, by name, or None for the default.
+
+    Raises:
+        ConfigError: it is no such dict, or a worker cannot have so much.
+    """
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"resources_per_worker={given!r}: give a dict of names and numbers, such as"
+            " {'CPU': 2, 'GPU': 1}."
+        )
+    for name, amount in given.items():
+        is_number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
+        if not isinstance(name, str) or not name:
+            raise ConfigError(
+                f"resources_per_worker={given!r}: {name!r} names no resource. Names are texts, such"
+                " as 'CPU', 'GPU' or one that `ray start --resources` made up."
+            )
+        if name.lower() in ("cpu", "gpu") and name not in ("CPU", "GPU"):
+            raise ConfigError(
+                f"resources_per_worker={given!r}: Ray writes it {name.upper()!r}:"
+                f" {{{name.upper()!r}: {amount!r}}}."
+            )
+        if not is_number or not 0 <= amount < math.inf:
+            raise ConfigError(
+                f"resources_per_worker={given!r}: {name} must be a number of at least 0, such as"
+                f" {{{name!r}: 1}}."
+            )
+        if name == "GPU" and amount != int(amount):
+            raise ConfigError(
+                f"resources_per_worker={given!r}: two workers cannot share a GPU, since NCCL refuses"
+                " two ranks on one. Give a whole number, such as {'GPU': 1}."
+            )
+    return dict(given)
+
+
+def device(
+    use_gpu: Any, accelerator: str, resources: Mapping[str, float] | None, num_workers: int
+) -> tuple[bool | None, str]:
+    """Return whether workers get a GPU each, None to find out on the cluster, and the accelerator.
+
+    Raises:
+        ConfigError: the arguments contradict each other.
+    """
+    if use_gpu not in (None, True, False):
+        raise ConfigError(f"use_gpu={use_gpu!r}: give True, False or None.")
+    wanted = accelerator in ("gpu", "cuda")
+    amount = (resources or {}).get("GPU")
+    asks = {
+        f"use_gpu={use_gpu}": use_gpu,
+        f"accelerator={accelerator!r}": None if accelerator == "auto" else wanted,
+        f"resources_per_worker={resources!r}": None if amount is None else amount > 0,
+    }
+    given = {argument: gpu for argument, gpu in asks.items() if gpu is not None}
+    if not num_workers:
+        return bool(use_gpu or wanted), "gpu" if use_gpu else accelerator
+    if len(set(given.values())) > 1:
+        raise ConfigError(
+            f"Trainer({', '.join(given)}): one asks for GPUs and another for none. Leave one out;"
+            " accelerator='auto' takes a GPU for each worker where the cluster has as many."
+        )
+    if not given:
+        return None, accelerator
+    gpu = next(iter(given.values()))
+    return gpu, "gpu" if gpu else "cpu"
+
+
+def shared_place(storage_path: str | os.PathLike[str] | None, num_workers: int) -> str | None:
+    """Return the folder or URL for the files of a run, None for none.
+
+    Raises:
+        ConfigError: workers would take it for another folder than this process.
+    """
+    found = place(storage_path)
+    if found is None or "://" in found:
+        return found
+    whole = os.path.expanduser(found)
+    if not num_workers:
+        return os.path.abspath(whole)
+    if not os.path.isabs(whole):
+        raise ConfigError(
+            f"storage_path={found!r} is relative, and the workers' processes are in other folders"
+            f" than this one. Give an absolute path, storage_path={os.path.abspath(whole)!r}, or a"
+            " URL such as 's3://bucket/runs'."
+        )
+    return whole
 
 
 def place(storage_path: str | os.PathLike[str] | None) -> str | None:

@@ -15,6 +15,7 @@ from raylit.core.datamodule import LightningDataModule
 from raylit.core.job import Fn, Job, Result
 from raylit.core.module import LightningModule
 from raylit.core.progress import Progress
+from raylit.core.returned import bring_home
 from raylit.core.states import TrainerFn, TrainerState, TrainerStatus
 from raylit.core.trainer import RunHandle
 from raylit.engine.run import Run
@@ -38,9 +39,10 @@ class Trainer(TrainerView):
         num_workers: 0 trains in this process; n in n Ray actors, each with a copy of the model,
             gradients averaged. (min, max): elastic, in as many as there is room for; starts with
             min, shrinks when a node goes, grows when one comes; the batch of all of max is kept.
-        use_gpu: whether each Ray worker gets a GPU. None: whether `accelerator` says so.
+        use_gpu: whether each Ray worker gets a GPU. None: whether `accelerator` says so; with
+            `auto`, where the cluster has as many GPUs as workers are wanted.
         resources_per_worker: what each Ray worker reserves, such as `{"CPU": 2}`. Default: one CPU,
-            and one GPU if `use_gpu`.
+            and one GPU if it gets one.
         max_failures: how often Ray restarts the workers after one failed, from the newest
             checkpoint; or a `ray.train.FailureConfig`.
         storage_path: folder or URL that all nodes of the Ray cluster reach, for the files of a run:
@@ -424,8 +426,7 @@ class Trainer(TrainerView):
         result.state = None
         if state is not None:
             job.module.load_state_dict(state["module"])
-            for callback, values in zip(self.callbacks, state["callbacks"], strict=False):
-                callback.__dict__.update(values)
+            self.callbacks = bring_home(self.callbacks, state["callbacks"])
             self.progress.load_state_dict(state["progress"])
             self._metrics = state["metrics"]
             self.should_stop = state["should_stop"]

@@ -130,7 +130,7 @@ class TrainerView:
     min_workers = Setting[int]()
     num_workers = Setting[int]()
     num_nodes = Setting[int]()
-    use_gpu = Setting[bool]()
+    use_gpu = Setting[bool | None]()
     accelerator = Setting[str]()
     resources_per_worker = Setting[dict[str, float] | None]()
     max_failures = Setting[Any]()

@@ -227,7 +227,7 @@ def raylit_trainer(folder: Path, **more: Any) -> Any:
     import raylit.launch.on_ray.launcher
     from raylit.launch.on_ray.cluster import connect
 
-    connect(2)
+    connect(num_cpus=2)
     off: dict[str, Any] = {
         "logger": False,
         "enable_checkpointing": False,

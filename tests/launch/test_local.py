@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ import pytest
 import torch
 
 import raylit as pl
+from raylit.errors import Terminated
 from raylit.launch import Launcher, LocalLauncher
+from raylit.loggers import CSVLogger
 from raylit.testing import LauncherConformance, TinyModel
 from tests.deadlines import stretched
 
@@ -62,6 +66,46 @@ def test_no_process_is_started(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout.split() == []
+
+
+class Ends(TinyModel):
+    """Is asked to end while it is being set up."""
+
+    def setup(self, stage: str) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+
+class Statuses(CSVLogger):
+    """Keeps how its runs ended."""
+
+    ended: list[str] = []  # noqa: RUF012
+
+    def close(self, status: str) -> None:
+        self.ended.append(status)
+
+
+def test_sigterm_during_setup_ends_the_run_as_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Statuses, "ended", [])
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        trainer = pl.Trainer(max_epochs=1, **{**settings(tmp_path), "logger": Statuses(tmp_path)})
+        with pytest.raises(Terminated) as raised:
+            trainer.fit(Ends())
+        assert raised.value.code == 143
+        assert Statuses.ended == ["killed"]
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        seen: list[int] = []
+        own = lambda number, frame: seen.append(number)  # noqa: E731
+        signal.signal(signal.SIGTERM, own)
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+        trainer.fit(Ends())
+        assert seen == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_under_torchrun_this_process_is_one_of_the_ranks(tmp_path: Path) -> None:

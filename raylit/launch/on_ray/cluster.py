@@ -7,15 +7,23 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 
-from raylit.errors import LaunchError
-from raylit.launch.on_ray import nodes
+from raylit.errors import ConfigError
+from raylit.launch.on_ray import nodes, private
+from raylit.launch.on_ray.address import START, check_address
+from raylit.launch.on_ray.by_value import Code
 from raylit.runtime.messages import info
 
-_is_ours = False  # whether the connection of this process was made here, quietly
+# Written by `connect`, one thread at a time: two fits may begin at once.
+_connecting = threading.Lock()
+_is_quiet = False  # whether the connection of this process was made here, quietly
+_started: str | None = None  # the address of the cluster that this process has started
+_inherited: Mapping[str, str] = {}  # the environment that it has from this process
 
 
 def is_verbose() -> bool:
@@ -23,112 +31,95 @@ def is_verbose() -> bool:
     return bool(os.environ.get("RAYLIT_VERBOSE"))
 
 
-def resources_of(trainer: Any) -> dict[str, float]:
-    """Return what each worker of a Trainer reserves."""
-    return {
-        "CPU": 1.0,
-        **({"GPU": 1.0} if trainer.use_gpu else {}),
-        **(trainer.resources_per_worker or {}),
-    }
-
-
-def connect(
-    num_workers: int = 1, resources: dict[str, float] | None = None, least: int | None = None
-) -> bool:
+def connect(num_cpus: float = 1) -> bool:
     """Make sure that this process is connected to a Ray cluster.
 
     Args:
-        num_workers: how many workers are wanted; a cluster started here is made large enough for
-            them.
-        resources: what each worker reserves.
-        least: how many are enough to begin with; None: all of them.
+        num_cpus: how many a cluster that is started here has at least.
 
     Returns:
         Whether raylit made the connection and so decides what of the workers' output is shown: Ray
         shows all of it otherwise, and if verbose.
 
     Raises:
-        LaunchError: RAY_ADDRESS names a cluster that cannot be reached.
+        ConfigError: RAY_ADDRESS names no cluster, or one that cannot be reached.
+        LaunchError: Ray could not be started, or the code cannot be sent to the nodes.
     """
-    global _is_ours
-    wanted = {name: amount * num_workers for name, amount in (resources or {"CPU": 1}).items()}
-    if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS")
-        quiet: dict[str, Any] = {
-            "logging_level": logging.INFO if is_verbose() else logging.WARNING,
-            "log_to_driver": is_verbose(),
-        }
-        # which tells every user of tokens how to switch them off
-        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(
-            logging.ERROR
+    with _connecting:
+        if not ray.is_initialized():
+            _connect(num_cpus)
+    return _is_quiet
+
+
+def _connect(num_cpus: float) -> None:
+    global _is_quiet, _started, _inherited
+    address = os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {
+        "logging_level": logging.INFO if is_verbose() else logging.WARNING,
+        "log_to_driver": is_verbose(),
+    }
+    logging.getLogger(private.TOKEN_LOGGER).setLevel(logging.ERROR)
+    if address and address != "local":
+        join(check_address(address), quiet)
+    else:
+        # "local" rather than no address, which would join whatever cluster an earlier process
+        # left a note of, be it dead
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, int(num_cpus)),
+            include_dashboard=True,
+            **quiet,
         )
-        if address:
-            _send_token()
-            try:
-                ray.init(address=address, **quiet)
-            except ConnectionError as error:
-                raise LaunchError(
-                    f"No Ray cluster answers at {address} (RAY_ADDRESS, --ray.address):"
-                    f" {_why(error)}"
-                ) from error
-            missing = nodes.without_code()
-            if missing:
-                info(
-                    f"Sending {os.getcwd()} to the nodes of the Ray cluster: {', '.join(missing)}"
-                    " cannot see it."
-                )
-                nodes.connect_with_code(address, quiet)
-        else:
-            # "local" rather than no address, which would join whatever cluster an earlier process
-            # left a note of, be it dead
-            ray.init(
-                address="local",
-                num_cpus=max(os.cpu_count() or 1, int(wanted.get("CPU", 1))),
-                include_dashboard=True,
-                **quiet,
-            )
-            info("Started a Ray cluster on this machine.")
-        _is_ours = not is_verbose()
-    has = ray.cluster_resources()
-    if least is not None:
-        num_workers, wanted = (
-            least,
-            {name: amount * least / num_workers for name, amount in wanted.items()},
+        _inherited = dict(os.environ)
+        _started = ray.get_runtime_context().gcs_address
+        info("Started a Ray cluster on this machine.")
+    _is_quiet = not is_verbose()
+
+
+def join(address: str, arguments: dict[str, Any]) -> None:
+    """Connect to the cluster at an address, with the code where its nodes do not see it.
+
+    Raises:
+        ConfigError: it cannot be reached.
+    """
+    private.send_token()
+    try:
+        ray.init(address=address, **arguments)
+    except (ConnectionError, RuntimeError) as error:
+        raise ConfigError(
+            f"The Ray cluster at {address} (RAY_ADDRESS, --ray.address) cannot be joined:"
+            f" {_why(error)}"
+        ) from error
+    missing = nodes.without_code()
+    if missing:
+        folders = " and ".join(Code.here().folders)
+        info(
+            f"Sending {folders} to the nodes of the Ray cluster: {', '.join(missing)} cannot see it."
         )
-    lacking = {name: amount for name, amount in wanted.items() if has.get(name, 0) < amount}
-    if lacking:
-        asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items())
-        there = ", ".join(f"{has.get(name, 0):g} {name}" for name in wanted)
-        info(f"Waiting for the Ray cluster: {num_workers} workers ask for {asked}, it has {there}.")
-    return _is_ours
+        nodes.connect_with_code(address, arguments)
+
+
+def started_here() -> bool:
+    """Tell whether this process has started the cluster that it is connected to."""
+    return ray.is_initialized() and ray.get_runtime_context().gcs_address == _started
+
+
+def inherited() -> Mapping[str, str]:
+    """Return the environment variables that the workers have from this process."""
+    return _inherited if started_here() else {}
 
 
 def say_dashboard() -> None:
     """Say where the connected cluster's dashboard is, if it has one."""
-    url = getattr(ray._private.worker, "get_dashboard_url", lambda: None)()
+    url = private.dashboard_url()
     if url:
         info(f"Ray dashboard: http://{url}")
 
 
-def _why(error: ConnectionError) -> str:
-    if "AuthToken" in str(error.__cause__):
+def _why(error: Exception) -> str:
+    if "AuthToken" in f"{error.__cause__} {error}":
         return (
             "it asks for a token that this machine does not have. Copy ~/.ray/auth_token of the"
             " head node to here."
         )
-    return (
-        f"{error}. Start one with `ray start --head`; other nodes join with `RAY_AUTH_MODE=token"
-        " ray start --address=...`."
-    )
-
-
-def _send_token() -> None:
-    """Have Ray send the token that `ray start --head` asks for once a token file exists.
-
-    It does so by itself only where it starts a cluster.
-    """
-    from ray._private.authentication.authentication_token_setup import (
-        maybe_enable_token_auth_if_token_available,
-    )
-
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    return f"{error}. {START}"

@@ -19,16 +19,20 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
-from ray.train.v2._internal.execution.scaling_policy import (
-    ElasticScalingPolicy,
-    NoopDecision,
-    ResizeDecision,
-)
 from ray.train.v2.api.exceptions import PreemptionError
 from ray.train.v2.api.preemption import PreemptionInfo
 
 from raylit.launch.on_ray.mailbox import answers, is_leave
+from raylit.launch.on_ray.private import (
+    DefaultFailurePolicy,
+    ElasticScalingPolicy,
+    FailureDecision,
+    NoopDecision,
+    ResizeDecision,
+    draining_nodes,
+    free_resources,
+    groups,
+)
 
 NODE_ID = "ray.io/node-id"  # the label that each node has
 LOOK_EVERY_S = 0.5  # at the cluster, while there is not enough room
@@ -43,19 +47,17 @@ class Room:
 
     Args:
         resources: what each worker reserves.
-        before: groups of reserved resources that are others'.
+        run: the name of Ray Train's run, which what it reserves carries.
     """
 
-    def __init__(self, resources: dict[str, float], before: Collection[str]) -> None:
-        self.resources, self.before = (
-            {name: amount for name, amount in resources.items() if amount},
-            set(before),
-        )
+    def __init__(self, resources: dict[str, float], run: str) -> None:
+        self.resources = {name: amount for name, amount in resources.items() if amount}
+        self.run = run
 
     def nodes(self) -> tuple[dict[str, str], dict[str, str]]:
         """Return the nodes that workers can be started on, and those that only Ray still takes for such: by id, their addresses."""
         alive = [node for node in ray.nodes() if node["Alive"]]
-        leaving = ray._private.state.state.get_draining_nodes()
+        leaving = draining_nodes()
         with ThreadPoolExecutor(min(32, len(alive) or 1)) as pool:
             fit = [
                 found and node["NodeID"] not in leaving
@@ -73,22 +75,14 @@ class Room:
 
     def reserved(self) -> list[dict[str, Any]]:
         """Return the groups that this job has reserved."""
-        job = ray.get_runtime_context().get_job_id()
-        return [
-            group
-            for name, group in ray.util.placement_group_table().items()
-            if name.endswith(job)
-            and name not in self.before
-            and group["state"] != "REMOVED"
-            and self.resources in group["bundles"].values()
-        ]
+        return list(groups(self.run).values())
 
     def free(self, nodes: Collection[str]) -> dict[str, dict[str, float]]:
         """Return what workers can have on each of the nodes.
 
         What is free, and what this job has there already.
         """
-        free = ray._private.state.available_resources_per_node()
+        free = free_resources()
         held = Counter(
             node for group in self.reserved() for node in group["bundles_to_node_id"].values()
         )

@@ -23,6 +23,7 @@ from raylit.launch.on_ray.cluster import is_verbose
 from raylit.launch.on_ray.mailbox import (
     LOW_MEMORY,
     WorkerFailure,
+    builtin_of,
     is_consequence,
     is_leave,
     is_ours,
@@ -59,7 +60,11 @@ def less(failures: Any, num_failures: int) -> Any:
 def failure_of(error: BaseException) -> WorkerFailure:
     """Return what carries `error`, which is being handled, to the driver."""
     try:
-        parts = cloudpickle.dumps((type(error), error.args, error.__dict__))
+        # As the class in Python itself would be pickled: a user's __init__ may want other arguments
+        # than those of its base. What that keeps outside of __dict__, such as the file name of an
+        # OSError, is in its own arguments.
+        _, arguments, *state = builtin_of(type(error)).__reduce__(error)
+        parts = cloudpickle.dumps((type(error), arguments, state[0] if state else {}))
         cloudpickle.loads(parts)
     except Exception:  # whatever the user's own attributes raise when pickled
         parts = None

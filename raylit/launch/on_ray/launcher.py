@@ -1,30 +1,31 @@
-"""Runs a job in the actors of a Ray Train worker group. The only place for Ray Train."""
+"""Runs a job in the actors of a Ray Train worker group."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import ray
 from ray import cloudpickle
 from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.constants import get_env_vars_to_propagate
-from ray.train.v2._internal.execution.controller import TrainController
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylit.callbacks import RecoveryCheckpoint
 from raylit.core.job import Job, Result
 from raylit.errors import LaunchError, Terminated
-from raylit.launch.on_ray import elastic, mailbox
-from raylit.launch.on_ray.cluster import connect, is_verbose, resources_of, say_dashboard
+from raylit.launch.on_ray import elastic, mailbox, private
+from raylit.launch.on_ray.cluster import (
+    connect,
+    inherited,
+    is_verbose,
+    say_dashboard,
+    started_here,
+)
 from raylit.launch.on_ray.elastic import AsManyAsFit, LostNodesAreNoFailures, Room
 from raylit.launch.on_ray.failure import (
     DEAD,
@@ -35,10 +36,15 @@ from raylit.launch.on_ray.failure import (
     raise_original,
 )
 from raylit.launch.on_ray.mailbox import ProcessGroup, Restarts, last_line, reason
-from raylit.launch.on_ray.nodes import check_shared
+from raylit.launch.on_ray.nodes import check_shared, missing_folders
 from raylit.launch.on_ray.relay import Relay
-from raylit.launch.on_ray.watch import Watch, groups, remove_groups
+from raylit.launch.on_ray.resources import check_room, choose_gpu, resources_of
+from raylit.launch.on_ray.variables import Variables
+from raylit.launch.on_ray.watch import Watch
+from raylit.launch.on_ray.watchdog import DEFAULT_S, VARIABLE
 from raylit.launch.on_ray.worker_main import Preempted, Work, checkpoint_folders
+from raylit.runtime import storage
+from raylit.runtime.environment import seconds
 from raylit.runtime.messages import info
 
 if TYPE_CHECKING:
@@ -51,26 +57,32 @@ os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 # Ray Train would write each printed line a second time.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 
-cloudpickle.register_pickle_by_value(mailbox)
-cloudpickle.register_pickle_by_value(elastic)
+for module in (mailbox, elastic, private):
+    cloudpickle.register_pickle_by_value(module)
 
-# Ray Train's own: what removes the groups that `remove_groups` removes, and what serves Ray
-# Datasets, of which the workers get none.
+RESIZE_VARIABLE = "RAYLIT_RESIZE_EVERY_S"
 RESIZE_EVERY_S = 10.0  # how often an elastic fit looks whether there is room for more workers
 ABORT_S = 30.0  # for a running controller; one that waits for the cluster does not listen
-NOT_NEEDED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 
 
 class RayTrainLauncher:
-    """Starts `num_workers` actors through Ray Train's TorchTrainer, which makes torch's process group and restarts actors that died.
+    """Starts `num_workers` actors through Ray Train, which restarts actors that died.
 
-    A cluster is joined if `RAY_ADDRESS` names one or `ray.init` was called; else one is started on this machine and kept until this process
-    ends, so that only the first fit pays for it.
+    A cluster is joined if `RAY_ADDRESS` names one or `ray.init` was called; else one is started on
+    this machine and kept until this process ends, so that only the first fit pays for it.
+
+    Attributes:
+        is_ended: whether the driver has ended the workers.
+        gpu: whether each worker has a GPU; `prepare` decides.
+        resources: what each worker reserves, likewise.
     """
 
-    _ray_trainer: Any = None  # that runs
-    _before: Collection[str] | None = None  # groups of reserved resources that are others'
-    is_ended = False  # by the driver
+    def __init__(self) -> None:
+        self.is_ended = False
+        self.gpu = False
+        self.resources: dict[str, float] = {}
+        self._train_run: private.TrainRun | None = None  # the one that runs
+        self._names: list[str] = []  # of Ray Train's runs, one for each start
 
     def launch(self, job: Job) -> Result:
         """See `Launcher.launch`."""
@@ -93,12 +105,25 @@ class RayTrainLauncher:
         return result
 
     def prepare(self, job: Job) -> Work:
-        """Connect to the cluster, and return what the workers are to do, but for the screen that it is shown on."""
+        """Connect to the cluster, and return what the workers are to do, but for their screen.
+
+        Raises:
+            ConfigError: the job cannot be sent or run there; no worker was started.
+        """
         trainer = job.trainer
-        self.resources = resources_of(trainer)
+        for variable, default in ((VARIABLE, DEFAULT_S), (RESIZE_VARIABLE, RESIZE_EVERY_S)):
+            seconds(variable, default)  # a worker would find out long after this
         job.returns_state = True
         work = Work(job)
-        work.shows_prints = connect(trainer.num_workers, self.resources, trainer.min_workers)
+        cpus = resources_of(trainer, gpu=False)["CPU"] * trainer.num_workers
+        work.shows_prints = connect(cpus)
+        work.parcel.store()
+        work.variables = Variables.here(inherited())
+        self.gpu = choose_gpu(trainer)
+        self.resources = resources_of(trainer, self.gpu)
+        check_room(trainer.num_workers, trainer.min_workers, self.resources, started_here())
+        work.accelerator = "gpu" if self.gpu else "cpu"
+        work.resources = self.resources
         check_shared(_folders(job))
         return work
 
@@ -122,6 +147,12 @@ class RayTrainLauncher:
             LaunchError: the workers could not be started, or died too often.
             BaseException: what the user's code raised.
         """
+        if not job.trainer.fast_dev_run:
+            return self._run_until_done(job, work, relay)
+        with leaving_nothing(_storage(job), self._names):
+            return self._run_until_done(job, work, relay)
+
+    def _run_until_done(self, job: Job, work: Callable[[], bytes | None], relay: Relay) -> Any:
         failures = failure_config(job.trainer.max_failures)
         num_preemptions = 0
         while True:
@@ -166,10 +197,10 @@ class RayTrainLauncher:
     def abort(self, watch: Watch) -> None:
         """End the workers at once, and give back what they reserved."""
         self.is_ended = True
-        if self._ray_trainer is not None:
-            self._ray_trainer.abort(ABORT_S if watch.is_running else ABORT_S / 10)
-        if self._before is not None:
-            remove_groups(self.resources, self._before)
+        if self._train_run is not None:
+            self._train_run.abort(ABORT_S if watch.is_running else ABORT_S / 10)
+        if watch.run:
+            private.remove_groups(watch.run)
 
     def _may_restart(self, died: ControllerDied, failures: Any, watch: Watch) -> None:
         """Count a failure that Ray Train could not count itself.
@@ -192,95 +223,53 @@ class RayTrainLauncher:
         trainer = job.trainer
         num_failures = relay.watch.num_failures
         restarts: Any = Restarts(relay.mailbox, failures.max_failures, num_failures)
-        self._before = before = groups()
-        size = (
-            (trainer.min_workers, trainer.num_workers)
-            if trainer.is_elastic
-            else trainer.num_workers
-        )
-        every_s = float(os.environ.get("RAYLIT_RESIZE_EVERY_S", RESIZE_EVERY_S))
+        # another one each time: Ray Train would go on with a run of the same name
+        name = f"{job.fn}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        relay.watch.run = name
+        self._names.append(name)
+        size: int | tuple[int, int] = trainer.num_workers
+        if trainer.is_elastic:
+            size = (trainer.min_workers, trainer.num_workers)
         scaling: Any = ScalingConfig(  # type: ignore[call-arg]  # mypy sees Ray Train's first version, which v2 replaces at run time
             num_workers=size,  # type: ignore[arg-type]
-            use_gpu=trainer.use_gpu,
+            use_gpu=self.gpu,
             resources_per_worker=self.resources,
-            elastic_resize_monitor_interval_s=every_s,
+            elastic_resize_monitor_interval_s=seconds(RESIZE_VARIABLE, RESIZE_EVERY_S),
         )
-        ray_trainer: Any = _Trainer(
+        config: Any = RunConfig(  # type: ignore[call-arg]  # likewise
+            name=name,
+            storage_path=_storage(job),
+            failure_config=less(failures, num_failures),
+            callbacks=[] if trainer.is_elastic else [restarts],
+            logging_config=LoggingConfig(log_level="INFO" if is_verbose() else "WARNING"),
+        )
+        own = {key: value for key, value in os.environ.items() if key.startswith("RAYLIT_")}
+        run: Any = private.TrainRun(
             work,  # type: ignore[arg-type]  # it wants a function
-            torch_config=ProcessGroup(
-                {name: value for name, value in os.environ.items() if name.startswith("RAYLIT_")}
-            ),  # type: ignore[arg-type]  # it only wants what every backend has
+            torch_config=ProcessGroup(own),  # type: ignore[arg-type]  # it only wants what every backend has
             scaling_config=scaling,
-            run_config=RunConfig(  # type: ignore[call-arg]  # likewise
-                # Ray Train would go on with a run of the same name
-                name=f"{job.fn}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
-                storage_path=_storage(job),
-                failure_config=less(failures, num_failures),
-                callbacks=[] if trainer.is_elastic else [restarts],
-                logging_config=LoggingConfig(log_level="INFO" if is_verbose() else "WARNING"),
-            ),
+            run_config=config,
         )
         if trainer.is_elastic:
-            room = Room(self.resources, before)
-            ray_trainer.policies = {
+            room = Room(self.resources, name)
+            run.policies = {
                 "scaling_policy": AsManyAsFit(scaling, room, relay.mailbox, grows=_goes_on(job)),
-                "failure_policy": LostNodesAreNoFailures(
-                    ray_trainer.run_config.failure_config, room, restarts
-                ),
+                "failure_policy": LostNodesAreNoFailures(config.failure_config, room, restarts),
             }
-        self._ray_trainer = ray_trainer
+        self._train_run = run
         try:
-            returned = ray_trainer.fit().return_value
+            returned = run.fit().return_value
             return None if returned is None else cloudpickle.loads(returned)
         except TrainingFailedError as error:
             raise_original(error)
         except DEAD as error:
-            remove_groups(self.resources, before)
+            private.remove_groups(name)
             if "creation task" in str(error):  # it would die again
                 raise LaunchError(f"Ray Train could not begin: {last_line(str(error))}") from error
             return ControllerDied(reason(error))
         except Exception:
-            remove_groups(self.resources, before)
+            private.remove_groups(name)
             raise
-
-
-class _Trainer(TorchTrainer):
-    """A TorchTrainer that Ctrl-C ends as Python says.
-
-    Ray's own handler would end the process, with exit code 1 and without a word.
-    """
-
-    _controller: Any = None
-    policies: Mapping[str, Any] = MappingProxyType({})  # instead of Ray's own
-
-    def _create_default_callbacks(self) -> list[Any]:
-        """Without those for whose sake each run would start one more process."""
-        made = super()._create_default_callbacks()  # type: ignore[misc]  # likewise
-        return [callback for callback in made if type(callback).__name__ not in NOT_NEEDED]
-
-    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        """As Ray does, but remember the controller, and leave Ctrl-C to Python."""
-        here: Any = NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=False
-        )
-        env = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **get_env_vars_to_propagate()}
-        actor: Any = ray.remote(
-            num_cpus=0, scheduling_strategy=here, runtime_env={"env_vars": env}
-        )(TrainController)
-        self._controller = actor.remote(**{**arguments, **self.policies})
-        ray.get(self._controller.run.remote())
-        return ray.get(self._controller.get_result.remote())
-
-    def abort(self, timeout_s: float) -> None:
-        """Stop the workers and what holds their resources."""
-        if self._controller is None:
-            return
-        try:
-            ray.get(self._controller.abort.remote(), timeout=timeout_s)
-        except DEAD:
-            return  # how it ends
-        except ray.exceptions.GetTimeoutError:
-            ray.kill(self._controller)
 
 
 @contextlib.contextmanager
@@ -307,6 +296,25 @@ def terminated_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextlib.contextmanager
+def leaving_nothing(folder: str, names: list[str]) -> Iterator[None]:
+    """Take away what Ray Train leaves at a place for its runs of these names, which come to be."""
+    missing = [] if "://" in folder else missing_folders(folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError), storage.asking():
+            for name in names:
+                if "://" in folder:
+                    fs, inner = storage.fresh(f"{folder}/{name}")
+                    fs.rm(inner, recursive=True)
+                else:
+                    shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+        for made in missing:
+            with contextlib.suppress(OSError):  # another run has begun to use it
+                os.rmdir(made)
+
+
 def _storage(job: Job) -> str:
     """Return where Ray Train keeps its own files of the run."""
     return job.trainer.storage_path or os.path.join(job.trainer.default_root_dir, "raylit_runs")
@@ -321,7 +329,7 @@ def _goes_on(job: Job) -> bool:
 
 def _folders(job: Job) -> list[str]:
     """Return the folders that the workers write to."""
-    return [_storage(job), *checkpoint_folders(job)]
+    return [_storage(job), *(checkpoint_folders(job) if not job.trainer.fast_dev_run else ())]
 
 
 def say_where_to_look(job: Job) -> None:

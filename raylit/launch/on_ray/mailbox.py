@@ -7,6 +7,7 @@ a global.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from typing import Any
@@ -120,13 +121,22 @@ class WorkerFailure(Exception):
                 f"{last_line(self.text)} (this stands for the original exception, which cannot be"
                 " pickled)"
             )
-        kind, args, attributes = cloudpickle.loads(self.parts)
-        error: BaseException = kind.__new__(kind, *args)
-        error.__dict__.update(attributes)
+        kind, arguments, state = cloudpickle.loads(self.parts)
+        error: BaseException = kind.__new__(kind, *arguments)
+        # not the user's __init__; but that of the class in Python itself, which sets what is not in
+        # the state, such as the code of SystemExit
+        with contextlib.suppress(TypeError):
+            builtin_of(kind).__init__(error, *arguments)
+        error.__setstate__(state)
         return error
 
     def __str__(self) -> str:
         return self.text
+
+
+def builtin_of(kind: type[BaseException]) -> Any:
+    """Return the class in Python itself that a class of exceptions is derived from."""
+    return next(one for one in kind.__mro__ if one.__module__ == "builtins")
 
 
 class Left(Exception):

@@ -5,6 +5,7 @@ The folders that a run writes to, and the user's code.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from collections.abc import Callable, Iterable
@@ -15,28 +16,13 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylit.errors import ConfigError, LaunchError, MissingPackageError
-from raylit.launch.on_ray.by_value import evidence_of_code
+from raylit.launch.on_ray.by_value import Code
 from raylit.runtime.messages import warn
 from raylit.runtime.storage import unwritable
 
 T = TypeVar("T")
 
 ASK_S = 60.0  # how long a node may take to answer; it may have to start a process first
-
-# What of a working directory is data and not code, and is not sent.
-NOT_SENT = [
-    ".git",
-    ".venv",
-    "__pycache__",
-    "*.ckpt",
-    "*.pt",
-    "*.db",
-    "*.parquet",
-    "mlruns",
-    "checkpoints",
-    "lightning_logs",
-    "raylit_runs",
-]
 
 
 def check_shared(folders: Iterable[str]) -> None:
@@ -54,6 +40,7 @@ def check_shared(folders: Iterable[str]) -> None:
     if not others or not local:
         return
     name = f".raylit-{uuid.uuid4().hex[:8]}"
+    missing = [path for folder in local for path in missing_folders(folder)]
     for folder in local:
         os.makedirs(folder, exist_ok=True)
         Path(folder, name).touch()
@@ -62,6 +49,9 @@ def check_shared(folders: Iterable[str]) -> None:
     finally:
         for folder in local:
             Path(folder, name).unlink(missing_ok=True)
+        for path in sorted(missing, key=len, reverse=True):
+            with contextlib.suppress(OSError):  # another run has begun to use it
+                os.rmdir(path)
     for index, folder in enumerate(local):
         blind = [others[node] for node, sees in found.items() if not sees[index]]
         if blind:
@@ -72,6 +62,15 @@ def check_shared(folders: Iterable[str]) -> None:
                 " Trainer(storage_path='/mnt/shared/runs'), or a URL:"
                 " Trainer(storage_path='s3://bucket/runs')."
             )
+
+
+def missing_folders(folder: str) -> list[str]:
+    """Return the folders on the way to a folder that are not there, the innermost first."""
+    found = []
+    while not os.path.exists(folder):
+        found.append(folder)
+        folder = os.path.dirname(folder)
+    return found
 
 
 def _check_urls(urls: list[str]) -> None:
@@ -96,31 +95,27 @@ def _check_urls(urls: list[str]) -> None:
 
 
 def without_code() -> list[str]:
-    """Return the addresses of the nodes that do not have this process's working directory, and so not the user's modules."""
+    """Return the addresses of the nodes that do not see the folders with the user's code."""
     others = other_nodes()
-    found = _ask(others, _exist, [evidence_of_code()])
-    return [others[node] for node, sees in found.items() if not sees[0]]
-
-
-def sending_code() -> dict[str, Any]:
-    """Return the `runtime_env` that has Ray unpack the working directory on every node."""
-    return {"working_dir": os.getcwd(), "excludes": NOT_SENT}
+    found = _ask(others, _exist, list(Code.here().folders.values()))
+    return [others[node] for node, sees in found.items() if not all(sees)]
 
 
 def connect_with_code(address: str, arguments: dict[str, Any]) -> None:
     """Connect to a cluster again, now with the code.
 
     Raises:
-        LaunchError: the working directory is too large.
+        LaunchError: the folders with the code are too large.
     """
+    code = Code.here()
     ray.shutdown()
     try:
-        ray.init(address=address, runtime_env=sending_code(), **arguments)
+        ray.init(address=address, runtime_env=code.runtime_env, **arguments)
     except (ValueError, RuntimeError) as error:
         raise LaunchError(
-            f"The working directory {os.getcwd()} is not on all nodes of the Ray cluster and cannot"
-            f" be sent to them: {error}. Start from a folder that holds code only, name what is"
-            " data in a .gitignore there, or mount the folder on all nodes."
+            f"{' and '.join(code.folders)} is not on all nodes of the Ray cluster and cannot be sent"
+            f" to them: {error}. Start from a folder that holds code only, name what is data in a"
+            " .gitignore there, or mount the folder on all nodes."
         ) from error
 
 

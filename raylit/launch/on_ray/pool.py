@@ -15,7 +15,6 @@ from ray import cloudpickle
 
 from raylit.core.job import Job, Result
 from raylit.errors import LaunchError
-from raylit.launch.on_ray.cluster import resources_of
 from raylit.launch.on_ray.failure import failure_config
 from raylit.launch.on_ray.launcher import RayTrainLauncher, say_where_to_look, terminated_by_sigterm
 from raylit.launch.on_ray.relay import Relay
@@ -45,7 +44,7 @@ class KeptWorkers:
         kind = (
             trainer.num_workers,
             trainer.use_gpu,
-            resources_of(trainer),
+            trainer.resources_per_worker,
             failure_config(trainer.max_failures),
         )
         if self._group is not None and (kind != self._kind or not self._group.is_alive):

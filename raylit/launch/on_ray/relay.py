@@ -6,10 +6,12 @@ The progress of rank 0 to its screen, the rest to whoever watches them.
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import sys
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -21,6 +23,8 @@ from raylit.launch.on_ray.watch import Watch
 from raylit.runtime.messages import info, warn
 
 PATIENCE_S = 30.0  # with workers that are to save the run and leave
+LINE_CHARS = 10_000  # of a line that is sent to the driver
+CLOSE_S = 2.0  # for what forked processes have printed last
 
 
 class RemoteScreen:
@@ -63,37 +67,112 @@ class RemoteScreen:
 
 
 class _Lines:
-    """A text stream that also sends each complete line to the driver's screen."""
+    """A text stream that also sends each complete line to the driver's screen.
 
-    def __init__(self, stream: Any, screen: RemoteScreen, prefix: str) -> None:
+    Of a line that was drawn again and again, as progress bars do with carriage returns, the last
+    state is sent, and of a long one its beginning: what is kept of an incomplete line is bounded.
+
+    What a forked process prints, such as a worker of a loader, goes by a pipe to this one, as Ray
+    may not be called there. Other programs write to Ray's log files alone.
+    """
+
+    def __init__(self, stream: TextIO, send: Callable[[str], None], forked: _Forked) -> None:
         self._stream = stream
-        self._screen = screen
-        self._prefix = prefix
+        self._send = send
+        self._forked = forked
         self._rest = ""
+        self._process = os.getpid()  # that printed it
 
     def write(self, text: str) -> int:
         self._stream.write(text)
-        *lines, self._rest = (self._rest + text).split("\n")
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._rest = ""
+        *lines, rest = text.split("\n")
         for line in lines:
-            self._screen.print(self._prefix + line)
+            self._end(line)
+        self._rest = _last_state(self._rest + rest)
         return len(text)
+
+    def _end(self, line: str) -> None:
+        whole = _last_state(self._rest + line).removesuffix("\r")
+        self._rest = ""
+        if not self._forked.send(whole):
+            self._send(whole)
+
+    def finish(self) -> None:
+        """Send what has no end."""
+        if self._rest:
+            self._end("")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
+def _last_state(line: str) -> str:
+    """Return what a terminal would show of a line last, shortened."""
+    shown, _, now = line.rpartition("\r")
+    if not now and shown:  # the line is about to be drawn again, or has ended as on Windows
+        now = shown.rpartition("\r")[2] + "\r"
+    return now if len(now) <= LINE_CHARS else now[:LINE_CHARS]
+
+
+class _Forked:
+    """Takes lines from processes that were forked from this one.
+
+    Args:
+        send: sends a line to the driver.
+    """
+
+    def __init__(self, send: Callable[[str], None]) -> None:
+        self._send = send
+        self._owner = os.getpid()
+        self._source, self._sink = os.pipe()
+        os.set_blocking(self._sink, False)  # a loader does not wait for who watches it
+        self._thread = threading.Thread(target=self._read, name="raylit-forked", daemon=True)
+        self._thread.start()
+
+    def send(self, line: str) -> bool:
+        """Send a line if this is a forked process; one that nobody takes is lost to the driver."""
+        if os.getpid() == self._owner:
+            return False
+        with contextlib.suppress(OSError):
+            # short enough to arrive in one piece
+            os.write(self._sink, line.encode(errors="replace")[: select.PIPE_BUF - 1] + b"\n")
+        return True
+
+    def _read(self) -> None:
+        with open(self._source, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                self._send(line.removesuffix("\n"))
+
+    def close(self) -> None:
+        """Send what is left; forked processes that live on print for nobody."""
+        os.close(self._sink)
+        self._thread.join(CLOSE_S)
+
+
 @contextlib.contextmanager
 def echoing(screen: RemoteScreen, rank: int) -> Iterator[None]:
-    """Within, what this worker prints is also seen on the driver, above the progress bar.
+    """Show what this worker prints on the driver too, above the progress bar.
 
     Ranks other than 0 are named.
     """
     prefix = f"[rank {rank}] " if rank else ""
-    with (
-        contextlib.redirect_stdout(_Lines(sys.stdout, screen, prefix)),
-        contextlib.redirect_stderr(_Lines(sys.stderr, screen, prefix)),
-    ):
-        yield
+
+    def send(line: str) -> None:
+        screen.print(prefix + line)
+
+    forked = _Forked(send)
+    out = _Lines(sys.stdout, send, forked)
+    errors = _Lines(sys.stderr, send, forked)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+            yield
+    finally:
+        out.finish()
+        errors.finish()
+        forked.close()
 
 
 class Relay:

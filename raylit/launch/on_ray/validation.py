@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -13,14 +14,14 @@ from raylit.core.job import Job
 from raylit.engine.run import Run
 from raylit.errors import ConfigError
 from raylit.launch.on_ray.by_value import Parcel
-from raylit.launch.on_ray.cluster import connect, resources_of
+from raylit.launch.on_ray.cluster import connect
 from raylit.launch.on_ray.failure import failure_of
 from raylit.launch.on_ray.mailbox import WorkerFailure, is_ours
 from raylit.loggers.dummy import DummyLogger
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
-    from raylit.core.trainer import RunningTrainer
+    from raylit.core.trainer import JobTrainer, RunningTrainer
     from raylit.metrics.metrics import Metrics
 
 
@@ -67,18 +68,19 @@ class ValidationTasks:
 
     Args:
         job: the fit, as yet untouched: the tasks get copies of its module and its validation data.
+        taken: what each worker of the fit reserves; nothing where it runs in this process.
 
     Raises:
         ConfigError: they cannot be sent, or the workers leave no room for a task.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, taken: Mapping[str, float] = MappingProxyType({})) -> None:
         trainer = job.trainer
         config = job.trainer.async_validation
         assert config is not None
         connect()
         wanted = {"CPU": config.num_cpus, "GPU": config.num_gpus, **config.resources}
-        _check_room(wanted, trainer)
+        _check_room(wanted, trainer, taken)
         callbacks = [one for one in trainer.callbacks if _takes_part(one)]
         validating = trainer.replaced(
             num_workers=0,
@@ -163,7 +165,9 @@ class ValidationTasks:
         self._refs, self._futures = {}, {}
 
 
-def _check_room(wanted: dict[str, float], trainer: Any) -> None:
+def _check_room(
+    wanted: Mapping[str, float], trainer: JobTrainer, taken: Mapping[str, float]
+) -> None:
     """Find that a validation would wait for ever.
 
     Raises:
@@ -171,7 +175,6 @@ def _check_room(wanted: dict[str, float], trainer: Any) -> None:
             many as they may be.
     """
     has = ray.cluster_resources()
-    taken = resources_of(trainer)
     for name, amount in wanted.items():
         left = has.get(name, 0) - trainer.num_workers * taken.get(name, 0)
         is_to_grow = left < 0 and not trainer.is_elastic  # or there would be no workers either
@@ -198,7 +201,8 @@ def _takes_part(callback: Callback) -> bool:
 def _validate(parcel: Parcel, path: str, progress: dict[str, Any]) -> Any:
     """Validate a checkpoint, in a process of its own."""
     try:
-        trainer, module, data, datamodule, weights_only = parcel.unpack()
+        parcel.variables.set(tracking=False)
+        trainer, module, data, datamodule, weights_only = parcel.content()
         (recorder,) = trainer.loggers
         trainer.callbacks.append(Tells(recorder))
         trainer.progress.load_state_dict(progress)

@@ -8,13 +8,10 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Collection
 from typing import Any
 
-import ray
-from ray._raylet import PlacementGroupID
-from ray.util.placement_group import PlacementGroup, remove_placement_group
-
+from raylit.launch.on_ray import private
+from raylit.launch.on_ray.resources import asked_for, missing, there_is
 from raylit.runtime.messages import info
 
 FIRST_S, EVERY_S = 5.0, 30.0  # of waiting, until it is said and until it is said again
@@ -33,6 +30,8 @@ class Watch:
         is_running: whether all ranks have started.
         all_left: set while none is there any more.
         num_starts: how often all ranks have started a job.
+        run: the name of Ray Train's run whose workers these are; the launcher writes it at each
+            start.
         results: of workers that are kept: the numbers of their jobs, with references to what came
             of them, pickled, in lists.
     """
@@ -47,6 +46,7 @@ class Watch:
         self.num_failures = 0
         self.is_running = False
         self.num_starts = 0
+        self.run = ""
         self.all_left = threading.Event()
         self.results: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._ranks: dict[int, dict[str, Any]] = {}
@@ -129,51 +129,18 @@ class Watch:
             return
         self._next = now + EVERY_S
         # an elastic job reserves nothing before there is enough, and says so
-        if self._lacks_room or (
-            not self.most and {"PENDING", "RESCHEDULING"} & set(groups(self.resources).values())
-        ):
+        if self._lacks_room or (not self.most and self._is_pending()):
             info(
                 f"Waiting for the Ray cluster since {now - self._began:.0f} s:"
-                f" {asked_and_there(self.num_workers, self.resources)}."
+                f" {asked_for(self.num_workers, self.resources)}; it has"
+                f" {there_is(self.resources)}{self._lacking()}."
             )
 
+    def _is_pending(self) -> bool:
+        """Tell whether the run has asked for resources that it does not have yet."""
+        states = {group["state"] for group in private.groups(self.run).values()} if self.run else ()
+        return bool({"PENDING", "RESCHEDULING"} & set(states))
 
-def asked_and_there(num_workers: int, resources: dict[str, float]) -> str:
-    """Return what workers ask for and what the cluster has, as text."""
-    has = ray.cluster_resources()
-    free = ray.available_resources()
-    asked = ", ".join(f"{amount * num_workers:g} {name}" for name, amount in resources.items())
-    there = ", ".join(
-        f"{has.get(name, 0):g} {name} ({free.get(name, 0):g} free)" for name in resources
-    )
-    num_nodes = sum(node["Alive"] for node in ray.nodes())
-    return (
-        f"{num_workers} workers ask for {asked}; it has {there} on {num_nodes}"
-        f" node{'s' if num_nodes != 1 else ''}"
-    )
-
-
-def groups(resources: dict[str, float] | None = None) -> dict[str, str]:
-    """Return the states of the groups of reserved resources that this job has, by id.
-
-    Only those for workers that each want `resources`, if given.
-    """
-    job = ray.get_runtime_context().get_job_id()
-    wanted = {name: amount for name, amount in (resources or {}).items() if amount}
-    return {
-        name: group["state"]
-        for name, group in ray.util.placement_group_table().items()
-        if name.endswith(job)
-        and group["state"] != "REMOVED"
-        and (resources is None or wanted in group["bundles"].values())
-    }
-
-
-def remove_groups(resources: dict[str, float], before: Collection[str]) -> None:
-    """Give back what a run reserved, but for what was there before.
-
-    Nobody else does if Ray Train's controller was killed.
-    """
-    for name in groups(resources):
-        if name not in before:
-            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
+    def _lacking(self) -> str:
+        lacks = missing(self.num_workers, self.resources)
+        return f"; it lacks {lacks}" if lacks else ""

@@ -19,6 +19,7 @@ from typing import Any
 from raylit.core.job import Job
 from raylit.engine.run import Run
 from raylit.launch.on_ray.relay import RemoteScreen
+from raylit.runtime.environment import seconds
 
 VARIABLE = "RAYLIT_TIMEOUT_S"
 DEFAULT_S = 1800.0
@@ -43,7 +44,7 @@ class Patience:
         self.ends = (
             VARIABLE in os.environ
         )  # a step may take an hour: only who gives a time has the worker ended
-        self.limit_s = LONGER * float(os.environ.get(VARIABLE, DEFAULT_S))
+        self.limit_s = LONGER * seconds(VARIABLE, DEFAULT_S)
         self._watched = threading.get_ident()
         self._over = threading.Event()
 

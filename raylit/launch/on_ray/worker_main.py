@@ -19,7 +19,7 @@ import torch
 from ray import cloudpickle
 
 from raylit.checkpoint import find
-from raylit.core.job import Job
+from raylit.core.job import Job, Result
 from raylit.engine.worker import run_job
 from raylit.errors import Terminated
 from raylit.launch.on_ray import mailbox as remote
@@ -31,6 +31,7 @@ from raylit.launch.on_ray.preemption import Notice
 from raylit.launch.on_ray.relay import RemoteScreen, echoing
 from raylit.launch.on_ray.rescale import Resized
 from raylit.launch.on_ray.validation import ValidationTasks
+from raylit.launch.on_ray.variables import Variables
 from raylit.launch.on_ray.watchdog import Patience
 from raylit.parallel import choose_device
 from raylit.runtime.rng import seed_everything
@@ -54,10 +55,16 @@ class Work:
     Attributes:
         screen: where rank 0 shows its progress.
         shows_prints: whether what is printed is shown there too.
+        accelerator: what each rank computes on, as the launcher has chosen it.
+        resources: what each worker reserves.
+        variables: what the driver has set in its environment.
     """
 
     screen: RemoteScreen
     shows_prints: bool
+    accelerator: str
+    resources: dict[str, float]
+    variables: Variables
 
     def __init__(self, job: Job) -> None:
         trainer = job.trainer
@@ -81,7 +88,7 @@ class Work:
         Returns what `do` does, pickled, so that what only hands it on need not know it.
         """
         result = self.do()
-        return None if result is None else bytes(cloudpickle.dumps(result))
+        return None if result is None else packed(result)
 
     def do(self) -> Any:
         """Do the work of this worker.
@@ -99,9 +106,11 @@ class Work:
             logging.getLogger("aiobotocore").setLevel(
                 logging.WARNING
             )  # Ray lets through what it says of the credentials it found
-        with echoing(self.screen, rank) if self.shows_prints else contextlib.nullcontext():
+        prints = echoing(self.screen, rank) if self.shows_prints else contextlib.nullcontext()
+        with prints, self.variables.applied(tracking=rank == 0):
             try:
-                job: Job = self.parcel.unpack()
+                job: Job = self.parcel.content()
+                job.accelerator = self.accelerator
                 job.display = self.screen
                 job.preemption_notice = notice
                 self.screen.started(_where(job, rank))
@@ -121,7 +130,7 @@ class Work:
                     job.rescale_plan = plan
                 if job.fn == "fit":
                     if job.trainer.async_validation and rank == 0:
-                        job.validation_starter = ValidationTasks(job)
+                        job.validation_starter = ValidationTasks(job, self.resources)
                     job.ckpt_path = (
                         find.newest_since(checkpoint_folders(job), self.before) or job.ckpt_path
                     )
@@ -173,10 +182,10 @@ class Works:
             work: Work = ray.get(given[0])
             result = work.do()
             if isinstance(result, Preempted):
-                return bytes(cloudpickle.dumps(result))
+                return packed(result)
             ray.get(
                 mailbox.did.remote(
-                    latest, rank, size, [ray.put(cloudpickle.dumps(result))] if rank == 0 else None
+                    latest, rank, size, [ray.put(packed(result))] if rank == 0 else None
                 )
             )
             number = latest
@@ -188,10 +197,20 @@ class Works:
                 torch.cuda.empty_cache()
 
 
+def packed(result: Result | Preempted) -> bytes:
+    """Return what a job gives back, pickled, but for attributes of callbacks that cannot be."""
+    if isinstance(result, Result) and result.state is not None:
+        for callback in result.state["callbacks"]:
+            callback.leave_behind(cloudpickle.dumps)
+    return bytes(cloudpickle.dumps(result))
+
+
 def _where(job: Job, rank: int) -> dict[str, Any]:
     """Return what the driver tells of a worker."""
     address = ray.util.get_node_ip_address()
-    device = choose_device(job.trainer.accelerator, int(os.environ["LOCAL_RANK"]))
+    device = choose_device(
+        job.accelerator or job.trainer.accelerator, int(os.environ["LOCAL_RANK"])
+    )
     return {
         "rank": rank,
         "size": int(os.environ["WORLD_SIZE"]),

@@ -202,13 +202,13 @@ def find_store(
     if not uri and (mlflow.active_run() is not None or mlflow.is_tracking_uri_set()):  # type: ignore[no-untyped-call]
         uri = mlflow.get_tracking_uri()
     if not uri and files_dir is None:
-        return f"sqlite:///{os.path.join(root_dir, 'mlflow.db')}", os.path.join(root_dir, "mlruns")
+        return sqlite_uri(os.path.join(root_dir, "mlflow.db")), os.path.join(root_dir, "mlruns")
     folder = _local_folder(uri) if uri else files_dir
     if folder is None:
         return _absolute(str(uri)), None
     if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1"):
         return Path(folder).as_uri(), None
-    database = f"sqlite:///{os.path.join(folder, 'mlflow.db')}"
+    database = sqlite_uri(os.path.join(folder, "mlflow.db"))
     if any(Path(folder).glob("[0-9]*/meta.yaml")):
         raise ConfigError(
             f"{folder} holds an MLflow store of plain files, which MLflow has given up. Move it"
@@ -362,7 +362,9 @@ def _local_store(uri: str, artifact_root: str) -> SqlAlchemyStore:
     """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    return SqlAlchemyStore(uri, artifact_root)  # type: ignore[no-untyped-call]
+    # mlflow takes % in a path, as in a URI, for the beginning of a character's number
+    location = Path(artifact_root).as_uri() if "%" in artifact_root else artifact_root
+    return SqlAlchemyStore(uri, location)  # type: ignore[no-untyped-call]
 
 
 def active_run_id(uri: str) -> str | None:
@@ -413,6 +415,11 @@ def is_http(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
+def sqlite_uri(file: str) -> str:
+    """Return the URI of an SQLite store in a file: SQLAlchemy takes `?` and `%` for its own."""
+    return f"sqlite:///{file.replace('%', '%25').replace('?', '%3F')}"
+
+
 def sqlite_file(uri: str) -> str | None:
     """Return the file of an SQLite store."""
     return (
@@ -425,7 +432,8 @@ def sqlite_file(uri: str) -> str | None:
 def _absolute(uri: str) -> str:
     file = sqlite_file(uri)
     if file is not None and not os.path.isabs(file):
-        return uri.replace(uri.removeprefix("sqlite:///").split("?")[0], os.path.abspath(file), 1)
+        _, mark, options = uri.partition("?")
+        return f"{sqlite_uri(os.path.abspath(file))}{mark}{options}"
     return uri.rstrip("/")
 
 

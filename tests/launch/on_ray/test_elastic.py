@@ -15,7 +15,13 @@ from raylit.errors import LaunchError
 from raylit.launch.on_ray.elastic import AsManyAsFit, LostNodesAreNoFailures, Room
 from raylit.launch.on_ray.failure import failure_of, raise_original
 from raylit.launch.on_ray.mailbox import Left, Mailbox, Restarts, answers
-from raylit.launch.on_ray.watch import Watch, groups
+from raylit.launch.on_ray.private import (
+    FailureDecision,
+    NoopDecision,
+    ResizeDecision,
+    free_resources,
+)
+from raylit.launch.on_ray.watch import Watch
 from tests.deadlines import stretched
 from tests.lazy import ray
 
@@ -37,18 +43,18 @@ def mailbox() -> Any:
 
 
 def test_there_is_room_where_others_have_nothing() -> None:
-    others = ray.util.placement_group.placement_group([{"CPU": 1.0}])
+    others = ray.util.placement_group.placement_group([{"CPU": 1.0}], name="fit-b/0")
     assert others.wait(20)
-    room = Room({"CPU": 1.0, "GPU": 0.0}, before=groups())
+    room = Room({"CPU": 1.0, "GPU": 0.0}, "fit-a")
     fit, unfit = room.nodes()
     assert len(fit) == 1 and not unfit and not room.lost()
-    own = ray.util.placement_group.placement_group([{"CPU": 1.0}, {"CPU": 1.0}])
+    own = ray.util.placement_group.placement_group([{"CPU": 1.0}, {"CPU": 1.0}], name="fit-a/0")
     assert own.wait(20)
     (node,) = fit
-    until(lambda: ray._private.state.available_resources_per_node()[node].get("CPU", 0) == 1)
+    until(lambda: free_resources()[node].get("CPU", 0) == 1)
     # one is free, two are its own, one is the others'
     assert room.free(fit) == {node: {"CPU": pytest.approx(3)}}
-    assert not Room({"CPU": 1.0}, before=groups()).reserved()
+    assert not Room({"CPU": 1.0}, "fit-c").reserved()
     for group in (own, others):
         ray.util.placement_group.remove_placement_group(group)
     until(lambda: room.free(fit) == {node: {"CPU": pytest.approx(4)}})
@@ -76,31 +82,24 @@ def test_as_many_as_fit(mailbox: Any) -> None:
             resources_per_worker=resources,
             elastic_resize_monitor_interval_s=0.0,
         )  # type: ignore[call-arg]
-        made = AsManyAsFit(scaling, Room(resources, groups()), mailbox, grows)
+        made = AsManyAsFit(scaling, Room(resources, "fit-a"), mailbox, grows)
         made._maybe_send_resource_request = lambda: (
             None
         )  # there is no run that Ray's coordinator would know
         return made
 
     decision = policy(1, 3, {"CPU": 1.0}).make_decision_for_non_running_worker_group()
-    assert decision == ray.train.v2._internal.execution.scaling_policy.ResizeDecision(
-        3, {"CPU": 1.0}
-    )
+    assert decision == ResizeDecision(3, {"CPU": 1.0})
     decision = policy(1, 9, {"CPU": 1.5}).make_decision_for_non_running_worker_group()
-    assert decision == ray.train.v2._internal.execution.scaling_policy.ResizeDecision(
-        2, {"CPU": 1.5}
-    )
-    assert (
-        policy(5, 9, {"CPU": 1.0}).make_decision_for_non_running_worker_group()
-        == ray.train.v2._internal.execution.scaling_policy.NoopDecision()
-    )
+    assert decision == ResizeDecision(2, {"CPU": 1.5})
+    assert policy(5, 9, {"CPU": 1.0}).make_decision_for_non_running_worker_group() == NoopDecision()
     # while they run, workers are never ended, but asked to leave if there is room for more
     for grows, most, answer in ((False, 4, ""), (True, 2, ""), (True, 4, "grows")):
         found = policy(1, most, {"CPU": 1.0}, grows).make_decision_for_running_worker_group(
             Decided(), None
         )
         assert (found, ray.get(mailbox.why_end.remote())) == (
-            ray.train.v2._internal.execution.scaling_policy.NoopDecision(),
+            NoopDecision(),
             answer,
         )
     policy(1, 3, {"CPU": 1.0}).make_decision_for_non_running_worker_group()
@@ -108,7 +107,7 @@ def test_as_many_as_fit(mailbox: Any) -> None:
 
 
 def test_only_failures_are_counted(mailbox: Any) -> None:
-    room = Room({"CPU": 1.0}, groups())
+    room = Room({"CPU": 1.0}, "fit-a")
     policy = LostNodesAreNoFailures(
         ray.train.FailureConfig(max_failures=1, max_preemption_failures=1),
         room,
@@ -122,22 +121,16 @@ def test_only_failures_are_counted(mailbox: Any) -> None:
 
     for _ in range(2):
         assert decide(Left("grows")) == (
-            ray.train.v2._internal.execution.failure_handling.FailureDecision.RETRY,
+            FailureDecision.RETRY,
             ["There is room for more workers: all have saved the run and start again."],
         )
     decision, told = decide(Left(""))
-    assert (
-        decision is ray.train.v2._internal.execution.failure_handling.FailureDecision.RETRY
-        and "to be taken away" in told[0]
-    )
-    assert (
-        decide(Left(""))[0]
-        is ray.train.v2._internal.execution.failure_handling.FailureDecision.RAISE
-    )  # the second, of which one is allowed
+    assert decision is FailureDecision.RETRY and "to be taken away" in told[0]
+    assert decide(Left(""))[0] is FailureDecision.RAISE  # the second, of which one is allowed
     with pytest.raises(LaunchError, match="max_preemption_failures"):
         raise_original(ray.train.WorkerGroupError("", {0: Left("")}))
     assert decide(Left("ends")) == (
-        ray.train.v2._internal.execution.failure_handling.FailureDecision.RAISE,
+        FailureDecision.RAISE,
         [],
     )
     try:
@@ -145,11 +138,11 @@ def test_only_failures_are_counted(mailbox: Any) -> None:
     except ArithmeticError as error:
         failure = failure_of(error)
     assert decide(failure) == (
-        ray.train.v2._internal.execution.failure_handling.FailureDecision.RETRY,
+        FailureDecision.RETRY,
         ["Restart 1 of 1, from the newest checkpoint: rank 0: ArithmeticError: bad."],
     )
     assert decide(failure) == (
-        ray.train.v2._internal.execution.failure_handling.FailureDecision.RAISE,
+        FailureDecision.RAISE,
         [],
     )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from raylit.errors import Terminated
-from raylit.launch.on_ray.watch import groups
+from raylit.launch.on_ray.private import groups
 from tests.callbacks.checkpoints.test_recovery_checkpoint import (
     At,
     Tiny,

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 import raylit as pl
 from raylit.launch import Launcher
 from raylit.launch.on_ray.pool import KeptWorkers
-from raylit.launch.on_ray.watch import groups
+from raylit.launch.on_ray.private import groups
 from raylit.testing import LauncherConformance, RandomDataset, TinyModel
 from raylit.testing.launchers import Fails, Mistake
 from tests.deadlines import stretched
@@ -106,7 +106,7 @@ def test_jobs_in_one_block_share_workers_that_are_gone_after_it(tmp_path: Path) 
     process = Process(tmp_path)
     saver = pl.callbacks.RecoveryCheckpoint(tmp_path / "recovery", every_n_steps=1, every_s=None)
     ours = model()
-    before = groups()
+    before = set(groups())
     with pl.keep_workers():
         trainer(tmp_path, callbacks=process, max_failures=1).fit(ours, loader())
         tested = trainer(tmp_path, callbacks=process, max_failures=1).test(
@@ -116,7 +116,7 @@ def test_jobs_in_one_block_share_workers_that_are_gone_after_it(tmp_path: Path) 
         (tmp_path / "kill").touch()
         result = trainer(tmp_path, callbacks=[process, saver], max_failures=1).fit(ours, loader())
         trainer(tmp_path, callbacks=process, max_failures=1).validate(ours, loader(), verbose=False)
-    assert groups() == before
+    assert set(groups()) == before
     assert not (tmp_path / "kill").exists()
     for ran, validated in zip(process.processes("fit"), process.processes("validate"), strict=True):
         assert [ran[0] == ran[1], ran[1] == ran[2], ran[2:] == validated] == [True, False, True]
@@ -138,7 +138,7 @@ def test_jobs_in_one_block_share_workers_that_are_gone_after_it(tmp_path: Path) 
 def test_other_jobs_end_the_workers_and_start_their_own(tmp_path: Path) -> None:
     ours, theirs = model(), model()
     process = Process(tmp_path)
-    before = groups()
+    before = set(groups())
     with pl.keep_workers():
         trainer(tmp_path, callbacks=process).fit(ours, loader())
         for pids in process.processes("fit"):
@@ -150,7 +150,7 @@ def test_other_jobs_end_the_workers_and_start_their_own(tmp_path: Path) -> None:
             ours, loader(), verbose=False
         )  # as many as there may be
         trainer(tmp_path, num_workers=2).fit(ours, loader())
-    assert groups() == before
+    assert set(groups()) == before
     assert not {*process.processes("fit")[0]} & {*process.processes("test")[0]}
     for _ in range(2):
         trainer(tmp_path / "plain").fit(theirs, loader())

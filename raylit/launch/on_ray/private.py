@@ -1,0 +1,212 @@
+"""Ray's private API: everything that raylit takes from it, since any release of Ray may move it.
+
+Ray Train has no public way to name what a run reserves, to ask how many workers an elastic run
+should have, or to end a run from outside; Ray has none to ask which nodes are being drained, or
+whether a cluster can grow. Written against Ray 2.60; `tests/launch/on_ray/test_private.py` fails
+first when a release moves something.
+
+Parts of this run in processes of Ray that do not import raylit (see `mailbox.py`), so nothing of
+raylit is imported here, and nothing of Ray's state is kept in a global: it would be pickled along.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import ray
+from ray._raylet import PlacementGroupID
+from ray.experimental import internal_kv
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import (
+    ElasticScalingPolicy,
+    NoopDecision,
+    ResizeDecision,
+)
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group.placement_group_handle import (
+    DefaultPlacementGroupHandle,
+)
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+__all__ = [
+    "DefaultFailurePolicy",
+    "ElasticScalingPolicy",
+    "FailureDecision",
+    "NoopDecision",
+    "ResizeDecision",
+]
+
+# Ray Train's own: what removes the groups that `remove_groups` removes, at the price of a process
+# more for each run, and what serves Ray Datasets, of which the workers get none.
+NOT_NEEDED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
+# Where the autoscaler writes what it does, every 5 s; `ray status` reads it there.
+AUTOSCALER_STATUS = "__autoscaling_status"
+
+
+class NamedGroups(WorkerGroup):
+    """Workers whose reserved resources carry the name of their run.
+
+    Ray Train leaves them without a name, so that what two runs of one process have reserved can
+    only be told apart by amount and time; then the end of one run took the other's workers along.
+    """
+
+    def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> Any:
+        context = worker_group_context
+        run = self._train_run_context.run_config.name
+        made = placement_group(
+            bundles=[context.resources_per_worker] * context.num_workers,
+            strategy=context.placement_strategy,
+            # Ray wants names to be unique, also among those that are gone
+            name=f"{run}/{uuid.uuid4().hex[:8]}",
+            bundle_label_selector=context.label_selector,
+        )
+        return DefaultPlacementGroupHandle(made)
+
+
+class NamedTrainController(TrainController):
+    """Ray Train's controller, with workers that `groups` finds."""
+
+    worker_group_cls = NamedGroups
+
+
+class TrainRun(TorchTrainer):
+    """A run of Ray Train that can be aborted from outside, and that Ctrl-C ends as Python says.
+
+    Ray's own handler would end the process, with exit code 1 and without a word.
+    """
+
+    _controller: Any = None
+    policies: Mapping[str, Any] = MappingProxyType({})  # in the place of Ray's own
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Leave out those for whose sake each run would start one more process."""
+        made = super()._create_default_callbacks()  # type: ignore[misc]  # mypy sees Train's v1
+        return [callback for callback in made if type(callback).__name__ not in NOT_NEEDED]
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        """Do as Ray does, but remember the controller, and leave Ctrl-C to Python."""
+        here: Any = NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
+        env = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **get_env_vars_to_propagate()}
+        actor: Any = ray.remote(
+            num_cpus=0, scheduling_strategy=here, runtime_env={"env_vars": env}
+        )(NamedTrainController)
+        self._controller = actor.remote(**{**arguments, **self.policies})
+        ray.get(self._controller.run.remote())
+        return ray.get(self._controller.get_result.remote())
+
+    def abort(self, timeout_s: float) -> None:
+        """Stop the workers and what holds their resources."""
+        if self._controller is None:
+            return
+        try:
+            ray.get(self._controller.abort.remote(), timeout=timeout_s)
+        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError):
+            return  # how it ends
+        except ray.exceptions.GetTimeoutError:
+            ray.kill(self._controller)
+
+
+def groups(run: str = "") -> dict[str, dict[str, Any]]:
+    """Return the groups of resources that a run has reserved, by id; without a run, all there are.
+
+    Each is as in `ray.util.placement_group_table`: `name`, `state`, `bundles`,
+    `bundles_to_node_id`.
+    """
+    return {
+        name: group
+        for name, group in ray.util.placement_group_table().items()
+        if group["name"].startswith(run) and group["state"] != "REMOVED"
+    }
+
+
+def remove_groups(run: str) -> None:
+    """Give back what a run has reserved; workers that hold it end.
+
+    Nobody else does if Ray Train's controller was killed.
+    """
+    for name in groups(run):
+        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
+
+
+def draining_nodes() -> Collection[str]:
+    """Return the ids of the nodes that are about to be taken away."""
+    return ray._private.state.state.get_draining_nodes()
+
+
+def free_resources() -> dict[str, dict[str, float]]:
+    """Return what is free on each node, by its id."""
+    found: dict[str, dict[str, float]] = ray._private.state.available_resources_per_node()
+    return found
+
+
+def most_resources() -> dict[str, int] | None:
+    """Return how much of everything the cluster's autoscaler may provide.
+
+    None where it does not say: only that of KubeRay and Anyscale does.
+    """
+    state = ray._private.state.state
+    found: dict[str, int] | None = state.get_max_resources_from_cluster_config()
+    return found
+
+
+def grows(wait_s: float = 0.0) -> bool | None:
+    """Tell whether an autoscaler may add nodes to the cluster; None: nobody says.
+
+    A cluster without one has a monitor that only mirrors its nodes, and makes up a type for each.
+
+    Args:
+        wait_s: how long to wait for the first word of it, which comes 5 s after the head starts.
+    """
+    if most_resources() is not None:
+        return True
+    until = time.monotonic() + wait_s
+    while True:
+        text = internal_kv._internal_kv_get(AUTOSCALER_STATUS)
+        report = json.loads(text).get("autoscaler_report") if text else None
+        types: dict[str, str] = (report or {}).get("node_type_mapping") or {}
+        if types:
+            return any(kind != f"node_{node}" for node, kind in types.items())
+        if time.monotonic() >= until:
+            return None
+        time.sleep(0.2)
+
+
+def dashboard_url() -> str | None:
+    """Return the address of the cluster's dashboard, without a scheme; None if it has none."""
+    found: str | None = ray._private.worker.get_dashboard_url()
+    return found
+
+
+def running_cluster() -> str | None:
+    """Return the `host:port` of a Ray cluster that runs on this machine, or None."""
+    from ray._private import services
+
+    found: list[str] = sorted(services.find_gcs_addresses())
+    return found[0] if found else None
+
+
+def send_token() -> None:
+    """Have Ray send the token that `ray start --head` asks for once a token file exists.
+
+    By itself it does so only where it starts a cluster.
+    """
+    from ray._private.authentication.authentication_token_setup import (
+        maybe_enable_token_auth_if_token_available,
+    )
+
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+# Its logger tells every user of tokens how to switch them off.
+TOKEN_LOGGER = "ray._private.authentication.authentication_token_setup"
