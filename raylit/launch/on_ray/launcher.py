@@ -30,6 +30,7 @@ from raylit.launch.on_ray.elastic import AsManyAsFit, LostNodesAreNoFailures, Ro
 from raylit.launch.on_ray.failure import (
     DEAD,
     ControllerDied,
+    WorkerTraceback,
     advice,
     failure_config,
     less,
@@ -94,8 +95,9 @@ class RayTrainLauncher:
             try:
                 with terminated_by_sigterm():
                     result = self.run(job, work, relay)
-            except (KeyboardInterrupt, SystemExit):
-                self.end(job, relay)
+            except (KeyboardInterrupt, SystemExit) as error:
+                if not isinstance(error.__cause__, WorkerTraceback):  # the workers have ended then
+                    self.end(job, relay)
                 raise
         if not isinstance(result, Result):
             raise LaunchError(
