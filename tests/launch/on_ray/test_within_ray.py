@@ -80,7 +80,7 @@ def test_a_trial_run_on_two_workers(
     monkeypatch.setenv("SET_BETWEEN_FITS", "yes")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
     fit(folder, num_workers=2, fast_dev_run=True, enable_checkpointing=None)
-    said = capfd.readouterr().err
+    said = "".join(capfd.readouterr())
     assert "rank 0 sees yes and hunter2" in said
     assert "[rank 1] rank 1 sees yes and None" in said
     assert not list(tmp_path.iterdir())
