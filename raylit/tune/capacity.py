@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.tune import PlacementGroupFactory
 
+from raylit.launch.on_ray.private import most_resources
 from raylit.tune.space import SweepError
 
 if TYPE_CHECKING:
@@ -73,5 +74,5 @@ def _bundle(own: dict[str, float]) -> dict[str, float]:
 def _largest() -> dict[str, float]:
     """Return what the cluster has, or can grow to."""
     has: dict[str, Any] = dict(ray.cluster_resources())
-    grows = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    grows = most_resources() or {}
     return {name: max(has.get(name, 0), grows.get(name, 0)) for name in {*has, *grows}}

@@ -25,8 +25,7 @@ from ray.tune.search import Searcher
 
 from raylit.errors import ConfigError, LaunchError, Terminated
 from raylit.launch.on_ray.by_value import Parcel
-from raylit.launch.on_ray.cluster import connect, is_verbose, say_dashboard, started_here
-from raylit.launch.on_ray.resources import check_room
+from raylit.launch.on_ray.cluster import connect, is_verbose, say_dashboard
 from raylit.loggers import MLFlowLogger
 from raylit.runtime.messages import info
 from raylit.runtime.storage import is_url
@@ -127,10 +126,7 @@ def run_sweep(
     spec.seed = seed
     earlier = earlier_trials(spec, records, trainer)
     _say_left(records, name)
-    num_trials = spec.max_concurrent or 1
-    connect(num_trials * _wanted(spec).get("CPU", 1.0))
-    num_workers = max(1, spec.num_workers)  # of a trial: one trial is enough to begin
-    check_room(num_trials * num_workers, num_workers, _of_a_worker(spec), started_here())
+    connect((spec.max_concurrent or 1) * _wanted(spec).get("CPU", 1.0))
     capacity = capacity_for(spec)
     spec.max_concurrent = capacity.concurrent
     warm = _Warm(recipe, capacity, spec)
@@ -285,12 +281,8 @@ def _say_left(records: str, name: str) -> None:
 
 def _wanted(spec: SweepSpec) -> dict[str, float]:
     """Return what one trial reserves in all."""
-    each = _of_a_worker(spec)
-    return {name: amount * max(1, spec.num_workers) for name, amount in each.items()}
-
-
-def _of_a_worker(spec: SweepSpec) -> dict[str, float]:
-    return {name: float(amount) for name, amount in spec.resources.items() if name != "num_workers"}
+    own = {name: float(amount) for name, amount in spec.resources.items() if name != "num_workers"}
+    return {name: amount * max(1, spec.num_workers) for name, amount in own.items()}
 
 
 def _say_start(

@@ -382,7 +382,7 @@ def main() -> None:
 
     # Ray's default of 15 starves workers where other processes run too
     os.environ.setdefault("RAY_worker_niceness", "0")
-    connect(4)
+    connect(num_cpus=4)
     if options.immediate:
         immediate(options.immediate)
         return

@@ -43,12 +43,14 @@ def mailbox() -> Any:
 
 
 def test_there_is_room_where_others_have_nothing() -> None:
-    others = ray.util.placement_group.placement_group([{"CPU": 1.0}], name="fit-b/0")
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    others = placement_group([{"CPU": 1.0}], name="fit-b/0")
     assert others.wait(20)
     room = Room({"CPU": 1.0, "GPU": 0.0}, "fit-a")
     fit, unfit = room.nodes()
     assert len(fit) == 1 and not unfit and not room.lost()
-    own = ray.util.placement_group.placement_group([{"CPU": 1.0}, {"CPU": 1.0}], name="fit-a/0")
+    own = placement_group([{"CPU": 1.0}, {"CPU": 1.0}], name="fit-a/0")
     assert own.wait(20)
     (node,) = fit
     until(lambda: free_resources()[node].get("CPU", 0) == 1)
@@ -56,7 +58,7 @@ def test_there_is_room_where_others_have_nothing() -> None:
     assert room.free(fit) == {node: {"CPU": pytest.approx(3)}}
     assert not Room({"CPU": 1.0}, "fit-c").reserved()
     for group in (own, others):
-        ray.util.placement_group.remove_placement_group(group)
+        remove_placement_group(group)
     until(lambda: room.free(fit) == {node: {"CPU": pytest.approx(4)}})
 
 

@@ -37,8 +37,10 @@ def test_one_place_for_ray_s_private_api() -> None:
 
 @pytest.mark.ray
 def test_what_a_run_reserves_is_known_by_its_name(ray_cluster: str) -> None:
-    ours = ray.util.placement_group.placement_group([{"CPU": 1.0}], name="fit-one/0")
-    others = ray.util.placement_group.placement_group([{"CPU": 1.0}], name="fit-two/0")
+    from ray.util.placement_group import placement_group
+
+    ours = placement_group([{"CPU": 1.0}], name="fit-one/0")
+    others = placement_group([{"CPU": 1.0}], name="fit-two/0")
     assert ours.wait(20) and others.wait(20)
     assert set(private.groups("fit-one")) == {ours.id.hex()}
     private.remove_groups("fit-one")

@@ -95,4 +95,5 @@ def test_a_fit_in_a_folder_of_an_odd_name(tmp_path: Path) -> None:
     assert Path(trainer.checkpoint_callback.best_model_path).is_file()
     assert folder in Path(trainer.checkpoint_callback.best_model_path).parents
     assert (folder / "mlflow.db").is_file()
-    assert list(folder.glob("mlruns/*/*/artifacts/**/*"))
+    logger.experiment.log_text(logger.run_id, "said", "note.txt")
+    assert list(folder.glob("mlruns/*/*/artifacts/note.txt"))
