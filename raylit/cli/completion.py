@@ -40,7 +40,8 @@ def completion(shell: str) -> str:
     commands = parser.add_subparsers()
     trainer = [f"trainer.{name}" for name in inspect.signature(Trainer).parameters]
     for command in COMMANDS:
-        one = commands.add_parser(command, allow_abbrev=False)
+        # shtab leaves out commands without a help text
+        one = commands.add_parser(command, allow_abbrev=False, help=command)
         if command == "ui":
             for flag in UI_FLAGS:
                 one.add_argument(flag)

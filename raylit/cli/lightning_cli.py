@@ -5,6 +5,7 @@ It reads from top to bottom in the order in which things happen.
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import os
 import sys
@@ -153,6 +154,7 @@ class LightningCLI:
         self._subcommand_method_arguments: dict[str, list[str]] = {}
         if not add_subcommands:
             self._add_arguments(self.parser)
+            self._accept_config_of_subcommands()
             return
         cls: Any = (
             self.trainer_class
@@ -169,6 +171,21 @@ class LightningCLI:
             )
             self._subcommand_parsers[name] = parser
             added.add_subcommand(name, parser, help=does)
+
+    def _accept_config_of_subcommands(self) -> None:
+        """Let a CLI that runs nothing read the config that a fit has stored, with its ckpt_path.
+
+        https://github.com/Lightning-AI/pytorch-lightning/issues/17447
+        """
+        cls: Any = self.trainer_class if isinstance(self.trainer_class, type) else Trainer
+        taken = {action.dest for action in self.parser._actions}
+        for method, skip in self.subcommands().items():
+            names = set(inspect.signature(getattr(cls, method)).parameters) - {*skip, "self"}
+            for name in sorted(names - taken):
+                taken.add(name)
+                self.parser.add_argument(
+                    f"--{name}", type=Any, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+                )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Return a parser that has nothing but `--config`."""

@@ -411,3 +411,11 @@ def test_a_script_on_ray(folder: Path) -> None:
         kept["model"] == {"class_path": "__main__.Mine", "init_args": {"size": 4}}
         and kept["trainer"]["num_workers"] == 2
     )
+
+
+def test_a_cli_that_runs_nothing_reads_the_config_of_a_fit(folder: Path) -> None:
+    """https://github.com/Lightning-AI/pytorch-lightning/issues/17447"""
+    (folder / "fit.yaml").write_text("model: {size: 3}\nckpt_path: last\nweights_only: null\n")
+    cli = made(Net, "--config=fit.yaml")
+    assert cli.model.hparams["size"] == 3 and cli.trainer.ckpt_path is None
+    assert "ckpt_path" not in made(Net).config
