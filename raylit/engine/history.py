@@ -13,7 +13,7 @@ from raylit.runtime.messages import warn, warn_once
 
 # Rows that a checkpoint holds itself are this many to twice as many. Whole, 3,000 rows of 11 values
 # made each checkpoint of a small module take 232 ms, not 11.
-TAIL = 64
+TAIL = 32
 
 Row = dict[str, float]
 
