@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
-from raylit.checkpoint import pending
+from raylit.checkpoint import pending, place
 from raylit.errors import NotSavedError
 from raylit.runtime.messages import warn
 from raylit.runtime.storage import asking, file_system, fresh, local, unwritable
@@ -87,8 +86,7 @@ def newest_first(folder: str, pattern: str) -> list[str]:
 def remove_unfinished(folder: str) -> None:
     """Delete what processes that were killed while they wrote have left of checkpoints in a local folder."""
     if "://" not in folder and os.path.isdir(folder):
-        for path in Path(folder).glob(".*.ckpt.*.tmp"):
-            path.unlink(missing_ok=True)
+        place.remove_left(folder)
 
 
 def remove_if_empty(folder: str) -> None:
@@ -127,13 +125,7 @@ def _remove(path: str) -> None:
         except OSError as error:
             warn(f"{path} is no longer needed, but could not be deleted: {error}")
     else:
-        try:
-            if os.path.isdir(path) and not os.path.islink(path):
-                shutil.rmtree(path)
-            else:
-                Path(path).unlink(missing_ok=True)
-        except OSError as error:  # busy on NFS, another user's: no reason to end training
-            warn(f"{path} is no longer needed, but could not be deleted: {error}")
+        place.remove(path)
 
 
 def give_second_name(path: str, name: str, *, symbolic: bool = False) -> None:
@@ -171,17 +163,35 @@ def _give_second_name(path: str, name: str, symbolic: bool) -> None:
     if path == name:
         return
     os.makedirs(os.path.dirname(name), exist_ok=True)
-    temporary = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
+    if os.path.isdir(path) and not symbolic:
+        _copy_folder(path, name)
+        return
+    temporary = place.temporary_name(name, "tmp")
     try:
         if symbolic:
             os.symlink(os.path.relpath(path, os.path.dirname(name)), temporary)
         else:
             os.link(path, temporary)
-    except OSError:  # a folder, or a file system without links
+    except OSError:  # a file system without links
         if os.path.isdir(path):
-            shutil.copytree(path, temporary)
-        else:
+            _copy_folder(path, name)
+            return
+        with place.locked_file(temporary):
             shutil.copyfile(path, temporary)
     if os.path.isdir(name) and not os.path.islink(name):
-        shutil.rmtree(name)  # a sharded checkpoint: a rename cannot replace a folder
-    os.replace(temporary, name)
+        place.put(temporary, name)  # a rename cannot replace a folder
+    else:
+        os.replace(temporary, name)
+
+
+def _copy_folder(path: str, name: str) -> None:
+    temporary = place.temporary_name(name, "part")
+    made = place.LockedFolder(temporary)
+    try:
+        shutil.copytree(path, temporary, dirs_exist_ok=True)
+        place.put(temporary, name)
+    except BaseException:
+        made.release(temporary)
+        place.remove(temporary)
+        raise
+    made.release(name)

@@ -13,7 +13,6 @@ import contextlib
 import os
 import pickle
 import tempfile
-import uuid
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from typing import IO, Any, Literal
 
 import torch
 
+from raylit.checkpoint import place
 from raylit.errors import CheckpointError, CheckpointNotFoundError, NotSavedError
 from raylit.runtime import storage
 
@@ -60,14 +60,14 @@ def save(
         return
     target = storage.local(target)
     folder = os.path.dirname(os.path.abspath(target))
-    temporary = os.path.join(folder, f".{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = place.temporary_name(os.path.join(folder, os.path.basename(target)), "tmp")
     try:
         os.makedirs(folder, exist_ok=True)
-        torch.save(
-            checkpoint, temporary
-        )  # by its name, which torch writes to without holding up other threads
-        sync(temporary)
-        os.replace(temporary, target)
+        with place.locked_file(temporary):
+            # by its name, which torch writes to without holding up other threads
+            torch.save(checkpoint, temporary)
+            sync(temporary)
+            os.replace(temporary, target)
         sync(folder)  # the folder's own entry must reach the disk too
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         with contextlib.suppress(OSError):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from raylit.errors import CheckpointError
-
-_writing: dict[str, Future[None]] = {}  # by path; the last one at most is not done yet
+# By path, in the order in which they began; one that could not be written stays until it was asked for
+_writing: dict[str, Future[None]] = {}
 
 
 def begin(path: str, written: Future[None]) -> None:
@@ -15,6 +14,7 @@ def begin(path: str, written: Future[None]) -> None:
 
     `wait` comes before the next.
     """
+    _writing.pop(path, None)
     _writing[path] = written
 
 
@@ -36,18 +36,22 @@ def when_written(action: Callable[[], None]) -> None:
 
 
 def wait() -> None:
-    """Wait until what is being written is on the disk.
+    """Wait until nothing is being written any more."""
+    for path, written in list(_writing.items()):
+        if written.exception() is None:
+            del _writing[path]
 
-    Raises:
-        CheckpointError: it could not be written.
+
+def outcome(path: str) -> BaseException | None:
+    """Wait for the checkpoint `path`, and return why it could not be written; None if it was.
+
+    It is told once.
     """
-    try:
-        for path, written in _writing.items():
-            error = written.exception()
-            if error is not None:
-                raise CheckpointError(
-                    f"Could not write the checkpoint {path}: {error}. What stood there before is"
-                    " untouched."
-                ) from error
-    finally:
-        _writing.clear()
+    written = _writing.pop(path, None)
+    return None if written is None else written.exception()
+
+
+def failures() -> dict[str, BaseException]:
+    """Wait, and return why checkpoints that nobody has asked for could not be written, by path."""
+    wait()
+    return {path: error for path in list(_writing) if (error := outcome(path)) is not None}

@@ -16,7 +16,6 @@ import json
 import os
 import pickle
 import shutil
-import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -26,8 +25,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from raylit.checkpoint import format, pending
-from raylit.errors import CheckpointError
+from raylit.checkpoint import format, pending, place
+from raylit.errors import CheckpointError, NotSavedError
+from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:
     from raylit.runtime.ranks import Ranks
@@ -96,8 +96,8 @@ def save(
         in_background: return as soon as the state was copied; see `pending`.
 
     Raises:
-        CheckpointError: it could not be written, or that before it could not; what stood at `path`
-            is untouched.
+        CheckpointError: the path is no local one.
+        NotSavedError: it could not be written; what stood at `path` is untouched. On all ranks.
     """
     from raylit.checkpoint.folder import absolute
 
@@ -107,36 +107,55 @@ def save(
             f"{target}: a sharded checkpoint needs a local path that all ranks reach. Use"
             " state_dict_type='full' for URLs."
         )
-    temporary = f"{os.path.dirname(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.part"
-    temporary = ranks.broadcast_object(temporary)
+    temporary = ranks.broadcast_object(place.temporary_name(target, "part"))
     parts: dict[str, Tensor] = {}
     places: dict[str, Place] = {}
     rest = _take_parts(checkpoint, (), parts, places)
     rest["raylit"] = {**rest["raylit"], "parts": places}
+    made: place.LockedFolder | None = None
+    pending.wait()
     with _failing_together(ranks, target):
-        pending.wait()
-        os.makedirs(temporary, exist_ok=True)
         if ranks.is_zero:
+            made = place.LockedFolder(temporary)
             format.save(rest, os.path.join(temporary, META))
     written: Future[None] = Future()
-    finish = _finisher(temporary, target, ranks.is_zero, written)
+    finish = _finisher(temporary, target, made, written)
     if not parts:
         finish(None)
     else:
         _write_parts(parts, temporary, ranks.files_group, in_background, finish)
     pending.begin(target, written)
-    if not in_background:
-        wait(ranks)
+    if not in_background and (problem := outcome(ranks, target)) is not None:
+        raise NotSavedError(_NOT_SAVED.format(target, problem))
+
+
+def outcome(ranks: Ranks, path: str | os.PathLike[str]) -> str | None:
+    """Wait until a checkpoint is on the disk; return why it could not be written, None if it was.
+
+    To be called on all ranks, which are told the same.
+    """
+    from raylit.checkpoint.folder import absolute
+
+    return _reason(ranks, pending.outcome(absolute(path)))
 
 
 def wait(ranks: Ranks) -> None:
     """Wait until what is being written in the background is on the disk. To be called on all ranks.
 
-    Raises:
-        CheckpointError: it could not be written, on all ranks.
+    What could not be written, and that nobody has asked for, is warned of.
     """
-    with _failing_together(ranks, "before"):
-        pending.wait()
+    own = pending.failures()
+    told = ranks.all_gather_object({path: str(error) for path, error in own.items()})
+    for path, reason in {path: why for one in told for path, why in one.items()}.items():
+        warn(_NOT_SAVED.format(path, reason), RuntimeWarning)
+
+
+_NOT_SAVED = "Could not write the checkpoint {}: {}. What stood there before is untouched."
+
+
+def _reason(ranks: Ranks, own: BaseException | None) -> str | None:
+    told = ranks.all_gather_object(None if own is None else str(own))
+    return next((one for one in told if one is not None), None)
 
 
 @contextlib.contextmanager
@@ -153,14 +172,11 @@ def _failing_together(ranks: Ranks, target: str) -> Iterator[None]:
         yield
     except (CheckpointError, OSError) as error:
         failed = error
-    if ranks.any(failed is not None):
-        if isinstance(failed, CheckpointError):
-            raise failed
-        reason = "another rank could not" if failed is None else failed
-        raise CheckpointError(
-            f"Could not write the checkpoint {target}: {reason}. What stood there before is"
-            " untouched."
-        ) from failed
+    reason = _reason(ranks, failed)
+    if isinstance(failed, CheckpointError):
+        raise failed
+    if reason is not None:
+        raise NotSavedError(_NOT_SAVED.format(target, reason)) from failed
 
 
 def _write_parts(
@@ -193,25 +209,32 @@ def _write_parts(
 
 
 def _finisher(
-    temporary: str, target: str, is_zero: bool, written: Future[None]
+    temporary: str, target: str, made: place.LockedFolder | None, written: Future[None]
 ) -> Callable[[Any], None]:
-    """Return what is called when the parts of all ranks are written, or with the exception that came in between."""
+    """Return what is called when the parts of all ranks are written, or with the exception that came in between.
+
+    Rank 0, which made the folder, puts it in its place.
+    """
 
     def finish(error: Any) -> None:
         try:
-            if error is None and is_zero:
+            if error is None and made is not None:
                 sizes = {
                     name: os.path.getsize(os.path.join(temporary, name))
                     for name in sorted(os.listdir(temporary))
+                    if name != place.LOCK
                 }
                 with open(os.path.join(temporary, COMPLETE), "w", encoding="utf-8") as marker:
                     json.dump({"files": sizes}, marker)
                     marker.flush()
                     os.fsync(marker.fileno())
                 _replace(temporary, target)
+                made.release(target)
         except OSError as failed:
             error = failed
         if error is not None:
+            if made is not None:
+                made.release(temporary)
             with contextlib.suppress(OSError):
                 shutil.rmtree(temporary)
             written.set_exception(error)
@@ -222,19 +245,9 @@ def _finisher(
 
 
 def _replace(temporary: str, target: str) -> None:
-    """Rename a folder; one that has the name already is out of the way before, and gone after."""
-    before = None
-    if os.path.lexists(target):
-        before = f"{temporary}.old"
-        os.rename(target, before)
-    os.rename(temporary, target)
+    """Put a finished folder in its place."""
+    place.put(temporary, target)
     format.sync(os.path.dirname(target))
-    if before is not None:
-        (
-            shutil.rmtree(before)
-            if os.path.isdir(before) and not os.path.islink(before)
-            else os.unlink(before)
-        )
 
 
 def _take_parts(value: Any, path: Place, parts: dict[str, Tensor], places: dict[str, Place]) -> Any:

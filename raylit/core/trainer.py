@@ -42,6 +42,10 @@ class Strategy(Protocol):
         """Whether a checkpoint is a folder into which every rank writes its part."""
 
     @property
+    def saves_in_background(self) -> bool:
+        """Whether it does so while training goes on."""
+
+    @property
     def find_unused_parameters(self) -> bool:
         """Whether parameters may get no gradient in a step."""
 

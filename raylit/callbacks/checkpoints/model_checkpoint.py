@@ -202,6 +202,8 @@ class ModelCheckpoint(ScheduledCheckpoint):
                     f"Checkpoints cannot be written to {self.dirpath}: {problem}. Set another"
                     " ModelCheckpoint(dirpath=...)."
                 )
+            if trainer.is_global_zero:
+                folder.remove_unfinished(self.dirpath)
         is_new = stage == "fit" and os.path.dirname(trainer.ckpt_path or "") != self.dirpath
         if (
             is_new
@@ -224,8 +226,9 @@ class ModelCheckpoint(ScheduledCheckpoint):
 
     def on_train_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if self.save_last and not self._last_checkpoint_saved and not trainer.fast_dev_run:
-            with self._forgiving():
+            with self._forgiving(trainer):
                 self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        self._settle(trainer)
 
     def on_exception(
         self, trainer: RunningTrainer, pl_module: LightningModule, exception: BaseException
@@ -243,7 +246,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
             return
         metrics = self._local_metrics(trainer)
         path = self.format_checkpoint_name(metrics)
-        with self._forgiving():
+        with self._forgiving(trainer):
             if self.save_last:
                 last = self._free_path(
                     metrics, self.CHECKPOINT_NAME_LAST, self.last_model_path, path

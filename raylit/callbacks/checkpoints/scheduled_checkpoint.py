@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from raylit.callbacks.checkpoints.checkpoint import Checkpoint
 from raylit.callbacks.monitors.timer import SharedDeadline
+from raylit.checkpoint import sharded
 from raylit.core.aliases import Batch, StepOutput
 from raylit.errors import ConfigError, NotSavedError
 from raylit.runtime.messages import warn
@@ -65,6 +66,7 @@ class ScheduledCheckpoint(Checkpoint):
         self._defer_save_until_epoch_end = False
         self._timed_from = 0.0
         self._deadline = SharedDeadline()
+        self._unsure: dict[str, object] | None = None  # before what is being written
         name = type(self).__name__
         for argument, value in (
             ("every_n_train_steps", self._every_n_train_steps),
@@ -91,11 +93,13 @@ class ScheduledCheckpoint(Checkpoint):
         raise NotImplementedError
 
     @contextmanager
-    def _forgiving(self) -> Iterator[None]:
-        """Save a checkpoint in a `with` block; one that cannot be written is warned of.
+    def _forgiving(self, trainer: RunningTrainer) -> Iterator[None]:
+        """Let a checkpoint that cannot be written be a warning: the run is worth more than its file.
 
-        Then all is as before: the run is worth more than its file.
+        What was tracked is then as before. What is written in the background is not known to be
+        there until `_settle` was called, as it is before the next.
         """
+        self._settle(trainer)
         before = {
             name: dict(value) if isinstance(value, dict) else value
             for name, value in vars(self).items()
@@ -105,6 +109,30 @@ class ScheduledCheckpoint(Checkpoint):
         except NotSavedError as error:
             vars(self).update(before)
             warn(f"{error} Training goes on without it.", RuntimeWarning)
+        else:
+            if trainer.strategy.saves_in_background:
+                self._unsure = before
+
+    def _settle(self, trainer: RunningTrainer) -> None:
+        """Wait for what is being written, and if it could not be, let what was tracked be as before."""
+        before = self._unsure
+        if before is None:
+            return
+        self._unsure = None
+        saved = [
+            path
+            for name in ("_last_checkpoint_saved", "last_model_path", "best_model_path")
+            if (path := vars(self).get(name))
+        ]
+        for path in dict.fromkeys(saved):
+            problem = sharded.outcome(trainer.world, path)
+            if problem is not None:
+                vars(self).update(before)
+                warn(
+                    f"Could not write the checkpoint {path}: {problem}. Training goes on without"
+                    " it.",
+                    RuntimeWarning,
+                )
 
     @property
     def every_n_epochs(self) -> int:
@@ -139,7 +167,7 @@ class ScheduledCheckpoint(Checkpoint):
         elif awaited == "epoch":
             self._defer_save_until_epoch_end = True
         else:
-            with self._forgiving():
+            with self._forgiving(trainer):
                 self._save_at_step(trainer)
 
     def on_validation_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
@@ -147,10 +175,10 @@ class ScheduledCheckpoint(Checkpoint):
             return
         if self._defer_save_until_validation:
             self._defer_save_until_validation = False
-            with self._forgiving():
+            with self._forgiving(trainer):
                 self._save_at_step(trainer)
         elif not self._should_save_on_train_epoch_end(trainer):
-            with self._forgiving():
+            with self._forgiving(trainer):
                 self._save_at_epoch(trainer, self._epoch_is_due(trainer))
 
     def on_train_epoch_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
@@ -158,10 +186,10 @@ class ScheduledCheckpoint(Checkpoint):
             return
         if self._defer_save_until_epoch_end:
             self._defer_save_until_epoch_end = False
-            with self._forgiving():
+            with self._forgiving(trainer):
                 self._save_at_step(trainer)
         elif self._should_save_on_train_epoch_end(trainer):
-            with self._forgiving():
+            with self._forgiving(trainer):
                 self._save_at_epoch(trainer, self._epoch_is_due(trainer))
 
     def wants_training_state(self, trainer: RunningTrainer) -> bool:
