@@ -14,7 +14,6 @@ from raylit.core.aliases import StateDict
 if TYPE_CHECKING:
     from raylit.core.datamodule import LightningDataModule
     from raylit.core.module import LightningModule
-    from raylit.core.optimizer import LRSchedulerConfig
     from raylit.core.progress import Progress
     from raylit.core.trainer import JobTrainer, RunHandle
 
@@ -125,8 +124,28 @@ class ValidationSettings(Protocol):
 class RescalePlan(Protocol):
     """Fits a job that was meant for a certain number of workers to those that there are."""
 
-    def adapt_schedulers(self, schedulers: list[LRSchedulerConfig]) -> None:
-        """Let learning-rate schedulers that step every n batches do so after the same data."""
+    size: int
+    most: int
+
+    def meant(self, loader: Any, accumulate: int) -> tuple[float, int]:
+        """Return how many batches an epoch has for each of all the workers, and how many a step takes.
+
+        Args:
+            loader: the training data of this worker.
+            accumulate: batches that a step takes of each of the workers that there are.
+        """
+
+    def schedule_count(self, loader: Any, batch: int, number: float, accumulate: int) -> int | None:
+        """Return the batch at which all the workers would have stepped the schedulers.
+
+        None if they would not have since the step before.
+
+        Args:
+            loader: the training data of this worker.
+            batch: the number of the batch after which the optimizer has just stepped.
+            number: batches of the epoch.
+            accumulate: batches of a step.
+        """
 
     def go_on(self, progress: Progress, accumulate: int, ranks: Sequence[Any]) -> int | None:
         """Count the batches that were read as so many workers would have counted them.

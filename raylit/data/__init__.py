@@ -8,7 +8,8 @@ from raylit.data.iterator_steps import Handover, takes_iterator
 from raylit.data.loaders import prepare
 from raylit.data.ray_dataset import RayDataLoader
 from raylit.data.sampling.indices import noting_indices, seen_indices
-from raylit.data.sampling.sampler import ShardedSampler, set_epoch, shard
+from raylit.data.sampling.plan import set_epoch
+from raylit.data.sampling.sampler import ShardedSampler, shard
 
 __all__ = [
     "CombinedLoader",

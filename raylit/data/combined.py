@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from raylit.data.sampling import resumable
+from raylit.data.ray_dataset import RayDataLoader
+from raylit.data.sampling.plan import PlannedSampler, keeper_of, plan_of
 from raylit.data.sharding import Even
 from raylit.errors import ConfigError
+from raylit.runtime import rng
 from raylit.runtime.messages import warn
 
 MODES = ("min_size", "max_size_cycle", "max_size", "sequential")
@@ -26,6 +32,30 @@ def length_of(iterable: Any) -> float:
         return float("inf")
 
 
+def ends_as_said(loader: Any) -> bool:
+    """Tell whether `loader` is sure to give as many batches as its length says."""
+    if isinstance(loader, RayDataLoader):
+        return length_of(loader) != float("inf")
+    if isinstance(loader, DataLoader):
+        return not isinstance(loader.dataset, IterableDataset)
+    return isinstance(loader, Sequence)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Where the loaders stood before a batch was read ahead.
+
+    Attributes:
+        keepers: the state of each loader that keeps its own place, by its number.
+        passed: of this epoch, the batches of this rank before it began its data again.
+        drawn_from: the random states, if something is read in this process.
+    """
+
+    keepers: dict[int, Any]
+    passed: int | None
+    drawn_from: tuple[Any, ...] | None
+
+
 class CombinedLoader:
     """Reads several loaders together or one after the other.
 
@@ -37,6 +67,13 @@ class CombinedLoader:
             reads one after the other and gives batches of one loader at a time.
 
     Iterating gives (batch, batch_idx, dataloader_idx).
+
+    Attributes:
+        readers: the loaders as this rank reads them in training.
+        limit_of: how many batches are read of a loader with so many; None: what `limits` says.
+        watch: a context around the fetching of each batch, for a profiler, or None.
+        is_last: whether the batch that was given last is the epoch's last.
+        even: how the ranks come to the same end of an epoch; None: they have equally many batches.
 
     Example:
         >>> loader = CombinedLoader({"a": range(4), "b": range(2)}, mode="max_size_cycle")
@@ -52,23 +89,23 @@ class CombinedLoader:
         self._iterables = iterables
         self._flattened, self._spec = tree_flatten(iterables, is_leaf=_is_list_of_batches)
         self.readers: list[Any] = self._flattened
+        self.is_plain = len(self._flattened) == 1 and self._flattened[0] is iterables
         self._mode = mode
         self._limits: list[float] | None = None
-        self.even: Even | None = None
-        self._start = 0
-        self._restored: set[int] = set()
-        self._held: dict[
-            int, dict[str, Any]
-        ] = {}  # states of before the batch that was read ahead, and what `even` said then
-        self._held_passed: int | None = None
+        self.limit_of: Callable[[float], float] | None = None
+        self.watch: Callable[[], AbstractContextManager[Any]] | None = None
         # by loader, on the rank with the most; what ranks decide together goes by these
         self.most: list[float] | None = None
         self.is_last = False
-        self._own_limits: list[float] | None = (
-            None  # while an epoch is read that other ranks began, which has another length
-        )
-        self._own_even: Even | None = None  # likewise
-        self.is_plain = len(self._flattened) == 1 and self._flattened[0] is iterables
+        self.even: Even | None = None
+        self._own_even: Even | None = None  # while an epoch is read that other ranks have begun
+        self._start = 0
+        self._told: list[dict[str, Any]] = []  # of the loaders, where the next iteration begins
+        self._drawn_from: dict[str, Any] | None = None  # what its first batch was, if read ahead
+        self._begun: dict[int, dict[str, Any]] = {}  # random states, of loaders without a place
+        self._given = 0
+        self._held: list[_Held] = []  # before the batch that was given last, and after it
+        self._alive: list[_MultiProcessingDataLoaderIter] = []
 
     @property
     def iterables(self) -> Any:
@@ -128,7 +165,9 @@ class CombinedLoader:
         return self._own_number()
 
     def _own_number(self) -> float:
-        lengths = self.lengths()
+        return self._combined(self.lengths())
+
+    def _combined(self, lengths: list[float]) -> float:
         combine: Callable[..., float] = {"min_size": min, "sequential": sum}.get(self._mode, max)  # type: ignore[assignment]
         return combine(lengths) if lengths else 0
 
@@ -143,43 +182,129 @@ class CombinedLoader:
             raise TypeError("A loader of this CombinedLoader has no length.")
         return int(number)
 
+    @property
+    def _plans(self) -> list[PlannedSampler | None]:
+        return [plan_of(one) for one in self.readers]
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether a batch has to be read to know that the one before it is not the last."""
+        if self.even is not None:
+            return self.even.agrees or self.even.number == float("inf")
+        return not all(plan_of(one) or ends_as_said(one) for one in self.readers)
+
+    def recount(self) -> None:
+        """Find out how many batches the epoch has that comes: samplers may have more or fewer."""
+        if self.limit_of is not None:
+            self._limits = [self.limit_of(length_of(one)) for one in self.readers]
+        if self._own_even is not None:
+            self.even = self._own_even
+            self._own_even = None
+        if self.even is not None and any(plan and plan.is_others for plan in self._plans):
+            self._own_even = self.even
+            self.even = replace(self.even, number=self._own_number())
+
+    def num_batches_of(self, num_ranks: int, factor: Fraction) -> float:
+        """Return how many batches an iteration gives if there are `num_ranks` ranks.
+
+        Args:
+            num_ranks: how many.
+            factor: so many times the ranks that there are.
+        """
+        limits = self.limits or [float("inf")] * len(self.readers)
+        lengths: list[float] = []
+        for loader, limit in zip(self.readers, limits, strict=True):
+            plan = plan_of(loader)
+            most = length = length_of(loader)
+            if plan is not None and length != float("inf"):
+                most = plan.length_for(num_ranks)
+            elif length != float("inf"):
+                most = int(length / factor)
+            lengths.append(min(most, int(limit / factor)) if limit < length else most)
+        return self._combined(lengths)
+
     def __iter__(self) -> Iterator[Item]:
         """Begin an iteration of every loader now, not at the first batch.
 
         Workers start early and random seeds are drawn in a known order.
         """
-        self._held = {}
-        self._held_passed = None
-        if self.even is None:
-            return self._begin()
+        self._held = []
+        self.is_last = False
+        items = self._begin() if self.even is None else self._begin_together(self.even)
+        return items if self.watch is None else self._watched(self.watch, items)
+
+    def _begin_together(self, even: Even) -> Iterator[Item]:
         index = self._start
         own = self._own_number()
         if not index:
-            self.even.passed = 0
+            even.passed = 0
         elif (
-            not self.even.passed and index > own
+            not even.passed and index > own
         ):  # how far the data was read is not known: assume that it was read in whole passes
-            self.even.passed = int((index - 1) // own * own)
-        self._start -= self.even.passed
-        return self.even.batches(self._begin(), self._begin, index)
+            even.passed = int((index - 1) // own * own)
+        self._start -= even.passed
+        return self._together(even, even.batches(self._begin(), self._begin, index))
+
+    def _together(self, even: Even, items: Iterator[Item]) -> Iterator[Item]:
+        for item in items:
+            self.is_last = item[1] + 1 >= even.number
+            yield item
+
+    def _watched(
+        self, watch: Callable[[], AbstractContextManager[Any]], items: Iterator[Item]
+    ) -> Iterator[Item]:
+        left = self.num_batches()
+        while left > 0:
+            with watch():
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
+            left -= 1
 
     def _begin(self) -> Iterator[Item]:
         if not self._flattened:
             return iter(())
         if self._start:
             return self._rest()
-        for keeper in map(resumable.keeper_of, self.readers):
-            if isinstance(keeper, resumable.ResumableSampler):
-                keeper.skip = None
+        for plan in self._plans:
+            if plan is not None:
+                plan.begin_anew()
         if self._mode == "sequential":
             limits = self.limits or [float("inf")] * len(self._flattened)
             first = next((number for number, limit in enumerate(limits) if limit > 0), None)
             return (
                 iter(())
                 if first is None
-                else _read_sequential(self, first, iter(self.readers[first]), limits)
+                else _read_sequential(self, first, self.begin(first), limits)
             )
-        return _READERS[self._mode](self, [iter(loader) for loader in self.readers])
+        return _READERS[self._mode](self, [self.begin(i) for i in range(len(self.readers))])
+
+    def begin(self, number: int) -> Iterator[Any]:
+        """Begin to read the loader of this number."""
+        loader = self.readers[number]
+        if not plan_of(loader) and not isinstance(loader, Sequence):
+            generator = getattr(loader, "generator", None)
+            self._begun[number] = {
+                "rng": rng.state(),
+                "generator": None if generator is None else generator.get_state(),
+            }
+        return self._noted(iter(loader))
+
+    def _noted(self, iterator: Iterator[Any]) -> Iterator[Any]:
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            self._alive = [one for one in self._alive if any(one._workers_status)]
+            self._alive.append(iterator)
+        return iterator
+
+    def close(self) -> None:
+        """End the worker processes of the loaders, also those that are kept between epochs."""
+        for iterator in self._alive:
+            iterator._shutdown_workers()
+        self._alive = []
+        for loader in (*self.readers, *self._flattened):
+            if isinstance(loader, DataLoader):
+                loader._iterator = None
 
     # ---- in the middle of an epoch ----
 
@@ -188,43 +313,66 @@ class CombinedLoader:
 
         `states` stays that of before.
         """
-        keepers = {
-            number: keeper
-            for number, one in enumerate(self.readers)
-            if resumable.has_state(keeper := resumable.keeper_of(one))
-        }
-        item = next(items, None)
+        drawn_from = self._drawn_from
+        self._drawn_from = None
+        before = self._hold()
+        if drawn_from is None:
+            item = next(items, None)
+        else:
+            with rng.isolated(cuda=False):  # it was read before, when the states were these
+                rng.restore(drawn_from)
+                item = next(items, None)
         while item is not None:
-            self._held_passed = None if self.even is None else self.even.passed
-            self._held = {
-                number: copy.deepcopy(keeper.state_dict()) for number, keeper in keepers.items()
-            }
+            after = self._hold()
             following = next(items, None)
             self.is_last = following is None
+            self._held = [before, after]
+            self._given = item[1] + 1
             yield item
+            before = after
             item = following
 
-    def states(self) -> list[dict[str, Any]]:
-        """Return what `go_on` takes.
+    def _hold(self) -> _Held:
+        keepers = {number: keeper_of(one) for number, one in enumerate(self.readers)}
+        draws = any(
+            not plan_of(one) and not (isinstance(one, DataLoader) and one.num_workers > 0)
+            for one in self.readers
+        )
+        return _Held(
+            {
+                number: copy.deepcopy(keeper.state_dict())
+                for number, keeper in keepers.items()
+                if keeper is not None
+            },
+            None if self.even is None else self.even.passed,
+            rng.capture(cuda=False) if draws else None,
+        )
 
-        Of each loader what it needs to go on from where it is, as plain data.
+    def states(self, batch: int) -> list[dict[str, Any]]:
+        """Return what `go_on` takes: of each loader what it needs to go on, as plain data.
+
+        Args:
+            batch: batches of the epoch that were trained on; 0 between epochs.
         """
-        keepers = [resumable.keeper_of(loader) for loader in self.readers]
-        states = [
-            (
-                self._held[number]
-                if number in self._held
-                else {}
-                if keeper is None
-                else keeper.state_dict()
-            )
-            for number, keeper in enumerate(keepers)
-        ]
-        if self.even is None:
-            return states
+        held = self._held[0 if batch < self._given else 1] if self._held else None
+        passed = None if self.even is None else self.even.passed
+        if held is not None:
+            passed = held.passed
+        own = max(0, batch - (passed or 0))
+        states: list[dict[str, Any]] = []
+        for number, (loader, length) in enumerate(zip(self.readers, self.lengths(), strict=True)):
+            plan = plan_of(loader)
+            keeper = keeper_of(loader)
+            if plan is not None:
+                states.append(plan.state_dict(self._taken(length, own)))
+            elif keeper is None:
+                states.append({"begun": self._begun.get(number)})
+            else:
+                states.append(keeper.state_dict() if held is None else held.keepers[number])
+        drawn_from = None if held is None else held.drawn_from
         return [
             *states,
-            {"passed": self.even.passed if self._held_passed is None else self._held_passed},
+            {"passed": passed, "ahead": None if drawn_from is None else rng.plain(drawn_from)},
         ]
 
     def go_on(self, batch: int, states: list[dict[str, Any]], counted: int | None = None) -> None:
@@ -238,63 +386,51 @@ class CombinedLoader:
                 and it was converted.
         """
         self._start = batch
-        if self.even is not None and batch and len(states) > len(self.readers):
-            self.even.passed = states[-1]["passed"]
-        for number, (loader, state) in enumerate(zip(self.readers, states, strict=False)):
-            keeper = resumable.keeper_of(loader)
-            is_sampler = isinstance(keeper, resumable.ResumableSampler)
-            if (
-                keeper is None or not state or not (batch or is_sampler)
-            ):  # between epochs, data's own state is that of the one which ended
-                continue
-            keeper.load_state_dict(state)
-            self._restored.add(id(loader))
-            if (
-                batch
-                and is_sampler
-                and keeper.share_rest(state, batch, batch if counted is None else counted)
-                and self.limits
-            ):
-                self._own_limits = self._own_limits or list(self.limits)
-                if self.limits[number] == length_of(
-                    self._flattened[number]
-                ):  # no limit: all that is left
-                    self.limits[number] = length_of(loader)
-        if self._own_limits is not None and self.even is not None:
-            self._own_even, self.even = self.even, replace(self.even, number=self._own_number())
-
-    def begin_anew(self) -> None:
-        """Let the epoch that others began be over.
-
-        The next one has the length of this number of ranks again.
-        """
-        self.limits = self._own_limits
-        self._own_limits = None
-        self.even = self._own_even or self.even
-        self._own_even = None
-        for keeper in map(resumable.keeper_of, self.readers):
-            if isinstance(keeper, resumable.ResumableSampler):
-                keeper.begin_anew()
-
-    @property
-    def was_begun_by_others(self) -> bool:
-        """Whether the epoch that is read was begun by another number of ranks, or with other batches, and so has another length."""
-        return self._own_limits is not None
+        counted = batch if counted is None else counted
+        passed = 0
+        if batch and len(states) > len(self.readers):
+            passed = states[-1].get("passed") or 0
+            self._drawn_from = states[-1].get("ahead")
+            if self.even is not None:
+                self.even.passed = passed
+        self._told = [*states[: len(self.readers)], *[{}] * (len(self.readers) - len(states))]
+        for loader, state in zip(self.readers, states, strict=False):
+            plan = plan_of(loader)
+            keeper = keeper_of(loader)
+            if plan is not None and state:
+                own = batch - passed
+                if "cursor" not in state and counted == batch:  # of the format before
+                    own = self._taken(length_of(loader), own)
+                    plan.go_on(state, own, own)
+                else:
+                    plan.go_on(state, own, counted - passed)
+            elif keeper is not None and state and batch:
+                # between epochs, data's own state is that of the one which ended
+                keeper.load_state_dict(state)
+        self.recount()
 
     def _rest(self) -> Iterator[Item]:
         start = self._start
         self._start = 0
-        lengths = self.lengths()
-        taken = [self._taken(length, start) for length in lengths]
+        states = self._told
+        taken: list[int] = []
         iterators: list[Iterator[Any]] = []
-        for loader, length, number in zip(self.readers, lengths, taken, strict=True):
-            keeper = resumable.keeper_of(loader)
-            if isinstance(keeper, resumable.ResumableSampler):
-                iterators.append(iter(()) if number >= length else keeper.rest(loader, number))
-                continue
-            iterators.append(iter(loader))
-            if id(loader) not in self._restored:
-                _drop(iterators[-1], number, type(loader).__name__)
+        for loader, length, state in zip(self.readers, self.lengths(), states, strict=True):
+            plan = plan_of(loader)
+            number = self._taken(length, start) if plan is None else plan.begins_at
+            if plan is not None and not plan.goes_on:  # nothing is known of it: in the data's order
+                number = plan.begins_at = self._taken(length, start)
+            taken.append(number)
+            if plan is not None and number >= length:
+                plan.begin_anew()
+                iterators.append(iter(()))
+            elif plan is not None:
+                iterators.append(plan.rest(loader))
+            elif keeper_of(loader) is not None and state:
+                iterators.append(iter(loader))
+            else:
+                iterators.append(_again(loader, number, state.get("begun")))
+            self._noted(iterators[-1])
         return _READERS[self._mode](self, iterators, start, taken)
 
     def _taken(self, length: float, start: int) -> int:
@@ -308,20 +444,35 @@ class CombinedLoader:
         return tree_unflatten(batches, self._spec)
 
 
-def _drop(iterator: Iterator[Any], number: int, name: str) -> None:
-    """Read `number` batches that were read before, of a loader that cannot tell where it is."""
+def _again(loader: Any, number: int, begun: dict[str, Any] | None) -> Iterator[Any]:
+    """Begin anew a loader that cannot tell where it is, and drop `number` batches that were read before.
+
+    What is random in it is drawn as it was: from the random states `begun`.
+    """
     warn(
-        f"The {name} keeps no state: its first {number} batches are read again and dropped. Give"
-        " it, or an iterable data set that is read without worker processes, state_dict and"
-        " load_state_dict, as torchdata's StatefulDataLoader has them, to go on at once and"
-        " exactly."
+        f"The {type(loader).__name__} keeps no state: its first {number} batches are read again and"
+        " dropped. Give it, or an iterable data set that is read without worker processes,"
+        " state_dict and load_state_dict, as torchdata's StatefulDataLoader has them, to go on at"
+        " once and exactly."
     )
-    for _ in range(number):
-        next(iterator, None)
+    with rng.isolated():
+        if begun is not None:
+            rng.restore(begun["rng"])
+            if begun["generator"] is not None:
+                loader.generator.set_state(begun["generator"])
+        iterator: Iterator[Any] = iter(loader)
+        for _ in range(number):
+            next(iterator, None)
+    return iterator
 
 
 def _read_single(
-    iterator: Iterator[Any], limit: float, join: Callable[[list[Any]], Any] | None, index: int = 0
+    loader: CombinedLoader,
+    iterator: Iterator[Any],
+    limit: float,
+    join: Callable[[list[Any]], Any] | None,
+    index: int = 0,
+    plan: PlannedSampler | None = None,
 ) -> Iterator[Item]:
     """The common case, one loader, at the price of a counter.
 
@@ -332,8 +483,9 @@ def _read_single(
             batch = next(iterator)
         except StopIteration:
             return
-        yield (batch if join is None else join([batch])), index, 0
         index += 1
+        loader.is_last = index == limit or (plan is not None and plan.total == index)
+        yield (batch if join is None else join([batch])), index - 1, 0
 
 
 def _read_min_size(
@@ -343,13 +495,15 @@ def _read_min_size(
     taken: list[int] | None = None,
 ) -> Iterator[Item]:
     limit = min(loader.limits or [float("inf")])
+    plans = [plan for one in loader.readers if (plan := plan_of(one)) is not None]
     while index < limit:
         try:
             batches = [next(iterator) for iterator in iterators]
         except StopIteration:
             return
-        yield loader.join(batches), index, 0
         index += 1
+        loader.is_last = index == limit or any(plan.total == index for plan in plans)
+        yield loader.join(batches), index - 1, 0
 
 
 def _read_max_size(
@@ -360,24 +514,30 @@ def _read_max_size(
     cycle: bool = False,
 ) -> Iterator[Item]:
     limits = loader.limits or [float("inf")] * len(iterators)
+    plans = [plan_of(one) for one in loader.readers]
     taken = taken or [0] * len(iterators)
-    ended = [index > length for length in loader.lengths()]
+    lengths = loader.lengths()
+    ended = [index > length for length in lengths]
+    was_read = [index >= length for length in lengths]  # whole, at least once
     while True:
         batches: list[Any] = [None] * len(iterators)
-        for i in range(len(iterators)):
+        for i, plan in enumerate(plans):
             if ended[i] and not cycle:
                 continue
             batches[i], has_batch = _next_within(iterators[i], taken[i], limits[i])
             if not has_batch:
-                ended[i] = True
+                ended[i] = was_read[i] = True
                 if all(ended):
                     return
                 if cycle:
-                    iterators[i], taken[i] = iter(loader.readers[i]), 0
+                    iterators[i], taken[i] = loader.begin(i), 0
                     batches[i], has_batch = _next_within(iterators[i], 0, limits[i])
                     if not has_batch:
                         return
             taken[i] += 1
+            if taken[i] == limits[i] or (plan is not None and plan.total == taken[i]):
+                was_read[i] = True
+        loader.is_last = all(was_read)
         yield loader.join(batches), index, 0
         index += 1
 
@@ -399,10 +559,12 @@ def _read_max_size_cycle(
 ) -> Iterator[Item]:
     if len(iterators) == 1:
         return _read_single(
+            loader,
             iterators[0],
             (loader.limits or [float("inf")])[0],
             None if loader.is_plain else loader.join,
             index,
+            plan_of(loader.readers[0]),
         )
     return _read_max_size(loader, iterators, index, taken, cycle=True)
 
@@ -412,8 +574,8 @@ def _read_sequential(
 ) -> Iterator[Item]:
     for number in range(first, len(limits)):
         if limits[number] > 0:
-            iterator = iterator if number == first else iter(loader.readers[number])
-            for batch, index, _ in _read_single(iterator, limits[number], None):
+            iterator = iterator if number == first else loader.begin(number)
+            for batch, index, _ in _read_single(loader, iterator, limits[number], None):
                 yield batch, index, number
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch.utils.data import RandomSampler
+from torch.utils.data import BatchSampler, RandomSampler
 
 from raylit.data.combined import CombinedLoader, is_iterable, length_of
 from raylit.data.ray_dataset import RayDataLoader, as_loader
-from raylit.data.sampling.resumable import resumable
-from raylit.data.sampling.sampler import shard, with_short_batches, without_shuffle
+from raylit.data.sampling.plan import planned
+from raylit.data.sampling.sampler import (
+    ShardedSampler,
+    shard,
+    with_short_batches,
+    without_shuffle,
+)
 from raylit.data.sharding import make_even
 from raylit.errors import DataError
 from raylit.runtime.messages import warn
@@ -32,6 +38,7 @@ def prepare(
     origin: str,
     uneven: Uneven = "finish",
     elastic: bool = False,
+    seed: int = 0,
 ) -> CombinedLoader:
     """Return the loader of one rank for one stage, with its limits set.
 
@@ -47,6 +54,7 @@ def prepare(
         uneven: what to do if the ranks have different numbers of training batches; see `even`.
         elastic: whether the number of ranks may change, so that one alone is to read in the order
             of many.
+        seed: of the run, for what is random in the samples.
 
     Raises:
         DataError: it cannot be iterated, the limit leaves nothing, or a rank has no training batch
@@ -95,20 +103,46 @@ def prepare(
     if not ready:
         warn(f"{origin} gave no loader.")
     loader.flattened = ready
+    loader.watch = None  # a loader that is given may have been read before
+    loader.even = None
+    agree_on_salts(ready, world)
     if stage == "train":
         loader.readers = [
-            resumable(one, world.rank, world.size, number) for number, one in enumerate(ready)
+            planned(one, world.rank, world.size, number, seed) for number, one in enumerate(ready)
         ]
+    loader.limit_of = partial(num_batches, stage, limit=limit) if stage == "train" else None
     loader.limits = [num_batches(stage, length_of(one), limit) for one in ready]
-    loader.even = None  # a loader that is given may have been read before
     if stage == "train":
         loader.even = make_even(loader.num_batches(), ready, world, uneven)
     return loader
 
 
+def agree_on_salts(loaders: list[Any], world: World) -> None:
+    """Let what the user seeded the samplers' own generators with be on all ranks what it is on rank 0."""
+    if world.size == 1:
+        return
+    sharded = [
+        found
+        for one in loaders
+        for found in (
+            getattr(one, "sampler", None),
+            getattr(one, "batch_sampler", None),
+        )
+        if isinstance(found, ShardedSampler)
+    ]
+    told = world.all_gather_object([one.salts for one in sharded])[0]
+    for one, salts in zip(sharded, told, strict=False):
+        if len(one.salts) == len(salts):
+            one.salts = salts
+
+
 def warn_of(loader: Any, stage: str, overfit: bool, origin: str) -> None:
     """Warn of what is possible, but hardly meant."""
-    is_shuffled = isinstance(getattr(loader, "sampler", None), RandomSampler) or (
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    sampler = getattr(loader, "sampler", None)
+    if type(batch_sampler) is BatchSampler:
+        sampler = batch_sampler.sampler
+    is_shuffled = isinstance(sampler, RandomSampler) or (
         isinstance(loader, RayDataLoader) and loader.is_shuffled
     )
     if is_shuffled and overfit:
@@ -126,7 +160,9 @@ def warn_of(loader: Any, stage: str, overfit: bool, origin: str) -> None:
 
 
 def num_batches(stage: str, length: float, limit: int | float) -> float:
-    """Return how many of `length` batches a rank reads: `limit` of them if it is an int, that fraction, rounded down, if a float.
+    """Return how many of `length` batches a rank reads.
+
+    `limit` of them if it is an int, that fraction, rounded down, if a float.
 
     Raises:
         DataError: a fraction of a loader without length, or a fraction so small that it leaves no batch.

@@ -297,6 +297,17 @@ class RayDataLoader:
                 if number >= skip:
                     self._num_read = number + 1
                     yield batch
+        except (TypeError, ValueError) as error:
+            columns = [] if collate is not None else _columns_of_text(source)
+            if not columns:
+                raise
+            names = ", ".join(map(repr, columns))
+            raise DataError(
+                f"The Ray Dataset's column {names} holds text, which cannot be a tensor. Leave it"
+                f" out with dataset.drop_columns({columns!r}), make numbers of it with"
+                " dataset.map_batches(...), or say what a batch is: RayDataLoader(dataset,"
+                " collate_fn=...), which gets a dict of numpy arrays."
+            ) from error
         finally:
             batches.close()  # so that Ray stops reading for it
 
@@ -370,6 +381,20 @@ def _is_materialized(dataset: Any) -> bool:
     from ray.data.dataset import MaterializedDataset
 
     return isinstance(dataset, MaterializedDataset)
+
+
+def _columns_of_text(source: Any) -> list[str]:
+    """Return the columns whose values are text, bytes or other objects; none if that is not known."""
+    schema = source.schema()
+    if schema is None:
+        return []
+    kinds = zip(schema.names, map(str, schema.types), strict=True)
+    return [
+        name
+        for name, kind in kinds
+        if any(word in kind for word in ("string", "binary", "object", "str"))
+        and not kind.startswith("struct")
+    ]
 
 
 def _rows_of(dataset: Any) -> int | None:

@@ -27,11 +27,15 @@ def dump(run: Run, progress: Progress) -> dict[str, Any]:
     loader = run.data.loaders.get("train")
     state: dict[str, Any] = {
         "rng": rng.state(),
-        "loaders": [] if loader is None else loader.states(),
+        "seed": run.data.seed,
+        "loaders": (
+            [] if loader is None else loader.states(progress.batch if progress.in_epoch else 0)
+        ),
         "loader_epochs": run.data.loader_epoch,
         "reading": run.data.is_reading,
         "logged": run.metrics.values(),
         "val_batches": run.data.val_batches_seen,
+        "own": run.strategy.own_state(run.module),
     }
     unused = set()
     if progress.at == VALIDATION and run.resume.before_validation is not None:
@@ -107,7 +111,9 @@ def shared_out(states: list[dict[str, Any]], world: World) -> dict[str, Any]:
     theirs = states[world.rank :: world.size]
     state = {
         **states[0],
-        "loaders": [one if "read_by" in one else {} for one in states[0]["loaders"]],
+        "loaders": [
+            one if "read_by" in one or "plan" in one else {} for one in states[0]["loaders"]
+        ],
     }
     state["sums"] = merged([sums for one in theirs for sums in one.get("sums", ())])
     state["metrics"] = {
@@ -119,6 +125,7 @@ def shared_out(states: list[dict[str, Any]], world: World) -> dict[str, Any]:
         for name in state.get("gradients", ())
         if theirs
     }
+    state["own"] = {}
     if world.rank >= len(states):
         del state["rng"]
     if "sums" not in states[0]:
@@ -131,6 +138,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
 
     Random states and the place in the data the loop brings back, when it is there.
     """
+    run.data.seed = state.get("seed", run.data.seed)
     run.metrics.load_values(state["logged"])
     run.data.val_batches_seen = dict(state.get("val_batches", {}))
     if "sums" in state:
@@ -142,6 +150,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
                 take = torchmetric.add if number else torchmetric.restore
                 take(metrics[name], one, run.device)
     run.strategy.set_gradients(run.module, state.get("gradients", {}))
+    run.strategy.load_own_state(run.module, state.get("own", {}))
 
 
 def merged(sums: list[dict[str, Any]]) -> list[dict[str, Any]]:

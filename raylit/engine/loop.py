@@ -100,6 +100,8 @@ def fit(run: Run) -> None:
         if run.reload_due("train") and not progress.in_epoch:
             batches = start_training_data(run)
         set_epoch(run)
+        if batches is None:
+            count_batches(run)
         if not progress.in_epoch:
             progress.at = EPOCH_START
             run.fire("on_train_epoch_start")
@@ -115,9 +117,6 @@ def fit(run: Run) -> None:
         batches = None
         run.data.is_reading = False
         end_epoch(run)
-        if run.data.loaders["train"].was_begun_by_others:
-            run.data.loaders["train"].begin_anew()
-            count_batches(run)
     await_validations(run)
     progress.at = IDLE
     run.fire("on_train_end")
@@ -148,13 +147,12 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     )
     transfer = run.calls.transfer
     loader = run.data.loaders["train"]
-    is_sized = num_batches != float("inf")
     several = run.world.size > 1
+    if loader.reads_ahead:
+        batches = loader.ahead(batches)
     if data.takes_iterator(run.module.training_step):
         batches, train, batch_end = hand_over(run, batches, train, batch_end)
         transfer = None
-    if not is_sized:
-        batches = loader.ahead(batches)
     enter = ACTIONS.index(progress.at)  # 0, but where a fit goes on within a batch
     if enter:
         metrics.begin_batch(None)
@@ -171,9 +169,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
                 break
             batch = item[0]
             batch_idx = progress.batch
-            progress.is_last_batch = (
-                progress.batch + 1 >= num_batches if is_sized else loader.is_last
-            )
+            progress.is_last_batch = loader.is_last or progress.batch + 1 >= num_batches
             if transfer is not None:
                 batch = transfer(batch, 0)
             progress.batch += 1
@@ -225,6 +221,8 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
         enter = 0
         if agreement.pauses:
             pause(run)
+    if loader.is_last and progress.batch < num_batches < float("inf"):
+        say_short(run)
 
 
 def schedule(run: Run, steps: bool, enter: int) -> None:
@@ -257,6 +255,15 @@ def hand_over(
     return given.turns(), train_on_iterator, [given.after(function) for function in batch_end]
 
 
+def say_short(run: Run) -> None:
+    """Warn once that the data gave fewer batches than its length says."""
+    number = run.trainer.num_training_batches
+    warn_once(
+        f"Epoch {run.progress.epoch} ended after {run.progress.batch} of {number:.0f} batches: the"
+        " training data gave fewer than its length says. What is due at an epoch's end is done."
+    )
+
+
 def end_early(run: Run) -> None:
     """The data has ended before the epoch's length: do what is due after a last batch.
 
@@ -264,7 +271,6 @@ def end_early(run: Run) -> None:
         DataError: there was no batch at all.
     """
     progress = run.progress
-    number = run.trainer.num_training_batches
     if run.skips_backward:
         return  # such an epoch counts a batch more than it has
     if progress.batch == 0:
@@ -273,10 +279,7 @@ def end_early(run: Run) -> None:
             " iterable that can be read once only, is used up after its first epoch: give a"
             " DataLoader or a list, or limit the fit with Trainer(max_epochs=1)."
         )
-    warn_once(
-        f"Epoch {progress.epoch} ended after {progress.batch} of {number:.0f} batches: the training"
-        " data gave fewer than its length says. What is due at an epoch's end is done."
-    )
+    say_short(run)
     steps = progress.is_within_window(
         automatic=run.module.automatic_optimization,
         accumulate=run.limits.accumulate_grad_batches,
@@ -526,7 +529,7 @@ def validate_within(run: Run, stepped: bool) -> None:
 
 def set_epoch(run: Run) -> None:
     """Tell the samplers which epoch is read."""
-    for loader in run.data.loaders["train"].flattened:
+    for loader in run.data.loaders["train"].readers:
         data.set_epoch(loader, run.progress.epoch)
 
 
@@ -543,15 +546,15 @@ def start_training_data(run: Run) -> Iterator[Item] | None:
     )  # as by `estimated_stepping_batches`
     loader = run.data.loaders["train"] if is_asked_for else run.load("train")
     goes_on = run.resume.loaders is not None
+    set_epoch(run)
     if goes_on:
-        set_epoch(run)
         batch = run.progress.batch if run.progress.in_epoch else 0
         loader.go_on(batch, run.resume.loaders or [], run.resume.counted_before)
         run.resume.loaders = None  # loaders asked for later begin by themselves
     begins = run.progress.in_epoch or not goes_on or (run.resume.own or {}).get("reading", False)
     batches = iter(loader) if begins else None
     run.data.is_reading = begins
-    if count_batches(run) == 0:
+    if count_batches(run, is_first=True) == 0:
         return None
     number = trainer.num_training_batches
     run.data.checks_validation = run.validates
@@ -564,13 +567,22 @@ def start_training_data(run: Run) -> Iterator[Item] | None:
     return batches
 
 
-def count_batches(run: Run) -> float:
-    """Find how many batches an epoch has and after how many validation is due.
+def count_batches(run: Run, is_first: bool = False) -> float:
+    """Find how many batches the epoch has that comes, and after how many validation is due.
 
-    Return the former.
+    Args:
+        run: the run.
+        is_first: whether to refuse an interval of validation that is longer than this epoch.
+
+    Returns:
+        How many batches.
     """
     loader = run.data.loaders["train"]
+    loader.recount()
     number = run.trainer.num_training_batches = loader.num_batches()
-    if number:
+    interval = run.trainer.val_check_interval
+    if number and not is_first and isinstance(interval, int) and interval > number:
+        run.data.val_check_batch = interval
+    elif number:
         run.data.val_check_batch = val_check_batch(run, loader, number)
     return number

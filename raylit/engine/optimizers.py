@@ -215,7 +215,9 @@ def step_schedulers(run: Run, action: At) -> None:
     if not run.module.automatic_optimization:
         return
     interval, plateau = STEPPED_AT[action]
-    count = progress.batch if interval == "step" else progress.epoch + 1
+    count = _batch_of_schedules(run) if interval == "step" else progress.epoch + 1
+    if count is None:
+        return
     for number, config in enumerate(run.schedulers):
         if (
             config.reduce_on_plateau != plateau
@@ -258,6 +260,18 @@ def _say_missing(run: Run, config: LRSchedulerConfig) -> None:
             text + ' Log it, change "monitor", or set "strict": False in the lr_scheduler dict.'
         )
     warn(text + " The learning rate is left as it is.", RuntimeWarning)
+
+
+def _batch_of_schedules(run: Run) -> int | None:
+    """Return the batch that schedules have come to; None if it is the one of the step before."""
+    plan = run.job.rescale_plan
+    batch = run.progress.batch
+    if plan is None or plan.size == plan.most:
+        return batch
+    number = run.trainer.num_training_batches
+    return plan.schedule_count(
+        run.data.loaders["train"], batch, number, run.limits.accumulate_grad_batches
+    )
 
 
 def configure(module: LightningModule) -> tuple[list[Any], list[LRSchedulerConfig]]:

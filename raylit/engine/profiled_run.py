@@ -8,13 +8,13 @@ A run without a profiler is a plain `Run` and pays nothing for this file.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raylit.core.datamodule import LightningDataModule
 from raylit.data import CombinedLoader
-from raylit.data.combined import Item
 from raylit.engine.run import STEP_OF, Run
 from raylit.profilers import PassThroughProfiler, Profiler
 from raylit.runtime.messages import warn
@@ -64,31 +64,6 @@ class Measured:
         return getattr, (function.__self__, function.__name__)  # type: ignore[attr-defined]
 
 
-class MeasuredLoader(CombinedLoader):
-    """A loader whose fetching of batches is an action of a profiler."""
-
-    def __init__(self, loader: CombinedLoader, profiler: Profiler, action: str) -> None:
-        super().__init__(loader.iterables, loader.mode)
-        self.limits = loader.limits
-        self.readers = loader.readers
-        self.even = loader.even
-        self._profiler = profiler
-        self._action = action
-
-    def __iter__(self) -> Iterator[Item]:
-        return self._read(super().__iter__(), self.num_batches())
-
-    def _read(self, batches: Iterator[Item], number: float) -> Iterator[Item]:
-        taken = 0
-        while taken < number:
-            with self._profiler.profile(self._action):
-                item = next(batches, None)
-            if item is None:
-                return
-            yield item
-            taken += 1
-
-
 class ProfiledRun(Run):
     """A run that tells `trainer.profiler` of its actions, under Lightning's names."""
 
@@ -124,8 +99,8 @@ class ProfiledRun(Run):
 
     def load(self, stage: str) -> CombinedLoader:
         """Return the loader of a stage, the fetching of whose batches is an action."""
-        loader = MeasuredLoader(super().load(stage), self.profiler, FETCH[stage])
-        self.data.loaders[stage] = loader
+        loader = super().load(stage)
+        loader.watch = partial(self.profiler.profile, FETCH[stage])
         return loader
 
     def resolve_calls(self) -> None:

@@ -24,6 +24,7 @@ from raylit.errors import ConfigError, DataError
 from raylit.metrics.entry import Entry, Key
 from raylit.metrics.metrics import Metrics, to_numbers
 from raylit.parallel import Precision, Strategy, World
+from raylit.runtime import rng
 from raylit.runtime.messages import warn_once
 
 if TYPE_CHECKING:
@@ -141,6 +142,11 @@ class Resume:
     before_validation: dict[str, Any] | None = None
 
 
+def _fresh_seed() -> int:
+    """Return what the random numbers of this process stand for, without drawing any."""
+    return rng.mix(torch.get_rng_state().numpy().tobytes())
+
+
 @dataclass
 class RunData:
     """The data of a run. `Run.load` and the loops write it.
@@ -149,6 +155,8 @@ class RunData:
         loaders: the loader of each stage, once it was asked for.
         loader_epoch: the epoch in which that was.
         is_reading: whether the reading of an epoch's training data has begun ahead of the epoch.
+        seed: of the random numbers in loader workers: another one in each fit, kept by its
+            checkpoints.
         earlier_lengths: for each stage of the jobs before, the batches of its loaders.
         val_batches_seen: for each loader the batches of all validations.
         val_check_batch: after how many batches of training validation is due.
@@ -159,6 +167,7 @@ class RunData:
     loaders: dict[str, data.CombinedLoader] = field(default_factory=dict)
     loader_epoch: dict[str, int] = field(default_factory=dict)
     is_reading: bool = False
+    seed: int = field(default_factory=_fresh_seed)
     earlier_lengths: dict[str, list[float]] = field(default_factory=dict)
     val_batches_seen: dict[int, int] = field(default_factory=dict)
     val_check_batch: float = float("inf")
@@ -560,10 +569,13 @@ class Run:
             origin=origin,
             uneven=self.strategy.uneven,
             elastic=self.job.rescale_plan is not None,
+            seed=self.data.seed,
         )
         if stage != "train" and self.world.size > 1:
             ranks = self.world.all_gather_object(loader.lengths())
             loader.most = [max(lengths) for lengths in zip(*ranks, strict=False)]
+        if stage in self.data.loaders:
+            self.data.loaders[stage].close()
         epoch = self.progress.epoch
         before = self.resume.loader_epochs.pop(stage, epoch)
         if stage != "train" and self._is_old(before):  # this is the reload

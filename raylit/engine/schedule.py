@@ -193,6 +193,11 @@ def val_check_batch(run: Run, loader: CombinedLoader, number: float) -> float:
     trainer = run.trainer
     interval = run.trainer.val_check_interval
     if isinstance(interval, int):
+        is_close = number < interval <= number + 2 * trainer.num_workers + 1
+        if trainer.is_elastic and is_close and trainer.check_val_every_n_epoch is not None:
+            # counted in batches of all the workers that there may be, it is the epoch's end; with
+            # fewer, whose batches are more, the epoch is up to two of theirs shorter by rounding
+            return number
         if (
             interval > number
             and trainer.check_val_every_n_epoch is not None

@@ -267,8 +267,6 @@ def place(run: Run) -> None:
         configured, run.schedulers = optimizers.configure(module)
         run.metrics.hook = None
         run.meet()
-        if run.job.rescale_plan is not None:
-            run.job.rescale_plan.adapt_schedulers(run.schedulers)
         optimizers.use(run, configured)
     if run.job.fn == "fit" or run.strategy.shards:
         run.wrap()
@@ -409,7 +407,14 @@ def _gather_predictions(run: Run, value: Any) -> Any:
     """Put the ranks' predictions, each of a consecutive piece of the data, one after the other."""
     if run.world.size == 1 or value is None:
         return value
-    ranks = run.world.all_gather_object(value)
+    # workers started for the job have no user code that would read what they return
+    ranks = (
+        run.world.gather_object(value)
+        if run.job.returns_state
+        else run.world.all_gather_object(value)
+    )
+    if ranks is None:
+        return None
     if len(run.data.loaders["predict"].flattened) == 1:
         return [output for rank in ranks for output in rank]
     return [[output for rank in ranks for output in rank[index]] for index in range(len(ranks[0]))]
@@ -418,6 +423,8 @@ def _gather_predictions(run: Run, value: Any) -> Any:
 def detach(run: Run) -> None:
     """Cut the ties that would keep the run alive."""
     compiled.restore(run.compiled)
+    for loader in run.data.loaders.values():
+        loader.close()
     unsync_batch_norm(run.module)
     run.module.attach_log(None)
     for callback in run.trainer.callbacks:

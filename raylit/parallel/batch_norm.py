@@ -29,17 +29,19 @@ class CPUSyncBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Return the normalized input, of the same shape (batch, channels, ...)."""
         self._check_input_dim(input)
-        if not (self.training or self.running_mean is None):
+        if not self.training and self.running_mean is not None:
             return super().forward(input)
-        from torch.distributed.nn.functional import all_reduce
-
         others = [0, *range(2, input.dim())]
         shape = (1, -1, *[1] * (input.dim() - 2))
-        count = torch.tensor(float(input.numel() // input.shape[1]), dtype=input.dtype)
-        dist.all_reduce(count)
-        mean = all_reduce(input.sum(others)) / count
-        centered = input - mean.view(shape)
-        variance = all_reduce(centered.square().sum(others)) / count
+        # sums of many values in 16 bits are wrong in the second digit
+        values = input.to(torch.promote_types(input.dtype, torch.float32))
+        number = torch.tensor(input.numel() // input.shape[1], dtype=torch.int64)
+        if self.training:
+            dist.all_reduce(number)
+        count = max(int(number), 1)
+        mean = self._over_ranks(values.sum(others)) / count
+        centered = values - mean.view(shape)
+        variance = self._over_ranks(centered.square().sum(others)) / count
         if (
             self.running_mean is not None
             and self.running_var is not None
@@ -53,15 +55,21 @@ class CPUSyncBatchNorm(_BatchNorm):
                     else self.momentum
                 )
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
-                self.running_var.lerp_(
-                    (variance * count / (count - 1)).to(self.running_var.dtype), weight
-                )
+                if count > 1:  # one value has no variance
+                    unbiased = variance * (count / (count - 1))
+                    self.running_var.lerp_(unbiased.to(self.running_var.dtype), weight)
         normalized: Tensor = centered * torch.rsqrt(variance + self.eps).view(shape)
-        return (
-            normalized
-            if self.weight is None
-            else normalized * self.weight.view(shape) + self.bias.view(shape)
-        )
+        if self.weight is not None:
+            normalized = normalized * self.weight.view(shape) + self.bias.view(shape)
+        return normalized.to(input.dtype)
+
+    def _over_ranks(self, sums: Tensor) -> Tensor:
+        if not self.training:  # ranks may have different numbers of batches
+            return sums
+        from torch.distributed.nn.functional import all_reduce
+
+        summed: Tensor = all_reduce(sums)
+        return summed
 
 
 def sync_batch_norm(module: nn.Module, device: torch.device) -> None:

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raylit.errors import ConfigError, did_you_mean
-from raylit.parallel.strategy import Strategy, Uneven
+from raylit.parallel.strategy import Strategy, Uneven, own_buffers
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
@@ -129,6 +130,8 @@ class DDPStrategy(Strategy):
     uneven: Uneven = "finish"
     kwargs: dict[str, Any] = field(default_factory=dict)
 
+    _feedback: ClassVar[Feedback | None] = None  # that of a run stands in the instance
+
     def __post_init__(self) -> None:
         check_uneven(self.uneven)
         if isinstance(self.ddp_comm_hook, str) and self.ddp_comm_hook not in COMM_HOOKS:
@@ -174,10 +177,35 @@ class DDPStrategy(Strategy):
         if self.ddp_comm_hook is not None:
             state, hook = self._hook()
             send = hook if self.ddp_comm_wrapper is None else self.ddp_comm_wrapper(hook)
+            feedback = Feedback(state, module) if _has_feedback(state) else None
+            self._feedback = feedback  # type: ignore[misc]
+
             # by its name torch would refuse bfloat16 on the CPU, where gloo sends it too, and by
             # annotations that are strings one of the user's
-            wrapped.register_comm_hook(state, lambda state, bucket: send(state, bucket))
+            def communicate(state: Any, bucket: Any) -> Any:
+                if feedback is not None:
+                    feedback.follow(bucket)
+                return send(state, bucket)
+
+            wrapped.register_comm_hook(state, communicate)
         return wrapped if automatic else StepByHand(wrapped, module)
+
+    def own_state(self, module: LightningModule) -> dict[str, Any]:
+        """Return this rank's buffers, unless they are rank 0's, and what PowerSGD has not sent."""
+        if self._world is None or self._world.size == 1:
+            return {}
+        state: dict[str, Any] = {}
+        if not self.broadcast_buffers:
+            state["buffers"] = own_buffers(module, self._world)
+        if self._feedback is not None:
+            state["feedback"] = self._feedback.state_dict()
+        return state
+
+    def load_own_state(self, module: LightningModule, state: dict[str, Any]) -> None:
+        """Bring back what `own_state` returned."""
+        super().load_own_state(module, state)
+        if self._feedback is not None and "feedback" in state:
+            self._feedback.load_state_dict(state["feedback"])
 
     def _hook(self) -> tuple[Any, Callable[..., Any]]:
         """Return the state and the function to register."""
@@ -191,6 +219,88 @@ class DDPStrategy(Strategy):
             return self.ddp_comm_state, default_hooks.bf16_compress_hook
         state = self.ddp_comm_state or powerSGD_hook.PowerSGDState(process_group=None)
         return state, powerSGD_hook.powerSGD_hook
+
+
+class Feedback:
+    """What PowerSGD has left unsent, and adds to the next gradients, in checkpoints.
+
+    It lies by bucket, and DDP makes its buckets anew after the first step of a fit: so it is known
+    by the parameters of each.
+
+    Args:
+        state: the `PowerSGDState`.
+        module: whose parameters are meant.
+    """
+
+    def __init__(self, state: Any, module: nn.Module) -> None:
+        self._state = state
+        self._names = {id(one): name for name, one in module.named_parameters()}
+        self._sizes = {name: one.numel() for name, one in module.named_parameters()}
+        self._buckets: dict[int, list[str]] = {}
+        self._loose: dict[str, Tensor] = {}  # of parameters whose bucket has not come yet
+        self._told: dict[int, list[str]] = {}  # the buckets of the checkpoint
+
+    def follow(self, bucket: Any) -> None:
+        """Look at the bucket that is sent next; in another one than before, put together its part."""
+        index = bucket.index()
+        names = [self._names[id(parameter)] for parameter in bucket.parameters()]
+        if self._buckets.get(index) == names:
+            return
+        state = self._state
+        if index in self._buckets:
+            self._loose = {**self._loose, **self._errors()}
+            for kept in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
+                kept.clear()
+            self._buckets = {}
+        self._buckets[index] = names
+        if self._told.pop(index, names) != names:
+            state.p_memory_dict.pop(index, None)
+            state.q_memory_dict.pop(index, None)
+        if all(name in self._loose for name in names):
+            parts = [self._loose.pop(name) for name in names]
+            state.error_dict[index] = torch.cat(parts).to(bucket.buffer().device)
+
+    def _errors(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for index, names in self._buckets.items():
+            if index in self._state.error_dict:
+                parts = self._state.error_dict[index].split([self._sizes[name] for name in names])
+                found.update(zip(names, parts, strict=True))
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return it as plain data, tensors by the names of parameters."""
+        state = self._state
+        name, keys, position, has_gauss, cached = state.rng.get_state()
+        return {
+            "iter": state.iter,
+            "errors": {**self._loose, **self._errors()},
+            "buckets": dict(self._buckets),
+            "low_rank": [dict(state.p_memory_dict), dict(state.q_memory_dict)],
+            "rng": (name, keys.tolist(), position, has_gauss, cached),
+        }
+
+    def load_state_dict(self, kept: dict[str, Any]) -> None:
+        """Bring back what `state_dict` returned."""
+        state = self._state
+        state.iter = kept["iter"]
+        self._loose = dict(kept["errors"])
+        self._told = dict(kept["buckets"])
+        device = next(iter(self._loose.values())).device if self._loose else None
+        for target, memory in zip(
+            (state.p_memory_dict, state.q_memory_dict), kept["low_rank"], strict=True
+        ):
+            target.update(
+                {index: one if device is None else one.to(device) for index, one in memory.items()}
+            )
+        name, keys, position, has_gauss, cached = kept["rng"]
+        state.rng.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+
+
+def _has_feedback(state: Any) -> bool:
+    from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
+
+    return isinstance(state, PowerSGDState)
 
 
 def check_uneven(uneven: str) -> None:

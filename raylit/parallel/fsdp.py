@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map
 from raylit.core.aliases import StateDict, UserOptimizer
 from raylit.errors import ConfigError
 from raylit.parallel.ddp import check_uneven
-from raylit.parallel.strategy import Strategy, Uneven
+from raylit.parallel.strategy import Strategy, Uneven, own_buffers
 from raylit.parallel.units import (
     Unit,
     callable_children,
@@ -32,6 +32,7 @@ from raylit.parallel.units import (
     is_part,
     part_like,
     policy_of,
+    tied_together,
 )
 
 if TYPE_CHECKING:
@@ -199,16 +200,29 @@ class FSDPStrategy(Strategy):
         if manual:
             options["reshard_after_forward"] = True
         steps = Steps(module)
-        roots = list(callable_children(module)) if manual else [steps]
+        together = tied_together(list(callable_children(module))) if manual else [[steps]]
+        children = [child for group in together for child in group]
         inner = [
-            unit
+            [unit]
             for unit in choose_units(module, self._wants_unit, norms=policy is not whole)
-            if unit not in roots
+            if unit not in children
         ]
-        units = [Unit(target) for target in [*inner, *roots]]
-        for target in [*inner, *roots]:
-            is_norm = isinstance(target, nn.modules.batchnorm._BatchNorm)
-            fully_shard(target, mp_policy=whole if is_norm else policy, **options)
+        units = [Unit(targets) for targets in [*inner, *together]]
+        for unit in units:
+            is_norm = isinstance(unit.module, nn.modules.batchnorm._BatchNorm)
+            fully_shard(
+                unit.module if len(unit.modules) == 1 else unit.modules,
+                mp_policy=whole if is_norm else policy,
+                **options,
+            )
+        # torch wants one module as a root: of several that are gathered together, one around them
+        # that is never called
+        roots = [
+            group[0]
+            if len(group) == 1
+            else fully_shard(nn.ModuleList(group), mp_policy=policy, **options)
+            for group in together
+        ]
         steps.roots = tuple(roots)
         for root in roots:
             fully_shard.state(root)._lazy_init()  # type: ignore[attr-defined]  # else a unit that a hook calls first would take itself for the root
@@ -358,6 +372,10 @@ class FSDPStrategy(Strategy):
             for group in unit.groups:
                 for parameter in group.fsdp_params:
                     yield names[id(parameter.sharded_param)], parameter
+
+    def own_state(self, module: LightningModule) -> dict[str, Any]:
+        """Return this rank's buffers: each updates its own, and only evaluations share rank 0's."""
+        return {} if self._steps is None else {"buffers": own_buffers(module, self.world)}
 
     # ---- how ----
 

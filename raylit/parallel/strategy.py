@@ -11,7 +11,7 @@ Who calls what, on every rank:
                         its `prepare_backward(loss)`, if it has one, before each backward pass of
                         manual optimization
     evaluation          step, together, settle
-    checkpoint          whole, optimizer_state, gradients, set_gradients
+    checkpoint          whole, optimizer_state, gradients, set_gradients, own_state, load_own_state
     worker.bring_home   bring_home
 
 A strategy of one's own derives from this class and overrides `wrap`, and the rest where parameters
@@ -58,7 +58,7 @@ class Strategy:
     _world: World | None = None
 
     def __getstate__(self) -> StateDict:
-        live = ("_world", "_steps", "_units")
+        live = ("_world", "_steps", "_units", "_feedback")
         return {name: value for name, value in vars(self).items() if name not in live}
 
     def refuse_if_sharded(self, what: str) -> None:
@@ -127,6 +127,18 @@ class Strategy:
         parameters = dict(module.named_parameters())
         for name, gradient in gradients.items():
             parameters[name].grad = gradient.to(parameters[name].device)
+
+    def own_state(self, module: LightningModule) -> dict[str, Any]:
+        """Return what this rank alone holds of the model between steps, as plain data."""
+        return {}
+
+    def load_own_state(self, module: LightningModule, state: dict[str, Any]) -> None:
+        """Bring back what `own_state` returned; empty if other ranks saved it."""
+        buffers = dict(module.named_buffers())
+        with torch.no_grad():
+            for name, value in state.get("buffers", {}).items():
+                if name in buffers and buffers[name].shape == value.shape:
+                    buffers[name].copy_(value)
 
     def bring_home(self, module: LightningModule, optimizers: list[UserOptimizer]) -> None:
         """Undo `shard`: the module is as before it, but for the weights, which are those of now."""
@@ -206,3 +218,8 @@ class Strategy:
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
         """Return whether all ranks (or any of them) decided so."""
         return not self.world.any(not decision) if all else self.world.any(decision)
+
+
+def own_buffers(module: nn.Module, world: World) -> dict[str, Tensor]:
+    """Return the buffers of a rank other than 0, whose own are in the module's state."""
+    return {} if world.is_zero else {name: one.detach() for name, one in module.named_buffers()}

@@ -68,13 +68,21 @@ def choose_units(
 
 
 class Unit:
-    """A module that `fully_shard` is about to change, with its state before."""
+    """Modules that `fully_shard` is about to change together, with their state before.
 
-    def __init__(self, module: Any) -> None:
-        self.module = module
-        self._class = type(module)
-        self._attributes = set(vars(module))
+    Several, where they share parameters: these are gathered for all of them.
+    """
+
+    def __init__(self, modules: list[Any]) -> None:
+        self.modules = modules
+        self._classes = [type(module) for module in modules]
+        self._attributes = [set(vars(module)) for module in modules]
         self._reshards: list[Any] = []
+
+    @property
+    def module(self) -> Any:
+        """The first of them, which speaks for all."""
+        return self.modules[0]
 
     @property
     def groups(self) -> list[Any]:
@@ -100,7 +108,7 @@ class Unit:
         self.module.reshard()
 
     def undo(self) -> None:
-        """Bring the module back to its state before, but for its parameters."""
+        """Bring the modules back to their state before, but for their parameters."""
         from torch.distributed._composable_state import _module_state_mapping
 
         state = self.module._get_fsdp_state()
@@ -110,11 +118,32 @@ class Unit:
             handles += group._module_to_pre_load_state_dict_hook_handle.values()
         for handle in handles:
             handle.remove()
-        self.module.__class__ = self._class
-        for name in set(vars(self.module)) - self._attributes:
-            if not isinstance(name, str) or "fsdp" in name or "composable" in name:
-                del vars(self.module)[name]
-        _module_state_mapping.pop(self.module, None)
+        for module, own, attributes in zip(
+            self.modules, self._classes, self._attributes, strict=True
+        ):
+            module.__class__ = own
+            for name in set(vars(module)) - attributes:
+                if not isinstance(name, str) or "fsdp" in name or "composable" in name:
+                    del vars(module)[name]
+            _module_state_mapping.pop(module, None)
+
+
+def tied_together(modules: list[nn.Module]) -> list[list[nn.Module]]:
+    """Put modules that share parameters, directly or through others, into one list each.
+
+    To shard one without the others would untie what they share.
+    """
+    groups: list[list[nn.Module]] = []
+    for module in modules:
+        own = {id(parameter) for parameter in module.parameters()}
+        tied = [
+            group
+            for group in groups
+            if any(id(parameter) in own for one in group for parameter in one.parameters())
+        ]
+        groups = [group for group in groups if group not in tied]
+        groups.append([*(one for group in tied for one in group), module])
+    return groups
 
 
 def is_part(value: Any) -> bool:

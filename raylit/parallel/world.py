@@ -108,6 +108,14 @@ class World:
         dist.all_gather_object(gathered, value, group=self.cpu_group)
         return gathered
 
+    def gather_object(self, value: Any) -> list[Any] | None:
+        """Return every rank's `value` on rank 0, None on the others; they are pickled."""
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] | None = [None] * self.size if self.is_zero else None
+        dist.gather_object(value, gathered)
+        return gathered
+
     def from_zero(self, action: Callable[[], T], failure: type[Exception]) -> T:
         """Return on all ranks the result of `action`, which rank 0 alone calls.
 

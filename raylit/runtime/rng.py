@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from collections.abc import Iterator
@@ -53,11 +54,56 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
     return seed
 
 
-def seed(number: int) -> None:
-    """Seed the generators of Python, numpy and PyTorch on the CPU: 0 to 2**63 - 1."""
+def mix(*values: Any) -> int:
+    """Return 63 bits that look random, as a function of numbers and texts."""
+    digest = hashlib.blake2b(repr(values).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def seed(number: int, accelerator: bool = False) -> None:
+    """Seed the generators of Python, numpy and PyTorch on the CPU.
+
+    Args:
+        number: 0 to 2**63 - 1.
+        accelerator: whether to seed that of this process's accelerator too, if it is in use.
+    """
     random.seed(number)
     np.random.seed(number % (MAX_SEED + 1))
     torch.default_generator.manual_seed(number)
+    if accelerator and _uses_cuda():
+        torch.cuda.manual_seed(number)  # of this device; torch.manual_seed would seed all of them
+
+
+def capture(cuda: bool = True) -> tuple[Any, ...]:
+    """Return the random states as they are, for `revert` in this process: cheaper than `state`."""
+    device = torch.cuda.get_rng_state() if cuda and _uses_cuda() else None
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), device
+
+
+def revert(captured: tuple[Any, ...]) -> None:
+    """Go back to what `capture` returned."""
+    python, numpy, cpu, device = captured
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.set_rng_state(cpu)
+    if device is not None:
+        torch.cuda.set_rng_state(device)
+
+
+def _uses_cuda() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_initialized()
+
+
+def plain(captured: tuple[Any, ...]) -> dict[str, Any]:
+    """Return what `capture` returned as plain data, for `restore`."""
+    (version, words, gauss), legacy, cpu, device = captured
+    _, keys, position, has_gauss, cached = legacy
+    states: dict[str, Any] = {
+        "torch": cpu,
+        "python": (version, torch.tensor(words), gauss),
+        "numpy": (torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+    }
+    return states if device is None else {**states, "cuda": device}
 
 
 def state(cuda: bool = True) -> dict[str, Any]:
@@ -65,17 +111,7 @@ def state(cuda: bool = True) -> dict[str, Any]:
 
     And, if `cuda`, that of this process's accelerator.
     """
-    version, words, gauss = random.getstate()
-    legacy: Any = np.random.get_state()
-    _, keys, position, has_gauss, cached = legacy
-    states: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "python": (version, torch.tensor(words), gauss),
-        "numpy": (torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
-    }
-    if cuda and torch.cuda.is_available() and torch.cuda.is_initialized():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
+    return plain(capture(cuda))
 
 
 def restore(states: dict[str, Any]) -> None:
@@ -91,9 +127,9 @@ def restore(states: dict[str, Any]) -> None:
 
 @contextmanager
 def isolated(cuda: bool = True) -> Iterator[None]:
-    """Within, random numbers may be drawn; afterwards the states are what they were before."""
-    states = state(cuda)
+    """Leave the random states as they are now, whatever is drawn in the block."""
+    captured = capture(cuda)
     try:
         yield
     finally:
-        restore(states)
+        revert(captured)

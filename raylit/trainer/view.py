@@ -694,7 +694,11 @@ class TrainerView:
         if batches == float("inf"):
             return self.max_steps if self.max_steps != -1 else float("inf")
         assert self.max_epochs is not None
-        steps = math.ceil(batches / self.accumulate_grad_batches) * max(self.max_epochs, 1)
+        accumulate = self.accumulate_grad_batches
+        plan = run.job.rescale_plan
+        if plan is not None:  # schedules, which this is for, go as far in an epoch as with all
+            batches, accumulate = plan.meant(run.data.loaders["train"], accumulate)
+        steps = math.ceil(batches / accumulate) * max(self.max_epochs, 1)
         return steps if self.max_steps == -1 else min(steps, self.max_steps)
 
     def _loader(self, stage: str) -> Any:

@@ -1,4 +1,6 @@
-"""Which samples a rank gets, in which order, and where it stands in them: `sampler.py`, `resumable.py`, `indices.py`.
+"""Which samples a rank gets, in which order, and where it stands in them.
+
+`plan.py` (open first), `sampler.py`, `sources.py`, `indices.py`.
 
 From outside, `data/loaders.py` and `data/combined.py` import it.
 Never here: what is in a sample.

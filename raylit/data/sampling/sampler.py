@@ -14,6 +14,8 @@ import copy
 import math
 import os
 from collections.abc import Iterator, Sized
+from functools import partial
+from itertools import chain, cycle, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +29,8 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
-from raylit.data.ray_dataset import RayDataLoader
+from raylit.data.sampling.sources import Sources, Stream, piece_of
+from raylit.runtime import rng
 from raylit.runtime.messages import warn_once
 
 if TYPE_CHECKING:
@@ -43,6 +46,10 @@ class ShardedSampler(Sampler[Any]):
         size: number of ranks.
         mode: `train`, `drop`, `evaluate` or `predict`; see the module's text.
         seed: of random orders, together with the epoch.
+
+    Attributes:
+        salts: what stands for how the user seeded the sampler's own generators, if it has any; to
+            be the same on all ranks.
     """
 
     def __init__(
@@ -54,19 +61,21 @@ class ShardedSampler(Sampler[Any]):
         self.mode = mode
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self.epoch = 0
+        self._sources = Sources(sampler)
+        self.salts = self._sources.salts()
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of another epoch; the loop calls it."""
         self.epoch = epoch
-        if hasattr(self.sampler, "set_epoch"):
-            self.sampler.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Any]:
-        order = self._order()
+        number = order_number(self.seed, self.epoch)
+        order = seeded_order(self.sampler, self._sources, self.salts, number)
         if self.mode == "predict":
-            start, stop = (len(order) * r // self.size for r in (self.rank, self.rank + 1))
-            return iter(order[start:stop])
-        return iter(share(order, self.rank, self.size, self.mode))
+            length = len(self.sampler)
+            start, stop = (length * r // self.size for r in (self.rank, self.rank + 1))
+            return islice(order, start, stop)
+        return deal(order, self.rank, self.size, self.mode)
 
     def __len__(self) -> int:
         number = len(self.sampler)
@@ -78,35 +87,69 @@ class ShardedSampler(Sampler[Any]):
             return math.ceil(number / self.size)
         return len(range(self.rank, number, self.size))
 
-    def _order(self) -> list[Any]:
-        """The indices of all ranks.
 
-        The same on each, since random samplers draw from a generator seeded for the epoch.
-        """
-        if (
-            type(self.sampler) is RandomSampler
-            and not self.sampler.replacement
-            and self.sampler.num_samples == len(self.sampler.data_source)
-        ):
-            generator = torch.Generator().manual_seed(self.seed + self.epoch)
-            return torch.randperm(len(self.sampler.data_source), generator=generator).tolist()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed + self.epoch)
-            return list(self.sampler)
+def order_number(seed: int, epoch: int, turn: int = 0) -> int:
+    """Return what the order of an epoch is seeded with; `turn`: how often it was begun before."""
+    return rng.mix(seed + epoch, turn) if turn else seed + epoch
 
 
-def share(order: list[Any], rank: int, size: int, mode: str = "train") -> list[Any]:
+def seeded_order(
+    sampler: Any, sources: Sources, salts: list[int], number: int
+) -> list[Any] | Iterator[Any]:
+    """Return the indices of all ranks, the same on each: whatever they draw from is seeded.
+
+    Args:
+        sampler: gives them, perhaps without end.
+        sources: what it draws from; left as they are.
+        salts: of its own generators.
+        number: to seed them with.
+
+    Returns:
+        A list, or what draws them as they are wanted if there are more than the sampler says.
+    """
+    if (
+        type(sampler) is RandomSampler
+        and not sampler.replacement
+        and sampler.num_samples == len(sampler.data_source)
+    ):
+        generator = torch.Generator().manual_seed(number)  # as DistributedSampler does
+        return torch.randperm(len(sampler.data_source), generator=generator).tolist()
+    piece = piece_of(sampler)
+    stream = Stream(sampler, sources, piece, partial(sources.seed, number, salts))
+    first = list(islice(stream, piece))
+    return first if len(first) < piece else chain(first, stream)
+
+
+def deal(order: list[Any] | Iterator[Any], rank: int, size: int, mode: str) -> Iterator[Any]:
     """Return one rank's share of an order.
 
     In training as many for each rank, so that the first come twice or, with `drop`, the last do not
     come.
     """
+    if size == 1:
+        return iter(order)
+    if not isinstance(order, list):
+        return (
+            islice(order, rank, None, size)
+            if mode == "evaluate"
+            else _dealt(order, rank, size, mode)
+        )
     if mode == "drop":
         order = order[: len(order) // size * size]
     elif mode == "train" and order:
         missing = -len(order) % size
         order = order + (order * math.ceil(missing / len(order)))[:missing]
-    return order[rank::size]
+    return iter(order[rank::size])
+
+
+def _dealt(order: Iterator[Any], rank: int, size: int, mode: str) -> Iterator[Any]:
+    """Deal out an order as it is drawn."""
+    head = round_ = list(islice(order, size))
+    while len(round_) == size:
+        yield round_[rank]
+        round_ = list(islice(order, size))
+    if round_ and mode == "train":
+        yield [*round_, *islice(cycle(head), size)][rank]
 
 
 def shard(loader: Any, world: World, mode: str, alone: bool = False) -> Any:
@@ -131,10 +174,13 @@ def shard(loader: Any, world: World, mode: str, alone: bool = False) -> Any:
         return loader
     sampler: Any = loader.sampler
     batch_sampler: Any = loader.batch_sampler
-    if isinstance(sampler, (DistributedSampler, ShardedSampler)) or isinstance(
-        getattr(batch_sampler, "sampler", None), DistributedSampler
+    if any(
+        isinstance(one, (DistributedSampler, ShardedSampler))
+        for one in (sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
     ):
         return loader
+    if type(batch_sampler) is BatchSampler:
+        sampler = batch_sampler.sampler  # the loader's own does not count if it was given batches
     if batch_sampler is None or type(batch_sampler) is BatchSampler:
         return reading(loader, ShardedSampler(sampler, world.rank, world.size, mode))
     sharded = copy.copy(loader)
@@ -185,19 +231,10 @@ def reading(
     return changed
 
 
-def set_epoch(loader: Any, epoch: int) -> None:
-    """Tell a loader of a Ray Dataset, or the samplers of `loader`, which epoch begins."""
-    if isinstance(loader, RayDataLoader):
-        loader.set_epoch(epoch)
-        return
-    for sampler in {
-        id(s): s
-        for s in (
-            getattr(loader, "sampler", None),
-            getattr(getattr(loader, "batch_sampler", None), "sampler", None),
-            getattr(loader, "batch_sampler", None),
-        )
-    }.values():
-        set_sampler_epoch = getattr(sampler, "set_epoch", None)
-        if callable(set_sampler_epoch):
-            set_sampler_epoch(epoch)
+def tell_epoch(sampler: Any, epoch: int) -> None:
+    """Tell a sampler, and those that it is made of, which epoch begins."""
+    while sampler is not None:
+        own = getattr(sampler, "set_epoch", None)
+        if callable(own):
+            own(epoch)
+        sampler = vars(sampler).get("sampler") if hasattr(sampler, "__dict__") else None

@@ -5,8 +5,9 @@ As little as can be.
 The measure is the largest number, `max` of `num_workers=(min, max)`: a step takes the batches of so
 many workers, whoever they are of. With fewer, each adds up the gradients of more batches, where the
 batches of a step can be dealt out evenly; else each keeps what it takes, and the step is smaller.
-The learning rate is left alone. What the Trainer counts in batches of a worker comes to mean the
-same data, so that an epoch keeps its length.
+What the Trainer counts in batches of a worker comes to mean the same data, so that an epoch keeps
+its length; and schedules of the learning rate follow the data too: an epoch takes them as far as
+with all the workers, whose steps may be fewer.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from raylit.core.module import LightningModule
     from raylit.core.progress import Progress
     from raylit.core.trainer import JobTrainer
+    from raylit.data import CombinedLoader
 
 LIMITS = (
     "limit_train_batches",
@@ -88,15 +90,45 @@ class Resized:
         else:
             self.policy = (
                 f"batch of each worker kept, so that a step takes {self.factor**-1} of the data,"
-                f" since {obstacle}"
+                f" since {obstacle}; schedules follow the samples seen"
             )
         self.policy += "; learning rate unchanged"
 
-    def adapt_schedulers(self, schedulers: list[Any]) -> None:
-        """Let learning-rate schedulers that step every n batches do so after the same data."""
-        for config in schedulers if self.keeps_step else ():
-            if config.interval == "step" and config.frequency > 1:
-                config.frequency = math.ceil(config.frequency * self.factor)
+    def meant(self, loader: CombinedLoader, accumulate: int) -> tuple[float, int]:
+        """Return how many batches an epoch has for each of all the workers, and how many a step takes.
+
+        Args:
+            loader: the training data of this worker.
+            accumulate: batches that a step takes of each of the workers that there are.
+        """
+        number = loader.num_batches_of(self.most, self.factor)
+        return number, int(accumulate / self.factor) if self.keeps_step else accumulate
+
+    def schedule_count(
+        self, loader: CombinedLoader, batch: int, number: float, accumulate: int
+    ) -> int | None:
+        """Return the batch at which all the workers would have stepped the schedulers.
+
+        None if they would not have since the step before.
+
+        Args:
+            loader: the training data of this worker.
+            batch: the number of the batch after which the optimizer has just stepped.
+            number: batches of the epoch.
+            accumulate: batches of a step.
+        """
+        meant, meant_accumulate = self.meant(loader, accumulate)
+        if number == float("inf"):
+            rate = Fraction(1) if self.keeps_step else 1 / self.factor
+        else:
+            rate = Fraction(
+                math.ceil(meant / meant_accumulate), max(1, math.ceil(number / accumulate))
+            )
+        step = math.ceil(batch / accumulate)
+        now = math.floor(step * rate)
+        if now == math.floor((step - 1) * rate):
+            return None
+        return int(min(now * meant_accumulate, meant))
 
     def go_on(self, progress: Progress, accumulate: int, ranks: Sequence[Any]) -> int | None:
         """Count the batches that were read as so many workers would have counted them, and say from where the fit goes on.

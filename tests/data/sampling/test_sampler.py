@@ -21,7 +21,8 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
-from raylit.data.sampling.sampler import ShardedSampler, set_epoch, shard, without_shuffle
+from raylit.data.sampling.plan import set_epoch
+from raylit.data.sampling.sampler import ShardedSampler, shard, without_shuffle
 from raylit.parallel import World
 
 

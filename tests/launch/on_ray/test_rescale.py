@@ -247,8 +247,21 @@ def test_what_becomes_of_the_batch() -> None:
     )
 
 
+def test_schedules_go_as_far_in_an_epoch_as_with_all_the_workers() -> None:
+    """Of 160 samples in batches of 4, four workers take 10 steps, and three of them 14."""
+    loader: Any = SimpleNamespace(num_batches_of=lambda most, factor: 10)
+    _, three = adapted(3, 4)
+    counts = [three.schedule_count(loader, batch, 14, 1) for batch in range(1, 15)]
+    assert [count for count in counts if count is not None] == list(range(1, 11))
+    assert three.meant(loader, 1) == (10, 1)
+    _, two = adapted(2, 4)
+    counts = [two.schedule_count(loader, batch, 20, 2) for batch in range(2, 21, 2)]
+    assert counts == list(range(1, 11)), "the global batch is kept"
+    assert two.meant(loader, 2) == (10, 1)
+
+
 def test_numbers_of_batches_mean_the_same_data() -> None:
-    trainer, resized = adapted(
+    trainer, _ = adapted(
         2,
         3,
         limit_train_batches=7,
@@ -263,16 +276,5 @@ def test_numbers_of_batches_mean_the_same_data() -> None:
         trainer.val_check_interval,
     )
     assert limits == (11, 0.5, 0, 5)
-    schedulers = [
-        SimpleNamespace(interval="step", frequency=4),
-        SimpleNamespace(interval="epoch", frequency=4),
-    ]
-    resized.adapt_schedulers(schedulers)
-    assert [one.frequency for one in schedulers] == [
-        4,
-        4,
-    ]  # steps are smaller, and counted as they are
-    adapted(1, 3)[1].adapt_schedulers(schedulers)
-    assert [one.frequency for one in schedulers] == [12, 4]
     trainer, _ = adapted(1, 2, fast_dev_run=3)
     assert (trainer.limit_train_batches, trainer.accumulate_grad_batches) == (3, 1)
