@@ -187,7 +187,7 @@ class DDPStrategy(Strategy):
                     feedback.follow(bucket)
                 return send(state, bucket)
 
-            wrapped.register_comm_hook(state, communicate)
+            wrapped.register_comm_hook(state, lambda state, bucket: communicate(state, bucket))
         return wrapped if automatic else StepByHand(wrapped, module)
 
     def own_state(self, module: LightningModule) -> dict[str, Any]:
