@@ -68,6 +68,17 @@ class Steps(nn.Module):
                 root.set_requires_gradient_sync(True)
 
 
+class Around(nn.Module):
+    """Stands around modules that are gathered together, as their root; it is never called."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.inner = nn.ModuleList(modules)
+
+    def forward(self) -> None:
+        """Do nothing: torch refuses a root without a forward pass."""
+
+
 @dataclass
 class FSDPStrategy(Strategy):
     """Every rank holds a part of each parameter, gradient and optimizer state.
@@ -218,9 +229,7 @@ class FSDPStrategy(Strategy):
         # torch wants one module as a root: of several that are gathered together, one around them
         # that is never called
         roots = [
-            group[0]
-            if len(group) == 1
-            else fully_shard(nn.ModuleList(group), mp_policy=policy, **options)
+            group[0] if len(group) == 1 else fully_shard(Around(group), mp_policy=policy, **options)
             for group in together
         ]
         steps.roots = tuple(roots)
