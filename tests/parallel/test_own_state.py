@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import raylit as pl
 from raylit.callbacks import Callback
 from raylit.parallel.batch_norm import CPUSyncBatchNorm
+from raylit.parallel.ddp import Feedback
 from raylit.strategies import DDPStrategy, FSDPStrategy
 from tests.engine.test_resume import QUIET
 from tests.ranks import run_on_two_ranks
@@ -94,12 +95,6 @@ def fit(
 
 STRATEGIES: dict[str, Any] = {
     "own buffers": lambda: DDPStrategy(broadcast_buffers=False),
-    "powersgd": lambda: DDPStrategy(
-        ddp_comm_hook="powersgd",
-        ddp_comm_state=PowerSGDState(
-            None, start_powerSGD_iter=2, min_compression_rate=0.5, matrix_approximation_rank=1
-        ),
-    ),
     "fsdp": FSDPStrategy,
 }
 
@@ -118,8 +113,8 @@ def all_of_them(folder: str) -> dict[str, Any]:
     for strategy in ("ddp", "fsdp"):
         module = Tied()
         fit(root, module, words, {"ddp": DDPStrategy, "fsdp": FSDPStrategy}[strategy], strategy)
-        found[strategy] = module.state_dict()
-        found[f"{strategy} tied"] = module.head.weight is module.embedding.weight
+        found[f"tied {strategy}"] = module.state_dict()
+        found[f"{strategy} ties"] = module.head.weight is module.embedding.weight
     found["norm"] = normalizes()
     return found
 
@@ -148,7 +143,44 @@ def normalizes() -> dict[str, Any]:
 def test_each_rank_goes_on_with_what_it_alone_holds(tmp_path: Path) -> None:
     for found in run_on_two_ranks(all_of_them, tmp_path):
         assert {name: found[name] for name in STRATEGIES} == {key: [] for key in STRATEGIES}
-        assert found["ddp tied"] and found["fsdp tied"]
-        for name, value in found["ddp"].items():
-            assert torch.allclose(found["fsdp"][name], value, atol=1e-6), name
+        assert found["ddp ties"] and found["fsdp ties"]
+        for name, value in found["tied ddp"].items():
+            assert torch.allclose(found["tied fsdp"][name], value, atol=1e-6), name
         assert found["norm"] == {"close": True, "finite": True}
+
+
+class Bucket:
+    """Gradients that are sent together, as DDP describes them to a hook."""
+
+    def __init__(self, module: nn.Module, names: list[str]) -> None:
+        self.names = names
+        self.module = module
+
+    def index(self) -> int:
+        return 0
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [self.module.get_parameter(name) for name in self.names]
+
+    def buffer(self) -> Tensor:
+        return torch.cat([one.detach().flatten() for one in self.parameters()])
+
+
+def test_what_powersgd_has_not_sent_is_found_in_other_buckets() -> None:
+    """DDP orders its buckets anew after the first step."""
+    module = nn.Linear(3, 2)
+    state = PowerSGDState(None)
+    state.iter = 7
+    before = Feedback(state, module)
+    before.follow(Bucket(module, ["weight", "bias"]))
+    state.error_dict[0] = torch.arange(8.0)
+    kept = before.state_dict()
+    resumed = PowerSGDState(None)
+    after = Feedback(resumed, module)
+    after.load_state_dict(kept)
+    after.follow(Bucket(module, ["bias", "weight"]))
+    assert resumed.iter == 7
+    assert resumed.error_dict[0].tolist() == [6, 7, 0, 1, 2, 3, 4, 5]
+    after.follow(Bucket(module, ["weight", "bias"]))
+    assert resumed.error_dict[0].tolist() == list(range(8))
+    assert after.state_dict()["errors"].keys() == {"weight", "bias"}
