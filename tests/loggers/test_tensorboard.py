@@ -22,7 +22,7 @@ from raylit.loggers import Logger, TensorBoardLogger
 from raylit.testing.loggers import LoggerConformance, log_in_another_process
 from raylit.testing.modules import TinyModel
 from tests.deadlines import stretched
-from tests.lazy import tensorboard
+from tests.lazy import event_accumulator, plugin_data_pb2
 from tests.ranks import run_on_two_ranks
 
 HPARAMS = {
@@ -41,9 +41,7 @@ class Settings:
 
 def scalars(folder: str) -> dict[str, list[tuple[int, float]]]:
     """What TensorBoard shows of a run: tag to steps and values."""
-    events = tensorboard.backend.event_processing.event_accumulator.EventAccumulator(
-        folder, size_guidance={"scalars": 0}
-    )
+    events = event_accumulator.EventAccumulator(folder, size_guidance={"scalars": 0})
     events.Reload()
     return {
         tag: sorted((event.step, event.value) for event in events.Scalars(tag))
@@ -53,11 +51,11 @@ def scalars(folder: str) -> dict[str, list[tuple[int, float]]]:
 
 def hparams_of(folder: str) -> dict[str, str]:
     """What TensorBoard's tab of hyperparameters is made of."""
-    events = tensorboard.backend.event_processing.event_accumulator.EventAccumulator(folder)
+    events = event_accumulator.EventAccumulator(folder)
     events.Reload()
     found = {}
     for tag, content in events.PluginTagToContent("hparams").items():
-        data = tensorboard.plugins.hparams.plugin_data_pb2.HParamsPluginData.FromString(content)
+        data = plugin_data_pb2.HParamsPluginData.FromString(content)
         data.session_start_info.start_time_secs = data.session_end_info.end_time_secs = 0
         data.session_start_info.group_name = data.session_start_info.model_uri = ""
         found[tag] = str(
@@ -242,9 +240,7 @@ def test_log_graph(tmp_path: Path) -> None:
             accelerator="cpu",
         )
         trainer.fit(model)
-        events = tensorboard.backend.event_processing.event_accumulator.EventAccumulator(
-            logger.log_dir
-        )
+        events = event_accumulator.EventAccumulator(logger.log_dir)
         events.Reload()
         assert events.Tags()["graph"] is log_graph
 

@@ -7,15 +7,13 @@ from typing import Any
 
 import pytest
 
-from tests.lazy import tensorboard
+from tests.lazy import event_accumulator
 from tests.parity.harness import files, loader, model_class, parity, trainer
 
 
 def shown(folder: str) -> dict[str, Any]:
     """Steps and values of each tag, and what else there is."""
-    events = tensorboard.backend.event_processing.event_accumulator.EventAccumulator(
-        folder, size_guidance={"scalars": 0}
-    )
+    events = event_accumulator.EventAccumulator(folder, size_guidance={"scalars": 0})
     events.Reload()
     tags = events.Tags()
     scalars = {
