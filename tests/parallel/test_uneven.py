@@ -160,7 +160,7 @@ def everything(folder: str) -> dict[Any, Any]:
     for policy in ("finish", "drop"):
         module = type("Sharded", (Pair,), {})()
         fitter = trainer(folder, DDPStrategy(uneven=policy))  # type: ignore[arg-type]
-        fitter.use_distributed_sampler = True
+        fitter = fitter.replaced(use_distributed_sampler=True)
         fitter.fit(module, samples)
         found["sampler"][policy] = module.seen[: len(module.seen) // 2]
     return found
