@@ -142,7 +142,7 @@ def use(run: Run, optimizers: list[Any], *, counts: bool = True) -> None:
 
     Args:
         run: the run.
-        optimizers: of its module.
+        optimizers: of its module; none in an evaluation that follows no fit.
         counts: whether steps by hand are still to be counted.
     """
     run.optimizers = optimizers
@@ -150,6 +150,8 @@ def use(run: Run, optimizers: list[Any], *, counts: bool = True) -> None:
         run.stop_counting()
         run.counting = count_steps(run, optimizers)
     run.wrapped_optimizers = [CountedOptimizer(optimizer, run) for optimizer in optimizers]
+    if not optimizers:
+        return
     run.calls = replace(
         run.calls,
         zero_grad=zero_grad_of(optimizers[0]),
