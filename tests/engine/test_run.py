@@ -212,7 +212,7 @@ def test_the_values_of_a_step_are_one_row_of_the_history() -> None:
     run.remember({})
     run.progress.steps = 8
     run.remember({"train_loss": 1.5})
-    assert run.outcome.history == [
+    assert run.outcome.history.rows == [
         {"epoch": 0, "step": 4, "val_loss": 1.0, "train_loss": 2.0},
         {"epoch": 0, "step": 8, "train_loss": 1.5},
     ]
