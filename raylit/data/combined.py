@@ -191,7 +191,7 @@ class CombinedLoader:
         """Whether a batch has to be read to know that the one before it is not the last."""
         if self.even is not None:
             return self.even.agrees or self.even.number == float("inf")
-        return not all(plan_of(one) or ends_as_said(one) for one in self.readers)
+        return not all(plan_of(one) is not None or ends_as_said(one) for one in self.readers)
 
     def recount(self) -> None:
         """Find out how many batches the epoch has that comes: samplers may have more or fewer."""
@@ -200,7 +200,9 @@ class CombinedLoader:
         if self._own_even is not None:
             self.even = self._own_even
             self._own_even = None
-        if self.even is not None and any(plan and plan.is_others for plan in self._plans):
+        if self.even is not None and any(
+            plan is not None and plan.is_others for plan in self._plans
+        ):
             self._own_even = self.even
             self.even = replace(self.even, number=self._own_number())
 
@@ -283,7 +285,7 @@ class CombinedLoader:
     def begin(self, number: int) -> Iterator[Any]:
         """Begin to read the loader of this number."""
         loader = self.readers[number]
-        if not plan_of(loader) and not isinstance(loader, Sequence):
+        if plan_of(loader) is None and not isinstance(loader, Sequence):
             generator = getattr(loader, "generator", None)
             self._begun[number] = {
                 "rng": rng.state(),
@@ -335,7 +337,7 @@ class CombinedLoader:
     def _hold(self) -> _Held:
         keepers = {number: keeper_of(one) for number, one in enumerate(self.readers)}
         draws = any(
-            not plan_of(one) and not (isinstance(one, DataLoader) and one.num_workers > 0)
+            plan_of(one) is None and not (isinstance(one, DataLoader) and one.num_workers > 0)
             for one in self.readers
         )
         return _Held(

@@ -159,6 +159,9 @@ class PlannedSampler:
             raise AttributeError(name)
         return getattr(self.sampler, name)  # batch_size, drop_last and the like
 
+    def __bool__(self) -> bool:
+        return True  # also where it has no length
+
     def __len__(self) -> int:
         plan = self.plan
         if plan is not None and self.is_others:
