@@ -402,6 +402,29 @@ def test_the_default_logger_writes_csv(tmp_path: Path, monkeypatch: pytest.Monke
         assert type(raylit.Trainer(default_root_dir=tmp_path).logger).__name__ == "CSVLogger"
 
 
+def test_an_exception_in_validation_leaves_no_eval_mode_behind(tmp_path: Path) -> None:
+    """In Lightning the module stays in eval mode, in which a later fit of it then trains."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        model = model_class(pl)()
+        model.layer.eval()  # frozen by the user: stays so
+        modes = []
+
+        class Fails(pl.Callback):  # type: ignore[misc]
+            def on_validation_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+                modes.append([module.training, module.layer.training, module.dropout.training])
+                raise OverflowError
+
+        one = trainer(pl, root, callbacks=[Fails()], num_sanity_val_steps=0)
+        with pytest.raises(OverflowError):
+            one.fit(model, loader(2), loader(1))
+        return [*modes, [model.training, model.layer.training, model.dropout.training]]
+
+    theirs, ours = both(scenario, tmp_path)
+    assert theirs == [[False] * 3, [False] * 3]
+    assert ours == [[False] * 3, [True, False, True]]
+
+
 def test_errors_say_where_they_happened(tmp_path: Path) -> None:
     def scenario(pl: Any, root: Path) -> Any:
         class Net(model_class(pl)):  # type: ignore[misc]

@@ -28,6 +28,9 @@ def failing(pl: Any, hook: str, epoch: int = 1) -> Any:
 @parity
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_epoch_end"])
 def test_a_later_fit_goes_on_from_it(pl: Any, tmp_path: Path, hook: str) -> Any:
+    # after an exception in validation Lightning trains on in eval mode: see test_differences.py
+    compared = ["epoch", "step"] if "validation" in hook else ["epoch", "step", "modes"]
+
     def fit(model: Any) -> Any:
         callback = pl.callbacks.OnExceptionCheckpoint(tmp_path / "saved", "failed")
         one = trainer(pl, tmp_path, callbacks=[callback], max_epochs=3)
@@ -37,11 +40,7 @@ def test_a_later_fit_goes_on_from_it(pl: Any, tmp_path: Path, hook: str) -> Any:
             return [str(error), files(tmp_path), callback.ckpt_path, one.global_step]
         return [
             files(tmp_path),
-            {
-                key: value
-                for key, value in seen(one, model).items()
-                if key in ("epoch", "step", "modes")
-            },
+            {key: value for key, value in seen(one, model).items() if key in compared},
         ]
 
     model = failing(pl, hook)
