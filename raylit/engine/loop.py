@@ -268,12 +268,14 @@ def end_early(run: Run) -> None:
     """The data has ended before the epoch's length: do what is due after a last batch.
 
     Raises:
-        DataError: there was no batch at all.
+        DataError: there was no batch, though there were some before or the fit has no last epoch.
     """
     progress = run.progress
     if run.skips_backward:
         return  # such an epoch counts a batch more than it has
     if progress.batch == 0:
+        if progress.total_batches == 0 and run.limits.max_epochs != -1:
+            return  # data that is empty from the start is no error in Lightning: each epoch ends
         raise DataError(
             f"The training data gave no batch in epoch {progress.epoch}. A generator, or another"
             " iterable that can be read once only, is used up after its first epoch: give a"

@@ -239,7 +239,7 @@ def step_schedulers(run: Run, action: At) -> None:
                 _say_missing(run, config)
                 continue
             # Validation may be rarer than this scheduler's steps, which strict=False is for:
-            # https://github.com/Lightning-AI/pytorch-lightning/issues/10496
+            # https://github.com/Lightning-AI/pytorch-lightning/issues/5943
             if not config.strict and not run.metrics.has_news(str(number), monitor):
                 continue
         run.call(run.module, "lr_scheduler_step", config.scheduler, value)

@@ -31,6 +31,7 @@ from tests.parity.harness import (
 )
 from tests.parity.test_checkpoints import saving_at, scheduled
 from tests.parity.test_finetuning import with_backbone
+from tests.parity.test_spike_detection import outcome
 from tests.parity.test_stochastic_weight_averaging import net
 
 
@@ -801,3 +802,55 @@ def test_a_step_with_an_iterator_accumulates_too(tmp_path: Path) -> None:
         return torch.equal(*weights)
 
     assert both(scenario, tmp_path) == (False, True)
+
+
+@pytest.mark.parametrize(
+    "interval, arguments, stale",
+    [
+        ("step", {"val_check_interval": 2}, [2, 2, 4, 4, 4, 7, 7, 9, 9]),
+        ("epoch", {"check_val_every_n_epoch": 2, "max_epochs": 4}, [10, 10, 20]),
+    ],
+    ids=["step", "epoch"],
+)
+def test_a_plateau_takes_no_value_twice(
+    tmp_path: Path, interval: str, arguments: dict[str, Any], stale: list[int]
+) -> None:
+    """With strict=False, which is for validation that is rarer than the scheduler's steps.
+
+    Lightning steps on the old value in between, and patience runs out on it.
+    """
+
+    def scenario(pl: Any, root: Path) -> Any:
+        class Net(model_class(pl)):  # type: ignore[misc]
+            def on_validation_epoch_end(self) -> None:
+                self.log("validated_at", float(self.trainer.global_step))
+
+            def configure_optimizers(self) -> Any:
+                optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+                scheduler = {
+                    "scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer),
+                    "interval": interval,
+                    "monitor": "validated_at",
+                    "strict": False,
+                }
+                return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+            def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+                steps.append(int(metric))
+
+        steps: list[int] = []
+        trainer(pl, root, **{"max_epochs": 2, **arguments}).fit(Net(), loader(5), loader(1))
+        return steps
+
+    assert both(scenario, tmp_path) == (stale, sorted(set(stale)))
+
+
+def test_infinity_in_the_warm_up_of_spike_detection(tmp_path: Path) -> None:
+    """It makes Lightning's mean infinite for a window: a value like any other is a jump then."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        losses = [1.0, float("inf"), 1.0, 1.0, 1.0, 1.1, 1.0, 1.0]
+        detection = pl.callbacks.SpikeDetection(warmup=2, exclude_batches_path=root)
+        return outcome(pl, root, losses, detection)["bad"]
+
+    assert both(scenario, tmp_path) == ([4, 5], [])

@@ -79,7 +79,9 @@ def test_where_it_ends(pl: Any, tmp_path: Path, arguments: dict[str, Any], kind:
                 "nan": math.nan,
                 "inf": math.inf,
             }[kind]
-            losses[draw.randrange(24)] = value
+            # infinity in the warm-up raises a false alarm in Lightning: see test_differences.py
+            first = arguments.get("warmup", 1) if value == math.inf else 0
+            losses[draw.choice([step for step in range(24) if step % 8 >= first])] = value
         found.append(
             outcome(pl, tmp_path / str(number), losses, pl.callbacks.SpikeDetection(**arguments))
         )
