@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from raylit.core.job import Result
     from raylit.core.module import LightningModule
     from raylit.data import RayDataLoader
+    from raylit.data.arrow import ArrowDataset, ArrowLoader, ParquetDataModule
     from raylit.loggers import CSVLogger, MLFlowLogger
     from raylit.parallel import DDPStrategy
     from raylit.runtime.rng import seed_everything
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 # Where each name is, loaded when it is first asked for: `raylit --help` needs none of them, and
 # importing torch alone takes more than a second.
 _PLACES = {
+    "ArrowDataset": "raylit.data.arrow",
+    "ArrowLoader": "raylit.data.arrow",
     "CSVLogger": "raylit.loggers",
     "Callback": "raylit.callbacks",
     "CheckReport": "raylit.check.check",
@@ -47,6 +50,7 @@ _PLACES = {
     "LightningDataModule": "raylit.core.datamodule",
     "LightningModule": "raylit.core.module",
     "MLFlowLogger": "raylit.loggers",
+    "ParquetDataModule": "raylit.data.arrow",
     "RayDataLoader": "raylit.data",
     "Result": "raylit.core.job",
     "SweepResult": "raylit.tune",
@@ -59,6 +63,8 @@ _PLACES = {
 }
 
 __all__ = [
+    "ArrowDataset",
+    "ArrowLoader",
     "CSVLogger",
     "Callback",
     "CheckReport",
@@ -67,6 +73,7 @@ __all__ = [
     "LightningDataModule",
     "LightningModule",
     "MLFlowLogger",
+    "ParquetDataModule",
     "RayDataLoader",
     "Result",
     "SweepResult",

@@ -404,7 +404,8 @@ def mixes_samples(
                 continue
             if not is_finite(gradient):
                 return None, "the gradient is not finite"
-            of_others = gradient.flatten(1).any(1)
+            # an input may be one number a sample, as the columns of a table are
+            of_others = gradient.reshape(num_samples, -1).any(1)
             of_others[row] = False
             if of_others.any():
                 return True, f"output {row} depends on input {int(of_others.nonzero()[0])}"

@@ -86,6 +86,11 @@ def _run(args: list[str]) -> None:
     if "-h" in rest or "--help" in rest:
         print(HELP[command])
         return
+    if command == "data":
+        from raylit.cli.data import run as run_data
+
+        run_data(rest)
+        return
     _import_from_here()
     if command != "ui" and any(arg.partition("=")[0].endswith(".help") for arg in rest):
         from raylit.cli.config import describe

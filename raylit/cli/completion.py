@@ -8,12 +8,23 @@ import inspect
 import shtab
 
 from raylit.cli.config import ARGUMENTS
+from raylit.cli.data import ACTIONS
 from raylit.cli.diagnosis import KEYS, OWN_FLAGS
 from raylit.cli.help import COMMANDS
 from raylit.errors import ConfigError, did_you_mean
 from raylit.trainer.trainer import Trainer
 
 UI_FLAGS = ("--auth", "--backend-store-uri", "--host", "--port", "--verbose")
+DATA_FLAGS = (
+    "--type",
+    "--row-group-size",
+    "--compression",
+    "--columns",
+    "--image-size",
+    "--force",
+    "--rows",
+    "--verbose",
+)
 OF_FILES = ("config", "ckpt_path", "sweep", "output")
 
 
@@ -44,6 +55,13 @@ def completion(shell: str) -> str:
         one = commands.add_parser(command, allow_abbrev=False, help=command)
         if command == "ui":
             for flag in UI_FLAGS:
+                one.add_argument(flag)
+            continue
+        if command == "data":
+            one.add_argument("action", choices=ACTIONS)
+            files = one.add_argument("files", nargs="*")
+            files.complete = shtab.FILE  # type: ignore[attr-defined]
+            for flag in DATA_FLAGS:
                 one.add_argument(flag)
             continue
         keys = [key for key in KEYS if key != "trainer"]

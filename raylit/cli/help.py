@@ -1,6 +1,6 @@
 """The help texts. Written by hand: what is made from signatures is too long to read."""
 
-COMMANDS = ("check", "fit", "validate", "test", "predict", "tune", "ui")
+COMMANDS = ("check", "fit", "validate", "test", "predict", "tune", "ui", "data")
 
 GENERAL = """\
 usage: raylit COMMAND [flags]
@@ -13,6 +13,7 @@ commands:
   predict    run its predict_step over data
   tune       sweep: many fits with values drawn from a space
   ui         look at runs and sweeps in MLflow
+  data       convert, describe and look at tables
 
 `raylit COMMAND -h` says more. A config file says what to run:
   raylit fit --config configs/digits.yaml --trainer.max_epochs 3
@@ -104,5 +105,25 @@ flags:
   --port PORT              Default: 5000
   --auth                   ask for user and password; says where that of the first user, admin, is kept
   --verbose                show what MLflow says"""
+    ),
+    "data": (
+        """\
+usage: raylit data convert SOURCE TARGET [flags]
+       raylit data describe SOURCE
+       raylit data head SOURCE [-n ROWS]
+
+Make Parquet or Arrow IPC of tables and of folders of images; tell what is in a table, and what raylit makes of each column; show its first rows.
+SOURCE is Parquet, Arrow IPC, CSV or JSON lines: a file, a folder, a glob or a URL; for convert also a folder of images, in folders named as their labels.
+  raylit data convert diamonds.csv diamonds.parquet
+
+flags:
+  --type COLUMN=TYPE       type of a column of text where the inferred one is wrong: --type price=float64
+  --row-group-size ROWS    convert: rows in a row group. Default: about 8 MB, so that streaming mixes several
+  --compression CODEC      convert: of Parquet. Default: zstd
+  --columns A,B            convert: those to keep. Default: all
+  --image-size HxW         convert: decode and resize images; without it their bytes are kept
+  --force                  convert: write over a file that is there
+  -n, --rows ROWS          head: how many. Default: 5
+  --verbose                whole tracebacks"""
     ),
 }

@@ -73,6 +73,8 @@ def end_of_fit(result: Result, trainer: Trainer, time_s: float, args: list[str])
             ),
         )
     ]
+    if result.data_wait:
+        rows.append(("data wait", f"{result.data_wait:.0%} of the time of training"))
     saver = trainer.checkpoint_callback
     monitor = saver.monitor if isinstance(saver, ModelCheckpoint) else None
     if monitor and result.best_model_score is not None:

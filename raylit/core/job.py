@@ -228,6 +228,8 @@ class Result:
         history: the epoch values in the order they were logged, each with `epoch` and `step`.
         epochs: epochs completed.
         steps: optimizer steps taken.
+        data_wait: share of the time of training in which rank 0 waited for data; 0 if for less than
+            five seconds.
         value: what `validate`, `test` and `predict` return to the user.
         state: for the driver's objects; only on the way from the workers.
 
@@ -244,6 +246,7 @@ class Result:
     history: list[dict[str, float]] = field(default_factory=list)
     epochs: int = 0
     steps: int = 0
+    data_wait: float = 0.0
     value: Any = None
     state: StateDict | None = None
 

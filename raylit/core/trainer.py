@@ -477,6 +477,10 @@ class RunningTrainer(Protocol):
     def progress_bar_metrics(self) -> dict[str, float]:
         """The latest value of everything logged with `prog_bar=True`; numbers."""
 
+    @property
+    def data_wait(self) -> float:
+        """The share of training's time in which this rank waited for data."""
+
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Send values to the loggers, at `step` or at the step that runs."""
 

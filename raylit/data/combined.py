@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from raylit.data.index_once import index_once
+from raylit.data.positioned import PositionedLoader
 from raylit.data.ray_dataset import RayDataLoader
 from raylit.data.sampling.plan import PlannedSampler, keeper_of, plan_of
 from raylit.data.sharding import Even
@@ -88,7 +90,7 @@ class CombinedLoader:
             )
         self._iterables = iterables
         self._flattened, self._spec = tree_flatten(iterables, is_leaf=_is_list_of_batches)
-        self.readers: list[Any] = self._flattened
+        self.readers: list[Any] = [index_once(loader) for loader in self._flattened]
         self.is_plain = len(self._flattened) == 1 and self._flattened[0] is iterables
         self._mode = mode
         self._limits: list[float] | None = None
@@ -124,7 +126,8 @@ class CombinedLoader:
                 f"CombinedLoader holds {len(self._flattened)} loaders, but {len(loaders)} were"
                 " given."
             )
-        self._flattened = self.readers = loaders
+        self._flattened = loaders
+        self.readers = [index_once(loader) for loader in loaders]
         self._iterables = tree_unflatten(loaders, self._spec)
 
     @property
@@ -183,7 +186,7 @@ class CombinedLoader:
         return int(number)
 
     @property
-    def _plans(self) -> list[PlannedSampler | None]:
+    def _plans(self) -> list[PlannedSampler | PositionedLoader | None]:
         return [plan_of(one) for one in self.readers]
 
     @property
@@ -474,7 +477,7 @@ def _read_single(
     limit: float,
     join: Callable[[list[Any]], Any] | None,
     index: int = 0,
-    plan: PlannedSampler | None = None,
+    plan: PlannedSampler | PositionedLoader | None = None,
 ) -> Iterator[Item]:
     """The common case, one loader, at the price of a counter.
 

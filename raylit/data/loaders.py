@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import BatchSampler, RandomSampler
 
 from raylit.data.combined import CombinedLoader, is_iterable, length_of
+from raylit.data.positioned import PositionedLoader
 from raylit.data.ray_dataset import RayDataLoader, as_loader
 from raylit.data.sampling.plan import planned
 from raylit.data.sampling.sampler import (
@@ -18,7 +20,7 @@ from raylit.data.sampling.sampler import (
 )
 from raylit.data.sharding import make_even
 from raylit.errors import DataError
-from raylit.runtime.messages import warn
+from raylit.runtime.messages import info, warn
 
 if TYPE_CHECKING:
     from raylit.parallel import World
@@ -74,9 +76,9 @@ def prepare(
         raise DataError(
             f"CombinedLoader(mode={loader.mode!r}) cannot be predicted on. Use mode='sequential'."
         )
-    ready = []
+    ready: list[Any] = []
     for one in loader.flattened:
-        one = as_loader(one, origin)
+        one = arrow_loader(as_loader(one, origin), origin)
         if not is_iterable(one):
             raise DataError(
                 f"{origin} gave {one!r} ({type(one).__name__}), which cannot be iterated. Give a"
@@ -90,6 +92,10 @@ def prepare(
                     stage, world if distribute else None, overfit=overfit, among_several=several
                 )
             )
+            continue
+        if isinstance(one, PositionedLoader):
+            ranks = world if distribute else None
+            ready.append(one.prepared(stage, ranks, overfit=overfit, drop=uneven == "drop"))
             continue
         one = (
             without_shuffle(one)
@@ -108,12 +114,26 @@ def prepare(
     agree_on_salts(ready, world)
     if stage == "train":
         loader.readers = [
-            planned(one, world.rank, world.size, number, seed) for number, one in enumerate(ready)
+            planned(one, world.rank, world.size, number, seed)
+            for number, one in enumerate(loader.readers)
         ]
     loader.limit_of = partial(num_batches, stage, limit=limit) if stage == "train" else None
     loader.limits = [num_batches(stage, length_of(one), limit) for one in ready]
     if stage == "train":
         loader.even = make_even(loader.num_batches(), ready, world, uneven)
+    return loader
+
+
+def arrow_loader(data: Any, origin: str) -> Any:
+    """Return a loader for `data` if it is an ArrowDataset, else `data` itself."""
+    arrow = sys.modules.get("raylit.data.arrow")  # where nobody has imported it, there is none
+    if arrow is None or not isinstance(data, arrow.ArrowDataset):
+        return data
+    loader = data.loader()
+    info(
+        f"{origin} gave an ArrowDataset: it is read in order, in batches of {loader.batch_size}"
+        " rows. Give dataset.loader(batch_size=..., shuffle=True) for others."
+    )
     return loader
 
 
@@ -143,7 +163,7 @@ def warn_of(loader: Any, stage: str, overfit: bool, origin: str) -> None:
     if type(batch_sampler) is BatchSampler:
         sampler = batch_sampler.sampler
     is_shuffled = isinstance(sampler, RandomSampler) or (
-        isinstance(loader, RayDataLoader) and loader.is_shuffled
+        isinstance(loader, (RayDataLoader, PositionedLoader)) and loader.is_shuffled
     )
     if is_shuffled and overfit:
         warn(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
+from raylit.data.positioned import PositionedLoader
 from raylit.data.ray_dataset import RayDataLoader
 from raylit.errors import DataError
 
@@ -110,7 +111,7 @@ def is_certain(loader: Any) -> bool:
         return loader.is_certain
     if isinstance(loader, DataLoader):
         return not isinstance(loader.dataset, IterableDataset)
-    return isinstance(loader, (Sequence, range))
+    return isinstance(loader, (Sequence, range, PositionedLoader))
 
 
 def make_even(number: float, loaders: Sequence[Any], world: World, policy: Uneven) -> Even | None:

@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
 from torch import Tensor, enable_grad, set_grad_enabled
@@ -50,7 +51,7 @@ from raylit.core.progress import (
     VALIDATION,
 )
 from raylit.data.combined import Item
-from raylit.engine import exact
+from raylit.engine import data_wait, exact
 from raylit.engine.evaluation import evaluate, sanity_check
 from raylit.engine.optimizers import step_optimizer, step_schedulers
 from raylit.engine.run import Run
@@ -120,6 +121,7 @@ def fit(run: Run) -> None:
     await_validations(run)
     progress.at = IDLE
     run.fire("on_train_end")
+    data_wait.tell(run)
 
 
 def train_epoch(run: Run, batches: Iterator[Item]) -> None:
@@ -153,6 +155,8 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     if data.takes_iterator(run.module.training_step):
         batches, train, batch_end = hand_over(run, batches, train, batch_end)
         transfer = None
+    wait = run.data.wait
+    wait.begin()
     enter = ACTIONS.index(progress.at)  # 0, but where a fit goes on within a batch
     if enter:
         metrics.begin_batch(None)
@@ -163,7 +167,9 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
         or (trainer.should_stop and stops(run))
     ):
         if not enter:
+            asked = perf_counter()
             item = next(batches, None)
+            wait.waited_s += perf_counter() - asked
             if item is None:
                 end_early(run)
                 break
@@ -477,6 +483,7 @@ def end_epoch(run: Run) -> None:
     hooks = run.hooks
     has_fired = progress.at == EPOCH_PLATEAU  # in the fit that this one goes on from
     progress.at = EPOCH_END
+    run.data.wait.end()
     metrics.end_epoch()
     progress.at = EPOCH_PLATEAU
     metrics.hook = "on_train_epoch_end"
@@ -494,7 +501,8 @@ def end_epoch(run: Run) -> None:
         step_schedulers(run, EPOCH_PLATEAU)
     progress.log_steps -= 1  # the values of an epoch stand at the x of its last step
     epoch_values = metrics.to_log()
-    run.log_metrics(epoch_values)
+    waited = {"data_wait": run.data.wait.share} if run.data.wait.share else {}
+    run.log_metrics(epoch_values | waited)
     run.save_loggers()
     run.remember(epoch_values)
     progress.log_steps += 1
@@ -521,11 +529,13 @@ def validate_within(run: Run, stepped: bool) -> None:
         run.stage = "train"
         return
     run.resume.before_validation = exact.before_validation(run)
+    run.data.wait.end()
     end_on_signal(run)  # where ranks may have different numbers of batches, all end here or none
     evaluate(run, "val")
     run.resume.before_validation = None
     progress.at = PLATEAU
     run.stage = "train"
+    run.data.wait.begin()
     agree_on_stop(run)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from raylit.core.datamodule import LightningDataModule
 from raylit.data import CombinedLoader
+from raylit.data.index_once import IndexedOnce
 from raylit.engine.run import STEP_OF, Run
 from raylit.profilers import PassThroughProfiler, Profiler
 from raylit.runtime.messages import warn
@@ -29,6 +30,7 @@ FETCH = {  # Lightning's names
     "test": "[_EvaluationLoop].test_next",
     "predict": "[_PredictionLoop].predict_next",
 }
+INDEXED_ONCE = "[TensorDataset].index_once"  # raylit's own, within the fetching
 
 
 def make_run(job: Job, world: World) -> Run:
@@ -101,6 +103,10 @@ class ProfiledRun(Run):
         """Return the loader of a stage, the fetching of whose batches is an action."""
         loader = super().load(stage)
         loader.watch = partial(self.profiler.profile, FETCH[stage])
+        for reader in loader.readers:
+            dataset = getattr(reader, "dataset", None)
+            if isinstance(dataset, IndexedOnce):
+                dataset.measure = partial(self.profiler.profile, INDEXED_ONCE)
         return loader
 
     def resolve_calls(self) -> None:

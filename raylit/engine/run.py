@@ -19,6 +19,7 @@ from raylit.core.hooks import Hooks, is_overridden, resolve
 from raylit.core.module import LightningModule
 from raylit.core.progress import BACKWARD, Progress
 from raylit.engine import optimizers, state
+from raylit.engine.data_wait import DataWait
 from raylit.engine.history import History, Row
 from raylit.errors import ConfigError, DataError
 from raylit.metrics.entry import Entry, Key
@@ -162,6 +163,7 @@ class RunData:
         val_check_batch: after how many batches of training validation is due.
         last_validation: monotonic seconds at the end of the last validation.
         checks_validation: whether a batch may be followed by one.
+        wait: how long training waited for batches.
     """
 
     loaders: dict[str, data.CombinedLoader] = field(default_factory=dict)
@@ -173,6 +175,7 @@ class RunData:
     val_check_batch: float = float("inf")
     last_validation: float = field(default_factory=time.monotonic)
     checks_validation: bool = False
+    wait: DataWait = field(default_factory=DataWait)
 
 
 @dataclass

@@ -387,6 +387,7 @@ def collect(run: Run, value: Any) -> Result:
         history=run.outcome.history.rows,
         epochs=progress.epoch,
         steps=progress.steps,
+        data_wait=run.data.wait.share,
         value=_gather_predictions(run, value) if run.job.fn == "predict" else value,
     )
     if run.job.returns_state:

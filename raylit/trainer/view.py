@@ -617,6 +617,11 @@ class TrainerView:
         self._refresh()
         return to_numbers(self._metrics[2])
 
+    @property
+    def data_wait(self) -> float:
+        """The share of training's time in which this rank waited for data; 0 below 5 s in all."""
+        return 0.0 if self._run is None else self._run.data.wait.share
+
     def _refresh(self) -> None:
         if self._run is not None and not self._run.outcome.is_over:
             metrics = self._run.metrics

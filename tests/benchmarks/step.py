@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ACCELERATOR = {"cuda": "gpu", "cpu": "cpu"}[DEVICE.type]
@@ -129,6 +130,7 @@ class Batches:
             self.batches = [(x.pin_memory(), y.pin_memory()) for x, y in self.batches]
         self.num_batches = num_batches
         self.seconds_per_step = float("nan")
+        self.data: Any = self  # what a Trainer is given
 
     def now(self) -> float:
         """The time, once the device has nothing left to do."""
@@ -140,13 +142,45 @@ class Batches:
         return self.num_batches
 
     def __iter__(self) -> Iterator[Batch]:
+        return self.noted(self.batches)
+
+    def noted(self, items: list[Any]) -> Iterator[Any]:
+        """Give one item for each batch, over and over, and note the time."""
         start, warm_up = self.now(), self.work.warm_up
         for index in range(self.num_batches):
             if index == warm_up:
                 start = self.now()
             if index == self.num_batches - 1:  # nobody need ask for one more than there are
                 self.seconds_per_step = (self.now() - start) / (index - warm_up)
-            yield self.batches[index % len(self.batches)]
+            yield items[index % len(items)]
+
+
+class InLoader(Batches):
+    """The same samples in a `DataLoader(TensorDataset(...))`, as many users have them."""
+
+    def __init__(self, num_batches: int, work: Any = Mlp) -> None:
+        super().__init__(num_batches, work)
+        x, y = (torch.cat(parts) for parts in zip(*self.batches, strict=True))
+        self.size = len(self.batches[0][0])
+        self.data = DataLoader(TensorDataset(x, y), batch_sampler=Noted(self))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.data)
+
+
+class Noted(Sampler[list[int]]):
+    """Gives the indices of the batches, and notes when they were asked for."""
+
+    def __init__(self, batches: InLoader) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return self.batches.num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        size = self.batches.size
+        starts = range(0, len(self.batches.batches) * size, size)
+        return self.batches.noted([list(range(start, start + size)) for start in starts])
 
 
 class Terminal(io.StringIO):
@@ -336,7 +370,7 @@ def fit(pl: Any, logs: bool, everything: bool) -> Callable[[Batches, Path], None
                 pl.callbacks.LearningRateMonitor(),
                 *users_callbacks(pl),
             ]
-        pl.Trainer(**settings).fit(module(pl, batches.work, logs), batches)
+        pl.Trainer(**settings).fit(module(pl, batches.work, logs), batches.data)
 
     return run
 
@@ -393,6 +427,9 @@ def loops() -> dict[str, Callable[[Batches, Path], None]]:
         found[name] = fit(pl, logs=False, everything=False)
         found[f"{name}, one log"] = fit(pl, logs=True, everything=False)
         found[f"{name}, everything"] = fit(pl, logs=True, everything=True)
+    found["by hand, DataLoader"] = by_hand
+    for name, pl in (("Lightning", lightning.pytorch), ("raylit", raylit)):
+        found[f"{name}, DataLoader"] = fit(pl, logs=False, everything=False)
     return found
 
 
@@ -422,7 +459,8 @@ def measure(
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
     for number in range(num_rounds):
         for name, loop in chosen.items():
-            batches = Batches(num_steps, WORK[model])
+            kind = InLoader if name.endswith("DataLoader") else Batches
+            batches = kind(num_steps, WORK[model])
             with tempfile.TemporaryDirectory() as folder, quiet():
                 loop(batches, Path(folder))
             seconds[name].append(batches.seconds_per_step)

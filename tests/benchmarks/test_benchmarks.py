@@ -20,6 +20,9 @@ LOOPS = [
     "raylit",
     "raylit, one log",
     "raylit, everything",
+    "by hand, DataLoader",
+    "Lightning, DataLoader",
+    "raylit, DataLoader",
 ]
 
 
@@ -89,3 +92,13 @@ def test_the_cost_of_ray_is_measured() -> None:
     ]
     assert [row[0] for row in rows] == ["death, MLP 1 M", "raylit"]
     assert float(rows[1][1]) > 0
+
+
+def test_how_fast_data_is_read_is_measured() -> None:
+    done = run("data", "--rows", "6000", "--rounds", "1", "--stream-gb", "0.002", "--no-ray")
+    tables = done.split("\n\n")
+    for table in tables[:2]:
+        rows = [re.split(r"  +", line.strip()) for line in table.splitlines()[2:]]
+        assert len(rows) >= 13 and all(float(row[1]) > 0 and float(row[2]) > 0 for row in rows)
+    assert re.search(r"resume in memory at batch \d+: \d+ ms", done)
+    assert re.search(r"streamed, shuffled, 0.0 GB +\d+", done), done

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import raylit as pl
-from raylit.check.probe import has_fallen
+from raylit.check.probe import has_fallen, mixes_samples
 from raylit.data import CombinedLoader
 from raylit.errors import ConfigError, DataError
 from raylit.testing import TinyModel
@@ -753,3 +753,17 @@ def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
         "optimizer",
     ]
     assert lines[row + 1].split()[:4] == ["->", "hand", "them", "to"]
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+def test_inputs_of_one_number_a_sample(mixes: bool) -> None:
+    """As the columns of a table are, in a batch that is a dict."""
+
+    class Columns(torch.nn.Module):
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            found = batch["a"] * 2 + batch["b"][:, 0]
+            return found - found.mean() if mixes else found
+
+    batch = {"a": torch.randn(4), "b": torch.randn(4, 2)}
+    found, _ = mixes_samples(Columns(), (batch,), {}, 4)
+    assert found is mixes

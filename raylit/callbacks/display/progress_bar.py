@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from raylit.core.module import LightningModule
     from raylit.core.trainer import RunningTrainer
 
+SHOWN_WAIT = 0.1  # share of the time that steps wait for data, from which on it is shown
 PAUSE = 100  # times as long as drawing a picture took, at least, until the next
 
 
@@ -58,6 +59,8 @@ class ProgressBar(Callback):
         version = trainer.logger.version if trainer.logger is not None else None
         if version is not None:
             shown["v_num"] = version[-4:] if isinstance(version, str) else version
+        if trainer.data_wait >= SHOWN_WAIT:
+            shown["data_wait"] = trainer.data_wait
         return {**shown, **trainer.progress_bar_metrics}
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:

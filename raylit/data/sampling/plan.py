@@ -27,6 +27,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 from torch.utils.data._utils.fetch import _MapDatasetFetcher
 
+from raylit.data.positioned import PositionedLoader
 from raylit.data.ray_dataset import RayDataLoader
 from raylit.data.sampling.sampler import (
     ShardedSampler,
@@ -463,8 +464,10 @@ def planned(loader: Any, rank: int, num_ranks: int, number: int, seed: int) -> A
     return changed
 
 
-def plan_of(loader: Any) -> PlannedSampler | None:
+def plan_of(loader: Any) -> PlannedSampler | PositionedLoader | None:
     """Return what plans the reading of `loader`, None if nothing does."""
+    if isinstance(loader, PositionedLoader):
+        return loader
     for name in ("batch_sampler", "sampler"):
         if isinstance(found := getattr(loader, name, None), PlannedSampler):
             return found
@@ -476,6 +479,8 @@ def keeper_of(loader: Any) -> Any:
 
     None if neither does.
     """
+    if isinstance(loader, PositionedLoader):
+        return None
     if has_state(loader):
         return loader
     own = (

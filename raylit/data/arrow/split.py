@@ -1,0 +1,220 @@
+"""Which rows are trained on, and which are kept apart.
+
+By chance, by groups, by time, or with equal shares of each class.
+
+A row's part depends on its number in the data and on the values of one column, not on which file or
+row group it is in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raylit.data.arrow.order import Keyed
+from raylit.data.arrow.source import check_column
+from raylit.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from raylit.data.arrow.dataset import ArrowDataset, Labels
+
+CHUNK_ROWS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Split:
+    """How the data is split.
+
+    Attributes:
+        parts: name and fraction, or number of rows, of each part but the training part.
+        by: the column whose equal values stay together.
+        time: the column by which the newest rows come last: into the last of the parts.
+        stratify: the column whose values have the same shares in each part.
+        seed: of chance.
+    """
+
+    parts: tuple[tuple[str, float], ...]
+    by: str | None = None
+    time: str | None = None
+    stratify: str | None = None
+    seed: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parts, in the order of their labels; the training part has label 0."""
+        return ("train", *(name for name, _ in self.parts))
+
+
+def split_of(
+    parts: Mapping[str, float] | None,
+    by: str | None,
+    time: str | None,
+    stratify: str | None,
+    seed: int,
+) -> Split:
+    """Return a split whose arguments fit together.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    chosen = {
+        name: one for name, one in (("by", by), ("time", time), ("stratify", stratify)) if one
+    }
+    if len(chosen) > 1:
+        raise ConfigError(
+            f"{' and '.join(f'{name}=' for name in chosen)} contradict each other: rows are split"
+            " in one"
+            " way. Give one of them."
+        )
+    if not parts:
+        if chosen:
+            raise ConfigError(
+                f"{next(iter(chosen))}= says how to split, but not into what. Give"
+                " split={'val': 0.1} too."
+            )
+        return Split(())
+    total = 0.0
+    for name, part in parts.items():
+        if name not in ("val", "test", "predict"):
+            raise ConfigError(f"split={dict(parts)!r}: parts are 'val', 'test' and 'predict'.")
+        is_count = isinstance(part, int) and not isinstance(part, bool) and part > 0
+        if not is_count and not (isinstance(part, float) and 0.0 < part < 1.0):
+            raise ConfigError(
+                f"split={dict(parts)!r}: {part!r} is neither a fraction between 0 and 1 nor a"
+                " number"
+                " of rows. Write split={'val': 0.1}."
+            )
+        total += part if isinstance(part, float) else 0.0
+    if total >= 1.0:
+        raise ConfigError(
+            f"split={dict(parts)!r} leaves nothing to train on: the fractions add up to {total:g}."
+        )
+    return Split(tuple(parts.items()), by, time, stratify, seed)
+
+
+def labels_of(dataset: ArrowDataset, split: Split) -> Labels:
+    """Return for each row the number of its part in `Split.names`.
+
+    Raises:
+        DataError: a part, or what is left for training, has no rows.
+    """
+    num_rows = len(dataset)
+    sizes = [part if isinstance(part, int) else round(part * num_rows) for _, part in split.parts]
+    for column, argument in ((split.by, "by"), (split.time, "time"), (split.stratify, "stratify")):
+        if column is not None:
+            check_column(column, dataset.schema.names, argument)
+    if split.by is not None:
+        labels = _by_group(_column(dataset, split.by), sizes, split.seed)
+    elif split.time is not None:
+        labels = _by_time(_column(dataset, split.time), sizes, split.time)
+    elif split.stratify is not None:
+        labels = _by_class(_column(dataset, split.stratify), split)
+    else:
+        labels = _by_chance(num_rows, sizes, split.seed)
+    counts = np.bincount(labels, minlength=len(split.names))
+    for name, count in zip(split.names, counts, strict=True):
+        if not count:
+            raise DataError(
+                f"split={dict(split.parts)!r} of {num_rows:,} rows leaves none for {name!r}. Change"
+                " the fractions, or split by another column."
+            )
+    return labels
+
+
+def _column(dataset: ArrowDataset, name: str) -> pa.ChunkedArray:
+    return pa.chunked_array(
+        [chunk for _, table in dataset.tables([name]) for chunk in table.column(0).chunks],
+        dataset.schema.field(name).type,
+    )
+
+
+def _by_chance(num_rows: int, sizes: list[int], seed: int) -> Labels:
+    labels = np.zeros(num_rows, np.uint8)
+    shuffled = Keyed(num_rows, seed)
+    for start in range(0, num_rows, CHUNK_ROWS):
+        stop = min(num_rows, start + CHUNK_ROWS)
+        # those that come first in a random order are the first part, and so on
+        places = shuffled(np.arange(start, stop))
+        labels[start:stop] = _label_of_place(places, sizes)
+    return labels
+
+
+def _label_of_place(places: Any, sizes: list[int]) -> Any:
+    bounds = np.cumsum(sizes)
+    found = np.searchsorted(bounds, places, side="right") + 1
+    return np.where(found > len(sizes), 0, found)
+
+
+def _by_group(column: pa.ChunkedArray, sizes: list[int], seed: int) -> Labels:
+    codes, values = _codes(column)
+    counts = np.bincount(codes, minlength=len(values))
+    order = sorted(range(len(values)), key=lambda code: _hashed(seed, values[code]))
+    label_of_group = np.zeros(len(values), np.uint8)
+    label = taken = 0
+    for code in order:
+        if label == len(sizes):
+            break
+        label_of_group[code] = label + 1
+        taken += int(counts[code])
+        if taken >= sizes[label]:
+            label += 1
+            taken = 0
+    labels: Labels = label_of_group[codes]
+    return labels
+
+
+def _hashed(seed: int, value: Any) -> bytes:
+    return hashlib.blake2b(repr((seed, value)).encode(), digest_size=8).digest()
+
+
+def _by_time(column: pa.ChunkedArray, sizes: list[int], name: str) -> Labels:
+    if column.null_count:
+        raise DataError(
+            f"The column {name!r} has {column.null_count:,} nulls, so that not all rows have their"
+            f" place in time. Leave these out: filters=pc.field({name!r}).is_valid()."
+        )
+    # rows of the same time in the order of the data
+    places = pc.sort_indices(
+        pa.table({"time": column, "row": np.arange(len(column))}),
+        sort_keys=[("time", "ascending"), ("row", "ascending")],
+    ).to_numpy()
+    labels = np.zeros(len(column), np.uint8)
+    stop = len(column)
+    for label in range(len(sizes), 0, -1):
+        start = max(0, stop - sizes[label - 1])
+        labels[places[start:stop]] = label
+        stop = start
+    return labels
+
+
+def _by_class(column: pa.ChunkedArray, split: Split) -> Labels:
+    codes, values = _codes(column)
+    num_rows = len(codes)
+    order = np.lexsort((Keyed(num_rows, split.seed)(np.arange(num_rows)), codes))
+    counts = np.bincount(codes, minlength=len(values))
+    labels = np.zeros(num_rows, np.uint8)
+    start = 0
+    for count in counts.tolist():
+        shares = [part if part < 1 else part / num_rows for _, part in split.parts]
+        sizes = [round(share * count) for share in shares]
+        labels[order[start : start + count]] = _label_of_place(np.arange(count), sizes)
+        start += count
+    return labels
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[Any, list[Any]]:
+    """Return a number for each row, and the value of each number; null is a value too."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    encoded = column.dictionary_encode(null_encoding="encode").unify_dictionaries()
+    values = encoded.chunk(0).dictionary.to_pylist()
+    codes = np.concatenate(
+        [chunk.indices.to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
+    )
+    return codes.astype(np.int64), values

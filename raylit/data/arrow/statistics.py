@@ -1,0 +1,198 @@
+"""Mean, standard deviation, range, nulls and vocabulary of columns.
+
+Computed by Arrow, piece by piece, and kept beside the data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raylit.data.arrow.columns import Column, _ticks
+from raylit.errors import DataError
+from raylit.runtime import storage
+from raylit.runtime.messages import info
+
+if TYPE_CHECKING:
+    from raylit.data.arrow.dataset import ArrowDataset
+
+MAX_VOCABULARY = 1_000_000
+FOLDER = ".raylit"
+
+
+@dataclass
+class ColumnStatistics:
+    """What is known of one column.
+
+    Attributes:
+        count: values that are neither null nor NaN.
+        nulls: how many nulls.
+        nans: how many NaN.
+        mean: of numbers, and of all elements of tensors; times in seconds. None if there are no
+            values.
+        std: the standard deviation likewise, over the population.
+        min: the smallest value.
+        max: the largest.
+        vocabulary: of a category, its values in order.
+    """
+
+    count: int = 0
+    nulls: int = 0
+    nans: int = 0
+    mean: float | None = None
+    std: float | None = None
+    min: float | None = None
+    max: float | None = None
+    vocabulary: list[Any] | None = None
+
+
+class _Sums:
+    """Adds up one column, piece by piece.
+
+    Source: Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing
+    Sample Variances", 1979.
+    """
+
+    def __init__(self, column: Column) -> None:
+        self.column = column
+        self.found = ColumnStatistics()
+        self._squares = 0.0
+        self._values: Any = set()
+
+    def add(self, array: pa.ChunkedArray) -> None:
+        found, column = self.found, self.column
+        found.nulls += array.null_count
+        if column.kind == "category":
+            plain = (
+                array.cast(array.type.value_type) if pa.types.is_dictionary(array.type) else array
+            )
+            found.count += len(array) - array.null_count
+            self._values.update(pc.unique(plain.drop_null()).to_pylist())
+            if len(self._values) > MAX_VOCABULARY:
+                raise DataError(
+                    f"The column {column.name!r} has more than {MAX_VOCABULARY:,} different"
+                    " values, which are too many for codes of their own."
+                    " Leave it out of categories=, or let transform= hash it."
+                )
+            return
+        numbers = _as_numbers(column, array)
+        if numbers is None:
+            found.count += len(array) - array.null_count
+            return
+        numbers = numbers.drop_null()
+        is_nan = pc.is_nan(numbers)
+        nans = pc.sum(is_nan).as_py() or 0
+        if nans:
+            numbers = numbers.filter(pc.invert(is_nan))
+        found.nans += nans
+        count = len(numbers)
+        if not count:
+            return
+        mean, low_high = pc.mean(numbers).as_py(), pc.min_max(numbers).as_py()
+        squares = pc.variance(numbers).as_py() * count
+        before, apart = found.count, mean - (found.mean or 0.0)
+        found.count += count
+        found.mean = (found.mean or 0.0) + apart * count / found.count
+        self._squares += squares + apart * apart * before * count / found.count
+        found.min = low_high["min"] if found.min is None else min(found.min, low_high["min"])
+        found.max = low_high["max"] if found.max is None else max(found.max, low_high["max"])
+
+    def result(self) -> ColumnStatistics:
+        if self.column.kind == "category":
+            self.found.vocabulary = sorted(self._values)
+        elif self.found.mean is not None:
+            self.found.std = math.sqrt(self._squares / self.found.count)
+        return self.found
+
+
+def _as_numbers(column: Column, array: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    if column.kind == "tensor":
+        flat = [one.storage if isinstance(one, pa.ExtensionArray) else one for one in array.chunks]
+        while flat and pa.types.is_fixed_size_list(flat[0].type):
+            flat = [one.flatten() for one in flat]
+        return pa.chunked_array(flat, type=None if flat else pa.float64()).cast(pa.float64())
+    if column.kind != "number":
+        return None
+    if pa.types.is_temporal(array.type):
+        ticks, factor = _ticks(array)
+        return pc.multiply(ticks.cast(pa.float64(), safe=False), factor)
+    return array.cast(pa.float64(), safe=False)
+
+
+def statistics_of(dataset: ArrowDataset) -> dict[str, ColumnStatistics]:
+    """Read all rows of a data set once and return what is known of each of its columns.
+
+    Raises:
+        DataError: a category has too many values, or the data cannot be read.
+    """
+    sums = {column.name: _Sums(column) for column in dataset.form.columns if column.kind != "mask"}
+    for _, table in dataset.tables([one.column.source for one in sums.values()]):
+        for one in sums.values():
+            one.add(table.column(one.column.source))
+    return {name: one.result() for name, one in sums.items()}
+
+
+# ---- kept ----
+
+
+def to_plain(statistics: Mapping[str, ColumnStatistics]) -> dict[str, dict[str, Any]]:
+    """Return statistics as plain data."""
+    return {name: asdict(one) for name, one in statistics.items()}
+
+
+def from_plain(plain: Mapping[str, Mapping[str, Any]]) -> dict[str, ColumnStatistics]:
+    """Return what `to_plain` was given."""
+    return {name: ColumnStatistics(**one) for name, one in plain.items()}
+
+
+def place_of(path: str, key: str) -> str:
+    """Return where statistics of data at a path or URL are kept: in a hidden folder beside it."""
+    path = storage.local(path)
+    is_folder = not storage.is_url(path) and os.path.isdir(path)
+    root = path if is_folder else os.path.dirname(path)
+    while any(sign in root for sign in "*?["):
+        root = os.path.dirname(root)
+    return os.path.join(root, FOLDER, f"statistics-{key}.json")
+
+
+def read_kept(path: str, columns: Sequence[str]) -> dict[str, ColumnStatistics] | None:
+    """Return statistics that were kept, None if there are none of these columns."""
+    try:
+        with storage.downloaded(path) as local, open(local, encoding="utf-8") as file:
+            found = from_plain(json.load(file))
+    except (OSError, ValueError, TypeError):  # none, or of another version: they are made anew
+        return None
+    return found if set(columns) <= set(found) else None
+
+
+def keep(path: str, statistics: Mapping[str, ColumnStatistics]) -> None:
+    """Write statistics beside the data, where that can be written to.
+
+    Values that JSON does not know are not kept.
+    """
+    plain = to_plain(statistics)
+    try:
+        text = json.dumps(plain, indent=1)
+    except TypeError:
+        return
+    if json.loads(text) != plain:
+        return
+    try:
+        temporary = f"{path}.{os.getpid()}"
+        if storage.is_url(path):
+            storage.write_text(path, text)
+        else:
+            storage.write_text(temporary, text)
+            os.replace(temporary, path)
+    except OSError as error:
+        info(
+            f"The statistics of the data could not be kept at {path}, and are computed in each"
+            f" fit: {error}"
+        )

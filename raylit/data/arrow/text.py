@@ -1,0 +1,130 @@
+"""CSV and JSON lines in runs of lines, so that they can be read from the middle and in parts."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+
+from raylit.errors import DataError
+
+NEWLINE_FORMATS = ("csv", "json")
+BLOCK_BYTES = 8 << 20
+
+
+class TextReader:
+    """Finds the lines of a text and parses runs of them.
+
+    A line is a row, so no value may hold a line break.
+
+    Args:
+        format: `csv` or `json`.
+        types: of columns, by name; the others are inferred from the first block of the first file.
+    """
+
+    def __init__(self, format: str, types: Mapping[str, Any] | None) -> None:
+        self.format = format
+        self.types = {name: type_of(name, one) for name, one in (types or {}).items()}
+
+    def look(self, stream: Any, name: str) -> tuple[pa.Schema, str, list[tuple[int, int, int]]]:
+        """Return columns, what is between them, and start, stop and number of rows of blocks.
+
+        Raises:
+            DataError: it has no rows, or its first block cannot be understood.
+        """
+        blocks: list[tuple[int, int, int]] = []
+        schema = header = None
+        for start, text in _cut(stream):
+            if header is None and self.format == "csv":
+                header, _, text_after = text.partition(b"\n")
+                start, text = start + len(header) + 1, text_after
+            if schema is None and text.strip():
+                schema = self._infer(text, header, name)
+            if count := sum(1 for line in text.split(b"\n") if line.strip(b"\r")):
+                blocks.append((start, start + len(text), count))
+        if schema is None or not blocks:
+            raise DataError(
+                f"{name} has no rows{' below its header' if header else ''}. Take it out, or write"
+                " it again."
+            )
+        return schema, delimiter_of(header or b""), blocks
+
+    def _infer(self, text: bytes, header: bytes | None, name: str) -> pa.Schema:
+        try:
+            if self.format == "json":
+                known = pa.schema(list(self.types.items())) if self.types else None
+                options = pa.json.ParseOptions(explicit_schema=known)
+                return pa.json.read_json(io.BytesIO(text), parse_options=options).schema
+            assert header is not None
+            parse = pa.csv.ParseOptions(delimiter=delimiter_of(header))
+            convert = pa.csv.ConvertOptions(column_types=self.types)
+            return pa.csv.read_csv(
+                io.BytesIO(header + b"\n" + text), parse_options=parse, convert_options=convert
+            ).schema
+        except pa.ArrowException as error:
+            raise DataError(f"{name} is not understood as {self.format}: {error}") from error
+
+    def parse(self, text: bytes, schema: pa.Schema, delimiter: str, where: str) -> pa.Table:
+        """Return a block as a table.
+
+        Raises:
+            DataError: a value does not fit the type of its column.
+        """
+        try:
+            if self.format == "json":
+                options = pa.json.ParseOptions(
+                    explicit_schema=schema, unexpected_field_behavior="error"
+                )
+                return pa.json.read_json(io.BytesIO(text), parse_options=options).select(
+                    schema.names
+                )
+            read = pa.csv.ReadOptions(column_names=schema.names)
+            convert = pa.csv.ConvertOptions(column_types=schema)
+            parse = pa.csv.ParseOptions(delimiter=delimiter)
+            return pa.csv.read_csv(
+                io.BytesIO(text), read_options=read, parse_options=parse, convert_options=convert
+            )
+        except pa.ArrowException as error:
+            raise DataError(
+                f"{where} does not fit the columns that the first block has: {error}. Name the"
+                f" right type: types={{'column': 'float64'}}."
+            ) from error
+
+
+def delimiter_of(header: bytes) -> str:
+    """Return what is between the values of a CSV, by its first line."""
+    return "\t" if b"\t" in header and b"," not in header else ","
+
+
+def _cut(stream: Any) -> Iterator[tuple[int, bytes]]:
+    """Return a text in blocks that end with a line, each with its place."""
+    start, rest = 0, b""
+    while more := stream.read(BLOCK_BYTES):
+        text = rest + more
+        end = text.rfind(b"\n") + 1
+        if end:
+            yield start, text[:end]
+            start, rest = start + end, text[end:]
+        else:
+            rest = text
+    if rest:
+        yield start, rest
+
+
+def type_of(name: str, one: Any) -> pa.DataType:
+    """Return a type of Arrow's by its name.
+
+    Raises:
+        DataError: there is none.
+    """
+    try:
+        return one if isinstance(one, pa.DataType) else pa.type_for_alias(one)
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"types={{{name!r}: {one!r}}} names no type of Arrow's. Use 'float64', 'int32',"
+            " 'string' or another."
+        ) from error
