@@ -19,7 +19,7 @@ from ray.tune.search.sample import Categorical, Domain, Float, Integer
 
 from raylit.errors import MissingPackageError, did_you_mean
 from raylit.tune.search import named
-from raylit.tune.space import SweepError
+from raylit.tune.space import SweepError, domain
 
 if TYPE_CHECKING:
     from raylit.tune.spec import SweepSpec
@@ -78,7 +78,8 @@ def make_scheduler(spec: SweepSpec, max_epochs: int | None) -> TrialScheduler:
     if name in WITH_MAX_T and max_epochs is not None and max_epochs > 0:
         defaults["max_t"] = max(max_epochs, int(arguments.get("grace_period", 1)))
     if name in ("pbt", "pb2"):
-        defaults |= _population(spec, name, arguments)
+        defaults["perturbation_interval"] = PERTURB_EVERY
+        arguments = arguments | _population(spec, name, arguments)
     try:
         scheduler: TrialScheduler = cls(**defaults | arguments)
     except (TypeError, ValueError, AssertionError) as error:
@@ -105,17 +106,28 @@ def _population(spec: SweepSpec, name: str, arguments: dict[str, Any]) -> dict[s
                     f" space.{did_you_mean(str(key), spec.space)}",
                     ("scheduler", argument, key),
                 )
-        return {"perturbation_interval": PERTURB_EVERY}
+        if name != "pbt":
+            return {argument: given}
+        # In the words of a space: Ray takes a mapping for a nested config.
+        return {argument: {key: _drawn(key, value) for key, value in given.items()}}
     sampled = {key: value for key, value in spec.space.items() if isinstance(value, Domain)}
     if name == "pbt":
         plain = {
             key: list(value.categories) if isinstance(value, Categorical) else value
             for key, value in sampled.items()
         }
-        return {"perturbation_interval": PERTURB_EVERY, argument: plain}
+        return {argument: plain}
     bounds = {
         key: [value.lower, value.upper]
         for key, value in sampled.items()
         if isinstance(value, (Float, Integer))
     }
-    return {"perturbation_interval": PERTURB_EVERY, argument: bounds}
+    return {argument: bounds}
+
+
+def _drawn(key: str, value: Any) -> Any:
+    """Return `{"uniform": [0, 1]}` as Ray's object; lists, functions and objects as they are."""
+    if not isinstance(value, dict) or len(value) != 1:
+        return value
+    ((word, arguments),) = value.items()
+    return domain(key, word, arguments)
