@@ -376,7 +376,8 @@ class PlannedSampler:
             # piece by piece, since it may look at what training has come to
             return islice(Stream(self.sampler, self._sources, 1, begin), number, None)
         if is_new:
-            return iter(self.sampler)
+            # not from its beginning where a checkpoint, such as Lightning's, tells only the batch
+            return islice(iter(self.sampler), number, None)
         with rng.isolated():
             self._sources.restore(plan.states)
             drawn: Iterator[Any] = iter(self.sampler)
