@@ -71,8 +71,7 @@ def test_it_stops_after_the_batch_in_which_the_time_was_up() -> None:
 
 def test_it_stops_at_the_end_of_an_epoch() -> None:
     timer = Timer(timedelta(seconds=0.1), interval="epoch")
-    # Two epochs of 4 steps on an idle machine, where a step takes 0.02 s; one where it takes more.
-    assert fit([timer, Slow()], max_epochs=-1).global_step in (4, 8)
+    assert fit([timer, Slow()], max_epochs=-1).global_step == 8
 
 
 def test_max_time_of_the_trainer() -> None:
