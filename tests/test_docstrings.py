@@ -20,6 +20,7 @@ PACKAGE = Path(raylit.__file__).parent
 # These want a cluster, files in a bucket or a finished sweep; each names the tests that run them.
 ELSEWHERE = {
     "RayDataLoader": "tests/data/test_ray_dataset.py",
+    "load": "tests/tune/test_sweep.py",
     "SweepResult": "tests/tune/test_sweep.py",
     "Tuner": "tests/tune/test_tuner.py, tests/tune/test_sweep.py",
     "to_one_file": "tests/checkpoint/test_sharded.py",
@@ -92,7 +93,8 @@ def at_hand(module: str) -> dict[str, Any]:
     trainer = raylit.Trainer(**quiet, profiler="simple")  # type: ignore[arg-type]
     names |= {"model": Net(), "data": Data(), "loader": Data().loader(), "trainer": trainer}
     names |= {"LitModel": Net, "load": dict}
-    return names | vars(importlib.import_module(module))
+    # A user has the public names: a module's own `Trainer` is the Protocol of callbacks.
+    return vars(importlib.import_module(module)) | names
 
 
 @pytest.mark.parametrize(("module", "test"), examples())

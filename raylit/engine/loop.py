@@ -97,10 +97,14 @@ def fit(run: Run) -> None:
     if run.resume.own is not None and "rng" in run.resume.own:
         rng.restore(run.resume.own["rng"])  # as they were, whatever it took to come here again
     agree_on_stop(run)
+    is_told = True  # by start_training_data: a sampler is told each epoch once, as in Lightning
     while progress.in_epoch or not is_done(run):
         if run.reload_due("train") and not progress.in_epoch:
             batches = start_training_data(run)
-        set_epoch(run)
+            is_told = True
+        if not is_told:
+            set_epoch(run)
+        is_told = False
         if batches is None:
             count_batches(run)
         if not progress.in_epoch:
@@ -109,7 +113,6 @@ def fit(run: Run) -> None:
             progress.start_epoch()
             if "train" not in run.data.loaders:  # BatchSizeFinder wants it anew
                 batches = start_training_data(run)
-                set_epoch(run)
         if progress.at not in (EPOCH_END, EPOCH_PLATEAU):
             with suppress(StopIteration):  # raised by a user's hook, it ends the epoch
                 run.timed("run_training_epoch", train_epoch)(

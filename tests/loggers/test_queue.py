@@ -184,7 +184,7 @@ def test_a_write_that_takes_long_is_waited_for_unless_it_fails() -> None:
 
 def test_a_script_that_does_not_close_loses_nothing() -> None:
     script = (
-        "from raylit.loggers.writer import BackgroundWriter\n"
+        "from raylit.loggers.queue import BackgroundWriter\n"
         "writer = BackgroundWriter(lambda batch: print(*batch), 'numbers', interval_s=60)\n"
         "writer.put([1])\nimport time; time.sleep(0.2)\nwriter.put([2, 3])\n"
     )

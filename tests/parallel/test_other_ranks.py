@@ -274,7 +274,9 @@ def test_a_limit_counts_the_batches_of_a_rank(tmp_path: Path) -> None:
     (tmp_path / "in order").mkdir()
     fit(tmp_path / "in order", "in order", None, limit_train_batches=10)
     checkpoint = load(tmp_path / "in order" / "4.ckpt")
-    checkpoint["raylit"]["ranks"][0]["loaders"][0]["read_by"] = [2, 3]  # as if there had been two
+    read = checkpoint["raylit"]["ranks"][0]["loaders"][0]
+    read["num_ranks"] = read["plan"]["num_ranks"] = 2  # as if there had been two
+    read["cursor"] *= 2
     checkpoint["raylit"]["ranks"] *= 2
     save(checkpoint, tmp_path / "two.ckpt")
     net, epochs = fit(tmp_path / "again", "in order", tmp_path / "two.ckpt", limit_train_batches=10)

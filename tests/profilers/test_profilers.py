@@ -253,12 +253,14 @@ def test_few_steps_are_all_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list((tmp_path / "traces").glob("*.json"))
 
 
-def test_no_folder_for_traces(tmp_path: Path) -> None:
+def test_no_folder_for_traces() -> None:
+    """A profiler that no Trainer has been given, used by hand."""
+    profiler = PyTorchProfiler(schedule=torch.profiler.schedule(wait=0, warmup=0, active=1))
     with pytest.warns(UserWarning, match="PyTorchProfiler has no folder"):
-        one = trainer(tmp_path, max_epochs=1)
-        one.profiler = PyTorchProfiler(schedule=torch.profiler.schedule(wait=0, warmup=0, active=1))
-        one.default_root_dir = None  # type: ignore[assignment]
-        one.fit(TinyModel())
+        for _ in range(2):
+            with profiler.profile("training_step"):
+                torch.ones(2).sum()
+        profiler.teardown("fit")
 
 
 def test_flame_graph(tmp_path: Path) -> None:

@@ -341,6 +341,11 @@ class PlannedSampler:
         self.begin_anew()
         self.total = None
         drawn = self._draw(plan, number, is_new)
+        if self._is_counted(plan):
+            # not asked for one more than there are: RandomSampler would draw from its generator
+            # once more, and the next epoch would have another order than a plain loop's
+            self.total = len(self.sampler)
+            drawn = islice(drawn, max(0, self.total - number))
         entry = next(drawn, END)
         if entry is END:
             self.total = number
@@ -351,6 +356,11 @@ class PlannedSampler:
             yield _seeded(entry, rng.mix(plan.seed, number)) if self._seeds_workers else entry
             entry = following
             number += 1
+
+    def _is_counted(self, plan: Plan) -> bool:
+        """Tell whether a plan draws straight from a sampler that has as many as it says."""
+        is_whole = plan.order_seed is None and not plan.start
+        return is_whole and is_torchs_own(self.sampler)
 
     def _new_plan(self) -> Plan:
         turn = self._turn
