@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from raylit.checkpoint import folder
-from raylit.checkpoint.format import is_whole, load
+from raylit.checkpoint.format import is_whole, load, outline
 from raylit.errors import CheckpointError, CheckpointNotFoundError
 from raylit.runtime import storage
 from raylit.runtime.messages import warn
+
+_TORN = "The checkpoint {} is torn or damaged; it is left aside, and the one before it is taken."
 
 
 def resolve(
@@ -101,10 +103,28 @@ def times_of(folders: Iterable[str]) -> dict[str, float]:
     return {path: folder.modified(path) for path in _newest(dict.fromkeys(folders), "*.ckpt")}
 
 
-def newest_since(folders: Iterable[str], before: dict[str, float]) -> str | None:
-    """Return the newest whole checkpoint in `folders` that was written after `times_of` returned `before`."""
-    found = [path for path, time in times_of(folders).items() if before.get(path) != time]
-    return next(filter(_is_whole, found), None)
+def newest_of(job: str, folders: Iterable[str], before: Mapping[str, float]) -> str | None:
+    """Return the newest whole checkpoint that a fit has written and can go on from.
+
+    Others may write to the same folder meanwhile: what counts is the id in the file.
+
+    Args:
+        job: the fit's id.
+        folders: where its checkpoints are.
+        before: what `times_of` returned when the fit began; those files are not opened.
+    """
+    found = (path for path, time in times_of(folders).items() if before.get(path) != time)
+    return next((path for path in found if _is_of(job, path) and _is_whole(path)), None)
+
+
+def _is_of(job: str, path: str) -> bool:
+    try:
+        checkpoint = outline(path)
+    except CheckpointError:
+        warn(_TORN.format(path))
+        return False
+    own = checkpoint.get("raylit")
+    return isinstance(own, dict) and own.get("job") == job and "optimizer_states" in checkpoint
 
 
 def _is_there(path: str) -> bool:
@@ -146,10 +166,7 @@ def _newest(folders: Iterable[str], pattern: str) -> list[str]:
 def _is_whole(path: str) -> bool:
     whole = "://" in path or is_whole(path)
     if not whole:
-        warn(
-            f"The checkpoint {path} is torn or damaged; it is left aside, and the one before it is"
-            " taken."
-        )
+        warn(_TORN.format(path))
     return whole
 
 

@@ -135,6 +135,31 @@ def load(
     return loaded
 
 
+def outline(path: str) -> dict[str, Any]:
+    """Return the plain data of a checkpoint, of which no tensor is read.
+
+    Args:
+        path: local path or fsspec URL of a file or a sharded folder.
+
+    Raises:
+        CheckpointError: it is torn or damaged, or no checkpoint.
+    """
+    import fsspec
+
+    if os.path.isdir(path):
+        from raylit.checkpoint import sharded
+
+        path = os.path.join(path, sharded.META)
+    try:
+        with fsspec.open(path, "rb") as file, torch.serialization.skip_data():
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # each file system and each kind of damage has its own
+        raise CheckpointError(f"The checkpoint {path} could not be read: {error}.") from error
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{path} holds a {type(loaded).__name__}, not a checkpoint.")
+    return loaded
+
+
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[bytes]]:
     if not isinstance(path, (str, os.PathLike)):

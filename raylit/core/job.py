@@ -5,6 +5,7 @@ Both are pickled when those are others than this one.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
@@ -197,6 +198,8 @@ class Job:
         accelerator: what the ranks compute on, as the launcher has chosen; None: what the Trainer
             says.
         display: where the progress bar of rank 0 sends what it would draw, or None to draw here.
+        id: stands in its checkpoints, so that workers that start again know them from those that
+            others write to the same folder.
     """
 
     fn: Fn
@@ -213,6 +216,7 @@ class Job:
     rescale_plan: RescalePlan | None = None
     accelerator: str | None = None
     display: Display | None = None
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
 @dataclass(slots=True)

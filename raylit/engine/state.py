@@ -141,6 +141,7 @@ def dump(
         "progress": progress.state_dict(),
         "history": run.outcome.history.state(checkpoint_folder(trainer)),
         "hyper_parameters": by_path,
+        "job": run.job.id,
         "lineage": run.resume.lineage,
         "validations": [] if run.validations is None else run.validations.state(),
         "run_id": next((logger.run_id for logger in trainer.loggers if logger.run_id), None),

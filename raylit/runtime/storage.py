@@ -147,6 +147,20 @@ def downloaded(path: str, options: dict[str, Any] | None = None) -> Iterator[str
         yield copy
 
 
+def file_in_the_way(folder: str) -> str | None:
+    """Return the file that keeps a local path from being a folder: itself or one above it."""
+    place = _nearest(folder)
+    return None if place.is_dir() else str(place)
+
+
+def _nearest(folder: str) -> Path:
+    """Return the innermost part of a local path that exists; a link to nowhere counts as one."""
+    place = Path(folder)
+    while not os.path.lexists(place):
+        place = place.parent
+    return place
+
+
 def unwritable(folder: str) -> str | None:
     """Return why nothing can be written to a folder or URL, which may not exist yet.
 
@@ -158,9 +172,7 @@ def unwritable(folder: str) -> str | None:
     """
     if "://" in folder:
         return _unwritable_url(folder)
-    place = Path(folder)
-    while not place.exists():
-        place = place.parent
+    place = _nearest(folder)
     if not place.is_dir():
         return f"{place} is a file"
     return None if os.access(place, os.W_OK | os.X_OK) else f"{place} is read-only for this user"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from raylit.errors import ConfigError
 from raylit.launch import Launcher, LocalLauncher
 from raylit.loggers import Logger
 from raylit.runtime.messages import rank, warn
-from raylit.runtime.storage import is_url
+from raylit.runtime.storage import is_url, unwritable
 from raylit.trainer.settings import foreign_hint
 from raylit.version import __version__
 
@@ -70,12 +71,12 @@ def check_data(
 
 
 def check_places(fn: str, trainer: Trainer) -> None:
-    """Find out whether the URLs that a job would write to can be written to.
+    """Find out whether the folders and URLs that a job would write to can be written to.
 
     Raises:
-        NotSavedError: one cannot.
+        NotSavedError: a URL cannot.
         MissingPackageError: a package for one is not installed.
-        ConfigError: sharded checkpoints were to be saved at one.
+        ConfigError: a folder cannot, or sharded checkpoints were to be saved at a URL.
     """
     if trainer.fast_dev_run and not trainer.num_workers:
         return
@@ -94,8 +95,15 @@ def check_places(fn: str, trainer: Trainer) -> None:
     places = {*own.values(), *(logger.save_dir for logger in trainer.loggers if fn != "predict")}
     if trainer.num_workers or None in own.values():
         places.add(default)
-    for url in sorted(place for place in places if place and is_url(place)):
-        folder.check_writable(url)
+    for one in sorted(filter(None, places)):
+        if is_url(one):
+            folder.check_writable(one)
+        elif (problem := unwritable(os.path.abspath(one))) is not None:
+            raise ConfigError(
+                f"The run would write to {one}, but nothing can be written there: {problem}. Give"
+                " another folder (default_root_dir, storage_path, the dirpath of the checkpoint"
+                " callback, the save_dir of the logger), or correct that."
+            )
 
 
 def best_by_default(

@@ -445,12 +445,13 @@ def shared_place(storage_path: str | os.PathLike[str] | None, num_workers: int) 
     """Return the folder or URL for the files of a run, None for none.
 
     Raises:
-        ConfigError: workers would take it for another folder than this process.
+        ConfigError: workers would take it for another folder than this process, or it is a file.
     """
     found = place(storage_path)
     if found is None or "://" in found:
         return found
     whole = os.path.expanduser(found)
+    not_a_file("storage_path", os.path.abspath(whole))
     if not num_workers:
         return os.path.abspath(whole)
     if not os.path.isabs(whole):
@@ -471,13 +472,36 @@ def root_dir(given: str | os.PathLike[str] | None, storage_path: str | None = No
     """Return the folder for whatever has none of its own: a URL as it is, else an absolute path.
 
     Without one the storage or the current folder.
+
+    Raises:
+        ConfigError: there is a file, so that no folder can be made.
     """
     shared = place(storage_path)
     if given is not None:
         root = storage.local(given)
     else:
         root = shared if shared and "://" not in shared else os.getcwd()
-    return root if "://" in root else os.path.abspath(os.path.expanduser(root))
+    if "://" in root:
+        return root
+    whole = os.path.abspath(os.path.expanduser(root))
+    not_a_file("default_root_dir", whole)
+    return whole
+
+
+def not_a_file(argument: str, folder: str) -> None:
+    """Find out whether a folder can be at a path, before anything is started.
+
+    Raises:
+        ConfigError: there is a file.
+    """
+    file = storage.file_in_the_way(folder)
+    if file is not None:
+        kind = "a link to nowhere" if os.path.islink(file) else "a file"
+        raise ConfigError(
+            f"{argument}={folder!r}: {'it' if file == folder else file} is {kind}, and the run's"
+            f" files need a folder. Give another path, such as {argument}={f'{file}-runs'!r}, or"
+            " move it away."
+        )
 
 
 def fast_dev_run(value: int | bool) -> int:

@@ -127,3 +127,44 @@ def test_without_a_folder_that_of_the_newest_run_is_looked_in(tmp_path: Path) ->
     saver = ModelCheckpoint()
     fit(tmp_path, saver)
     assert find.resolve("last", [ModelCheckpoint()], str(tmp_path), "fit") == saver.best_model_path
+
+
+def test_workers_that_start_again_take_the_newest_of_their_own_fit(tmp_path: Path) -> None:
+    """Another fit may write newer files to the same folder; files without weights only are whole."""
+    folder = tmp_path / "checkpoints"
+    before = find.times_of([str(folder)])
+    whole: dict[str, Any] = {"state_dict": {"w": torch.ones(3)}, "optimizer_states": []}
+    contents: dict[str, dict[str, Any]] = {
+        "own": {**whole, "raylit": {"job": "mine"}},
+        "weights": {"state_dict": {}, "raylit": {"job": "mine"}},
+        "other": {**whole, "raylit": {"job": "theirs"}},
+        "lightning": whole,
+        "odd": {**whole, "raylit": 3},
+    }
+    for age, (name, content) in enumerate(contents.items()):
+        save(content, folder / f"{name}.ckpt")
+        os.utime(folder / f"{name}.ckpt", (1000 + age, 1000 + age))
+    found = find.newest_of("mine", [str(folder)], before)
+    assert found == str(folder / "own.ckpt")
+    assert find.newest_of("mine", [str(folder)], find.times_of([str(folder)])) is None
+    assert find.newest_of("nobody's", [str(folder)], before) is None
+    torn = folder / "torn.ckpt"
+    torn.write_bytes((folder / "own.ckpt").read_bytes()[:-100])
+    with pytest.warns(UserWarning, match=r"torn\.ckpt is torn or damaged"):
+        assert find.newest_of("mine", [str(folder)], before) == found
+
+
+def test_the_id_of_a_fit_is_found_at_a_url(tmp_path: Path) -> None:
+    saver = ModelCheckpoint(dirpath="memory://own/checkpoints", monitor=None)
+    ids = []
+
+    class Look(pl.Callback):
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            ids.append(trainer.run.job.id)
+
+    pl.Trainer(max_epochs=1, callbacks=[saver, Look()], default_root_dir=tmp_path, **QUIET).fit(
+        TinyModel()
+    )
+    found = find.newest_of(ids[0], ["memory://own/checkpoints"], {})
+    assert found == saver.best_model_path.replace("//own", "///own")  # as fsspec lists it
+    assert find.newest_of("theirs", ["memory://own/checkpoints"], {}) is None

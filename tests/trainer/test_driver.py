@@ -86,3 +86,17 @@ def test_the_loggers_are_closed_however_the_job_ends(tmp_path: Path) -> None:
             one.fit(model)
         assert [logger.closed for logger in one.loggers] == [status, status]
         assert one.state.status == state
+
+
+def test_folders_that_are_files_are_found_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    file = str(tmp_path / "file")
+    places: list[dict[str, Any]] = [
+        {"logger": CSVLogger(file)},
+        {"logger": pl.MLFlowLogger(save_dir=file)},
+        {"callbacks": [ModelCheckpoint(dirpath=f"{file}/x")], "enable_checkpointing": True},
+        {"callbacks": [pl.callbacks.RecoveryCheckpoint(dirpath=file)]},
+    ]
+    for arguments in places:
+        with pytest.raises(ConfigError, match=r"nothing can be written there: .*file is a file"):
+            trainer(tmp_path, **arguments).fit(TinyModel())

@@ -216,3 +216,21 @@ def test_determinism_holds_where_the_job_runs_and_no_longer(tmp_path: Path) -> N
     trainer.fit(TinyModel())
     assert next(one for one in trainer.callbacks if isinstance(one, Watches)).seen == (True, True)
     assert (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark) == before
+
+
+@pytest.mark.parametrize("argument", ["default_root_dir", "storage_path"])
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("file", "it is a file"),
+        ("file/below/it", "file is a file"),
+        ("link", "it is a link to nowhere"),
+    ],
+)
+def test_a_folder_that_is_a_file(argument: str, path: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    arguments: dict[str, Any] = {argument: str(tmp_path / path), "max_epochs": 1}
+    for num_workers in (0, 2):
+        with pytest.raises(ConfigError, match=f"{argument}=.*{words}.*Give another path"):
+            pl.Trainer(num_workers=num_workers, **arguments)

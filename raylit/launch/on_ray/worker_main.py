@@ -131,9 +131,8 @@ class Work:
                 if job.fn == "fit":
                     if job.trainer.async_validation and rank == 0:
                         job.validation_starter = ValidationTasks(job, self.resources)
-                    job.ckpt_path = (
-                        find.newest_since(checkpoint_folders(job), self.before) or job.ckpt_path
-                    )
+                    own = find.newest_of(job.id, checkpoint_folders(job), self.before)
+                    job.ckpt_path = own or job.ckpt_path
                 if plan is not None and not (job.fn == "fit" and job.ckpt_path):
                     plan.tell("from the start")
                 with Patience(job, self.screen, rank):
