@@ -25,6 +25,16 @@ T = TypeVar("T")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
+class Accelerator:
+    """What a rank computes on, as an object; its name is what `Trainer(accelerator=...)` takes.
+
+    Attributes:
+        name: one of `ACCELERATORS`.
+    """
+
+    name: str = "auto"
+
+
 class World:
     """Rank, size, device and collectives of this process.
 

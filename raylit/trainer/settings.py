@@ -34,7 +34,7 @@ from raylit.errors import ConfigError
 from raylit.loggers import CSVLogger, Logger
 from raylit.loggers.dummy import DummyLogger
 from raylit.parallel.precision import canonical
-from raylit.parallel.world import ACCELERATORS
+from raylit.parallel.world import ACCELERATORS, Accelerator
 from raylit.runtime import storage
 from raylit.runtime.messages import info, warn
 from raylit.validation.config import ValidationConfig, config_of
@@ -100,11 +100,13 @@ class Settings:
             ConfigError: one is out of range or contradicts another.
         """
         refuse_plugins(given["plugins"])
+        wanted = given["accelerator"]
+        wanted = wanted.name if isinstance(wanted, Accelerator) else wanted
         min_workers, num_workers = number_of_workers(
-            given["num_workers"], given["devices"], given["num_nodes"], given["accelerator"]
+            given["num_workers"], given["devices"], given["num_nodes"], wanted
         )
         reserved = resources(given["resources_per_worker"])
-        use_gpu, accelerator = device(given["use_gpu"], given["accelerator"], reserved, num_workers)
+        use_gpu, accelerator = device(given["use_gpu"], wanted, reserved, num_workers)
         trial_batches = fast_dev_run(given["fast_dev_run"])
         return cls(
             arguments=given,

@@ -14,6 +14,7 @@ from ray import cloudpickle
 
 from raylit.errors import ConfigError
 from raylit.launch.on_ray.variables import Variables
+from raylit.runtime import beforehand
 from raylit.runtime.messages import warn
 
 # Ray refuses functions and classes of more than 95 MiB, and each process that got one would have
@@ -104,12 +105,14 @@ class Code:
         script: the script that was started, or None: an installed command, a notebook.
         is_below: whether the script lies below the working directory.
         search_path: where Python looks for modules, in absolute paths.
+        beforehand: modules to import before any other.
     """
 
     folder: str
     script: str | None
     is_below: bool
     search_path: tuple[str, ...]
+    beforehand: tuple[str, ...]
 
     @classmethod
     def here(cls) -> Code:
@@ -117,7 +120,8 @@ class Code:
         folder = os.getcwd()
         script = _script()
         is_below = script is not None and script.startswith(folder + os.sep)
-        return cls(folder, script, is_below, tuple(os.path.abspath(path) for path in sys.path))
+        search_path = tuple(os.path.abspath(path) for path in sys.path)
+        return cls(folder, script, is_below, search_path, beforehand.modules())
 
     @property
     def folders(self) -> dict[str, str]:
@@ -160,6 +164,7 @@ class Code:
             there = _moved(path, copies)
             if there not in sys.path:
                 sys.path.append(there)
+        beforehand.use(self.beforehand)
 
 
 def _script() -> str | None:

@@ -1,0 +1,1 @@
+"""Lightning's place for what it does with classes of torch."""

@@ -1,0 +1,1 @@
+"""Lightning's place for the parts of its Trainer."""

@@ -1,0 +1,1 @@
+"""Lightning's place for the Trainer's data."""

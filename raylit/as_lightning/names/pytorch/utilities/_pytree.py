@@ -1,0 +1,13 @@
+"""Lightning's place for nested collections."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils._pytree import SUPPORTED_NODES, TreeSpec, tree_flatten, tree_unflatten
+
+__all__ = ["SUPPORTED_NODES", "TreeSpec", "tree_flatten", "tree_unflatten"]
+
+
+def _tree_flatten(pytree: Any) -> tuple[list[Any], TreeSpec]:
+    return tree_flatten(pytree)
