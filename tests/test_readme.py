@@ -1,4 +1,4 @@
-"""What the README says is so."""
+"""What the README and the tree of files in docs/design.md say is so."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import raylit
 from tests.deadlines import stretched
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DESIGN = (ROOT / "docs" / "design.md").read_text()
 
 
 def test_first_example_runs(tmp_path: Path) -> None:
@@ -39,7 +42,7 @@ def is_lightnings_path(file: Path) -> bool:
 
 
 def test_tree_names_every_file() -> None:
-    tree = README.split("## What is where")[1].split("```")[1]
+    tree = DESIGN.split("## What is where")[1].split("```")[1]
     named = set(re.findall(r"\w+\.py", tree))
     files = [
         path for path in Path(raylit.__file__).parent.rglob("*.py") if path.name != "__init__.py"
@@ -51,7 +54,15 @@ def test_tree_names_every_file() -> None:
     } == set()
 
 
-def test_links_lead_somewhere() -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    assert links
-    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    dead = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert dead == []
+
+
+def test_readme_is_short() -> None:
+    """Each feature has its page in docs/."""
+    assert len(README.splitlines()) <= 165

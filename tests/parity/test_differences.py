@@ -1,6 +1,6 @@
 """Where raylit differs from Lightning on purpose.
 
-Each test is one row of the README's table, and shows both.
+Each test is one row of the tables in docs/coming-from-lightning.md, and shows both.
 """
 
 from __future__ import annotations
