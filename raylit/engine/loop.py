@@ -194,6 +194,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
             if several and batch_idx % limits.accumulate_grad_batches == 0:
                 run.wrap()  # hooks may have frozen or unfrozen parameters
             output = train(run, batch, batch_idx, steps)
+            steps = steps or progress.is_last_batch  # a step that reads by itself may end the data
 
         if run.schedulers and automatic:
             schedule(run, steps, enter)
@@ -257,7 +258,10 @@ def hand_over(
     )
 
     def train_on_iterator(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
+        progress.is_last_batch = False  # which it is only once the step has read it
         output = train(run, given, batch_idx, step)
+        if given.done and not step:
+            finish_window(run)
         progress.is_last_batch = given.done
         return output
 
@@ -291,13 +295,9 @@ def end_early(run: Run) -> None:
             " DataLoader or a list, or limit the fit with Trainer(max_epochs=1)."
         )
     say_short(run)
-    steps = progress.is_within_window(
-        automatic=run.module.automatic_optimization,
-        accumulate=run.limits.accumulate_grad_batches,
-    )
+    steps = finish_window(run)
     progress.is_last_batch = True
-    if steps and run.world.size == 1:
-        step_optimizer(run, run.optimizers[0], run.loss)
+    if steps:
         step_schedulers(run, SCHEDULERS)
     step_schedulers(run, EPOCH_SCHEDULERS)
     if run.data.checks_validation and validation_due(run, ends_early=True):
@@ -305,6 +305,30 @@ def end_early(run: Run) -> None:
     if steps:
         step_schedulers(run, PLATEAU)
         progress.log_steps += 1
+
+
+def finish_window(run: Run) -> bool:
+    """Step with the gradients of an accumulation that its last batch has turned out to cut short.
+
+    Returns:
+        Whether there was one.
+    """
+    progress = run.progress
+    if not progress.is_within_window(
+        automatic=run.module.automatic_optimization,
+        accumulate=run.limits.accumulate_grad_batches,
+    ):
+        return False
+    if run.world.size > 1:
+        warn_once(
+            f"Epoch {progress.epoch} ended after {progress.batch} batches, within an accumulation:"
+            f" the gradients of the last {progress.batch % run.limits.accumulate_grad_batches}, of"
+            " which other ranks know nothing yet, are dropped. Give data whose length is known, or"
+            " read one batch in each training_step."
+        )
+        return False
+    step_optimizer(run, run.optimizers[0], run.loss)
+    return True
 
 
 def train_batch(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:

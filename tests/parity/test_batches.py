@@ -306,10 +306,8 @@ def test_a_step_with_an_iterator(
             return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)]
 
     def noting(hook: str) -> Any:
-        # Once a stream has ended, raylit says that its last batch was the last; Lightning does not.
-        tells_last = data != "a stream" or hook == "on_train_batch_end"
         return lambda self, trainer, module, *args: trace.append(
-            [hook, *(describe(one) for one in args), tells_last and trainer.is_last_batch]
+            [hook, *(describe(one) for one in args), trainer.is_last_batch]
         )
 
     hooks = [

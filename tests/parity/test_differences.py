@@ -804,6 +804,29 @@ def test_a_step_with_an_iterator_accumulates_too(tmp_path: Path) -> None:
     assert both(scenario, tmp_path) == (False, True)
 
 
+def test_a_step_with_an_iterator_ends_the_data_within_an_accumulation(tmp_path: Path) -> None:
+    """Its last gradients count. Lightning takes no step with them, and drops them unsaid."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        seen = []
+
+        class Net(model_class(pl)):  # type: ignore[misc]
+            def training_step(self, dataloader_iter: Any) -> Any:
+                pairs = (next(dataloader_iter, None) for _ in range(2))
+                return self.loss(torch.cat([one[0] for one in pairs if one is not None]))
+
+            def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+                seen.append((self.trainer.global_step, self.trainer.is_last_batch))
+
+        one = trainer(pl, root, max_epochs=1, accumulate_grad_batches=2)
+        one.fit(Net(), loader(5))
+        return seen
+
+    theirs, ours = both(scenario, tmp_path)
+    assert theirs == [[0, False], [1, False], [1, True]]
+    assert ours == [[0, False], [1, False], [2, True]]
+
+
 @pytest.mark.parametrize(
     "interval, arguments, stale",
     [
