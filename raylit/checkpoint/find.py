@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,10 +14,15 @@ from raylit.runtime import storage
 from raylit.runtime.messages import warn
 
 _TORN = "The checkpoint {} is torn or damaged; it is left aside, and the one before it is taken."
+Opened = dict[str, dict[str, Any]]
 
 
 def resolve(
-    ckpt_path: str | os.PathLike[str] | None, savers: Sequence[Any], default_root_dir: str, fn: str
+    ckpt_path: str | os.PathLike[str] | None,
+    savers: Sequence[Any],
+    default_root_dir: str,
+    fn: str,
+    opened: Opened | None = None,
 ) -> str | None:
     """Return the file or URL that is meant by `ckpt_path`, None for none.
 
@@ -28,6 +34,8 @@ def resolve(
         savers: the Trainer's checkpoint callbacks.
         default_root_dir: where folders of checkpoints are looked for if no callback has one.
         fn: `fit`, `validate`, `test` or `predict`.
+        opened: takes what stands in the file, under its path, if that had to be read to tell that
+            it is whole. None: nobody wants it.
 
     Raises:
         CheckpointNotFoundError: there is none.
@@ -76,7 +84,7 @@ def resolve(
     found = sorted(
         saved, key=folder.modified, reverse=True
     )  # of those of one moment `last` comes first
-    whole = next((path for path in found if _is_whole(path)), None)
+    whole = next((path for path in found if _is_whole(path, opened)), None)
     if whole is not None:
         return whole
     if found:
@@ -103,7 +111,12 @@ def times_of(folders: Iterable[str]) -> dict[str, float]:
     return {path: folder.modified(path) for path in _newest(dict.fromkeys(folders), "*.ckpt")}
 
 
-def newest_of(job: str, folders: Iterable[str], before: Mapping[str, float]) -> str | None:
+def newest_of(
+    job: str,
+    folders: Iterable[str],
+    before: Mapping[str, float],
+    opened: Opened | None = None,
+) -> str | None:
     """Return the newest whole checkpoint that a fit has written and can go on from.
 
     Others may write to the same folder meanwhile: what counts is the id in the file.
@@ -112,9 +125,10 @@ def newest_of(job: str, folders: Iterable[str], before: Mapping[str, float]) -> 
         job: the fit's id.
         folders: where its checkpoints are.
         before: what `times_of` returned when the fit began; those files are not opened.
+        opened: as for `resolve`.
     """
     found = (path for path, time in times_of(folders).items() if before.get(path) != time)
-    return next((path for path in found if _is_of(job, path) and _is_whole(path)), None)
+    return next((path for path in found if _is_of(job, path) and _is_whole(path, opened)), None)
 
 
 def _is_of(job: str, path: str) -> bool:
@@ -163,8 +177,13 @@ def _newest(folders: Iterable[str], pattern: str) -> list[str]:
     )
 
 
-def _is_whole(path: str) -> bool:
-    whole = "://" in path or is_whole(path)
+def _is_whole(path: str, opened: Opened | None = None) -> bool:
+    whole = "://" in path
+    if not whole and opened is not None and os.path.isfile(path):
+        with contextlib.suppress(CheckpointError):  # perhaps for other reasons than damage
+            opened[path] = load(path)
+            return True
+    whole = whole or is_whole(path)
     if not whole:
         warn(_TORN.format(path))
     return whole
@@ -178,7 +197,7 @@ def _best_in(folders: Sequence[str], savers: Sequence[Any]) -> str | None:
     newest = next(filter(_is_whole, _newest(folders, "*.ckpt")), None)
     if newest is None:
         return None
-    states = load(newest).get("callbacks", {})
+    states = outline(newest).get("callbacks", {})
     known = [states.get(saver.state_key) for saver in savers] + [
         state for state in states.values() if isinstance(state, dict)
     ]

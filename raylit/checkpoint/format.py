@@ -9,15 +9,18 @@ a temporary file first, and appears whole when that was uploaded.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import io
 import os
 import pickle
 import tempfile
 import zipfile
+import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, cast
 
 import torch
 
@@ -30,6 +33,7 @@ MapLocation = torch.device | str | dict[str, str] | None
 # The name under which the writer's version stands; Lightning looks for it to migrate older files.
 VERSION_KEY = "pytorch-lightning_version"
 LIGHTNING_FORMAT = "2.6.6"
+HEADER_BYTES = 30  # of a record in a zip file, at least
 
 
 def save(
@@ -111,10 +115,7 @@ def load(
         return sharded.load(source, map_location, weights_only)
     try:
         with _opened(path) as file:
-            _check_sums(file)
-            loaded = torch.load(
-                file, map_location=map_location, weights_only=weights_only is not False
-            )
+            loaded = _loaded(file, map_location, weights_only is not False)
     except FileNotFoundError as error:
         raise CheckpointNotFoundError(f"There is no checkpoint at {source}.") from error
     except pickle.UnpicklingError as error:
@@ -135,29 +136,138 @@ def load(
     return loaded
 
 
-def outline(path: str) -> dict[str, Any]:
-    """Return the plain data of a checkpoint, of which no tensor is read.
+def outline(path: str | os.PathLike[str], *, weights_only: bool | None = None) -> dict[str, Any]:
+    """Read a checkpoint but for the values of its tensors, which are on the device `meta`.
 
-    Args:
-        path: local path or fsspec URL of a file or a sharded folder.
+    It takes a moment, however large the file, and is not checked to be whole.
 
     Raises:
-        CheckpointError: it is torn or damaged, or no checkpoint.
+        CheckpointError: as `load`.
     """
-    import fsspec
-
-    if os.path.isdir(path):
+    source = storage.local(path)
+    if os.path.isdir(source):
         from raylit.checkpoint import sharded
 
-        path = os.path.join(path, sharded.META)
+        source = os.path.join(source, sharded.META)
     try:
-        with fsspec.open(path, "rb") as file, torch.serialization.skip_data():
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # each file system and each kind of damage has its own
-        raise CheckpointError(f"The checkpoint {path} could not be read: {error}.") from error
-    if not isinstance(loaded, dict):
-        raise CheckpointError(f"{path} holds a {type(loaded).__name__}, not a checkpoint.")
+        if storage.is_url(source):
+            fs, inner = storage.file_system(source)
+            with storage.asking(), fs.open(inner, "rb") as file:
+                return _outline_of(file, weights_only)
+        with open(source, "rb") as file:
+            return _outline_of(file, weights_only)
+    except Exception:  # each file system and each kind of damage has its own
+        return load(path, weights_only=weights_only)  # says what is wrong, and reads other formats
+
+
+def _outline_of(file: IO[bytes], weights_only: bool | None) -> dict[str, Any]:
+    found = torch.load(file, map_location="meta", weights_only=weights_only is not False)
+    if not isinstance(found, dict):
+        raise TypeError("no checkpoint")
+    return found
+
+
+def _loaded(file: IO[bytes], map_location: Any, weights_only: bool) -> Any:
+    """Return what torch loads from a file that is read once.
+
+    Raises:
+        BadZipFile: it is not as it was written.
+    """
+    if not zipfile.is_zipfile(file):  # of a very old torch, without checksums
+        file.seek(0)
+        return torch.load(file, map_location=map_location, weights_only=weights_only)
+    checked = _CheckedFile(file)
+    file.seek(0)
+    try:
+        loaded = torch.load(
+            cast(IO[bytes], checked), map_location=map_location, weights_only=weights_only
+        )
+    except Exception:  # whatever comes of what is not as it was written
+        _check_sums(file)
+        raise
+    damaged = checked.damaged or checked.damaged_rest()
+    if damaged is not None:
+        raise _damage(damaged)
     return loaded
+
+
+def _damage(record: str) -> zipfile.BadZipFile:
+    return zipfile.BadZipFile(f"the checksum of {record} in it is wrong")
+
+
+class _CheckedFile(io.RawIOBase):
+    """A zip file whose records are compared with their checksums when they are read.
+
+    torch writes checksums, but does not look at them when it loads; it reads each record at once.
+
+    Args:
+        file: open for reading.
+
+    Attributes:
+        damaged: the first record whose checksum was wrong. An exception here would have to pass
+            through torch's C code.
+
+    Raises:
+        BadZipFile: its index is damaged.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._fill: Callable[[memoryview], int] = getattr(file, "readinto", self._fill_by_read)
+        try:
+            self._archive = zipfile.ZipFile(file)
+        except Exception as error:  # whatever comes of it where the file's own index is damaged
+            raise zipfile.BadZipFile(f"its index is damaged: {error}") from error
+        self._records = sorted(self._archive.infolist(), key=lambda record: record.header_offset)
+        self._starts = [record.header_offset for record in self._records]
+        self._unread = set(range(len(self._records)))
+        self.damaged: str | None = None
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` from the current place, as torch asks."""
+        at = self._file.tell()
+        with memoryview(buffer).cast("B") as view:
+            number = self._fill(view)
+            found = bisect.bisect_right(self._starts, at) - 1
+            if found in self._unread and at >= self._starts[found] + HEADER_BYTES:
+                record = self._records[found]
+                if number == record.file_size == record.compress_size:
+                    self._unread.discard(found)
+                    if zlib.crc32(view) != record.CRC:
+                        self.damaged = self.damaged or record.filename
+        return number
+
+    def _fill_by_read(self, view: memoryview) -> int:
+        data = self._file.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def damaged_rest(self) -> str | None:
+        """Return the first damaged record of those that torch had no need of."""
+        for number in sorted(self._unread):
+            try:
+                with self._archive.open(self._records[number]) as record:
+                    while record.read(2**20):
+                        pass
+            except (zipfile.BadZipFile, zlib.error):
+                return self._records[number].filename
+        return None
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """See `io.IOBase.seek`."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """See `io.IOBase.tell`."""
+        return self._file.tell()
+
+    def seekable(self) -> bool:
+        """See `io.IOBase.seekable`."""
+        return True
+
+    def readable(self) -> bool:
+        """See `io.IOBase.readable`."""
+        return True
 
 
 @contextlib.contextmanager
@@ -170,7 +280,10 @@ def _opened(path: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[bytes]]:
 
 
 def is_whole(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a local file or folder is a checkpoint with nothing missing and every byte as it was written, without loading it."""
+    """Tell whether a local file or folder is a checkpoint, whole and as it was written.
+
+    Every byte is read, and nothing loaded: `load` tells as well.
+    """
     if os.path.isdir(path):
         from raylit.checkpoint import sharded
 
@@ -195,7 +308,7 @@ def _check_sums(file: Any) -> bool:
         except Exception as error:  # whatever comes of it where the file's own index is damaged
             raise zipfile.BadZipFile(f"its index is damaged: {error}") from error
         if damaged is not None:
-            raise zipfile.BadZipFile(f"the checksum of {damaged} in it is wrong")
+            raise _damage(damaged)
     file.seek(0)
     return True
 

@@ -185,6 +185,8 @@ class Job:
         datamodule: the data, or None.
         data: loaders given directly, by stage (`train`, `val`, `test`, `predict`).
         ckpt_path: checkpoint to start from, already a path, or None.
+        opened: what stands in `ckpt_path`, under it, if this process has read it already; see
+            `checkpoint/find.py`. It does not travel.
         weights_only: False lets the checkpoint run code when it is loaded.
         return_predictions: whether `predict` keeps its results.
         returns_state: whether the Result must carry what the driver's objects are to hold
@@ -216,6 +218,7 @@ class Job:
     rescale_plan: RescalePlan | None = None
     accelerator: str | None = None
     display: Display | None = None
+    opened: dict[str, dict[str, Any]] = field(default_factory=dict)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 

@@ -178,11 +178,15 @@ def dump(
 
 
 def read(run: Run, path: str) -> dict[str, Any]:
-    """Load the checkpoint at `path` to the CPU.
+    """Load the checkpoint at `path` to the CPU, unless that was done when it was looked for.
 
     Of a sharded one the states of optimizers are left for `restore_training`.
     """
     info(f"Restoring states from the checkpoint path at {path}")
+    opened = run.job.opened.get(path)
+    run.job.opened.clear()
+    if opened is not None:
+        return opened
     if os.path.isdir(path):
         return sharded.load(path, weights_only=run.job.weights_only, leaves_optimizers=True)
     return load(path, map_location="cpu", weights_only=run.job.weights_only)

@@ -9,7 +9,8 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from raylit.callbacks import Checkpoint, ModelCheckpoint
-from raylit.checkpoint import folder, load
+from raylit.checkpoint import folder
+from raylit.checkpoint.format import outline
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.job import Job
 from raylit.core.module import LightningModule
@@ -184,6 +185,10 @@ def keep_workers() -> Iterator[None]:
             workers.release()
 
 
+def _goes_on(logger: Logger) -> bool:
+    return type(logger).resume is not Logger.resume
+
+
 @contextlib.contextmanager
 def driving(job: Job) -> Iterator[None]:
     """Open the loggers before any process starts, close them after the last has ended.
@@ -192,8 +197,10 @@ def driving(job: Job) -> Iterator[None]:
     """
     trainer = job.trainer
     run_id = None
-    if job.fn == "fit" and job.ckpt_path:
-        run_id = load(job.ckpt_path, weights_only=job.weights_only).get("raylit", {}).get("run_id")
+    if job.fn == "fit" and job.ckpt_path and any(map(_goes_on, trainer.loggers)):
+        found = job.opened.get(job.ckpt_path)
+        found = found or outline(job.ckpt_path, weights_only=job.weights_only)
+        run_id = found.get("raylit", {}).get("run_id")
     tags = {"raylit.version": __version__, "raylit.num_workers": trainer.workers_wanted}
     status = "failed"
     opened = list[Logger]()

@@ -411,14 +411,24 @@ class Trainer(TrainerView):
         model = driver.check_model(fn, model)
         given, datamodule = driver.check_data(fn, data, datamodule)
         driver.check_places(fn, self)
+        opened: find.Opened | None = None if self.num_workers else {}
         self.ckpt_path = find.resolve(
-            ckpt_path, self.savers, self.storage_url or self.default_root_dir, fn
+            ckpt_path, self.savers, self.storage_url or self.default_root_dir, fn, opened
         )
         self._state.fn = TrainerFn(fn)
         self._state.status = TrainerStatus.RUNNING
         self._module = model
         self._datamodule = datamodule
-        return Job(fn, self, model, datamodule, given, self.ckpt_path, weights_only)
+        return Job(
+            fn,
+            self,
+            model,
+            datamodule,
+            given,
+            self.ckpt_path,
+            weights_only,
+            opened=opened or {},
+        )
 
     def _adopt(self, job: Job, result: Result) -> Result:
         """Take over module, callbacks and counters as workers in other processes left them."""

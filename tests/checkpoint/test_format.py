@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import tempfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raylit.checkpoint import load, plain_items, save, to_plain
+from raylit.checkpoint.format import outline
 from raylit.errors import CheckpointError
 
 LEAVES = st.one_of(
@@ -84,12 +87,9 @@ def test_what_is_not_plain_is_named() -> None:
         to_plain(object())
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.integers(0, 1500))
 def test_a_torn_file_is_refused(number: int) -> None:
-    import io
-    import tempfile
-
     buffer = io.BytesIO()
     torch.save({"state_dict": {"x": torch.zeros(50)}}, buffer)
     content = buffer.getvalue()
@@ -100,12 +100,10 @@ def test_a_torn_file_is_refused(number: int) -> None:
             load(path)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 7))
 def test_a_flipped_bit_is_found(position: int, bit: int) -> None:
     """Or does no harm: between the parts of the file are bytes that mean nothing."""
-    import io
-    import tempfile
-
     buffer = io.BytesIO()
     torch.save({"state_dict": {"x": torch.arange(500.0)}, "epoch": 3}, buffer)
     content = bytearray(buffer.getvalue())
@@ -118,6 +116,50 @@ def test_a_flipped_bit_is_found(position: int, bit: int) -> None:
         except CheckpointError:
             return
     assert torch.equal(loaded["state_dict"]["x"], torch.arange(500.0)) and loaded["epoch"] == 3
+
+
+@pytest.mark.parametrize("kind", [io.BytesIO, tempfile.SpooledTemporaryFile])
+def test_a_file_is_read_once(kind: Any) -> None:
+    """Its checksums are those of what is loaded; no second reading looks for them."""
+    read = 0
+
+    class Counted(kind):  # type: ignore[misc]
+        def read(self, size: int = -1) -> bytes:
+            return self.count(super().read(size))
+
+        def count(self, data: bytes) -> bytes:
+            nonlocal read
+            read += len(data)
+            return data
+
+        def readinto(self, buffer: Any) -> int:
+            data = self.read(len(buffer))
+            buffer[: len(data)] = data
+            return len(data)
+
+    file = Counted()
+    saved = {"weights": {str(number): torch.randn(1000) for number in range(200)}, "none": []}
+    torch.save(saved, file)
+    size = file.tell()
+    loaded = load(file)
+    assert torch.equal(loaded["weights"]["7"], saved["weights"]["7"])  # type: ignore[call-overload]
+    assert size < read < 1.3 * size
+
+
+def test_the_outline_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "one.ckpt"
+    save({"state_dict": {"x": torch.ones(2**20)}, "epoch": 3}, path)
+    for place in (path, f"file://{path}", "memory://outline/one.ckpt"):
+        if "memory" in str(place):
+            save(load(path), place)
+        found = outline(place)
+        assert found["epoch"] == 3
+        assert found["state_dict"]["x"].shape == (2**20,)
+    torch.save([1], tmp_path / "list.ckpt")
+    path.write_bytes(b"x")
+    for damaged in (path, tmp_path / "list.ckpt"):
+        with pytest.raises(CheckpointError, match=damaged.name):
+            outline(damaged)
 
 
 def test_loading_runs_no_code(tmp_path: Path) -> None:

@@ -190,3 +190,46 @@ def test_a_checkpoint_of_an_epochs_end(tmp_path: Path) -> None:
     again, _, resumed = fit(tmp_path, loader(2), max_epochs=3, ckpt_path=path)
     assert resumed.metrics == result.metrics
     assert all(torch.equal(again[key], value) for key, value in weights.items())
+
+
+class Wide(pl.LightningModule):
+    """32 MB of weights, so that a checkpoint is far larger than all else that is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(2**11, 2**12, bias=False)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.net(batch).mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("ckpt_path", ["last", "path"])
+def test_the_file_is_read_once(tmp_path: Path, ckpt_path: str) -> None:
+    """Also to tell whether it is whole, and which run is to go on."""
+
+    def fit(max_epochs: int, ckpt_path: Any) -> int:
+        before = bytes_read()
+        trainer = pl.Trainer(
+            max_epochs=max_epochs,
+            logger=pl.MLFlowLogger(tracking_uri=f"sqlite:///{tmp_path}/runs.db"),
+            callbacks=[ModelCheckpoint(tmp_path / "saved", filename="one")],
+            default_root_dir=tmp_path,
+            **QUIET,
+        )
+        trainer.fit(Wide(), DataLoader(torch.ones(2, 2**11)), ckpt_path=ckpt_path)
+        return bytes_read() - before
+
+    fit(1, None)
+    path = tmp_path / "saved" / "one.ckpt"
+    size = path.stat().st_size
+    assert size > 2**25
+    assert size < fit(2, path if ckpt_path == "path" else "last") < 1.5 * size
+
+
+def bytes_read() -> int:
+    """What this process has asked the system for so far, cached or not."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["rchar"])

@@ -131,7 +131,7 @@ class Work:
                 if job.fn == "fit":
                     if job.trainer.async_validation and rank == 0:
                         job.validation_starter = ValidationTasks(job, self.resources)
-                    own = find.newest_of(job.id, checkpoint_folders(job), self.before)
+                    own = find.newest_of(job.id, checkpoint_folders(job), self.before, job.opened)
                     job.ckpt_path = own or job.ckpt_path
                 if plan is not None and not (job.fn == "fit" and job.ckpt_path):
                     plan.tell("from the start")
