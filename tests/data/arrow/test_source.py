@@ -125,6 +125,36 @@ def test_tables_and_frames() -> None:
     assert rows(Frame()) == list(range(40))
 
 
+@pytest.mark.parametrize("place", ["table", "rows.arrow", "rows.parquet"])
+@pytest.mark.parametrize("mode", ["memory", "stream"])
+def test_views_are_read_as_what_they_show(tmp_path: Path, place: str, mode: str) -> None:
+    """polars gives its strings, bytes and lists as views."""
+    words = [str(row % 3) for row in range(40)]
+    lists: list[Any] = [[row] * (row % 4) for row in range(40)]
+    plain = TABLE.append_column("word", pa.array(words)).append_column("list", pa.array(lists))
+    codes = pa.array([row % 3 for row in range(40)], pa.uint32())
+    views = TABLE.append_column("word", pa.array(words, pa.string_view()))
+    views = views.append_column("list", pa.array(lists, pa.list_view(pa.int64())))
+    if place != "rows.parquet":  # which stores neither of them
+        kinds = pa.array(["0", "1", "2"], pa.string_view())
+        views = views.append_column("kind", pa.DictionaryArray.from_arrays(codes, kinds))
+    else:
+        views = views.drop_columns("list").append_column("list", plain["list"])
+        views = views.append_column("kind", pa.array(words, pa.string_view()))
+    plain = plain.append_column("kind", pa.array(words))
+    source = views if place == "table" else write(views, tmp_path / place)
+
+    def batch(source: Any) -> dict[str, Any]:
+        dataset = ArrowDataset(
+            source, mode=mode, categories=["word", "kind"], filters=[("word", "!=", "2")]
+        )
+        return next(iter(dataset.loader(40)))
+
+    found = batch(source)
+    for name, expected in batch(plain).items():
+        assert torch.equal(found[name], expected), name
+
+
 def test_a_large_text_is_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from raylit.data.arrow import text
 
