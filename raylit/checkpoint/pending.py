@@ -7,6 +7,11 @@ from concurrent.futures import Future
 
 # By path, in the order in which they began; one that could not be written stays until it was asked for
 _writing: dict[str, Future[None]] = {}
+# What the last of them entails, one after the other: deletions, second names
+_entailed: list[Future[None]] = []
+_undone: list[BaseException] = []  # why something of that could not be done; nobody was told yet
+
+NOT_SAVED = "Could not write the checkpoint {}: {}. What stood there before is untouched."
 
 
 def begin(path: str, written: Future[None]) -> None:
@@ -24,22 +29,39 @@ def is_pending(path: str) -> bool:
 
 
 def when_written(action: Callable[[], None]) -> None:
-    """Do something to files now, or if a checkpoint is being written, after that.
+    """Do something to files now, or while a checkpoint is being written, after that.
 
-    Not at all if that fails, so that those before it stay.
+    Not at all if that fails, so that those before it stay. Actions are done one after the other, in
+    the order in which they came, and `wait` waits for them too.
     """
-    last = next(reversed(_writing.values()), None)
-    if last is None or last.done():
-        action()
-    else:
-        last.add_done_callback(lambda done: action() if done.exception() is None else None)
+    written = next(reversed(_writing.values()), None)
+    before = _entailed[-1] if _entailed else written
+    if written is None or before is None or before.done():
+        if written is None or written.exception() is None:
+            action()
+        return
+    done: Future[None] = Future()
+    _entailed.append(done)
+
+    def act(_: Future[None]) -> None:
+        try:
+            if written.exception() is None:
+                action()
+        except Exception as error:
+            done.set_exception(error)  # `failures` tells
+        else:
+            done.set_result(None)
+
+    before.add_done_callback(act)
 
 
 def wait() -> None:
-    """Wait until nothing is being written any more."""
+    """Wait until nothing is being written any more, and all that it entails is done."""
     for path, written in list(_writing.items()):
         if written.exception() is None:
             del _writing[path]
+    _undone.extend(error for done in _entailed if (error := done.exception()) is not None)
+    _entailed.clear()
 
 
 def outcome(path: str) -> BaseException | None:
@@ -51,7 +73,13 @@ def outcome(path: str) -> BaseException | None:
     return None if written is None else written.exception()
 
 
-def failures() -> dict[str, BaseException]:
-    """Wait, and return why checkpoints that nobody has asked for could not be written, by path."""
+def failures() -> list[str]:
+    """Wait, and return in words what could not be written or done, and nobody has asked for.
+
+    It is told once.
+    """
     wait()
-    return {path: error for path in list(_writing) if (error := outcome(path)) is not None}
+    found = [(path, error) for path in list(_writing) if (error := outcome(path)) is not None]
+    texts = [*(NOT_SAVED.format(path, error) for path, error in found), *map(str, _undone)]
+    _undone.clear()
+    return texts

@@ -126,7 +126,7 @@ def save(
         _write_parts(parts, temporary, ranks.files_group, in_background, finish)
     pending.begin(target, written)
     if not in_background and (problem := outcome(ranks, target)) is not None:
-        raise NotSavedError(_NOT_SAVED.format(target, problem))
+        raise NotSavedError(pending.NOT_SAVED.format(target, problem))
 
 
 def outcome(ranks: Ranks, path: str | os.PathLike[str]) -> str | None:
@@ -142,15 +142,12 @@ def outcome(ranks: Ranks, path: str | os.PathLike[str]) -> str | None:
 def wait(ranks: Ranks) -> None:
     """Wait until what is being written in the background is on the disk. To be called on all ranks.
 
-    What could not be written, and that nobody has asked for, is warned of.
+    What could not be written or, like a second name, be done then, is warned of if nobody has asked
+    for it.
     """
-    own = pending.failures()
-    told = ranks.all_gather_object({path: str(error) for path, error in own.items()})
-    for path, reason in {path: why for one in told for path, why in one.items()}.items():
-        warn(_NOT_SAVED.format(path, reason), RuntimeWarning)
-
-
-_NOT_SAVED = "Could not write the checkpoint {}: {}. What stood there before is untouched."
+    told = ranks.all_gather_object(pending.failures())
+    for text in dict.fromkeys(text for one in told for text in one):
+        warn(text, RuntimeWarning)
 
 
 def _reason(ranks: Ranks, own: BaseException | None) -> str | None:
@@ -176,7 +173,7 @@ def _failing_together(ranks: Ranks, target: str) -> Iterator[None]:
     if isinstance(failed, CheckpointError):
         raise failed
     if reason is not None:
-        raise NotSavedError(_NOT_SAVED.format(target, reason)) from failed
+        raise NotSavedError(pending.NOT_SAVED.format(target, reason)) from failed
 
 
 def _write_parts(

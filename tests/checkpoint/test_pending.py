@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -44,6 +46,49 @@ def test_if_the_new_one_cannot_be_written_the_old_one_stays(
     pending.wait()
     assert str(pending.outcome("new.ckpt")) == "no space left"
     assert pending.outcome("new.ckpt") is None, "it is told once"
+
+
+def test_what_a_save_entails_is_done_in_order_and_waited_for(written: Future[None]) -> None:
+    """However long each thing takes, and whoever does it."""
+    done: list[str] = []
+
+    def slowly(name: str) -> Callable[[], None]:
+        def act() -> None:
+            time.sleep(0.2)
+            done.append(name)
+
+        return act
+
+    pending.when_written(slowly("second name"))
+    pending.when_written(slowly("deletion"))
+    writer = threading.Thread(target=lambda: written.set_result(None))
+    writer.start()
+    while not written.done():
+        time.sleep(0.01)
+    pending.when_written(slowly("later"))
+    pending.wait()
+    assert done == ["second name", "deletion", "later"]
+    pending.when_written(lambda: done.append("at once"))
+    assert done[-1] == "at once"
+    writer.join()
+
+
+def test_what_cannot_be_done_then_is_told_once(tmp_path: Path, written: Future[None]) -> None:
+    folder.give_second_name(str(tmp_path / "missing.ckpt"), str(tmp_path / "last.ckpt"))
+    written.set_result(None)
+    (text,) = pending.failures()
+    assert "missing.ckpt could not also be called" in text
+    assert pending.failures() == []
+
+
+def test_nothing_follows_a_save_that_has_failed_already(
+    tmp_path: Path, written: Future[None]
+) -> None:
+    old = tmp_path / "old.ckpt"
+    old.write_text("old")
+    written.set_exception(OSError("no space left"))
+    folder.remove(str(old))
+    assert old.exists()
 
 
 def test_with_nothing_pending_it_is_done_at_once(tmp_path: Path) -> None:
