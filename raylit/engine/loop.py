@@ -122,6 +122,7 @@ def fit(run: Run) -> None:
         run.data.is_reading = False
         end_epoch(run)
     await_validations(run)
+    run.metrics.reduce()  # what was logged on the way to an epoch that a stop has not let begin
     progress.at = IDLE
     run.fire("on_train_end")
     data_wait.tell(run)

@@ -396,6 +396,29 @@ def test_random_programs(pair: Pair, program: Program) -> None:
     check(pair, program)
 
 
+def test_a_stop_before_the_first_epoch(pair: Pair) -> None:
+    """What hooks have logged until then is reduced none the less."""
+    key = Key(False, True, None, True, "max")
+    both = (0, 1)
+    program = Program(
+        keys=(key,) * len(NAMES),
+        actions=(
+            Action("log", "callback", "on_train_start", "d", both, True),
+            Action("stop", "module", "on_train_start", "c", both, True),
+        ),
+        epochs=2,
+        interval=1.0,
+        log_every=2,
+        samples=1,
+        plateau=None,
+        strict=False,
+        stopping=False,
+        saves=False,
+    )
+    check(pair, program)
+    assert pair.run(program)[1]["snapshots"][-1][1] == {"d": 0.0}
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @settings(max_examples=500, **SETTINGS)
