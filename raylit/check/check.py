@@ -132,7 +132,7 @@ class CheckReport:
 def check(
     trainer: JobTrainer,
     model: LightningModule,
-    data: dict[str, Any],
+    data: dict[str, object],
     datamodule: LightningDataModule | None,
 ) -> CheckReport:
     """Check a model; see `Trainer.check`.
@@ -322,7 +322,7 @@ def _read(trainer: JobTrainer) -> tuple[float, float, bool]:
 
 
 @contextmanager
-def generators_kept(data: dict[str, Any]) -> Iterator[None]:
+def generators_kept(data: dict[str, object]) -> Iterator[None]:
     """Let loaders draw from generators of their own, for a `with` block.
 
     Afterwards those are as they were.
@@ -485,7 +485,7 @@ def _samples(first: FirstStep) -> Finding:
 
 
 def _loss(loss: float | None, calls: list[LossCall]) -> Finding:
-    values: dict[str, Any] = {
+    values: dict[str, object] = {
         "loss": loss,
         "functions": [(call.function, call.value, call.expected) for call in calls],
     }

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from raylit.core.aliases import Batch, StepOutput
+from raylit.core.aliases import Batch, Loaders, StepOutput
 from raylit.core.callback import Callback
 from raylit.data.combined import length_of
 from raylit.engine.run import Run, restore_modes, submodule_modes
@@ -312,7 +312,7 @@ def still_falls(losses: list[float]) -> bool:
     return sum(losses[-10:]) < 0.9 * sum(losses[-20:-10]) and losses[-1] <= 0.5 * losses[0]
 
 
-def is_finite(value: Any) -> bool:
+def is_finite(value: object) -> bool:
     """Tell whether a value is anything but a tensor with NaN or infinity in it."""
     if (
         not isinstance(value, Tensor)
@@ -348,7 +348,7 @@ def note_gradients(
 
 
 def mixes_samples(
-    module: nn.Module, args: Any, kwargs: Any, num_samples: int | None
+    module: nn.Module, args: object, kwargs: object, num_samples: int | None
 ) -> tuple[bool | None, str]:
     """Tell whether the output of a sample depends on the input of another, by its gradient.
 
@@ -412,7 +412,7 @@ def mixes_samples(
     return False, ""
 
 
-def _has_rows(value: Any, number: int) -> bool:
+def _has_rows(value: object, number: int) -> bool:
     return (
         isinstance(value, Tensor)
         and value.is_floating_point()
@@ -421,7 +421,7 @@ def _has_rows(value: Any, number: int) -> bool:
     )
 
 
-def _num_samples(loader: Any, batch: Batch) -> int | None:
+def _num_samples(loader: Loaders, batch: Batch) -> int | None:
     """Return how many samples a batch holds, None if the loader's batch size disagrees."""
     size = next(
         (leaf.size(0) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim),
@@ -446,7 +446,9 @@ class _LossCalls(TorchFunctionMode):
         super().__init__()
         self.calls = calls
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: object, args: Any = (), kwargs: Any = None
+    ) -> Any:
         value = func(*args, **(kwargs or {}))
         if func in LOSSES:
             given = _argument(0, "input", args, kwargs)
@@ -465,7 +467,7 @@ def _argument(position: int, name: str, args: Any, kwargs: Any) -> Tensor:
 
 
 def _describe(
-    function: str, given: Tensor, target: Tensor, value: Any, kwargs: dict[str, Any]
+    function: str, given: Tensor, target: Tensor, value: Any, kwargs: dict[str, object]
 ) -> LossCall:
     """Judge the call of a loss function with `given`, the output of the model, and `target`."""
     is_mean = (

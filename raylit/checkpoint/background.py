@@ -78,7 +78,7 @@ class CheckpointWriter:
         kept = iter(self._kept)
         self._kept = []
 
-        def copy(value: Any) -> Any:
+        def copy(value: object) -> Any:
             if not isinstance(value, torch.Tensor):
                 return value
             if not _is_plain(value):
@@ -102,7 +102,7 @@ class CheckpointWriter:
                 copies[key], value.storage_offset(), value.size(), value.stride()
             )
 
-        copied: dict[str, Any] = tree_map(copy, checkpoint)
+        copied: dict[str, object] = tree_map(copy, checkpoint)
         for device in {device for device, _ in copies if device.type == "cuda"}:
             torch.cuda.synchronize(device)
         return copied

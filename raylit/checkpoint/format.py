@@ -40,7 +40,7 @@ def save(
     checkpoint: dict[str, Any],
     path: str | os.PathLike[str],
     *,
-    storage_options: dict[str, Any] | None = None,
+    storage_options: dict[str, object] | None = None,
 ) -> None:
     """Write `checkpoint` to `path`, whole or not at all.
 
@@ -313,7 +313,7 @@ def _check_sums(file: Any) -> bool:
     return True
 
 
-def to_plain(value: Any) -> Any:
+def to_plain(value: object) -> Any:
     """Return `value` as data that `torch.load(weights_only=True)` takes back, or raise TypeError naming what cannot be.
 
     Tensors, numbers, strings, None and containers of them pass; paths become strings, numpy scalars numbers, other mappings dicts.
@@ -361,9 +361,9 @@ def to_plain(value: Any) -> Any:
     raise TypeError(f"a {type(value).__module__}.{type(value).__qualname__} is not plain data")
 
 
-def plain_items(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def plain_items(values: dict[str, object]) -> tuple[dict[str, Any], list[str]]:
     """Split `values` into its entries as plain data and the names of those that are none."""
-    kept: dict[str, Any] = {}
+    kept: dict[str, object] = {}
     left_out: list[str] = []
     for key, value in values.items():
         try:

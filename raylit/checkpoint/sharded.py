@@ -75,7 +75,7 @@ class _Unpickler(pickle.Unpickler):
         return found
 
 
-def _member(kind: Any, name: str) -> enum.Enum:
+def _member(kind: object, name: str) -> enum.Enum:
     if not (isinstance(kind, type) and issubclass(kind, enum.Enum)):
         raise pickle.UnpicklingError(f"it asks for {name} of {kind}, which is no enumeration")
     return kind[name]
@@ -181,14 +181,14 @@ def _write_parts(
     folder: str,
     group: Any,
     in_background: bool,
-    finish: Callable[[Any], None],
+    finish: Callable[[object], None],
 ) -> None:
     from torch.distributed.checkpoint import filesystem, state_dict_saver
 
     writer = filesystem.FileSystemWriter(folder)
     if in_background:
         # what is in host memory already is not copied by DCP, and training goes on to change it
-        copied: dict[str, Any] = {
+        copied: dict[str, object] = {
             key: part.detach().clone() if part.device.type == "cpu" else part
             for key, part in parts.items()
         }
@@ -247,7 +247,9 @@ def _replace(temporary: str, target: str) -> None:
     format.sync(os.path.dirname(target))
 
 
-def _take_parts(value: Any, path: Place, parts: dict[str, Tensor], places: dict[str, Place]) -> Any:
+def _take_parts(
+    value: object, path: Place, parts: dict[str, Tensor], places: dict[str, Place]
+) -> Any:
     """Return nested data without the tensors that are spread over the ranks, which go to `parts`, and their places in it to `places`."""
     if hasattr(value, "device_mesh") and isinstance(value, Tensor):
         key = "/".join(map(str, path))
@@ -370,7 +372,7 @@ def _read_parts(folder: str, wanted: dict[str, Tensor | None]) -> dict[str, Tens
                 raise pickle.UnpicklingError(f"a part lies outside of it, at {info.relative_path}")
 
         class Reader(filesystem.FileSystemReader):
-            def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
+            def read_metadata(self, *args: object, **kwargs: object) -> Any:
                 return metadata
 
         tensors: dict[str, Any] = {}

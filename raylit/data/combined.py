@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from raylit.core.aliases import Loaders
 from raylit.data.index_once import index_once
 from raylit.data.positioned import PositionedLoader
 from raylit.data.ray_dataset import RayDataLoader
@@ -34,7 +35,7 @@ def length_of(iterable: Any) -> float:
         return float("inf")
 
 
-def ends_as_said(loader: Any) -> bool:
+def ends_as_said(loader: Loaders) -> bool:
     """Tell whether `loader` is sure to give as many batches as its length says."""
     if isinstance(loader, RayDataLoader):
         return length_of(loader) != float("inf")
@@ -95,7 +96,7 @@ class CombinedLoader:
         self._mode = mode
         self._limits: list[float] | None = None
         self.limit_of: Callable[[float], float] | None = None
-        self.watch: Callable[[], AbstractContextManager[Any]] | None = None
+        self.watch: Callable[[], AbstractContextManager[object]] | None = None
         # by loader, on the rank with the most; what ranks decide together goes by these
         self.most: list[float] | None = None
         self.is_last = False
@@ -103,8 +104,8 @@ class CombinedLoader:
         self._own_even: Even | None = None  # while an epoch is read that other ranks have begun
         self._start = 0
         self._told: list[dict[str, Any]] = []  # of the loaders, where the next iteration begins
-        self._drawn_from: dict[str, Any] | None = None  # what its first batch was, if read ahead
-        self._begun: dict[int, dict[str, Any]] = {}  # random states, of loaders without a place
+        self._drawn_from: dict[str, object] | None = None  # what its first batch was, if read ahead
+        self._begun: dict[int, dict[str, object]] = {}  # random states, of loaders without a place
         self._given = 0
         self._held: list[_Held] = []  # before the batch that was given last, and after it
         self._alive: list[_MultiProcessingDataLoaderIter] = []
@@ -120,7 +121,7 @@ class CombinedLoader:
         return self._flattened
 
     @flattened.setter
-    def flattened(self, loaders: list[Any]) -> None:
+    def flattened(self, loaders: list[object]) -> None:
         if len(loaders) != len(self._flattened):
             raise ConfigError(
                 f"CombinedLoader holds {len(self._flattened)} loaders, but {len(loaders)} were"
@@ -256,7 +257,7 @@ class CombinedLoader:
             yield item
 
     def _watched(
-        self, watch: Callable[[], AbstractContextManager[Any]], items: Iterator[Item]
+        self, watch: Callable[[], AbstractContextManager[object]], items: Iterator[Item]
     ) -> Iterator[Item]:
         left = self.num_batches()
         while left > 0:
@@ -296,7 +297,7 @@ class CombinedLoader:
             }
         return self._noted(iter(loader))
 
-    def _noted(self, iterator: Iterator[Any]) -> Iterator[Any]:
+    def _noted(self, iterator: Iterator[object]) -> Iterator[Any]:
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
             self._alive = [one for one in self._alive if any(one._workers_status)]
             self._alive.append(iterator)
@@ -364,7 +365,7 @@ class CombinedLoader:
         if held is not None:
             passed = held.passed
         own = max(0, batch - (passed or 0))
-        states: list[dict[str, Any]] = []
+        states: list[dict[str, object]] = []
         for number, (loader, length) in enumerate(zip(self.readers, self.lengths(), strict=True)):
             plan = plan_of(loader)
             keeper = keeper_of(loader)
@@ -419,7 +420,7 @@ class CombinedLoader:
         self._start = 0
         states = self._told
         taken: list[int] = []
-        iterators: list[Iterator[Any]] = []
+        iterators: list[Iterator[object]] = []
         for loader, length, state in zip(self.readers, self.lengths(), states, strict=True):
             plan = plan_of(loader)
             number = self._taken(length, start) if plan is None else plan.begins_at
@@ -444,12 +445,12 @@ class CombinedLoader:
             return int((start - 1) % length) + 1
         return int(min(start, length))
 
-    def join(self, batches: list[Any]) -> Any:
+    def join(self, batches: list[object]) -> Any:
         """Put one batch of each loader into the nesting of the loaders."""
         return tree_unflatten(batches, self._spec)
 
 
-def _again(loader: Any, number: int, begun: dict[str, Any] | None) -> Iterator[Any]:
+def _again(loader: Loaders, number: int, begun: dict[str, Any] | None) -> Iterator[Any]:
     """Begin anew a loader that cannot tell where it is, and drop `number` batches that were read before.
 
     What is random in it is drawn as it was: from the random states `begun`.
@@ -465,7 +466,7 @@ def _again(loader: Any, number: int, begun: dict[str, Any] | None) -> Iterator[A
             rng.restore(begun["rng"])
             if begun["generator"] is not None:
                 loader.generator.set_state(begun["generator"])
-        iterator: Iterator[Any] = iter(loader)
+        iterator: Iterator[object] = iter(loader)
         for _ in range(number):
             next(iterator, None)
     return iterator
@@ -473,9 +474,9 @@ def _again(loader: Any, number: int, begun: dict[str, Any] | None) -> Iterator[A
 
 def _read_single(
     loader: CombinedLoader,
-    iterator: Iterator[Any],
+    iterator: Iterator[object],
     limit: float,
-    join: Callable[[list[Any]], Any] | None,
+    join: Callable[[list[object]], object] | None,
     index: int = 0,
     plan: PlannedSampler | PositionedLoader | None = None,
 ) -> Iterator[Item]:
@@ -495,7 +496,7 @@ def _read_single(
 
 def _read_min_size(
     loader: CombinedLoader,
-    iterators: list[Iterator[Any]],
+    iterators: list[Iterator[object]],
     index: int = 0,
     taken: list[int] | None = None,
 ) -> Iterator[Item]:
@@ -513,7 +514,7 @@ def _read_min_size(
 
 def _read_max_size(
     loader: CombinedLoader,
-    iterators: list[Iterator[Any]],
+    iterators: list[Iterator[object]],
     index: int = 0,
     taken: list[int] | None = None,
     cycle: bool = False,
@@ -525,7 +526,7 @@ def _read_max_size(
     ended = [index > length for length in lengths]
     was_read = [index >= length for length in lengths]  # whole, at least once
     while True:
-        batches: list[Any] = [None] * len(iterators)
+        batches: list[object] = [None] * len(iterators)
         for i, plan in enumerate(plans):
             if ended[i] and not cycle:
                 continue
@@ -547,7 +548,7 @@ def _read_max_size(
         index += 1
 
 
-def _next_within(iterator: Iterator[Any], taken: int, limit: float) -> tuple[Any, bool]:
+def _next_within(iterator: Iterator[object], taken: int, limit: float) -> tuple[Any, bool]:
     if taken >= limit:
         return None, False
     try:
@@ -558,7 +559,7 @@ def _next_within(iterator: Iterator[Any], taken: int, limit: float) -> tuple[Any
 
 def _read_max_size_cycle(
     loader: CombinedLoader,
-    iterators: list[Iterator[Any]],
+    iterators: list[Iterator[object]],
     index: int = 0,
     taken: list[int] | None = None,
 ) -> Iterator[Item]:
@@ -575,7 +576,7 @@ def _read_max_size_cycle(
 
 
 def _read_sequential(
-    loader: CombinedLoader, first: int, iterator: Iterator[Any], limits: list[float]
+    loader: CombinedLoader, first: int, iterator: Iterator[object], limits: list[float]
 ) -> Iterator[Item]:
     for number in range(first, len(limits)):
         if limits[number] > 0:
@@ -591,7 +592,7 @@ _READERS: dict[str, Callable[..., Iterator[Item]]] = {
 }
 
 
-def _is_list_of_batches(value: Any) -> bool:
+def _is_list_of_batches(value: object) -> bool:
     """Tell whether a list holds numbers or words.
 
     Then they are batches, and it is a loader rather than a list of loaders.
@@ -603,6 +604,6 @@ def _is_list_of_batches(value: Any) -> bool:
     )
 
 
-def is_iterable(value: Any) -> bool:
+def is_iterable(value: object) -> bool:
     """Tell whether `value` can be read as a loader, without starting its workers."""
     return isinstance(value, Iterable) or hasattr(value, "__getitem__")

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 from torch.utils.data._utils.collate import collate_tensor_fn, default_collate_fn_map
 
+from raylit.core.aliases import Batch, Loaders
+
 NOTHING = nullcontext()
 
 
@@ -72,7 +74,7 @@ class IndexedOnce(Dataset[Any]):
         return default_collate(samples)
 
 
-def index_once(loader: Any) -> Any:
+def index_once(loader: Loaders) -> Any:
     """Return a copy of a loader that indexes once a batch, where that gives the same batches.
 
     Else the loader itself.
@@ -87,7 +89,7 @@ def index_once(loader: Any) -> Any:
     return changed
 
 
-def _is_known(loader: DataLoader[Any]) -> bool:
+def _is_known(loader: DataLoader[object]) -> bool:
     """Tell whether nobody has changed anything on the way from the tensors to the batch."""
     is_plain = (
         loader.num_workers == 0
@@ -111,5 +113,5 @@ def _is_plain_tensor(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not (tensor.is_conj() or tensor.is_neg())
 
 
-def _as_it_is(batch: Any) -> Any:
+def _as_it_is(batch: Batch) -> Any:
     return batch

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import BatchSampler, RandomSampler
 
+from raylit.core.aliases import Loaders
 from raylit.data.combined import CombinedLoader, is_iterable, length_of
 from raylit.data.positioned import PositionedLoader
 from raylit.data.ray_dataset import RayDataLoader, as_loader
@@ -30,7 +31,7 @@ SHARD_MODES = {"train": "train", "val": "evaluate", "test": "evaluate", "predict
 
 
 def prepare(
-    data: Any,
+    data: object,
     stage: str,
     world: World,
     *,
@@ -76,7 +77,7 @@ def prepare(
         raise DataError(
             f"CombinedLoader(mode={loader.mode!r}) cannot be predicted on. Use mode='sequential'."
         )
-    ready: list[Any] = []
+    ready: list[object] = []
     for one in loader.flattened:
         one = arrow_loader(as_loader(one, origin), origin)
         if not is_iterable(one):
@@ -124,7 +125,7 @@ def prepare(
     return loader
 
 
-def arrow_loader(data: Any, origin: str) -> Any:
+def arrow_loader(data: object, origin: str) -> Any:
     """Return a loader for `data` if it is an ArrowDataset, else `data` itself."""
     arrow = sys.modules.get("raylit.data.arrow")  # where nobody has imported it, there is none
     if arrow is None or not isinstance(data, arrow.ArrowDataset):
@@ -137,7 +138,7 @@ def arrow_loader(data: Any, origin: str) -> Any:
     return loader
 
 
-def agree_on_salts(loaders: list[Any], world: World) -> None:
+def agree_on_salts(loaders: list[object], world: World) -> None:
     """Let what the user seeded the samplers' own generators with be on all ranks what it is on rank 0."""
     if world.size == 1:
         return
@@ -156,7 +157,7 @@ def agree_on_salts(loaders: list[Any], world: World) -> None:
             one.salts = salts
 
 
-def warn_of(loader: Any, stage: str, overfit: bool, origin: str) -> None:
+def warn_of(loader: Loaders, stage: str, overfit: bool, origin: str) -> None:
     """Warn of what is possible, but hardly meant."""
     batch_sampler = getattr(loader, "batch_sampler", None)
     sampler = getattr(loader, "sampler", None)

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from raylit.core.aliases import Loaders, StateDict
+
 if TYPE_CHECKING:
     from raylit.parallel import World
 
@@ -79,7 +81,7 @@ class PositionedLoader(ABC):
         """
 
     @abstractmethod
-    def go_on(self, state: dict[str, Any], batch: int, counted: int) -> None:
+    def go_on(self, state: StateDict, batch: int, counted: int) -> None:
         """Let the next iteration be the rest of the epoch that `state_dict` told of.
 
         Args:
@@ -94,5 +96,5 @@ class PositionedLoader(ABC):
         """Let the next iteration begin an epoch, whatever `go_on` told."""
 
     @abstractmethod
-    def rest(self, loader: Any) -> Iterator[Any]:
+    def rest(self, loader: Loaders) -> Iterator[Any]:
         """Begin to read what is left of the epoch, from batch `begins_at` on."""

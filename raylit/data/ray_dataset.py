@@ -27,6 +27,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from raylit.core.aliases import Batch, StateDict
 from raylit.errors import ConfigError, DataError
 from raylit.runtime.messages import info, warn
 
@@ -135,7 +136,7 @@ class RayDataLoader:
         self.epoch = 0
         self._world: World | None = None  # of the ranks that share the rows
         self._equal = False
-        self._shard: Any = None  # what this rank reads of them
+        self._shard: object = None  # what this rank reads of them
         self._num_rows: int | None = None  # of this rank, where that is known
         self._num_read = self._skip = 0
 
@@ -208,8 +209,8 @@ class RayDataLoader:
 
         world = self._world
         assert world is not None
-        made: list[tuple[Any, int | None]] = []
-        told: list[Any] = [None, None]
+        made: list[tuple[object, int | None]] = []
+        told: list[object] = [None, None]
         if world.is_zero:
             try:
                 _check_cluster(world.size)
@@ -321,7 +322,7 @@ class RayDataLoader:
             "read_by": [self._num_ranks, self.batch_size],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Let the next epoch begin where `state_dict` was taken."""
         self._skip = state["num_read"]
         self.seed = state["seed"]
@@ -344,7 +345,7 @@ class RayDataLoader:
         return self._world.size if self._world is not None else 1
 
 
-def as_loader(data: Any, origin: str) -> Any:
+def as_loader(data: object, origin: str) -> Any:
     """Return a loader for `data` if it is a Ray Dataset, else `data` itself.
 
     Raises:
@@ -365,7 +366,7 @@ def as_loader(data: Any, origin: str) -> Any:
     return loader
 
 
-def is_dataset(data: Any) -> bool:
+def is_dataset(data: object) -> bool:
     """Tell whether `data` is a `ray.data.Dataset`. ray.data is not imported for it.
 
     Where it is not, there is none.
@@ -373,11 +374,11 @@ def is_dataset(data: Any) -> bool:
     return "ray.data" in sys.modules and isinstance(data, sys.modules["ray.data"].Dataset)
 
 
-def _is_iterator(data: Any) -> bool:
+def _is_iterator(data: object) -> bool:
     return "ray.data" in sys.modules and isinstance(data, sys.modules["ray.data"].DataIterator)
 
 
-def _is_materialized(dataset: Any) -> bool:
+def _is_materialized(dataset: object) -> bool:
     from ray.data.dataset import MaterializedDataset
 
     return isinstance(dataset, MaterializedDataset)
@@ -442,18 +443,18 @@ def _quieten() -> None:
     )  # which tells how to switch it on
 
 
-def _is_ray_collate(function: Any) -> bool:
+def _is_ray_collate(function: object) -> bool:
     from ray.data.collate_fn import ArrowBatchCollateFn, NumpyBatchCollateFn, PandasBatchCollateFn
 
     return isinstance(function, (ArrowBatchCollateFn, NumpyBatchCollateFn, PandasBatchCollateFn))
 
 
-def _wrapped(function: Callable[[Any], Any]) -> Any:
+def _wrapped(function: Callable[[object], object]) -> Any:
     """Return a function as the object that Ray wants."""
     from ray.data.collate_fn import NumpyBatchCollateFn
 
     class Collate(NumpyBatchCollateFn):
-        def __call__(self, batch: Any) -> Any:
+        def __call__(self, batch: Batch) -> Any:
             return function(batch)
 
     return Collate()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raylit.core.aliases import StateDict
 from raylit.metrics import torchmetric
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ class Entry:
         return state
 
     @classmethod
-    def from_state(cls, state: dict[str, Any], module: torch.nn.Module | None) -> Entry:
+    def from_state(cls, state: StateDict, module: torch.nn.Module | None) -> Entry:
         """Return the Entry that `state` was taken of.
 
         Its settings are those of the next call of `log`.

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raylit.core.aliases import Batch
 from raylit.core.hooks import HOOKS
 from raylit.errors import ConfigError
 from raylit.metrics import torchmetric
@@ -90,7 +91,7 @@ class Metrics:
         self.train_entries = self.entries
         self.training = True
         self.hook: str | None = None
-        self.batch: Any = None
+        self.batch: Batch = None
         self.batch_size: int | None = None
         self.dataloader_idx: int | None = None
         self.in_batch = False
@@ -148,7 +149,7 @@ class Metrics:
             if len(entry.values) == SHORTEN_EVERY:
                 entry.shorten()
 
-    def _register(self, name: str, value: Any, settings: Settings) -> Entry:
+    def _register(self, name: str, value: object, settings: Settings) -> Entry:
         """Check the arguments of the first call under a key, and keep them."""
         (
             prog_bar,
@@ -222,7 +223,7 @@ class Metrics:
                 " another name."
             )
 
-    def _log_metric(self, entry: Entry, value: Any) -> None:
+    def _log_metric(self, entry: Entry, value: object) -> None:
         if entry.metric is not value:
             self._replace(entry, value)
         metric = entry.metric
@@ -235,7 +236,7 @@ class Metrics:
         entry.fresh = True
 
     @staticmethod
-    def _replace(entry: Entry, value: Any) -> None:
+    def _replace(entry: Entry, value: object) -> None:
         """Take another Metric under the same name, which is possible between epochs only.
 
         Its state is that of the epoch.
@@ -253,7 +254,7 @@ class Metrics:
 
     # ---- driven by the loop ----
 
-    def begin_batch(self, batch: Any, dataloader_idx: int | None = None) -> None:
+    def begin_batch(self, batch: Batch, dataloader_idx: int | None = None) -> None:
         """A batch begins: values logged from now on are its."""
         self.batch = batch
         self.batch_size = None
@@ -356,7 +357,7 @@ class Metrics:
         """Return what training logged in the epoch that runs, as plain data."""
         return [entry.state() for entry in self.train_entries.values()]
 
-    def load_partial_sums(self, states: list[dict[str, Any]]) -> None:
+    def load_partial_sums(self, states: list[dict[str, object]]) -> None:
         """Take what `partial_sums` returned."""
         for state in states:
             entry = Entry.from_state(state, self.module)
@@ -643,7 +644,7 @@ def to_numbers(metrics: Mapping[K, Any]) -> dict[K, float]:
     return {name: numbers[name] for name in metrics}
 
 
-def _reduction(reduce_fx: str | Callable[..., Any], name: str) -> str:
+def _reduction(reduce_fx: str | Callable[..., object], name: str) -> str:
     reduce = reduce_fx.lower() if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", "")
     reduce = "mean" if reduce == "avg" else reduce
     is_known = isinstance(reduce_fx, str) or reduce_fx in (

@@ -131,7 +131,7 @@ def compute_together(metric: Metric) -> Tensor | Any:
     return metric.compute()
 
 
-def as_number(value: Tensor | Any, name: str) -> Tensor:
+def as_number(value: Tensor | object, name: str) -> Tensor:
     """Return what a Metric computed, if it is one number.
 
     Raises:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from raylit.core.aliases import StateDict
 from raylit.errors import ConfigError, did_you_mean
 from raylit.parallel.strategy import Strategy, Uneven, own_buffers
 
@@ -182,7 +183,7 @@ class DDPStrategy(Strategy):
 
             # by its name torch would refuse bfloat16 on the CPU, where gloo sends it too, and by
             # annotations that are strings one of the user's
-            def communicate(state: Any, bucket: Any) -> Any:
+            def communicate(state: object, bucket: object) -> Any:
                 if feedback is not None:
                     feedback.follow(bucket)
                 return send(state, bucket)
@@ -194,14 +195,14 @@ class DDPStrategy(Strategy):
         """Return this rank's buffers, unless they are rank 0's, and what PowerSGD has not sent."""
         if self._world is None or self._world.size == 1:
             return {}
-        state: dict[str, Any] = {}
+        state: StateDict = {}
         if not self.broadcast_buffers:
             state["buffers"] = own_buffers(module, self._world)
         if self._feedback is not None:
             state["feedback"] = self._feedback.state_dict()
         return state
 
-    def load_own_state(self, module: LightningModule, state: dict[str, Any]) -> None:
+    def load_own_state(self, module: LightningModule, state: StateDict) -> None:
         """Bring back what `own_state` returned."""
         super().load_own_state(module, state)
         if self._feedback is not None and "feedback" in state:
@@ -297,7 +298,7 @@ class Feedback:
         state.rng.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
 
 
-def _has_feedback(state: Any) -> bool:
+def _has_feedback(state: object) -> bool:
     from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 
     return isinstance(state, PowerSGDState)

@@ -280,7 +280,7 @@ class FSDPStrategy(Strategy):
         """Return the function that an evaluation calls for its step `name`."""
         return getattr(module, name) if wrapped is None else partial(wrapped, step=name)
 
-    def together(self, batches: Iterator[Any]) -> Iterable[Any]:
+    def together(self, batches: Iterator[object]) -> Iterable[Any]:
         """Give the batches of an evaluation.
 
         Those that not all ranks have are evaluated with whole parameters, without the others' help.
@@ -312,7 +312,7 @@ class FSDPStrategy(Strategy):
 
     # ---- checkpoints ----
 
-    def whole(self, state: Any) -> Any:
+    def whole(self, state: object) -> Any:
         """Return nested state with whole tensors in host memory on rank 0, empty ones elsewhere."""
         return state if self._steps is None else self._whole(state)
 
@@ -419,7 +419,7 @@ class FSDPStrategy(Strategy):
         from torch.distributed.fsdp import CPUOffloadPolicy
 
         given = self.reshard_after_forward
-        placing: dict[str, Any] = {
+        placing: dict[str, object] = {
             "reshard_after_forward": RESHARDS[self.sharding_strategy] if given is None else given
         }
         if self.cpu_offload and world.device.type != "cpu":

@@ -137,7 +137,9 @@ class Precision:
 class _NoInit(TorchFunctionMode):
     """Lets the functions of `torch.nn.init` leave their tensor as it is, for a `with` block."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: object, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if "tensor" in kwargs else args[0]

@@ -93,17 +93,17 @@ class Strategy:
         self, module: LightningModule, wrapped: nn.Module | None, name: str
     ) -> Callable[..., Any]:
         """Return the function that an evaluation calls for its step `name`."""
-        function: Callable[..., Any] = getattr(module, name)
+        function: Callable[..., object] = getattr(module, name)
         return function
 
-    def together(self, batches: Iterator[Any]) -> Iterable[Any]:
+    def together(self, batches: Iterator[object]) -> Iterable[Any]:
         """Return the batches of an evaluation; ranks may have different numbers of them."""
         return batches
 
     def settle(self, module: LightningModule) -> None:
         """Bring the module back to how it is between steps."""
 
-    def whole(self, state: Any) -> Any:
+    def whole(self, state: object) -> Any:
         """Return nested state as one file is to hold it.
 
         All ranks come here, and on rank 0 nothing in it may be a part.
@@ -132,7 +132,7 @@ class Strategy:
         """Return what this rank alone holds of the model between steps, as plain data."""
         return {}
 
-    def load_own_state(self, module: LightningModule, state: dict[str, Any]) -> None:
+    def load_own_state(self, module: LightningModule, state: StateDict) -> None:
         """Bring back what `own_state` returned; empty if other ranks saved it."""
         buffers = dict(module.named_buffers())
         with torch.no_grad():
@@ -188,15 +188,15 @@ class Strategy:
         """Wait for all ranks."""
         self.world.barrier()
 
-    def broadcast(self, obj: Any, src: int = 0) -> Any:
+    def broadcast(self, obj: object, src: int = 0) -> Any:
         """Return the `obj` of rank `src` on every rank; it is pickled."""
         return self.world.broadcast_object(obj, src)
 
-    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
+    def all_gather(self, tensor: Tensor, group: object = None, sync_grads: bool = False) -> Tensor:
         """Return the ranks' tensors stacked; `tensor` itself when alone."""
         return self.world.all_gather(tensor, sync_grads)
 
-    def reduce(self, tensor: Any, group: Any = None, reduce_op: str | None = "mean") -> Any:
+    def reduce(self, tensor: object, group: object = None, reduce_op: str | None = "mean") -> Any:
         """Return the `mean` or the `sum` of the ranks' tensors.
 
         What is no tensor is returned as it is.

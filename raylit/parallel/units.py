@@ -77,7 +77,7 @@ class Unit:
         self.modules = modules
         self._classes = [type(module) for module in modules]
         self._attributes = [set(vars(module)) for module in modules]
-        self._reshards: list[Any] = []
+        self._reshards: list[object] = []
 
     @property
     def module(self) -> Any:
@@ -146,12 +146,12 @@ def tied_together(modules: list[nn.Module]) -> list[list[nn.Module]]:
     return groups
 
 
-def is_part(value: Any) -> bool:
+def is_part(value: object) -> bool:
     """Tell whether a tensor is spread over the ranks."""
     return hasattr(value, "device_mesh") and isinstance(value, Tensor)
 
 
-def part_like(parameter: Any, value: Any) -> Any:
+def part_like(parameter: Any, value: object) -> Any:
     """Return this rank's part of a whole tensor that is shaped like a sharded parameter.
 
     Anything else is returned as it is.
@@ -183,7 +183,7 @@ def part_like(parameter: Any, value: Any) -> Any:
     )
 
 
-def policy_of(given: Any) -> Callable[..., bool] | None:
+def policy_of(given: object) -> Callable[..., bool] | None:
     """Return the function that says whether a module is a unit, None if nothing was given.
 
     Raises:

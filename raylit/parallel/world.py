@@ -60,8 +60,8 @@ class World:
             int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))) if together else 0
         )
         self.num_nodes = max(1, self.size // max(1, local_size))
-        self._cpu_group: Any = None
-        self._files_group: Any = None
+        self._cpu_group: object = None
+        self._files_group: object = None
         messages.rank_zero_only.rank = self.rank  # type: ignore[attr-defined]
 
     @classmethod
@@ -102,7 +102,7 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    def broadcast_object(self, value: Any, src: int = 0) -> Any:
+    def broadcast_object(self, value: object, src: int = 0) -> Any:
         """Return the `value` of rank `src` on every rank; it is pickled."""
         if self.size == 1:
             return value
@@ -110,19 +110,19 @@ class World:
         dist.broadcast_object_list(box, src=src, group=self.cpu_group)
         return box[0]
 
-    def all_gather_object(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: object) -> list[Any]:
         """Return every rank's `value`, in the order of ranks; they are pickled."""
         if self.size == 1:
             return [value]
-        gathered: list[Any] = [None] * self.size
+        gathered: list[object] = [None] * self.size
         dist.all_gather_object(gathered, value, group=self.cpu_group)
         return gathered
 
-    def gather_object(self, value: Any) -> list[Any] | None:
+    def gather_object(self, value: object) -> list[Any] | None:
         """Return every rank's `value` on rank 0, None on the others; they are pickled."""
         if self.size == 1:
             return [value]
-        gathered: list[Any] | None = [None] * self.size if self.is_zero else None
+        gathered: list[object] | None = [None] * self.size if self.is_zero else None
         dist.gather_object(value, gathered)
         return gathered
 

@@ -44,7 +44,7 @@ class Profiler(ABC):
         self.dirpath = dirpath
         self.filename = filename
         self._output_file: Any = None
-        self._write_stream: Callable[[str], Any] | None = None
+        self._write_stream: Callable[[str], object] | None = None
         self._local_rank: int | None = None
         self._stage: str | None = None
 

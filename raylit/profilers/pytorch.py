@@ -327,14 +327,14 @@ class ModuleNames:
         self._handles = []
 
     def _starting(self, label: str) -> Callable[..., None]:
-        def start(module: nn.Module, inputs: Any) -> None:
+        def start(module: nn.Module, inputs: object) -> None:
             self._running.setdefault(label, []).append(record_function(label))
             self._running[label][-1].__enter__()
 
         return start
 
     def _stopping(self, label: str) -> Callable[..., None]:
-        def stop(module: nn.Module, inputs: Any, output: Any) -> None:
+        def stop(module: nn.Module, inputs: object, output: object) -> None:
             if self._running.get(label):
                 self._running[label].pop().__exit__(None, None, None)
 

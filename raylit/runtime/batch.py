@@ -31,7 +31,7 @@ def move_to(batch: Any, device: torch.device | str, non_blocking: bool | None = 
     )
 
 
-def _can_move(item: Any) -> bool:
+def _can_move(item: object) -> bool:
     return isinstance(item, Tensor) or (
         hasattr(item, "to") and callable(item.to) and not isinstance(item, type)
     )
@@ -68,7 +68,7 @@ class SideStream:
         """Return `batch` on the device; what is computed from now on waits until it is there."""
         compute = torch.cuda.current_stream(self.device)
 
-        def move(item: Any) -> Any:
+        def move(item: object) -> Any:
             if isinstance(item, Tensor) and item.layout is torch.strided:
                 moved = item.to(self.device, non_blocking=True)
                 if moved is not item:
@@ -97,7 +97,7 @@ def _side_stream(device: torch.device) -> SideStream:
 def cast_to(batch: Any, dtype: torch.dtype) -> Any:
     """Return `batch` with the floating-point tensors in it as `dtype`."""
 
-    def cast(item: Any) -> Any:
+    def cast(item: object) -> Any:
         if not isinstance(item, Tensor):
             return None
         return item.to(dtype) if item.is_floating_point() else item
@@ -105,7 +105,7 @@ def cast_to(batch: Any, dtype: torch.dtype) -> Any:
     return _replace(batch, cast)
 
 
-def _replace(batch: Any, function: Callable[[Any], Any]) -> Any:
+def _replace(batch: Any, function: Callable[[object], object]) -> Any:
     """Return `batch` with each item replaced by what `function` makes of it.
 
     Where that is None, with what is in the item replaced.

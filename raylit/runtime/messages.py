@@ -27,7 +27,7 @@ class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
         return sys.stderr
 
     @stream.setter
-    def stream(self, stream: Any) -> None:
+    def stream(self, stream: object) -> None:
         """What `StreamHandler` would keep."""
 
 
@@ -72,7 +72,7 @@ def warn(text: str, category: type[Warning] = UserWarning, stacklevel: int = 3) 
         warnings.warn(without_secrets(text), category, stacklevel=stacklevel)
 
 
-def warn_once(text: str, category: type[Warning] = UserWarning, key: Any = None) -> None:
+def warn_once(text: str, category: type[Warning] = UserWarning, key: object = None) -> None:
     """Warn unless this text (or `key`) was warned of before in this process."""
     key = str(key or text)
     if key not in _said:

@@ -54,7 +54,7 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
     return seed
 
 
-def mix(*values: Any) -> int:
+def mix(*values: object) -> int:
     """Return 63 bits that look random, as a function of numbers and texts."""
     digest = hashlib.blake2b(repr(values).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
@@ -98,7 +98,7 @@ def plain(captured: tuple[Any, ...]) -> dict[str, Any]:
     """Return what `capture` returned as plain data, for `restore`."""
     (version, words, gauss), legacy, cpu, device = captured
     _, keys, position, has_gauss, cached = legacy
-    states: dict[str, Any] = {
+    states: dict[str, object] = {
         "torch": cpu,
         "python": (version, torch.tensor(words), gauss),
         "numpy": (torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),

@@ -79,7 +79,7 @@ def has_secret(text: str) -> bool:
     return without_secrets(text) != text
 
 
-def holds_secret(name: str, value: Any) -> bool:
+def holds_secret(name: str, value: object) -> bool:
     """Tell whether a value, nested or not, has a text that is secret by itself or by its name."""
     if isinstance(value, str):
         return bool(value) and (is_secret_name(name) or has_secret(value))

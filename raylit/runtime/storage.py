@@ -42,7 +42,7 @@ def is_url(path: str) -> bool:
     return "://" in local(path)
 
 
-def file_system(url: str, **options: Any) -> tuple[Any, str]:
+def file_system(url: str, **options: object) -> tuple[Any, str]:
     """Return fsspec's file system of a URL, and the path in it.
 
     Args:
@@ -94,7 +94,7 @@ def fresh(url: str) -> tuple[Any, str]:
     return fs, inner
 
 
-def upload(path: str, url: str, options: dict[str, Any] | None = None) -> None:
+def upload(path: str, url: str, options: dict[str, object] | None = None) -> None:
     """Copy a local file to a URL, where it appears whole or not at all.
 
     Missing folders are made, missing buckets are not.
@@ -127,7 +127,7 @@ def make_folder(url: str, fs: Any, inner: str) -> None:
 
 
 @contextlib.contextmanager
-def downloaded(path: str, options: dict[str, Any] | None = None) -> Iterator[str]:
+def downloaded(path: str, options: dict[str, object] | None = None) -> Iterator[str]:
     """Within, the file at a URL is also a local file, whose path this gives.
 
     A local file is itself.

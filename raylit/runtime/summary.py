@@ -263,10 +263,10 @@ def _run_example(
         return {}, {}, 0
     from torch.utils.flop_counter import FlopCounterMode
 
-    sizes: dict[str, tuple[Any, Any]] = {}
+    sizes: dict[str, tuple[object, object]] = {}
 
     def remember(name: str) -> Any:
-        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        def hook(_: nn.Module, args: Any, kwargs: Any, output: object) -> None:
             inputs = [*args, *kwargs.values()]
             sizes.setdefault(
                 name, (shape_of(inputs[0] if len(inputs) == 1 else inputs), shape_of(output))
@@ -305,7 +305,7 @@ def _run_example(
     )
 
 
-def _moved(module: nn.Module, example: Any) -> Any:
+def _moved(module: nn.Module, example: object) -> Any:
     """Bring the example to where the module is, the way its batches get there."""
     for name, args in (
         ("on_before_batch_transfer", ()),
@@ -331,7 +331,7 @@ def _compute_format(module: nn.Module) -> torch.autocast:
     )
 
 
-def shape_of(value: Any) -> Any:
+def shape_of(value: object) -> Any:
     """Return the shape of a tensor as a list; of a list or tuple, those of its items.
 
     Anything else has the shape `?`.

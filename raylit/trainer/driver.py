@@ -108,7 +108,7 @@ def check_places(fn: str, trainer: Trainer) -> None:
 
 
 def best_by_default(
-    fn: str, module: LightningModule | None, saver: Checkpoint | None, ckpt_path: Any
+    fn: str, module: LightningModule | None, saver: Checkpoint | None, ckpt_path: object
 ) -> Any:
     """Return the checkpoint for a job that names no model: the best one of the last fit.
 

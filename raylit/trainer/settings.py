@@ -268,7 +268,7 @@ WITHOUT_BAREBONES = {  # arguments that barebones excludes, and why
 }
 
 
-def bare(arguments: dict[str, Any]) -> dict[str, Any]:
+def bare(arguments: dict[str, object]) -> dict[str, Any]:
     """Return the arguments of a Trainer for `barebones=True`: all that costs speed is off.
 
     Raises:
@@ -295,7 +295,7 @@ def bare(arguments: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def at_least(minimum: int, **argument: Any) -> int:
+def at_least(minimum: int, **argument: object) -> int:
     """Return the one argument, a whole number not below `minimum`."""
     ((name, value),) = argument.items()
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
@@ -303,7 +303,7 @@ def at_least(minimum: int, **argument: Any) -> int:
     return value
 
 
-def failures(max_failures: Any) -> Any:
+def failures(max_failures: object) -> Any:
     """Return how many failures are allowed.
 
     A number, or a `ray.train.FailureConfig`, which also says how many preemptions.
@@ -316,7 +316,7 @@ def failures(max_failures: Any) -> Any:
 
 
 def number_of_workers(
-    num_workers: Any, devices: Any, num_nodes: int, accelerator: str
+    num_workers: Any, devices: object, num_nodes: int, accelerator: str
 ) -> tuple[int, int]:
     """Return how many Ray workers are meant, at least and at most.
 
@@ -374,7 +374,7 @@ def _number_of_devices(text: str) -> int:
     return int(text) if text.lstrip("-").isdigit() else 0
 
 
-def resources(given: Any) -> dict[str, float] | None:
+def resources(given: object) -> dict[str, float] | None:
     """Return what each worker reserves, by name, or None for the default.
 
     Raises:
@@ -413,7 +413,7 @@ def resources(given: Any) -> dict[str, float] | None:
 
 
 def device(
-    use_gpu: Any, accelerator: str, resources: Mapping[str, float] | None, num_workers: int
+    use_gpu: object, accelerator: str, resources: Mapping[str, float] | None, num_workers: int
 ) -> tuple[bool | None, str]:
     """Return whether workers get a GPU each, None to find out on the cluster, and the accelerator.
 
@@ -518,7 +518,7 @@ def epochs(
     min_epochs: int | None,
     max_steps: int,
     min_steps: int | None,
-    max_time: Any,
+    max_time: object,
     callbacks: Any,
 ) -> tuple[int, int]:
     """Return max_epochs and min_epochs with their defaults, which depend on the other limits."""
@@ -601,7 +601,7 @@ def sanity_steps(value: int | None) -> float:
     return float("inf") if value == -1 else at_least(0, num_sanity_val_steps=value)
 
 
-def clipping(value: Any, algorithm: str | None) -> tuple[float | None, str | None]:
+def clipping(value: object, algorithm: str | None) -> tuple[float | None, str | None]:
     """Check the arguments of gradient clipping."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
         raise TypeError(f"gradient_clip_val={value!r}: give a number.")
@@ -625,7 +625,7 @@ INSTEAD_OF = {  # a kind of plugin, and what to write
 }
 
 
-def refuse_plugins(plugins: Any) -> None:
+def refuse_plugins(plugins: object) -> None:
     """Refuse plugins, and say how to do without them.
 
     Raises:
@@ -751,7 +751,7 @@ def print_results(fn: str, values: list[dict[str, float]]) -> None:
     print_table(table)
 
 
-def print_table(table: Any) -> None:
+def print_table(table: object) -> None:
     """Print a table of `rich`."""
     from rich.console import Console
 

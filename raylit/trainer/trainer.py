@@ -312,9 +312,9 @@ class Trainer(TrainerView):
         self,
         fn: Fn,
         model: LightningModule | None,
-        data: dict[str, Any],
-        datamodule: Any,
-        ckpt_path: Any,
+        data: dict[str, object],
+        datamodule: object,
+        ckpt_path: object,
         weights_only: bool | None,
         verbose: bool,
     ) -> list[dict[str, float]]:
@@ -353,7 +353,7 @@ class Trainer(TrainerView):
         self,
         filepath: str | os.PathLike[str],
         weights_only: bool | None = None,
-        storage_options: dict[str, Any] | None = None,
+        storage_options: dict[str, object] | None = None,
     ) -> None:
         """Write a checkpoint of the run as it is now. Call it on all ranks; rank 0 writes.
 
@@ -373,12 +373,12 @@ class Trainer(TrainerView):
         with self.profiler.profile("save_checkpoint"):
             write(self._run, filepath, bool(weights_only), storage_options)
 
-    def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
+    def backward(self, loss: object, *args: object, **kwargs: object) -> None:
         """Run the backward pass with its hooks; see `LightningModule.manual_backward`."""
         assert self._run is not None, "no job was run yet"
         self._run.backward(loss, *args, **kwargs)
 
-    def replaced(self, **arguments: Any) -> Trainer:
+    def replaced(self, **arguments: object) -> Trainer:
         """Return a new Trainer with the arguments this one was made with, but for those given.
 
         Raises:
@@ -398,7 +398,7 @@ class Trainer(TrainerView):
         self,
         fn: Fn,
         model: LightningModule | None,
-        data: dict[str, Any],
+        data: dict[str, object],
         datamodule: Any,
         ckpt_path: Any,
         weights_only: bool | None,

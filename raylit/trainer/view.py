@@ -62,7 +62,7 @@ class Setting(Generic[T]):
         value: T = getattr(instance.settings, self._name)
         return value
 
-    def __set__(self, instance: TrainerView, value: Any) -> NoReturn:
+    def __set__(self, instance: TrainerView, value: object) -> NoReturn:
         name = self._name
         raise AttributeError(
             f"trainer.{name} is set once, when the Trainer is made. Make another one with"
@@ -331,7 +331,7 @@ class TrainerView:
         """Whether this is rank 0."""
         return self.global_rank == 0
 
-    def all_gather(self, data: Any, sync_grads: bool = False) -> Any:
+    def all_gather(self, data: object, sync_grads: bool = False) -> Any:
         """Stack the tensors of all ranks; see `LightningModule.all_gather`."""
         world = self.world
         tensors = tree_map(_as_tensor, data)
@@ -402,7 +402,7 @@ class TrainerView:
         """The progress bar, or None."""
         return next((c for c in self.callbacks if isinstance(c, ProgressBar)), None)
 
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+    def log_metrics(self, metrics: dict[str, object], step: int | None = None) -> None:
         """Send values to the loggers, at `step` or at the step that runs."""
         assert self._run is not None, "no job was run yet"
         self._run.metrics.logged.update(
@@ -410,7 +410,7 @@ class TrainerView:
         )
         self._run.log_metrics(metrics, step)
 
-    def print(self, *args: Any, **kwargs: Any) -> None:
+    def print(self, *args: object, **kwargs: Any) -> None:
         """Print on rank 0, above the progress bar."""
         if self.is_global_zero:
             bar = self.progress_bar_callback
@@ -724,7 +724,7 @@ class TrainerView:
         return loader.lengths() if loader.most is None else loader.most
 
 
-def _as_tensor(value: Any) -> Any:
+def _as_tensor(value: object) -> Any:
     """Return a number or an array as a tensor, of the type that Lightning gives it."""
     dtype = {bool: torch.uint8, int: torch.int32}.get(type(value))
     return (

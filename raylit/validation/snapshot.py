@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from raylit.checkpoint import folder
 from raylit.checkpoint.format import load, save
+from raylit.core.aliases import CheckpointDict
 from raylit.core.progress import Progress
 from raylit.errors import NotSavedError
 from raylit.runtime.storage import is_url
@@ -67,14 +68,14 @@ class Snapshot:
     def __getattr__(self, name: str) -> Any:
         return getattr(vars(self)["trainer"], name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         setattr(vars(self)["trainer"], name, value)
 
     def save_checkpoint(
         self,
         filepath: str | os.PathLike[str],
         weights_only: bool | None = None,
-        storage_options: dict[str, Any] | None = None,
+        storage_options: dict[str, object] | None = None,
     ) -> None:
         """Save the checkpoint that was validated; see `Trainer.save_checkpoint`.
 
@@ -102,7 +103,7 @@ class Snapshot:
         self.world.from_zero(copy, NotSavedError)
 
 
-def _without_training_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
+def _without_training_state(checkpoint: CheckpointDict) -> dict[str, Any]:
     kept = {key: value for key, value in checkpoint.items() if key not in TRAINING_STATE}
     own = {key: value for key, value in checkpoint["raylit"].items() if key != "ranks"}
     return {**kept, "raylit": own}

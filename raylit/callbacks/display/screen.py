@@ -144,7 +144,7 @@ def count(shown: Shown) -> str:
     return f"{shown['batch']}/{'?' if shown['total'] is None else shown['total']}"
 
 
-def values(metrics: dict[str, Any], join: str) -> str:
+def values(metrics: dict[str, object], join: str) -> str:
     """Return metrics as one short line."""
     return "  ".join(
         f"{name}{join}{value:.4g}" if isinstance(value, float) else f"{name}{join}{value}"

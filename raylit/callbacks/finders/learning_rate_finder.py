@@ -275,7 +275,7 @@ class _RisingLR:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] = self.lr
 
-    def step(self, *args: Any, **kwargs: Any) -> None:
+    def step(self, *args: object, **kwargs: object) -> None:
         """Go on to the learning rate of the next step."""
         self.steps += 1
         start = self.found.lr_min

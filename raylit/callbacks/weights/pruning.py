@@ -400,14 +400,14 @@ class ModelPruning(Callback):
 
 
 def find_method(
-    pruning_fn: Callable[..., Any] | str, is_global: bool, dim: int | None, norm: int | None
+    pruning_fn: Callable[..., object] | str, is_global: bool, dim: int | None, norm: int | None
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     """Return the pruning method, a class for global pruning or a function, and its arguments.
 
     Raises:
         ConfigError: there is no such method, an argument is missing, or it cannot do what is asked.
     """
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, object] = {}
     if isinstance(pruning_fn, str):
         name = pruning_fn.lower()
         if name not in METHODS:
@@ -429,7 +429,7 @@ def find_method(
                 )
             kwargs["n"] = norm
         method = METHODS[name][0]
-        chosen: Callable[..., Any] = method if is_global else METHODS[name][1]
+        chosen: Callable[..., object] = method if is_global else METHODS[name][1]
     elif inspect.isclass(pruning_fn) and issubclass(pruning_fn, prune.BasePruningMethod):
         if not is_global:
             raise ConfigError(
@@ -461,7 +461,7 @@ def without_masks(state: StateDict) -> dict[str, Any]:
     return plain
 
 
-def _without_masks(module: nn.Module, state: StateDict, *_: Any) -> None:
+def _without_masks(module: nn.Module, state: StateDict, *_: object) -> None:
     """Before a state with masks is loaded: make it fit a module without."""
     if any(
         key.endswith("_orig") and key not in own for own in [module.state_dict()] for key in state
@@ -471,7 +471,7 @@ def _without_masks(module: nn.Module, state: StateDict, *_: Any) -> None:
         state.update(plain)
 
 
-def _unmasked(module: Any, name: str) -> Any:
+def _unmasked(module: object, name: str) -> Any:
     """Return a parameter; of a pruned one, the weights below its mask."""
     return getattr(module, f"{name}_orig", getattr(module, name, None))
 

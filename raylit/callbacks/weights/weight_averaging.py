@@ -51,7 +51,7 @@ class Average(AveragedModel):
                 averaged.append(mine)
                 current.append(other)
         if self.multi_avg_fn is not None:
-            groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+            groups: dict[object, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
             for mine, other in zip(averaged, current, strict=True):
                 groups[mine.device, mine.dtype][0].append(mine)
                 groups[mine.device, mine.dtype][1].append(other)

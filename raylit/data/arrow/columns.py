@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from raylit.core.aliases import Batch
 from raylit.data.arrow.source import check_column
 from raylit.errors import ConfigError, DataError
 
@@ -88,7 +89,9 @@ class Column:
         return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
 
-def column_of(field: pa.Field, nulls: Any, is_category: bool, float_dtype: torch.dtype) -> Column:
+def column_of(
+    field: pa.Field, nulls: object, is_category: bool, float_dtype: torch.dtype
+) -> Column:
     """Return what a column becomes by its type alone.
 
     Raises:
@@ -125,7 +128,9 @@ def column_of(field: pa.Field, nulls: Any, is_category: bool, float_dtype: torch
     return column
 
 
-def _scalar_dtype(type_: pa.DataType, nulls: Any, float_dtype: torch.dtype) -> torch.dtype | None:
+def _scalar_dtype(
+    type_: pa.DataType, nulls: object, float_dtype: torch.dtype
+) -> torch.dtype | None:
     if pa.types.is_temporal(type_) and not pa.types.is_interval(type_):
         return torch.float64
     if pa.types.is_floating(type_) or pa.types.is_decimal(type_):
@@ -409,8 +414,8 @@ def joined(parts: Iterable[Rows], num: int) -> Rows:
         num: how many there are in all.
     """
     fields: dict[str, Field] = {}
-    arrays: dict[str, list[Any]] = {}
-    types: dict[str, Any] = {}
+    arrays: dict[str, list[object]] = {}
+    types: dict[str, object] = {}
     done = 0
     for rows in parts:
         for name, field in rows.fields.items():
@@ -566,7 +571,7 @@ class Layout:
             if "y" not in fields:
                 return (fields["x"][start:stop],)
             return fields["x"][start:stop], fields["y"][start:stop]
-        found: dict[str, Any] = {}
+        found: dict[str, object] = {}
         for name, (_, columns) in self.matrices.items():
             part = fields[name][:, start:stop].unbind(0)
             for column, one in zip(columns, part, strict=True):
@@ -583,7 +588,7 @@ class Layout:
             {column.name: found[column.name] for column in self.form.columns} | found
         )
 
-    def put_together(self, found: dict[str, Any]) -> Any:
+    def put_together(self, found: dict[str, object]) -> Any:
         """Make the batch of a dict of columns."""
         form = self.form
         if form.transform is not None:
@@ -672,9 +677,9 @@ def form_of(
     columns: Sequence[str] | None,
     features: Sequence[str] | None,
     target: str | Sequence[str] | None,
-    batch: Any,
+    batch: Batch,
     categories: Sequence[str],
-    nulls: Any,
+    nulls: object,
     normalize: bool | Sequence[str],
     lists: str,
     float_dtype: torch.dtype,

@@ -308,7 +308,7 @@ class ParquetDataModule(LightningDataModule):
                 setattr(self, f"{name}_dataloader", functools.partial(self._eval_loader, name))
 
 
-def _not_plain(arguments: Mapping[str, Any]) -> list[str]:
+def _not_plain(arguments: Mapping[str, object]) -> list[str]:
     """Return the arguments that no config file could hold, such as tables and functions."""
     plain = (str, int, float, bool, list, tuple, dict, type(None))
     # `self` and `__class__` are no arguments, which ignoring them does not mind

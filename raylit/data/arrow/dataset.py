@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from raylit.core.aliases import Batch, StateDict
 from raylit.data.arrow.columns import Encoding, Form, Layout, Rows, form_of, joined
 from raylit.data.arrow.mapped import MappedRows
 from raylit.data.arrow.memory import Store, free_bytes, tensor
@@ -440,7 +441,7 @@ class ArrowDataset:
         """Leave out the rows of files: another process reads them itself."""
         return {**self.__dict__, "_loaded": _Loaded()}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         """Choose anew how to read: another machine has other memory, and perhaps several ranks."""
         self.__dict__.update(state)
         self._choose_mode()
@@ -471,7 +472,7 @@ def encoding_of(form: Form, statistics: Mapping[str, ColumnStatistics]) -> Encod
     Raises:
         DataError: a mean is wanted of a column that has no values.
     """
-    vocabulary: dict[str, list[Any]] = {}
+    vocabulary: dict[str, list[object]] = {}
     means: dict[str, float] = {}
     scales: dict[str, tuple[float, float]] = {}
     for column in form.columns:
@@ -497,7 +498,7 @@ def _known(name: str, mean: float | None) -> float:
     return mean
 
 
-def _first(batch: Any) -> Any:
+def _first(batch: Batch) -> Any:
     """Return the only row of a batch."""
     if isinstance(batch, Mapping):
         return {name: _first(one) for name, one in batch.items()}

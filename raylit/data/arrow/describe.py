@@ -28,7 +28,7 @@ class Described:
     becomes: str
 
 
-def describe(source: Any, types: Mapping[str, str] | None = None) -> tuple[str, list[Described]]:
+def describe(source: object, types: Mapping[str, str] | None = None) -> tuple[str, list[Described]]:
     """Return a line on the data, and what there is to say of each column; reads all rows once.
 
     Raises:
@@ -54,7 +54,7 @@ def describe(source: Any, types: Mapping[str, str] | None = None) -> tuple[str, 
     return _line(dataset.source), columns
 
 
-def head(source: Any, num_rows: int, types: Mapping[str, str] | None = None) -> pa.Table:
+def head(source: object, num_rows: int, types: Mapping[str, str] | None = None) -> pa.Table:
     """Return the first rows.
 
     Raises:
@@ -70,7 +70,7 @@ def head(source: Any, num_rows: int, types: Mapping[str, str] | None = None) -> 
     return pa.concat_tables(tables)
 
 
-def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+def _as_it_is(batch: dict[str, object]) -> dict[str, Any]:
     return batch
 
 
@@ -94,7 +94,7 @@ def _distinct(dataset: ArrowDataset) -> dict[str, int | None]:
         for field in dataset.schema
         if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
     ]
-    found: dict[str, set[Any] | None] = {name: set() for name in names}
+    found: dict[str, set[object] | None] = {name: set() for name in names}
     for _, table in dataset.tables(names) if names else ():
         for name in names:
             known = found[name]
@@ -114,7 +114,7 @@ def _range(column: Column, found: ColumnStatistics, distinct: int | None) -> str
     return ""
 
 
-def _few(values: Sequence[Any]) -> str:
+def _few(values: Sequence[object]) -> str:
     shown = ", ".join(map(str, values[:4]))
     return shown if len(values) <= 4 else f"{shown}, ..."
 

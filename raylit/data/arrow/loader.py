@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from raylit.core.aliases import Loaders, StateDict
 from raylit.data.arrow.ahead import ahead
 from raylit.data.arrow.columns import Encoding, Layout, Rows, concat
 from raylit.data.arrow.dataset import ArrowDataset
@@ -216,7 +217,7 @@ class ArrowLoader(PositionedLoader):
         blocks = _blocks(reader.chunks(start, rows), layout, self.batch_size, self.pin_memory)
         return self._counted(_cut(ahead(blocks, AHEAD), layout, self.batch_size))
 
-    def _counted(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def _counted(self, batches: Iterator[object]) -> Iterator[Any]:
         for batch in batches:
             self._number += 1
             yield batch
@@ -329,7 +330,7 @@ class ArrowLoader(PositionedLoader):
             "vocabulary": dict(self.dataset.encoding.vocabulary),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Let the next iteration begin where `state_dict` was taken.
 
         Raises:
@@ -349,7 +350,7 @@ class ArrowLoader(PositionedLoader):
         self.begins_at = self._number = state["number"]
         self.goes_on = True
 
-    def _check_data(self, state: dict[str, Any]) -> None:
+    def _check_data(self, state: StateDict) -> None:
         digest = self.dataset.digest
         if (state["digest"], state["num_rows"]) == (digest, len(self.dataset)):
             return
@@ -375,7 +376,7 @@ class ArrowLoader(PositionedLoader):
         rows = len(Share(len(self.dataset), 0, num_ranks, self._mode, 0))
         return rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
 
-    def go_on(self, state: dict[str, Any], batch: int, counted: int) -> None:
+    def go_on(self, state: StateDict, batch: int, counted: int) -> None:
         """Let the next iteration be the rest of the epoch that `state_dict` told of.
 
         What other ranks, or other batches, have left of it is dealt out anew.
@@ -403,7 +404,7 @@ class ArrowLoader(PositionedLoader):
         self.goes_on = False
         self.begins_at = 0
 
-    def rest(self, loader: Any) -> Iterator[Any]:
+    def rest(self, loader: Loaders) -> Iterator[Any]:
         """Begin to read what is left of the epoch, from batch `begins_at` on."""
         self.goes_on = True
         return iter(loader)
@@ -472,5 +473,5 @@ class _Blocks(Dataset[Any]):
         return batches
 
 
-def _as_it_is(item: Any) -> Any:
+def _as_it_is(item: object) -> Any:
     return item

@@ -105,11 +105,11 @@ class Source(Protocol):
 
 
 def open_source(
-    source: Any,
+    source: object,
     format: str | None = None,
-    filters: Any = None,
-    types: Mapping[str, Any] | None = None,
-    storage_options: Mapping[str, Any] | None = None,
+    filters: object = None,
+    types: Mapping[str, object] | None = None,
+    storage_options: Mapping[str, object] | None = None,
 ) -> Source:
     """Find out which files there are, of which columns, and where their rows are.
 
@@ -132,13 +132,13 @@ def open_source(
     return TableSource(as_table(source), filters)
 
 
-def _is_list_of_paths(source: Any) -> bool:
+def _is_list_of_paths(source: object) -> bool:
     return isinstance(source, (list, tuple)) and all(
         isinstance(one, (str, os.PathLike)) for one in source
     )
 
 
-def as_table(source: Any) -> pa.Table:
+def as_table(source: object) -> pa.Table:
     """Return a table of Arrow's, without a copy where Arrow can.
 
     Raises:
@@ -279,7 +279,7 @@ def in_one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def check_column(name: Any, names: Sequence[str], argument: str) -> None:
+def check_column(name: object, names: Sequence[str], argument: str) -> None:
     """See that there is a column of this name.
 
     Raises:
@@ -381,7 +381,7 @@ class FileSource:
         self._options = dict(storage_options or {})
         self._opened_by = os.getpid()
         self._fs: Any = None
-        self._fragments: dict[int, Any] = {}
+        self._fragments: dict[int, object] = {}
         self.is_local = not storage.is_url(self.url)
         found = self._find(paths, format)
         self.format = format or _format_of([name for _, name, _ in found])
@@ -438,7 +438,7 @@ class FileSource:
         Raises:
             DataError: there is none, or it may not be looked for.
         """
-        found: list[tuple[str, str, tuple[tuple[str, Any], ...]]] = []
+        found: list[tuple[str, str, tuple[tuple[str, object], ...]]] = []
         for path in paths:
             if storage.is_url(path) == self.is_local:
                 raise DataError(
@@ -508,7 +508,7 @@ class FileSource:
                 raise FileNotFoundError(path)
             return [(inner, inner)]
 
-    def _looked_at(self, path: str, name: str, partition: tuple[tuple[str, Any], ...]) -> File:
+    def _looked_at(self, path: str, name: str, partition: tuple[tuple[str, object], ...]) -> File:
         size, stamp = self._size_and_stamp(path)
         if not size:
             raise DataError(
@@ -842,14 +842,14 @@ class ParquetReader:
             source._fragments[number] = fragment
         return source._fragments[number]
 
-    def count(self, piece: Piece, expression: Any) -> int:
+    def count(self, piece: Piece, expression: object) -> int:
         """Count; row groups whose statistics rule them out are not read."""
         if self.has_views:
             return int(self.read(piece, self.source.schema.names, expression).num_rows)
         one = self._fragment(piece.file).subset(row_group_ids=[piece.index])
         return int(one.scanner(schema=self.source.schema, filter=expression).count_rows())
 
-    def read(self, piece: Piece, columns: list[str], expression: Any) -> pa.Table:
+    def read(self, piece: Piece, columns: list[str], expression: object) -> pa.Table:
         """Decode a row group, its columns at the same time."""
         one = self._fragment(piece.file).subset(row_group_ids=[piece.index])
         schema = self.source.schema
@@ -857,7 +857,7 @@ class ParquetReader:
             return one.to_table(schema=schema).filter(expression).select(columns)
         return one.to_table(schema=schema, columns=columns, filter=expression)
 
-    def batches(self, piece: Piece, columns: list[str], expression: Any) -> Iterator[pa.Table]:
+    def batches(self, piece: Piece, columns: list[str], expression: object) -> Iterator[pa.Table]:
         """Decode a row group piece by piece."""
         if self.has_views and expression is not None:
             yield self.read(piece, columns, expression)
@@ -938,17 +938,17 @@ class IpcReader:
             raise DataError(f"{file.name} has no rows. Take it out, or write it again.")
         return schema_without_views(reader.schema), pieces
 
-    def count(self, piece: Piece, expression: Any) -> int:
+    def count(self, piece: Piece, expression: object) -> int:
         """Read the batch and count."""
         return int(self.read(piece, [], expression).num_rows)
 
-    def read(self, piece: Piece, columns: list[str], expression: Any) -> pa.Table:
+    def read(self, piece: Piece, columns: list[str], expression: object) -> pa.Table:
         """Return a record batch."""
         batch = self.opened(piece.file).get_batch(piece.index)
         table = without_views(pa.Table.from_batches([batch]))
         return _filtered(self.source, table, piece, columns, expression)
 
-    def batches(self, piece: Piece, columns: list[str], expression: Any) -> Iterator[pa.Table]:
+    def batches(self, piece: Piece, columns: list[str], expression: object) -> Iterator[pa.Table]:
         """Return the record batch."""
         yield self.read(piece, columns, expression)
 
@@ -995,11 +995,11 @@ class LinesReader:
             for index, (start, stop, num_rows) in enumerate(blocks)
         ]
 
-    def count(self, piece: Piece, expression: Any) -> int:
+    def count(self, piece: Piece, expression: object) -> int:
         """Read the lines and count."""
         return int(self.read(piece, [], expression).num_rows)
 
-    def read(self, piece: Piece, columns: list[str], expression: Any) -> pa.Table:
+    def read(self, piece: Piece, columns: list[str], expression: object) -> pa.Table:
         """Parse a run of lines."""
         with self.source.opened(piece.file) as stream:
             stream.seek(piece.start)
@@ -1011,7 +1011,7 @@ class LinesReader:
         )
         return _filtered(self.source, table, piece, columns, expression)
 
-    def batches(self, piece: Piece, columns: list[str], expression: Any) -> Iterator[pa.Table]:
+    def batches(self, piece: Piece, columns: list[str], expression: object) -> Iterator[pa.Table]:
         """Parse it."""
         yield self.read(piece, columns, expression)
 
@@ -1028,7 +1028,7 @@ READERS: dict[str, Any] = {
 
 
 def _filtered(
-    source: FileSource, table: pa.Table, piece: Piece, columns: list[str], expression: Any
+    source: FileSource, table: pa.Table, piece: Piece, columns: list[str], expression: object
 ) -> pa.Table:
     if expression is None:
         return source.with_partition(table, piece.file, columns)
@@ -1036,7 +1036,7 @@ def _filtered(
     return table.filter(expression).select(columns)
 
 
-def _refuse_types(types: Mapping[str, Any] | None, format: str) -> None:
+def _refuse_types(types: Mapping[str, object] | None, format: str) -> None:
     if types:
         raise DataError(
             f"types={dict(types)!r} is for CSV and JSON lines; {format} files have types of their"

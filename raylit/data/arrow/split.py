@@ -169,7 +169,7 @@ def _by_group(column: pa.ChunkedArray, sizes: list[int], seed: int) -> Labels:
     return labels
 
 
-def _hashed(seed: int, value: Any) -> bytes:
+def _hashed(seed: int, value: object) -> bytes:
     return hashlib.blake2b(repr((seed, value)).encode(), digest_size=8).digest()
 
 

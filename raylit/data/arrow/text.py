@@ -30,7 +30,7 @@ class TextReader:
         self.format = format
         self.types = {name: type_of(name, one) for name, one in (types or {}).items()}
 
-    def look(self, stream: Any, name: str) -> tuple[pa.Schema, str, list[tuple[int, int, int]]]:
+    def look(self, stream: object, name: str) -> tuple[pa.Schema, str, list[tuple[int, int, int]]]:
         """Return columns, what is between them, and start, stop and number of rows of blocks.
 
         Raises:
@@ -115,7 +115,7 @@ def _cut(stream: Any) -> Iterator[tuple[int, bytes]]:
         yield start, rest
 
 
-def type_of(name: str, one: Any) -> pa.DataType:
+def type_of(name: str, one: object) -> pa.DataType:
     """Return a type of Arrow's by its name.
 
     Raises:

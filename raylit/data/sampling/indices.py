@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
+from raylit.core.aliases import Loaders
 from raylit.runtime.messages import warn_once
 
 
@@ -25,7 +26,7 @@ class NotingBatchSampler(Sampler[Any]):
 
     def __init__(self, batch_sampler: Any) -> None:
         self.batch_sampler = batch_sampler
-        self.seen: list[list[Any]] = []
+        self.seen: list[list[object]] = []
 
     def __iter__(self) -> Iterator[Any]:
         self.seen = []
@@ -42,7 +43,7 @@ class NotingBatchSampler(Sampler[Any]):
         return getattr(self.batch_sampler, name)
 
 
-def noting_indices(loader: Any) -> Any:
+def noting_indices(loader: Loaders) -> Any:
     """Return a loader whose `seen_indices` can be asked for.
 
     Where there are none, because data is not fetched by index, the loader itself.
@@ -64,7 +65,7 @@ def noting_indices(loader: Any) -> Any:
     return noting
 
 
-def seen_indices(loader: Any) -> list[list[Any]]:
+def seen_indices(loader: Loaders) -> list[list[Any]]:
     """Return the indices of each batch that `loader` read, and perhaps of some more.
 
     Empty if they cannot be told.

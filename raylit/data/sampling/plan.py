@@ -27,6 +27,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 from torch.utils.data._utils.fetch import _MapDatasetFetcher
 
+from raylit.core.aliases import Loaders, StateDict
 from raylit.data.positioned import PositionedLoader
 from raylit.data.ray_dataset import RayDataLoader
 from raylit.data.sampling.sampler import (
@@ -147,7 +148,7 @@ class PlannedSampler:
             None if any(own is one for one in self._sources.generators) else own
         )
         # in the order of the format before
-        self._generators: list[Any] = list(
+        self._generators: list[object] = list(
             {
                 id(one): one
                 for owner in (loader, loader.sampler, sampler, getattr(sampler, "sampler", None))
@@ -222,7 +223,7 @@ class PlannedSampler:
             "num_ranks": self._num_ranks,
         }
 
-    def go_on(self, state: dict[str, Any], batch: int, counted: int) -> None:
+    def go_on(self, state: StateDict, batch: int, counted: int) -> None:
         """Let the next reading be what is left of the one that `state_dict` told of.
 
         Args:
@@ -269,7 +270,7 @@ class PlannedSampler:
         self.begins_at = begins_at
         self.goes_on = True
 
-    def _from_before(self, state: dict[str, Any], counted: int) -> dict[str, Any]:
+    def _from_before(self, state: StateDict, counted: int) -> dict[str, Any]:
         """Return a state of the format before 1.0, which counted in batches, as one of today."""
 
         def by_owner(states: list[torch.Tensor]) -> tuple[list[Any], Any]:
@@ -315,11 +316,11 @@ class PlannedSampler:
 
     # ---- reading ----
 
-    def rest(self, loader: Any) -> Iterator[Any]:
+    def rest(self, loader: Loaders) -> Iterator[Any]:
         """Begin to read what is left of the epoch that `go_on` told of."""
         own = self._loaders_generator
         before = None if own is None else own.get_state()
-        batches: Iterator[Any] = iter(loader)
+        batches: Iterator[object] = iter(loader)
         if own is not None and before is not None:
             own.set_state(before)  # to begin draws a seed
         return batches
@@ -390,7 +391,7 @@ class PlannedSampler:
             return islice(iter(self.sampler), number, None)
         with rng.isolated():
             self._sources.restore(plan.states)
-            drawn: Iterator[Any] = iter(self.sampler)
+            drawn: Iterator[object] = iter(self.sampler)
             for _ in range(number):
                 next(drawn, None)
         return drawn
@@ -417,7 +418,7 @@ class PlannedSampler:
         return iter(BatchSampler(indices, self.sampler.batch_size, self.sampler.drop_last))
 
 
-def _seeded(indices: Any, seed: int) -> Any:
+def _seeded(indices: object, seed: int) -> Any:
     if isinstance(indices, int):
         one = SeededIndex(indices)
         one.seed = seed
@@ -444,7 +445,7 @@ class SeedingWorkers:
             self.own(worker_id)
         fetch: Callable[[Any, Any], Any] = _MapDatasetFetcher.fetch
 
-        def seeded_fetch(fetcher: Any, indices: Any) -> Any:
+        def seeded_fetch(fetcher: object, indices: object) -> Any:
             if isinstance(indices, (SeededBatch, SeededIndex)):
                 rng.seed(indices.seed)
             return fetch(fetcher, indices)
@@ -452,7 +453,7 @@ class SeedingWorkers:
         _MapDatasetFetcher.fetch = seeded_fetch  # type: ignore[method-assign]  # of this worker process, which does nothing else
 
 
-def planned(loader: Any, rank: int, num_ranks: int, number: int, seed: int) -> Any:
+def planned(loader: Loaders, rank: int, num_ranks: int, number: int, seed: int) -> Any:
     """Return a copy of a DataLoader, the `number`-th of its stage, that reads by plans; other loaders as they are."""
     if (
         not isinstance(loader, DataLoader)
@@ -475,7 +476,7 @@ def planned(loader: Any, rank: int, num_ranks: int, number: int, seed: int) -> A
     return changed
 
 
-def plan_of(loader: Any) -> PlannedSampler | PositionedLoader | None:
+def plan_of(loader: Loaders) -> PlannedSampler | PositionedLoader | None:
     """Return what plans the reading of `loader`, None if nothing does."""
     if isinstance(loader, PositionedLoader):
         return loader
@@ -485,7 +486,7 @@ def plan_of(loader: Any) -> PlannedSampler | PositionedLoader | None:
     return None
 
 
-def keeper_of(loader: Any) -> Any:
+def keeper_of(loader: Loaders) -> Any:
     """Return what keeps its own place: the loader, or an iterable data set read in this process.
 
     None if neither does.
@@ -502,14 +503,14 @@ def keeper_of(loader: Any) -> Any:
     return own if isinstance(own, IterableDataset) and has_state(own) else None
 
 
-def has_state(data: Any) -> bool:
+def has_state(data: object) -> bool:
     """Tell whether a loader or data set keeps its own place, as torchdata's StatefulDataLoader does."""
     return callable(getattr(data, "state_dict", None)) and callable(
         getattr(data, "load_state_dict", None)
     )
 
 
-def set_epoch(loader: Any, epoch: int) -> None:
+def set_epoch(loader: Loaders, epoch: int) -> None:
     """Tell a loader of a Ray Dataset, or the samplers of `loader`, which epoch begins."""
     if isinstance(loader, RayDataLoader):
         loader.set_epoch(epoch)

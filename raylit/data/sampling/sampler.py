@@ -29,6 +29,7 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
+from raylit.core.aliases import Loaders
 from raylit.data.sampling.sources import Sources, Stream, piece_of
 from raylit.runtime import rng
 from raylit.runtime.messages import warn_once
@@ -120,7 +121,7 @@ def seeded_order(
     return first if len(first) < piece else chain(first, stream)
 
 
-def deal(order: list[Any] | Iterator[Any], rank: int, size: int, mode: str) -> Iterator[Any]:
+def deal(order: list[object] | Iterator[object], rank: int, size: int, mode: str) -> Iterator[Any]:
     """Return one rank's share of an order.
 
     In training as many for each rank, so that the first come twice or, with `drop`, the last do not
@@ -142,7 +143,7 @@ def deal(order: list[Any] | Iterator[Any], rank: int, size: int, mode: str) -> I
     return iter(order[rank::size])
 
 
-def _dealt(order: Iterator[Any], rank: int, size: int, mode: str) -> Iterator[Any]:
+def _dealt(order: Iterator[object], rank: int, size: int, mode: str) -> Iterator[Any]:
     """Deal out an order as it is drawn."""
     head = round_ = list(islice(order, size))
     while len(round_) == size:
@@ -152,7 +153,7 @@ def _dealt(order: Iterator[Any], rank: int, size: int, mode: str) -> Iterator[An
         yield [*round_, *islice(cycle(head), size)][rank]
 
 
-def shard(loader: Any, world: World, mode: str, alone: bool = False) -> Any:
+def shard(loader: Loaders, world: World, mode: str, alone: bool = False) -> Any:
     """Return a loader that reads this rank's share of what `loader` reads.
 
     The user's loader is copied as it is, never made anew through its constructor, so subclasses and
@@ -172,8 +173,8 @@ def shard(loader: Any, world: World, mode: str, alone: bool = False) -> Any:
             key=f"iterable {mode}",
         )
         return loader
-    sampler: Any = loader.sampler
-    batch_sampler: Any = loader.batch_sampler
+    sampler: object = loader.sampler
+    batch_sampler: object = loader.batch_sampler
     if any(
         isinstance(one, (DistributedSampler, ShardedSampler))
         for one in (sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
@@ -188,7 +189,7 @@ def shard(loader: Any, world: World, mode: str, alone: bool = False) -> Any:
     return sharded
 
 
-def without_shuffle(loader: Any) -> Any:
+def without_shuffle(loader: Loaders) -> Any:
     """Return a loader that reads in order, for `overfit_batches`."""
     if (
         not isinstance(loader, DataLoader)
@@ -200,7 +201,7 @@ def without_shuffle(loader: Any) -> Any:
     return reading(loader, SequentialSampler(loader.dataset))
 
 
-def with_short_batches(loader: Any) -> Any:
+def with_short_batches(loader: Loaders) -> Any:
     """Return a loader that does not drop a last batch that is short.
 
     There is to be a prediction for every sample.
@@ -212,7 +213,7 @@ def with_short_batches(loader: Any) -> Any:
 
 
 def reading(
-    loader: DataLoader[Any], sampler: Any, drop_last: bool | None = None
+    loader: DataLoader[object], sampler: Any, drop_last: bool | None = None
 ) -> DataLoader[Any]:
     """Return a copy of `loader` that draws its indices from another sampler.
 
@@ -231,7 +232,7 @@ def reading(
     return changed
 
 
-def tell_epoch(sampler: Any, epoch: int) -> None:
+def tell_epoch(sampler: object, epoch: int) -> None:
     """Tell a sampler, and those that it is made of, which epoch begins."""
     while sampler is not None:
         own = getattr(sampler, "set_epoch", None)

@@ -52,7 +52,7 @@ class Sources:
         for sampler in samplers:
             self._look_into(sampler, seen)
 
-    def _look_into(self, owner: Any, seen: set[int]) -> None:
+    def _look_into(self, owner: object, seen: set[int]) -> None:
         if id(owner) in seen or not hasattr(owner, "__dict__"):
             return
         seen.add(id(owner))
@@ -68,7 +68,7 @@ class Sources:
         """Return the states of the samplers' own generators, as plain data."""
         return [_state_of(generator) for generator in self.generators]
 
-    def restore_own(self, states: list[Any]) -> None:
+    def restore_own(self, states: list[object]) -> None:
         """Bring back what `own` returned; of fewer generators, those."""
         for generator, state in zip(self.generators, states, strict=False):
             _restore(generator, state)
@@ -129,9 +129,9 @@ class Stream(Iterator[Any]):
         self._sources = sources
         self._piece = piece
         self._begin = begin
-        self._iterator: Iterator[Any] | None = None
+        self._iterator: Iterator[object] | None = None
         self._states: list[Any] = []
-        self._drawn: deque[Any] = deque()
+        self._drawn: deque[object] = deque()
 
     def __next__(self) -> Any:
         if not self._drawn:
@@ -161,7 +161,7 @@ class Stream(Iterator[Any]):
         self._states = [rng.capture(), *map(_capture, self._sources.generators)]
 
 
-def is_torchs_own(sampler: Any) -> bool:
+def is_torchs_own(sampler: object) -> bool:
     """Tell whether a sampler is one of torch's, and what it is made of too."""
     if type(sampler) is BatchSampler:
         return is_torchs_own(sampler.sampler)
@@ -211,7 +211,7 @@ def _restore(generator: Generator, state: Any) -> None:
     _revert(generator, state)
 
 
-def _listed(value: Any) -> Any:
+def _listed(value: object) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, dict):
@@ -221,7 +221,7 @@ def _listed(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _arrayed(value: Any) -> Any:
+def _arrayed(value: object) -> Any:
     if isinstance(value, dict):
         return {key: _arrayed(one) for key, one in value.items()}
     return np.asarray(value, dtype=np.uint64) if isinstance(value, list) else value
