@@ -113,11 +113,23 @@ class Logger(ABC):
         """
 
     def settle(self, timeout_s: float) -> None:
-        """Return once all that was logged would outlive this process, or after `timeout_s`.
+        """Return once all that was logged would outlive this machine, or after `timeout_s`.
 
-        Rank 0, in a thread, before a recovery checkpoint is written.
+        Rank 0, before a checkpoint is written; in a thread if that is written by one. A fit that
+        goes on from it logs only what comes after.
+        """
 
-        A fit that goes on from it logs only what comes after.
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` needs so that a fit that goes on logs each value once.
+
+        Rank 0, when a checkpoint is made. Plain data.
+        """
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a checkpoint was made.
+
+        On the driver before `open`, and on rank 0 when the state of the training is restored.
         """
 
     def finalize(self, status: str) -> None:

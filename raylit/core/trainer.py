@@ -196,6 +196,12 @@ class RunHandle(Protocol):
                 whole of it.
         """
 
+    def settle_loggers(self) -> None:
+        """Wait until what was logged would outlive this machine, before a checkpoint counts.
+
+        May be called from any thread.
+        """
+
     def request_pause(self) -> None:
         """Have the loop pause after this batch, to end or to save a recovery checkpoint.
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from raylit.core.trainer import JobTrainer, RecoverySaver
 
 SAVE_LOGGERS_EVERY_S = 1.0  # within an epoch
+SETTLE_LOGGERS_S = 10.0  # how long a checkpoint waits for what was logged before it
 
 STAGE_OF = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
 STEP_OF = {
@@ -653,6 +654,12 @@ class Run:
         if self.world.is_zero:
             for logger in self.trainer.loggers:
                 logger.save()
+
+    def settle_loggers(self) -> None:
+        """Wait until what was logged would outlive this machine, before a checkpoint counts."""
+        if self.world.is_zero:
+            for logger in self.trainer.loggers:
+                logger.settle(SETTLE_LOGGERS_S)
 
     def remember(self, metrics: dict[str, Any], progress: Progress | None = None) -> None:
         """Keep epoch values for `Result.history`.

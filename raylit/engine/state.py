@@ -62,6 +62,8 @@ def dump(
             "Rank 0 alone cannot save a sharded model: each rank holds a part of it."
         )
     run.save_loggers()
+    if not lenient:  # else it is written by a thread, which does so
+        run.settle_loggers()
     run.strategy.settle(module)
     whole: Callable[[Any], Any] = (lambda state: state) if parts else run.strategy.whole
     if run.progress.at == BACKWARD and not weights_only and exact.is_within_window(run, progress):
@@ -145,6 +147,7 @@ def dump(
         "lineage": run.resume.lineage,
         "validations": [] if run.validations is None else run.validations.state(),
         "run_id": next((logger.run_id for logger in trainer.loggers if logger.run_id), None),
+        "loggers": [logger.state_dict() for logger in trainer.loggers if run.world.is_zero],
     }
     if run.job.fn == "fit" and not weights_only:
         own = exact.dump(run, progress)
@@ -260,6 +263,9 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
     check_limits(run)
     own = checkpoint.get("raylit", {})
     run.outcome.history = History.from_state(own.get("history", []), str(run.job.ckpt_path))
+    for logger, stored_of_it in zip(run.trainer.loggers, own.get("loggers", []), strict=False):
+        if run.world.is_zero:
+            logger.load_state_dict(stored_of_it)
     outstanding = own.get("validations", [])
     if outstanding and run.validations is None:
         steps = ", ".join(str(one["progress"]["steps"]) for one in outstanding)

@@ -37,9 +37,6 @@ class BackgroundWriter(Generic[T]):
             with a warning.
         interval_s: shortest time between two calls of `write`.
         max_backoff_s: longest pause between two attempts.
-        hold: told of all that waits when the store does not answer, at every attempt and at the
-            end, and of nothing when all is written: to keep it where it outlives this process.
-            Returns whether it did.
     """
 
     def __init__(
@@ -51,45 +48,32 @@ class BackgroundWriter(Generic[T]):
         max_waiting: int = 200_000,
         interval_s: float = 0.5,
         max_backoff_s: float = 30.0,
-        hold: Callable[[list[T]], bool] | None = None,
     ) -> None:
         self._write = write
         self._what = what
         self._max_batch = max_batch
         self._max_waiting = max_waiting
-        self._hold, self._is_held, self._holding = hold, False, threading.Lock()
         self._interval_s = interval_s
         self._max_backoff_s = max_backoff_s
-        self._kept: deque[T] = deque()  # few and dear: written first, never dropped
         self._queue: deque[T] = deque()
         self._batch: list[T] = []
         self._wake = threading.Condition()
         self._flush = self._closing = self._abandoned = self._warned = False
         self._num_failures = self._num_dropped = self._num_rejected = 0
-        self._num_put = self._num_done = 0
         self._changed_at = time.monotonic()  # last success, or the failure that ended the successes
         atexit.register(self.close, 5.0)  # a script that forgot to finalize
         self._thread = threading.Thread(target=self._run, name="raylit-writer", daemon=True)
         self._thread.start()
 
-    def put(self, items: Iterable[T], *, keep: bool = False) -> None:
-        """Queue items; never blocks.
-
-        Args:
-            items: written in this order.
-            keep: never drop these, however long the store is away, and write them before all
-                others.
-        """
+    def put(self, items: Iterable[T]) -> None:
+        """Queue items, which are written in this order; never blocks."""
         with self._wake:
             was_idle = not self._num_waiting()
-            size = self._num_waiting()
-            (self._kept if keep else self._queue).extend(items)
-            self._num_put += self._num_waiting() - size
+            self._queue.extend(items)
             num_over = len(self._queue) - self._max_waiting
             for _ in range(num_over):
                 self._queue.popleft()
             if num_over > 0:
-                self._num_done += num_over
                 if not self._num_dropped:
                     log.warning(
                         f"Too much is waiting to be written ({self._what}): dropped the oldest"
@@ -107,18 +91,6 @@ class BackgroundWriter(Generic[T]):
             self._flush = True
             self._wake.notify_all()
 
-    def flush(self, timeout_s: float) -> None:
-        """Return once what is queued now is written; or is held, if the store does not answer.
-
-        Or when `timeout_s` have passed.
-        """
-        self.flush_soon()
-        with self._wake:
-            until = self._num_put
-            self._wake.wait_for(
-                lambda: self._num_done >= until or self._is_held or self._abandoned, timeout_s
-            )
-
     def close(self, timeout_s: float = 30.0, busy_timeout_s: float | None = None) -> int:
         """Write what is queued and end the thread.
 
@@ -128,8 +100,7 @@ class BackgroundWriter(Generic[T]):
                 writes that take long.
 
         Returns:
-            The number of items left, which are lost unless they are held. A warning says how many,
-            too.
+            The number of items left, which are lost. A warning says how many, too.
         """
         atexit.unregister(self.close)
         with self._wake:
@@ -147,28 +118,16 @@ class BackgroundWriter(Generic[T]):
             num_left = self._num_waiting()
             self._abandoned = True
             self._wake.notify_all()
-        is_held = self._hold_waiting()
         if num_left or self._num_dropped or self._num_rejected > 1:
             log.warning(
-                f"Not written ({self._what}): {num_left} for which there was no time at the"
-                f" end{', kept for the next run' if is_held else ''}, {self._num_dropped} dropped"
-                f" because too much was waiting, {self._num_rejected} that the store refused."
+                f"Not written ({self._what}): {num_left} for which there was no time at the end,"
+                f" {self._num_dropped} dropped because too much was waiting, {self._num_rejected}"
+                " that the store refused."
             )
         return num_left
 
-    def _hold_waiting(self) -> bool:
-        """Have what waits kept elsewhere."""
-        with self._holding:  # the thread and whoever is in `close`
-            with self._wake:
-                waiting = [*self._batch, *self._kept, *self._queue]
-            if self._hold is not None and (waiting or self._is_held):
-                self._is_held = self._hold(waiting) and bool(waiting)
-                with self._wake:
-                    self._wake.notify_all()
-            return self._is_held
-
     def _num_waiting(self) -> int:
-        return len(self._kept) + len(self._queue) + len(self._batch)
+        return len(self._queue) + len(self._batch)
 
     def _run(self) -> None:
         next_write_at = 0.0
@@ -179,12 +138,8 @@ class BackgroundWriter(Generic[T]):
                     return
                 self._wake.wait_for(self._is_due, timeout=max(next_write_at - time.monotonic(), 0))
                 self._flush = False
-                num_kept = min(len(self._kept), self._max_batch)
-                self._batch = [self._kept.popleft() for _ in range(num_kept)]
-                self._batch += [
-                    self._queue.popleft()
-                    for _ in range(min(len(self._queue), self._max_batch - num_kept))
-                ]
+                size = min(len(self._queue), self._max_batch)
+                self._batch = [self._queue.popleft() for _ in range(size)]
             self._deliver()
             next_write_at = time.monotonic() + self._interval_s
 
@@ -209,8 +164,6 @@ class BackgroundWriter(Generic[T]):
                 continue
             self._succeed(size)
             size = len(self._batch)
-        if self._is_held and not self._num_waiting():
-            self._hold_waiting()
 
     def _succeed(self, size: int) -> None:
         with self._wake:
@@ -218,7 +171,6 @@ class BackgroundWriter(Generic[T]):
                 log.info(f"Writing works again ({self._what}).")
             self._num_failures = 0
             self._changed_at = time.monotonic()
-            self._num_done += size
             del self._batch[:size]
             self._wake.notify_all()
 
@@ -238,8 +190,6 @@ class BackgroundWriter(Generic[T]):
                 self._changed_at = time.monotonic()
             self._num_failures += 1
             self._wake.notify_all()
-        self._hold_waiting()
-        with self._wake:
             was_closing = self._closing
             pause_s = min(
                 0.5 * 2 ** min(self._num_failures, 10),

@@ -197,17 +197,23 @@ def driving(job: Job) -> Iterator[None]:
     """
     trainer = job.trainer
     run_id = None
+    states: list[dict[str, Any]] = []
     if job.fn == "fit" and job.ckpt_path and any(map(_goes_on, trainer.loggers)):
         found = job.opened.get(job.ckpt_path)
         found = found or outline(job.ckpt_path, weights_only=job.weights_only)
-        run_id = found.get("raylit", {}).get("run_id")
+        own = found.get("raylit", {})
+        run_id = own.get("run_id")
+        states = list(own.get("loggers", []))
     tags = {"raylit.version": __version__, "raylit.num_workers": trainer.workers_wanted}
     status = "failed"
     opened = list[Logger]()
     try:
-        for logger in [] if job.fn == "predict" else trainer.loggers:
+        loggers = [] if job.fn == "predict" else trainer.loggers
+        states += [{}] * (len(loggers) - len(states))
+        for logger, state in zip(loggers, states, strict=False):
             if run_id is not None:
                 logger.resume(run_id)
+            logger.load_state_dict(state)
             logger.open(default_root_dir=trainer.default_root_dir, tags=tags)
             opened.append(logger)
         yield

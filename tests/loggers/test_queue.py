@@ -53,46 +53,6 @@ def test_writes_are_spaced_unless_flushed() -> None:
     writer.close()
 
 
-def test_flush_waits_for_what_was_put_before() -> None:
-    written: list[int] = []
-    writes = threading.Event()
-
-    def write(batch: list[int]) -> None:
-        writes.wait()
-        written.extend(batch)
-
-    writer: BackgroundWriter[int] = BackgroundWriter(write, "numbers", interval_s=60)
-    writer.flush(60)  # nothing to wait for
-    writer.put([1, 2])
-    began = time.monotonic()
-    writer.flush(0.2)
-    assert time.monotonic() - began >= 0.2 and not written
-    writes.set()
-    writer.flush(60)
-    assert written == [1, 2]
-    writer.put([3])
-    writer.flush(60)
-    assert written == [1, 2, 3]
-    writer.close()
-
-
-def test_flush_does_not_wait_for_a_store_that_is_away(said: list[str]) -> None:
-    held: list[int] = []
-
-    def write(batch: list[int]) -> None:
-        raise ConnectionError("away")
-
-    def hold(batch: list[int]) -> bool:
-        held[:] = batch
-        return True
-
-    writer: BackgroundWriter[int] = BackgroundWriter(write, "numbers", hold=hold)
-    writer.put([1])
-    writer.flush(60)
-    assert held == [1]
-    writer.close(0.1)
-
-
 def test_failures_are_tried_again_in_order_and_warned_of_once(said: list[str]) -> None:
     written: list[int] = []
     attempts = 0
@@ -128,24 +88,24 @@ def test_what_is_rejected_is_left_out_and_the_rest_written(said: list[str]) -> N
     assert "4 that the store refused" in said[-1]
 
 
-def test_the_oldest_are_dropped_beyond_the_bound_but_not_what_is_kept(said: list[str]) -> None:
+def test_the_oldest_are_dropped_beyond_the_bound(said: list[str]) -> None:
     gate = threading.Event()
+    begun = threading.Event()
     written: list[int] = []
 
     def write(batch: list[int]) -> None:
+        begun.set()
         gate.wait(10)
         written.extend(batch)
 
     writer = BackgroundWriter(write, "numbers", max_waiting=10, interval_s=0)
-    writer.put([-1], keep=True)
-    while writer._kept:
-        time.sleep(0.01)
-    writer.put([-2], keep=True)
+    writer.put([-1])
+    assert begun.wait(10)
     for number in range(30):
         writer.put([number])
     gate.set()
     assert writer.close() == 0
-    assert written == [-1, -2, *range(20, 30)]
+    assert written == [-1, *range(20, 30)]
     assert "20 dropped" in said[-1]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from functools import partial
 from typing import TYPE_CHECKING
 
 from raylit.checkpoint import folder, save
@@ -15,12 +14,8 @@ from raylit.errors import CheckpointError, ConfigError, Stopped, Terminated
 from raylit.runtime.messages import info, warn_once
 
 if TYPE_CHECKING:
-    from raylit.core.logger import Logger
     from raylit.core.module import LightningModule
     from raylit.core.trainer import RunHandle, RunningTrainer
-
-
-SETTLE_S = 10.0  # how long a checkpoint waits for what was logged before it to be written
 
 
 class RecoveryCheckpoint(Callback):
@@ -175,7 +170,7 @@ class RecoveryCheckpoint(Callback):
             checkpoint,
             self._path(checkpoint, run),
             self._written,
-            partial(_settle, run.trainer.loggers),
+            run.settle_loggers,
         )
         if self._clock is not None:
             self._clock.cancel()
@@ -237,6 +232,7 @@ class RecoveryCheckpoint(Callback):
                 return
             self._writer.wait()
             path = self._path(checkpoint, run)
+            run.settle_loggers()
             save(checkpoint, path)
         except Exception as error:  # the one that ends the fit is not to be lost over it
             _could_not(error)
@@ -273,12 +269,6 @@ class RecoveryCheckpoint(Callback):
 
     def __getstate__(self) -> StateDict:
         return {**self.__dict__, "_writer": None, "_clock": None}
-
-
-def _settle(loggers: list[Logger]) -> None:
-    """Wait until the loggers have written all that a resumed fit will not log again."""
-    for logger in loggers:
-        logger.settle(SETTLE_S)
 
 
 def _could_not(error: Exception) -> None:

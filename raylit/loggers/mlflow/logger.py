@@ -3,31 +3,35 @@
 The only place for mlflow, loaded on first use.
 
 The run is made on the driver, where user, source file and git commit are known, and goes on through
-all restarts of the workers. Rank 0 only puts what it logs onto a queue; threads write it
-(`../queue.py`). Only `MlflowClient` is used, with explicit ids: mlflow's functions that work on a
+all restarts of the workers. Rank 0 only appends what it logs to a file (`journal.py`), which
+another process sends (`sender.py`). Only `MlflowClient` is used, with explicit ids: mlflow's functions that work on a
 current run would mix up runs in one process.
 """
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
 import random
 import shlex
+import struct
+import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from raylit.core.logger import Logger
 from raylit.errors import ConfigError, MissingPackageError
 from raylit.loggers.mlflow import store
-from raylit.loggers.mlflow.spool import Spool, replay
-from raylit.loggers.mlflow.store import PARENT_TAG, Record, RunStore
+from raylit.loggers.mlflow.delivery import LOCK_S, deliver, deliver_left_behind
+from raylit.loggers.mlflow.journal import FOLDER, Full, Header, Journal, Record
+from raylit.loggers.mlflow.sender import Sender
+from raylit.loggers.mlflow.store import PARENT_TAG, RunStore
 from raylit.loggers.mlflow.uploads import CheckpointUploader, best_tags
-from raylit.loggers.queue import BackgroundWriter
 from raylit.runtime.messages import info, warn, warn_once
 from raylit.runtime.secrets import without_secrets
 from raylit.runtime.storage import is_url
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
 
     from raylit.core.callback import Checkpoint
 
+MAX_TAIL_BYTES = 1 << 24  # half a million rows
 STATUSES = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
@@ -47,7 +52,8 @@ class _Live:
 
     client: MlflowClient | None = None
     run_store: RunStore | None = None
-    writer: BackgroundWriter[Record] | None = None
+    journal: Journal | None = None
+    sender: Sender | None = None
     uploader: CheckpointUploader | None = None
     callbacks: dict[int, Checkpoint] = field(default_factory=dict)
 
@@ -64,9 +70,9 @@ class MLFlowLogger(Logger):
     and its status is left to whoever started it. Checkpoints are uploaded by a thread, so a
     `log_model` of many large files can lag behind the training.
 
-    Once a run has started, nothing here stops it: while the store does not answer, what is logged
-    waits, in memory and in `<save_dir>/unsent`, from where the next run with this `save_dir` sends
-    it if this one ends first.
+    Once a run has started, nothing here stops it: what is logged is kept in a journal in
+    `<save_dir>/journals` until the store has it. If the process is killed, or the store does not
+    answer until the end, the next run with this `save_dir` sends it, or `raylit sync`.
 
     Args:
         experiment_name: found, or created.
@@ -131,10 +137,9 @@ class MLFlowLogger(Logger):
         self._is_fresh = False
         self._owns_run = True  # its status is ours to set, not the user's
         self._context_tags: dict[str, str] = {}
-        # Values newer than `_newest_before` that are there when a process starts were written by
-        # one that died (`_may_replay`).
-        self._newest_before: dict[str, tuple[int, int]] = {}
-        self._may_replay = False
+        # Of the checkpoint that the fit goes on from; see `state_dict`
+        self._resumed: dict[str, Any] = {}
+        self._since_ms = 0
         self._live = _Live()
         # MLFLOW_TRACKING_* of the process that sent this logger to another one
         self._environment: dict[str, str] = {}
@@ -311,7 +316,7 @@ class MLFlowLogger(Logger):
         path = "/".join(
             part for part in artifact_file.split("/") if part not in ("", ".", "..")
         )  # MLflow takes no others
-        self._writer.put([Record("text", path or "_", without_secrets(text))], keep=True)
+        self._log(Record("text", path or "_", without_secrets(text)))
 
     def resume(self, run_id: str) -> None:
         """Go on with the run of a checkpoint.
@@ -321,7 +326,7 @@ class MLFlowLogger(Logger):
         self._resumed_run_id = run_id
 
     def open(self, *, default_root_dir: str, tags: Mapping[str, str]) -> None:
-        self._stop_threads()
+        self._stop_writing()
         if not self._owns_run:
             self._run_id = self._given_run_id  # the user may have another run by now
         self._root_dir = (
@@ -332,63 +337,125 @@ class MLFlowLogger(Logger):
 
     def announce(self, status: str) -> None:
         if self._has_run and self._owns_run:
-            self._writer.put([Record("status", "", STATUSES.get(status, "FAILED"))])
-            self._writer.flush_soon()
+            self._log(Record("status", "", STATUSES.get(status, "FAILED")))
+            if self._live.sender is not None:
+                self._live.sender.flush_soon()
 
     def close(self, status: str) -> None:
-        self.announce(status)
-        if self._stop_threads():
+        if self._has_run and self._owns_run:
+            self._log(Record("status", "", STATUSES.get(status, "FAILED")))
+        if not self._stop_writing():
             warn(
                 f"MLflow may go on showing the run {self._run_id} as running: its store did not"
                 f" answer when it ended ({status})."
             )
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        time_ms = int(time.time() * 1000)  # stamped once: what is sent twice is stored once
-        prefix = f"{self._prefix}{self.LOGGER_JOIN_CHAR}" if self._prefix else ""
-        numbers = ((prefix + key, _number(key, value)) for key, value in metrics.items())
-        self._writer.put(
-            [
-                Record("metric", key, number, time_ms, int(step or 0))
-                for key, number in numbers
-                if number is not None
-            ]
-        )
+        if self._prefix:
+            before = f"{self._prefix}{self.LOGGER_JOIN_CHAR}"
+            metrics = {before + key: value for key, value in metrics.items()}
+        journal = self._live.journal or self._open_journal()
+        try:
+            journal.log_metrics(metrics, step or 0)
+        except Full as error:
+            _tell_full(error)
+        except (TypeError, ValueError, RuntimeError, OverflowError, struct.error):
+            self._log_what_fits(journal, metrics, step or 0)
+
+    def _log_what_fits(self, journal: Journal, metrics: Mapping[str, Any], step: float) -> None:
+        """Append those of the metrics that are numbers, if the step is one that MLflow takes."""
+        if not -(2**63) <= step < 2**63:
+            warn_once(
+                f"MLflow counts steps up to 2^63 - 1, so what was logged at step={step} was left"
+                f" out: {', '.join(metrics)}.",
+                key="mlflow step",
+            )
+            return
+        numbers = {key: _number(key, value) for key, value in metrics.items()}
+        fitting = {key: number for key, number in numbers.items() if number is not None}
+        if fitting:
+            try:
+                journal.log_metrics(fitting, int(step))
+            except Full as error:
+                _tell_full(error)
+
+    def _log(self, *records: Record) -> None:
+        """Append what is rarer than metrics."""
+        journal = self._live.journal or self._open_journal()
+        try:
+            for record in records:
+                journal.log(record)
+        except Full as error:
+            _tell_full(error)
 
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace | None = None) -> None:
-        self._writer.put(
-            [
+        self._log(
+            *(
                 Record("param", key, value[: store.MAX_PARAM_LENGTH])
                 for key, value in store.flatten(params or {})
-            ],
-            keep=True,
+            )
         )
 
     def after_save_checkpoint(self, checkpoint_callback: Checkpoint) -> None:
         self._live.callbacks[id(checkpoint_callback)] = checkpoint_callback
-        if self._live.writer is not None:
-            # What was logged before a checkpoint is not replayed from it
-            self._live.writer.flush_soon()
         if self._log_model == "all" or (
             self._log_model and getattr(checkpoint_callback, "save_top_k", None) == -1
         ):
             self._uploader.add(checkpoint_callback, link=True)
 
     def settle(self, timeout_s: float) -> None:
-        if self._live.writer is not None:
-            self._live.writer.flush(timeout_s)
+        if self._live.journal is not None:
+            try:
+                self._live.journal.sync()
+            except OSError as error:
+                warn_once(f"{self._live.journal.path} could not be written to the disk: {error}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a fit that goes on needs so that each value is in the run once.
+
+        Beside the run, the time from which on values are replays, and what the store does not have
+        yet, for a fit that goes on where this one's files are not.
+        """
+        if not self._has_run:
+            return {}
+        journal = self._live.journal
+        tail = b"" if journal is None else journal.tail()
+        if len(tail) > MAX_TAIL_BYTES:
+            warn_once(
+                f"MLflow has not answered for so long that {len(tail) / 1e6:.0f} MB wait for it."
+                " Checkpoints do not carry them any more: a fit that goes on without the folder"
+                f" {self._journals} would miss them."
+            )
+            tail = b""
+        since_ms = self._since_ms if journal is None else journal.mark()
+        return {"run_id": self._run_id, "since_ms": since_ms, "tail": tail}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._resumed = dict(state)
+        journal = self._live.journal
+        if journal is not None and state.get("run_id") == self._run_id:
+            self._adopt(journal)
+
+    def _adopt(self, journal: Journal) -> None:
+        """Take over what the checkpoint says that the store did not have."""
+        try:
+            journal.adopt(self._resumed.get("tail", b""))
+        except Full as error:
+            _tell_full(error)
+        except (ValueError, KeyError, struct.error) as error:
+            warn(f"What the checkpoint holds for MLflow cannot be read: {error}")
 
     def finalize(self, status: str) -> None:
         best: dict[str, str] = max(
             map(best_tags, self._live.callbacks.values()), key=len, default={}
         )
         if best:
-            self._writer.put([Record("tag", key, value) for key, value in best.items()], keep=True)
+            self._log(*(Record("tag", key, value) for key, value in best.items()))
         for callback in self._live.callbacks.values() if self._log_model else ():
             self._uploader.add(callback, link=False)
         if not self._was_opened:  # used without a Trainer: nobody calls `close`
-            self.announce(status)
-        self._stop_threads()
+            self._log(Record("status", "", STATUSES.get(status, "FAILED")))
+        self._stop_writing()
 
     def _ensure_run(self) -> None:
         if not self._has_run:
@@ -403,9 +470,7 @@ class MLFlowLogger(Logger):
         self._tracking_uri = uri
         self._files_dir = self._files_dir or artifact_root
         self._context_tags = resolve_tags()
-        replay(
-            self.save_dir, uri, lambda run_id, entries: RunStore(uri, run_id, None).write(entries)
-        )
+        deliver_left_behind(self.save_dir, uri)
         nested = {PARENT_TAG: store.active_run_id(uri)} if self._is_fresh else {}
         self._context_tags = {
             key: without_secrets(value) for key, value in self._context_tags.items()
@@ -428,6 +493,12 @@ class MLFlowLogger(Logger):
         self._run_id = run.info.run_id
         self._experiment_id = run.info.experiment_id
         self._has_run = True
+        self._since_ms = int(time.time() * 1000)
+        if self._run_id == self._resumed_run_id:
+            deliver_left_behind(self.save_dir, uri, self._run_id, wait_s=LOCK_S)
+            # 0 for a checkpoint that does not tell: all that is there may be logged again
+            known = self._resumed.get("run_id") == self._run_id
+            self._since_ms = self._resumed["since_ms"] if known else 0
         self._live = _Live(client)
 
     def _continue_run(self, client: MlflowClient, tags: dict[str, str]) -> MlflowRun | None:
@@ -445,8 +516,6 @@ class MLFlowLogger(Logger):
             or self._resumed_run_id
         )
         self._owns_run = run_id is None or run_id != active
-        self._may_replay = run_id is not None and run_id == self._resumed_run_id
-        self._newest_before = {}
         if run_id is None:
             return None
         try:
@@ -464,36 +533,50 @@ class MLFlowLogger(Logger):
         else:
             info(f"Logging into your active MLflow run {run_id}.")
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        if not self._may_replay:
-            self._newest_before = store.newest_values(run)
         return run
 
     @property
     def _run_store(self) -> RunStore:
         self._ensure_run()
         if self._live.run_store is None:
-            # Only here, in the process that writes: a runtime environment would have them in all,
-            # and Ray shows and logs it.
-            for key, value in self._environment.items():
-                os.environ.setdefault(key, value)
+            self._use_environment()
             import mlflow  # noqa: F401  here and not on a thread: a package imported by two threads at once can end half-made
 
-            newest = self._newest_before if self._may_replay else None
-            self._live.run_store = RunStore(str(self._tracking_uri), str(self._run_id), newest)
+            self._live.run_store = RunStore(str(self._tracking_uri), str(self._run_id))
         return self._live.run_store
 
+    def _use_environment(self) -> None:
+        """Set the variables for the store, in a process that writes to it itself.
+
+        A runtime environment would have them in all, and Ray shows and logs it.
+        """
+        for key, value in self._environment.items():
+            os.environ.setdefault(key, value)
+
     @property
-    def _writer(self) -> BackgroundWriter[Record]:
-        if self._live.writer is None:
-            run_store = self._run_store
-            uri = str(self._tracking_uri)
-            spool = Spool(self.save_dir, uri, str(self._run_id))
-            self._live.writer = BackgroundWriter(
-                run_store.write,
-                f"metrics to MLflow at {without_secrets(uri)}",
-                hold=spool.hold,
+    def _journals(self) -> str:
+        return os.path.join(self.save_dir, FOLDER)
+
+    def _open_journal(self) -> Journal:
+        """Begin a journal, and have it sent."""
+        self._ensure_run()
+        uri = str(self._tracking_uri)
+        header = Header.of_this_process(str(self._run_id), without_secrets(uri), self._since_ms)
+        try:
+            journal = Journal(self._journals, header)
+        except OSError as error:
+            folder = os.path.join(tempfile.gettempdir(), f"raylit-{os.getuid()}", FOLDER)
+            warn_once(
+                f"No journal can be kept in {self._journals} ({error}); it lies in {folder}. Should"
+                f" this process be killed, raylit sync {folder} sends what MLflow does not have."
             )
-        return self._live.writer
+            journal = Journal(folder, header)
+        self._live.journal = journal
+        if self._resumed.get("run_id") == self._run_id:
+            self._adopt(journal)
+        self._live.sender = Sender(journal, uri, self.save_dir, self._environment)
+        atexit.register(self._stop_writing)  # a script that forgot to finalize
+        return journal
 
     @property
     def _uploader(self) -> CheckpointUploader:
@@ -501,17 +584,43 @@ class MLFlowLogger(Logger):
             self._live.uploader = CheckpointUploader(self._run_store.upload, str(self._run_id))
         return self._live.uploader
 
-    def _stop_threads(self) -> int:
-        """Write what is queued.
+    def _stop_writing(self) -> bool:
+        """Wait until the store has all that was logged.
 
-        Return how much of the metrics, parameters, tags and status could not be.
+        Returns:
+            Whether it has; if not, the journal is kept.
         """
-        writer = self._live.writer
-        self._live.writer = None
-        num_left = writer.close() if writer is not None else 0
+        journal = self._live.journal
+        sender = self._live.sender
+        self._live.journal = self._live.sender = None
+        is_sent = True
+        if journal is not None and sender is not None:
+            atexit.unregister(self._stop_writing)
+            is_sent = self._finish(journal, sender)
         if self._live.uploader is not None:
             self._live.uploader.close()
-        return num_left
+        return is_sent
+
+    def _finish(self, journal: Journal, sender: Sender) -> bool:
+        """Send what the journal holds: by the process that does it already, else by this one."""
+        try:
+            sender.stop()
+            if not sender.is_started:
+                self._use_environment()
+                with suppress(Exception), store.short_requests():
+                    deliver(journal.path, str(self._tracking_uri), wait_s=0)
+            if os.path.exists(journal.path):
+                sender.finish()
+        finally:
+            journal.close()
+        if os.path.exists(journal.path):
+            warn(
+                f"MLflow at {without_secrets(str(self._tracking_uri))} has not taken all that was"
+                f" logged. The rest is kept in {journal.path}: the next run with this save_dir"
+                f" sends it, or raylit sync {self.save_dir}."
+            )
+            return False
+        return True
 
     def __getstate__(self) -> dict[str, Any]:
         own = {key: os.environ[key] for key in os.environ if key.startswith("MLFLOW_TRACKING_")}
@@ -519,7 +628,6 @@ class MLFlowLogger(Logger):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _live=_Live())
-        self._may_replay = self._may_replay or self._has_run
 
 
 @contextmanager
@@ -534,6 +642,14 @@ def _other_randomness() -> Iterator[None]:
         yield
     finally:
         random.setstate(state)
+
+
+def _tell_full(error: Full) -> None:
+    warn_once(
+        f"What is logged cannot be kept for MLflow ({error}) and is lost until there is room."
+        " Training goes on. Free some of the disk.",
+        key="mlflow journal full",
+    )
 
 
 def _number(key: str, value: Any) -> float | None:

@@ -5,20 +5,24 @@ Where a store lies, whether it answers, and how entries get into a run of it.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import socket
 import threading
 import zlib
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from raylit.errors import ConfigError
+from raylit.loggers.mlflow.journal import Record
 from raylit.loggers.mlflow.uploads import Upload, remove_link
 from raylit.loggers.queue import Rejected
 from raylit.runtime.messages import warn_once
@@ -26,7 +30,7 @@ from raylit.runtime.secrets import has_secret, without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run as MlflowRun
+    from mlflow.exceptions import MlflowException
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 # as in mlflow.utils.validation
@@ -34,93 +38,106 @@ MAX_NAME_LENGTH = 250
 MAX_PARAM_LENGTH = 6000
 MAX_ENTRIES = 1000
 PARENT_TAG = "mlflow.parentRunId"
+# What a request is refused with for what is in it: invalid, forbidden by a proxy, too large, and
+# what a proxy cannot read. Others (401, 404, 408, 409, 429) are of whoever sends, or pass.
+REFUSALS = (400, 403, 413, 414, 422, 431)
 DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
-class Record(NamedTuple):
-    """Something to write into a run.
-
-    A metric, a parameter, a tag, a text (`key` is its artifact file), or the run's status.
-    """
-
-    kind: Literal["metric", "param", "tag", "text", "status"]
-    key: str
-    value: Any
-    time_ms: int = 0
-    step: int = 0
-
-
 class RunStore:
-    """One run of a store, for the threads that write to it.
+    """One run of a store, for the threads and processes that write to it.
 
     Args:
         uri: absolute URI of the store.
         run_id: the run, which exists.
-        newest_before: None if nobody else writes metrics of this run of the program. Else what
-            `newest_values` gave when it began: a newer value was written by a process that died
-            since, and what is replayed up to its step is left out.
     """
 
-    def __init__(
-        self, uri: str, run_id: str, newest_before: Mapping[str, tuple[int, int]] | None
-    ) -> None:
+    def __init__(self, uri: str, run_id: str) -> None:
         self._uri = uri
         self._run_id = run_id
-        self._newest_before = newest_before
-        self._last_step: dict[str, int] | None = (
-            None if newest_before is not None else {}
-        )  # None: not known yet
         self._client: MlflowClient | None = None
         self._lock = threading.Lock()
+
+    def newer_than(self, since_ms: int) -> dict[tuple[str, int, int], int]:
+        """Return how many values the run has of each name, step and time that is newer.
+
+        Of a name whose highest step is older nothing is asked.
+        """
+        client = self._answering_client()
+        found: Counter[tuple[str, int, int]] = Counter()
+        # only this form tells the time
+        for newest in client.get_run(self._run_id).to_proto().data.metrics:
+            if newest.timestamp > since_ms:
+                for one in client.get_metric_history(self._run_id, newest.key):
+                    if one.timestamp > since_ms:
+                        found[one.key, one.step, one.timestamp] += 1
+        return found
 
     def write(self, entries: list[Record]) -> None:
         """Write entries.
 
         The same batch may be written twice: MLflow keeps equal metrics, parameters and tags once.
+
+        Raises:
+            Rejected: the store will never take one of them.
+            Exception: it does not answer, or takes nothing at all.
         """
         from mlflow.entities import Metric, Param, RunTag
         from mlflow.exceptions import MlflowException
 
         client = self._answering_client()
         known: dict[str, str] = {}
-        if self._last_step is None or any(entry.kind == "param" for entry in entries):
-            run = client.get_run(self._run_id)
-            known = dict(run.data.params)
-            if self._last_step is None and self._newest_before is not None:
-                newest = newest_values(run).items()
-                self._last_step = {
-                    key: value[0] for key, value in newest if self._newest_before.get(key) != value
-                }
-        last_step = self._last_step or {}
+        if any(entry.kind == "param" for entry in entries):
+            known = dict(client.get_run(self._run_id).data.params)
         metrics: list[Metric] = []
         params: dict[str, str] = {}
         tags: dict[str, str] = {}
         for kind, name, value, time_ms, step in entries:
             key = clean_name(name)
-            if kind == "metric" and (key not in last_step or step > last_step[key]):
-                metrics.append(Metric(key, value, time_ms, step))
+            if kind == "metric":
+                metrics.append(Metric(key, float(value), time_ms, step))
             elif kind == "param" and key not in known:
-                known[key] = params[key] = value
+                known[key] = params[key] = str(value)
             elif kind == "param" and known[key] != value:  # a parameter of MLflow cannot change
-                tags[clean_name(f"raylit.resume.{key}")] = value
+                tags[clean_name(f"raylit.resume.{key}")] = str(value)
             elif kind == "tag":
-                tags[key] = value
+                tags[key] = str(value)
         try:
-            client.log_batch(
-                self._run_id,
-                metrics,
-                [Param(*item) for item in params.items()],
-                [RunTag(*item) for item in tags.items()],
-            )
+            with locked(self._uri):
+                client.log_batch(
+                    self._run_id,
+                    metrics,
+                    [Param(*item) for item in params.items()],
+                    [RunTag(*item) for item in tags.items()],
+                )
             for entry in entries:
                 if entry.kind == "text":
-                    client.log_text(self._run_id, entry.value, entry.key)
+                    client.log_text(self._run_id, str(entry.value), entry.key)
         except MlflowException as error:
-            if error.error_code == "INVALID_PARAMETER_VALUE":
-                raise Rejected(str(error)) from error
+            if self._is_refusal(error):
+                raise Rejected(without_secrets(str(error))) from error
             raise
         for status in (entry.value for entry in entries if entry.kind == "status"):
-            client.set_terminated(self._run_id, status)
+            with locked(self._uri):
+                client.set_terminated(self._run_id, str(status))
+
+    def _is_refusal(self, error: MlflowException) -> bool:
+        """Tell whether the store refuses what it was sent, and not whoever sends."""
+        code = _status_of(error)
+        # A proxy may refuse a text that it takes for an attack, or a body that is too large; a
+        # store that we may not write to refuses everything.
+        return code == 400 or (code in REFUSALS and self.takes_anything())
+
+    def takes_anything(self) -> bool:
+        """Tell whether the store takes the least that can be written."""
+        from mlflow.entities import RunTag
+
+        try:
+            with locked(self._uri):
+                self._answering_client().log_batch(self._run_id, tags=[RunTag("raylit.sent", "1")])
+        except Exception:
+            return False
+        return True
 
     def upload(self, uploads: list[Upload]) -> None:
         """Copy checkpoints into the artifacts, laid out as Lightning does."""
@@ -143,11 +160,10 @@ class RunStore:
             return self._client
 
 
-def newest_values(run: MlflowRun) -> dict[str, tuple[int, int]]:
-    """Return step and time of the newest value of each metric of a run."""
-    return {
-        metric.key: (metric.step, metric.timestamp) for metric in run.to_proto().data.metrics
-    }  # only this form tells the step
+def _status_of(error: MlflowException) -> int:
+    """Return the HTTP status of an error; of an answer that is not MLflow's own, from its text."""
+    found = re.search(r"failed with error code (\d{3})", str(error))
+    return int(found.group(1)) if found else int(error.get_http_status_code())  # type: ignore[no-untyped-call]
 
 
 @lru_cache(maxsize=10_000)
@@ -353,6 +369,37 @@ def find_experiment(
             " another experiment_name."
         )
     return str(experiment.experiment_id)
+
+
+@contextmanager
+def short_requests() -> Iterator[None]:
+    """Within, mlflow gives up on a request after a minute, unless the user wants it otherwise.
+
+    By itself it would try for a quarter of an hour.
+    """
+    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+    new = {name: value for name, value in limits.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def locked(uri: str) -> Iterator[None]:
+    """Be the only process of this machine that writes to the store, if that is an SQLite file.
+
+    SQLite itself lets a writer wait for 20 s at most, and then fails.
+    """
+    file = sqlite_file(uri)
+    if file is None:
+        yield
+        return
+    with open(f"{file}.lock", "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _local_store(uri: str, artifact_root: str) -> SqlAlchemyStore:

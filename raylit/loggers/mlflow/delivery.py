@@ -1,0 +1,238 @@
+"""From a journal to the store: in order, each value once, whatever is asked twice.
+
+MLflow drops a value whose name, step, time and number it has already, and a journal keeps the time
+that a value was stamped with: a batch whose answer was lost is sent again without harm. What a fit
+logs again because it went on from a checkpoint has other times. It is told by name and step, and
+left out: values that the store has and the journal has not, newer than the checkpoint, came from
+the processes that died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+from raylit.loggers.mlflow.journal import (
+    FOLDER,
+    Reader,
+    Record,
+    journals_in,
+    reading,
+)
+from raylit.loggers.mlflow.store import MAX_ENTRIES, RunStore, clean_name
+from raylit.loggers.queue import Rejected
+from raylit.runtime.messages import info, log
+from raylit.runtime.secrets import without_secrets
+
+Place = tuple[str, int]  # name and step
+MAX_FAILED = 3
+LOCK_S = 15.0  # a sender whose trainer died ends within this
+
+
+class Delivery:
+    """Sends one journal.
+
+    Args:
+        reader: of the journal, locked.
+        run_store: the run in its store.
+    """
+
+    def __init__(self, reader: Reader, run_store: RunStore) -> None:
+        self._reader = reader
+        self._store = run_store
+        self._replays: Counter[Place] | None = None  # None: not asked for yet
+        self._pending: list[tuple[list[Record], int]] = []
+        self._num_failed = 0  # attempts in a row
+        self.num_sent = 0
+        self.num_refused = 0
+
+    def send(self) -> bool:
+        """Send one batch of what was not sent yet; tell whether there was anything.
+
+        Raises:
+            Exception: the store does not answer. The same batch comes next.
+        """
+        if self._replays is None:
+            self._find_replays()
+        if not self._pending:
+            self._pending = list(self._reader.read())
+        if not self._pending:
+            return False
+        batch: list[Record] = []
+        used = 0
+        replays = Counter(self._replays)
+        for records, _ in self._pending:
+            if batch and len(batch) + len(records) > MAX_ENTRIES:
+                break
+            batch += (one for one in records if not _is_replay(one, replays))
+            used += 1
+        position = self._pending[used - 1][1]
+        if position > self._reader.acked:
+            self._write(batch)
+            self._reader.acknowledge(position)
+            self.num_sent += len(batch)
+        self._set_replays(+replays)
+        del self._pending[:used]
+        return True
+
+    def _find_replays(self) -> None:
+        """Find out what the store has of processes that died after the checkpoint."""
+        header = self._reader.header
+        found = self._store.newer_than(header.since_ms)
+        if found:
+            with reading(self._reader.path) as whole:
+                for record in _all_records(whole):
+                    if record.kind == "metric":
+                        key = (clean_name(record.key), record.step, record.time_ms)
+                        found.pop(key, None)
+        self._set_replays(_by_place(found))
+
+    def _set_replays(self, replays: Counter[Place]) -> None:
+        if not replays and self._replays != replays:
+            self._reader.tell_clear()
+        self._replays = replays
+
+    def _write(self, batch: list[Record]) -> None:
+        """Write a batch; what the store will never take is left out, and said."""
+        if not batch:
+            return
+        try:
+            try:
+                self._store.write(batch)
+            except Rejected:
+                raise
+            except Exception as error:
+                self._num_failed += 1
+                # One that a store fails over, again and again, while it takes others
+                if self._num_failed < MAX_FAILED or not self._store.takes_anything():
+                    raise
+                raise Rejected(without_secrets(f"{type(error).__name__}: {error}")) from error
+            self._num_failed = 0
+        except Rejected as error:
+            if len(batch) == 1:
+                if not self.num_refused:
+                    log.warning(
+                        f"MLflow refuses {_text_of(batch[0])}, so it is left out: {error}"
+                        " Other values go on."
+                    )
+                self.num_refused += 1
+                return
+            half = len(batch) // 2
+            self._write(batch[:half])
+            self._write(batch[half:])
+
+
+def _is_replay(record: Record, replays: Counter[Place]) -> bool:
+    if not replays or record.kind != "metric":
+        return False
+    place = (clean_name(record.key), record.step)
+    if not replays[place]:
+        return False
+    replays[place] -= 1
+    return True
+
+
+def _by_place(found: dict[tuple[str, int, int], int]) -> Counter[Place]:
+    places: Counter[Place] = Counter()
+    for (key, step, _), number in found.items():
+        places[key, step] += number
+    return places
+
+
+def _all_records(reader: Reader) -> Iterator[Record]:
+    while True:
+        before = reader.position
+        for records, _ in reader.read():
+            yield from records
+        if reader.position == before:
+            return
+
+
+def _text_of(record: Record) -> str:
+    return without_secrets(f"the {record.kind} {record.key!r} = {str(record.value)[:60]!r}")
+
+
+def deliver(path: str, uri: str, *, wait_s: float = LOCK_S) -> bool:
+    """Send all of a journal that nobody appends to any more, and delete it.
+
+    Args:
+        path: of the journal.
+        uri: of its store, which answers.
+        wait_s: how long another sender of it is waited for.
+
+    Returns:
+        Whether it is sent; False: another process is at it.
+
+    Raises:
+        Exception: the store does not answer; the rest of the journal stays.
+    """
+    with contextlib.suppress(FileNotFoundError), reading(path) as reader:
+        if not reader.lock(wait_s):
+            return False
+        delivery = Delivery(reader, RunStore(uri, reader.header.run_id))
+        while delivery.send():
+            pass
+        if reader.is_torn:
+            damaged = f"{path}.damaged"
+            os.rename(path, damaged)
+            log.warning(
+                f"The journal {path} is damaged behind byte {reader.position}, as after a power"
+                f" failure. What stood before was sent to MLflow; the file is kept as {damaged}."
+            )
+        else:
+            os.unlink(path)
+    return True
+
+
+def deliver_left_behind(
+    folder: str, uri: str, run_id: str | None = None, *, own: str = "", wait_s: float = 0.0
+) -> int:
+    """Send the journals of processes that have ended, in the order in which they were written.
+
+    Args:
+        folder: of the logger.
+        uri: of the store, which answers.
+        run_id: of this run alone, which goes on now, so that whoever wrote them on another host
+            has ended; None: of all runs whose processes ran on this host.
+        own: a journal to leave alone.
+        wait_s: how long a sender that is still at one is waited for.
+
+    Returns:
+        How many journals were sent.
+    """
+    num_sent = 0
+    for path in journals_in(os.path.join(folder, FOLDER)):
+        try:
+            with reading(path) as reader:
+                header = reader.header
+                if path == own or header.uri != without_secrets(uri) or not reader.is_left:
+                    continue
+                num_waiting = _num_waiting(reader)
+            if run_id != header.run_id and (run_id is not None or not header.is_here):
+                continue
+            if deliver(path, uri, wait_s=wait_s):
+                num_sent += 1
+                if num_waiting:
+                    info(
+                        f"Sent to MLflow what an earlier process could not ({num_waiting} records"
+                        f" of the run {header.run_id})."
+                    )
+        except FileNotFoundError:
+            continue  # another process was quicker
+        except Exception as error:
+            log.warning(
+                f"What was kept in {path} could not be sent to MLflow and stays there: {error}"
+            )
+    return num_sent
+
+
+def _num_waiting(reader: Reader) -> int:
+    acked = reader.acked
+    num = 0
+    while True:
+        before = reader.position
+        num += sum(len(records) for records, end in reader.read() if end > acked)
+        if reader.position == before:
+            return num

@@ -1,0 +1,247 @@
+"""The process that sends a journal while another one trains, and its handle there.
+
+A thread would take the GIL from the training, for 5 ms at a time. The process is started when the
+journal has something to send for a while, so that a short fit pays nothing for it, and ends when
+it is told to, or when all is sent and whoever started it has died.
+
+It is given, on stdin, a JSON object with the path of the journal, the URI of the store and the
+logger's folder; then lines: `flush` (send what there is now) and `close` (send all and end). What
+it says, a line each on stdout with its level before it, the handle says in the training's process.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from raylit.loggers.mlflow.journal import Journal
+from raylit.runtime.messages import info, log
+
+START_AFTER_S = 2.0
+SEND_EVERY_S = 0.5
+MAX_PAUSE_S = 30.0
+GIVE_UP_S = 30.0  # without any progress, when somebody waits
+SHOW_AFTER_S = 5.0
+MODULE = "raylit.loggers.mlflow.sender"
+
+
+class Sender:
+    """Has a journal sent by a process of its own.
+
+    Args:
+        journal: of this process.
+        uri: of the store.
+        folder: of the logger, where journals of processes before this one may lie.
+        environment: variables for the process, beside those of this one.
+    """
+
+    def __init__(
+        self, journal: Journal, uri: str, folder: str, environment: Mapping[str, str]
+    ) -> None:
+        self._journal = journal
+        self._job = json.dumps(
+            {"journal": journal.path, "uri": uri, "folder": folder, "give_up_s": GIVE_UP_S}
+        )
+        self._environment = environment
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._teller: threading.Thread | None = None
+        self._clock = threading.Timer(START_AFTER_S, self.start)
+        self._clock.daemon = True
+        self._clock.start()
+
+    def start(self) -> None:
+        """Start the process, unless it runs."""
+        with self._lock:
+            if self._process is not None:
+                return
+            root = str(Path(__file__).parents[3])
+            paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", MODULE],  # -P: no module of the user's folder
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=os.environ | dict(self._environment) | {"PYTHONPATH": os.pathsep.join(paths)},
+                start_new_session=True,  # Ctrl-C is for the training; the end is to be sent yet
+            )
+            self._process = process
+            self._tell(self._job)
+            self._teller = threading.Thread(
+                target=_repeat, args=(process,), name="raylit-sender", daemon=True
+            )
+            self._teller.start()
+
+    def flush_soon(self) -> None:
+        """Have sent what there is now. Does not wait for it."""
+        self.start()
+        self._tell("flush")
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the process was started."""
+        return self._process is not None
+
+    def stop(self) -> None:
+        """Start no process any more by the clock."""
+        self._clock.cancel()
+        self._clock.join()
+
+    def finish(self) -> None:
+        """Wait until all is sent and the journal deleted, or nothing could be for a while."""
+        self.stop()
+        self.start()
+        self._tell("close")
+        process = self._process
+        assert process is not None
+        start = time.monotonic()
+        told = start
+        while process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.02 if time.monotonic() - start < 1 else 0.2)
+            if time.monotonic() - told > SHOW_AFTER_S:
+                told = time.monotonic()
+                num_bytes = self._journal.position - self._journal.acked
+                info(f"Sending to MLflow what was logged: {num_bytes / 1e6:.1f} MB are left.")
+        if self._teller is not None:
+            self._teller.join()
+        if process.stdin is not None:
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+
+    def _tell(self, line: str) -> None:
+        process = self._process
+        if process is not None and process.stdin is not None:
+            with suppress(BrokenPipeError, ValueError):  # it has ended
+                process.stdin.write(line + "\n")
+                process.stdin.flush()
+
+
+def _repeat(process: subprocess.Popen[str]) -> None:
+    """Say in this process what the other says."""
+    assert process.stdout is not None
+    with process.stdout:
+        for line in process.stdout:
+            level, _, text = line.rstrip("\n").partition(" ")
+            log.log(int(level) if level.isdigit() else logging.WARNING, text)
+
+
+class _Told:
+    """What the process was told on stdin.
+
+    Attributes:
+        flushes: whether to send at once.
+        closes: whether to end when all is sent.
+        is_orphan: whether nobody is there any more to tell anything.
+    """
+
+    def __init__(self) -> None:
+        self.flushes = False
+        self.closes = False
+        self.is_orphan = False
+        self._rest = b""
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when told something, or after a time."""
+        if self.is_orphan:
+            time.sleep(timeout_s)
+            return
+        if not select.select([0], [], [], timeout_s)[0]:
+            return
+        data = os.read(0, 4096)
+        self.is_orphan = not data
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self.flushes = self.flushes or b"flush" in lines
+        self.closes = self.closes or b"close" in lines or self.is_orphan
+
+
+def main() -> None:
+    """Send a journal until told to end."""
+    first = b""
+    while not first.endswith(b"\n"):
+        letter = os.read(0, 1)
+        if not letter:
+            return
+        first += letter
+    job = json.loads(first)
+    log.handlers.clear()
+    said = logging.StreamHandler(sys.stdout)
+    said.setFormatter(_OneLine())
+    log.addHandler(said)
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    from raylit.loggers.mlflow.store import short_requests
+
+    with short_requests():
+        _send(job["journal"], job["uri"], job["folder"], job["give_up_s"])
+
+
+def _send(path: str, uri: str, folder: str, give_up_s: float) -> None:
+    from raylit.loggers.mlflow.delivery import LOCK_S, Delivery, deliver_left_behind
+    from raylit.loggers.mlflow.journal import reading
+    from raylit.loggers.mlflow.store import RunStore, check_answers
+
+    told = _Told()
+    with reading(path) as reader:
+        if not reader.lock(0):
+            return
+        delivery: Delivery | None = None
+        num_failures = 0
+        progressed_at: float | None = None
+        while True:
+            try:
+                if delivery is None:
+                    run_id = reader.header.run_id
+                    check_answers(uri)
+                    deliver_left_behind(folder, uri, run_id, own=path, wait_s=LOCK_S)
+                    store = RunStore(uri, run_id)
+                    delivery = Delivery(reader, store)
+                is_done = not delivery.send()
+                if num_failures:
+                    log.info("Sending to MLflow works again.")
+                num_failures = 0
+                progressed_at = time.monotonic()
+                pause_s = SEND_EVERY_S if is_done else 0.0
+            except Exception as error:
+                is_done = False
+                if not num_failures:
+                    log.warning(
+                        f"Could not send to MLflow: {error} Training goes on. What it logs is kept"
+                        f" in {path} and sent, in order, when that works again."
+                    )
+                num_failures += 1
+                pause_s = min(0.5 * 2 ** min(num_failures, 10), 1 if told.closes else MAX_PAUSE_S)
+            if told.closes:
+                if is_done:
+                    os.unlink(path)
+                    return
+                progressed_at = progressed_at or time.monotonic()
+                if num_failures and time.monotonic() - progressed_at > give_up_s:
+                    return
+            was_closing = told.closes
+            deadline = time.monotonic() + pause_s
+            while True:
+                told.wait(max(deadline - time.monotonic(), 0))
+                if not reader.header.is_alive:
+                    told.closes = True  # a process that it forked may hold our stdin open
+                if told.flushes or told.closes != was_closing or time.monotonic() >= deadline:
+                    break
+            told.flushes = False
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage().replace("\n", " ")
+        return f"{record.levelno} {text}"
+
+
+if __name__ == "__main__":
+    main()
