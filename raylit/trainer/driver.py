@@ -186,7 +186,8 @@ def keep_workers() -> Iterator[None]:
 
 
 def _goes_on(logger: Logger) -> bool:
-    return type(logger).resume is not Logger.resume
+    own = type(logger)
+    return own.resume is not Logger.resume or own.load_state_dict is not Logger.load_state_dict
 
 
 @contextlib.contextmanager
