@@ -5,7 +5,8 @@ Never here: what a run is made of, which `engine/state.py` puts together.
 """
 
 from raylit.checkpoint import find, pending, sharded
-from raylit.checkpoint.format import load, plain_items, save, to_plain
+from raylit.checkpoint.format import load, save
+from raylit.checkpoint.plain import plain_items, to_plain
 from raylit.checkpoint.sharded import to_one_file
 
 __all__ = ["find", "load", "pending", "plain_items", "save", "sharded", "to_one_file", "to_plain"]

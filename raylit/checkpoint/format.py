@@ -17,14 +17,13 @@ import pickle
 import tempfile
 import zipfile
 import zlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 import torch
 
-from raylit.checkpoint import place
+from raylit.checkpoint import foreign, place
 from raylit.errors import CheckpointError, CheckpointNotFoundError, NotSavedError
 from raylit.runtime import storage
 
@@ -133,6 +132,8 @@ def load(
         raise CheckpointError(
             f"{source} holds a {type(loaded).__name__}, not a checkpoint (a dict)."
         )
+    if weights_only is False:
+        foreign.put_back(loaded, map_location)
     return loaded
 
 
@@ -311,66 +312,6 @@ def _check_sums(file: Any) -> bool:
             raise _damage(damaged)
     file.seek(0)
     return True
-
-
-def to_plain(value: object) -> Any:
-    """Return `value` as data that `torch.load(weights_only=True)` takes back, or raise TypeError naming what cannot be.
-
-    Tensors, numbers, strings, None and containers of them pass; paths become strings, numpy scalars numbers, other mappings dicts.
-    """
-    if value is None or isinstance(
-        value,
-        (
-            bool,
-            int,
-            float,
-            complex,
-            str,
-            bytes,
-            torch.Tensor,
-            torch.dtype,
-            torch.device,
-            torch.Size,
-        ),
-    ):
-        subclassed: Any = next(
-            (t for t in (int, float, str) if type(value) is not t and isinstance(value, t)), None
-        )
-        return subclassed(value) if subclassed and not isinstance(value, bool) else value
-    if isinstance(value, OrderedDict) and type(value) is OrderedDict:
-        return OrderedDict((to_plain(k), to_plain(v)) for k, v in value.items())
-    if isinstance(value, dict) or (hasattr(value, "keys") and hasattr(value, "__getitem__")):
-        return {to_plain(k): to_plain(value[k]) for k in value.keys()}  # noqa: SIM118  (Namespace-like mappings)
-    if isinstance(value, (list, tuple, set, frozenset)):
-        items = [to_plain(item) for item in value]
-        return (
-            items
-            if isinstance(value, list)
-            else set(items)
-            if isinstance(value, (set, frozenset))
-            else tuple(items)
-        )
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if (
-        type(value).__module__ == "numpy"
-        and hasattr(value, "item")
-        and getattr(value, "ndim", 1) == 0
-    ):
-        return value.item()
-    raise TypeError(f"a {type(value).__module__}.{type(value).__qualname__} is not plain data")
-
-
-def plain_items(values: dict[str, object]) -> tuple[dict[str, Any], list[str]]:
-    """Split `values` into its entries as plain data and the names of those that are none."""
-    kept: dict[str, object] = {}
-    left_out: list[str] = []
-    for key, value in values.items():
-        try:
-            kept[key] = to_plain(value)
-        except TypeError:
-            left_out.append(key)
-    return kept, left_out
 
 
 def sync(path: str) -> None:

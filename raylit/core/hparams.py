@@ -21,10 +21,12 @@ from contextvars import ContextVar
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from raylit.checkpoint import foreign
 from raylit.core import importable
 from raylit.core.aliases import CheckpointDict
 from raylit.errors import CheckpointError, ConfigError
 from raylit.runtime.bounds import TooLargeError, check_size
+from raylit.runtime.messages import warn
 from raylit.runtime.secrets import holds_secret
 
 _PRIMITIVES = (bool, int, float, str)
@@ -259,7 +261,7 @@ def construct(
         **{
             name: _restored(name, one, cls)
             for name, one in described.items()
-            if name not in overrides
+            if name not in overrides and name not in stored
         },
         **stored,
     }
@@ -270,6 +272,7 @@ def construct(
     values = {**stored, **overrides}
     maker = values.pop(INSTANTIATOR, None)
     arguments = accepted_arguments(cls, values)
+    _check_pickled(cls, checkpoint, values)
     if maker is None:
         return cls(**arguments)
     if maker not in INSTANTIATORS:  # a checkpoint must not be able to have any function called
@@ -281,6 +284,34 @@ def construct(
         cls, arguments
     )  # the only place for jsonargparse
     return made
+
+
+def _check_pickled(cls: type, checkpoint: CheckpointDict, values: dict[str, Any]) -> None:
+    """See what of the hyperparameters is pickled in a checkpoint and was not restored.
+
+    Raises:
+        CheckpointError: the class cannot be made without it.
+    """
+    key = cls.CHECKPOINT_HYPER_PARAMS_KEY  # type: ignore[attr-defined]
+    pickled = {place[1] for place in foreign.places(checkpoint) if place[0] == key and place[1:]}
+    missing = sorted(name for name in pickled if name not in values)
+    if not missing:
+        return
+    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    text = (
+        f"The hyperparameters {', '.join(missing)} of {cls.__name__} are objects, which the"
+        " checkpoint holds pickled: they come back only where it may run code. If you wrote it"
+        " yourself and trust it, load it with weights_only=False; or give them:"
+        f" {cls.__name__}.load_from_checkpoint(path, {missing[0]}=...)."
+    )
+    if any(name in parameters and is_required(parameters[name]) for name in missing):
+        raise CheckpointError(text)
+    warn(f"{text} Their defaults are taken.")
+
+
+def is_required(parameter: inspect.Parameter) -> bool:
+    """Tell whether an argument has to be given."""
+    return parameter.default is inspect.Parameter.empty
 
 
 def stored_hparams(checkpoint: dict[str, Any], key: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from raylit import checkpoint as checkpoints
+from raylit.checkpoint import foreign
 from raylit.core.aliases import Batch, StateDict, UserOptimizer
 from raylit.core.export import Exportable
 from raylit.core.hooks import ModuleHooks
@@ -511,7 +512,8 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
                 f" {cls.__name__}.strict_loading={module.strict_loading} disagree. Set one of them."
             )
         module.configure_model()
-        module.on_load_checkpoint(checkpoint)
+        with foreign.explaining(checkpoint):
+            module.on_load_checkpoint(checkpoint)
         module.load_state_dict(
             checkpoint["state_dict"], strict=module.strict_loading if strict is None else strict
         )

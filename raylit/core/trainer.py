@@ -593,6 +593,10 @@ class JobTrainer(RunningTrainer, Protocol):
         """Whether evaluation outside of fit runs in inference mode."""
 
     @property
+    def strict_checkpoints(self) -> bool:
+        """Whether saving refuses objects that are no plain data."""
+
+    @property
     def sync_batchnorm(self) -> bool:
         """Whether batch norm statistics are taken over all ranks."""
 

@@ -188,7 +188,7 @@ class Outcome:
         predictions: what `predict_step` returned, by loader, while prediction runs.
         has_validated: whether validation has run to its end in this fit.
         saved_at_end: whether the last recovery checkpoint was saved.
-        said_left_out: owners of hyperparameters of which it was said that they are not stored.
+        said: the objects in checkpoints of which the user has been told, by what was said of them.
         is_over: whether the job has ended; the Trainer sets it.
     """
 
@@ -196,7 +196,7 @@ class Outcome:
     predictions: list[list[Any]] = field(default_factory=list)
     has_validated: bool = False
     saved_at_end: bool = False
-    said_left_out: set[int] = field(default_factory=set)
+    said: set[str] = field(default_factory=set)
     is_over: bool = False
 
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raylit.checkpoint import sharded
-from raylit.checkpoint.format import LIGHTNING_FORMAT, VERSION_KEY, load, plain_items
+from raylit.checkpoint import foreign, sharded
+from raylit.checkpoint.format import LIGHTNING_FORMAT, VERSION_KEY, load
+from raylit.checkpoint.plain import plain_items
 from raylit.core import importable
 from raylit.core.callback import checkpoint_folder
 from raylit.core.progress import BACKWARD
@@ -27,6 +28,7 @@ from raylit.runtime.batch import move_to
 from raylit.runtime.messages import info, warn, warn_once
 
 if TYPE_CHECKING:
+    from raylit.core.hparams import HasHyperparameters
     from raylit.engine.run import Run
 
 
@@ -99,38 +101,9 @@ def dump(
     owners = [module] if run.datamodule is None else [module, run.datamodule]
     by_path: dict[str, Any] = {}
     for owner in owners:
-        if owner.hparams:
-            secret = owner.secret_hparams
-            kept = {name: one for name, one in owner.hparams.items() if name not in secret}
-            hparams, others = plain_items(kept)
-            found: dict[str, Any] = {
-                name: importable.describe(owner.hparams[name], type(owner)) for name in others
-            }
-            described, _ = plain_items(
-                {name: one for name, one in found.items() if one is not None}
-            )
-            left_out = [name for name in others if name not in described]
-            if described:
-                by_path[owner.CHECKPOINT_HYPER_PARAMS_KEY] = described
-            checkpoint[owner.CHECKPOINT_HYPER_PARAMS_NAME] = owner._hparams_name
-            checkpoint[owner.CHECKPOINT_HYPER_PARAMS_KEY] = hparams
-            if secret:
-                warn_once(
-                    f"The hyperparameters {', '.join(secret)} of {type(owner).__name__} look like"
-                    " secrets, and are neither stored in checkpoints nor logged:"
-                    " load_from_checkpoint will want them as arguments. Read them from the"
-                    " environment instead; or ask for them by name, as in"
-                    f" save_hyperparameters({secret[0]!r})."
-                )
-            if left_out and id(owner) not in run.outcome.said_left_out:
-                run.outcome.said_left_out.add(id(owner))
-                warn(
-                    f"The hyperparameters {', '.join(left_out)} of {type(owner).__name__} are"
-                    " neither plain data nor classes or functions that can be imported from torch"
-                    " or the module's own package, and are not stored in checkpoints:"
-                    " load_from_checkpoint will want them as arguments. Say so with"
-                    f" save_hyperparameters(ignore={left_out!r})."
-                )
+        described = put_hparams(checkpoint, owner)
+        if described:
+            by_path[owner.CHECKPOINT_HYPER_PARAMS_KEY] = described
     if run.datamodule is not None:
         state = run.call(run.datamodule, "state_dict")
         if state:
@@ -155,29 +128,93 @@ def dump(
         checkpoint["raylit"]["ranks"] = (
             run.world.all_gather_object(own) if together else [own, *absent]
         )
-    given = whole(checkpoint)
-    plain, foreign = plain_items(given)
-    if foreign and lenient:
-        left_out = []
-        for key in foreign:
-            inner: dict[str, Any] = given[key] if isinstance(given[key], dict) else {}
-            plain[key], names = plain_items(inner)
-            left_out += [f"{key}.{name}" for name in names] or [key]
+    found = foreign.split(whole(checkpoint))
+    known = {(key, name) for key, names in by_path.items() for name in names}
+    _say_foreign(run, found, known, lenient)
+    return found.plain
+
+
+def put_hparams(checkpoint: dict[str, Any], owner: HasHyperparameters) -> dict[str, Any]:
+    """Put the hyperparameters of a module or datamodule into a checkpoint, but for its secrets.
+
+    Returns:
+        What `importable.describe` says of those that are no plain data, where it can.
+    """
+    if not owner.hparams:
+        return {}
+    secret = owner.secret_hparams
+    kept = {name: one for name, one in owner.hparams.items() if name not in secret}
+    plain, others = plain_items(kept)
+    checkpoint[owner.CHECKPOINT_HYPER_PARAMS_NAME] = owner._hparams_name
+    checkpoint[owner.CHECKPOINT_HYPER_PARAMS_KEY] = {
+        name: plain.get(name, one) for name, one in kept.items()
+    }
+    if secret:
         warn_once(
-            f"Recovery checkpoints leave out {', '.join(left_out)}, which"
-            f" {'is' if len(left_out) == 1 else 'are'} no plain data: tensors, numbers, strings and"
-            " containers of them. A fit that goes on from one begins without. Return plain data"
-            " from state_dict and on_save_checkpoint.",
-            key=f"left out of recovery: {left_out}",
+            f"The hyperparameters {', '.join(secret)} of {type(owner).__name__} look like secrets,"
+            " and are neither stored in checkpoints nor logged: load_from_checkpoint will want them"
+            " as arguments. Read them from the environment instead; or ask for them by name, as in"
+            f" save_hyperparameters({secret[0]!r})."
         )
-    elif foreign:
+    found = {name: importable.describe(owner.hparams[name], type(owner)) for name in others}
+    return plain_items({name: one for name, one in found.items() if one is not None})[0]
+
+
+def _say_foreign(run: Run, found: foreign.Split, known: set[foreign.Place], lenient: bool) -> None:
+    """Say once what of a checkpoint is pickled, and what cannot be and is left out.
+
+    Args:
+        run: the run.
+        found: the checkpoint, taken apart.
+        known: places of hyperparameters that come back without being unpickled.
+        lenient: whether what cannot be pickled is left out, wherever it stands.
+
+    Raises:
+        CheckpointError: there is such an object and the Trainer wants none, or it cannot be
+            pickled and is no hyperparameter.
+    """
+    hparams = {owner.CHECKPOINT_HYPER_PARAMS_KEY for owner in (run.module, run.datamodule) if owner}
+    pickled = [foreign.name_of(place) for place in found.objects if place[:2] not in known]
+    refused = {place: reason for place, reason in found.refused.items() if place[:2] not in known}
+    if run.trainer.strict_checkpoints and (pickled or refused):
         raise CheckpointError(
-            f"The checkpoint holds objects that are no plain data under: {', '.join(foreign)}."
-            " Checkpoints hold tensors, numbers, strings and containers of them, so that loading"
-            " one never runs code. Look at state_dict and on_save_checkpoint of your callbacks,"
-            " optimizers and module."
+            f"The checkpoint holds objects that are no plain data under:"
+            f" {', '.join([*pickled, *map(foreign.name_of, refused)])}. With"
+            " Trainer(strict_checkpoints=True) checkpoints hold tensors, numbers, strings and"
+            " containers of them alone, so that all of one comes back without running code. Look at"
+            " state_dict and on_save_checkpoint of your callbacks, optimizers and module, and leave"
+            " hyperparameters out with save_hyperparameters(ignore=[...])."
         )
-    return plain
+    for place, reason in refused.items():
+        if place[0] not in hparams and not lenient:
+            raise CheckpointError(
+                f"The checkpoint holds an object under {foreign.name_of(place)} that cannot be"
+                f" pickled ({reason}). Put in tensors, numbers, strings and containers of them, or"
+                " objects of classes at the top level of a module."
+            )
+        if len(place) > 1:  # what is left of a state is none
+            found.plain[place[0]].pop(place[1], None)
+    left_out = ", ".join(map(foreign.name_of, refused))
+    if left_out and left_out not in run.outcome.said:
+        run.outcome.said.add(left_out)
+        warn(
+            f"Checkpoints leave out {left_out}, which"
+            f" {'is' if len(refused) == 1 else 'are'} neither plain data (tensors, numbers, strings"
+            " and containers of them) nor can be pickled: of hyperparameters load_from_checkpoint"
+            " will want them as arguments, and a fit that goes on begins without the others. Leave"
+            " them out with save_hyperparameters(ignore=[...]), and return plain data from"
+            " state_dict and on_save_checkpoint."
+        )
+    names = ", ".join(pickled)
+    if names and names not in run.outcome.said:
+        run.outcome.said.add(names)
+        warn(
+            f"Checkpoints hold objects that are no plain data: {names}. They are pickled, in a part"
+            " of their own that comes back only where the file may run code: with"
+            " load_from_checkpoint(path, weights_only=False), fit(ckpt_path=path,"
+            " weights_only=False) and the like. Trainer(strict_checkpoints=True) refuses them at"
+            " once."
+        )
 
 
 def read(run: Run, path: str) -> dict[str, Any]:
@@ -189,24 +226,46 @@ def read(run: Run, path: str) -> dict[str, Any]:
     opened = run.job.opened.get(path)
     run.job.opened.clear()
     if opened is not None:
+        _say_left_aside(run, opened, path)
         return opened
+    allowed = run.job.weights_only
     if os.path.isdir(path):
-        return sharded.load(path, weights_only=run.job.weights_only, leaves_optimizers=True)
-    return load(path, map_location="cpu", weights_only=run.job.weights_only)
+        found = sharded.load(path, weights_only=allowed, leaves_optimizers=True)
+    else:
+        found = load(path, map_location="cpu", weights_only=allowed)
+    _say_left_aside(run, found, path)
+    return found
+
+
+def _say_left_aside(run: Run, checkpoint: dict[str, Any], path: str) -> None:
+    """Warn of objects in a checkpoint that were not unpickled."""
+    hparams = {owner.CHECKPOINT_HYPER_PARAMS_KEY for owner in (run.module, run.datamodule) if owner}
+    left = [
+        foreign.name_of(place) for place in foreign.places(checkpoint) if place[0] not in hparams
+    ]
+    if left:  # hyperparameters are those of the objects that the user has made
+        warn(
+            f"The checkpoint {path} holds objects under {', '.join(left)}, which only running code"
+            " from the file would bring back: they are left aside. If you wrote it yourself and"
+            " trust it, pass weights_only=False."
+        )
 
 
 def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
     """Bring back the weights, the datamodule's and the callbacks' state."""
     trainer, module = run.trainer, run.module
-    run.call(module, "on_load_checkpoint", checkpoint)
+    with foreign.explaining(checkpoint):
+        run.call(module, "on_load_checkpoint", checkpoint)
     if "state_dict" not in checkpoint:
         raise CheckpointError(
             f"{run.job.ckpt_path} holds no state_dict; it has: {', '.join(map(str, checkpoint))}."
         )
     run.precision.convert_module(module)  # else weights in float64 would be rounded on their way
     module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
-    if run.datamodule is not None and type(run.datamodule).__qualname__ in checkpoint:
-        run.call(run.datamodule, "load_state_dict", checkpoint[type(run.datamodule).__qualname__])
+    left = foreign.places(checkpoint)  # a state without them is none
+    own = None if run.datamodule is None else type(run.datamodule).__qualname__
+    if own in checkpoint and not any(place[0] == own for place in left):
+        run.call(run.datamodule, "load_state_dict", checkpoint[own])
     if (
         "callbacks" not in checkpoint
     ):  # of weights only they are told nothing, as they were when it was saved
@@ -214,9 +273,10 @@ def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
     for callback in trainer.callbacks:
         run.call(callback, "on_load_checkpoint", trainer, module, checkpoint)
     stored = dict(checkpoint["callbacks"])
+    incomplete = {place[1] for place in left if place[0] == "callbacks"}
     for callback in trainer.callbacks:
         state = stored.pop(callback.state_key, None)
-        if state is not None:
+        if state is not None and callback.state_key not in incomplete:
             callback.load_state_dict(state)
     if stored and run.job.fn == "fit":
         warn(

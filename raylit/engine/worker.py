@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from raylit.checkpoint import sharded
-from raylit.checkpoint.format import plain_items
+from raylit.checkpoint.plain import plain_items
 from raylit.core.callback import Callback, Checkpoint, SavedCheckpoints, in_order
 from raylit.core.hooks import is_overridden, resolve
 from raylit.core.hparams import CLASS_PATH

@@ -91,6 +91,7 @@ class Settings:
     sync_batchnorm: bool
     use_distributed_sampler: bool
     enable_autolog_hparams: bool
+    strict_checkpoints: bool
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Settings:
@@ -132,6 +133,7 @@ class Settings:
             sync_batchnorm=given["sync_batchnorm"],
             use_distributed_sampler=given["use_distributed_sampler"],
             enable_autolog_hparams=given["enable_autolog_hparams"],
+            strict_checkpoints=given["strict_checkpoints"],
         )
 
 

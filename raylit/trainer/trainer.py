@@ -83,6 +83,8 @@ class Trainer(TrainerView):
         log_every_n_steps: how often step values go to the loggers. Default 50; 0: never.
         enable_checkpointing: whether a ModelCheckpoint and a RecoveryCheckpoint are added if there
             is none. Default True.
+        strict_checkpoints: whether saving refuses objects that are no plain data, rather than
+            pickle them in a part that `torch.load(weights_only=True)` leaves aside.
         enable_progress_bar: whether progress is shown. Default True.
         enable_model_summary: whether the model is summarized at the start. Default True.
         accumulate_grad_batches: batches whose gradients add up to one optimizer step.
@@ -166,6 +168,7 @@ class Trainer(TrainerView):
         enable_autolog_hparams: bool = True,
         compile: bool | dict[str, Any] = False,
         async_validation: bool | ValidationConfig = False,
+        strict_checkpoints: bool = False,
     ) -> None:
         given = {
             name: value for name, value in locals().items() if name not in ("self", "__class__")
@@ -411,7 +414,8 @@ class Trainer(TrainerView):
         model = driver.check_model(fn, model)
         given, datamodule = driver.check_data(fn, data, datamodule)
         driver.check_places(fn, self)
-        opened: find.Opened | None = None if self.num_workers else {}
+        # where code may run, the file is opened by whoever lets it
+        opened: find.Opened | None = None if self.num_workers or weights_only is False else {}
         self.ckpt_path = find.resolve(
             ckpt_path, self.savers, self.storage_url or self.default_root_dir, fn, opened
         )

@@ -149,6 +149,7 @@ class TrainerView:
     sync_batchnorm = Setting[bool]()
     use_distributed_sampler = Setting[bool]()
     enable_autolog_hparams = Setting[bool]()
+    strict_checkpoints = Setting[bool]()
 
     # ---- what is in effect ----
     max_epochs = Limit[int | None]()

@@ -87,29 +87,85 @@ def test_wherever_it_was_saved_a_fit_goes_on_to_the_same_end(
     assert resumed.history == result.history
 
 
-def test_hyperparameters_that_are_no_plain_data_are_named_once(tmp_path: Path) -> None:
-    class Net(Exact):
-        def __init__(self, layer: Any, width: int = 3) -> None:
-            super().__init__()
-            self.save_hyperparameters()
+class Thing:
+    def __init__(self, number: int = 0) -> None:
+        self.number = number
 
+
+class Wants(Exact):
+    def __init__(self, thing: Any, width: int = 3) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["mine"] = {"thing": self.hparams["thing"], "plain": torch.ones(2)}
+        checkpoint["seen"] = type(checkpoint["hyper_parameters"]["thing"]).__name__
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.loaded = checkpoint["mine"]
+
+
+def test_objects_come_back_only_where_code_may_run(tmp_path: Path) -> None:
+    path = tmp_path / "one.ckpt"
     one = trainer(tmp_path, max_epochs=1)
-    one.fit(Net(torch.nn.Linear(1, 1)))
-    with pytest.warns(UserWarning, match=r"hyperparameters layer of Net .*ignore=\['layer'\]"):
-        one.save_checkpoint(tmp_path / "one.ckpt")
-    assert load(tmp_path / "one.ckpt")["hyper_parameters"] == {"batch_size": 4, "width": 3}
+    one.fit(Wants(Thing(7)))
+    with pytest.warns(UserWarning, match=r"no plain data: hyper_parameters.thing, mine.thing"):
+        one.save_checkpoint(path)
+    stored = torch.load(path, weights_only=True)
+    assert stored["hyper_parameters"] == {"batch_size": 4, "width": 3}
+    assert stored["seen"] == "Thing"
+    assert set(stored["mine"]) == {"plain"}
+    assert b"Thing" in stored["raylit"]["foreign"]["pickled"]
+    with pytest.raises(CheckpointError, match=r"thing of Wants are objects.*weights_only=False"):
+        Wants.load_from_checkpoint(path)
+    with pytest.warns(UserWarning, match="Their defaults are taken"):
+        Defaults.load_from_checkpoint(path)
+    given = Wants.load_from_checkpoint(path, thing=Thing(8))
+    assert (given.hparams["thing"].number, set(given.loaded)) == (8, {"plain"})
+    model = Wants.load_from_checkpoint(path, weights_only=False)
+    assert (model.hparams["thing"].number, model.loaded["thing"].number) == (7, 7)
+    again = trainer(tmp_path, max_epochs=2)
+    resumed = Wants(Thing(9))
+    with pytest.warns(UserWarning, match=r"holds objects under mine.thing.*weights_only=False"):
+        again.fit(resumed, ckpt_path=path)
+    assert set(resumed.loaded) == {"plain"}
+    again.fit(resumed, ckpt_path=path, weights_only=False)
+    assert resumed.loaded["thing"].number == 7
 
 
-def test_an_object_in_a_checkpoint_is_refused_when_it_is_written(tmp_path: Path) -> None:
-    class Net(Exact):
+class Defaults(Wants):
+    def __init__(self, thing: Any = None, width: int = 3) -> None:
+        super().__init__(thing, width)
+
+
+def test_strict_checkpoints_hold_plain_data_alone(tmp_path: Path) -> None:
+    path = tmp_path / "one.ckpt"
+    one = trainer(tmp_path, max_epochs=1, strict_checkpoints=True)
+    one.fit(Wants(Thing()))
+    with pytest.raises(CheckpointError, match=r"no plain data under: hyper_parameters.thing, mine"):
+        one.save_checkpoint(path)
+    assert not path.exists()
+
+
+def test_what_cannot_be_pickled(tmp_path: Path) -> None:
+    class Local:
+        pass
+
+    class Puts(Exact):
         def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-            checkpoint["mine"] = object()
+            checkpoint["mine"] = Local()
 
     one = trainer(tmp_path, max_epochs=1)
-    one.fit(Net())
-    with pytest.raises(CheckpointError, match="no plain data under: mine"):
+    one.fit(Wants(Local()))
+    with pytest.raises(CheckpointError, match=r"under mine.thing that cannot be pickled"):
         one.save_checkpoint(tmp_path / "one.ckpt")
-    assert not (tmp_path / "one.ckpt").exists()
+    one.fit(Defaults(None, lambda: 1))  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match=r"leave out hyper_parameters.width, .*ignore="):
+        one.save_checkpoint(tmp_path / "one.ckpt")
+    one.fit(Puts())
+    with pytest.raises(CheckpointError, match="under mine that cannot be pickled"):
+        one.save_checkpoint(tmp_path / "two.ckpt")
+    assert not (tmp_path / "two.ckpt").exists()
 
 
 @pytest.mark.parametrize(

@@ -129,9 +129,9 @@ def test_no_sanity_check_when_a_fit_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_loads_without_running_code(tmp_path: Path) -> None:
-    """Objects among the hyperparameters are left out, with a warning.
+    """Objects are pickled in a part of their own, with a warning.
 
-    Lightning pickles them, and torch then refuses the file.
+    Lightning pickles all of the file, and torch then refuses it.
     """
 
     class Setting:

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map
 from raylit.core.aliases import StateDict
 from raylit.core.callback import Callback
 from raylit.engine.run import restore_modes, submodule_modes
-from raylit.engine.state import load_optimizer
+from raylit.engine.state import load_optimizer, put_hparams
 from raylit.loggers.dummy import DummyLogger
 from raylit.metrics import torchmetric
 from raylit.runtime import rng
@@ -138,6 +138,9 @@ def _save(run: Run) -> dict[str, Any]:
             copy.deepcopy(config.scheduler.state_dict()) for config in run.schedulers
         ],
     }
+    for owner in (module, run.datamodule):
+        if owner is not None:  # some read them in the hook
+            put_hparams(checkpoint, owner)
     run.call(module, "on_save_checkpoint", checkpoint)
     return {
         "checkpoint": checkpoint,

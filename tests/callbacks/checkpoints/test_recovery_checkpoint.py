@@ -412,7 +412,7 @@ class Odd(Tiny):
 
 class Objects(Callback):
     def state_dict(self) -> dict[str, Any]:
-        return {"objects": [object()]}
+        return {"objects": [lambda: 1]}
 
 
 class Raises(Callback):
@@ -440,7 +440,7 @@ def test_state_that_is_no_plain_data_is_left_out(
     recovery = RecoveryCheckpoint(tmp_path / "here", every_n_steps=2, every_s=None)
     saver = ModelCheckpoint(tmp_path / "kept", save_weights_only=True)
     with (
-        pytest.warns(UserWarning, match=r"leave out callbacks\.Objects, which is no plain data"),
+        pytest.warns(UserWarning, match=r"leave out callbacks\.Objects\.objects, which is neither"),
         pytest.raises(RuntimeError, match="the user's"),
     ):
         trainer(tmp_path, recovery, saver, Objects(), At(1, slowly), At(8, fail)).fit(

@@ -1,0 +1,132 @@
+"""The part of a checkpoint that holds objects, such as users put in: pickled, and kept apart.
+
+All else in a file is tensors and plain data. What is none of these stands pickled under
+`raylit.foreign`, as bytes that `torch.load(weights_only=True)` hands over without looking into
+them. Only `weights_only=False`, which lets a file run code anyway, unpickles them and puts each
+back in its place.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from raylit.checkpoint.plain import to_plain
+
+Place = tuple[Any, ...]  # the keys that lead to an object, one within the other
+OWN, PART = "raylit", "foreign"
+
+
+@dataclass(slots=True)
+class Split:
+    """A checkpoint, taken apart.
+
+    Attributes:
+        plain: what is tensors and plain data.
+        objects: the rest, by place.
+        refused: of these, what cannot be pickled, and why.
+    """
+
+    plain: dict[str, Any]
+    objects: dict[Place, Any] = field(default_factory=dict)
+    refused: dict[Place, str] = field(default_factory=dict)
+
+
+def split(checkpoint: Mapping[str, Any]) -> Split:
+    """Return the plain part of a checkpoint, with the objects pickled in a part of its own."""
+    found = Split({})
+    found.plain = _plain_part(checkpoint, (), found.objects)
+    if found.objects:
+        try:
+            pickled = _pickled(list(found.objects.values()))
+        except Exception:  # pickling runs the code of users' classes
+            for place, value in list(found.objects.items()):
+                try:
+                    _pickled([value])
+                except Exception as error:  # as above
+                    found.refused[place] = f"{type(error).__name__}: {error}"
+                    del found.objects[place]
+            pickled = _pickled(list(found.objects.values()))
+    if found.objects:
+        places = [list(place) for place in found.objects]
+        own = found.plain.setdefault(OWN, {})
+        own[PART] = {"places": places, "pickled": pickled}
+    return found
+
+
+def _plain_part(values: Mapping[Any, Any], within: Place, objects: dict[Place, Any]) -> Any:
+    plain: dict[Any, Any] = {}
+    for key in values:
+        value = values[key]
+        try:
+            plain[to_plain(key)] = to_plain(value)
+        except TypeError:
+            place = (*within, key)
+            if isinstance(value, dict) and all(_is_simple(one) for one in value):
+                plain[key] = _plain_part(value, place, objects)
+            else:
+                objects[place] = value
+    return plain
+
+
+def _is_simple(key: Any) -> bool:
+    return isinstance(key, (str, int))
+
+
+def _pickled(values: list[Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(values, buffer)  # rather than pickle, so that tensors find the device they go to
+    return buffer.getvalue()
+
+
+def put_back(checkpoint: Any, map_location: Any = None) -> None:
+    """Unpickle the objects in a checkpoint, and put each back in its place.
+
+    This runs code from the file: only for those who said `weights_only=False`.
+    """
+    own = checkpoint.get(OWN) if isinstance(checkpoint, dict) else None
+    part = own.pop(PART, None) if isinstance(own, dict) else None
+    if part is None:
+        return
+    values = torch.load(io.BytesIO(part["pickled"]), map_location=map_location, weights_only=False)
+    for place, value in zip(part["places"], values, strict=True):
+        inner = checkpoint
+        for key in place[:-1]:
+            inner = inner.setdefault(key, {})
+        inner[place[-1]] = value
+
+
+def places(checkpoint: Mapping[str, Any]) -> list[Place]:
+    """Return where a checkpoint has objects that are still pickled."""
+    own = checkpoint.get(OWN)
+    part = own.get(PART) if isinstance(own, Mapping) else None
+    found = part.get("places") if isinstance(part, Mapping) else None
+    if not isinstance(found, list):
+        return []
+    return [tuple(place) for place in found if isinstance(place, (list, tuple)) and place]
+
+
+def name_of(place: Place) -> str:
+    """Return a place as a dotted name."""
+    return ".".join(str(key) for key in place)
+
+
+@contextmanager
+def explaining(checkpoint: Mapping[str, Any]) -> Iterator[None]:
+    """Have a KeyError of user code, which reads a checkpoint in a `with` block, say what is pickled."""
+    try:
+        yield
+    except KeyError as error:
+        left = places(checkpoint)
+        if left:
+            error.add_note(
+                f"(raylit) The checkpoint holds objects under {', '.join(map(name_of, left))},"
+                " which only running code from the file would bring back. If you wrote it yourself"
+                " and trust it, pass weights_only=False."
+            )
+        raise
