@@ -236,3 +236,37 @@ def test_the_throughput_monitor_waits_for_a_gpu_only_when_values_are_due(
         return len(waited)
 
     assert both(scenario, tmp_path) == (8, 2)
+
+
+# ---- arguments and values of callbacks ----
+
+
+def test_functions_are_given_by_name() -> None:
+    """By place they would depend on the order of the events, which changes when one is added."""
+    seen: list[str] = []
+
+    def setup(*args: Any, **kwargs: Any) -> None:
+        seen.append("setup")
+
+    theirs = lightning.pytorch.callbacks.LambdaCallback(setup)
+    theirs.setup(None, None, stage="fit")
+    assert seen == ["setup"]
+    with pytest.raises(TypeError, match="positional"):
+        raylit.callbacks.LambdaCallback(setup)  # type: ignore[call-arg]
+
+
+def test_learning_rates_that_are_tensors_are_logged_as_numbers(tmp_path: Path) -> None:
+    """As they are with `capturable=True`."""
+
+    def scenario(pl: Any, root: Path) -> Any:
+        class WithTensor(model_class(pl)):  # type: ignore[misc]
+            def configure_optimizers(self) -> Any:
+                return torch.optim.SGD(self.parameters(), lr=torch.tensor(0.1))
+
+        monitor = pl.callbacks.LearningRateMonitor("step")
+        logger = pl.loggers.CSVLogger(root)
+        fitter = trainer(pl, root, callbacks=[monitor], logger=logger, log_every_n_steps=1)
+        fitter.fit(WithTensor(), loader(2))
+        return sorted({type(value).__name__ for values in monitor.lrs.values() for value in values})
+
+    assert both(scenario, tmp_path) == (["Tensor"], ["float"])
