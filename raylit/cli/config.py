@@ -147,7 +147,7 @@ class Config:
         """Seed the random numbers, as `seed_everything` says, which then is the seed itself."""
         self.values.seed_everything = seed(self.values.seed_everything)
 
-    def take(self, name: str, value: Any) -> bool:
+    def take(self, name: str, value: object) -> bool:
         """Take the value of an argument of the model from a checkpoint, unless a flag gave it.
 
         Returns whether that changed the config.
@@ -243,7 +243,7 @@ def instantiate(parser: ArgumentParser, values: Namespace) -> Namespace:
     """
 
     def hyperparameters(
-        cls: type, arguments: dict[str, Any], links: dict[str, Any]
+        cls: type, arguments: dict[str, object], links: dict[str, object]
     ) -> dict[str, Any] | None:
         given = next(
             (values[key] for key in ("model", "data") if key in values and is_of(values[key], cls)),
@@ -261,12 +261,12 @@ def instantiate(parser: ArgumentParser, values: Namespace) -> Namespace:
     return construct.instantiate(parser, values, hyperparameters)
 
 
-def _argument_names(given: Any) -> set[str]:
+def _argument_names(given: object) -> set[str]:
     """Return the names of the arguments that a flag gives to a component."""
     return {*given, *(given.get("init_args") or {})} if isinstance(given, dict) else set()
 
 
-def is_of(spec: Any, cls: type) -> bool:
+def is_of(spec: object, cls: type) -> bool:
     """Tell whether `spec` is the part of a config that describes an object of `cls`."""
     return (
         isinstance(spec, Namespace)

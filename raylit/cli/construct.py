@@ -55,7 +55,7 @@ def instantiate(
     return made
 
 
-def as_hyperparameters(spec: Mapping[str, Any], links: Mapping[str, Any]) -> dict[str, Any]:
+def as_hyperparameters(spec: Mapping[str, Any], links: Mapping[str, object]) -> dict[str, Any]:
     """Return what a module keeps of the part of a config that describes it, so that `load_from_checkpoint` can make it again.
 
     Args:
@@ -78,7 +78,7 @@ def as_hyperparameters(spec: Mapping[str, Any], links: Mapping[str, Any]) -> dic
     return {INSTANTIATOR: INSTANTIATORS[0], **kept}
 
 
-def instantiate_module(class_type: type[T], config: dict[str, Any]) -> T:
+def instantiate_module(class_type: type[T], config: dict[str, object]) -> T:
     """Make a module or datamodule from hyperparameters that describe objects by class_path.
 
     Those of a CLI do. Only arguments whose type names a class become objects of it: a checkpoint
@@ -115,7 +115,7 @@ def instantiate_module(class_type: type[T], config: dict[str, Any]) -> T:
             ) from error
 
         def hyperparameters(
-            cls: type, arguments: dict[str, Any], links: dict[str, Any]
+            cls: type, arguments: dict[str, object], links: dict[str, object]
         ) -> dict[str, Any] | None:
             _warn_of_descriptions(cls, arguments)
             # so that checkpoints of what was loaded can be loaded too
@@ -129,7 +129,7 @@ def instantiate_module(class_type: type[T], config: dict[str, Any]) -> T:
 
 
 @contextmanager
-def reading_checkpoint(given: Any, cls: type, trusted: Any = None) -> Iterator[None]:
+def reading_checkpoint(given: object, cls: type, trusted: object = None) -> Iterator[None]:
     """Let jsonargparse read hyperparameters out of a checkpoint, without following them anywhere.
 
     No name is imported unless the gate finds it, and no file or URL is read that a value names.
@@ -166,7 +166,7 @@ def reading_checkpoint(given: Any, cls: type, trusted: Any = None) -> Iterator[N
         read_mode._config_read_mode = mode
 
 
-def refuse_descriptions(given: Any, cls: type) -> None:
+def refuse_descriptions(given: object, cls: type) -> None:
     """Check each `class_path` of hyperparameters that are to become part of a config.
 
     A config makes objects also of descriptions that no type asks for.
@@ -185,7 +185,7 @@ def refuse_descriptions(given: Any, cls: type) -> None:
             ) from error
 
 
-def find_module_class(named: Any, base: type) -> type:
+def find_module_class(named: object, base: type) -> type:
     """Return the class of a module that a checkpoint names; nothing is imported for it.
 
     Raises:
@@ -214,7 +214,7 @@ def why_refused(error: Exception, cls: type) -> str:
     return str(error)
 
 
-def _mappings(value: Any) -> Iterator[Mapping[Any, Any]]:
+def _mappings(value: object) -> Iterator[Mapping[Any, Any]]:
     """Yield the mappings in nested data, each of them once."""
     seen: set[int] = set()
     left = [value]
@@ -231,7 +231,7 @@ def _mappings(value: Any) -> Iterator[Mapping[Any, Any]]:
             left.extend(one)
 
 
-def _dotted_names(value: Any) -> set[str]:
+def _dotted_names(value: object) -> set[str]:
     """Return the texts in nested data that could be paths of classes and functions."""
     values = [one for mapping in _mappings({"": value}) for one in mapping.values()]
     texts: set[str] = set()
@@ -261,7 +261,12 @@ class _Maker:
         self.hyperparameters: Hyperparameters | None = hyperparameters
 
     def __call__(
-        self, cls: type, /, *args: Any, applied_instantiation_links: dict[str, Any], **kwargs: Any
+        self,
+        cls: type,
+        /,
+        *args: object,
+        applied_instantiation_links: dict[str, object],
+        **kwargs: object,
     ) -> Any:
         if self.hyperparameters is None:
             return cls(*args, **kwargs)
@@ -289,7 +294,7 @@ class _Raised(BaseException):
         self.error = error
 
 
-def _warn_of_descriptions(cls: type, arguments: dict[str, Any]) -> None:
+def _warn_of_descriptions(cls: type, arguments: dict[str, object]) -> None:
     for name, value in arguments.items():
         if isinstance(value, (Mapping, Namespace)) and "class_path" in value:
             warn(

@@ -164,7 +164,7 @@ class Inspector:
             else:
                 self._value((key,), key, value, _scalar_parser(key), _type_text(SCALARS[key]))
 
-    def _component(self, path: Path, value: Any) -> None:
+    def _component(self, path: Path, value: object) -> None:
         """Check what stands for an object.
 
         The name of a class, class_path and init_args, a file with these, or a list of such.
@@ -210,7 +210,7 @@ class Inspector:
         )
         self.source = source
 
-    def _arguments(self, path: Path, values: Mapping[str, Any], cls: type) -> None:
+    def _arguments(self, path: Path, values: Mapping[str, object], cls: type) -> None:
         """Check arguments of a class.
 
         Their names, their types, and what stands for objects within them.
@@ -247,7 +247,7 @@ class Inspector:
             else:
                 self._value(at, name, value, parser, _annotation(cls, name))
 
-    def _is_component(self, key: str, value: Any) -> bool:
+    def _is_component(self, key: str, value: object) -> bool:
         items = value if isinstance(value, list) and value else [value]
         if key in BASES:
             return not isinstance(value, (bool, int, float)) and value is not None
@@ -257,7 +257,7 @@ class Inspector:
         )
 
     def _value(
-        self, path: Path, name: str, value: Any, parser: ArgumentParser, wanted: str
+        self, path: Path, name: str, value: object, parser: ArgumentParser, wanted: str
     ) -> None:
         try:
             parser.parse_object({name: value})
@@ -341,7 +341,7 @@ def find_class(path: str, base: type | None = None) -> type:
                 f" as {example}."
             )
         return known[name]
-    module: Any
+    module: object
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -405,7 +405,7 @@ def _annotation(cls: type, name: str) -> str:
     return ""
 
 
-def _type_text(kind: Any) -> str:
+def _type_text(kind: object) -> str:
     text = kind if isinstance(kind, str) else inspect.formatannotation(kind)
     text = re.sub(r"\b(?:[a-z_]\w*\.)+", "", text)
     optional = re.fullmatch(r"Optional\[(.+)\]", text)

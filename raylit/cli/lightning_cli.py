@@ -146,7 +146,10 @@ class LightningCLI:
     # ---- the parser ----
 
     def setup_parser(
-        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+        self,
+        add_subcommands: bool,
+        main_kwargs: dict[str, object],
+        subparser_kwargs: dict[str, Any],
     ) -> None:
         """Make the parser, with a parser for each subcommand if there are any."""
         self.parser = self.init_parser(**main_kwargs)
@@ -156,7 +159,7 @@ class LightningCLI:
             self._add_arguments(self.parser)
             self._accept_config_of_subcommands()
             return
-        cls: Any = (
+        cls: object = (
             self.trainer_class
             if isinstance(self.trainer_class, type)
             else class_from_function(self.trainer_class)
@@ -177,7 +180,7 @@ class LightningCLI:
 
         https://github.com/Lightning-AI/pytorch-lightning/issues/17447
         """
-        cls: Any = self.trainer_class if isinstance(self.trainer_class, type) else Trainer
+        cls: object = self.trainer_class if isinstance(self.trainer_class, type) else Trainer
         taken = {action.dest for action in self.parser._actions}
         for method, skip in self.subcommands().items():
             names = set(inspect.signature(getattr(cls, method)).parameters) - {*skip, "self"}
@@ -350,7 +353,7 @@ class LightningCLI:
     def after_instantiate_classes(self) -> None:
         """Override to do something with the objects before the subcommand runs."""
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+    def instantiate_trainer(self, **kwargs: object) -> Trainer:
         """Make the Trainer.
 
         Args:
@@ -378,7 +381,7 @@ class LightningCLI:
         return self.trainer_class(**{**given, "callbacks": callbacks})
 
     def _hyperparameters(
-        self, cls: type, arguments: dict[str, Any], links: dict[str, Any]
+        self, cls: type, arguments: dict[str, object], links: dict[str, object]
     ) -> dict[str, Any] | None:
         """Return what an object of `cls` is to keep as hyperparameters.
 
@@ -406,7 +409,9 @@ class LightningCLI:
                 self.config, skip_link_targets=False, skip_unset=False, format="yaml"
             )
             whole = yaml.safe_load(text)
-            self.config_dump: dict[str, Any] = whole[self.subcommand] if self.subcommand else whole
+            self.config_dump: dict[str, object] = (
+                whole[self.subcommand] if self.subcommand else whole
+            )
         return self.config_dump
 
     @staticmethod
@@ -463,7 +468,9 @@ class LightningCLI:
         """Return class_path and init_args of what stands at a key; nothing if nothing does."""
         cls = registry[key][0]
         given = self._get(self.config_init, key)
-        found: Mapping[str, Any] = given if isinstance(cls, tuple) else _WithClassPath(cls)(given)
+        found: Mapping[str, object] = (
+            given if isinstance(cls, tuple) else _WithClassPath(cls)(given)
+        )
         return found or None
 
     # ---- running ----
@@ -490,7 +497,7 @@ class LightningCLI:
     def _parser(self, subcommand: str | None) -> LightningArgumentParser:
         return self.parser if subcommand is None else self._subcommand_parsers[subcommand]
 
-    def _get(self, config: Namespace, key: str, default: Any = None) -> Any:
+    def _get(self, config: Namespace, key: str, default: object = None) -> Any:
         """Return what a config says at a key of the subcommand that runs."""
         return (config[self.subcommand] if self.subcommand else config).get(key, default)
 
@@ -504,7 +511,7 @@ class _WithClassPath:
     def __init__(self, cls: type) -> None:
         self.class_path = f"{cls.__module__}.{cls.__name__}"
 
-    def __call__(self, init_args: Any) -> dict[str, Any]:
+    def __call__(self, init_args: object) -> dict[str, Any]:
         given = init_args.as_dict() if isinstance(init_args, Namespace) else init_args
         return {"class_path": self.class_path, "init_args": given or {}}
 

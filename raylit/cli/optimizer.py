@@ -47,7 +47,7 @@ LRSchedulerCallable = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
 Configure = Callable[..., Any]
 
 
-def instantiate_class(args: Any, init: Mapping[str, Any]) -> Any:
+def instantiate_class(args: object, init: Mapping[str, Any]) -> Any:
     """Make the object that a config describes.
 
     Args:
@@ -66,8 +66,8 @@ def instantiate_class(args: Any, init: Mapping[str, Any]) -> Any:
 
 def give_optimizer(
     module: LightningModule,
-    optimizer: Mapping[str, Any] | None,
-    lr_scheduler: Mapping[str, Any] | None,
+    optimizer: Mapping[str, object] | None,
+    lr_scheduler: Mapping[str, object] | None,
 ) -> None:
     """Give the module a `configure_optimizers` that makes what the config describes.
 
@@ -117,8 +117,8 @@ def check_scheduler(lr_scheduler: Mapping[str, Any] | None) -> None:
 
 def replace_configure_optimizers(
     module: LightningModule,
-    optimizer: Mapping[str, Any],
-    lr_scheduler: Mapping[str, Any] | None,
+    optimizer: Mapping[str, object],
+    lr_scheduler: Mapping[str, object] | None,
     configure: Configure,
 ) -> None:
     """Give the module a `configure_optimizers` that makes both when it is called, and returns what `configure` makes of them."""
@@ -144,7 +144,7 @@ def configured(
     return [optimizer], [lr_scheduler]
 
 
-def short_name(spec: Mapping[str, Any]) -> str:
+def short_name(spec: Mapping[str, object]) -> str:
     """Return the name of the class that a config describes."""
     return str(spec["class_path"]).rpartition(".")[2]
 
@@ -152,13 +152,13 @@ def short_name(spec: Mapping[str, Any]) -> str:
 def _make_and_configure(
     module: LightningModule,
     configure: Configure,
-    optimizer: Mapping[str, Any],
-    lr_scheduler: Mapping[str, Any] | None,
+    optimizer: Mapping[str, object],
+    lr_scheduler: Mapping[str, object] | None,
 ) -> Any:
     made = instantiate_class(module.parameters(), optimizer)
     scheduler = None if lr_scheduler is None else instantiate_class(made, lr_scheduler)
     return configure(module, optimizer=made, lr_scheduler=scheduler)
 
 
-def _plain(spec: Any) -> Any:
+def _plain(spec: object) -> Any:
     return spec.as_dict() if hasattr(spec, "as_dict") else spec

@@ -73,7 +73,7 @@ class LightningArgumentParser(ArgumentParser):
 
     def add_lightning_class_args(
         self,
-        lightning_class: Callable[..., Any],
+        lightning_class: Callable[..., object],
         nested_key: str,
         subclass_mode: bool = False,
         required: bool = True,
@@ -92,7 +92,7 @@ class LightningArgumentParser(ArgumentParser):
         Raises:
             ConfigError: it is none of these.
         """
-        cls: Any = lightning_class
+        cls: object = lightning_class
         if callable(cls) and not isinstance(cls, type):
             cls = class_from_function(cls)
         if not (isinstance(cls, type) and issubclass(cls, BASES)):

@@ -154,7 +154,7 @@ def end_of_sweep(result: SweepResult, trainer: Trainer) -> None:
     print_rows(rows)
 
 
-def end_of_predict(predictions: Any, output: str | None) -> None:
+def end_of_predict(predictions: object, output: str | None) -> None:
     """Print how many predictions there are and where."""
     if predictions is None:
         print_rows([("done", "nothing was kept (return_predictions: false)")])
@@ -188,7 +188,7 @@ def _flat(predictions: Any) -> list[Any]:
     return list(predictions)
 
 
-def _is_scalar(value: Any) -> bool:
+def _is_scalar(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim == 0
 
 

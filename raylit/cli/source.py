@@ -115,7 +115,7 @@ def problem_of(error: yaml.YAMLError) -> str:
 def where_given(sources: Sequence[Source], path: Sequence[str]) -> str | None:
     """Return in words where the key at `path` was given last; None if it was not."""
     for source in reversed(sources):
-        values: Any = source.values
+        values: object = source.values
         for part in path:
             values = (
                 values.get(part, values.get(f"{part}+", _MISSING))

@@ -149,7 +149,7 @@ class ConfigRecipe:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "source": Source(self.source.name, {})}  # nodes of YAML are many
 
-    def flags(self, values: Mapping[str, Any]) -> list[str]:
+    def flags(self, values: Mapping[str, object]) -> list[str]:
         """Return flags that give these values, those of whole components first.
 
         Raises:
@@ -168,7 +168,7 @@ class ConfigRecipe:
         flags += [f"--trainer.{name}={_json(lists[name])}" for name in sorted(changed)]
         return flags
 
-    def check(self, space: Mapping[str, Any]) -> None:
+    def check(self, space: Mapping[str, object]) -> None:
         """Try out every key of a space with values it may take.
 
         Raises:
@@ -185,7 +185,7 @@ class ConfigRecipe:
                     text = str(error).removeprefix("--")
                     raise ConfigError(f"{_where(self.source, key)}: {text}") from error
 
-    def best_config(self, values: Mapping[str, Any], seed: int) -> str:
+    def best_config(self, values: Mapping[str, object], seed: int) -> str:
         """Return the config that `raylit fit --config` takes to do what a trial did."""
         config = self._parsed(values)
         if "seed_everything" not in values:
@@ -196,7 +196,7 @@ class ConfigRecipe:
         """Return a function that reads the config, and so imports its classes."""
         return functools.partial(self._parsed, {})
 
-    def _parsed(self, values: Mapping[str, Any]) -> Any:
+    def _parsed(self, values: Mapping[str, object]) -> Any:
         if self.folder not in sys.path:
             sys.path.insert(0, self.folder)
         base = _parser().parse_object(copy.deepcopy(self.base))
@@ -209,11 +209,11 @@ def _parser() -> ArgumentParser:
 
 
 def _plain(config: Config) -> dict[str, Any]:
-    whole: dict[str, Any] = yaml.safe_load(config.text)
+    whole: dict[str, object] = yaml.safe_load(config.text)
     return {key: value for key, value in whole.items() if key not in ("config", "ckpt_path")}
 
 
-def _replace(items: Any, part: str, name: str, path: list[str], value: Any) -> None:
+def _replace(items: object, part: str, name: str, path: list[str], value: object) -> None:
     """Put a value into the item of a list whose class has a name."""
     several = items if isinstance(items, list) else [items]
     found = [item for item in several if isinstance(item, dict) and "class_path" in item]
@@ -229,7 +229,7 @@ def _replace(items: Any, part: str, name: str, path: list[str], value: Any) -> N
     inner[path[-1]] = value
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     return json.dumps(value, default=str)
 
 

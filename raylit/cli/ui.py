@@ -224,7 +224,7 @@ def end(child: subprocess.Popen[Any]) -> None:
 def ended_by_signals() -> Iterator[None]:
     """End this process on SIGTERM and on a closed terminal in the way that ends the server too."""
 
-    def stop(number: int, frame: Any) -> None:
+    def stop(number: int, frame: object) -> None:
         raise Terminated(128 + number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}

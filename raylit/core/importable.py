@@ -127,7 +127,7 @@ def allow(*objects: T) -> T:
 # ---- from objects to names ----
 
 
-def describe(value: Any, cls: type) -> Description | None:
+def describe(value: object, cls: type) -> Description | None:
     """Return data from which `restore` makes `value` again, None if there is none that is exact.
 
     Functions of the packages of `cls` and of torch are described also if they are not in the list:
@@ -145,7 +145,7 @@ def describe(value: Any, cls: type) -> Description | None:
     return description if "plain" not in description and _is_same(restored, value) else None
 
 
-def _describe(value: Any) -> Description:
+def _describe(value: object) -> Description:
     if isinstance(value, enum.Enum):
         return {"path": f"{type(value).__module__}:{type(value).__qualname__}.{value.name}"}
     if isinstance(value, type) or inspect.isroutine(value):
@@ -172,7 +172,7 @@ def _path_of(value: Any) -> str:
     return f"{value.__module__}:{name}"
 
 
-def _is_same(one: Any, other: Any) -> bool:
+def _is_same(one: object, other: object) -> bool:
     if isinstance(other, functools.partial) and isinstance(one, functools.partial):
         pairs = [
             (one.func, other.func),
@@ -186,7 +186,7 @@ def _is_same(one: Any, other: Any) -> bool:
 # ---- from names to objects ----
 
 
-def restore(description: Any, cls: type) -> Any:
+def restore(description: object, cls: type) -> Any:
     """Return the value that `describe` described.
 
     Args:
@@ -200,7 +200,7 @@ def restore(description: Any, cls: type) -> Any:
     return _rebuild(description, lambda path: find(path, cls))
 
 
-def _rebuild(description: Any, finder: Callable[[str], Any]) -> Any:
+def _rebuild(description: object, finder: Callable[[str], object]) -> Any:
     if not isinstance(description, dict):
         raise ValueError(f"a {type(description).__name__} stands where a description is expected")
     if "plain" in description:
@@ -229,7 +229,7 @@ def _rebuild(description: Any, finder: Callable[[str], Any]) -> Any:
     return found(**{_text(name): _rebuild(one, finder) for name, one in fields.items()})
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"a {type(value).__name__} stands where a name is expected")
     return value
@@ -407,7 +407,7 @@ def defaults(cls: type) -> list[Any]:
 @functools.cache
 def _functions() -> dict[str, Any]:
     """Return the functions of `FUNCTIONS` by the names under which checkpoints have them."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for place, names in FUNCTIONS.items():
         module = importlib.import_module(place)
         for name in names.split():

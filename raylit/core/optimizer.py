@@ -50,7 +50,7 @@ class LightningOptimizer:
         """The wrapped optimizer."""
         return self._optimizer
 
-    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+    def step(self, closure: Callable[[], object] | None = None, **kwargs: object) -> Any:
         """Step the optimizer.
 
         Run `closure` if given, unscale gradients, fire the hook, change the parameters, count.

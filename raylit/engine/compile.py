@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from raylit.engine.run import Run
 
 
-def options_of(given: bool | dict[str, Any]) -> dict[str, Any] | None:
+def options_of(given: bool | dict[str, object]) -> dict[str, Any] | None:
     """Return the arguments of torch.compile that `Trainer(compile=...)` means, None for none of it.
 
     Raises:
@@ -94,7 +94,7 @@ def compile_modules(run: Run) -> list[nn.Module]:
             f"Trainer(compile=...) has nothing to compile: {type(run.module).__name__} has neither"
             " a forward nor submodules with parameters."
         )
-    pending: list[tuple[Any, ...]] = []
+    pending: list[tuple[object, ...]] = []
     log = run.metrics.log
 
     def log_or_defer(*args: Any) -> None:
@@ -156,7 +156,7 @@ def _entry(module: nn.Module) -> Callable[..., Any]:
     Its code object is its own, since torch.compile counts graphs by that and gives up after a few.
     """
 
-    def entry(*args: Any, **kwargs: Any) -> Any:
+    def entry(*args: object, **kwargs: object) -> Any:
         return module._call_impl(*args, **kwargs)
 
     code = entry.__code__.replace(co_name=type(module).__name__)
@@ -165,11 +165,11 @@ def _entry(module: nn.Module) -> Callable[..., Any]:
 
 def _with_deferred_logs(
     module: nn.Module,
-    compiled: Callable[..., Any],
-    pending: list[tuple[Any, ...]],
+    compiled: Callable[..., object],
+    pending: list[tuple[object, ...]],
     log: Callable[..., None],
 ) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         if torch.compiler.is_compiling():  # within the graph of a parent
             return module._call_impl(*args, **kwargs)
         output = compiled(*args, **kwargs)

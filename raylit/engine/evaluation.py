@@ -165,7 +165,7 @@ def evaluate_batches(
 def hand_over(
     run: Run,
     batches: Iterator[Item],
-    step: Callable[..., Any],
+    step: Callable[..., object],
     batch_end: list[Callable[..., Any]],
     number: float,
     several: bool,
@@ -239,7 +239,7 @@ def predict(run: Run) -> list[Any] | None:
 
 
 def predict_batches(
-    run: Run, batches: Iterator[Item], several: bool, kept: list[list[Any]] | None, number: float
+    run: Run, batches: Iterator[Item], several: bool, kept: list[list[object]] | None, number: float
 ) -> None:
     """Predict every batch; results are appended to `kept`, unless that is None."""
     metrics = run.metrics

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from raylit.core.aliases import CheckpointDict, StateDict
 from raylit.core.progress import VALIDATION
 from raylit.metrics import torchmetric
 from raylit.runtime import rng
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 def dump(run: Run, progress: Progress) -> dict[str, Any]:
     """Return the state of this rank as plain data; `progress` is what the checkpoint says of it."""
     loader = run.data.loaders.get("train")
-    state: dict[str, Any] = {
+    state: StateDict = {
         "rng": rng.state(),
         "seed": run.data.seed,
         "loaders": (
@@ -77,12 +78,12 @@ def before_validation(run: Run) -> dict[str, Any]:
     }
 
 
-def mine(run: Run, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
+def mine(run: Run, checkpoint: CheckpointDict) -> dict[str, Any] | None:
     """Return this rank's state in a checkpoint, None if it holds none for it.
 
     If other numbers of ranks wrote it, theirs are shared out.
     """
-    ranks: list[dict[str, Any] | None] | None = checkpoint.get("raylit", {}).get("ranks")
+    ranks: list[dict[str, object] | None] | None = checkpoint.get("raylit", {}).get("ranks")
     if ranks is None:
         return None
     if None in ranks and run.world.size > 1:
@@ -133,7 +134,7 @@ def shared_out(states: list[dict[str, Any]], world: World) -> dict[str, Any]:
     return state
 
 
-def restore(run: Run, state: dict[str, Any]) -> None:
+def restore(run: Run, state: StateDict) -> None:
     """Bring back what was logged and the gradients.
 
     Random states and the place in the data the loop brings back, when it is there.

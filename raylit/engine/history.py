@@ -8,6 +8,7 @@ import os
 import uuid
 from typing import Any
 
+from raylit.core.aliases import StateDict
 from raylit.runtime import storage
 from raylit.runtime.messages import warn, warn_once
 
@@ -66,7 +67,7 @@ class History:
                 return {"rows": list(self.rows)}
             self._path = path
             self._num_settled = due
-        state: dict[str, Any] = {"rows": self.rows[self._num_settled :]}
+        state: StateDict = {"rows": self.rows[self._num_settled :]}
         if self._num_settled:
             state["older"] = {"path": self._path, "rows": self._num_settled}
         return state

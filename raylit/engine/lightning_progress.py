@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from raylit.core.aliases import StateDict
 from raylit.core.progress import (
     BATCH,
     EPOCH,
@@ -142,7 +143,7 @@ def progress_of(loops: dict[str, Any], steps: int) -> dict[str, Any]:
     return {**state, "epoch": epoch["completed"], "at": at}
 
 
-def progress_of_counters(state: dict[str, Any], stage: str | None) -> dict[str, Any]:
+def progress_of_counters(state: StateDict, stage: str | None) -> dict[str, Any]:
     """Return the state of a Progress for the counters and the stage of a checkpoint without a cursor."""
     if state["epochs_processed"] > state["epoch"]:
         return {**state, "at": EPOCH_PLATEAU}

@@ -33,6 +33,7 @@ from typing import Any
 from torch import Tensor, enable_grad, set_grad_enabled
 
 from raylit import data
+from raylit.core.aliases import Batch
 from raylit.core.hooks import AFTER_MODULE
 from raylit.core.progress import (
     BACKWARD,
@@ -332,7 +333,7 @@ def finish_window(run: Run) -> bool:
     return True
 
 
-def train_batch(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
+def train_batch(run: Run, batch: Batch, batch_idx: int, step: bool) -> Any:
     """Forward, backward and, if `step`, the optimizer. Returns what `training_step` returned.
 
     Without `step` gradients add up: for the batches of an accumulation but its last, and within the
@@ -399,7 +400,7 @@ def train_batch(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
     return output
 
 
-def step_with_closure(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
+def step_with_closure(run: Run, batch: Batch, batch_idx: int, step: bool) -> Any:
     """Let the module's `optimizer_step`, or an optimizer such as LBFGS, call `train_batch` as a closure, as often as it wants.
 
     Raises:
@@ -447,7 +448,7 @@ def step_with_closure(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
     return output
 
 
-def loss_of(run: Run, output: Any) -> Tensor | None:
+def loss_of(run: Run, output: object) -> Tensor | None:
     """Return the loss to run backward from: of a batch of an accumulation, its part of the mean."""
     if isinstance(output, Tensor):
         loss: Tensor | None = output
@@ -491,7 +492,7 @@ def batch_outputs(run: Run, output: Any) -> dict[str, Any]:
     return outputs
 
 
-def skips_rest(run: Run, batch: Any, batch_idx: int) -> bool:
+def skips_rest(run: Run, batch: Batch, batch_idx: int) -> bool:
     """Fire `on_train_batch_start`.
 
     Return whether the module answered -1: leave this batch and the rest of the epoch.

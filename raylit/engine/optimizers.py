@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
+from raylit.core.aliases import StateDict, UserOptimizer
 from raylit.core.hooks import is_overridden
 from raylit.core.module import LightningModule
 from raylit.core.optimizer import LightningOptimizer, LRSchedulerConfig
@@ -40,7 +41,7 @@ class NoOptimizer(torch.optim.Optimizer):
     def __init__(self) -> None:
         super().__init__([torch.zeros(1)], {})
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: dict[str, object]) -> None:
         """Do nothing."""
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -55,7 +56,7 @@ class NoOptimizer(torch.optim.Optimizer):
         """Return nothing."""
         return {}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Take nothing."""
 
 
@@ -66,7 +67,7 @@ class CountedOptimizer(LightningOptimizer):
         self._run = run
         super().__init__(optimizer)
 
-    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+    def step(self, closure: Callable[[], object] | None = None, **kwargs: object) -> Any:
         """See `LightningOptimizer.step`."""
         if closure is not None and not callable(closure):
             raise ConfigError(f"optimizer.step(closure={closure!r}): the closure must be callable.")
@@ -105,7 +106,7 @@ class CountedOptimizer(LightningOptimizer):
             yield
 
 
-def zero_grad_of(optimizer: Any) -> Callable[[], None]:
+def zero_grad_of(optimizer: UserOptimizer) -> Callable[[], None]:
     """Return what clears the gradients of an optimizer.
 
     Its own `zero_grad`, or if that is torch's, the work that it does.
@@ -127,7 +128,7 @@ def zero_grad_of(optimizer: Any) -> Callable[[], None]:
     return zero_grad
 
 
-def wants_closure(optimizer: Any) -> bool:
+def wants_closure(optimizer: UserOptimizer) -> bool:
     """Tell whether `step` of the optimizer must be handed the closure.
 
     Torch's own, but LBFGS, never need it; of others one cannot know.
@@ -137,7 +138,7 @@ def wants_closure(optimizer: Any) -> bool:
     return not type(optimizer).__module__.startswith("torch.optim")
 
 
-def use(run: Run, optimizers: list[Any], *, counts: bool = True) -> None:
+def use(run: Run, optimizers: list[object], *, counts: bool = True) -> None:
     """Let the loop step these optimizers.
 
     Args:
@@ -160,17 +161,17 @@ def use(run: Run, optimizers: list[Any], *, counts: bool = True) -> None:
     )
 
 
-def count_steps(run: Run, optimizers: list[Any]) -> list[Any]:
+def count_steps(run: Run, optimizers: list[object]) -> list[Any]:
     """Count the steps of optimizers that `training_step` steps by hand, whether wrapped or not.
 
     Returns handles that end it.
     """
     progress = run.progress
 
-    def begins(*args: Any) -> None:
+    def begins(*args: object) -> None:
         progress.at = STEPPING
 
-    def has_stepped(*args: Any) -> None:
+    def has_stepped(*args: object) -> None:
         progress.steps += 1
         progress.at = STEPPED
 
@@ -186,7 +187,7 @@ def count_steps(run: Run, optimizers: list[Any]) -> list[Any]:
     ]
 
 
-def step_optimizer(run: Run, optimizer: Any, loss: torch.Tensor | None) -> None:
+def step_optimizer(run: Run, optimizer: UserOptimizer, loss: torch.Tensor | None) -> None:
     """Step with the gradients there are, outside of a batch."""
     scaler = run.precision.scaler
     if scaler is not None and loss is None:
@@ -307,13 +308,13 @@ def configure(module: LightningModule) -> tuple[list[Any], list[LRSchedulerConfi
     return optimizers, configs
 
 
-def _is_optimizer(value: Any) -> bool:
+def _is_optimizer(value: object) -> bool:
     return isinstance(value, torch.optim.Optimizer) or all(
         hasattr(value, name) for name in ("param_groups", "state_dict", "load_state_dict", "step")
     )
 
 
-def _take_apart(returned: Any) -> tuple[list[Any], list[Any], str | None]:
+def _take_apart(returned: object) -> tuple[list[Any], list[Any], str | None]:
     """Return (optimizers, schedulers, monitor) of any of the possible return values."""
     if _is_optimizer(returned):
         return [_unwrap(returned)], [], None
@@ -346,11 +347,11 @@ def _take_apart(returned: Any) -> tuple[list[Any], list[Any], str | None]:
     )
 
 
-def _unwrap(optimizer: Any) -> Any:
+def _unwrap(optimizer: UserOptimizer) -> Any:
     return optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
 
 
-def _check_dict(value: dict[str, Any]) -> None:
+def _check_dict(value: dict[str, object]) -> None:
     known = ("optimizer", "lr_scheduler", "monitor")
     if "optimizer" not in value:
         raise ConfigError(
@@ -413,7 +414,7 @@ def _scheduler_config(scheduler: Any, monitor: str | None, automatic: bool) -> L
 
 
 def _check_scheduler(
-    config: LRSchedulerConfig, optimizers: list[Any], module: LightningModule
+    config: LRSchedulerConfig, optimizers: list[object], module: LightningModule
 ) -> None:
     scheduler = config.scheduler
     name = type(scheduler).__name__

@@ -53,7 +53,7 @@ class Measured:
         self._profiler = profiler
         self._action = action
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         """Call the function while the profiler looks."""
         with self._profiler.profile(self._action):
             return self.__wrapped__(*args, **kwargs)
@@ -81,21 +81,23 @@ class ProfiledRun(Run):
         )
         strategy = "SingleDeviceStrategy" if world.size == 1 else type(trainer.strategy).__name__
         self._strategy = f"[Strategy]{strategy}"
-        self._wrapped: list[tuple[object, str, Any]] = []
+        self._wrapped: list[tuple[object, str, object]] = []
         self._wrap(
             self.module, "configure_optimizers", self._name_of(self.module, "configure_optimizers")
         )
 
-    def call(self, owner: object, name: str, *args: Any, **kwargs: Any) -> Any:
+    def call(self, owner: object, name: str, *args: object, **kwargs: object) -> Any:
         """Call one hook of the module, the datamodule or a callback."""
         with self.profiler.profile(self._name_of(owner, name)):
             return super().call(owner, name, *args, **kwargs)
 
-    def watch(self, owner: object, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def watch(
+        self, owner: object, name: str, function: Callable[..., object]
+    ) -> Callable[..., Any]:
         """Return the hook `name` of `owner` as an action."""
         return Measured(self.profiler, self._name_of(owner, name), function)
 
-    def timed(self, action: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(self, action: str, function: Callable[..., object]) -> Callable[..., Any]:
         """Return `function` as an action."""
         return Measured(self.profiler, action, function)
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from raylit import data
+from raylit.core.aliases import Batch, UserOptimizer
 from raylit.core.callback import Callback
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.hooks import Hooks, is_overridden, resolve
@@ -257,7 +258,7 @@ class Run:
         self.metrics = Metrics(world, self.module)
         self.val_entries: dict[Key, Entry] = {}
         self.hooks: Hooks = {}
-        self.loop: Callable[[Run], Any] | None = None
+        self.loop: Callable[[Run], object] | None = None
         self.stage: str | None = None
         self.optimizers: list[Any] = []
         self.wrapped_optimizers: list[LightningOptimizer] = []
@@ -345,14 +346,14 @@ class Run:
 
     # ---- events ----
 
-    def fire(self, name: str, *args: Any) -> None:
+    def fire(self, name: str, *args: object) -> None:
         """Call every function that overrides the event `name`, in order."""
         for function in self.hooks[name]:
             self.metrics.hook = name
             function(*args)
         self.metrics.hook = None
 
-    def call(self, owner: object, name: str, *args: Any, **kwargs: Any) -> Any:
+    def call(self, owner: object, name: str, *args: object, **kwargs: object) -> Any:
         """Call one hook of the module or the datamodule; what it logs counts as logged there."""
         before = self.metrics.hook
         self.metrics.hook = name
@@ -365,7 +366,7 @@ class Run:
         None  # how hooks are wrapped for a profiler
     )
 
-    def timed(self, action: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(self, action: str, function: Callable[..., object]) -> Callable[..., Any]:
         """Return `function` as a profiler is to see it: as it is, since there is none."""
         return function
 
@@ -379,7 +380,7 @@ class Run:
         """The job has ended, well or not; called last."""
         self.stop_counting()
 
-    def before_optimizer_step(self, optimizer: Any) -> None:
+    def before_optimizer_step(self, optimizer: UserOptimizer) -> None:
         """Gradients are complete: unscale them, tell who listens, clip them."""
         metrics = self.metrics
         module = self.module
@@ -397,7 +398,7 @@ class Run:
             )
         metrics.hook = before
 
-    def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
+    def backward(self, loss: Any, *args: object, **kwargs: object) -> None:
         """Run the backward pass of manual optimization with its hooks."""
         hook = self.metrics.hook
         if self.precision.scaler is not None:
@@ -458,7 +459,7 @@ class Run:
         if not touched:
             return None
 
-        def transfer(batch: Any, dataloader_idx: int) -> Any:
+        def transfer(batch: Batch, dataloader_idx: int) -> Any:
             batch = self.precision.convert_input(batch)
             batch = self.call(owners[0], names[0], batch, dataloader_idx)
             batch = self.call(owners[1], names[1], batch, self.device, dataloader_idx)
@@ -690,7 +691,7 @@ def _new_name() -> str:
     return "".join(chr(ord("a") + int(digit, 16)) for digit in uuid.uuid4().hex[:8])
 
 
-def _takes_batch_idx(step: Callable[..., Any]) -> bool:
+def _takes_batch_idx(step: Callable[..., object]) -> bool:
     """Tell whether a step wants the number of the batch.
 
     By name, as a second argument, or through `*args`.

@@ -30,7 +30,7 @@ def terminating() -> Iterator[None]:
         yield
         return
 
-    def terminate(number: int, frame: Any) -> None:
+    def terminate(number: int, frame: object) -> None:
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)
@@ -59,7 +59,7 @@ def catching_signals(run: Run) -> Iterator[None]:
         if callable(own) and getattr(own, "__module__", "") not in NOT_THE_USERS:
             own(number, frame)
 
-    def interrupt(number: int, frame: Any) -> None:
+    def interrupt(number: int, frame: object) -> None:
         agreement = current().agreement
         if current().recovery is None or agreement.received_sigint:
             raise KeyboardInterrupt

@@ -52,7 +52,7 @@ def run_job(job: Job) -> Result:
     run = make_run(job, world)
     run.loop = loop.fit if job.fn == "fit" else evaluate
     trainer, module = run.trainer, run.module
-    value: Any = None
+    value: object = None
     try:
         attach(run)
         if job.fn == "fit" and trainer.async_validation is not None and run.validates:
@@ -283,7 +283,7 @@ def log_hyperparameters(run: Run) -> None:
     """
     if not run.world.is_zero or run.job.fn == "predict":
         return
-    hparams: dict[str, Any] = {}
+    hparams: dict[str, object] = {}
     for owner in (run.datamodule, run.module):
         if owner is None or not owner._log_hyperparams:
             continue
@@ -305,7 +305,7 @@ def log_hyperparameters(run: Run) -> None:
         logger.save()
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(one: object, other: object) -> bool:
     equal = one == other
     return bool(equal.all()) if isinstance(equal, torch.Tensor) else bool(equal)
 
@@ -365,7 +365,7 @@ def status_of(error: BaseException) -> str:
     return "killed" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
 
 
-def collect(run: Run, value: Any) -> Result:
+def collect(run: Run, value: object) -> Result:
     """Put together what the run gives back."""
     trainer, progress = run.trainer, run.progress
     metrics = run.metrics
@@ -404,7 +404,7 @@ def collect(run: Run, value: Any) -> Result:
     return result
 
 
-def _gather_predictions(run: Run, value: Any) -> Any:
+def _gather_predictions(run: Run, value: object) -> Any:
     """Put the ranks' predictions, each of a consecutive piece of the data, one after the other."""
     if run.world.size == 1 or value is None:
         return value

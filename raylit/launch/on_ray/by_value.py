@@ -140,7 +140,7 @@ class Code:
     @property
     def runtime_env(self) -> dict[str, Any]:
         """Ray's description of an environment that has copies of these folders."""
-        env: dict[str, Any] = {"excludes": NOT_SENT}
+        env: dict[str, object] = {"excludes": NOT_SENT}
         for folder in self.folders:
             if folder == self.folder:
                 env["working_dir"] = folder
@@ -196,7 +196,7 @@ def _moved(path: str, copies: Mapping[str, str]) -> str:
     return path
 
 
-def _warn_of_size(num_bytes: int, parts: Mapping[str, Any]) -> None:
+def _warn_of_size(num_bytes: int, parts: Mapping[str, object]) -> None:
     sizes = {name: _size(part) or 0 for name, part in parts.items()}
     largest = max(sizes, key=lambda name: sizes[name], default="The job")
     warn(
@@ -208,7 +208,7 @@ def _warn_of_size(num_bytes: int, parts: Mapping[str, Any]) -> None:
     )
 
 
-def _size(part: Any) -> int | None:
+def _size(part: object) -> int | None:
     """Return the size of a part as it is sent, or None if it cannot be pickled."""
     try:
         return len(cloudpickle.dumps(part))

@@ -193,7 +193,7 @@ class AsManyAsFit(ElasticScalingPolicy):
         return NoopDecision()
 
     def on_controller_start_worker_group(
-        self, *, scaling_config: Any, num_workers: int
+        self, *, scaling_config: object, num_workers: int
     ) -> dict[str, str] | None:
         """Keep the workers away from nodes that Ray takes for alive, and that are not."""
         return {NODE_ID: f"!in({','.join(self._shunned)})"} if self._shunned else None

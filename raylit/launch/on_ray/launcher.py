@@ -282,7 +282,7 @@ def terminated_by_sigterm() -> Iterator[None]:
         return
     received = False
 
-    def interrupt(number: int, frame: Any) -> None:
+    def interrupt(number: int, frame: object) -> None:
         nonlocal received
         received = True
         raise KeyboardInterrupt  # the only exception that gets out of a waiting `ray.get`

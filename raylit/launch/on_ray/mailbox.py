@@ -48,7 +48,7 @@ class Mailbox:
         """Tell why the workers are to leave: `ends`, `grows`, or nothing if they are not."""
         return "ends" if self.ends else "grows" if self.makes_room else ""
 
-    def give(self, number: int, job: Any) -> None:
+    def give(self, number: int, job: object) -> None:
         """The next job of workers that are kept; numbers go up from 1."""
         self.number = number
         self.job = job
@@ -63,7 +63,7 @@ class Mailbox:
             self.results = {}  # of workers that are no more
         return self.number, self.job if self.number > after else None
 
-    def did(self, number: int, rank: int, size: int, result: Any) -> None:
+    def did(self, number: int, rank: int, size: int, result: object) -> None:
         """A rank is through with a job; the driver is told once all are."""
         if number != self.number:
             return
@@ -298,7 +298,7 @@ def prepare(place: dict[str, str]) -> None:
     if name is not None:
         os.environ.setdefault(GLOO_INTERFACE, name)
 
-    def handle(number: int, frame: Any) -> None:
+    def handle(number: int, frame: object) -> None:
         os.environ[TERMINATED] = "1"
 
     signal.signal(signal.SIGTERM, handle)
@@ -332,7 +332,7 @@ class Environment(Backend):
             prepare, {**backend_config.env, **worker_group.execute_single(0, meeting_place)}
         )
 
-    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+    def on_shutdown(self, worker_group: Any, backend_config: object) -> None:
         """The workers are to end.
 
         Those on nodes that do not answer are given up, which Ray would wait for.

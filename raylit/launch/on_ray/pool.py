@@ -29,7 +29,7 @@ class KeptWorkers:
 
     def __init__(self) -> None:
         self._group: Group | None = None
-        self._kind: Any = None  # of its workers
+        self._kind: object = None  # of its workers
 
     def release(self) -> None:
         """Let the workers end, if there are any."""
@@ -142,7 +142,7 @@ class Group:
             ) from error
         return found
 
-    def _give(self, job: Any) -> None:
+    def _give(self, job: object) -> None:
         self._relay.mailbox.give.remote(self._number, job)
 
     def _result(self) -> Any:

@@ -38,7 +38,7 @@ class Notice:
         self._next = time.monotonic() + ASK_EVERY_S
         self._mailbox = mailbox
         self._next_question = 0.0
-        self._answer: Any = None
+        self._answer: object = None
 
     @property
     def terminated(self) -> bool:

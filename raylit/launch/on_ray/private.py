@@ -59,7 +59,7 @@ class NamedGroups(WorkerGroup):
     only be told apart by amount and time; then the end of one run took the other's workers along.
     """
 
-    def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> Any:
+    def _create_placement_group(self, scaling_config: object, worker_group_context: Any) -> Any:
         context = worker_group_context
         run = self._train_run_context.run_config.name
         made = placement_group(

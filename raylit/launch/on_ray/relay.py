@@ -33,7 +33,7 @@ class RemoteScreen:
     def __init__(self, mailbox: Any) -> None:
         self.mailbox = mailbox
 
-    def show(self, shown: dict[str, Any]) -> None:
+    def show(self, shown: dict[str, object]) -> None:
         """Send a picture."""
         self.mailbox.send.remote("show", shown)
 
@@ -41,7 +41,7 @@ class RemoteScreen:
         """Send a line."""
         self.mailbox.send.remote("print", text)
 
-    def started(self, where: dict[str, Any]) -> None:
+    def started(self, where: dict[str, object]) -> None:
         """Send where a rank has started."""
         self.mailbox.send.remote("started", where)
 

@@ -118,7 +118,7 @@ class ValidationTasks:
         self._futures: dict[str, concurrent.futures.Future[Any]] = {}
         self._refs: dict[str, Any] = {}
 
-    def start(self, path: str, progress: dict[str, Any], then: Callable[[], None]) -> None:
+    def start(self, path: str, progress: dict[str, object], then: Callable[[], None]) -> None:
         """Have the checkpoint at `path` validated.
 
         `then` is called, in another thread, once that has ended.
@@ -198,7 +198,7 @@ def _takes_part(callback: Callback) -> bool:
     )
 
 
-def _validate(parcel: Parcel, path: str, progress: dict[str, Any]) -> Any:
+def _validate(parcel: Parcel, path: str, progress: dict[str, object]) -> Any:
     """Validate a checkpoint, in a process of its own."""
     try:
         parcel.variables.set(tracking=False)

@@ -103,7 +103,7 @@ class Watch:
         if not self._ranks:
             self.all_left.set()
 
-    def did(self, result: tuple[int, Any]) -> None:
+    def did(self, result: tuple[int, object]) -> None:
         """Workers that are kept are through with a job."""
         self.results.put(result)
 

@@ -136,7 +136,7 @@ class Work:
                 if plan is not None and not (job.fn == "fit" and job.ckpt_path):
                     plan.tell("from the start")
                 with Patience(job, self.screen, rank):
-                    result: Any = run_job(job)
+                    result: object = run_job(job)
             except BaseException as error:
                 if isinstance(error, Terminated) and notice.given:
                     if job.rescale_plan is None:
