@@ -91,6 +91,11 @@ def _run(args: list[str]) -> None:
 
         run_data(rest)
         return
+    if command in ("runs", "sync"):
+        from raylit.cli import runs
+
+        (runs.run if command == "runs" else runs.sync)(rest)
+        return
     _import_from_here()
     if command != "ui" and any(arg.partition("=")[0].endswith(".help") for arg in rest):
         from raylit.cli.config import describe

@@ -1,6 +1,17 @@
 """The help texts. Written by hand: what is made from signatures is too long to read."""
 
-COMMANDS = ("check", "fit", "validate", "test", "predict", "tune", "ui", "data")
+COMMANDS = (
+    "check",
+    "fit",
+    "validate",
+    "test",
+    "predict",
+    "tune",
+    "ui",
+    "runs",
+    "sync",
+    "data",
+)
 
 GENERAL = """\
 usage: raylit COMMAND [flags]
@@ -13,6 +24,8 @@ commands:
   predict    run its predict_step over data
   tune       sweep: many fits with values drawn from a space
   ui         look at runs and sweeps in MLflow
+  runs       the same in the terminal: list, show, compare, follow, delete
+  sync       send to MLflow what a killed run or an unreachable server has left
   data       convert, describe and look at tables
 
 `raylit COMMAND -h` says more. A config file says what to run:
@@ -105,6 +118,40 @@ flags:
   --port PORT              Default: 5000
   --auth                   ask for user and password; says where that of the first user, admin, is kept
   --verbose                show what MLflow says"""
+    ),
+    "runs": (
+        """\
+usage: raylit runs [ls] [flags]                 all runs, the newest first; sweeps as trees
+       raylit runs show RUN                     one run: parameters, metrics with their course, files
+       raylit runs compare RUN RUN ...          parameters that differ, and metrics
+       raylit runs best METRIC [flags]          the best runs by a metric
+       raylit runs tail RUN                     metrics as they come, until the run ends or Ctrl-C
+       raylit runs diff RUN RUN                 what differs: parameters, commit, config
+       raylit runs rm RUN ... --yes             delete runs (mlflow gc removes them for good)
+
+RUN is an id, the first letters of one, a name, or `last`.
+A run whose process is gone from this host is marked as KILLED; one elsewhere that nothing is heard of for ten minutes is shown as lost.
+
+flags:
+  --store URI              Default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current folder
+  --experiment NAME        only runs of this experiment
+  --filter TEXT            ls, best: as MLflow's, "metrics.val_loss < 0.3 and params.`model.lr` = '0.01'"
+  --order TEXT             ls: as MLflow's, "metrics.val_loss ASC"
+  -n, --most N             ls, best: how many. Default: 30
+  --mode min|max           best: Default: min
+  --mark-killed            ls: also mark lost runs as KILLED
+  --verbose                whole tracebacks"""
+    ),
+    "sync": (
+        """\
+usage: raylit sync [FOLDER] [flags]
+
+Send what fits could not: the journals below FOLDER (default: the current one), each to the store that it names.
+A value that is there already is not sent twice. Exit code 1 if something is left.
+
+flags:
+  --store URI              the store as the fit was given it, if it holds a password, which no journal does
+  --verbose                whole tracebacks"""
     ),
     "data": (
         """\

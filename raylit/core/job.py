@@ -185,6 +185,7 @@ class Job:
         datamodule: the data, or None.
         data: loaders given directly, by stage (`train`, `val`, `test`, `predict`).
         ckpt_path: checkpoint to start from, already a path, or None.
+        is_picked: whether the user has chosen `ckpt_path`, which may not be the newest.
         opened: what stands in `ckpt_path`, under it, if this process has read it already; see
             `checkpoint/find.py`. It does not travel.
         weights_only: False lets the checkpoint run code when it is loaded.
@@ -218,6 +219,7 @@ class Job:
     rescale_plan: RescalePlan | None = None
     accelerator: str | None = None
     display: Display | None = None
+    is_picked: bool = False
     opened: dict[str, dict[str, Any]] = field(default_factory=dict)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 

@@ -65,6 +65,20 @@ class Logger(ABC):
         Driver only, before `open`.
         """
 
+    def branch(self, step: int, *, is_newest: bool) -> None:
+        """The user has chosen the checkpoint that the fit goes on from.
+
+        What its run holds behind it is of another training, which is not to be mixed with this one.
+        Driver only, after `resume`, before `open`.
+
+        Args:
+            step: the number of steps before the checkpoint.
+            is_newest: whether no newer checkpoint of that run lies beside it.
+        """
+
+    def start_over(self) -> None:
+        """A fit begins from scratch: what was logged before is another fit's. Driver, before `open`."""
+
     def open(self, *, default_root_dir: str, tags: Mapping[str, str]) -> None:
         """Create the run. Driver only, once, before any worker starts.
 
@@ -75,6 +89,14 @@ class Logger(ABC):
         Raises:
             Exception: whatever the store raises when it cannot be reached; the run is then not
                 started.
+        """
+
+    def explain(self, reason: str, details: str = "") -> None:
+        """Record why the run ends. Driver only, before `close`; must not block.
+
+        Args:
+            reason: one line.
+            details: such as a traceback.
         """
 
     def announce(self, status: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import traceback
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from raylit.core.job import Job
 from raylit.core.module import LightningModule
 from raylit.core.states import TrainerStatus
 from raylit.engine.worker import status_of
-from raylit.errors import ConfigError
+from raylit.errors import CheckpointError, ConfigError
 from raylit.launch import Launcher, LocalLauncher
 from raylit.loggers import Logger
 from raylit.runtime.messages import rank, warn
@@ -190,6 +191,31 @@ def _goes_on(logger: Logger) -> bool:
     return own.resume is not Logger.resume or own.load_state_dict is not Logger.load_state_dict
 
 
+def _is_newest(path: str, own: dict[str, Any]) -> bool:
+    """Tell whether no newer checkpoint of the same run lies beside one, or among its recoveries.
+
+    Args:
+        path: of the checkpoint.
+        own: what it says of itself.
+    """
+    beside = os.path.dirname(path)
+    if os.path.basename(beside) == "recovery":
+        beside = os.path.dirname(beside)
+    for folder_of_it in (beside, os.path.join(beside, "recovery")):
+        for other in folder.newest_first(folder_of_it, "*.ckpt"):
+            try:
+                its = outline(other).get("raylit", {})
+            except CheckpointError:
+                continue  # damaged
+            if its.get("run_id") == own["run_id"] and _batches(its) > _batches(own):
+                return False
+    return True
+
+
+def _batches(own: dict[str, Any]) -> int:
+    return int(own.get("progress", {}).get("total_batches", 0))
+
+
 @contextlib.contextmanager
 def driving(job: Job) -> Iterator[None]:
     """Open the loggers before any process starts, close them after the last has ended.
@@ -197,31 +223,41 @@ def driving(job: Job) -> Iterator[None]:
     The job runs in the `with` block; loggers are told how it ended.
     """
     trainer = job.trainer
-    run_id = None
-    states: list[dict[str, Any]] = []
+    own: dict[str, Any] = {}
     if job.fn == "fit" and job.ckpt_path and any(map(_goes_on, trainer.loggers)):
         found = job.opened.get(job.ckpt_path)
         found = found or outline(job.ckpt_path, weights_only=job.weights_only)
         own = found.get("raylit", {})
-        run_id = own.get("run_id")
-        states = list(own.get("loggers", []))
+    run_id = own.get("run_id")
+    states = [*own.get("loggers", []), *({} for _ in trainer.loggers)]
+    is_newest = run_id is None or not job.is_picked or _is_newest(str(job.ckpt_path), own)
     tags = {"raylit.version": __version__, "raylit.num_workers": trainer.workers_wanted}
     status = "failed"
     opened = list[Logger]()
     try:
         loggers = [] if job.fn == "predict" else trainer.loggers
-        states += [{}] * (len(loggers) - len(states))
         for logger, state in zip(loggers, states, strict=False):
             if run_id is not None:
                 logger.resume(run_id)
+                if job.is_picked:
+                    logger.branch(own["progress"].get("log_steps", 0), is_newest=is_newest)
+            elif job.fn == "fit" and not job.ckpt_path and not trainer.progress.total_batches:
+                logger.start_over()
             logger.load_state_dict(state)
             logger.open(default_root_dir=trainer.default_root_dir, tags=tags)
             opened.append(logger)
         yield
         status = "success"
+        if job.fn == "fit" and trainer.should_stop:
+            for logger in opened:
+                logger.explain("stopped early")
     except BaseException as error:
         status = status_of(error)
         trainer.state.status = TrainerStatus.INTERRUPTED
+        text = "".join(traceback.format_exception(error)) if status == "failed" else ""
+        first = str(error).partition("\n")[0]
+        for logger in opened:
+            logger.explain(f"{type(error).__name__}: {first}".removesuffix(": "), text)
         raise
     finally:
         for logger in opened:

@@ -431,6 +431,7 @@ class Trainer(TrainerView):
             given,
             self.ckpt_path,
             weights_only,
+            is_picked=ckpt_path not in (None, "last"),
             opened=opened or {},
         )
 

@@ -207,16 +207,18 @@ def deliver_left_behind(
         try:
             with reading(path) as reader:
                 header = reader.header
-                if path == own or header.uri != without_secrets(uri) or not reader.is_left:
+                is_of_run = header.run_id == run_id
+                is_left = reader.is_left or (is_of_run and header.state != "alive")
+                if path == own or header.uri != without_secrets(uri) or not is_left:
                     continue
-                num_waiting = _num_waiting(reader)
-            if run_id != header.run_id and (run_id is not None or not header.is_here):
-                continue
+                if run_id is not None and not is_of_run:
+                    continue
+                num = num_waiting(reader)
             if deliver(path, uri, wait_s=wait_s):
                 num_sent += 1
-                if num_waiting:
+                if num:
                     info(
-                        f"Sent to MLflow what an earlier process could not ({num_waiting} records"
+                        f"Sent to MLflow what an earlier process could not ({num} records"
                         f" of the run {header.run_id})."
                     )
         except FileNotFoundError:
@@ -228,7 +230,8 @@ def deliver_left_behind(
     return num_sent
 
 
-def _num_waiting(reader: Reader) -> int:
+def num_waiting(reader: Reader) -> int:
+    """Return how many records of a journal the store has not acknowledged."""
     acked = reader.acked
     num = 0
     while True:

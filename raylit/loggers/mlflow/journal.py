@@ -24,7 +24,6 @@ import json
 import mmap
 import os
 import secrets
-import socket
 import struct
 import threading
 import time
@@ -33,6 +32,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+from raylit.runtime.processes import ProcessName, State
 
 FOLDER = "journals"
 MAGIC = b"RAYLITJ1"
@@ -72,43 +73,19 @@ class Header:
         since_ms: values of the run that are newer than this, and not in this journal, were written
             by processes that died after the checkpoint that this one goes on from: if it logs them
             again, they are replays.
-        host: where the process runs that appends.
-        pid: that process.
-        started: its start time, in the kernel's ticks, since ids of processes are used again.
+        process: the name of the process that appends.
     """
 
     run_id: str
     uri: str
     since_ms: int
-    host: str
-    pid: int
-    started: int
-
-    @staticmethod
-    def of_this_process(run_id: str, uri: str, since_ms: int) -> Header:
-        """Return the header of a journal that this process appends to."""
-        pid = os.getpid()
-        return Header(run_id, uri, since_ms, socket.gethostname(), pid, start_time(pid) or 0)
+    process: str
 
     @property
-    def is_here(self) -> bool:
-        """Whether the process runs, or ran, on this host."""
-        return self.host == socket.gethostname()
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the process runs on this host."""
-        return self.is_here and start_time(self.pid) == self.started
-
-
-def start_time(pid: int) -> int | None:
-    """Return when a process of this host began, in ticks since it was booted; None: it is gone."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = text.rpartition(")")[2].split()  # a name may hold blanks and brackets
-    return None if fields[0] in "ZX" else int(fields[19])
+    def state(self) -> State:
+        """Whether the process that appends runs."""
+        name = ProcessName.parse(self.process)
+        return "unknown" if name is None else name.state()
 
 
 class Full(OSError):
@@ -341,8 +318,8 @@ class Reader:
 
     @property
     def is_left(self) -> bool:
-        """Whether nobody appends to it any more, as far as this host knows."""
-        return os.pread(self._file, 1, _CLOSED_AT) == b"\1" or not self.header.is_alive
+        """Whether nobody appends to it any more, for all that can be seen from here."""
+        return os.pread(self._file, 1, _CLOSED_AT) == b"\1" or self.header.state == "gone"
 
     @property
     def is_torn(self) -> bool:
@@ -400,5 +377,8 @@ def reading(path: str) -> Iterator[Reader]:
 
 def journals_in(folder: str) -> list[str]:
     """Return the paths of all journals below a folder, the oldest first."""
-    found = [str(path) for path in Path(folder).rglob("*.journal")]
-    return sorted(found, key=lambda path: (os.path.getmtime(path), path))
+    found = []
+    for path in Path(folder).rglob("*.journal"):
+        with contextlib.suppress(FileNotFoundError):  # sent in this moment
+            found.append((path.stat().st_mtime_ns, str(path)))
+    return [path for _, path in sorted(found)]

@@ -26,13 +26,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raylit.core.logger import Logger
 from raylit.errors import ConfigError, MissingPackageError
-from raylit.loggers.mlflow import store
+from raylit.loggers.mlflow import runs, store
 from raylit.loggers.mlflow.delivery import LOCK_S, deliver, deliver_left_behind
 from raylit.loggers.mlflow.journal import FOLDER, Full, Header, Journal, Record
 from raylit.loggers.mlflow.sender import Sender
-from raylit.loggers.mlflow.store import PARENT_TAG, RunStore
+from raylit.loggers.mlflow.store import PARENT_TAG, PROCESS_TAG, REASON_TAG, RunStore
 from raylit.loggers.mlflow.uploads import CheckpointUploader, best_tags
 from raylit.runtime.messages import info, warn, warn_once
+from raylit.runtime.processes import ProcessName
 from raylit.runtime.secrets import without_secrets
 from raylit.runtime.storage import is_url
 
@@ -140,6 +141,11 @@ class MLFlowLogger(Logger):
         # Of the checkpoint that the fit goes on from; see `state_dict`
         self._resumed: dict[str, Any] = {}
         self._since_ms = 0
+        self._chosen: tuple[int, bool] | None = None  # see `branch`
+        self._origin: MlflowRun | None = (
+            None  # the run that this one branches off, while it is made
+        )
+        self._has_fitted = False
         self._live = _Live()
         # MLFLOW_TRACKING_* of the process that sent this logger to another one
         self._environment: dict[str, str] = {}
@@ -324,6 +330,28 @@ class MLFlowLogger(Logger):
         Driver, before `open`; a `run_id` given by the user, and their active run, come first.
         """
         self._resumed_run_id = run_id
+        self._chosen = None
+
+    def branch(self, step: int, *, is_newest: bool) -> None:
+        self._chosen = (step, is_newest)
+
+    def start_over(self) -> None:
+        self._resumed_run_id = None
+        self._chosen = None
+        if self._has_fitted and self._run_id is not None:
+            if self._run_id == self._given_run_id or not self._owns_run:
+                warn(
+                    f"The run {self._run_id} already holds a fit, and another one that begins from"
+                    " scratch is logged into it: their values stand beside each other at the same"
+                    " steps. Give each fit a run of its own, or go on with ckpt_path='last'."
+                )
+            else:
+                info(
+                    f"The run {self._run_id} holds a fit already; this one begins from scratch, in"
+                    " a run of its own."
+                )
+                self._run_id = None
+        self._has_fitted = True
 
     def open(self, *, default_root_dir: str, tags: Mapping[str, str]) -> None:
         self._stop_writing()
@@ -334,6 +362,13 @@ class MLFlowLogger(Logger):
         )  # no database lies in a bucket
         self._start_run(tags)
         self._was_opened = True
+
+    def explain(self, reason: str, details: str = "") -> None:
+        if not self._has_run or not self._owns_run:
+            return
+        self._log(Record("tag", REASON_TAG, without_secrets(reason)[:500]))
+        if details:
+            self.log_text(details, "errors/traceback.txt")
 
     def announce(self, status: str) -> None:
         if self._has_run and self._owns_run:
@@ -486,6 +521,8 @@ class MLFlowLogger(Logger):
                 self._experiment_id = store.find_experiment(
                     client, self._experiment_name, self._artifact_location, artifact_root
                 )
+            _end_gone(client, self._experiment_id)
+            all_tags[PROCESS_TAG] = str(ProcessName.of_this())
             with _other_randomness():
                 run = client.create_run(
                     self._experiment_id, tags=self._context_tags | all_tags, run_name=self._run_name
@@ -494,8 +531,10 @@ class MLFlowLogger(Logger):
         self._experiment_id = run.info.experiment_id
         self._has_run = True
         self._since_ms = int(time.time() * 1000)
+        if self._origin is not None:
+            self._link_to_origin(client, self._origin)
+            self._origin = None
         if self._run_id == self._resumed_run_id:
-            deliver_left_behind(self.save_dir, uri, self._run_id, wait_s=LOCK_S)
             # 0 for a checkpoint that does not tell: all that is there may be logged again
             known = self._resumed.get("run_id") == self._run_id
             self._since_ms = self._resumed["since_ms"] if known else 0
@@ -516,6 +555,7 @@ class MLFlowLogger(Logger):
             or self._resumed_run_id
         )
         self._owns_run = run_id is None or run_id != active
+        self._origin = None
         if run_id is None:
             return None
         try:
@@ -528,12 +568,48 @@ class MLFlowLogger(Logger):
                 f" {without_secrets(client.tracking_uri)}, so a new one is created."
             )
             return None
+        if run_id == self._resumed_run_id:
+            deliver_left_behind(self.save_dir, client.tracking_uri, run_id, wait_s=LOCK_S)
+            if self._leaves(client.get_run(run_id)):
+                self._origin = run
+                return None
         if self._owns_run:
-            client.update_run(run_id, status="RUNNING")
+            tags = tags | {PROCESS_TAG: str(ProcessName.of_this()), REASON_TAG: ""}
         else:
             info(f"Logging into your active MLflow run {run_id}.")
+        # The process first: else another start would find the run running, and its process gone
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        if self._owns_run:
+            client.update_run(run_id, status="RUNNING")
         return run
+
+    def _leaves(self, run: MlflowRun) -> bool:
+        """Tell whether a fit that goes on from the chosen checkpoint is another than the run's.
+
+        It is if the run went on from there, and came to an end or to a newer checkpoint.
+        """
+        if self._chosen is None or not self._owns_run or self._given_run_id == run.info.run_id:
+            return False
+        step, is_newest = self._chosen
+        known = self._resumed.get("run_id") == run.info.run_id
+        since_ms = self._resumed["since_ms"] if known else 0
+        # only this form tells the step
+        newest = run.to_proto().data.metrics
+        went_on = any(one.timestamp > since_ms and one.step > step for one in newest)
+        return went_on and (not is_newest or run.info.status == "FINISHED")
+
+    def _link_to_origin(self, client: MlflowClient, origin: MlflowRun) -> None:
+        """Let a run that branches off another say so, and that one too."""
+        assert self._chosen is not None
+        step, _ = self._chosen
+        info(
+            f"The checkpoint is an older one of the run {origin.info.run_id}, which went on from"
+            f" there. This fit goes on from step {step} in a run of its own, {self._run_id}."
+        )
+        client.set_tag(str(self._run_id), "raylit.branched_from", origin.info.run_id)
+        client.set_tag(str(self._run_id), "raylit.branched_at_step", step)
+        branches = [*origin.data.tags.get("raylit.branches", "").split(), str(self._run_id)]
+        client.set_tag(origin.info.run_id, "raylit.branches", " ".join(branches[-200:]))
 
     @property
     def _run_store(self) -> RunStore:
@@ -561,7 +637,8 @@ class MLFlowLogger(Logger):
         """Begin a journal, and have it sent."""
         self._ensure_run()
         uri = str(self._tracking_uri)
-        header = Header.of_this_process(str(self._run_id), without_secrets(uri), self._since_ms)
+        process = str(ProcessName.of_this())
+        header = Header(str(self._run_id), without_secrets(uri), self._since_ms, process)
         try:
             journal = Journal(self._journals, header)
         except OSError as error:
@@ -628,6 +705,17 @@ class MLFlowLogger(Logger):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _live=_Live())
+
+
+def _end_gone(client: MlflowClient, experiment_id: str) -> None:
+    """Set the end of runs that nobody could set: their processes were killed."""
+    try:
+        num = runs.end_gone(client, [experiment_id])
+    except Exception as error:
+        warn(f"MLflow may go on showing runs as running whose process is gone: {error}")
+        return
+    if num:
+        info(f"{num} runs of this experiment were marked as KILLED: their process is gone.")
 
 
 @contextmanager

@@ -230,7 +230,7 @@ def _send(path: str, uri: str, folder: str, give_up_s: float) -> None:
             deadline = time.monotonic() + pause_s
             while True:
                 told.wait(max(deadline - time.monotonic(), 0))
-                if not reader.header.is_alive:
+                if reader.header.state == "gone":
                     told.closes = True  # a process that it forked may hold our stdin open
                 if told.flushes or told.closes != was_closing or time.monotonic() >= deadline:
                     break

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 MAX_NAME_LENGTH = 250
 MAX_PARAM_LENGTH = 6000
 MAX_ENTRIES = 1000
+PROCESS_TAG = "raylit.process"  # of whoever sets the status of the run
+REASON_TAG = "raylit.stop_reason"
 PARENT_TAG = "mlflow.parentRunId"
 # What a request is refused with for what is in it: invalid, forbidden by a proxy, too large, and
 # what a proxy cannot read. Others (401, 404, 408, 409, 429) are of whoever sends, or pass.
@@ -221,7 +223,7 @@ def find_store(
         return sqlite_uri(os.path.join(root_dir, "mlflow.db")), os.path.join(root_dir, "mlruns")
     folder = _local_folder(uri) if uri else files_dir
     if folder is None:
-        return _absolute(str(uri)), None
+        return absolute(str(uri)), None
     if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1"):
         return Path(folder).as_uri(), None
     database = sqlite_uri(os.path.join(folder, "mlflow.db"))
@@ -423,7 +425,7 @@ def active_run_id(uri: str) -> str | None:
 
     active = mlflow.active_run()
     run_id = active.info.run_id if active is not None else os.environ.get("MLFLOW_RUN_ID")
-    return run_id if run_id and _absolute(mlflow.get_tracking_uri()) == uri else None
+    return run_id if run_id and absolute(mlflow.get_tracking_uri()) == uri else None
 
 
 def check_answers(uri: str, num_retries: int = 0) -> None:
@@ -476,7 +478,8 @@ def sqlite_file(uri: str) -> str | None:
     )
 
 
-def _absolute(uri: str) -> str:
+def absolute(uri: str) -> str:
+    """Return the URI of a store without what depends on the current folder."""
     file = sqlite_file(uri)
     if file is not None and not os.path.isabs(file):
         _, mark, options = uri.partition("?")

@@ -12,11 +12,12 @@ import pytest
 
 from raylit.loggers.mlflow import journal as journals
 from raylit.loggers.mlflow.journal import Full, Header, Journal, Reader, Record, reading
+from raylit.runtime.processes import ProcessName
 from tests.deadlines import stretched
 
 
 def header(since_ms: int = 0) -> Header:
-    return Header.of_this_process("0" * 32, "sqlite:///x.db", since_ms)
+    return Header("0" * 32, "sqlite:///x.db", since_ms, str(ProcessName.of_this()))
 
 
 def records(reader: Reader) -> list[Record]:
@@ -96,8 +97,9 @@ def test_what_is_no_journal_is_said(tmp_path: Path) -> None:
 
 def test_all_that_was_appended_outlives_sigkill(tmp_path: Path) -> None:
     script = (
-        "import sys\nfrom raylit.loggers.mlflow.journal import Header, Journal\njournal ="
-        " Journal(sys.argv[1], Header.of_this_process('0' * 32, 'u', 0))\nstep = 0\nwhile True:\n"
+        "import sys\nfrom raylit.loggers.mlflow.journal import Header, Journal\n"
+        "from raylit.runtime.processes import ProcessName\njournal = Journal(sys.argv[1],"
+        " Header('0' * 32, 'u', 0, str(ProcessName.of_this())))\nstep = 0\nwhile True:\n"
         "    journal.log_metrics({'loss': float(step)}, step)\n    step += 1\n"
         "    if step % 1000 == 0: print(step, flush=True)\n"
     )
@@ -116,7 +118,7 @@ def test_all_that_was_appended_outlives_sigkill(tmp_path: Path) -> None:
         assert len(found) >= told
         assert [one.step for one in found] == list(range(len(found)))
         assert not reader.is_torn
-        assert reader.is_left and not reader.header.is_alive
+        assert reader.is_left and reader.header.state == "gone"
 
 
 def test_a_full_disk_is_an_error_and_not_the_end(
