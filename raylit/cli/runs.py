@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import difflib
 import os
 import time
@@ -20,8 +19,7 @@ from raylit.loggers.mlflow import runs
 from raylit.loggers.mlflow.store import REASON_TAG
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run as MlflowRun
+    from raylit.loggers.mlflow.runs import Client, Run
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 24  # of a sparkline
@@ -37,7 +35,7 @@ def run(args: list[str]) -> None:
     Raises:
         ConfigError: an argument is wrong, or there is no such store or run.
     """
-    actions: dict[str, Callable[[MlflowClient, argparse.Namespace], None]] = {
+    actions: dict[str, Callable[[Client, argparse.Namespace], None]] = {
         "ls": _list,
         "show": _show,
         "compare": _compare,
@@ -122,7 +120,7 @@ def _parser(action: str) -> argparse.ArgumentParser:
 # ---- what the actions do ----
 
 
-def _list(client: MlflowClient, options: argparse.Namespace) -> None:
+def _list(client: Client, options: argparse.Namespace) -> None:
     ids = [one.experiment_id for one in runs.experiments(client, options.experiment)]
     runs.end_gone(client, ids, lost=options.mark_killed)
     found = runs.search(client, ids, options.filter, options.order, options.most)
@@ -145,7 +143,7 @@ def _list(client: MlflowClient, options: argparse.Namespace) -> None:
     console.print(table)
 
 
-def _show(client: MlflowClient, options: argparse.Namespace) -> None:
+def _show(client: Client, options: argparse.Namespace) -> None:
     one = runs.find(client, options.run, options.experiment)
     console = Console(highlight=False)
     info = one.info
@@ -178,7 +176,7 @@ def _show(client: MlflowClient, options: argparse.Namespace) -> None:
 SHOWN_TAGS = ("mlflow.user", "mlflow.source.name", "mlflow.parentRunId", "mlflow.note.content")
 
 
-def _compare(client: MlflowClient, options: argparse.Namespace) -> None:
+def _compare(client: Client, options: argparse.Namespace) -> None:
     found = [runs.find(client, name, options.experiment) for name in options.runs]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("", *(f"{one.info.run_name} ({one.info.run_id[:6]})" for one in found)):
@@ -195,7 +193,7 @@ def _compare(client: MlflowClient, options: argparse.Namespace) -> None:
     Console(highlight=False).print(table)
 
 
-def _best(client: MlflowClient, options: argparse.Namespace) -> None:
+def _best(client: Client, options: argparse.Namespace) -> None:
     ids = [one.experiment_id for one in runs.experiments(client, options.experiment)]
     order = f"metrics.`{options.metric}` {'ASC' if options.mode == 'min' else 'DESC'}"
     found = runs.search(client, ids, options.filter, [order], options.most)
@@ -226,7 +224,7 @@ def _best(client: MlflowClient, options: argparse.Namespace) -> None:
     Console(highlight=False).print(table)
 
 
-def _tail(client: MlflowClient, options: argparse.Namespace) -> None:
+def _tail(client: Client, options: argparse.Namespace) -> None:
     run_id = runs.find(client, options.run, options.experiment).info.run_id
     console = Console(highlight=False)
     seen: dict[str, tuple[int, int]] = {}
@@ -247,7 +245,7 @@ def _tail(client: MlflowClient, options: argparse.Namespace) -> None:
         time.sleep(POLL_S)
 
 
-def _diff(client: MlflowClient, options: argparse.Namespace) -> None:
+def _diff(client: Client, options: argparse.Namespace) -> None:
     first, second = (runs.find(client, name, options.experiment) for name in options.runs)
     console = Console(highlight=False)
     tags = ("mlflow.source.git.commit", "mlflow.source.name", "mlflow.user", "raylit.version")
@@ -262,8 +260,8 @@ def _diff(client: MlflowClient, options: argparse.Namespace) -> None:
                 f"{escape(key)}: [red]{escape(str(one))}[/] [green]{escape(str(other))}[/]"
             )
     lines = difflib.unified_diff(
-        _artifact(client, first.info.run_id, CONFIG).splitlines(),
-        _artifact(client, second.info.run_id, CONFIG).splitlines(),
+        runs.text_of(client, first, CONFIG).splitlines(),
+        runs.text_of(client, second, CONFIG).splitlines(),
         f"{first.info.run_name}/{CONFIG}",
         f"{second.info.run_name}/{CONFIG}",
         lineterm="",
@@ -273,7 +271,7 @@ def _diff(client: MlflowClient, options: argparse.Namespace) -> None:
         console.print(f"{color}{escape(line)}{'[/]' if color else ''}")
 
 
-def _remove(client: MlflowClient, options: argparse.Namespace) -> None:
+def _remove(client: Client, options: argparse.Namespace) -> None:
     found = [runs.find(client, name, options.experiment) for name in options.runs]
     for one in found:
         if one.info.status == "RUNNING" and runs.condition(one) == "as told":
@@ -305,7 +303,7 @@ def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
     )
 
 
-def _telling(found: Iterable[MlflowRun]) -> list[str]:
+def _telling(found: Iterable[Run]) -> list[str]:
     """Return the metrics that tell most of a list of runs: those of validation, then by frequency."""
     counts: dict[str, int] = {}
     for one in found:
@@ -332,15 +330,7 @@ def _print_pairs(console: Console, title: str, pairs: dict[str, str]) -> None:
     console.print(table)
 
 
-def _artifact(client: MlflowClient, run_id: str, path: str) -> str:
-    with contextlib.suppress(Exception):  # a run without it
-        from mlflow.artifacts import load_text
-
-        return str(load_text(f"runs:/{run_id}/{path}"))
-    return ""
-
-
-def _status(one: MlflowRun) -> str:
+def _status(one: Run) -> str:
     found = runs.condition(one)
     if found == "lost":
         return f"[yellow]lost[/] (silent for {_ago(time.time() - runs.heard_of(one))})"
@@ -351,11 +341,11 @@ def _status(one: MlflowRun) -> str:
     return f"{text} ({escape(reason[:60])})" if reason and status != "RUNNING" else text
 
 
-def _when(one: MlflowRun) -> str:
+def _when(one: Run) -> str:
     return datetime.fromtimestamp(one.info.start_time / 1000).strftime("%Y-%m-%d %H:%M")
 
 
-def _took(one: MlflowRun) -> str:
+def _took(one: Run) -> str:
     end_ms = one.info.end_time or time.time() * 1000
     return _ago((end_ms - one.info.start_time) / 1000)
 

@@ -6,10 +6,12 @@ Never here: torch, Ray, or anything of a fit that runs.
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from raylit.errors import ConfigError, did_you_mean
 from raylit.loggers.mlflow import store
@@ -22,7 +24,10 @@ from raylit.runtime.secrets import without_secrets
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment
-    from mlflow.entities import Run as MlflowRun
+    from mlflow.entities import Run as _Run
+
+    Client: TypeAlias = MlflowClient
+    Run: TypeAlias = _Run
 
 SILENT_S = 600.0  # of a run on another host, after which it is taken for lost
 LEAST_PREFIX = 4
@@ -93,7 +98,7 @@ def search(
     query: str = "",
     order_by: Sequence[str] = (),
     most: int = 1000,
-) -> list[MlflowRun]:
+) -> list[Run]:
     """Return runs, the newest first unless ordered otherwise.
 
     Raises:
@@ -101,7 +106,7 @@ def search(
     """
     from mlflow.exceptions import MlflowException
 
-    found: list[MlflowRun] = []
+    found: list[Run] = []
     token: str | None = None
     try:
         while len(found) < most:
@@ -126,7 +131,7 @@ def search(
     return found
 
 
-def find(client: MlflowClient, name: str, experiment: str | None = None) -> MlflowRun:
+def find(client: MlflowClient, name: str, experiment: str | None = None) -> Run:
     """Return the run of an id, the beginning of one, or a name; `last` is the newest.
 
     Raises:
@@ -161,7 +166,7 @@ def find(client: MlflowClient, name: str, experiment: str | None = None) -> Mlfl
     return found[0]
 
 
-def condition(run: MlflowRun) -> Condition:
+def condition(run: Run) -> Condition:
     """Return whether a run that is said to be running has a process that runs it.
 
     `gone`: it had one on this host, which has ended. `lost`: it has one elsewhere, and nothing was
@@ -178,7 +183,7 @@ def condition(run: MlflowRun) -> Condition:
     return "gone" if state == "gone" else "as told"
 
 
-def heard_of(run: MlflowRun) -> float:
+def heard_of(run: Run) -> float:
     """Return when something of a run came to the store, in seconds since 1970."""
     # only this form tells the time
     times = [one.timestamp for one in run.to_proto().data.metrics]
@@ -205,15 +210,26 @@ def end_gone(client: MlflowClient, experiment_ids: Sequence[str], *, lost: bool 
     return num
 
 
-def tree(found: Sequence[MlflowRun]) -> Iterator[tuple[int, MlflowRun]]:
+def text_of(client: MlflowClient, run: Run, path: str) -> str:
+    """Return a text among the artifacts of a run, "" if it is not there."""
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return Path(client.download_artifacts(run.info.run_id, path, folder)).read_text()
+        except (MlflowException, OSError):
+            return ""
+
+
+def tree(found: Sequence[Run]) -> Iterator[tuple[int, Run]]:
     """Yield runs with how deep they stand: those of a sweep below it, in the order given."""
     ids = {run.info.run_id for run in found}
-    below: dict[str | None, list[MlflowRun]] = {}
+    below: dict[str | None, list[Run]] = {}
     for run in found:
         parent = run.data.tags.get(PARENT_TAG)
         below.setdefault(parent if parent in ids else None, []).append(run)
 
-    def walk(parent: str | None, depth: int) -> Iterator[tuple[int, MlflowRun]]:
+    def walk(parent: str | None, depth: int) -> Iterator[tuple[int, Run]]:
         for run in below.get(parent, ()):
             yield depth, run
             yield from walk(run.info.run_id, depth + 1)
