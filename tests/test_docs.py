@@ -8,14 +8,17 @@ Above a block that cannot run here stands why, and it is compiled only:
 
     <!-- not run: a bucket of yours -->
     <!-- long: two Ray workers -->           runs with `pytest -m long`
+    <!-- pytest: the suite of loggers -->    is a file of tests, which then is run as one
 
 Commands that start Ray run with `pytest -m long` too; those that cannot run are parsed.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -24,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.deadlines import stretched
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -122,6 +127,22 @@ def run(command: list[str], where: str) -> None:
     assert main([*command, *flags]) == 0, f"{where}: raylit {shlex.join(command)}"
 
 
+def run_as_tests(block: Block) -> None:
+    file = Path(f"test_{block.line}.py")
+    file.write_text(block.text)
+    environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=stretched(300),
+        check=False,
+    )
+    assert done.returncode == 0, f"{block.where}:\n{done.stdout}"
+    assert re.search(r"[1-9]\d* passed", done.stdout), done.stdout
+
+
 def at_hand() -> dict[str, Any]:
     """Return the names that each guide takes for granted; docs/README.md says so."""
     import torch
@@ -178,10 +199,13 @@ def follow(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, long: bool
     names: dict[str, Any] | None = None
     for block in blocks(page):
         kind, _, reason = block.mark.partition(": ")
-        assert block.mark == "" or (kind in ("not run", "long") and reason), block.where
+        known = kind in ("not run", "long", "pytest") and reason
+        assert block.mark == "" or known, block.where
         skipped = kind == "not run" or (kind == "long" and not long)
         if block.language == "python":
             code = block.code()
+            if kind == "pytest" and long:
+                run_as_tests(block)
             if not skipped:
                 names = names or at_hand()
                 exec(code, names)
