@@ -28,6 +28,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n 2 --dist loadgroup` a process takes whole files, and one of them all that use Ray.
+
+    So there is one Ray cluster, and what a module's tests share is made once.
+    """
+    for item in items:
+        uses_ray = item.get_closest_marker("ray") or "ray_cluster" in getattr(
+            item, "fixturenames", ()
+        )
+        group = "ray" if uses_ray else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _collects_own_garbage() -> Iterator[None]:
     """Python's garbage collection looks at what this module's tests make.

@@ -17,6 +17,7 @@ from raylit.checkpoint import load, save
 from raylit.core.importable import describe, restore
 from raylit.errors import CheckpointError
 from raylit.testing import BoringModel, RandomDataset
+from tests.names import without_addresses
 
 
 class Kind(enum.Enum):
@@ -54,7 +55,7 @@ VALUES = [
 ]
 
 
-@pytest.mark.parametrize("value", VALUES, ids=str)
+@pytest.mark.parametrize("value", VALUES, ids=without_addresses)
 def test_a_checkpoint_restores_it(tmp_path: Path, value: Any, recwarn: Any) -> None:
     trainer = pl.Trainer(
         max_steps=1,
@@ -102,7 +103,7 @@ def local() -> Any:
         object(),
         functools.partial(os.system, "ls"),
     ],
-    ids=str,
+    ids=without_addresses,
 )
 def test_what_is_not_exact_or_comes_from_elsewhere_is_left_out(value: Any) -> None:
     assert describe(value, Net) is None
@@ -118,7 +119,7 @@ def test_what_is_not_exact_or_comes_from_elsewhere_is_left_out(value: Any) -> No
         {"path": "torch.nn:NoSuchThing"},
         {"path": "torch.no_such_module:x"},
     ],
-    ids=str,
+    ids=without_addresses,
 )
 def test_a_checkpoint_cannot_name_what_it_wants(tmp_path: Path, description: Any) -> None:
     with pytest.raises(

@@ -9,6 +9,7 @@ import pytest
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from tests.names import without_addresses
 from tests.parity.harness import errors, files, loader, model_class, parity, seen, trainer
 from tests.parity.test_checkpoints import contents, counters
 
@@ -178,7 +179,7 @@ def test_a_checkpoint_with_plain_weights_is_tested(pl: Any, tmp_path: Path) -> A
         {"amount": "half"},
         {"verbose": 3},
     ],
-    ids=str,
+    ids=without_addresses,
 )
 def test_arguments(pl: Any, tmp_path: Path, arguments: dict[str, Any]) -> None:
     pl.callbacks.ModelPruning(**{"pruning_fn": "l1_unstructured", **arguments})

@@ -19,6 +19,7 @@ from raylit.cli import LightningCLI
 from raylit.cli.command import main
 from raylit.errors import CheckpointError
 from raylit.testing import BoringDataModule
+from tests.names import without_addresses
 
 from . import victim
 from .test_names import checkpoint_of
@@ -146,7 +147,7 @@ def test_what_is_harmless_is_made(tmp_path: Path) -> None:
         {"hyper_parameters": {"_instantiator": "os.system"}},
         {"hyper_parameters": {"_instantiator": ["os"]}},
     ],
-    ids=str,
+    ids=without_addresses,
 )
 def test_hyperparameters_of_a_wrong_shape(parts: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="checkpoint"):
@@ -224,7 +225,7 @@ def test_a_sharded_folder(tmp_path: Path) -> None:
         b"ctorch.serialization\nload\n(S'x'\ntR.",
         b"\x80\x04\x8c\x05torch\x8c\x09os.system\x93.",
     ],
-    ids=str,
+    ids=without_addresses,
 )
 def test_its_metadata_runs_nothing(tmp_path: Path, evil: Any) -> None:
     target = metadata_of(tmp_path)
