@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from argparse import Namespace
 from collections import OrderedDict
@@ -35,6 +36,8 @@ def to_plain(value: object) -> Any:
             torch.Size,
         ),
     ):
+        if isinstance(value, bytes) and not value:
+            return _EMPTY
         subclassed: Any = next(
             (t for t in (int, float, str) if type(value) is not t and isinstance(value, t)), None
         )
@@ -65,6 +68,16 @@ def to_plain(value: object) -> Any:
     ):
         return value.item()
     raise TypeError(f"a {type(value).__module__}.{type(value).__qualname__} is not plain data")
+
+
+class _EmptyBytes(bytes):
+    """b"", pickled as other bytes are: torch refuses the pickle of an empty one, and so the file."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return codecs.encode, ("", "latin1")
+
+
+_EMPTY = _EmptyBytes()
 
 
 def plain_items(values: dict[str, object]) -> tuple[dict[str, Any], list[str]]:

@@ -4,10 +4,14 @@
     epoch               an epoch begins, if there is to be one more
     epoch start         on_train_epoch_start fires
     batch               the next batch is read                      <--+
+    step                likewise; its gradients are there already      |
+    clip                and on_before_optimizer_step has fired         |
       forward             on_train_batch_start, training_step          |
       backward            gradients are added                          |  within the batch:
       stepping            an optimizer changes the weights             |  never stored
       stepped             it has                                       |
+      gradients           on_after_backward has fired, and could save  |  stored as `step`, and
+      clipping            on_before_optimizer_step likewise            |  as `clip`, with them
     schedulers          learning-rate schedulers by step               |
     epoch schedulers    after the last batch, those by epoch           |
     logging             on_train_batch_end has fired; the loggers      |
@@ -37,6 +41,10 @@ At = Literal[
     "backward",
     "stepping",
     "stepped",
+    "gradients",
+    "clipping",
+    "step",
+    "clip",
     "schedulers",
     "epoch schedulers",
     "logging",
@@ -53,6 +61,10 @@ FORWARD: Final = "forward"
 BACKWARD: Final = "backward"
 STEPPING: Final = "stepping"
 STEPPED: Final = "stepped"
+GRADIENTS: Final = "gradients"
+CLIPPING: Final = "clipping"
+STEP: Final = "step"
+CLIP: Final = "clip"
 SCHEDULERS: Final = "schedulers"
 EPOCH_SCHEDULERS: Final = "epoch schedulers"
 LOGGING: Final = "logging"
@@ -62,7 +74,8 @@ EPOCH_END: Final = "epoch end"
 EPOCH_PLATEAU: Final = "epoch plateau"
 
 BETWEEN_EPOCHS = (IDLE, EPOCH, EPOCH_START)
-WITHIN_BATCH = (FORWARD, BACKWARD, STEPPING, STEPPED)
+WITHIN_BATCH = (FORWARD, BACKWARD, STEPPING, STEPPED, GRADIENTS, CLIPPING)
+WITH_GRADIENTS: dict[At, At] = {GRADIENTS: STEP, CLIPPING: CLIP}
 
 
 @dataclass(slots=True)
@@ -109,8 +122,9 @@ class Progress:
     def to_go_on_from(self, *, automatic: bool) -> Self:
         """Return the cursor as a checkpoint that is saved now is to hold it.
 
-        A batch that has not changed the weights is trained on anew; one that has is done. With
-        automatic optimization its step is counted only after `optimizer_step`.
+        A batch that has not changed the weights is trained on anew, or if its gradients are there,
+        read anew; one that has is done. With automatic optimization its step is counted only after
+        `optimizer_step`.
         """
         if self.at == STEPPED:
             return replace(self, at=SCHEDULERS, steps=self.steps + automatic)
@@ -120,7 +134,7 @@ class Progress:
                 batch=self.batch - 1,
                 total_batches=self.total_batches - 1,
                 is_last_batch=False,
-                at=BATCH,
+                at=WITH_GRADIENTS.get(self.at, BATCH),
             )
         return replace(self)
 

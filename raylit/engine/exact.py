@@ -7,12 +7,14 @@ gradients that were not yet used. Each rank has its own; a checkpoint holds a li
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from raylit.checkpoint.plain import plain_items
 from raylit.core.aliases import CheckpointDict, StateDict
-from raylit.core.progress import VALIDATION
+from raylit.core.progress import VALIDATION, WITH_GRADIENTS
 from raylit.metrics import torchmetric
 from raylit.runtime import rng
 from raylit.runtime.messages import info, warn
@@ -51,9 +53,25 @@ def dump(run: Run, progress: Progress) -> dict[str, Any]:
         for name, metric in torchmetric.metrics_in(run.module)
         if name not in unused
     }
-    if is_within_window(run, progress):
+    has_gradients = progress.at in WITH_GRADIENTS.values()
+    if has_gradients:
+        state["output"] = plain_output(run.output)
+    if has_gradients or is_within_window(run, progress):
         state["gradients"] = run.strategy.gradients(run.module)
     return state
+
+
+def plain_output(output: Any) -> Any:
+    """Return what of an output of `training_step` is plain data, without its graph."""
+    if isinstance(output, torch.Tensor):
+        return output.detach()
+    if not isinstance(output, Mapping):
+        return None
+    plain, _ = plain_items(dict(output))
+    return {
+        name: value.detach() if isinstance(value, torch.Tensor) else value
+        for name, value in plain.items()
+    }
 
 
 def is_within_window(run: Run, progress: Progress) -> bool:
@@ -121,6 +139,8 @@ def shared_out(states: list[dict[str, Any]], world: World) -> dict[str, Any]:
         name: [one["metrics"][name] for one in theirs] for name in state.get("metrics", ())
     }
     factor = world.size / len(states)  # of gradients the mean over the ranks is taken
+    if state.pop("output", None) is not None:
+        theirs = []  # gradients of a batch that is trained on anew, by others, cannot be told apart
     state["gradients"] = {
         name: factor * torch.stack([one["gradients"][name] for one in theirs]).sum(0)
         for name in state.get("gradients", ())

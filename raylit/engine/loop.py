@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from itertools import chain, repeat
 from time import perf_counter
 from typing import Any
 
@@ -38,6 +39,7 @@ from raylit.core.hooks import AFTER_MODULE
 from raylit.core.progress import (
     BACKWARD,
     BATCH,
+    CLIP,
     EPOCH,
     EPOCH_END,
     EPOCH_PLATEAU,
@@ -162,6 +164,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
         transfer = None
     wait = run.data.wait
     wait.begin()
+    train = with_gradients(run, train) if run.resume.has_gradients else train
     enter = ACTIONS.index(progress.at)  # 0, but where a fit goes on within a batch
     if enter:
         metrics.begin_batch(None)
@@ -383,11 +386,13 @@ def train_batch(run: Run, batch: Batch, batch_idx: int, step: bool) -> Any:
             else:
                 loss.backward()
             if hooks["on_after_backward"]:
+                run.keep_gradients(output)
                 run.fire("on_after_backward")
     run.loss = loss
     if step:
         if precision.scaler is None:
             if calls.clips or hooks["on_before_optimizer_step"]:
+                run.keep_gradients(output)
                 run.before_optimizer_step(optimizer)
             run.progress.at = STEPPING
             optimizer.step()
@@ -398,6 +403,34 @@ def train_batch(run: Run, batch: Batch, batch_idx: int, step: bool) -> Any:
             precision.scaler.update()
         run.progress.steps += 1
     return output
+
+
+def with_gradients(run: Run, train: Any) -> Any:
+    """Return what stands for `train` where a fit goes on with gradients that are there already.
+
+    The first batch is read anew, for `on_train_batch_end`; of its training only the optimizer's
+    step is left.
+    """
+    own = run.resume.own
+    assert own is not None
+    has_fired = run.progress.at == CLIP
+    run.progress.at = BATCH
+
+    def only_step(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
+        run.resume.has_gradients = False
+        rng.restore(own["rng"])  # to read the batch may have taken random numbers
+        output = own["output"]
+        run.loss = loss_of(run, output)
+        if step:
+            optimizer = run.optimizers[0]
+            run.before_optimizer_step(optimizer, has_fired=has_fired)
+            run.progress.at = STEPPING
+            optimizer.step()
+            run.progress.steps += 1
+        return output
+
+    turns = chain([only_step], repeat(train))
+    return lambda *arguments: next(turns)(*arguments)
 
 
 def step_with_closure(run: Run, batch: Batch, batch_idx: int, step: bool) -> Any:
@@ -498,6 +531,8 @@ def skips_rest(run: Run, batch: Batch, batch_idx: int) -> bool:
     Return whether the module answered -1: leave this batch and the rest of the epoch.
     """
     response = None
+    if run.resume.has_gradients:
+        return False  # it has fired in the fit that this one goes on from
     run.metrics.hook = "on_train_batch_start"
     for function in run.hooks["on_train_batch_start"]:
         response = function(batch, batch_idx)

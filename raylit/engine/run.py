@@ -18,7 +18,7 @@ from raylit.core.callback import Callback
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.hooks import Hooks, is_overridden, resolve
 from raylit.core.module import LightningModule
-from raylit.core.progress import BACKWARD, Progress
+from raylit.core.progress import BACKWARD, CLIPPING, GRADIENTS, Progress
 from raylit.engine import optimizers, state
 from raylit.engine.data_wait import DataWait
 from raylit.engine.history import History, Row
@@ -131,6 +131,7 @@ class Resume:
         loader_epochs: for each stage the epoch in which its loaders were asked for.
         counted_before: batches of the epoch, as those counted who saved the checkpoint, if they
             were another number of workers.
+        has_gradients: whether the gradients of the batch that comes next are there already.
         before_validation: what of this rank's state a validation changes, as it was before the one
             that runs; the loop and `evaluation.evaluate` write it.
     """
@@ -142,6 +143,7 @@ class Resume:
     loaders: list[dict[str, Any]] | None = None
     loader_epochs: dict[str, int] = field(default_factory=dict)
     counted_before: int | None = None
+    has_gradients: bool = False
     before_validation: dict[str, Any] | None = None
 
 
@@ -227,6 +229,7 @@ class Run:
         recovery: what saves recovery checkpoints, while training runs.
         validations: those that training does not wait for, if it is not to.
         loss: what the batch went backward from.
+        output: what `training_step` returned, while hooks run that may save its gradients.
         accumulating: whether a batch that does not step leaves gradients on its rank.
         loggers_saved: monotonic seconds when the loggers last wrote what they held.
     """
@@ -272,6 +275,7 @@ class Run:
         self.skips_backward = False
         self.replaces_schedulers = False
         self.loss: torch.Tensor | None = None
+        self.output: Any = None
         self.accumulating = True
         self.loggers_saved = time.monotonic()
 
@@ -380,15 +384,29 @@ class Run:
         """The job has ended, well or not; called last."""
         self.stop_counting()
 
-    def before_optimizer_step(self, optimizer: UserOptimizer) -> None:
-        """Gradients are complete: unscale them, tell who listens, clip them."""
+    def keep_gradients(self, output: Any) -> None:
+        """The gradients of the batch are there: a checkpoint that a hook saves now holds them.
+
+        Not those of a closure, which may be called again, nor scaled ones or parts of them.
+
+        Args:
+            output: what `training_step` returned.
+        """
+        if not (self.calls.needs_closure or self.precision.scaler or self.strategy.shards):
+            self.output = output
+            self.progress.at = GRADIENTS
+
+    def before_optimizer_step(self, optimizer: UserOptimizer, *, has_fired: bool = False) -> None:
+        """Gradients are complete: unscale them, tell who listens if none was told, clip them."""
         metrics = self.metrics
         module = self.module
         trainer = self.trainer
         before = metrics.hook
         if self.precision.scaler is not None:
             self.precision.scaler.unscale_(optimizer)
-        if self.hooks["on_before_optimizer_step"]:
+        if self.hooks["on_before_optimizer_step"] and not has_fired:
+            if self.progress.at == GRADIENTS:
+                self.progress.at = CLIPPING
             self.fire("on_before_optimizer_step", optimizer)
         if module.automatic_optimization and self.calls.clips:
             metrics.hook = "configure_gradient_clipping"

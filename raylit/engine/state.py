@@ -19,7 +19,7 @@ from raylit.checkpoint.format import LIGHTNING_FORMAT, VERSION_KEY, load
 from raylit.checkpoint.plain import plain_items
 from raylit.core import importable
 from raylit.core.callback import checkpoint_folder
-from raylit.core.progress import BACKWARD
+from raylit.core.progress import BACKWARD, BATCH, FORWARD, WITH_GRADIENTS
 from raylit.engine import exact
 from raylit.engine.history import History
 from raylit.engine.lightning_progress import loops_of, progress_of, progress_of_counters
@@ -32,6 +32,16 @@ if TYPE_CHECKING:
     from raylit.engine.run import Run
 
 
+# the hooks in which training_step has run, or does so
+AFTER_STEP = (
+    "training_step",
+    "on_before_zero_grad",
+    "optimizer_zero_grad",
+    "on_before_backward",
+    "backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+)
 KEPT_NAMES = 7  # of fits that this one goes on from: of those before them nothing is left
 
 
@@ -74,6 +84,13 @@ def dump(
             f" to those of {progress.batch % trainer.accumulate_grad_batches} earlier ones, of which"
             " a fit that goes on would add this batch's twice. Save in on_train_batch_end, or with"
             " weights_only=True."
+        )
+    if run.progress.at in (FORWARD, BACKWARD) and run.metrics.hook in AFTER_STEP:
+        warn_once(
+            f"A checkpoint was saved within a batch, in {run.metrics.hook}, before its gradients"
+            " could be kept: a fit that goes on from it trains on the whole batch, with other random"
+            " numbers, and what it has logged counts twice in its epoch. Save in on_train_batch_end"
+            " to go on exactly."
         )
     checkpoint: dict[str, Any] = {
         "epoch": progress.epoch,
@@ -348,7 +365,10 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
     if resume.own is not None:
         resume.loaders = resume.own["loaders"]
         resume.loader_epochs = dict(resume.own.get("loader_epochs", {}))
+        resume.has_gradients = "output" in resume.own
         exact.restore(run, resume.own)
+    if run.progress.at in WITH_GRADIENTS.values() and not resume.has_gradients:
+        run.progress.at = BATCH  # they were those of other ranks, which had other batches
 
 
 def cursor_of(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -64,6 +64,30 @@ def test_a_file_holds_what_was_saved(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "deep" / "er") == ["one.ckpt"], "no temporary file is left"
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"x",
+        bytes(range(256)),
+        {b"": 1},
+        set(),
+        {1},
+        1j,
+        (),
+        OrderedDict(),
+        2**70,
+        torch.Size([1]),
+    ],
+    ids=repr,
+)
+def test_a_file_with_it_opens(tmp_path: Path, value: Any) -> None:
+    """Also with torch alone, which refuses a whole file for what it does not know."""
+    save(plain_items({"value": value})[0], tmp_path / "one.ckpt")
+    for found in (load(tmp_path / "one.ckpt"), torch.load(tmp_path / "one.ckpt")):
+        assert found["value"] == value and type(found["value"]) is type(value)
+
+
 def test_what_is_nearly_plain_is_made_plain() -> None:
     class Number(int):
         pass

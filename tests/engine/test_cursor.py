@@ -44,6 +44,8 @@ KINDS: dict[str, Callable[[Any], Any]] = {
 HOOKS = (
     "on_train_epoch_start",
     "on_train_batch_start",
+    "on_after_backward",
+    "on_before_optimizer_step",
     "on_train_batch_end",
     "on_validation_batch_end",
     "on_validation_epoch_end",
@@ -134,6 +136,23 @@ def goes_on_from_everywhere(folder: Path, hook: str, every: int, **arguments: An
 @pytest.mark.parametrize("hook", HOOKS)
 def test_saved_in_any_hook(tmp_path: Path, hook: str) -> None:
     goes_on_from_everywhere(tmp_path, hook, 4, kinds=KINDS, val_check_interval=2)
+
+
+@pytest.mark.parametrize("hook", ["on_after_backward", "on_before_optimizer_step"])
+def test_saved_with_gradients(tmp_path: Path, hook: str) -> None:
+    """Within a batch and a window, whose batches are trained on once, and clipped once."""
+    arguments = {"accumulate_grad_batches": 3, "gradient_clip_val": 0.1, "max_epochs": 2}
+    goes_on_from_everywhere(tmp_path, hook, 1, kinds=("step",), **arguments)
+
+
+@pytest.mark.parametrize("hook", ["on_before_zero_grad", "on_before_backward"])
+def test_saved_before_there_are_gradients(tmp_path: Path, hook: str) -> None:
+    """The batch is trained on anew; that it then counts twice in the logged values is said."""
+    saves = Saves(hook, tmp_path)
+    with pytest.warns(UserWarning, match=f"saved within a batch, in {hook}"):
+        fit(Net(), saves, max_epochs=1)
+    trainer = fit(Net(), ckpt_path=saves.files[2], max_epochs=1)
+    assert (trainer.global_step, trainer.progress.total_batches) == (5, 5)
 
 
 @pytest.mark.long

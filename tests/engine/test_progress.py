@@ -15,6 +15,7 @@ from raylit.core.progress import (
     SCHEDULERS,
     STEPPED,
     STEPPING,
+    WITH_GRADIENTS,
     WITHIN_BATCH,
     At,
     Progress,
@@ -68,6 +69,10 @@ def test_a_batch_that_has_changed_the_weights_is_done() -> None:
         progress.at = at
         stored = progress.to_go_on_from(automatic=True)
         assert (stored.at, stored.batch, stored.total_batches) == (BATCH, 2, 7)
+    for at, wanted in WITH_GRADIENTS.items():
+        progress.at = at
+        stored = progress.to_go_on_from(automatic=True)
+        assert (stored.at, stored.batch, stored.steps) == (wanted, 2, 2)
     progress.at = STEPPED
     assert progress.to_go_on_from(automatic=False) == Progress(
         batch=3, total_batches=8, steps=2, at=SCHEDULERS
