@@ -16,6 +16,8 @@ from raylit.runtime.messages import warn
 _TORN = "The checkpoint {} is torn or damaged; it is left aside, and the one before it is taken."
 Opened = dict[str, dict[str, Any]]
 
+SHOWN = 5  # files that an error lists
+
 
 def resolve(
     ckpt_path: str | os.PathLike[str] | None,
@@ -38,7 +40,8 @@ def resolve(
             it is whole. None: nobody wants it.
 
     Raises:
-        CheckpointNotFoundError: there is none.
+        CheckpointNotFoundError: there is none, or `best` or `last` were asked for without any
+            savers, so that those that there are must be another run's.
         CheckpointError: all are damaged, or their place does not answer.
     """
     on_exception: list[str] = [
@@ -67,6 +70,14 @@ def resolve(
             )
         return path
     folders = _folders(savers, default_root_dir)
+    if not savers and not on_exception and folders:
+        others = _newest(folders, "*.ckpt")
+        raise CheckpointNotFoundError(
+            f"ckpt_path={path!r} means a checkpoint of this Trainer, which saves none"
+            " (enable_checkpointing=False). Another run has left"
+            f" {', '.join(others[:SHOWN])}{' and more' if len(others) > SHOWN else ''}: give a path,"
+            " or leave checkpointing on."
+        )
     if path == "best":
         best = next(
             (saver.best_model_path for saver in savers if getattr(saver, "best_model_path", "")),

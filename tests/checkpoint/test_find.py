@@ -53,14 +53,16 @@ def test_last_is_the_newest_and_of_those_of_one_moment_the_one_of_that_name(tmp_
     for age, name in enumerate(("c", "a", "b")):
         save({"name": name}, folder / f"{name}.ckpt")
         os.utime(folder / f"{name}.ckpt", (1000 - age, 1000 - age))
-    assert find.resolve("last", [], str(tmp_path), "fit") == str(folder / "c.ckpt")
+    assert find.resolve("last", [ModelCheckpoint()], str(tmp_path), "fit") == str(folder / "c.ckpt")
     save({"name": "last"}, folder / "last.ckpt")
     os.utime(folder / "last.ckpt", (1, 1))
-    assert find.resolve("last", [], str(tmp_path), "fit") == str(folder / "c.ckpt")
+    assert find.resolve("last", [ModelCheckpoint()], str(tmp_path), "fit") == str(folder / "c.ckpt")
     os.utime(folder / "last.ckpt", (1000, 1000))
-    assert find.resolve("last", [], str(tmp_path), "fit") == str(folder / "last.ckpt")
+    assert find.resolve("last", [ModelCheckpoint()], str(tmp_path), "fit") == str(
+        folder / "last.ckpt"
+    )
     save({"name": "recovery"}, folder / "recovery" / "batch=1.ckpt")
-    assert find.resolve("last", [], str(tmp_path), "fit") == str(
+    assert find.resolve("last", [ModelCheckpoint()], str(tmp_path), "fit") == str(
         folder / "recovery" / "batch=1.ckpt"
     )
 
@@ -78,7 +80,7 @@ def test_a_damaged_file_is_left_aside(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         os.utime(path, (1000 - age, 1000 - age))
     with pytest.warns(UserWarning, match="is torn or damaged") as warned:
-        assert find.resolve("last", [], str(tmp_path), "fit") == str(paths[3])
+        assert find.resolve("last", [ModelCheckpoint()], str(tmp_path), "fit") == str(paths[3])
     assert [str(path) in str(one.message) for one, path in zip(warned, paths, strict=False)] == [
         True,
         True,
@@ -86,15 +88,31 @@ def test_a_damaged_file_is_left_aside(tmp_path: Path) -> None:
     ]
     paths[3].unlink()
     with pytest.raises(CheckpointError, match=r"every checkpoint in .* is damaged"):
-        find.resolve("last", [], str(tmp_path), "fit")
+        find.resolve("last", [ModelCheckpoint()], str(tmp_path), "fit")
 
 
 def test_nothing_to_be_found(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Training starts from scratch"):
-        assert find.resolve("last", [], str(tmp_path), "fit") is None
+        assert find.resolve("last", [ModelCheckpoint()], str(tmp_path), "fit") is None
     for path, fn in (("last", "test"), ("best", "fit"), ("best", "test")):
         with pytest.raises(CheckpointError, match="Fit first, or give a path"):
             find.resolve(path, [], str(tmp_path), fn)
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_a_trainer_that_saves_nothing_takes_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = pl.Trainer(max_epochs=1, **QUIET)
+    other.fit(TinyModel())
+    assert other.checkpoint_callback is not None
+    own = pl.Trainer(max_epochs=1, enable_checkpointing=False, **QUIET)
+    model = TinyModel()
+    own.fit(model)
+    for run in (own.test, own.fit):
+        with pytest.raises(CheckpointError, match=r"saves none.*epoch=0-step=4\.ckpt"):
+            run(model, ckpt_path=name)
 
 
 def test_best_and_last_in_a_process_that_did_not_write_them(tmp_path: Path) -> None:

@@ -131,7 +131,8 @@ class Work:
                 if job.fn == "fit":
                     if job.trainer.async_validation and rank == 0:
                         job.validation_starter = ValidationTasks(job, self.resources)
-                    own = find.newest_of(job.id, checkpoint_folders(job), self.before, job.opened)
+                    reads = None if job.weights_only is False else job.opened
+                    own = find.newest_of(job.id, checkpoint_folders(job), self.before, reads)
                     job.ckpt_path = own or job.ckpt_path
                 if plan is not None and not (job.fn == "fit" and job.ckpt_path):
                     plan.tell("from the start")
