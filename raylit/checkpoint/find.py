@@ -25,6 +25,7 @@ def resolve(
     default_root_dir: str,
     fn: str,
     opened: Opened | None = None,
+    is_own: bool = True,
 ) -> str | None:
     """Return the file or URL that is meant by `ckpt_path`, None for none.
 
@@ -38,6 +39,7 @@ def resolve(
         fn: `fit`, `validate`, `test` or `predict`.
         opened: takes what stands in the file, under its path, if that had to be read to tell that
             it is whole. None: nobody wants it.
+        is_own: whether files are in raylit's own format; those of another cannot be checked.
 
     Raises:
         CheckpointNotFoundError: there is none, or `best` or `last` were asked for without any
@@ -95,7 +97,7 @@ def resolve(
     found = sorted(
         saved, key=folder.modified, reverse=True
     )  # of those of one moment `last` comes first
-    whole = next((path for path in found if _is_whole(path, opened)), None)
+    whole = next((path for path in found if not is_own or _is_whole(path, opened)), None)
     if whole is not None:
         return whole
     if found:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from raylit.checkpoint.io import CheckpointIO
     from raylit.core.callback import Callback, Checkpoint
     from raylit.core.datamodule import LightningDataModule
     from raylit.core.job import Display, Result, ValidationSettings
@@ -434,6 +435,10 @@ class RunningTrainer(Protocol):
     @property
     def node_rank(self) -> int:
         """Number of this node."""
+
+    @property
+    def checkpoint_io(self) -> CheckpointIO | None:
+        """How the user wants checkpoints written, read and deleted; None: raylit's own way."""
 
     @property
     def is_global_zero(self) -> bool:

@@ -31,6 +31,12 @@ def write(
         sharded.save(run.world, checkpoint, path, in_background=strategy.saves_in_background)
         run.world.barrier()
         return
-    run.world.from_zero(
-        lambda: save(checkpoint, path, storage_options=storage_options), NotSavedError
-    )
+    io = run.trainer.checkpoint_io
+
+    def write_it() -> None:
+        if io is None:
+            save(checkpoint, path, storage_options=storage_options)
+        else:
+            io.save_checkpoint(checkpoint, path, storage_options)
+
+    run.world.from_zero(write_it, NotSavedError)

@@ -18,7 +18,7 @@ from raylit.checkpoint import foreign, sharded
 from raylit.checkpoint.format import LIGHTNING_FORMAT, VERSION_KEY, load
 from raylit.checkpoint.plain import plain_items
 from raylit.core import importable
-from raylit.core.callback import checkpoint_folder
+from raylit.core.callback import Checkpoint, checkpoint_folder
 from raylit.core.progress import BACKWARD, BATCH, FORWARD, WITH_GRADIENTS
 from raylit.engine import exact
 from raylit.engine.history import History
@@ -246,12 +246,25 @@ def read(run: Run, path: str) -> dict[str, Any]:
         _say_left_aside(run, opened, path)
         return opened
     allowed = run.job.weights_only
+    io = run.trainer.checkpoint_io
     if os.path.isdir(path):
         found = sharded.load(path, weights_only=allowed, leaves_optimizers=True)
+    elif io is not None and not is_for_recovery(run, path):
+        found = io.load_checkpoint(path, map_location="cpu", weights_only=allowed)
     else:
         found = load(path, map_location="cpu", weights_only=allowed)
     _say_left_aside(run, found, path)
     return found
+
+
+def is_for_recovery(run: Run, path: str) -> bool:
+    """Tell whether a RecoveryCheckpoint wrote a file, which is always in raylit's own format."""
+    folders = [
+        saver.resolve_dirpath(run.trainer)
+        for saver in run.trainer.savers
+        if not isinstance(saver, Checkpoint)
+    ]
+    return os.path.dirname(path) in folders
 
 
 def _say_left_aside(run: Run, checkpoint: dict[str, Any], path: str) -> None:

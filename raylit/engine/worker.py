@@ -97,6 +97,8 @@ def run_job(job: Job) -> Result:
         if run.validations is not None:
             run.validations.close()
         detach(run)
+        if job.trainer.checkpoint_io is not None:
+            job.trainer.checkpoint_io.teardown()
         world.leave()
         undo_determinism()
 

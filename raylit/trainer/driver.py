@@ -226,7 +226,11 @@ def driving(job: Job) -> Iterator[None]:
     own: dict[str, Any] = {}
     if job.fn == "fit" and job.ckpt_path and any(map(_goes_on, trainer.loggers)):
         found = job.opened.get(job.ckpt_path)
-        found = found or outline(job.ckpt_path, weights_only=job.weights_only)
+        io = trainer.checkpoint_io
+        if io is not None:
+            found = io.load_checkpoint(job.ckpt_path, "cpu", job.weights_only)
+        elif found is None:
+            found = outline(job.ckpt_path, weights_only=job.weights_only)
         own = found.get("raylit", {})
     run_id = own.get("run_id")
     states = [*own.get("loggers", []), *({} for _ in trainer.loggers)]

@@ -27,12 +27,14 @@ from raylit.callbacks import (
     Timer,
 )
 from raylit.callbacks.monitors.timer import parse_duration
+from raylit.checkpoint.io import CheckpointIO
 from raylit.core.callback import in_order
 from raylit.core.limits import Limits
 from raylit.engine.compile import options_of
 from raylit.errors import ConfigError
 from raylit.loggers import CSVLogger, Logger
 from raylit.loggers.dummy import DummyLogger
+from raylit.parallel.plugins import ClusterEnvironment, PrecisionPlugin, TorchSyncBatchNorm
 from raylit.parallel.precision import canonical
 from raylit.parallel.world import ACCELERATORS, Accelerator
 from raylit.runtime import storage
@@ -92,6 +94,7 @@ class Settings:
     use_distributed_sampler: bool
     enable_autolog_hparams: bool
     strict_checkpoints: bool
+    checkpoint_io: CheckpointIO | None
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Settings:
@@ -100,7 +103,7 @@ class Settings:
         Raises:
             ConfigError: one is out of range or contradicts another.
         """
-        refuse_plugins(given["plugins"])
+        plugins = Plugins.of(given["plugins"], given["precision"], given["sync_batchnorm"])
         wanted = given["accelerator"]
         wanted = wanted.name if isinstance(wanted, Accelerator) else wanted
         min_workers, num_workers = number_of_workers(
@@ -118,7 +121,8 @@ class Settings:
             max_failures=failures(given["max_failures"]),
             storage_path=shared_place(given["storage_path"], num_workers),
             default_root_dir=root_dir(given["default_root_dir"], given["storage_path"]),
-            precision=canonical(given["precision"]),
+            precision=canonical(plugins.precision or given["precision"]),
+            checkpoint_io=plugins.checkpoint_io,
             compile=options_of(given["compile"]),
             async_validation=config_of(given["async_validation"], is_trial=trial_batches > 0),
             fast_dev_run=trial_batches,
@@ -130,7 +134,7 @@ class Settings:
             inference_mode=given["inference_mode"],
             detect_anomaly=given["detect_anomaly"],
             barebones=given["barebones"],
-            sync_batchnorm=given["sync_batchnorm"],
+            sync_batchnorm=given["sync_batchnorm"] or plugins.syncs_batch_norm,
             use_distributed_sampler=given["use_distributed_sampler"],
             enable_autolog_hparams=given["enable_autolog_hparams"],
             strict_checkpoints=given["strict_checkpoints"],
@@ -614,36 +618,82 @@ def clipping(value: object, algorithm: str | None) -> tuple[float | None, str | 
     return value, algorithm.lower() if algorithm is not None else None
 
 
-INSTEAD_OF = {  # a kind of plugin, and what to write
+INSTEAD_OF = {  # a kind of plugin that is not taken, and what to write
+    "DeepSpeedPrecision": "strategy='fsdp' shards a model that is too large for one device",
+    "BitsandbytesPrecision": "quantize the layers in configure_model, with bitsandbytes itself",
+    "TransformerEnginePrecision": "use its layers in the module, or precision='bf16-mixed'",
+    "XLAPrecision": "raylit has no XLA: precision='bf16-mixed' is for GPUs and CPUs",
+    "XLACheckpointIO": "raylit has no XLA: leave it out",
     "Precision": "precision='bf16-mixed' (or another) says the number format",
     "LayerSync": "sync_batchnorm=True takes batch norm statistics over all ranks",
-    "CheckpointIO": (
-        "checkpoints are written whole or not at all, to any fsspec URL that"
-        " ModelCheckpoint(dirpath=...) names"
-    ),
     "ClusterEnvironment": (
         "ranks are found from the variables of torchrun, or started by num_workers=..."
     ),
 }
 
 
-def refuse_plugins(plugins: object) -> None:
-    """Refuse plugins, and say how to do without them.
+@dataclass(frozen=True, slots=True)
+class Plugins:
+    """What plugins say.
 
-    Raises:
-        ConfigError: there is one.
+    Attributes:
+        precision: the number format, None if none says it.
+        checkpoint_io: how checkpoints are written; None: raylit's own way.
+        syncs_batch_norm: whether batch norm is to be taken over all ranks.
     """
-    given = list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
-    if given and given[0] is not None:
-        kinds = [cls.__name__ for cls in type(given[0]).__mro__]
-        instead = next(
-            (text for kind, text in INSTEAD_OF.items() if kind in kinds),
-            "; ".join(INSTEAD_OF.values()),
+
+    precision: str | None = None
+    checkpoint_io: CheckpointIO | None = None
+    syncs_batch_norm: bool = False
+
+    @classmethod
+    def of(cls, plugins: Any, precision: str | int | None, sync_batchnorm: bool) -> Plugins:
+        """Return what the plugins given to the Trainer say, beside its other arguments.
+
+        Raises:
+            ConfigError: there are two of a kind, one contradicts an argument, or is not taken.
+        """
+        given = list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
+        found: dict[type, Any] = {}
+        for plugin in given:
+            if plugin is None:
+                continue
+            kinds = (PrecisionPlugin, CheckpointIO, TorchSyncBatchNorm, ClusterEnvironment)
+            kind = next((one for one in kinds if isinstance(plugin, one)), None)
+            instead = getattr(plugin, "instead", None)
+            if kind is None or instead is not None:
+                raise ConfigError(
+                    f"Trainer(plugins=...) got {plugin!r}, which raylit does not take:"
+                    f" {instead or _instead_of(plugin)}. Leave it out."
+                )
+            if kind in found:
+                raise ConfigError(
+                    f"Received multiple values for {kind.__name__} in `plugins`: {found[kind]!r}"
+                    f" and {plugin!r}. Expected one value at most: leave one out."
+                )
+            found[kind] = plugin
+        format_of = found.get(PrecisionPlugin)
+        if format_of is not None and precision is not None:
+            raise ConfigError(
+                f"Received both `precision={precision!r}` and `plugins={format_of!r}`. Choose one."
+            )
+        if TorchSyncBatchNorm in found and sync_batchnorm:
+            raise ConfigError(
+                "Received both sync_batchnorm=True and plugins=TorchSyncBatchNorm(). Choose one."
+            )
+        return cls(
+            None if format_of is None else format_of.precision,
+            found.get(CheckpointIO),
+            TorchSyncBatchNorm in found,
         )
-        raise ConfigError(
-            f"Trainer(plugins=...) got {given[0]!r}, but raylit has no plugins: {instead}. Leave"
-            " plugins out."
-        )
+
+
+def _instead_of(plugin: object) -> str:
+    kinds = [cls.__name__ for cls in type(plugin).__mro__]
+    return next(
+        (text for kind, text in INSTEAD_OF.items() if kind in kinds),
+        f"plugins are a CheckpointIO, or say what these arguments do: {'; '.join(INSTEAD_OF.values())}",
+    ) + foreign_hint(plugin)
 
 
 def make_loggers(

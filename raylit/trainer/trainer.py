@@ -10,6 +10,7 @@ from typing import Any, Literal
 from raylit.callbacks import Callback
 from raylit.check.check import CheckReport, check
 from raylit.checkpoint import find
+from raylit.checkpoint.io import CheckpointIO
 from raylit.core.aliases import Loaders, StateDict
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.job import Fn, Job, Result
@@ -23,11 +24,14 @@ from raylit.engine.saving import write
 from raylit.errors import ConfigError, did_you_mean
 from raylit.loggers import Logger
 from raylit.parallel import Strategy, find_strategy
+from raylit.parallel.plugins import ClusterEnvironment, LayerSync, PrecisionPlugin
 from raylit.profilers import Profiler, find_profiler
 from raylit.runtime import determinism
 from raylit.trainer import driver, settings
 from raylit.trainer.view import TrainerView
 from raylit.validation.config import ValidationConfig
+
+Plugin = CheckpointIO | PrecisionPlugin | LayerSync | ClusterEnvironment
 
 
 class Trainer(TrainerView):
@@ -94,7 +98,8 @@ class Trainer(TrainerView):
         deterministic: True: only deterministic algorithms; `warn`: warn where there is none.
         benchmark: whether cuDNN looks for the fastest algorithm. Default: as it is set; False if
             `deterministic`.
-        plugins: not used: the error says which argument does what a plugin of Lightning is for.
+        plugins: a CheckpointIO, which writes and reads checkpoints otherwise; or what says with an
+            object what an argument says with a word, such as MixedPrecision and TorchSyncBatchNorm.
         inference_mode: whether evaluation outside of fit runs in inference mode rather than under
             no_grad.
         use_distributed_sampler: whether loaders are sharded over the workers.
@@ -156,7 +161,7 @@ class Trainer(TrainerView):
         gradient_clip_algorithm: str | None = None,
         deterministic: bool | Literal["warn"] | None = None,
         benchmark: bool | None = None,
-        plugins: str | list[str] | None = None,
+        plugins: Plugin | list[Plugin] | None = None,
         inference_mode: bool = True,
         use_distributed_sampler: bool = True,
         profiler: Profiler | str | None = None,
@@ -415,9 +420,15 @@ class Trainer(TrainerView):
         given, datamodule = driver.check_data(fn, data, datamodule)
         driver.check_places(fn, self)
         # where code may run, the file is opened by whoever lets it
-        opened: find.Opened | None = None if self.num_workers or weights_only is False else {}
+        is_own = weights_only is not False and self.checkpoint_io is None
+        opened: find.Opened | None = {} if is_own and not self.num_workers else None
         self.ckpt_path = find.resolve(
-            ckpt_path, self.savers, self.storage_url or self.default_root_dir, fn, opened
+            ckpt_path,
+            self.savers,
+            self.storage_url or self.default_root_dir,
+            fn,
+            opened,
+            is_own=self.checkpoint_io is None,
         )
         self._state.fn = TrainerFn(fn)
         self._state.status = TrainerStatus.RUNNING

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from raylit.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar, RecoveryCheckpoint
+from raylit.checkpoint.io import CheckpointIO
 from raylit.core.aliases import Loaders, UserOptimizer
 from raylit.core.callback import Callback, Checkpoint
 from raylit.core.limits import Limits
@@ -150,6 +151,7 @@ class TrainerView:
     use_distributed_sampler = Setting[bool]()
     enable_autolog_hparams = Setting[bool]()
     strict_checkpoints = Setting[bool]()
+    checkpoint_io = Setting[CheckpointIO | None]()
 
     # ---- what is in effect ----
     max_epochs = Limit[int | None]()

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from raylit.callbacks.checkpoints.alone import write_alone
 from raylit.callbacks.checkpoints.scheduled_checkpoint import ScheduledCheckpoint
-from raylit.checkpoint import folder, naming, save
+from raylit.checkpoint import folder, naming
 from raylit.core.aliases import StateDict
 from raylit.core.callback import SavedCheckpoints, default_folder
 from raylit.errors import ConfigError, NotSavedError, Terminated
@@ -93,6 +94,8 @@ class ModelCheckpoint(ScheduledCheckpoint):
     CHECKPOINT_NAME_LAST = "last"
     FILE_EXTENSION = ".ckpt"
     STARTING_VERSION = 1
+
+    _is_alone = False  # whether rank 0 saves without waiting for the others, after an exception
 
     def __init__(
         self,
@@ -246,14 +249,15 @@ class ModelCheckpoint(ScheduledCheckpoint):
             return
         metrics = self._local_metrics(trainer)
         path = self.format_checkpoint_name(metrics)
+        self._is_alone = not is_everywhere and trainer.world.size > 1
         with self._forgiving(trainer):
             if self.save_last:
                 last = self._free_path(
                     metrics, self.CHECKPOINT_NAME_LAST, self.last_model_path, path
                 )
-                self._save_under_two_names(trainer, path, last, together=is_everywhere)
+                self._save_under_two_names(trainer, path, last)
             else:
-                self._save_checkpoint(trainer, path, together=is_everywhere)
+                self._save_checkpoint(trainer, path)
             info(
                 f"A {type(exception).__name__} was raised ({exception}); the run was saved to"
                 f" {path}."
@@ -281,13 +285,22 @@ class ModelCheckpoint(ScheduledCheckpoint):
         if self.save_top_k == 0:
             return False
         if self.monitor is None:
-            path = self._path(trainer, metrics, None, self.best_model_path)
-            replaced = self.best_model_path
-            self.best_model_path = path
-            self._save_with_last(trainer, path, metrics)
-            if self.save_top_k == 1:
-                self._remove_checkpoint(trainer, replaced, path)
+            self._save_none_monitor_checkpoint(trainer, metrics)
             return True
+        return self._save_monitor_checkpoint(trainer, metrics)
+
+    def _save_none_monitor_checkpoint(self, trainer: RunningTrainer, metrics: Metrics) -> None:
+        """Save, since the newest is the best."""
+        path = self._path(trainer, metrics, None, self.best_model_path)
+        replaced = self.best_model_path
+        self.best_model_path = path
+        self._save_with_last(trainer, path, metrics)
+        if self.save_top_k == 1:
+            self._replace(trainer, replaced, path)
+
+    def _save_monitor_checkpoint(self, trainer: RunningTrainer, metrics: Metrics) -> bool:
+        """Save, if the metric is good enough; returns whether it was."""
+        assert self.monitor is not None
         if self.monitor not in metrics:
             text = (
                 f"ModelCheckpoint watches {self.monitor!r}, which was not logged. Logged so far:"
@@ -328,7 +341,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
             values = f"{self.monitor!r} reached {current:0.5f} (best {self.best_model_score:0.5f})"
             self._say(metrics, f"{values}, saving model to {path!r} as top {num_kept}")
         self._save_with_last(trainer, path, metrics)
-        self._remove_checkpoint(trainer, replaced, path)
+        self._replace(trainer, replaced, path)
 
     @staticmethod
     def _say(metrics: Metrics, text: str) -> None:
@@ -411,14 +424,12 @@ class ModelCheckpoint(ScheduledCheckpoint):
 
     # ---- files ----
 
-    def _save_checkpoint(
-        self, trainer: RunningTrainer, filepath: str, together: bool = True
-    ) -> None:
-        """Write the run to a file; not `together`: rank 0 alone, without waiting for the others."""
-        if together or trainer.world.size == 1:
+    def _save_checkpoint(self, trainer: RunningTrainer, filepath: str) -> None:
+        """Write the run to a file; to be overridden by those who write more beside it."""
+        if self._is_alone and trainer.run is not None:
+            write_alone(trainer, filepath, self.save_weights_only)
+        else:
             trainer.save_checkpoint(filepath, self.save_weights_only)
-        elif trainer.run is not None:
-            save(trainer.run.dump(self.save_weights_only, together=False), filepath)
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = filepath
         self._tell_loggers(trainer)
@@ -429,15 +440,11 @@ class ModelCheckpoint(ScheduledCheckpoint):
             last = self._path(
                 trainer, metrics, self.CHECKPOINT_NAME_LAST, self.last_model_path, filepath
             )
-            self._remove_checkpoint(
-                trainer, self._save_under_two_names(trainer, filepath, last), last
-            )
+            self._replace(trainer, self._save_under_two_names(trainer, filepath, last), last)
         else:
             self._save_checkpoint(trainer, filepath)
 
-    def _save_under_two_names(
-        self, trainer: RunningTrainer, filepath: str, last: str, together: bool = True
-    ) -> str:
+    def _save_under_two_names(self, trainer: RunningTrainer, filepath: str, last: str) -> str:
         """Write the run to a file that has `last` as its second name.
 
         Returns the `last` before it.
@@ -445,8 +452,8 @@ class ModelCheckpoint(ScheduledCheckpoint):
         # before saving, because it is part of what is saved
         replaced = self.last_model_path
         self.last_model_path = last
-        self._save_checkpoint(trainer, filepath, together)
-        (self._give_second_name if together else self._link)(trainer, filepath, last)
+        self._save_checkpoint(trainer, filepath)
+        self._give_second_name(trainer, filepath, last)
         if self.save_last != "link":
             self._last_checkpoint_saved = last
         self._tell_loggers(trainer)
@@ -463,13 +470,16 @@ class ModelCheckpoint(ScheduledCheckpoint):
             self._give_second_name(trainer, self._last_checkpoint_saved, last)
         else:
             self._save_checkpoint(trainer, last)
-        self._remove_checkpoint(trainer, replaced, last)
-
-    def _link(self, trainer: RunningTrainer, path: str, name: str) -> None:
-        folder.give_second_name(path, name, symbolic=self.save_last == "link")
+        self._replace(trainer, replaced, last)
 
     def _give_second_name(self, trainer: RunningTrainer, path: str, name: str) -> None:
-        trainer.world.from_zero(lambda: self._link(trainer, path, name), NotSavedError)
+        def link() -> None:
+            folder.give_second_name(path, name, symbolic=self.save_last == "link")
+
+        if self._is_alone:
+            link()
+        else:
+            trainer.world.from_zero(link, NotSavedError)
 
     def _tell_loggers(self, trainer: RunningTrainer) -> None:
         if trainer.is_global_zero:
@@ -488,13 +498,20 @@ class ModelCheckpoint(ScheduledCheckpoint):
             )
         return previous not in (current, resumed_from) and previous.startswith(f"{own}/")
 
-    def _remove_checkpoint(self, trainer: RunningTrainer, previous: str, current: str) -> None:
-        if (
-            previous
-            and trainer.is_global_zero
-            and self._should_remove_checkpoint(trainer, previous, current)
-        ):
-            folder.remove(previous)
+    def _replace(self, trainer: RunningTrainer, previous: str, current: str) -> None:
+        """Delete what `current` has replaced, if it is this callback's. Called on all ranks."""
+        if previous and self._should_remove_checkpoint(trainer, previous, current):
+            self._remove_checkpoint(trainer, previous)
+
+    def _remove_checkpoint(self, trainer: RunningTrainer, filepath: str) -> None:
+        """Delete a checkpoint, on rank 0; to be overridden by those who keep more beside it."""
+        if trainer.is_global_zero:
+            remove = (
+                folder.remove
+                if trainer.checkpoint_io is None
+                else (trainer.checkpoint_io.remove_checkpoint)
+            )
+            remove(filepath)
 
     def to_yaml(self, filepath: str | os.PathLike[str] | None = None) -> None:
         """Write paths and values of the checkpoints kept to a file.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from raylit.callbacks.checkpoints.alone import write_alone
 from raylit.callbacks.checkpoints.checkpoint import Checkpoint
-from raylit.checkpoint import folder, save
+from raylit.checkpoint import folder
 from raylit.errors import ConfigError
 from raylit.runtime.messages import info
 
@@ -69,7 +70,7 @@ class OnExceptionCheckpoint(Checkpoint):
         ):
             return  # there is nothing yet that a fit could go on from
         if trainer.is_global_zero:  # alone: the other ranks may be gone, or know of no exception
-            save(run.dump(together=False), self.ckpt_path)
+            write_alone(trainer, self.ckpt_path)
             info(
                 f"A {type(exception).__name__} was raised ({exception}); the run was saved to"
                 f" {self.ckpt_path}."

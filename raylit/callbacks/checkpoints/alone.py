@@ -1,0 +1,24 @@
+"""Saving what rank 0 has, after an exception that perhaps no other rank knows of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from raylit.checkpoint import save
+
+if TYPE_CHECKING:
+    from raylit.core.trainer import RunningTrainer
+
+
+def write_alone(trainer: RunningTrainer, path: str, weights_only: bool = False) -> None:
+    """Write the run to a file, without waiting for other ranks.
+
+    Raises:
+        NotSavedError: it could not be written.
+    """
+    assert trainer.run is not None
+    checkpoint = trainer.run.dump(weights_only, together=False)
+    if trainer.checkpoint_io is None:
+        save(checkpoint, path)
+    else:
+        trainer.checkpoint_io.save_checkpoint(checkpoint, path)
