@@ -21,7 +21,7 @@ from raylit.loggers.mlflow.journal import (
     journals_in,
     reading,
 )
-from raylit.loggers.mlflow.store import MAX_ENTRIES, RunStore, clean_name
+from raylit.loggers.mlflow.store import MAX_ENTRIES, RunStore
 from raylit.loggers.queue import Rejected
 from raylit.runtime.messages import info, log
 from raylit.runtime.secrets import without_secrets
@@ -66,7 +66,7 @@ class Delivery:
         for records, _ in self._pending:
             if batch and len(batch) + len(records) > MAX_ENTRIES:
                 break
-            batch += (one for one in records if not _is_replay(one, replays))
+            batch += (one for one in records if not self._is_replay(one, replays))
             used += 1
         position = self._pending[used - 1][1]
         if position > self._reader.acked:
@@ -80,12 +80,13 @@ class Delivery:
     def _find_replays(self) -> None:
         """Find out what the store has of processes that died after the checkpoint."""
         header = self._reader.header
+        self._store.know()
         found = self._store.newer_than(header.since_ms)
         if found:
             with reading(self._reader.path) as whole:
                 for record in _all_records(whole):
                     if record.kind == "metric":
-                        key = (clean_name(record.key), record.step, record.time_ms)
+                        key = (self._store.name_of(record.key), record.step, record.time_ms)
                         found.pop(key, None)
         self._set_replays(_by_place(found))
 
@@ -93,6 +94,15 @@ class Delivery:
         if not replays and self._replays != replays:
             self._reader.tell_clear()
         self._replays = replays
+
+    def _is_replay(self, record: Record, replays: Counter[Place]) -> bool:
+        if not replays or record.kind != "metric":
+            return False
+        place = (self._store.name_of(record.key), record.step)
+        if not replays[place]:
+            return False
+        replays[place] -= 1
+        return True
 
     def _write(self, batch: list[Record]) -> None:
         """Write a batch; what the store will never take is left out, and said."""
@@ -122,16 +132,6 @@ class Delivery:
             half = len(batch) // 2
             self._write(batch[:half])
             self._write(batch[half:])
-
-
-def _is_replay(record: Record, replays: Counter[Place]) -> bool:
-    if not replays or record.kind != "metric":
-        return False
-    place = (clean_name(record.key), record.step)
-    if not replays[place]:
-        return False
-    replays[place] -= 1
-    return True
 
 
 def _by_place(found: dict[tuple[str, int, int], int]) -> Counter[Place]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import importlib.util
+import json
 import os
 import random
 import shlex
@@ -30,7 +31,7 @@ from raylit.loggers.mlflow import runs, store
 from raylit.loggers.mlflow.delivery import LOCK_S, deliver, deliver_left_behind
 from raylit.loggers.mlflow.journal import FOLDER, Full, Header, Journal, Record
 from raylit.loggers.mlflow.sender import Sender
-from raylit.loggers.mlflow.store import PARENT_TAG, PROCESS_TAG, REASON_TAG, RunStore
+from raylit.loggers.mlflow.store import ATTEMPT_TAG, PARENT_TAG, PROCESS_TAG, REASON_TAG, RunStore
 from raylit.loggers.mlflow.uploads import CheckpointUploader, best_tags
 from raylit.runtime.messages import info, warn, warn_once
 from raylit.runtime.processes import ProcessName
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
     from raylit.core.callback import Checkpoint
 
+DEFAULT_NAME = "lightning_logs"  # of an experiment, as in Lightning
+LONG_PARAMS = "config/long_parameters.json"
 MAX_TAIL_BYTES = 1 << 24  # half a million rows
 STATUSES = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
@@ -76,8 +79,9 @@ class MLFlowLogger(Logger):
     answer until the end, the next run with this `save_dir` sends it, or `raylit sync`.
 
     Args:
-        experiment_name: found, or created.
-        run_name: shown in the UI; MLflow makes one up if None.
+        experiment_name: found, or created. None: what `mlflow.set_experiment` or
+            MLFLOW_EXPERIMENT_NAME says, else `lightning_logs`.
+        run_name: shown in the UI. None: MLFLOW_RUN_NAME, else MLflow makes one up.
         tracking_uri: `http(s)://...`, `sqlite:///...`, `postgresql://...`, or a local folder (also
             `file:...`), which gets a database `mlflow.db`, since MLflow has given up stores of
             plain files.
@@ -106,7 +110,7 @@ class MLFlowLogger(Logger):
 
     def __init__(
         self,
-        experiment_name: str = "lightning_logs",
+        experiment_name: str | None = None,
         run_name: str | None = None,
         tracking_uri: str | None = None,
         tags: Mapping[str, Any] | None = None,
@@ -424,12 +428,17 @@ class MLFlowLogger(Logger):
             _tell_full(error)
 
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace | None = None) -> None:
-        self._log(
-            *(
-                Record("param", key, value[: store.MAX_PARAM_LENGTH])
-                for key, value in store.flatten(params or {})
+        flat = list(store.flatten(params or {}))
+        self._log(*(Record("param", key, value[: store.MAX_PARAM_LENGTH]) for key, value in flat))
+        too_long = {key: value for key, value in flat if len(value) > store.MAX_PARAM_LENGTH}
+        if too_long:
+            warn_once(
+                f"MLflow keeps {store.MAX_PARAM_LENGTH} letters of a parameter, so"
+                f" {', '.join(too_long)} was cut; the whole is in the artifacts, in"
+                f" {LONG_PARAMS}.",
+                key=f"mlflow long params {sorted(too_long)}",
             )
-        )
+            self.log_text(json.dumps(too_long, indent=1), LONG_PARAMS)
 
     def after_save_checkpoint(self, checkpoint_callback: Checkpoint) -> None:
         self._live.callbacks[id(checkpoint_callback)] = checkpoint_callback
@@ -518,14 +527,21 @@ class MLFlowLogger(Logger):
         run = self._continue_run(client, all_tags)
         if run is None:
             if self._experiment_id is None:
-                self._experiment_id = store.find_experiment(
-                    client, self._experiment_name, self._artifact_location, artifact_root
+                self._experiment_id = store.experiment_of_environment(
+                    client, self._experiment_name
+                ) or store.find_experiment(
+                    client,
+                    self._experiment_name or os.environ.get("MLFLOW_EXPERIMENT_NAME", DEFAULT_NAME),
+                    self._artifact_location,
+                    artifact_root,
                 )
             _end_gone(client, self._experiment_id)
             all_tags[PROCESS_TAG] = str(ProcessName.of_this())
             with _other_randomness():
                 run = client.create_run(
-                    self._experiment_id, tags=self._context_tags | all_tags, run_name=self._run_name
+                    self._experiment_id,
+                    tags=self._context_tags | all_tags,
+                    run_name=self._run_name or os.environ.get("MLFLOW_RUN_NAME"),
                 )
         self._run_id = run.info.run_id
         self._experiment_id = run.info.experiment_id
@@ -574,7 +590,10 @@ class MLFlowLogger(Logger):
                 self._origin = run
                 return None
         if self._owns_run:
-            tags = tags | {PROCESS_TAG: str(ProcessName.of_this()), REASON_TAG: ""}
+            before = run.data.tags.get(ATTEMPT_TAG, "1")
+            attempt = int(before) + 1 if before.isdigit() else 2
+            own = {PROCESS_TAG: str(ProcessName.of_this()), REASON_TAG: "", ATTEMPT_TAG: attempt}
+            tags = tags | {key: str(value) for key, value in own.items()}
         else:
             info(f"Logging into your active MLflow run {run_id}.")
         # The process first: else another start would find the run running, and its process gone

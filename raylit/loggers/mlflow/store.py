@@ -6,6 +6,7 @@ Where a store lies, whether it answers, and how entries get into a run of it.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import re
 import socket
@@ -25,7 +26,7 @@ from raylit.errors import ConfigError
 from raylit.loggers.mlflow.journal import Record
 from raylit.loggers.mlflow.uploads import Upload, remove_link
 from raylit.loggers.queue import Rejected
-from raylit.runtime.messages import warn_once
+from raylit.runtime.messages import log, warn_once
 from raylit.runtime.secrets import has_secret, without_secrets
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ MAX_PARAM_LENGTH = 6000
 MAX_ENTRIES = 1000
 PROCESS_TAG = "raylit.process"  # of whoever sets the status of the run
 REASON_TAG = "raylit.stop_reason"
+NAME_TAG = "raylit.name."  # of a metric or parameter: how it was called
+ATTEMPT_TAG = "raylit.attempt"
 PARENT_TAG = "mlflow.parentRunId"
 # What a request is refused with for what is in it: invalid, forbidden by a proxy, too large, and
 # what a proxy cannot read. Others (401, 404, 408, 409, 429) are of whoever sends, or pass.
@@ -59,6 +62,34 @@ class RunStore:
         self._run_id = run_id
         self._client: MlflowClient | None = None
         self._lock = threading.Lock()
+        self._metric_names = Names()
+        self._param_names = Names()
+        self._params: dict[str, str] | None = None  # None: not asked for yet
+        self._attempt = "1"
+        self._has_said_infinite = False
+
+    def know(self) -> None:
+        """Find out which names and parameters the run has.
+
+        Raises:
+            Exception: the store does not answer.
+        """
+        if self._params is not None:
+            return
+        data = self._answering_client().get_run(self._run_id).data
+        told = {
+            key.removeprefix(NAME_TAG): value
+            for key, value in data.tags.items()
+            if key.startswith(NAME_TAG)
+        }
+        self._metric_names = Names({key: told.get(key, key) for key in data.metrics})
+        self._param_names = Names({key: told.get(key, key) for key in data.params})
+        self._attempt = data.tags.get(ATTEMPT_TAG, "1")
+        self._params = dict(data.params)
+
+    def name_of(self, metric: str) -> str:
+        """Return the name that a metric has in the run. After `know`."""
+        return self._metric_names.of(metric)
 
     def newer_than(self, since_ms: int) -> dict[tuple[str, int, int], int]:
         """Return how many values the run has of each name, step and time that is newer.
@@ -88,22 +119,29 @@ class RunStore:
         from mlflow.exceptions import MlflowException
 
         client = self._answering_client()
-        known: dict[str, str] = {}
-        if any(entry.kind == "param" for entry in entries):
-            known = dict(client.get_run(self._run_id).data.params)
+        self.know()
+        assert self._params is not None
         metrics: list[Metric] = []
         params: dict[str, str] = {}
         tags: dict[str, str] = {}
         for kind, name, value, time_ms, step in entries:
-            key = clean_name(name)
             if kind == "metric":
+                key = self._metric_names.of(name)
+                if isinstance(value, float) and math.isinf(value):
+                    self._say_infinite(name, step)
                 metrics.append(Metric(key, float(value), time_ms, step))
-            elif kind == "param" and key not in known:
-                known[key] = params[key] = str(value)
-            elif kind == "param" and known[key] != value:  # a parameter of MLflow cannot change
-                tags[clean_name(f"raylit.resume.{key}")] = str(value)
+            elif kind == "param":
+                key = self._param_names.of(name)
+                known = params.get(key, self._params.get(key))
+                if known is None:
+                    params[key] = str(value)
+                elif known != value:  # a parameter of MLflow cannot change
+                    tags[clean_name(f"raylit.resume.{self._attempt}.{key}")] = str(value)
             elif kind == "tag":
-                tags[key] = str(value)
+                tags[clean_name(name)] = str(value)
+        new_names = self._metric_names.take_new() | self._param_names.take_new()
+        for key, name in new_names.items():
+            tags[clean_name(f"{NAME_TAG}{key}")] = name
         try:
             with locked(self._uri):
                 client.log_batch(
@@ -115,10 +153,13 @@ class RunStore:
             for entry in entries:
                 if entry.kind == "text":
                     client.log_text(self._run_id, str(entry.value), entry.key)
-        except MlflowException as error:
-            if self._is_refusal(error):
+        except Exception as error:
+            self._metric_names.give_back(new_names)
+            self._param_names.give_back(new_names)
+            if isinstance(error, MlflowException) and self._is_refusal(error):
                 raise Rejected(without_secrets(str(error))) from error
             raise
+        self._params |= params
         for status in (entry.value for entry in entries if entry.kind == "status"):
             with locked(self._uri):
                 client.set_terminated(self._run_id, str(status))
@@ -129,6 +170,14 @@ class RunStore:
         # A proxy may refuse a text that it takes for an attack, or a body that is too large; a
         # store that we may not write to refuses everything.
         return code == 400 or (code in REFUSALS and self.takes_anything())
+
+    def _say_infinite(self, name: str, step: int) -> None:
+        if not self._has_said_infinite:
+            self._has_said_infinite = True
+            log.warning(
+                f"The metric {name!r} is infinite at step {step}. MLflow has no infinity: it keeps"
+                " the largest number, 1.8e308, with its sign. (NaN it keeps as it is.)"
+            )
 
     def takes_anything(self) -> bool:
         """Tell whether the store takes the least that can be written."""
@@ -166,6 +215,48 @@ def _status_of(error: MlflowException) -> int:
     """Return the HTTP status of an error; of an answer that is not MLflow's own, from its text."""
     found = re.search(r"failed with error code (\d{3})", str(error))
     return int(found.group(1)) if found else int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+
+
+class Names:
+    """The names that values have in a run, where MLflow does not take those that they were given.
+
+    Args:
+        known: those that the run has, with what they stand for.
+    """
+
+    def __init__(self, known: Mapping[str, str] | None = None) -> None:
+        self._given = dict(known or {})
+        self._ours = {given: name for name, given in self._given.items()}
+        self._new: dict[str, str] = {}
+
+    def of(self, given: str) -> str:
+        """Return the name for a name, always the same, and another one for every other."""
+        name = self._ours.get(given)
+        if name is None:
+            name = clean_name(given)
+            if self._given.get(name, given) != given:
+                number = f"{zlib.crc32(given.encode()):08x}"
+                taken = name
+                name = f"{name[: MAX_NAME_LENGTH - 9]}-{number}"
+                log.warning(
+                    f"{given!r} and {self._given[taken]!r} differ in letters only that MLflow does"
+                    f" not take; the first is {name!r} there."
+                )
+            self._given[name] = given
+            self._ours[given] = name
+            if name != given:
+                self._new[name] = given
+        return name
+
+    def take_new(self) -> dict[str, str]:
+        """Return names that differ from what they stand for, each once: the run is to know them."""
+        new = self._new
+        self._new = {}
+        return new
+
+    def give_back(self, new: Mapping[str, str]) -> None:
+        """The run could not be told of names; they are new again."""
+        self._new |= {name: given for name, given in new.items() if name in self._given}
 
 
 @lru_cache(maxsize=10_000)
@@ -240,10 +331,19 @@ def connect(uri: str, artifact_root: str | None) -> MlflowClient:
     """Return a client of the store, which is made if it is a database file that is not there yet.
 
     Raises:
-        ConfigError: the store does not answer, or its folder cannot be written to.
+        ConfigError: the store does not answer or lets nobody in, its folder cannot be written to,
+            or its database is broken.
     """
     from mlflow import MlflowClient
 
+    named = sqlite_file(uri)
+    if uri.startswith("sqlite:") and (
+        named is None or os.path.basename(named) == ":memory:" or os.path.isdir(named)
+    ):
+        raise ConfigError(
+            f"tracking_uri={uri!r} names no file, but a database in memory, which no other process"
+            " can read and which ends with this one. Give a file: sqlite:///mlflow.db"
+        )
     try:
         check_answers(uri, num_retries=1)
         file = sqlite_file(uri)
@@ -251,25 +351,84 @@ def connect(uri: str, artifact_root: str | None) -> MlflowClient:
             os.makedirs(os.path.dirname(file), exist_ok=True)
             if not os.access(file if os.path.exists(file) else os.path.dirname(file), os.W_OK):
                 raise PermissionError(f"no permission to write {file}")
+            make_database(file, artifact_root or "./mlruns")
+        if has_secret(uri):
+            # Else mlflow prints the URI as it is when a run ends.
+            os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+            warn_once(
+                f"The tracking URI {without_secrets(uri)} holds a password. It is masked wherever"
+                " raylit shows or stores it; give it by the environment instead, where there is"
+                " nothing to mask: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or"
+                " MLFLOW_TRACKING_TOKEN."
+            )
+        if artifact_root is not None:
+            _local_store(uri, artifact_root)
+        client = MlflowClient(tracking_uri=uri)
+        with short_requests():
+            client.search_experiments(max_results=1)
     except Exception as error:
         raise ConfigError(
-            f"MLFlowLogger cannot reach its store {without_secrets(f'{uri}: {error}')}\nNothing of the"
-            " run would be recorded, so it was not started. Start the server (mlflow server --host"
-            " 127.0.0.1 --port 5000), correct tracking_uri or MLFLOW_TRACKING_URI, or give neither"
-            " to record into a local database."
+            f"MLFlowLogger cannot reach its store {without_secrets(f'{uri}: {_said(error)}')}\n"
+            f"Nothing of the run would be recorded, so it was not started. {_remedy(uri, error)}"
         ) from error
-    if has_secret(uri):
-        # Else mlflow prints the URI as it is when a run ends.
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        warn_once(
-            f"The tracking URI {without_secrets(uri)} holds a password. It is masked wherever raylit"
-            " shows or stores it; give it by the environment instead, where there is nothing to"
-            " mask: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or"
-            " MLFLOW_TRACKING_TOKEN."
+    return client
+
+
+def _said(error: Exception) -> str:
+    """Return what an error says, without the pages of SQL and of HTML that some carry."""
+    text = re.sub(
+        r"\s*(\[SQL: |\(Background on this error|<!doctype).*", "", str(error), flags=re.S | re.I
+    )
+    return text if len(text) <= 600 else f"{text[:600]}..."
+
+
+def _remedy(uri: str, error: Exception) -> str:
+    """Return what to do about a store that cannot be used."""
+    from mlflow.exceptions import MlflowException
+
+    file = sqlite_file(uri)
+    code = _status_of(error) if isinstance(error, MlflowException) else 0
+    if code in (401, 403):
+        return (
+            "The server wants to know who asks: set MLFLOW_TRACKING_USERNAME and"
+            " MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to what it takes."
         )
-    if artifact_root is not None:
-        _local_store(uri, artifact_root)
-    return MlflowClient(tracking_uri=uri)
+    if "upgrade" in str(error):
+        return (
+            "The database was made by another version of MLflow. Make a copy of it, then:"
+            f" mlflow db upgrade {without_secrets(uri)}"
+        )
+    if file is not None and os.path.isfile(file) and os.access(file, os.W_OK):
+        return (
+            f"The file {file} is no whole database of MLflow: it is damaged, or whoever made it was"
+            f" interrupted. If no runs are in it, delete it; else move it away (mv {file}"
+            f" {file}.broken) and get what is in it with sqlite3 {file}.broken .recover"
+        )
+    return (
+        "Start the server (mlflow server --host 127.0.0.1 --port 5000), correct tracking_uri or"
+        " MLFLOW_TRACKING_URI (http://, https://, sqlite:///, postgresql://, mysql://, mssql:// or"
+        " a folder), or give neither to record into a local database."
+    )
+
+
+def make_database(file: str, artifact_root: str) -> None:
+    """Make an SQLite store, unless it is there: by one process at a time, and whole or not at all.
+
+    Args:
+        file: of the database.
+        artifact_root: folder of its artifacts.
+    """
+    if os.path.exists(file):
+        return
+    with locked(sqlite_uri(file)):
+        if os.path.exists(file):
+            return  # another process was quicker
+        new = f"{file}.new"
+        for left in (new, f"{new}-journal"):  # by one that was interrupted
+            Path(left).unlink(missing_ok=True)
+        made = _local_store(sqlite_uri(new), artifact_root)
+        made.engine.dispose()
+        os.rename(new, file)
 
 
 def load() -> None:
@@ -335,6 +494,27 @@ def client_of(uri: str) -> MlflowClient:
             "Workers on several machines need a server: MLFlowLogger(tracking_uri='http://...')."
         )
     return MlflowClient(tracking_uri=uri)
+
+
+def experiment_of_environment(client: MlflowClient, name: str | None) -> str | None:
+    """Return the experiment that `mlflow.set_experiment` was told, if it is in this store.
+
+    None if the user has given a name, which comes first.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    same = absolute(mlflow.get_tracking_uri()) == absolute(client.tracking_uri)
+    if name is not None or not experiment_id or not same:
+        return None
+    try:
+        return str(client.get_experiment(experiment_id).experiment_id)
+    except MlflowException as error:
+        raise ConfigError(
+            f"MLFLOW_EXPERIMENT_ID={experiment_id} names no experiment of"
+            f" {without_secrets(client.tracking_uri)}. Unset it, or give experiment_name."
+        ) from error
 
 
 def find_experiment(

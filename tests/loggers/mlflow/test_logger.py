@@ -142,8 +142,8 @@ def test_a_changed_hyperparameter_becomes_a_tag(uri: str, tmp_path: Path) -> Non
     assert {
         key: value for key, value in run.data.tags.items() if key.startswith("raylit.resume")
     } == {
-        "raylit.resume.lr": "0.2",
-        "raylit.resume.depth": "3",
+        "raylit.resume.1.lr": "0.2",
+        "raylit.resume.1.depth": "3",
     }
     logger.close("success")
 
