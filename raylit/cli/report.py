@@ -120,33 +120,15 @@ def without_ckpt_path(args: list[str]) -> list[str]:
 def _look(logger: Any) -> str | None:
     """Return where to look at what a logger has recorded."""
     if isinstance(logger, MLFlowLogger):
-        where = logger.where()
-        uri = where.rpartition(" ")[2]
-        if not where.startswith("mlflow ui"):
-            return where
-        here = uri == f"sqlite:///{os.path.join(os.getcwd(), 'mlflow.db')}"
-        return (
-            "raylit ui" if here else f"raylit ui --backend-store-uri {uri}"
-        ) + f"   (run {logger.run_id})"
+        return logger.where()
     return shown(logger.log_dir) if logger.log_dir else None
 
 
 def end_of_sweep(result: SweepResult, trainer: Trainer) -> None:
     """Print, below the table of trials, where their files are, where to look, and how to fit with the best values."""
     rows = [("files", shown(result.folder))]
-    if result.run_id is not None:
-        uri = next(
-            (logger.tracking_uri for logger in trainer.loggers if isinstance(logger, MLFlowLogger)),
-            None,
-        )
-        look = (
-            uri
-            if uri and "://" in uri and not uri.startswith("sqlite:")
-            else f"raylit ui --backend-store-uri {uri}"
-            if uri
-            else "raylit ui"
-        )
-        rows.append(("look at it", f"{look}   (run {result.run_id})"))
+    if result.where:
+        rows.append(("look at it", result.where))
     values = [f"--{key}={value}" for key, value in result.best.config.items()]
     rows.append(("best", shlex.join([result.best.name, *values])))
     best = os.path.join(result.folder, "best.yaml")

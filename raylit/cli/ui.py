@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from raylit.errors import ConfigError, LaunchError, MissingPackageError, Terminated
-from raylit.loggers.mlflow import store
+from raylit.loggers.mlflow import runs, store
 from raylit.runtime.messages import warn
 from raylit.runtime.secrets import without_secrets
 
@@ -75,13 +75,34 @@ def serve(uri: str | None, host: str, port: int, auth: bool = False) -> None:
         try:
             print(f"Starting MLflow for {without_secrets(uri)} ...", flush=True)
             wait_until_it_answers(child, url, log)
-            print(f"Runs and sweeps: {url}    (Ctrl-C ends it)", flush=True)
+            home = f"{url}/#/experiments{store.ML}"
+            print(f"Runs and sweeps: {home}    (Ctrl-C ends it)", flush=True)
+            if not auth:
+                newest = newest_page(url)
+                print(f"The newest: {newest}" if newest else "There is no run yet.", flush=True)
             child.wait()
             raise LaunchError(f"MLflow ended with exit code {child.returncode}.{said(log)}")
         except KeyboardInterrupt:
             print("\nEnded.", flush=True)
         finally:
             end(child)
+
+
+def newest_page(url: str) -> str | None:
+    """Return the page of the newest run, or of the comparison of the newest sweep's trials.
+
+    None if there is no run.
+    """
+    client = runs.open_store(url)
+    found = runs.search(client, [one.experiment_id for one in runs.experiments(client, None)])
+    if not found:
+        return None
+    parent = found[0].data.tags.get(store.PARENT_TAG, found[0].info.run_id)
+    trials = [one for one in found if one.data.tags.get(store.PARENT_TAG) == parent]
+    if not trials:
+        return url + store.page_of_run(found[0].info.experiment_id, found[0].info.run_id)
+    ids = [one.info.run_id for one in trials[:100]]
+    return url + store.page_of_runs(trials[0].info.experiment_id, ids)
 
 
 def check_store(uri: str) -> None:

@@ -87,6 +87,7 @@ class SweepResult:
         trials: best first; those without a score last.
         run_id: the sweep's MLflow run, or None.
         folder: where the trials keep their files.
+        where: how to look at the trials side by side in MLflow, or "".
 
     Example:
         >>> sweep.best.config, sweep.best.checkpoint
@@ -97,6 +98,7 @@ class SweepResult:
     trials: list[TrialResult] = field(default_factory=list)
     run_id: str | None = None
     folder: str = ""
+    where: str = ""
 
     @property
     def best(self) -> TrialResult:

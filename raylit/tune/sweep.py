@@ -450,7 +450,10 @@ def _collect(
         if trial.status in ("running", "paused", "pending"):
             trial.status = "killed" if is_killed else "stopped"
     trials = sort_trials(list(record.trials.values()), spec.mode)
-    return SweepResult(spec, trials, parent.run_id if parent is not None else None, folder)
+    if parent is None:
+        return SweepResult(spec, trials, None, folder)
+    where = parent.where_compared([trial.run_id for trial in trials if trial.run_id])
+    return SweepResult(spec, trials, parent.run_id, folder, where)
 
 
 def _keep_best(

@@ -97,25 +97,5 @@ def close_left(parent: MLFlowLogger, trials: Mapping[str, TrialResult], is_kille
     parent.close_children("killed" if is_killed else "failed")
 
 
-def link(parent: MLFlowLogger, spec: SweepSpec, trials: Mapping[str, TrialResult]) -> str:
-    """Return where to look at the sweep: of a server, the comparison of its trials."""
-    where = parent.where()
-    if where.startswith("mlflow ui"):
-        return where
-    runs = [trial.run_id for trial in trials.values() if trial.run_id]
-    return compare_url(where.partition("/#/")[0], str(parent.experiment_id), runs, spec)
-
-
-def compare_url(server: str, experiment_id: str, run_ids: list[str], spec: SweepSpec) -> str:
-    """Return the page of MLflow that opens on parallel coordinates of the swept keys and the metric."""
-    import json
-    from urllib.parse import quote
-
-    def listed(names: list[str]) -> str:
-        return quote(json.dumps(names))
-
-    return f"{server}/#/compare-runs?runs={listed(run_ids)}&experiments={listed([experiment_id])}"
-
-
 def _text(value: Any) -> str:
     return str(value) if isinstance(value, (str, dict)) else type(value).__name__

@@ -57,7 +57,7 @@ def test_fit_trains_and_says_what_came_out(trained: Trained) -> None:
 def test_fit_is_recorded_in_mlflow_with_its_config(trained: Trained) -> None:
     folder, done = trained
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    run_id = shown(done, "look at it").partition("(run ")[2].rstrip(")")
+    run_id = shown(done, "look at it").partition("/runs/")[2].partition("?")[0]
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["width"] == "32"

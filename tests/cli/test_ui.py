@@ -70,7 +70,10 @@ def test_ui_serves_the_runs_and_ends_with_its_children(
     try:
         assert process.stdout is not None
         lines = [process.stdout.readline(), process.stdout.readline()]
-        assert f"http://127.0.0.1:{port} " in lines[1], (lines, process.poll())
+        page = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning "
+        assert page in lines[1], (lines, process.poll())
+        newest = process.stdout.readline()
+        assert f"http://127.0.0.1:{port}/#/experiments/1/runs/" in newest
         with urllib.request.urlopen(
             f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get-by-name?experiment_name=shown",
             timeout=stretched(30),

@@ -15,12 +15,11 @@ import importlib.util
 import json
 import os
 import random
-import shlex
 import struct
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -67,7 +66,7 @@ class MLFlowLogger(Logger):
 
     Without `tracking_uri`, `save_dir` and MLFLOW_TRACKING_URI everything lies in the Trainer's
     `default_root_dir`, as it would had mlflow itself been used there: the database `mlflow.db`, and
-    a folder `mlruns/<experiment id>/<run id>` with `artifacts` and `checkpoints`. `mlflow ui`,
+    a folder `mlruns/<experiment id>/<run id>` with `artifacts` and `checkpoints`. `raylit ui`,
     started in that folder, shows it; `where()` tells how to look from elsewhere.
 
     An MLflow run that is active in the calling thread, or named by MLFLOW_RUN_ID, is logged into,
@@ -216,13 +215,16 @@ class MLFlowLogger(Logger):
     def where(self) -> str:
         """Return where to look at the run.
 
-        The address of its page, or the command that serves it.
+        The address of its page; of a local store with the command that serves it before it.
         """
         self._ensure_run()
-        uri = without_secrets(str(self._tracking_uri))
-        if store.is_http(uri):
-            return f"{uri}/#/experiments/{self._experiment_id}/runs/{self._run_id}"
-        return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+        page = store.page_of_run(str(self._experiment_id), str(self._run_id))
+        return store.look(str(self._tracking_uri), page)
+
+    def where_compared(self, run_ids: Sequence[str]) -> str:
+        """Return where to look at runs of this experiment side by side."""
+        page = store.page_of_runs(str(self.experiment_id), run_ids)
+        return store.look(str(self._tracking_uri), page)
 
     def child(
         self, run_name: str, tags: Mapping[str, str], run_id: str | None = None

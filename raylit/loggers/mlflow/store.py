@@ -6,21 +6,23 @@ Where a store lies, whether it answers, and how entries get into a run of it.
 from __future__ import annotations
 
 import fcntl
+import json
 import math
 import os
 import re
+import shlex
 import socket
 import threading
 import zlib
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from raylit.errors import ConfigError
 from raylit.loggers.mlflow.journal import Record
@@ -46,6 +48,8 @@ PARENT_TAG = "mlflow.parentRunId"
 # What a request is refused with for what is in it: invalid, forbidden by a proxy, too large, and
 # what a proxy cannot read. Others (401, 404, 408, 409, 429) are of whoever sends, or pass.
 REFUSALS = (400, 403, 413, 414, 422, 431)
+# Without it MLflow may show its pages for language models, where a run has no metrics.
+ML = "?workflowType=machine_learning"
 DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
@@ -642,6 +646,27 @@ def check_answers(uri: str, num_retries: int = 0) -> None:
 def is_http(uri: str) -> bool:
     """Tell whether the store is a server that speaks MLflow's own protocol."""
     return uri.startswith(("http://", "https://"))
+
+
+def page_of_run(experiment_id: str, run_id: str) -> str:
+    """Return where a run is shown by a server of MLflow, below its address."""
+    return f"/#/experiments/{experiment_id}/runs/{run_id}{ML}"
+
+
+def page_of_runs(experiment_id: str, run_ids: Sequence[str]) -> str:
+    """Return where runs are compared, which opens on parallel coordinates of what differs."""
+    runs, experiments = (quote(json.dumps(list(one))) for one in (run_ids, [experiment_id]))
+    return f"/#/compare-runs{ML}&runs={runs}&experiments={experiments}"
+
+
+def look(uri: str, page: str) -> str:
+    """Return how a page is looked at: its address, or what serves it and then its address."""
+    shown = without_secrets(uri)
+    if is_http(shown):
+        return f"{shown}{page}"
+    here = uri == sqlite_uri(os.path.abspath("mlflow.db"))
+    store = "" if here else f" --backend-store-uri {shlex.quote(shown)}"
+    return f"raylit ui{store}   then http://127.0.0.1:5000{page}"
 
 
 def sqlite_uri(file: str) -> str:

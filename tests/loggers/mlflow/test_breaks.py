@@ -101,10 +101,8 @@ def test_a_server_that_is_restarted_loses_nothing(
         logger = opened(
             MLFlowLogger(tracking_uri=f"http://127.0.0.1:{port}", log_model=True), tmp_path
         )
-        assert (
-            logger.where()
-            == f"http://127.0.0.1:{port}/#/experiments/{logger.name}/runs/{logger.version}"
-        )
+        page = f"/#/experiments/{logger.name}/runs/{logger.version}?workflowType=machine_learning"
+        assert logger.where() == f"http://127.0.0.1:{port}{page}"
         slowest_s = 0.0
         for step in range(60):
             if step == 20:

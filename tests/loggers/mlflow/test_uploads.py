@@ -23,7 +23,13 @@ def test_by_default_all_lies_in_the_root_folder(
     logger.experiment.log_text(str(logger.run_id), "hello", "note.txt")
     folder = root / "mlruns" / str(logger.name) / str(logger.version)
     assert logger.tracking_uri == f"sqlite:///{root}/mlflow.db"
-    assert logger.where() == f"mlflow ui --backend-store-uri 'sqlite:///{root}/mlflow.db'"
+    page = f"/#/experiments/{logger.name}/runs/{logger.version}?workflowType=machine_learning"
+    store = f"--backend-store-uri 'sqlite:///{root}/mlflow.db'"
+    assert logger.where() == f"raylit ui {store}   then http://127.0.0.1:5000{page}"
+    assert logger.where_compared(["a", "b"]).endswith(
+        "/#/compare-runs?workflowType=machine_learning&runs=%5B%22a%22%2C%20%22b%22%5D"
+        f"&experiments=%5B%22{logger.name}%22%5D"
+    )
     assert logger.save_dir == str(root / "mlruns")
     assert str(logger.log_dir) == str(folder)
     assert (folder / "artifacts" / "note.txt").read_text() == "hello"
@@ -76,7 +82,8 @@ def test_a_store_of_plain_files_is_not_hidden_by_a_new_one(tmp_path: Path) -> No
 def test_links_and_passwords() -> None:
     logger = MLFlowLogger(tracking_uri="http://me:secret@host:5000")
     logger._has_run, logger._experiment_id, logger._run_id = True, "4", "abc"
-    assert logger.where() == "http://me:***@host:5000/#/experiments/4/runs/abc"
+    page = "/#/experiments/4/runs/abc?workflowType=machine_learning"
+    assert logger.where() == f"http://me:***@host:5000{page}"
 
 
 @pytest.mark.parametrize(
