@@ -125,6 +125,16 @@ class Logger(ABC):
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:
         """Record hyperparameters, nested mappings allowed. Rank 0, once, before the first step."""
 
+    def log_settings(self, settings: Mapping[str, Any]) -> None:
+        """Record how a fit is set up, where the store shows more than hyperparameters.
+
+        Rank 0, once, before the first step.
+
+        Args:
+            settings: the Trainer's arguments that differ from the defaults, optimizers, schedulers,
+                the seed, the number of ranks; nested, plain values.
+        """
+
     def log_graph(self, model: Any, input_array: Any = None) -> None:
         """Record the model's graph, where the store can show one. Rank 0."""
 

@@ -574,6 +574,10 @@ class JobTrainer(RunningTrainer, Protocol):
 
     # ---- further settings ----
     @property
+    def changed_arguments(self) -> dict[str, object]:
+        """The arguments that differ from their defaults."""
+
+    @property
     def async_validation(self) -> ValidationSettings | None:
         """How validation runs that training does not wait for, or None."""
 

@@ -23,6 +23,7 @@ from raylit.core.returned import returned
 from raylit.core.states import TrainerStatus
 from raylit.engine import compile as compiled
 from raylit.engine import evaluation, loop, optimizers, state
+from raylit.engine.described import describe
 from raylit.engine.profiled_run import make_run
 from raylit.engine.run import Calls, Run
 from raylit.engine.signals import catching_signals
@@ -300,9 +301,12 @@ def log_hyperparameters(run: Run) -> None:
                     " loggers with save_hyperparameters(logger=False)."
                 )
             hparams[key] = value
+    settings = without_secret_values(describe(run)) if run.job.fn == "fit" else {}
     for logger in run.trainer.loggers:
         if hparams:
             logger.log_hyperparams(without_secret_values(hparams))
+        if settings:
+            logger.log_settings(settings)
         logger.log_graph(run.module)
         logger.save()
 

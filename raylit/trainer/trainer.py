@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterable
 from datetime import timedelta
@@ -385,6 +386,18 @@ class Trainer(TrainerView):
         """Run the backward pass with its hooks; see `LightningModule.manual_backward`."""
         assert self._run is not None, "no job was run yet"
         self._run.backward(loss, *args, **kwargs)
+
+    @property
+    def changed_arguments(self) -> dict[str, object]:
+        """The arguments that differ from their defaults, as they were given."""
+        defaults = inspect.signature(Trainer.__init__).parameters
+        plain = (bool, int, float, str)
+        return {
+            name: value
+            for name, value in self.settings.arguments.items()
+            if value is not defaults[name].default
+            and not (isinstance(value, plain) and value == defaults[name].default)
+        }
 
     def replaced(self, **arguments: object) -> Trainer:
         """Return a new Trainer with the arguments this one was made with, but for those given.

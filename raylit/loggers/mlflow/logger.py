@@ -442,6 +442,9 @@ class MLFlowLogger(Logger):
             )
             self.log_text(json.dumps(too_long, indent=1), LONG_PARAMS)
 
+    def log_settings(self, settings: Mapping[str, Any]) -> None:
+        self.log_hyperparams(settings)
+
     def after_save_checkpoint(self, checkpoint_callback: Checkpoint) -> None:
         self._live.callbacks[id(checkpoint_callback)] = checkpoint_callback
         if self._log_model == "all" or (
