@@ -611,8 +611,8 @@ def _names(names: Iterable[str]) -> str:
 
 
 def _duration(time_s: float) -> str:
-    if time_s < 1:
+    if time_s < 0.1:  # of 100 ms and more, two digits would be 1e+02
         return f"{time_s * 1e3:.2g} ms"
     if time_s < 120:
-        return f"{time_s:.3g} s"
+        return f"{time_s:.2g} s" if time_s < 100 else f"{time_s:.0f} s"
     return f"{time_s / 60:.0f} min" if time_s < 7200 else f"{time_s / 3600:.1f} h"

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import raylit as pl
+from raylit.check.check import _duration
 from raylit.check.probe import has_fallen, mixes_samples
 from raylit.data import CombinedLoader
 from raylit.errors import ConfigError, DataError
@@ -753,6 +754,12 @@ def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
         "optimizer",
     ]
     assert lines[row + 1].split()[:4] == ["->", "hand", "them", "to"]
+
+
+def test_durations_are_numbers_that_people_read() -> None:
+    times_s = [0.0018, 0.021, 0.76, 1.0, 59.4, 110.4, 600.0, 9000.0]
+    shown = ["1.8 ms", "21 ms", "0.76 s", "1 s", "59 s", "110 s", "10 min", "2.5 h"]
+    assert [_duration(time_s) for time_s in times_s] == shown
 
 
 @pytest.mark.parametrize("mixes", [False, True])
