@@ -36,13 +36,16 @@ def examples() -> list[Any]:
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
         module = "raylit." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        for node in ast.walk(ast.parse(path.read_text())):
+        text = path.read_text()
+        if ">>>" not in text:
+            continue
+        for node in ast.walk(ast.parse(text)):
             if not isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.Module)):
                 continue
-            text = ast.get_docstring(node) or ""
+            docstring = ast.get_docstring(node) or ""
             name = getattr(node, "name", "module")
-            if ">>>" in text and name not in ELSEWHERE:
-                test = parser.get_doctest(text, {}, name, str(path), 0)
+            if ">>>" in docstring and name not in ELSEWHERE:
+                test = parser.get_doctest(docstring, {}, name, str(path), 0)
                 found.append(pytest.param(module, test, id=f"{module[7:]}:{name}"))
     return found
 
