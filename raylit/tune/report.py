@@ -7,6 +7,7 @@ import json
 import os
 import queue
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -173,14 +174,26 @@ class TuneReport(Checkpoint):
         metrics: what the sweep optimizes, with `min` or `max`; must have been logged.
         reports: where to.
         config: the trial's values, which become parameters of its run.
+        past: what the trial has reported before, if it goes on.
     """
 
-    def __init__(self, metrics: dict[str, str], reports: Reports, config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        metrics: dict[str, str],
+        reports: Reports,
+        config: dict[str, Any],
+        past: Sequence[Metrics] = (),
+    ) -> None:
         self.metrics = metrics
         self.reports = reports
         self.config = config
         self.count = 0
-        self.best: float | None = None
+        name, mode = next(iter(metrics.items()))
+        known = [one.values[name] for one in past if name in one.values]
+        known = [value for value in known if value == value]
+        pick = min if mode == "min" else max
+        # The trial's own: its checkpoint may be another's, whose best was better
+        self.best: float | None = pick(known, default=None)
         self.is_over = False
         self._options: list[list[dict[str, float]]] = []
         self._donors: list[list[dict[str, float]]] | None = None
@@ -188,11 +201,10 @@ class TuneReport(Checkpoint):
     # ---- what a checkpoint holds of it ----
 
     def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count, "best": self.best, "options": self._options}
+        return {"count": self.count, "options": self._options}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.count = state_dict["count"]
-        self.best = state_dict["best"]
         self._donors = state_dict["options"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -57,6 +57,7 @@ def make_search(
     spec: SweepSpec,
     points: Sequence[Mapping[str, Any]] = (),
     earlier: Sequence[tuple[Mapping[str, Any], Sequence[float]]] = (),
+    is_limited: bool = True,
 ) -> SearchAlgorithm | Searcher:
     """Return Ray Tune's object for the search of a sweep.
 
@@ -64,6 +65,7 @@ def make_search(
         spec: the sweep's.
         points: what to try first, in this order.
         earlier: values tried in another sweep, each with its metrics.
+        is_limited: whether it makes no more trials than run at a time.
 
     Raises:
         SweepError: there is no such search, or it does not take its arguments or the space.
@@ -80,7 +82,7 @@ def make_search(
             {
                 "random_state": spec.seed,
                 "points_to_evaluate": [dict(point) for point in points] or None,
-                "max_concurrent": spec.max_concurrent or 0,
+                "max_concurrent": (spec.max_concurrent or 0) if is_limited else 0,
                 **arguments,
             },
         )

@@ -268,6 +268,7 @@ class SweepSpec:
         self,
         points: Sequence[Mapping[str, Any]] | None = None,
         earlier: Sequence[tuple[Mapping[str, Any], Sequence[float]]] = (),
+        is_limited: bool = True,
     ) -> SearchAlgorithm | Searcher:
         """Return Ray Tune's object for `search`.
 
@@ -275,7 +276,7 @@ class SweepSpec:
             SweepError: there is no such search, or it does not take its arguments.
             MissingPackageError: it needs a package that is not installed.
         """
-        return make_search(self, self.points if points is None else points, earlier)
+        return make_search(self, self.points if points is None else points, earlier, is_limited)
 
     def make_scheduler(self, max_epochs: int | None = None) -> TrialScheduler:
         """Return Ray Tune's object for `scheduler`; `max_epochs` is how long a trial can become.

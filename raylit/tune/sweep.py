@@ -20,7 +20,7 @@ import ray
 from ray import tune
 from ray.experimental import internal_kv
 from ray.tune.execution.class_cache import DEFAULT_ENV_VARS, ENV_VARS_TO_PROPAGATE
-from ray.tune.schedulers import PopulationBasedTraining
+from ray.tune.schedulers import HyperBandScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
 from raylit.errors import ConfigError, LaunchError, Terminated
@@ -37,6 +37,7 @@ from raylit.tune.find import find_sweep, mark_left, unfinished
 from raylit.tune.process import seed_of
 from raylit.tune.record import SweepRecord
 from raylit.tune.result import SweepResult, TrialResult, sort_trials
+from raylit.tune.slots import at_most
 from raylit.tune.space import SweepError, text_of
 from raylit.tune.spec import SweepSpec
 from raylit.tune.stops import EndOfSweep, budget_s, make_stopper
@@ -44,6 +45,7 @@ from raylit.tune.trial import ERROR, TrialPlan, trainable, warm_up
 from raylit.tune.warm import earlier_trials
 
 BEST = "best.yaml"  # in the sweep's folder
+PAUSING: tuple[type[TrialScheduler], ...] = (HyperBandScheduler, PopulationBasedTraining)
 ENVIRONMENT = {
     # relative paths of user code mean what they mean elsewhere
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -348,8 +350,10 @@ def _run(
 ) -> None:
     """Run the trials on Ray Tune."""
     before = [record.raw[number] for number in sorted(record.raw)]
-    search = spec.make_search(_points(spec, before), earlier)
     scheduler = spec.make_scheduler(trainer.max_epochs)
+    # Where trials are paused, the search must not count those: `at_most` limits what runs
+    is_limited = not isinstance(scheduler, PAUSING)
+    search = spec.make_search(_points(spec, before), earlier, is_limited)
     # Optuna's knows its space; what stands in it would be sampled a second time
     space = {} if type(search).__module__.startswith("raylit") else dict(spec.space)
     record.changes_config = isinstance(scheduler, PopulationBasedTraining)
@@ -363,7 +367,9 @@ def _run(
             num_samples=spec.num_samples,
             search_alg=search,
             scheduler=scheduler,
-            max_concurrent_trials=capacity.concurrent if isinstance(search, Searcher) else None,
+            max_concurrent_trials=(
+                capacity.concurrent if is_limited and isinstance(search, Searcher) else None
+            ),
             reuse_actors=not spec.isolate,
             trial_name_creator=record.name_of,
             trial_dirname_creator=record.name_of,
@@ -379,7 +385,8 @@ def _run(
             callbacks=[record],
         ),
     )
-    tuner.fit()
+    with at_most(capacity.concurrent):
+        tuner.fit()
 
 
 def _points(spec: SweepSpec, before: list[dict[str, Any]]) -> list[dict[str, Any]]:

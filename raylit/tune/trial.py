@@ -322,7 +322,9 @@ class TrialFit:
                 saver.dirpath = os.path.join(os.fspath(saver.dirpath), self.name)
             elif isinstance(saver, ModelCheckpoint):
                 saver.dirpath = os.path.join(self.folder, "checkpoints")
-        trainer.callbacks.append(TuneReport(self.plan.metrics, reports, self.config))
+        trainer.callbacks.append(
+            TuneReport(self.plan.metrics, reports, self.config, self.reporter.past)
+        )
 
     def _child(self, parent: MLFlowLogger) -> MLFlowLogger:
         tags = {"raylit.trial": self.name}

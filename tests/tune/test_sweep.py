@@ -387,6 +387,9 @@ def test_pbt_goes_on_from_the_donor(tmp_path: Path, ray_cluster: str) -> None:
         assert epoch > 0 and rate == pytest.approx(wanted), "the trial's own rate, not the donor's"
     assert bad.config["model.lr"] != 1e-4
     assert float(bad.score or 1) < 0.5, "with its own rate it would have learned nothing"
+    _, children = runs_of(tmp_path, result)
+    for trial in (good, bad):  # its own best, not the one of the checkpoint it went on from
+        assert children[trial.name].data.metrics["best/val_loss"] == pytest.approx(trial.score)
 
 
 @pytest.mark.ray
@@ -413,11 +416,18 @@ def test_every_search_and_scheduler_runs(
         metric=several if search in ("tpe", "nsga2") else "val_loss",
         search=search,
         scheduler={"name": scheduler, **settings},
-        num_samples=4,
+        num_samples=5 if scheduler == "hyperband" else 4,
         max_concurrent=2,
         seed=1,
     )
-    assert len(result.trials) == 4 and all(trial.score is not None for trial in result.trials)
+    assert all(trial.score is not None for trial in result.trials)
+    if scheduler == "hyperband":  # a bracket of 2 that runs to the end, one of 3 that keeps 1
+        numbered = sorted(result.trials, key=lambda trial: trial.number)
+        reports = [trial.iterations for trial in numbered]
+        assert reports[:2] == [3, 3] and sorted(reports[2:]) == [1, 1, 3]
+        assert max(numbered[2:], key=lambda trial: trial.iterations).status == "finished"
+    else:
+        assert len(result.trials) == 4
     if len(result.spec.metrics) == 2:
         assert result.best in result.front
         assert result.plot("front").axes
