@@ -124,15 +124,14 @@ def _look(logger: Any) -> str | None:
     return shown(logger.log_dir) if logger.log_dir else None
 
 
-def end_of_sweep(result: SweepResult, trainer: Trainer) -> None:
+def end_of_sweep(result: SweepResult) -> None:
     """Print, below the table of trials, where their files are, where to look, and how to fit with the best values."""
     rows = [("files", shown(result.folder))]
     if result.where:
         rows.append(("look at it", result.where))
     values = [f"--{key}={value}" for key, value in result.best.config.items()]
     rows.append(("best", shlex.join([result.best.name, *values])))
-    best = os.path.join(result.folder, "best.yaml")
-    rows.append(("next", f"raylit fit --config {shlex.quote(shown(best))}"))
+    rows.append(("next", f"raylit fit --config {shlex.quote(shown(result.best_config))}"))
     print_rows(rows)
 
 

@@ -8,15 +8,18 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from raylit.tune.result import TrialResult
+from raylit.errors import MissingPackageError
+from raylit.tune.result import ENDED, SweepResult, TrialResult
 
 if TYPE_CHECKING:
     from raylit.tune.record import SweepRecord
@@ -54,10 +57,15 @@ class SweepDisplay:
         self._said = time.monotonic()
         self._ended: list[TrialResult] = []
         self._best: TrialResult | None = None
-        self._counts: Counter[str] = Counter()
+        past = [trial for trial in record.past.values() if trial.status in ENDED]
+        self._counts = Counter[str](trial.status for trial in past)  # are not told of again
         self._lock = threading.Lock()
+        self._is_over = threading.Event()
         self._live: Live | None = None
-        record.on_change = self.changed
+        for trial in past:
+            if trial.score is not None and self._is_best(trial):
+                self._best = trial
+        record.listeners.append(self.changed)
 
     def __enter__(self) -> SweepDisplay:
         if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
@@ -68,9 +76,12 @@ class SweepDisplay:
                 transient=True,
             )
             self._live.__enter__()
+        else:
+            threading.Thread(target=self._say_at_times, daemon=True).start()
         return self
 
     def __exit__(self, *args: Any) -> None:
+        self._is_over.set()
         if self._live is not None:
             self._live.__exit__(*args)
             self._live = None
@@ -85,11 +96,8 @@ class SweepDisplay:
                 self._ended = [*self._ended, trial][-LAST_ENDED:]
         if self._live is not None:
             return
-        now = time.monotonic()
         if event == "end":
             self._say(f"{trial.name} {trial.status}: {self._score(trial)}", trial)
-        elif now - self._said > SAY_EVERY_S:
-            self._say(f"{self._num_running()} running", None)
 
     def _is_best(self, trial: TrialResult) -> bool:
         best = self._best.score if self._best is not None else None
@@ -98,6 +106,12 @@ class SweepDisplay:
         return trial.score < best if self._spec.mode == "min" else trial.score > best
 
     # ---- plain lines ----
+
+    def _say_at_times(self) -> None:
+        """Say that the sweep is alive, whether trials report or not."""
+        while not self._is_over.wait(max(0.1, self._said + SAY_EVERY_S - time.monotonic())):
+            if time.monotonic() - self._said >= SAY_EVERY_S:
+                self._say(f"{self._num_running()} running", None)
 
     def _say(self, what: str, trial: TrialResult | None) -> None:
         self._said = time.monotonic()
@@ -179,45 +193,78 @@ def values_of(trial: TrialResult, spec: SweepSpec) -> dict[str, str]:
     }
 
 
-def print_table(trials: Sequence[TrialResult], spec: SweepSpec, num_rows: int = 20) -> None:
-    """Print the trials, best first, and the Pareto front if there are several metrics."""
-    from raylit.tune.result import pareto_front
+def print_table(result: SweepResult, num_rows: int = 20) -> None:
+    """Print the trials, best first, why some failed, the Pareto front, and which keys matter."""
+    spec = result.spec
+    shown = result.trials[:num_rows]
+    front = {trial.name for trial in result.front} if len(spec.metrics) > 1 else set()
+    console = Console(width=shutil.get_terminal_size((WIDTH, 24)).columns)
+    title = f"Sweep {spec.name}, best first"
+    table = _table_of(shown, spec, front, title, is_narrow=False)
+    wide = Measurement.get(console, console.options.update(width=1000), table).maximum
+    if wide > console.width:
+        table = _table_of(shown, spec, front, title, is_narrow=True)
+    console.print(table)
+    if len(result.trials) > num_rows:
+        print(f"and {len(result.trials) - num_rows} more trials")
+    if front:
+        print(f"* on the Pareto front ({len(front)} trials)")
+    failed = [trial for trial in result.trials if trial.error]
+    for trial in failed[:MAX_ROWS]:
+        line = Text(f"{trial.name} failed: {trial.error}")
+        line.truncate(console.width, overflow="ellipsis")
+        console.print(line)
+    if len(failed) > MAX_ROWS:
+        print(f"and {len(failed) - MAX_ROWS} more failed")
+    shares = importance_of(result)
+    if shares:
+        text = ", ".join(f"{key} {share:.0%}" for key, share in shares.items())
+        console.print(Text(f"importance for {spec.metric}: {text}"))
 
-    shown = list(trials[:num_rows])
-    names = list(dict.fromkeys(key for trial in shown for key in values_of(trial, spec)))
-    front = {trial.name for trial in pareto_front(trials, spec.metrics)}
-    several = len(spec.metrics) > 1
-    failed = any(trial.error for trial in shown)
-    table = Table(title=f"Sweep {spec.name}, best first", title_justify="left", pad_edge=False)
+
+def _table_of(
+    trials: Sequence[TrialResult],
+    spec: SweepSpec,
+    front: Container[str],
+    title: str,
+    is_narrow: bool,
+) -> Table:
+    """Return the table, in a narrow terminal with all values in one column."""
+    names = list(dict.fromkeys(key for trial in trials for key in values_of(trial, spec)))
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.padding = (0, 1, 0, 0)
     table.add_column("trial", no_wrap=True)
     for name, mode in spec.metrics.items():
-        table.add_column(f"{name} ({mode})", overflow="fold")
-    for name in names:
-        table.add_column(name, overflow="fold")
-    table.add_column("reports", justify="right")
-    table.add_column("s", justify="right")
-    table.add_column("ended")
-    if failed:
-        table.add_column("error", no_wrap=True, overflow="ellipsis", max_width=40)
-    for trial in shown:
+        table.add_column(f"{name} ({mode})", no_wrap=not is_narrow, min_width=6)
+    for name in ["values"] if is_narrow else names:
+        table.add_column(name, no_wrap=not is_narrow, overflow="fold")
+    table.add_column("reports", justify="right", no_wrap=True)
+    table.add_column("s", justify="right", no_wrap=True)
+    table.add_column("ended", no_wrap=True)
+    for trial in trials:
         values = values_of(trial, spec)
-        mark = " *" if several and trial.name in front else ""
+        cells = [values.get(name, "") for name in names]
+        if is_narrow:
+            cells = ["  ".join(f"{name}={value}" for name, value in values.items())]
         table.add_row(
-            trial.name + mark,
+            trial.name + (" *" if trial.name in front else ""),
             *(short(trial.metrics.get(name)) for name in spec.metrics),
-            *(values.get(name, "") for name in names),
+            *cells,
             str(trial.iterations),
             f"{trial.time_s:.0f}",
             trial.status,
-            *([trial.error or ""] if failed else []),
         )
-    width = shutil.get_terminal_size((WIDTH, 24)).columns
-    console = Console(width=width)
-    console.print(table)
-    if len(trials) > num_rows:
-        print(f"and {len(trials) - num_rows} more trials")
-    if several:
-        print(f"* on the Pareto front ({len(front)} trials)")
+    return table
+
+
+def importance_of(result: SweepResult) -> dict[str, float]:
+    """Return what share of the score each swept key explains; empty if that cannot be told."""
+    from raylit.tune.plots import importance
+
+    try:
+        return importance(result)
+    except MissingPackageError:  # Optuna, which a random search does without
+        return {}
 
 
 def short(value: Any) -> str:

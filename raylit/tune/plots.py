@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MIN_FOR_IMPORTANCE = 4  # trials
+MAX_FOR_IMPORTANCE = 1000  # of more, so many of all scores; 1,000 take fANOVA 2 s
 
 
 def draw(result: SweepResult, kind: str) -> Figure:
@@ -62,6 +63,7 @@ def importance(result: SweepResult) -> dict[str, float]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     keys = _keys(result)
     trials = _scored(result)
+    trials = trials[:: math.ceil(len(trials) / MAX_FOR_IMPORTANCE) or 1]
     # only keys that all trials have can be compared
     keys = [key for key in keys if all(key in trial.config for trial in trials)]
     if len(trials) < MIN_FOR_IMPORTANCE or not keys or len({one.score for one in trials}) == 1:

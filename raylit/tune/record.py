@@ -37,7 +37,8 @@ class SweepRecord(Callback):
         head: what the first line says: what the sweep is.
         changes_config: whether the scheduler changes values, so that of a trial that goes on the
             last ones count, not those it was begun with.
-        on_change: called after every change.
+        listeners: called after every change.
+        why_stopped: tells, of a trial by Ray Tune's id, what stopped it.
     """
 
     def __init__(self, folder: str, spec: SweepSpec) -> None:
@@ -48,7 +49,8 @@ class SweepRecord(Callback):
         self.raw: dict[int, dict[str, Any]] = {}  # number to the values as the search has them
         self.head: dict[str, Any] = {}
         self.changes_config = False
-        self.on_change: Callable[[TrialResult, str], None] = lambda trial, event: None
+        self.listeners: list[Callable[[TrialResult, str], None]] = []
+        self.why_stopped: Callable[[str], str] = lambda trial_id: "scheduler"
         self._file: IO[str] | None = None
         self._lock: IO[str] | None = None
         self._names: dict[str, str] = {}
@@ -146,7 +148,7 @@ class SweepRecord(Callback):
             self.raw[known.number] = trial.config
             self._write({"start": known.name, "config": config, "values": trial.config})
         known.status = "running"
-        self.on_change(known, "start")
+        self._tell(known, "start")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -168,7 +170,12 @@ class SweepRecord(Callback):
         if score is not None and self._is_better(score, known.score):
             known.score = score
             known.metrics = logged
-        self.on_change(known, "report")
+            known.epoch = result.get("epoch")
+        self._tell(known, "report")
+
+    def _tell(self, known: TrialResult, event: str) -> None:
+        for listener in self.listeners:
+            listener(known, event)
 
     def _is_better(self, score: float, than: float | None) -> bool:
         if score != score:
@@ -190,6 +197,7 @@ class SweepRecord(Callback):
             known.status = "killed"
         else:
             known.status = "finished" if how == "finished" else "stopped"
+            known.stop_reason = self.why_stopped(trial.trial_id) if how != "finished" else None
         self._end(known)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -204,7 +212,7 @@ class SweepRecord(Callback):
     def _end(self, known: TrialResult) -> None:
         if known.status in ENDED:
             self._write({"end": asdict(known)})
-        self.on_change(known, "end")
+        self._tell(known, "end")
 
 
 def read_lines(path: str) -> list[dict[str, Any]]:

@@ -37,6 +37,8 @@ class TrialResult:
         iterations: how often it reported.
         time_s: seconds it ran.
         error: what ended it in one line, or None; its traceback is in `traceback.txt` in its folder.
+        epoch: in which the best value was reported, from 0; None if it reported none.
+        stop_reason: why it was stopped before its end, or None.
     """
 
     name: str
@@ -50,6 +52,8 @@ class TrialResult:
     iterations: int = 0
     time_s: float = 0.0
     error: str | None = None
+    epoch: int | None = None
+    stop_reason: str | None = None
 
     @property
     def number(self) -> int:
@@ -87,6 +91,7 @@ class SweepResult:
         trials: best first; those without a score last.
         run_id: the sweep's MLflow run, or None.
         folder: where the trials keep their files.
+        best_config: file with the config of the best trial, for `raylit fit --config`.
         where: how to look at the trials side by side in MLflow, or "".
 
     Example:
@@ -99,6 +104,7 @@ class SweepResult:
     run_id: str | None = None
     folder: str = ""
     where: str = ""
+    best_config: str = ""
 
     @property
     def best(self) -> TrialResult:
@@ -177,6 +183,11 @@ def sort_trials(trials: Sequence[TrialResult], mode: str) -> list[TrialResult]:
     return sorted(trials, key=rank)
 
 
+def is_number(value: float | None) -> bool:
+    """Tell whether there is a value and it is not NaN."""
+    return value is not None and value == value
+
+
 def pareto_front(trials: Sequence[TrialResult], metrics: Mapping[str, str]) -> list[TrialResult]:
     """Return the trials that no other is at least as good as in all metrics and better in one."""
     points = {
@@ -184,13 +195,14 @@ def pareto_front(trials: Sequence[TrialResult], metrics: Mapping[str, str]) -> l
             trial.metrics[name] * (1 if mode == "min" else -1) for name, mode in metrics.items()
         ]
         for trial in trials
-        if all(name in trial.metrics for name in metrics)
+        if all(is_number(trial.metrics.get(name)) for name in metrics)
     }
-
-    def is_beaten(point: list[float]) -> bool:
-        return any(
+    # In this order one that beats another stands before it, so that the front alone is compared
+    front: list[list[float]] = []
+    for point in sorted(points.values()):
+        if not any(
             other != point and all(a <= b for a, b in zip(other, point, strict=True))
-            for other in points.values()
-        )
-
-    return [trial for trial in trials if trial.name in points and not is_beaten(points[trial.name])]
+            for other in front
+        ):
+            front.append(point)
+    return [trial for trial in trials if points.get(trial.name) in front]

@@ -8,7 +8,11 @@ import importlib
 from collections import deque
 from collections.abc import Iterator
 
-from ray.air.execution import PlacementGroupResourceManager, ResourceRequest
+from ray.air.execution import (
+    AcquiredResources,
+    PlacementGroupResourceManager,
+    ResourceRequest,
+)
 from ray.air.execution.resources.placement_group import PlacementGroupAcquiredResources
 
 
@@ -40,7 +44,8 @@ class Slots(PlacementGroupResourceManager):
         super().cancel_resource_request(resource_request)
         self._fill()
 
-    def free_resources(self, acquired_resource: PlacementGroupAcquiredResources) -> None:
+    def free_resources(self, acquired_resource: AcquiredResources) -> None:
+        assert isinstance(acquired_resource, PlacementGroupAcquiredResources)
         super().free_resources(acquired_resource)
         self._fill()
 

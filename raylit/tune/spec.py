@@ -9,7 +9,6 @@ from typing import Any
 
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import SearchAlgorithm, Searcher
-from ray.tune.stopper import Stopper
 
 from raylit.errors import did_you_mean
 from raylit.tune import schedule, stops
@@ -239,6 +238,13 @@ class SweepSpec:
         return named(self.search, "search")[0]
 
     @property
+    def scheduler_name(self) -> str:
+        """The word for the scheduler; of an object, its class."""
+        if isinstance(self.scheduler, TrialScheduler):
+            return type(self.scheduler).__name__
+        return named(self.scheduler, "scheduler")[0]
+
+    @property
     def num_workers(self) -> int:
         """Ray workers of each trial; 0: it runs in one process."""
         return int(self.resources.get("num_workers", 0))
@@ -286,8 +292,8 @@ class SweepSpec:
         """
         return schedule.make_scheduler(self, max_epochs)
 
-    def make_stopper(self) -> Stopper:
-        """Return Ray Tune's object for `stop`.
+    def make_stopper(self) -> stops.Stops:
+        """Return what ends trials and the sweep by `stop`.
 
         Raises:
             SweepError: a word or a value is wrong.

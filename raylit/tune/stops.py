@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ray.tune.stopper import (
-    CombinedStopper,
     ExperimentPlateauStopper,
     MaximumIterationStopper,
     Stopper,
@@ -58,64 +57,94 @@ class Asked(Protocol):
         """Have the trials that run saved and ended."""
 
 
+class Stops(Stopper):
+    """Ends trials and the sweep by the words under `stop`, and remembers which of them it was.
+
+    Args:
+        by_word: Ray Tune's object for each word.
+
+    Attributes:
+        reasons: of the trials that one of them ended, by Ray Tune's ids.
+        ended_by: the word that ended the sweep, or None.
+    """
+
+    def __init__(self, by_word: Mapping[str, Stopper]) -> None:
+        self._by_word = by_word
+        self.reasons: dict[str, str] = {}
+        self.ended_by: str | None = None
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        # each of them counts what it sees
+        words = [word for word, one in self._by_word.items() if one(trial_id, result)]
+        if words:
+            self.reasons[trial_id] = words[0]
+        return bool(words)
+
+    def stop_all(self) -> bool:
+        words = [word for word, one in self._by_word.items() if one.stop_all()]
+        if words and self.ended_by is None:
+            self.ended_by = words[0]
+        return bool(words)
+
+
 class EndOfSweep(Stopper):
     """Ends the sweep when its stopper says so or a signal has come, with the trials that run.
 
     Ray Tune alone would wait for each trial's next report.
     """
 
-    def __init__(self, stopper: Stopper, ending: Asked) -> None:
-        self._stopper = stopper
+    def __init__(self, stops: Stops, ending: Asked) -> None:
+        self._stops = stops
         self._ending = ending
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return bool(self._stopper(trial_id, result))
+        return self._stops(trial_id, result)
 
     def stop_all(self) -> bool:
         if self._ending.signal is not None:
             return True
-        ends = bool(self._stopper.stop_all())
+        ends = self._stops.stop_all()
         if ends:
             self._ending.tell()
         return ends
 
 
-def make_stopper(spec: SweepSpec) -> Stopper:
-    """Return Ray Tune's object for when trials and sweep end.
+def make_stopper(spec: SweepSpec) -> Stops:
+    """Return what ends trials and the sweep.
 
     Raises:
         SweepError: a word or a value is wrong.
     """
     stop = spec.stop
     if isinstance(stop, Stopper):
-        return stop
+        return Stops({"stop": stop})
     if not isinstance(stop, Mapping):
         raise SweepError(
             f"stop: {stop!r}: give a mapping, such as {{val_acc: 0.99, time_budget: 1h}}.",
             ("stop",),
         )
-    made: list[Stopper] = []
+    made: dict[str, Stopper] = {}
     for word, value in stop.items():
         path = ("stop", word)
         if word in ("time_budget", "time_budget_s"):
-            made.append(TimeoutStopper(seconds(value, path)))
+            made[word] = TimeoutStopper(seconds(value, path))
         elif word == "target":
-            made.append(Threshold(spec.metric, spec.mode, _number(word, value), True))
+            made[word] = Threshold(spec.metric, spec.mode, _number(word, value), True)
         elif word == "plateau":
-            made.append(_plateau(spec, word, value, ExperimentPlateauStopper))
+            made[word] = _plateau(spec, word, value, ExperimentPlateauStopper)
         elif word == "trial_plateau":
-            made.append(_plateau(spec, word, value, TrialPlateauStopper))
+            made[word] = _plateau(spec, word, value, TrialPlateauStopper)
         elif word in ("reports", "training_iteration"):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SweepError(f"stop: {word} is {value!r}: give a whole number.", path)
-            made.append(MaximumIterationStopper(value))
+            made[word] = MaximumIterationStopper(value)
         else:
             near = did_you_mean(str(word), WORDS)
             if near and word not in spec.metrics:
                 raise SweepError(f"stop has no word {word!r}.{near}", path)
             mode = spec.metrics.get(word, "max")
-            made.append(Threshold(word, mode, _number(word, value), False))
-    return CombinedStopper(*made)
+            made[word] = Threshold(word, mode, _number(word, value), False)
+    return Stops(made)
 
 
 def seconds(value: Any, path: tuple[str, ...] = ()) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
 import os
 import secrets
@@ -40,7 +41,7 @@ from raylit.tune.result import SweepResult, TrialResult, sort_trials
 from raylit.tune.slots import at_most
 from raylit.tune.space import SweepError, text_of
 from raylit.tune.spec import SweepSpec
-from raylit.tune.stops import EndOfSweep, budget_s, make_stopper
+from raylit.tune.stops import EndOfSweep, Stops, budget_s, make_stopper
 from raylit.tune.trial import ERROR, TrialPlan, trainable, warm_up
 from raylit.tune.warm import earlier_trials
 
@@ -153,6 +154,9 @@ def run_sweep(
     _say_start(spec, plan, parent, record, capacity)
     status = "failed"
     ending = Ending(plan.stop_key)
+    reasons = tracking.StopReasons(parent) if parent is not None else None
+    if reasons is not None:
+        record.listeners.append(reasons.changed)
     try:
         with SweepDisplay(spec, record, trainer.max_epochs, budget_s(spec)):
             parts = {"The model, the data or the Trainer": recipe}
@@ -171,21 +175,22 @@ def run_sweep(
         if parent is not None:
             tracking.close_left(parent, record.trials, status == "killed")
             tracking.log_result(parent, result, best)
+            result.where = tracking.keep_view(parent, result) or result.where
     except (KeyboardInterrupt, SystemExit):
         status = "killed"
+        info(f"The sweep was ended at once. {_how_to_go_on(name)}")
         raise
     finally:
         internal_kv._internal_kv_del(plan.stop_key)
         record.close(status)
+        if reasons is not None:
+            reasons.close()
         if parent is not None:
             parent.close_children("killed")
             parent.close(status)
-    print_table(result.trials, spec)
+    print_table(result)
     if ending.signal is not None:
-        info(
-            f"The sweep was ended; its trials are saved. It goes on with resume={name!r} (raylit tune"
-            f" --resume {name})."
-        )
+        info(f"The sweep was ended; its trials are saved. {_how_to_go_on(name)}")
         raise Terminated if ending.signal == signal.SIGTERM else KeyboardInterrupt
     if not any(trial.score is not None for trial in result.trials):
         raise LaunchError(_why_all_failed(result))
@@ -273,12 +278,13 @@ def _say_left(records: str, name: str) -> None:
         if left == name:
             continue
         head = mark_left(os.path.join(records, left))
-        info(
-            f"The sweep {left} was left by a process that has died. It goes on with resume={left!r}"
-            f" (raylit tune --resume {left})."
-        )
+        info(f"The sweep {left} was left by a process that has died. {_how_to_go_on(left)}")
         if head.get("run_id"):
             MLFlowLogger.end_tree(head["tracking_uri"], head["run_id"], "killed")
+
+
+def _how_to_go_on(name: str) -> str:
+    return f"It goes on with resume={name!r} (raylit tune --resume {name})."
 
 
 def _wanted(spec: SweepSpec) -> dict[str, float]:
@@ -294,7 +300,8 @@ def _say_start(
     record: SweepRecord,
     capacity: Capacity,
 ) -> None:
-    at_once = f", {capacity.concurrent} at a time" if capacity.concurrent else ""
+    number = min(capacity.concurrent or spec.num_trials, spec.num_trials)
+    at_once = f", {number} at a time" if capacity.concurrent else ""
     info(
         f"Sweep {spec.name}: {spec.num_trials} trials{at_once} over"
         f" {', '.join(spec.swept) or 'constants only'}; files in {plan.folder}"
@@ -303,7 +310,7 @@ def _say_start(
         info(capacity.note)
     if record.past:
         ended = sum(trial.status not in ("pending", "running") for trial in record.past.values())
-        info(f"Going on with it: {ended} trials have ended, {len(record.past) - ended} had begun.")
+        info(f"Going on with it: trials that have ended: {ended}, had begun: {len(record.past)}.")
     if parent is not None:
         info(f"MLflow: {parent.where()}")
     say_dashboard()
@@ -357,6 +364,8 @@ def _run(
     # Optuna's knows its space; what stands in it would be sampled a second time
     space = {} if type(search).__module__.startswith("raylit") else dict(spec.space)
     record.changes_config = isinstance(scheduler, PopulationBasedTraining)
+    stops = make_stopper(spec)
+    record.why_stopped = functools.partial(_why_stopped, spec, stops)
     failures = max(1, spec.max_failures)  # a process that was killed is started again once
     tuner = tune.Tuner(
         tune.with_resources(trial, capacity.request),
@@ -377,7 +386,7 @@ def _run(
         run_config=tune.RunConfig(
             name=name,
             storage_path=storage,
-            stop=EndOfSweep(make_stopper(spec), ending),
+            stop=EndOfSweep(stops, ending),
             # a trial is saved when a scheduler wants it
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=failures),
@@ -387,6 +396,15 @@ def _run(
     )
     with at_most(capacity.concurrent):
         tuner.fit()
+
+
+def _why_stopped(spec: SweepSpec, stops: Stops, trial_id: str) -> str:
+    """Return what stopped a trial: a word under `stop`, the end of the sweep, or its scheduler."""
+    if trial_id in stops.reasons:
+        return f"stop: {stops.reasons[trial_id]}"
+    if stops.ended_by is not None:
+        return f"end of the sweep: {stops.ended_by}"
+    return f"scheduler: {spec.scheduler_name}"
 
 
 def _points(spec: SweepSpec, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -471,7 +489,8 @@ def _keep_best(
         return None
     best = result.trials[0]
     text = recipe.best_config(record.raw[best.number], seed_of(seed, best.number))
-    with open(os.path.join(record.folder, BEST), "w", encoding="utf-8") as file:
+    result.best_config = os.path.join(record.folder, BEST)
+    with open(result.best_config, "w", encoding="utf-8") as file:
         file.write(text)
     return text
 

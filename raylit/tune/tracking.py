@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from raylit.loggers import MLFlowLogger
+from raylit.loggers.mlflow import store
 from raylit.runtime.messages import warn
 from raylit.runtime.secrets import without_secrets
 from raylit.tune.space import text_of
@@ -95,6 +100,86 @@ def close_left(parent: MLFlowLogger, trials: Mapping[str, TrialResult], is_kille
     )
     parent.close_children("failed", by_status.get("failed", []))
     parent.close_children("killed" if is_killed else "failed")
+
+
+class StopReasons:
+    """Tags the runs of trials that were stopped with what stopped them, beside the sweep.
+
+    A store takes some milliseconds for each.
+
+    Args:
+        parent: the sweep's run.
+    """
+
+    def __init__(self, parent: MLFlowLogger) -> None:
+        self._parent = parent
+        self._pool = ThreadPoolExecutor(1, "raylit-tags")
+
+    def changed(self, trial: TrialResult, event: str) -> None:
+        """Take note of what has happened to a trial."""
+        if event == "end" and trial.stop_reason and trial.run_id:
+            self._pool.submit(self._tag, trial.run_id, trial.stop_reason)
+
+    def _tag(self, run_id: str, reason: str) -> None:
+        try:
+            self._parent.experiment.set_tag(run_id, "raylit.stop_reason", reason)
+        except Exception as error:  # of the store, which may be away
+            warn(f"MLflow does not tell why the run {run_id} was stopped: {error}")
+
+    def close(self) -> None:
+        """Wait until all are tagged."""
+        self._pool.shutdown()
+
+
+def keep_view(parent: MLFlowLogger, result: SweepResult) -> str | None:
+    """Keep in MLflow how the trials are best looked at; return where, or None if that failed.
+
+    The page shows parallel coordinates of the swept keys and the metrics, of this sweep's trials
+    alone. MLflow's own page to compare runs takes no keys and draws the first 3 that differ. The
+    form of what is kept is that of its button "Share": a tag of the experiment, whose length is
+    limited, so that it is compressed.
+    """
+    swept = sorted({key for trial in result.trials for key in _varied(trial, result.spec)})
+    chart = {
+        "uuid": "raylit",
+        "type": "PARALLEL",
+        "metricSectionId": "raylit",
+        "isGenerated": False,
+        "deleted": False,
+        "runsCountToCompare": 10,
+        "showAllRuns": True,
+        "selectedParams": swept,
+        "selectedMetrics": list(result.spec.metrics),
+    }
+    section = {"uuid": "raylit", "name": "Sweep", "display": True, "isReordered": False}
+    state = {
+        "searchFilter": f"tags.`mlflow.parentRunId` = '{parent.run_id}'",
+        "runsHiddenMode": "SHOW_ALL",
+        "compareRunCharts": [chart],
+        "compareRunSections": [section],
+        "isAccordionReordered": True,
+    }
+    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    try:
+        parent.experiment.set_experiment_tag(
+            str(parent.experiment_id),
+            f"mlflow.sharedViewState.{parent.run_id}",
+            f"deflate;{packed}",
+        )
+    except Exception as error:  # of the store: a view is no reason to lose a sweep
+        warn(f"The view of the sweep could not be kept in MLflow: {error}")
+        return None
+    page = store.page_of_view(str(parent.experiment_id), str(parent.run_id))
+    return store.look(str(parent.tracking_uri), page)
+
+
+def _varied(trial: TrialResult, spec: SweepSpec) -> list[str]:
+    """Return the full names of the values of a trial that are swept."""
+    return [
+        key
+        for key in trial.config
+        if any(key == name or key.startswith(f"{name}.") for name in spec.swept)
+    ]
 
 
 def _text(value: Any) -> str:

@@ -36,5 +36,5 @@ def test_what_is_asked_for_beyond_the_slots_waits_for_one(ray_cluster: str) -> N
     slots.free_resources(first)
     wait_for(slots, other)
     slots.free_resources(second)
-    slots.clear()
+    slots.clear()  # type: ignore[no-untyped-call]  of Ray
     assert not slots.has_resources_ready(other)

@@ -683,6 +683,12 @@ def page_of_runs(experiment_id: str, run_ids: Sequence[str]) -> str:
     return f"/#/compare-runs{ML}&runs={runs}&experiments={experiments}"
 
 
+def page_of_view(experiment_id: str, key: str) -> str:
+    """Return where the charts of an experiment's runs are shown as a shared view has them."""
+    view = f"viewStateShareKey={key}&compareRunsMode=CHART"
+    return f"/#/experiments/{experiment_id}/runs{ML}&{view}"
+
+
 def look(uri: str, page: str) -> str:
     """Return how a page is looked at: its address, or what serves it and then its address."""
     shown = without_secrets(uri)
