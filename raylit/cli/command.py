@@ -141,10 +141,17 @@ def _take_options(command: str, args: list[str]) -> tuple[argparse.Namespace, li
         if command == "tune":
             parser.add_argument("--sweep")
             parser.add_argument("--resume", nargs="?", const=True)
+            parser.add_argument("--retrain", nargs="?", const="all")
+            parser.add_argument("--auto", action="store_true")
+            parser.add_argument("--budget")
+            parser.add_argument("--average", type=int)
         elif command == "fit":
             parser.add_argument("--resume", action="store_true")
         elif command == "predict":
             parser.add_argument("--output")
+    if command == "tune":
+        args, behind = _split_at_retrain(args)
+        parser.set_defaults(behind_retrain=behind)
     options, rest = parser.parse_known_args(args)
     if command == "ui" and rest:
         raise ConfigError(
@@ -152,6 +159,17 @@ def _take_options(command: str, args: list[str]) -> tuple[argparse.Namespace, li
             f" flag.{did_you_mean(rest[0], ('--auth', '--backend-store-uri', '--host', '--port', '--verbose'))}"
         )
     return options, rest
+
+
+def _split_at_retrain(args: list[str]) -> tuple[list[str], list[str]]:
+    """Return the flags up to --retrain, and those behind it, which are those of its fit alone."""
+    for index, arg in enumerate(args):
+        if arg.partition("=")[0] == "--retrain":
+            end = index + 1
+            if arg == "--retrain" and args[end : end + 1] and not args[end].startswith("-"):
+                end += 1
+            return args[:end], args[end:]
+    return args, []
 
 
 class _Parser(argparse.ArgumentParser):

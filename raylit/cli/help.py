@@ -104,7 +104,14 @@ HELP = {
         "raylit tune --config configs/digits.yaml --sweep configs/sweeps/digits.yaml",
         "  --sweep FILE             YAML file with space, metric, trials, ...\n"
         "  --resume [NAME]          go on with a sweep whose process has ended; without a name, the"
-        " newest\n",
+        " newest\n"
+        "  --auto                   make the sweep file from the config, and test the best at the end\n"
+        "  --budget TIME            how long that sweep takes. Default: 10m\n"
+        "  --average K              also average the weights of the K best checkpoints of its best"
+        " trial\n"
+        "  --retrain [all|train]    then fit with the best values: on training and validation data,"
+        " or as\n"
+        "                           before; flags behind it count for that fit alone\n",
     ),
     "ui": (
         """\

@@ -6,7 +6,9 @@ import copy
 import functools
 import json
 import os
+import shlex
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,18 +22,25 @@ from raylit.cli import report
 from raylit.cli.config import Config, instantiate, make_parser, parse
 from raylit.cli.diagnosis import nearest
 from raylit.cli.optimizer import give_optimizer
+from raylit.cli.record import KeepConfig
 from raylit.cli.run import make_trainer
 from raylit.cli.source import Source, read_file
-from raylit.errors import ConfigError
+from raylit.core.datamodule import LightningDataModule
+from raylit.core.hooks import is_overridden
+from raylit.core.module import LightningModule
+from raylit.errors import ConfigError, did_you_mean
+from raylit.loggers import MLFlowLogger
 from raylit.runtime.rng import seed_everything
 from raylit.runtime.secrets import without_secrets
 from raylit.trainer.trainer import Trainer
 
 if TYPE_CHECKING:
+    from raylit.tune import SweepResult
     from raylit.tune.trial import Made
 
 CONFIG = "config.yaml"  # kept in the sweep's folder, for `raylit tune --resume NAME`
 SWEEP = "sweep.yaml"
+LENGTHS = ("--trainer.max_epochs", "--trainer.max_steps", "--trainer.max_time")
 LISTS = ("callbacks", "logger")  # arguments of the Trainer whose items are named by their classes
 
 
@@ -52,9 +61,13 @@ def tune(args: list[str], options: Namespace) -> None:
     if options.print_config:
         print(without_secrets(config.text), end="")
         return
+    _check_auto(options)
+    if options.auto and options.resume is None:
+        sweep = _propose(config, args, options)
     if sweep is None:
         raise ConfigError(
-            "the file that describes the sweep is missing: --sweep configs/sweeps/digits.yaml."
+            "the file that describes the sweep is missing: --sweep configs/sweeps/digits.yaml. Or"
+            " have one made: --auto."
         )
     source = read_file(sweep, "--sweep")
     # Ray is loaded only once the files are known to be good
@@ -70,14 +83,150 @@ def tune(args: list[str], options: Namespace) -> None:
         )
         recipe.check(spec.space)
         config.seed()
-        config.make_model_and_data()  # what cannot be made must not fail in every trial
+        _, data = config.make_model_and_data()  # what cannot be made must not fail in every trial
         trainer = make_trainer(config)
+        _check_retrain(options, args, data)
         with open(sweep, encoding="utf-8") as file:
             files = {CONFIG: without_secrets(config.text), SWEEP: file.read()}
         result = run_sweep(trainer, recipe, spec, resume=options.resume or False, files=files)
     except SweepError as error:
         raise ConfigError(f"{source.where(error.path)}: {error}") from error
-    report.end_of_sweep(result, trainer)
+    report.end_of_sweep(result)
+    if options.auto:
+        _test_best(recipe, result, options.average or 1)
+    if options.retrain:
+        _retrain(result, options)
+
+
+def _check_auto(options: Namespace) -> None:
+    """Find flags that belong to --auto or contradict it.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    from raylit.tune.space import SweepError
+    from raylit.tune.stops import seconds
+
+    if options.auto and options.sweep is not None:
+        raise ConfigError("--auto makes the sweep file that --sweep names. Leave one of them out.")
+    for name in ("budget", "average"):
+        if getattr(options, name) is not None and not options.auto:
+            instead = "stop: {time_budget: 10m} in the sweep file" if name == "budget" else "--auto"
+            raise ConfigError(f"--{name} belongs to --auto. Add it, or use {instead}.")
+    if options.average is not None and options.average < 1:
+        raise ConfigError(f"--average {options.average}: give how many, at least 1.")
+    if options.budget is not None:
+        try:
+            seconds(options.budget)
+        except SweepError as error:
+            raise ConfigError(f"--budget {options.budget}: give a time such as 10m.") from error
+
+
+def _propose(config: Config, args: list[str], options: Namespace) -> str:
+    """Write a sweep file for a config, and print it; returns its path."""
+    from raylit.tune.auto import propose
+
+    recipe = ConfigRecipe(_plain(config), list(args), os.getcwd(), Source("--auto", {}))
+    config.seed()
+    proposal = propose(recipe, recipe.base, "auto", options.budget, options.average or 1)
+    number = 1
+    while os.path.exists(path := "auto.yaml" if number == 1 else f"auto-{number}.yaml"):
+        number += 1
+    again = without_secrets(shlex.join(["raylit", "tune", *args, "--sweep", path]))
+    head = f"Written by raylit tune --auto. Edit it, and run\n  {again}"
+    text = proposal.text(head)
+    with open(path, "x", encoding="utf-8") as file:
+        file.write(text)
+    print(f"{text}\nThis is {path}.", flush=True)
+    return path
+
+
+def _test_best(recipe: ConfigRecipe, result: SweepResult, average: int) -> None:
+    """Test the best trial, and the average of its checkpoints, on data that no trial has seen."""
+    from raylit.tune.average import checkpoints_beside, write_average
+
+    best = result.best
+    made = recipe(best.config)
+    has_data = made.data is not None and is_overridden(
+        "test_dataloader", made.data, LightningDataModule
+    )
+    if not has_data or not is_overridden("test_step", made.model, LightningModule):
+        print("No test: the data has no test_dataloader, or the model no test_step.")
+        return
+    if best.checkpoint is None:
+        print(f"No test: {best.name} has saved no checkpoint.")
+        return
+    own = next((one for one in made.trainer.loggers if isinstance(one, MLFlowLogger)), None)
+    logger: MLFlowLogger | bool = False
+    if own is not None and best.run_id is not None:  # into the run of the trial
+        logger = MLFlowLogger(own.name or "", tracking_uri=own.tracking_uri, run_id=best.run_id)
+    rows: list[tuple[str, str]] = []
+
+    def test(what: str, checkpoint: str, logger: MLFlowLogger | bool) -> None:
+        trainer = made.trainer.replaced(logger=logger)
+        (found,) = trainer.test(
+            made.model, datamodule=made.data, ckpt_path=checkpoint, verbose=False
+        )
+        values = "  ".join(f"{name} {value:.4g}" for name, value in found.items())
+        rows.append(("test", f"{what}: {values}"))
+
+    test(best.name, best.checkpoint, logger)
+    several = checkpoints_beside(best.checkpoint) if average > 1 else []
+    if len(several) > 1:
+        path = write_average(several)
+        test(f"average of its {len(several)} best, {report.shown(path)}", path, False)
+    report.print_rows(rows)
+
+
+def _check_retrain(options: Namespace, args: list[str], data: LightningDataModule | None) -> None:
+    """Find out before any trial whether the fit after them can be made.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    from raylit.tune.retrain import INSTEAD, ON, Joined
+
+    if options.retrain is None:
+        return
+    if options.retrain not in ON:
+        raise ConfigError(
+            f"--retrain {options.retrain}: fit on what?{did_you_mean(options.retrain, ON)} Give"
+            f" one of {', '.join(ON)}."
+        )
+    parse("tune", [*args, *options.behind_retrain])
+    if options.retrain == "train":
+        return
+    if data is None:
+        raise ConfigError(
+            f"--retrain: there is no datamodule whose data could be joined. {INSTEAD}"
+        )
+    data.prepare_data()
+    data.setup("fit")
+    Joined(data).train_dataloader()
+
+
+def _retrain(result: SweepResult, options: Namespace) -> None:
+    """Fit once more with the best values, and the flags behind --retrain."""
+    from raylit.tune.retrain import Joined, without_validation
+
+    args = ["--config", result.best_config, *options.behind_retrain]
+    epoch = result.best.epoch
+    names = {flag.partition("=")[0] for flag in options.behind_retrain}
+    is_joined = options.retrain == "all"
+    if is_joined and epoch is not None and not names & set(LENGTHS):
+        args += ["--trainer.max_epochs", str(epoch + 1)]  # without validation to tell which is best
+    config = parse("fit", args)
+    config.seed()
+    model, data = config.make_model_and_data()
+    trainer = make_trainer(config, [KeepConfig(config.text)])
+    if is_joined:
+        assert data is not None, "checked before the sweep"
+        trainer = without_validation(trainer)
+        data = Joined(data)
+    report.begin("fit", trainer, model, data, None)
+    started = time.time()
+    done = trainer.fit(model, datamodule=data)
+    report.end_of_fit(done, trainer, time.time() - started, args)
 
 
 def _files_of(name: str, args: list[str]) -> tuple[list[str], str]:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import base64
+import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -181,15 +184,23 @@ def test_tune_runs_the_trials_of_the_sweep_file(
     )
     logger = ("--trainer.logger=MLFlowLogger", "--trainer.logger.experiment_name=swept")
     done = run_raylit(
-        lab, "tune", *GOOD, *logger, "--sweep", "sweep.yaml", "--ray.address", ray_cluster
+        lab,
+        "tune",
+        *GOOD,
+        *logger,
+        *("--sweep", "sweep.yaml", "--ray.address", ray_cluster),
+        *("--retrain", "--trainer.max_epochs", "4"),
     )
     assert done.code == 0, done
     assert "val_loss" in done.out and "model.lr" in done.out.replace("\n", "")
     assert "--model.lr=0.05 --data.batch_size=64 --trainer.max_epochs=3" in done.out, (
         "the higher rate is the better one"
     )
-    fit = done.out.rpartition("next")[2].split()
+    sweep, retrained = done.out.split("next ", 1)
+    assert "importance" not in sweep, "two trials cannot tell"
+    fit = retrained.splitlines()[0].split()
     assert fit[:3] == ["raylit", "fit", "--config"]
+    assert "4 epochs, 56 steps" in retrained, "2 x 442 rows in batches of 64, 4 times"
     best = parse("fit", fit[2:]).values
     assert (best.model.init_args.lr, best.trainer.max_epochs) == (0.05, 3)
     client = mlflow.MlflowClient(f"sqlite:///{lab}/mlflow.db")
@@ -197,9 +208,39 @@ def test_tune_runs_the_trials_of_the_sweep_file(
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     trials = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
-    assert len(runs) == 3 and sorted(float(run.data.params["lr"]) for run in trials) == [
+    assert len(runs) == 4 and sorted(float(run.data.params["lr"]) for run in trials) == [
         0.000001,
         0.05,
     ]
     epochs = {len(client.get_metric_history(run.info.run_id, "val_loss")) for run in trials}
     assert epochs == {3}, "trainer.max_epochs of the space wins over the flag"
+    view = next(
+        experiment.tags[key] for key in experiment.tags if key.startswith("mlflow.sharedViewState.")
+    )
+    packed = base64.b64decode(view.removeprefix("deflate;"))
+    (chart,) = json.loads(zlib.decompress(packed))["compareRunCharts"]
+    assert (chart["selectedParams"], chart["selectedMetrics"]) == (["model.lr"], ["val_loss"])
+    shared = next(key for key in experiment.tags if key.startswith("mlflow.sharedViewState."))
+    assert f"viewStateShareKey={shared.rpartition('.')[2]}" in sweep
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        (("--auto", "--sweep", "sweep.yaml"), "--auto makes the sweep file that --sweep names."),
+        (("--budget", "1h", "--sweep", "sweep.yaml"), "--budget belongs to --auto."),
+        (("--average", "3", "--sweep", "sweep.yaml"), "--average belongs to --auto."),
+        (("--auto", "--budget", "-5m"), "--budget -5m: give a time such as 10m."),
+        (("--auto", "--average", "0"), "--average 0: give how many, at least 1."),
+        (("--sweep", "sweep.yaml", "--retrain", "trian"), "Did you mean 'train'?"),
+        (("--sweep", "sweep.yaml", "--retrain", "--trainer.max_epoch", "3"), "max_epochs"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(
+    main: Callable[..., Done], lab: Path, flags: tuple[str, ...], wanted: str
+) -> None:
+    (lab / "sweep.yaml").write_text(SWEEP)
+    done = main("tune", *GOOD, *flags)
+    assert done.code == 2
+    assert wanted in done.err and done.err.count("\n") == 1, done.err
+    assert not (lab / "auto.yaml").exists() and not (lab / "raylit_runs").exists()

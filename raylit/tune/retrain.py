@@ -1,0 +1,105 @@
+"""The best of a sweep, fitted once more: on training and validation data together, or for longer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
+
+from raylit.callbacks import EarlyStopping, ModelCheckpoint
+from raylit.core.datamodule import LightningDataModule
+from raylit.errors import ConfigError
+from raylit.runtime.messages import info
+from raylit.trainer.trainer import Trainer
+
+ON = ("all", "train")  # what the best is fitted on again
+INSTEAD = "Fit on the training data alone, with validation as before: --retrain train."
+KEPT = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn")
+KEPT_OF_WORKERS = ("multiprocessing_context", "prefetch_factor", "persistent_workers")
+
+
+class Joined(LightningDataModule):
+    """The data of another datamodule, with the validation data among the training data.
+
+    Args:
+        data: the other one; its loaders are read as DataLoaders of maps.
+    """
+
+    def __init__(self, data: LightningDataModule) -> None:
+        super().__init__()
+        self.data = data
+        for name in ("test_dataloader", "predict_dataloader"):
+            setattr(self, name, getattr(data, name))
+
+    def prepare_data(self) -> None:
+        self.data.prepare_data()
+
+    def setup(self, stage: str) -> None:
+        self.data.trainer = self.trainer
+        self.data.setup(stage)
+
+    def teardown(self, stage: str) -> None:
+        self.data.teardown(stage)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return a loader like that for training, of both data sets.
+
+        Raises:
+            ConfigError: they cannot be joined.
+        """
+        return joined(self.data.train_dataloader(), self.data.val_dataloader())
+
+
+def joined(train: Any, val: Any) -> DataLoader[Any]:
+    """Return a loader like `train` over the data of both.
+
+    Raises:
+        ConfigError: they are no DataLoaders, or of data without a length.
+    """
+    for loader in (train, val):
+        if type(loader) is not DataLoader or isinstance(loader.dataset, IterableDataset):
+            raise ConfigError(
+                "--retrain: training and validation data can be joined where both loaders are"
+                f" DataLoaders of data with a length, but there is {type(loader).__name__}."
+                f" {INSTEAD}"
+            )
+    if train.batch_size is None or type(train.sampler) not in (RandomSampler, SequentialSampler):
+        raise ConfigError(
+            "--retrain: the training loader has a sampler or batches of its own, which would not"
+            f" know the validation data. {INSTEAD}"
+        )
+    arguments = {name: getattr(train, name) for name in KEPT}
+    if train.num_workers:
+        arguments |= {name: getattr(train, name) for name in KEPT_OF_WORKERS}
+    return DataLoader(
+        ConcatDataset([train.dataset, val.dataset]),
+        train.batch_size,
+        shuffle=isinstance(train.sampler, RandomSampler),
+        drop_last=train.drop_last,
+        generator=train.generator,
+        **arguments,
+    )
+
+
+def without_validation(trainer: Trainer) -> Trainer:
+    """Return a Trainer whose callbacks need no validation: none stops early, the last is saved."""
+    dropped = [
+        one
+        for one in trainer.callbacks
+        if isinstance(one, EarlyStopping) or (isinstance(one, ModelCheckpoint) and one.monitor)
+    ]
+    if dropped:
+        names = ", ".join(sorted({type(one).__name__ for one in dropped}))
+        info(f"--retrain: without validation {names} has nothing to go by; the last is saved.")
+    kept = [one for one in trainer.callbacks if one not in dropped]
+    if any(isinstance(one, ModelCheckpoint) for one in dropped):
+        kept.append(ModelCheckpoint())
+    changed = trainer.replaced(limit_val_batches=0, num_sanity_val_steps=0)
+    changed.callbacks = kept
+    return changed
