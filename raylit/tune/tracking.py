@@ -151,8 +151,19 @@ def keep_view(parent: MLFlowLogger, result: SweepResult) -> str | None:
         "selectedParams": swept,
         "selectedMetrics": list(result.spec.metrics),
     }
-    section = {"uuid": "raylit", "name": "Sweep", "display": True, "isReordered": False}
+    section = {
+        "uuid": "raylit",
+        "name": "Sweep",
+        "display": True,
+        "isReordered": False,
+        "columns": 1,
+        "cardHeight": 480,
+    }
+    name, mode = next(iter(result.spec.metrics.items()))
     state = {
+        # in the default order, by date, MLflow hides runs below their parent
+        "orderByKey": f"metrics.`best/{name}`",
+        "orderByAsc": mode == "min",
         "searchFilter": f"tags.`mlflow.parentRunId` = '{parent.run_id}'",
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": [chart],
