@@ -36,6 +36,7 @@ MAX_TRIALS = 100
 MIN_TRIALS = 8
 EPOCHS = 10  # of a trial, if the config has no number
 BATCHES = 14  # that are timed, of each size, after 2 that are not
+SKIPPED = 10  # steps of the finder, in which the loss falls for reasons of its own
 MIN_BATCHES = 10  # of an epoch: with larger batches there would be too few steps
 # Names of arguments, and what is tried of a value. The first that fits counts.
 FIXED = re.compile(r"^(in|input|out|output|num|n)_|_(in|out)$|class|vocab|seed|worker|path|kernel")
@@ -256,21 +257,24 @@ def _lr_of(config: Mapping[str, Any]) -> tuple[str | None, float | None]:
 
 
 def lr_range(curve: LRFinderResult | None, value: float | None) -> tuple[float, float, str]:
-    """Return the ends of the learning rates to try, and why."""
-    steepest = curve.suggestion() if curve is not None else None
-    if curve is None or steepest is None:
+    """Return the ends of the learning rates to try, and why.
+
+    From where the loss has fallen by a tenth of its whole fall to where it is least. The finder's
+    own suggestion, the steepest fall by learning rate, is no end: on the digits it was 6e-6.
+    """
+    found = curve.results if curve is not None else {"lr": [], "loss": []}
+    all_pairs = zip(found["lr"], found["loss"], strict=True)
+    pairs = [pair for pair in all_pairs if math.isfinite(pair[1])][SKIPPED:]
+    least = min(pairs, key=lambda pair: pair[1], default=(0.0, math.nan))
+    if not pairs or not pairs[0][1] > least[1]:
         middle = value or 1e-3
         return _rounded(middle / 10), _rounded(middle * 10), "a tenth to ten times the config's"
-    pairs = [
-        (loss, lr)
-        for loss, lr in zip(curve.results["loss"], curve.results["lr"], strict=True)
-        if math.isfinite(loss)
-    ]
-    _, least = min(pairs[10:] or pairs)
-    low, high = steepest / 10, max(least, steepest * 3)
+    tenth = pairs[0][1] - (pairs[0][1] - least[1]) / 10
+    falls = next(lr for lr, loss in pairs if loss <= tenth)
+    low, high = min(falls, least[0] / 10), least[0]
     if value is not None:
-        low, high = min(low, value / 3), max(high, value)
-    why = f"finder: the loss falls fastest at {steepest:.2g}, and is least at {least:.2g}"
+        low, high = min(low, value), max(high, value)
+    why = f"finder: the loss falls from {falls:.2g} on, and is least at {least[0]:.2g}"
     return _rounded(low), _rounded(high), why
 
 

@@ -145,8 +145,7 @@ def _parallel(result: SweepResult) -> Figure:
     columns: list[list[float]] = []
     for place, name in enumerate(names):
         values = [
-            trial.score if name == result.spec.metric else trial.config.get(name)
-            for trial in trials
+            trial.score if name == result.spec.metric else _shown(trial, name) for trial in trials
         ]
         heights, low, high = _heights(values)
         columns.append(heights)
@@ -276,6 +275,12 @@ def _keys(result: SweepResult) -> list[str]:
         for key, value in trial.config.items():
             found.setdefault(key, set()).add(repr(value))
     return sorted(key for key, values in found.items() if len(values) > 1)
+
+
+def _shown(trial: TrialResult, key: str) -> Any:
+    """Return a value of a trial; one that is None is a choice, unlike one that is missing."""
+    value = trial.config.get(key)
+    return "none" if value is None and key in trial.config else value
 
 
 def _is_number(value: Any) -> bool:
