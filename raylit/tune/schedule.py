@@ -111,6 +111,14 @@ def _population(spec: SweepSpec, name: str, arguments: dict[str, Any]) -> dict[s
         # In the words of a space: Ray takes a mapping for a nested config.
         return {argument: {key: _drawn(key, value) for key, value in given.items()}}
     sampled = {key: value for key, value in spec.space.items() if isinstance(value, Domain)}
+    fits = Domain if name == "pbt" else (Float, Integer)
+    if not any(isinstance(value, fits) for value in sampled.values()):
+        what = "nothing that is sampled" if name == "pbt" else "no range of numbers"
+        raise SweepError(
+            f"scheduler: {name} changes values while trials run, but the space has {what} at its"
+            " top. Sample a key, such as {loguniform: [0.0001, 0.1]}, or use scheduler: asha.",
+            ("scheduler",),
+        )
     if name == "pbt":
         plain = {
             key: list(value.categories) if isinstance(value, Categorical) else value

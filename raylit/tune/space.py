@@ -193,6 +193,12 @@ def _is_names(value: Mapping[str, Any], name: str, path: Key) -> bool:
     words = [key for key in value if key in WORDS]
     if "class_path" in value:
         return False
+    if "sample_from" in value:
+        raise SweepError(
+            f"{name}: sample_from takes a function, which no file can hold. Use it in Python, or"
+            f" one of {', '.join(WORDS)}.",
+            (*path, "sample_from"),
+        )
     if not words:
         ((first, arguments), *others) = value.items() or [("", None)]
         near = did_you_mean(str(first), WORDS)
@@ -348,6 +354,11 @@ def check_point(point: Mapping[str, Any], space: Mapping[str, Any], path: Key) -
     Raises:
         SweepError: it names a key that is not swept, or a value that is not in its range.
     """
+    if not isinstance(point, Mapping):
+        raise SweepError(
+            f"points: {point!r} is no mapping: give names and values, such as {{model.lr: 0.01}}.",
+            path,
+        )
     for key, value in point.items():
         if key not in space:
             raise SweepError(
@@ -359,7 +370,9 @@ def check_point(point: Mapping[str, Any], space: Mapping[str, Any], path: Key) -
                 f"points: {key} is {value!r}, which is none of {options_of(where)}.", (*path, key)
             )
         lower, upper = getattr(where, "lower", None), getattr(where, "upper", None)
-        if lower is not None and upper is not None and not lower <= value <= upper:
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        is_range = lower is not None and upper is not None
+        if is_range and not (is_number and lower <= value <= upper):
             raise SweepError(
                 f"points: {key} is {value!r}, which is not between {lower} and {upper}.",
                 (*path, key),

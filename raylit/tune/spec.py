@@ -99,6 +99,17 @@ class SweepSpec:
         if not isinstance(self.isolate, bool):
             raise SweepError(f"isolate={self.isolate!r}: give true or false.", ("isolate",))
         self.space = read_space(self.space)
+        if not isinstance(self.points, list):
+            raise SweepError(
+                f"points={self.points!r}: give a list of mappings, such as [{{model.lr: 0.01}}].",
+                ("points",),
+            )
+        if self.warm_start is not None and not isinstance(self.warm_start, str):
+            raise SweepError(
+                f"warm_start={self.warm_start!r}: give the name or folder of a sweep, or the id of"
+                " its run in MLflow.",
+                ("warm_start",),
+            )
         self.points = [
             check_point(point, self.space, ("points", index))
             for index, point in enumerate(self.points)
@@ -205,7 +216,10 @@ class SweepSpec:
             )
         for name, amount in self.resources.items():
             path = ("resources", name)
-            near = next((one for one in RESOURCES if one.lower() == str(name).lower()), None)
+            plain = str(name).lower().removesuffix("s")
+            near = next(
+                (one for one in RESOURCES if plain in (one.lower(), one.lower()[:-1])), None
+            )
             if near is not None and near != name:
                 raise SweepError(f"resources: {name!r}: did you mean {near!r}?", path)
             if name == "num_workers":
