@@ -230,7 +230,7 @@ def test_tune_runs_the_trials_of_the_sweep_file(
         (("--auto", "--sweep", "sweep.yaml"), "--auto makes the sweep file that --sweep names."),
         (("--budget", "1h", "--sweep", "sweep.yaml"), "--budget belongs to --auto."),
         (("--average", "3", "--sweep", "sweep.yaml"), "--average belongs to --auto."),
-        (("--auto", "--budget", "-5m"), "--budget -5m: give a time such as 10m."),
+        (("--auto", "--budget", "soon"), "--budget soon: give a time such as 10m."),
         (("--auto", "--average", "0"), "--average 0: give how many, at least 1."),
         (("--sweep", "sweep.yaml", "--retrain", "trian"), "Did you mean 'train'?"),
         (("--sweep", "sweep.yaml", "--retrain", "--trainer.max_epoch", "3"), "max_epochs"),

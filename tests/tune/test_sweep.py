@@ -191,6 +191,8 @@ class TestSweep:
             for key, value in trial.config.items():
                 assert float(run.data.params[key]) == value
             assert run.data.metrics["best/val_loss"] == pytest.approx(trial.score)
+            reason = "scheduler: asha" if trial.status == "stopped" else None
+            assert trial.stop_reason == run.data.tags.get("raylit.stop_reason") == reason
             history = MlflowClient(store(folder)).get_metric_history(run.info.run_id, "val_loss")
             assert len(history) == trial.iterations
             assert min(point.value for point in history) == pytest.approx(trial.score)
@@ -506,6 +508,19 @@ def test_wrong_arguments_start_nothing(
     with pytest.raises(ConfigError, match=message):
         tuner.sweep(given.pop("model"), given.pop("datamodule"), **given)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_another_sweep_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "raylit_runs" / "lines-1"
+    folder.mkdir(parents=True)
+    head = {"sweep": "lines", "space": {"model.lr": "0.2"}, "metrics": {"val_loss": "min"}}
+    (folder / FILE).write_text(json.dumps({"sweep": head}) + "\n")
+    tuner = pl.Tuner(pl.Trainer(max_epochs=1, logger=False, default_root_dir=tmp_path))
+    settings: dict[str, Any] = {"space": {"model.lr": 0.1}, "metric": "val_loss"}
+    with pytest.raises(ConfigError, match=r"lines-1 is another one: its space was .*'0.2'"):
+        tuner.sweep(Line, Data, resume="lines-1", **settings)
+    with pytest.raises(ConfigError, match=r"no sweep 'lines-2'.*Did you mean 'lines-1'"):
+        tuner.sweep(Line, Data, resume="lines-2", **settings)
 
 
 def test_async_validation_in_a_trial_is_refused(tmp_path: Path) -> None:
