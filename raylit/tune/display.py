@@ -146,8 +146,10 @@ class SweepDisplay:
             head += f", {clock(max(0.0, self._budget_s - now))} left"
         counts = "  ".join(f"{number} {how}" for how, number in sorted(self._counts.items()))
         table = Table(box=None, pad_edge=False, width=width, show_header=True)
-        for column in ("trial", "reports", self._spec.metric, "values"):
-            table.add_column(column, no_wrap=True, overflow="ellipsis")
+        for column in ("trial", "reports", self._spec.metric):
+            table.add_column(column, no_wrap=True, max_width=24, overflow="ellipsis")
+        # What room the others leave; without a ratio rich takes it from them
+        table.add_column("values", no_wrap=True, overflow="ellipsis", ratio=1)
         for trial in running[:MAX_ROWS]:
             table.add_row(*self._row(trial), style="bold")
         if len(running) > MAX_ROWS:
