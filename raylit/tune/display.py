@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -218,7 +219,9 @@ def print_table(result: SweepResult, num_rows: int = 20) -> None:
         console.print(line)
     if len(failed) > MAX_ROWS:
         print(f"and {len(failed) - MAX_ROWS} more failed")
-    shares = importance_of(result)
+    shares: dict[str, float] = {}
+    with contextlib.suppress(MissingPackageError):  # Optuna: a random search does without
+        shares = result.importance
     if shares:
         text = ", ".join(f"{key} {share:.0%}" for key, share in shares.items())
         console.print(Text(f"importance for {spec.metric}: {text}"))
@@ -257,16 +260,6 @@ def _table_of(
             trial.status,
         )
     return table
-
-
-def importance_of(result: SweepResult) -> dict[str, float]:
-    """Return what share of the score each swept key explains; empty if that cannot be told."""
-    from raylit.tune.plots import importance
-
-    try:
-        return importance(result)
-    except MissingPackageError:  # Optuna, which a random search does without
-        return {}
 
 
 def short(value: Any) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MIN_FOR_IMPORTANCE = 4  # trials
-MAX_FOR_IMPORTANCE = 1000  # of more, so many of all scores; 1,000 take fANOVA 2 s
+MAX_FOR_IMPORTANCE = 1000  # of more, so many of all scores: fANOVA takes seconds
 
 
 def draw(result: SweepResult, kind: str) -> Figure:
@@ -48,7 +48,7 @@ def kinds_for(result: SweepResult) -> list[str]:
     return kinds
 
 
-def importance(result: SweepResult) -> dict[str, float]:
+def compute_importance(result: SweepResult) -> dict[str, float]:
     """Return how much of the score's variance each swept key explains (fANOVA, Hutter et al. 2014).
 
     Empty if too few trials have a score, or all have the same.
@@ -169,7 +169,7 @@ def _parallel(result: SweepResult) -> Figure:
 
 
 def _importance(result: SweepResult) -> Figure:
-    found = importance(result)
+    found = result.importance
     figure = _figure(7, 1.2 + 0.4 * max(1, len(found)))
     axes = figure.subplots()
     items = sorted(found.items(), key=lambda item: item[1])
@@ -182,7 +182,7 @@ def _importance(result: SweepResult) -> Figure:
 
 def _contour(result: SweepResult) -> Figure:
     trials = _scored(result)
-    ranked = list(importance(result)) if len(trials) >= MIN_FOR_IMPORTANCE else []
+    ranked = list(result.importance) if len(trials) >= MIN_FOR_IMPORTANCE else []
     keys = [*ranked, *(key for key in _keys(result) if key not in ranked)]
     if len(keys) < 2:
         raise ConfigError("plot('contour') needs two swept keys.")

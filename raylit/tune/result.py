@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -119,6 +120,19 @@ class SweepResult:
             )
             raise LaunchError(f"No trial of the sweep reported {self.spec.metric!r}. {errors}")
         return self.trials[0]
+
+    @functools.cached_property
+    def importance(self) -> dict[str, float]:
+        """What share of the variance of the score each swept key explains, the largest first.
+
+        Empty if too few trials have a score. Computed by Optuna (fANOVA, Hutter et al. 2014).
+
+        Raises:
+            MissingPackageError: Optuna or scikit-learn is not installed.
+        """
+        from raylit.tune.plots import compute_importance
+
+        return compute_importance(self)
 
     @property
     def front(self) -> list[TrialResult]:
