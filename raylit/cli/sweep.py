@@ -61,7 +61,9 @@ def tune(args: list[str], options: Namespace) -> None:
     if options.print_config:
         print(without_secrets(config.text), end="")
         return
-    _check_auto(options)
+    _check_flags(options)
+    if options.behind_retrain:
+        parse("tune", [*args, *options.behind_retrain])
     if options.auto and options.resume is None:
         sweep = _propose(config, args, options)
     if sweep is None:
@@ -98,15 +100,21 @@ def tune(args: list[str], options: Namespace) -> None:
         _retrain(result, options)
 
 
-def _check_auto(options: Namespace) -> None:
-    """Find flags that belong to --auto or contradict it.
+def _check_flags(options: Namespace) -> None:
+    """Find flags that contradict each other, or whose values are wrong.
 
     Raises:
         ConfigError: there is one.
     """
+    from raylit.tune.retrain import ON
     from raylit.tune.space import SweepError
     from raylit.tune.stops import seconds
 
+    if options.retrain is not None and options.retrain not in ON:
+        raise ConfigError(
+            f"--retrain {options.retrain}: fit on what?{did_you_mean(options.retrain, ON)} Give"
+            f" one of {', '.join(ON)}."
+        )
     if options.auto and options.sweep is not None:
         raise ConfigError("--auto makes the sweep file that --sweep names. Leave one of them out.")
     for name in ("budget", "average"):
@@ -184,16 +192,10 @@ def _check_retrain(options: Namespace, args: list[str], data: LightningDataModul
     Raises:
         ConfigError: it cannot.
     """
-    from raylit.tune.retrain import INSTEAD, ON, Joined
+    from raylit.tune.retrain import INSTEAD, Joined
 
     if options.retrain is None:
         return
-    if options.retrain not in ON:
-        raise ConfigError(
-            f"--retrain {options.retrain}: fit on what?{did_you_mean(options.retrain, ON)} Give"
-            f" one of {', '.join(ON)}."
-        )
-    parse("tune", [*args, *options.behind_retrain])
     if options.retrain == "train":
         return
     if data is None:
