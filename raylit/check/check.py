@@ -194,6 +194,7 @@ def check(
             _gradients(
                 module, first.gradients, one.gradients, trainer.strategy.find_unused_parameters
             ),
+            *_inputs(first.inputs),
             _optimizers(first),
             _finite(first),
             _samples(first),
@@ -363,6 +364,24 @@ def _steps(first: FirstStep) -> Finding:
         f"{' and '.join(ran)} ran with one batch, and the optimizers",
         values={"steps": ran},
     )
+
+
+def _inputs(counts: dict[str, bool]) -> list[Finding]:
+    """Return a finding about the modalities, if a batch has several."""
+    if not counts:
+        return []
+    ignored = [name for name, counts_here in counts.items() if not counts_here]
+    if not ignored:
+        return [Finding("inputs", "ok", f"the loss depends on {_names(list(counts))}")]
+    return [
+        Finding(
+            "inputs",
+            "warning",
+            f"the loss does not depend on {_names(ignored)}: no gradient comes of it",
+            "is its encoder used, or is there a detach(), no_grad or a mask that is 0 on the way?",
+            {"ignored": ignored},
+        )
+    ]
 
 
 def _gradients(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ from raylit.core.aliases import Batch, Loaders, StepOutput
 from raylit.core.callback import Callback
 from raylit.data.combined import length_of
 from raylit.engine.run import Run, restore_modes, submodule_modes
+from raylit.runtime import rng
+from raylit.runtime.batch import named_tensors, with_tensors
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
@@ -78,9 +81,12 @@ class FirstStep(Callback):
         losses: calls of loss functions.
         mixing: what is known of samples that influence each other, by module path: (whether they
             do, or None if it cannot be told; in words).
+        inputs: the names of the inputs of a batch that were looked at, if it has several, and
+            whether the loss depends on them in a way that can be learned from.
     """
 
     def __init__(self) -> None:
+        self.inputs: dict[str, bool] = {}
         self.batch: Batch = None
         self.stages: list[str] = []
         self.gradients: dict[str, bool] = {}
@@ -177,6 +183,9 @@ class FirstStep(Callback):
                 self.mixing[name] = mixes_samples(
                     pl_module.get_submodule(name), args, kwargs, number
                 )
+        if number is not None and pl_module.automatic_optimization:
+            with run.precision.context():
+                self.inputs = inputs_that_count(pl_module, batch, batch_idx, number)
         restore_modes(pl_module, modes)
         trainer.should_stop = True
 
@@ -347,6 +356,75 @@ def note_gradients(
     ]
 
 
+def inputs_that_count(
+    module: LightningModule, batch: Batch, batch_idx: int, num_samples: int
+) -> dict[str, bool]:
+    """Tell for each of several inputs of a batch whether the loss learns from it.
+
+    From floating-point numbers, whether a gradient reaches them; from others, whether the loss
+    changes when the samples get those of others. Numbers that a sample has one of and that are no
+    floating-point ones are labels or ids, and left out.
+
+    Args:
+        module: in eval mode.
+        batch: as `training_step` gets it.
+        batch_idx: its number.
+        num_samples: in the batch.
+
+    Returns:
+        Nothing if there are fewer than two, or it cannot be told.
+    """
+    tensors = named_tensors(batch)
+    wanted = [
+        name
+        for name, one in tensors.items()
+        if one.ndim > 0
+        and one.size(0) == num_samples
+        and one.dtype is not torch.bool
+        and (one.is_floating_point() or one.ndim > 1)
+    ]
+    if len(wanted) < 2:
+        return {}
+    step = getattr(module.training_step, "__wrapped__", module.training_step)
+    takes_index = len(inspect.signature(step).parameters) > 1
+
+    def loss_of(given: dict[str, Tensor]) -> Tensor | None:
+        with rng.isolated():
+            torch.manual_seed(0)  # the same noise each time
+            args = (with_tensors(batch, given.values()), *((batch_idx,) if takes_index else ()))
+            output = step(*args)
+        loss = output.get("loss") if isinstance(output, dict) else output
+        return loss if isinstance(loss, Tensor) and loss.numel() == 1 else None
+
+    module.attach_log(None)
+    leaves = {
+        name: one.detach().clone().requires_grad_(one.is_floating_point() and name in wanted)
+        for name, one in tensors.items()
+    }
+    floats = [name for name in wanted if leaves[name].requires_grad]
+    try:
+        with torch.enable_grad():
+            # copies, which may be written to in place
+            loss = loss_of({name: one.clone() for name, one in leaves.items()})
+        if loss is None or not loss.requires_grad or not is_finite(loss):
+            return {}
+        found = torch.autograd.grad(loss, [leaves[name] for name in floats], allow_unused=True)
+        counts = {
+            name: one is not None and bool(one.any())
+            for name, one in zip(floats, found, strict=True)
+        }
+        for name in wanted:
+            shuffled = tensors[name].flip(0)
+            if name in counts or torch.equal(shuffled, tensors[name]):
+                continue
+            with torch.no_grad():
+                other = loss_of({**tensors, name: shuffled})
+            counts[name] = other is None or bool(other != loss.detach())
+    except Exception:  # whatever a step in eval mode raises: it was made for train mode
+        return {}
+    return counts
+
+
 def mixes_samples(
     module: nn.Module, args: object, kwargs: object, num_samples: int | None
 ) -> tuple[bool | None, str]:
@@ -424,7 +502,7 @@ def _has_rows(value: object, number: int) -> bool:
 def _num_samples(loader: Loaders, batch: Batch) -> int | None:
     """Return how many samples a batch holds, None if the loader's batch size disagrees."""
     size = next(
-        (leaf.size(0) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim),
+        (tensor.size(0) for tensor in named_tensors(batch).values() if tensor.ndim),
         None,
     )
     wanted = getattr(loader, "batch_size", None)

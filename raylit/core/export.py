@@ -11,16 +11,70 @@ import torch
 from torch import nn
 
 from raylit.errors import ConfigError, MissingPackageError
-from raylit.runtime.batch import move_to
+from raylit.runtime.batch import move_to, named_tensors, parts_of
 
 if TYPE_CHECKING:
     from io import BytesIO
 
 
 class Exportable(nn.Module):
-    """Gives `to_onnx` to LightningModule."""
+    """Gives `to_onnx` and `forward_inputs` to LightningModule."""
 
     example_input_array: Any
+
+    def forward_inputs(self, batch: Any) -> tuple[Any, ...]:
+        """Return the arguments of `forward` in a batch, for `Trainer.export` and `Trainer.explain`.
+
+        Override it if `forward` takes something else of a batch. As it is: the whole batch, if
+        `forward` takes one argument that is called `batch`; of a list or tuple the first items, as
+        many as `forward` needs; of a dict or an object the items that are named as its arguments,
+        or the whole if it takes one argument and none is named so.
+
+        Raises:
+            ConfigError: there is no `forward`, or an argument of it is not in the batch.
+
+        Example:
+            >>> class Net(LightningModule):
+            ...     def forward(self, image, text): ...
+            ...
+            ...     def forward_inputs(self, batch):
+            ...         return batch["image"], batch["tokens"]["ids"]
+        """
+        own = type(self).__name__
+        if type(self).forward is nn.Module.forward:
+            raise ConfigError(
+                f"{own} has no forward(), which is what is exported and explained. Define it:"
+                " def forward(self, x): return self.net(x)."
+            )
+        wanted = [
+            parameter
+            for parameter in inspect.signature(self.forward).parameters.values()
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        ]
+        needed = [one.name for one in wanted if one.default is one.empty]
+        if [one.name for one in wanted] == ["batch"]:
+            return (batch,)
+        if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
+            given = tuple(batch[: max(len(needed), 1)])
+            missing = needed[len(given) :]
+        else:
+            parts = _named_parts(batch)
+            given = ()
+            for one in wanted:  # up to the first that may be left out, and is
+                if one.name not in parts:
+                    break
+                given = (*given, parts[one.name])
+            missing = [name for name in needed if name not in parts]
+            if not given and len(needed) <= 1:
+                return (batch,)
+        if missing:
+            raise ConfigError(
+                f"{own}.forward takes {', '.join(needed)}, but a batch, a {type(batch).__name__}"
+                f" with {', '.join(_named_parts(batch)) or 'no named items'}, has no"
+                f" {', '.join(missing)}. Say which items of a batch forward takes: def"
+                f" forward_inputs(self, batch): return batch[...], batch[...] in {own}."
+            )
+        return given
 
     @torch.no_grad()
     def to_onnx(
@@ -65,3 +119,22 @@ class Exportable(nn.Module):
         device = next((tensor.device for tensor in self.parameters()), torch.device("cpu"))
         path: Any = os.fspath(file_path) if isinstance(file_path, os.PathLike) else file_path
         return torch.onnx.export(self, move_to(sample, device), path, **kwargs)
+
+
+def input_names(module: nn.Module, arguments: tuple[Any, ...]) -> list[str]:
+    """Return names for the tensors in arguments of `forward`: those of its parameters and keys.
+
+    Example:
+        >>> input_names(model, (torch.zeros(4, 32),))
+        ['x']
+    """
+    parameters = list(inspect.signature(module.forward).parameters)
+    names: list[str] = []
+    for parameter, argument in zip(parameters, arguments, strict=False):
+        found = named_tensors(argument)
+        names += [parameter if name == "input" else name.replace(".", "_") for name in found]
+    return names
+
+
+def _named_parts(batch: Any) -> dict[str, Any]:
+    return {} if isinstance(batch, torch.Tensor) else dict(parts_of(batch))

@@ -3,6 +3,7 @@
 The only place for pyarrow, and `ray_dataset` for ray.data.
 """
 
+from raylit.data.collate import collate_missing
 from raylit.data.combined import CombinedLoader
 from raylit.data.iterator_steps import Handover, takes_iterator
 from raylit.data.loaders import prepare
@@ -16,6 +17,7 @@ __all__ = [
     "Handover",
     "RayDataLoader",
     "ShardedSampler",
+    "collate_missing",
     "noting_indices",
     "prepare",
     "seen_indices",

@@ -5,6 +5,7 @@ Move it to a device, tell its size.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections import defaultdict
@@ -21,7 +22,7 @@ from raylit.runtime.messages import warn_once
 def move_to(batch: Any, device: torch.device | str, non_blocking: bool | None = None) -> Any:
     """Return `batch` with everything in it that has `.to(device)` moved.
 
-    Inside lists, tuples, named tuples, dicts and dataclasses.
+    Inside lists, tuples, named tuples, dicts, dataclasses and attrs classes.
     """
     # Copies from pinned memory to a GPU may overlap with compute; other copies may not be read
     # before they are done.
@@ -131,7 +132,70 @@ def _replace(batch: Any, function: Callable[[object], object]) -> Any:
             if field.init
         }
         return dataclasses.replace(batch, **changed)
+    if _is_attrs(batch):
+        changed = {name: _replace(item, function) for name, item in _attributes(batch)}
+        replaced = copy.copy(batch)
+        for name, item in changed.items():
+            object.__setattr__(replaced, name, item)  # it may be frozen
+        return replaced
     return batch
+
+
+def _is_attrs(batch: object) -> bool:
+    """Tell whether this is an object of a class made by the package attrs, which need not be here."""
+    return hasattr(type(batch), "__attrs_attrs__")
+
+
+def _attributes(batch: Any) -> Iterator[tuple[str, object]]:
+    """Give the names and values of the fields of an object of an attrs class."""
+    for attribute in type(batch).__attrs_attrs__:
+        yield attribute.name, getattr(batch, attribute.name)
+
+
+def named_tensors(batch: object, name: str = "") -> dict[str, Tensor]:
+    """Return the tensors in `batch`, each under the keys, fields and positions that lead to it.
+
+    Args:
+        batch: tensors in lists, tuples, dicts, dataclasses and attrs classes.
+        name: of the whole.
+
+    Example:
+        >>> list(named_tensors({"image": torch.zeros(2), "text": [torch.zeros(2)]}))
+        ['image', 'text.0']
+    """
+    found: dict[str, Tensor] = {}
+
+    def look(item: Any, path: tuple[str, ...]) -> None:
+        if isinstance(item, Tensor):
+            found[".".join(path) or "input"] = item
+            return
+        for key, part in parts_of(item):
+            look(part, (*path, key))
+
+    look(batch, (name,) if name else ())
+    return found
+
+
+def parts_of(batch: Any) -> Iterator[tuple[str, object]]:
+    """Give what a batch is made of, each under its key, field or position; nothing of a tensor."""
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        yield from zip(batch._fields, batch, strict=True)
+    elif isinstance(batch, (list, tuple)):
+        yield from ((str(index), item) for index, item in enumerate(batch))
+    elif isinstance(batch, Mapping):
+        yield from ((str(key), item) for key, item in batch.items())
+    elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        for field in dataclasses.fields(batch):
+            if field.init:
+                yield field.name, getattr(batch, field.name)
+    elif _is_attrs(batch):
+        yield from _attributes(batch)
+
+
+def with_tensors(batch: Any, tensors: Iterable[Tensor]) -> Any:
+    """Return `batch` with the tensors in it replaced, in the order of `named_tensors`."""
+    given = iter(tensors)
+    return _replace(batch, lambda item: next(given) if isinstance(item, Tensor) else None)
 
 
 def size_of(batch: Any, check: bool = True) -> int:
@@ -184,3 +248,6 @@ def _sizes(batch: Any) -> Iterator[int]:
     elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         for field in dataclasses.fields(batch):
             yield from _sizes(getattr(batch, field.name))
+    elif _is_attrs(batch):
+        for _, item in _attributes(batch):
+            yield from _sizes(item)
