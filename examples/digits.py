@@ -28,6 +28,9 @@ class LitDigits(pl.LightningModule):
         )
         self.accuracy = MulticlassAccuracy(10, average="micro")
 
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)
+
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
         self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True)

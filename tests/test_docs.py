@@ -51,7 +51,7 @@ NOT_RUN = {
     r"--resume \S+-\d{8}-": "names a sweep of yours: tests/tune/test_sweep.py",
     r"s3://|gs://": "names a bucket of yours: tests/runtime/test_storage.py",
 }
-COMMANDS_WITH_CONFIG = ("check", "fit", "validate", "test", "predict", "tune")
+COMMANDS_WITH_CONFIG = ("check", "fit", "validate", "test", "predict", "explain", "export", "tune")
 LONG = r"num_workers|^tune\b|async_validation"
 
 

@@ -147,7 +147,7 @@ def _take_options(command: str, args: list[str]) -> tuple[argparse.Namespace, li
             parser.add_argument("--average", type=int)
         elif command == "fit":
             parser.add_argument("--resume", action="store_true")
-        elif command == "predict":
+        elif command in ("predict", "explain"):
             parser.add_argument("--output")
     if command == "tune":
         args, behind = _split_at_retrain(args)

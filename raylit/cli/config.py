@@ -39,6 +39,22 @@ ARGUMENTS: dict[str, dict[str, tuple[Any, Any]]] = {
     "validate": {"verbose": (bool, True)},
     "test": {"verbose": (bool, True)},
     "predict": {"return_predictions": (bool | None, None)},
+    "explain": {
+        "method": (str, "integrated_gradients"),
+        "target": (str, "prediction"),
+        "layer": (str | list[str], []),
+        "baselines": (float | None, None),
+        "num_steps": (int, 50),
+        "internal_batch_size": (int, 256),
+        "feature_names": (list[str] | None, None),
+        "sanity_check": (bool, False),
+    },
+    "export": {
+        "path": (str | None, None),
+        "format": (str | None, None),
+        "num_batches": (int, 4),
+        "tolerance": (float, 1e-5),
+    },
     "tune": {},
 }
 MADE_BY_OTHERS: dict[str, set[str]] = {
@@ -105,7 +121,7 @@ class Config:
     """What a command is to run: checked, complete, nothing made yet.
 
     Attributes:
-        command: `check`, `fit`, `validate`, `test`, `predict` or `tune`.
+        command: which command.
         values: every key of the config.
         parser: that made it.
         sources: the files and flags it came from.

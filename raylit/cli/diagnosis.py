@@ -42,6 +42,18 @@ SCALARS: dict[str, Any] = {
     "weights_only": bool | None,
     "verbose": bool,
     "return_predictions": bool | None,
+    "path": str | None,
+    "format": str | None,
+    "num_batches": int,
+    "tolerance": float,
+    "method": str,
+    "target": str,
+    "layer": str | list[str],
+    "baselines": float | None,
+    "num_steps": int,
+    "internal_batch_size": int,
+    "feature_names": list[str] | None,
+    "sanity_check": bool,
 }
 KEYS = (
     "seed_everything",
@@ -53,8 +65,28 @@ KEYS = (
     "ckpt_path",
     "weights_only",
 )
-OWN_KEYS = {"validate": ("verbose",), "test": ("verbose",), "predict": ("return_predictions",)}
-OWN_FLAGS = {"fit": ("resume",), "predict": ("output",), "tune": ("sweep", "resume")}
+OWN_KEYS = {
+    "validate": ("verbose",),
+    "test": ("verbose",),
+    "predict": ("return_predictions",),
+    "explain": (
+        "method",
+        "target",
+        "layer",
+        "baselines",
+        "num_steps",
+        "internal_batch_size",
+        "feature_names",
+        "sanity_check",
+    ),
+    "export": ("path", "format", "num_batches", "tolerance"),
+}
+OWN_FLAGS = {
+    "fit": ("resume",),
+    "predict": ("output",),
+    "explain": ("output",),
+    "tune": ("sweep", "resume"),
+}
 
 
 def explain(sources: Sequence[Source], text: str, command: str) -> str:
@@ -63,7 +95,7 @@ def explain(sources: Sequence[Source], text: str, command: str) -> str:
     Args:
         sources: files and flags, in their order.
         text: what jsonargparse says.
-        command: `check`, `fit`, `validate`, `test`, `predict` or `tune`.
+        command: which command.
     """
     inspector = Inspector(command)
     for source in sources:

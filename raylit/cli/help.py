@@ -6,6 +6,8 @@ COMMANDS = (
     "validate",
     "test",
     "predict",
+    "explain",
+    "export",
     "tune",
     "ui",
     "runs",
@@ -22,6 +24,8 @@ commands:
   validate   run its validation
   test       run its test
   predict    run its predict_step over data
+  explain    tell how much each part of an input speaks for an output
+  export     write a model to a file that runs without raylit
   tune       sweep: many fits with values drawn from a space
   ui         look at runs and sweeps in MLflow
   runs       the same in the terminal: list, show, compare, follow, delete
@@ -97,6 +101,36 @@ HELP = {
         "Run predict_step over the data.",
         "raylit predict --config configs/digits.yaml --ckpt_path best --output predictions.pt",
         _CKPT + "  --output FILE            keep the predictions, for torch.load\n",
+    ),
+    "explain": _help(
+        "explain",
+        "Tell how much each part of the inputs in the validation data speaks for an output.",
+        "raylit explain --config configs/digits.yaml --ckpt_path best --method saliency",
+        _CKPT
+        + "  --method METHOD          integrated_gradients, saliency, layer_gradcam, occlusion,\n"
+        "                           feature_ablation or permutation. Default:"
+        " integrated_gradients\n"
+        "  --target TARGET          prediction, label or the index of an output. Default:"
+        " prediction\n"
+        "  --layer NAME             the embedding layer, where forward gets integers; the layer that"
+        " layer_gradcam looks at\n"
+        "  --output FILE            where to: FILE.npz and a picture, FILE.png. Default:"
+        " explanation\n"
+        "  --sanity_check true      compare with random weights\n",
+    ),
+    "export": _help(
+        "export",
+        "Write a model to a file that runs without raylit, and compare the two on validation data.",
+        "raylit export --config configs/digits.yaml --ckpt_path best --format onnx",
+        _CKPT
+        + "  --format FORMAT          onnx, pt2 (torch.export), safetensors (weights alone) or"
+        " mlflow\n"
+        "                           (a folder for mlflow.pyfunc). Default: as the path says, else"
+        " onnx\n"
+        "  --path PATH              where to. Default: the name of the class, in this folder\n"
+        "  --num_batches N          validation batches to compare on. Default: 4\n"
+        "  --tolerance X            largest difference allowed, as a part of the largest output."
+        " Default: 1e-5\n",
     ),
     "tune": _help(
         "tune",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from raylit.core.datamodule import LightningDataModule
     from raylit.core.job import Result
     from raylit.core.module import LightningModule
+    from raylit.explain import Explanation
     from raylit.trainer.trainer import Trainer
     from raylit.tune import SweepResult
 
@@ -156,6 +157,27 @@ def end_of_predict(predictions: object, output: str | None) -> None:
             ),
         ]
     )
+
+
+def end_of_explain(explanation: Explanation, output: str) -> None:
+    """Write the arrays and the picture, and print where they are and what matters most."""
+    base = output.removesuffix(".npz")
+    explanation.save(f"{base}.npz")
+    explanation.plot().savefig(f"{base}.png", dpi=120)
+    rows = [
+        ("done", f"{_number(explanation.num_samples, 'sample')} by {explanation.method}"),
+        ("arrays", shown(f"{base}.npz")),
+        ("picture", shown(f"{base}.png")),
+    ]
+    if explanation.deltas is not None:
+        rows.append(("delta", f"{abs(explanation.deltas).max():.2g} at most"))
+    if explanation.randomized is not None:
+        rows.append(("randomized", f"rank correlation {explanation.randomized:.2f}"))
+    for name, array in explanation.attributions.items():
+        if array.ndim == 2:
+            most = list(explanation.importance(name).items())[:5]
+            rows.append((name, "  ".join(f"{one} {value:.3g}" for one, value in most)))
+    print_rows(rows)
 
 
 def _flat(predictions: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""`raylit fit`, `validate`, `test`, `predict` and `check`."""
+"""`raylit fit`, `validate`, `test`, `predict`, `explain`, `export` and `check`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from raylit.trainer.trainer import Trainer
 
 
 def run(command: str, args: list[str], options: Namespace) -> None:
-    """Run one of the five commands.
+    """Run one of these commands.
 
     Args:
         command: which.
@@ -78,7 +78,9 @@ def run(command: str, args: list[str], options: Namespace) -> None:
         if output and result is not None:
             torch.save(result, output)
         report.end_of_predict(result, output)
-    elif not any(result):
+    elif command == "explain":
+        report.end_of_explain(result, output or "explanation")
+    elif command in ("validate", "test") and not any(result):
         print(
             "Nothing was logged: call self.log in"
             f" {type(model).__name__}.{'validation' if command == 'validate' else 'test'}_step."

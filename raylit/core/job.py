@@ -161,6 +161,21 @@ class RescalePlan(Protocol):
         """
 
 
+class Task(Protocol):
+    """Work of a job that is none of the four: it runs in the place of their loops, on all ranks.
+
+    Model and data are ready; model and batches are on this rank's device.
+
+    Attributes:
+        name: the method of Trainer.
+    """
+
+    name: str
+
+    def __call__(self, run: Any) -> Any:
+        """Do it with the engine's Run; what rank 0 returns, the user gets."""
+
+
 class Display(Protocol):
     """Where the progress of a job is shown."""
 
@@ -201,6 +216,7 @@ class Job:
         accelerator: what the ranks compute on, as the launcher has chosen; None: what the Trainer
             says.
         display: where the progress bar of rank 0 sends what it would draw, or None to draw here.
+        task: what is done instead, with the data of `fn`, or None.
         id: stands in its checkpoints, so that workers that start again know them from those that
             others write to the same folder.
     """
@@ -221,6 +237,7 @@ class Job:
     display: Display | None = None
     is_picked: bool = False
     opened: dict[str, dict[str, Any]] = field(default_factory=dict)
+    task: Task | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 

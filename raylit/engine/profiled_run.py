@@ -101,9 +101,9 @@ class ProfiledRun(Run):
         """Return `function` as an action."""
         return Measured(self.profiler, action, function)
 
-    def load(self, stage: str) -> CombinedLoader:
+    def load(self, stage: str, in_order: bool = False) -> CombinedLoader:
         """Return the loader of a stage, the fetching of whose batches is an action."""
-        loader = super().load(stage)
+        loader = super().load(stage, in_order)
         loader.watch = partial(self.profiler.profile, FETCH[stage])
         for reader in loader.readers:
             dataset = getattr(reader, "dataset", None)

@@ -554,8 +554,13 @@ class Run:
             or is_overridden(hook, self.module, LightningModule)
         )
 
-    def load(self, stage: str) -> data.CombinedLoader:
+    def load(self, stage: str, in_order: bool = False) -> data.CombinedLoader:
         """Ask for the data of `stage` and make it this rank's loader.
+
+        Args:
+            stage: `train`, `val`, `test` or `predict`.
+            in_order: each rank gets one consecutive piece of the data, as for prediction, whatever
+                the stage.
 
         Raises:
             DataError: nobody gives any, or what is given cannot be read.
@@ -584,7 +589,7 @@ class Run:
         )
         loader = data.prepare(
             given,
-            stage,
+            "predict" if in_order else stage,
             self.world,
             limit=limit,
             distribute=trainer.use_distributed_sampler,

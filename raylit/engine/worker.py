@@ -51,7 +51,7 @@ def run_job(job: Job) -> Result:
     undo_determinism = determinism.apply(job.trainer.deterministic, job.trainer.benchmark)
     world = World.join(job.accelerator or job.trainer.accelerator)
     run = make_run(job, world)
-    run.loop = loop.fit if job.fn == "fit" else evaluate
+    run.loop = job.task or (loop.fit if job.fn == "fit" else evaluate)
     trainer, module = run.trainer, run.module
     value: object = None
     try:
@@ -185,12 +185,14 @@ def check(run: Run) -> None:
     else:
         stage = {"validate": "val", "test": "test", "predict": "predict"}[fn]
         step = {"val": "validation_step", "test": "test_step"}.get(stage)
-        if step is not None and not is_overridden(step, module, LightningModule):
+        is_missing = step is not None and not is_overridden(step, module, LightningModule)
+        if is_missing and run.job.task is None:
             raise ConfigError(
                 f"{name} has no {step}(), which Trainer.{fn} needs. Define it in the module."
             )
         if not run.has_data(stage):
-            raise ConfigError(_no_data(fn, stage, "dataloaders"))
+            called = run.job.task.name if run.job.task is not None else fn
+            raise ConfigError(_no_data(called, stage, "dataloaders"))
     keys = [
         callback.state_key
         for callback in trainer.callbacks

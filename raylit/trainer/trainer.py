@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from raylit.checkpoint import find
 from raylit.checkpoint.io import CheckpointIO
 from raylit.core.aliases import Loaders, StateDict
 from raylit.core.datamodule import LightningDataModule
-from raylit.core.job import Fn, Job, Result
+from raylit.core.job import Fn, Job, Result, Task
 from raylit.core.module import LightningModule
 from raylit.core.progress import Progress
 from raylit.core.returned import bring_home
@@ -23,12 +23,15 @@ from raylit.core.trainer import RunHandle
 from raylit.engine.run import Run
 from raylit.engine.saving import write
 from raylit.errors import ConfigError, did_you_mean
+from raylit.explain import Explanation
+from raylit.explain.methods import Method
+from raylit.export import ExportReport
 from raylit.loggers import Logger
 from raylit.parallel import Strategy, find_strategy
 from raylit.parallel.plugins import ClusterEnvironment, LayerSync, PrecisionPlugin
 from raylit.profilers import Profiler, find_profiler
 from raylit.runtime import determinism
-from raylit.trainer import driver, settings
+from raylit.trainer import driver, settings, tasks
 from raylit.trainer.view import TrainerView
 from raylit.validation.config import ValidationConfig
 
@@ -355,6 +358,153 @@ class Trainer(TrainerView):
         if verbose:
             settings.print_table(report.table())
         return report
+
+    def export(
+        self,
+        model: LightningModule | None = None,
+        path: str | os.PathLike[str] | None = None,
+        format: str | None = None,
+        dataloaders: Loaders = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        weights_only: bool | None = None,
+        num_batches: int = 4,
+        tolerance: float = 1e-5,
+        verbose: bool = True,
+    ) -> ExportReport:
+        """Write `forward` of a model, in eval mode, to a file that runs without raylit.
+
+        The file takes any number of samples. What it computes is compared with the module on
+        validation batches, of the sizes they have and of one sample; if it differs, nothing is
+        written. Runs in this process, on the CPU, in float32; callbacks and loggers rest.
+
+        Args:
+            model: as in `validate`.
+            path: the file, a folder for `mlflow`. Default: the name of the class, in this folder.
+            format: `onnx`, `pt2` (torch.export), `safetensors` (weights alone) or `mlflow` (a
+                folder for `mlflow.pyfunc`). Default: as the suffix of `path` says, else `onnx`.
+            dataloaders: validation data.
+            datamodule: the data, instead of loaders.
+            ckpt_path: checkpoint with the weights to export.
+            weights_only: False lets the checkpoint run code when it is loaded.
+            num_batches: validation batches to compare on.
+            tolerance: largest difference of outputs that is allowed, as a part of the largest
+                output (of 1 if that is larger).
+            verbose: whether the report is printed.
+
+        Raises:
+            ConfigError: the format is not known, the model cannot be exported (names the operator
+                and the line), or the file gives other numbers.
+            MissingPackageError: a package that the format needs is not installed.
+
+        Source: https://docs.pytorch.org/docs/stable/export.html
+
+        Example:
+            >>> trainer.export(model, "model.pt2", dataloaders=loader).max_difference < 1e-5
+            True
+        """
+        task = tasks.export_task(self, model, path, format, num_batches, tolerance)
+        alone = tasks.with_weights_alone(self, num_workers=0, accelerator="cpu")
+        report: ExportReport = self._do(
+            task, alone, model, dataloaders, datamodule, ckpt_path, weights_only
+        )
+        if verbose:
+            print(report)
+        return report
+
+    def explain(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Loaders = None,
+        method: str | Any = "integrated_gradients",
+        target: int | str = "prediction",
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        weights_only: bool | None = None,
+        layer: str | Sequence[str] = (),
+        baselines: float | None = None,
+        num_steps: int = 50,
+        internal_batch_size: int = 256,
+        feature_names: Sequence[str] | None = None,
+        sanity_check: bool = False,
+    ) -> Explanation:
+        """Tell how much each part of an input speaks for an output of a model.
+
+        For each validation sample; on Ray each worker explains a piece of them, as `predict` does.
+        Inputs are those of `forward` (see `LightningModule.forward_inputs`), several at once if it
+        takes several. Callbacks and loggers rest; the model is as `ckpt_path` has it.
+
+        Args:
+            model: as in `validate`; `forward` returns (samples,) or (samples, outputs).
+            dataloaders: validation data.
+            method: `integrated_gradients`, `saliency`, `layer_gradcam`, `occlusion`,
+                `feature_ablation` or `permutation` (which gives a sample the features of the sample
+                before it in its batch); or an object of captum, or a class of it.
+            target: which output: `prediction` (the largest), `label` (as the batch says), or its
+                index.
+            datamodule: the data, instead of loaders.
+            ckpt_path: checkpoint with the weights.
+            weights_only: False lets the checkpoint run code when it is loaded.
+            layer: name of the embedding layer that takes the integers which `forward` gets, or
+                several; for `layer_gradcam` the layer to look at, by default the last Conv2d.
+            baselines: a number that stands for nothing; None: 0.
+            num_steps: of the path of integrated gradients.
+            internal_batch_size: samples in the model at once, which bounds the memory of integrated
+                gradients.
+            feature_names: of the columns of a table.
+            sanity_check: whether to compare with the same model with random weights, and warn if
+                that gives the same.
+
+        Raises:
+            ConfigError: the method does not fit the model, or the target is out of range.
+            MissingPackageError: captum is not installed.
+
+        Source: Kokhlikyan et al. 2020, https://arxiv.org/abs/2009.07896; integrated gradients:
+        Sundararajan et al. 2017, https://arxiv.org/abs/1703.01365.
+
+        Example:
+            >>> explanation = trainer.explain(model, loader, target=0)
+            >>> list(explanation.attributions)
+            ['x']
+        """
+        layers = (layer,) if isinstance(layer, str) else tuple(layer)
+        task = tasks.explain_task(
+            Method(method, layers, baselines, num_steps, internal_batch_size),
+            target,
+            feature_names,
+            sanity_check,
+        )
+        alone = tasks.with_weights_alone(self)
+        explanation: Explanation = self._do(
+            task, alone, model, dataloaders, datamodule, ckpt_path, weights_only
+        )
+        return explanation
+
+    def _do(
+        self,
+        task: Task,
+        alone: Trainer,
+        model: LightningModule | None,
+        dataloaders: object,
+        datamodule: LightningDataModule | None,
+        ckpt_path: object,
+        weights_only: bool | None,
+    ) -> Any:
+        """Have `alone`, a Trainer without callbacks, do a task with a model and validation data."""
+        if model is None:
+            model = self._module
+            ckpt_path = driver.best_by_default(
+                task.name, model, self.checkpoint_callback, ckpt_path
+            )
+        place = self.storage_url or self.default_root_dir
+        is_own = self.checkpoint_io is None
+        found = find.resolve(ckpt_path, self.savers, place, "validate", is_own=is_own)  # type: ignore[arg-type]
+        job = alone._job("validate", model, {"val": dataloaders}, datamodule, found, weights_only)
+        job.task = task
+        with driver.driving(job):
+            result = driver.launcher_for(job).launch(job)
+        self._module = job.module
+        return alone._adopt(job, result).value
 
     # ---- for callbacks and user code ----
 

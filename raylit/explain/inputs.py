@@ -1,0 +1,158 @@
+"""A module as a function of what is to be explained: floating-point inputs, and embeddings."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from raylit.errors import ConfigError
+from raylit.runtime.batch import named_tensors, with_tensors
+
+if TYPE_CHECKING:
+    from raylit.core.module import LightningModule
+
+
+class Explained(nn.Module):
+    """A module as a function of the tensors that are explained, and then of the others.
+
+    Args:
+        module: the module.
+        arguments: of its `forward`, of which the tensors are taken as an example.
+        layers: names of embedding layers, the outputs of which are explained rather than the
+            integers that go in.
+        needs_floats: whether something must be found to explain.
+
+    Attributes:
+        names: of what is explained.
+        values: it itself, in a tuple.
+        others: the tensors that are not, in a tuple.
+        inputs: all tensors in the arguments, under their names.
+
+    Raises:
+        ConfigError: there is nothing that has gradients, or no such layer.
+    """
+
+    def __init__(
+        self,
+        module: LightningModule,
+        arguments: tuple[Any, ...],
+        names: Sequence[str],
+        layers: Sequence[str] = (),
+        needs_floats: bool = True,
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.arguments = arguments
+        tensors = [one for argument in arguments for one in named_tensors(argument).values()]
+        self.inputs = dict(zip(names, tensors, strict=True))
+        self.floats = [name for name, one in self.inputs.items() if one.is_floating_point()]
+        self.layers = [find_layer(module, name) for name in layers]
+        self.names = [*self.floats, *layers]
+        if needs_floats and not self.names:
+            raise ConfigError(_no_gradient(module, self.inputs))
+        embedded = tuple(
+            self._embed(layer, name) for layer, name in zip(self.layers, layers, strict=True)
+        )
+        self.values = tuple(self.inputs[name] for name in self.floats) + embedded
+        self.others = tuple(one for name, one in self.inputs.items() if name not in self.floats)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Return the first tensor of the output, (samples, ...)."""
+        given = dict(zip(self.floats, tensors, strict=False))
+        rest = iter(tensors[len(self.names) :])
+        every = [given[name] if name in given else next(rest) for name in self.inputs]
+        with self._embedded(tensors[len(self.floats) : len(self.names)]):
+            output = self.module(*with_tensors(self.arguments, every))
+        return next(iter(named_tensors(output).values()))
+
+    def _embed(self, layer: nn.Module, name: str) -> Tensor:
+        """Return the output of a layer for the example."""
+        seen: list[Tensor] = []
+        handle = layer.register_forward_hook(lambda _, __, output: seen.append(output))
+        try:
+            with torch.no_grad():
+                self.module(*self.arguments)
+        finally:
+            handle.remove()
+        if len(seen) != 1 or not isinstance(seen[0], Tensor):
+            raise ConfigError(
+                f"Trainer.explain(layer={name!r}): forward calls it {len(seen)} times for a batch,"
+                " but attributions are those of one output. Name a layer that is called once."
+            )
+        return seen[0].detach()
+
+    @contextmanager
+    def _embedded(self, outputs: tuple[Tensor, ...]) -> Iterator[None]:
+        """Have the layers return these, in a block."""
+
+        def giving(output: Tensor) -> Any:
+            return lambda _, __, ___: output
+
+        handles = [
+            layer.register_forward_hook(giving(output))
+            for layer, output in zip(self.layers, outputs, strict=True)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def find_layer(module: nn.Module, name: str) -> nn.Module:
+    """Return the submodule of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    layers = dict(module.named_modules())
+    if name not in layers or not name:
+        near = difflib.get_close_matches(name, list(layers), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(
+            f"Trainer.explain(layer={name!r}): {type(module).__name__} has no such layer.{hint} It"
+            f" has: {', '.join(one for one in layers if one)}."
+        )
+    layer: nn.Module = layers[name]
+    return layer
+
+
+def last_convolution(module: nn.Module) -> str:
+    """Return the name of the last convolution over images.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    names = [name for name, one in module.named_modules() if isinstance(one, nn.Conv2d)]
+    if not names:
+        raise ConfigError(
+            f"Trainer.explain(method='layer_gradcam'): {type(module).__name__} has no Conv2d. Name"
+            " the layer whose output has a height and a width, layer='encoder', or take another"
+            " method, such as 'integrated_gradients'."
+        )
+    last: str = names[-1]
+    return last
+
+
+def _no_gradient(module: nn.Module, inputs: dict[str, Tensor]) -> str:
+    kinds = ", ".join(f"{name} ({str(one.dtype)[6:]})" for name, one in inputs.items())
+    tables = [
+        name
+        for name, one in module.named_modules()
+        if isinstance(one, (nn.Embedding, nn.EmbeddingBag))
+    ]
+    fix = (
+        f"Name the embedding layer, whose output has: layer={tables[0]!r} (there is"
+        f" {', '.join(tables)})."
+        if tables
+        else "Name the layer that makes numbers of them: layer='...'."
+    )
+    return (
+        f"Trainer.explain: forward of {type(module).__name__} gets {kinds or 'no tensor'}, and"
+        f" integers have no gradient. {fix}"
+    )
