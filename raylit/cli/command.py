@@ -86,6 +86,11 @@ def _run(args: list[str]) -> None:
     if "-h" in rest or "--help" in rest:
         print(HELP[command])
         return
+    if command == "init":
+        from raylit.cli.init import run as run_init
+
+        run_init(rest)
+        return
     if command == "data":
         from raylit.cli.data import run as run_data
 

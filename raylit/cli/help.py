@@ -13,6 +13,7 @@ COMMANDS = (
     "runs",
     "sync",
     "data",
+    "init",
 )
 
 GENERAL = """\
@@ -31,6 +32,7 @@ commands:
   runs       the same in the terminal: list, show, compare, follow, delete
   sync       send to MLflow what a killed run or an unreachable server has left
   data       convert, describe and look at tables
+  init       write a new project that runs
 
 `raylit COMMAND -h` says more. A config file says what to run:
   raylit fit --config configs/digits.yaml --trainer.max_epochs 3
@@ -213,5 +215,12 @@ flags:
   --force                  convert: write over a file that is there
   -n, --rows ROWS          head: how many. Default: 5
   --verbose                whole tracebacks"""
+    ),
+    "init": (
+        """\
+usage: raylit init NAME
+
+Write a project into a new folder: a model, its data, configs, a sweep, tests that pass at once, and a README. Nothing is overwritten.
+  raylit init my-project && cd my-project && python -m pytest"""
     ),
 }
