@@ -12,7 +12,8 @@ them, and views and stubs of private names that published packages use. Nothing 
 this folder.
 """
 
-from raylit.as_lightning import finder, torch_load
+from raylit.as_lightning import finder, torch_load, views
 
 finder.install()
 torch_load.install()
+views.install()

@@ -7,8 +7,9 @@ from raylit.callbacks.checkpoints.checkpoint import Checkpoint
 from raylit.callbacks.checkpoints.model_checkpoint import ModelCheckpoint
 from raylit.callbacks.checkpoints.on_exception_checkpoint import OnExceptionCheckpoint
 from raylit.callbacks.checkpoints.recovery_checkpoint import RecoveryCheckpoint
+from raylit.callbacks.display.foreign_bars import RichProgressBar, TQDMProgressBar
 from raylit.callbacks.display.model_summary import ModelSummary, RichModelSummary
-from raylit.callbacks.display.progress_bar import ProgressBar, RichProgressBar, TQDMProgressBar
+from raylit.callbacks.display.progress_bar import Bar, ProgressBar
 from raylit.callbacks.finders.batch_size_finder import BatchSizeFinder
 from raylit.callbacks.finders.learning_rate_finder import LearningRateFinder
 from raylit.callbacks.lambda_callback import LambdaCallback
@@ -30,6 +31,7 @@ from raylit.runtime.lazy import attribute_loader
 
 __all__ = [
     "BackboneFinetuning",
+    "Bar",
     "BaseFinetuning",
     "BasePredictionWriter",
     "BatchSizeFinder",

@@ -1,5 +1,6 @@
 """Lightning's path to `raylit.callbacks.display.progress_bar`."""
 
-from raylit.callbacks.display.progress_bar import ProgressBar, RichProgressBar, TQDMProgressBar
+from raylit.callbacks.display.foreign_bars import RichProgressBar, TQDMProgressBar
+from raylit.callbacks.display.progress_bar import ProgressBar
 
 __all__ = ["ProgressBar", "RichProgressBar", "TQDMProgressBar"]

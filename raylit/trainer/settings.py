@@ -18,6 +18,7 @@ from typing import Any, ParamSpec
 import torch
 
 from raylit.callbacks import (
+    Bar,
     Callback,
     Checkpoint,
     ModelCheckpoint,
@@ -738,7 +739,7 @@ def make_callbacks(
             )
     for name, enabled, kind in (
         ("enable_checkpointing", checkpointing, Checkpoint),
-        ("enable_progress_bar", bar, ProgressBar),
+        ("enable_progress_bar", bar, Bar),
     ):
         if enabled is False and any(isinstance(callback, kind) for callback in callbacks):
             raise ConfigError(
@@ -747,7 +748,7 @@ def make_callbacks(
             )
     if max_time is not None and not any(isinstance(callback, Timer) for callback in callbacks):
         callbacks.append(Timer(max_time, interval="step"))
-    if bar is not False and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+    if bar is not False and not any(isinstance(callback, Bar) for callback in callbacks):
         callbacks.append(ProgressBar())
     if summary is not False and not any(
         isinstance(callback, ModelSummary) for callback in callbacks

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from raylit.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar, RecoveryCheckpoint
+from raylit.callbacks import Bar, EarlyStopping, ModelCheckpoint, RecoveryCheckpoint
 from raylit.checkpoint.io import CheckpointIO
 from raylit.core.aliases import Loaders, UserOptimizer
 from raylit.core.callback import Callback, Checkpoint
@@ -401,9 +401,9 @@ class TrainerView:
         return next(iter(self.early_stopping_callbacks), None)
 
     @property
-    def progress_bar_callback(self) -> ProgressBar | None:
+    def progress_bar_callback(self) -> Bar | None:
         """The progress bar, or None."""
-        return next((c for c in self.callbacks if isinstance(c, ProgressBar)), None)
+        return next((c for c in self.callbacks if isinstance(c, Bar)), None)
 
     def log_metrics(self, metrics: dict[str, object], step: int | None = None) -> None:
         """Send values to the loggers, at `step` or at the step that runs."""

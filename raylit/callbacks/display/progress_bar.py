@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from raylit.callbacks.display.screen import make_screen
 from raylit.core.aliases import Batch, StateDict, StepOutput
-from raylit.core.callback import Callback, Trainer
+from raylit.core.callback import Callback
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
@@ -17,7 +17,146 @@ SHOWN_WAIT = 0.1  # share of the time that steps wait for data, from which on it
 PAUSE = 100  # times as long as drawing a picture took, at least, until the next
 
 
-class ProgressBar(Callback):
+class Bar(Callback):
+    """What every progress bar can tell; it draws nothing. Lightning calls it ProgressBar.
+
+    One of your own derives from it, and draws in the hooks of a Callback.
+    """
+
+    _trainer: RunningTrainer | None = None
+    _enabled = True
+    _loader = -1
+
+    @property
+    def trainer(self) -> RunningTrainer:
+        """The Trainer that it belongs to.
+
+        Raises:
+            TypeError: it belongs to none yet.
+        """
+        if self._trainer is None:
+            raise TypeError(
+                f"The `{type(self).__name__}._trainer` reference has not been set yet: read it in"
+                " a hook, or give the bar to a Trainer and fit."
+            )
+        return self._trainer
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether it draws."""
+        return self._enabled
+
+    @property
+    def is_disabled(self) -> bool:
+        """Whether it draws nothing."""
+        return not self.is_enabled
+
+    def disable(self) -> None:
+        """Draw nothing from now on; so it is on all ranks but 0."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Draw again."""
+        self._enabled = True
+
+    @property
+    def sanity_check_description(self) -> str:
+        """What stands in front of the bar of the sanity check; likewise the others."""
+        return "Sanity Checking"
+
+    @property
+    def train_description(self) -> str:
+        """See `sanity_check_description`."""
+        return "Training"
+
+    @property
+    def validation_description(self) -> str:
+        """See `sanity_check_description`."""
+        return "Validation"
+
+    @property
+    def test_description(self) -> str:
+        """See `sanity_check_description`."""
+        return "Testing"
+
+    @property
+    def predict_description(self) -> str:
+        """See `sanity_check_description`."""
+        return "Predicting"
+
+    @property
+    def total_train_batches(self) -> float:
+        """Batches of an epoch of training; infinity if that cannot be told."""
+        return self.trainer.num_training_batches
+
+    @property
+    def total_val_batches(self) -> float:
+        """Batches of a validation within the fit, of all loaders."""
+        return sum(self.trainer.num_val_batches)
+
+    def total_batches(self, stage: str) -> float:
+        """Return the batches of the loader that is evaluated now: `val`, `test`, `predict`."""
+        totals: list[float] = {
+            "val": self.trainer.num_val_batches,
+            "test": self.trainer.num_test_batches,
+            "predict": self.trainer.num_predict_batches,
+        }[stage]
+        if stage == "val" and self.trainer.sanity_checking:
+            totals = [min(self.trainer.num_sanity_val_steps, number) for number in totals]
+        return totals[max(self._loader, 0)] if totals else 0
+
+    @property
+    def total_val_batches_current_dataloader(self) -> float:
+        """Batches of the validation loader that is read now."""
+        return self.total_batches("val")
+
+    @property
+    def total_test_batches_current_dataloader(self) -> float:
+        """Batches of the test loader that is read now."""
+        return self.total_batches("test")
+
+    @property
+    def total_predict_batches_current_dataloader(self) -> float:
+        """Batches of the loader to predict that is read now."""
+        return self.total_batches("predict")
+
+    def has_dataloader_changed(self, dataloader_idx: int) -> bool:
+        """Tell whether an evaluation has come to another loader since the last call."""
+        before = self._loader
+        self._loader = dataloader_idx
+        return before != dataloader_idx
+
+    def reset_dataloader_idx_tracker(self) -> None:
+        """An evaluation begins: its first loader is another one."""
+        self._loader = -1
+
+    def get_metrics(
+        self, trainer: RunningTrainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Return the values beside the bar: the logger's version as `v_num`, then the metrics.
+
+        Override to show other things.
+        """
+        shown: dict[str, Any] = {}
+        version = trainer.logger.version if trainer.logger is not None else None
+        if version is not None:
+            shown["v_num"] = version[-4:] if isinstance(version, str) else version
+        return {**shown, **trainer.progress_bar_metrics}
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print above the bar."""
+        print(*args, **kwargs)
+
+    def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
+        self._trainer = trainer
+        if not trainer.is_global_zero:
+            self.disable()
+
+    def __getstate__(self) -> StateDict:
+        return {**super().__getstate__(), "_trainer": None}
+
+
+class ProgressBar(Bar):
     """Shows epoch, batch, speed and the metrics logged with `prog_bar=True`.
 
     A live bar on a terminal, plain lines elsewhere.
@@ -50,18 +189,15 @@ class ProgressBar(Callback):
         self._started = 0.0
         self._batches = 0
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    def get_metrics(self, trainer: RunningTrainer, pl_module: LightningModule) -> dict[str, Any]:
         """Return the values beside the bar: the logger's version as `v_num`, then the metrics.
 
         Override to show other things.
         """
-        shown: dict[str, Any] = {}
-        version = trainer.logger.version if trainer.logger is not None else None
-        if version is not None:
-            shown["v_num"] = version[-4:] if isinstance(version, str) else version
+        shown = super().get_metrics(trainer, pl_module)
         if trainer.data_wait >= SHOWN_WAIT:
-            shown["data_wait"] = trainer.data_wait
-        return {**shown, **trainer.progress_bar_metrics}
+            shown = {"data_wait": trainer.data_wait, **shown}
+        return shown
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
         """Print above the bar."""
@@ -73,7 +209,8 @@ class ProgressBar(Callback):
 
     def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         """Find the screen: the one of this process, or the driver's."""
-        if trainer.is_global_zero and self.refresh_rate > 0:
+        super().setup(trainer, pl_module, stage)
+        if self.is_enabled and self.refresh_rate > 0:
             self._screen = trainer.display or make_screen()
 
     def teardown(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
@@ -244,7 +381,3 @@ class ProgressBar(Callback):
 
     def __getstate__(self) -> StateDict:
         return {**super().__getstate__(), "_screen": None}
-
-
-# Lightning's names for its two bars; here it is one.
-RichProgressBar = TQDMProgressBar = ProgressBar

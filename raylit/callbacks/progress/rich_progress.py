@@ -1,5 +1,5 @@
-"""Lightning's path to `raylit.callbacks.display.progress_bar`."""
+"""Lightning's path to `raylit.callbacks.display.foreign_bars`."""
 
-from raylit.callbacks.display.progress_bar import RichProgressBar
+from raylit.callbacks.display.foreign_bars import RichProgressBar, RichProgressBarTheme
 
-__all__ = ["RichProgressBar"]
+__all__ = ["RichProgressBar", "RichProgressBarTheme"]

@@ -1,5 +1,5 @@
-"""Lightning's path to `raylit.callbacks.display.progress_bar`."""
+"""Lightning's path to `raylit.callbacks.display.foreign_bars`."""
 
-from raylit.callbacks.display.progress_bar import TQDMProgressBar
+from raylit.callbacks.display.foreign_bars import TQDMProgressBar
 
 __all__ = ["TQDMProgressBar"]

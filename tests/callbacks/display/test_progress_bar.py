@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import raylit as pl
-from raylit.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
+from raylit.callbacks import Bar, ProgressBar, RichProgressBar, TQDMProgressBar
 from raylit.callbacks.display.screen import PlainScreen, count, heading
 from raylit.testing import TinyModel
 from tests.deadlines import stretched
@@ -97,8 +97,13 @@ def test_module_prints_above_the_bar(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "hello 3\n" in capsys.readouterr().out
 
 
-def test_names_of_lightning_are_the_same_bar() -> None:
-    assert RichProgressBar is TQDMProgressBar is ProgressBar
+def test_bars_by_lightnings_names() -> None:
+    ours = RichProgressBar(leave=True, theme=None, console_kwargs={"stderr": True})
+    assert isinstance(ours, ProgressBar)
+    assert isinstance(ours, Bar)
+    assert ours.leave
+    assert isinstance(TQDMProgressBar(leave=True), Bar)
+    assert TQDMProgressBar(refresh_rate=0).is_disabled
 
 
 def test_a_long_epoch_is_told_of_in_between(capsys: pytest.CaptureFixture[str]) -> None:
