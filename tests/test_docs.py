@@ -101,12 +101,9 @@ def why_not(command: list[str]) -> str | None:
 
 def parse(command: list[str]) -> None:
     """Check a command's flags, and its config and sweep against the parser."""
-    import yaml
-
     from raylit.cli import data
     from raylit.cli.command import _take_options
     from raylit.cli.config import parse as parse_config
-    from raylit.tune.spec import SweepSpec
 
     if command[0] == "data":
         data._parser(command[1]).parse_args(command[2:])
@@ -115,7 +112,16 @@ def parse(command: list[str]) -> None:
     if command[0] != "ui" and "--config" in rest:
         parse_config(command[0], rest)
     if getattr(options, "sweep", None):
-        assert SweepSpec.from_dict(yaml.safe_load(Path(options.sweep).read_text())).space
+        check_sweep(Path(options.sweep).read_text())
+
+
+def check_sweep(text: str) -> None:
+    """Check a sweep file: its settings, search, scheduler and space."""
+    import yaml
+
+    from raylit.tune.spec import SweepSpec
+
+    assert SweepSpec.from_dict(yaml.safe_load(text)).space
 
 
 def run(command: list[str], where: str) -> None:
@@ -209,6 +215,8 @@ def follow(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, long: bool
             if not skipped:
                 names = names or at_hand()
                 exec(code, names)
+        elif block.language == "yaml":
+            check_sweep(block.text)
         elif block.language == "bash":
             for command in block.commands():
                 waits = re.search(LONG, shlex.join(command)) and not long
