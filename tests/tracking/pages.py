@@ -55,7 +55,7 @@ def render(url: str, file: Path) -> None:
     with tempfile.TemporaryDirectory() as profile:
         command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu"]
         command += ["--hide-scrollbars", f"--window-size={SIZE}", f"--user-data-dir={profile}"]
-        command += ["--virtual-time-budget=30000", f"--screenshot={file}", url]
+        command += ["--virtual-time-budget=90000", f"--screenshot={file}", url]
         subprocess.run(command, timeout=RENDERS_S, check=True, capture_output=True)
 
 

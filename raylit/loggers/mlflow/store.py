@@ -656,7 +656,8 @@ def page_of_run(experiment_id: str, run_id: str) -> str:
 def page_of_runs(experiment_id: str, run_ids: Sequence[str]) -> str:
     """Return where runs are compared, which opens on parallel coordinates of what differs."""
     runs, experiments = (quote(json.dumps(list(one))) for one in (run_ids, [experiment_id]))
-    return f"/#/compare-runs{ML}&runs={runs}&experiments={experiments}"
+    # MLflow finds the runs only if they come first
+    return f"/#/compare-runs?runs={runs}&experiments={experiments}&{ML[1:]}"
 
 
 def page_of_view(experiment_id: str, key: str) -> str:

@@ -27,8 +27,8 @@ def test_by_default_all_lies_in_the_root_folder(
     store = f"--backend-store-uri 'sqlite:///{root}/mlflow.db'"
     assert logger.where() == f"raylit ui {store}   then http://127.0.0.1:5000{page}"
     assert logger.where_compared(["a", "b"]).endswith(
-        "/#/compare-runs?workflowType=machine_learning&runs=%5B%22a%22%2C%20%22b%22%5D"
-        f"&experiments=%5B%22{logger.name}%22%5D"
+        "/#/compare-runs?runs=%5B%22a%22%2C%20%22b%22%5D"
+        f"&experiments=%5B%22{logger.name}%22%5D&workflowType=machine_learning"
     )
     assert logger.save_dir == str(root / "mlruns")
     assert str(logger.log_dir) == str(folder)
