@@ -231,11 +231,24 @@ def _labels(batch: Any, num_arguments: int) -> Any:
 
 
 def _rank_correlation(one: Array, other: Array) -> float:
-    """Return Spearman's coefficient of two arrays without many ties."""
-    ranks = [np.argsort(np.argsort(values)).astype(np.float64) for values in (one, other)]
-    if one.size < 2 or not one.any() or not other.any():
+    """Return Spearman's coefficient, over what is 0 in neither or one of the two.
+
+    What is 0 in both, as the background of an image, would make any two alike.
+    """
+    either = (one > 0) | (other > 0)
+    if either.sum() < 2:
+        return 0.0
+    ranks = [_ranks(values[either]) for values in (one, other)]
+    if min(float(np.ptp(values)) for values in ranks) == 0:  # all are equal
         return 0.0
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def _ranks(values: Array) -> Array:
+    """Return the rank of each value; equal ones share the mean of theirs."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: Array = (np.cumsum(counts) - (counts - 1) / 2)[places]
+    return ranks
 
 
 def _array(tensor: Tensor) -> Array:

@@ -64,12 +64,16 @@ def explained_operator(module: nn.Module, program: ExportedProgram, format: str)
 
 
 def line_of_operator(program: ExportedProgram, name: str) -> str:
-    """Return likewise the line that calls an operator, which may have been taken apart."""
-    wanted = name.replace("::", ".").removesuffix(".default")
-    for graph in (program.graph, program.run_decompositions().graph):
-        for node in graph.nodes:
-            found = str(node.target).removesuffix(".default")
-            if found == wanted and node.stack_trace:
+    """Return likewise the line that calls an operator.
+
+    The exporter may have taken it apart: `aten.special_bessel_j1` calls `prims.bessel_j1`.
+    """
+    wanted = name.replace("::", ".").split(".")[1]
+    calls = [node for node in program.graph.nodes if node.stack_trace and node.op != "output"]
+    for is_it in (str.__eq__, str.endswith):
+        for node in calls:
+            parts = str(node.target).split(".")
+            if len(parts) > 1 and is_it(parts[1], wanted):
                 return line_of_trace(node.stack_trace)
     return ""
 

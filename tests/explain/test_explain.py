@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import raylit as pl
 from raylit.errors import ConfigError
 from raylit.explain import Explanation
+from raylit.explain.explain import _rank_correlation, _ranks
 from raylit.explain.methods import METHODS
 from tests.trainer.test_trainer import trainer
 
@@ -116,6 +117,17 @@ def test_random_weights_give_other_attributions(tmp_path: Path, trained: Table) 
     assert found.randomized is not None
     assert abs(found.randomized) < 0.8
     assert all(torch.equal(one, before[name]) for name, one in trained.state_dict().items())
+
+
+def test_what_is_zero_in_both_does_not_make_attributions_alike() -> None:
+    background = np.zeros(1000)
+    one = np.concatenate([background, [1.0, 2.0, 3.0, 4.0]])
+    other = np.concatenate([background, [4.0, 3.0, 2.0, 1.0]])
+    assert _rank_correlation(one, other) == pytest.approx(-1)
+    assert _rank_correlation(one, one) == pytest.approx(1)
+    assert _rank_correlation(np.zeros(1004), one) == 0
+    ties = _ranks(np.array([5.0, 1.0, 5.0, 2.0]))
+    assert ties.tolist() == [3.5, 1, 3.5, 2]
 
 
 def test_what_shows_the_input_alone_is_warned_of(tmp_path: Path, trained: Table) -> None:
