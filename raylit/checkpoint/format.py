@@ -123,9 +123,10 @@ def load(
             f" running code from the file could restore ({str(error).splitlines()[0]}). If you"
             " wrote it yourself and trust it, pass weights_only=False."
         ) from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of a text file torch raises KeyError, of others IndexError
+        reason = str(error) or type(error).__name__
         raise CheckpointError(
-            f"The checkpoint {source} could not be read: {error}. It is torn or damaged, or no"
+            f"The checkpoint {source} could not be read: {reason}. It is torn or damaged, or no"
             " checkpoint."
         ) from error
     if not isinstance(loaded, dict):

@@ -406,8 +406,8 @@ def check(folder: str) -> None:
     """
     try:
         with open(os.path.join(folder, COMPLETE), encoding="utf-8") as marker:
-            sizes: dict[str, int] = json.load(marker)["files"]
-    except (OSError, ValueError, KeyError) as error:
+            sizes: dict[str, int] = dict(json.load(marker)["files"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise CheckpointError(
             f"{folder} is no checkpoint, or its writing was not finished: {COMPLETE} is missing or"
             " damaged."

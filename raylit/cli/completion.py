@@ -9,7 +9,7 @@ import shtab
 
 from raylit.cli.config import ARGUMENTS
 from raylit.cli.data import ACTIONS
-from raylit.cli.diagnosis import KEYS, OWN_FLAGS
+from raylit.cli.diagnosis import BASES, KEYS, OWN_FLAGS
 from raylit.cli.help import COMMANDS
 from raylit.errors import ConfigError, did_you_mean
 from raylit.trainer.trainer import Trainer
@@ -25,6 +25,7 @@ DATA_FLAGS = (
     "--rows",
     "--verbose",
 )
+GENERAL_FLAGS = ("print_config", "verbose")
 OF_FILES = ("config", "ckpt_path", "sweep", "output")
 
 
@@ -48,6 +49,7 @@ def completion(shell: str) -> str:
         )
     parser = argparse.ArgumentParser("raylit", allow_abbrev=False)
     parser.add_argument("--version", action="store_true")
+    parser.add_argument("--print_completion", choices=shtab.SUPPORTED_SHELLS)
     commands = parser.add_subparsers()
     trainer = [f"trainer.{name}" for name in inspect.signature(Trainer).parameters]
     for command in COMMANDS:
@@ -62,13 +64,14 @@ def completion(shell: str) -> str:
             files = one.add_argument("files", nargs="*")
             files.complete = shtab.FILE  # type: ignore[attr-defined]
             for flag in DATA_FLAGS:
-                one.add_argument(flag)
+                one.add_argument(*(("-n", flag) if flag == "--rows" else (flag,)))
             continue
         keys = [key for key in KEYS if key != "trainer"]
         own = [*ARGUMENTS.get(command, ()), *OWN_FLAGS.get(command, ())]
-        names = ("config", *keys, *own, *trainer, "ray.address", "print_config", "verbose")
+        described = [f"{key}.help" for key in ("trainer", *BASES)]
+        names = ("config", *keys, *own, *trainer, *described, "ray.address", *GENERAL_FLAGS)
         for name in dict.fromkeys(names):
-            added = one.add_argument(f"--{name}")
+            added = one.add_argument(*(("-c",) if name == "config" else ()), f"--{name}")
             if name in OF_FILES:
                 added.complete = shtab.FILE  # type: ignore[attr-defined]
     script: str = shtab.complete(parser, shell)

@@ -21,11 +21,12 @@ from jsonargparse._loaders_dumpers import yaml_load
 from raylit.cli import construct
 from raylit.cli.diagnosis import BASES, explain, find_class
 from raylit.cli.optimizer import ReduceLROnPlateau, give_optimizer
-from raylit.cli.source import Source, read_arguments, where_given
+from raylit.cli.source import Source, dotted, read_arguments, where_given
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.module import LightningModule
 from raylit.errors import CheckpointError, ConfigError
 from raylit.runtime import bounded_yaml
+from raylit.runtime.masked_config import unmasked
 from raylit.runtime.rng import seed_everything
 from raylit.trainer.settings import arguments_of_environment
 from raylit.trainer.trainer import Trainer
@@ -232,9 +233,39 @@ def parse(command: str, args: Sequence[str], needs_model: bool = True) -> Config
     # Besides its own error, jsonargparse lets pass what a value made go wrong within it.
     except Exception as error:
         raise ConfigError(explain(sources, str(error), command)) from error
+    if needs_model:
+        take_from_environment(values, sources)
     if not isinstance(values.trainer, Namespace):
         raise ConfigError(explain(sources, "trainer holds the arguments of the Trainer.", command))
     return Config(command, values, parser, sources)
+
+
+def take_from_environment(
+    values: Namespace, sources: Sequence[Source], below: str | None = None
+) -> None:
+    """Put secrets from the environment into the places where a kept config has `***`.
+
+    Args:
+        values: the config, which is changed.
+        sources: the files and flags it came from.
+        below: the key that the config stands below, of a LightningCLI with subcommands.
+
+    Raises:
+        ConfigError: the environment does not have them.
+    """
+    missing: dict[tuple[str | int, ...], str] = {}
+    unmasked(values if below is None else values[below], missing=missing)
+    if not missing:
+        return
+    lines = []
+    for path, variable in missing.items():
+        where = where_given(sources, [str(part) for part in path])
+        lines.append(f"{where or 'a config'}: {dotted(path)} is masked (***): set {variable}.")
+    raise ConfigError(
+        "\n".join(lines)
+        + "\nA config that is kept has no secrets. Give them by these environment variables, or as"
+        " flags."
+    )
 
 
 def seed(wanted: bool | int) -> bool | int:

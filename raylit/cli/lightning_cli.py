@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from raylit.callbacks import Callback
 from raylit.checkpoint import load
-from raylit.cli.config import is_of, seed
+from raylit.cli.config import is_of, seed, take_from_environment
 from raylit.cli.construct import (
     as_hyperparameters,
     find_module_class,
@@ -135,6 +135,7 @@ class LightningCLI:
         self.setup_parser(run, for_all, for_subcommands)
         self.parse_arguments(self.parser, args)
         self.subcommand: str | None = self.config["subcommand"] if run else None
+        take_from_environment(self.config, [], below=self.subcommand)
         self._parse_ckpt_path()
         self._set_seed()
         self.before_instantiate_classes()

@@ -12,8 +12,8 @@ from raylit.callbacks import Callback
 from raylit.checkpoint import folder
 from raylit.core.hooks import is_overridden
 from raylit.errors import ConfigError
+from raylit.runtime.masked_config import mask_config
 from raylit.runtime.messages import warn
-from raylit.runtime.secrets import without_secrets
 from raylit.runtime.storage import write_text
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class KeepConfig(Callback):
         """Store the config, on rank 0."""
         if not trainer.is_global_zero or stage == "predict":  # predict opens no loggers
             return
-        text = without_secrets(self.text)
+        text = mask_config(self.text)
         for logger in trainer.loggers:
             log_text = getattr(logger, "log_text", None)
             try:
@@ -130,7 +130,7 @@ class SaveConfigCallback(Callback):
         text = (
             self._text
             if self._text is not None
-            else without_secrets(self.parser.dump(self.config, skip_unset=False))
+            else mask_config(self.parser.dump(self.config, skip_unset=False))
         )
         if trainer.is_global_zero and stage != "predict":  # predict opens no loggers
             for logger in trainer.loggers:
@@ -161,7 +161,7 @@ class SaveConfigCallback(Callback):
                 for name in {self.config_filename, *os.listdir(log_dir)} - before:
                     file = Path(log_dir, name)
                     if file.is_file():
-                        file.write_text(without_secrets(file.read_text()))
+                        file.write_text(mask_config(file.read_text()))
             else:
                 write_text(path, text)
 
@@ -180,6 +180,6 @@ class SaveConfigCallback(Callback):
         text = (
             self._text
             if self._text is not None
-            else without_secrets(self.parser.dump(self.config, skip_unset=False))
+            else mask_config(self.parser.dump(self.config, skip_unset=False))
         )
         return {**self.__dict__, "_text": text}

@@ -20,6 +20,7 @@ from raylit.cli.record import KeepConfig
 from raylit.core.hparams import stored_hparams
 from raylit.core.module import LightningModule
 from raylit.errors import CheckpointError, ConfigError, Terminated
+from raylit.runtime.masked_config import mask_config
 from raylit.runtime.messages import info
 from raylit.runtime.secrets import without_secrets
 from raylit.trainer.trainer import Trainer
@@ -48,7 +49,7 @@ def run(command: str, args: list[str], options: Namespace) -> None:
         check_output(output)
     config = parse(command, args, needs_model=not options.print_config)
     if options.print_config:
-        print(without_secrets(config.text), end="")
+        print(mask_config(config.text), end="")
         return
     config.seed()
     if command == "check":

@@ -30,6 +30,7 @@ from raylit.core.hooks import is_overridden
 from raylit.core.module import LightningModule
 from raylit.errors import ConfigError, did_you_mean
 from raylit.loggers import MLFlowLogger
+from raylit.runtime.masked_config import mask_config
 from raylit.runtime.rng import seed_everything
 from raylit.runtime.secrets import without_secrets
 from raylit.trainer.trainer import Trainer
@@ -59,7 +60,7 @@ def tune(args: list[str], options: Namespace) -> None:
         args, sweep = _files_of(options.resume, args)
     config = parse("tune", args, needs_model=not options.print_config)
     if options.print_config:
-        print(without_secrets(config.text), end="")
+        print(mask_config(config.text), end="")
         return
     _check_flags(options)
     if options.behind_retrain:
@@ -89,7 +90,7 @@ def tune(args: list[str], options: Namespace) -> None:
         trainer = make_trainer(config)
         _check_retrain(options, args, data)
         with open(sweep, encoding="utf-8") as file:
-            files = {CONFIG: without_secrets(config.text), SWEEP: file.read()}
+            files = {CONFIG: mask_config(config.text), SWEEP: mask_config(file.read())}
         result = run_sweep(trainer, recipe, spec, resume=options.resume or False, files=files)
     except SweepError as error:
         raise ConfigError(f"{source.where(error.path)}: {error}") from error

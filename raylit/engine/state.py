@@ -291,7 +291,7 @@ def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
             f"{run.job.ckpt_path} holds no state_dict; it has: {', '.join(map(str, checkpoint))}."
         )
     run.precision.convert_module(module)  # else weights in float64 would be rounded on their way
-    module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
+    load_weights(run, checkpoint["state_dict"])
     left = foreign.places(checkpoint)  # a state without them is none
     own = None if run.datamodule is None else type(run.datamodule).__qualname__
     if own in checkpoint and not any(place[0] == own for place in left):
@@ -313,6 +313,22 @@ def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
             "The checkpoint holds the state of callbacks that the Trainer does not have:"
             f" {', '.join(map(str, stored))}. Add them to go on exactly."
         )
+
+
+def load_weights(run: Run, weights: Any) -> None:
+    """Give the module its weights.
+
+    Raises:
+        CheckpointError: they are another module's.
+    """
+    module = run.module
+    try:
+        module.load_state_dict(weights, strict=module.strict_loading)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"The weights in {run.job.ckpt_path} do not fit {type(module).__name__}: {error}. Give"
+            " the arguments that the model had when it was saved, or a checkpoint of this model."
+        ) from error
 
 
 def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:

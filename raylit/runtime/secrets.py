@@ -14,25 +14,31 @@ from urllib.parse import unquote
 MASK = "***"
 
 # A URI in any text, up to a space. What follows `//` is parsed by `_without_login`.
-_URI = re.compile(r"\b([A-Za-z][A-Za-z0-9+.\-]*):(//[^\s\"<>`]*)")
+_URI = re.compile(r"(?<![\w+.\-])([\w+.\-]++):(//[^\s\"<>`]*)")
 # Stores whose addresses have an @ that is no end of a password: abfs://container@account/path.
 _WITH_AT = ("s3", "gs", "gcs", "abfs", "abfss", "adl", "wasb", "wasbs", "file", "sqlite", "hdfs")
 
 _SURE = {"password", "passwd", "pwd", "passphrase", "passcode", "secret", "secrets", "apikey"}
 _SURE |= {"credential", "credentials", "authorization", "sig", "signature", "accesskey"}
+_NUMBERS = {"password", "passwd", "pwd", "passphrase", "passcode"}  # secret even as numbers
 _KEYS_OF = {"api", "access", "private", "secret", "account", "signing", "encryption", "auth"}
 # Tokens of a language rather than of a login.
 _TOKENS_OF = {"pad", "eos", "bos", "mask", "unk", "cls", "sep", "special", "start", "end", "stop"}
 _TOKENS_OF |= {"begin", "next", "per", "each", "max", "min", "num", "prompt", "image", "class"}
-_NAME = r"[A-Za-z_][\w.\-]*"
+# A name begins where none is before it: else a long word would be looked through from each of its
+# letters (30,000 took minutes).
+_BEGIN = r"(?<![\w.\-])"
+_NAME = r"[\w.\-]++"
 # `key=value`, as in a URI, in what a database driver takes, and in the environment.
-_ASSIGNMENT = re.compile(rf"({_NAME})(=)([^\s&;,'\"]+|'[^']*'|\"[^\"]*\")")
+_ASSIGNMENT = re.compile(rf"{_BEGIN}({_NAME})(=)([^\s&;,'\"]+|'[^']*'|\"[^\"]*\")")
 # `--key value`, as in a command.
-_FLAG = re.compile(rf"(--{_NAME}\s+)(?!--)(\S+)")
+_FLAG = re.compile(rf"{_BEGIN}(--{_NAME}\s+)(?!--)(\S+)")
 # `key: value`, as in YAML and JSON; a value on the same line.
 _ENTRY = re.compile(
-    rf"(?m)([\"']?)\b({_NAME})(\1:[ \t]+)(\"[^\"\n]*\"|'[^'\n]*'|[^\s,{{}}\[\]][^\n,}}]*)"
+    rf"([\"']?){_BEGIN}({_NAME})(\1:[ \t]+)(\"[^\"\n]*\"|'[^'\n]*'|[^\s,{{}}\[\]][^\n,}}]*)"
 )
+# `key: |`, `key: >-` and `key:`, whose value is what is indented further in the next lines.
+_OPENING = re.compile(rf"([ \t]*(?:- )?)([\"']?)({_NAME})(\2:)[ \t]*(?:[|>][-+0-9]*)?[ \t]*")
 _PLAIN = re.compile(r"[\"']?(?:true|false|null|none|~|[-+.\d][\d.e+\-_]*|\*+)[\"']?", re.IGNORECASE)
 
 
@@ -43,8 +49,7 @@ def is_secret_name(name: str) -> bool:
         >>> is_secret_name("hf_token"), is_secret_name("num_tokens"), is_secret_name("pad_token")
         (True, False, False)
     """
-    spaced = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name)
-    words = [word for word in re.split(r"[^a-z0-9]+", spaced.lower()) if word]
+    words = _words(name)
     if not words:
         return False
     before = words[-2] if len(words) > 1 else ""
@@ -53,6 +58,23 @@ def is_secret_name(name: str) -> bool:
     if words[-1] == "key":
         return before in _KEYS_OF
     return bool(_SURE & set(words))
+
+
+def is_secret_number(name: str, value: Any) -> bool:
+    """Tell whether a number, or its text, is a secret: `password: 123456`, but not `token: 5`.
+
+    Example:
+        >>> is_secret_number("db_password", 1234), is_secret_number("image_token", 1234)
+        (True, False)
+    """
+    if isinstance(value, bool) or (_words(name) or [""])[-1] not in _NUMBERS:
+        return False
+    return bool(re.fullmatch(r"[-+]?\d[\d._]*", str(value)))
+
+
+def _words(name: str) -> list[str]:
+    spaced = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name)
+    return [word for word in re.split(r"[^a-z0-9]+", spaced.lower()) if word]
 
 
 def without_secrets(text: str) -> str:
@@ -71,6 +93,7 @@ def without_secrets(text: str) -> str:
     text = _URI.sub(lambda found: f"{found[1]}:{_without_login(found[1], found[2])}", text)
     text = _ASSIGNMENT.sub(_masked_assignment, text)
     text = _FLAG.sub(_masked_flag, text)
+    text = _without_blocks(text)
     return _ENTRY.sub(_masked_entry, text)
 
 
@@ -83,6 +106,8 @@ def holds_secret(name: str, value: object) -> bool:
     """Tell whether a value, nested or not, has a text that is secret by itself or by its name."""
     if isinstance(value, str):
         return bool(value) and (is_secret_name(name) or has_secret(value))
+    if isinstance(value, (int, float)):
+        return is_secret_number(name, value)
     if isinstance(value, dict):
         return any(holds_secret(str(key), one) for key, one in value.items())
     return isinstance(value, (list, tuple)) and any(holds_secret("", one) for one in value)
@@ -95,7 +120,8 @@ def without_secret_values(value: Any) -> Any:
     if isinstance(value, dict):
         return {
             key: MASK
-            if isinstance(one, str) and one and is_secret_name(str(key))
+            if is_secret_number(str(key), one)
+            or (isinstance(one, str) and one and is_secret_name(str(key)))
             else without_secret_values(one)
             for key, one in value.items()
         }
@@ -140,12 +166,43 @@ def _masked_assignment(found: re.Match[str]) -> str:
 
 
 def _masked_flag(found: re.Match[str]) -> str:
-    is_secret = is_secret_name(found[1]) and not _PLAIN.fullmatch(found[2])
+    is_secret = is_secret_name(found[1]) and not _is_plain(found[1], found[2])
     return f"{found[1]}{MASK}" if is_secret else found[0]
 
 
 def _masked_entry(found: re.Match[str]) -> str:
     quote, name, colon, value = found.groups()
-    if not is_secret_name(name) or _PLAIN.fullmatch(value.strip()):
+    if not is_secret_name(name) or _is_plain(name, value.strip()):
         return found[0]
-    return f"{quote}{name}{colon}{MASK}"
+    return f'{quote}{name}{colon}"{MASK}"'  # quoted: *** alone would be an alias in YAML
+
+
+def _without_blocks(text: str) -> str:
+    """Return a text with `***` for what is indented below the name of a secret."""
+    lines = text.split("\n")
+    kept: list[str] = []
+    number = 0
+    while number < len(lines):
+        opening = _OPENING.fullmatch(lines[number])
+        number += 1
+        kept.append(lines[number - 1])
+        if opening is None or not is_secret_name(opening[3]):
+            continue
+        end = number
+        for index in range(number, len(lines)):
+            line = lines[index]
+            if line.strip() and len(line) - len(line.lstrip()) <= len(opening[1]):
+                break
+            end = index + 1 if line.strip() else end
+        if end > number:
+            indent, quote, name, colon = opening.groups()
+            kept[-1] = f'{indent}{quote}{name}{colon} "{MASK}"'
+            number = end
+    return "\n".join(kept)
+
+
+def _is_plain(name: str, value: str) -> bool:
+    """Tell whether a value is no secret's: true, null, empty, a number that is no password."""
+    if value in ("''", '""'):
+        return True
+    return bool(_PLAIN.fullmatch(value)) and not is_secret_number(name, value.strip("\"'"))

@@ -44,6 +44,8 @@ from raylit.validation.config import ValidationConfig, config_of
 
 P = ParamSpec("P")
 
+MAX_WORKERS = 2**16  # ranks; torch has never been run on more
+
 LIMITS_OF_BATCHES = (
     "limit_train_batches",
     "limit_val_batches",
@@ -348,6 +350,10 @@ def number_of_workers(
                 " fewest and the most, for a fit that goes on with as many workers as there is"
                 " room for: num_workers=(1, 4)."
             )
+        if most > MAX_WORKERS:
+            raise ConfigError(
+                f"num_workers={num_workers!r}: at most {MAX_WORKERS:,} workers make a group."
+            )
         if devices is not None or num_nodes != 1:
             raise ConfigError(
                 f"num_workers={num_workers} was given together with devices={devices!r},"
@@ -370,6 +376,11 @@ def number_of_workers(
             " 'auto'."
         )
     total = per_node * num_nodes
+    if total > MAX_WORKERS:
+        raise ConfigError(
+            f"devices={devices!r} on num_nodes={num_nodes} are {total:,} workers: at most"
+            f" {MAX_WORKERS:,} make a group."
+        )
     total = total if total > 1 else 0
     return total, total
 

@@ -28,7 +28,9 @@ from raylit.errors import ConfigError, LaunchError, Terminated
 from raylit.launch.on_ray.by_value import Parcel
 from raylit.launch.on_ray.cluster import connect, is_verbose, say_dashboard
 from raylit.loggers import MLFlowLogger
+from raylit.runtime.masked_config import is_masked, mask_config
 from raylit.runtime.messages import info
+from raylit.runtime.secrets import holds_secret, without_secrets
 from raylit.runtime.storage import is_url
 from raylit.trainer.trainer import Trainer
 from raylit.tune import tracking
@@ -39,7 +41,7 @@ from raylit.tune.process import seed_of
 from raylit.tune.record import SweepRecord
 from raylit.tune.result import SweepResult, TrialResult, sort_trials
 from raylit.tune.slots import at_most
-from raylit.tune.space import SweepError, text_of
+from raylit.tune.space import SweepError, examples, text_of
 from raylit.tune.spec import SweepSpec
 from raylit.tune.stops import EndOfSweep, Stops, budget_s, make_stopper
 from raylit.tune.trial import ERROR, TrialPlan, trainable, warm_up
@@ -117,6 +119,7 @@ def run_sweep(
         KeyboardInterrupt, Terminated: a signal ended the sweep; its trials are saved.
     """
     _check_trainer(trainer, spec)
+    _check_secrets(spec)
     storage = trainer.storage_path or os.path.join(trainer.default_root_dir, "raylit_runs")
     records = os.path.join(trainer.default_root_dir, "raylit_runs") if is_url(storage) else storage
     name = find_sweep(records, spec.name, resume) if resume else _new_name(spec)
@@ -128,7 +131,7 @@ def run_sweep(
     spec = copy.copy(spec)
     spec.seed = seed
     earlier = earlier_trials(spec, records, trainer)
-    _say_left(records, name)
+    _say_left(records, name, trainer)
     connect((spec.max_concurrent or 1) * _wanted(spec).get("CPU", 1.0))
     capacity = capacity_for(spec)
     spec.max_concurrent = capacity.concurrent
@@ -222,6 +225,16 @@ def _check_trainer(trainer: Trainer, spec: SweepSpec) -> None:
         )
 
 
+def _check_secrets(spec: SweepSpec) -> None:
+    for key, value in spec.space.items():
+        if any(holds_secret(key, one) for one in examples(value)):
+            raise SweepError(
+                f"{key} looks like a secret, and the values of a sweep stand in its files, in MLflow"
+                " and in Ray's logs. Give it in the config or as a flag, the same for all trials.",
+                ("space", key),
+            )
+
+
 def _new_name(spec: SweepSpec) -> str:
     return f"{spec.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
 
@@ -251,7 +264,7 @@ def _head(spec: SweepSpec, name: str, parent: MLFlowLogger | None) -> dict[str, 
         "host": socket.gethostname(),
         "seed": spec.seed,
         "run_id": parent.run_id if parent is not None else None,
-        "tracking_uri": parent.tracking_uri if parent is not None else None,
+        "tracking_uri": without_secrets(str(parent.tracking_uri)) if parent is not None else None,
         **_fingerprint(spec),
     }
 
@@ -272,15 +285,24 @@ def _check_same(record: SweepRecord, spec: SweepSpec, name: str) -> None:
             )
 
 
-def _say_left(records: str, name: str) -> None:
+def _say_left(records: str, name: str, trainer: Trainer) -> None:
     """Name sweeps whose drivers have died, and have their runs in MLflow end."""
     for left in unfinished(records):
         if left == name:
             continue
         head = mark_left(os.path.join(records, left))
         info(f"The sweep {left} was left by a process that has died. {_how_to_go_on(left)}")
-        if head.get("run_id"):
-            MLFlowLogger.end_tree(head["tracking_uri"], head["run_id"], "killed")
+        uri = _whole_uri(head.get("tracking_uri"), trainer)
+        if head.get("run_id") and uri is not None:
+            MLFlowLogger.end_tree(uri, head["run_id"], "killed")
+
+
+def _whole_uri(uri: str | None, trainer: Trainer) -> str | None:
+    """Return an address of MLflow with its password, which a sweep's files do not have."""
+    if not is_masked(uri):
+        return uri
+    own = (str(one.tracking_uri) for one in trainer.loggers if isinstance(one, MLFlowLogger))
+    return next((one for one in own if without_secrets(one) == uri), None)
 
 
 def _how_to_go_on(name: str) -> str:
@@ -488,7 +510,7 @@ def _keep_best(
     if not result.trials or result.trials[0].score is None:
         return None
     best = result.trials[0]
-    text = recipe.best_config(record.raw[best.number], seed_of(seed, best.number))
+    text = mask_config(recipe.best_config(record.raw[best.number], seed_of(seed, best.number)))
     result.best_config = os.path.join(record.folder, BEST)
     with open(result.best_config, "w", encoding="utf-8") as file:
         file.write(text)

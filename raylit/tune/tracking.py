@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from raylit.loggers import MLFlowLogger
 from raylit.loggers.mlflow import store
 from raylit.runtime.messages import warn
-from raylit.runtime.secrets import without_secrets
 from raylit.tune.space import text_of
 from raylit.version import __version__
 
@@ -73,7 +72,7 @@ def log_result(parent: MLFlowLogger, result: SweepResult, best_config: str | Non
     parent.log_metrics({f"best/{name}": best.metrics[name] for name in result.spec.metrics}, step=0)
     parent.log_hyperparams({"best": {**best.config, "trial": best.name}})
     parent.log_text(result.dataframe.to_csv(index=False), "trials.csv")
-    parent.log_text(without_secrets(best_config or ""), "best.yaml")
+    parent.log_text(best_config or "", "best.yaml")
     parent.finalize("success")
     _keep_pictures(parent, result)
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import os
 import re
+import signal
 import stat
 import subprocess
+import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.cli.test_ui import free_port
+from tests.deadlines import stretched
 
 from .files import (
     CLUSTER,
@@ -253,8 +263,8 @@ def test_secrets_of_the_compose_file_are_made_by_its_script(tmp_path: Path) -> N
     )
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert (
-        f"mlflow_tracking_password = {first['mlflow_admin_password']}"
-        in first["mlflow_credentials"]
+        f"mlflow_tracking_username = writer\nmlflow_tracking_password ="
+        f" {first['mlflow_writer_password']}" in first["mlflow_credentials"]
     )
 
 
@@ -263,3 +273,59 @@ def test_git_ignores_the_secrets() -> None:
         ["git", "check-ignore", "-q", CLUSTER / "docker/secrets/ray_token"], cwd=ROOT, check=False
     )
     assert done.returncode == 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_ray_writes_to_mlflow_as_a_user_who_is_no_admin(tmp_path: Path) -> None:
+    """With the script of the compose file, and MLflow's server as that starts it."""
+    port = free_port()
+    server = f"http://127.0.0.1:{port}"
+    admin, writer = "a" * 24, "w" * 24
+    settings = texts()["docker/mlflow.ini"]
+    settings = re.sub(r"postgresql\S+", f"sqlite:///{tmp_path}/users.db", settings)
+    (tmp_path / "mlflow.ini").write_text(settings)
+    env = os.environ | {
+        "MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "mlflow.ini"),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": admin,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "k" * 32,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    store = f"--backend-store-uri=sqlite:///{tmp_path}/mlflow.db"
+    command = ["mlflow", "server", "--app-name=basic-auth", f"--port={port}", "--workers=1", store]
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], cwd=tmp_path, env=env, start_new_session=True
+    )
+
+    def make(password: str) -> None:
+        (tmp_path / "password").write_text(password)
+        script = [CLUSTER / "docker/writer.py", server, tmp_path / "password", tmp_path / "mark"]
+        subprocess.run([sys.executable, *script], env=env, check=True, timeout=stretched(120))
+        assert (tmp_path / "mark").exists()
+
+    def ask(method: str, path: str, user: str, password: str, body: dict[str, Any]) -> int:
+        login = base64.b64encode(f"{user}:{password}".encode()).decode()
+        headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
+        url = f"{server}/api/2.0/mlflow/{path}"
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=stretched(30)) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    try:
+        make(writer)
+        make(writer + "2")  # a password that was changed
+        own = ("writer", writer + "2")
+        assert ask("POST", "experiments/create", "writer", writer, {"name": "old"}) == 401
+        assert ask("POST", "experiments/create", "admin", admin, {"name": "others"}) == 200
+        assert ask("POST", "experiments/create", *own, {"name": "own"}) == 200
+        assert ask("POST", "runs/create", *own, {"experiment_id": "2"}) == 200
+        assert ask("POST", "runs/create", *own, {"experiment_id": "1"}) == 403
+        assert ask("POST", "experiments/delete", *own, {"experiment_id": "1"}) == 403
+        new = {"username": "me", "password": "m" * 24}
+        assert ask("POST", "users/create", *own, new) == 403
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

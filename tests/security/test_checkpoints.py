@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from raylit.checkpoint import find, load, sharded
 from raylit.cli import LightningCLI
 from raylit.cli.command import main
 from raylit.errors import CheckpointError
-from raylit.testing import BoringDataModule
+from raylit.testing import BoringDataModule, BoringModel
 from tests.names import without_addresses
 
 from . import victim
@@ -161,6 +162,44 @@ def test_hyperparameters_that_multiply(tmp_path: Path) -> None:
     file = checkpoint_of(tmp_path, Typed, hyper_parameters={**MADE_BY_A_CLI, "anything": many})
     with pytest.raises(CheckpointError, match="more than 200,000 values"):
         Typed.load_from_checkpoint(file)
+
+
+# ---- files that are no checkpoints ----
+
+
+def no_checkpoints(folder: Path) -> Iterator[Path]:
+    contents = {
+        "empty": b"",
+        "text": b"hello",
+        "zip": b"PK\x03\x04" + bytes(100),
+        "p": b"\x80\x02.",
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+        yield folder / name
+    with zipfile.ZipFile(folder / "other.zip", "w") as file:
+        file.writestr("a", "b")
+    yield folder / "other.zip"
+    torch.save([1, 2], folder / "list")
+    yield folder / "list"
+    for name, complete in (("d1", "[]"), ("d2", "3"), ("d3", '{"files": 3}'), ("d4", "")):
+        (folder / name).mkdir()
+        (folder / name / sharded.COMPLETE).write_text(complete)
+        yield folder / name
+
+
+def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+    for path in no_checkpoints(tmp_path):
+        with pytest.raises(CheckpointError, match=r"could not be read|no checkpoint|not a check"):
+            load(path)
+
+
+@pytest.mark.parametrize("weights", [3, None, ["w"], {}, {"other": torch.ones(1)}], ids=str)
+def test_weights_that_do_not_fit(weights: Any, tmp_path: Path) -> None:
+    torch.save({"state_dict": weights, "epoch": 0, "global_step": 0}, tmp_path / "x.ckpt")
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, max_epochs=1)
+    with pytest.raises(CheckpointError, match=r"The weights in .* do not fit BoringModel"):
+        trainer.test(BoringModel(), datamodule=BoringDataModule(), ckpt_path=tmp_path / "x.ckpt")
 
 
 # ---- files that are pickles ----

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 import raylit as pl
+from raylit.cli import LightningCLI
 from raylit.cli.command import main
+from raylit.errors import ConfigError
+from raylit.runtime.masked_config import mask_config
 from raylit.runtime.secrets import is_secret_name, without_secret_values, without_secrets
-from raylit.testing import BoringModel
+from raylit.testing import BoringDataModule, BoringModel
+from tests.deadlines import stretched
 
 SECRET = "s3cr3t"
 
@@ -46,8 +54,15 @@ SHOWN = {
     "MLFLOW_TRACKING_PASSWORD=s3cr3t raylit": "MLFLOW_TRACKING_PASSWORD=*** raylit",
     "--model.api_key=s3cr3t": "--model.api_key=***",
     "--model.api_key s3cr3t --x 1": "--model.api_key *** --x 1",
-    "  hf_token: 's3cr3t'": "  hf_token: ***",
-    '{"api_key": "s3cr3t", "b": 1}': '{"api_key": ***, "b": 1}',
+    "  hf_token: 's3cr3t'": '  hf_token: "***"',
+    '{"api_key": "s3cr3t", "b": 1}': '{"api_key": "***", "b": 1}',
+    "password: 123456": 'password: "***"',
+    "a: 1\napi_key: |\n  s3cr3t\n  more\nb: 2": 'a: 1\napi_key: "***"\nb: 2',
+    "  api_key: >-\n    s3cr3t\n\n    more\n  b: 2": '  api_key: "***"\n  b: 2',
+    "api_key:\n  s3cr3t\nb: 2": 'api_key: "***"\nb: 2',
+    "model:\n  api_key: |\n    s3cr3t\n  b: 2": 'model:\n  api_key: "***"\n  b: 2',
+    "ü1http://u:s3cr3t@host": "ü1http://u:***@host",
+    "secrets:\n  db: s3cr3t\n  web:\n    - s3cr3t\nb: 2": 'secrets: "***"\nb: 2',
 }
 
 UNTOUCHED = [
@@ -56,6 +71,8 @@ UNTOUCHED = [
     "s3://bucket/a@b/c",
     "sqlite:////tmp/a@b.db",
     "num_tokens: 5",
+    "image_token: 32000",
+    "tokenizer:\n  class_path: bert",
     "tokenizer: bert",
     "pad_token: '<pad>'",
     "use_token: true",
@@ -88,6 +105,15 @@ def test_a_password_that_was_not_quoted(before: str, after: str) -> None:
     assert SECRET not in without_secrets(f"http://u:{before}{SECRET}{after}@host:80/x")
 
 
+@pytest.mark.parametrize(
+    "part", ["a", "a-", "a.", "--a", "a1", "a=", "a:", "http://", " a: ", "@", "'"]
+)
+def test_long_texts_take_the_time_of_their_length(part: str) -> None:
+    began = time.perf_counter()
+    without_secrets(part * 100_000)
+    assert time.perf_counter() - began < stretched(5)
+
+
 def test_nested_values() -> None:
     given: dict[str, Any] = {"a": [{"password": SECRET, "n": 1}], "uri": f"http://u:{SECRET}@h"}
     shown = without_secret_values(given)
@@ -101,6 +127,11 @@ class Model(BoringModel):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.layer(batch).mean()
+        self.log("train_loss", loss)
+        return loss
 
 
 class Asking(BoringModel):
@@ -190,6 +221,164 @@ def test_no_file_of_a_command_holds_a_secret(tmp_path: Path, monkeypatch: Any, c
     kept = list(tmp_path.rglob("work/**/config.yaml"))
     assert len(kept) == 2 and all("***" in path.read_text() for path in kept)
     assert not holding(tmp_path / "work")
+
+
+ON_RAY = f"""
+model:
+  class_path: tests.security.test_secrets.Model
+  init_args: {{api_key: {SECRET}, uri: "http://u:{SECRET}@host"}}
+data: raylit.testing.BoringDataModule
+trainer:
+  accelerator: cpu
+  max_epochs: 1
+  limit_train_batches: 2
+  enable_progress_bar: false
+  enable_model_summary: false
+  logger:
+    class_path: raylit.loggers.MLFlowLogger
+    init_args: {{tracking_uri: "sqlite:///WORK/mlflow.db?password={SECRET}"}}
+"""
+SWEEP = f"""
+name: lr
+metric: {{name: train_loss, mode: min}}
+space: {{model.lr: {{choice: [0.1, 0.2]}}}}
+trials: 2
+max_concurrent: 2
+# the store asks for token={SECRET}
+"""
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_no_file_of_a_fit_on_ray_and_of_a_sweep_holds_a_secret(tmp_path: Path) -> None:
+    """Neither in the folders nor among what Ray keeps of the session."""
+    work = tmp_path / "work"
+    work.mkdir()
+    (tmp_path / "config.yaml").write_text(ON_RAY.replace("WORK", str(work)))
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    root = Path(__file__).parents[2]
+    env = os.environ | {
+        "PYTHONPATH": str(root),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_TRACKING_PASSWORD": SECRET,
+        "RAY_TMPDIR": str(Path(tempfile.mkdtemp(prefix="rl", dir="/tmp"))),
+    }
+    env.pop("RAY_ADDRESS", None)
+    config = ["--config", "../config.yaml"]
+    sweep = [*config, "--sweep", "../sweep.yaml"]
+
+    def run(*args: str, **more: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "raylit", *args],
+            cwd=work,
+            env=env | more,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    try:
+        said = run("fit", *config, "--trainer.num_workers=1") + run("tune", *sweep)
+        (best,) = work.glob("raylit_runs/lr-*/best.yaml")
+        given = {"PL_MODEL_API_KEY": SECRET, "PL_MODEL_URI": f"http://u:{SECRET}@host"}
+        given["PL_TRAINER_LOGGER_TRACKING_URI"] = f"sqlite:///{work}/mlflow.db"
+        assert all(name in best.read_text().partition("\n")[0] for name in given)
+        said += run("fit", "--config", str(best), **given)
+        session = Path(env["RAY_TMPDIR"])
+        assert list(session.rglob("raylet.out")), "the search is where Ray writes"
+        assert SECRET not in said
+        assert not holding(work)
+        assert not holding(session)
+    finally:
+        shutil.rmtree(env["RAY_TMPDIR"], ignore_errors=True)
+
+
+MASKED = {
+    "model:\n  api_key: |\n    s3cr3t\n    more\n  lr: 1\n": (
+        ["PL_MODEL_API_KEY"],
+        {"api_key": "***"},
+    ),
+    "model: {api_key: 's3cr3t', uri: 'http://u:s3cr3t@h/x'}": (
+        ["PL_MODEL_API_KEY", "PL_MODEL_URI"],
+        {"api_key": "***", "uri": "http://u:***@h/x"},
+    ),
+    "model:\n  passphrase: one\n    s3cr3t two\n  lr: 1": (
+        ["PL_MODEL_PASSPHRASE"],
+        {"passphrase": "***"},
+    ),
+    "model:\n  ? api_key\n  : s3cr3t\n": (["PL_MODEL_API_KEY"], {"api_key": "***"}),
+    "model:\n  api_key: &a s3cr3t\n  other_token: *a\n": (
+        ["PL_MODEL_API_KEY", "PL_MODEL_OTHER_TOKEN"],
+        {"api_key": "***", "other_token": "***"},
+    ),
+    "model:\n  init_args:\n    tokens: 3\n    secrets:\n    - s3cr3t\n    - b: s3cr3t\n": (
+        ["PL_MODEL_SECRETS_0", "PL_MODEL_SECRETS_1_B"],
+        {"init_args": {"tokens": 3, "secrets": ["***", {"b": "***"}]}},
+    ),
+    "model:\n  ü: 'ä'\n  api_key: \"s3cr3t\"  # token=s3cr3t\n": (
+        ["PL_MODEL_API_KEY"],
+        {"ü": "ä", "api_key": "***"},
+    ),
+    "model:\n  password: 1234\n  use_token: true\n": (
+        ["PL_MODEL_PASSWORD"],
+        {"password": "***", "use_token": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("text", MASKED)
+def test_a_config_without_secrets_is_a_config_that_says_how_they_are_given(text: str) -> None:
+    variables, expected = MASKED[text]
+    masked = mask_config(text)
+    assert SECRET not in masked
+    head, _, body = masked.partition("\n")
+    assert head.endswith(f"by the environment: {', '.join(variables)}")
+    model = yaml.safe_load(body)["model"]
+    assert {key: model[key] for key in expected} == expected
+    assert mask_config(body) == body, "what is masked stays as it is"
+
+
+@pytest.mark.parametrize("text", ["a: 1\nb: [x, 'y']\n# c\n", "", "a: *b", "[", "x: '***'\n"])
+def test_a_config_without_any_stays_as_it_is(text: str) -> None:
+    assert mask_config(text) == text
+
+
+def test_a_kept_config_takes_them_from_the_environment(
+    tmp_path: Path, monkeypatch: Any, capfd: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    assert main(["fit", "--config", "config.yaml"]) == 0
+    (kept,) = tmp_path.glob("csv/**/config.yaml")
+    capfd.readouterr()
+    again = ["fit", "--config", str(kept)]
+    assert main(again) == 2
+    said = capfd.readouterr().err
+    line = kept.read_text().splitlines().index('    api_key: "***"') + 1
+    assert f"line {line}: model.init_args.api_key is masked (***): set PL_MODEL_API_KEY." in said
+    assert "PL_TRAINER_LOGGER_0_TRACKING_URI" in said and "PL_MODEL_URI" in said
+    assert main([*again, "--print_config"]) == 0
+    monkeypatch.setenv("PL_MODEL_API_KEY", SECRET)
+    monkeypatch.setenv("PL_TRAINER_LOGGER_0_TRACKING_URI", "sqlite:///mlflow.db")
+    assert main(again) == 2
+    capfd.readouterr()
+    assert main([*again, f"--model.uri=http://v:{SECRET}@host"]) == 0
+    assert SECRET not in "".join(capfd.readouterr())
+
+
+def test_lightning_cli_takes_them_from_the_environment(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text("model:\n  api_key: '***'\n")
+    quiet = ["--trainer.logger=false", "--trainer.max_steps=1", "--trainer.accelerator=cpu"]
+    flags = ["fit", "--config=c.yaml", "--trainer.enable_progress_bar=false", *quiet]
+    with pytest.raises(ConfigError, match=r"model.api_key is masked .*set PL_MODEL_API_KEY"):
+        LightningCLI(Model, BoringDataModule, args=flags)
+    monkeypatch.setenv("PL_MODEL_API_KEY", SECRET)
+    cli = LightningCLI(Model, BoringDataModule, args=flags)
+    assert cli.model.hparams.api_key == SECRET
 
 
 def test_where_and_messages(capfd: Any) -> None:

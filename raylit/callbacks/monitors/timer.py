@@ -55,7 +55,13 @@ def parse_duration(duration: str | timedelta | dict[str, int] | None) -> timedel
             " '00:12:00:00'."
         )
     days, hours, minutes, seconds = map(int, match.groups())
-    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    try:
+        return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    except OverflowError:
+        raise ConfigError(
+            f"The duration {duration!r} is longer than {timedelta.max.days:,} days. Leave it out"
+            " for no limit."
+        ) from None
 
 
 class SharedDeadline:

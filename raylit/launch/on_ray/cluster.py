@@ -19,6 +19,10 @@ from raylit.launch.on_ray.address import START, check_address
 from raylit.launch.on_ray.by_value import Code
 from raylit.runtime.messages import info
 
+PROCESSES_PER_CPU = (
+    32  # of workers that share a CPU: each holds some 0.5 GB, and one more helps none
+)
+
 # Written by `connect`, one thread at a time: two fits may begin at once.
 _connecting = threading.Lock()
 _is_quiet = False  # whether the connection of this process was made here, quietly
@@ -64,6 +68,13 @@ def _connect(num_cpus: float) -> None:
     else:
         # "local" rather than no address, which would join whatever cluster an earlier process
         # left a note of, be it dead
+        most = PROCESSES_PER_CPU * (os.cpu_count() or 1)
+        if num_cpus > most:
+            raise ConfigError(
+                f"The workers ask for {num_cpus:g} CPUs, and this machine has {os.cpu_count()}: the"
+                f" Ray cluster that is started here takes {most} workers at most. Give a smaller"
+                " num_workers, or join a cluster: RAY_ADDRESS=HOST:6379 (--ray.address)."
+            )
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, int(num_cpus)),

@@ -8,6 +8,7 @@ import pytest
 
 import raylit as pl
 from raylit.errors import ConfigError, LaunchError, NoRoomError
+from raylit.launch.on_ray import cluster as connecting
 from raylit.launch.on_ray import private
 from raylit.launch.on_ray.resources import check_room, choose_gpu, missing, resources_of, room
 from raylit.testing import TinyModel
@@ -191,3 +192,12 @@ def test_a_storage_path_has_to_mean_the_same_everywhere() -> None:
         trainer(storage_path="runs")
     here = pl.Trainer(max_epochs=1, storage_path="runs", logger=False)
     assert here.storage_path == here.default_root_dir
+
+
+def test_a_cluster_of_this_machine_is_not_made_for_thousands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray would start, and then a process for each worker."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match=r"ask for 1e\+06 CPUs, and this machine has .*join a"):
+        connecting._connect(1_000_000)
