@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 
 import shtab
 
 from raylit.cli.config import ARGUMENTS
 from raylit.cli.data import ACTIONS
 from raylit.cli.diagnosis import BASES, KEYS, OWN_FLAGS
-from raylit.cli.help import COMMANDS
+from raylit.cli.help import COMMANDS, HELP
 from raylit.errors import ConfigError, did_you_mean
 from raylit.trainer.trainer import Trainer
 
-UI_FLAGS = ("--auth", "--backend-store-uri", "--host", "--port", "--verbose")
-DATA_FLAGS = (
-    "--type",
-    "--row-group-size",
-    "--compression",
-    "--columns",
-    "--image-size",
-    "--force",
-    "--rows",
-    "--verbose",
-)
-GENERAL_FLAGS = ("print_config", "verbose")
+FLAG = re.compile(r"(?<![\w.])--?[a-z][\w.-]*")
+EXAMPLES = ("--trainer.NAME", "--model.lr")  # of the help, and no flags
 OF_FILES = ("config", "ckpt_path", "sweep", "output")
 
 
@@ -55,24 +46,22 @@ def completion(shell: str) -> str:
     for command in COMMANDS:
         # shtab leaves out commands without a help text
         one = commands.add_parser(command, allow_abbrev=False, help=command)
-        if command == "ui":
-            for flag in UI_FLAGS:
-                one.add_argument(flag)
-            continue
         if command == "data":
             one.add_argument("action", choices=ACTIONS)
             files = one.add_argument("files", nargs="*")
             files.complete = shtab.FILE  # type: ignore[attr-defined]
-            for flag in DATA_FLAGS:
-                one.add_argument(*(("-n", flag) if flag == "--rows" else (flag,)))
-            continue
-        keys = [key for key in KEYS if key != "trainer"]
-        own = [*ARGUMENTS.get(command, ()), *OWN_FLAGS.get(command, ())]
-        described = [f"{key}.help" for key in ("trainer", *BASES)]
-        names = ("config", *keys, *own, *trainer, *described, "ray.address", *GENERAL_FLAGS)
-        for name in dict.fromkeys(names):
-            added = one.add_argument(*(("-c",) if name == "config" else ()), f"--{name}")
-            if name in OF_FILES:
+        names: list[str] = []
+        if "--trainer." in HELP[command]:  # it takes a config
+            keys = [key for key in KEYS if key != "trainer"]
+            own = [*ARGUMENTS.get(command, ()), *OWN_FLAGS.get(command, ())]
+            described = [f"{key}.help" for key in ("trainer", *BASES)]
+            names = [f"--{name}" for name in ("config", *keys, *own, *trainer, *described)]
+            names.append("-c")
+        for name in dict.fromkeys([*names, *FLAG.findall(HELP[command])]):
+            if name in EXAMPLES or name in one._option_string_actions:
+                continue
+            added = one.add_argument(name)
+            if name.removeprefix("--") in OF_FILES:
                 added.complete = shtab.FILE  # type: ignore[attr-defined]
     script: str = shtab.complete(parser, shell)
     return script
