@@ -23,7 +23,7 @@ from raylit.core.hooks import ModuleHooks
 from raylit.core.hparams import HasHyperparameters, class_only, construct
 from raylit.errors import ConfigError
 from raylit.runtime.batch import transfer_to
-from raylit.runtime.messages import warn
+from raylit.runtime.messages import warn, warn_once
 
 if TYPE_CHECKING:
     from raylit.core.logger import Logger
@@ -270,6 +270,71 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         )
         for name, value in dictionary.items(**with_prefix):
             self.log(name, value, *args, **kwargs)
+
+    def log_figure(self, name: str, figure: object) -> None:
+        """Keep a matplotlib figure with the run, at the step that runs.
+
+        Rank 0 only, by the loggers that can (MLFlowLogger); others leave it out, and that is said
+        once. The figure is drawn at once, about 0.1 s, and sent in the background: it may be closed
+        or drawn over afterwards.
+
+        Args:
+            name: such as `confusion`; a `/` makes folders.
+            figure: a `matplotlib.figure.Figure`.
+
+        Example:
+            >>> def on_validation_epoch_end(self):
+            ...     figure, axes = plt.subplots()
+            ...     axes.plot(self.errors)
+            ...     self.log_figure("errors", figure)
+        """
+        self._hand_on("log_figure", name, figure)
+
+    def log_image(self, name: str, image: object) -> None:
+        """Keep an image with the run, at the step that runs; see `log_figure`.
+
+        Args:
+            name: MLflow shows the images of one name in a row, by their steps.
+            image: a PIL image, or an array or tensor of shape (H, W), (H, W, C) or (C, H, W), with
+                C of 1, 3 or 4: integers from 0 to 255, or floats from 0 to 1.
+        """
+        self._hand_on("log_image", name, image)
+
+    def log_table(self, name: str, table: object) -> None:
+        """Keep a table with the run, at the step that runs; see `log_figure`.
+
+        Args:
+            name: such as `mistakes`.
+            table: a pandas DataFrame, or a mapping of columns to lists of equal length.
+        """
+        self._hand_on("log_table", name, table)
+
+    def log_text(self, name: str, text: str) -> None:
+        """Keep a text with the run; see `log_figure`.
+
+        Args:
+            name: its path, such as `notes/errors.txt`.
+            text: what stands in it.
+        """
+        for logger in self._loggers_with("log_text"):
+            getattr(logger, "log_text")(text, name)  # noqa: B009
+
+    def _hand_on(self, method: str, name: str, value: object) -> None:
+        step = self.trainer.global_step
+        for logger in self._loggers_with(method):
+            getattr(logger, method)(name, value, step)
+
+    def _loggers_with(self, method: str) -> list[Logger]:
+        """Return the loggers of rank 0 that have a method; say once which have not."""
+        trainer = self.trainer
+        if not trainer.is_global_zero or trainer.sanity_checking:
+            return []
+        able = [logger for logger in trainer.loggers if hasattr(logger, method)]
+        for logger in trainer.loggers:
+            if logger not in able:
+                kind = type(logger).__name__
+                warn_once(f"{kind} has no {method}: what self.{method} is given is not kept by it.")
+        return able
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on rank 0, above the progress bar."""

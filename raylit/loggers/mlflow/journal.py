@@ -53,10 +53,11 @@ _VALUES = struct.Struct("<cIqq")  # kind, number of the set of names, time in ms
 class Record(NamedTuple):
     """Something to write into a run.
 
-    A metric, a parameter, a tag, a text (`key` is its artifact file), or the run's status.
+    A metric, a parameter, a tag, a text or a file (`key` is its path among the artifacts), an image
+    of the step (`key` is its name; of both the value is a path on this machine), or the status.
     """
 
-    kind: Literal["metric", "param", "tag", "text", "status"]
+    kind: Literal["metric", "param", "tag", "text", "file", "image", "status"]
     key: str
     value: float | str
     time_ms: int = 0

@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import random
+import shutil
 import struct
 import tempfile
 import time
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raylit.core.logger import Logger
 from raylit.errors import ConfigError, MissingPackageError
-from raylit.loggers.mlflow import runs, store
+from raylit.loggers.mlflow import pictures, runs, store
 from raylit.loggers.mlflow.delivery import LOCK_S, deliver, deliver_left_behind
 from raylit.loggers.mlflow.journal import FOLDER, Full, Header, Journal, Record
 from raylit.loggers.mlflow.sender import Sender
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 DEFAULT_NAME = "lightning_logs"  # of an experiment, as in Lightning
 LONG_PARAMS = "config/long_parameters.json"
+MOST_FILES = 500  # that wait to be sent
+MOST_TABLES = 50  # that a tag has room for
 MAX_TAIL_BYTES = 1 << 24  # half a million rows
 STATUSES = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
@@ -149,6 +152,7 @@ class MLFlowLogger(Logger):
             None  # the run that this one branches off, while it is made
         )
         self._has_fitted = False
+        self._tables: list[dict[str, str]] = []
         self._live = _Live()
         # MLFLOW_TRACKING_* of the process that sent this logger to another one
         self._environment: dict[str, str] = {}
@@ -329,6 +333,50 @@ class MLFlowLogger(Logger):
             part for part in artifact_file.split("/") if part not in ("", ".", "..")
         )  # MLflow takes no others
         self._log(Record("text", path or "_", without_secrets(text)))
+
+    def log_figure(self, name: str, figure: Any, step: int) -> None:
+        """Keep a matplotlib figure as `plots/<name>/step-<step>.png`; see `self.log_figure`."""
+        with self._staged(f"step-{step:08}.png") as path:
+            if path is not None:
+                figure.savefig(path, bbox_inches="tight")
+                self._log(
+                    Record("file", f"plots/{store.clean_name(name)}/step-{step:08}.png", path)
+                )
+
+    def log_image(self, name: str, image: Any, step: int) -> None:
+        """Keep an image of a step, which MLflow shows in a row; see `self.log_image`."""
+        with self._staged("image.png") as path:
+            if path is not None:
+                pictures.as_image(image).save(path)
+                self._log(Record("image", name, path, int(time.time() * 1000), step))
+
+    def log_table(self, name: str, table: Any, step: int) -> None:
+        """Keep a table as `tables/<name>/step-<step>.json`; see `self.log_table`."""
+        path = f"tables/{store.clean_name(name)}/step-{step:08}.json"
+        self._log(Record("text", path, without_secrets(pictures.as_json(table))))
+        self._tables.append({"path": path, "type": "table"})
+        # MLflow shows what is named here as a table
+        self._log(Record("tag", "mlflow.loggedArtifacts", json.dumps(self._tables[-MOST_TABLES:])))
+
+    @contextmanager
+    def _staged(self, name: str) -> Iterator[str | None]:
+        """Give a place for a file that is to be sent; None if too many wait for that.
+
+        What cannot be drawn is warned of: the training is worth more than its pictures.
+        """
+        self._ensure_run()
+        files = os.path.join(self._journals, "files")
+        os.makedirs(files, exist_ok=True)
+        if len(os.listdir(files)) >= MOST_FILES:
+            warn_once(f"{MOST_FILES} files wait in {files} for MLflow; further ones are left out.")
+            yield None
+            return
+        folder = tempfile.mkdtemp(dir=files)
+        try:
+            yield os.path.join(folder, name)
+        except Exception as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            warn(f"A picture could not be kept: {type(error).__name__}: {error}")
 
     def resume(self, run_id: str) -> None:
         """Go on with the run of a checkpoint.

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import socket
 import threading
 import zlib
@@ -157,6 +158,8 @@ class RunStore:
             for entry in entries:
                 if entry.kind == "text":
                     client.log_text(self._run_id, str(entry.value), entry.key)
+                elif entry.kind in ("file", "image"):
+                    self._send_file(client, entry)
         except Exception as error:
             self._metric_names.give_back(new_names)
             self._param_names.give_back(new_names)
@@ -193,6 +196,27 @@ class RunStore:
         except Exception:
             return False
         return True
+
+    def _send_file(self, client: MlflowClient, entry: Record) -> None:
+        """Send a file and delete it; one that is not there was sent before."""
+        path = Path(str(entry.value))
+        if not path.exists():
+            return
+        if entry.kind == "file":
+            client.log_artifact(self._run_id, str(path), os.path.dirname(entry.key) or None)
+        else:
+            from PIL import Image
+
+            with Image.open(path) as image:
+                client.log_image(
+                    self._run_id,
+                    image,
+                    key=clean_name(entry.key),
+                    step=entry.step,
+                    timestamp=entry.time_ms,
+                    synchronous=True,
+                )
+        shutil.rmtree(path.parent, ignore_errors=True)
 
     def upload(self, uploads: list[Upload]) -> None:
         """Copy checkpoints into the artifacts, laid out as Lightning does."""

@@ -1,0 +1,78 @@
+"""Images and tables, of whatever kind users have them, as what MLflow shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from raylit.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CHANNELS = (1, 3, 4)
+
+
+def as_image(image: Any) -> Image:
+    """Return an image of Pillow.
+
+    Args:
+        image: one, or an array or tensor of shape (H, W), (H, W, C) or (C, H, W): integers from 0
+            to 255, or floats from 0 to 1.
+
+    Raises:
+        DataError: it has another shape.
+    """
+    import numpy as np
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        return image
+    if hasattr(image, "detach"):
+        image = image.detach().cpu().float() if image.is_floating_point() else image.detach().cpu()
+    array = np.asarray(image)
+    if array.ndim == 3 and array.shape[0] in CHANNELS and array.shape[2] not in CHANNELS:
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in CHANNELS:
+        raise DataError(
+            f"log_image was given an array of shape {tuple(np.shape(image))}. Give one of (H, W),"
+            " (H, W, C) or (C, H, W), with 1, 3 or 4 channels."
+        )
+    if array.dtype == bool:
+        array = array * 255
+    elif array.dtype.kind == "f":
+        array = np.nan_to_num(array) * 255
+    array = np.clip(np.rint(array), 0, 255).astype(np.uint8)
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+
+
+def as_json(table: Any) -> str:
+    """Return a table as the JSON that MLflow shows as one: names of columns, and rows.
+
+    Args:
+        table: a pandas DataFrame, or a mapping of columns to lists.
+
+    Raises:
+        DataError: the columns are not equally long, or it is something else.
+    """
+    if hasattr(table, "to_json"):
+        return str(table.to_json(orient="split", index=False))
+    if not isinstance(table, Mapping):
+        raise DataError(
+            f"log_table was given a {type(table).__name__}. Give a pandas DataFrame, or a dict of"
+            " columns: {'name': ['a', 'b'], 'loss': [0.1, 0.2]}"
+        )
+    columns = [list(column) for column in table.values()]
+    if len({len(column) for column in columns}) > 1:
+        lengths = ", ".join(f"{name}: {len(column)}" for name, column in table.items())
+        raise DataError(f"The columns of a table have different lengths ({lengths}).")
+    rows = [[_plain(value) for value in row] for row in zip(*columns, strict=True)]
+    return json.dumps({"columns": [*map(str, table)], "data": rows})
+
+
+def _plain(value: Any) -> object:
+    value = value.item() if hasattr(value, "item") and getattr(value, "size", 1) != 0 else value
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -1,0 +1,98 @@
+"""Figures, images, tables and texts that a module logs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+import raylit as pl
+from raylit.errors import DataError
+from raylit.loggers import CSVLogger, MLFlowLogger
+from raylit.loggers.mlflow.pictures import as_image, as_json
+from raylit.testing import TinyModel
+from tests.loggers.mlflow_store import artifacts, history, run_of
+
+
+class Draws(TinyModel):
+    def on_validation_epoch_end(self) -> None:
+        figure = Figure()
+        figure.subplots().plot([1, 2, 3])
+        self.log_figure("errors/curve", figure)
+        self.log_image("sample", torch.rand(3, 8, 6))
+        self.log_image("sample", torch.rand(5))  # of no image's shape: said, and training goes on
+        self.log_table("mistakes", {"name": ["a", "b"], "loss": [0.5, torch.tensor(0.25)]})
+        self.log_text("notes/of the epoch.txt", f"epoch {self.current_epoch}")
+
+
+def test_a_module_logs_pictures_and_tables(uri: str, tmp_path: Path) -> None:
+    logger = MLFlowLogger("pictures", tracking_uri=uri, save_dir=tmp_path)
+    with pytest.warns(UserWarning) as warned:
+        pl.Trainer(
+            max_epochs=2,
+            logger=[logger, CSVLogger(tmp_path)],
+            default_root_dir=tmp_path,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        ).fit(Draws())
+    texts = [str(one.message) for one in warned]
+    assert len([text for text in texts if "CSVLogger has no log_figure" in text]) == 1
+    assert any("DataError: log_image was given an array of shape (5,)" in text for text in texts)
+    found = artifacts(logger)
+    assert [path for path in found if not path.startswith("images/")] == [
+        "notes/of the epoch.txt",
+        "plots/errors/curve/step-00000004.png",
+        "plots/errors/curve/step-00000008.png",
+        "tables/mistakes/step-00000004.json",
+        "tables/mistakes/step-00000008.json",
+    ]
+    assert len([path for path in found if path.startswith("images/sample")]) == 4  # and thumbnails
+    client = logger.experiment
+
+    def read(path: str) -> bytes:
+        return Path(client.download_artifacts(str(logger.run_id), path)).read_bytes()
+
+    assert read(found[-3] if found[-3].endswith(".png") else found[-4])[:4] == b"\x89PNG"
+    table = json.loads(read("tables/mistakes/step-00000008.json"))
+    assert table == {"columns": ["name", "loss"], "data": [["a", 0.5], ["b", 0.25]]}
+    shown = json.loads(run_of(logger).data.tags["mlflow.loggedArtifacts"])
+    assert [one["path"] for one in shown] == [path for path in found if "tables" in path]
+    assert len(history(logger, "val_loss")) == 2
+    assert not list((tmp_path / "journals" / "files").iterdir()), "what is sent is not kept"
+
+
+@pytest.mark.parametrize(
+    ("array", "size", "mode"),
+    [
+        (np.zeros((4, 6)), (6, 4), "L"),
+        (np.zeros((4, 6, 3), np.uint8), (6, 4), "RGB"),
+        (torch.zeros(3, 4, 6), (6, 4), "RGB"),
+        (torch.zeros(1, 4, 6, dtype=torch.bfloat16), (6, 4), "L"),
+        (np.ones((4, 6, 4), bool), (6, 4), "RGBA"),
+    ],
+)
+def test_arrays_of_all_kinds_are_images(array: Any, size: tuple[int, int], mode: str) -> None:
+    image = as_image(array)
+    assert (image.size, image.mode) == (size, mode)
+    assert as_image(image) is image
+
+
+def test_values_are_kept_in_their_range() -> None:
+    image = as_image(np.array([[0.0, 0.5, 1.0, 2.0, -1.0, np.nan]]))
+    assert np.asarray(image).tolist() == [[0, 128, 255, 255, 0, 0]]
+
+
+def test_tables_that_are_none_are_errors() -> None:
+    import pandas as pd
+
+    frame = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
+    assert json.loads(as_json(frame))["data"] == [[1, "x"], [2, "y"]]
+    with pytest.raises(DataError, match="different lengths"):
+        as_json({"a": [1], "b": [1, 2]})
+    with pytest.raises(DataError, match="was given a list"):
+        as_json([1])
