@@ -157,9 +157,6 @@ def run_sweep(
     _say_start(spec, plan, parent, record, capacity)
     status = "failed"
     ending = Ending(plan.stop_key)
-    reasons = tracking.StopReasons(parent) if parent is not None else None
-    if reasons is not None:
-        record.listeners.append(reasons.changed)
     try:
         with SweepDisplay(spec, record, trainer.max_epochs, budget_s(spec)):
             parts = {"The model, the data or the Trainer": recipe}
@@ -177,6 +174,7 @@ def run_sweep(
         best = _keep_best(recipe, record, result, seed)
         if parent is not None:
             tracking.close_left(parent, record.trials, status == "killed")
+            tracking.tag_stopped(parent, result.trials)
             tracking.log_result(parent, result, best)
             result.where = tracking.keep_view(parent, result) or result.where
     except (KeyboardInterrupt, SystemExit):
@@ -186,8 +184,6 @@ def run_sweep(
     finally:
         internal_kv._internal_kv_del(plan.stop_key)
         record.close(status)
-        if reasons is not None:
-            reasons.close()
         if parent is not None:
             parent.close_children("killed")
             parent.close(status)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -101,33 +101,22 @@ def close_left(parent: MLFlowLogger, trials: Mapping[str, TrialResult], is_kille
     parent.close_children("killed" if is_killed else "failed")
 
 
-class StopReasons:
-    """Tags the runs of trials that were stopped with what stopped them, beside the sweep.
+def tag_stopped(parent: MLFlowLogger, trials: Collection[TrialResult]) -> None:
+    """Tag the runs of trials that were stopped with what stopped them.
 
-    A store takes some milliseconds for each.
-
-    Args:
-        parent: the sweep's run.
+    At the end of the sweep: a trial's own process knows only that it was, and says so before. A
+    store takes some milliseconds for each.
     """
 
-    def __init__(self, parent: MLFlowLogger) -> None:
-        self._parent = parent
-        self._pool = ThreadPoolExecutor(1, "raylit-tags")
+    def tag(trial: TrialResult) -> None:
+        if trial.run_id and trial.stop_reason:
+            parent.experiment.set_tag(trial.run_id, store.REASON_TAG, trial.stop_reason)
 
-    def changed(self, trial: TrialResult, event: str) -> None:
-        """Take note of what has happened to a trial."""
-        if event == "end" and trial.stop_reason and trial.run_id:
-            self._pool.submit(self._tag, trial.run_id, trial.stop_reason)
-
-    def _tag(self, run_id: str, reason: str) -> None:
-        try:
-            self._parent.experiment.set_tag(run_id, "raylit.stop_reason", reason)
-        except Exception as error:  # of the store, which may be away
-            warn(f"MLflow does not tell why the run {run_id} was stopped: {error}")
-
-    def close(self) -> None:
-        """Wait until all are tagged."""
-        self._pool.shutdown()
+    try:
+        with ThreadPoolExecutor(4, "raylit-tags") as pool:
+            list(pool.map(tag, trials))
+    except Exception as error:  # of the store, which may be away
+        warn(f"MLflow does not tell of all trials what stopped them: {error}")
 
 
 def keep_view(parent: MLFlowLogger, result: SweepResult) -> str | None:
