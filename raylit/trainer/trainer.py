@@ -400,7 +400,8 @@ class Trainer(TrainerView):
         Source: https://docs.pytorch.org/docs/stable/export.html
 
         Example:
-            >>> trainer.export(model, "model.pt2", dataloaders=loader).max_difference < 1e-5
+            >>> report = trainer.export(model, "model.pt2", dataloaders=loader, verbose=False)
+            >>> report.max_difference < 1e-5
             True
         """
         task = tasks.export_task(self, model, path, format, num_batches, tolerance)
