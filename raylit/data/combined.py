@@ -10,13 +10,12 @@ from fractions import Fraction
 from typing import Any
 
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from raylit.core.aliases import Loaders
 from raylit.data.index_once import index_once
 from raylit.data.positioned import PositionedLoader
-from raylit.data.ray_dataset import RayDataLoader
 from raylit.data.sampling.plan import PlannedSampler, keeper_of, plan_of
 from raylit.data.sharding import Even
 from raylit.errors import ConfigError
@@ -33,15 +32,6 @@ def length_of(iterable: Any) -> float:
         return len(iterable)
     except (TypeError, NotImplementedError):
         return float("inf")
-
-
-def ends_as_said(loader: Loaders) -> bool:
-    """Tell whether `loader` is sure to give as many batches as its length says."""
-    if isinstance(loader, RayDataLoader):
-        return length_of(loader) != float("inf")
-    if isinstance(loader, DataLoader):
-        return not isinstance(loader.dataset, IterableDataset)
-    return isinstance(loader, Sequence)
 
 
 @dataclass(frozen=True)
@@ -192,10 +182,14 @@ class CombinedLoader:
 
     @property
     def reads_ahead(self) -> bool:
-        """Whether a batch has to be read to know that the one before it is not the last."""
+        """Whether a batch has to be read to know that the one before it is not the last.
+
+        A length is believed, so that nothing is paid for it: where data ends before, alone, the
+        loop does then what is due.
+        """
         if self.even is not None:
             return self.even.agrees or self.even.number == float("inf")
-        return not all(plan_of(one) is not None or ends_as_said(one) for one in self.readers)
+        return any(plan_of(one) is None and length_of(one) == float("inf") for one in self.readers)
 
     def recount(self) -> None:
         """Find out how many batches the epoch has that comes: samplers may have more or fewer."""
