@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 import raylit as pl
 from raylit.callbacks import Callback, ModelCheckpoint, RecoveryCheckpoint
 from raylit.checkpoint import load
-from raylit.errors import ConfigError, NotSavedError, Terminated
+from raylit.errors import ConfigError, Terminated
 from raylit.testing import BoringModel, CallbackConformance, RandomDataset
 from tests.ranks import run_on_two_ranks
 
@@ -335,7 +335,7 @@ def test_no_space_is_left(small_disk: Path, tmp_path: Path, saver: type) -> None
 def test_a_read_only_folder_is_refused_at_once(small_disk: Path, tmp_path: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     steps: list[int] = []
-    with pytest.raises(NotSavedError, match="read-only"):
+    with pytest.raises(ConfigError, match="read-only"):
         trainer(
             tmp_path, ModelCheckpoint(small_disk / "a" / "b"), At(0, lambda one: steps.append(1))
         ).fit(Tiny(), loader(4))
@@ -344,7 +344,7 @@ def test_a_read_only_folder_is_refused_at_once(small_disk: Path, tmp_path: Path)
 
 def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "kept").touch()
-    with pytest.raises(NotSavedError, match="is a file"):
+    with pytest.raises(ConfigError, match="is a file"):
         trainer(tmp_path, ModelCheckpoint(tmp_path / "kept")).fit(Tiny(), loader(4))
 
 
