@@ -283,7 +283,8 @@ def perform(program: Program) -> dict[str, Any]:
             trainer.fit(module, train, val if program.samples else None)
             ended = trainer.global_step
         except Exception as error:
-            ended = f"{type(error).__name__}: {error}"
+            # which names a rank has logged itself is its own
+            ended = f"{type(error).__name__}: {str(error).partition(' Logged so far')[0]}"
         torch.distributed.barrier()  # rank 0's folder is where both save
     return {"ended": ended, "snapshots": actor.snapshots}
 
