@@ -5,11 +5,13 @@ One Ray cluster for the whole run, as raylit itself starts it, and one S3 server
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import signal
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -28,18 +30,25 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n 2 --dist loadgroup` a process takes whole files, and one of them all that use Ray.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n 2` a process takes whole files, and one of them all that use Ray.
 
-    So there is one Ray cluster, and what a module's tests share is made once.
+    So there is one Ray cluster, and what a module's tests share is made once. Groups of
+    pytest-xdist 3.8 cannot say so: pytest 9.2 does not show it the names that it changes.
     """
-    for item in items:
-        uses_ray = item.get_closest_marker("ray") or "ray_cluster" in getattr(
-            item, "fixturenames", ()
-        )
-        group = "ray" if uses_ray else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFileAndRay(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if uses_ray(file) else file
+
+    @functools.cache
+    def uses_ray(file: str) -> bool:
+        return "ray_cluster" in (config.rootpath / file).read_text()
+
+    return ByFileAndRay(config, log)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -94,10 +94,10 @@ def check_places(fn: str, trainer: Trainer) -> None:
                     " checkpoint needs a folder that all ranks reach. Give it one with"
                     " dirpath='/mnt/shared/run', or use state_dict_type='full'."
                 )
-    places = {*own.values(), *(logger.save_dir for logger in trainer.loggers if fn != "predict")}
+    places = [*own.values(), *(logger.save_dir for logger in trainer.loggers if fn != "predict")]
     if trainer.num_workers or None in own.values():
-        places.add(default)
-    for one in sorted(filter(None, places)):
+        places.append(default)
+    for one in sorted({os.fspath(place) for place in places if place}):
         if is_url(one):
             folder.check_writable(one)
         elif (problem := unwritable(os.path.abspath(one))) is not None:
