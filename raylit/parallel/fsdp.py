@@ -26,6 +26,7 @@ from raylit.errors import ConfigError
 from raylit.parallel.ddp import check_uneven
 from raylit.parallel.strategy import Strategy, Uneven, own_buffers
 from raylit.parallel.units import (
+    OfClasses,
     Unit,
     callable_children,
     choose_units,
@@ -183,6 +184,8 @@ class FSDPStrategy(Strategy):
         Raises:
             ConfigError: the module cannot be sharded as it is.
         """
+        if isinstance(self._policy, OfClasses):
+            self._policy.check(module)  # on one rank too: a mistake is found before the cluster
         if world.size == 1:
             return
         from torch.distributed.fsdp import fully_shard

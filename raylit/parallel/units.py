@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -212,13 +212,36 @@ def policy_of(given: object) -> Callable[..., bool] | None:
                 " import paths, or a policy."
             )
         classes.append(found)
-    return partial(_is_one_of, tuple(classes))
+    return OfClasses(tuple(classes))
 
 
-def _is_one_of(
-    classes: tuple[type, ...], module: nn.Module, recurse: bool, nonwrapped_numel: int
-) -> bool:
-    return isinstance(module, classes)
+@dataclass(frozen=True)
+class OfClasses:
+    """The policy that modules of some classes are units."""
+
+    classes: tuple[type[nn.Module], ...]
+
+    def __call__(self, module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
+        """Tell whether a module is a unit; the arguments are those of torch's policies."""
+        return isinstance(module, self.classes)
+
+    def check(self, module: nn.Module) -> None:
+        """Refuse a module in which there is none of the classes: all of it would be one unit.
+
+        Raises:
+            ConfigError: that is so; it names the classes that there are.
+        """
+        inner = [one for one in module.modules() if one is not module]
+        if any(isinstance(one, self.classes) for one in inner):
+            return
+        there = sorted({type(one).__name__ for one in inner if next(one.children(), None)})
+        there = there or sorted({type(one).__name__ for one in inner})
+        raise ConfigError(
+            f"auto_wrap_policy names {', '.join(one.__name__ for one in self.classes)}, of which"
+            f" {type(module).__name__} has no module, so that its parameters would be gathered all"
+            f" at once. It has {', '.join(there)}. Name the block that repeats, or leave"
+            " auto_wrap_policy out."
+        )
 
 
 def callable_children(module: nn.Module) -> Iterator[nn.Module]:

@@ -21,6 +21,7 @@ from raylit.checkpoint import load, to_one_file
 from raylit.checkpoint.sharded import COMPLETE, META
 from raylit.errors import CheckpointError, ConfigError
 from raylit.parallel import FSDPStrategy, Precision, World
+from raylit.testing import BoringModel
 from raylit.utilities import grad_norm
 from tests.engine.test_resume import QUIET, Saves, fit, loader
 from tests.engine.test_resume import Net as Resumed
@@ -514,3 +515,10 @@ class Evil:
 def test_settings_that_mean_nothing(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         FSDPStrategy(**arguments)
+
+
+def test_a_policy_that_matches_no_module(tmp_path: Path) -> None:
+    strategy = FSDPStrategy(auto_wrap_policy={nn.TransformerEncoderLayer})
+    trainer = pl.Trainer(strategy=strategy, default_root_dir=tmp_path, **QUIET)
+    with pytest.raises(ConfigError, match="TransformerEncoderLayer, of which BoringModel has no"):
+        trainer.fit(BoringModel())
