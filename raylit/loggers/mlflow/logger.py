@@ -31,6 +31,7 @@ from raylit.loggers.mlflow import pictures, runs, store
 from raylit.loggers.mlflow.delivery import LOCK_S, deliver, deliver_left_behind
 from raylit.loggers.mlflow.journal import FOLDER, Full, Header, Journal, Record
 from raylit.loggers.mlflow.sender import Sender
+from raylit.loggers.mlflow.source import source_tags
 from raylit.loggers.mlflow.store import ATTEMPT_TAG, PARENT_TAG, PROCESS_TAG, REASON_TAG, RunStore
 from raylit.loggers.mlflow.uploads import CheckpointUploader, best_tags
 from raylit.runtime.messages import info, warn, warn_once
@@ -560,13 +561,11 @@ class MLFlowLogger(Logger):
 
     def _start_run(self, tags: Mapping[str, str]) -> None:
         """Find the store and create the run, or go on with one."""
-        from mlflow.tracking.context.registry import resolve_tags
-
         uri, artifact_root = store.find_store(self._tracking_uri, self._files_dir, self._root_dir)
         client = store.connect(uri, artifact_root)
         self._tracking_uri = uri
         self._files_dir = self._files_dir or artifact_root
-        self._context_tags = resolve_tags()
+        self._context_tags = source_tags()
         deliver_left_behind(self.save_dir, uri)
         nested = {PARENT_TAG: store.active_run_id(uri)} if self._is_fresh else {}
         self._context_tags = {
