@@ -79,7 +79,7 @@ def test_a_broken_database_is_recognised(empty_database: Path, tmp_path: Path, k
     assert "[SQL" not in str(raised.value)
 
 
-@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///:memory:", "sqlite:///"])
+@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///:memory:", "sqlite:///", ":memory:"])
 def test_a_database_in_memory_is_refused(uri: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="names no file, but a database in memory"):
         opened(MLFlowLogger(tracking_uri=uri, save_dir=tmp_path), tmp_path)
@@ -88,6 +88,11 @@ def test_a_database_in_memory_is_refused(uri: str, tmp_path: Path) -> None:
 def test_a_scheme_that_nobody_knows_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot reach its store ftp://.*\n.*postgresql://"):
         opened(MLFlowLogger(tracking_uri="ftp://host/x", save_dir=tmp_path), tmp_path)
+
+
+def test_what_is_no_uri_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no URI: Invalid IPv6 URL. Give one as"):
+        opened(MLFlowLogger(tracking_uri="http://[::1", save_dir=tmp_path), tmp_path)
 
 
 def test_the_environment_of_mlflow_counts(

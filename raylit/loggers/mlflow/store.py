@@ -724,7 +724,23 @@ def absolute(uri: str) -> str:
 
 
 def _local_folder(uri: str) -> str | None:
-    parts = urlsplit(uri)
+    """Return the folder that a URI without a scheme means, None if it means a server or database.
+
+    Raises:
+        ConfigError: it is no URI.
+    """
+    if uri.strip(":/") == "memory":
+        raise ConfigError(
+            f"tracking_uri={uri!r} names no file, but a database in memory, which no other process"
+            " can read and which ends with this one. Give a file: sqlite:///mlflow.db"
+        )
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:  # an address of IPv6 that ends nowhere
+        raise ConfigError(
+            f"tracking_uri={without_secrets(uri)!r} is no URI: {error}. Give one as"
+            " http://host:5000, sqlite:///mlflow.db or a folder."
+        ) from error
     if parts.scheme not in ("", "file") or uri in ("databricks", "databricks-uc", "uc"):
         return None
     return os.path.abspath(unquote(parts.netloc + parts.path))
