@@ -362,7 +362,7 @@ def inputs_that_count(
     """Tell for each of several inputs of a batch whether the loss learns from it.
 
     From floating-point numbers, whether a gradient reaches them; from others, whether the loss
-    changes when the samples get those of others. Numbers that a sample has one of and that are no
+    changes when all samples get those of the first. Numbers that a sample has one of and that are no
     floating-point ones are labels or ids, and left out.
 
     Args:
@@ -414,11 +414,12 @@ def inputs_that_count(
             for name, one in zip(floats, found, strict=True)
         }
         for name in wanted:
-            shuffled = tensors[name].flip(0)
-            if name in counts or torch.equal(shuffled, tensors[name]):
+            # not shuffled, which a mean over the samples does not see if it is all they have
+            first = tensors[name][:1].expand_as(tensors[name]).clone()
+            if name in counts or torch.equal(first, tensors[name]):
                 continue
             with torch.no_grad():
-                other = loss_of({**tensors, name: shuffled})
+                other = loss_of({**tensors, name: first})
             counts[name] = other is None or bool(other != loss.detach())
     except Exception:  # whatever a step in eval mode raises: it was made for train mode
         return {}

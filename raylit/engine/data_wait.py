@@ -36,18 +36,18 @@ class DataWait:
 
     def begin(self) -> None:
         """Training begins, or goes on after a validation."""
-        self._since = time.perf_counter()
+        self._since = time.monotonic()
 
     def end(self) -> None:
         """It makes room for something else."""
         if self._since is not None:
-            self._trained_s += time.perf_counter() - self._since
+            self._trained_s += time.monotonic() - self._since
             self._since = None
 
     @property
     def share(self) -> float:
         """The share of training's time that was waiting; 0 until there is enough to tell."""
-        running = 0.0 if self._since is None else time.perf_counter() - self._since
+        running = 0.0 if self._since is None else time.monotonic() - self._since
         return self.waited_s / (self._trained_s + running) if self.waited_s >= LEAST_S else 0.0
 
 

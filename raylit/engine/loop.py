@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from itertools import chain, repeat
-from time import perf_counter
+from time import monotonic
 from typing import Any
 
 from torch import Tensor, enable_grad, set_grad_enabled
@@ -175,9 +175,9 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
         or (trainer.should_stop and stops(run))
     ):
         if not enter:
-            asked = perf_counter()
+            asked = monotonic()
             item = next(batches, None)
-            wait.waited_s += perf_counter() - asked
+            wait.waited_s += monotonic() - asked
             if item is None:
                 end_early(run)
                 break
