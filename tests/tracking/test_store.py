@@ -91,7 +91,7 @@ def test_a_scheme_that_nobody_knows_is_said(tmp_path: Path) -> None:
 
 
 def test_what_is_no_uri_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no URI: Invalid IPv6 URL. Give one as"):
+    with pytest.raises(ConfigError, match=r"is no URI: Invalid IPv6 URL\. Give one as"):
         opened(MLFlowLogger(tracking_uri="http://[::1", save_dir=tmp_path), tmp_path)
 
 
