@@ -25,6 +25,8 @@ os.environ.pop("RAY_ADDRESS", None)
 # A hang must end with a stack, not with the patience of CI; pytest-timeout reads this.
 os.environ.setdefault("PYTEST_TIMEOUT", f"{stretched(150):.0f}")
 os.environ.update(S3_ENVIRONMENT)
+# The emulator of Google's storage speaks no gRPC, for which gcsfs would wait a minute each time.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As in a shell's background job, and so it would be in all that the tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)

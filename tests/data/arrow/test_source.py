@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from raylit.data.arrow import ArrowDataset
+from tests.buckets import gcs_server
 
 TABLE = pa.table({"row": np.arange(40), "x": np.arange(40) / 4})
 
@@ -254,6 +255,21 @@ def test_a_bucket(bucket: str, tmp_path: Path) -> None:
     fs.put_file(str(tmp_path / "0.parquet"), f"{bucket}/data/1.parquet")
     fs.invalidate_cache()
     assert ArrowDataset(f"{bucket}/data/1.parquet").digest != digest
+
+
+def test_a_bucket_of_google(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gcsfs
+
+    path = write(TABLE, tmp_path / "rows.parquet")
+    with gcs_server("tables") as address:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+        gcsfs.GCSFileSystem.clear_instance_cache()
+        gcsfs.GCSFileSystem(token="anon").put_file(str(path), "tables/data/rows.parquet")
+        for mode in ("memory", "stream"):
+            dataset = ArrowDataset("gs://tables/data", mode=mode, storage_options={"token": "anon"})
+            found = [row for batch in dataset.loader(6) for row in batch["row"].tolist()]
+            assert found == list(range(40))
+        gcsfs.GCSFileSystem.clear_instance_cache()
 
 
 def test_files_are_opened_after_a_fork(tmp_path: Path) -> None:
