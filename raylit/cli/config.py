@@ -19,6 +19,7 @@ from jsonargparse import (  # type: ignore[attr-defined]
 from jsonargparse._loaders_dumpers import yaml_load
 
 from raylit.cli import construct
+from raylit.cli.construct import whole_numbers_first
 from raylit.cli.diagnosis import BASES, explain, find_class
 from raylit.cli.optimizer import ReduceLROnPlateau, give_optimizer
 from raylit.cli.source import Source, dotted, read_arguments, where_given
@@ -88,6 +89,7 @@ def make_parser(command: str, needs_model: bool = True) -> ArgumentParser:
     parser.add_class_arguments(
         Trainer, "trainer", instantiate=False, fail_untyped=False, sub_configs=True
     )
+    whole_numbers_first(parser)
     # as in Python, and so that the config that is kept with the run says it
     variables = arguments_of_environment(Trainer.__name__, Trainer.__init__)
     parser.set_defaults({f"trainer.{name}": value for name, (_, _, value) in variables.items()})

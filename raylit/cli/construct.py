@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
@@ -317,3 +317,21 @@ def typed_only() -> Iterator[None]:
         yield
     finally:
         parsing_settings[setting] = before
+
+
+def whole_numbers_first(parser: ArgumentParser) -> None:
+    """Let arguments that are `int | float` take 2 as a whole number, whatever was annotated before.
+
+    Of a default None jsonargparse makes `Optional[int | float | None]`, and Python keeps what it
+    made of a union that it holds for equal: after a `float | int | None` anywhere in the process, 2
+    would become 2.0, which as a limit of batches means something else.
+    """
+    actions: list[Any] = list(parser._actions)
+    for action in actions:
+        hint: Any = getattr(action, "_typehint", None)
+        kinds = list(get_args(hint)) if get_origin(hint) is Union else []
+        if int in kinds and float in kinds and kinds.index(float) < kinds.index(int):
+            kinds.remove(float)
+            kinds.insert(kinds.index(int) + 1, float)
+            # not by Union[...], which would return the one that is kept
+            action._typehint = type(hint)(Union, tuple(kinds))

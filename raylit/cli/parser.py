@@ -18,6 +18,7 @@ from jsonargparse import (  # type: ignore[attr-defined]
 from torch.optim import Optimizer
 
 from raylit.callbacks import Callback
+from raylit.cli.construct import whole_numbers_first
 from raylit.cli.optimizer import LRSchedulerType, LRSchedulerTypeTuple
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.module import LightningModule
@@ -109,11 +110,13 @@ class LightningArgumentParser(ArgumentParser):
         makes_it = not issubclass(
             cls, Trainer
         )  # the CLI makes the Trainer, with callbacks of its own
-        return list(
+        keys = list(
             self.add_class_arguments(
                 cls, nested_key, fail_untyped=False, instantiate=makes_it, sub_configs=True
             )
         )
+        whole_numbers_first(self)
+        return keys
 
     def add_optimizer_args(
         self,

@@ -5,6 +5,7 @@ That it is as Lightning's is tested in tests/parity/test_cli.py.
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -419,3 +420,28 @@ def test_a_cli_that_runs_nothing_reads_the_config_of_a_fit(folder: Path) -> None
     cli = made(Net, "--config=fit.yaml")
     assert cli.model.hparams["size"] == 3 and cli.trainer.ckpt_path is None
     assert "ckpt_path" not in made(Net).config
+
+
+def test_a_whole_number_stays_one_whatever_was_annotated_before() -> None:
+    """Python keeps the first of unions that it holds for equal; so in a process of its own."""
+    script = (
+        "from typing import Optional\n"
+        "from raylit.cli import LightningCLI\n"
+        "from raylit.testing import BoringModel\n"
+        "Optional[float | int | None]\n"
+        "args = ['--trainer.limit_train_batches=2', '--trainer.logger=false']\n"
+        "cli = LightningCLI(BoringModel, run=False, args=args)\n"
+        "print(repr(cli.trainer.limit_train_batches))\n"
+        "from raylit.cli.config import make_parser\n"
+        "parsed = make_parser('fit', needs_model=False).parse_args(['--trainer.overfit_batches=3'])\n"
+        "print(repr(parsed.trainer.overfit_batches))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=stretched(120),
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        check=False,
+    )
+    assert done.stdout.split() == ["2", "3"], done.stderr
