@@ -62,7 +62,7 @@ def test_arguments() -> None:
 def test_it_stops_after_the_batch_in_which_the_time_was_up() -> None:
     timer = Timer(timedelta(seconds=0.1))
     trainer = fit([timer, Slow()], max_epochs=-1)
-    assert 4 <= trainer.global_step <= 6
+    assert 1 <= trainer.global_step <= 6  # five batches sleep for 0.1 s, on a busy machine fewer
     assert 0.1 <= timer.time_elapsed() < 0.3
     remaining = timer.time_remaining()
     assert remaining is not None
@@ -71,12 +71,13 @@ def test_it_stops_after_the_batch_in_which_the_time_was_up() -> None:
 
 def test_it_stops_at_the_end_of_an_epoch() -> None:
     timer = Timer(timedelta(seconds=0.1), interval="epoch")
-    assert fit([timer, Slow()], max_epochs=-1).global_step == 8
+    # a busy machine needs more than 0.1 s for the first epoch of four batches, none less for three
+    assert fit([timer, Slow()], max_epochs=-1).global_step in (4, 8)
 
 
 def test_max_time_of_the_trainer() -> None:
     trainer = fit([Slow()], max_time={"milliseconds": 100})
-    assert 4 <= trainer.global_step <= 6
+    assert 1 <= trainer.global_step <= 6  # five batches sleep for 0.1 s, on a busy machine fewer
 
 
 def test_the_stages_are_timed(tmp_path: Path) -> None:
