@@ -30,13 +30,23 @@ LINK = re.compile(r"\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?( \"[^\"]*\")?\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the files that pages link to with `../`."""
+    """Add the files that pages link to with `../`, and the pictures of those that are pages."""
     root = Path(config.docs_dir).parent
+
+    def add(name: str) -> None:
+        if files.get_file_from_path(name) is None:
+            files.append(File.generated(config, name, abs_src_path=str(root / name)))
+
     for page in list(files.documentation_pages()):
         for _, target, *_ in LINK.findall(page.content_string):
             name = target.removeprefix("../")
-            if name != target and files.get_file_from_path(name) is None:
-                files.append(File.generated(config, name, abs_src_path=str(root / name)))
+            if name == target:
+                continue
+            add(name)
+            text = (root / name).read_text() if name.endswith(".md") else ""
+            for _, picture, *_ in LINK.findall(text):
+                if picture.endswith(".png"):
+                    add((Path(name).parent / picture).as_posix())
     return files
 
 

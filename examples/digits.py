@@ -1,4 +1,9 @@
-"""Train a small convolutional network on scikit-learn's digits, in this process or, given a number, in that many Ray workers."""
+"""A small convolutional network on scikit-learn's digits.
+
+python -m examples.digits                   # in this process
+python -m examples.digits 2                 # in two Ray workers
+raylit fit --config configs/digits.yaml
+"""
 
 import sys
 

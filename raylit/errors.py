@@ -2,10 +2,15 @@
 
     RaylitError
     |-- ConfigError(ValueError)             an argument, a hook's return value or a config file is wrong
-    |-- DataError(ValueError)               data is missing, empty or cannot be sharded
+    |   |-- WrongTypeError(TypeError), WrongStateError(RuntimeError), NoAttributeError(AttributeError)
+    |   |                                   the same, where Lightning's users may catch these
+    |   `-- DataError                       data is missing, empty or cannot be sharded
+    |       `-- DataTypeError(TypeError)    it is of no type that can be read
     |-- CheckpointError(RuntimeError)       a checkpoint is missing, torn, foreign or unsafe to load
     |   |-- NotSavedError                   it could not be written: no space, no permission
+    |   |-- UnsavableError                  what was to be saved is nothing that one can hold
     |   `-- CheckpointNotFoundError(FileNotFoundError) there is none
+    |       `-- NoBestCheckpointError(ValueError) no best one
     |-- LaunchError(RuntimeError)           processes could not be started, or ended without a result
     |   `-- NoRoomError (a ConfigError too) more was asked for than the cluster can ever have
     |-- MissingPackageError(ImportError)    an optional package is not installed
@@ -32,8 +37,24 @@ class ConfigError(RaylitError, ValueError):
     """
 
 
-class DataError(RaylitError, ValueError):
+class WrongTypeError(ConfigError, TypeError):
+    """A ConfigError that Lightning's users may catch as a TypeError."""
+
+
+class WrongStateError(ConfigError, RuntimeError):
+    """A ConfigError that Lightning's users may catch as a RuntimeError."""
+
+
+class NoAttributeError(ConfigError, AttributeError):
+    """A ConfigError that Lightning's users may catch as an AttributeError."""
+
+
+class DataError(ConfigError):
     """Data is missing, empty or cannot be sharded."""
+
+
+class DataTypeError(DataError, TypeError):
+    """Data is of no type that can be read."""
 
 
 class CheckpointError(RaylitError, RuntimeError):
@@ -47,8 +68,16 @@ class NotSavedError(CheckpointError):
     """
 
 
+class UnsavableError(CheckpointError):
+    """What was to be saved is nothing that a checkpoint can hold, or not at this point."""
+
+
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
     """There is no checkpoint where one was to be."""
+
+
+class NoBestCheckpointError(CheckpointNotFoundError, ValueError):
+    """The best checkpoint was asked for, and there is none."""
 
 
 class LaunchError(RaylitError, RuntimeError):
@@ -92,6 +121,18 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the option nearest to `word`, or nothing."""
     near = difflib.get_close_matches(word, list(options), n=1, cutoff=0.6)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def foreign_hint(value: object) -> str:
+    """Return a sentence for those whose object or class comes from Lightning, else nothing."""
+    kind = value if isinstance(value, type) else type(value)
+    origins = {cls.__module__.split(".")[0] for cls in kind.__mro__}
+    if origins & {"lightning", "pytorch_lightning"}:
+        return (
+            " It is one of Lightning: write `import raylit as pl` instead of `import"
+            " lightning.pytorch as pl`."
+        )
+    return ""
 
 
 class Terminated(SystemExit):

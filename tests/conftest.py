@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import re
 import signal
+import sys
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -27,6 +29,7 @@ os.environ.setdefault("PYTEST_TIMEOUT", f"{stretched(150):.0f}")
 os.environ.update(S3_ENVIRONMENT)
 # The emulator of Google's storage speaks no gRPC, for which gcsfs would wait a minute each time.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+USES_RAY = re.compile(r"\bray_cluster\b")  # the fixture
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As in a shell's background job, and so it would be in all that the tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -48,7 +51,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     @functools.cache
     def uses_ray(file: str) -> bool:
-        return "ray_cluster" in (config.rootpath / file).read_text()
+        return USES_RAY.search((config.rootpath / file).read_text()) is not None
 
     return ByFileAndRay(config, log)
 
@@ -62,6 +65,18 @@ def _collects_own_garbage() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _environment_as_before() -> Iterator[None]:
+    """What a test tells MLflow, which hands it on through the environment, ends with it."""
+    before = dict(os.environ)
+    yield
+    if "mlflow" in sys.modules:
+        sys.modules["mlflow"].set_tracking_uri(None)
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,7 @@ SHORT = "--trainer.limit_train_batches 2 --trainer.limit_val_batches 1 --trainer
 NOT_RUN = {
     r"^ui\b": "serves until Ctrl-C: tests/cli/test_ui.py",
     r"--ray\.address": "names a cluster of yours: tests/cluster",
+    r"--on ": "names a cluster of yours: tests/cluster/test_jobs.py",
     r"--resume \S+-\d{8}-": "names a sweep of yours: tests/tune/test_sweep.py",
     r"s3://|gs://": "names a bucket of yours: tests/runtime/test_storage.py",
 }
@@ -102,13 +103,13 @@ def why_not(command: list[str]) -> str | None:
 def parse(command: list[str]) -> None:
     """Check a command's flags, and its config and sweep against the parser."""
     from raylit.cli import data
-    from raylit.cli.command import _take_options
+    from raylit.cli.command import take_options
     from raylit.cli.config import parse as parse_config
 
     if command[0] == "data":
         data._parser(command[1]).parse_args(command[2:])
         return
-    options, rest = _take_options(command[0], command[1:])
+    options, rest = take_options(command[0], command[1:])
     if command[0] != "ui" and "--config" in rest:
         parse_config(command[0], rest)
     if getattr(options, "sweep", None):

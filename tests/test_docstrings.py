@@ -27,6 +27,10 @@ ELSEWHERE = {
     "LightningCLI": "tests/cli/test_lightning_cli.py",
     "SaveConfigCallback": "tests/cli/test_lightning_cli.py",
     "to_onnx": "tests/core/test_export.py",
+    # of packages that want an account
+    "WandbLogger": "tests/loggers/test_hosted.py",
+    "CometLogger": "tests/loggers/test_hosted.py",
+    "NeptuneLogger": "tests/loggers/test_hosted.py",
 }
 
 

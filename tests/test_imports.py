@@ -23,9 +23,23 @@ ONLY_PLACES = {  # a package, and the parts of raylit that may use it
     "ray.train": {"launch"},
     "ray.tune": {"tune"},
     "ray.data": {"data"},
-    "torch.distributed": {"parallel", "checkpoint", "data"},
+    "torch.distributed": {"parallel", "checkpoint", "data", "launch"},  # launch: its launcher
 }
 NOT_LOADED = ("ray", "mlflow", "pyarrow", "jsonargparse", "lightning", "pytorch_lightning")
+# what few users of a Trainer need, nor anybody before it does something
+NOT_LOADED_BY_THE_TRAINER = (
+    *NOT_LOADED,
+    "decimal",
+    "numpy.random",
+    "pstats",
+    "raylit.callbacks.finders",
+    "raylit.callbacks.weights",
+    "raylit.check",
+    "raylit.engine.worker",
+    "raylit.explain",
+    "raylit.export",
+    "raylit.validation.pending",
+)
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -104,8 +118,16 @@ def test_a_heavy_package_is_used_only_in_its_place(package: str) -> None:
     assert not elsewhere, f"{package} may be used only in {sorted(ONLY_PLACES[package])} of raylit"
 
 
-def test_import_raylit_loads_no_heavy_package() -> None:
-    script = f"import sys, raylit; print(*[name for name in {NOT_LOADED} if name in sys.modules])"
+@pytest.mark.parametrize(
+    ("statement", "names"),
+    [
+        ("import raylit", NOT_LOADED),
+        ("import torch, raylit; raylit.Trainer", NOT_LOADED_BY_THE_TRAINER),
+    ],
+    ids=["raylit", "Trainer"],
+)
+def test_importing_loads_only_what_is_needed(statement: str, names: tuple[str, ...]) -> None:
+    script = f"import sys; {statement}; print(*[name for name in {names} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
@@ -115,7 +137,7 @@ def test_import_raylit_loads_no_heavy_package() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [], (
-        "`import raylit` must be quick: load these where they are first used"
+        "importing must be quick: load these where they are first used"
     )
 
 

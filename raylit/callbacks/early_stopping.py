@@ -1,5 +1,5 @@
 """Lightning's path to `raylit.callbacks.monitors.early_stopping`."""
 
-from raylit.callbacks.monitors.early_stopping import EarlyStopping
+from raylit.callbacks.monitors.early_stopping import EarlyStopping, EarlyStoppingReason
 
-__all__ = ["EarlyStopping"]
+__all__ = ["EarlyStopping", "EarlyStoppingReason"]

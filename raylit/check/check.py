@@ -3,11 +3,13 @@
 What is wrong that a fit would not tell, or would tell late.
 
     check
-        copies of model and datamodule; random states are put back afterwards
-        one batch through training, the optimizers and validation               probe.FirstStep
-        some tens of steps on that batch                                        probe.OneBatch
+        copies of model and datamodule, one at a time; random states are put back afterwards
+        one batch through training, the optimizers and validation           probe.FirstStep
+        several batches, as a fit would; what they need of memory           probe.SeveralBatches
+        some tens of steps on one batch                                     probe.OneBatch
         if the loss did not fall: again with Adam, to tell which is to blame    probe.OneBatch
         reading a few batches of the training data
+        what to think of it                                                 judge.py
 
 Source: Karpathy, "A Recipe for Training Neural Networks", 2019,
 http://karpathy.github.io/2019/04/25/recipe/
@@ -16,117 +18,53 @@ http://karpathy.github.io/2019/04/25/recipe/
 from __future__ import annotations
 
 import copy
-import math
+import gc
 import os
-import resource
+import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch.utils._pytree import tree_leaves
 
+from raylit.callbacks import ModelCheckpoint
+from raylit.check import judge
+from raylit.check.judge import ADAM_LR, NO_STEP, Model
 from raylit.check.probe import (
     MAX_STEPS,
+    WATCHED_STEPS,
     FirstStep,
-    LossCall,
     OneBatch,
     Repeated,
+    SeveralBatches,
     has_fallen,
     still_falls,
+    watch,
 )
+from raylit.check.report import CheckReport as CheckReport
+from raylit.check.report import Finding as Finding
 from raylit.core.aliases import Batch
+from raylit.core.callback import Callback
 from raylit.data import CombinedLoader
 from raylit.engine.run import Run
 from raylit.errors import ConfigError, DataError
+from raylit.loggers.dummy import DummyLogger
 from raylit.runtime.rng import isolated
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from raylit.core.datamodule import LightningDataModule
     from raylit.core.module import LightningModule
+    from raylit.core.optimizer import LRSchedulerConfig
     from raylit.core.trainer import JobTrainer
 
-Status = Literal["ok", "unknown", "warning", "problem"]
-COLOURS: dict[Status, str] = {
-    "ok": "green",
-    "unknown": "dim",
-    "warning": "yellow",
-    "problem": "bold red",
-}
-NAMES_SHOWN = 5
-ADAM_LR = 3e-3
 READ_BATCHES = 8
 READ_TIME_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one check found.
-
-    Attributes:
-        check: what was checked.
-        status: `ok`, `unknown` (it could not be told), `warning` or `problem`.
-        found: what was found, in words.
-        advice: what to do about it.
-        values: the same as plain data.
-    """
-
-    check: str
-    status: Status
-    found: str
-    advice: str = ""
-    values: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class CheckReport:
-    """What the checks of a model found, one finding for each check.
-
-    Example:
-        >>> report = trainer.check(model, loader)
-        >>> report.ok, report["gradients"].status, report["time"].values["epoch_s"]
-    """
-
-    findings: tuple[Finding, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether there is no problem."""
-        return not self.problems
-
-    @property
-    def problems(self) -> list[Finding]:
-        """The findings that are problems."""
-        return [finding for finding in self.findings if finding.status == "problem"]
-
-    def __getitem__(self, check: str) -> Finding:
-        """Return the finding of a check by its name."""
-        for finding in self.findings:
-            if finding.check == check:
-                return finding
-        raise KeyError(
-            f"{check!r} was not checked; there are:"
-            f" {', '.join(finding.check for finding in self.findings)}"
-        )
-
-    def table(self) -> Table:
-        """Return the findings as a table for `rich`."""
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table("check", "", "found", box=box.SIMPLE_HEAD, pad_edge=False)
-        for finding in self.findings:
-            found = Text(finding.found)
-            if finding.advice:
-                found.append(f"\n-> {finding.advice}", "cyan")
-            table.add_row(finding.check, Text(finding.status, COLOURS[finding.status]), found)
-        return table
+FAR_EPOCH = 1000  # as late as any, of a fit that has no last one
+LARGE_BYTES = 2**26  # of a model, for whose copies it is worth a while to look
+MOST_CALLS = 2000  # of a scheduler, to see where it leads
 
 
 def check(
@@ -148,6 +86,81 @@ def check(
         DataError: there is no training data, or only an iterator, which can be read once.
         Exception: whatever the user's code raised.
     """
+    _refuse_what_cannot_be_checked(data)
+    data = {
+        stage: copy.copy(given) if isinstance(given, CombinedLoader) else given
+        for stage, given in data.items()
+    }
+    if datamodule is not None:
+        datamodule = _copy_of_data(datamodule)
+    with (
+        isolated(),
+        generators_kept(data),
+        torch.compiler.set_stance("force_eager"),  # compiled parts could not be watched
+        tempfile.TemporaryDirectory(prefix="raylit-check-") as folder,
+    ):
+        probed = _settings(trainer)
+        savers = [
+            _resting(one, folder)
+            for one in trainer.checkpoint_callbacks
+            if isinstance(one, ModelCheckpoint)
+        ]
+        first = FirstStep()
+        module = _copy(model)
+        about = Model(
+            [name for name, one in module.named_parameters() if one.requires_grad],
+            module.automatic_optimization,
+            trainer.strategy.find_unused_parameters,
+        )
+        watch(module, first.notes)
+        watcher = probed.replaced(
+            callbacks=[first, *savers],
+            limit_val_batches=trainer.limit_val_batches and 1,
+            val_check_interval=1,
+        )
+        watcher.fit(module, data.get("train"), data.get("val"), datamodule)
+        if first.batch is None:
+            raise DataError("There is no batch of training data to check the model with.")
+        is_gpu = watcher.run is not None and watcher.run.world.device.type == "cuda"
+        batches, read_s, has_workers = _read(watcher)
+        del module, watcher
+        _let_go(model)
+        has_end = trainer.max_epochs not in (None, -1)
+        last_epoch = int(trainer.max_epochs or 0) - 1 if has_end else FAR_EPOCH
+        several = _train_on_several(probed, savers, _copy(model), data, datamodule, last_epoch)
+        _let_go(model)
+        one = _train_on(first.batch, probed, savers, _copy(model), datamodule)
+        dies = _dies(one.schedulers, trainer, batches)
+        one.schedulers = []  # they hold the copy
+        _let_go(model)
+        with_adam = None
+        if (
+            one.losses
+            and not has_fallen(one.losses)
+            and not still_falls(one.losses)
+            and model.automatic_optimization
+        ):
+            with_adam = _train_on(first.batch, probed, savers, _with_adam(_copy(model)), datamodule)
+    return CheckReport(
+        (
+            judge.of_steps(first),
+            judge.of_gradients(about, first, several, one),
+            *judge.of_inputs(first.inputs),
+            judge.of_optimizers(first, several, one, about, dies),
+            judge.of_finite(first, several),
+            judge.of_samples(first),
+            judge.of_loss(first.loss, first.notes, one.notes),
+            judge.of_one_batch(one, with_adam, about.is_automatic),
+            judge.of_time(one.time_per_step_s, batches, read_s, has_workers),
+            judge.of_memory(several, is_gpu),
+        )
+    )
+
+
+# ---- what is run ----
+
+
+def _refuse_what_cannot_be_checked(data: dict[str, object]) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
             "A check runs in one process, but WORLD_SIZE says that there are several. Call it"
@@ -159,54 +172,6 @@ def check(
                 f"The {stage} data is an iterator, whose batches can be read once: a check would"
                 " take them from the training. Give a DataLoader or an iterable."
             )
-    data = {
-        stage: copy.copy(given) if isinstance(given, CombinedLoader) else given
-        for stage, given in data.items()
-    }
-    if datamodule is not None:
-        datamodule = _copy_of_data(datamodule)
-    with isolated(), generators_kept(data):
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        first = FirstStep()
-        probed = _settings(trainer)
-        module = _copy(model)
-        first.watch(module)
-        watcher = probed.replaced(
-            callbacks=first, limit_val_batches=trainer.limit_val_batches and 1, val_check_interval=1
-        )
-        watcher.fit(module, data.get("train"), data.get("val"), datamodule)
-        if first.batch is None:
-            raise DataError("There is no batch of training data to check the model with.")
-        batches, read_s, has_workers = _read(watcher)
-        one = _train_on(first.batch, probed, _copy(model), datamodule)
-        with_adam = None
-        if (
-            one.losses
-            and not has_fallen(one.losses)
-            and not still_falls(one.losses)
-            and model.automatic_optimization
-        ):
-            with_adam = _train_on(first.batch, probed, _with_adam(_copy(model)), datamodule)
-    return CheckReport(
-        (
-            _steps(first),
-            _gradients(
-                module, first.gradients, one.gradients, trainer.strategy.find_unused_parameters
-            ),
-            *_inputs(first.inputs),
-            _optimizers(first),
-            _finite(first),
-            _samples(first),
-            _loss(first.loss, first.losses),
-            _one_batch(one, with_adam),
-            _time(one.time_per_step_s, batches, read_s, has_workers),
-            _memory(),
-        )
-    )
-
-
-# ---- what is run ----
 
 
 def _settings(trainer: JobTrainer) -> JobTrainer:
@@ -222,9 +187,11 @@ def _settings(trainer: JobTrainer) -> JobTrainer:
         num_nodes=1,
         use_gpu=None,
         accelerator=trainer.accelerator if has_device else "cpu",
-        logger=False,
+        logger=[DummyLogger() for _ in trainer.loggers] or False,
         callbacks=None,
-        enable_checkpointing=False,
+        enable_checkpointing=any(
+            isinstance(one, ModelCheckpoint) for one in trainer.checkpoint_callbacks
+        ),
         enable_progress_bar=False,
         enable_model_summary=False,
         fast_dev_run=False,
@@ -237,6 +204,7 @@ def _settings(trainer: JobTrainer) -> JobTrainer:
         profiler=None,
         overfit_batches=0.0,
         num_sanity_val_steps=0,
+        log_every_n_steps=0,
         check_val_every_n_epoch=1,
         val_check_interval=None,
         accumulate_grad_batches=1,
@@ -258,6 +226,22 @@ def _copy(model: LightningModule) -> LightningModule:
     return made
 
 
+def _let_go(model: LightningModule) -> None:
+    """Free the last copy of a large model before the next is made: it lies in reference cycles."""
+    if sum(one.nbytes for one in model.parameters()) >= LARGE_BYTES:
+        gc.collect()
+
+
+def _resting(callback: ModelCheckpoint, folder: str) -> ModelCheckpoint:
+    """Return a copy of what the user's code may read of the callback; it saves nothing."""
+    made = copy.deepcopy(callback)
+    made.dirpath = made._given_dirpath = folder
+    made.save_top_k = 0
+    made.save_last = None
+    made.save_on_exception = False
+    return made
+
+
 def _copy_of_data(datamodule: LightningDataModule) -> LightningDataModule:
     try:
         return copy.deepcopy(datamodule)
@@ -274,9 +258,78 @@ def _with_adam(module: LightningModule) -> LightningModule:
     return module
 
 
+def _train_on_several(
+    trainer: JobTrainer,
+    savers: list[ModelCheckpoint],
+    module: LightningModule,
+    data: dict[str, object],
+    datamodule: LightningDataModule | None,
+    last_epoch: int,
+) -> SeveralBatches:
+    """Train a copy on a few batches, after one of validation."""
+    several = SeveralBatches(last_epoch)
+    watch(module, several.notes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = trainer.replaced(
+            callbacks=[several, *savers],
+            limit_val_batches=trainer.limit_val_batches and 1,
+            num_sanity_val_steps=1,
+            check_val_every_n_epoch=10**6,
+            max_epochs=2,
+        )
+        trainer.fit(module, data.get("train"), data.get("val"), datamodule)
+    return several
+
+
+def _dies(
+    schedulers: list[LRSchedulerConfig], trainer: JobTrainer, num_batches: float
+) -> str | None:
+    """Tell in words whether schedulers bring the learning rate to nothing long before the end.
+
+    They are called as in the fit, of at most `MOST_CALLS`; their optimizers must be copies.
+    """
+    for config in schedulers:
+        if config.reduce_on_plateau:
+            continue
+        calls = _num_calls(config, trainer, num_batches)
+        if calls is None or calls < 4:
+            continue
+        rates = list[float]()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for _ in range(min(calls, MOST_CALLS)):
+                rates.append(max(group["lr"] for group in config.scheduler.optimizer.param_groups))
+                try:
+                    config.scheduler.step()
+                except ValueError:  # it was made for fewer, and says so in the fit
+                    break
+        peak = max(rates)
+        end = next((n for n, _ in enumerate(rates) if max(rates[n:]) <= NO_STEP * peak), len(rates))
+        if peak > 0 and end < calls / 2 and end < len(rates):
+            return (
+                f"{type(config.scheduler).__name__} brings the learning rate to"
+                f" {max(rates[end:]):.2g} after {end} of {calls} {config.interval}s"
+            )
+    return None
+
+
+def _num_calls(config: LRSchedulerConfig, trainer: JobTrainer, num_batches: float) -> int | None:
+    """Return how often a scheduler is called in the fit, None if that is not known."""
+    total = float("inf")
+    steps = num_batches / max(1, trainer.accumulate_grad_batches)
+    if trainer.max_epochs not in (None, -1):
+        total = float(trainer.max_epochs or 0) * (1.0 if config.interval == "epoch" else steps)
+    if trainer.max_steps != -1:
+        per_call = 1.0 if config.interval == "step" else max(steps, 1.0)
+        total = min(total, trainer.max_steps / per_call)
+    return None if total == float("inf") else int(total / max(1, config.frequency))
+
+
 def _train_on(
     batch: Batch,
     trainer: JobTrainer,
+    savers: list[ModelCheckpoint],
     module: LightningModule,
     datamodule: LightningDataModule | None,
 ) -> OneBatch:
@@ -286,6 +339,8 @@ def _train_on(
     device.
     """
     one = OneBatch()
+    # those at whose ends the loss is looked at
+    watch(module, one.notes, lambda number: number % WATCHED_STEPS == WATCHED_STEPS - 1)
     repeated = Repeated(batch)
     if datamodule is not None:
         datamodule.train_dataloader = lambda: repeated  # type: ignore[method-assign]
@@ -293,7 +348,10 @@ def _train_on(
         datamodule.setup = lambda stage: None  # type: ignore[method-assign]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what there is to say was said in the first step
-        trainer = trainer.replaced(callbacks=one, limit_train_batches=None, limit_val_batches=0)
+        callbacks: list[Callback] = [one, *savers]
+        trainer = trainer.replaced(
+            callbacks=callbacks, limit_train_batches=None, limit_val_batches=0
+        )
         trainer.fit(module, None if datamodule is not None else repeated, datamodule=datamodule)
     return one
 
@@ -351,287 +409,3 @@ def generators_kept(data: dict[str, object]) -> Iterator[None]:
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
-
-
-# ---- what to think of it ----
-
-
-def _steps(first: FirstStep) -> Finding:
-    ran = list(dict.fromkeys(first.stages))
-    return Finding(
-        "steps",
-        "ok",
-        f"{' and '.join(ran)} ran with one batch, and the optimizers",
-        values={"steps": ran},
-    )
-
-
-def _inputs(counts: dict[str, bool]) -> list[Finding]:
-    """Return a finding about the modalities, if a batch has several."""
-    if not counts:
-        return []
-    ignored = [name for name, counts_here in counts.items() if not counts_here]
-    if not ignored:
-        return [Finding("inputs", "ok", f"the loss depends on {_names(list(counts))}")]
-    return [
-        Finding(
-            "inputs",
-            "warning",
-            f"the loss does not depend on {_names(ignored)}: no gradient comes of it",
-            "is its encoder used, or is there a detach(), no_grad or a mask that is 0 on the way?",
-            {"ignored": ignored},
-        )
-    ]
-
-
-def _gradients(
-    module: LightningModule, first: dict[str, bool], later: dict[str, bool], allows_unused: bool
-) -> Finding:
-    wanted = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-    missing = [name for name in wanted if name not in first and name not in later]
-    zero = [
-        name
-        for name in wanted
-        if name not in missing and not first.get(name) and not later.get(name)
-    ]
-    values = {"without_gradient": missing, "zero_gradient": zero}
-    if missing:
-        return Finding(
-            "gradients",
-            "warning" if allows_unused else "problem",
-            f"no gradient reaches {_names(missing)}",
-            "use them for the loss (is there a detach(), .data, argmax or no_grad on the way?),"
-            " remove them, or requires_grad_(False)",
-            values,
-        )
-    if zero:
-        advice = (
-            "look for dead units (a ReLU that is never positive), a factor of 0 and losses that do"
-            " not depend on them"
-        )
-        return Finding(
-            "gradients",
-            "warning",
-            f"the gradient of {_names(zero)} is 0 in all steps",
-            advice,
-            values,
-        )
-    return Finding("gradients", "ok", f"all of {len(wanted)} parameters get one", values=values)
-
-
-def _optimizers(first: FirstStep) -> Finding:
-    left_out = first.without_optimizer
-    if not left_out:
-        return Finding(
-            "optimizers",
-            "ok",
-            "hold all parameters that require a gradient",
-            values={"left_out": []},
-        )
-    advice = (
-        "hand them to the optimizer in configure_optimizers, or freeze them: requires_grad_(False)"
-    )
-    return Finding(
-        "optimizers",
-        "problem",
-        f"{_names(left_out)} in no optimizer",
-        advice,
-        {"left_out": left_out},
-    )
-
-
-def _finite(first: FirstStep) -> Finding:
-    places = [
-        f"{what} {where or 'the module'}" if what.endswith("of") or where else what
-        for what, where in first.not_finite
-    ]
-    if not places:
-        return Finding(
-            "finite",
-            "ok",
-            "no NaN or infinity in batch, outputs, loss, gradients and weights",
-            values={"places": []},
-        )
-    spoils = any(
-        what in ("the loss", "the gradient of", "the weights") for what, _ in first.not_finite
-    )
-    advice = (
-        "look at the first place: a log, sqrt or division at 0, an exp that overflows, missing"
-        " values in the data"
-    )
-    text = f"NaN or infinity first in {_names(places)}" + (
-        "" if spoils else "; loss and gradients are finite"
-    )
-    return Finding(
-        "finite",
-        "problem" if spoils else "warning",
-        text,
-        advice if spoils else "if that is meant (a mask), nothing",
-        {"places": places},
-    )
-
-
-def _samples(first: FirstStep) -> Finding:
-    told = {name or "the module": (mixes, text) for name, (mixes, text) in first.mixing.items()}
-    values = {"mixing": {name: mixes for name, (mixes, _) in told.items()}}
-    mixing = [f"{name} ({text})" for name, (mixes, text) in told.items() if mixes]
-    if mixing:
-        advice = (
-            "look for view, reshape, transpose or a softmax over the wrong dimension, and sums over"
-            " dimension 0"
-        )
-        return Finding(
-            "samples",
-            "problem",
-            f"in eval mode samples influence each other in {_names(mixing)}",
-            advice,
-            values,
-        )
-    independent = [name for name, (mixes, _) in told.items() if mixes is False]
-    if independent:
-        return Finding(
-            "samples", "ok", f"do not influence each other in {_names(independent)}", values=values
-        )
-    reason = next(
-        (f": {name}: {text}" for name, (_, text) in told.items()), ": training_step calls no module"
-    )
-    return Finding(
-        "samples",
-        "unknown",
-        f"whether they influence each other could not be told{reason}",
-        values=values,
-    )
-
-
-def _loss(loss: float | None, calls: list[LossCall]) -> Finding:
-    values: dict[str, object] = {
-        "loss": loss,
-        "functions": [(call.function, call.value, call.expected) for call in calls],
-    }
-    told = [call for call in calls if call.value is not None and call.expected is not None]
-    mistaken = next((call for call in calls if call.mistake), None)
-    if mistaken is not None:
-        return Finding("loss", "problem", str(mistaken.mistake), mistaken.fix, values)
-    if loss is None and not told:
-        return Finding(
-            "loss",
-            "unknown",
-            "training_step returns none, so what it is at first could not be told",
-            values=values,
-        )
-    if not told:
-        return Finding(
-            "loss", "ok", f"{loss:.4g} at first; what it should be could not be told", values=values
-        )
-    texts = [
-        f"{call.function} is {call.value:.4g} at first; a model that knows nothing has"
-        f" {call.expected:.4g} ({call.why})"
-        for call in told
-    ]
-    factors = {"mse_loss": 3.0}  # before training, predictions vary too
-    high = [
-        call
-        for call in told
-        if not float(call.value or 0)
-        <= factors.get(call.function, 1.5) * float(call.expected or 0) + 0.1
-    ]
-    if high:
-        advice = (
-            "scale inputs and targets to mean 0 and variance 1, make the weights of the last layer"
-            " smaller, set its bias to the mean target"
-        )
-        return Finding("loss", "warning", "; ".join(texts), advice, values)
-    return Finding("loss", "ok", "; ".join(texts), values=values)
-
-
-def _one_batch(own: OneBatch, with_adam: OneBatch | None) -> Finding:
-    values = {"losses": own.losses, "losses_with_adam": with_adam.losses if with_adam else None}
-    if not own.losses:
-        return Finding(
-            "one batch",
-            "unknown",
-            "training_step returns no loss, so whether it falls could not be told",
-            values=values,
-        )
-    text = (
-        f"loss {own.losses[0]:.4g} to {own.losses[-1]:.4g} in {len(own.losses)} steps on one batch"
-    )
-    if has_fallen(own.losses):
-        return Finding("one batch", "ok", text, values=values)
-    if still_falls(own.losses):
-        return Finding("one batch", "ok", f"{text}, and still falls", values=values)
-    first = own.losses[0]
-    last = own.losses[-1]
-    other = with_adam.losses[-1] if with_adam is not None else math.inf
-    if with_adam is not None:
-        text += f"; with Adam(lr={ADAM_LR}) to {other:.4g}"
-    if other < first and not last <= max(2 * other, other + 0.1 * abs(first)):
-        is_too_high = not last <= first
-        advice = f"{'lower' if is_too_high else 'raise'} the learning rate, or take Adam"
-        return Finding(
-            "one batch", "warning" if math.isfinite(last) else "problem", text, advice, values
-        )
-    if not min(last, other) < first - 0.05 * abs(first):
-        advice = (
-            "the model does not learn: look at the sign of the loss, at the targets and at what"
-            " detaches the loss from the model"
-        )
-        return Finding("one batch", "problem", text, advice, values)
-    return Finding(
-        "one batch",
-        "warning",
-        text,
-        "a model large enough gets near 0: less regularization, more capacity, another learning"
-        " rate",
-        values,
-    )
-
-
-def _time(step_s: float | None, batches: float, read_s: float, has_workers: bool) -> Finding:
-    values = {"step_s": step_s, "read_s": read_s, "batches": batches, "epoch_s": None}
-    if step_s is None:
-        return Finding("time", "unknown", "the steps were too slow to be timed", values=values)
-    batch_s = max(step_s, read_s) if has_workers else step_s + read_s
-    text = f"{_duration(step_s)} for a step, {_duration(read_s)} to read a batch"
-    if batches != float("inf"):
-        values["epoch_s"] = batch_s * batches
-        text = f"about {_duration(batch_s * batches)} per epoch of {int(batches)} batches: {text}"
-    else:
-        text += "; how many an epoch has is not known"
-    if read_s > step_s and read_s > 1e-3:
-        more = "more workers" if has_workers else "DataLoader(num_workers=...)"
-        return Finding(
-            "time",
-            "warning",
-            text,
-            f"reading takes longer than training: {more}, or less work per sample",
-            values,
-        )
-    return Finding("time", "ok", text, values=values)
-
-
-def _memory() -> Finding:
-    on_gpu = torch.cuda.is_available()
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if on_gpu
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
-    where = "on the GPU" if on_gpu else "of this process, ever"
-    return Finding(
-        "memory", "ok", f"{peak / 2**20:,.0f} MiB at most {where}", values={"peak_bytes": peak}
-    )
-
-
-def _names(names: Iterable[str]) -> str:
-    names = list(names)
-    shown = ", ".join(names[:NAMES_SHOWN])
-    return shown if len(names) <= NAMES_SHOWN else f"{shown} and {len(names) - NAMES_SHOWN} more"
-
-
-def _duration(time_s: float) -> str:
-    if time_s < 0.1:  # of 100 ms and more, two digits would be 1e+02
-        return f"{time_s * 1e3:.2g} ms"
-    if time_s < 120:
-        return f"{time_s:.2g} s" if time_s < 100 else f"{time_s:.0f} s"
-    return f"{time_s / 60:.0f} min" if time_s < 7200 else f"{time_s / 3600:.1f} h"

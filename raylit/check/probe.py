@@ -1,4 +1,4 @@
-"""Watches a few steps of a model from within and takes notes, for `raylit.check` to judge.
+"""Watches a few steps of a model from within and takes notes, for `judge.py`.
 
 What it watches must be a copy.
 """
@@ -7,65 +7,108 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map
 
-from raylit.core.aliases import Batch, Loaders, StepOutput
+from raylit.check.calls import Calls, LossCall
+from raylit.check.memory import Memory
+from raylit.check.samples import (
+    call_step,
+    fewer_samples,
+    inputs_that_count,
+    loss_of,
+    mixes_samples,
+    num_samples,
+)
+from raylit.core.aliases import Batch, StepOutput
 from raylit.core.callback import Callback
-from raylit.data.combined import length_of
+from raylit.core.hooks import is_overridden
+from raylit.core.module import LightningModule
+from raylit.core.optimizer import LRSchedulerConfig
 from raylit.engine.run import Run, restore_modes, submodule_modes
-from raylit.runtime import rng
-from raylit.runtime.batch import named_tensors, with_tensors
+from raylit.runtime.batch import named_tensors
 
 if TYPE_CHECKING:
-    from raylit.core.module import LightningModule
     from raylit.core.trainer import JobTrainer
 
 MAX_STEPS = 60  # steps on one batch
 MIN_STEPS = 20  # enough to time them
 WATCHED_STEPS = 10  # the first of them, in which gradients are looked at; not timed
 MAX_TIME_S = 60.0  # no further step after this time
-LOSSES = (
-    F.cross_entropy,
-    F.nll_loss,
-    F.binary_cross_entropy,
-    F.binary_cross_entropy_with_logits,
-    F.mse_loss,
-    F.l1_loss,
-    F.smooth_l1_loss,
-    F.huber_loss,
-)
+SEVERAL = 16  # different batches to look at
+SEVERAL_TIME_S = 10.0
+SEEDS = range(5)
+MODES = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)  # differ in eval mode
 
 
-@dataclass
-class LossCall:
-    """One call of a loss function of torch in the first training step.
+class Notes:
+    """What several steps of one copy tell.
 
     Attributes:
-        function: its name.
-        value: what it returned, if that is one number.
-        expected: what a model that knows nothing yet gets, where that can be told.
-        why: where `expected` comes from, in words.
-        mistake: what is wrong with the arguments, or None.
-        fix: what to do about it.
+        gradients: for every parameter that got a gradient, whether any of it was other than 0.
+        trained: names of the parameters that a step uses where gradients are recorded.
+        used: names of all that a step or validation uses.
+        losses: calls of loss functions, of the last step that was watched.
+        truncated, differences, random, strangers: as in `Calls`.
     """
 
-    function: str
-    value: float | None = None
-    expected: float | None = None
-    why: str = ""
-    mistake: str | None = None
-    fix: str = ""
+    def __init__(self) -> None:
+        self.gradients: dict[str, bool] = {}
+        self.trained: set[str] = set()
+        self.used: set[str] = set()
+        self.losses: list[LossCall] = []
+        self.truncated: list[str] = []
+        self.differences: list[tuple[list[int], list[int]]] = []
+        self.random: list[str] = []
+        self.strangers: list[list[int]] = []
+
+    def take(self, calls: Calls) -> None:
+        """Take over what one step called."""
+        self.trained |= calls.trained
+        self.used |= calls.used
+        self.losses = calls.losses or self.losses
+        for name in ("truncated", "differences", "random", "strangers"):
+            mine = getattr(self, name)
+            mine.extend(one for one in getattr(calls, name) if one not in mine)
+
+
+def watch(
+    module: LightningModule, notes: Notes, is_due: Callable[[int], bool] = lambda step: True
+) -> None:
+    """Take notes of what `training_step` and `validation_step` call.
+
+    Args:
+        module: a copy; call this before its fit.
+        notes: where to.
+        is_due: tells of the number of a batch whether it is looked at.
+    """
+
+    def watched(step: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(step)
+        def call(*args: Any, **kwargs: Any) -> object:
+            batch = kwargs.get("batch", args[0] if args else None)
+            number = kwargs.get("batch_idx", args[1] if len(args) > 1 else 0)
+            if not is_due(number):
+                return step(*args, **kwargs)
+            calls = Calls(module, named_tensors(batch))
+            try:
+                with calls:
+                    return step(*args, **kwargs)
+            finally:
+                notes.take(calls)
+
+        return call
+
+    for name in ("training_step", "validation_step"):
+        if is_overridden(name, module, LightningModule):
+            setattr(module, name, watched(getattr(module, name)))
 
 
 class FirstStep(Callback):
@@ -74,50 +117,35 @@ class FirstStep(Callback):
     Attributes:
         batch: a copy of the training batch as the loader gave it; None if there was none.
         stages: the steps that ran.
-        gradients: for every parameter that got a gradient, whether any of it was other than 0.
+        notes: what it called.
         without_optimizer: parameters that require a gradient and are in no optimizer.
         not_finite: where NaN or infinity was found, in the order it came up: (what, where).
         loss: what `training_step` returned as its loss, or None.
-        losses: calls of loss functions.
+        resting: dropouts and batch norms that are in eval mode in `training_step`.
         mixing: what is known of samples that influence each other, by module path: (whether they
             do, or None if it cannot be told; in words).
-        inputs: the names of the inputs of a batch that were looked at, if it has several, and
-            whether the loss depends on them in a way that can be learned from.
+        inputs: the names of the inputs of a batch that were looked at, and whether the loss depends
+            on them in a way that can be learned from.
+        batches_itself: whether the data set makes the batches, not the loader.
     """
 
     def __init__(self) -> None:
         self.inputs: dict[str, bool] = {}
         self.batch: Batch = None
         self.stages: list[str] = []
-        self.gradients: dict[str, bool] = {}
+        self.notes = Notes()
+        self.batches_itself = False
         self.without_optimizer: list[str] = []
         self.not_finite: list[tuple[str, str]] = []
         self.loss: float | None = None
-        self.losses: list[LossCall] = []
+        self.resting: list[str] = []
         self.mixing: dict[str, tuple[bool | None, str]] = {}
         self._calls: dict[
             str, tuple[Any, Any]
         ] = {}  # the arguments of modules that were not called within another's call
         self._depth = 0
-
-    def watch(self, module: LightningModule) -> None:
-        """Look at the loss functions that `training_step` calls and at the loss it returns.
-
-        Call it before the fit.
-        """
-        step: Callable[..., Any] = module.training_step
-
-        @functools.wraps(step)
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            with _LossCalls(self.losses):
-                output = step(*args, **kwargs)
-            loss = output.get("loss") if isinstance(output, dict) else output
-            self.loss = (
-                float(loss.detach()) if isinstance(loss, Tensor) and loss.numel() == 1 else None
-            )
-            return output
-
-        module.training_step = watched  # type: ignore[method-assign]
+        self._captures = True
+        self._modes: dict[str, bool] = {}
 
     def on_train_start(self, trainer: JobTrainer, pl_module: LightningModule) -> None:
         run = trainer.run
@@ -136,14 +164,14 @@ class FirstStep(Callback):
             if one.requires_grad and id(one) not in optimized
         ]
         self._check_weights(pl_module)
-        note_gradients(pl_module, self.gradients, self.not_finite)
+        note_gradients(pl_module, self.notes.gradients, self.not_finite)
         for name, child in pl_module.named_modules():
             if not isinstance(child, torch.jit.ScriptModule):
                 child.register_forward_pre_hook(self._before_call(name), with_kwargs=True)
                 child.register_forward_hook(self._after_call(name), with_kwargs=True)
 
     def _keeping(self, transfer: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
-        def keep(batch: Batch, dataloader_idx: int) -> Any:
+        def keep(batch: Batch, dataloader_idx: int) -> object:
             self._keep(batch)
             return transfer(batch, dataloader_idx)
 
@@ -170,40 +198,70 @@ class FirstStep(Callback):
         run = trainer.run
         assert isinstance(run, Run)
         self.stages.append("training_step")
+        loss = loss_of(outputs)
+        self.loss = float(loss.detach()) if loss is not None else None
         if self.loss is not None and not math.isfinite(self.loss):
             self.not_finite.append(("the loss", ""))
         self._check_weights(pl_module)
-        calls = self._calls
-        self._calls = {}
-        number = _num_samples(run.data.loaders["train"].flattened[0], batch)
+        self._captures = False
+        if self._modes and not any(self._modes.values()):
+            self.resting = list(self._modes)
+        loader = run.data.loaders["train"].flattened[0]
+        self.batches_itself = getattr(loader, "batch_size", 0) is None
+        number = num_samples(loader, batch)
         modes = submodule_modes(pl_module)
         pl_module.eval()
-        for name, (args, kwargs) in calls.items():
-            with run.precision.context():
-                self.mixing[name] = mixes_samples(
-                    pl_module.get_submodule(name), args, kwargs, number
-                )
-        if number is not None and pl_module.automatic_optimization:
-            with run.precision.context():
-                self.inputs = inputs_that_count(pl_module, batch, batch_idx, number)
+        calls = Calls(pl_module, named_tensors(batch))
+        with run.precision.context(), calls:
+            self._look_at_samples(pl_module, batch, batch_idx, number)
+        self.notes.random = calls.random
+        pl_module.attach_log(run.metrics)
         restore_modes(pl_module, modes)
         trainer.should_stop = True
 
+    def _look_at_samples(
+        self, module: LightningModule, batch: Batch, batch_idx: int, number: int | None
+    ) -> None:
+        if number is not None and number > 1 and module.automatic_optimization:
+            smaller, fewer = fewer_samples(batch, number)
+            if fewer != number and self._recaptured(module, smaller, batch_idx):
+                batch, number = smaller, fewer
+        for name, (args, kwargs) in self._calls.items():
+            self.mixing[name] = mixes_samples(module.get_submodule(name), args, kwargs, number)
+        if number is not None and module.automatic_optimization:
+            self.inputs = inputs_that_count(module, batch, batch_idx, number)
+
+    def _recaptured(self, module: LightningModule, batch: Batch, batch_idx: int) -> bool:
+        """Take the arguments of modules from a step with fewer samples, if it works with those."""
+        before = self._calls
+        self._calls = {}
+        self._captures = True
+        try:
+            call_step(module, copy.deepcopy(batch), batch_idx)
+        except Exception:  # whatever a step raises that wants full batches, or train mode
+            self._calls = before
+            return False
+        finally:
+            self._captures = False
+            self._depth = 0
+        return True
+
     def on_validation_batch_end(
-        self, trainer: JobTrainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+        self, trainer: JobTrainer, pl_module: LightningModule, *args: object, **kwargs: object
     ) -> None:
         self.stages.append("validation_step")
         trainer.should_stop = True
 
     def _before_call(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+        def hook(module: nn.Module, args: object, kwargs: object) -> None:
             module_is_outermost = self._depth == 0
             self._depth = self._depth + 1
+            if self._captures and isinstance(module, MODES) and _can_be_trained(module):
+                self._modes.setdefault(name, module.training)
             if (
                 module_is_outermost
-                and module.training
+                and self._captures
                 and torch.is_grad_enabled()
-                and not self.stages
                 and name not in self._calls
             ):
                 self._calls[name] = tree_map(
@@ -215,13 +273,13 @@ class FirstStep(Callback):
         return hook
 
     def _after_call(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        def hook(module: nn.Module, args: object, kwargs: object, output: object) -> None:
             self._depth -= 1
             self._check("the output of", name, output)
 
         return hook
 
-    def _check(self, what: str, where: str, values: Any) -> None:
+    def _check(self, what: str, where: str, values: object) -> None:
         if (what, where) not in self.not_finite and any(
             not is_finite(leaf) for leaf in tree_leaves(values)
         ):
@@ -232,30 +290,257 @@ class FirstStep(Callback):
             self._check("the weights", name, tensor)
 
 
+class SeveralBatches(Callback):
+    """Trains on a few different batches, after one of validation, as a fit would.
+
+    Args:
+        last_epoch: number of the fit's last, as far as that is known.
+
+    Attributes:
+        notes: what the steps called.
+        num_batches: how many it has seen.
+        has_all: whether those were all of an epoch.
+        not_finite: numbers of the batches whose loss was NaN or infinite.
+        changed: names of the parameters that have changed.
+        looked_ahead: whether steps of later epochs could be taken, if there was a need.
+        train_bytes: the most that was held at once in a step; None before there was one.
+        val_bytes: likewise in validation, with the optimizers' state.
+    """
+
+    def __init__(self, last_epoch: int) -> None:
+        self.notes = Notes()
+        self._last_epoch = last_epoch
+        self.num_batches = 0
+        self.has_all = False
+        self.not_finite: list[int] = []
+        self.changed: set[str] = set()
+        self.looked_ahead = True
+        self.train_bytes: int | None = None
+        self.val_bytes: int | None = None
+        self._memory: Memory | None = None
+        self._before: dict[str, tuple[float, float]] = {}
+        self._val_extra = 0
+        self._last: tuple[Batch, int] | None = None
+        self._started = time.perf_counter()
+
+    def setup(self, trainer: JobTrainer, pl_module: LightningModule, stage: str) -> None:
+        self._memory = None
+
+    def _measure(self, trainer: JobTrainer, module: LightningModule, batch: Batch) -> Memory:
+        tensors = named_tensors(batch).values()
+        if self._memory is None:
+            held = [*module.parameters(), *module.buffers(), *tensors]
+            self._memory = Memory(trainer.world.device, held)
+        self._memory.begin(tensors)
+        return self._memory
+
+    def on_validation_batch_start(
+        self,
+        trainer: JobTrainer,
+        pl_module: LightningModule,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._measure(trainer, pl_module, batch)
+
+    def on_validation_batch_end(
+        self,
+        trainer: JobTrainer,
+        pl_module: LightningModule,
+        outputs: StepOutput,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        assert self._memory is not None
+        self._memory.end()
+        held = sum(_num_bytes(one) for one in [*pl_module.parameters(), *pl_module.buffers()])
+        self._val_extra = max(self._val_extra, self._memory.peak_bytes - held)
+
+    def on_train_start(self, trainer: JobTrainer, pl_module: LightningModule) -> None:
+        note_gradients(pl_module, self.notes.gradients, [])
+        self._before = prints_of(pl_module)
+        self._started = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: JobTrainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        if batch_idx < 2:  # in the second there is what optimizers keep
+            self._measure(trainer, pl_module, batch)
+
+    def on_train_batch_end(
+        self,
+        trainer: JobTrainer,
+        pl_module: LightningModule,
+        outputs: StepOutput,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        self.num_batches += 1
+        if batch_idx < 2:
+            assert self._memory is not None
+            self._memory.end()
+            self.train_bytes = max(self.train_bytes or 0, self._memory.peak_bytes)
+            self._note_validation(trainer, pl_module)
+        loss = loss_of(outputs)
+        if loss is not None and not bool(loss.isfinite()):
+            self.not_finite.append(batch_idx)
+        self._last = batch, batch_idx
+        self.has_all = self.num_batches >= trainer.num_training_batches
+        out_of_time = time.perf_counter() - self._started > SEVERAL_TIME_S
+        if self.has_all or self.num_batches >= SEVERAL or out_of_time:
+            trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: JobTrainer, pl_module: LightningModule) -> None:
+        if not trainer.should_stop:  # the data had no length, and has ended
+            self.has_all = True
+            trainer.should_stop = True
+
+    def _look_ahead(
+        self, trainer: JobTrainer, module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Take the step of later epochs, if there are parameters that get no gradient so far.
+
+        Some are learned in every other epoch, or when others have been.
+        """
+        run = trainer.run
+        assert isinstance(run, Run)
+        wanted = [name for name, one in module.named_parameters() if one.requires_grad]
+        if all(name in self.notes.gradients for name in wanted):
+            return
+        progress = trainer.progress
+        here = progress.epoch, progress.steps
+        try:
+            for epoch in sorted({1, max(self._last_epoch, 1)}):
+                progress.epoch, progress.steps = epoch, epoch * progress.steps
+                calls = Calls(module, named_tensors(batch))
+                with run.precision.context(), calls:
+                    loss = loss_of(call_step(module, copy.deepcopy(batch), batch_idx))
+                if module.automatic_optimization and loss is not None and loss.requires_grad:
+                    loss.backward()
+                self.notes.take(calls)
+        except Exception:
+            self.looked_ahead = False  # a step out of turn may fail, which means nothing
+        finally:
+            progress.epoch, progress.steps = here
+            module.attach_log(run.metrics)
+
+    def _note_validation(self, trainer: JobTrainer, module: LightningModule) -> None:
+        run = trainer.run
+        assert isinstance(run, Run)
+        held = [*module.parameters(), *module.buffers()]
+        held += [one.grad for one in module.parameters() if one.grad is not None]
+        held += [
+            leaf
+            for optimizer in run.optimizers
+            for leaf in tree_leaves(list(optimizer.state.values()))
+            if isinstance(leaf, Tensor)
+        ]
+        if self._val_extra:
+            self.val_bytes = sum(map(_num_bytes, held)) + self._val_extra
+
+    def on_train_end(self, trainer: JobTrainer, pl_module: LightningModule) -> None:
+        after = prints_of(pl_module)
+        self.changed = {name for name, one in after.items() if one != self._before.get(name)}
+        if self._last is not None:
+            self._look_ahead(trainer, pl_module, *self._last)
+
+    def on_exception(
+        self, trainer: JobTrainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        if self._memory is not None:
+            self._memory.end()
+
+
+class Uncleared:
+    """Counts the steps of optimizers before which no gradient of theirs was cleared.
+
+    Args:
+        module: whose parameters they are.
+        optimizers: those of torch.
+
+    Attributes:
+        num_steps: of all optimizers.
+        num_uncleared: of those, with what steps before had left.
+    """
+
+    def __init__(self, module: nn.Module, optimizers: list[Any]) -> None:
+        self.num_steps = 0
+        self.num_uncleared = 0
+        self._cleared: set[int] = set()
+        self._added: set[int] = set()
+        self._stepped: set[int] = set()
+        self._hooks = [
+            one.register_hook(self._before(one)) for one in module.parameters() if one.requires_grad
+        ]
+        self._hooks += [one.register_step_pre_hook(self._step) for one in optimizers]
+
+    def _before(self, parameter: Tensor) -> Callable[[Tensor], None]:
+        def note(gradient: Tensor) -> None:  # is about to be added
+            self._added.add(id(parameter))
+            if parameter.grad is None or not bool(parameter.grad.any()):
+                self._cleared.add(id(parameter))
+
+        return note
+
+    def _step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        self.num_steps += 1
+        own = {id(one) for group in optimizer.param_groups for one in group["params"]}
+        has_added = own & self._added
+        if has_added and id(optimizer) in self._stepped and not own & self._cleared:
+            self.num_uncleared += 1
+        self._stepped.add(id(optimizer))
+        self._cleared -= own
+        self._added -= own
+
+    def remove(self) -> None:
+        """Look no more."""
+        for hook in self._hooks:
+            hook.remove()
+
+
 class OneBatch(Callback):
     """Trains on one batch until the loss is a small fraction of the first, or for `MAX_STEPS`.
 
     Attributes:
         losses: the loss before each step; empty if `training_step` returns none.
-        gradients: as in `FirstStep`, of the first steps.
+        notes: of steps now and then.
+        gradients: as in `Notes`, of the first steps.
+        changed: names of the parameters that have changed.
+        uncleared: whether gradients were cleared between the first steps.
+        before, after: the loss before the first and after the last step, with the same random
+            numbers each, for each of some seeds; empty in manual optimization.
+        schedulers: those that were left out.
         time_per_step_s: mean time of the steps that were not watched, or None.
     """
 
     def __init__(self) -> None:
         self.losses: list[float] = []
+        self.notes = Notes()
         self.gradients: dict[str, bool] = {}
+        self.changed: set[str] = set()
+        self.uncleared: Uncleared | None = None
+        self.before: list[float] = []
+        self.after: list[float] = []
+        self.schedulers: list[LRSchedulerConfig] = []
         self.time_per_step_s: float | None = None
         self._pending: list[Tensor] = []
         self._hooks: list[Any] = []
+        self._prints: dict[str, tuple[float, float]] = {}
+        self._batch: Batch = None
         self._started = self._timed_from = time.perf_counter()
 
     def on_train_start(self, trainer: JobTrainer, pl_module: LightningModule) -> None:
         run = trainer.run
         assert isinstance(run, Run)
-        self._hooks = note_gradients(pl_module, self.gradients, [])
+        self._prints = prints_of(pl_module)
         self._started = time.perf_counter()
+        self._hooks = note_gradients(pl_module, self.gradients, [])
+        self.uncleared = Uncleared(pl_module, run.optimizers)
         if not pl_module.automatic_optimization:
             return
+        self.schedulers = run.schedulers
         run.schedulers = []  # a warm-up would last longer than these steps
         for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
             if "initial_lr" in group:
@@ -280,6 +565,8 @@ class OneBatch(Callback):
         if done == WATCHED_STEPS:
             for hook in self._hooks:
                 hook.remove()
+            assert self.uncleared is not None
+            self.uncleared.remove()
             self._timed_from = now
         else:
             self.time_per_step_s = (now - self._timed_from) / (done - WATCHED_STEPS)
@@ -287,6 +574,34 @@ class OneBatch(Callback):
         trainer.should_stop = (
             done >= MAX_STEPS or out_of_time or (done >= MIN_STEPS and has_fallen(self.losses))
         )
+
+    def on_train_batch_start(
+        self, trainer: JobTrainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        if batch_idx == 0 and pl_module.automatic_optimization:
+            self._batch = copy.deepcopy(batch)
+            self.before = self._losses(trainer, pl_module)
+            self._started = time.perf_counter()
+
+    def on_train_end(self, trainer: JobTrainer, pl_module: LightningModule) -> None:
+        after = prints_of(pl_module)
+        self.changed = {name for name, one in after.items() if one != self._prints.get(name)}
+        if self.before:
+            self.after = self._losses(trainer, pl_module)
+
+    def _losses(self, trainer: JobTrainer, module: LightningModule) -> list[float]:
+        """Return the loss on the batch for each of the seeds, without learning from it."""
+        run = trainer.run
+        assert isinstance(run, Run)
+        found = list[float]()
+        with run.precision.context():
+            for seed in SEEDS:
+                output = call_step(module, copy.deepcopy(self._batch), 0, seed)
+                loss = loss_of(output)
+                if loss is not None:
+                    found.append(float(loss.detach()))
+        module.attach_log(run.metrics)
+        return found
 
 
 class Repeated:
@@ -329,7 +644,10 @@ def is_finite(value: object) -> bool:
         or value.is_sparse
     ):
         return True
-    return bool(value.detach().isfinite().all())
+    try:
+        return bool(value.detach().isfinite().all())
+    except RuntimeError:  # within vmap a tensor has no numbers that can be looked at
+        return True
 
 
 def note_gradients(
@@ -356,242 +674,28 @@ def note_gradients(
     ]
 
 
-def inputs_that_count(
-    module: LightningModule, batch: Batch, batch_idx: int, num_samples: int
-) -> dict[str, bool]:
-    """Tell for each of several inputs of a batch whether the loss learns from it.
-
-    From floating-point numbers, whether a gradient reaches them; from others, whether the loss
-    changes when all samples get those of the first. Numbers that a sample has one of and that are no
-    floating-point ones are labels or ids, and left out.
-
-    Args:
-        module: in eval mode.
-        batch: as `training_step` gets it.
-        batch_idx: its number.
-        num_samples: in the batch.
-
-    Returns:
-        Nothing if there are fewer than two, or it cannot be told.
-    """
-    tensors = named_tensors(batch)
-    wanted = [
-        name
-        for name, one in tensors.items()
-        if one.ndim > 0
-        and one.size(0) == num_samples
-        and one.dtype is not torch.bool
-        and (one.is_floating_point() or one.ndim > 1)
-    ]
-    if len(wanted) < 2:
-        return {}
-    step = getattr(module.training_step, "__wrapped__", module.training_step)
-    takes_index = len(inspect.signature(step).parameters) > 1
-
-    def loss_of(given: dict[str, Tensor]) -> Tensor | None:
-        with rng.isolated():
-            torch.manual_seed(0)  # the same noise each time
-            args = (with_tensors(batch, given.values()), *((batch_idx,) if takes_index else ()))
-            output = step(*args)
-        loss = output.get("loss") if isinstance(output, dict) else output
-        return loss if isinstance(loss, Tensor) and loss.numel() == 1 else None
-
-    module.attach_log(None)
-    leaves = {
-        name: one.detach().clone().requires_grad_(one.is_floating_point() and name in wanted)
-        for name, one in tensors.items()
-    }
-    floats = [name for name in wanted if leaves[name].requires_grad]
-    try:
-        with torch.enable_grad():
-            # copies, which may be written to in place
-            loss = loss_of({name: one.clone() for name, one in leaves.items()})
-        if loss is None or not loss.requires_grad or not is_finite(loss):
-            return {}
-        found = torch.autograd.grad(loss, [leaves[name] for name in floats], allow_unused=True)
-        counts = {
-            name: one is not None and bool(one.any())
-            for name, one in zip(floats, found, strict=True)
-        }
-        for name in wanted:
-            # not shuffled, which a mean over the samples does not see if it is all they have
-            first = tensors[name][:1].expand_as(tensors[name]).clone()
-            if name in counts or torch.equal(first, tensors[name]):
-                continue
-            with torch.no_grad():
-                other = loss_of({**tensors, name: first})
-            counts[name] = other is None or bool(other != loss.detach())
-    except Exception:  # whatever a step in eval mode raises: it was made for train mode
-        return {}
-    return counts
+def prints_of(module: nn.Module) -> dict[str, tuple[float, float]]:
+    """Return two numbers of each parameter by which a change is seen, without a copy of it."""
+    found = dict[str, tuple[float, float]]()
+    for name, parameter in module.named_parameters():
+        sizes = parameter.detach().abs().double()
+        found[name] = (float(sizes.sum()), float(sizes.square().sum()))
+    return found
 
 
-def mixes_samples(
-    module: nn.Module, args: object, kwargs: object, num_samples: int | None
-) -> tuple[bool | None, str]:
-    """Tell whether the output of a sample depends on the input of another, by its gradient.
-
-    Args:
-        module: in eval mode, in which batch norm takes nothing from the batch.
-        args: its arguments.
-        kwargs: its keyword arguments.
-        num_samples: samples in the batch; None if that is not known.
-
-    Returns:
-        Whether it does, None if that cannot be told; and which samples, or why it cannot.
-    """
-    if num_samples is None or num_samples < 2:
-        return None, (
-            "the number of samples is not known"
-            if num_samples is None
-            else "the batch has one sample"
-        )
-    flat, spec = tree_flatten((args, kwargs))
-    leaves = [
-        item.clone().requires_grad_() if _has_rows(item, num_samples) else item for item in flat
-    ]
-    inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
-    if not inputs:
-        return None, "no input is a floating-point tensor with a row for each sample"
-    try:
-        with torch.enable_grad():
-            copied = [
-                leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves
-            ]  # which may be written to in place
-            positional, named = tree_unflatten(copied, spec)
-            outputs = [
-                item
-                for item in tree_leaves(module(*positional, **named))
-                if _has_rows(item, num_samples) and item.requires_grad
-            ]
-    except Exception as error:
-        return (
-            None,
-            (
-                f"it could not be called in eval mode ({type(error).__name__}:"
-                f" {str(error).splitlines()[0] if str(error) else ''})"
-            ),
-        )
-    if not outputs:
-        return None, "no output has a row for each sample"
-    for row in sorted({0, num_samples // 2, num_samples - 1}):
-        value = torch.stack(
-            [(output[row] * torch.randn_like(output[row])).sum().float() for output in outputs]
-        ).sum()
-        for gradient in torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True):
-            if gradient is None:
-                continue
-            if not is_finite(gradient):
-                return None, "the gradient is not finite"
-            # an input may be one number a sample, as the columns of a table are
-            of_others = gradient.reshape(num_samples, -1).any(1)
-            of_others[row] = False
-            if of_others.any():
-                return True, f"output {row} depends on input {int(of_others.nonzero()[0])}"
-    return False, ""
-
-
-def _has_rows(value: object, number: int) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.is_floating_point()
-        and value.ndim > 0
-        and value.size(0) == number
+def _can_be_trained(module: nn.Module) -> bool:
+    """Tell whether a dropout drops anything, and whether a batch norm is not frozen."""
+    parameters = list(module.parameters(recurse=False))
+    return getattr(module, "p", 1.0) > 0 and (
+        not parameters or any(one.requires_grad for one in parameters)
     )
 
 
-def _num_samples(loader: Loaders, batch: Batch) -> int | None:
-    """Return how many samples a batch holds, None if the loader's batch size disagrees."""
-    size = next(
-        (tensor.size(0) for tensor in named_tensors(batch).values() if tensor.ndim),
-        None,
-    )
-    wanted = getattr(loader, "batch_size", None)
-    if not isinstance(wanted, int):
-        return size
-    return size if size == min(wanted, length_of(getattr(loader, "dataset", None))) else None
+def _num_bytes(tensor: Tensor) -> int:
+    return tensor.untyped_storage().nbytes() if tensor.layout is torch.strided else 0
 
 
 def _now(trainer: JobTrainer) -> float:
     if trainer.world.device.type == "cuda":
         torch.cuda.synchronize(trainer.world.device)
     return time.perf_counter()
-
-
-class _LossCalls(TorchFunctionMode):
-    """Notes calls of loss functions, for a `with` block."""
-
-    def __init__(self, calls: list[LossCall]) -> None:
-        super().__init__()
-        self.calls = calls
-
-    def __torch_function__(
-        self, func: Any, types: object, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        value = func(*args, **(kwargs or {}))
-        if func in LOSSES:
-            given = _argument(0, "input", args, kwargs)
-            target = _argument(1, "target", args, kwargs)
-            self.calls.append(
-                _describe(
-                    func.__name__, given.detach().float(), target.detach(), value, kwargs or {}
-                )
-            )
-        return value
-
-
-def _argument(position: int, name: str, args: Any, kwargs: Any) -> Tensor:
-    found: Tensor = args[position] if len(args) > position else kwargs[name]
-    return found
-
-
-def _describe(
-    function: str, given: Tensor, target: Tensor, value: Any, kwargs: dict[str, object]
-) -> LossCall:
-    """Judge the call of a loss function with `given`, the output of the model, and `target`."""
-    is_mean = (
-        isinstance(value, Tensor) and value.ndim == 0 and kwargs.get("reduction", "mean") == "mean"
-    )
-    call = LossCall(function, float(value.detach()) if is_mean else None)
-    classes = given.shape[:2][-1] if given.ndim else 1  # of one sample the first dimension
-    if function in ("cross_entropy", "nll_loss"):
-        call.expected = math.log(classes)
-        call.why = f"log {classes} for {classes} classes"
-        if function == "nll_loss" and bool((given > 0).any()):
-            call.mistake = "nll_loss gets numbers above 0, which are no log-probabilities"
-            call.fix = "use cross_entropy"
-        elif (
-            function == "cross_entropy"
-            and given.ndim > 1
-            and bool((given >= 0).all())
-            and bool(((given.sum(1) - 1).abs() < 1e-3).all())
-        ):
-            call.mistake = "cross_entropy gets probabilities, but applies log_softmax itself"
-            call.fix = "leave softmax out of the model, or use nll_loss on their logarithm"
-    elif function.startswith("binary"):
-        if kwargs.get("weight") is None and kwargs.get("pos_weight") is None:
-            call.expected = math.log(2)
-            call.why = "log 2 for yes or no"
-        if (
-            function.endswith("logits")
-            and given.numel() >= 8
-            and bool(((given >= 0) & (given <= 1)).all())
-        ):
-            call.mistake = (
-                "binary_cross_entropy_with_logits gets numbers from 0 to 1 only, but applies a"
-                " sigmoid itself"
-            )
-            call.fix = "leave the sigmoid out of the model"
-    else:
-        target = target.float()
-        variance = float((target - target.mean()).square().mean())
-        if function == "mse_loss" and variance > 0:
-            call.expected = variance
-            call.why = "the variance of the targets in the batch"
-        if given.shape != target.shape:
-            call.mistake = (
-                f"{function} compares shapes {list(given.shape)} and {list(target.shape)}: every"
-                " prediction with several targets"
-            )
-            call.fix = "give both the same shape, for instance with squeeze(1) or unsqueeze(1)"
-    return call

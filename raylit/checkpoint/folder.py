@@ -68,7 +68,8 @@ def listing(folder: str) -> list[Any]:
 def newest_first(folder: str, pattern: str) -> list[str]:
     """Return the paths in `folder` that match a pattern such as `**/*.ckpt`, those that were written last first.
 
-    Buckets know the second of a file only: of those of one, that with the higher numbers in its name comes first.
+    Buckets know the second of a file only: of those of one, that with the higher numbers in its
+    name comes first.
     """
     if "://" not in folder:
         found = [str(path) for path in Path(folder).glob(pattern) if path.exists()]

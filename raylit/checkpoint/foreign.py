@@ -59,7 +59,7 @@ def split(checkpoint: Mapping[str, Any]) -> Split:
     return found
 
 
-def _plain_part(values: Mapping[Any, Any], within: Place, objects: dict[Place, Any]) -> Any:
+def _plain_part(values: Mapping[Any, object], within: Place, objects: dict[Place, Any]) -> Any:
     plain: dict[Any, Any] = {}
     for key in values:
         value = values[key]
@@ -74,7 +74,7 @@ def _plain_part(values: Mapping[Any, Any], within: Place, objects: dict[Place, A
     return plain
 
 
-def _is_simple(key: Any) -> bool:
+def _is_simple(key: object) -> bool:
     return isinstance(key, (str, int))
 
 
@@ -101,7 +101,7 @@ def put_back(checkpoint: Any, map_location: Any = None) -> None:
         inner[place[-1]] = value
 
 
-def places(checkpoint: Mapping[str, Any]) -> list[Place]:
+def places(checkpoint: Mapping[str, object]) -> list[Place]:
     """Return where a checkpoint has objects that are still pickled."""
     own = checkpoint.get(OWN)
     part = own.get(PART) if isinstance(own, Mapping) else None
@@ -117,7 +117,7 @@ def name_of(place: Place) -> str:
 
 
 @contextmanager
-def explaining(checkpoint: Mapping[str, Any]) -> Iterator[None]:
+def explaining(checkpoint: Mapping[str, object]) -> Iterator[None]:
     """Have a KeyError of user code, which reads a checkpoint in a `with` block, say what is pickled."""
     try:
         yield

@@ -14,10 +14,11 @@ import contextlib
 import io
 import os
 import pickle
+import re
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
@@ -33,6 +34,25 @@ MapLocation = torch.device | str | dict[str, str] | None
 VERSION_KEY = "pytorch-lightning_version"
 LIGHTNING_FORMAT = "2.6.6"
 HEADER_BYTES = 30  # of a record in a zip file, at least
+PARTS: dict[str, type | tuple[type, ...]] = {  # what a fit reads of a checkpoint, and of which kind
+    "epoch": int,
+    "global_step": int,
+    "loops": Mapping,
+    "callbacks": Mapping,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "raylit": dict,
+}
+OWN_PARTS: dict[str, type | tuple[type, ...]] = {  # likewise of its part `raylit`
+    "progress": Mapping,
+    "history": (Mapping, list),
+    "run_id": (str, type(None)),
+    "loggers": list,
+    "validations": list,
+    "ranks": list,
+    "lineage": list,
+    "objects": list,
+}
 
 
 def save(
@@ -103,11 +123,8 @@ def load(
         CheckpointNotFoundError: there is no such file.
         CheckpointError: it is torn, or it holds objects that only code could restore.
     """
-    source = (
-        storage.local(path)
-        if isinstance(path, (str, os.PathLike))
-        else str(getattr(path, "name", path))
-    )
+    is_open = hasattr(path, "read") and hasattr(path, "seek")
+    source = str(getattr(path, "name", path)) if is_open else storage.local(cast(str, path))
     if isinstance(path, (str, os.PathLike)) and os.path.isdir(source):
         from raylit.checkpoint import sharded
 
@@ -120,22 +137,59 @@ def load(
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"The checkpoint {source} was not loaded: it is damaged, or it holds objects that only"
-            f" running code from the file could restore ({str(error).splitlines()[0]}). If you"
-            " wrote it yourself and trust it, pass weights_only=False."
+            f" running code from the file could restore ({_refused(error)}). If you wrote it"
+            " yourself and trust it, pass weights_only=False."
         ) from error
+    except OSError as error:
+        reason = error.strerror if isinstance(error, PermissionError) else str(error)
+        raise unreadable(source, reason or type(error).__name__) from error
+    except zipfile.BadZipFile as error:
+        raise unreadable(source, str(error)) from error
     except Exception as error:  # of a text file torch raises KeyError, of others IndexError
-        reason = str(error) or type(error).__name__
-        raise CheckpointError(
-            f"The checkpoint {source} could not be read: {reason}. It is torn or damaged, or no"
-            " checkpoint."
-        ) from error
-    if not isinstance(loaded, dict):
-        raise CheckpointError(
-            f"{source} holds a {type(loaded).__name__}, not a checkpoint (a dict)."
-        )
+        text = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise unreadable(source, f"torch makes nothing of it ({text})") from error
+    problem = _misshapen(loaded)
+    if problem is not None:
+        raise CheckpointError(f"{source} {problem}. Give another one.")
     if weights_only is False:
         foreign.put_back(loaded, map_location)
-    return loaded
+    return cast(dict[str, Any], loaded)
+
+
+def unreadable(source: str, reason: str) -> CheckpointError:
+    """Return the error for what could not be read as a checkpoint, for a reason.
+
+    Args:
+        source: the file, folder or URL.
+        reason: why not, in a few words.
+    """
+    return CheckpointError(
+        f"The checkpoint {source} could not be read: {reason}. It is torn or damaged, or no"
+        " checkpoint: give another, or 'last' for the newest that is whole."
+    )
+
+
+def _refused(error: pickle.UnpicklingError) -> str:
+    """Return in a line what torch refused in a file, without its advice for a terminal."""
+    found = re.search(r"WeightsUnpickler error: ([^\n]+)", str(error))
+    text = found[1].partition(" Please use")[0] if found else str(error).partition(". ")[0]
+    return re.sub(r"\x1b\[[\d;]*m", "", text).strip().rstrip(".")
+
+
+def _misshapen(loaded: object) -> str | None:
+    """Return what about a loaded file is not as in a checkpoint, None if all is."""
+    if not isinstance(loaded, dict):
+        return f"holds a {type(loaded).__name__}, not a checkpoint (a dict)"
+    own = loaded.get("raylit")
+    parts = [(name, kind, loaded) for name, kind in PARTS.items()]
+    if isinstance(own, dict):
+        parts += [(name, kind, own) for name, kind in OWN_PARTS.items()]
+    for name, kind, within in parts:
+        if name in within and not isinstance(within[name], kind):
+            shown = name if within is loaded else f"raylit.{name}"
+            found = type(within[name]).__name__
+            return f"is damaged or no checkpoint: {shown} in it is of type {found}"
+    return None
 
 
 def outline(path: str | os.PathLike[str], *, weights_only: bool | None = None) -> dict[str, Any]:
@@ -164,9 +218,9 @@ def outline(path: str | os.PathLike[str], *, weights_only: bool | None = None) -
 
 def _outline_of(file: IO[bytes], weights_only: bool | None) -> dict[str, Any]:
     found = torch.load(file, map_location="meta", weights_only=weights_only is not False)
-    if not isinstance(found, dict):
-        raise TypeError("no checkpoint")
-    return found
+    if (problem := _misshapen(found)) is not None:
+        raise TypeError(problem)
+    return cast(dict[str, Any], found)
 
 
 def _loaded(file: IO[bytes], map_location: Any, weights_only: bool) -> Any:
@@ -277,6 +331,8 @@ def _opened(path: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[bytes]]:
     if not isinstance(path, (str, os.PathLike)):
         yield path
         return
+    if (kind := storage.no_file(storage.local(path))) is not None:
+        raise CheckpointError(f"{os.fspath(path)}: it is {kind}, no checkpoint.")
     with storage.downloaded(storage.local(path)) as here, open(here, "rb") as file:
         yield file
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch import Tensor
 _FIELD = re.compile(r"\{(?P<name>[^:}]*)(?::(?P<spec>[^}]*))?\}")
 
 
-def fields(metrics: Mapping[str, Any], epoch: int, step: int) -> dict[str, Tensor]:
+def fields(metrics: Mapping[str, object], epoch: int, step: int) -> dict[str, Tensor]:
     """Return what the fields of a template may be filled with.
 
     The metrics, on the CPU, and the counts `epoch` and `step` unless logged.
@@ -29,12 +28,13 @@ def fields(metrics: Mapping[str, Any], epoch: int, step: int) -> dict[str, Tenso
 
 
 def fill(
-    template: str, metrics: Mapping[str, Any], *, shows_names: bool = True, equals: str = "="
+    template: str, metrics: Mapping[str, object], *, shows_names: bool = True, equals: str = "="
 ) -> str:
     """Return `template` with its fields, such as `{epoch}` or `{val/loss:.2f}`, replaced by metrics.
 
     Args:
-        template: fields hold any name, with dots and slashes too, and after a colon a format as in f-strings.
+        template: fields hold any name, with dots and slashes too, and after a colon a format as in
+            f-strings.
         metrics: numbers or tensors with one element; one that is missing counts as 0.
         shows_names: whether a field becomes `name=value` or only the value.
         equals: what stands between name and value.

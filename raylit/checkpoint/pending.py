@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 
-# By path, in the order in which they began; one that could not be written stays until it was asked for
+# By path, in the order in which they began; one that could not be written stays until it was asked
+# for
 _writing: dict[str, Future[None]] = {}
 # What the last of them entails, one after the other: deletions, second names
 _entailed: list[Future[None]] = []

@@ -52,13 +52,9 @@ def to_plain(value: object) -> Any:
         return [to_plain(item) for item in value]
     if isinstance(value, (list, tuple, set, frozenset)):
         items = [to_plain(item) for item in value]
-        return (
-            items
-            if isinstance(value, list)
-            else set(items)
-            if isinstance(value, (set, frozenset))
-            else tuple(items)
-        )
+        if isinstance(value, list):
+            return items
+        return tuple(items) if isinstance(value, tuple) else set(items)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if (

@@ -4,8 +4,9 @@
     .metadata, *.distcp     the parts, as DCP writes them
     complete.json           the sizes of the other files; written last: a folder without it was not finished
 
-It is written under a temporary name and renamed. It opens in any number of processes, and loading it runs no code from it: what DCP keeps as a
-pickle is read by a reader that knows the few classes which belong there.
+It is written under a temporary name and renamed. It opens in any number of processes, and loading
+it runs no code from it: what DCP keeps as a pickle is read by a reader that knows the few classes
+which belong there.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from raylit.checkpoint import format, pending, place
-from raylit.errors import CheckpointError, NotSavedError
+from raylit.errors import CheckpointError, NotSavedError, UnsavableError
 from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:
@@ -96,14 +97,14 @@ def save(
         in_background: return as soon as the state was copied; see `pending`.
 
     Raises:
-        CheckpointError: the path is no local one.
+        UnsavableError: the path is no local one.
         NotSavedError: it could not be written; what stood at `path` is untouched. On all ranks.
     """
     from raylit.checkpoint.folder import absolute
 
     target = absolute(path)
     if "://" in target:
-        raise CheckpointError(
+        raise UnsavableError(
             f"{target}: a sharded checkpoint needs a local path that all ranks reach. Use"
             " state_dict_type='full' for URLs."
         )
@@ -302,18 +303,24 @@ def load(
     checkpoint = format.load(
         os.path.join(source, META), map_location=map_location, weights_only=weights_only
     )
-    places: dict[str, Place] = checkpoint["raylit"].pop("parts")
-    later = {
-        key for key, path in places.items() if leaves_optimizers and path[0] == "optimizer_states"
-    }
-    tensors = _read_parts(source, {key: None for key in places if key not in later})
-    for key, path in places.items():
-        inner: Any = checkpoint
-        for step in path[:-1]:
-            inner = inner[step]
-        inner[path[-1]] = Unread(source, key) if key in later else tensors[key]
-        if key not in later and isinstance(map_location, (str, torch.device)):
-            inner[path[-1]] = tensors[key].to(map_location)
+    try:
+        places: dict[str, Place] = dict(checkpoint["raylit"].pop("parts"))
+        later = {
+            key
+            for key, path in places.items()
+            if leaves_optimizers and path[0] == "optimizer_states"
+        }
+        tensors = _read_parts(source, {key: None for key in places if key not in later})
+        for key, path in places.items():
+            inner: Any = checkpoint
+            for step in path[:-1]:
+                inner = inner[step]
+            inner[path[-1]] = Unread(source, key) if key in later else tensors[key]
+            if key not in later and isinstance(map_location, (str, torch.device)):
+                inner[path[-1]] = tensors[key].to(map_location)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = f"what it says of its parts is wrong ({type(error).__name__}: {error})"
+        raise format.unreadable(source, reason) from error
     return checkpoint
 
 
@@ -391,10 +398,7 @@ def _read_parts(folder: str, wanted: dict[str, Tensor | None]) -> dict[str, Tens
             warnings.simplefilter("ignore", UserWarning)  # says what no_dist says
             state_dict_loader.load(dict(tensors), storage_reader=Reader(folder), no_dist=True)
     except Exception as error:  # whatever DCP, and pickle before it, make of damaged files
-        raise CheckpointError(
-            f"The checkpoint {folder} could not be read: {error}. It is torn or damaged, or no"
-            " checkpoint."
-        ) from error
+        raise format.unreadable(folder, f"{type(error).__name__}: {error}") from error
     return tensors
 
 
@@ -410,7 +414,7 @@ def check(folder: str) -> None:
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise CheckpointError(
             f"{folder} is no checkpoint, or its writing was not finished: {COMPLETE} is missing or"
-            " damaged."
+            " damaged. Give another, or 'last' for the newest that is whole."
         ) from error
     for name, size in sizes.items():
         path = os.path.join(folder, name)

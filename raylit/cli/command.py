@@ -5,23 +5,37 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import select
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from raylit.cli import failure
 from raylit.cli.help import COMMANDS, GENERAL, HELP
-from raylit.errors import ConfigError, did_you_mean
+from raylit.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NotSavedError,
+    UnsavableError,
+    did_you_mean,
+)
+from raylit.runtime.secrets import without_secrets
 from raylit.version import __version__
+
+if TYPE_CHECKING:
+    from raylit.cli.config import Reader
 
 DONE = 0
 FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
 TERMINATED = 143
+
+REMOTE = ("fit", "validate", "test", "tune")  # those that --on runs elsewhere
 
 
 def main(args: list[str] | None = None) -> int:
@@ -34,29 +48,74 @@ def main(args: list[str] | None = None) -> int:
         The exit code: 0 done, 1 failed, 2 wrong usage or config, 130 interrupted, 143 terminated.
     """
     args = sys.argv[1:] if args is None else list(args)
-    is_verbose = "--verbose" in args
+    command = args[0] if args and args[0] in COMMANDS else ""
+    return exit_code(lambda: _run(args), f"raylit {command}".rstrip(), "--verbose" in args)
+
+
+def exit_code(run: Callable[[], object], program: str, is_verbose: bool) -> int:
+    """Run a command, show what goes wrong as users want to see it, and return the exit code.
+
+    Args:
+        run: the command.
+        program: its name, for messages.
+        is_verbose: whether whole tracebacks are shown.
+    """
     with _short_warnings(is_verbose):
         try:
-            _run(args)
+            run()
+            sys.stdout.flush()
+        except (NotSavedError, UnsavableError) as error:  # which came of the run
+            failure.show(error, is_verbose)
+            return FAILED
+        except CheckpointError as error:  # the one that was asked for is not to be used
+            failure.show_config_error(error, program, is_verbose)
+            return USAGE
+        except DataError as error:  # what was typed is right; the data is not there, or not whole
+            failure.show(error, is_verbose)
+            return FAILED
         except ConfigError as error:
-            failure.show_config_error(
-                error, args[0] if args and args[0] in COMMANDS else "", is_verbose
-            )
+            failure.show_config_error(error, program, is_verbose)
             return USAGE
         except KeyboardInterrupt:
             _say("Interrupted.")
             return INTERRUPTED
         except SystemExit as end:
-            code = (
-                TERMINATED if end.code == signal.SIGTERM else end.code
-            )  # Ray's own handler ends with the signal's number
-            if code == TERMINATED:
-                _say("Terminated.")
-            return code if isinstance(code, int) else DONE if code is None else FAILED
+            return _code_of(end)
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and _is_unread():
+                return FAILED
             failure.show(error, is_verbose)
             return FAILED
     return DONE
+
+
+def _is_unread() -> bool:
+    """Tell whether nobody reads what is printed any more, as behind `| head`; then it goes nowhere."""
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):  # it is none of the process's own
+        return False
+    asked = select.poll()
+    asked.register(output, 0)
+    is_unread = any(event & select.POLLERR for _, event in asked.poll(0))
+    if is_unread:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, output)  # else Python complains when it ends
+        os.close(nowhere)
+    return is_unread
+
+
+def _code_of(end: SystemExit) -> int:
+    """Return the exit code that the end of the process means, as Python does: a text is shown, and is that of a failure."""
+    if end.code in (TERMINATED, signal.SIGTERM):  # Ray's own handler ends with the signal's number
+        _say("Terminated.")
+        return TERMINATED
+    if end.code is None:
+        return DONE
+    if isinstance(end.code, int):
+        return end.code
+    _say(without_secrets(str(end.code)))
+    return FAILED
 
 
 def _run(args: list[str]) -> None:
@@ -96,18 +155,24 @@ def _run(args: list[str]) -> None:
 
         run_data(rest)
         return
-    if command in ("runs", "sync"):
+    if command in ("runs", "sync", "register"):
         from raylit.cli import runs
 
-        (runs.run if command == "runs" else runs.sync)(rest)
+        actions = {"runs": runs.run, "sync": runs.sync, "register": runs.register}
+        actions[command](rest)
         return
     _import_from_here()
+    if command == "rerun":
+        from raylit.cli.rerun import rerun
+
+        rerun(rest)
+        return
     if command != "ui" and any(arg.partition("=")[0].endswith(".help") for arg in rest):
         from raylit.cli.config import describe
 
         describe(rest)
         return
-    options, rest = _take_options(command, rest)
+    options, rest = take_options(command, rest)
     if options.verbose:
         os.environ["RAYLIT_VERBOSE"] = "1"
     else:
@@ -121,17 +186,38 @@ def _run(args: list[str]) -> None:
         return
     if options.ray_address:
         os.environ["RAY_ADDRESS"] = options.ray_address
-    if command == "tune":
+    run_with(command, rest, options)
+
+
+def run_with(
+    command: str, args: list[str], options: argparse.Namespace, reader: Reader | None = None
+) -> None:
+    """Run a command that has a config.
+
+    Args:
+        command: which.
+        args: the flags that are keys of the config, and --config.
+        options: the other flags, from `take_options`.
+        reader: reads the config; None: as `raylit` does.
+    """
+    from raylit.cli.config import CommandReader
+
+    reader = reader or CommandReader()
+    if getattr(options, "on", None) and not options.print_config:
+        from raylit.cli.remote import run as run_elsewhere
+
+        run_elsewhere(command, args, options, reader)
+    elif command == "tune":
         from raylit.cli.sweep import tune
 
-        tune(rest, options)
+        tune(args, options, reader)
     else:
         from raylit.cli.run import run
 
-        run(command, rest, options)
+        run(command, args, options, reader)
 
 
-def _take_options(command: str, args: list[str]) -> tuple[argparse.Namespace, list[str]]:
+def take_options(command: str, args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Take out of `args` the flags that are no keys of a config; return them and the rest."""
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--verbose", action="store_true")
@@ -154,9 +240,13 @@ def _take_options(command: str, args: list[str]) -> tuple[argparse.Namespace, li
             parser.add_argument("--resume", action="store_true")
         elif command in ("predict", "explain"):
             parser.add_argument("--output")
+    if command in REMOTE:
+        on, args = _split_on(args)
+        parser.set_defaults(on=on, typed=args)
     if command == "tune":
         args, behind = _split_at_retrain(args)
-        parser.set_defaults(behind_retrain=behind)
+        args, of_sweep = _split_of_sweep(args)
+        parser.set_defaults(behind_retrain=behind, of_sweep=of_sweep)
     options, rest = parser.parse_known_args(args)
     if command == "ui" and rest:
         raise ConfigError(
@@ -164,6 +254,22 @@ def _take_options(command: str, args: list[str]) -> tuple[argparse.Namespace, li
             f" flag.{did_you_mean(rest[0], ('--auth', '--backend-store-uri', '--host', '--port', '--verbose'))}"
         )
     return options, rest
+
+
+def _split_on(args: list[str]) -> tuple[str | None, list[str]]:
+    """Return what --on says, wherever it stands, and the other flags, which go along with the job."""
+    on: str | None = None
+    others: list[str] = []
+    rest = iter(args)
+    for arg in rest:
+        flag, equals, value = arg.partition("=")
+        if flag != "--on":
+            others.append(arg)
+            continue
+        on = value if equals else next(rest, "")
+        if not on or on.startswith("-"):
+            raise ConfigError("--on wants to know where: --on http://head:8265.")
+    return on, others
 
 
 def _split_at_retrain(args: list[str]) -> tuple[list[str], list[str]]:
@@ -175,6 +281,21 @@ def _split_at_retrain(args: list[str]) -> tuple[list[str], list[str]]:
                 end += 1
             return args[:end], args[end:]
     return args, []
+
+
+def _split_of_sweep(args: list[str]) -> tuple[list[str], list[str]]:
+    """Return the flags but for those such as `--sweep.trials 2`, and those."""
+    others: list[str] = []
+    of_sweep: list[str] = []
+    rest = iter(args)
+    for arg in rest:
+        if not arg.startswith("--sweep."):
+            others.append(arg)
+            continue
+        of_sweep.append(arg)
+        if "=" not in arg:
+            of_sweep.extend([value for value in [next(rest, None)] if value is not None])
+    return others, of_sweep
 
 
 class _Parser(argparse.ArgumentParser):

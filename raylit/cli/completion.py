@@ -34,7 +34,8 @@ def completion(shell: str) -> str:
     """
     if shell not in shtab.SUPPORTED_SHELLS:
         raise ConfigError(
-            f"--print_completion {shell}: there is none for it.{did_you_mean(shell, shtab.SUPPORTED_SHELLS)}"
+            f"--print_completion {shell}: there is none for"
+            f" it.{did_you_mean(shell, shtab.SUPPORTED_SHELLS)}"
             f" There are: {', '.join(shtab.SUPPORTED_SHELLS)}. For bash: raylit --print_completion"
             " bash >> ~/.bashrc"
         )

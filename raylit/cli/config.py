@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import copy
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, Protocol
 
 import torch
 import yaml
-from jsonargparse import (  # type: ignore[attr-defined]
-    ActionConfigFile,
+from jsonargparse import (
     ArgumentError,
     ArgumentParser,
     Namespace,
@@ -18,11 +20,15 @@ from jsonargparse import (  # type: ignore[attr-defined]
 )
 from jsonargparse._loaders_dumpers import yaml_load
 
+from raylit.callbacks import Callback
+from raylit.checkpoint import find
 from raylit.cli import construct
 from raylit.cli.construct import whole_numbers_first
 from raylit.cli.diagnosis import BASES, explain, find_class
+from raylit.cli.foreign import Parser, as_read
 from raylit.cli.optimizer import ReduceLROnPlateau, give_optimizer
 from raylit.cli.source import Source, dotted, read_arguments, where_given
+from raylit.cli.told import ConfigFile, classes_of, read_next, telling
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.module import LightningModule
 from raylit.errors import CheckpointError, ConfigError
@@ -73,7 +79,7 @@ LOADING: dict[str, tuple[Any, Any]] = {
 def load_yaml(text: str) -> Any:
     """Read what jsonargparse takes for YAML: values of flags, and files that a config names."""
     bounded_yaml.read(text)
-    return yaml_load(text)  # type: ignore[no-untyped-call]
+    return read_next(as_read(yaml_load(text)))  # type: ignore[no-untyped-call]
 
 
 set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
@@ -81,10 +87,10 @@ set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
 
 def make_parser(command: str, needs_model: bool = True) -> ArgumentParser:
     """Return the parser of a command's config; its keys are those of LightningCLI."""
-    parser = ArgumentParser(
+    parser = Parser(
         prog=f"raylit {command}", exit_on_error=False, allow_abbrev=False, print_config=None
     )
-    parser.add_argument("-c", "--config", action=ActionConfigFile)
+    parser.add_argument("-c", "--config", action=ConfigFile)
     parser.add_argument("--seed_everything", type=bool | int, default=True)
     parser.add_class_arguments(
         Trainer, "trainer", instantiate=False, fail_untyped=False, sub_configs=True
@@ -128,18 +134,20 @@ class Config:
         values: every key of the config.
         parser: that made it.
         sources: the files and flags it came from.
+        program: what the user typed before the command.
     """
 
     command: str
     values: Namespace
     parser: ArgumentParser
     sources: list[Source]
+    program: str = "raylit"
 
     @property
     def text(self) -> str:
         """The config as YAML, which reproduces the run."""
         return (
-            f"# raylit {self.command} --config FILE    (raylit {__version__}, torch"
+            f"# {self.program} {self.command} --config FILE    (raylit {__version__}, torch"
             f" {torch.__version__})\n{self._body()}"
         )
 
@@ -198,13 +206,39 @@ class Config:
             ) from error
         return bool(self.values.model.clone(with_meta=False).as_dict() != before)
 
-    def make_trainer_arguments(self) -> dict[str, Any]:
-        """Return the arguments of the Trainer, with its callbacks and loggers."""
+    def origin(self) -> find.Origin:
+        """Return of which model a checkpoint is to be that `best` or `last` finds."""
+        named = self.values.model.class_path
+        given = self.values.model.get("init_args") or {}
+        return find.Origin(_path_of(find_class(named, LightningModule)), dict(given))
+
+    def make_trainer(self, more_callbacks: Sequence[Callback] = (), **settings: object) -> Trainer:
+        """Return the Trainer.
+
+        Args:
+            more_callbacks: callbacks that it gets besides the config's.
+            settings: arguments that win over the config's.
+
+        Raises:
+            ConfigError: an argument is out of range.
+        """
         only = Namespace(trainer=self.values.trainer)  # type: ignore[no-untyped-call]
         # What no type asks for is left as it stands, and the Trainer says that it is wrong: it
         # would be made before anybody could look at it.
         with construct.typed_only():
-            return dict(instantiate(self.parser, only).trainer.as_dict())
+            arguments: dict[str, Any] = instantiate(self.parser, only).trainer.as_dict()
+        callbacks = [*as_list(arguments["callbacks"]), *more_callbacks]
+        try:
+            return Trainer(**{**arguments, **settings, "callbacks": callbacks})
+        except ConfigError as error:
+            # an argument that is out of range comes first in the text
+            name = re.match(r"\w+", str(error))
+            where = None
+            if name is not None:
+                where = self.where("trainer", name[0]) or variable_of(name[0])
+            if where is None:
+                raise
+            raise ConfigError(f"{where}: {error}") from error
 
     def make_model_and_data(self) -> tuple[LightningModule, LightningDataModule | None]:
         """Return the module, with its optimizer, and the datamodule."""
@@ -212,6 +246,65 @@ class Config:
         made = instantiate(self.parser, both)
         give_optimizer(made.model, self.values.optimizer, self.values.lr_scheduler)
         return made.model, made.data
+
+
+def _path_of(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def as_list(callbacks: Iterable[Callback] | Callback | None) -> list[Callback]:
+    """Return callbacks as the Trainer takes them, one or several or None, as a list."""
+    if callbacks is None:
+        return []
+    return [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
+
+
+class Reader(Protocol):
+    """Reads what the commands of a program are given: of `raylit`, or of a user's LightningCLI."""
+
+    program: str
+
+    def read(self, command: str, args: Sequence[str], needs_model: bool = True) -> Config:
+        """Return the config that the arguments of a command describe.
+
+        Raises:
+            ConfigError: something in it is wrong.
+        """
+
+    def again(self, base: Mapping[str, object], flags: Sequence[str]) -> Config:
+        """Return a config that was kept as plain data, with flags over it, in any process.
+
+        Raises:
+            ConfigError: a flag does not fit.
+        """
+
+    def described(self, base: Mapping[str, object]) -> dict[str, Any]:
+        """Return plain data of a config in which model and data name their classes."""
+
+
+class CommandReader:
+    """Reads what `raylit` is given."""
+
+    program = "raylit"
+
+    def read(self, command: str, args: Sequence[str], needs_model: bool = True) -> Config:
+        """Return the config that the arguments of a command describe."""
+        return parse(command, args, needs_model)
+
+    def again(self, base: Mapping[str, object], flags: Sequence[str]) -> Config:
+        """Return a config that was kept as plain data, with flags over it."""
+        parser = _parser_of_trials()
+        values = parser.parse_args(list(flags), parser.parse_object(copy.deepcopy(dict(base))))
+        return Config("tune", values, parser, [])
+
+    def described(self, base: Mapping[str, object]) -> dict[str, Any]:
+        """Return the data as it is: the config names the classes."""
+        return dict(base)
+
+
+@lru_cache(maxsize=1)
+def _parser_of_trials() -> ArgumentParser:
+    return make_parser("tune", needs_model=False)
 
 
 def parse(command: str, args: Sequence[str], needs_model: bool = True) -> Config:
@@ -224,7 +317,8 @@ def parse(command: str, args: Sequence[str], needs_model: bool = True) -> Config
     sources = read_arguments(args, switches)
     parser = make_parser(command, needs_model)
     try:
-        values = parser.parse_args(list(args))
+        with telling(classes_of(args)):
+            values = parser.parse_args(list(args))
     except ConfigError:
         raise
     except SystemExit as error:
@@ -234,12 +328,31 @@ def parse(command: str, args: Sequence[str], needs_model: bool = True) -> Config
         ) from error
     # Besides its own error, jsonargparse lets pass what a value made go wrong within it.
     except Exception as error:
-        raise ConfigError(explain(sources, str(error), command)) from error
+        found = explain(sources, str(error), command)
+        raise ConfigError(_with_variable(found, sources)) from error
     if needs_model:
         take_from_environment(values, sources)
     if not isinstance(values.trainer, Namespace):
         raise ConfigError(explain(sources, "trainer holds the arguments of the Trainer.", command))
     return Config(command, values, parser, sources)
+
+
+def variable_of(argument: str) -> str | None:
+    """Return in words which environment variable gives an argument of the Trainer, if one does."""
+    variables = arguments_of_environment(Trainer.__name__, Trainer.__init__)
+    if argument not in variables:
+        return None
+    variable, given, _ = variables[argument]
+    return f"The environment variable {variable}={given}"
+
+
+def _with_variable(text: str, sources: Sequence[Source]) -> str:
+    """Return what is wrong with an argument, with the environment variable that gave it, if one did."""
+    found = re.match(r"trainer\.(\w+)", text)
+    if found is None or where_given(sources, ("trainer", found[1])):
+        return text
+    variable = variable_of(found[1])
+    return text if variable is None else f"{variable}: {text.rstrip('.')}. Correct it, or unset it."
 
 
 def take_from_environment(

@@ -7,6 +7,7 @@ jsonargparse reads it within `reading_checkpoint` only, where each name has to p
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse import _optionals as read_mode
 from jsonargparse._common import parsing_settings
 from jsonargparse._util import canonical_import_paths, get_import_path
+from jsonargparse.typing import register_type
 
 from raylit.core import importable
 from raylit.core.hparams import CLASS_PATH, INSTANTIATOR, INSTANTIATORS, constructed_with
@@ -26,6 +28,22 @@ from raylit.errors import CheckpointError
 from raylit.runtime.messages import warn
 
 T = TypeVar("T")
+
+
+def _a_path(value: object) -> str:
+    """Return the path that a config gives: a text, or an object for a path.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    path = os.fspath(value)  # type: ignore[call-overload]
+    if not isinstance(path, str):
+        raise TypeError(f"{path!r} is no path")
+    return path
+
+
+# jsonargparse takes anything for a path: a list would become a folder with its name
+register_type(os.PathLike, str, _a_path, fail_already_registered=False)
 
 # From a class, the arguments it is made with and those of them that links gave, to what
 # save_hyperparameters is to keep; None: the arguments.
@@ -89,7 +107,8 @@ def instantiate_module(class_type: type[T], config: dict[str, object]) -> T:
         config: the hyperparameters.
 
     Raises:
-        CheckpointError: they name no class that was imported and is a `class_type`, or do not fit its arguments.
+        CheckpointError: they name no class that was imported and is a `class_type`, or do not fit
+            its arguments.
     """
     parser = ArgumentParser(exit_on_error=False)
     kept = {INSTANTIATOR: INSTANTIATORS[0], **config}
@@ -267,7 +286,7 @@ class _Maker:
         *args: object,
         applied_instantiation_links: dict[str, object],
         **kwargs: object,
-    ) -> Any:
+    ) -> object:
         if self.hyperparameters is None:
             return cls(*args, **kwargs)
         if any(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from raylit.errors import ConfigError, did_you_mean
 
@@ -102,7 +102,7 @@ def _head(source: str, num_rows: int, types: dict[str, str]) -> None:
     print(_table(rows))
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     if value is None:
         return "null"
     text = f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,7 +1,7 @@
 """What is wrong with a config, in one sentence that names the key, where it stands and the nearest right one.
 
-jsonargparse decides whether a config is good. Only when it has refused one, its files and flags are looked through here, since its own text
-lists every type that a value might have had.
+jsonargparse decides whether a config is good. Only when it has refused one, its files and flags are
+looked through here, since its own text lists every type that a value might have had.
 """
 
 from __future__ import annotations
@@ -17,13 +17,19 @@ from typing import Any, NoReturn
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
+from raylit import callbacks, loggers, profilers
 from raylit.callbacks import Callback
+from raylit.cli.foreign import PREFIXES
 from raylit.cli.source import Source, dotted, read_file, where_given
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.module import LightningModule
 from raylit.errors import ConfigError, did_you_mean
 from raylit.loggers import Logger
+from raylit.runtime.lazy import load_names
 from raylit.trainer.trainer import Trainer
+
+for package in (callbacks, loggers, profilers):
+    load_names(package)  # a config may name their classes without the path
 
 Path = tuple[str | int, ...]
 
@@ -82,10 +88,12 @@ OWN_KEYS = {
     "export": ("path", "format", "num_batches", "tolerance"),
 }
 OWN_FLAGS = {
-    "fit": ("resume",),
+    "fit": ("resume", "on"),
+    "validate": ("on",),
+    "test": ("on",),
     "predict": ("output",),
     "explain": ("output",),
-    "tune": ("sweep", "resume"),
+    "tune": ("sweep", "resume", "on"),
 }
 
 
@@ -137,13 +145,9 @@ def in_short(text: str, command: str) -> str:
         )
     ]
     key = re.search(r"Parser key \"([^\"]+)\"", text)
-    return (
-        f"{key[1]}: {reasons[0]}"
-        if key and reasons
-        else lines[0]
-        if lines
-        else "the config is not valid."
-    )
+    if key and reasons:
+        return f"{key[1]}: {reasons[0]}"
+    return lines[0] if lines else "the config is not valid."
 
 
 class Inspector:
@@ -233,7 +237,8 @@ class Inspector:
             self._fail(
                 path,
                 f"{dotted(path)} has no class_path. It names a class, such as `class_path:"
-                " package.module.Class`, with its arguments below init_args.",
+                " package.module.Class`, with its arguments below init_args; or give"
+                f" --{dotted(path)} package.module.Class, as a LightningCLI's config wants.",
             )
         assert cls is not None
         self._arguments((*path, "init_args"), value.get("init_args") or {}, cls)
@@ -293,7 +298,7 @@ class Inspector:
     ) -> None:
         try:
             parser.parse_object({name: value})
-        except (ArgumentError, TypeError, ValueError) as error:
+        except (ArgumentError, TypeError, ValueError, OverflowError) as error:
             if f'Parser key "{name}"' in str(error):
                 self._fail(
                     path,
@@ -310,13 +315,13 @@ class Inspector:
         except ConfigError as error:
             self._fail((*path, "class_path"), f"{dotted(path)}: {error}")
         if base is not None and not issubclass(found, base):
-            own = re.sub(r"^(lightning\.pytorch|pytorch_lightning|lightning)\b", "raylit", name)
-            hint = (
-                f" It is one of Lightning: write {own}, and `import raylit as pl` in your own"
-                " classes."
-                if own != name
-                else ""
-            )
+            hint = ""
+            if name.startswith(PREFIXES):  # those that raylit has were read as its own
+                hint = (
+                    " It is one of Lightning that raylit does not have:"
+                    " docs/coming-from-lightning.md"
+                    " says what to use instead."
+                )
             if not hint and any(
                 cls.__module__.split(".")[0] in ("lightning", "pytorch_lightning")
                 for cls in found.__mro__
@@ -330,7 +335,7 @@ class Inspector:
             )
         return found
 
-    def _enter(self, file: str, path: Path) -> Any:
+    def _enter(self, file: str, path: Path) -> object:
         """Go on in a file that is named as the value of a key."""
         self.source = read_file(file, dotted(path))
         return self.source.values

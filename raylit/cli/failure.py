@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 
 import raylit
-from raylit.errors import ConfigError, RaylitError
+from raylit.errors import RaylitError
 from raylit.runtime.secrets import without_secrets
 
 # A value of thousands of characters, quoted in a message: the rest of the sentence is to be seen.
@@ -43,13 +43,12 @@ def show(error: BaseException, is_verbose: bool) -> None:
     print(without_secrets("\n".join(lines)), file=sys.stderr, flush=True)
 
 
-def show_config_error(error: ConfigError, command: str, is_verbose: bool) -> None:
-    """Print what is wrong with a command, a config or an argument to stderr."""
+def show_config_error(error: RaylitError, program: str, is_verbose: bool) -> None:
+    """Print what is wrong with a command, a config, an argument or a checkpoint to stderr."""
     if is_verbose or user_frames(error):
         show(error, is_verbose)
     else:
-        name = f"raylit {command}" if command else "raylit"
-        text = without_secrets(f"{name}: {error}")
+        text = without_secrets(f"{program}: {error}")
         print(_LONG_WORD.sub(r"\1...", text), file=sys.stderr, flush=True)
 
 

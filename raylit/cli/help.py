@@ -12,9 +12,14 @@ COMMANDS = (
     "ui",
     "runs",
     "sync",
+    "register",
+    "rerun",
     "data",
     "init",
 )
+
+# Those that a script with a LightningCLI has too.
+OF_SCRIPTS = ("check", "explain", "export", "tune")
 
 GENERAL = """\
 usage: raylit COMMAND [flags]
@@ -31,6 +36,8 @@ commands:
   ui         look at runs and sweeps in MLflow
   runs       the same in the terminal: list, show, compare, follow, delete
   sync       send to MLflow what a killed run or an unreachable server has left
+  register   make the model of a run a version of a registered model
+  rerun      fit again what a run was made of, and compare
   data       convert, describe and look at tables
   init       write a new project that runs
 
@@ -70,6 +77,10 @@ def _help(command: str, what: str, example: str, flags: str = "") -> str:
     )
 
 
+_ON = (
+    "  --on WHERE               run it on a cluster: http://head:8265, a RayJob's file, or one of `ray up`. This folder is\n"
+    "                           uploaded; passwords stay here, and are those of `ray start` there (docs/clusters.md)\n"
+)
 _CKPT = "  --ckpt_path PATH         checkpoint to load: a path, `last` or `best`\n"
 
 HELP = {
@@ -84,19 +95,20 @@ HELP = {
         "Train a model.",
         "raylit fit --config configs/digits.yaml --trainer.num_workers 2",
         "  --ckpt_path PATH         checkpoint to go on from: a path, `last` or `best`\n"
-        "  --resume                 go on from the newest checkpoint; an error if there is none\n",
+        "  --resume                 go on from the newest checkpoint; an error if there is none\n"
+        + _ON,
     ),
     "validate": _help(
         "validate",
         "Run the validation of a model once.",
         "raylit validate --config configs/digits.yaml --ckpt_path best",
-        _CKPT,
+        _CKPT + _ON,
     ),
     "test": _help(
         "test",
         "Run the test of a model once.",
         "raylit test --config configs/digits.yaml --ckpt_path best",
-        _CKPT,
+        _CKPT + _ON,
     ),
     "predict": _help(
         "predict",
@@ -139,6 +151,7 @@ HELP = {
         "Run a sweep: many fits of the config with values drawn from a space, on Ray Tune.",
         "raylit tune --config configs/digits.yaml --sweep configs/sweeps/digits.yaml",
         "  --sweep FILE             YAML file with space, metric, trials, ...\n"
+        "  --sweep.KEY VALUE        a key of it, over the file: --sweep.trials 2\n"
         "  --resume [NAME]          go on with a sweep whose process has ended; without a name, the"
         " newest\n"
         "  --auto                   make the sweep file from the config, and test the best at the end\n"
@@ -147,7 +160,7 @@ HELP = {
         " trial\n"
         "  --retrain [all|train]    then fit with the best values: on training and validation data,"
         " or as\n"
-        "                           before; flags behind it count for that fit alone\n",
+        "                           before; flags behind it count for that fit alone\n" + _ON,
     ),
     "ui": (
         """\
@@ -196,6 +209,34 @@ flags:
   --store URI              the store as the fit was given it, if it holds a password, which no journal does
   --verbose                whole tracebacks"""
     ),
+    "register": (
+        """\
+usage: raylit register RUN --name NAME [flags]
+
+Make the final model of a run a version of a registered model. Fits keep one with MLFlowLogger(log_model=True).
+RUN is an id, the first letters of one, a name, or `last`.
+  raylit register last --name digits --alias champion
+
+flags:
+  --name NAME              of the registered model, which is made if it is not there
+  --alias ALIAS            of the version, such as champion: models:/NAME@ALIAS
+  --store URI              Default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current folder
+  --experiment NAME        only runs of this experiment
+  --verbose                whole tracebacks"""
+    ),
+    "rerun": (
+        """\
+usage: raylit rerun RUN [flags]
+
+Fit again with the config of a run, which is printed first, with what differs: the commit, changes in no commit, a missing seed. Nothing is checked
+out or installed. Afterwards the digests of the data and all values are compared. Exit code 1 if something differs.
+
+flags:
+  --print_config           print the config and end
+  --store URI              Default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current folder
+  --experiment NAME        only runs of this experiment
+  --verbose                whole tracebacks"""
+    ),
     "data": (
         """\
 usage: raylit data convert SOURCE TARGET [flags]
@@ -224,3 +265,8 @@ Write a project into a new folder: a model, its data, configs, a sweep, tests th
   raylit init my-project && cd my-project && python -m pytest"""
     ),
 }
+
+
+def help_of(command: str, program: str) -> str:
+    """Return the help of a command as users of another program type it."""
+    return HELP[command].replace(f"raylit {command}", f"{program} {command}")

@@ -15,6 +15,7 @@ from raylit.errors import ConfigError
 from raylit.runtime.storage import unwritable
 
 TEMPLATE = Path(__file__).with_name("template")
+MOST_BYTES = 200  # in a name; file systems take 255, and files beside it need some
 OWN_MODULES = ("model.py", "data.py")  # those that go into the project's package
 
 
@@ -32,6 +33,11 @@ def run(args: list[str]) -> None:
         raise ConfigError(
             f"raylit init takes one name, but got {' '.join(args) or 'none'}. Write: raylit init"
             " my-project"
+        )
+    if "\0" in args[0] or len(os.fsencode(Path(args[0]).name)) > MOST_BYTES:
+        raise ConfigError(
+            f"raylit init: no folder can be called {args[0][:40]!r}... Give a name of at most"
+            f" {MOST_BYTES} letters, digits and -, such as my-project."
         )
     target = Path(args[0])
     name = target.resolve().name

@@ -9,16 +9,22 @@ import argparse
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, get_type_hints
 
 import yaml
-from jsonargparse import ActionConfigFile, Namespace, class_from_function  # type: ignore[attr-defined]
+from jsonargparse import (  # type: ignore[attr-defined]
+    ActionConfigFile,
+    ArgumentParser,
+    Namespace,
+    class_from_function,
+)
 from torch.optim import Optimizer
 
-from raylit.callbacks import Callback
 from raylit.checkpoint import load
-from raylit.cli.config import is_of, seed, take_from_environment
+from raylit.cli.command import USAGE
+from raylit.cli.config import as_list, is_of, seed, take_from_environment
 from raylit.cli.construct import (
     as_hyperparameters,
     find_module_class,
@@ -26,6 +32,8 @@ from raylit.cli.construct import (
     reading_checkpoint,
     refuse_descriptions,
 )
+from raylit.cli.failure import show_config_error
+from raylit.cli.help import OF_SCRIPTS
 from raylit.cli.optimizer import (
     LRSchedulerTypeUnion,
     check_scheduler,
@@ -34,6 +42,9 @@ from raylit.cli.optimizer import (
 )
 from raylit.cli.parser import LightningArgumentParser, Registry
 from raylit.cli.record import SaveConfigCallback
+from raylit.cli.script import command_of, program_of_script
+from raylit.cli.script import run as run_command
+from raylit.core.callback import Callback
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.hooks import is_overridden
 from raylit.core.hparams import CLASS_PATH, INSTANTIATOR, stored_hparams
@@ -50,22 +61,26 @@ class LightningCLI:
     """Makes model, data and Trainer from config files and flags, and runs what the command line says: fit, validate, test or predict.
 
     Args:
-        model_class: the module's class, or a function annotated to return one; None: the config names it.
+        model_class: the module's class, or a function annotated to return one; None: the config
+            names it.
         datamodule_class: likewise for the data.
-        save_config_callback: class of the callback that keeps the config with the run; None: none does.
+        save_config_callback: class of the callback that keeps the config with the run; None: none
+            does.
         save_config_kwargs: its arguments, such as `{"overwrite": True}`.
         trainer_class: a Trainer's class, or a function annotated to return one.
-        trainer_defaults: defaults of the Trainer's arguments. `callbacks` are there whatever the config says.
+        trainer_defaults: defaults of the Trainer's arguments. `callbacks` are there whatever the
+            config says.
         seed_everything_default: a seed; True for the default one, False for none.
-        parser_kwargs: arguments of the parser, such as `{"default_env": True}`; those of one subcommand below its name.
+        parser_kwargs: arguments of the parser, such as `{"default_env": True}`; those of one
+            subcommand below its name.
         parser_class: class of the parsers.
         subclass_mode_model: whether the config may name a subclass of `model_class`.
         subclass_mode_data: likewise for `datamodule_class`.
         args: flags as a list, or a config as a dict; None takes them from the process.
         run: False makes the objects and runs nothing; there are no subcommands then.
         auto_configure_optimizers: whether the config may have an `optimizer` and an `lr_scheduler`.
-        load_from_checkpoint_support: whether `save_hyperparameters` keeps what the config says, of which `load_from_checkpoint` can make
-            objects that were arguments.
+        load_from_checkpoint_support: whether `save_hyperparameters` keeps what the config says, of
+            which `load_from_checkpoint` can make objects that were arguments.
 
     Attributes:
         parser: reads files, flags and environment.
@@ -124,6 +139,17 @@ class LightningCLI:
         self.auto_configure_optimizers = auto_configure_optimizers
         self.load_from_checkpoint_support = load_from_checkpoint_support
 
+        with _as_command(args is None):
+            self._begin(run, args)
+
+    def _begin(self, run: bool, args: ArgsType) -> None:
+        """Read the arguments, make the objects, and run the subcommand."""
+        typed = sys.argv[1:] if args is None else []
+        if isinstance(args, list):
+            typed = args
+        command = command_of(typed, self.subcommands()) if run else None
+        if command is not None:
+            run_command(self, command, typed[1:])
         for_subcommands = {
             name: kwargs
             for name, kwargs in self.parser_kwargs.items()
@@ -136,7 +162,8 @@ class LightningCLI:
         self.parse_arguments(self.parser, args)
         self.subcommand: str | None = self.config["subcommand"] if run else None
         take_from_environment(self.config, [], below=self.subcommand)
-        self._parse_ckpt_path()
+        if self.subcommand is not None:
+            self.take_hyperparameters()
         self._set_seed()
         self.before_instantiate_classes()
         self.instantiate_classes()
@@ -157,7 +184,7 @@ class LightningCLI:
         self._subcommand_parsers: dict[str, LightningArgumentParser] = {}
         self._subcommand_method_arguments: dict[str, list[str]] = {}
         if not add_subcommands:
-            self._add_arguments(self.parser)
+            self.add_all_arguments(self.parser)
             self._accept_config_of_subcommands()
             return
         cls: object = (
@@ -165,11 +192,14 @@ class LightningCLI:
             if isinstance(self.trainer_class, type)
             else class_from_function(self.trainer_class)
         )
+        self.parser.epilog = (
+            f"Also: {', '.join(OF_SCRIPTS)}, as of the command raylit; their -h says more."
+        )
         added = self.parser.add_subcommands()
         for name, skip in self.subcommands().items():
             does = (inspect.getdoc(getattr(cls, name)) or "").partition("\n")[0] or None
             parser = self.init_parser(**{"description": does, **subparser_kwargs.get(name, {})})
-            self._add_arguments(parser)
+            self.add_all_arguments(parser)
             self._subcommand_method_arguments[name] = parser.add_method_arguments(
                 cls, name, skip=set(skip)
             )
@@ -213,7 +243,8 @@ class LightningCLI:
             "predict": evaluation,
         }
 
-    def _add_arguments(self, parser: LightningArgumentParser) -> None:
+    def add_all_arguments(self, parser: LightningArgumentParser) -> None:
+        """Add to a parser all that the config of a subcommand has: those below, in this order."""
         self.add_default_arguments_to_parser(parser)
         self.add_core_arguments_to_parser(parser)
         self.add_arguments_to_parser(parser)
@@ -286,9 +317,9 @@ class LightningCLI:
             else parser.parse_args(args)
         )
 
-    def _parse_ckpt_path(self) -> None:
+    def take_hyperparameters(self) -> None:
         """Let the model have the arguments that the checkpoint at `ckpt_path` was made with, so that its weights fit."""
-        path = self._get(self.config, "ckpt_path") if self.subcommand else None
+        path = self._get(self.config, "ckpt_path")
         if not path or not os.path.isfile(path):
             return
         checkpoint = load(path, weights_only=self._get(self.config, "weights_only"))
@@ -309,9 +340,10 @@ class LightningCLI:
         trusted = [named, self.config]
         try:
             with reading_checkpoint(hparams, cls, trusted):
-                self.config = self.parser.parse_object(
-                    {self.subcommand: {"model": spec}}, self.config
-                )
+                taken: dict[str, Any] = {"model": spec}
+                if self.subcommand is not None:
+                    taken = {self.subcommand: taken}
+                self.config = self.parser.parse_object(taken, self.config)
         except SystemExit:
             sys.stderr.write(
                 f"Parsing of ckpt_path hyperparameters failed! They are those in {path}.\n"
@@ -368,9 +400,9 @@ class LightningCLI:
             warn(f"{self.trainer_class.__qualname__} has no argument `callbacks`, so it gets none.")
             return self.trainer_class(**given)
         callbacks = [
-            *_as_list(given["callbacks"]),
+            *as_list(given["callbacks"]),
             *added,
-            *_as_list(self.trainer_defaults.get("callbacks")),
+            *map(_as_callback, as_list(self.trainer_defaults.get("callbacks"))),
         ]
         if self.save_config_callback and not given.get("fast_dev_run"):
             config = self.config[self.subcommand] if self.subcommand else self.config
@@ -503,6 +535,22 @@ class LightningCLI:
         return (config[self.subcommand] if self.subcommand else config).get(key, default)
 
 
+@contextmanager
+def _as_command(is_command: bool) -> Iterator[None]:
+    """End the process with a message, not a traceback, for what a user typed and what is wrong.
+
+    Only where the arguments are those of the process: a script that hands over its own gets the
+    exception.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if not is_command:
+            raise
+        show_config_error(error, program_of_script(), "--verbose" in sys.argv)
+        sys.exit(USAGE)
+
+
 class _WithClassPath:
     """Adds its class_path to the arguments of a class.
 
@@ -522,15 +570,14 @@ def _automatic(registry: Registry) -> list[str]:
     return [key for key, (_, link_to) in registry.items() if link_to == "AUTOMATIC"]
 
 
-def _as_list(callbacks: list[Callback] | Callback | None) -> list[Callback]:
-    return (
-        []
-        if callbacks is None
-        else list(callbacks)
-        if isinstance(callbacks, (list, tuple))
-        else [callbacks]
-    )
-
-
 def _nothing() -> None:
     """What runs before and after a subcommand of which the CLI says nothing."""
+
+
+def _as_callback(given: object) -> object:
+    """Return a callback that a mapping with class_path and init_args describes; others as they are."""
+    if not isinstance(given, Mapping):
+        return given
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Callback, "callback")
+    return parser.instantiate(parser.parse_object({"callback": dict(given)})).callback

@@ -132,7 +132,7 @@ def configured(
     lightning_module: LightningModule,
     optimizer: Optimizer,
     lr_scheduler: LRSchedulerTypeUnion | None = None,
-) -> Any:
+) -> object:
     """Return an optimizer and its scheduler as `configure_optimizers` does."""
     if lr_scheduler is None:
         return optimizer

@@ -10,19 +10,21 @@ from typing import Any
 
 import torch
 from jsonargparse import (  # type: ignore[attr-defined]
-    ArgumentParser,
     class_from_function,
     register_unresolvable_import_paths,
     set_parsing_settings,
 )
 from torch.optim import Optimizer
 
+from raylit import callbacks, loggers, profilers
 from raylit.callbacks import Callback
 from raylit.cli.construct import whole_numbers_first
+from raylit.cli.foreign import Parser
 from raylit.cli.optimizer import LRSchedulerType, LRSchedulerTypeTuple
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.module import LightningModule
-from raylit.errors import ConfigError
+from raylit.errors import ConfigError, foreign_hint
+from raylit.runtime.lazy import load_names
 from raylit.trainer.trainer import Trainer
 
 register_unresolvable_import_paths(
@@ -30,13 +32,16 @@ register_unresolvable_import_paths(
 )  # functions such as torch.relu do not say where they are to be imported from
 set_parsing_settings(config_read_mode_fsspec_enabled=True)  # --config s3://bucket/config.yaml
 
+for package in (callbacks, loggers, profilers):
+    load_names(package)  # a config may name their classes without the path
+
 BASES = (Trainer, LightningModule, LightningDataModule, Callback)
 Registry = dict[
     str, tuple[type | tuple[type, ...], str]
 ]  # key in the config: class or bases of the classes, and where it is linked to
 
 
-class LightningArgumentParser(ArgumentParser):
+class LightningArgumentParser(Parser):
     """Parser of config files, flags and environment variables, for LightningCLI and its `add_arguments_to_parser`.
 
     Args:
@@ -100,7 +105,7 @@ class LightningArgumentParser(ArgumentParser):
             raise ConfigError(
                 f"add_lightning_class_args got {lightning_class!r}. Give a"
                 f" {', a '.join(base.__name__ for base in BASES)}, or a function that is annotated"
-                " to return one."
+                f" to return one.{foreign_hint(cls)}"
             )
         if issubclass(cls, Callback):
             self.callback_keys.append(nested_key)

@@ -11,9 +11,12 @@ import fsspec
 from raylit.callbacks import Callback
 from raylit.checkpoint import folder
 from raylit.core.hooks import is_overridden
+from raylit.core.logger import as_loggers
 from raylit.errors import ConfigError
+from raylit.loggers import MLFlowLogger, TensorBoardLogger
+from raylit.loggers.artifacts import KeepsFiles
 from raylit.runtime.masked_config import mask_config
-from raylit.runtime.messages import warn
+from raylit.runtime.messages import info, warn
 from raylit.runtime.storage import write_text
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ class KeepConfig(Callback):
         config_filename: how the file is called.
     """
 
+    keeps_config = True
+
     def __init__(self, text: str, config_filename: str = "config.yaml") -> None:
         self.text = text
         self.config_filename = config_filename
@@ -43,15 +48,23 @@ class KeepConfig(Callback):
         if not trainer.is_global_zero or stage == "predict":  # predict opens no loggers
             return
         text = mask_config(self.text)
-        for logger in trainer.loggers:
-            log_text = getattr(logger, "log_text", None)
+        for logger in as_loggers(trainer.loggers):
             try:
-                if log_text is not None:
-                    log_text(text, self.config_filename)
+                if _keeps_texts_alone(logger):
+                    getattr(logger, "log_text")(text, self.config_filename)  # noqa: B009
                 elif logger.log_dir:
                     write_text(os.path.join(logger.log_dir, self.config_filename), text)
             except Exception as error:  # the run is worth more than the record of it
                 warn(f"The config could not be stored with {type(logger).__name__}: {error}")
+            if stage == "fit" and isinstance(logger, MLFlowLogger):
+                _say_page(logger)
+
+
+def _say_page(logger: MLFlowLogger) -> None:
+    """Say where to look at a run while it runs, if its store is a server."""
+    where = logger.where()
+    if where.startswith(("http://", "https://")):
+        info(f"MLflow: {where}")
 
 
 class SaveConfigCallback(Callback):
@@ -82,6 +95,8 @@ class SaveConfigCallback(Callback):
         ...         )
         >>> LightningCLI(LitModel, save_config_callback=LogConfig)
     """
+
+    keeps_config = True
 
     def __init__(
         self,
@@ -134,9 +149,9 @@ class SaveConfigCallback(Callback):
         )
         if trainer.is_global_zero and stage != "predict":  # predict opens no loggers
             for logger in trainer.loggers:
-                if hasattr(logger, "log_text"):
-                    logger.log_text(text, self.config_filename)
-        if hasattr(trainer.logger, "log_text"):
+                if _keeps_texts_alone(logger):
+                    getattr(logger, "log_text")(text, self.config_filename)  # noqa: B009
+        if _keeps_texts_alone(trainer.logger):
             return  # a folder would be in the way of a fit that goes on in the same run
         log_dir = trainer.log_dir
         assert log_dir is not None
@@ -183,3 +198,8 @@ class SaveConfigCallback(Callback):
             else mask_config(self.parser.dump(self.config, skip_unset=False))
         )
         return {**self.__dict__, "_text": text}
+
+
+def _keeps_texts_alone(logger: object) -> bool:
+    """Return whether a logger takes texts, and has no folder in which a file would do."""
+    return hasattr(logger, "log_text") and not isinstance(logger, (KeepsFiles, TensorBoardLogger))

@@ -14,6 +14,8 @@ from raylit.loggers import MLFlowLogger
 from raylit.runtime.secrets import without_secrets
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from raylit.core.datamodule import LightningDataModule
     from raylit.core.job import Result
     from raylit.core.module import LightningModule
@@ -35,13 +37,14 @@ def begin(
         what += f", {_limits(trainer)}"
     if ckpt_path is not None:
         what += f", from {shown(ckpt_path)}"
-    print(f"raylit {command}: {what}, {_place(trainer)}", file=sys.stderr, flush=True)
+    text = without_secrets(f"raylit {command}: {what}, {_place(trainer)}")
+    print(text, file=sys.stderr, flush=True)
 
 
 def _limits(trainer: Trainer) -> str:
     if trainer.fast_dev_run:
         return (
-            f"a trial run of {_number(trainer.fast_dev_run, 'batch', 'batches')} (fast_dev_run:"
+            f"a trial run of {_number(int(trainer.fast_dev_run), 'batch', 'batches')} (fast_dev_run:"
             " nothing is stored)"
         )
     given = ((trainer.max_epochs, "epoch"), (trainer.max_steps, "step"))
@@ -63,7 +66,9 @@ def _place(trainer: Trainer) -> str:
     )
 
 
-def end_of_fit(result: Result, trainer: Trainer, time_s: float, args: list[str]) -> None:
+def end_of_fit(
+    result: Result, trainer: Trainer, time_s: float, args: list[str], program: str
+) -> None:
     """Print how a fit ended, where its checkpoint is, where to look, and what to do next."""
     rows = [
         (
@@ -98,12 +103,18 @@ def end_of_fit(result: Result, trainer: Trainer, time_s: float, args: list[str])
             (
                 "next",
                 (
-                    "raylit test"
+                    f"{program} test"
                     f" {shlex.join([*without_ckpt_path(args), '--ckpt_path', shown(checkpoint)])}"
                 ),
             )
         )
     print_rows(rows)
+
+
+def again(args: list[str], options: Namespace) -> list[str]:
+    """Return the flags of a command for another one that is to run in the same place."""
+    address = getattr(options, "ray_address", None)
+    return [*args, "--ray.address", address] if address else args
 
 
 def without_ckpt_path(args: list[str]) -> list[str]:
@@ -125,14 +136,15 @@ def _look(logger: Any) -> str | None:
     return shown(logger.log_dir) if logger.log_dir else None
 
 
-def end_of_sweep(result: SweepResult) -> None:
+def end_of_sweep(result: SweepResult, program: str, options: Namespace) -> None:
     """Print, below the table of trials, where their files are, where to look, and how to fit with the best values."""
     rows = [("files", shown(result.folder))]
     if result.where:
         rows.append(("look at it", result.where))
     values = [f"--{key}={value}" for key, value in result.best.config.items()]
     rows.append(("best", shlex.join([result.best.name, *values])))
-    rows.append(("next", f"raylit fit --config {shlex.quote(shown(result.best_config))}"))
+    best = again(["--config", shown(result.best_config)], options)
+    rows.append(("next", f"{program} fit {shlex.join(best)}"))
     print_rows(rows)
 
 
@@ -169,6 +181,8 @@ def end_of_explain(explanation: Explanation, output: str) -> None:
         ("arrays", shown(f"{base}.npz")),
         ("picture", shown(f"{base}.png")),
     ]
+    if explanation.run_id is not None:
+        rows.append(("in MLflow", f"beside the run {explanation.run_id}"))
     if explanation.deltas is not None:
         rows.append(("delta", f"{abs(explanation.deltas).max():.2g} at most"))
     if explanation.randomized is not None:

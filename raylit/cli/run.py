@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
+import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Sequence
 
 import torch
 
-from raylit.callbacks import Callback
 from raylit.checkpoint import find, folder, load
 from raylit.cli import report
-from raylit.cli.config import ARGUMENTS, Config, parse
+from raylit.cli.config import ARGUMENTS, Config, Reader
 from raylit.cli.record import KeepConfig
 from raylit.core.hparams import stored_hparams
 from raylit.core.module import LightningModule
@@ -26,13 +24,14 @@ from raylit.runtime.secrets import without_secrets
 from raylit.trainer.trainer import Trainer
 
 
-def run(command: str, args: list[str], options: Namespace) -> None:
+def run(command: str, args: list[str], options: Namespace, reader: Reader) -> None:
     """Run one of these commands.
 
     Args:
         command: which.
         args: the flags that are keys of the config, and --config.
         options: the other flags.
+        reader: reads the config.
 
     Raises:
         ConfigError: something is wrong; nothing was started.
@@ -47,7 +46,7 @@ def run(command: str, args: list[str], options: Namespace) -> None:
     output = getattr(options, "output", None)
     if output is not None:
         check_output(output)
-    config = parse(command, args, needs_model=not options.print_config)
+    config = reader.read(command, args, needs_model=not options.print_config)
     if options.print_config:
         print(mask_config(config.text), end="")
         return
@@ -56,12 +55,20 @@ def run(command: str, args: list[str], options: Namespace) -> None:
         check(config)
         return
     keeper = KeepConfig("")
-    trainer = make_trainer(config, [keeper])
+    trainer = config.make_trainer([keeper])
+    opened = trainer.opened_for(config.values.weights_only)
     ckpt_path = find_checkpoint(
-        command, trainer, config.values.ckpt_path, getattr(options, "resume", False)
+        command,
+        trainer,
+        config.values.ckpt_path,
+        getattr(options, "resume", False),
+        config.origin(),
+        opened,
     )
-    if command != "fit" and ckpt_path is not None:
-        take_arguments(config, ckpt_path)
+    if ckpt_path is not None and command != "fit":
+        take_arguments(config, ckpt_path, opened)
+    elif ckpt_path is not None and config.values.weights_only is not False:
+        find.look_into(ckpt_path, opened)
     model, data = config.make_model_and_data()
     keeper.text = config.text
     report.begin(command, trainer, model, data, ckpt_path)
@@ -71,10 +78,11 @@ def run(command: str, args: list[str], options: Namespace) -> None:
         result = getattr(trainer, command)(model, datamodule=data, ckpt_path=ckpt_path, **more)
     except (KeyboardInterrupt, Terminated):
         if command == "fit":
-            say_how_to_go_on(trainer, started, args)
+            say_how_to_go_on(trainer, started, report.again(args, options), config.program)
         raise
     if command == "fit":
-        report.end_of_fit(result, trainer, time.time() - started, args)
+        again = report.again(args, options)
+        report.end_of_fit(result, trainer, time.time() - started, again, config.program)
     elif command == "predict":
         if output and result is not None:
             torch.save(result, output)
@@ -105,9 +113,20 @@ def check_output(output: str) -> None:
         problem = "it is no file. Give one: --output predictions.pt"
     elif not os.access(output if os.path.exists(output) else folder_of, os.W_OK):
         problem = "no permission to write there. Give another file"
+    elif not os.path.exists(output) and (reason := _takes_no_files(folder_of)) is not None:
+        problem = f"nothing can be written there ({reason}). Give another file"
     else:
         return
     raise ConfigError(f"--output {output}: {problem}.")
+
+
+def _takes_no_files(folder_of: str) -> str | None:
+    """Return why a folder takes no files, whatever its mode says; root may all, but not in /proc."""
+    try:
+        with tempfile.TemporaryFile(dir=folder_of):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def check(config: Config) -> None:
@@ -121,7 +140,7 @@ def check(config: Config) -> None:
             f"ckpt_path: {config.values.ckpt_path} is left out: a check is of the model as it is"
             " before training."
         )
-    trainer = make_trainer(config)
+    trainer = config.make_trainer()
     model, data = config.make_model_and_data()
     report.begin("check", trainer, model, data, None)
     found = trainer.check(model, datamodule=data)
@@ -129,42 +148,19 @@ def check(config: Config) -> None:
         sys.exit(1)
 
 
-def make_trainer(config: Config, more_callbacks: Sequence[Callback] = ()) -> Trainer:
-    """Return the Trainer of a config.
-
-    Raises:
-        ConfigError: an argument is out of range.
-    """
-    arguments = config.make_trainer_arguments()
-    callbacks = arguments["callbacks"]
-    given = (
-        list(callbacks)
-        if isinstance(callbacks, (list, tuple))
-        else [callbacks]
-        if callbacks is not None
-        else []
-    )
-    try:
-        return Trainer(**{**arguments, "callbacks": [*given, *more_callbacks]})
-    except ConfigError as error:
-        name = re.match(
-            r"\w+", str(error)
-        )  # an argument that is out of range comes first in the text
-        where = config.where("trainer", name[0]) if name else None
-        if where is None:
-            raise
-        raise ConfigError(f"{where}: {error}") from error
-
-
-def take_arguments(config: Config, ckpt_path: str) -> None:
+def take_arguments(config: Config, ckpt_path: str, opened: find.Opened | None = None) -> None:
     """Take the arguments of the model that a checkpoint was made with, so that its weights fit.
 
-    Those that flags give stay.
+    Those that flags give stay. The checkpoint is put into `opened`, or taken from there.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or names what it may not name.
     """
-    checkpoint = load(ckpt_path, weights_only=config.values.weights_only)
+    checkpoint = None if opened is None else opened.get(ckpt_path)
+    if checkpoint is None:
+        checkpoint = load(ckpt_path, weights_only=config.values.weights_only)
+    if opened is not None:
+        opened[ckpt_path] = checkpoint
     stored = stored_hparams(checkpoint, LightningModule.CHECKPOINT_HYPER_PARAMS_KEY)
     changed = [f"{name}={value!r}" for name, value in stored.items() if config.take(name, value)]
     if changed:
@@ -172,9 +168,16 @@ def take_arguments(config: Config, ckpt_path: str) -> None:
 
 
 def find_checkpoint(
-    command: str, trainer: Trainer, ckpt_path: str | None, must_exist: bool
+    command: str,
+    trainer: Trainer,
+    ckpt_path: str | None,
+    must_exist: bool,
+    origin: find.Origin,
+    opened: find.Opened | None = None,
 ) -> str | None:
     """Return the file that `ckpt_path` means.
+
+    What stands in it is put into `opened`, if it had to be read to tell that it is whole.
 
     Raises:
         ConfigError: there is none.
@@ -185,6 +188,8 @@ def find_checkpoint(
             trainer.savers,
             trainer.storage_url or trainer.default_root_dir,
             "validate" if must_exist else command,
+            opened,
+            origin=origin,
         )
     except CheckpointError as error:
         if must_exist:
@@ -196,7 +201,7 @@ def find_checkpoint(
         raise ConfigError(str(error)) from error
 
 
-def say_how_to_go_on(trainer: Trainer, started: float, args: list[str]) -> None:
+def say_how_to_go_on(trainer: Trainer, started: float, args: list[str], program: str) -> None:
     """Say how to go on with a fit that was ended, if it left a checkpoint."""
     try:
         newest = find.resolve(
@@ -207,8 +212,8 @@ def say_how_to_go_on(trainer: Trainer, started: float, args: list[str]) -> None:
     if newest is not None and folder.modified(newest) >= started:
         again = without_secrets(shlex.join(report.without_ckpt_path(args)))
         print(
-            f"Its newest checkpoint is {report.shown(newest)}. Go on with:\n  raylit fit {again}"
-            " --resume",
+            f"Its newest checkpoint is {report.shown(newest)}. Go on with:\n  {program} fit {again}"
+            f" {'--resume' if program == 'raylit' else '--ckpt_path last'}",
             file=sys.stderr,
             flush=True,
         )

@@ -26,7 +26,7 @@ WIDTH = 24  # of a sparkline
 POLL_S = 2.0
 MOST_METRICS = 3  # columns of a list
 COLORS = {"FINISHED": "green", "FAILED": "red", "KILLED": "yellow", "RUNNING": "cyan"}
-CONFIG = "config/config.yaml"
+CONFIG = "config.yaml"
 
 
 def run(args: list[str]) -> None:
@@ -83,6 +83,32 @@ def sync(args: list[str]) -> None:
         console.print(f"Nothing waits for MLflow below {os.path.abspath(options.folder)}.")
     if num_left:
         raise SystemExit(1)
+
+
+def register(args: list[str]) -> None:
+    """Run `raylit register RUN --name N [--alias A]`.
+
+    Raises:
+        ConfigError: there is no such run, or it has no model.
+    """
+    from raylit.loggers.mlflow import models
+
+    parser = _Parser(prog="raylit register", add_help=False, allow_abbrev=False)
+    parser.add_argument("run")
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--alias")
+    parser.add_argument("--store")
+    parser.add_argument("--experiment")
+    parser.add_argument("--verbose", action="store_true")
+    options = parser.parse_args(args)
+    client = runs.open_store(runs.default_uri(options.store))
+    found = runs.find(client, options.run, options.experiment)
+    version = models.register(client, found.info.run_id, options.name, options.alias)
+    named = f"@{options.alias}" if options.alias else f"/{version}"
+    print(
+        f"{options.name}, version {version}:"
+        f" mlflow.pyfunc.load_model('models:/{options.name}{named}')"
+    )
 
 
 class _Parser(argparse.ArgumentParser):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
+from raylit.cli.foreign import as_own
+from raylit.cli.told import classes_of, with_classes
 from raylit.errors import ConfigError, did_you_mean
 from raylit.runtime import bounded_yaml
 
@@ -24,14 +27,19 @@ class Source:
         name: the file, or the flag.
         values: what it says, nested.
         root: the file as nodes of YAML, which know their lines.
+        flags: what wins over the file, and is in the values already.
     """
 
     name: str
     values: dict[str, Any]
     root: yaml.Node | None = None
+    flags: tuple[Source, ...] = ()
 
     def where(self, path: Sequence[str | int]) -> str:
         """Return in words where the key at `path` stands."""
+        flag = _source_of(self.flags, [str(part) for part in path]) if path else None
+        if flag is not None:
+            return flag.name
         line = _line(self.root, path)
         return self.name if line is None else f"{self.name}, line {line}"
 
@@ -47,6 +55,7 @@ def read_arguments(args: Sequence[str], flags: Sequence[str] = ()) -> list[Sourc
         ConfigError: a file is missing or no YAML; something is no flag, or a flag has no value.
     """
     sources: list[Source] = []
+    classes = classes_of(args)
     rest = iter(args)
     for arg in rest:
         flag, equals, value = arg.partition("=")
@@ -60,7 +69,8 @@ def read_arguments(args: Sequence[str], flags: Sequence[str] = ()) -> list[Sourc
             if value.startswith("--"):
                 raise ConfigError(f"{flag} wants a value: {flag} VALUE.{did_you_mean(flag, flags)}")
         if flag in ("-c", "--config"):
-            sources.append(read_file(value, "--config"))
+            source = read_file(value, "--config")
+            sources.append(replace(source, values=with_classes(source.values, classes)))
         else:
             sources.append(Source(flag, _nest(flag, _plain(flag, value))))
     return sources
@@ -102,7 +112,7 @@ def read_file(path: str, asked_by: str) -> Source:
             f"{path}: a config is a mapping of keys to values, such as `trainer:`; this is a"
             f" {type(values).__name__}."
         )
-    return Source(path, values, root)
+    return Source(path, as_own(values), root)
 
 
 def problem_of(error: yaml.YAMLError) -> str:
@@ -112,8 +122,45 @@ def problem_of(error: yaml.YAMLError) -> str:
     return f"{place}: no valid YAML: {getattr(error, 'problem', None) or error}."
 
 
+def with_flags(source: Source, args: Sequence[str], below: str) -> Source:
+    """Return a file with flags such as `--sweep.trials 2` over it.
+
+    Args:
+        source: the file.
+        args: the flags.
+        below: the first part of their names, which the file does not have.
+
+    Raises:
+        ConfigError: a flag has no value, or goes into what is no mapping.
+    """
+    values = copy.deepcopy(source.values)
+    flags = []
+    for flag in read_arguments(args):
+        own = flag.values[below]
+        _merge(values, own, flag.name)
+        flags.append(Source(flag.name, own))
+    return Source(source.name, values, source.root, tuple(flags))
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, object], flag: str) -> None:
+    for name, value in values.items():
+        inner = into.get(name)
+        if isinstance(value, Mapping) and isinstance(inner, dict):
+            _merge(inner, value, flag)
+        elif isinstance(value, Mapping) and inner is not None:
+            raise ConfigError(f"{flag}: {name} is {inner!r} in the file, which has no keys.")
+        else:
+            into[name] = value
+
+
 def where_given(sources: Sequence[Source], path: Sequence[str]) -> str | None:
     """Return in words where the key at `path` was given last; None if it was not."""
+    source = _source_of(sources, path)
+    return None if source is None else source.where(path)
+
+
+def _source_of(sources: Sequence[Source], path: Sequence[str]) -> Source | None:
+    """Return the last of some sources that gives the key at `path`."""
     for source in reversed(sources):
         values: object = source.values
         for part in path:
@@ -123,7 +170,7 @@ def where_given(sources: Sequence[Source], path: Sequence[str]) -> str | None:
                 else _MISSING
             )
         if values is not _MISSING:
-            return source.where(path)
+            return source
     return None
 
 

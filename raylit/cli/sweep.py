@@ -11,20 +11,17 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from jsonargparse import ArgumentParser
 
 from raylit.cli import report
-from raylit.cli.config import Config, instantiate, make_parser, parse
+from raylit.cli.config import Config, Reader
 from raylit.cli.diagnosis import nearest
-from raylit.cli.optimizer import give_optimizer
 from raylit.cli.record import KeepConfig
-from raylit.cli.run import make_trainer
-from raylit.cli.source import Source, read_file
+from raylit.cli.source import Source, read_file, with_flags
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.hooks import is_overridden
 from raylit.core.module import LightningModule
@@ -33,10 +30,9 @@ from raylit.loggers import MLFlowLogger
 from raylit.runtime.masked_config import mask_config
 from raylit.runtime.rng import seed_everything
 from raylit.runtime.secrets import without_secrets
-from raylit.trainer.trainer import Trainer
 
 if TYPE_CHECKING:
-    from raylit.tune import SweepResult
+    from raylit.tune import SweepResult, SweepSpec
     from raylit.tune.trial import Made
 
 CONFIG = "config.yaml"  # kept in the sweep's folder, for `raylit tune --resume NAME`
@@ -45,12 +41,13 @@ LENGTHS = ("--trainer.max_epochs", "--trainer.max_steps", "--trainer.max_time")
 LISTS = ("callbacks", "logger")  # arguments of the Trainer whose items are named by their classes
 
 
-def tune(args: list[str], options: Namespace) -> None:
+def tune(args: list[str], options: Namespace, reader: Reader) -> None:
     """Run the sweep that the file `--sweep` describes over the config of `args`.
 
     Args:
         args: the flags that are keys of the config, and --config.
         options: the other flags.
+        reader: reads the config.
 
     Raises:
         ConfigError: something is wrong; nothing was started.
@@ -58,47 +55,99 @@ def tune(args: list[str], options: Namespace) -> None:
     sweep = options.sweep
     if sweep is None and options.resume not in (None, True):
         args, sweep = _files_of(options.resume, args)
-    config = parse("tune", args, needs_model=not options.print_config)
+    config = reader.read("tune", args, needs_model=not options.print_config)
     if options.print_config:
         print(mask_config(config.text), end="")
         return
     _check_flags(options)
     if options.behind_retrain:
-        parse("tune", [*args, *options.behind_retrain])
+        reader.read("tune", [*args, *options.behind_retrain])
     if options.auto and options.resume is None:
-        sweep = _propose(config, args, options)
+        sweep = _propose(config, args, options, reader)
+    source = _sweep_file(sweep, options)
+    # Ray is loaded only once the files are known to be good
+    from raylit.tune.space import SweepError
+    from raylit.tune.sweep import run_sweep
+
+    spec, recipe = _described(config, args, source, reader)
+    try:
+        config.seed()
+        _, data = config.make_model_and_data()  # what cannot be made must not fail in every trial
+        trainer = config.make_trainer()
+        _check_retrain(options, args, data)
+        with open(source.name, encoding="utf-8") as file:
+            text = yaml.safe_dump(source.values) if options.of_sweep else file.read()
+        files = {CONFIG: mask_config(config.text), SWEEP: mask_config(text)}
+        result = run_sweep(trainer, recipe, spec, resume=options.resume or False, files=files)
+    except SweepError as error:
+        raise ConfigError(f"{source.where(error.path)}: {error}") from error
+    report.end_of_sweep(result, reader.program, options)
+    if options.auto:
+        _test_best(recipe, result, options.average or 1)
+    if options.retrain:
+        _retrain(result, options, reader)
+
+
+def check(args: list[str], options: Namespace, reader: Reader) -> Config:
+    """Return the config of a sweep that is to run elsewhere, after all that can be tried out here.
+
+    Args:
+        args: the flags that are keys of the config, and --config.
+        options: the other flags.
+        reader: reads the config.
+
+    Raises:
+        ConfigError: something is wrong.
+    """
+    if options.sweep is None and options.resume not in (None, True):
+        raise ConfigError(
+            f"--resume {options.resume} with --on: the files of that sweep are on the cluster. Give"
+            " --config and --sweep as before, too."
+        )
+    config = reader.read("tune", args)
+    _check_flags(options)
+    if options.behind_retrain:
+        reader.read("tune", [*args, *options.behind_retrain])
+    if not options.auto:
+        _described(config, args, _sweep_file(options.sweep, options), reader)
+    return config
+
+
+def _sweep_file(sweep: str | None, options: Namespace) -> Source:
+    """Return what the sweep file says, with the flags over it.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read.
+    """
     if sweep is None:
         raise ConfigError(
             "the file that describes the sweep is missing: --sweep configs/sweeps/digits.yaml. Or"
             " have one made: --auto."
         )
-    source = read_file(sweep, "--sweep")
-    # Ray is loaded only once the files are known to be good
+    return with_flags(read_file(sweep, "--sweep"), options.of_sweep, "sweep")
+
+
+def _described(
+    config: Config, args: list[str], source: Source, reader: Reader
+) -> tuple[SweepSpec, ConfigRecipe]:
+    """Return the sweep that a file describes, and what makes its trials.
+
+    Raises:
+        ConfigError: something in it is wrong.
+    """
     from raylit.tune import SweepSpec
     from raylit.tune.space import SweepError
-    from raylit.tune.sweep import run_sweep
 
     try:
         spec = SweepSpec.from_dict(source.values)
         _refuse_fixed(config, source, spec.swept)
         recipe = ConfigRecipe(
-            _plain(config), list(args), os.getcwd(), source, spec.trainer_settings
+            _plain(config), list(args), os.getcwd(), source, reader, spec.trainer_settings
         )
         recipe.check(spec.space)
-        config.seed()
-        _, data = config.make_model_and_data()  # what cannot be made must not fail in every trial
-        trainer = make_trainer(config)
-        _check_retrain(options, args, data)
-        with open(sweep, encoding="utf-8") as file:
-            files = {CONFIG: mask_config(config.text), SWEEP: mask_config(file.read())}
-        result = run_sweep(trainer, recipe, spec, resume=options.resume or False, files=files)
     except SweepError as error:
         raise ConfigError(f"{source.where(error.path)}: {error}") from error
-    report.end_of_sweep(result)
-    if options.auto:
-        _test_best(recipe, result, options.average or 1)
-    if options.retrain:
-        _retrain(result, options)
+    return spec, recipe
 
 
 def _check_flags(options: Namespace) -> None:
@@ -131,17 +180,19 @@ def _check_flags(options: Namespace) -> None:
             raise ConfigError(f"--budget {options.budget}: give a time such as 10m.") from error
 
 
-def _propose(config: Config, args: list[str], options: Namespace) -> str:
+def _propose(config: Config, args: list[str], options: Namespace, reader: Reader) -> str:
     """Write a sweep file for a config, and print it; returns its path."""
     from raylit.tune.auto import propose
 
-    recipe = ConfigRecipe(_plain(config), list(args), os.getcwd(), Source("--auto", {}))
+    recipe = ConfigRecipe(_plain(config), list(args), os.getcwd(), Source("--auto", {}), reader)
     config.seed()
-    proposal = propose(recipe, recipe.base, "auto", options.budget, options.average or 1)
+    proposal = propose(
+        recipe, reader.described(recipe.base), "auto", options.budget, options.average or 1
+    )
     number = 1
     while os.path.exists(path := "auto.yaml" if number == 1 else f"auto-{number}.yaml"):
         number += 1
-    again = without_secrets(shlex.join(["raylit", "tune", *args, "--sweep", path]))
+    again = without_secrets(f"{reader.program} {shlex.join(['tune', *args, '--sweep', path])}")
     head = f"Written by raylit tune --auto. Edit it, and run\n  {again}"
     text = proposal.text(head)
     with open(path, "x", encoding="utf-8") as file:
@@ -208,7 +259,7 @@ def _check_retrain(options: Namespace, args: list[str], data: LightningDataModul
     Joined(data).train_dataloader()
 
 
-def _retrain(result: SweepResult, options: Namespace) -> None:
+def _retrain(result: SweepResult, options: Namespace, reader: Reader) -> None:
     """Fit once more with the best values, and the flags behind --retrain."""
     from raylit.tune.retrain import Joined, without_validation
 
@@ -218,10 +269,10 @@ def _retrain(result: SweepResult, options: Namespace) -> None:
     is_joined = options.retrain == "all"
     if is_joined and epoch is not None and not names & set(LENGTHS):
         args += ["--trainer.max_epochs", str(epoch + 1)]  # without validation to tell which is best
-    config = parse("fit", args)
+    config = reader.read("fit", args)
     config.seed()
     model, data = config.make_model_and_data()
-    trainer = make_trainer(config, [KeepConfig(config.text)])
+    trainer = config.make_trainer([KeepConfig(config.text)])
     if is_joined:
         assert data is not None, "checked before the sweep"
         trainer = without_validation(trainer)
@@ -229,7 +280,8 @@ def _retrain(result: SweepResult, options: Namespace) -> None:
     report.begin("fit", trainer, model, data, None)
     started = time.time()
     done = trainer.fit(model, datamodule=data)
-    report.end_of_fit(done, trainer, time.time() - started, args)
+    again = report.again(args, options)
+    report.end_of_fit(done, trainer, time.time() - started, again, reader.program)
 
 
 def _files_of(name: str, args: list[str]) -> tuple[list[str], str]:
@@ -273,6 +325,7 @@ class ConfigRecipe:
         args: the flags that it came from.
         folder: where the user's modules are found.
         source: the sweep file.
+        reader: reads configs, in the trials' processes too.
         settings: arguments of the Trainer that follow from the sweep's resources.
     """
 
@@ -280,6 +333,7 @@ class ConfigRecipe:
     args: list[str]
     folder: str
     source: Source
+    reader: Reader
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, values: dict[str, Any]) -> Made:
@@ -290,13 +344,10 @@ class ConfigRecipe:
         if seed is not None and not isinstance(seed, bool):
             seed_everything(int(seed), workers=True, verbose=False)
         config = self._parsed(values)
-        made = instantiate(_parser(), config)
-        give_optimizer(made.model, config.optimizer, config.lr_scheduler)
-        arguments = made.trainer.as_dict() | self.settings
-        trainer = Trainer(
-            **{**arguments, "enable_progress_bar": False, "enable_model_summary": False}
-        )
-        return Made(trainer, made.model, made.data)
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+        trainer = config.make_trainer(**{**self.settings, **quiet})
+        model, data = config.make_model_and_data()
+        return Made(trainer, model, data)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "source": Source(self.source.name, {})}  # nodes of YAML are many
@@ -316,7 +367,7 @@ class ConfigRecipe:
                 _replace(lists[parts[1]], parts[1], parts[2], parts[3:], values[key])
                 changed.add(parts[1])
             elif key != "seed_everything":
-                flags.append(f"--{key}={_json(values[key])}")
+                flags.append(f"--{key}={_flag(values[key])}")
         flags += [f"--trainer.{name}={_json(lists[name])}" for name in sorted(changed)]
         return flags
 
@@ -332,7 +383,7 @@ class ConfigRecipe:
         for key, values in space.items():
             for value in examples(values):
                 try:
-                    parse("tune", [*self.args, *self.flags({key: value})])
+                    self.reader.read("tune", [*self.args, *self.flags({key: value})])
                 except ConfigError as error:
                     text = str(error).removeprefix("--")
                     raise ConfigError(f"{_where(self.source, key)}: {text}") from error
@@ -341,23 +392,17 @@ class ConfigRecipe:
         """Return the config that `raylit fit --config` takes to do what a trial did."""
         config = self._parsed(values)
         if "seed_everything" not in values:
-            config.seed_everything = seed
-        return str(_parser().dump(config))
+            config.values.seed_everything = seed
+        return str(config.parser.dump(config.values))
 
     def imports(self) -> Callable[[], Any]:
         """Return a function that reads the config, and so imports its classes."""
         return functools.partial(self._parsed, {})
 
-    def _parsed(self, values: Mapping[str, object]) -> Any:
+    def _parsed(self, values: Mapping[str, object]) -> Config:
         if self.folder not in sys.path:
             sys.path.insert(0, self.folder)
-        base = _parser().parse_object(copy.deepcopy(self.base))
-        return _parser().parse_args(self.flags(values), base)
-
-
-@lru_cache(maxsize=1)
-def _parser() -> ArgumentParser:
-    return make_parser("tune", needs_model=False)
+        return self.reader.again(self.base, self.flags(values))
 
 
 def _plain(config: Config) -> dict[str, Any]:
@@ -383,6 +428,18 @@ def _replace(items: object, part: str, name: str, path: list[str], value: object
 
 def _json(value: object) -> str:
     return json.dumps(value, default=str)
+
+
+def _flag(value: object) -> str:
+    """Return a value as a flag has it: a text without quotes, unless it would be read as another.
+
+    Of a class, a function or a path the quotes would be read as part of its name.
+    """
+    if isinstance(value, str):
+        with suppress(yaml.YAMLError):
+            if yaml.safe_load(value) == value:
+                return value
+    return _json(value)
 
 
 def _where(source: Source, key: str) -> str:

@@ -24,6 +24,7 @@ from raylit.runtime.messages import warn
 from raylit.runtime.secrets import without_secrets
 
 START_TIMEOUT_S = 120.0
+SQLITE = b"SQLite format 3\0"  # how each of its files begins (https://sqlite.org/fileformat2.html)
 MIN_PASSWORD_LENGTH = 12  # as in MLflow's basic-auth app
 
 
@@ -115,6 +116,7 @@ def check_store(uri: str) -> None:
             f"{without_secrets(uri)} is an MLflow server already: open it in a browser. raylit ui serves stores such"
             " as sqlite:///mlflow.db."
         )
+    store.check_driver(uri)
     file = store.sqlite_file(uri)
     if file is not None and not os.path.isfile(file):
         raise ConfigError(
@@ -123,6 +125,14 @@ def check_store(uri: str) -> None:
             " go there, or name the store: raylit ui --backend-store-uri"
             " sqlite:////path/to/mlflow.db"
         )
+    if file is not None and os.path.getsize(file):
+        with open(file, "rb") as opened:
+            begin = opened.read(len(SQLITE))
+        if begin != SQLITE:
+            raise ConfigError(
+                f"{os.path.abspath(file)} is no SQLite database, and so no MLflow store. Name one:"
+                " raylit ui --backend-store-uri sqlite:////path/to/mlflow.db"
+            )
     if "://" not in uri and not os.path.isdir(uri):
         raise ConfigError(
             f"There is no MLflow store {uri!r}. Give a URI, such as sqlite:///mlflow.db."

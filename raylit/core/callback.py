@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from raylit.core.aliases import Batch, CheckpointDict, StateDict, StepOutput
 from raylit.core.hooks import is_overridden
+from raylit.core.logger import as_loggers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,9 +69,12 @@ class Callback:
         watches_metrics: whether it judges metrics, so that at the end of an epoch it is called
             after the module, which may still log some.
         averages_weights: whether validation runs with other weights than those that are trained.
+        looks_at_validation: whether it is of no use without the hooks of validations, which it does
+            not get from those that training does not wait for.
         saves_on_exception: whether it saves the run when an exception ends it.
         notes_samples: whether it wants to know which samples the batches of a prediction are.
         keeps_predictions: whether it wants all predictions at the end.
+        keeps_config: whether it records the config that the fit was made of.
 
     Example:
         >>> class Announce(Callback):
@@ -81,6 +85,8 @@ class Callback:
     call_order: ClassVar[int] = USUAL
     watches_metrics: ClassVar[bool] = False
     averages_weights: ClassVar[bool] = False
+    looks_at_validation: ClassVar[bool] = False
+    keeps_config: ClassVar[bool] = False
 
     _log: Callable[..., None] | None = None
 
@@ -90,6 +96,13 @@ class Callback:
             self.__dict__.pop("_log", None)
         else:
             self._log = log
+
+    def config_arguments(self) -> dict[str, object]:
+        """Return arguments it was made with that no attribute of the same name tells.
+
+        For the config of the fit, which loggers keep.
+        """
+        return {}
 
     def resolve_dirpath(self, trainer: RunningTrainer) -> str | None:
         """Return the folder of its checkpoints that a fit may go on from, None if it saves none."""
@@ -287,7 +300,7 @@ def default_folder(trainer: RunningTrainer) -> str:
     """
     if not trainer.loggers:
         return os.path.join(trainer.storage_url or trainer.default_root_dir, "checkpoints")
-    logger = trainer.loggers[0]
+    logger = as_loggers(trainer.loggers)[0]
     root = trainer.storage_url or logger.save_dir or trainer.default_root_dir
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     return os.path.join(root, str(logger.name), version, "checkpoints")

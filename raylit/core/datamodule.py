@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Iterable, Mapping, Sized
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -170,12 +170,20 @@ class LightningDataModule(HasHyperparameters):
                     if is_overridden(hook, self, LightningDataModule)
                     else "None"
                 )
-            except (
-                Exception
-            ) as error:  # before setup a user's hook fails in any way; a text must not
-                found = f"not available yet ({type(error).__name__}: {error})"
+            except Exception:  # before setup a user's hook fails in any way; a text must not
+                found = "None"
             lines.append(f"{{{name} dataloader: {found}}}")
         return "\n".join(lines)
+
+
+class TorchBatches(Protocol):
+    """A `ray.data.Dataset`, or what gives batches of tensors as one does."""
+
+    def iter_torch_batches(self, *args: Any, **kwargs: Any) -> Iterable[Any]: ...
+
+
+# What the entry points take as data
+GivenData: TypeAlias = Iterable[Any] | Dataset[Any] | TorchBatches | LightningDataModule | None
 
 
 def _sizes(loaders: Loaders) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
@@ -75,6 +75,19 @@ class Exportable(nn.Module):
                 f" forward_inputs(self, batch): return batch[...], batch[...] in {own}."
             )
         return given
+
+    def to_torchscript(self, *args: object, **kwargs: object) -> NoReturn:
+        """Refused: TorchScript is deprecated in torch.
+
+        Raises:
+            ConfigError: always; names what to use.
+        """
+        raise ConfigError(
+            f"{type(self).__name__}.to_torchscript: TorchScript is deprecated in torch, and raylit"
+            " does not write it. Use trainer.export(model, 'model.pt2', dataloaders=...), whose file"
+            " torch.export.load reads without the code of the model, or"
+            " model.to_onnx('model.onnx', input_sample)."
+        )
 
     @torch.no_grad()
     def to_onnx(

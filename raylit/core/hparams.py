@@ -22,9 +22,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from raylit.checkpoint import foreign
-from raylit.core import importable
+from raylit.core import importable, omega
 from raylit.core.aliases import CheckpointDict
 from raylit.errors import CheckpointError, ConfigError
+from raylit.runtime import storage
 from raylit.runtime.bounds import TooLargeError, check_size
 from raylit.runtime.messages import warn
 from raylit.runtime.secrets import holds_secret
@@ -82,6 +83,7 @@ class HasHyperparameters:
     CHECKPOINT_HYPER_PARAMS_NAME: str
     CHECKPOINT_HYPER_PARAMS_TYPE: str
 
+    _hparams: AttributeDict  # once there are some
     _log_hyperparams: bool = False
     _hparams_name: str | None = None
     _hparams_by_name: frozenset[str] = frozenset()  # those that save_hyperparameters was asked for
@@ -139,12 +141,15 @@ class HasHyperparameters:
             and not isinstance(containers[0], _PRIMITIVES)
         ):
             return  # an empty container
+        found: MutableMapping[Any, Any]
         if not args:
             found = AttributeDict(init_args)
             self._hparams_name = "kwargs" if init_args else None
         elif containers:
             whole = _as_hparams(containers[0])
             found = AttributeDict({k: v for k, v in whole.items() if k not in ignored})
+            if omega.is_config(containers[0]) and not self.hparams and not ignored:
+                self._hparams = containers[0]
             names = [name for name, value in init_args.items() if value is containers[0]]
             self._hparams_name = names[0] if names else None
         else:
@@ -160,8 +165,9 @@ class HasHyperparameters:
 
         hparams = self.hparams
         self.remove_ignored_hparams(ignored)
-        hparams.update(found)
-        self._hparams_initial = AttributeDict(copy.deepcopy(dict(hparams)))
+        if not containers or hparams is not containers[0]:
+            hparams.update(found)
+        self._hparams_initial = copy.deepcopy(hparams)
 
     def remove_ignored_hparams(self, ignore_list: Iterable[str]) -> None:
         """Forget the hyperparameters of these names, such as those that a base class saved."""
@@ -170,7 +176,7 @@ class HasHyperparameters:
 
     @property
     def hparams(self) -> AttributeDict:
-        """The saved hyperparameters; may be changed."""
+        """The saved hyperparameters; may be changed. OmegaConf's DictConfig, if that was saved."""
         if "_hparams" not in self.__dict__:
             self._hparams = AttributeDict()
         return self._hparams
@@ -187,7 +193,8 @@ class HasHyperparameters:
     @property
     def hparams_initial(self) -> AttributeDict:
         """A copy of the hyperparameters as they were saved; changing it changes nothing."""
-        return AttributeDict(copy.deepcopy(dict(self.__dict__.get("_hparams_initial", {}))))
+        found: AttributeDict = copy.deepcopy(self.__dict__.get("_hparams_initial", AttributeDict()))
+        return found
 
 
 def holders_of(
@@ -265,13 +272,16 @@ def construct(
         },
         **stored,
     }
+    configs = _mapping(checkpoint, "raylit", "configs").get(cls.CHECKPOINT_HYPER_PARAMS_KEY, [])
+    stored = omega.restored(stored, configs)
     container = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NAME)
     name = container if isinstance(container, str) and container != "kwargs" else ""
     if name and name in accepted_arguments(cls, {name: None}):
         stored = {name: stored}
     values = {**stored, **overrides}
     maker = values.pop(INSTANTIATOR, None)
-    arguments = accepted_arguments(cls, values)
+    is_named = maker is not None and CLASS_PATH in values  # perhaps a subclass with more arguments
+    arguments = values if is_named else accepted_arguments(cls, values)
     _check_pickled(cls, checkpoint, values)
     if maker is None:
         return cls(**arguments)
@@ -362,25 +372,47 @@ def _restored(name: str, description: Any, cls: type) -> Any:
 
 def _read_hparams(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read hyperparameters from a file."""
-    kind = os.path.splitext(path)[1].lower()
+    kind = os.path.splitext(storage.local(path))[1].lower()
     if kind not in (".yaml", ".yml", ".csv"):
         raise ConfigError(
             f"hparams_file={os.fspath(path)!r} is neither .yaml nor .csv. Give a file of one of"
             " these kinds."
         )
-    with open(path, newline="" if kind == ".csv" else None) as file:
-        if kind != ".csv":
-            import yaml
+    if not os.path.exists(path):
+        warn(
+            f"hparams_file={os.fspath(path)!r} is missing: the defaults are taken for all"
+            " hyperparameters. Leave it out to take those in the checkpoint.",
+            category=RuntimeWarning,
+        )
+        return {}
+    import yaml  # only here: it would cost each import of raylit
 
-            return yaml.safe_load(file) or {}
-        return {row["key"]: _literal(row["value"]) for row in csv.DictReader(file)}
+    from raylit.runtime import bounded_yaml
+
+    try:
+        text = bounded_yaml.read_bytes(path)
+        if kind == ".csv":
+            rows = csv.DictReader(text.splitlines(keepends=True))
+            return {row["key"]: _literal(row["value"]) for row in rows}
+        found = bounded_yaml.read(text)[1]
+    except (ValueError, yaml.YAMLError, KeyError, csv.Error) as error:
+        raise ConfigError(
+            f"hparams_file={os.fspath(path)!r} is no file of hyperparameters: {error}. Give one that"
+            " maps names to values, as a logger writes hparams.yaml; or leave it out."
+        ) from error
+    if not isinstance(found or {}, dict):
+        raise ConfigError(
+            f"hparams_file={os.fspath(path)!r} holds a {type(found).__name__}, not names and their"
+            " values. Give one that does, or leave it out."
+        )
+    return dict(found or {})
 
 
 def _literal(text: str) -> Any:
     """Return the Python literal that a text is, else the text."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 

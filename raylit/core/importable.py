@@ -41,6 +41,19 @@ from raylit.runtime.bounds import check_size
 Description = dict[str, Any]
 T = TypeVar("T")
 
+# Where modules are defined that a checkpoint may have made: nothing there reads a file.
+MADE_AGAIN = (
+    "torchmetrics.aggregation",
+    "torchmetrics.classification",
+    "torchmetrics.clustering",
+    "torchmetrics.collections",
+    "torchmetrics.nominal",
+    "torchmetrics.regression",
+    "torchmetrics.retrieval",
+    "torch.nn.modules.activation",
+    "torch.nn.modules.loss",
+)
+LARGEST_ARGUMENT = 4096  # such as a number of classes, whose square may be a size
 LIBRARIES = ("torch.nn", "torch.optim", "torchmetrics")
 KINDS = (nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, enum.Enum)
 
@@ -142,7 +155,14 @@ def describe(value: object, cls: type) -> Description | None:
         restored = _rebuild(description, lambda path: _find_to_write(path, cls))
     except (AttributeError, TypeError, ValueError):
         return None
-    return description if "plain" not in description and _is_same(restored, value) else None
+    return description if not _is_plain(description) and _is_same(restored, value) else None
+
+
+def _is_plain(description: Description) -> bool:
+    items: Any = description.get("list", description.get("tuple", ()))
+    return "plain" in description or (
+        not {"path", "partial", "module"} & set(description) and all(map(_is_plain, items))
+    )
 
 
 def _describe(value: object) -> Description:
@@ -156,6 +176,10 @@ def _describe(value: object) -> Description:
             "args": [_describe(one) for one in value.args],
             "keywords": {name: _describe(one) for name, one in value.keywords.items()},
         }
+    if isinstance(value, nn.Module):
+        return _describe_module(value)
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return {type(value).__name__: [_describe(one) for one in value]}
     if dataclasses.is_dataclass(value):
         fields = {
             field.name: _describe(getattr(value, field.name))
@@ -164,6 +188,137 @@ def _describe(value: object) -> Description:
         }
         return {"path": _path_of(type(value)), "fields": fields}
     return {"plain": value}
+
+
+def _describe_module(value: nn.Module) -> Description:
+    """Return class and arguments of a module that holds nothing but what it was made with.
+
+    Constructors keep their arguments in attributes of the same names, as a rule; whether they did
+    is seen when the module is made again and compared.
+
+    Raises:
+        ValueError: it is not of the kinds that a checkpoint may have made.
+    """
+    kind = type(value)
+    _check_made_again(kind)
+    arguments: dict[str, object] = {}
+    if kind.__qualname__ == "MetricCollection":
+        collection: Any = value
+        named = dict(collection.items(keep_base=True, copy_state=False))
+        # those that were given as a list have the names of their classes, and its order
+        by_class = [type(one).__name__ for one in named.values()] == list(named)
+        arguments = {
+            "metrics": list(named.values()) if by_class else named,
+            "prefix": collection.prefix,
+            "postfix": collection.postfix,
+        }
+    else:
+        for name, parameter in inspect.signature(kind).parameters.items():
+            if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                continue
+            if hasattr(value, name):
+                arguments[name] = getattr(value, name)
+            elif parameter.default is parameter.empty:
+                raise ValueError(f"{kind.__qualname__} does not keep its argument {name}")
+    return {
+        "module": _path_of(kind),
+        "arguments": {name: _describe_argument(one) for name, one in arguments.items()},
+        "state": _state_of(value),
+    }
+
+
+def _state_of(module: nn.Module) -> dict[str, Any]:
+    """Return what a metric has counted: its states that are tensors, and how often it was updated."""
+    names = vars(module).get("_defaults", {})
+    kept = {name: getattr(module, name) for name in names}
+    state = {
+        name: one.detach().cpu() for name, one in kept.items() if isinstance(one, torch.Tensor)
+    }
+    updates = vars(module).get("_update_count", 0)
+    return {"tensors": state, "updates": updates} if updates else {}
+
+
+def _set_state(module: nn.Module, state: object) -> None:
+    """Give a metric that was made again what it had counted.
+
+    Raises:
+        ValueError: it has no such states.
+    """
+    if not isinstance(state, dict):
+        raise ValueError("it describes the state of a metric that is none")
+    names = vars(module).get("_defaults", {})
+    for name, value in state.get("tensors", {}).items():
+        own = names.get(name)
+        if not (isinstance(own, torch.Tensor) and isinstance(value, torch.Tensor)):
+            raise ValueError(f"it describes a state {name!r:.50} that the metric has not")
+        setattr(module, name, value.clone())
+    if "updates" in state:
+        vars(module)["_update_count"] = int(state["updates"])
+
+
+def _describe_argument(value: object) -> Description:
+    if isinstance(value, dict) and any(isinstance(one, nn.Module) for one in value.values()):
+        return {"dict": {name: _describe(one) for name, one in value.items()}}
+    return _describe(value)
+
+
+def _check_made_again(kind: object) -> None:
+    """See whether a class of modules is one of those that a checkpoint may have made.
+
+    They load nothing and hold no weights: metrics that torchmetrics computes itself, losses and
+    activations of torch.nn.
+
+    Raises:
+        ValueError: it is none.
+    """
+    is_module = isinstance(kind, type) and issubclass(kind, nn.Module)
+    if not is_module or not _is_within(kind.__module__, MADE_AGAIN):
+        raise ValueError(f"objects of {kind!r:.200} are not made again from a checkpoint")
+
+
+def _made(kind: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    """Make a module of a library with arguments out of a file.
+
+    Raises:
+        ValueError: an argument is too large, or the module would have weights.
+    """
+    for name, value in arguments.items():
+        if isinstance(value, (int, float)) and abs(value) > LARGEST_ARGUMENT:
+            raise ValueError(f"{name}={value!r:.50} of {kind.__qualname__} is too large")
+    if _is_within(kind.__module__, ("torch",)):
+        with torch.device("meta"):
+            trial = kind(**arguments)
+        if any(True for _ in (*trial.parameters(), *trial.buffers())):
+            raise ValueError(f"{kind.__qualname__} has weights of its own")
+    return kind(**arguments)
+
+
+def _is_same_module(one: nn.Module, other: nn.Module) -> bool:
+    """Tell whether a module made again is as the one it stands for: class, settings, state, parts."""
+    if type(one) is not type(other) or one.training != other.training:
+        return False
+    mine, theirs = ({k: v for k, v in vars(m).items() if _is_setting(k, v)} for m in (one, other))
+    children = [dict(m.named_children()) for m in (one, other)]
+    states = [vars(m).get("_defaults", {}) for m in (one, other)]
+    return (
+        mine == theirs
+        and getattr(one, "_update_count", 0) == getattr(other, "_update_count", 0)
+        and states[0].keys() == states[1].keys()
+        and all(_is_same_state(getattr(one, key), getattr(other, key)) for key in states[0])
+        and list(children[0]) == list(children[1])
+        and all(_is_same_module(children[0][key], children[1][key]) for key in children[0])
+    )
+
+
+def _is_setting(name: str, value: object) -> bool:
+    plain = (bool, int, float, str, tuple, list, type(None))
+    return isinstance(value, plain) and name not in ("_cache", "_computed", "_update_signature")
+
+
+def _is_same_state(one: object, other: object) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
+    return isinstance(one, list) and one == other == []
 
 
 def _path_of(value: Any) -> str:
@@ -180,6 +335,11 @@ def _is_same(one: object, other: object) -> bool:
             *((one.keywords[key], other.keywords[key]) for key in other.keywords),
         ]
         return all(_is_same(*pair) for pair in pairs)
+    if isinstance(one, nn.Module) and isinstance(other, nn.Module):
+        return _is_same_module(one, other)
+    if type(one) in (list, tuple) and type(one) is type(other):
+        assert isinstance(one, (list, tuple)) and isinstance(other, (list, tuple))
+        return len(one) == len(other) and all(map(_is_same, one, other))
     return one is other or (type(one) is type(other) and bool(one == other))
 
 
@@ -217,6 +377,20 @@ def _rebuild(description: object, finder: Callable[[str], object]) -> Any:
             *(_rebuild(one, finder) for one in args),
             **{_text(name): _rebuild(one, finder) for name, one in keywords.items()},
         )
+    for key, container in (("list", list), ("tuple", tuple)):
+        if key in description:
+            items = description[key]
+            if not isinstance(items, list):
+                raise ValueError(f"it describes a {key} whose items are no list")
+            return container(_rebuild(one, finder) for one in items)
+    if "dict" in description:
+        return _rebuilt_mapping(description["dict"], finder)
+    if "module" in description:
+        kind: Any = finder(_text(description["module"]))
+        _check_made_again(kind)
+        made = _made(kind, _rebuilt_mapping(description.get("arguments"), finder))
+        _set_state(made, description.get("state", {}))
+        return made
     found = finder(_text(description.get("path")))
     if "fields" not in description:
         return found
@@ -227,6 +401,12 @@ def _rebuild(description: object, finder: Callable[[str], object]) -> Any:
     if not isinstance(fields, dict):
         raise ValueError(f"the fields of {description['path']} are no mapping")
     return found(**{_text(name): _rebuild(one, finder) for name, one in fields.items()})
+
+
+def _rebuilt_mapping(described: object, finder: Callable[[str], object]) -> dict[str, Any]:
+    if not isinstance(described, dict):
+        raise ValueError("it describes a mapping that is none")
+    return {_text(name): _rebuild(one, finder) for name, one in described.items()}
 
 
 def _text(value: object) -> str:

@@ -5,14 +5,18 @@ Both are pickled when those are others than this one.
 
 from __future__ import annotations
 
-import uuid
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
+from raylit.core import shown
 from raylit.core.aliases import StateDict
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
     from raylit.core.datamodule import LightningDataModule
     from raylit.core.module import LightningModule
     from raylit.core.progress import Progress
@@ -217,6 +221,7 @@ class Job:
             says.
         display: where the progress bar of rank 0 sends what it would draw, or None to draw here.
         task: what is done instead, with the data of `fn`, or None.
+        config: of a fit that was written in Python, the YAML that makes the same one, for loggers.
         id: stands in its checkpoints, so that workers that start again know them from those that
             others write to the same folder.
     """
@@ -238,10 +243,11 @@ class Job:
     is_picked: bool = False
     opened: dict[str, dict[str, Any]] = field(default_factory=dict)
     task: Task | None = None
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    config: str = ""
+    id: str = field(default_factory=lambda: os.urandom(16).hex())
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Result:
     """What a fit gives back.
 
@@ -276,28 +282,39 @@ class Result:
     value: Any = None
     state: StateDict | None = None
 
-    def plot(self, *keys: str) -> Any:
-        """Draw the history over the epochs.
+    @property
+    def dataframe(self) -> DataFrame:
+        """The history as a pandas DataFrame, a row for each time that values were logged."""
+        import pandas as pd
+
+        return pd.DataFrame(self.history)
+
+    def plot(self, *keys: str) -> Figure:
+        """Draw the history over the steps.
 
         Args:
             keys: metrics to draw; all if none is named.
 
         Returns:
-            A matplotlib Figure.
+            A matplotlib Figure, which a notebook shows as the last line of a cell.
         """
-        from matplotlib.figure import Figure
+        return shown.curves(self.history, keys)
 
-        names = keys or tuple(
-            sorted({name for row in self.history for name in row} - {"epoch", "step"})
-        )
-        figure = Figure(figsize=(8, 4), layout="constrained")
-        axes = figure.subplots()
-        for name in names:
-            points = [(row["step"], row[name]) for row in self.history if name in row]
-            axes.plot(
-                [x for x, _ in points], [y for _, y in points], marker="o", markersize=3, label=name
-            )
-        axes.set_xlabel("step")
-        axes.grid(alpha=0.3)
-        axes.legend()
-        return figure
+    def __repr__(self) -> str:
+        parts = [f"{self.epochs} epochs, {self.steps} steps"]
+        parts += [f"{name}={value}" for name, value in self._where()]
+        if self.metrics:
+            parts.append(shown.in_short(self.metrics))
+        return f"Result({'; '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        rows = [("done", f"{self.epochs} epochs, {self.steps} steps")]
+        rows += [(name, f"{value:.6g}") for name, value in self.metrics.items()]
+        rows += self._where()
+        return shown.as_html(rows, shown.curves(self.history) if self.history else None)
+
+    def _where(self) -> list[tuple[str, str]]:
+        """Return the best checkpoint and the MLflow run, where there are any."""
+        best = self.best_model_path or self.last_model_path
+        named = [("checkpoint", best), ("run_id", self.run_id)]
+        return [(name, value) for name, value in named if value]

@@ -19,11 +19,41 @@ and run `raylit.testing.LoggerConformance` against it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from raylit.runtime.messages import warn_once
 
 if TYPE_CHECKING:
     from raylit.core.callback import Checkpoint
+    from raylit.core.module import LightningModule
+
+
+@dataclass(frozen=True)
+class DataInput:
+    """What a run read, as loggers show it.
+
+    Attributes:
+        context: `train`, `validation` or `test`.
+        name: of the dataset.
+        digest: the same for the same data; of 32 letters.
+        num_rows: samples, None if that is not known.
+        columns: of each part of a batch the type of its numbers and the shape of a sample.
+    """
+
+    context: str
+    name: str
+    digest: str
+    num_rows: int | None
+    columns: dict[str, tuple[str, tuple[int, ...]]]
+
+
+class LRSearch(Protocol):
+    """What a search for a learning rate found."""
+
+    def plot(self, suggest: bool = False) -> object:
+        """Draw it; returns a matplotlib Figure."""
 
 
 class Logger(ABC):
@@ -59,6 +89,23 @@ class Logger(ABC):
         """Identity of the run in its store, or None where there is no such thing."""
         return None
 
+    @property
+    def measured_groups(self) -> Collection[str]:
+        """Groups of measurements that raylit makes by itself and that are wanted here.
+
+        Of `perf`, `optim` and `system`; the first two come as metrics, see `engine/monitor.py`.
+        """
+        return ()
+
+    def watch_node(self, node: int) -> None:
+        """Measure the machine while a fit runs, where the store can show that.
+
+        One rank of each node, also of those without rank 0; must not block.
+        """
+
+    def leave_node(self) -> None:
+        """The fit has ended on this node."""
+
     def resume(self, run_id: str) -> None:
         """Go on with the run that a checkpoint names, where the store can.
 
@@ -77,7 +124,10 @@ class Logger(ABC):
         """
 
     def start_over(self) -> None:
-        """A fit begins from scratch: what was logged before is another fit's. Driver, before `open`."""
+        """A fit begins from scratch: what was logged before is another fit's.
+
+        Driver, before `open`.
+        """
 
     def open(self, *, default_root_dir: str, tags: Mapping[str, str]) -> None:
         """Create the run. Driver only, once, before any worker starts.
@@ -135,6 +185,57 @@ class Logger(ABC):
                 the seed, the number of ranks; nested, plain values.
         """
 
+    def log_input(self, data: DataInput) -> None:
+        """Record which data the run reads. Rank 0, once for each stage; must not block."""
+
+    def log_summary(self, text: str) -> None:
+        """Record the table of the model's parts, where the store keeps texts. Rank 0, once."""
+
+    def log_curves(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Record a picture of the epoch values, where the store keeps some. Rank 0, at the end.
+
+        Args:
+            history: as in `Result.history`.
+        """
+
+    def log_lr_search(self, found: LRSearch) -> None:
+        """Record what a search for a learning rate found, where the store keeps figures. Rank 0."""
+
+    def join(self, run_id: str) -> None:
+        """An evaluation of a checkpoint begins: log into the run that made it, if the store can.
+
+        What became of that run stays as it is. Driver only, before `open`.
+        """
+
+    @property
+    def wants_model(self) -> bool:
+        """Whether `keep_model` is to be called at the end of a fit."""
+        return False
+
+    def keep_model(self, module: LightningModule, inputs: tuple[object, ...], step: int) -> None:
+        """Keep the trained model, where the store has a place for it. Rank 0, before `finalize`.
+
+        Args:
+            module: on the CPU.
+            inputs: the arguments of its `forward` in the first validation batch.
+            step: optimizer steps taken.
+        """
+
+    def config_arguments(self) -> dict[str, object]:
+        """Return arguments it was made with that no attribute of the same name tells. Driver.
+
+        An attribute may have `_` before the name. What makes it write into one run alone is left
+        out.
+        """
+        return {}
+
+    def log_config(self, text: str) -> None:
+        """Record the config of a fit, where the store keeps texts. Rank 0, once.
+
+        Args:
+            text: YAML that `raylit fit --config` takes, without secrets.
+        """
+
     def log_graph(self, model: Any, input_array: Any = None) -> None:
         """Record the model's graph, where the store can show one. Rank 0."""
 
@@ -172,3 +273,96 @@ class Logger(ABC):
 
     def after_save_checkpoint(self, checkpoint_callback: Checkpoint) -> None:
         """Told that `checkpoint_callback` has written a file. Rank 0; must not block."""
+
+
+class ForeignLogger(Logger):
+    """An object that derives from no Logger but has `log_metrics`, as a Logger.
+
+    Of the methods that Lightning calls, those that it has are called, with Lightning's arguments;
+    the others do nothing.
+
+    Args:
+        logger: the object.
+
+    Example:
+        >>> class Rows:
+        ...     def __init__(self):
+        ...         self.rows = []
+        ...
+        ...     def log_metrics(self, metrics, step):
+        ...         self.rows.append((step, dict(metrics)))
+        >>> Trainer(logger=Rows(), max_epochs=1).fit(BoringModel())
+    """
+
+    def __init__(self, logger: object) -> None:
+        self._logger = logger
+
+    @property
+    def name(self) -> str | None:
+        name: str | None = getattr(self._logger, "name", None)
+        return name
+
+    @property
+    def version(self) -> int | str | None:
+        version: int | str | None = getattr(self._logger, "version", None)
+        return version
+
+    @property
+    def save_dir(self) -> str | None:
+        folder: str | None = getattr(self._logger, "save_dir", None)
+        return folder
+
+    @property
+    def log_dir(self) -> str | None:
+        folder: str | None = getattr(self._logger, "log_dir", None)
+        return folder
+
+    @property
+    def experiment(self) -> Any:
+        return getattr(self._logger, "experiment", None)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._call("log_metrics", metrics=metrics, step=step)
+
+    def log_hyperparams(self, params: Mapping[str, Any]) -> None:
+        self._call("log_hyperparams", params)
+
+    def log_graph(self, model: Any, input_array: Any = None) -> None:
+        self._call("log_graph", model)
+
+    def save(self) -> None:
+        self._call("save")
+
+    def finalize(self, status: str) -> None:
+        self._call("finalize", status)
+
+    def after_save_checkpoint(self, checkpoint_callback: Checkpoint) -> None:
+        self._call("after_save_checkpoint", checkpoint_callback)
+
+    def _call(self, method: str, *args: object, **kwargs: object) -> None:
+        function = getattr(self._logger, method, None)
+        if function is not None:
+            function(*args, **kwargs)
+
+
+def as_loggers(loggers: Iterable[object]) -> list[Logger]:
+    """Return the loggers of a Trainer with the whole contract, whatever class they are of."""
+    return [one if isinstance(one, Logger) else ForeignLogger(one) for one in loggers]
+
+
+def number_of(key: str, value: object, store: str) -> float | None:
+    """Return a metric as a number; None, and one warning, if it is none.
+
+    Args:
+        key: the metric's name.
+        value: what was logged.
+        store: what records it, for the warning.
+    """
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        warn_once(
+            f"{store} records numbers only, so the metric {key} = {value!r} was left out.",
+            key=f"{store} metric {key}",
+        )
+        return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 
 from raylit import checkpoint as checkpoints
 from raylit.checkpoint import foreign
+from raylit.core import objects
 from raylit.core.aliases import Batch, StateDict, UserOptimizer
 from raylit.core.export import Exportable
 from raylit.core.hooks import ModuleHooks
@@ -45,6 +47,19 @@ class Log(Protocol):
 
 
 OF_COMPILED = "_orig_mod."  # what torch.compile(part) puts into the names of what is in the part
+
+
+_is_traced: ContextVar[bool] = ContextVar("a module is traced", default=False)
+
+
+@contextmanager
+def being_traced() -> Iterator[None]:
+    """Within, a module without a Trainer has None for one: torch.jit reads all its attributes."""
+    token = _is_traced.set(True)
+    try:
+        yield
+    finally:
+        _is_traced.reset(token)
 
 
 class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
@@ -274,9 +289,9 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
     def log_figure(self, name: str, figure: object) -> None:
         """Keep a matplotlib figure with the run, at the step that runs.
 
-        Rank 0 only, by the loggers that can (MLFlowLogger); others leave it out, and that is said
-        once. The figure is drawn at once, about 0.1 s, and sent in the background: it may be closed
-        or drawn over afterwards.
+        Rank 0 only, by the loggers that can (those of raylit); others leave it out, and that is
+        said once. The figure is drawn at once, about 0.1 s, and to MLflow sent in the background:
+        it may be closed or drawn over afterwards.
 
         Args:
             name: such as `confusion`; a `/` makes folders.
@@ -356,9 +371,9 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
             RuntimeError: none does.
         """
         trainer = self._trainer() if self._trainer is not None else None
-        if trainer is None:
+        if trainer is None and not _is_traced.get():
             raise RuntimeError(f"{type(self).__qualname__} is not attached to a `Trainer`.")
-        return trainer
+        return trainer  # type: ignore[return-value]  # None while it is traced
 
     @trainer.setter
     def trainer(self, trainer: RunningTrainer | None) -> None:
@@ -455,6 +470,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         """
         if self.automatic_optimization:
             raise ConfigError(
+                "to use manual_backward, please disable automatic optimization: "
                 "manual_backward needs manual optimization: set self.automatic_optimization = False"
                 " in __init__."
             )
@@ -479,6 +495,8 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         ):
             if own is not None and given is not None and own != given:
                 raise ConfigError(
+                    f"You have set `Trainer({name}={given!r})` and have passed"
+                    f" `clip_gradients({name}={own!r})`. Please use only one of them: "
                     f"Trainer({name}={given!r}) and clip_gradients({name}={own!r}) disagree. Set it"
                     " in one of the two only."
                 )
@@ -577,6 +595,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
                 f" {cls.__name__}.strict_loading={module.strict_loading} disagree. Set one of them."
             )
         module.configure_model()
+        objects.put_back(checkpoint, cls)
         with foreign.explaining(checkpoint):
             module.on_load_checkpoint(checkpoint)
         module.load_state_dict(

@@ -28,7 +28,7 @@ counts as fired once the first of its hooks has begun.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Final, Literal, Self
+from typing import Final, Literal, Self, get_args
 
 from raylit.core.aliases import StateDict
 
@@ -158,7 +158,19 @@ class Progress:
         return asdict(self)
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Take the cursor from `state_dict`; keys of other versions are ignored."""
+        """Take the cursor from `state_dict`; keys of other versions are ignored.
+
+        Raises:
+            ValueError: it holds what no cursor does.
+        """
         for field in fields(self):
-            if field.name in state:
-                setattr(self, field.name, state[field.name])
+            if field.name not in state:
+                continue
+            value = state[field.name]
+            if field.name == "at":
+                is_one = value in get_args(At)
+            else:
+                is_one = isinstance(value, int) and 0 <= value < 2**63
+            if not is_one:
+                raise ValueError(f"{field.name} is {value!r}")
+            setattr(self, field.name, value)

@@ -72,7 +72,6 @@ def bring_home(callbacks: Sequence[Callback], states: Iterable[ReturnedCallback]
                 f"The callback {state.kind.__name__} comes back from the workers without its"
                 f" attribute {name}, which cannot be pickled ({why}). Make it where it is used, or"
                 " leave it out in __getstate__().",
-                stacklevel=5,
             )
     return home
 

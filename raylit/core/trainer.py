@@ -51,6 +51,13 @@ class Strategy(Protocol):
         """Whether parameters may get no gradient in a step."""
 
     @property
+    def process_group_backend(self) -> str | None:
+        """Torch's name of what carries collectives; None: what the device wants."""
+
+    def patience_s(self) -> float:
+        """Return how many seconds a rank waits for one that hangs."""
+
+    @property
     def root_device(self) -> torch.device:
         """Where this rank computes."""
 
@@ -516,7 +523,7 @@ class RunningTrainer(Protocol):
 
     # ---- settings ----
     @property
-    def fast_dev_run(self) -> int:
+    def fast_dev_run(self) -> int | bool:
         """Batches of a trial run, 0 for a real one."""
 
     @property
@@ -624,6 +631,14 @@ class JobTrainer(RunningTrainer, Protocol):
     @property
     def workers_wanted(self) -> str:
         """How many workers were asked for, in words."""
+
+    @property
+    def launcher(self) -> str:
+        """What starts the workers: `ray` or `local`."""
+
+    @property
+    def start_method(self) -> str:
+        """How local processes are started: `spawn` or `fork`."""
 
     @property
     def use_gpu(self) -> bool | None:

@@ -5,6 +5,7 @@ The only place for pyarrow, and `ray_dataset` for ray.data.
 
 from raylit.data.collate import collate_missing
 from raylit.data.combined import CombinedLoader
+from raylit.data.identity import identify
 from raylit.data.iterator_steps import Handover, takes_iterator
 from raylit.data.loaders import prepare
 from raylit.data.ray_dataset import RayDataLoader
@@ -18,6 +19,7 @@ __all__ = [
     "RayDataLoader",
     "ShardedSampler",
     "collate_missing",
+    "identify",
     "noting_indices",
     "prepare",
     "seen_indices",

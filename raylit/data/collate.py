@@ -17,7 +17,7 @@ PRESENT = "present"
 
 
 def collate_missing(
-    samples: Sequence[Any], placeholder: Mapping[str, Any] | None = None
+    samples: Sequence[object], placeholder: Mapping[str, object] | None = None
 ) -> dict[str, Any]:
     """Make a batch of samples some of which lack a modality, and tell which.
 
@@ -79,7 +79,7 @@ def _named(sample: object) -> list[tuple[str, Any]]:
     return parts
 
 
-def _nothing_like(value: Any) -> Any:
+def _nothing_like(value: object) -> Any:
     """Return zeros, and empty texts, in the form of a modality."""
     if isinstance(value, Tensor):
         return torch.zeros_like(value)

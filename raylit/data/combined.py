@@ -6,9 +6,9 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -21,6 +21,9 @@ from raylit.data.sharding import Even
 from raylit.errors import ConfigError
 from raylit.runtime import rng
 from raylit.runtime.messages import warn
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 MODES = ("min_size", "max_size_cycle", "max_size", "sequential")
 Item = tuple[Any, int, int]  # batch, number of the batch, number of the loader
@@ -77,6 +80,7 @@ class CombinedLoader:
     def __init__(self, iterables: Any, mode: str = "min_size") -> None:
         if mode not in MODES:
             raise ConfigError(
+                f"Unsupported mode {mode!r}, please select one of: {list(MODES)}. "
                 f"CombinedLoader(mode={mode!r}) is not known. Use one of: {', '.join(MODES)}."
             )
         self._iterables = iterables
@@ -95,7 +99,8 @@ class CombinedLoader:
         self._start = 0
         self._told: list[dict[str, Any]] = []  # of the loaders, where the next iteration begins
         self._drawn_from: dict[str, object] | None = None  # what its first batch was, if read ahead
-        self._begun: dict[int, dict[str, object]] = {}  # random states, of loaders without a place
+        # random states, of loaders without a place: those of the process, and of its generator
+        self._begun: dict[int, tuple[tuple[Any, ...], Tensor | None]] = {}
         self._given = 0
         self._held: list[_Held] = []  # before the batch that was given last, and after it
         self._alive: list[_MultiProcessingDataLoaderIter] = []
@@ -285,13 +290,11 @@ class CombinedLoader:
         loader = self.readers[number]
         if plan_of(loader) is None and not isinstance(loader, Sequence):
             generator = getattr(loader, "generator", None)
-            self._begun[number] = {
-                "rng": rng.state(),
-                "generator": None if generator is None else generator.get_state(),
-            }
+            own = None if generator is None else generator.get_state()
+            self._begun[number] = (rng.capture(), own)
         return self._noted(iter(loader))
 
-    def _noted(self, iterator: Iterator[object]) -> Iterator[Any]:
+    def _noted(self, iterator: Iterator[object]) -> Iterator[object]:
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
             self._alive = [one for one in self._alive if any(one._workers_status)]
             self._alive.append(iterator)
@@ -366,7 +369,7 @@ class CombinedLoader:
             if plan is not None:
                 states.append(plan.state_dict(self._taken(length, own)))
             elif keeper is None:
-                states.append({"begun": self._begun.get(number)})
+                states.append({"begun": self._states_at_begin(number)})
             else:
                 states.append(keeper.state_dict() if held is None else held.keepers[number])
         drawn_from = None if held is None else held.drawn_from
@@ -374,6 +377,12 @@ class CombinedLoader:
             *states,
             {"passed": passed, "ahead": None if drawn_from is None else rng.plain(drawn_from)},
         ]
+
+    def _states_at_begin(self, number: int) -> dict[str, object] | None:
+        if number not in self._begun:
+            return None
+        captured, own = self._begun[number]
+        return {"rng": rng.plain(captured), "generator": own}
 
     def go_on(self, batch: int, states: list[dict[str, Any]], counted: int | None = None) -> None:
         """Let the next iteration begin at number `batch`.
@@ -444,7 +453,7 @@ class CombinedLoader:
         return tree_unflatten(batches, self._spec)
 
 
-def _again(loader: Loaders, number: int, begun: dict[str, Any] | None) -> Iterator[Any]:
+def _again(loader: Loaders, number: int, begun: dict[str, Any] | None) -> Iterator[object]:
     """Begin anew a loader that cannot tell where it is, and drop `number` batches that were read before.
 
     What is random in it is drawn as it was: from the random states `begun`.

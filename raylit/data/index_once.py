@@ -51,10 +51,10 @@ class IndexedOnce(Dataset[Any]):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: object) -> object:
         return self.dataset[index]
 
-    def __getitems__(self, indices: list[Any]) -> Any:
+    def __getitems__(self, indices: list[Any]) -> object:
         """Return the batch of these samples."""
         with NOTHING if self.measure is None else self.measure():
             places = indices
@@ -68,13 +68,13 @@ class IndexedOnce(Dataset[Any]):
             except IndexError:
                 return self._as_torch(indices)  # raises what the data set raises
 
-    def _as_torch(self, indices: list[Any]) -> Any:
+    def _as_torch(self, indices: list[Any]) -> object:
         several = getattr(self.dataset, "__getitems__", None)
         samples = [self.dataset[one] for one in indices] if several is None else several(indices)
         return default_collate(samples)
 
 
-def index_once(loader: Loaders) -> Any:
+def index_once(loader: Loaders) -> object:
     """Return a copy of a loader that indexes once a batch, where that gives the same batches.
 
     Else the loader itself.
@@ -113,5 +113,5 @@ def _is_plain_tensor(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not (tensor.is_conj() or tensor.is_neg())
 
 
-def _as_it_is(batch: Batch) -> Any:
+def _as_it_is(batch: Batch) -> object:
     return batch

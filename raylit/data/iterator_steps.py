@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from raylit.core.hooks import takes_argument
 from raylit.data.combined import Item
 
 
@@ -14,7 +14,7 @@ def takes_iterator(step: Callable[..., Any]) -> bool:
 
     Its argument is then called `dataloader_iter`.
     """
-    return "dataloader_iter" in inspect.signature(step).parameters
+    return takes_argument(step, "dataloader_iter")
 
 
 class Handover(Iterator[Item]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch.utils.data import BatchSampler, RandomSampler
 
@@ -20,7 +20,7 @@ from raylit.data.sampling.sampler import (
     without_shuffle,
 )
 from raylit.data.sharding import make_even
-from raylit.errors import DataError
+from raylit.errors import DataError, DataTypeError, foreign_hint
 from raylit.runtime.messages import info, warn
 
 if TYPE_CHECKING:
@@ -68,64 +68,69 @@ def prepare(
         if isinstance(data, CombinedLoader)
         else CombinedLoader(data, "max_size_cycle" if stage == "train" else "sequential")
     )
-    if stage == "train" and loader.mode == "sequential":
-        raise DataError(
-            "CombinedLoader(mode='sequential') cannot be trained on. Use mode='min_size',"
-            " 'max_size' or 'max_size_cycle'."
-        )
-    if stage == "predict" and loader.mode != "sequential":
-        raise DataError(
-            f"CombinedLoader(mode={loader.mode!r}) cannot be predicted on. Use mode='sequential'."
-        )
+    _check_mode(loader, stage)
     ready: list[object] = []
-    for one in loader.flattened:
-        one = arrow_loader(as_loader(one, origin), origin)
+    for given in loader.flattened:
+        one = arrow_loader(as_loader(given, origin), origin)
         if not is_iterable(one):
-            raise DataError(
+            raise DataTypeError(
+                "An invalid dataloader was passed: "
                 f"{origin} gave {one!r} ({type(one).__name__}), which cannot be iterated. Give a"
                 " DataLoader, an iterable, a Ray Dataset, or a list or dict of them."
+                f"{foreign_hint(one)}"
             )
         warn_of(one, stage, overfit, origin)
+        ranks = world if distribute else None
+        drops = stage == "train" and uneven == "drop"
         if isinstance(one, RayDataLoader):
             several = len(loader.flattened) > 1
-            ready.append(
-                one.prepared(
-                    stage, world if distribute else None, overfit=overfit, among_several=several
-                )
-            )
-            continue
-        if isinstance(one, PositionedLoader):
-            ranks = world if distribute else None
+            ready.append(one.prepared(stage, ranks, overfit=overfit, among_several=several))
+        elif isinstance(one, PositionedLoader):
             ready.append(one.prepared(stage, ranks, overfit=overfit, drop=uneven == "drop"))
-            continue
-        one = (
-            without_shuffle(one)
-            if overfit
-            else with_short_batches(one)
-            if stage == "predict"
-            else one
-        )
-        mode = "drop" if stage == "train" and uneven == "drop" else SHARD_MODES[stage]
-        ready.append(shard(one, world, mode, elastic) if distribute else one)
+        else:
+            one = _in_order(one, stage, overfit)
+            mode = "drop" if drops else SHARD_MODES[stage]
+            ready.append(shard(one, world, mode, elastic) if distribute else one)
     if not ready:
         warn(f"{origin} gave no loader.")
     loader.flattened = ready
     loader.watch = None  # a loader that is given may have been read before
     loader.even = None
     agree_on_salts(ready, world)
+    loader.limits = [num_batches(stage, length_of(one), limit) for one in ready]
+    loader.limit_of = None
     if stage == "train":
         loader.readers = [
             planned(one, world.rank, world.size, number, seed)
             for number, one in enumerate(loader.readers)
         ]
-    loader.limit_of = partial(num_batches, stage, limit=limit) if stage == "train" else None
-    loader.limits = [num_batches(stage, length_of(one), limit) for one in ready]
-    if stage == "train":
+        loader.limit_of = partial(num_batches, stage, limit=limit)
         loader.even = make_even(loader.num_batches(), ready, world, uneven)
     return loader
 
 
-def arrow_loader(data: object, origin: str) -> Any:
+def _check_mode(loader: CombinedLoader, stage: str) -> None:
+    if stage == "train" and loader.mode == "sequential":
+        raise DataError(
+            'Training does not support the `CombinedLoader(mode="sequential")` mode. '
+            "CombinedLoader(mode='sequential') cannot be trained on. Use mode='min_size',"
+            " 'max_size' or 'max_size_cycle'."
+        )
+    if stage == "predict" and loader.mode != "sequential":
+        raise DataError(
+            '`trainer.predict()` only supports the `CombinedLoader(mode="sequential")` mode. '
+            f"CombinedLoader(mode={loader.mode!r}) cannot be predicted on. Use mode='sequential'."
+        )
+
+
+def _in_order(loader: Loaders, stage: str, overfit: bool) -> Loaders:
+    """Return what gives each sample in its place where that is asked, else `loader` itself."""
+    if overfit:
+        return without_shuffle(loader)
+    return with_short_batches(loader) if stage == "predict" else loader
+
+
+def arrow_loader(data: object, origin: str) -> object:
     """Return a loader for `data` if it is an ArrowDataset, else `data` itself."""
     arrow = sys.modules.get("raylit.data.arrow")  # where nobody has imported it, there is none
     if arrow is None or not isinstance(data, arrow.ArrowDataset):
@@ -186,7 +191,8 @@ def num_batches(stage: str, length: float, limit: int | float) -> float:
     `limit` of them if it is an int, that fraction, rounded down, if a float.
 
     Raises:
-        DataError: a fraction of a loader without length, or a fraction so small that it leaves no batch.
+        DataError: a fraction of a loader without length, or a fraction so small that it leaves no
+            batch.
     """
     if length == 0 or limit == 0:
         return 0
@@ -196,6 +202,8 @@ def num_batches(stage: str, length: float, limit: int | float) -> float:
         return length
     if length == float("inf"):
         raise DataError(
+            f"When using an `IterableDataset`, `Trainer(limit_{stage}_batches)` must be `1.0` or an"
+            " int. "
             f"limit_{stage}_batches={limit} is a fraction, but the {stage} loader has no length."
             " Give a number of batches, or 1.0 for all."
         )

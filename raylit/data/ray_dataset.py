@@ -272,7 +272,7 @@ class RayDataLoader:
             source = self._shard
         return self._read(source, skip)
 
-    def _read(self, source: Any, skip: int) -> Iterator[Any]:
+    def _read(self, source: Any, skip: int) -> Iterator[object]:
         options = dict(self._options)
         collate = self._options["collate_fn"]
         if collate is not None and not _is_ray_collate(collate):
@@ -345,7 +345,7 @@ class RayDataLoader:
         return self._world.size if self._world is not None else 1
 
 
-def as_loader(data: object, origin: str) -> Any:
+def as_loader(data: object, origin: str) -> object:
     """Return a loader for `data` if it is a Ray Dataset, else `data` itself.
 
     Raises:

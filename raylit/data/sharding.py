@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -67,9 +67,8 @@ class Even:
         while index < self.number:
             item = next(items, None)
             if self.agrees:
-                states = self.world.gather_numbers(
-                    ENDS if item is None else READS_AGAIN if self.passed else READS
-                )
+                reads = READS_AGAIN if self.passed else READS
+                states = self.world.gather_numbers(ENDS if item is None else reads)
                 if all(states) or (self.policy == "drop" and any(states)):
                     return
                 if item is None:
@@ -105,7 +104,7 @@ def _ranks(have: Sequence[int]) -> str:
     )
 
 
-def is_certain(loader: Any) -> bool:
+def is_certain(loader: object) -> bool:
     """Tell whether `loader` gives as many batches as it says."""
     if isinstance(loader, RayDataLoader):
         return loader.is_certain
@@ -114,7 +113,9 @@ def is_certain(loader: Any) -> bool:
     return isinstance(loader, (Sequence, range, PositionedLoader))
 
 
-def make_even(number: float, loaders: Sequence[Any], world: World, policy: Uneven) -> Even | None:
+def make_even(
+    number: float, loaders: Sequence[object], world: World, policy: Uneven
+) -> Even | None:
     """Let the ranks agree on how long an epoch is; None if they have equally many batches.
 
     Args:
@@ -133,13 +134,9 @@ def make_even(number: float, loaders: Sequence[Any], world: World, policy: Uneve
     agrees = not all(certain for _, certain in told)
     if not agrees and len(set(numbers)) == 1:
         return None
-    together = (
-        float("inf")
-        if float("inf") in numbers
-        else min(numbers)
-        if policy == "drop"
-        else max(numbers)
-    )
+    together = min(numbers) if policy == "drop" else max(numbers)
+    if float("inf") in numbers:
+        together = float("inf")
     if policy == "finish" and not agrees and 0 in numbers:
         raise DataError(f"{_ranks(numbers)} no training batch at all; they {_WHY}")
     if policy == "finish" and any(

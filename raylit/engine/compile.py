@@ -156,7 +156,7 @@ def _entry(module: nn.Module) -> Callable[..., Any]:
     Its code object is its own, since torch.compile counts graphs by that and gives up after a few.
     """
 
-    def entry(*args: object, **kwargs: object) -> Any:
+    def entry(*args: object, **kwargs: object) -> object:
         return module._call_impl(*args, **kwargs)
 
     code = entry.__code__.replace(co_name=type(module).__name__)
@@ -169,7 +169,7 @@ def _with_deferred_logs(
     pending: list[tuple[object, ...]],
     log: Callable[..., None],
 ) -> Callable[..., Any]:
-    def call(*args: object, **kwargs: object) -> Any:
+    def call(*args: object, **kwargs: object) -> object:
         if torch.compiler.is_compiling():  # within the graph of a parent
             return module._call_impl(*args, **kwargs)
         output = compiled(*args, **kwargs)

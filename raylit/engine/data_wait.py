@@ -7,7 +7,7 @@ cost nothing, if the device still computes what it was given before: the share i
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch.utils.data import DataLoader
 
@@ -45,10 +45,15 @@ class DataWait:
             self._since = None
 
     @property
+    def trained_s(self) -> float:
+        """The seconds of training so far, waiting among them."""
+        running = 0.0 if self._since is None else time.monotonic() - self._since
+        return self._trained_s + running
+
+    @property
     def share(self) -> float:
         """The share of training's time that was waiting; 0 until there is enough to tell."""
-        running = 0.0 if self._since is None else time.monotonic() - self._since
-        return self.waited_s / (self._trained_s + running) if self.waited_s >= LEAST_S else 0.0
+        return self.waited_s / self.trained_s if self.waited_s >= LEAST_S else 0.0
 
 
 def tell(run: Run) -> None:
@@ -62,7 +67,7 @@ def tell(run: Run) -> None:
         )
 
 
-def remedy(loader: Any) -> str:
+def remedy(loader: object) -> str:
     """Return what makes a loader faster, as an argument to change."""
     if isinstance(loader, PositionedLoader):
         return loader.remedy

@@ -82,9 +82,8 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
         several = loader.mode == "sequential" and len(loader.flattened) > 1
         if not data.takes_iterator(getattr(module, f"{name}_step")):
             check_dataloader_idx(module, f"{name}_step", len(loader.flattened) if several else 1)
-        if run.job.fn == "fit":
-            for one in loader.flattened:
-                data.set_epoch(one, run.progress.epoch)
+        for one in loader.flattened:
+            data.set_epoch(one, run.progress.epoch)
         with metrics.switched(run.val_entries, training=False), evaluating(run, name):
             batches = iter(loader)
             run.fire(f"on_{name}_start")
@@ -138,10 +137,15 @@ def evaluate_batches(
     if data.takes_iterator(getattr(run.module, f"{name}_step")):
         batches, step, batch_end = hand_over(run, batches, step, batch_end, number, several)
         transfer = None
+    stage = "val" if name == "validation" else name
+    is_new = stage not in run.data.noted
     for batch, batch_idx, dataloader_idx in run.strategy.together(batches):
         if transfer is not None:
             batch = transfer(batch, dataloader_idx)
         metrics.begin_batch(batch, dataloader_idx if several else None)
+        if is_new:
+            is_new = False
+            run.note_data(stage, batch)
         which = (dataloader_idx,) if several else ()
         for function in batch_start:
             metrics.hook = f"on_{name}_batch_start"
@@ -215,6 +219,8 @@ def predict(run: Run) -> list[Any] | None:
         several = len(loader.flattened) > 1
         if not data.takes_iterator(run.module.predict_step):
             check_dataloader_idx(run.module, "predict_step", len(loader.flattened))
+        for one in loader.flattened:
+            data.set_epoch(one, run.progress.epoch)
         callbacks = run.trainer.callbacks
         if any(callback.notes_samples for callback in callbacks):
             loader.flattened = [data.noting_indices(one) for one in loader.flattened]

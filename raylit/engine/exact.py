@@ -61,7 +61,7 @@ def dump(run: Run, progress: Progress) -> dict[str, Any]:
     return state
 
 
-def plain_output(output: Any) -> Any:
+def plain_output(output: object) -> object:
     """Return what of an output of `training_step` is plain data, without its graph."""
     if isinstance(output, torch.Tensor):
         return output.detach()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import uuid
 from typing import Any
 
@@ -14,17 +15,21 @@ from raylit.runtime.messages import warn, warn_once
 
 # Rows that a checkpoint holds itself are this many to twice as many. Whole, 3,000 rows of 11 values
 # made each checkpoint of a small module take 232 ms, not 11.
-TAIL = 32
+TAIL = 16
 
 Row = dict[str, float]
 
+_NAME = re.compile(r"\.history-[0-9a-f]{8}\.jsonl")
+
 
 class History:
-    """A row of values for each epoch or validation, in the order of steps. Written by `Run.remember`.
+    """A row of values for each epoch or validation, in the order of steps.
+
+    Written by `Run.remember`.
 
     Checkpoints hold the newest rows. Older ones, which no longer change, are in a file that belongs
-    to this fit alone, `.history-<name>.jsonl` in the folder for checkpoints: a row is appended once,
-    before the first checkpoint that does not hold it.
+    to this fit alone, `.history-<name>.jsonl` in the folder for checkpoints: a row is appended
+    once, before the first checkpoint that does not hold it.
 
     Attributes:
         rows: all rows.
@@ -79,20 +84,19 @@ class History:
         Args:
             state: as `state` returned it; earlier versions stored the rows.
             checkpoint: path of the checkpoint, beside which the file is if its folder was moved.
+
+        Raises:
+            ValueError: it is not as `state` returned it.
         """
         if isinstance(state, list):
-            return cls(list(state))
-        rows = list(state["rows"])
+            return cls(_rows(state))
+        rows = _rows(state["rows"])
         older = state.get("older")
         if older is None:
             return cls(rows)
-        name = os.path.basename(older["path"])
-        beside = os.path.dirname(checkpoint)
-        places = [older["path"], os.path.join(beside, name)]
-        places.append(os.path.join(os.path.dirname(beside), name))  # of recovery/x.ckpt
-        for path in places:
+        for path in _places(older["path"], checkpoint):
             try:
-                return cls(_read(path, older["rows"]) + rows)
+                return cls(_rows(_read(path, older["rows"])) + rows)
             except (OSError, ValueError):
                 continue
         warn(
@@ -100,6 +104,29 @@ class History:
             " The loggers have their values. Keep the file with its checkpoints."
         )
         return cls(rows)
+
+
+def _rows(found: object) -> list[Row]:
+    if not isinstance(found, list) or not all(
+        isinstance(row, dict) and isinstance(row.get("step"), (int, float)) for row in found
+    ):
+        raise ValueError("it is no list of rows")
+    return list(found)
+
+
+def _places(path: str, checkpoint: str) -> list[str]:
+    """Return where the file of older rows may be that a checkpoint names.
+
+    Whoever wrote the checkpoint chose the name: it may only be that of such a file, and no address
+    is asked where the checkpoint does not come from.
+    """
+    name = os.path.basename(path)
+    if _NAME.fullmatch(name) is None:
+        raise ValueError(f"{path!r} is no file of older rows")
+    beside = os.path.dirname(checkpoint)
+    found = [os.path.join(beside, name)]
+    found.append(os.path.join(os.path.dirname(beside), name))  # of recovery/x.ckpt
+    return found if storage.is_url(path) else [path, *found]
 
 
 def _append(path: str, rows: list[Row], begin: int, end: int) -> None:

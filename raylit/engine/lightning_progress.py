@@ -45,15 +45,10 @@ def loops_of(progress: Progress, *, automatic: bool, accumulate: int) -> dict[st
         "processed": progress.epoch + (at == EPOCH_PLATEAU),
         "completed": progress.epoch,
     }
-    steps_in_epoch = (
-        0
-        if not automatic
-        else (
-            -(-progress.batch // accumulate)
-            if progress.is_last_batch
-            else progress.batch // accumulate
-        )
-    )
+    steps_in_epoch = 0
+    if automatic:  # the last window of an epoch steps, however short it is
+        unfinished = progress.is_last_batch and progress.batch % accumulate != 0
+        steps_in_epoch = progress.batch // accumulate + unfinished
     auto_steps, manual_steps = (progress.steps, 0) if automatic else (0, progress.steps)
     none = _both(_counts(0, 0), _counts(0, 0))
     eval_loop = {"state_dict": {}, "batch_progress": {**none, "is_last_batch": False}}

@@ -70,6 +70,7 @@ from raylit.engine.schedule import (
     validates_in_epoch,
     validation_due,
 )
+from raylit.engine.state import as_written
 from raylit.errors import ConfigError, DataError
 from raylit.parallel import no_sync
 from raylit.runtime import rng
@@ -98,7 +99,8 @@ def fit(run: Run) -> None:
         run.load("val")
     run.fire("on_train_start")
     if run.resume.own is not None and "rng" in run.resume.own:
-        rng.restore(run.resume.own["rng"])  # as they were, whatever it took to come here again
+        with as_written(run, "the random states"):
+            rng.restore(run.resume.own["rng"])  # as they were, whatever it took to come here again
     agree_on_stop(run)
     is_told = True  # by start_training_data: a sampler is told each epoch once, as in Lightning
     while progress.in_epoch or not is_done(run):
@@ -144,7 +146,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     automatic = run.module.automatic_optimization
     num_batches = trainer.num_training_batches
     log_every = trainer.log_every_n_steps
-    is_trial = trainer.fast_dev_run > 0
+    is_trial = bool(trainer.fast_dev_run)
     run.calls = replace(
         run.calls,
         clips=run.clips_gradients(),
@@ -164,6 +166,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
         transfer = None
     wait = run.data.wait
     wait.begin()
+    monitor = run.monitor
     train = with_gradients(run, train) if run.resume.has_gradients else train
     enter = ACTIONS.index(progress.at)  # 0, but where a fit goes on within a batch
     if enter:
@@ -224,6 +227,8 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
         ):
             metrics.reduce_steps()
             run.log_metrics(metrics.to_log())
+            monitor.log()
+            run.note_data("train", metrics.batch)
         if run.data.checks_validation and (
             enter == AT_VALIDATION or (enter < AT_VALIDATION and validation_due(run))
         ):
@@ -262,7 +267,7 @@ def hand_over(
         lambda batch, _: run.metrics.begin_batch(batch),
     )
 
-    def train_on_iterator(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
+    def train_on_iterator(run: Run, batch: Any, batch_idx: int, step: bool) -> object:
         progress.is_last_batch = False  # which it is only once the step has read it
         output = train(run, given, batch_idx, step)
         if given.done and not step:
@@ -416,7 +421,7 @@ def with_gradients(run: Run, train: Any) -> Any:
     has_fired = run.progress.at == CLIP
     run.progress.at = BATCH
 
-    def only_step(run: Run, batch: Any, batch_idx: int, step: bool) -> Any:
+    def only_step(run: Run, batch: object, batch_idx: int, step: bool) -> object:
         run.resume.has_gradients = False
         rng.restore(own["rng"])  # to read the batch may have taken random numbers
         output = own["output"]
@@ -489,6 +494,8 @@ def loss_of(run: Run, output: object) -> Tensor | None:
         loss = output.get("loss")
         if loss is None:
             raise ConfigError(
+                "In automatic_optimization, when `training_step` returns a dict, the 'loss' key needs to be"
+                " present. "
                 "training_step returned a dict without the key 'loss'; it has:"
                 f" {', '.join(map(repr, output)) or 'nothing'}."
             )
@@ -501,6 +508,7 @@ def loss_of(run: Run, output: object) -> Tensor | None:
         return None
     else:
         raise ConfigError(
+            "In automatic optimization, `training_step` must return a Tensor, a dict, or None. "
             f"training_step returned a {type(output).__name__}. Return the loss as a tensor, a dict"
             " with the key 'loss', or None to skip."
         )
@@ -548,6 +556,7 @@ def end_epoch(run: Run) -> None:
     has_fired = progress.at == EPOCH_PLATEAU  # in the fit that this one goes on from
     progress.at = EPOCH_END
     run.data.wait.end()
+    run.note_data("train", metrics.batch)
     metrics.end_epoch()
     progress.at = EPOCH_PLATEAU
     metrics.hook = "on_train_epoch_end"

@@ -5,7 +5,6 @@ And the optimizer that users step by hand.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -15,7 +14,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from raylit.core.aliases import StateDict, UserOptimizer
-from raylit.core.hooks import is_overridden
+from raylit.core.hooks import is_overridden, takes_argument
 from raylit.core.module import LightningModule
 from raylit.core.optimizer import LightningOptimizer, LRSchedulerConfig
 from raylit.core.progress import (
@@ -27,7 +26,7 @@ from raylit.core.progress import (
     STEPPING,
     At,
 )
-from raylit.errors import ConfigError, did_you_mean
+from raylit.errors import ConfigError, WrongStateError, did_you_mean
 from raylit.parallel import no_sync
 from raylit.runtime.messages import warn
 
@@ -70,7 +69,10 @@ class CountedOptimizer(LightningOptimizer):
     def step(self, closure: Callable[[], object] | None = None, **kwargs: object) -> Any:
         """See `LightningOptimizer.step`."""
         if closure is not None and not callable(closure):
-            raise ConfigError(f"optimizer.step(closure={closure!r}): the closure must be callable.")
+            raise ConfigError(
+                "When `optimizer.step(closure)` is called, the closure should be callable."
+                f" optimizer.step(closure={closure!r}): the closure must be callable."
+            )
         run = self._run
         progress = run.progress
         scaler = run.precision.scaler
@@ -84,7 +86,7 @@ class CountedOptimizer(LightningOptimizer):
         else:
 
             @torch.enable_grad()  # some optimizers call it within their own no_grad
-            def prepared() -> Any:
+            def prepared() -> object:
                 loss = closure() if closure is not None else None
                 run.before_optimizer_step(self._optimizer)
                 return loss
@@ -255,6 +257,7 @@ def _say_missing(run: Run, config: LRSchedulerConfig) -> None:
         ConfigError: the scheduler is strict about it.
     """
     text = (
+        f"ReduceLROnPlateau conditioned on metric {config.monitor} which is not available. "
         f"ReduceLROnPlateau watches {config.monitor!r}, which was not logged. Logged so"
         f" far: {', '.join(run.metrics.callback) or 'nothing'}."
     )
@@ -289,12 +292,13 @@ def configure(module: LightningModule) -> tuple[list[Any], list[LRSchedulerConfi
         returned = NoOptimizer()
     optimizers, schedulers, monitor = _take_apart(returned)
     if module.automatic_optimization and len(optimizers) > 1:
-        raise ConfigError(
+        raise WrongStateError(
+            "Training with multiple optimizers is only supported with manual optimization. "
             f"configure_optimizers returned {len(optimizers)} optimizers, which only manual"
             " optimization can use: set self.automatic_optimization = False in __init__ and call"
             " manual_backward and step of self.optimizers() in training_step."
         )
-    if "optimizer_idx" in inspect.signature(module.training_step).parameters:
+    if takes_argument(module.training_step, "optimizer_idx"):
         raise ConfigError(
             "training_step has an argument optimizer_idx. Several optimizers are stepped by hand:"
             " set self.automatic_optimization = False."
@@ -341,13 +345,14 @@ def _take_apart(returned: object) -> tuple[list[Any], list[Any], str | None]:
         if all(_is_optimizer(one) for one in returned):
             return [_unwrap(one) for one in returned], [], None
     raise ConfigError(
+        "Unknown configuration for model optimizers. "
         f"configure_optimizers returned {returned!r}. Return an optimizer, a list of them,"
         ' ([optimizers], [schedulers]), or {"optimizer": ..., "lr_scheduler": ..., "monitor":'
         " ...}."
     )
 
 
-def _unwrap(optimizer: UserOptimizer) -> Any:
+def _unwrap(optimizer: UserOptimizer) -> object:
     return optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
 
 
@@ -379,10 +384,12 @@ def _scheduler_config(scheduler: Any, monitor: str | None, automatic: bool) -> L
         del given[key]
     if "scheduler" not in given:
         raise ConfigError(
+            'The lr scheduler dict must have the key "scheduler". '
             'The lr_scheduler dict must have the key "scheduler" that holds the scheduler.'
         )
     if given.get("interval", "epoch") not in ("step", "epoch"):
         raise ConfigError(
+            'The "interval" key in lr scheduler dict must be "step" or "epoch". '
             f'The lr_scheduler dict has "interval": {given["interval"]!r}; use "step" or "epoch".'
         )
     if not automatic:
@@ -402,6 +409,7 @@ def _scheduler_config(scheduler: Any, monitor: str | None, automatic: bool) -> L
         config.monitor = monitor
     if config.reduce_on_plateau and config.monitor is None:
         raise ConfigError(
+            "`configure_optimizers` must include a monitor when a `ReduceLROnPlateau` scheduler is used. "
             'ReduceLROnPlateau needs to know which metric to watch. Return {"optimizer": optimizer,'
             ' "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}} from'
             " configure_optimizers."

@@ -53,7 +53,7 @@ class Measured:
         self._profiler = profiler
         self._action = action
 
-    def __call__(self, *args: object, **kwargs: object) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         """Call the function while the profiler looks."""
         with self._profiler.profile(self._action):
             return self.__wrapped__(*args, **kwargs)

@@ -17,12 +17,14 @@ from raylit.core.aliases import Batch, UserOptimizer
 from raylit.core.callback import Callback
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.hooks import Hooks, is_overridden, resolve
+from raylit.core.logger import Logger, as_loggers
 from raylit.core.module import LightningModule
 from raylit.core.progress import BACKWARD, CLIPPING, GRADIENTS, Progress
 from raylit.engine import optimizers, state
 from raylit.engine.data_wait import DataWait
 from raylit.engine.history import History, Row
-from raylit.errors import ConfigError, DataError
+from raylit.engine.monitor import Monitor
+from raylit.errors import ConfigError, DataError, WrongStateError
 from raylit.metrics.entry import Entry, Key
 from raylit.metrics.metrics import Metrics, to_numbers
 from raylit.parallel import Precision, Strategy, World
@@ -149,7 +151,7 @@ class Resume:
 
 def _fresh_seed() -> int:
     """Return what the random numbers of this process stand for, without drawing any."""
-    return rng.mix(torch.get_rng_state().numpy().tobytes())
+    return rng.digest(torch.get_rng_state().numpy().tobytes())
 
 
 @dataclass
@@ -168,6 +170,8 @@ class RunData:
         last_validation: monotonic seconds at the end of the last validation.
         checks_validation: whether a batch may be followed by one.
         wait: how long training waited for batches.
+        example: a batch of which a logger makes the example of the model's inputs.
+        noted: the stages of whose data the loggers know.
     """
 
     loaders: dict[str, data.CombinedLoader] = field(default_factory=dict)
@@ -180,6 +184,8 @@ class RunData:
     last_validation: float = field(default_factory=time.monotonic)
     checks_validation: bool = False
     wait: DataWait = field(default_factory=DataWait)
+    example: Batch = None
+    noted: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -222,6 +228,7 @@ class Run:
         step_module: called with the arguments of `training_step`: the module wrapped by DDP or
             FSDP, or None when alone.
         compiled: what of the module is compiled while this run lasts.
+        monitor: what raylit measures by itself.
         val_entries: what validation logs; training has its own in `metrics`.
         skips_backward: whether epochs that begin now go forward only, without learning.
         replaces_schedulers: whether a callback has put another scheduler in the place of those that
@@ -259,6 +266,7 @@ class Run:
         self.data = RunData()
         self.outcome = Outcome()
         self.metrics = Metrics(world, self.module)
+        self.monitor = Monitor(self, as_loggers(trainer.loggers) if world.is_zero else ())
         self.val_entries: dict[Key, Entry] = {}
         self.hooks: Hooks = {}
         self.loop: Callable[[Run], object] | None = None
@@ -297,6 +305,7 @@ class Run:
         """
         trial = Run(self.job, self.world)
         trial.loop = self.loop
+        trial.monitor = Monitor(trial, ())
         trial.step_module = self.step_module
         trial._wrapped_for = self._wrapped_for
         trial.precision = self.precision.fresh()
@@ -358,11 +367,17 @@ class Run:
         self.metrics.hook = None
 
     def call(self, owner: object, name: str, *args: object, **kwargs: object) -> Any:
-        """Call one hook of the module or the datamodule; what it logs counts as logged there."""
+        """Call one hook of the module or the datamodule; what it logs counts as logged there.
+
+        One that was set to None is left out.
+        """
+        function = getattr(owner, name)
+        if function is None:
+            return None
         before = self.metrics.hook
         self.metrics.hook = name
         try:
-            return getattr(owner, name)(*args, **kwargs)
+            return function(*args, **kwargs)
         finally:
             self.metrics.hook = before
 
@@ -384,7 +399,7 @@ class Run:
         """The job has ended, well or not; called last."""
         self.stop_counting()
 
-    def keep_gradients(self, output: Any) -> None:
+    def keep_gradients(self, output: object) -> None:
         """The gradients of the batch are there: a checkpoint that a hook saves now holds them.
 
         Not those of a closure, which may be called again, nor scaled ones or parts of them.
@@ -439,7 +454,9 @@ class Run:
             overrides_zero_grad=is_overridden("optimizer_zero_grad", module, base),
             overrides_batch_start=is_overridden("on_train_batch_start", module, base),
             takes_batch_idx={
-                step: _takes_batch_idx(getattr(module, step)) for step in STEP_OF.values()
+                step: not is_overridden(step, module, base)
+                or _takes_batch_idx(getattr(module, step))
+                for step in STEP_OF.values()
             },
             transfer=self._choose_transfer(),
             clips=self.clips_gradients(),
@@ -520,8 +537,8 @@ class Run:
         """Check that the gradients of the batch's backward pass are those the module was wrapped for.
 
         Raises:
-            ConfigError: parameters were unfrozen after its forward pass had begun, so each rank would
-                keep gradients of its own.
+            ConfigError: parameters were unfrozen after its forward pass had begun, so each rank
+                would keep gradients of its own.
         """
         required = self._required()
         if required == self._wrapped_for or self.strategy.shards:
@@ -569,7 +586,8 @@ class Run:
         trainer = self.trainer
         given = self.job.data.get(stage)
         if given is not None:
-            origin = f"Trainer.{self.job.fn}({'train_' if stage == 'train' else 'val_' if self.job.fn == 'fit' else ''}dataloaders=...)"
+            argument = f"{stage}_dataloaders" if self.job.fn == "fit" else "dataloaders"
+            origin = f"Trainer.{self.job.fn}({argument}=...)"
         else:
             by_data = self.datamodule is not None and is_overridden(
                 hook, self.datamodule, LightningDataModule
@@ -664,10 +682,35 @@ class Run:
             else:
                 numbers.setdefault("epoch", self.progress.epoch)
                 step = self.progress.log_steps
-        for logger in trainer.loggers:
-            logger.log_metrics(numbers, step)
+        for logger in as_loggers(trainer.loggers):
+            logger.log_metrics(metrics=numbers, step=step)
         if time.monotonic() - self.loggers_saved >= SAVE_LOGGERS_EVERY_S:
             self.save_loggers()
+
+    def note_data(self, stage: str, batch: Batch) -> None:
+        """Tell the loggers, once, what data a stage reads.
+
+        Args:
+            stage: `train`, `val` or `test`.
+            batch: one of its batches.
+        """
+        if stage in self.data.noted:
+            return
+        self.data.noted.add(stage)
+        loggers = as_loggers(self.trainer.loggers) if self.world.is_zero else ()
+        if stage != "test" and any(one.wants_model for one in loggers):
+            self.data.example = batch  # of validation, which is read first if there is any
+        told = [one for one in loggers if type(one).log_input is not Logger.log_input]
+        if not told or batch is None:
+            return
+        context = "validation" if stage == "val" else stage
+        try:
+            found = data.identify(self.data.loaders[stage].flattened, context, batch)
+        except Exception as error:  # whatever a dataset may hold
+            warn_once(f"MLflow is not told what data {stage} read: {error}")
+            return
+        for logger in told:
+            logger.log_input(found)
 
     def save_loggers(self) -> None:
         """Let the loggers write what they hold.
@@ -676,13 +719,13 @@ class Run:
         """
         self.loggers_saved = time.monotonic()
         if self.world.is_zero:
-            for logger in self.trainer.loggers:
+            for logger in as_loggers(self.trainer.loggers):
                 logger.save()
 
     def settle_loggers(self) -> None:
         """Wait until what was logged would outlive this machine, before a checkpoint counts."""
         if self.world.is_zero:
-            for logger in self.trainer.loggers:
+            for logger in as_loggers(self.trainer.loggers):
                 logger.settle(SETTLE_LOGGERS_S)
 
     def remember(self, metrics: dict[str, Any], progress: Progress | None = None) -> None:
@@ -714,11 +757,13 @@ def _new_name() -> str:
     return "".join(chr(ord("a") + int(digit, 16)) for digit in uuid.uuid4().hex[:8])
 
 
-def _takes_batch_idx(step: Callable[..., object]) -> bool:
+def _takes_batch_idx(step: Callable[..., object] | None) -> bool:
     """Tell whether a step wants the number of the batch.
 
     By name, as a second argument, or through `*args`.
     """
+    if step is None:
+        return False
     parameters = inspect.signature(step).parameters
     positional = [
         p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
@@ -743,12 +788,16 @@ def check_dataloader_idx(module: LightningModule, step: str, num_loaders: int) -
         for p in inspect.signature(getattr(module, step)).parameters.values()
     )
     if num_loaders > 1 and parameter is None and not variadic:
-        raise ConfigError(
+        raise WrongStateError(
+            f"You provided multiple dataloaders, but no `dataloader_idx` argument in"
+            f" `{type(module).__name__}.{step}()`. "
             f"There are {num_loaders} loaders, so {step} must tell them apart: def {step}(self,"
             " batch, batch_idx, dataloader_idx=0)."
         )
     if num_loaders == 1 and parameter is not None and parameter.default is parameter.empty:
-        raise ConfigError(
+        raise WrongStateError(
+            f"You provided only a single dataloader, but have included `dataloader_idx` in"
+            f" `{type(module).__name__}.{step}()`. "
             f"There is one loader, but {step} wants dataloader_idx. Give it a default: def"
             f" {step}(self, batch, batch_idx, dataloader_idx=0)."
         )

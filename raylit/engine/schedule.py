@@ -204,6 +204,8 @@ def val_check_batch(run: Run, loader: CombinedLoader, number: float) -> float:
             and trainer.limit_val_batches > 0
         ):
             raise ConfigError(
+                f"`val_check_interval` ({interval}) must be less than or equal to the number of the"
+                f" training batches ({number}). "
                 f"val_check_interval={interval} is more than the {number} training batches of an"
                 " epoch. Lower it, set check_val_every_n_epoch=None to count batches over epochs,"
                 " or limit_val_batches=0 for no validation."
@@ -212,6 +214,9 @@ def val_check_batch(run: Run, loader: CombinedLoader, number: float) -> float:
     if any(length_of(one) == float("inf") for one in loader.flattened):
         if interval != 1.0 and trainer.val_check_time_s is None:
             raise DataError(
+                "When using an IterableDataset for `train_dataloader`,"
+                " `Trainer(val_check_interval)` must be"
+                " time based, `1.0` or an int. "
                 f"val_check_interval={interval} is a fraction of an epoch, but the training loader"
                 " has no length. Give a number."
             )

@@ -12,7 +12,8 @@ from raylit.engine.run import Run
 from raylit.errors import Terminated
 from raylit.runtime.messages import info
 
-# Where the handlers are from that would end the process in the middle of a batch: that of `ray.init`
+# Where the handlers are from that would end the process in the middle of a batch: that of
+# `ray.init`
 # and that of `terminating`.
 NOT_THE_USERS = ("ray._private.worker", __name__)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,13 +17,14 @@ import torch
 from raylit.checkpoint import foreign, sharded
 from raylit.checkpoint.format import LIGHTNING_FORMAT, VERSION_KEY, load
 from raylit.checkpoint.plain import plain_items
-from raylit.core import importable
+from raylit.core import importable, objects, omega
 from raylit.core.callback import Checkpoint, checkpoint_folder
-from raylit.core.progress import BACKWARD, BATCH, FORWARD, WITH_GRADIENTS
+from raylit.core.logger import as_loggers
+from raylit.core.progress import BACKWARD, BATCH, FORWARD, WITH_GRADIENTS, Progress
 from raylit.engine import exact
 from raylit.engine.history import History
 from raylit.engine.lightning_progress import loops_of, progress_of, progress_of_counters
-from raylit.errors import CheckpointError, ConfigError
+from raylit.errors import CheckpointError, ConfigError, RaylitError, UnsavableError
 from raylit.runtime.batch import move_to
 from raylit.runtime.messages import info, warn, warn_once
 
@@ -63,14 +64,14 @@ def dump(
         lenient: leave out what is no plain data, and say so, instead of raising.
 
     Raises:
-        CheckpointError: it holds what is no plain data, this rank alone does not have the whole of
+        UnsavableError: it holds what is no plain data, this rank alone does not have the whole of
             it, or a backward pass runs whose gradients are added to others.
     """
     trainer = run.trainer
     module = run.module
     progress = run.progress.to_go_on_from(automatic=module.automatic_optimization)
     if run.strategy.shards and not together:
-        raise CheckpointError(
+        raise UnsavableError(
             "Rank 0 alone cannot save a sharded model: each rank holds a part of it."
         )
     run.save_loggers()
@@ -78,20 +79,7 @@ def dump(
         run.settle_loggers()
     run.strategy.settle(module)
     whole: Callable[[Any], Any] = (lambda state: state) if parts else run.strategy.whole
-    if run.progress.at == BACKWARD and not weights_only and exact.is_within_window(run, progress):
-        raise CheckpointError(
-            "A checkpoint was to be saved in the backward pass of a batch whose gradients are added"
-            f" to those of {progress.batch % trainer.accumulate_grad_batches} earlier ones, of which"
-            " a fit that goes on would add this batch's twice. Save in on_train_batch_end, or with"
-            " weights_only=True."
-        )
-    if run.progress.at in (FORWARD, BACKWARD) and run.metrics.hook in AFTER_STEP:
-        warn_once(
-            f"A checkpoint was saved within a batch, in {run.metrics.hook}, before its gradients"
-            " could be kept: a fit that goes on from it trains on the whole batch, with other random"
-            " numbers, and what it has logged counts twice in its epoch. Save in on_train_batch_end"
-            " to go on exactly."
-        )
+    _check_place(run, progress, weights_only)
     checkpoint: dict[str, Any] = {
         "epoch": progress.epoch,
         "global_step": progress.steps,
@@ -104,23 +92,12 @@ def dump(
         ),
     }
     if not weights_only:
-        checkpoint["callbacks"] = {
-            callback.state_key: state
-            for callback in trainer.callbacks
-            if (state := callback.state_dict())
-        }
-        checkpoint["optimizer_states"] = [
-            whole(optimizer.state_dict()) for optimizer in run.optimizers
-        ]
-        checkpoint["lr_schedulers"] = [config.scheduler.state_dict() for config in run.schedulers]
-        if run.precision.scaler is not None:
-            checkpoint["MixedPrecision"] = run.precision.scaler.state_dict()
+        checkpoint |= _training_state(run, whole)
     owners = [module] if run.datamodule is None else [module, run.datamodule]
-    by_path: dict[str, Any] = {}
-    for owner in owners:
-        described = put_hparams(checkpoint, owner)
-        if described:
-            by_path[owner.CHECKPOINT_HYPER_PARAMS_KEY] = described
+    described = {
+        owner.CHECKPOINT_HYPER_PARAMS_KEY: put_hparams(checkpoint, owner) for owner in owners
+    }
+    by_path = {key: one for key, one in described.items() if one}
     if run.datamodule is not None:
         state = run.call(run.datamodule, "state_dict")
         if state:
@@ -129,16 +106,7 @@ def dump(
         for callback in trainer.callbacks:
             run.call(callback, "on_save_checkpoint", trainer, module, checkpoint)
     run.call(module, "on_save_checkpoint", checkpoint)
-    checkpoint["raylit"] = {
-        "progress": progress.state_dict(),
-        "history": run.outcome.history.state(checkpoint_folder(trainer)),
-        "hyper_parameters": by_path,
-        "job": run.job.id,
-        "lineage": run.resume.lineage,
-        "validations": [] if run.validations is None else run.validations.state(),
-        "run_id": next((logger.run_id for logger in trainer.loggers if logger.run_id), None),
-        "loggers": [logger.state_dict() for logger in trainer.loggers if run.world.is_zero],
-    }
+    checkpoint["raylit"] = _own_part(run, progress, owners) | {"hyper_parameters": by_path}
     if run.job.fn == "fit" and not weights_only:
         own = exact.dump(run, progress)
         absent: list[Any] = [None] * (run.world.size - 1)
@@ -146,9 +114,61 @@ def dump(
             run.world.all_gather_object(own) if together else [own, *absent]
         )
     found = foreign.split(whole(checkpoint))
-    known = {(key, name) for key, names in by_path.items() for name in names}
+    known: set[foreign.Place] = {(key, name) for key, names in by_path.items() for name in names}
+    others = {place: value for place, value in found.objects.items() if place[:2] not in known}
+    kept = found.plain["raylit"]["objects"] = objects.describe_all(others, type(module))
+    known |= {tuple(place) for place, _ in kept}
     _say_foreign(run, found, known, lenient)
     return found.plain
+
+
+def _check_place(run: Run, progress: Progress, weights_only: bool) -> None:
+    """Refuse a save in a place that a fit cannot go on from; warn where it goes on otherwise."""
+    if run.progress.at == BACKWARD and not weights_only and exact.is_within_window(run, progress):
+        earlier = progress.batch % run.trainer.accumulate_grad_batches
+        raise UnsavableError(
+            "A checkpoint was to be saved in the backward pass of a batch whose gradients are added"
+            f" to those of {earlier} earlier ones, of which"
+            " a fit that goes on would add this batch's twice. Save in on_train_batch_end, or with"
+            " weights_only=True."
+        )
+    if run.progress.at in (FORWARD, BACKWARD) and run.metrics.hook in AFTER_STEP:
+        warn_once(
+            f"A checkpoint was saved within a batch, in {run.metrics.hook}, before its gradients"
+            " could be kept: a fit that goes on from it trains on the whole batch, with other random"
+            " numbers, and what it has logged counts twice in its epoch. Save in on_train_batch_end"
+            " to go on exactly."
+        )
+
+
+def _training_state(run: Run, whole: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return what a continued training needs and weights alone do not, as Lightning names it."""
+    states = ((callback.state_key, callback.state_dict()) for callback in run.trainer.callbacks)
+    found: dict[str, Any] = {
+        "callbacks": {key: state for key, state in states if state},
+        "optimizer_states": [whole(optimizer.state_dict()) for optimizer in run.optimizers],
+        "lr_schedulers": [config.scheduler.state_dict() for config in run.schedulers],
+    }
+    if run.precision.scaler is not None:
+        found["MixedPrecision"] = run.precision.scaler.state_dict()
+    return found
+
+
+def _own_part(run: Run, progress: Progress, owners: Sequence[HasHyperparameters]) -> dict[str, Any]:
+    """Return what raylit alone reads, of any checkpoint, with or without training state."""
+    loggers = as_loggers(run.trainer.loggers)
+    configs = ((owner.CHECKPOINT_HYPER_PARAMS_KEY, omega.places(owner.hparams)) for owner in owners)
+    return {
+        "progress": progress.state_dict(),
+        "history": run.outcome.history.state(checkpoint_folder(run.trainer)),
+        "configs": {key: places for key, places in configs if places},
+        "job": run.job.id,
+        "module": f"{type(run.module).__module__}.{type(run.module).__qualname__}",
+        "lineage": run.resume.lineage,
+        "validations": [] if run.validations is None else run.validations.state(),
+        "run_id": next((logger.run_id for logger in loggers if logger.run_id), None),
+        "loggers": [logger.state_dict() for logger in loggers if run.world.is_zero],
+    }
 
 
 def put_hparams(checkpoint: dict[str, Any], owner: HasHyperparameters) -> dict[str, Any]:
@@ -187,14 +207,14 @@ def _say_foreign(run: Run, found: foreign.Split, known: set[foreign.Place], leni
         lenient: whether what cannot be pickled is left out, wherever it stands.
 
     Raises:
-        CheckpointError: there is such an object and the Trainer wants none, or it cannot be
+        UnsavableError: there is such an object and the Trainer wants none, or it cannot be
             pickled and is no hyperparameter.
     """
     hparams = {owner.CHECKPOINT_HYPER_PARAMS_KEY for owner in (run.module, run.datamodule) if owner}
-    pickled = [foreign.name_of(place) for place in found.objects if place[:2] not in known]
+    pickled = [foreign.name_of(place) for place in found.objects if not {place, place[:2]} & known]
     refused = {place: reason for place, reason in found.refused.items() if place[:2] not in known}
     if run.trainer.strict_checkpoints and (pickled or refused):
-        raise CheckpointError(
+        raise UnsavableError(
             f"The checkpoint holds objects that are no plain data under:"
             f" {', '.join([*pickled, *map(foreign.name_of, refused)])}. With"
             " Trainer(strict_checkpoints=True) checkpoints hold tensors, numbers, strings and"
@@ -204,7 +224,7 @@ def _say_foreign(run: Run, found: foreign.Split, known: set[foreign.Place], leni
         )
     for place, reason in refused.items():
         if place[0] not in hparams and not lenient:
-            raise CheckpointError(
+            raise UnsavableError(
                 f"The checkpoint holds an object under {foreign.name_of(place)} that cannot be"
                 f" pickled ({reason}). Put in tensors, numbers, strings and containers of them, or"
                 " objects of classes at the top level of a module."
@@ -243,7 +263,8 @@ def read(run: Run, path: str) -> dict[str, Any]:
     opened = run.job.opened.get(path)
     run.job.opened.clear()
     if opened is not None:
-        _say_left_aside(run, opened, path)
+        with as_written(run, "the list of objects"):
+            _say_left_aside(run, opened, path)
         return opened
     allowed = run.job.weights_only
     io = run.trainer.checkpoint_io
@@ -253,7 +274,8 @@ def read(run: Run, path: str) -> dict[str, Any]:
         found = io.load_checkpoint(path, map_location="cpu", weights_only=allowed)
     else:
         found = load(path, map_location="cpu", weights_only=allowed)
-    _say_left_aside(run, found, path)
+    with as_written(run, "the list of objects"):
+        _say_left_aside(run, found, path)
     return found
 
 
@@ -270,8 +292,11 @@ def is_for_recovery(run: Run, path: str) -> bool:
 def _say_left_aside(run: Run, checkpoint: dict[str, Any], path: str) -> None:
     """Warn of objects in a checkpoint that were not unpickled."""
     hparams = {owner.CHECKPOINT_HYPER_PARAMS_KEY for owner in (run.module, run.datamodule) if owner}
+    described = objects.places(checkpoint)
     left = [
-        foreign.name_of(place) for place in foreign.places(checkpoint) if place[0] not in hparams
+        foreign.name_of(place)
+        for place in foreign.places(checkpoint)
+        if place[0] not in hparams and place not in described
     ]
     if left:  # hyperparameters are those of the objects that the user has made
         warn(
@@ -284,11 +309,14 @@ def _say_left_aside(run: Run, checkpoint: dict[str, Any], path: str) -> None:
 def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
     """Bring back the weights, the datamodule's and the callbacks' state."""
     trainer, module = run.trainer, run.module
+    objects.put_back(checkpoint, type(module))
     with foreign.explaining(checkpoint):
         run.call(module, "on_load_checkpoint", checkpoint)
     if "state_dict" not in checkpoint:
         raise CheckpointError(
-            f"{run.job.ckpt_path} holds no state_dict; it has: {', '.join(map(str, checkpoint))}."
+            f"{run.job.ckpt_path} holds no state_dict; it has:"
+            f" {', '.join(map(str, checkpoint)) or 'nothing'}. Give a checkpoint that a Trainer"
+            " saved; load weights alone into the module yourself, with load_state_dict."
         )
     run.precision.convert_module(module)  # else weights in float64 would be rounded on their way
     load_weights(run, checkpoint["state_dict"])
@@ -306,7 +334,11 @@ def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
     incomplete = {place[1] for place in left if place[0] == "callbacks"}
     for callback in trainer.callbacks:
         state = stored.pop(callback.state_key, None)
-        if state is not None and callback.state_key not in incomplete:
+        if state is None or callback.state_key in incomplete:
+            continue
+        is_own = type(callback).__module__.startswith("raylit.")
+        name = f"the state of {type(callback).__name__}"
+        with as_written(run, name) if is_own else contextlib.nullcontext():
             callback.load_state_dict(state)
     if stored and run.job.fn == "fit":
         warn(
@@ -326,7 +358,8 @@ def load_weights(run: Run, weights: Any) -> None:
         module.load_state_dict(weights, strict=module.strict_loading)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"The weights in {run.job.ckpt_path} do not fit {type(module).__name__}: {error}. Give"
+            f"The weights in {run.job.ckpt_path} do not fit {type(module).__name__}:"
+            f" {str(error).rstrip(' .')}. Give"
             " the arguments that the model had when it was saved, or a checkpoint of this model."
         ) from error
 
@@ -365,13 +398,21 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
             load_scheduler(config.scheduler, state)
     if run.precision.scaler is not None and "MixedPrecision" in checkpoint:
         run.precision.scaler.load_state_dict(checkpoint["MixedPrecision"])
+    loggers = as_loggers(run.trainer.loggers)
+    kept = checkpoint.get("raylit", {}).get("loggers", [])
+    for logger, stored_of_it in zip(loggers, kept, strict=False):
+        if run.world.is_zero:
+            logger.load_state_dict(stored_of_it)
+    with as_written(run, "where the fit was"):
+        _restore_place(run, checkpoint)
+
+
+def _restore_place(run: Run, checkpoint: dict[str, Any]) -> None:
+    """Bring back the cursor, what was logged, and what this rank alone had."""
     run.progress.load_state_dict(cursor_of(checkpoint))
     check_limits(run)
     own = checkpoint.get("raylit", {})
     run.outcome.history = History.from_state(own.get("history", []), str(run.job.ckpt_path))
-    for logger, stored_of_it in zip(run.trainer.loggers, own.get("loggers", []), strict=False):
-        if run.world.is_zero:
-            logger.load_state_dict(stored_of_it)
     outstanding = own.get("validations", [])
     if outstanding and run.validations is None:
         steps = ", ".join(str(one["progress"]["steps"]) for one in outstanding)
@@ -436,12 +477,32 @@ def fitting(run: Run, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"{run.job.ckpt_path} was saved with another than {what} of this fit, or with other"
             f" parameters ({type(error).__name__}: {error}). Return from configure_optimizers what"
             " the fit had that saved it; or start anew from its weights, with"
             f" {type(run.module).__name__}.load_from_checkpoint(path) and without ckpt_path."
+        ) from error
+
+
+@contextlib.contextmanager
+def as_written(run: Run, what: str) -> Iterator[None]:
+    """Say of a checkpoint that it is damaged where a part of raylit's own is not as it was written.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    try:
+        yield
+    except RaylitError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{run.job.ckpt_path} is damaged, or of another version: {what} in it is not as it is"
+            f" written ({type(error).__name__}: {error}). Give an earlier checkpoint; or start anew"
+            f" from its weights, with {type(run.module).__name__}.load_from_checkpoint(path) and"
+            " without ckpt_path."
         ) from error
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -18,6 +17,7 @@ from raylit.core.callback import Callback, Checkpoint, SavedCheckpoints, in_orde
 from raylit.core.hooks import is_overridden, resolve
 from raylit.core.hparams import CLASS_PATH
 from raylit.core.job import Job, Result
+from raylit.core.logger import as_loggers
 from raylit.core.module import LightningModule
 from raylit.core.returned import returned
 from raylit.core.states import TrainerStatus
@@ -25,14 +25,17 @@ from raylit.engine import compile as compiled
 from raylit.engine import evaluation, loop, optimizers, state
 from raylit.engine.described import describe
 from raylit.engine.profiled_run import make_run
-from raylit.engine.run import Calls, Run
+from raylit.engine.run import STEP_OF, Calls, Run
 from raylit.engine.signals import catching_signals
-from raylit.errors import ConfigError, SearchDone, Stopped
+from raylit.errors import ConfigError, SearchDone, Stopped, WrongStateError, WrongTypeError
 from raylit.metrics.metrics import to_numbers
 from raylit.parallel import World, sync_batch_norm, unsync_batch_norm
 from raylit.runtime import determinism
+from raylit.runtime.batch import move_to
 from raylit.runtime.messages import warn
 from raylit.runtime.secrets import without_secret_values
+
+MANUAL = {"gradient_clip_val": "clipping", "accumulate_grad_batches": "accumulation"}
 
 
 def run_job(job: Job) -> Result:
@@ -49,7 +52,12 @@ def run_job(job: Job) -> Result:
     """
     # also in a process in which the Trainer was not made: a Ray worker, a trial, a validation
     undo_determinism = determinism.apply(job.trainer.deterministic, job.trainer.benchmark)
-    world = World.join(job.accelerator or job.trainer.accelerator)
+    strategy = job.trainer.strategy
+    world = World.join(
+        job.accelerator or job.trainer.accelerator,
+        strategy.process_group_backend,
+        strategy.patience_s(),
+    )
     run = make_run(job, world)
     run.loop = job.task or (loop.fit if job.fn == "fit" else evaluate)
     trainer, module = run.trainer, run.module
@@ -88,6 +96,10 @@ def run_job(job: Job) -> Result:
         except SearchDone:
             bring_home(run)
         tear_down(run)
+        keep_model(run)
+        if job.fn == "fit" and world.is_zero:
+            for logger in as_loggers(trainer.loggers):
+                logger.log_curves(run.outcome.history.rows)
         finalize(run, "success")
         trainer.state.status = TrainerStatus.FINISHED
         return collect(run, value)
@@ -104,7 +116,7 @@ def run_job(job: Job) -> Result:
         undo_determinism()
 
 
-def evaluate(run: Run) -> Any:
+def evaluate(run: Run) -> object:
     """Run validation, test or prediction; returns what that gives to the user."""
     run.stage = fn = run.job.fn
     if fn == "predict":
@@ -152,6 +164,7 @@ def check(run: Run) -> None:
         for method in ("training_step", "configure_optimizers"):
             if not is_overridden(method, module, LightningModule):
                 raise ConfigError(
+                    f"No `{method}()` method defined: "
                     f"{name} has no {method}(), which Trainer.fit needs. Define it in the module."
                 )
         has_step = is_overridden("validation_step", module, LightningModule)
@@ -161,7 +174,7 @@ def check(run: Run) -> None:
                 " skipped."
             )
         if not run.has_data("train") and trainer.limit_train_batches != 0:
-            raise ConfigError(_no_data("fit", "train", "train_dataloaders"))
+            raise WrongTypeError(_no_data("fit", "train", "train_dataloaders"))
         if has_step and not run.has_data("val") and trainer.limit_val_batches != 0:
             warn(
                 f"{name} has a validation_step, but no val_dataloader was given: validation is"
@@ -174,7 +187,8 @@ def check(run: Run) -> None:
             ):
                 if given:
                     raise ConfigError(
-                        f"Trainer({argument}=...) has no effect in manual optimization, where"
+                        f"Automatic gradient {MANUAL[argument]} is not supported for manual"
+                        f" optimization: Trainer({argument}=...) has no effect there, where"
                         " training_step does it. Leave it out and"
                         + (
                             " call self.clip_gradients(optimizer, ...)."
@@ -184,15 +198,20 @@ def check(run: Run) -> None:
                     )
     else:
         stage = {"validate": "val", "test": "test", "predict": "predict"}[fn]
-        step = {"val": "validation_step", "test": "test_step"}.get(stage)
-        is_missing = step is not None and not is_overridden(step, module, LightningModule)
+        step = STEP_OF[stage]
+        is_missing = (
+            getattr(module, step) is None
+            if fn == "predict"  # the base class has one
+            else not is_overridden(step, module, LightningModule)
+        )
         if is_missing and run.job.task is None:
             raise ConfigError(
+                f"No `{step}()` method defined to run `Trainer.{fn}`. "
                 f"{name} has no {step}(), which Trainer.{fn} needs. Define it in the module."
             )
         if not run.has_data(stage):
             called = run.job.task.name if run.job.task is not None else fn
-            raise ConfigError(_no_data(called, stage, "dataloaders"))
+            raise WrongTypeError(_no_data(called, stage, "dataloaders"))
     keys = [
         callback.state_key
         for callback in trainer.callbacks
@@ -200,7 +219,8 @@ def check(run: Run) -> None:
     ]
     for key in keys:
         if keys.count(key) > 1:
-            raise ConfigError(
+            raise WrongStateError(
+                "Found more than one stateful callback of a type: two of one key. "
                 f"Two callbacks store their state under the same name {key!r}. Override state_key"
                 " in one of them, or give it other arguments."
             )
@@ -208,7 +228,8 @@ def check(run: Run) -> None:
 
 def _no_data(fn: str, stage: str, argument: str) -> str:
     return (
-        f"There is no data for Trainer.{fn}. Give it one of these: trainer.{fn}(model,"
+        f"An invalid dataloader was passed to `Trainer.{fn}({argument}=...)`: there is no data for"
+        f" Trainer.{fn}. Give it one of these: trainer.{fn}(model,"
         f" {argument}=DataLoader(...)); trainer.{fn}(model, datamodule=...) with"
         f" {stage}_dataloader() in the LightningDataModule; {stage}_dataloader() in the"
         " LightningModule."
@@ -231,7 +252,10 @@ def set_up(run: Run) -> None:
     trainer = run.trainer
     module = run.module
     stage = run.job.fn
-    for logger in trainer.loggers if run.world.is_zero and stage != "predict" else ():
+    if stage == "fit" and run.world.local_rank == 0:
+        for logger in as_loggers(trainer.loggers):
+            logger.watch_node(run.world.node_rank)
+    for logger in as_loggers(trainer.loggers) if run.world.is_zero and stage != "predict" else ():
         _ = (
             logger.experiment
         )  # makes its files and connections before the workers of loaders are forked
@@ -297,18 +321,24 @@ def log_hyperparameters(run: Run) -> None:
             if key in secret:
                 continue
             if key in hparams and key != CLASS_PATH and not _same(hparams[key], value):
-                raise ConfigError(
-                    f"The hyperparameter {key!r} is {hparams[key]!r} in the datamodule and"
+                raise WrongStateError(
+                    f"Error while merging hparams: the keys [{key!r}] are present in both the"
+                    " LightningModule's and LightningDataModule's hparams but have different"
+                    f" values. The hyperparameter {key!r} is {hparams[key]!r} in the datamodule and"
                     f" {value!r} in the module. Make them equal, rename one, or keep one from the"
                     " loggers with save_hyperparameters(logger=False)."
                 )
             hparams[key] = value
+    if not run.trainer.loggers:
+        return
     settings = without_secret_values(describe(run)) if run.job.fn == "fit" else {}
-    for logger in run.trainer.loggers:
+    for logger in as_loggers(run.trainer.loggers):
         if hparams:
             logger.log_hyperparams(without_secret_values(hparams))
         if settings:
             logger.log_settings(settings)
+        if run.job.config:
+            logger.log_config(run.job.config)
         logger.log_graph(run.module)
         logger.save()
 
@@ -339,10 +369,31 @@ def tear_down(run: Run) -> None:
     run.call(module, "teardown", stage=stage)
 
 
+def keep_model(run: Run) -> None:
+    """Give the trained model to the loggers that want it; without it the fit is as good."""
+    example = run.data.example
+    if run.job.fn != "fit" or example is None or run.strategy.shards:
+        return
+    module = run.module
+    module.attach_log(None)  # a value logged in forward has no meaning here
+    for logger in as_loggers(run.trainer.loggers):
+        if logger.wants_model:
+            try:
+                with torch.no_grad():
+                    inputs = module.forward_inputs(move_to(example, "cpu"))
+                    logger.keep_model(module, inputs, run.progress.steps)
+            except Exception as error:
+                first = str(error).strip().partition("\n")[0]
+                warn(f"The final model is not kept with the run: {type(error).__name__}: {first}")
+
+
 def finalize(run: Run, status: str) -> None:
     """Let the loggers write what they hold."""
+    if run.job.fn == "fit" and run.world.local_rank == 0:
+        for logger in as_loggers(run.trainer.loggers):
+            logger.leave_node()
     if run.world.is_zero:
-        for logger in run.trainer.loggers:
+        for logger in as_loggers(run.trainer.loggers):
             logger.finalize(status)
 
 
@@ -391,7 +442,7 @@ def collect(run: Run, value: object) -> Result:
         best_model_path=saved.best_path,
         best_model_score=saved.best_score,
         last_model_path=saved.last_path,
-        run_id=next((logger.run_id for logger in trainer.loggers if logger.run_id), None),
+        run_id=next((one.run_id for one in as_loggers(trainer.loggers) if one.run_id), None),
         history=run.outcome.history.rows,
         epochs=progress.epoch,
         steps=progress.steps,
@@ -412,7 +463,7 @@ def collect(run: Run, value: object) -> Result:
     return result
 
 
-def _gather_predictions(run: Run, value: object) -> Any:
+def _gather_predictions(run: Run, value: object) -> object:
     """Put the ranks' predictions, each of a consecutive piece of the data, one after the other."""
     if run.world.size == 1 or value is None:
         return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -82,7 +82,7 @@ class Explain:
             parts += more
         return self.together(parts, randomized)
 
-    def explain(self, module: LightningModule, batch: Any) -> Part:
+    def explain(self, module: LightningModule, batch: object) -> Part:
         """Return the attributions of one batch, which is on the module's device.
 
         Raises:
@@ -156,7 +156,7 @@ class Explain:
             randomized,
         )
 
-    def _target(self, output: Tensor, batch: Any, num_arguments: int) -> Tensor | None:
+    def _target(self, output: Tensor, batch: object, num_arguments: int) -> Tensor | None:
         """Return for each sample the index of the output that is explained."""
         if output.ndim == 1:
             return None
@@ -170,7 +170,14 @@ class Explain:
         if self.target == "prediction":
             return output.argmax(1)
         if self.target == "label":
-            target = torch.as_tensor(_labels(batch, num_arguments), device=output.device)
+            labels = labels_of(batch, num_arguments)
+            if labels is None:
+                raise ConfigError(
+                    f"Trainer.explain(target='label'): a batch, a {type(batch).__name__}, has no"
+                    " labels. They stand behind the inputs of forward, or are called"
+                    f" {', '.join(LABELS)}. Give target='prediction', or the index of an output."
+                )
+            target = torch.as_tensor(labels, device=output.device)
         else:
             target = torch.full((len(output),), int(self.target), device=output.device)
         if target.shape != (len(output),) or target.is_floating_point():
@@ -187,7 +194,7 @@ class Explain:
             )
         return target.long()
 
-    def _correlation(self, module: LightningModule, batch: Any, part: Part) -> float:
+    def _correlation(self, module: LightningModule, batch: object, part: Part) -> float:
         """Return the rank correlation of sizes with those that random weights give."""
         with rng.isolated():
             torch.manual_seed(SEED)
@@ -214,20 +221,20 @@ def randomized(module: LightningModule) -> LightningModule:
     return other.eval()
 
 
-def _labels(batch: Any, num_arguments: int) -> Any:
+def labels_of(batch: object, num_arguments: int) -> object:
+    """Return the labels in a batch, None if there are none that can be told.
+
+    Args:
+        batch: a list or tuple has them behind the inputs of `forward`, others under one of LABELS.
+        num_arguments: how many inputs `forward` takes of it.
+    """
     if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
-        if len(batch) > num_arguments:
-            return batch[num_arguments]
-    else:
-        for name in LABELS:
-            found = batch.get(name) if isinstance(batch, Mapping) else getattr(batch, name, None)
-            if found is not None:
-                return found
-    raise ConfigError(
-        f"Trainer.explain(target='label'): a batch, a {type(batch).__name__}, has no labels. They"
-        f" stand behind the inputs of forward, or are called {', '.join(LABELS)}. Give"
-        " target='prediction', or the index of an output."
-    )
+        return batch[num_arguments] if len(batch) > num_arguments else None
+    for name in LABELS:
+        found = batch.get(name) if isinstance(batch, Mapping) else getattr(batch, name, None)
+        if found is not None:
+            return found
+    return None
 
 
 def _rank_correlation(one: Array, other: Array) -> float:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from raylit.core.shown import new_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -38,6 +40,8 @@ class Explanation:
         randomized: rank correlation of the sizes of the attributions with those of the same model
             with random weights, None if it was not asked for. Near 1 the method shows the input,
             not the model (Adebayo et al. 2018, https://arxiv.org/abs/1810.03292).
+        num_samples: how many samples there are.
+        run_id: the run of MLflow beside which it is kept, None where it is not.
 
     Example:
         >>> explanation = trainer.explain(model, loader, method="saliency")
@@ -55,6 +59,7 @@ class Explanation:
     feature_names: list[str] | None = None
     randomized: float | None = None
     num_samples: int = field(init=False)
+    run_id: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.num_samples = len(self.outputs)
@@ -91,7 +96,6 @@ class Explanation:
             dark: whether the background is dark.
         """
         import matplotlib.style
-        from matplotlib.figure import Figure
 
         with matplotlib.style.context("dark_background" if dark else "default"):
             rows = list(self.attributions)
@@ -100,7 +104,7 @@ class Explanation:
             columns = [len(shown) if self.attributions[name].ndim == 4 else 1 for name in rows]
             width = max(1.8 * max(columns), 6)
             heights = [4.0 if self.attributions[name].ndim == 4 else 3.5 for name in rows]
-            figure = Figure(figsize=(width, sum(heights)), layout="constrained")
+            figure = new_figure(width, sum(heights))
             parts: Any = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)
             for name, part in zip(rows, parts[:, 0], strict=True):
                 part.suptitle(f"{name}: {self.method.replace('_', ' ')}")

@@ -68,7 +68,18 @@ class Explained(nn.Module):
         every = [given[name] if name in given else next(rest) for name in self.inputs]
         with self._embedded(tensors[len(self.floats) : len(self.names)]):
             output = self.module(*with_tensors(self.arguments, every))
-        return next(iter(named_tensors(output).values()))
+        first = next(iter(named_tensors(output).values()))
+        explained = [one for one in tensors[: len(self.names)] if one.requires_grad]
+        if not explained or not torch.is_grad_enabled():
+            return first
+        if not first.requires_grad:
+            raise ConfigError(
+                f"The output of {type(self.module).__name__}.forward has no gradients: it is made"
+                " under torch.no_grad, or of whole numbers. Return what they go through, or use"
+                " method='feature_ablation', which needs none."
+            )
+        # an input that the model does not use gets zeros, where torch would raise
+        return first + sum((0 * one).nan_to_num().sum() for one in explained)
 
     def _embed(self, layer: nn.Module, name: str) -> Tensor:
         """Return the output of a layer for the example."""

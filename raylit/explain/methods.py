@@ -16,6 +16,7 @@ from raylit.explain.inputs import Explained, find_layer, last_convolution
 
 WINDOWS = 8  # along each side of an image, when parts of it are hidden
 
+TARGETS = ("prediction", "label")  # beside an index
 METHODS = (
     "integrated_gradients",
     "saliency",
@@ -155,6 +156,22 @@ def check(kind: object, layer: Sequence[str]) -> None:
         raise ConfigError(
             f"Trainer.explain(method='layer_gradcam') looks at one layer, not {len(layer)}."
         )
+
+
+def check_target(target: int | str, owner: str) -> int | str:
+    """Return which output is explained, digits as a number.
+
+    Raises:
+        ConfigError: it is neither a known word nor an index; `owner` took it.
+    """
+    if isinstance(target, str) and target.lstrip("-").isdigit():  # of a flag
+        return int(target)
+    if isinstance(target, bool) or (isinstance(target, str) and target not in TARGETS):
+        raise ConfigError(
+            f"{owner}(target={target!r}) is not known. Use 'prediction', 'label', or the index of"
+            " an output, such as 0."
+        )
+    return target
 
 
 def _window(value: Tensor) -> tuple[int, ...]:

@@ -127,7 +127,7 @@ class Export:
                 )
             return self._export(module, inputs)
 
-    def _inputs(self, run: Run, batch: Any, dataloader_idx: int) -> tuple[Any, ...]:
+    def _inputs(self, run: Run, batch: object, dataloader_idx: int) -> tuple[Any, ...]:
         transfer = run.calls.transfer
         batch = batch if transfer is None else transfer(batch, dataloader_idx)
         return move_to(run.module.forward_inputs(batch), "cpu")  # type: ignore[no-any-return]

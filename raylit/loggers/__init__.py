@@ -1,4 +1,4 @@
-"""Loggers: files, TensorBoard and MLflow, all implementations of `core/logger.py`.
+"""Loggers: files, TensorBoard, MLflow and Ray's own metrics, all implementations of `core/logger.py`.
 
 From outside, the classes are imported, from here.
 Never here: anything that a step waits for.
@@ -13,18 +13,35 @@ from raylit.runtime.lazy import attribute_loader
 if TYPE_CHECKING:
     from raylit.core.logger import Logger
     from raylit.loggers.csv import CSVLogger
+    from raylit.loggers.hosted.comet import CometLogger
+    from raylit.loggers.hosted.neptune import NeptuneLogger
+    from raylit.loggers.hosted.wandb import WandbLogger
     from raylit.loggers.mlflow.logger import MLFlowLogger
+    from raylit.loggers.ray_metrics import RayMetricsLogger
     from raylit.loggers.tensorboard import TensorBoardLogger
 
-__all__ = ["CSVLogger", "Logger", "MLFlowLogger", "TensorBoardLogger"]
+__all__ = [
+    "CSVLogger",
+    "CometLogger",
+    "Logger",
+    "MLFlowLogger",
+    "NeptuneLogger",
+    "RayMetricsLogger",
+    "TensorBoardLogger",
+    "WandbLogger",
+]
 
 # Loaded when asked for: what sends a journal, and `raylit runs`, do without torch.
 __getattr__ = attribute_loader(
     __name__,
     {
         "CSVLogger": "raylit.loggers.csv",
+        "CometLogger": "raylit.loggers.hosted.comet",
         "Logger": "raylit.core.logger",
         "MLFlowLogger": "raylit.loggers.mlflow.logger",
+        "NeptuneLogger": "raylit.loggers.hosted.neptune",
+        "RayMetricsLogger": "raylit.loggers.ray_metrics",
         "TensorBoardLogger": "raylit.loggers.tensorboard",
+        "WandbLogger": "raylit.loggers.hosted.wandb",
     },
 )

@@ -15,21 +15,25 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from raylit.core.logger import Logger
+from raylit.loggers.artifacts import KeepsFiles
 from raylit.loggers.files import NAME_HPARAMS_FILE, claim_version, hparams_as_yaml
 from raylit.loggers.mirror import Mirror, downloaded_if_there
+from raylit.runtime.kinds import check_kinds
 from raylit.runtime.messages import warn, warn_once
-from raylit.runtime.storage import is_url, local
+from raylit.runtime.storage import fresh, is_url, local
 
 if TYPE_CHECKING:
     from raylit.core.callback import Checkpoint
 
 
-class CSVLogger(Logger):
+class CSVLogger(KeepsFiles, Logger):
     """Write metrics and hyperparameters as plain files to `<save_dir>/<name>/version_<N>`.
 
-    The files are those of Lightning's CSVLogger. Two things differ: rows are appended, never
-    written twice, and a `metrics.csv` that is there already (an explicit `version`, or a run that
-    goes on after its processes died) is continued instead of deleted.
+    Figures, images, tables and texts go beside them: `plots/`, `images/`, `tables/`. The files of
+    metrics and hyperparameters are those of Lightning's CSVLogger, but rows are appended, never
+    written twice. A `metrics.csv` that another logger left in the folder (an explicit `version`) is
+    deleted, with a warning; that of a run which goes on is continued: from a checkpoint of it,
+    after its processes died, or in a second fit with the same logger.
 
     Args:
         save_dir: folder of all experiments, or an fsspec URL, to which the files are copied, from a
@@ -57,13 +61,14 @@ class CSVLogger(Logger):
         prefix: str = "",
         flush_logs_every_n_steps: int = 100,
     ) -> None:
+        check_kinds(CSVLogger.__init__, locals())
         self._save_dir = local(save_dir)
         self._name = name or ""
         self._version = version
         self._prefix = prefix
         self._flush_logs_every_n_steps = flush_logs_every_n_steps
         self._num_rows_before = 0
-        self._restarted = self._was_opened = False
+        self._restarted = self._was_opened = self._begins_anew = False
         self._experiment: ExperimentWriter | None = None
         self._mirror: Mirror | None = None
 
@@ -84,7 +89,7 @@ class CSVLogger(Logger):
     @property
     def root_dir(self) -> str:
         """Folder of the experiment, `<save_dir>/<name>`."""
-        return os.path.join(self._save_dir, self._name)
+        return os.path.join(self.save_dir, self.name or "")
 
     @property
     def log_dir(self) -> str:
@@ -97,7 +102,10 @@ class CSVLogger(Logger):
     def experiment(self) -> ExperimentWriter:
         """The writer of the files; made, with its folder, on first use."""
         if self._experiment is None:
-            if is_url(self._save_dir):
+            if not self._was_opened:  # used without a Trainer
+                self._was_opened = True
+                self._delete_what_others_left()
+            if is_url(self.save_dir):
                 self._mirror = Mirror(self.log_dir, ExperimentWriter.NAME_METRICS_FILE)
             folder = self._mirror.folder if self._mirror is not None else self.log_dir
             self._experiment = ExperimentWriter(
@@ -105,13 +113,18 @@ class CSVLogger(Logger):
             )
         return self._experiment
 
+    def start_over(self) -> None:
+        self._begins_anew = not self._was_opened
+
     def open(self, *, default_root_dir: str, tags: Mapping[str, str]) -> None:
-        if not is_url(self._save_dir):
+        if not is_url(self.save_dir):
             self._save_dir = os.path.abspath(
                 self._save_dir
             )  # workers may have another working directory
             os.makedirs(self.log_dir, exist_ok=True)
-        self._restarted = False
+        if self._begins_anew:
+            self._delete_what_others_left()
+        self._begins_anew = self._restarted = False
         if self._experiment is not None:  # a second fit with this logger: goes on in the same files
             self.finalize("success")
         with downloaded_if_there(
@@ -124,6 +137,22 @@ class CSVLogger(Logger):
                 " below them."
             )
         self._was_opened = True
+
+    @property
+    def files_folder(self) -> str:
+        return self.experiment.log_dir
+
+    def _delete_what_others_left(self) -> None:
+        path = os.path.join(self.log_dir, ExperimentWriter.NAME_METRICS_FILE)
+        fs, inner = fresh(path)
+        if not fs.exists(inner):
+            return
+        warn(
+            f"Experiment logs directory {self.log_dir} exists and is not empty: the"
+            f" {ExperimentWriter.NAME_METRICS_FILE} of another run is deleted. Give another"
+            " version, or none, to keep it."
+        )
+        fs.rm(inner)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if self._prefix:

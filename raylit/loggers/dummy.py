@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from raylit.core.logger import Logger
 from raylit.runtime.messages import rank
@@ -26,10 +26,10 @@ class DummyExperiment:
             raise AttributeError(name)
         return self.nop
 
-    def __getitem__(self, index: Any) -> DummyExperiment:
+    def __getitem__(self, index: object) -> DummyExperiment:
         return self
 
-    def __setitem__(self, index: Any, value: Any) -> None:
+    def __setitem__(self, index: object, value: object) -> None:
         """Do nothing."""
 
 
@@ -39,6 +39,8 @@ class DummyLogger(Logger):
     Example:
         >>> DummyLogger().experiment.add_scalar("loss", 1.0)
     """
+
+    hparams_initial: ClassVar[dict[str, object]] = {}  # every other name is a method
 
     def __init__(self) -> None:
         self._experiment = DummyExperiment()
@@ -61,7 +63,7 @@ class DummyLogger(Logger):
     def log_metrics(self, *args: Any, **kwargs: Any) -> None: ...
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
 
-    def __getitem__(self, index: Any) -> DummyLogger:
+    def __getitem__(self, index: object) -> DummyLogger:
         return self
 
     def __getattr__(self, name: str) -> Callable[..., None]:
@@ -70,7 +72,7 @@ class DummyLogger(Logger):
         return _nothing
 
 
-def _nothing(*args: Any, **kwargs: Any) -> None:
+def _nothing(*args: object, **kwargs: object) -> None:
     """Do nothing."""
 
 
@@ -86,7 +88,7 @@ def rank_zero_experiment(function: Callable[[Any], Any]) -> Callable[[Any], Any]
     """
 
     @functools.wraps(function)
-    def experiment(self: Any) -> Any:
+    def experiment(self: object) -> Any:
         return function(self) if rank() == 0 else DummyExperiment()
 
     return experiment

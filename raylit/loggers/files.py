@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any
 
 from raylit.runtime import storage
 from raylit.runtime.messages import warn
@@ -45,7 +44,7 @@ def claim_version(root_dir: str) -> int:
             version += 1
 
 
-def hparams_as_yaml(hparams: Mapping[str, Any]) -> str:
+def hparams_as_yaml(hparams: Mapping[str, object]) -> str:
     """Return hyperparameters as YAML; what YAML cannot hold is left out with a warning."""
     import yaml
 

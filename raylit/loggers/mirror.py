@@ -55,9 +55,10 @@ class Mirror:
 
     def _now(self) -> dict[str, int]:
         return {
-            file.name: file.stat().st_mtime_ns
-            for file in os.scandir(self.folder)
-            if not file.name.endswith(".tmp")
+            os.path.relpath(path, self.folder): os.stat(path).st_mtime_ns
+            for folder, _, names in os.walk(self.folder)
+            for path in (os.path.join(folder, name) for name in names)
+            if not path.endswith(".tmp")
         }
 
     def _copy(self, asked: list[None]) -> None:

@@ -5,22 +5,29 @@ Metrics, hyperparameters and the model's graph as event files for TensorBoard.
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import os
+import re
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from raylit.core.logger import Logger
+from raylit.core.module import being_traced
 from raylit.errors import ConfigError, MissingPackageError
+from raylit.loggers import pictures
 from raylit.loggers.files import NAME_HPARAMS_FILE, NO_HPARAMS, claim_version, hparams_as_yaml
 from raylit.runtime import messages
 from raylit.runtime.messages import rank_zero_only, warn, warn_once
 from raylit.runtime.storage import asking, file_system, fresh, local, write_text
+
+STEP = re.compile(r"step-(\d+)\.\w+")  # the file of a text that comes again and again
 
 
 class TensorBoardLogger(Logger):
@@ -42,8 +49,12 @@ class TensorBoardLogger(Logger):
             `hp_metric`, without which TensorBoard does not show them.
         prefix: put before the names of metrics, joined by "-".
         sub_dir: folder for the files below that of the run.
-        kwargs: handed to `torch.utils.tensorboard.SummaryWriter`, such as `flush_secs` or
-            `max_queue`.
+        comment: handed to `torch.utils.tensorboard.SummaryWriter`, as are those that follow.
+        purge_step: first step that is logged again after a crash.
+        max_queue: values that wait to be written, at most.
+        flush_secs: seconds after which they are written.
+        filename_suffix: put behind the names of the event files.
+        kwargs: further arguments of the SummaryWriter.
 
     Attributes:
         hparams: the hyperparameters logged so far.
@@ -69,6 +80,12 @@ class TensorBoardLogger(Logger):
         default_hp_metric: bool = True,
         prefix: str = "",
         sub_dir: str | os.PathLike[str] | None = None,
+        *,
+        comment: str = "",
+        purge_step: int | None = None,
+        max_queue: int = 10,
+        flush_secs: int = 120,
+        filename_suffix: str = "",
         **kwargs: Any,
     ) -> None:
         if not _has("tensorboard") and not _has("tensorboardX"):
@@ -86,7 +103,14 @@ class TensorBoardLogger(Logger):
         self._default_hp_metric = default_hp_metric
         self._prefix = prefix
         self._sub_dir = None if sub_dir is None else os.fspath(sub_dir)
-        self._kwargs = kwargs
+        self._kwargs = {
+            "comment": comment,
+            "purge_step": purge_step,
+            "max_queue": max_queue,
+            "flush_secs": flush_secs,
+            "filename_suffix": filename_suffix,
+            **kwargs,
+        }
         self._files_before: set[str] = set()
         self._restarted = False
         self._last_step: dict[
@@ -117,7 +141,7 @@ class TensorBoardLogger(Logger):
     @property
     def root_dir(self) -> str:
         """Folder of the experiment, `<save_dir>/<name>`."""
-        return os.path.join(self._save_dir, self._name)
+        return os.path.join(self.save_dir, self.name or "")
 
     @property
     def log_dir(self) -> str:
@@ -212,15 +236,62 @@ class TensorBoardLogger(Logger):
         batch = model.on_before_batch_transfer(batch, 0)
         batch = model.transfer_batch_to_device(batch, model.device, 0)
         batch = model.on_after_batch_transfer(batch, 0)
-        with self._unless_disk_fails():
+        with self._unless_disk_fails(), being_traced():
             self.experiment.add_graph(model, batch)
+
+    @rank_zero_only
+    def log_figure(self, name: str, figure: Any, step: int) -> None:
+        """Show a matplotlib figure under Images; see `self.log_figure`."""
+        if self._is_new(name, step):
+            with self._unless_it_fails(name):
+                self.experiment.add_figure(name, figure, step, close=False)
+
+    @rank_zero_only
+    def log_image(self, name: str, image: Any, step: int) -> None:
+        """Show an image; see `self.log_image`."""
+        if self._is_new(name, step):
+            with self._unless_it_fails(name):
+                array = np.asarray(pictures.as_image(image).convert("RGBA"))
+                self.experiment.add_image(name, array, step, dataformats="HWC")
+
+    @rank_zero_only
+    def log_table(self, name: str, table: Any, step: int) -> None:
+        """Show a table under Text; see `self.log_table`."""
+        self._log_text(name, pictures.as_markdown(table), step)
+
+    @rank_zero_only
+    def log_text(self, text: str, artifact_file: str) -> None:
+        """Show a text under its path; see `self.log_text`."""
+        folder, _, last = artifact_file.rpartition("/")
+        step = STEP.fullmatch(last)
+        if step is None:
+            self._log_text(artifact_file, text, 0)
+        else:  # a row of texts
+            self._log_text(folder, f"<pre>{html.escape(text)}</pre>", int(step[1]))
+
+    def _log_text(self, name: str, text: str, step: int) -> None:
+        if self._is_new(f"{name}/text_summary", step):
+            with self._unless_it_fails(name):
+                self.experiment.add_text(name, text, step)
+
+    @contextmanager
+    def _unless_it_fails(self, name: str) -> Iterator[None]:
+        """Within, what cannot be drawn is warned of: the training is worth more than its pictures."""
+        with self._unless_disk_fails():
+            try:
+                yield
+            except OSError:
+                raise
+            except Exception as error:
+                warn(f"{name} could not be drawn: {type(error).__name__}: {error}")
 
     @rank_zero_only
     def save(self) -> None:
         with self._unless_disk_fails():
             if (
                 "://" not in self._save_dir
-                # Elsewhere each flush is an upload; the writer's own thread does it every `flush_secs`
+                # Elsewhere each flush is an upload; the writer's own thread does it every
+                # `flush_secs`
             ):
                 self.experiment.flush()
             self._write_hparams()
@@ -289,7 +360,7 @@ class _Nothing:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return self._do_nothing
 
-    def _do_nothing(self, *args: Any, **kwargs: Any) -> _Nothing:
+    def _do_nothing(self, *args: object, **kwargs: object) -> _Nothing:
         return self
 
 
@@ -334,7 +405,7 @@ def _last_steps(folder: str, files_before: set[str]) -> dict[str, int]:
     return last
 
 
-def _number(tag: str, value: Any) -> Any:
+def _number(tag: str, value: object) -> Any:
     value = value.item() if hasattr(value, "item") else value
     if not isinstance(value, (int, float)):
         raise ConfigError(

@@ -295,6 +295,11 @@ class Entry:
         shared = self.step_of_all
         return shared.value if shared is not None and shared.own is self.last else self.last
 
+    @property
+    def shared_step(self) -> Value | None:
+        """The value that was last reduced over the ranks."""
+        return None if self.step_of_all is None else self.step_of_all.value
+
 
 def combined(reduce: str, values: Sequence[float]) -> float:
     """Return one value of several; NaN if one of them is, which Python's min and max may hide."""

@@ -10,16 +10,16 @@ that may log more, whether anything was logged or not. Step values with `sync_di
 when the loggers are due; in between only the one that a scheduler is stepped with. Each of these is
 one collective in host memory, called by all ranks at the same place, in which they first tell each
 other their keys: so a key that only some ranks logged is no hazard, and who reads a value, and
-when, changes nothing. What is read before it was reduced is this rank's own. Sums and weights go
-over in float64 and are divided once, so a mean is exact whatever the ranks' batch counts are.
+when, changes nothing. What is read before it was reduced is this rank's own, and is not kept. Sums
+and weights go over in float64 and are divided once, so a mean is exact whatever the ranks' batch
+counts are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from decimal import Decimal
-from fractions import Fraction
+from numbers import Number
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -69,6 +69,22 @@ class Offer(NamedTuple):
     has_metric: bool
 
 
+class Shown(NamedTuple):
+    """A value of this rank alone, which stands among the others only until it is read again.
+
+    Attributes:
+        values: where it stands.
+        name: under which name.
+        value: itself.
+        before: what stood there before it, if anything did.
+    """
+
+    values: dict[str, Tensor]
+    name: str
+    value: Tensor
+    before: Tensor | None
+
+
 class Metrics:
     """All that is logged in a run.
 
@@ -100,6 +116,7 @@ class Metrics:
         self.progress_bar: dict[str, Tensor] = {}
         self.renewals: dict[str, int] = {}
         self.taken: dict[str, int] = {}
+        self._shown: list[Shown] = []
 
     # ---- filled by users ----
 
@@ -124,13 +141,8 @@ class Metrics:
                 )
             # cloned, because the user may go on to change the tensor in place
             value = value.clone() if enable_graph else value.detach().clone()
-        elif isinstance(value, (Decimal, Fraction)):
-            value = float(value)
         elif not isinstance(value, (int, float, np.number)):
-            raise ConfigError(
-                f"self.log({name!r}, {value!r}): a {type(value).__name__} cannot be logged. Give a"
-                " number, a tensor with one element or a torchmetrics.Metric."
-            )
+            value = _as_float(name, value)
         entry.last = value
         entry.fresh = True
         if entry.on_epoch:
@@ -171,6 +183,8 @@ class Metrics:
             )
         if "/dataloader_idx_" in name:
             raise ConfigError(
+                f"You called `self.log` with the key `{name}` but it should not contain information about"
+                " `dataloader_idx`. "
                 f"self.log({name!r}, ...): the loader's number is appended to the name by itself."
                 " Leave it out."
             )
@@ -184,6 +198,7 @@ class Metrics:
         on_epoch = default_epoch if on_epoch is None else on_epoch
         if not on_step and not on_epoch:
             raise ConfigError(
+                "`self.log(on_step=False, on_epoch=False)` is not useful. "
                 f"self.log({name!r}, on_step=False, on_epoch=False) records nothing. Set one of"
                 " them."
             )
@@ -335,8 +350,12 @@ class Metrics:
     # ---- kept in checkpoints ----
 
     def values(self) -> dict[str, dict[str, Any]]:
-        """Return the latest values of everything, as callbacks, loggers and progress bar see them."""
+        """Return the latest values of everything, as callbacks, loggers and progress bar see them.
+
+        Without those of this rank alone, which a fit that goes on reduces again.
+        """
         self.refresh()
+        self._take_back()
         return {
             "callback": self.callback,
             "logged": self.logged,
@@ -547,14 +566,15 @@ class Metrics:
         is_same = len(set(numbers)) == 1
         reduce = next((reduce for *_, reduce in told if reduce is not None), "mean")
         is_step = any(reduce is not None for *_, reduce in told)
-        if is_same and not (is_step and reduce == "sum"):
+        if is_same and value is not None and not (is_step and reduce == "sum"):
             return value
         shared = combined(reduce, counting)
         if entry is not None and entry.sync_step:
             entry.step_of_all = StepOfAll(entry.last, shared)
             self.refresh()
-        assert value is not None
-        return torch.tensor(shared, dtype=as_tensor(value, torch.float32).dtype)
+        like = own if value is None else value
+        assert like is not None
+        return torch.tensor(shared, dtype=as_tensor(like, torch.float32).dtype)
 
     def has_news(self, reader: str, name: str) -> bool:
         """Tell whether `name` has a value that this scheduler was not stepped with before.
@@ -585,13 +605,19 @@ class Metrics:
     # ---- read by callbacks, loggers and the progress bar ----
 
     def refresh(self) -> None:
-        """Bring `callback`, `logged` and `progress_bar` up to date with what was logged."""
+        """Bring `callback`, `logged` and `progress_bar` up to date with what was logged.
+
+        A value that is not yet reduced over the ranks is shown, and gone at the next call.
+        """
+        if self._shown:
+            self._take_back()
         on_step = self.in_batch
         for entry in self.entries.values():
             if not entry.fresh or entry.dataloader_idx != self.dataloader_idx:
                 continue
             if on_step and entry.on_step:
-                step = entry.step
+                # of what counts on rank 0 alone others have the reduced value, or none yet
+                step = entry.step if self._counts(entry) else entry.shared_step
                 value = None if step is None else as_tensor(step, entry.dtype)
             elif not on_step and entry.on_epoch:
                 if entry.reduced is None and not self._counts(entry):
@@ -605,16 +631,39 @@ class Metrics:
                 continue
             name = entry.name + entry.suffix
             forked = _forked(entry, on_step)
+            to_callbacks = self.training or not on_step
+            if not on_step and entry.reduced is None:
+                self._show(self.callback, {name, forked} if to_callbacks else (), value)
+                self._show(self.logged, [forked] if entry.logger else (), value)
+                self._show(self.progress_bar, [forked] if entry.prog_bar else (), value)
+                continue
             if entry.logger:
                 self.logged[forked] = value
-            if self.training or (entry.on_epoch and not on_step):
+            if to_callbacks:
                 self.callback[name] = value
                 self.callback[forked] = value
             if entry.prog_bar:
                 self.progress_bar[forked] = value
 
+    def _show(self, values: dict[str, Tensor], names: Iterable[str], value: Tensor) -> None:
+        for name in names:
+            self._shown.append(Shown(values, name, value, values.get(name)))
+            values[name] = value
+
+    def _take_back(self) -> None:
+        """Let values of this rank alone give way to what stood there, if nobody set others."""
+        for values, name, value, before in reversed(self._shown):
+            if values.get(name) is not value:
+                continue
+            if before is None:
+                del values[name]
+            else:
+                values[name] = before
+        self._shown = []
+
     def to_log(self) -> dict[str, Tensor]:
         """Return what the loggers are due: step values within a batch, epoch values after it."""
+        self._take_back()
         kept = self.logged
         self.logged = {}
         self.refresh()
@@ -684,3 +733,17 @@ def _in_words(entry: Entry) -> str:
 def _number(value: Tensor | float | None) -> float:
     assert value is not None
     return value.item() if isinstance(value, Tensor) else value
+
+
+def _as_float(name: str, value: object) -> float:
+    """Return the value of a Fraction or a Decimal.
+
+    Raises:
+        ConfigError: it is neither, nor any other number.
+    """
+    if not isinstance(value, Number) or isinstance(value, complex):
+        raise ConfigError(
+            f"`self.log({name}, {value})` was called, but `{type(value).__name__}` values cannot be"
+            " logged. Give a number, a tensor with one element or a torchmetrics.Metric."
+        )
+    return float(value)  # type: ignore[arg-type]

@@ -8,13 +8,15 @@ from raylit.parallel.by_name import find_strategy, no_sync
 from raylit.parallel.ddp import DDPStrategy
 from raylit.parallel.fsdp import FSDPStrategy
 from raylit.parallel.precision import Precision
-from raylit.parallel.strategy import Strategy
+from raylit.parallel.strategy import ParallelStrategy, SingleDeviceStrategy, Strategy
 from raylit.parallel.world import World, choose_device, is_lost_peer
 
 __all__ = [
     "DDPStrategy",
     "FSDPStrategy",
+    "ParallelStrategy",
     "Precision",
+    "SingleDeviceStrategy",
     "Strategy",
     "World",
     "choose_device",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raylit.core.aliases import StateDict
 from raylit.errors import ConfigError, did_you_mean
-from raylit.parallel.strategy import Strategy, Uneven, own_buffers
+from raylit.parallel.strategy import ParallelStrategy, Uneven, check_start, own_buffers
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
@@ -85,7 +86,7 @@ class StepByHand(nn.Module):
 
 
 @dataclass
-class DDPStrategy(Strategy):
+class DDPStrategy(ParallelStrategy):
     """Every rank holds the whole model.
 
     Gradients are averaged by DistributedDataParallel, in buckets, while backward still runs.
@@ -107,6 +108,11 @@ class DDPStrategy(Strategy):
             to use.
         uneven: what happens when the ranks have different numbers of training batches; see
             `Strategy`.
+        process_group_backend: torch's name of what carries collectives, such as `gloo`. Default:
+            what the device wants.
+        timeout: how long a rank waits for one that hangs. Default: half an hour.
+        start_method: `spawn` or `fork`: workers are local processes, new ones or copies of this
+            one, rather than Ray's; see `Trainer(launcher="local")`.
         kwargs: further arguments of DistributedDataParallel.
 
     Raises:
@@ -129,11 +135,15 @@ class DDPStrategy(Strategy):
     ddp_comm_state: Any = None
     ddp_comm_wrapper: Callable[..., Any] | None = None
     uneven: Uneven = "finish"
+    process_group_backend: str | None = None
+    timeout: timedelta | None = None
+    start_method: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     _feedback: ClassVar[Feedback | None] = None  # that of a run stands in the instance
 
     def __post_init__(self) -> None:
+        check_start(self.start_method, self.timeout)
         check_uneven(self.uneven)
         if isinstance(self.ddp_comm_hook, str) and self.ddp_comm_hook not in COMM_HOOKS:
             hint = did_you_mean(self.ddp_comm_hook, COMM_HOOKS)
@@ -183,7 +193,7 @@ class DDPStrategy(Strategy):
 
             # by its name torch would refuse bfloat16 on the CPU, where gloo sends it too, and by
             # annotations that are strings one of the user's
-            def communicate(state: object, bucket: object) -> Any:
+            def communicate(state: object, bucket: object) -> object:
                 if feedback is not None:
                     feedback.follow(bucket)
                 return send(state, bucket)
@@ -225,8 +235,10 @@ class DDPStrategy(Strategy):
 class Feedback:
     """What PowerSGD has left unsent, and adds to the next gradients, in checkpoints.
 
-    It lies by bucket, and DDP makes its buckets anew after the first step of a fit: so it is known
-    by the parameters of each.
+    With it the matrices from which the next approximation starts. Both lie by bucket, and DDP makes
+    its buckets anew after the first step of a fit: so they are known by their parameters. With
+    `warm_start=False` each step draws new matrices in the order of the buckets, which no
+    checkpoint can bring back: then the first steps of a resumed fit are others.
 
     Args:
         state: the `PowerSGDState`.
@@ -236,10 +248,14 @@ class Feedback:
     def __init__(self, state: Any, module: nn.Module) -> None:
         self._state = state
         self._names = {id(one): name for name, one in module.named_parameters()}
-        self._sizes = {name: one.numel() for name, one in module.named_parameters()}
+        self._shapes = {
+            name: (one.shape[0] if one.dim() else 1, one.numel())
+            for name, one in module.named_parameters()
+        }
         self._buckets: dict[int, list[str]] = {}
-        self._loose: dict[str, Tensor] = {}  # of parameters whose bucket has not come yet
-        self._told: dict[int, list[str]] = {}  # the buckets of the checkpoint
+        # of parameters whose bucket has not come yet
+        self._loose_errors: dict[str, Tensor] = {}
+        self._loose_starts: dict[str, Tensor] = {}
 
     def follow(self, bucket: Any) -> None:
         """Look at the bucket that is sent next; in another one than before, put together its part."""
@@ -249,24 +265,66 @@ class Feedback:
             return
         state = self._state
         if index in self._buckets:
-            self._loose = {**self._loose, **self._errors()}
+            self._loose_errors |= self._errors()
+            self._loose_starts |= self._starts(self._buckets, state.q_memory_dict)
             for kept in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
                 kept.clear()
             self._buckets = {}
         self._buckets[index] = names
-        if self._told.pop(index, names) != names:
-            state.p_memory_dict.pop(index, None)
-            state.q_memory_dict.pop(index, None)
-        if all(name in self._loose for name in names):
-            parts = [self._loose.pop(name) for name in names]
-            state.error_dict[index] = torch.cat(parts).to(bucket.buffer().device)
+        device = bucket.buffer().device
+        if all(name in self._loose_errors for name in names):
+            parts = [self._loose_errors.pop(name) for name in names]
+            state.error_dict[index] = torch.cat(parts).to(device)
+        layout = self._layout(names)
+        if layout and all(name in self._loose_starts for name, *_ in layout):
+            parts = [self._loose_starts.pop(name) for name, *_ in layout]
+            state.q_memory_dict[index] = torch.cat(parts).to(device)
+            # written anew in each step
+            state.p_memory_dict[index] = state.q_memory_dict[index].new_empty(
+                sum(size for _, size, _ in layout)
+            )
+
+    def _layout(self, names: list[str]) -> list[tuple[str, int, int]]:
+        """Return which parameters of a bucket are sent as matrices of low rank, as these lie there.
+
+        Returns:
+            Names, and the sizes of their left and right matrices; those of one shape together.
+        """
+        state = self._state
+        by_shape: dict[tuple[int, int, int], list[str]] = {}
+        for name in names:
+            rows, size = self._shapes[name]
+            columns = size // rows if rows else 0
+            rank = min(rows, columns, state.matrix_approximation_rank)
+            if (rows + columns) * rank * state.min_compression_rate < size:
+                by_shape.setdefault((rows, columns, rank), []).append(name)
+        return [
+            (name, rows * rank, columns * rank)
+            for (rows, columns, rank), group in by_shape.items()
+            for name in group
+        ]
 
     def _errors(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for index, names in self._buckets.items():
             if index in self._state.error_dict:
-                parts = self._state.error_dict[index].split([self._sizes[name] for name in names])
+                sizes = [self._shapes[name][1] for name in names]
+                parts = self._state.error_dict[index].split(sizes)
                 found.update(zip(names, parts, strict=True))
+        return found
+
+    def _starts(
+        self, buckets: dict[int, list[str]], memory: dict[int, Tensor]
+    ) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        if not self._state.warm_start:
+            return found  # each step starts from others
+        for index, names in buckets.items():
+            layout = self._layout(names)
+            sizes = [size for _, _, size in layout]
+            if index in memory and memory[index].numel() == sum(sizes):
+                parts = memory[index].split(sizes)
+                found.update((name, part) for (name, *_), part in zip(layout, parts, strict=True))
         return found
 
     def state_dict(self) -> dict[str, Any]:
@@ -275,9 +333,8 @@ class Feedback:
         name, keys, position, has_gauss, cached = state.rng.get_state()
         return {
             "iter": state.iter,
-            "errors": {**self._loose, **self._errors()},
-            "buckets": dict(self._buckets),
-            "low_rank": [dict(state.p_memory_dict), dict(state.q_memory_dict)],
+            "errors": self._loose_errors | self._errors(),
+            "starts": self._loose_starts | self._starts(self._buckets, state.q_memory_dict),
             "rng": (name, keys.tolist(), position, has_gauss, cached),
         }
 
@@ -285,15 +342,11 @@ class Feedback:
         """Bring back what `state_dict` returned."""
         state = self._state
         state.iter = kept["iter"]
-        self._loose = dict(kept["errors"])
-        self._told = dict(kept["buckets"])
-        device = next(iter(self._loose.values())).device if self._loose else None
-        for target, memory in zip(
-            (state.p_memory_dict, state.q_memory_dict), kept["low_rank"], strict=True
-        ):
-            target.update(
-                {index: one if device is None else one.to(device) for index, one in memory.items()}
-            )
+        self._loose_errors = dict(kept["errors"])
+        if "starts" in kept:
+            self._loose_starts = dict(kept["starts"])
+        else:  # an earlier version kept them by bucket
+            self._loose_starts = self._starts(kept["buckets"], kept["low_rank"][1])
         name, keys, position, has_gauss, cached = kept["rng"]
         state.rng.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
 

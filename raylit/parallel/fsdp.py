@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -24,7 +25,7 @@ from torch.utils._pytree import tree_map
 from raylit.core.aliases import StateDict, UserOptimizer
 from raylit.errors import ConfigError
 from raylit.parallel.ddp import check_uneven
-from raylit.parallel.strategy import Strategy, Uneven, own_buffers
+from raylit.parallel.strategy import ParallelStrategy, Uneven, check_start, own_buffers
 from raylit.parallel.units import (
     OfClasses,
     Unit,
@@ -81,7 +82,7 @@ class Around(nn.Module):
 
 
 @dataclass
-class FSDPStrategy(Strategy):
+class FSDPStrategy(ParallelStrategy):
     """Every rank holds a part of each parameter, gradient and optimizer state.
 
     On one rank nothing is changed.
@@ -110,6 +111,11 @@ class FSDPStrategy(Strategy):
         async_save: whether such a folder is written in the background, while training goes on.
         uneven: what happens when the ranks have different numbers of training batches; see
             `Strategy`.
+        process_group_backend: torch's name of what carries collectives, such as `gloo`. Default:
+            what the device wants.
+        timeout: how long a rank waits for one that hangs. Default: half an hour.
+        start_method: `spawn` or `fork`: workers are local processes, new ones or copies of this
+            one, rather than Ray's; see `Trainer(launcher="local")`.
         kwargs: further arguments of `fully_shard`.
 
     Raises:
@@ -134,12 +140,16 @@ class FSDPStrategy(Strategy):
     state_dict_type: Literal["full", "sharded"] = "full"
     async_save: bool = False
     uneven: Uneven = "finish"
+    process_group_backend: str | None = None
+    timeout: timedelta | None = None
+    start_method: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     _steps: ClassVar[Steps | None] = None
     _units: ClassVar[Sequence[Unit]] = ()  # those of a run stand in the instance
 
     def __post_init__(self) -> None:
+        check_start(self.start_method, self.timeout)
         check_uneven(self.uneven)
         name = str(getattr(self.sharding_strategy, "name", self.sharding_strategy)).upper()
         if name not in RESHARDS:
@@ -319,8 +329,8 @@ class FSDPStrategy(Strategy):
         """Return nested state with whole tensors in host memory on rank 0, empty ones elsewhere."""
         return state if self._steps is None else self._whole(state)
 
-    def _whole(self, state: Any) -> Any:
-        def gather(value: Any) -> Any:
+    def _whole(self, state: Any) -> object:
+        def gather(value: Any) -> object:
             if not is_part(value):
                 return value
             gathered = self._gathered(value)
@@ -403,7 +413,7 @@ class FSDPStrategy(Strategy):
             return self._policy(module=module, recurse=False, nonwrapped_numel=number)
         return number >= (UNIT_SIZE if self.min_num_params is None else self.min_num_params)
 
-    def _mesh(self, world: World) -> Any:
+    def _mesh(self, world: World) -> object:
         from torch.distributed.device_mesh import init_device_mesh
 
         if self.sharding_strategy != "HYBRID_SHARD":

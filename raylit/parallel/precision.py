@@ -139,7 +139,7 @@ class _NoInit(TorchFunctionMode):
 
     def __torch_function__(
         self, func: Any, types: object, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    ) -> object:
         kwargs = kwargs or {}
         if getattr(func, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if "tensor" in kwargs else args[0]

@@ -21,6 +21,7 @@ are not whole on every rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -28,9 +29,11 @@ from torch import Tensor, nn
 
 from raylit.core.aliases import StateDict, UserOptimizer
 from raylit.errors import ConfigError
+from raylit.runtime import environment
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
+    from raylit.core.trainer import RunningTrainer
     from raylit.parallel.precision import Precision
     from raylit.parallel.world import World
 
@@ -48,6 +51,11 @@ class Strategy:
             checkpoints need all ranks.
         saves_folders: whether a checkpoint is a folder into which every rank writes its part.
         saves_in_background: whether it does so while training goes on.
+        process_group_backend: torch's name of what carries collectives, such as `gloo`; None: what
+            the device wants.
+        timeout: how long a rank waits for one that hangs; None: half an hour, or RAYLIT_TIMEOUT_S.
+        start_method: how local processes are started: `spawn` and its likes (`popen`,
+            `forkserver`) as new ones, `fork` as copies of this one; None: Ray starts the workers.
     """
 
     uneven: Uneven = "finish"
@@ -55,10 +63,14 @@ class Strategy:
     saves_folders: bool = False
     saves_in_background: bool = False
     find_unused_parameters: bool = False
+    process_group_backend: str | None = None
+    timeout: timedelta | None = None
+    start_method: str | None = None
     _world: World | None = None
+    _trainer: RunningTrainer | None = None
 
     def __getstate__(self) -> StateDict:
-        live = ("_world", "_steps", "_units", "_feedback")
+        live = ("_world", "_trainer", "_steps", "_units", "_feedback")
         return {name: value for name, value in vars(self).items() if name not in live}
 
     def refuse_if_sharded(self, what: str) -> None:
@@ -72,6 +84,12 @@ class Strategy:
                 f"{what}, but {type(self).__name__} leaves a part of the model on each rank. Leave"
                 " it out, or use strategy='ddp'."
             )
+
+    def patience_s(self) -> float:
+        """Return how many seconds a rank waits for one that hangs."""
+        if self.timeout is not None:
+            return self.timeout.total_seconds()
+        return environment.seconds("RAYLIT_TIMEOUT_S", 1800.0)
 
     # ---- what a run asks ----
 
@@ -160,6 +178,25 @@ class Strategy:
         return self._world
 
     @property
+    def model(self) -> nn.Module | None:
+        """The module as it is trained: wrapped by DDP on several ranks. None before a job."""
+        return None if self._trainer is None else self._trainer.model
+
+    @property
+    def lightning_module(self) -> LightningModule | None:
+        """The module, never wrapped. None before a job."""
+        return None if self._trainer is None else self._trainer.lightning_module
+
+    @property
+    def optimizers(self) -> list[UserOptimizer]:
+        """The optimizers of the job; none before it."""
+        return [] if self._trainer is None else self._trainer.optimizers
+
+    def show(self, trainer: RunningTrainer) -> None:
+        """A job begins whose model and optimizers this Trainer holds."""
+        self._trainer = trainer
+
+    @property
     def root_device(self) -> torch.device:
         """Where this rank computes."""
         return self.world.device
@@ -218,6 +255,55 @@ class Strategy:
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
         """Return whether all ranks (or any of them) decided so."""
         return not self.world.any(not decision) if all else self.world.any(decision)
+
+
+class ParallelStrategy(Strategy):
+    """A strategy for several ranks."""
+
+
+class SingleDeviceStrategy(Strategy):
+    """One rank. On several each would train a model of its own, so that is refused.
+
+    Args:
+        device: not used: it is what `Trainer(accelerator=...)` says.
+
+    Example:
+        >>> trainer = Trainer(strategy=SingleDeviceStrategy(), max_epochs=1)
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+
+    def attach(self, world: World) -> None:
+        """A job begins.
+
+        Raises:
+            ConfigError: it has several ranks.
+        """
+        if world.size > 1:
+            raise ConfigError(
+                f"SingleDeviceStrategy is for one rank, and there are {world.size}. Use"
+                " strategy='ddp', or devices=1."
+            )
+        super().attach(world)
+
+
+START_METHODS = ("popen", "spawn", "fork", "forkserver")
+
+
+def check_start(start_method: str | None, timeout: timedelta | None) -> None:
+    """Check how processes are to be started, and how long they wait for each other.
+
+    Raises:
+        ConfigError: there is no such method, or the time is none.
+    """
+    if start_method is not None and start_method not in START_METHODS:
+        raise ConfigError(
+            f"start_method={start_method!r} is not known. Use one of"
+            f" {', '.join(map(repr, START_METHODS))}, or leave it out."
+        )
+    if timeout is not None and not isinstance(timeout, timedelta):
+        raise ConfigError(f"timeout={timeout!r}: give a datetime.timedelta, such as of minutes=10.")
 
 
 def own_buffers(module: nn.Module, world: World) -> dict[str, Tensor]:

@@ -151,7 +151,7 @@ def is_part(value: object) -> bool:
     return hasattr(value, "device_mesh") and isinstance(value, Tensor)
 
 
-def part_like(parameter: Any, value: object) -> Any:
+def part_like(parameter: Any, value: object) -> object:
     """Return this rank's part of a whole tensor that is shaped like a sharded parameter.
 
     Anything else is returned as it is.

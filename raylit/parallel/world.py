@@ -18,8 +18,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from raylit.errors import ConfigError
+from raylit.parallel import rendezvous
 from raylit.parallel.fork import make_forks_safe
-from raylit.runtime import environment, messages
+from raylit.runtime import messages
 
 T = TypeVar("T")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
@@ -65,13 +66,17 @@ class World:
         messages.rank_zero_only.rank = self.rank  # type: ignore[attr-defined]
 
     @classmethod
-    def join(cls, accelerator: str) -> World:
+    def join(
+        cls, accelerator: str, backend: str | None = None, patience_s: float = 1800.0
+    ) -> World:
         """Find this process's place.
 
         In the process group that exists, in the one that `torchrun`'s variables describe, or alone.
 
         Args:
             accelerator: one of `auto`, `cpu`, `gpu`, `cuda`, `mps`.
+            backend: torch's name of what carries collectives; None: what the device wants.
+            patience_s: seconds to wait for a rank that hangs.
         """
         device = choose_device(accelerator, int(os.environ.get("LOCAL_RANK", "0")))
         if (
@@ -79,13 +84,14 @@ class World:
             and "TORCHELASTIC_RUN_ID" in os.environ
             and int(os.environ.get("WORLD_SIZE", "1")) > 1
         ):
-            patience = timedelta(
-                seconds=environment.seconds("RAYLIT_TIMEOUT_S", 1800.0)
-            )  # with a rank that hangs
             # what is in host memory, such as what the ranks agree on, goes by gloo, so that the
             # accelerator is not waited for
+            usual = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            patience = timedelta(seconds=patience_s)
             dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=patience
+                backend or usual,
+                timeout=patience,
+                **rendezvous.loopback_store(patience),  # type: ignore[arg-type]
             )
             # kept until the process ends: a rank that is through must not take the group's store
             # from one that still leaves

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from raylit.errors import ConfigError, did_you_mean
-from raylit.profilers.advanced import AdvancedProfiler
-from raylit.profilers.base import PassThroughProfiler, Profiler
-from raylit.profilers.pytorch import PyTorchProfiler
-from raylit.profilers.simple import SimpleProfiler
+import importlib
 
-PROFILERS: dict[str, type[Profiler]] = {
-    "simple": SimpleProfiler,
-    "advanced": AdvancedProfiler,
-    "pytorch": PyTorchProfiler,
+from raylit.errors import ConfigError, did_you_mean, foreign_hint
+from raylit.profilers.base import PassThroughProfiler, Profiler
+
+# by their short names: the module, loaded when one of them is asked for, and the class
+PROFILERS = {
+    "simple": ("raylit.profilers.simple", "SimpleProfiler"),
+    "advanced": ("raylit.profilers.advanced", "AdvancedProfiler"),
+    "pytorch": ("raylit.profilers.pytorch", "PyTorchProfiler"),
 }
 
 
@@ -29,6 +29,8 @@ def find_profiler(profiler: Profiler | str | None) -> Profiler:
         hint = did_you_mean(profiler, PROFILERS) if isinstance(profiler, str) else ""
         raise ConfigError(
             f"profiler={profiler!r} is not known. Use one of {', '.join(map(repr, PROFILERS))}, or"
-            f" a Profiler object.{hint}"
+            f" a Profiler object.{hint}{foreign_hint(profiler)}"
         )
-    return PROFILERS[profiler.lower()]()
+    module, name = PROFILERS[profiler.lower()]
+    found: Profiler = getattr(importlib.import_module(module), name)()
+    return found

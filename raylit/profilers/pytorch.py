@@ -113,7 +113,7 @@ class PyTorchProfiler(Profiler):
         self._schedule = None if schedule is None else StepSchedule(schedule)
         self._forget()
 
-    def _check(self, schedule: Any, profiler_kwargs: dict[str, Any]) -> None:
+    def _check(self, schedule: object, profiler_kwargs: dict[str, Any]) -> None:
         if self._sort_by_key not in self.AVAILABLE_SORT_KEYS:
             raise ConfigError(
                 f"PyTorchProfiler(sort_by_key={self._sort_by_key!r}) is not known. Use one of:"

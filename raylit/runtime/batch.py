@@ -19,7 +19,7 @@ from raylit.errors import ConfigError
 from raylit.runtime.messages import warn_once
 
 
-def move_to(batch: Any, device: torch.device | str, non_blocking: bool | None = None) -> Any:
+def move_to(batch: object, device: torch.device | str, non_blocking: bool | None = None) -> Any:
     """Return `batch` with everything in it that has `.to(device)` moved.
 
     Inside lists, tuples, named tuples, dicts, dataclasses and attrs classes.
@@ -38,14 +38,14 @@ def _can_move(item: object) -> bool:
     )
 
 
-def _moved(item: Any, device: torch.device | str, non_blocking: bool) -> Any:
+def _moved(item: Any, device: torch.device | str, non_blocking: bool) -> object:
     if isinstance(item, Tensor):
         return item.to(device, non_blocking=non_blocking)
     moved = item.to(device)
     return item if moved is None else moved  # a user's `to` may work in place
 
 
-def transfer_to(batch: Any, device: torch.device) -> Any:
+def transfer_to(batch: object, device: torch.device) -> Any:
     """Return `batch` on the device of the step that is to come.
 
     As `move_to`, but to a CUDA device while the step before still computes.
@@ -56,7 +56,8 @@ def transfer_to(batch: Any, device: torch.device) -> Any:
 class SideStream:
     """A stream of a CUDA device for copies alone: they do not wait for the work of the steps.
 
-    Copies run while the device computes if the batch lies in pinned memory: `DataLoader(pin_memory=True)`.
+    Copies run while the device computes if the batch lies in pinned memory:
+    `DataLoader(pin_memory=True)`.
 
     Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-streams
     """
@@ -65,17 +66,18 @@ class SideStream:
         self.device = device
         self.stream = torch.cuda.Stream(device)
 
-    def move(self, batch: Any) -> Any:
+    def move(self, batch: object) -> Any:
         """Return `batch` on the device; what is computed from now on waits until it is there."""
         compute = torch.cuda.current_stream(self.device)
 
-        def move(item: object) -> Any:
+        def move(item: object) -> object:
             if isinstance(item, Tensor) and item.layout is torch.strided:
                 moved = item.to(self.device, non_blocking=True)
                 if moved is not item:
                     moved.record_stream(
                         compute
-                        # Else its memory would be given to the next copy as soon as Python lets go of
+                        # Else its memory would be given to the next copy as soon as Python lets go
+                        # of
                         # it
                     )
                 return moved
@@ -95,7 +97,7 @@ def _side_stream(device: torch.device) -> SideStream:
     return SideStream(device)
 
 
-def cast_to(batch: Any, dtype: torch.dtype) -> Any:
+def cast_to(batch: object, dtype: torch.dtype) -> object:
     """Return `batch` with the floating-point tensors in it as `dtype`."""
 
     def cast(item: object) -> Any:
@@ -106,7 +108,7 @@ def cast_to(batch: Any, dtype: torch.dtype) -> Any:
     return _replace(batch, cast)
 
 
-def _replace(batch: Any, function: Callable[[object], object]) -> Any:
+def _replace(batch: object, function: Callable[[object], object]) -> Any:
     """Return `batch` with each item replaced by what `function` makes of it.
 
     Where that is None, with what is in the item replaced.
@@ -165,7 +167,7 @@ def named_tensors(batch: object, name: str = "") -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
 
-    def look(item: Any, path: tuple[str, ...]) -> None:
+    def look(item: object, path: tuple[str, ...]) -> None:
         if isinstance(item, Tensor):
             found[".".join(path) or "input"] = item
             return
@@ -176,7 +178,7 @@ def named_tensors(batch: object, name: str = "") -> dict[str, Tensor]:
     return found
 
 
-def parts_of(batch: Any) -> Iterator[tuple[str, object]]:
+def parts_of(batch: object) -> Iterator[tuple[str, object]]:
     """Give what a batch is made of, each under its key, field or position; nothing of a tensor."""
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         yield from zip(batch._fields, batch, strict=True)
@@ -192,13 +194,13 @@ def parts_of(batch: Any) -> Iterator[tuple[str, object]]:
         yield from _attributes(batch)
 
 
-def with_tensors(batch: Any, tensors: Iterable[Tensor]) -> Any:
+def with_tensors(batch: object, tensors: Iterable[Tensor]) -> Any:
     """Return `batch` with the tensors in it replaced, in the order of `named_tensors`."""
     given = iter(tensors)
     return _replace(batch, lambda item: next(given) if isinstance(item, Tensor) else None)
 
 
-def size_of(batch: Any, check: bool = True) -> int:
+def size_of(batch: object, check: bool = True) -> int:
     """Return how many samples `batch` holds.
 
     The first dimension of the first tensor in it, depth first; a 0-d tensor counts 1.
@@ -226,7 +228,7 @@ def size_of(batch: Any, check: bool = True) -> int:
     return first
 
 
-def _first_size(batch: Any) -> int | None:
+def _first_size(batch: object) -> int | None:
     if isinstance(batch, Tensor):
         return batch.size(0) if batch.ndim else 1
     if isinstance(batch, (list, tuple)) and batch and isinstance(batch[0], Tensor):
@@ -234,7 +236,7 @@ def _first_size(batch: Any) -> int | None:
     return next(_sizes(batch), None)
 
 
-def _sizes(batch: Any) -> Iterator[int]:
+def _sizes(batch: object) -> Iterator[int]:
     if isinstance(batch, Tensor):
         yield batch.size(0) if batch.ndim else 1
     elif isinstance(batch, (str, bytes)):

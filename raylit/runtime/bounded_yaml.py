@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from raylit.runtime.bounds import MAX_DEPTH, TooLargeError, check_size
+from raylit.runtime.storage import kind_of
 
 MAX_BYTES = 2**20
 MAX_VALUES = 20_000
@@ -36,7 +37,7 @@ def read_bytes(path: str | os.PathLike[str]) -> str:
     mode = os.stat(path).st_mode
     is_pipe = stat.S_ISFIFO(mode) and os.fspath(path).startswith(("/dev/fd/", "/proc/self/fd/"))
     if not (stat.S_ISREG(mode) or is_pipe):
-        raise ValueError(f"it is {_kind(mode)}, no file")
+        raise ValueError(f"it is {kind_of(mode)}, no file")
     with open(path, "rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
@@ -134,11 +135,3 @@ def _refuse_duplicates(root: yaml.Node) -> None:
                         problem_mark=key.start_mark,
                     )
                 lines[name] = key.start_mark.line + 1
-
-
-def _kind(mode: int) -> str:
-    if stat.S_ISDIR(mode):
-        return "a folder"
-    if stat.S_ISFIFO(mode):
-        return "a pipe"
-    return "a socket" if stat.S_ISSOCK(mode) else "a device"

@@ -8,7 +8,6 @@ through such data would not come back, so it is measured before.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 MAX_DEPTH = 64
 MAX_VALUES = 200_000
@@ -18,7 +17,7 @@ class TooLargeError(ValueError):
     """Data is nested too deep, contains itself, or is too large when written out."""
 
 
-def check_size(value: Any, max_values: int = MAX_VALUES, max_depth: int = MAX_DEPTH) -> int:
+def check_size(value: object, max_values: int = MAX_VALUES, max_depth: int = MAX_DEPTH) -> int:
     """Return how many values nested data has when written out: a list named twice counts twice.
 
     Each list, mapping and tuple is looked through once, so the time is that of the text, not of
@@ -39,8 +38,13 @@ def check_size(value: Any, max_values: int = MAX_VALUES, max_depth: int = MAX_DE
     return _size(value, max_values, max_depth, {})
 
 
-def _size(value: Any, max_values: int, depth_left: int, known: dict[int, tuple[int, int]]) -> int:
-    """Count `value`. `known` has the size of each part so far, and how deep it was allowed to be."""
+def _size(
+    value: object, max_values: int, depth_left: int, known: dict[int, tuple[int, int]]
+) -> int:
+    """Count `value`.
+
+    `known` has the size of each part so far, and how deep it was allowed to be.
+    """
     if not isinstance(value, (Mapping, list, tuple, set, frozenset)):
         return 1
     if depth_left == 0:

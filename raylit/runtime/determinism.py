@@ -26,6 +26,8 @@ def apply(deterministic: bool | str | None, benchmark: bool | None) -> Callable[
     """
     if deterministic not in (None, True, False, "warn"):
         raise ConfigError(f"deterministic={deterministic!r}: give True, False or 'warn'.")
+    if deterministic is None and benchmark is None:
+        return _nothing
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -40,13 +42,9 @@ def apply(deterministic: bool | str | None, benchmark: bool | None) -> Callable[
     if benchmark is None and deterministic:
         benchmark = False
     if benchmark is not None:
-        torch.backends.cudnn.benchmark = benchmark
-
-    is_given = deterministic is not None or benchmark is not None
+        torch.backends.cudnn.benchmark = bool(benchmark)
 
     def undo() -> None:
-        if not is_given:
-            return
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.backends.cudnn.benchmark = benchmark_before
         os.environ.pop(WORKSPACE, None)
@@ -54,3 +52,7 @@ def apply(deterministic: bool | str | None, benchmark: bool | None) -> Callable[
             os.environ[WORKSPACE] = workspace_before
 
     return undo
+
+
+def _nothing() -> None:
+    """What there is to undo where nothing was set."""

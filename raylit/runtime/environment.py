@@ -27,3 +27,26 @@ def seconds(variable: str, default: float) -> float:
             f" positive number, such as {variable}={default:g}, or unset it."
         )
     return value
+
+
+CHOICES = {  # variables that name one of a few, and those
+    "RAYLIT_PROGRESS": ("rich", "plain", "none"),
+    "PL_SEED_WORKERS": ("0", "1"),
+}
+
+
+def check() -> None:
+    """Find out whether raylit's variables say what they can mean, before a run reads them.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    for variable, default in (("RAYLIT_TIMEOUT_S", 1800.0), ("RAYLIT_RESIZE_EVERY_S", 10.0)):
+        seconds(variable, default)
+    for variable, choices in CHOICES.items():
+        text = os.environ.get(variable)
+        if text and text not in choices:
+            raise ConfigError(
+                f"The environment variable {variable}={text} is none of {', '.join(choices)}. Give"
+                " one of them, or unset it."
+            )

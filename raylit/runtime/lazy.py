@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 
@@ -31,8 +32,24 @@ def attribute_loader(package: str, places: Mapping[str, str] | None = None) -> C
             setattr(sys.modules[package], name, found)  # found without us the next time
             return found
         path = f"{package}.{name}"
-        if not name.startswith("_") and importlib.util.find_spec(path) is not None:
+        if (
+            name.isidentifier()
+            and not name.startswith("_")
+            and importlib.util.find_spec(path) is not None
+        ):
             return importlib.import_module(path)
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return load
+
+
+def load_names(package: ModuleType) -> None:
+    """Load all public names of a package, so that its classes are found among the subclasses.
+
+    Example:
+        >>> load_names(raylit.callbacks)
+        >>> "ModelPruning" in [kind.__name__ for kind in raylit.callbacks.Callback.__subclasses__()]
+        True
+    """
+    for name in package.__all__:
+        getattr(package, name)

@@ -11,7 +11,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import yaml
 
@@ -83,7 +82,7 @@ def _secrets(
             yield node, path, masked
 
 
-def is_masked(value: Any) -> bool:
+def is_masked(value: object) -> bool:
     """Tell whether a value is a secret of which only `***` is left."""
     return isinstance(value, str) and (value == MASK or _IN_TEXT.search(value) is not None)
 
@@ -99,7 +98,7 @@ def variable_of(path: Sequence[str | int]) -> str:
     return "_".join(["PL", *parts]).upper()
 
 
-def unmasked(value: Any, path: Path = (), missing: dict[Path, str] | None = None) -> Any:
+def unmasked(value: object, path: Path = (), missing: dict[Path, str] | None = None) -> object:
     """Return a value with what the environment holds in the place of what is masked in it.
 
     Args:

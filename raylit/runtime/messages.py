@@ -6,8 +6,10 @@ import functools
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
 from raylit.runtime.secrets import without_secrets
@@ -40,6 +42,7 @@ if not log.handlers:
     log.propagate = False
 
 _said: set[str] = set()
+_OWN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 
 
 def rank() -> int:
@@ -62,14 +65,35 @@ def rank_zero_only(function: Callable[P, T]) -> Callable[P, T | None]:
 
 def info(text: str) -> None:
     """Say one line on stderr."""
-    if rank() == 0:
+    if rank() == 0 and log.isEnabledFor(logging.INFO):
         log.info(without_secrets(text))
 
 
-def warn(text: str, category: type[Warning] = UserWarning, stacklevel: int = 3) -> None:
-    """Warn through Python's `warnings`, so that users can filter it."""
+def warn(text: str, category: type[Warning] = UserWarning, stacklevel: int | None = None) -> None:
+    """Warn through Python's `warnings`, so that users can filter it.
+
+    Args:
+        text: what is said.
+        category: class of the warning.
+        stacklevel: as of `warnings.warn`; None: the line that called raylit, which is the user's.
+    """
     if rank() == 0:
-        warnings.warn(without_secrets(text), category, stacklevel=stacklevel)
+        level = _level_of_user() if stacklevel is None else stacklevel
+        warnings.warn(without_secrets(text), category, stacklevel=level)
+
+
+def _level_of_user() -> int:
+    """Return the stacklevel, in the caller, of the first line that is none of raylit's.
+
+    In a thread or a worker there is none: then of the line that warns.
+    """
+    level = 1
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_OWN):
+        frame = frame.f_back
+        level += 1
+    is_user = frame is not None and frame.f_code.co_filename != threading.__file__
+    return level if is_user else 3
 
 
 def warn_once(text: str, category: type[Warning] = UserWarning, key: object = None) -> None:
@@ -77,4 +101,4 @@ def warn_once(text: str, category: type[Warning] = UserWarning, key: object = No
     key = str(key or text)
     if key not in _said:
         _said.add(key)
-        warn(text, category, stacklevel=4)
+        warn(text, category)

@@ -49,10 +49,10 @@ class Ranks(Protocol):
     def barrier(self) -> None:
         """Wait for all ranks."""
 
-    def broadcast_object(self, value: Any, src: int = 0) -> Any:
+    def broadcast_object(self, value: object, src: int = 0) -> Any:
         """Return the `value` of rank `src` on every rank; it is pickled."""
 
-    def all_gather_object(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: object) -> list[Any]:
         """Return every rank's `value`, in the order of ranks; they are pickled."""
 
     def all_gather(self, tensor: torch.Tensor, sync_grads: bool = False) -> torch.Tensor:

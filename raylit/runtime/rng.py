@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raylit.errors import ConfigError
+from raylit.errors import ConfigError, WrongTypeError
 from raylit.runtime.messages import info
 
 MAX_SEED = 2**32 - 1
@@ -41,9 +41,15 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
             raise ConfigError(
                 f"The environment variable PL_GLOBAL_SEED={given!r} is not a whole number."
             ) from None
-    if not 0 <= int(seed) <= MAX_SEED:
-        raise ConfigError(f"seed={seed} is out of range: give a whole number from 0 to {MAX_SEED}.")
-    seed = int(seed)
+    try:
+        number = int(seed)
+    except (TypeError, ValueError, OverflowError):
+        number = -1
+    if not 0 <= number <= MAX_SEED:
+        raise WrongTypeError(
+            f"seed={seed!r} is none, or out of range: give a whole number from 0 to {MAX_SEED}."
+        )
+    seed = number
     if verbose:
         info(f"Seed set to {seed}")
     os.environ["PL_GLOBAL_SEED"] = str(seed)
@@ -56,8 +62,12 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
 
 def mix(*values: object) -> int:
     """Return 63 bits that look random, as a function of numbers and texts."""
-    digest = hashlib.blake2b(repr(values).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return digest(repr(values).encode())
+
+
+def digest(data: bytes) -> int:
+    """Return 63 bits that look random, as a function of bytes."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") >> 1
 
 
 def seed(number: int, accelerator: bool = False) -> None:

@@ -14,7 +14,21 @@ from urllib.parse import unquote
 MASK = "***"
 
 # A URI in any text, up to a space. What follows `//` is parsed by `_without_login`.
-_URI = re.compile(r"(?<![\w+.\-])([\w+.\-]++):(//[^\s\"<>`]*)")
+_URI = re.compile(r"(?<![\w+.\-:/])((?:[\w+.\-]++:)?)(//[^\s\"<>`]*)")
+# A password with a space in it, which database drivers take unquoted; a port is none.
+_SPACED = re.compile(
+    r"(?<![\w+.\-])([\w+.\-]++://[^\s/@:]*:)(?!\d+(?:[\s/,;:.)]|$))[^\s@]{0,80}[ \t][^@\n\"'<>]{0,80}@(?=[\w\[])"
+)
+# Names in the query of a URI that mean a secret there, and may mean anything elsewhere.
+_QUERY = re.compile(r"((?:^|[&;])(?:key|auth|code|pass)=)[^&;#]+", re.IGNORECASE)
+# Tokens that are known by how they begin: of Hugging Face, GitHub, GitLab, OpenAI and Slack.
+_TOKEN = re.compile(
+    r"(?<![\w\-])(?:hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{50,}|glpat-[\w\-]{20,}"
+    r"|sk-(?:\w{3,8}-)?[A-Za-z0-9_\-]{0,8}[A-Za-z0-9]{24,}|xox[abeprs]-[\w\-]{10,})"
+)
+_PRIVATE_KEY = re.compile(
+    r"(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
+)
 # Stores whose addresses have an @ that is no end of a password: abfs://container@account/path.
 _WITH_AT = ("s3", "gs", "gcs", "abfs", "abfss", "adl", "wasb", "wasbs", "file", "sqlite", "hdfs")
 
@@ -25,6 +39,20 @@ _KEYS_OF = {"api", "access", "private", "secret", "account", "signing", "encrypt
 # Tokens of a language rather than of a login.
 _TOKENS_OF = {"pad", "eos", "bos", "mask", "unk", "cls", "sep", "special", "start", "end", "stop"}
 _TOKENS_OF |= {"begin", "next", "per", "each", "max", "min", "num", "prompt", "image", "class"}
+# A text without any of these, in small letters, has nothing to mask.
+_SIGNS: tuple[str, ...] = (
+    "//",
+    "%",
+    "pass",
+    "pwd",
+    "secret",
+    "key",
+    "credential",
+    "authorization",
+    "sig",
+    "token",
+)
+_SIGNS += ("hf_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "sk-", "xox")
 # A name begins where none is before it: else a long word would be looked through from each of its
 # letters (30,000 took minutes).
 _BEGIN = r"(?<![\w.\-])"
@@ -60,7 +88,7 @@ def is_secret_name(name: str) -> bool:
     return bool(_SURE & set(words))
 
 
-def is_secret_number(name: str, value: Any) -> bool:
+def is_secret_number(name: str, value: object) -> bool:
     """Tell whether a number, or its text, is a secret: `password: 123456`, but not `token: 5`.
 
     Example:
@@ -90,7 +118,13 @@ def without_secrets(text: str) -> str:
         >>> without_secrets("https://me:p@ss/word@host:5000/mlflow?token=abc")
         'https://me:***@host:5000/mlflow?token=***'
     """
-    text = _URI.sub(lambda found: f"{found[1]}:{_without_login(found[1], found[2])}", text)
+    small = text.lower()
+    if not any(sign in small for sign in _SIGNS):
+        return text
+    text = _PRIVATE_KEY.sub(rf"\1 {MASK} \2", text)
+    text = _TOKEN.sub(MASK, text)
+    text = _SPACED.sub(rf"\1{MASK}@", text)
+    text = _URI.sub(lambda found: f"{found[1]}{_without_login(found[1][:-1], found[2])}", text)
     text = _ASSIGNMENT.sub(_masked_assignment, text)
     text = _FLAG.sub(_masked_flag, text)
     text = _without_blocks(text)
@@ -130,19 +164,26 @@ def without_secret_values(value: Any) -> Any:
     return value
 
 
+def _cut_at_query(rest: str) -> tuple[str, str, str]:
+    """Return what stands before a query or fragment, its mark, and what follows it."""
+    cut = re.search(r"[?#]", rest)
+    if cut is None:
+        return rest, "", ""
+    body = rest[: cut.start()]
+    query = rest[cut.end() :]
+    is_of_password = ":" in body and "@" not in body and "=" not in query.split("@")[0]
+    if "@" in query and is_of_password:  # the mark stands in one that was not quoted
+        return rest, "", ""
+    return body, cut[0], query
+
+
 def _without_login(scheme: str, rest: str) -> str:
     """Return what follows a URI's scheme without password.
 
     The last @ before the query ends the login: a password that was not quoted may hold an @ or a /,
     and urllib.parse would then take a part of it for the host.
     """
-    body, mark, query = rest[2:], "", ""
-    cut = re.search(r"[?#]", body)
-    if cut is not None:
-        body, mark, query = body[: cut.start()], cut[0], body[cut.start() + 1 :]
-        # A ? or # in a password that was not quoted.
-        if "@" in query and "@" not in body and ":" in body and "=" not in query.split("@")[0]:
-            body, mark, query = f"{body}{mark}{query}", "", ""
+    body, mark, query = _cut_at_query(rest[2:])
     end = body.rfind("@")
     if scheme.lower().split("+")[0] in _WITH_AT:
         authority = body.partition("/")[0]
@@ -152,6 +193,7 @@ def _without_login(scheme: str, rest: str) -> str:
         # A token may be given as user, with an empty password or a fixed one.
         is_token = not colon or (user and password in ("", "x-oauth-basic"))
         body = f"{MASK if is_token else f'{user}:{MASK}'}{body[end:]}"
+    query = _QUERY.sub(rf"\1{MASK}", query)
     return f"//{body}{mark}{query}"
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from raylit.errors import ConfigError, MissingPackageError, did_you_mean
+from raylit.errors import ConfigError, MissingPackageError, WrongTypeError, did_you_mean
 
 S3 = (
     "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION and, of another server than"
@@ -33,7 +34,15 @@ BUCKETS = {
 
 
 def local(path: str | os.PathLike[str]) -> str:
-    """Return the path that a URL of the local disk names; all else as it is."""
+    """Return the path that a URL of the local disk names; all else as it is.
+
+    Raises:
+        WrongTypeError: it is no path.
+    """
+    if not isinstance(path, (str, os.PathLike)) or isinstance(os.fspath(path), bytes):
+        raise WrongTypeError(
+            f"{path!r} is of type {type(path).__name__}, no path. Give a text or a pathlib.Path."
+        )
     return os.fspath(path).removeprefix("file://").removeprefix("local://")
 
 
@@ -147,8 +156,35 @@ def downloaded(path: str, options: dict[str, object] | None = None) -> Iterator[
         yield copy
 
 
+def kind_of(mode: int) -> str:
+    """Return what something is that is no file, by its mode."""
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    if stat.S_ISFIFO(mode):
+        return "a pipe"
+    return "a socket" if stat.S_ISSOCK(mode) else "a device"
+
+
+def no_file(path: str) -> str | None:
+    """Return what is at a local path that can be read as neither a file nor a folder, else None.
+
+    A device may have no end, and a pipe no other side.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return None
+    return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else kind_of(mode)
+
+
 def file_in_the_way(folder: str) -> str | None:
-    """Return the file that keeps a local path from being a folder: itself or one above it."""
+    """Return the file that keeps a local path from being a folder: itself or one above it.
+
+    Raises:
+        OSError: the system takes no such name: it is too long, or links go in a circle.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.stat(folder)  # raises where the system takes no such name
     place = _nearest(folder)
     return None if place.is_dir() else str(place)
 
@@ -175,7 +211,15 @@ def unwritable(folder: str) -> str | None:
     place = _nearest(folder)
     if not place.is_dir():
         return f"{place} is a file"
-    return None if os.access(place, os.W_OK | os.X_OK) else f"{place} is read-only for this user"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return f"{place} is read-only for this user"
+    if place == Path(folder):
+        return None
+    try:  # what the mode says need not hold: root may all, but not in /proc
+        with tempfile.TemporaryFile(dir=place):
+            return None
+    except OSError as error:
+        return f"{place} takes no files ({error.strerror})"
 
 
 def _unwritable_url(url: str) -> str | None:

@@ -164,7 +164,13 @@ class Summary:
     def __str__(self) -> str:
         from rich.console import Console
 
-        console = Console(file=io.StringIO(), width=1000, color_system=None, force_terminal=False)
+        console = Console(
+            file=io.StringIO(),
+            width=1000,
+            color_system=None,
+            force_terminal=False,
+            force_jupyter=False,  # or it shows an empty output beside what it captures
+        )
         with console.capture() as capture:
             console.print(self.table())
         lines = [line.rstrip() for line in capture.get().splitlines()]
@@ -305,7 +311,7 @@ def _run_example(
     )
 
 
-def _moved(module: nn.Module, example: object) -> Any:
+def _moved(module: nn.Module, example: object) -> object:
     """Bring the example to where the module is, the way its batches get there."""
     for name, args in (
         ("on_before_batch_transfer", ()),
@@ -331,7 +337,7 @@ def _compute_format(module: nn.Module) -> torch.autocast:
     )
 
 
-def shape_of(value: object) -> Any:
+def shape_of(value: object) -> object:
     """Return the shape of a tensor as a list; of a list or tuple, those of its items.
 
     Anything else has the shape `?`.
@@ -355,10 +361,6 @@ def count(number: int) -> str:
     while value >= 1000 and len(units) > 1:
         value /= 1000
         units.pop(0)
-    return (
-        f"{number:,d}"
-        if units[0] == ""
-        else f"{int(value):,d}{units[0]}"
-        if value >= 100
-        else f"{value:,.1f}{units[0]}"
-    )
+    if units[0] == "":
+        return f"{number:,d}"
+    return f"{int(value):,d}{units[0]}" if value >= 100 else f"{value:,.1f}{units[0]}"

@@ -158,21 +158,31 @@ class BoringDataModule(LightningDataModule):
         super().__init__()
         self.random_full = RandomDataset(32, 64 * 4)
 
-    def _part(self, number: int) -> DataLoader[Tensor]:
-        return DataLoader(Subset(self.random_full, range(64 * number, 64 * (number + 1))))
+    random_train: Subset[Tensor]
+    random_val: Subset[Tensor]
+    random_test: Subset[Tensor]
+    random_predict: Subset[Tensor]
+
+    def setup(self, stage: str) -> None:
+        """Take the samples of a stage, for a fit those of validation too."""
+        stages = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (stage,))
+        for number, name in enumerate(("train", "val", "test", "predict")):
+            if name in stages:
+                part = Subset(self.random_full, range(64 * number, 64 * (number + 1)))
+                setattr(self, f"random_{name}", part)
 
     def train_dataloader(self) -> Any:
         """64 batches of one sample."""
-        return self._part(0)
+        return DataLoader(self.random_train)
 
     def val_dataloader(self) -> Any:
         """64 batches of one sample."""
-        return self._part(1)
+        return DataLoader(self.random_val)
 
     def test_dataloader(self) -> Any:
         """64 batches of one sample."""
-        return self._part(2)
+        return DataLoader(self.random_test)
 
     def predict_dataloader(self) -> Any:
         """64 batches of one sample."""
-        return self._part(3)
+        return DataLoader(self.random_predict)

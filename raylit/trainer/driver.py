@@ -10,22 +10,22 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from raylit.callbacks import Checkpoint, ModelCheckpoint
-from raylit.checkpoint import folder
+from raylit.checkpoint import find, folder
 from raylit.checkpoint.format import outline
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.job import Job
+from raylit.core.logger import as_loggers
 from raylit.core.module import LightningModule
 from raylit.core.states import TrainerStatus
-from raylit.engine.worker import status_of
-from raylit.errors import CheckpointError, ConfigError
-from raylit.launch import Launcher, LocalLauncher
+from raylit.errors import CheckpointError, ConfigError, WrongTypeError, foreign_hint
 from raylit.loggers import Logger
 from raylit.runtime.messages import rank, warn
 from raylit.runtime.storage import is_url, unwritable
-from raylit.trainer.settings import foreign_hint
+from raylit.trainer.resolved import config_text
 from raylit.version import __version__
 
 if TYPE_CHECKING:
+    from raylit.launch import Launcher
     from raylit.launch.on_ray.pool import KeptWorkers
     from raylit.trainer.trainer import Trainer
 
@@ -36,7 +36,7 @@ def check_model(fn: str, model: Any) -> LightningModule:
     Of `torch.compile(model)`, the model, which remembers how it is to be compiled.
 
     Raises:
-        TypeError: it is something else.
+        WrongTypeError: it is something else.
     """
     wrapped = getattr(model, "_orig_mod", None)
     if isinstance(wrapped, LightningModule):
@@ -44,8 +44,10 @@ def check_model(fn: str, model: Any) -> LightningModule:
         return wrapped
     if not isinstance(model, LightningModule):
         kind = f"{type(model).__module__}.{type(model).__qualname__}"
-        raise TypeError(
-            f"Trainer.{fn} wants a LightningModule, but got a {kind}.{foreign_hint(model)}"
+        raise WrongTypeError(
+            f"`model` must be a `LightningModule` or `torch._dynamo.OptimizedModule`, got"
+            f" `{type(model).__name__}`: Trainer.{fn} wants a LightningModule, but got a"
+            f" {kind}.{foreign_hint(model)}"
         )
     return model
 
@@ -67,9 +69,48 @@ def check_data(
         datamodule = data[first]
         data = {stage: loader for stage, loader in data.items() if stage != first}
     given = {stage: loader for stage, loader in data.items() if loader is not None}
+    for stage, loader in given.items():
+        if isinstance(loader, (str, bytes)):
+            raise WrongTypeError(
+                f"Trainer.{fn} got the text {loader!r} as {stage} data, and would read its letters."
+                " Give a DataLoader; or a datamodule that reads files, such as ParquetDataModule."
+            )
+    _check_kind(fn, datamodule)
     if given and datamodule is not None:
-        raise ConfigError(f"Trainer.{fn} got both loaders and a datamodule. Give one of the two.")
+        passed = (
+            "`train_dataloader` or `val_dataloaders` to `trainer.fit(datamodule=...)`"
+            if fn == "fit"
+            else f"both `trainer.{fn}(dataloaders=..., datamodule=...)`"
+        )
+        raise ConfigError(
+            f"You cannot pass {passed}: Trainer.{fn} got both loaders and a datamodule. Give one of"
+            " the two."
+        )
     return given, datamodule
+
+
+def origin_of(model: LightningModule) -> find.Origin:
+    """Return of which model a checkpoint is to be that `best` or `last` finds."""
+    cls = type(model)
+    return find.Origin(f"{cls.__module__}.{cls.__qualname__}", dict(model.hparams))
+
+
+def _check_kind(fn: str, datamodule: object) -> None:
+    """Find out whether what was given as a datamodule is one.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if datamodule is None or isinstance(datamodule, LightningDataModule):
+        return
+    kind = type(datamodule)
+    hint = foreign_hint(datamodule)
+    if not hint:
+        hint = " Loaders go before it: fit(model, train_loader, val_loader)."
+    raise ConfigError(
+        f"Trainer.{fn}(datamodule=...) got a {kind.__module__}.{kind.__qualname__}, which is no"
+        f" LightningDataModule.{hint}"
+    )
 
 
 def check_places(fn: str, trainer: Trainer) -> None:
@@ -94,10 +135,13 @@ def check_places(fn: str, trainer: Trainer) -> None:
                     " checkpoint needs a folder that all ranks reach. Give it one with"
                     " dirpath='/mnt/shared/run', or use state_dict_type='full'."
                 )
-    places = [*own.values(), *(logger.save_dir for logger in trainer.loggers if fn != "predict")]
+    loggers = as_loggers(trainer.loggers) if fn != "predict" else []
+    places = [*own.values(), *(logger.save_dir for logger in loggers)]
     if trainer.num_workers or None in own.values():
         places.append(default)
-    for one in sorted({os.fspath(place) for place in places if place}):
+    for one in sorted(
+        {os.fspath(place) for place in places if isinstance(place, (str, os.PathLike))}
+    ):
         if is_url(one):
             folder.check_writable(one)
         elif (problem := unwritable(os.path.abspath(one))) is not None:
@@ -108,16 +152,31 @@ def check_places(fn: str, trainer: Trainer) -> None:
             )
 
 
+def check_cluster(trainer: Trainer) -> None:
+    """Find out whether the Ray cluster that is asked for answers, before loggers make their folders.
+
+    Raises:
+        ConfigError: RAY_ADDRESS names none that does.
+    """
+    if trainer.num_workers and trainer.launcher != "local" and os.environ.get("RAY_ADDRESS"):
+        from raylit.launch.on_ray.address import check_cluster_of_environment
+
+        check_cluster_of_environment()
+
+
 def best_by_default(
     fn: str, module: LightningModule | None, saver: Checkpoint | None, ckpt_path: object
-) -> Any:
+) -> object:
     """Return the checkpoint for a job that names no model: the best one of the last fit.
 
     Raises:
         TypeError: there was no job before.
     """
     if module is None:
-        raise TypeError(f"Trainer.{fn} needs a model: give it, or call fit before.")
+        raise TypeError(
+            f"`Trainer.{fn}()` requires a `LightningModule` when it hasn't been passed in a previous"
+            f" run: Trainer.{fn} needs a model: give it, or call fit before."
+        )
     if ckpt_path is not None or not isinstance(saver, ModelCheckpoint) or not saver.best_model_path:
         return ckpt_path
     warn(
@@ -128,18 +187,24 @@ def best_by_default(
 
 
 def launcher_for(job: Job) -> Launcher:
-    """Return the launcher for a job: this process, or Ray's workers."""
+    """Return the launcher for a job: this process, others of this machine, or Ray's workers."""
     if job.trainer.num_workers == 0:
         if job.trainer.async_validation and job.fn == "fit" and rank() == 0:
             from raylit.launch.on_ray.validation import ValidationTasks
 
             job.validation_starter = ValidationTasks(job)
+        from raylit.launch.local import LocalLauncher
+
         return LocalLauncher()
     if getattr(job.module, "_torch_compile", None) is not None:
         raise ConfigError(
-            "What torch.compile(model) returned cannot be sent to Ray workers. Give them the model"
+            "What torch.compile(model) returned cannot be sent to workers. Give them the model"
             " itself, and Trainer(compile=True)."
         )
+    if job.trainer.launcher == "local":
+        from raylit.launch.processes import ProcessLauncher
+
+        return ProcessLauncher()
     kept = _kept.get()
     if kept is not None and not job.trainer.is_elastic:
         from raylit.launch.on_ray.pool import KeptWorkers
@@ -191,6 +256,10 @@ def _goes_on(logger: Logger) -> bool:
     return own.resume is not Logger.resume or own.load_state_dict is not Logger.load_state_dict
 
 
+def _joins(logger: Logger) -> bool:
+    return type(logger).join is not Logger.join
+
+
 def _is_newest(path: str, own: dict[str, Any]) -> bool:
     """Tell whether no newer checkpoint of the same run lies beside one, or among its recoveries.
 
@@ -216,6 +285,11 @@ def _batches(own: dict[str, Any]) -> int:
     return int(own.get("progress", {}).get("total_batches", 0))
 
 
+def _keeps_config(job: Job) -> bool:
+    """Tell whether a callback keeps the config from which the fit was made."""
+    return any(getattr(callback, "keeps_config", False) for callback in job.trainer.callbacks)
+
+
 @contextlib.contextmanager
 def driving(job: Job) -> Iterator[None]:
     """Open the loggers before any process starts, close them after the last has ended.
@@ -224,7 +298,9 @@ def driving(job: Job) -> Iterator[None]:
     """
     trainer = job.trainer
     own: dict[str, Any] = {}
-    if job.fn == "fit" and job.ckpt_path and any(map(_goes_on, trainer.loggers)):
+    wants_to_know = _goes_on if job.fn == "fit" else _joins
+    is_logged = job.fn != "predict" and job.task is None
+    if is_logged and job.ckpt_path and any(map(wants_to_know, as_loggers(trainer.loggers))):
         found = job.opened.get(job.ckpt_path)
         io = trainer.checkpoint_io
         if io is not None:
@@ -234,13 +310,20 @@ def driving(job: Job) -> Iterator[None]:
         own = found.get("raylit", {})
     run_id = own.get("run_id")
     states = [*own.get("loggers", []), *({} for _ in trainer.loggers)]
-    is_newest = run_id is None or not job.is_picked or _is_newest(str(job.ckpt_path), own)
+    goes_on = job.fn == "fit" and run_id is not None
+    is_newest = not goes_on or not job.is_picked or _is_newest(str(job.ckpt_path), own)
     tags = {"raylit.version": __version__, "raylit.num_workers": trainer.workers_wanted}
     status = "failed"
     opened = list[Logger]()
     try:
-        loggers = [] if job.fn == "predict" else trainer.loggers
+        loggers = [] if job.fn == "predict" else as_loggers(trainer.loggers)
         for logger, state in zip(loggers, states, strict=False):
+            if job.fn != "fit":
+                if run_id is not None:
+                    logger.join(run_id)
+                logger.open(default_root_dir=trainer.default_root_dir, tags=tags)
+                opened.append(logger)
+                continue
             if run_id is not None:
                 logger.resume(run_id)
                 if job.is_picked:
@@ -250,12 +333,16 @@ def driving(job: Job) -> Iterator[None]:
             logger.load_state_dict(state)
             logger.open(default_root_dir=trainer.default_root_dir, tags=tags)
             opened.append(logger)
+        if job.fn == "fit" and opened and not _keeps_config(job):
+            job.config = config_text(job, goes_on=run_id in {one.run_id for one in opened})
         yield
         status = "success"
         if job.fn == "fit" and trainer.should_stop:
             for logger in opened:
                 logger.explain("stopped early")
     except BaseException as error:
+        from raylit.engine.worker import status_of
+
         status = status_of(error)
         trainer.state.status = TrainerStatus.INTERRUPTED
         text = "".join(traceback.format_exception(error)) if status == "failed" else ""

@@ -32,18 +32,20 @@ from raylit.checkpoint.io import CheckpointIO
 from raylit.core.callback import in_order
 from raylit.core.limits import Limits
 from raylit.engine.compile import options_of
-from raylit.errors import ConfigError
+from raylit.errors import ConfigError, WrongTypeError, foreign_hint
 from raylit.loggers import CSVLogger, Logger
 from raylit.loggers.dummy import DummyLogger
 from raylit.parallel.plugins import ClusterEnvironment, PrecisionPlugin, TorchSyncBatchNorm
 from raylit.parallel.precision import canonical
+from raylit.parallel.strategy import Strategy
 from raylit.parallel.world import ACCELERATORS, Accelerator
-from raylit.runtime import storage
+from raylit.runtime import environment, storage
 from raylit.runtime.messages import info, warn
 from raylit.validation.config import ValidationConfig, config_of
 
 P = ParamSpec("P")
 
+DEFAULT_EPOCHS = 1000  # Lightning's
 MAX_WORKERS = 2**16  # ranks; torch has never been run on more
 
 LIMITS_OF_BATCHES = (
@@ -64,18 +66,22 @@ class Settings:
         arguments: all arguments as they were given, for another Trainer like this one.
         min_workers: Ray workers, at least.
         num_workers: at most; 0: training runs in the process of the user.
+        launcher: what starts the workers: `ray`, or `local` processes.
+        start_method: how local ones are started; `fork` copies this process.
         max_failures: a number, or a `ray.train.FailureConfig`.
         storage_path: folder or URL, or None.
         default_root_dir: an absolute folder, or a URL.
         precision: the canonical name, such as `bf16-mixed`.
         compile: arguments of torch.compile; None: nothing is compiled.
         async_validation: None: training waits for validation.
-        fast_dev_run: batches of a trial run, 0 for a real one.
+        fast_dev_run: batches of a trial run, True for one; False for a real run.
     """
 
     arguments: Mapping[str, Any]
     min_workers: int
     num_workers: int
+    launcher: str
+    start_method: str
     num_nodes: int
     use_gpu: bool | None
     accelerator: str
@@ -86,7 +92,7 @@ class Settings:
     precision: str
     compile: dict[str, Any] | None
     async_validation: ValidationConfig | None
-    fast_dev_run: int
+    fast_dev_run: int | bool
     overfit_batches: int | float
     deterministic: bool | str | None
     benchmark: bool | None
@@ -100,17 +106,32 @@ class Settings:
     checkpoint_io: CheckpointIO | None
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Settings:
+    def of(cls, given: Mapping[str, Any], strategy: Strategy) -> Settings:
         """Return the settings that arguments of the Trainer mean.
+
+        Args:
+            given: the arguments.
+            strategy: what the one of that name means.
 
         Raises:
             ConfigError: one is out of range or contradicts another.
         """
+        environment.check()
+        bounded(given)
         plugins = Plugins.of(given["plugins"], given["precision"], given["sync_batchnorm"])
+        if given["model_registry"] is not None:
+            raise ConfigError(
+                f"model_registry={given['model_registry']!r}: the registry of Lightning's cloud is"
+                " not part of raylit. Leave it out; MLFlowLogger(log_model=True) keeps models"
+                " where MLflow's registry finds them."
+            )
         wanted = given["accelerator"]
         wanted = wanted.name if isinstance(wanted, Accelerator) else wanted
         min_workers, num_workers = number_of_workers(
             given["num_workers"], given["devices"], given["num_nodes"], wanted
+        )
+        launcher, start_method = launcher_of(
+            given["launcher"], strategy.start_method, given["num_nodes"], min_workers != num_workers
         )
         reserved = resources(given["resources_per_worker"])
         use_gpu, accelerator = device(given["use_gpu"], wanted, reserved, num_workers)
@@ -119,6 +140,8 @@ class Settings:
             arguments=given,
             min_workers=min_workers,
             num_workers=num_workers,
+            launcher=launcher,
+            start_method=start_method,
             use_gpu=use_gpu,
             accelerator=accelerator,
             max_failures=failures(given["max_failures"]),
@@ -127,7 +150,7 @@ class Settings:
             precision=canonical(plugins.precision or given["precision"]),
             checkpoint_io=plugins.checkpoint_io,
             compile=options_of(given["compile"]),
-            async_validation=config_of(given["async_validation"], is_trial=trial_batches > 0),
+            async_validation=config_of(given["async_validation"], is_trial=bool(trial_batches)),
             fast_dev_run=trial_batches,
             overfit_batches=limit("overfit_batches", given["overfit_batches"]),
             num_nodes=given["num_nodes"],
@@ -186,14 +209,15 @@ def limits_of(given: Mapping[str, Any], settings: Settings) -> Limits:
         gradient_clip_algorithm=clip_algorithm,
     )
     if settings.fast_dev_run:
-        limits.max_steps = settings.fast_dev_run
+        num_batches = int(settings.fast_dev_run)
+        limits.max_steps = num_batches
         limits.max_epochs = 1
         limits.num_sanity_val_steps = 0
         limits.val_check_interval = 1.0
         limits.val_check_time_s = None
         limits.check_val_every_n_epoch = 1
         for name in LIMITS_OF_BATCHES:
-            setattr(limits, name, settings.fast_dev_run)
+            setattr(limits, name, num_batches)
     if settings.overfit_batches > 0:
         limits.limit_train_batches = limits.limit_val_batches = settings.overfit_batches
     return limits
@@ -236,16 +260,23 @@ def arguments_of_environment(
         ConfigError: a value is not what its argument wants.
     """
     found = {}
-    for parameter in list(inspect.signature(init).parameters.values())[1:]:
-        variable = f"PL_{kind}_{parameter.name}".upper()
+    for name, variable, annotation in _variables(kind, init):
         text = os.environ.get(variable)
-        if text and parameter.name not in given:
-            value = from_variable(variable, text, str(parameter.annotation))
-            found[parameter.name] = (variable, text, value)
+        if text and name not in given:
+            found[name] = (variable, text, from_variable(variable, text, annotation))
     return found
 
 
-def from_variable(variable: str, text: str, wanted: str) -> Any:
+@functools.cache  # reading the signature took a tenth of a fit of one step
+def _variables(kind: str, init: Callable[..., None]) -> list[tuple[str, str, str]]:
+    """Return each argument with its variable and its type, as they are written."""
+    return [
+        (name, f"PL_{kind}_{name}".upper(), str(parameter.annotation))
+        for name, parameter in list(inspect.signature(init).parameters.items())[1:]
+    ]
+
+
+def from_variable(variable: str, text: str, wanted: str) -> object:
     """Return the value of an environment variable.
 
     A Python literal, or text where the argument's type has it.
@@ -287,8 +318,9 @@ def bare(arguments: dict[str, object]) -> dict[str, Any]:
         value = arguments[name]
         if value or (name in ("logger", "profiler") and value not in (None, False)):
             raise ConfigError(
-                f"Trainer(barebones=True, {name}={value!r}): {reason}, so it is off in barebones"
-                " mode. Leave one of the two out."
+                f"`Trainer(barebones=True, {name}={value!r})` was passed."
+                f" {reason[0].upper()}{reason[1:]},"
+                " so it is disabled in barebones mode. Leave one of the two out."
             )
     info(
         "Trainer(barebones=True): what costs speed is off, so that the rest can be measured:"
@@ -302,6 +334,24 @@ def bare(arguments: dict[str, object]) -> dict[str, Any]:
         "log_every_n_steps": 0,
         "num_sanity_val_steps": 0,
     }
+
+
+MOST = 2**63 - 1  # what tensors, files and other libraries count to
+
+
+def bounded(given: Mapping[str, object]) -> None:
+    """Find out whether any argument is a whole number that nothing can count to.
+
+    Raises:
+        ConfigError: one is.
+    """
+    for name, value in given.items():
+        if isinstance(value, int) and abs(value) > MOST:
+            digits = len(str(abs(value))) if abs(value) < 10**4000 else "thousands of"
+            raise ConfigError(
+                f"{name} is a number of {digits} digits: at most {MOST:,} is counted to. For no"
+                " limit leave it out, or give -1 where that means so."
+            )
 
 
 def at_least(minimum: int, **argument: object) -> int:
@@ -334,7 +384,8 @@ def number_of_workers(
     at_least(1, num_nodes=num_nodes)
     if accelerator not in ACCELERATORS:
         raise ConfigError(
-            f"accelerator={accelerator!r} is not known. Use one of: {', '.join(ACCELERATORS)}."
+            f"You selected an invalid accelerator name: `accelerator={accelerator!r}`. It is not"
+            f" known. Use one of: {', '.join(ACCELERATORS)}."
         )
     if num_workers is not None:
         least, most = (
@@ -354,16 +405,13 @@ def number_of_workers(
             raise ConfigError(
                 f"num_workers={num_workers!r}: at most {MAX_WORKERS:,} workers make a group."
             )
-        if devices is not None or num_nodes != 1:
-            raise ConfigError(
-                f"num_workers={num_workers} was given together with devices={devices!r},"
-                f" num_nodes={num_nodes}. Give the one or the other."
-            )
+        _refuse_another_count(num_workers, devices, num_nodes)
         return least, most
     if devices is None or devices == "auto":
         per_node = 1
     elif isinstance(devices, (list, tuple)):
-        per_node = len(devices)
+        are_numbers = all(isinstance(one, int) and not isinstance(one, bool) for one in devices)
+        per_node = len(devices) if are_numbers else 0
     else:
         per_node = _number_of_devices(str(devices))
         if per_node == -1:
@@ -372,7 +420,8 @@ def number_of_workers(
             )
     if per_node < 1:
         raise ConfigError(
-            f"devices={devices!r} names no device. Give a number of at least 1, a list of GPUs, or"
+            f"`Trainer(devices={devices!r})` value is not a valid input:"
+            f" devices={devices!r} names no device. Give a number of at least 1, a list of GPUs, or"
             " 'auto'."
         )
     total = per_node * num_nodes
@@ -385,11 +434,72 @@ def number_of_workers(
     return total, total
 
 
+def _refuse_another_count(num_workers: object, devices: object, num_nodes: int) -> None:
+    """Find Lightning's words for the number of workers beside `num_workers`.
+
+    Raises:
+        ConfigError: one says more than what is meant anyway, as `devices="auto"` and `num_nodes=1`
+            do in the configs that Lightning writes.
+    """
+    given = []
+    if devices is not None and str(devices) not in ("auto", "1"):
+        given.append(f"devices={devices!r}")
+    if num_nodes != 1:
+        given.append(f"num_nodes={num_nodes}")
+    if given:
+        lines = " and ".join(given)
+        raise ConfigError(
+            f"num_workers={num_workers!r} was given together with {lines}: each says how many"
+            f" workers there are. Delete {lines}; num_workers counts those of all nodes."
+        )
+
+
 def _number_of_devices(text: str) -> int:
     """Return how many devices a text such as `2`, `-1` or `0,1` means, 0 if it is none of these."""
     if "," in text:
         return len([part for part in text.split(",") if part.strip()])
     return int(text) if text.lstrip("-").isdigit() else 0
+
+
+LAUNCHERS = ("ray", "local")
+
+
+def launcher_of(
+    launcher: str | None, start_method: str | None, num_nodes: int, is_elastic: bool
+) -> tuple[str, str]:
+    """Return what starts the workers, and how local processes are started.
+
+    Args:
+        launcher: as given.
+        start_method: of the strategy; one means local processes.
+        num_nodes: as given.
+        is_elastic: whether the number of workers may change.
+
+    Raises:
+        ConfigError: there is no such launcher, or it cannot do what else was asked for.
+    """
+    if launcher is not None and launcher not in LAUNCHERS:
+        raise ConfigError(
+            f"launcher={launcher!r} is not known. Use 'ray', or 'local' for processes of this"
+            " machine without Ray."
+        )
+    if launcher == "ray" and start_method is not None:
+        raise ConfigError(
+            f"launcher='ray' was given together with a strategy that starts local processes"
+            f" (start_method={start_method!r}). Leave one of them out."
+        )
+    is_local = launcher == "local" or start_method is not None
+    if is_local and num_nodes > 1:
+        raise ConfigError(
+            f"num_nodes={num_nodes}: local processes are on this machine. Leave it out, or let Ray"
+            " start the workers (strategy='ddp')."
+        )
+    if is_local and is_elastic:
+        raise ConfigError(
+            "num_workers=(min, max): local processes stay as many as they are. Give one number, or"
+            " let Ray start the workers."
+        )
+    return "local" if is_local else "ray", "fork" if start_method == "fork" else "spawn"
 
 
 def resources(given: object) -> dict[str, float] | None:
@@ -467,6 +577,8 @@ def shared_place(storage_path: str | os.PathLike[str] | None, num_workers: int) 
     Raises:
         ConfigError: workers would take it for another folder than this process, or it is a file.
     """
+    if storage_path is not None:
+        a_name("storage_path", storage_path)
     found = place(storage_path)
     if found is None or "://" in found:
         return found
@@ -498,7 +610,7 @@ def root_dir(given: str | os.PathLike[str] | None, storage_path: str | None = No
     """
     shared = place(storage_path)
     if given is not None:
-        root = storage.local(given)
+        root = storage.local(a_name("default_root_dir", given))
     else:
         root = shared if shared and "://" not in shared else os.getcwd()
     if "://" in root:
@@ -508,13 +620,35 @@ def root_dir(given: str | os.PathLike[str] | None, storage_path: str | None = No
     return whole
 
 
+def a_name(argument: str, given: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """Return a path that names a folder.
+
+    Raises:
+        ConfigError: it is empty, blank, has a zero byte in it, or is the URL of no bucket.
+    """
+    text = os.fspath(given)
+    if not text.strip() or "\0" in text:
+        raise ConfigError(
+            f"{argument}={text!r} names no folder. Give the path of one, or leave it out."
+        )
+    scheme, mark, rest = text.partition("://")
+    if mark and scheme in storage.BUCKETS and not rest.strip("/"):
+        raise ConfigError(f"{argument}={text!r} names no bucket. Give {scheme}://BUCKET/FOLDER.")
+    return given
+
+
 def not_a_file(argument: str, folder: str) -> None:
     """Find out whether a folder can be at a path, before anything is started.
 
     Raises:
-        ConfigError: there is a file.
+        ConfigError: there is a file, or the system takes no such name.
     """
-    file = storage.file_in_the_way(folder)
+    try:
+        file = storage.file_in_the_way(folder)
+    except OSError as error:
+        raise ConfigError(
+            f"{argument}={shortened(folder)!r}: {error.strerror}. Give another path."
+        ) from error
     if file is not None:
         kind = "a link to nowhere" if os.path.islink(file) else "a file"
         raise ConfigError(
@@ -524,11 +658,24 @@ def not_a_file(argument: str, folder: str) -> None:
         )
 
 
-def fast_dev_run(value: int | bool) -> int:
-    """Return the number of batches of a trial run, 0 for a real one."""
-    if isinstance(value, bool):
-        return int(value)
-    return at_least(0, fast_dev_run=value)
+def shortened(text: str) -> str:
+    """Return a text of at most 80 characters."""
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def fast_dev_run(value: int | bool) -> int | bool:
+    """Return the number of batches of a trial run: True for one, False for a real run."""
+    number = value if isinstance(value, bool) else at_least(0, fast_dev_run=value)
+    return True if number == 1 else number
+
+
+def warn_of_default_epochs(settings: Settings, limits: Limits) -> None:
+    """Say that a fit has a limit that nobody gave."""
+    if settings.arguments["max_epochs"] is None and limits.max_epochs == DEFAULT_EPOCHS:
+        warn(
+            f"max_epochs was not set; it is {DEFAULT_EPOCHS}. Set max_epochs=-1 to train without a"
+            " limit."
+        )
 
 
 def epochs(
@@ -543,8 +690,12 @@ def epochs(
     for name, value in (("max_epochs", max_epochs), ("max_steps", max_steps)):
         if value is not None and (not isinstance(value, int) or value < -1):
             raise ConfigError(
-                f"{name}={value!r}: give a whole number of at least 0, or -1 for no limit."
+                f"`{name}` must be a non-negative integer or -1. You passed in {value!r}."
+                f" {name}={value!r}: give a whole number of at least 0, or -1 for no limit."
             )
+    for name, value in (("min_epochs", min_epochs), ("min_steps", min_steps)):
+        if value is not None:
+            at_least(0, **{name: value})
     if max_epochs is None:
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         if (
@@ -552,11 +703,7 @@ def epochs(
             and max_time is None
             and not any(isinstance(callback, Timer) for callback in given)
         ):
-            warn(
-                "max_epochs was not set; it is 1000. Set max_epochs=-1 to train without a limit.",
-                stacklevel=6,
-            )
-            max_epochs = 1000
+            max_epochs = DEFAULT_EPOCHS  # which a fit warns of
         else:
             max_epochs = -1
     if min_epochs is None:
@@ -577,6 +724,7 @@ def limit(name: str, value: int | float | None) -> int | float:
         or (isinstance(value, float) and not 0.0 <= value <= 1.0)
     ):
         raise ConfigError(
+            f"You have passed invalid value {value!r} for {name}, it has to be in [0.0, 1.0] or an int: "
             f"{name}={value!r}: give a whole number of batches (2), or a fraction of them from 0.0"
             " to 1.0 (0.5)."
         )
@@ -584,7 +732,7 @@ def limit(name: str, value: int | float | None) -> int | float:
 
 
 def validation_interval(
-    value: Any, check_val_every_n_epoch: int | None
+    value: object, check_val_every_n_epoch: int | None
 ) -> tuple[int | float, float | None]:
     """Return (batches or fraction of an epoch, None) or (1.0, seconds)."""
     if check_val_every_n_epoch is not None:
@@ -592,15 +740,18 @@ def validation_interval(
     if value is None:
         return 1.0, None
     if isinstance(value, (str, dict, timedelta)):
-        duration = parse_duration(value)
+        duration = parse_duration(value, "Trainer(val_check_interval={})")
         assert duration is not None
         return 1.0, duration.total_seconds()
     if (
         isinstance(value, bool)
+        or not isinstance(value, (int, float))
         or (isinstance(value, float) and not 0.0 <= value <= 1.0)
         or (isinstance(value, int) and value < 1)
     ):
         raise ConfigError(
+            f"You have passed invalid value {value!r} for val_check_interval, it has to be in"
+            " [0.0, 1.0] or an int: "
             f"val_check_interval={value!r}: give a number of batches (100), a fraction of an epoch"
             " (0.25), or a time ('00:00:15:00')."
         )
@@ -622,9 +773,15 @@ def sanity_steps(value: int | None) -> float:
 def clipping(value: object, algorithm: str | None) -> tuple[float | None, str | None]:
     """Check the arguments of gradient clipping."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-        raise TypeError(f"gradient_clip_val={value!r}: give a number.")
+        raise WrongTypeError(
+            f"`gradient_clip_val` should be an int or a float."
+            f" gradient_clip_val={value!r}: give a number."
+        )
+    if value is not None and math.isnan(value):
+        raise ConfigError("gradient_clip_val is not a number (nan). Leave it out to clip nothing.")
     if algorithm is not None and algorithm.lower() not in ("norm", "value"):
         raise ConfigError(
+            f"`gradient_clip_algorithm` {algorithm} is invalid. "
             f"gradient_clip_algorithm={algorithm!r} is not known. Use 'norm' or 'value'."
         )
     return value, algorithm.lower() if algorithm is not None else None
@@ -676,7 +833,7 @@ class Plugins:
             if kind is None or instead is not None:
                 raise ConfigError(
                     f"Trainer(plugins=...) got {plugin!r}, which raylit does not take:"
-                    f" {instead or _instead_of(plugin)}. Leave it out."
+                    f" {instead or _instead_of(plugin)}. Leave it out.{foreign_hint(plugin)}"
                 )
             if kind in found:
                 raise ConfigError(
@@ -704,8 +861,9 @@ def _instead_of(plugin: object) -> str:
     kinds = [cls.__name__ for cls in type(plugin).__mro__]
     return next(
         (text for kind, text in INSTEAD_OF.items() if kind in kinds),
-        f"plugins are a CheckpointIO, or say what these arguments do: {'; '.join(INSTEAD_OF.values())}",
-    ) + foreign_hint(plugin)
+        f"plugins are a CheckpointIO, or say what these arguments do:"
+        f" {'; '.join(INSTEAD_OF.values())}",
+    )
 
 
 def make_loggers(
@@ -722,12 +880,26 @@ def make_loggers(
     else:
         loggers = list(logger) if isinstance(logger, Iterable) else [logger]
         for one in loggers:
-            if not isinstance(one, Logger):
+            is_one = callable(getattr(one, "log_metrics", None)) and not foreign_hint(one)
+            if not isinstance(one, Logger) and not is_one:
                 raise ConfigError(
-                    f"logger={logger!r} holds {one!r}, which is no Logger.{foreign_hint(one)} Give"
-                    " a Logger, True or False."
+                    f"logger={logger!r} holds {one!r}, which is no Logger and has no method"
+                    f" log_metrics.{foreign_hint(one)} Give a Logger, True or False."
                 )
     return [DummyLogger()] if dummy and loggers else loggers
+
+
+def check_callbacks(callbacks: Iterable[object]) -> None:
+    """Find out whether all are callbacks.
+
+    Raises:
+        ConfigError: one is something else.
+    """
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise ConfigError(
+                f"callbacks holds {callback!r}, which is no Callback.{foreign_hint(callback)}"
+            )
 
 
 def make_callbacks(
@@ -742,20 +914,21 @@ def make_callbacks(
 
     Of a trial run nothing is to be left.
     """
+    if given is not None and not isinstance(given, (Callback, Iterable)):
+        raise WrongTypeError(
+            f"callbacks={given!r}: give a Callback, or a list of them.{foreign_hint(given)}"
+        )
     callbacks = [given] if isinstance(given, Callback) else list(given or ())
-    for callback in callbacks:
-        if not isinstance(callback, Callback):
-            raise ConfigError(
-                f"callbacks holds {callback!r}, which is no Callback.{foreign_hint(callback)}"
-            )
+    check_callbacks(callbacks)
     for name, enabled, kind in (
         ("enable_checkpointing", checkpointing, Checkpoint),
         ("enable_progress_bar", bar, Bar),
     ):
         if enabled is False and any(isinstance(callback, kind) for callback in callbacks):
             raise ConfigError(
-                f"Trainer({name}=False) was given together with a {kind.__name__} callback. Leave"
-                " one of them out."
+                f"Trainer was configured with `{name}=False` but found"
+                f" `{type(next(one for one in callbacks if isinstance(one, kind))).__name__}` in"
+                " callbacks list. Leave one of them out."
             )
     if max_time is not None and not any(isinstance(callback, Timer) for callback in callbacks):
         callbacks.append(Timer(max_time, interval="step"))
@@ -776,17 +949,6 @@ def make_callbacks(
     ):
         callbacks.append(RecoveryCheckpoint())
     return in_order(callbacks)
-
-
-def foreign_hint(value: object) -> str:
-    """Return a sentence for those whose object comes from Lightning."""
-    origins = {cls.__module__.split(".")[0] for cls in type(value).__mro__}
-    if origins & {"lightning", "pytorch_lightning"}:
-        return (
-            " It is one of Lightning: write `import raylit as pl` instead of `import"
-            " lightning.pytorch as pl`."
-        )
-    return ""
 
 
 def print_results(fn: str, values: list[dict[str, float]]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from raylit.checkpoint.format import outline
 from raylit.errors import ConfigError, MissingPackageError, did_you_mean
 from raylit.explain import Explain, methods
 from raylit.explain.methods import Method
@@ -16,9 +19,8 @@ from raylit.runtime.storage import is_url, unwritable
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
+    from raylit.explain import Explanation
     from raylit.trainer.trainer import Trainer
-
-TARGETS = ("prediction", "label")  # of an explanation, beside an index
 
 
 def export_task(
@@ -84,19 +86,50 @@ def explain_task(
         MissingPackageError: captum is not installed.
     """
     methods.check(method.kind, method.layer)
-    if isinstance(target, str) and target.lstrip("-").isdigit():  # of a flag
-        target = int(target)
-    if isinstance(target, bool) or (isinstance(target, str) and target not in TARGETS):
-        raise ConfigError(
-            f"Trainer.explain(target={target!r}) is not known. Use 'prediction', 'label', or the"
-            " index of an output, such as 0."
-        )
+    target = methods.check_target(target, "Trainer.explain")
     for name in ("num_steps", "internal_batch_size"):
         if getattr(method, name) < 1:
             raise ConfigError(f"Trainer.explain({name}={getattr(method, name)}) must be 1 or more.")
     if importlib.util.find_spec("captum") is None:
         raise MissingPackageError("captum", "Trainer.explain", "explain")
     return Explain(method, target, list(feature_names) if feature_names else None, sanity_check)
+
+
+def keep_explanation(trainer: Trainer, explanation: Explanation, ckpt_path: str | None) -> None:
+    """Give an explanation to the loggers, beside the run that it explains.
+
+    That is the run of the checkpoint, or without one the run of the Trainer's last job.
+    """
+    able = [one for one in trainer.loggers if hasattr(one, "keep_beside")]
+    if not able:
+        return
+    step = trainer.global_step
+    run_id: str | None = None
+    if ckpt_path is not None and trainer.checkpoint_io is None:
+        saved = outline(ckpt_path, weights_only=False)
+        step = int(saved.get("global_step", 0))
+        run_id = saved.get("raylit", {}).get("run_id")
+    with tempfile.TemporaryDirectory(prefix="raylit-") as folder:
+        explanation.save(os.path.join(folder, "arrays.npz"))
+        explanation.plot().savefig(os.path.join(folder, "picture.png"), dpi=120)
+        for name, array in explanation.attributions.items():
+            if array.ndim == 2:
+                _write_importance(explanation, name, os.path.join(folder, f"{name}.csv"))
+        for logger in able:
+            beside = run_id if ckpt_path is not None else logger.run_id
+            if beside is None:
+                continue
+            place = f"explanations/{explanation.method}/step-{step:08}"
+            keep: Callable[..., bool] = getattr(logger, "keep_beside")  # noqa: B009
+            if keep(beside, folder, place, default_root_dir=trainer.default_root_dir):
+                explanation.run_id = beside
+
+
+def _write_importance(explanation: Explanation, name: str, path: str) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("feature", "importance"))
+        writer.writerows(explanation.importance(name).items())
 
 
 def with_weights_alone(trainer: Trainer, **arguments: object) -> Trainer:

@@ -6,14 +6,15 @@ import inspect
 import os
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import torch
 
 from raylit.callbacks import Callback
-from raylit.check.check import CheckReport, check
 from raylit.checkpoint import find
 from raylit.checkpoint.io import CheckpointIO
-from raylit.core.aliases import Loaders, StateDict
-from raylit.core.datamodule import LightningDataModule
+from raylit.core.aliases import StateDict
+from raylit.core.datamodule import GivenData, LightningDataModule
 from raylit.core.job import Fn, Job, Result, Task
 from raylit.core.module import LightningModule
 from raylit.core.progress import Progress
@@ -22,18 +23,22 @@ from raylit.core.states import TrainerFn, TrainerState, TrainerStatus
 from raylit.core.trainer import RunHandle
 from raylit.engine.run import Run
 from raylit.engine.saving import write
-from raylit.errors import ConfigError, did_you_mean
-from raylit.explain import Explanation
-from raylit.explain.methods import Method
-from raylit.export import ExportReport
+from raylit.errors import ConfigError, NoAttributeError, did_you_mean
 from raylit.loggers import Logger
-from raylit.parallel import Strategy, find_strategy
+from raylit.parallel import Strategy, World, find_strategy
 from raylit.parallel.plugins import ClusterEnvironment, LayerSync, PrecisionPlugin
 from raylit.profilers import Profiler, find_profiler
 from raylit.runtime import determinism
-from raylit.trainer import driver, settings, tasks
+from raylit.runtime.kinds import check_kinds
+from raylit.runtime.messages import warn_once
+from raylit.trainer import driver, settings
 from raylit.trainer.view import TrainerView
 from raylit.validation.config import ValidationConfig
+
+if TYPE_CHECKING:
+    from raylit.check.check import CheckReport
+    from raylit.explain import Explanation
+    from raylit.export import ExportReport
 
 Plugin = CheckpointIO | PrecisionPlugin | LayerSync | ClusterEnvironment
 
@@ -57,9 +62,12 @@ class Trainer(TrainerView):
             Ray's, and checkpoints. Default: `default_root_dir`.
         accelerator: `auto`, `cpu`, `gpu`, `cuda` or `mps`.
         strategy: how workers are kept in step: `auto`, `ddp`, `ddp_find_unused_parameters_true`,
-            `fsdp`, or a DDPStrategy or FSDPStrategy.
+            `fsdp`, or a DDPStrategy or FSDPStrategy. `ddp_spawn`, `ddp_fork` and `ddp_notebook`
+            (which forks too) mean local processes.
+        launcher: what starts the workers: `ray` (default), or `local`: processes of this machine,
+            without Ray, which start in a third of the time.
         devices: Lightning's spelling of workers per node: a number, or a list of GPUs. More than
-            one means that many Ray workers.
+            one means that many workers.
         num_nodes: Lightning's spelling: workers are `devices * num_nodes`.
         compile: whether modules are compiled by torch.compile; or its arguments: `{"mode":
             "max-autotune"}`.
@@ -117,6 +125,7 @@ class Trainer(TrainerView):
         default_root_dir: folder for whatever has no folder of its own. Default: `storage_path` if
             that is a folder, else the current one.
         enable_autolog_hparams: whether hyperparameters are sent to the loggers.
+        model_registry: only None, as configs that Lightning wrote have it.
 
     Raises:
         ConfigError: an argument is out of range or contradicts another.
@@ -134,14 +143,14 @@ class Trainer(TrainerView):
         use_gpu: bool | None = None,
         resources_per_worker: dict[str, float] | None = None,
         max_failures: int | Any = 0,
-        storage_path: str | None = None,
+        storage_path: str | os.PathLike[str] | None = None,
         accelerator: str = "auto",
         strategy: str | Strategy = "auto",
         devices: int | str | list[int] | None = None,
         num_nodes: int = 1,
         precision: str | int | None = None,
         logger: Logger | Iterable[Logger] | bool | None = None,
-        callbacks: list[Callback] | Callback | None = None,
+        callbacks: Sequence[Callback] | Callback | None = None,
         fast_dev_run: int | bool = False,
         max_epochs: int | None = None,
         min_epochs: int | None = None,
@@ -178,18 +187,23 @@ class Trainer(TrainerView):
         compile: bool | dict[str, Any] = False,
         async_validation: bool | ValidationConfig = False,
         strict_checkpoints: bool = False,
+        model_registry: str | None = None,
+        launcher: Literal["ray", "local"] | None = None,
     ) -> None:
         given = {
             name: value for name, value in locals().items() if name not in ("self", "__class__")
         }
-        self.settings = settings.Settings.of(given)
+        # `clipping` refuses a value of another type in Lightning's words
+        check_kinds(Trainer.__init__, given, but=("gradient_clip_val",))
+        self.strategy = find_strategy(strategy)
+        self.settings = settings.Settings.of(given, self.strategy)
         if barebones:
             given = settings.bare(given)
         self.limits = settings.limits_of(given, self.settings)
         determinism.apply(deterministic, benchmark)
-        self.strategy = find_strategy(strategy)
         self.profiler = find_profiler(profiler)
-        is_trial = self.fast_dev_run > 0
+        self._opened: find.Opened = {}
+        is_trial = bool(self.fast_dev_run)
         self.loggers = settings.make_loggers(given["logger"], self.default_root_dir, dummy=is_trial)
         self.callbacks = settings.make_callbacks(
             callbacks,
@@ -215,8 +229,8 @@ class Trainer(TrainerView):
     def fit(
         self,
         model: LightningModule,
-        train_dataloaders: Loaders = None,
-        val_dataloaders: Loaders = None,
+        train_dataloaders: GivenData = None,
+        val_dataloaders: GivenData = None,
         datamodule: LightningDataModule | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
         weights_only: bool | None = None,
@@ -248,6 +262,7 @@ class Trainer(TrainerView):
             ckpt_path,
             weights_only,
         )
+        settings.warn_of_default_epochs(self.settings, self.limits)
         self.should_stop = False
         with driver.driving(job):
             result = driver.launcher_for(job).launch(job)
@@ -256,7 +271,7 @@ class Trainer(TrainerView):
     def validate(
         self,
         model: LightningModule | None = None,
-        dataloaders: Loaders = None,
+        dataloaders: GivenData = None,
         ckpt_path: str | os.PathLike[str] | None = None,
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
@@ -274,7 +289,7 @@ class Trainer(TrainerView):
     def test(
         self,
         model: LightningModule | None = None,
-        dataloaders: Loaders = None,
+        dataloaders: GivenData = None,
         ckpt_path: str | os.PathLike[str] | None = None,
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
@@ -289,15 +304,38 @@ class Trainer(TrainerView):
             "test", model, {"test": dataloaders}, datamodule, ckpt_path, weights_only, verbose
         )
 
+    @overload
     def predict(
         self,
         model: LightningModule | None = None,
-        dataloaders: Loaders = None,
+        dataloaders: GivenData = None,
+        datamodule: LightningDataModule | None = None,
+        return_predictions: Literal[True] | None = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        weights_only: bool | None = None,
+    ) -> list[Any]: ...
+
+    @overload
+    def predict(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: GivenData = None,
+        datamodule: LightningDataModule | None = None,
+        *,
+        return_predictions: bool,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        weights_only: bool | None = None,
+    ) -> list[Any] | None: ...
+
+    def predict(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: GivenData = None,
         datamodule: LightningDataModule | None = None,
         return_predictions: bool | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
         weights_only: bool | None = None,
-    ) -> Any:
+    ) -> list[Any] | None:
         """Run `predict_step` over the data.
 
         Args:
@@ -310,7 +348,7 @@ class Trainer(TrainerView):
 
         Returns:
             What `predict_step` returned for each batch, in the order of the data; for several
-            loaders a list of such lists.
+            loaders a list of such lists; None if `return_predictions` is False.
         """
         job = self._job(
             "predict", model, {"predict": dataloaders}, datamodule, ckpt_path, weights_only
@@ -318,7 +356,8 @@ class Trainer(TrainerView):
         job.return_predictions = return_predictions is not False
         with driver.driving(job):
             result = driver.launcher_for(job).launch(job)
-        return self._adopt(job, result).value
+        predictions: list[Any] | None = self._adopt(job, result).value
+        return predictions
 
     def _evaluate(
         self,
@@ -341,8 +380,8 @@ class Trainer(TrainerView):
     def check(
         self,
         model: LightningModule,
-        train_dataloaders: Loaders = None,
-        val_dataloaders: Loaders = None,
+        train_dataloaders: GivenData = None,
+        val_dataloaders: GivenData = None,
         datamodule: LightningDataModule | None = None,
         verbose: bool = True,
     ) -> CheckReport:
@@ -351,6 +390,8 @@ class Trainer(TrainerView):
         The arguments are as in `fit`; see `raylit.check`. A copy is trained: model, data and random
         states are left as they are. `verbose` prints the findings.
         """
+        from raylit.check.check import check
+
         given, datamodule = driver.check_data(
             "check", {"train": train_dataloaders, "val": val_dataloaders}, datamodule
         )
@@ -364,7 +405,7 @@ class Trainer(TrainerView):
         model: LightningModule | None = None,
         path: str | os.PathLike[str] | None = None,
         format: str | None = None,
-        dataloaders: Loaders = None,
+        dataloaders: GivenData = None,
         datamodule: LightningDataModule | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
         weights_only: bool | None = None,
@@ -404,11 +445,12 @@ class Trainer(TrainerView):
             >>> report.max_difference < 1e-5
             True
         """
+        from raylit.trainer import tasks
+
         task = tasks.export_task(self, model, path, format, num_batches, tolerance)
         alone = tasks.with_weights_alone(self, num_workers=0, accelerator="cpu")
-        report: ExportReport = self._do(
-            task, alone, model, dataloaders, datamodule, ckpt_path, weights_only
-        )
+        report: ExportReport
+        report, _ = self._do(task, alone, model, dataloaders, datamodule, ckpt_path, weights_only)
         if verbose:
             print(report)
         return report
@@ -416,7 +458,7 @@ class Trainer(TrainerView):
     def explain(
         self,
         model: LightningModule | None = None,
-        dataloaders: Loaders = None,
+        dataloaders: GivenData = None,
         method: str | Any = "integrated_gradients",
         target: int | str = "prediction",
         datamodule: LightningDataModule | None = None,
@@ -433,7 +475,9 @@ class Trainer(TrainerView):
 
         For each validation sample; on Ray each worker explains a piece of them, as `predict` does.
         Inputs are those of `forward` (see `LightningModule.forward_inputs`), several at once if it
-        takes several. Callbacks and loggers rest; the model is as `ckpt_path` has it.
+        takes several. Callbacks rest; the model is as `ckpt_path` has it. An MLFlowLogger of the
+        Trainer keeps the arrays, a picture and the importance of features beside the run that the
+        checkpoint is of, or that the Trainer has just fitted: `explanations/<method>/step-<step>`.
 
         Args:
             model: as in `validate`; `forward` returns (samples,) or (samples, outputs).
@@ -468,6 +512,9 @@ class Trainer(TrainerView):
             >>> list(explanation.attributions)
             ['x']
         """
+        from raylit.explain.methods import Method
+        from raylit.trainer import tasks
+
         layers = (layer,) if isinstance(layer, str) else tuple(layer)
         task = tasks.explain_task(
             Method(method, layers, baselines, num_steps, internal_batch_size),
@@ -476,9 +523,11 @@ class Trainer(TrainerView):
             sanity_check,
         )
         alone = tasks.with_weights_alone(self)
-        explanation: Explanation = self._do(
+        explanation: Explanation
+        explanation, found = self._do(
             task, alone, model, dataloaders, datamodule, ckpt_path, weights_only
         )
+        tasks.keep_explanation(self, explanation, found)
         return explanation
 
     def _do(
@@ -490,8 +539,11 @@ class Trainer(TrainerView):
         datamodule: LightningDataModule | None,
         ckpt_path: object,
         weights_only: bool | None,
-    ) -> Any:
-        """Have `alone`, a Trainer without callbacks, do a task with a model and validation data."""
+    ) -> tuple[Any, str | None]:
+        """Have `alone`, a Trainer without callbacks, do a task with a model and validation data.
+
+        Returns what the task gives, and the checkpoint that the weights are of.
+        """
         if model is None:
             model = self._module
             ckpt_path = driver.best_by_default(
@@ -505,7 +557,7 @@ class Trainer(TrainerView):
         with driver.driving(job):
             result = driver.launcher_for(job).launch(job)
         self._module = job.module
-        return alone._adopt(job, result).value
+        return alone._adopt(job, result).value, job.ckpt_path
 
     # ---- for callbacks and user code ----
 
@@ -526,12 +578,37 @@ class Trainer(TrainerView):
             NotSavedError: it could not be written; what stood there is untouched. On all ranks, if
                 rank 0 could not.
         """
+        if self._run is None and self.num_workers and self._module is not None:
+            self._save_what_came_home(self._module, filepath, storage_options)
+            return
         if self._run is None:
-            raise ConfigError(
+            raise NoAttributeError(
+                "Saving a checkpoint is only possible if a model is attached to the Trainer. "
                 "There is nothing to save yet: call fit, validate, test or predict first."
             )
         with self.profiler.profile("save_checkpoint"):
             write(self._run, filepath, bool(weights_only), storage_options)
+
+    def _save_what_came_home(
+        self,
+        module: LightningModule,
+        filepath: str | os.PathLike[str],
+        storage_options: dict[str, object] | None,
+    ) -> None:
+        """Write what this process has of a job that ran in others: the model, without optimizers."""
+        warn_once(
+            f"{filepath} is written without the state of optimizers, which was in the workers. The"
+            " checkpoints that ModelCheckpoint saves have it."
+        )
+        world = World(torch.device("cpu"))
+        loggers = self.loggers
+        self.loggers = []  # they are closed
+        try:
+            run = Run(Job("fit", self, module, self._datamodule), world)
+            write(run, filepath, weights_only=True, storage_options=storage_options)
+        finally:
+            self.loggers = loggers
+            world.leave()
 
     def backward(self, loss: object, *args: object, **kwargs: object) -> None:
         """Run the backward pass with its hooks; see `LightningModule.manual_backward`."""
@@ -582,10 +659,10 @@ class Trainer(TrainerView):
             )
         model = driver.check_model(fn, model)
         given, datamodule = driver.check_data(fn, data, datamodule)
+        settings.check_callbacks(self.callbacks)  # some may have come since it was made
         driver.check_places(fn, self)
-        # where code may run, the file is opened by whoever lets it
-        is_own = weights_only is not False and self.checkpoint_io is None
-        opened: find.Opened | None = {} if is_own and not self.num_workers else None
+        driver.check_cluster(self)
+        opened = self.opened_for(weights_only)
         self.ckpt_path = find.resolve(
             ckpt_path,
             self.savers,
@@ -593,7 +670,9 @@ class Trainer(TrainerView):
             fn,
             opened,
             is_own=self.checkpoint_io is None,
+            origin=driver.origin_of(model),
         )
+        self._look_into_checkpoint(weights_only)
         self._state.fn = TrainerFn(fn)
         self._state.status = TrainerStatus.RUNNING
         self._module = model
@@ -607,8 +686,26 @@ class Trainer(TrainerView):
             self.ckpt_path,
             weights_only,
             is_picked=ckpt_path not in (None, "last"),
-            opened=opened or {},
+            opened=self._take_opened(),
         )
+
+    def opened_for(self, weights_only: bool | None) -> find.Opened | None:
+        """Return what takes a checkpoint that is read before a job, which then reads it no more.
+
+        None: where the job runs elsewhere, or opens the file otherwise.
+        """
+        # where code may run, the file is opened by whoever lets it
+        is_own = weights_only is not False and self.checkpoint_io is None
+        return self._opened if is_own and not self.num_workers else None
+
+    def _look_into_checkpoint(self, weights_only: bool | None) -> None:
+        """Find out whether the checkpoint of the next job can be read, if that runs no code."""
+        if self.ckpt_path and weights_only is not False and self.checkpoint_io is None:
+            find.look_into(self.ckpt_path, self.opened_for(weights_only))
+
+    def _take_opened(self) -> find.Opened:
+        opened, self._opened = self._opened, {}
+        return opened
 
     def _adopt(self, job: Job, result: Result) -> Result:
         """Take over module, callbacks and counters as workers in other processes left them."""
@@ -632,6 +729,7 @@ class Trainer(TrainerView):
         self._run = run
         self._metrics = ({}, {}, {})
         self.strategy.attach(run.world)
+        self.strategy.show(self)
         self._module = run.module
         self._datamodule = run.datamodule
         self.display = run.job.display
@@ -652,4 +750,5 @@ class Trainer(TrainerView):
             "_module": None,
             "_datamodule": None,
             "display": None,
+            "_opened": {},
         }

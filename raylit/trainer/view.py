@@ -21,7 +21,7 @@ from raylit.checkpoint.io import CheckpointIO
 from raylit.core.aliases import Loaders, UserOptimizer
 from raylit.core.callback import Callback, Checkpoint
 from raylit.core.limits import Limits
-from raylit.core.logger import Logger
+from raylit.core.logger import Logger, as_loggers
 from raylit.core.progress import Progress
 from raylit.core.states import RunningStage, TrainerState
 from raylit.data import seen_indices
@@ -130,6 +130,8 @@ class TrainerView:
     # ---- settings ----
     min_workers = Setting[int]()
     num_workers = Setting[int]()
+    launcher = Setting[str]()
+    start_method = Setting[str]()
     num_nodes = Setting[int]()
     use_gpu = Setting[bool | None]()
     accelerator = Setting[str]()
@@ -140,7 +142,7 @@ class TrainerView:
     precision = Setting[str]()
     compile = Setting[dict[str, Any] | None]()
     async_validation = Setting[ValidationConfig | None]()
-    fast_dev_run = Setting[int]()
+    fast_dev_run = Setting[int | bool]()
     overfit_batches = Setting[int | float]()
     inference_mode = Setting[bool]()
     deterministic = Setting[bool | str | None]()
@@ -358,11 +360,10 @@ class TrainerView:
     @property
     def log_dir(self) -> str | None:
         """Folder of the first logger's files, else `default_root_dir`."""
-        return (
-            self.default_root_dir
-            if self.logger is None
-            else self.logger.log_dir or self.logger.save_dir
-        )
+        if not self.loggers:
+            return self.default_root_dir
+        logger = as_loggers(self.loggers)[0]
+        return logger.log_dir or logger.save_dir
 
     @property
     def checkpoint_callbacks(self) -> list[Checkpoint]:
@@ -429,6 +430,10 @@ class TrainerView:
     def datamodule(self) -> LightningDataModule | None:
         """The datamodule, or None."""
         return self._datamodule
+
+    @datamodule.setter
+    def datamodule(self, datamodule: LightningDataModule | None) -> None:
+        self._datamodule = datamodule
 
     @property
     def model(self) -> torch.nn.Module | None:
@@ -709,7 +714,7 @@ class TrainerView:
         steps = math.ceil(batches / accumulate) * max(self.max_epochs, 1)
         return steps if self.max_steps == -1 else min(steps, self.max_steps)
 
-    def _loader(self, stage: str) -> Any:
+    def _loader(self, stage: str) -> object:
         run = self._run
         return (
             run.data.loaders[stage].iterables
@@ -727,7 +732,7 @@ class TrainerView:
         return loader.lengths() if loader.most is None else loader.most
 
 
-def _as_tensor(value: object) -> Any:
+def _as_tensor(value: object) -> object:
     """Return a number or an array as a tensor, of the type that Lightning gives it."""
     dtype = {bool: torch.uint8, int: torch.int32}.get(type(value))
     return (

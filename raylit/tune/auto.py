@@ -90,7 +90,7 @@ class Proposal:
 
 def propose(
     recipe: Callable[[dict[str, Any]], Made],
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     name: str,
     budget: str | None = None,
     average: int = 1,
@@ -127,7 +127,7 @@ def quiet() -> Iterator[None]:
 
 def _propose(
     recipe: Callable[[dict[str, Any]], Made],
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     name: str,
     budget: str | None,
     average: int,
@@ -224,7 +224,7 @@ ALONE: dict[str, Any] = {
 
 
 def _learning_rate(
-    found: Proposal, recipe: Callable[[dict[str, Any]], Made], config: Mapping[str, Any]
+    found: Proposal, recipe: Callable[[dict[str, Any]], Made], config: Mapping[str, object]
 ) -> None:
     key, value = _lr_of(config)
     if key is None:
@@ -244,7 +244,7 @@ def _learning_rate(
     found.space.append(Line(key, {"loguniform": [low, high]}, why))
 
 
-def _lr_of(config: Mapping[str, Any]) -> tuple[str | None, float | None]:
+def _lr_of(config: Mapping[str, object]) -> tuple[str | None, float | None]:
     """Return the key that is the learning rate, and its value."""
     model = _arguments(config.get("model"))
     for name in USUAL_NAMES:
@@ -288,13 +288,13 @@ class _Clock(Callback):
         self.ends: list[float] = []
 
     def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: object, pl_module: object, outputs: object, batch: object, batch_idx: int
     ) -> None:
         self.ends.append(time.perf_counter())
 
 
 def _batch_size(
-    found: Proposal, recipe: Callable[[dict[str, Any]], Made], config: Mapping[str, Any]
+    found: Proposal, recipe: Callable[[dict[str, Any]], Made], config: Mapping[str, object]
 ) -> float | None:
     """Propose batch sizes; returns the seconds of an epoch with that of the config, if known."""
     size = _arguments(config.get("data")).get("batch_size")
@@ -360,7 +360,7 @@ class _Few(Callback):
 # ---- arguments of constructors ----
 
 
-def _constructor(found: Proposal, scope: str, spec: Any) -> None:
+def _constructor(found: Proposal, scope: str, spec: object) -> None:
     """Propose values for the arguments of the model's or the data's class."""
     if not isinstance(spec, Mapping) or "class_path" not in spec:
         return
@@ -377,7 +377,7 @@ def _constructor(found: Proposal, scope: str, spec: Any) -> None:
             found.space.append(Line(key, *made))
 
 
-def propose_argument(name: str, wanted: Any, value: Any) -> tuple[Any, str] | str:
+def propose_argument(name: str, wanted: object, value: object) -> tuple[Any, str] | str:
     """Return what to try of an argument and why; or why to leave it as it is."""
     options = _plain_of(wanted)
     if get_origin(options) is Literal:
@@ -407,7 +407,7 @@ def propose_argument(name: str, wanted: Any, value: Any) -> tuple[Any, str] | st
     return "nothing in its name or type says what else to try"
 
 
-def _plain_of(wanted: Any) -> Any:
+def _plain_of(wanted: object) -> object:
     """Return a type without None."""
     if get_origin(wanted) in (Union, types.UnionType):
         others = [one for one in get_args(wanted) if one is not type(None)]
@@ -415,7 +415,7 @@ def _plain_of(wanted: Any) -> Any:
     return wanted
 
 
-def _arguments(spec: Any) -> dict[str, Any]:
+def _arguments(spec: object) -> dict[str, Any]:
     """Return the arguments of a class by name: those of the config, else the defaults."""
     if not isinstance(spec, Mapping) or "class_path" not in spec:
         return {}
@@ -437,7 +437,7 @@ def _class_of(path: str) -> Any:
 
 
 def _regularization(
-    found: Proposal, recipe: Callable[[dict[str, Any]], Made], config: Mapping[str, Any]
+    found: Proposal, recipe: Callable[[dict[str, Any]], Made], config: Mapping[str, object]
 ) -> None:
     made = recipe({})
     optimizer = config.get("optimizer")

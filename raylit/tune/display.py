@@ -262,7 +262,7 @@ def _table_of(
     return table
 
 
-def short(value: Any) -> str:
+def short(value: object) -> str:
     """Return a value in few characters."""
     if value is None:
         return "-"

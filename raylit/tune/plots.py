@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from raylit.core.shown import new_figure
 from raylit.errors import ConfigError, MissingPackageError, did_you_mean
 from raylit.tune.display import short
 from raylit.tune.result import SweepResult, TrialResult
@@ -101,7 +102,7 @@ def compute_importance(result: SweepResult) -> dict[str, float]:
 
 
 def _history(result: SweepResult) -> Figure:
-    figure = _figure(8, 4)
+    figure = new_figure(8, 4)
     axes = figure.subplots()
     trials = sorted(_scored(result), key=lambda trial: trial.number)
     numbers = [trial.number for trial in trials]
@@ -121,7 +122,7 @@ def _slices(result: SweepResult) -> Figure:
     keys = _keys(result) or sorted({key for trial in result.trials for key in trial.config})
     columns = min(3, max(1, len(keys)))
     rows = math.ceil(max(1, len(keys)) / columns)
-    figure = _figure(4 * columns, 3.2 * rows)
+    figure = new_figure(4 * columns, 3.2 * rows)
     panels = [axes for row in figure.subplots(rows, columns, squeeze=False) for axes in row]
     for axes, key in zip(panels, keys, strict=False):
         trials = [trial for trial in _scored(result) if key in trial.config]
@@ -140,7 +141,7 @@ def _parallel(result: SweepResult) -> Figure:
     keys = _keys(result)
     trials = _scored(result)
     names = [*keys, result.spec.metric]
-    figure = _figure(max(6.0, 2.0 * len(names)), 4.5)
+    figure = new_figure(max(6.0, 2.0 * len(names)), 4.5)
     axes = figure.subplots()
     columns: list[list[float]] = []
     for place, name in enumerate(names):
@@ -170,7 +171,7 @@ def _parallel(result: SweepResult) -> Figure:
 
 def _importance(result: SweepResult) -> Figure:
     found = result.importance
-    figure = _figure(7, 1.2 + 0.4 * max(1, len(found)))
+    figure = new_figure(7, 1.2 + 0.4 * max(1, len(found)))
     axes = figure.subplots()
     items = sorted(found.items(), key=lambda item: item[1])
     axes.barh([key for key, _ in items], [share for _, share in items])
@@ -188,7 +189,7 @@ def _contour(result: SweepResult) -> Figure:
         raise ConfigError("plot('contour') needs two swept keys.")
     x_key, y_key = keys[:2]
     trials = [trial for trial in trials if x_key in trial.config and y_key in trial.config]
-    figure = _figure(6.5, 5)
+    figure = new_figure(6.5, 5)
     axes = figure.subplots()
     x = _positions(axes, x_key, [trial.config[x_key] for trial in trials], "x")
     y = _positions(axes, y_key, [trial.config[y_key] for trial in trials], "y")
@@ -212,7 +213,7 @@ def _front(result: SweepResult) -> Figure:
     if len(result.spec.metrics) < 2:
         raise ConfigError("plot('front') needs a sweep of several metrics.")
     first, second = list(result.spec.metrics)[:2]
-    figure = _figure(6, 4.5)
+    figure = new_figure(6, 4.5)
     axes = figure.subplots()
     trials = [one for one in result.trials if first in one.metrics and second in one.metrics]
     axes.scatter(
@@ -250,12 +251,6 @@ KINDS: dict[str, Callable[[SweepResult], Any]] = {
 # ---- values and places ----
 
 
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def _colors() -> Any:
     import matplotlib
 
@@ -277,13 +272,13 @@ def _keys(result: SweepResult) -> list[str]:
     return sorted(key for key, values in found.items() if len(values) > 1)
 
 
-def _shown(trial: TrialResult, key: str) -> Any:
+def _shown(trial: TrialResult, key: str) -> object:
     """Return a value of a trial; one that is None is a choice, unlike one that is missing."""
     value = trial.config.get(key)
     return "none" if value is None and key in trial.config else value
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

@@ -28,7 +28,7 @@ class Setting:
     write: Callable[[Any], Any]
 
 
-def _attribute(owner: Any, name: str) -> Setting:
+def _attribute(owner: object, name: str) -> Setting:
     return Setting(lambda: getattr(owner, name), lambda value: setattr(owner, name, value))
 
 

@@ -60,7 +60,7 @@ class Classes:
         data = None if isinstance(self.data, LightningDataModule) else self.data
         return functools.partial(_nothing, self.model, data)
 
-    def best_config(self, values: Mapping[str, Any], seed: int) -> str:
+    def best_config(self, values: Mapping[str, object], seed: int) -> str:
         """Return the values as YAML, by the keys of a config."""
         nested: dict[str, Any] = {"seed_everything": seed}
         for key, value in values.items():
@@ -73,7 +73,7 @@ class Classes:
 
     # ---- before any trial ----
 
-    def check(self, space: Mapping[str, Any]) -> None:
+    def check(self, space: Mapping[str, object]) -> None:
         """Find out whether what is made takes the values of a space.
 
         Raises:
@@ -110,11 +110,11 @@ class Classes:
                 check_argument(made, argument, drawn, key, path)
 
 
-def _nothing(*classes: Any) -> None:
+def _nothing(*classes: object) -> None:
     """Have classes imported, by being unpickled with them."""
 
 
-def make_trainer(trainer: Trainer, values: dict[str, Any], path: Any = ()) -> Trainer:
+def make_trainer(trainer: Trainer, values: dict[str, Any], path: object = ()) -> Trainer:
     """Return a Trainer with some arguments replaced; `callbacks.EarlyStopping.patience` is a callback's.
 
     Raises:
@@ -159,7 +159,7 @@ def _set(owners: list[Any], key: str, cls: str, argument: str, value: Any, path:
     setattr(owner, argument, value)
 
 
-def _make(spec: Any, factory: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+def _make(spec: object, factory: Callable[..., Any], arguments: dict[str, Any]) -> Any:
     """Call the factory, or what a class_path names, with arguments that may be descriptions themselves."""
     if isinstance(spec, Mapping):
         inner = dict(spec.get("init_args") or {}) | arguments
@@ -214,7 +214,7 @@ def check_argument(
             raise SweepError(f"{key} is {value!r}, but must be {text}.", path)
 
 
-def _annotation(factory: Callable[..., Any], argument: str) -> Any:
+def _annotation(factory: Callable[..., Any], argument: str) -> object:
     function = factory.__init__ if isinstance(factory, type) else factory  # type: ignore[misc]
     try:
         return get_type_hints(function).get(argument, Any)
@@ -222,7 +222,7 @@ def _annotation(factory: Callable[..., Any], argument: str) -> Any:
         return Any  # of a name that is not there when the program runs
 
 
-def fits(value: Any, wanted: Any) -> bool:
+def fits(value: object, wanted: object) -> bool:
     """Tell whether a plain value is of a type; what is no plain type takes everything."""
     origin = get_origin(wanted)
     if origin in (Union, types.UnionType):

@@ -12,12 +12,13 @@ from typing import IO, Any
 
 from ray.tune import Callback
 
+from raylit.checkpoint import find
 from raylit.errors import ConfigError
 from raylit.tune.result import ENDED, TrialResult
 from raylit.tune.space import flatten
 from raylit.tune.spec import SweepSpec
 
-FILE = "sweep.jsonl"
+FILE = find.SWEEP
 LOCK = "driver.lock"  # held by the driver: it is free once that is dead
 
 
@@ -151,7 +152,12 @@ class SweepRecord(Callback):
         self._tell(known, "start")
 
     def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        self,
+        iteration: int,
+        trials: list[Any],
+        trial: object,
+        result: dict[str, Any],
+        **info: object,
     ) -> None:
         """A trial has reported."""
         known = self.of(trial)
@@ -225,7 +231,7 @@ def read_lines(path: str) -> list[dict[str, Any]]:
     return lines
 
 
-def reason(error: Any) -> str:
+def reason(error: object) -> str:
     """Return the user's own exception in one line: Ray wraps it in the traceback as text."""
     cause = getattr(error, "cause", None) or error
     first = str(cause).strip().splitlines()

@@ -20,7 +20,7 @@ class _Exchange:
         self._said: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self._answers: asyncio.Queue[str] = asyncio.Queue()
 
-    async def say(self, kind: str, content: Any) -> str:
+    async def say(self, kind: str, content: object) -> str:
         """Say something; returns the answer."""
         await self._said.put((kind, content))
         return await self._answers.get()

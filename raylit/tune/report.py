@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from raylit.callbacks import Checkpoint, ModelCheckpoint
+from raylit.core.logger import as_loggers
 from raylit.engine.run import Run
 from raylit.errors import ConfigError
 from raylit.loggers import MLFlowLogger
@@ -289,8 +290,8 @@ class TuneReport(Checkpoint):
         if self.best is None or (value != self.best and pick(value, self.best) == value):
             self.best = value
             if trainer.is_global_zero:
-                for logger in trainer.loggers:
-                    logger.log_metrics({f"best/{name}": value}, trainer.global_step)
+                for logger in as_loggers(trainer.loggers):
+                    logger.log_metrics(metrics={f"best/{name}": value}, step=trainer.global_step)
 
 
 def end_after_batch(trainer: Trainer) -> None:
@@ -328,4 +329,4 @@ def _best_path(trainer: Trainer) -> str:
 
 
 def _run_id(trainer: Trainer) -> str:
-    return next((logger.run_id for logger in trainer.loggers if logger.run_id), "")
+    return next((one.run_id for one in as_loggers(trainer.loggers) if one.run_id), "")

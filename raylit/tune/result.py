@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from raylit.core import shown
 from raylit.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 ModuleT = TypeVar("ModuleT", bound="LightningModule")
 Status = Literal["pending", "running", "paused", "finished", "stopped", "failed", "killed"]
 ENDED = ("finished", "stopped", "failed")  # and not to be gone on with
+
+
+MOST_ROWS = 10  # of the table that a notebook shows
 
 
 @dataclass
@@ -37,7 +42,8 @@ class TrialResult:
         run_id: its MLflow run, or None.
         iterations: how often it reported.
         time_s: seconds it ran.
-        error: what ended it in one line, or None; its traceback is in `traceback.txt` in its folder.
+        error: what ended it in one line, or None; its traceback is in `traceback.txt` in its
+            folder.
         epoch: in which the best value was reported, from 0; None if it reported none.
         stop_reason: why it was stopped before its end, or None.
     """
@@ -83,7 +89,7 @@ class TrialResult:
         return loaded
 
 
-@dataclass
+@dataclass(repr=False)
 class SweepResult:
     """All trials of a sweep.
 
@@ -136,7 +142,10 @@ class SweepResult:
 
     @property
     def front(self) -> list[TrialResult]:
-        """The Pareto front: trials that no other beats in all metrics. With one metric, the best."""
+        """The Pareto front: trials that no other beats in all metrics.
+
+        With one metric, the best.
+        """
         return pareto_front(self.trials, self.spec.metrics)
 
     @property
@@ -182,6 +191,29 @@ class SweepResult:
 
         figure: Figure = draw(self, kind)
         return figure
+
+    def __repr__(self) -> str:
+        return f"SweepResult({'; '.join(f'{name}: {value}' for name, value in self._rows())})"
+
+    def _repr_html_(self) -> str:
+        scored = [trial for trial in self.trials if is_number(trial.score)]
+        table = self.dataframe.head(MOST_ROWS).to_html(index=False, border=0)
+        rows = self._rows()
+        if self.where:
+            rows.append(("look at it", self.where))
+        return shown.as_html(rows, self.plot("history") if scored else None) + table
+
+    def _rows(self) -> list[tuple[str, str]]:
+        """Return how many trials there are, and the best, in words."""
+        counts = Counter(trial.status for trial in self.trials)
+        ends = ", ".join(f"{number} {status}" for status, number in counts.items())
+        rows = [("trials", f"{len(self.trials)} ({ends})" if ends else "none")]
+        if self.trials and self.trials[0].score is not None:
+            best = self.trials[0]
+            values = ", ".join(f"{key}={value}" for key, value in best.config.items())
+            score = f"{self.spec.metric}={best.score:.6g}"
+            rows.append(("best", f"{best.name}, {score}, {values}"))
+        return [*rows, ("files", self.folder)] if self.folder else rows
 
 
 def sort_trials(trials: Sequence[TrialResult], mode: str) -> list[TrialResult]:

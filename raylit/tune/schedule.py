@@ -133,7 +133,7 @@ def _population(spec: SweepSpec, name: str, arguments: dict[str, Any]) -> dict[s
     return {argument: bounds}
 
 
-def _drawn(key: str, value: Any) -> Any:
+def _drawn(key: str, value: object) -> object:
     """Return `{"uniform": [0, 1]}` as Ray's object; lists, functions and objects as they are."""
     if not isinstance(value, dict) or len(value) != 1:
         return value

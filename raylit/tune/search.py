@@ -36,7 +36,8 @@ SAMPLERS = {
     "gp": "GPSampler",
     "qmc": "QMCSampler",
 }
-# Word: module and class of Ray Tune, what it calls its seed, the package it needs, and what to install.
+# Word: module and class of Ray Tune, what it calls its seed, the package it needs, and what to
+# install.
 PACKAGES = {
     "hyperopt": ("hyperopt", "HyperOptSearch", "random_state_seed", "hyperopt", "hyperopt"),
     # Ray 2.60 uses UtilityFunction, which later ones do not have
@@ -129,7 +130,7 @@ def _made(name: str, cls: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         ) from (error)
 
 
-def named(value: Any, what: str) -> tuple[str, dict[str, Any]]:
+def named(value: object, what: str) -> tuple[str, dict[str, Any]]:
     """Return (name, arguments) of a name or a mapping with a name.
 
     Raises:
@@ -147,7 +148,7 @@ def named(value: Any, what: str) -> tuple[str, dict[str, Any]]:
     )
 
 
-def make_sampler(spec: SweepSpec, chosen: Any, arguments: dict[str, Any]) -> BaseSampler:
+def make_sampler(spec: SweepSpec, chosen: object, arguments: dict[str, Any]) -> BaseSampler:
     """Return Optuna's sampler: the one named, TPE for one metric, NSGA-II for several.
 
     Raises:
@@ -258,7 +259,7 @@ class OptunaSearcher(Searcher):
     # ---- what Ray Tune calls ----
 
     def set_search_properties(
-        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
+        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: object
     ) -> bool:
         return True  # all of it is known
 
@@ -289,7 +290,7 @@ class OptunaSearcher(Searcher):
 
     # ---- values and parameters ----
 
-    def _draw(self, trial: Trial, name: str, value: Any) -> Any:
+    def _draw(self, trial: Trial, name: str, value: object) -> Any:
         """Return a value of the space with what the study suggests in place of domains."""
         if isinstance(value, Categorical):
             options = options_of(value)
@@ -353,7 +354,7 @@ def distribution(value: Domain) -> Any:
     return OptunaSearch.convert_search_space({"value": value})["value"]
 
 
-def _check(value: Any, name: str = "") -> None:
+def _check(value: object, name: str = "") -> None:
     """Find what Optuna cannot sample.
 
     Raises:

@@ -46,7 +46,7 @@ class SweepError(ConfigError):
         super().__init__(text)
 
 
-def read_space(space: Mapping[str, Any]) -> dict[str, Any]:
+def read_space(space: Mapping[str, object]) -> dict[str, Any]:
     """Return a space with Ray Tune's objects in place of words, by full names such as `model.lr`.
 
     Args:
@@ -68,7 +68,7 @@ def read_space(space: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def numbers_of(values: Any) -> Any:
+def numbers_of(values: object) -> Any:
     """Return data of a YAML file with numbers such as 1e-4, which YAML takes for text, as numbers."""
     if isinstance(values, Mapping):
         return {key: numbers_of(value) for key, value in values.items()}
@@ -79,7 +79,7 @@ def numbers_of(values: Any) -> Any:
     return values
 
 
-def is_grid(value: Any) -> bool:
+def is_grid(value: object) -> bool:
     """Tell whether a value is a grid of Ray Tune."""
     return (
         isinstance(value, Mapping)
@@ -88,7 +88,7 @@ def is_grid(value: Any) -> bool:
     )
 
 
-def is_swept(value: Any) -> bool:
+def is_swept(value: object) -> bool:
     """Tell whether a value differs between trials."""
     if isinstance(value, Domain) or is_grid(value):
         return True
@@ -97,7 +97,7 @@ def is_swept(value: Any) -> bool:
     return isinstance(value, list) and any(is_swept(one) for one in value)
 
 
-def domains(value: Any) -> Iterator[Any]:
+def domains(value: object) -> Iterator[object]:
     """Yield every domain and grid in a value, those within choices too."""
     if isinstance(value, Domain) or is_grid(value):
         yield value
@@ -110,11 +110,11 @@ def options_of(value: Any) -> list[Any]:
     return list(value["grid_search"] if is_grid(value) else value.categories)
 
 
-def _has_options(value: Any) -> bool:
+def _has_options(value: object) -> bool:
     return is_grid(value) or isinstance(value, Categorical)
 
 
-def _parts(value: Any) -> list[Any]:
+def _parts(value: object) -> list[Any]:
     if isinstance(value, Mapping):
         return list(value.values())
     return list(value) if isinstance(value, list) else []
@@ -149,7 +149,7 @@ def examples(value: Any, num_drawn: int = 3) -> Iterator[Any]:
         yield value
 
 
-def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+def flatten(config: Mapping[str, object]) -> dict[str, Any]:
     """Return the values of a trial by full names: `{"model": {"class_path": A}}` has `model.class_path`."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
@@ -179,7 +179,7 @@ def text_of(value: Any) -> str:
 # ---- from words to objects ----
 
 
-def _named(name: str, value: Any, path: Key) -> Iterator[tuple[str, Any]]:
+def _named(name: str, value: object, path: Key) -> Iterator[tuple[str, Any]]:
     """Yield full names and values of one key of a space."""
     if isinstance(value, Mapping) and not is_grid(value) and _is_names(value, name, path):
         for key, one in value.items():
@@ -188,7 +188,7 @@ def _named(name: str, value: Any, path: Key) -> Iterator[tuple[str, Any]]:
         yield name, _value(name, value, path)
 
 
-def _is_names(value: Mapping[str, Any], name: str, path: Key) -> bool:
+def _is_names(value: Mapping[str, object], name: str, path: Key) -> bool:
     """Tell whether a mapping holds further names, rather than one word and its arguments."""
     words = [key for key in value if key in WORDS]
     if "class_path" in value:
@@ -217,7 +217,7 @@ def _is_names(value: Mapping[str, Any], name: str, path: Key) -> bool:
     return False
 
 
-def _value(name: str, value: Any, path: Key) -> Any:
+def _value(name: str, value: Any, path: Key) -> object:
     """Return a value with objects of Ray Tune in place of words, however deep."""
     if isinstance(value, Domain):
         if isinstance(value, Categorical):
@@ -242,7 +242,7 @@ def _value(name: str, value: Any, path: Key) -> Any:
     return {key: _value(f"{name}.{key}", one, (*path, key)) for key, one in value.items()}
 
 
-def domain(name: str, word: str, arguments: Any, path: Key = ()) -> Any:
+def domain(name: str, word: str, arguments: object, path: Key = ()) -> object:
     """Return Ray Tune's object for a word and its arguments.
 
     Raises:
@@ -380,7 +380,7 @@ def check_point(point: Mapping[str, Any], space: Mapping[str, Any], path: Key) -
     return dict(point)
 
 
-def _fits(value: Any, option: Any) -> bool:
+def _fits(value: object, option: object) -> bool:
     """Tell whether a value may have come from one option of a choice."""
     if isinstance(option, Mapping) and isinstance(value, Mapping) and not is_grid(option):
         return set(value) <= set(option) and all(_fits(value[key], option[key]) for key in value)
@@ -391,6 +391,6 @@ def _fits(value: Any, option: Any) -> bool:
     return bool(value == option)
 
 
-def nearest_option(value: Any, options: Sequence[Any]) -> int | None:
+def nearest_option(value: object, options: Sequence[object]) -> int | None:
     """Return which option of a choice a value came from, or None."""
     return next((index for index, one in enumerate(options) if _fits(value, one)), None)

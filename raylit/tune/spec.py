@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import SearchAlgorithm, Searcher
@@ -27,6 +27,26 @@ from raylit.tune.space import (
 METRIC_KEYS = ("name", "mode")
 RESOURCES = ("CPU", "GPU", "memory", "num_workers")
 NAME = re.compile(r"[\w.\- ]+")
+
+
+class SweepSettings(TypedDict, total=False):
+    """The settings of a sweep as keywords of `Tuner.sweep`; see SweepSpec for what they mean."""
+
+    space: dict[str, Any]
+    metric: str | Sequence[Mapping[str, str]]
+    mode: Literal["min", "max"]
+    name: str
+    search: object
+    scheduler: object
+    num_samples: int
+    max_concurrent: int | None
+    resources: dict[str, Any]
+    stop: dict[str, Any]
+    seed: int | None
+    points: list[dict[str, Any]]
+    warm_start: str | None
+    max_failures: int
+    isolate: bool
 
 
 @dataclass
@@ -90,7 +110,7 @@ class SweepSpec:
                 " {loguniform: [0.0001, 0.1]}`.",
                 ("space",),
             )
-        _whole_number("num_samples", self.num_samples, 1)
+        _whole_number("num_samples", self.num_samples, 1, "trials")
         if self.max_concurrent is not None:
             _whole_number("max_concurrent", self.max_concurrent, 1)
         _whole_number("max_failures", self.max_failures, 0)
@@ -315,8 +335,13 @@ class SweepSpec:
         return stops.make_stopper(self)
 
 
-def _whole_number(what: str, value: Any, least: int, *path: str | int) -> None:
+MOST = 2**63 - 1  # what Optuna, Ray and files count to
+
+
+def _whole_number(what: str, value: object, least: int, *path: str | int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise SweepError(
             f"{what}={value!r}: give a whole number of at least {least}.", path or (what,)
         )
+    if value > MOST:
+        raise SweepError(f"{what} is larger than {MOST:,}.", path or (what,))

@@ -147,7 +147,7 @@ def make_stopper(spec: SweepSpec) -> Stops:
     return Stops(made)
 
 
-def seconds(value: Any, path: tuple[str, ...] = ()) -> float:
+def seconds(value: object, path: tuple[str, ...] = ()) -> float:
     """Return a time in seconds: a number, or text such as `90s`, `1h`, `1h30m`.
 
     Raises:
@@ -178,13 +178,13 @@ def budget_s(spec: SweepSpec) -> float | None:
     return None if given is None else seconds(given)
 
 
-def _number(word: str, value: Any) -> float:
+def _number(word: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
         raise SweepError(f"stop: {word} is {value!r}: give a number.", ("stop", word))
     return float(value)
 
 
-def _plateau(spec: SweepSpec, word: str, value: Any, cls: Callable[..., Stopper]) -> Stopper:
+def _plateau(spec: SweepSpec, word: str, value: object, cls: Callable[..., Stopper]) -> Stopper:
     given = dict(value) if isinstance(value, Mapping) else {}
     known = [key for key in inspect.signature(cls).parameters if key != "self"]
     for key in given:

@@ -75,7 +75,7 @@ class SweepRecipe(Protocol):
     def imports(self) -> Callable[[], Any]:
         """Return a function, small when pickled, that imports what the trials will need."""
 
-    def best_config(self, values: Mapping[str, Any], seed: int) -> str:
+    def best_config(self, values: Mapping[str, object], seed: int) -> str:
         """Return as YAML a config that does what a trial with these values and this seed did."""
 
 
@@ -445,7 +445,7 @@ def _handling_signals(ending: Ending) -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = {number: signal.getsignal(number) for number in numbers}
 
-    def handle(number: int, frame: Any) -> None:
+    def handle(number: int, frame: object) -> None:
         if ending.signal is not None:
             raise KeyboardInterrupt
         ending.signal = number

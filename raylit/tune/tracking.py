@@ -7,11 +7,11 @@ import json
 import zlib
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raylit.loggers import MLFlowLogger
 from raylit.loggers.mlflow import store
-from raylit.runtime.messages import warn
+from raylit.runtime.messages import info, warn
 from raylit.tune.space import text_of
 from raylit.version import __version__
 
@@ -60,6 +60,9 @@ def open_parent(
                 "space": {key: text_of(value) for key, value in spec.space.items()},
             }
         )
+    where = parent.where()
+    if store.is_http(where):
+        info(f"MLflow: {where}")
     return parent
 
 
@@ -181,5 +184,5 @@ def _varied(trial: TrialResult, spec: SweepSpec) -> list[str]:
     ]
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return str(value) if isinstance(value, (str, dict)) else type(value).__name__

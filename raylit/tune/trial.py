@@ -176,7 +176,7 @@ class TrialActor(Trainable):
         self._context.run(self._kept.__exit__, None, None, None)
 
 
-def trainable(parcel: Any) -> type[TrialActor]:
+def trainable(parcel: object) -> type[TrialActor]:
     """Return what Ray Tune is to run for a sweep.
 
     Args:
@@ -378,7 +378,7 @@ def _short(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """Return a number of numpy as Python's, however deep."""
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}

@@ -6,18 +6,18 @@ For a learning rate, for a batch size, for the best of many fits.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from torch.utils._pytree import tree_leaves
 
 from raylit.callbacks import BatchSizeFinder, LearningRateFinder
 from raylit.callbacks.finders.learning_rate_finder import LRFinderResult, attribute_name
 from raylit.check.check import generators_kept
-from raylit.core.datamodule import LightningDataModule
+from raylit.core.datamodule import GivenData, LightningDataModule
 from raylit.core.hparams import holders_of, set_value
 from raylit.core.module import LightningModule
 from raylit.engine.run import STAGE_OF, restore_modes, submodule_modes
-from raylit.errors import ConfigError, DataError, did_you_mean
+from raylit.errors import ConfigError, DataError, WrongTypeError, did_you_mean, foreign_hint
 from raylit.loggers.dummy import DummyLogger
 from raylit.runtime.rng import isolated
 from raylit.trainer import driver
@@ -25,7 +25,7 @@ from raylit.trainer.trainer import Trainer
 
 if TYPE_CHECKING:
     from raylit.tune.result import SweepResult
-    from raylit.tune.spec import SweepSpec
+    from raylit.tune.spec import SweepSettings, SweepSpec
 
 
 class Tuner:
@@ -49,14 +49,19 @@ class Tuner:
     """
 
     def __init__(self, trainer: Trainer) -> None:
+        if not isinstance(trainer, Trainer):
+            raise WrongTypeError(
+                f"Tuner({trainer!r}): give the Trainer with which models are to be tried."
+                f"{foreign_hint(trainer)}"
+            )
         self.trainer = trainer
 
     def lr_find(
         self,
         model: LightningModule,
-        train_dataloaders: Any = None,
-        val_dataloaders: Any = None,
-        dataloaders: Any = None,
+        train_dataloaders: GivenData = None,
+        val_dataloaders: GivenData = None,
+        dataloaders: GivenData = None,
         datamodule: LightningDataModule | None = None,
         method: str = "fit",
         min_lr: float = 1e-8,
@@ -118,9 +123,9 @@ class Tuner:
     def scale_batch_size(
         self,
         model: LightningModule,
-        train_dataloaders: Any = None,
-        val_dataloaders: Any = None,
-        dataloaders: Any = None,
+        train_dataloaders: GivenData = None,
+        val_dataloaders: GivenData = None,
+        dataloaders: GivenData = None,
         datamodule: LightningDataModule | None = None,
         method: str = "fit",
         mode: str = "power",
@@ -180,10 +185,10 @@ class Tuner:
         datamodule: Callable[..., LightningDataModule] | LightningDataModule | None = None,
         *,
         spec: SweepSpec | None = None,
-        train_dataloaders: Any = None,
-        val_dataloaders: Any = None,
+        train_dataloaders: GivenData = None,
+        val_dataloaders: GivenData = None,
         resume: str | bool = False,
-        **settings: Any,
+        **settings: Unpack[SweepSettings],
     ) -> SweepResult:
         """Run the trials of a sweep, each with values drawn from the space.
 

@@ -17,13 +17,13 @@ class PossibleUserWarning(UserWarning):
 class WarningCache(set[str]):
     """Says each text once."""
 
-    def warn(self, message: str, stacklevel: int = 5, **kwargs: Any) -> None:
+    def warn(self, message: str, stacklevel: int | None = None, **kwargs: Any) -> None:
         """Warn on rank 0, unless it was said before."""
         if message not in self:
             self.add(message)
             rank_zero_warn(message, stacklevel=stacklevel, **kwargs)
 
-    def deprecation(self, message: str, stacklevel: int = 6) -> None:
+    def deprecation(self, message: str, stacklevel: int | None = None) -> None:
         """Warn of something that will go, unless it was said before."""
         self.warn(message, stacklevel=stacklevel, category=DeprecationWarning)
 
@@ -36,7 +36,7 @@ class WarningCache(set[str]):
 
 def rank_zero_deprecation(text: str) -> None:
     """Warn of something that will go, on rank 0."""
-    rank_zero_warn(text, DeprecationWarning, stacklevel=4)
+    rank_zero_warn(text, DeprecationWarning)
 
 
 def rank_zero_debug(text: str) -> None:

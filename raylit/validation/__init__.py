@@ -1,5 +1,5 @@
 """Validation that training does not wait for: `config.py`, and `pending.py`, those without values yet.
 
-From outside, the Trainer imports `config.py`; the engine knows its contracts in `core/job.py` alone.
-`launch/on_ray/validation.py` runs one as a Ray task. Never here: Ray itself.
+From outside, the Trainer imports `config.py`; the engine knows its contracts in `core/job.py`
+alone. `launch/on_ray/validation.py` runs one as a Ray task. Never here: Ray itself.
 """

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from raylit.engine.run import Run
 from raylit.errors import ConfigError
-from raylit.validation.pending import AsyncValidation
 
 if TYPE_CHECKING:
     from raylit.core.job import ValidationStarter
     from raylit.core.trainer import RunHandle
+    from raylit.validation.pending import AsyncValidation
 
 
 @dataclass
@@ -51,6 +51,8 @@ class ValidationConfig:
     def attach(self, run: RunHandle, starter: ValidationStarter | None) -> AsyncValidation:
         """Return the validations, none yet, of a fit; `starter` starts them, on rank 0."""
         assert isinstance(run, Run)  # the engine's, of which a handle shows a part
+        from raylit.validation.pending import AsyncValidation
+
         return AsyncValidation(run, starter, self.max_pending)
 
 

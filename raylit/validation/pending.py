@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from raylit.checkpoint import folder
 from raylit.checkpoint.background import CheckpointWriter
 from raylit.core.callback import Checkpoint, checkpoint_folder
+from raylit.core.logger import as_loggers
 from raylit.core.progress import Progress
 from raylit.errors import ConfigError
 from raylit.runtime.messages import warn
@@ -81,6 +82,12 @@ class AsyncValidation:
             raise ConfigError(
                 f"{averaging[0]} validates with the average of the weights, which an asynchronous"
                 " validation does not have. Leave one of the two out."
+            )
+        looking = [type(one).__name__ for one in run.trainer.callbacks if one.looks_at_validation]
+        if looking:
+            raise ConfigError(
+                f"{looking[0]} looks at validation as it runs, which an asynchronous validation does"
+                " not show. Leave one of the two out, or draw after the fit: trainer.validate(...)."
             )
 
     def _tasks(self) -> ValidationStarter:
@@ -203,7 +210,7 @@ class AsyncValidation:
                 folder.remove(pending.path)
                 folder.remove_if_empty(os.path.dirname(pending.path))
 
-    def _outcome(self) -> Any:
+    def _outcome(self) -> object:
         path = self._pending[0].path
         return (
             self._tasks().outcome(path)
@@ -219,8 +226,8 @@ class AsyncValidation:
         for kind, loader, values, step in outcome["rows"]:
             if kind == "batch":
                 step += run.data.val_batches_seen.get(loader, 0)
-            for logger in run.trainer.loggers if run.world.is_zero else ():
-                logger.log_metrics(values, step)
+            for logger in as_loggers(run.trainer.loggers) if run.world.is_zero else ():
+                logger.log_metrics(metrics=values, step=step)
             if kind == "end":
                 row = {name: value for name, value in values.items() if name != "epoch"}
                 run.remember(row, progress)

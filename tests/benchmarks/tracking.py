@@ -1,12 +1,15 @@
 """What recording in MLflow costs the training thread, and how fast it gets to the store.
 
-    python -m tests.benchmarks.tracking [--calls 5000] [--waiting 60000] [--http]
+    python -m tests.benchmarks.tracking [--calls 5000] [--waiting 60000] [--http] [--only monitor]
 
 The first table is the time of a call of `log_metrics` in a loop that computes for 1 ms between two
 calls, with 1 value and with 20: raylit's logger while its sender is at work and while the store is
 away, Lightning's logger, mlflow's client, its asynchronous logging, and `log_batch`. The second is
 how many values a second reach an SQLite store, and with --http a server, and how long closing takes
-with many waiting. Each is measured alone, one after the other, in one process and run.
+with many waiting. The third is the part of a step's time that `MLFlowLogger(monitor=...)` takes, in
+CPU time of the training thread, with values to the loggers every 50 steps: of a small model, where
+it is the most, and of one of a million parameters. Each is measured alone, one after the other, in
+one process and run.
 """
 
 from __future__ import annotations
@@ -22,12 +25,18 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import mlflow
+import torch
 from mlflow.entities import Metric
+from torch import nn
 
+from raylit.engine.monitor import Monitor
 from raylit.loggers.mlflow import sender
 from raylit.loggers.mlflow.logger import MLFlowLogger
+from tests.benchmarks import step as loops
+from tests.benchmarks.step import Batches, Mlp
 from tests.loggers.mlflow_store import free_port, start_server, wait_for_server
 
 Log = Callable[[dict[str, float], int], object]
@@ -143,11 +152,73 @@ def throughput(name: str, uri: str, folder: Path, num_waiting: int) -> None:
     print(f"{name:<44}  {ours}{min(rows, 500) * 20 / took:>16.0f}", flush=True)
 
 
+class ByThread(Batches):
+    """Batches that note the CPU time of the training thread."""
+
+    def now(self) -> float:
+        """The time that this thread has computed."""
+        return time.thread_time()
+
+
+class Million(Mlp):
+    """An MLP of a million parameters."""
+
+    @staticmethod
+    def net() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Linear(10, 1000), nn.ReLU(), nn.Linear(1000, 1000), nn.ReLU(), nn.Linear(1000, 1)
+        )
+
+
+class Timed(Monitor):
+    """Notes the CPU time that it takes."""
+
+    seconds = 0.0
+
+    def log(self) -> None:
+        """Measure, and note how long that took."""
+        start = time.thread_time()
+        super().log()
+        Timed.seconds += time.thread_time() - start
+
+
+def cost_of_monitor(folder: Path, num_steps: int, num_rounds: int) -> None:
+    """Fit, and show which part of the time of a step goes into what raylit measures."""
+    import raylit as pl
+
+    for work, steps in ((Mlp, num_steps), (Million, num_steps // 10)):
+        for name, monitor in {"perf": ["perf"], "optim": ["optim"], "all": True}.items():
+            shares = []
+            for _ in range(num_rounds):
+                batches = ByThread(steps, work)
+                logger = pl.MLFlowLogger("monitor", save_dir=folder, monitor=monitor)
+                trainer = pl.Trainer(
+                    max_epochs=1,
+                    accelerator="cpu",
+                    logger=logger,
+                    default_root_dir=folder,
+                    enable_checkpointing=False,
+                    enable_progress_bar=False,
+                    enable_model_summary=False,
+                )
+                Timed.seconds = 0.0
+                with mock.patch("raylit.engine.run.Monitor", Timed):
+                    trainer.fit(loops.module(pl, work, True), batches)
+                shares.append(Timed.seconds / steps / batches.seconds_per_step)
+            per_step = batches.seconds_per_step * 1e6
+            cost = f"{per_step:>10.1f}{statistics.median(shares) * 100:>9.2f}%"
+            print(f"{work.__name__ + ': ' + name:<44}  {cost}", flush=True)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=5000)
     parser.add_argument("--waiting", type=int, default=60_000)
+    parser.add_argument("--steps", type=int, default=10_000, help="of a fit of the third table")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", choices=("", "calls", "monitor"))
     parser.add_argument("--http", action="store_true", help="also a server on this machine")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -156,6 +227,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root)
         uri = f"sqlite:///{folder / 'mlflow.db'}"
+        if args.only != "calls":
+            print(f"{'what is measured, of a step':<44}  {'us a step':>10}{'share':>10}")
+            cost_of_monitor(folder / "fits", args.steps, args.rounds)
+            print()
+        if args.only == "monitor":
+            return
         cost_per_call(uri, folder / "files", args.calls)
         print(f"\n{'':<44}  {'values/s':>12}{'close, s':>12}{'log_batch, 1/s':>16}")
         throughput("SQLite", uri, folder / "files", args.waiting)

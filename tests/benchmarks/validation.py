@@ -2,9 +2,11 @@
 
     python -m tests.benchmarks.validation [--steps 300] [--rounds 3] [--io]
 
-One process trains with one thread, and validates every fifth of the way for about as long as it trains in between. With `--io` validation waits for
-something, such as data from afar, rather than compute: then the tasks take no core from training, however few there are. The table has the median
-seconds of training, from its first batch to the end of its last, and those of the whole fit, each as a ratio to the fit without validation.
+One process trains with one thread, and validates every fifth of the way for about as long as it
+trains in between. With `--io` validation waits for something, such as data from afar, rather than
+compute: then the tasks take no core from training, however few there are. The table has the median
+seconds of training, from its first batch to the end of its last, and those of the whole fit, each
+as a ratio to the fit without validation.
 """
 
 from __future__ import annotations

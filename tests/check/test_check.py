@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import pickle
 import random
@@ -20,10 +21,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import raylit as pl
-from raylit.check.check import _duration
-from raylit.check.probe import has_fallen, mixes_samples
+from raylit.callbacks import ModelCheckpoint
+from raylit.check import check as checks
+from raylit.check.probe import has_fallen
+from raylit.check.report import duration
+from raylit.check.samples import mixes_samples
 from raylit.data import CombinedLoader
 from raylit.errors import ConfigError, DataError
+from raylit.loggers import CSVLogger, TensorBoardLogger
 from raylit.testing import TinyModel
 
 CLASSES, FEATURES = 5, 8
@@ -97,9 +102,12 @@ def test_a_good_model() -> None:
     time = report["time"].values
     assert time["batches"] == 4
     assert time["epoch_s"] == pytest.approx(4 * (time["step_s"] + time["read_s"]))
-    assert report["memory"].values["peak_bytes"] > 2**20
     with pytest.raises(KeyError, match="'speed' was not checked; there are: steps, gradients"):
         report["speed"]
+    lines = str(report).splitlines()
+    assert lines[0].split() == ["check", "found"] and len(lines) >= 2 + len(report.findings)
+    assert lines[2].split()[:4] == ["steps", "ok", "training_step", "and"]
+    assert "losses" not in str(report) and not any("\x1b" in line for line in lines)
 
 
 class TestGradients:
@@ -234,7 +242,7 @@ class TestFinite:
                 return self.last(F.softmax(self.masks(x), 1) * x * 8)
 
         report = check(Attends())
-        assert report["finite"].status == "warning"
+        assert report["finite"].status == "ok", "loss, gradients and weights are finite"
         assert report["finite"].values["places"] == ["the output of masks"]
 
 
@@ -756,10 +764,80 @@ def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     assert lines[row + 1].split()[:4] == ["->", "hand", "them", "to"]
 
 
+def test_loggers_and_checkpoints_that_user_code_asks_for(tmp_path: Path) -> None:
+    """They are there, and write nothing."""
+
+    class Asks(Validated):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = super().training_step(batch, batch_idx)
+            self.logger.experiment.add_scalar("mine", loss, batch_idx)
+            self.loggers[1].experiment["mine"] = loss
+            callback = self.trainer.checkpoint_callback
+            asked.append((callback.monitor, callback.best_model_path, callback.save_top_k))
+            return loss
+
+    asked: list[Any] = []
+    saves = ModelCheckpoint(tmp_path / "kept", monitor="val_loss", save_top_k=2, save_last=True)
+    loggers = [TensorBoardLogger(tmp_path / "tb"), CSVLogger(tmp_path / "csv")]
+    report = check(Asks(), val=loader(), logger=loggers, callbacks=[saves])
+    assert statuses(report) == {}
+    assert set(asked) == {("val_loss", "", 0)}
+    assert (saves.save_top_k, saves.save_last) == (2, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+class TestMemory:
+    """Of a model whose weights are most of what a step holds."""
+
+    class Wide(Validated):
+        def __init__(self, widens: int = 1) -> None:
+            super().__init__()
+            self.first = nn.Linear(FEATURES, 20_000)
+            self.last = nn.Linear(20_000, CLASSES)
+            self.widens = widens
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            x = batch[0].repeat(self.widens, 1)
+            F.cross_entropy(self(x), batch[1].repeat(self.widens))
+
+    def test_counts_one_model(self) -> None:
+        memory = check(self.Wide(), loader(2), loader(2))["memory"]
+        weights = sum(one.nbytes for one in self.Wide().parameters())
+        # weights, gradients, two averages of Adam, and what Adam makes for a moment
+        assert 4 * weights < memory.values["train_bytes"] < 7 * weights
+        # the gradients may be there, which are cleared before the next step
+        assert 3 * weights < memory.values["val_bytes"] < 5.5 * weights
+        assert memory.values["peak_bytes"] == memory.values["train_bytes"]
+        assert "a training step" in memory.found and "a batch of validation" in memory.found
+
+    def test_one_copy_is_there_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(checks, "LARGE_BYTES", 0)
+
+        class Counted(Validated):
+            def training_step(self, batch: Any, batch_idx: int) -> Any:
+                if batch_idx == 0:
+                    most.append(sum(type(one) is Counted for one in gc.get_objects()))
+                return super().training_step(batch, batch_idx)
+
+            def configure_optimizers(self) -> Any:
+                optimizer = torch.optim.SGD(self.parameters(), 1e-6)  # Adam is tried as well
+                return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 10)]
+
+        most: list[int] = []
+        check(Counted(), val=loader())
+        assert max(most) == 2, "the user's and a copy"
+
+    def test_validation_may_need_more(self) -> None:
+        values = check(self.Wide(widens=64), loader(2), loader(2))["memory"].values
+        output = 128 * 20_000 * 4
+        assert values["peak_bytes"] == values["val_bytes"] > values["train_bytes"]
+        assert values["val_bytes"] > 2 * output  # before and after the ReLU
+
+
 def test_durations_are_numbers_that_people_read() -> None:
     times_s = [0.0018, 0.021, 0.76, 1.0, 59.4, 110.4, 600.0, 9000.0]
     shown = ["1.8 ms", "21 ms", "0.76 s", "1 s", "59 s", "110 s", "10 min", "2.5 h"]
-    assert [_duration(time_s) for time_s in times_s] == shown
+    assert [duration(time_s) for time_s in times_s] == shown
 
 
 @pytest.mark.parametrize("mixes", [False, True])

@@ -187,3 +187,54 @@ def test_the_id_of_a_fit_is_found_at_a_url(tmp_path: Path) -> None:
     found = find.newest_of(ids[0], ["memory://own/checkpoints"], {})
     assert found == saver.best_model_path.replace("//own", "///own")  # as fsspec lists it
     assert find.newest_of("theirs", ["memory://own/checkpoints"], {}) is None
+
+
+def newest_in(root: Path, model: pl.LightningModule, kept: str) -> Path:
+    """Fit a model below `root` and return its checkpoint, the newest there is."""
+    saver = ModelCheckpoint(dirpath=root / kept / "checkpoints")
+    trainer = pl.Trainer(max_epochs=1, callbacks=[saver], default_root_dir=root, **QUIET)
+    trainer.fit(model)
+    path = Path(saver.best_model_path)
+    newest = 2_000_000_000 + len(list(root.rglob("*.ckpt")))
+    os.utime(path, (newest, newest))
+    return path
+
+
+class Other(TinyModel):
+    pass
+
+
+@pytest.mark.parametrize("word", ["best", "last"])
+def test_a_trial_of_a_sweep_and_another_model_are_not_what_is_meant(
+    tmp_path: Path, word: str
+) -> None:
+    own = newest_in(tmp_path, TinyModel(), "logs/version_0")
+    other = newest_in(tmp_path, Other(), "logs/version_1")
+    newest_in(tmp_path, TinyModel(), "raylit_runs/sweep-1/trial-000")
+    (tmp_path / "raylit_runs" / "sweep-1" / find.SWEEP).touch()
+    trainer = pl.Trainer(default_root_dir=tmp_path, callbacks=[ModelCheckpoint()], **QUIET)
+    with pytest.warns(UserWarning, match=rf"are left aside: {other.parents[1]} \(.*Other\)"):
+        trainer.validate(TinyModel(), ckpt_path=word)
+    assert trainer.ckpt_path == str(own)
+
+
+def test_other_hyperparameters_are_named_before_anything_is_loaded(tmp_path: Path) -> None:
+    newest_in(tmp_path, TinyModel(batch_size=3), "logs/version_0")
+    trainer = pl.Trainer(default_root_dir=tmp_path, callbacks=[ModelCheckpoint()], **QUIET)
+    with pytest.warns(UserWarning, match=r"was made with batch_size=3 \(here 4\)"):
+        trainer.validate(TinyModel(), ckpt_path="last")
+
+
+@pytest.mark.parametrize(
+    ("here", "other"), [("__main__.Net", None), ("lab.Net", None), ("lab.Other", "lab.Net")]
+)
+def test_a_model_of_a_script_is_the_same_when_it_is_imported(here: str, other: str | None) -> None:
+    assert find.Origin(here).is_other({"raylit": {"module": "lab.Net"}}) == other
+
+
+def test_where_there_is_only_another_model_it_is_named_and_taken(tmp_path: Path) -> None:
+    other = newest_in(tmp_path, Other(), "logs/version_1")
+    trainer = pl.Trainer(default_root_dir=tmp_path, callbacks=[ModelCheckpoint()], **QUIET)
+    with pytest.warns(UserWarning, match=rf"are of .*Other, in {other.parents[1]}, and there are"):
+        trainer.validate(TinyModel(), ckpt_path="last")
+    assert trainer.ckpt_path == str(other)

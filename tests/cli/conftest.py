@@ -59,6 +59,13 @@ class Net(Bare):
         return torch.optim.Adam(self.parameters(), lr=self.lr)
 
 
+class Activated(Net):
+    def __init__(self, activation: type[nn.Module] = nn.ReLU, name: str = "1", **kwargs):
+        super().__init__(**kwargs)
+        self.activation = activation
+        self.name = name
+
+
 class Broken(Net):
     def __init__(self, at: str, **kwargs):
         super().__init__(**kwargs)
@@ -124,13 +131,15 @@ def environment() -> dict[str, str]:
     }
 
 
-def run_raylit(folder: Path, *args: str, timeout_s: float = 150) -> Done:
+def run_raylit(
+    folder: Path, *args: str, timeout_s: float = 150, env: dict[str, str] | None = None
+) -> Done:
     """Run the command in a process of its own."""
     command = [sys.executable, "-m", "raylit", *args]
     done = subprocess.run(
         command,
         cwd=folder,
-        env=environment(),
+        env=env or environment(),
         capture_output=True,
         text=True,
         timeout=stretched(timeout_s),

@@ -12,6 +12,7 @@ import yaml
 
 from raylit.version import __version__
 from tests.deadlines import stretched
+from tests.engine.test_resume import bytes_read
 
 from .conftest import Done, run_raylit
 
@@ -218,10 +219,10 @@ def test_wrong_arguments_are_refused_in_one_sentence(
             ),
         ),
         (
-            "trainer:\n  callbacks:\n  - class_path: lightning.pytorch.callbacks.Timer",
+            "trainer:\n  callbacks:\n  - class_path: lightning.fabric.Fabric",
             (
-                "line 3: trainer.callbacks[0]: lightning.pytorch.callbacks.Timer is no Callback. It"
-                " is one of Lightning: write raylit.callbacks.Timer"
+                "line 3: trainer.callbacks[0]: lightning.fabric.Fabric is no Callback. It is one of"
+                " Lightning that raylit does not have"
             ),
         ),
         (
@@ -287,7 +288,7 @@ def test_version(main: Callable[..., Done]) -> None:
 def test_the_command_line_loads_neither_ray_nor_mlflow() -> None:
     script = (
         "import sys, raylit.cli; raylit.cli.main(['fit', '-h']); print(*[name for name in ('ray',"
-        " 'mlflow', 'pyarrow') if name in sys.modules], file=sys.stderr)"
+        " 'mlflow', 'pyarrow', 'torch', 'numpy', 'jsonargparse') if name in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -368,3 +369,78 @@ def test_the_installed_command_and_the_module_are_the_same(lab: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load(done.stdout)["model"]["class_path"] == "lab.Net"
     assert run_raylit(lab, "fit", *GOOD, "--print_config").out == done.stdout
+
+
+def test_a_checkpoint_is_read_once(main: Callable[..., Done], lab: Path) -> None:
+    """Also to find it, to tell whether it is whole, and for the arguments that are in it."""
+    flags = ("--model=lab.Net", "--data=lab.Diabetes", "--trainer.logger=false")
+    wide = ("--model.width=60000",)
+    assert main("fit", *flags, *wide, "--trainer.max_epochs=1").code == 0
+    (saved,) = lab.rglob("*.ckpt")
+    size = saved.stat().st_size
+    assert size > 2**22
+    for arguments in (
+        ("fit", *wide, "--ckpt_path=last"),
+        ("fit", *wide, "--ckpt_path=best"),
+        ("fit", *wide, "--resume"),
+        ("validate", "--ckpt_path=last"),
+        ("test", "--ckpt_path", str(saved)),
+    ):
+        before = bytes_read()
+        done = main(arguments[0], *flags, *arguments[1:], "--trainer.max_epochs=1")
+        assert done.code == 0, done
+        assert size < bytes_read() - before < 1.5 * size, arguments
+
+
+EXITS = """
+import sys
+
+import lab
+
+
+class Net(lab.Net):
+    def __init__(self, at: str):
+        super().__init__()
+        self.end("init", at)
+        self.at = at
+
+    def end(self, here, at):
+        if here == at:
+            sys.exit(f"no files: token=s3cr3t, in {at}")
+
+    def setup(self, stage):
+        self.end("setup", self.at)
+
+    def training_step(self, batch, batch_idx):
+        self.end("step", self.at)
+"""
+
+
+@pytest.mark.parametrize("at", ["init", "setup", "step"])
+def test_a_text_with_which_user_code_ends_the_process_is_shown(
+    at: str, lab: Path, main: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (lab / "gives_up.py").write_text(EXITS)
+    monkeypatch.delitem(sys.modules, "gives_up", raising=False)
+    quiet = ("--trainer.logger", "false", "--trainer.max_epochs", "1")
+    done = main(
+        "fit", "--model", "gives_up.Net", "--model.at", at, "--data", "lab.Diabetes", *quiet
+    )
+    assert done.code == 1 and "Traceback" not in done.err
+    assert done.err.endswith(f"no files: token=***, in {at}\n"), done
+
+
+@pytest.mark.parametrize("reader", ["head -1", "true"])
+@pytest.mark.parametrize("flags", ["--print_completion zsh", "--help"])
+def test_nobody_reads_to_the_end(flags: str, reader: str, tmp_path: Path) -> None:
+    """As with `raylit ... | head`; the reader may be gone before the first letter."""
+    done = subprocess.run(
+        f"{sys.executable} -m raylit {flags} | {reader}",
+        shell=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=stretched(60),
+        check=True,
+    )
+    assert len(done.stdout.splitlines()) == (reader == "head -1") and done.stderr == ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -307,3 +309,13 @@ def test_compile_from_a_file_and_from_a_flag(main: Callable[..., Done], lab: Pat
     wrong = main("fit", *GOOD, "--trainer.compile", "{backnd: eager}")
     assert wrong.code == 2
     assert "torch.compile has no argument 'backnd'. Did you mean 'backend'?" in wrong.err
+
+
+def test_a_logger_needs_no_path() -> None:
+    code = (  # in a process of its own, where nothing else has imported them
+        "from raylit.cli.diagnosis import find_class; from raylit import loggers;"
+        "names = set(loggers.__all__) - {'Logger'};"
+        "print(*(find_class(name, loggers.Logger).__name__ for name in names))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"RayMetricsLogger", "TensorBoardLogger", "WandbLogger"} <= set(done.stdout.split())

@@ -16,10 +16,14 @@ from typing import Any
 
 import pytest
 
+from raylit import Trainer
+from raylit.errors import ConfigError
 from tests.deadlines import stretched
 
 from .conftest import Done
 
+HUGE = "9" * 400
+ON_RAY = ("--trainer.num_workers", "1")
 GOOD = ("--model", "lab.Net", "--data", "lab.Diabetes")
 LAUGHS = "a0: &a0 [lol]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30)
@@ -94,6 +98,10 @@ FILES: dict[str, bytes] = {
     "optimizer.yaml": b"model: lab.Net\noptimizer:\n  class_path: subprocess.Popen\n  init_args: {args: 'touch ran', shell: true}\n",
     "data.yaml": b"model: lab.Net\ndata:\n  class_path: subprocess.Popen\n  init_args: {args: 'touch ran', shell: true}\n",
     "encoder.yaml": b"model:\n  class_path: lab.Net\n  init_args:\n    encoder: {class_path: subprocess.Popen, init_args: {args: 'touch ran', shell: true}}\n",
+    "path_list.yaml": b"model: lab.Net\ntrainer:\n  default_root_dir: [a]\n",
+    "path_map.yaml": b"model: lab.Net\ntrainer:\n  default_root_dir: {a: 1}\n",
+    "path_number.yaml": b"model: lab.Net\ntrainer:\n  storage_path: 3\n",
+    "path_of_saver.yaml": b"model: lab.Net\ntrainer:\n  callbacks:\n    - class_path: ModelCheckpoint\n      init_args: {dirpath: [a]}\n",
     "within.yaml": b"model: laughs.yaml\n",
     "within_self.yaml": b"model: within_self.yaml\n",
     "within_binary.yaml": b"model: lab.Net\ntrainer: binary.yaml\n",
@@ -114,6 +122,8 @@ INPUTS: list[tuple[tuple[str, ...], str]] = [
     (("fit", "--config", "self.yaml"), "line 3.*&m contains itself"),
     (("fit", "--config", "closed_brackets.yaml"), "nested deeper than 64"),
     (("fit", "--config", "plugins.yaml"), "plugins"),
+    (("fit", "--config", "path_list.yaml"), "line 3.*default_root_dir is \\['a'\\], but must be"),
+    (("fit", "--config", "path_of_saver.yaml"), "dirpath"),
     (("fit", "--config", "."), "a folder, no file"),
     (("fit", "--config", "/dev/null"), "a device, no file"),
     (("fit", "--config", "/dev/zero"), "a device, no file"),
@@ -222,6 +232,57 @@ INPUTS: list[tuple[tuple[str, ...], str]] = [
     (("fit", "--model.help", "nothing.Net"), "nothing"),
     (("fit", "--nothing.help"), "--nothing.help: there is no such flag"),
     (("fit", "--data.help", "lab"), "lab"),
+    # numbers beyond all, folders and files that are none
+    *(
+        (("fit", *GOOD, f"--trainer.{name}", HUGE), f"{name} is a number of 400 digits")
+        for name in ("max_epochs", "max_steps", "accumulate_grad_batches", "log_every_n_steps")
+    ),
+    (("fit", *GOOD, "--trainer.num_sanity_val_steps", HUGE), "num_sanity_val_steps is a number of"),
+    (("fit", *GOOD, "--trainer.num_workers", HUGE), "num_workers"),
+    (("fit", *GOOD, "--trainer.num_workers", "[3, 1]"), "num_workers"),
+    (("fit", *GOOD, "--trainer.num_workers", "[1, 2, 3]"), "num_workers"),
+    (("fit", *GOOD, "--trainer.num_workers", "nan"), "num_workers"),
+    (("fit", *GOOD, "--model.lr", HUGE), "--model.lr.*int too large"),
+    (("fit", *GOOD, "--trainer.limit_train_batches", "nan"), "limit_train_batches"),
+    (("fit", *GOOD, "--trainer.limit_val_batches", ".inf"), "limit_val_batches"),
+    (("fit", *GOOD, "--trainer.gradient_clip_val", ".nan"), "gradient_clip_val is not a number"),
+    (("fit", *GOOD, "--trainer.val_check_interval", ".nan"), "val_check_interval"),
+    (("fit", *GOOD, "--trainer.check_val_every_n_epoch", "0"), "check_val_every_n_epoch"),
+    (("fit", *GOOD, "--trainer.max_failures", "-5"), "max_failures"),
+    (("fit", *GOOD, "--trainer.max_time", ".nan"), "The duration"),
+    (("fit", *GOOD, "--trainer.max_time", "{hours: many}"), "The duration"),
+    (("fit", *GOOD, "--trainer.max_time", "{centuries: 1}"), "The duration"),
+    (("fit", *GOOD, "--trainer.fast_dev_run", "-1"), "fast_dev_run"),
+    (("fit", *GOOD, "--trainer.fast_dev_run", "often"), "fast_dev_run"),
+    (("fit", *GOOD, "--trainer.default_root_dir", ""), "names no folder"),
+    (("fit", *GOOD, "--trainer.default_root_dir", "s3://"), "Give s3://BUCKET/FOLDER"),
+    (("fit", *GOOD, "--trainer.storage_path", "gs:///"), "Give gs://BUCKET/FOLDER"),
+    (("runs", "ls", "--store", "mysql+pymysql://u:pw@h/d"), "pip install pymysql"),
+    (("fit", *GOOD, "--trainer.default_root_dir", " "), "names no folder"),
+    (("fit", *GOOD, "--trainer.default_root_dir", "a\0b"), "names no folder"),
+    (("fit", *GOOD, "--trainer.default_root_dir", "x" * 5000), "File name too long"),
+    (("fit", *GOOD, "--trainer.default_root_dir", "x" * 300), "File name too long"),
+    (("fit", *GOOD, "--trainer.default_root_dir", "/dev/null"), "is a file"),
+    (("fit", *GOOD, "--trainer.default_root_dir", "loop.yaml"), "levels of symbolic links"),
+    (("fit", *GOOD, "--trainer.default_root_dir", "loop.yaml/x"), "levels of symbolic links"),
+    (("fit", *GOOD, "--trainer.default_root_dir", "nothing://bucket/x"), "nothing://"),
+    (("fit", *GOOD, "--trainer.storage_path", ""), "names no folder"),
+    (("fit", *GOOD, "--trainer.storage_path", "a\0b"), "names no folder"),
+    (("fit", *GOOD, *ON_RAY, "--trainer.storage_path", "relative"), "is relative"),
+    (("fit", *GOOD, *ON_RAY, "--trainer.resources_per_worker", "{CPU: -1}"), "CPU"),
+    (("fit", *GOOD, *ON_RAY, "--trainer.resources_per_worker", "{CPU: .nan}"), "CPU"),
+    (("fit", *GOOD, *ON_RAY, "--trainer.resources_per_worker", "{GPU: .5}"), "GPU"),
+    (("fit", *GOOD, *ON_RAY, "--trainer.resources_per_worker", "[1]"), "resources_per_worker"),
+    (("fit", *GOOD, *ON_RAY, "--trainer.resources_per_worker", "{CPU: [1]}"), "CPU"),
+    (("fit", *GOOD, "--ckpt_path", "/dev/zero"), "a device, no file"),
+    (("fit", *GOOD, "--ckpt_path", "/dev/null"), "a device, no file"),
+    (("test", *GOOD, "--ckpt_path", "pipe"), "a pipe, no file"),
+    (("fit", *GOOD, "--ckpt_path", "a\0b"), "ckpt_path"),
+    (("fit", *GOOD, "--ckpt_path", "loop.yaml"), "ckpt_path"),
+    (("fit", *GOOD, "--ckpt_path", "x" * 5000), "ckpt_path"),
+    (("fit", *GOOD, "--ckpt_path", "nothing://x/y.ckpt"), "nothing"),
+    (("fit", *GOOD, "--ckpt_path", "registry:nothing"), "registry:nothing"),
+    (("fit", *GOOD, "--ray.nothing", "1"), "nothing"),
     # models
     (("fit",), "there is no model to fit"),
     (("fit", "--model", "lab"), "lab"),
@@ -266,7 +327,13 @@ INPUTS: list[tuple[tuple[str, ...], str]] = [
     (("predict", *GOOD, "--output", "nothing/x.pt"), "there is no folder nothing"),
     (("predict", *GOOD, "--output", "/dev/null"), "it is no file"),
     (("predict", *GOOD, "--output", "lab.py/x.pt"), "there is no folder lab.py"),
+    (("predict", *GOOD, "--output", "/proc/x.pt"), "nothing can be written there|no permission"),
     (("predict", *GOOD, "--output"), "output"),
+    (("fit", *GOOD, "--ckpt_path", "lab.py"), "lab.py was not loaded|could not be read"),
+    (("fit", *GOOD, "--ckpt_path", "file:///etc/passwd"), "/etc/passwd could not be read"),
+    (("fit", *GOOD, "--on", "a b"), "neither an address nor a file"),
+    (("fit", *GOOD, "--on", "http://u:s3cr3t@127.0.0.1:1"), "has a login in it"),
+    (("fit", *GOOD, "--on", "http://["), "is no address"),
     (("predict", *GOOD, "--ckpt_path", "nothing"), "nothing"),
     (("test", *GOOD, "--resume"), "--resume"),
     (("validate", *GOOD, "--resume"), "--resume"),
@@ -292,8 +359,21 @@ INPUTS: list[tuple[tuple[str, ...], str]] = [
     (("ui", "--backend-store-uri", "nothing"), "There is no MLflow store"),
     (("ui", "--backend-store-uri", "http://127.0.0.1:1"), "is an MLflow server already"),
     (("ui", "--backend-store-uri", "sqlite:///nothing.db"), "There is no MLflow store"),
+    (("ui", "--backend-store-uri", "sqlite:///lab.py"), "lab.py is no SQLite database"),
+    (("ui", "--backend-store-uri", "mysql+pymysql://u:pw@h/d"), "pip install pymysql"),
+    (("ui", "--backend-store-uri", "postgresql+nothing://h/d"), "is no address of a database"),
     (("ui", "--nothing"), "raylit ui has no such flag"),
     (("ui", "stray"), "raylit ui has no such flag"),
+    (("ui", "--port", "8.5"), "port"),
+    (("ui", "--host", ""), "Cannot listen on"),
+    (("runs", "ls", "--nothing"), "nothing"),
+    (("runs", "show", "nothing"), ""),
+    (("runs", "ls", "--store", "nothing://x"), "The MLflow store does not answer"),
+    (("init", "a/b\0"), "no folder can be called"),
+    (("init", "x" * 300), "no folder can be called"),
+    (("init", "1x"), "no Python package can be called"),
+    (("init", "class"), "no Python package can be called"),
+    (("init", "lab.py"), "but there is one"),
 ]
 
 
@@ -353,6 +433,48 @@ def test_every_input_is_refused_with_one_message(
     assert not left, left
     assert threading.active_count() == threads
     assert was_on_ray or not on_ray()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("RAYLIT_PROGRESS", "foo"),
+        ("RAYLIT_TIMEOUT_S", "abc"),
+        ("RAYLIT_RESIZE_EVERY_S", "-1"),
+        ("PL_GLOBAL_SEED", "abc"),
+        ("PL_TRAINER_MAX_EPOCHS", "many"),
+        ("PL_TRAINER_MAX_EPOCHS", HUGE),
+        ("PL_TRAINER_NUM_WORKERS", "few"),
+        ("PL_TRAINER_NUM_WORKERS", "True"),
+        ("PL_TRAINER_DEFAULT_ROOT_DIR", "[1, 2]"),
+        ("PL_TRAINER_CALLBACKS", "nothing.Here"),
+        ("PL_TRAINER_PLUGINS", "{'class_path': 'subprocess.Popen'}"),
+    ],
+)
+def test_variables_that_cannot_be_meant(
+    variable: str, value: str, lab: Path, main: Callable[..., Done], monkeypatch: Any
+) -> None:
+    files = sorted(lab.iterdir())
+    monkeypatch.setenv(variable, value)
+    done = main("fit", *GOOD)
+    assert done.code == 2 and "Traceback" not in done.err
+    assert variable in done.err
+    assert [path for path in sorted(lab.iterdir()) if path.name != "__pycache__"] == files
+
+
+def test_a_variable_that_the_command_itself_sets(monkeypatch: Any) -> None:
+    monkeypatch.setenv("PL_SEED_WORKERS", "abc")
+    with pytest.raises(ConfigError, match="PL_SEED_WORKERS=abc is none of 0, 1"):
+        Trainer(max_epochs=1, logger=False)
+
+
+@pytest.mark.parametrize("name", ["trials", "max_concurrent"])
+def test_sweeps_beyond_all_numbers(name: str, hostile: Path, main: Callable[..., Done]) -> None:
+    lines = ["name: s", "metric: {name: val_loss, mode: min}", "space: {model.lr: {choice: [1]}}"]
+    (hostile / "sweep.yaml").write_text("\n".join([*lines, f"{name}: {HUGE}"]))
+    done = main("tune", *GOOD, "--sweep", "sweep.yaml")
+    assert done.code == 2 and "Traceback" not in done.err
+    assert "line 4" in done.err and "is larger than" in done.err
 
 
 MADE_UNSEEN = "{backend: {class_path: subprocess.Popen, init_args: {args: touch ran, shell: true}}}"

@@ -384,7 +384,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_script_on_ray(folder: Path) -> None:
     (folder / "main.py").write_text(MAIN)
     flags = [
@@ -433,7 +433,8 @@ def test_a_whole_number_stays_one_whatever_was_annotated_before() -> None:
         "cli = LightningCLI(BoringModel, run=False, args=args)\n"
         "print(repr(cli.trainer.limit_train_batches))\n"
         "from raylit.cli.config import make_parser\n"
-        "parsed = make_parser('fit', needs_model=False).parse_args(['--trainer.overfit_batches=3'])\n"
+        "parsed = make_parser('fit',"
+        " needs_model=False).parse_args(['--trainer.overfit_batches=3'])\n"
         "print(repr(parsed.trainer.overfit_batches))\n"
     )
     done = subprocess.run(

@@ -145,7 +145,7 @@ def test_a_checkpoint_brings_the_arguments_of_its_model(
     clash = main(
         "validate", "--config", "net.yaml", "--ckpt_path", checkpoint, "--model.width", "4"
     )
-    assert clash.code == 1 and "size mismatch" in clash.err, "a flag wins over the checkpoint"
+    assert clash.code == 2 and "size mismatch" in clash.err, "a flag wins over the checkpoint"
 
 
 def test_predict_says_when_nothing_is_kept(lab: Path) -> None:
@@ -237,6 +237,7 @@ def test_fit_on_ray_workers(lab: Path, ray_cluster: str) -> None:
         "each of two workers takes half of 14 batches"
     )
     assert (lab / shown(done, "checkpoint")).is_file()
+    assert f" --ray.address {ray_cluster} " in shown(done, "next"), "the same cluster"
     run = newest_run(lab, "two")
     assert run.info.status == "FINISHED" and run.data.metrics["val_loss"] < 1.5
     assert len(list(lab.rglob("config.yaml"))) == 1
@@ -278,6 +279,7 @@ def test_a_signal_ends_a_fit_on_ray_workers(
         out, err = process.communicate(timeout=stretched(60))
     assert process.returncode == code, (out, err)
     assert err.rstrip().endswith(said)
+    assert f"--ray.address {ray_cluster} --resume\n" in err, "it goes on in the same place"
     assert newest_run(lab, "long").info.status == "KILLED"
     alive = [
         actor.class_name for actor in list_actors(ray_cluster, filters=[("state", "=", "ALIVE")])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from raylit.cli.config import parse
+from raylit.cli.config import CommandReader, parse
 from raylit.cli.source import Source
 from raylit.cli.sweep import ConfigRecipe, _plain
 from raylit.errors import ConfigError
@@ -127,7 +127,9 @@ def test_a_flag_that_fixes_what_is_swept_is_refused(main: Callable[..., Done], l
 
 def recipe(*args: str) -> ConfigRecipe:
     given = [*GOOD, *args]
-    return ConfigRecipe(_plain(parse("tune", given)), given, ".", Source("sweep.yaml", {}))
+    return ConfigRecipe(
+        _plain(parse("tune", given)), given, ".", Source("sweep.yaml", {}), CommandReader()
+    )
 
 
 def test_values_that_fit_are_accepted(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +141,9 @@ def test_values_that_fit_are_accepted(lab: Path, monkeypatch: pytest.MonkeyPatch
         "model.encoder": None,
     }
     recipe().check(space)
+    recipe("--model=lab.Activated").check(
+        {"model.activation": ray.tune.choice(["torch.nn.ReLU", "torch.nn.Tanh"])}
+    )
     with pytest.raises(ConfigError, match=r"sweep.yaml: model.width is 8.\d+, but must be int"):
         recipe().check({"model.width": ray.tune.uniform(8.1, 8.9)})
 

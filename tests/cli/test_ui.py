@@ -117,7 +117,7 @@ def test_ui_does_not_serve_a_server(main: Callable[..., Done]) -> None:
 
 
 def test_ui_shows_why_mlflow_could_not_start(main: Callable[..., Done], lab: Path) -> None:
-    (lab / "mlflow.db").write_text("this is no database")
+    (lab / "mlflow.db").write_bytes(b"SQLite format 3\0" + b"this is no database" * 100)
     done = main("ui", "--port", str(free_port()))
     assert done.code == 1
     assert "MLflow ended with exit code" in done.err and "not a database" in done.err

@@ -1,7 +1,8 @@
 """A schema of the fields that KubeRay's custom resources have, as far as cluster/kubernetes/ uses or may use them.
 
-By hand from the reference of KubeRay v1.7.0, https://docs.ray.io/en/latest/cluster/kubernetes/references/api.html, since the resource definitions are no
-package that could be installed. Pod templates are left to kubernetes-validate.
+By hand from the reference of KubeRay v1.7.0,
+https://docs.ray.io/en/latest/cluster/kubernetes/references/api.html, since the resource definitions
+are no package that could be installed. Pod templates are left to kubernetes-validate.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ Each sample once per epoch, each step once in MLflow, the same weights but for r
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections import defaultdict
@@ -180,7 +181,8 @@ def test_a_node_dies_and_one_comes(nodes: Nodes, tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
     with Fit(nodes, tmp_path / "ray", 2, fewest=1) as fit:
         expected = run_on_two_ranks(undisturbed_short, tmp_path / "plain")[0]
-        fit.wait(lambda: len(fit.steps()) > 4)
+        # a save is written while training goes on: on a busy machine it takes some steps
+        fit.wait(lambda: len(fit.steps()) > 4 and [*fit.folder.glob("recovery/*.ckpt")])
         nodes.kill(1)
         killed = time.time()
         fit.wait(lambda: any(began > killed for began, *_ in fit.steps()[max(fit.steps())]))
@@ -197,8 +199,9 @@ def test_a_node_dies_and_one_comes(nodes: Nodes, tmp_path: Path) -> None:
     )
     shrink, growth = fit.told()
     assert shrink.startswith(f"Resized from 2 to 1 workers (node {nodes.addresses[1]} ("), shrink
-    assert shrink.endswith(
-        ", step 3; global batch kept: accumulate_grad_batches=2; learning rate unchanged."
+    assert re.search(
+        r", step \d+; global batch kept: accumulate_grad_batches=2; learning rate unchanged\.$",
+        shrink,
     ), shrink
     assert growth.startswith("Resized from 1 to 2 workers (node"), growth
     assert growth.endswith(

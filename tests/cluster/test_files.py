@@ -5,7 +5,9 @@ A header, versions that agree, commands that parse, names that lead somewhere.
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,11 +15,12 @@ import pytest
 import yaml
 
 import raylit
-from raylit.cli.command import _take_options
+from raylit.cli.command import take_options
 from raylit.cli.config import parse
 from raylit.tune import SweepSpec
 
 from .files import (
+    CLUSTER,
     COMPOSE,
     ROOT,
     commands,
@@ -40,6 +43,9 @@ def test_readme_leads_to_every_file() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(texts()) - {"README.md", "constraints.txt"}))
 def test_header_says_what_the_file_is_for_and_how_it_is_used(name: str) -> None:
+    if name.endswith(".json"):  # has no comments
+        assert re.match(r"(A|[A-Z]\w+) .{30,}", json.loads(texts()[name])["description"])
+        return
     lines = texts()[name].removeprefix("#!/usr/bin/env bash\n").splitlines()
     header = lines[: next(index for index, line in enumerate(lines) if not line.startswith("#"))]
     assert header and re.match(r"# (A|[A-Z]\w+) .{30,}", header[0]), "a sentence at the top"
@@ -145,7 +151,7 @@ def test_commands_of_raylit_parse(
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
     command, *rest = [argument.replace("/home/ray/app/", "") for argument in arguments]
-    options, rest = _take_options(command, rest)
+    options, rest = take_options(command, rest)
     config = parse(command, rest)
     assert config.values.model.class_path.endswith("LitDigits"), name
     if command == "tune":
@@ -162,8 +168,9 @@ def test_every_kind_of_cluster_has_a_fit_and_a_sweep() -> None:
         "Machines of your own",
         "Kubernetes",
         "Slurm",
+        "Looking after it",  # of all of them
     ]
-    for section in sections:
+    for section in sections[:-1]:
         assert "tune --config" in section
         assert "fit --config" in section or "rayjob.yaml" in section or "as for AWS" in section
 
@@ -194,6 +201,78 @@ def test_commands_of_ray_parse() -> None:
         while hasattr(group, "commands"):
             group, rest = group.commands[rest[0]], rest[1:]
         group.make_context(group.name, list(rest))
+
+
+# Clouds
+
+
+def filled(name: str, text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    (folder / name).write_text(text)
+    command = [CLUSTER / "ray/filled.sh", folder / name]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_file_with_placeholders_is_refused(tmp_path: Path) -> None:
+    for name in ("aws.yaml", "gcp.yaml"):
+        done = filled(name, texts()[f"ray/{name}"], tmp_path)
+        assert done.returncode == 1 and f"{name} is not filled in" in done.stderr
+    done = filled("aws.yaml", texts()["ray/aws.yaml"], tmp_path)
+    found = re.findall(r"^\d+:\s+(\S+)", done.stderr, re.MULTILINE)
+    assert {
+        "ImageId:",
+        "SecurityGroupIds:",
+        "IamInstanceProfile:",
+        "fs-0123456789abcdef0.efs.us-west-2.amazonaws.com:/",
+    } == set(found)
+
+
+def test_the_walk_through_of_aws_fills_its_file(tmp_path: Path) -> None:
+    """By the command of the README, with stand-ins for what the cloud answers."""
+    (line,) = [line for line in texts()["README.md"].splitlines() if line.startswith("sed -i")]
+    file = tmp_path / "aws.yaml"
+    file.write_text(texts()["ray/aws.yaml"])
+    script = (
+        "aws() { echo 210987654321; }; image=ami-1a2b group=sg-1a2b files=fs-1a2b;"
+        f" {line.replace('cluster/ray/aws.yaml', str(file))}"
+    )
+    subprocess.run(["bash", "-euc", script], check=True)
+    assert filled("aws.yaml", file.read_text(), tmp_path).returncode == 0
+    nodes = yaml.safe_load(file.read_text())["available_node_types"].values()
+    assert {node["node_config"]["ImageId"] for node in nodes} == {"ami-1a2b"}
+    profiles = {node["node_config"]["IamInstanceProfile"]["Arn"] for node in nodes}
+    assert all(":210987654321:" in arn for arn in profiles) and len(profiles) == 2
+
+
+def test_the_head_may_start_and_end_nodes_of_its_own_cluster_alone() -> None:
+    policies = re.findall(
+        r"put-role-policy --role-name (\S+) --policy-name (\w+) --policy-document '(.*?)'",
+        texts()["README.md"],
+    )
+    assert "FullAccess" not in texts()["README.md"]
+    (nodes,) = [json.loads(text) for role, name, text in policies if name == "nodes"]
+    cluster = documents("ray/aws.yaml")[0]["cluster_name"]
+    for statement in nodes["Statement"]:
+        actions = statement["Action"]
+        if actions == ["ec2:Describe*"]:
+            continue
+        on_instances = "instance/*" in str(statement["Resource"]) or "*:*:*" in str(statement)
+        condition = statement.get("Condition", {}).get("StringEquals", {})
+        own = (
+            {"aws:RequestTag/ray-cluster-name": cluster},
+            {"aws:ResourceTag/ray-cluster-name": cluster},
+        )
+        assert condition in (*own, {"ec2:CreateAction": "RunInstances"}) or not on_instances
+        assert "TerminateInstances" not in str(actions) or condition == own[1]
+
+
+def test_the_launchers_install_what_their_autoscaler_needs() -> None:
+    for name, package in (("aws", "boto3"), ("gcp", "google-api-python-client")):
+        file = documents(f"ray/{name}.yaml")[0]
+        assert f" {package}" in file["setup_commands"][0]
+        apt = next(command for command in file["initialization_commands"] if "apt-get" in command)
+        assert re.search(r"apt-get [^&]*update -q && sudo apt-get [^&]*install", apt)
+        assert apt.count("DPkg::Lock::Timeout") == 2, "an image updates itself when it starts"
+        assert subprocess.run(["bash", "-nc", apt]).returncode == 0
 
 
 def test_start_parameters_of_kuberay_are_options_of_ray_start() -> None:
@@ -279,3 +358,55 @@ def test_nodes_that_may_go_have_time_to() -> None:
 
     grace = int(documents(COMPOSE)[0]["services"]["worker"]["stop_grace_period"].removesuffix("s"))
     assert grace > ray_constants.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
+
+
+def test_pods_are_not_moved_to_pack_nodes_tighter() -> None:
+    wanted = {
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+        "karpenter.sh/do-not-disrupt": "true",
+    }
+    for spec in ray_cluster_specs():
+        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+            assert wanted.items() <= group["template"]["metadata"]["annotations"].items()
+
+
+def test_what_ray_exports_is_found_where_it_is() -> None:
+    for spec in ray_cluster_specs():
+        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+            ports = {
+                port["name"]: port["containerPort"]
+                for port in group["template"]["spec"]["containers"][0]["ports"]
+            }
+            found = group["template"]["metadata"]["annotations"]
+            assert found["prometheus.io/port"] == str(ports["metrics"]) == "8080"
+    for name, arguments in commands("ray", "start"):
+        if not name.startswith("README"):
+            assert "--metrics-export-port=8080" in arguments, name
+
+
+def test_both_kinds_of_cluster_have_gpus() -> None:
+    for spec in ray_cluster_specs():
+        groups = {group["groupName"]: group for group in spec["workerGroupSpecs"]}
+        assert set(groups) == {"cpu", "gpu"}
+        (container,) = groups["gpu"]["template"]["spec"]["containers"]
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+        assert container["image"].endswith("-gpu")
+
+
+@pytest.mark.long
+def test_one_edit_changes_registry_sizes_and_times() -> None:
+    """What `kubectl` itself makes of the overlays. Wants that program."""
+    command = ["kubectl", "kustomize", str(CLUSTER / "kustomize/gke")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    made = list(yaml.safe_load_all(done.stdout))
+    base = [one for one in manifests() if one["kind"] != "RayJob"]
+    assert sorted(one["kind"] for one in made) == sorted(one["kind"] for one in base)
+    images = set(re.findall(r"image: (registry\S+)", done.stdout))
+    assert len(images) == 3 and all("/team/raylit" in image for image in images)
+    (cluster,) = [one["spec"] for one in made if one["kind"] == "RayCluster"]
+    assert [group["maxReplicas"] for group in cluster["workerGroupSpecs"]] == [16, 8]
+    for group in cluster["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        env = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
+        drain = int(env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+        assert drain < pod["terminationGracePeriodSeconds"] == 15, "of the 30 s of GKE's notice"

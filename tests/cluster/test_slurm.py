@@ -20,9 +20,32 @@ from .files import CLUSTER, ROOT, texts
 
 # What stands in for Slurm: a program of that name on PATH. Each writes down how it was called.
 SLURM = {
+    # Refuses what srun 22.05 to 25.05 refuses, with its words, and gives a step the CPUs that it
+    # would have there: as many as asked for, else one.
     "srun": (
         """
-        while [[ $1 == --* ]]; do shift; done
+        options=" cpus-per-task kill-on-bad-exit wait "
+        cpus=${SRUN_CPUS_PER_TASK:-}
+        while [[ $1 == --* ]]; do
+            name=${1#--}
+            if [[ $options != *" ${name%%=*} "* ]]; then
+                echo "srun: unrecognized option '$1'" >&2
+                exit 1
+            fi
+            if [[ $1 == --cpus-per-task=* ]]; then cpus=${1#*=}; fi
+            shift
+        done
+        if [[ -n ${SLURM_TRES_PER_TASK:-} && ${SLURM_TRES_PER_TASK#cpu=} != "$cpus" ]]; then
+            echo "srun: fatal: cpus-per-task set by two different environment variables" >&2
+            exit 1
+        fi
+        if ((${cpus:-1} > SLURM_CPUS_ON_NODE)); then
+            echo "srun: error: Unable to create step for job $SLURM_JOB_ID: More processors requested than permitted" >&2
+            exit 1
+        fi
+        unset SLURM_CPUS_PER_TASK
+        if [[ -n $cpus ]]; then export SLURM_CPUS_PER_TASK=$cpus; fi
+        export SLURM_CPUS_ON_NODE=${cpus:-1}
         exec "$@"
     """
     ),
@@ -89,7 +112,10 @@ def submit(
         "SLURM_JOB_ID": "1234567",
         "SLURM_NNODES": "1",
         "SLURM_SUBMIT_DIR": str(folder),
-        "SLURM_CPUS_PER_TASK": "3",
+        "SLURM_CPUS_PER_TASK": "1",
+        "SLURM_TRES_PER_TASK": "cpu=1",
+        "SLURM_CPUS_ON_NODE": "2",
+        "SLURM_JOB_CPUS_PER_NODE": "2",
     }
     own = {
         "PATH": os.environ["PATH"],
@@ -204,10 +230,28 @@ def test_ray_is_started_with_a_token_and_an_interface_of_this_node(folder: Path)
     assert len(tokens) == 2 and all(len(token) == 64 for token in tokens), "each job has its own"
     start = next(line for line in calls(folder).splitlines() if line.startswith("ray "))
     assert start.startswith(
-        "ray symmetric-run --address 127.0.0.1:24567 --min-nodes 1 --num-cpus=3 --num-gpus=2"
+        "ray symmetric-run --address 127.0.0.1:24567 --min-nodes 1 --num-cpus=2 --num-gpus=2"
         " --temp-dir=/tmp/ray-1234567 "
     )
     assert not any(token in start for token in tokens), "arguments are seen by everybody"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cpus"), [("2", "2"), ("2(x4)", "2"), ("72(x3),2", "2"), ("1(x2),72", "1")]
+)
+def test_ray_is_told_the_cpus_of_the_smallest_node(folder: Path, nodes: str, cpus: str) -> None:
+    job = submit(folder, *FIT, TENTHS="0", SLURM_JOB_CPUS_PER_NODE=nodes)
+    assert ended(job)[0] == 0
+    assert f" --num-cpus={cpus} " in calls(folder)
+
+
+def test_what_srun_refuses_ends_the_job(folder: Path) -> None:
+    code, said = ended(submit(folder, *FIT, SLURM_JOB_CPUS_PER_NODE="72"))
+    assert code == 1 and "More processors requested than permitted" in said
+    script = folder / "cluster/slurm/run.sbatch"
+    script.write_text(script.read_text().replace(" SLURM_TRES_PER_TASK\n", "\n"))
+    code, said = ended(submit(folder, *FIT))
+    assert code == 1 and "two different environment variables" in said
 
 
 def test_nothing_to_run_is_said(folder: Path) -> None:
@@ -281,7 +325,7 @@ def test_two_nodes_train_together_and_go_on_after_sigterm(folder: Path, network:
     # The script itself runs on the first node. As with srun's --wait, the other node is ended once
     # the first is done.
     srun = (
-        f'while [[ $1 == --* ]]; do shift; done\n{two} "$@" &\nother=$!\n"$@"\nstatus=$?\nkill -9'
+        f'while [[ $1 == --* ]]; do [[ $1 == --cpus* ]] && export SLURM_CPUS_PER_TASK=${{1#*=}}; shift; done\n{two} "$@" &\nother=$!\n"$@"\nstatus=$?\nkill -9'
         " $other\nexit $status"
     )
     write(programs, {**SLURM, "srun": srun})
@@ -293,7 +337,7 @@ def test_two_nodes_train_together_and_go_on_after_sigterm(folder: Path, network:
         "RAYLIT_VENV": str(Path(sys.executable).parents[1]),
         "PYTHONPATH": str(ROOT),
         "SLURM_NNODES": "2",
-        "SLURM_CPUS_PER_TASK": "1",
+        "SLURM_JOB_CPUS_PER_NODE": "1(x2)",
         "RAYLIT_HEAD_IP": NODES["1"],
         "SLURM_JOB_ID": job_id,
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -183,6 +183,7 @@ def check(folder: Path, expected: dict[str, torch.Tensor], epochs: int) -> None:
     ] == epochs - 1
 
 
+@pytest.mark.long  # its short sibling is in test_elastic.py
 def test_a_node_dies_and_comes_back(nodes: Nodes, tmp_path: Path) -> None:
     folder = tmp_path / "ray"
     with ends_well(nodes, folder, 2) as process:

@@ -6,6 +6,7 @@ Ray, Kubernetes, Docker, the shell. Each rejects a file with a mistake in it.
 from __future__ import annotations
 
 import copy
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,6 @@ import pytest
 import yaml
 
 from tests.deadlines import stretched
-from tests.lazy import ray
 
 from .files import (
     CLUSTER,
@@ -59,21 +59,22 @@ def test_a_key_that_is_there_twice_is_refused() -> None:
 # Ray's launcher
 
 
+def launcher() -> Any:
+    """What Ray itself reads a launcher's file with. `ray.autoscaler` alone does not have it."""
+    return importlib.import_module("ray.autoscaler._private.util")
+
+
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_ray_takes_the_launcher_file(name: str) -> None:
     config = documents(name)[0]
-    ray.autoscaler._private.util.validate_config(
-        ray.autoscaler._private.util.prepare_config(copy.deepcopy(config))
-    )
+    launcher().validate_config(launcher().prepare_config(copy.deepcopy(config)))
     with pytest.raises(jsonschema.ValidationError):
-        ray.autoscaler._private.util.validate_config(
-            ray.autoscaler._private.util.prepare_config({**config, "max_worker": 3})
-        )
+        launcher().validate_config(launcher().prepare_config({**config, "max_worker": 3}))
 
 
 @pytest.mark.parametrize("name", LAUNCHERS[:2])
 def test_cloud_has_workers_on_spot_with_and_without_gpus(name: str) -> None:
-    config = ray.autoscaler._private.util.prepare_config(documents(name)[0])
+    config = launcher().prepare_config(documents(name)[0])
     workers = {
         kind: node
         for kind, node in config["available_node_types"].items()
@@ -185,7 +186,7 @@ def test_kuberay_takes_the_combination() -> None:
 
 def test_docker_compose_takes_the_file(tmp_path: Path) -> None:
     check = (BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec")
-    code, said = run(*check, CLUSTER / COMPOSE)
+    code, said = run(*check, CLUSTER / COMPOSE, CLUSTER / "docker/tls.yaml")
     assert code == 0, said
     wrong = tmp_path / "compose.yaml"
     wrong.write_text(yaml.safe_dump({"services": {"head": {"image": "x", "healtcheck": {}}}}))
@@ -194,6 +195,8 @@ def test_docker_compose_takes_the_file(tmp_path: Path) -> None:
 
 def test_services_of_compose_are_checked_and_bounded() -> None:
     compose = documents(COMPOSE)[0]
+    more = documents("docker/tls.yaml")[0]["services"]
+    compose = {"services": {**compose["services"], **more}}
     for name, service in compose["services"].items():
         assert service["healthcheck"]["test"][0] == "CMD", name
         assert {"cpus", "memory"} <= set(service["deploy"]["resources"]["limits"]), name
@@ -229,7 +232,12 @@ def test_images_copy_files_that_exist() -> None:
 
 def test_shellcheck_takes_the_scripts(tmp_path: Path) -> None:
     scripts = [CLUSTER / name for name, text in texts().items() if text.startswith("#!")]
-    assert {script.name for script in scripts} == {"run.sbatch", "node.sh", "secrets.sh"}
+    assert {script.name for script in scripts} == {
+        "run.sbatch",
+        "node.sh",
+        "secrets.sh",
+        "filled.sh",
+    }
     code, said = run(BIN / "shellcheck", *scripts)
     assert code == 0, said
     assert all(script.stat().st_mode & 0o100 for script in scripts)

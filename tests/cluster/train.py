@@ -88,6 +88,7 @@ def fit(
     The run is in FOLDER/mlflow.db or where MLFLOW_TRACKING_URI says.
     """
     root = Path(folder)
+    server = os.environ.get("MLFLOW_TRACKING_URI")
     pl.seed_everything(7, verbose=False)
     trainer = pl.Trainer(
         max_epochs=epochs,
@@ -101,7 +102,8 @@ def fit(
         logger=(
             pl.MLFlowLogger(
                 "two nodes",
-                tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db"),
+                tracking_uri=server or f"sqlite:///{root}/mlflow.db",
+                artifact_location=None if server else str(root / "mlruns"),
             )
             if num_workers
             else False

@@ -482,6 +482,8 @@ def test_ranks_that_are_no_ray_workers_are_refused(
     tmp_path: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", ray_cluster)  # where their Dataset is
+    # the cluster listens on loopback alone, where Ray by itself looks on a single machine only
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     first, second = run_on_two_ranks(refused, tmp_path)
     assert first == second
     assert "They are not Ray workers. Start them with Trainer(num_workers=...)" in first

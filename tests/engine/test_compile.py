@@ -143,7 +143,7 @@ def test_is_eager_within_float_error(options: dict[str, Any], tmp_path: Path) ->
     same(fit(tmp_path, compile=options), fit(tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_inductor(tmp_path: Path) -> None:
     assert shutil.which("g++"), "the tests of the default backend need a C++ compiler"
     same(fit(tmp_path, compile=True, max_epochs=1), fit(tmp_path, max_epochs=1))
@@ -286,7 +286,7 @@ def test_the_compiled_model_of_a_user(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
         match=(
-            r"cannot be sent to Ray workers. Give them the model itself, and"
+            r"cannot be sent to workers. Give them the model itself, and"
             r" Trainer\(compile=True\)"
         ),
     ):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import traceback
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,13 @@ def test_trainer_without_arguments_trains(tmp_path: Path, monkeypatch: pytest.Mo
         def on_train_epoch_end(self) -> None:
             self.trainer.should_stop = True
 
-    with pytest.warns(UserWarning, match="max_epochs was not set"):
+    loader = DataLoader(TensorDataset(torch.randn(8, 10)), batch_size=4)
+    with warnings.catch_warnings():  # only a fit has epochs to speak of
+        warnings.filterwarnings("error", message="max_epochs was not set")
         trainer = pl.Trainer()
-    trainer.fit(Short(), DataLoader(TensorDataset(torch.randn(8, 10)), batch_size=4))
+        trainer.predict(Short(), loader)
+    with pytest.warns(UserWarning, match="max_epochs was not set; it is 1000"):
+        trainer.fit(Short(), loader)
     assert trainer.global_step == 2
 
 

@@ -192,6 +192,7 @@ def test_combinations(tmp_path_factory: pytest.TempPathFactory, case: dict[str, 
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 @settings(max_examples=500, deadline=None)
 @given(case=cases)
 def test_many_combinations(tmp_path_factory: pytest.TempPathFactory, case: dict[str, Any]) -> None:

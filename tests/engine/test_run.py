@@ -46,7 +46,9 @@ def test_who_gives_the_data() -> None:
     assert (
         run_of(TinyModel(), BoringDataModule(), {"train": loader}).load("train").iterables is loader
     ), "what was given comes first"
-    assert len(run_of(TinyModel(), BoringDataModule()).load("train")) == 64, "then the datamodule"
+    data = BoringDataModule()
+    data.setup("fit")
+    assert len(run_of(TinyModel(), data).load("train")) == 64, "then the datamodule"
     assert len(run_of(TinyModel()).load("train")) == 4, "then the module"
     assert [run_of(Bare()).has_data(stage) for stage in ("train", "val", "test", "predict")] == [
         False

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import raylit as pl
 from raylit.callbacks import Callback, EarlyStopping, ModelCheckpoint, RecoveryCheckpoint
@@ -53,6 +54,7 @@ def test_the_order_of_a_life(tmp_path: Path) -> None:
         "on_fit_end",
     )
     data = noting(BoringDataModule, "data", *both)
+    data.random_train = data.random_val = data.random_full  # as its own setup would
     callback = noting(Callback, "callback", "setup", "teardown", "on_fit_start", "on_fit_end")
     trainer(tmp_path, callbacks=[callback], num_sanity_val_steps=0).fit(module, datamodule=data)
     assert calls == [
@@ -232,3 +234,27 @@ def test_the_result_says_what_came_of_it(tmp_path: Path) -> None:
         "val_loss": result.history[-1]["val_loss"],
     }
     assert result.state is None
+
+
+def test_deterministic_and_benchmark_hold_wherever_the_job_runs(tmp_path: Path) -> None:
+    """Also in a process in which no Trainer was made, as that of a Ray worker."""
+    seen: list[tuple[bool, bool]] = []
+
+    class Looks(Callback):
+        def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+            seen.append(found())
+
+    def found() -> tuple[bool, bool]:
+        return torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+
+    here = found()
+    own = trainer(tmp_path, deterministic=True, benchmark=True, callbacks=[Looks()])
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = False
+    try:
+        own.fit(TinyModel(), datamodule=BoringDataModule())
+        assert seen == [(True, True)]
+        assert found() == (False, False)
+    finally:
+        torch.use_deterministic_algorithms(here[0])
+        torch.backends.cudnn.benchmark = here[1]

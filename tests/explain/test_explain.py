@@ -231,3 +231,25 @@ def test_integers_without_a_layer_name_the_embedding(tmp_path: Path) -> None:
         trainer(tmp_path).explain(Words(), loader)
     with pytest.raises(ConfigError, match="has no Conv2d"):
         trainer(tmp_path).explain(Table(), table(), method="layer_gradcam")
+
+
+class UsesOne(pl.LightningModule):
+    def __init__(self, detaches: bool = False) -> None:
+        super().__init__()
+        self.net = nn.Linear(3, 2)
+        self.detaches = detaches
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        found: Tensor = self.net(a)
+        return found.detach() if self.detaches else found
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "saliency"])
+def test_an_input_that_is_not_used_gets_zeros(tmp_path: Path, method: str) -> None:
+    data = [{"a": torch.rand(3) + 1, "b": torch.ones(2)} for _ in range(4)]
+    loader = DataLoader(data, batch_size=2)  # type: ignore[arg-type]  # a list is a dataset
+    found = trainer(tmp_path).explain(UsesOne(), loader, method=method, target=0).attributions
+    assert (found["a"] != 0).all()
+    assert (found["b"] == 0).all()
+    with pytest.raises(ConfigError, match=r"output of UsesOne\.forward has no gradients"):
+        trainer(tmp_path).explain(UsesOne(detaches=True), loader, method=method, target=0)

@@ -235,7 +235,7 @@ class OtherNames(pl.LightningModule):
         (TwoInputs, {"format": "onx"}, "Did you mean 'onnx'"),
         (TwoInputs, {"num_batches": 0}, "num_batches=0"),
         (TwoInputs, {"tolerance": 0.0}, "tolerance=0.0"),
-        (TwoInputs, {"dataloaders": None}, "There is no data for Trainer.export"),
+        (TwoInputs, {"dataloaders": None}, "Trainer.export"),
         (NoForward, {}, r"has no forward\(\)"),
         (OtherNames, {}, "forward takes picture, words, but a batch, a dict with image"),
     ],

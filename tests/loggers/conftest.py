@@ -11,11 +11,9 @@ from tests.lazy import mlflow
 
 
 @pytest.fixture(autouse=True)
-def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_ALLOW_FILE_STORE"):
         monkeypatch.delenv(name, raising=False)
-    yield
-    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # Lightning's logger sets it
 
 
 @pytest.fixture(scope="session")

@@ -177,7 +177,25 @@ def test_a_torn_last_row_is_dropped(tmp_path: Path) -> None:
     assert path.read_bytes() == b"loss,step\r\n0.5,0\r\n0.25,1\r\n"
 
 
+def test_a_fit_from_scratch_begins_anew_in_an_existing_version(tmp_path: Path) -> None:
+    for value in (0.5, 0.25):
+        logger = CSVLogger(tmp_path, version="mine")
+        logger.start_over()
+        if os.path.exists(logger.log_dir):
+            with pytest.warns(UserWarning, match="exists and is not empty"):
+                logger.open(default_root_dir=str(tmp_path), tags={})
+        else:
+            logger.open(default_root_dir=str(tmp_path), tags={})
+        log_in_another_process(logger, [({"loss": value}, 0)])
+    assert [row["loss"] for row in rows(logger)] == ["0.25"]
+    logger.start_over()  # a second fit with the same logger goes on
+    logger.open(default_root_dir=str(tmp_path), tags={})
+    log_in_another_process(logger, [({"loss": 0.125}, 1)])
+    assert [row["loss"] for row in rows(logger)] == ["0.25", "0.125"]
+
+
 def test_an_existing_version_is_continued_with_a_warning(tmp_path: Path) -> None:
+    """By what is no fit from scratch: one that goes on, an evaluation."""
     for _ in range(
         2
     ):  # not a restart: the second run's values are its own, though the steps are the same

@@ -265,7 +265,7 @@ def test_step_values_over_ranks(ranks: Any) -> None:
     ("value", "arguments", "message"),
     [
         (torch.ones(3), {}, r"shape \(3,\)"),
-        ("text", {}, "a str cannot be logged"),
+        ("text", {}, "`str` values cannot be logged"),
         ({"a": 1}, {}, "Use self.log_dict"),
         (1.0, {"on_step": False, "on_epoch": False}, "records nothing"),
         (1.0, {"reduce_fx": "median"}, "only 'mean', 'sum', 'min' and 'max'"),

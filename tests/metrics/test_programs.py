@@ -420,6 +420,52 @@ def test_a_stop_before_the_first_epoch(pair: Pair) -> None:
     assert pair.run(program)[1]["snapshots"][-1][1] == {"d": 0.0}
 
 
+def test_who_reads_a_value_before_it_is_reduced_changes_nothing(pair: Pair) -> None:
+    """What one rank has logged is its own until then, also after it was looked at."""
+    key = Key(False, True, None, False, "mean")
+    program = Program(
+        keys=(key,) * len(NAMES),
+        actions=(
+            Action("log", "module", "on_train_start", "d", (1,), False),
+            Action("read", "callback", "on_train_epoch_start", "a", (0, 1), False),
+        ),
+        epochs=1,
+        interval=1,
+        log_every=2,
+        samples=1,
+        plateau=None,
+        strict=False,
+        stopping=False,
+        saves=False,
+    )
+    check(pair, program)
+    seen = [values for _, values, *_ in pair.run(program)[1]["snapshots"]]
+    assert seen == [{}, {}, {}, {"d": 10.0}]
+
+
+@pytest.mark.parametrize("plateau", [None, "step"])
+def test_what_counts_on_rank_0_alone_is_no_other_value_elsewhere(
+    pair: Pair, plateau: Literal[None, "step"]
+) -> None:
+    key = Key(True, True, True, True, "max")
+    program = Program(
+        keys=(key,) * len(NAMES),
+        actions=(
+            Action("log", "module", "on_train_batch_end", "d", (1,), False),
+            Action("log", "module", "training_step", "a", (0, 1), False),
+        ),
+        epochs=2,
+        interval=1.0,
+        log_every=3,
+        samples=4,
+        plateau=plateau,
+        strict=True,
+        stopping=False,
+        saves=False,
+    )
+    check(pair, program)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @settings(max_examples=500, **SETTINGS)

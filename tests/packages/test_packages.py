@@ -14,6 +14,7 @@ import venv
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +22,7 @@ TINY = Path(__file__).with_name("tiny.py")
 PINNED = ("torch", "torchmetrics", "ray", "mlflow", "pyarrow", "jsonargparse", "pytorch-lightning")
 PACKAGES = {
     "chemprop": "chemprop==2.3.1",
+    "darts": "darts[torch]==0.48.1",
     "gluonts": "gluonts[torch]==0.17.0",
     "neuralforecast": "neuralforecast==3.3.0",
     "pytorch_forecasting": "pytorch-forecasting==1.8.0",
@@ -59,12 +61,39 @@ def figures(python: str, folder: Path, *arguments: str) -> dict[str, Any]:
     return json.loads(line.removeprefix("FIGURES "))  # type: ignore[no-any-return]
 
 
+@pytest.fixture(scope="module")
+def pythons(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environments made so far, by package."""
+    return {}
+
+
+@pytest.fixture
+def python(package: str, pythons: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The Python of a package's environment, made once."""
+    if package not in pythons:
+        pythons[package] = environment(tmp_path_factory.mktemp(package), PACKAGES[package])
+    return pythons[package]
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_two_ray_workers(tmp_path: Path, package: str, python: str) -> None:
+    """Trains on Ray, saves, loads and predicts; each rank has half of the data in its batches."""
+    alone = figures(python, tmp_path, package, "raylit")
+    ours = figures(python, tmp_path, package, "raylit", "2")
+    assert set(ours) == set(alone)
+    for name, value in ours.items():
+        assert np.all(np.isfinite(value)), name
+        assert np.shape(value) == np.shape(alone[name])
+
+
 @pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("package", PACKAGES)
-def test_figures_are_those_of_lightning(tmp_path: Path, package: str) -> None:
-    python = environment(tmp_path, PACKAGES[package])
+def test_figures_are_those_of_lightning(tmp_path: Path, package: str, python: str) -> None:
     theirs = figures(python, tmp_path, package, "lightning")
     ours = figures(python, tmp_path, package, "raylit")
     assert theirs

@@ -91,5 +91,6 @@ def forks(folder: str) -> int:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_many_forks(tmp_path: Path) -> None:
     assert run_on_two_ranks(forks, tmp_path, timeout_s=900) == [2999, 2999]

@@ -16,6 +16,7 @@ from raylit.callbacks import Callback
 from raylit.parallel.batch_norm import CPUSyncBatchNorm
 from raylit.parallel.ddp import Feedback
 from raylit.strategies import DDPStrategy, FSDPStrategy
+from tests.engine.test_cursor import Saves
 from tests.engine.test_resume import QUIET
 from tests.ranks import run_on_two_ranks
 
@@ -96,6 +97,11 @@ def fit(
 STRATEGIES: dict[str, Any] = {
     "own buffers": lambda: DDPStrategy(broadcast_buffers=False),
     "fsdp": FSDPStrategy,
+    "powersgd": lambda: DDPStrategy(
+        ddp_comm_hook="powersgd",
+        ddp_comm_state=PowerSGDState(None, start_powerSGD_iter=2, min_compression_rate=1),
+        broadcast_buffers=False,
+    ),
 }
 
 
@@ -147,6 +153,50 @@ def test_each_rank_goes_on_with_what_it_alone_holds(tmp_path: Path) -> None:
         for name, value in found["tied ddp"].items():
             assert torch.allclose(found["tied fsdp"][name], value, atol=1e-6), name
         assert found["norm"] == {"close": True, "finite": True}
+
+
+def goes_on_within_windows(folder: str) -> dict[str, Any]:
+    """Which fits, saved at each call of a hook within accumulations, end otherwise; and how many were."""
+    root = Path(folder)
+    data = DataLoader(
+        TensorDataset(torch.randn(56, 6, generator=torch.Generator().manual_seed(3))), 4
+    )
+    found = {}
+    for hook in ("on_after_backward", "on_train_batch_end"):
+
+        def fit(ckpt_path: Path | None, *callbacks: Callback) -> dict[str, Tensor]:
+            trainer = pl.Trainer(
+                max_epochs=1,
+                accumulate_grad_batches=3,
+                gradient_clip_val=0.1,
+                accelerator="cpu",
+                strategy=DDPStrategy(broadcast_buffers=False),
+                logger=False,
+                enable_checkpointing=False,
+                default_root_dir=root,
+                callbacks=[*callbacks],
+                **QUIET,
+            )
+            torch.manual_seed(1 if ckpt_path is None else 99)
+            module = Normed()
+            trainer.fit(module, data, ckpt_path=ckpt_path)
+            return {name: value.clone() for name, value in module.state_dict().items()}
+
+        (root / hook).mkdir(exist_ok=True)
+        saves = Saves(hook, root / hook)
+        whole = fit(None, saves)
+        differ = []
+        for path in saves.files:
+            again = fit(path)
+            if not all(torch.equal(again[name], value) for name, value in whole.items()):
+                differ.append(path.stem)
+        found[hook] = (len(saves.files), differ)
+    return found
+
+
+def test_gradients_of_each_rank_within_an_accumulation_come_back(tmp_path: Path) -> None:
+    for found in run_on_two_ranks(goes_on_within_windows, tmp_path):
+        assert found == {"on_after_backward": (7, []), "on_train_batch_end": (7, [])}
 
 
 class Bucket:

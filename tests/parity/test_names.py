@@ -66,6 +66,13 @@ def test_where_and_how_it_runs(pl: Any, tmp_path: Path, precision: str) -> Any:
             strategy.barrier()
             found.append(
                 [
+                    strategy.lightning_module is self,
+                    strategy.model is one.model,
+                    [type(each).__name__ for each in strategy.optimizers],
+                ]
+            )
+            found.append(
+                [
                     strategy.reduce_boolean_decision(True),
                     strategy.reduce_boolean_decision(False, all=False),
                     strategy.all_gather(torch.ones(2)),

@@ -122,7 +122,8 @@ def test_weights_and_files(pl: Any, tmp_path: Path, name: str) -> Any:
     found = {name: contents(tmp_path / name) for name in files(tmp_path)}
     for one_file in found.values():
         one_file["loops"] = counters(one_file["loops"])
-        one_file["callbacks"].pop("ModelPruning", None)  # Lightning keeps no state
+        for key in [key for key in one_file["callbacks"] if key.startswith("ModelPruning")]:
+            one_file["callbacks"].pop(key)  # Lightning keeps no state
         one_file["state_dict"] = dict(sorted(one_file["state_dict"].items()))
     return {
         **seen(one),

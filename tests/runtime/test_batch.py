@@ -6,6 +6,7 @@ from collections import OrderedDict, defaultdict, namedtuple
 from collections.abc import Iterator
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import Tensor
@@ -21,6 +22,44 @@ Pair = namedtuple("Pair", ["x", "y"])
 class Sample:
     x: Tensor
     name: str = "a"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Frozen:
+    x: Tensor
+    made: int = dataclasses.field(init=False, default=3)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "made", 4)
+
+
+@dataclasses.dataclass
+class Prepared:
+    """Whose constructor wants what it does not keep, and prepares what it is not given."""
+
+    x: Tensor
+    scale: dataclasses.InitVar[float] = 1.0
+    calls: int = dataclasses.field(init=False, default=0)
+
+    def __post_init__(self, scale: float) -> None:
+        self.x = self.x * scale
+        self.calls += 1
+
+
+@attrs.frozen
+class FrozenAttrs:
+    x: Tensor
+    made: int = attrs.field(init=False, default=9)
+
+
+@attrs.define
+class PreparedAttrs:
+    x: Tensor
+    _own: int = 5
+    tag: object = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.tag = object()
 
 
 class Graph:
@@ -48,6 +87,18 @@ def test_nested_batches_keep_their_types() -> None:
     assert [leaf.device.type for leaf in leaves] == ["meta"] * 5
     assert (moved["a"][1][1], moved["b"].y, moved["e"].name, moved["f"]) == ("text", 3, "a", None)
     assert x.device.type == "cpu", "the batch itself is as it was"
+
+
+def test_objects_are_copied_without_being_made_anew() -> None:
+    x = torch.ones(2)
+    prepared, tagged = Prepared(x, 2.0), PreparedAttrs(x)
+    batch = [Frozen(x), prepared, FrozenAttrs(x), tagged]
+    frozen, again, other, retagged = moved = move_to(batch, META)
+    assert [type(one) for one in moved] == [type(one) for one in batch]
+    assert {one.x.device.type for one in moved} == {"meta"}
+    assert (frozen.made, again.calls, other.made, retagged._own) == (4, 1, 9, 5)
+    assert retagged.tag is tagged.tag
+    assert prepared.x.tolist() == [2, 2], "the batch itself is as it was"
 
 
 def test_what_moves_itself_in_place_is_given_back() -> None:

@@ -3,11 +3,14 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from pathlib import Path
 
 import pytest
 
+import raylit as pl
 from raylit.runtime import messages
 from raylit.runtime.messages import info, rank, rank_zero_only, warn, warn_once
+from raylit.testing import TinyModel
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +62,13 @@ def test_a_warning_points_to_who_is_to_change_something() -> None:
     with pytest.warns(UserWarning, match="careful") as caught:
         complains()
     assert caught[0].filename == __file__
+
+
+def test_a_warning_points_at_the_users_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trainer = pl.Trainer(max_epochs=1, enable_checkpointing=False)
+    with pytest.warns(UserWarning, match="log_every_n_steps") as caught:
+        trainer.fit(TinyModel())
+    assert {Path(one.filename).name for one in caught} == {Path(__file__).name}

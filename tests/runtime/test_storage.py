@@ -398,3 +398,10 @@ def test_a_sweep_in_a_bucket(ray_cluster: str, bucket: str, tmp_path: Path) -> N
             == trial.config["model.batch_size"]
         )
         assert f"lightning_logs/{trial.name}/metrics.csv" in files(bucket)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no /proc")
+def test_a_place_where_the_mode_promises_more_than_holds() -> None:
+    trainer = pl.Trainer(default_root_dir="/proc/nothing", max_epochs=1, **QUIET)
+    with pytest.raises(ConfigError, match=r"would write to /proc/nothing.*nothing can be written"):
+        trainer.fit(TinyModel())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
+import re
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ import raylit as pl
 from raylit.checkpoint import find, load, sharded
 from raylit.cli import LightningCLI
 from raylit.cli.command import main
-from raylit.errors import CheckpointError
+from raylit.errors import CheckpointError, ConfigError
 from raylit.testing import BoringDataModule, BoringModel
 from tests.names import without_addresses
 
@@ -93,7 +95,7 @@ def test_the_command_line_has_the_same_gate(which: str, tmp_path: Path, capfd: A
     data = "--data=raylit.testing.BoringDataModule"
     code = main(["test", model, data, *QUIET, f"--ckpt_path={file}"])
     said = capfd.readouterr().err
-    assert code == 1 and "CheckpointError: The" in said and "in the checkpoint" in said
+    assert code == 2 and "raylit test: The" in said and "in the checkpoint" in said
 
 
 @pytest.mark.parametrize("which", HYPERPARAMETERS)
@@ -115,7 +117,7 @@ def test_what_no_type_asks_for(name: str, tmp_path: Path, capfd: Any) -> None:
     with pytest.raises(CheckpointError, match=r"raylit\.allow\(subprocess\.Popen\)"):
         LightningCLI(Typed, BoringDataModule, args=["test", *flags])
     model = f"--model={HERE}.Typed"
-    assert main(["test", model, "--data=raylit.testing.BoringDataModule", *flags]) == 1
+    assert main(["test", model, "--data=raylit.testing.BoringDataModule", *flags]) == 2
     assert "raylit.allow(subprocess.Popen)" in capfd.readouterr().err
 
 
@@ -164,6 +166,41 @@ def test_hyperparameters_that_multiply(tmp_path: Path) -> None:
         Typed.load_from_checkpoint(file)
 
 
+LAUGHS = "a0: &a0 [lol]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30)
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.yaml", LAUGHS.encode(), "values when written out"),
+        ("a.yaml", b"width: [" + b"[" * 5000, "nested deeper"),
+        ("a.yaml", b"- width\n- 3\n", "holds a list"),
+        ("a.yaml", b"width: 3\nwidth: 4\n", "stands here and in line 1"),
+        ("a.yaml", b"width: !!python/object/apply:os.system ['touch ran']\n", "no file of hyper"),
+        ("a.yaml", "width: \u00e4".encode("latin-1"), "is no UTF-8"),
+        ("a.yaml", b"#" * (2**20 + 1), "larger than 1 MiB"),
+        ("a.csv", b"name,value\nwidth,3\n", "'key'"),
+    ],
+    ids=range(8),
+)
+def test_a_file_of_hyperparameters_is_read_with_the_same_bounds(
+    name: str, content: bytes, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    file = checkpoint_of(tmp_path, Typed)
+    with pytest.raises(ConfigError, match=words):
+        Typed.load_from_checkpoint(file, hparams_file=tmp_path / name)
+
+
+@pytest.mark.parametrize("value", ["os.system('touch ran')", "[" * 9000, "__import__('os')"])
+def test_a_value_in_a_csv_file_is_no_code(value: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"key,value\ntext,{value}\n")
+    file = checkpoint_of(tmp_path, Typed)
+    assert Typed.load_from_checkpoint(file, hparams_file=tmp_path / "a.csv").text == value
+
+
 # ---- files that are no checkpoints ----
 
 
@@ -192,6 +229,57 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     for path in no_checkpoints(tmp_path):
         with pytest.raises(CheckpointError, match=r"could not be read|no checkpoint|not a check"):
             load(path)
+        trainer = quiet_trainer(tmp_path, max_steps=1)
+        for run in (trainer.fit, trainer.test):
+            with pytest.raises(CheckpointError, match=re.escape(str(path))):
+                run(BoringModel(), datamodule=BoringDataModule(), ckpt_path=path)
+
+
+COMMANDS = ("fit", "validate", "test", "predict", "explain")
+
+
+def test_a_command_says_of_a_file_that_is_no_checkpoint_what_it_is(
+    tmp_path: Path, capfd: Any
+) -> None:
+    model = ["--model=raylit.testing.BoringModel", "--data=raylit.testing.BoringDataModule"]
+    whole = checkpoint_of(tmp_path, BoringModel)
+    (tmp_path / "cut").write_bytes(whole.read_bytes()[:-100])
+    torch.save(BoringModel(), tmp_path / "module")
+    files = [*no_checkpoints(tmp_path), tmp_path / "cut", tmp_path / "module"]
+    for path in files:
+        for command in COMMANDS if path == files[0] else COMMANDS[::2]:
+            code = main([command, *model, *QUIET[:4], f"--ckpt_path={path}"])
+            said = capfd.readouterr().err
+            assert code == 2 and "Traceback" not in said and "from the checkpoint" not in said, said
+            assert f"raylit {command}: " in said and str(path) in said
+    assert not list(tmp_path.glob("**/version_*"))
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_a_command_lets_code_run_only_where_it_is_told_so(command: str, tmp_path: Path) -> None:
+    saver = pl.callbacks.ModelCheckpoint(dirpath=tmp_path)
+    trainer = quiet_trainer(tmp_path, max_steps=1, callbacks=[saver])
+    trainer.fit(BoringModel(), datamodule=BoringDataModule())
+    checkpoint = {**load(saver.best_model_path), "extra": victim.Block()}
+    torch.save(checkpoint, tmp_path / "object.ckpt")
+    model = ["--model=raylit.testing.BoringModel", "--data=raylit.testing.BoringDataModule"]
+    flags = [*QUIET[:4], "--trainer.max_steps=1", f"--ckpt_path={tmp_path / 'object.ckpt'}"]
+    assert main([command, *model, *flags]) == 2
+    assert main([command, *model, *flags, "--weights_only=true"]) == 2
+    assert main([command, *model, *flags, "--weights_only=false"]) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_a_checkpoint_that_may_not_be_read(tmp_path: Path) -> None:
+    file = checkpoint_of(tmp_path, BoringModel)
+    file.chmod(0)
+    tmp_path.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(CheckpointError, match=r"could not be read: Permission denied"):
+            load(file)
+    finally:
+        os.seteuid(0)
 
 
 @pytest.mark.parametrize("weights", [3, None, ["w"], {}, {"other": torch.ones(1)}], ids=str)
@@ -200,6 +288,76 @@ def test_weights_that_do_not_fit(weights: Any, tmp_path: Path) -> None:
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, max_epochs=1)
     with pytest.raises(CheckpointError, match=r"The weights in .* do not fit BoringModel"):
         trainer.test(BoringModel(), datamodule=BoringDataModule(), ckpt_path=tmp_path / "x.ckpt")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """A checkpoint of a fit in its first epoch, and a folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    saver = pl.callbacks.ModelCheckpoint(dirpath=folder)
+    trainer = quiet_trainer(folder, max_steps=2, callbacks=[saver])
+    trainer.fit(BoringModel(), datamodule=BoringDataModule())
+    return load(saver.best_model_path), folder
+
+
+def quiet_trainer(folder: Path, **more: Any) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_train_batches=4,
+        default_root_dir=folder,
+        **more,
+    )
+
+
+PARTS = [
+    *[("epoch",), ("global_step",), ("loops",), ("callbacks",), ("optimizer_states",)],
+    *[("lr_schedulers",), ("raylit",), ("optimizer_states", 0), ("lr_schedulers", 0)],
+    *[("raylit", name) for name in ("progress", "history", "ranks", "lineage", "validations")],
+    *[("raylit", "progress", name) for name in ("at", "batch", "steps", "is_last_batch")],
+    *[("raylit", "history", "rows"), ("raylit", "ranks", 0), ("raylit", "ranks", 0, "rng")],
+    ("raylit", "ranks", 0, "rng", "python"),
+]
+WRONG = {"float": 0.5, "text": "x", "number": -3, "list": [1], "mapping": {"a": 1}}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_no_part_of_another_kind_is_more_than_a_damaged_checkpoint(
+    kind: str, trained: tuple[dict[str, Any], Path]
+) -> None:
+    """A fit goes on without it, where that can be, or says that the checkpoint is damaged."""
+    whole, folder = trained
+    refused = 0
+    for part in PARTS:
+        checkpoint = copy.deepcopy(whole)
+        inner: Any = checkpoint
+        for key in part[:-1]:
+            inner = inner[key]
+        inner[part[-1]] = WRONG[kind]
+        torch.save(checkpoint, folder / "x.ckpt")
+        trainer = quiet_trainer(folder, max_steps=3, enable_checkpointing=False)
+        try:
+            trainer.fit(BoringModel(), datamodule=BoringDataModule(), ckpt_path=folder / "x.ckpt")
+        except CheckpointError as error:
+            assert str(folder / "x.ckpt") in str(error)
+            refused += 1
+    assert refused >= len(PARTS) // 2
+
+
+def test_older_rows_of_the_history_are_in_a_file_of_that_name_on_this_machine(
+    trained: tuple[dict[str, Any], Path],
+) -> None:
+    whole, folder = trained
+    (folder / "secret.jsonl").write_text('{"step": 1}\n')
+    for path in (f"{folder}/secret.jsonl", "/etc/passwd", "http://127.0.0.1:9/x.jsonl"):
+        checkpoint = copy.deepcopy(whole)
+        checkpoint["raylit"]["history"]["older"] = {"path": path, "rows": 1}
+        torch.save(checkpoint, folder / "x.ckpt")
+        trainer = quiet_trainer(folder, max_steps=3, enable_checkpointing=False)
+        with pytest.raises(CheckpointError, match="is no file of older rows"):
+            trainer.fit(BoringModel(), datamodule=BoringDataModule(), ckpt_path=folder / "x.ckpt")
 
 
 # ---- files that are pickles ----

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import ipaddress
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,8 @@ import pytest
 import raylit as pl
 from raylit.cli import ui
 from raylit.errors import ConfigError
+from raylit.launch.on_ray.address import is_on_loopback
+from raylit.parallel.rendezvous import loopback_store
 from raylit.testing import BoringDataModule, BoringModel
 from tests.cli.test_ui import free_port
 from tests.deadlines import stretched
@@ -26,13 +33,12 @@ from tests.deadlines import stretched
 
 def listening(process: psutil.Process) -> set[str]:
     """The addresses on which a process and its children listen."""
-    every = [process, *process.children(recursive=True)]
-    return {
-        one.laddr.ip
-        for some in every
-        for one in some.net_connections("inet")
-        if one.status == psutil.CONN_LISTEN
-    }
+    found: set[str] = set()
+    for one in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            connections = one.net_connections("inet")
+            found |= {some.laddr.ip for some in connections if some.status == psutil.CONN_LISTEN}
+    return found
 
 
 def test_a_fit_in_this_process_opens_none(tmp_path: Path) -> None:
@@ -53,6 +59,78 @@ def test_a_fit_in_this_process_opens_none(tmp_path: Path) -> None:
     )
     trainer.fit(BoringModel(), datamodule=BoringDataModule())
     assert seen == [set()]
+
+
+class Reported(pl.Callback):
+    """Logs how many addresses a cluster's processes listen on, and how many others can reach."""
+
+    def __init__(self, driver: int) -> None:
+        self.driver = driver
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+        found = listening(psutil.Process(self.driver))
+        module.log("num_listening", float(len(found)))
+        module.log("num_open", float(len({one for one in found if not is_loopback(one)})))
+
+
+def is_loopback(address: str) -> bool:
+    found = ipaddress.ip_address(address.partition("%")[0])
+    mapped = getattr(found, "ipv4_mapped", None)
+    return (mapped or found).is_loopback
+
+
+@pytest.mark.ray
+def test_a_cluster_that_raylit_starts_and_a_fit_on_it_are_for_this_machine_alone(
+    ray_cluster: str, tmp_path: Path
+) -> None:
+    """Ray's own servers, the workers', the ranks' meeting place and gloo's connections."""
+    trainer = pl.Trainer(
+        max_steps=1,
+        num_workers=2,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[Reported(os.getpid())],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    metrics = trainer.fit(BoringModel(), datamodule=BoringDataModule()).metrics
+    assert metrics["num_listening"] > 0
+    assert metrics["num_open"] == 0, listening(psutil.Process())
+    assert all(is_loopback(one) for one in listening(psutil.Process()))
+    assert is_on_loopback(ray_cluster)
+
+
+def test_a_cluster_that_listens_for_others_is_joined_as_ray_does() -> None:
+    with socket.create_server(("0.0.0.0", 0)) as listener:
+        threading.Thread(target=settings, args=(listener,), daemon=True).start()
+        port = listener.getsockname()[1]
+        assert not is_on_loopback(f"127.0.0.1:{port}")
+    assert not is_on_loopback("10.1.2.3:6379")
+
+
+def settings(listener: socket.socket) -> None:
+    """Answer as Ray's servers do: with the first frame of HTTP/2."""
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(100)
+        connection.sendall(bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+
+
+@pytest.mark.parametrize(("address", "own"), [("127.0.0.1", True), ("10.1.2.3", False)])
+def test_ranks_of_one_machine_meet_where_no_other_is(
+    address: str, own: bool, monkeypatch: Any
+) -> None:
+    for name, value in {"MASTER_ADDR": address, "RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    before = listening(psutil.Process())
+    made = loopback_store(timedelta(seconds=5))
+    assert bool(made) is own
+    assert listening(psutil.Process()) - before <= {"127.0.0.1"}
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    assert loopback_store(timedelta(seconds=5)) == {}
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "lab.example.com"])

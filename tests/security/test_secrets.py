@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import mmap
 import os
 import shutil
 import subprocess
@@ -65,7 +67,30 @@ SHOWN = {
     "secrets:\n  db: s3cr3t\n  web:\n    - s3cr3t\nb: 2": 'secrets: "***"\nb: 2',
 }
 
+HF = "hf_" + "aB3" * 11
+SHOWN |= {
+    "http://host/x?key=s3cr3t&b=1": "http://host/x?key=***&b=1",
+    "http://host/x?b=1&auth=s3cr3t#top": "http://host/x?b=1&auth=***#top",
+    "//u:s3cr3t@h/x": "//u:***@h/x",
+    "postgresql://u:a s3cr3t@h/d": "postgresql://u:***@h/d",
+    "postgresql://u:s3cr3t and more@h:5432/d?a=1": "postgresql://u:***@h:5432/d?a=1",
+    f"tried {HF} and failed": "tried *** and failed",
+    "ghp_" + "a1B2" * 9: "***",
+    "sk-" + "proj-" + "a1B2" * 9: "***",
+    "-----BEGIN RSA PRIVATE KEY-----\nMIIs3cr3t\n-----END RSA PRIVATE KEY-----\nx": (
+        "-----BEGIN RSA PRIVATE KEY----- *** -----END RSA PRIVATE KEY-----\nx"
+    ),
+}
+
 UNTOUCHED = [
+    "http://host:5000 answered me@home",
+    "http://host:5000, said me@home",
+    "http://host/x?monkey=1&keys=3",
+    "monitor: key=a",
+    "// a comment: with me@home",
+    "sk-learn-pipeline-of-many-steps",
+    "hf_model_of_somebody_with_a_long_name",
+    "image: repository:tag@sha256:0123456789abcdef",
     "http://host:5000/#/experiments/4/runs/abc",
     "abfs://container@account.dfs.core.windows.net/x",
     "s3://bucket/a@b/c",
@@ -165,10 +190,46 @@ trainer.fit(model, torch.utils.data.DataLoader(RandomDataset(32, 4)))
 '''
 
 
+def spellings(secret: str) -> list[bytes]:
+    """A secret as it stands in a file: as it is, in UTF-16, in hexadecimal, in base64.
+
+    Its base64 is one of three, by what stands before it, without the letters at both ends that
+    hold bits of its neighbours.
+    """
+    plain = secret.encode()
+    return [plain, secret.encode("utf-16-le"), plain.hex().encode()] + [
+        base64.b64encode(b" " * before + plain)[
+            -(-before * 8 // 6) : (before + len(plain)) * 8 // 6
+        ]
+        for before in (0, 1, 2)
+    ]
+
+
 def holding(folder: Path) -> list[str]:
     """Files below a folder that hold the secret, whatever they are."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "script.py"]
-    return [str(path) for path in files if SECRET.encode() in path.read_bytes()]
+    found = []
+    for path in folder.rglob("*"):
+        if not path.is_file() or path.name == "script.py" or not path.stat().st_size:
+            continue
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if any(data.find(spelling) >= 0 for spelling in spellings(SECRET)):
+                found.append(str(path))
+    return found
+
+
+@pytest.mark.parametrize("before", ["", "a", "ab"])
+def test_the_search_finds_what_is_encoded(before: str, tmp_path: Path) -> None:
+    text = f"{before}password={SECRET}!"
+    for name, content in {
+        "plain": text.encode(),
+        "utf16": text.encode("utf-16"),
+        "hex": text.encode().hex().encode(),
+        "base64": base64.b64encode(text.encode()),
+    }.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "none").write_bytes(b"password=***")
+    (tmp_path / "empty").touch()
+    assert {Path(path).name for path in holding(tmp_path)} == {"plain", "utf16", "hex", "base64"}
 
 
 @pytest.mark.long

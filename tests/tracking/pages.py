@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -23,10 +24,15 @@ from tests.loggers.mlflow_store import free_port, start_server, wait_for_server
 
 SIZE = "1600,1200"
 RENDERS_S = 300
+EPOCH_S = 4.0
 
 
 class Shown(TinyModel):
-    """Logs an image and a table beside its metrics."""
+    """Logs an image and a table beside its metrics, and takes time for the machine to be measured."""
+
+    def on_train_epoch_end(self) -> None:
+        """Wait."""
+        time.sleep(EPOCH_S)
 
     def on_validation_epoch_end(self) -> None:
         """Log them."""
@@ -36,7 +42,7 @@ class Shown(TinyModel):
 
 def fit(folder: Path, name: str, lr: float) -> MLFlowLogger:
     """Fit, and return the logger."""
-    logger = MLFlowLogger("pages", name, save_dir=folder)
+    logger = MLFlowLogger("pages", name, save_dir=folder, log_model=True)
     trainer = pl.Trainer(
         max_epochs=4,
         gradient_clip_val=lr,
@@ -76,6 +82,8 @@ def main(folder: Path) -> None:
         pages = {
             "run": run,
             "metrics": run.replace(store.ML, f"/model-metrics{store.ML}"),
+            "system": run.replace(store.ML, f"/system-metrics{store.ML}"),
+            "models": f"/#/experiments/{experiment}/models{store.ML}",
             "experiment": f"/#/experiments/{experiment}/runs{store.ML}",
             "comparison": store.page_of_runs(experiment, ids),
         }

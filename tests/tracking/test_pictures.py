@@ -13,10 +13,21 @@ from matplotlib.figure import Figure
 
 import raylit as pl
 from raylit.errors import DataError
-from raylit.loggers import CSVLogger, MLFlowLogger
-from raylit.loggers.mlflow.pictures import as_image, as_json
+from raylit.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
+from raylit.loggers.pictures import as_csv, as_image, as_json, as_markdown
 from raylit.testing import TinyModel
+from tests.callbacks.test_pictures import Classifier, every_callback, trainer
 from tests.loggers.mlflow_store import artifacts, history, run_of
+
+
+class NoPictures(Logger):
+    """A logger that keeps numbers alone."""
+
+    name = "theirs"
+    version = 0
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None: ...
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
 
 
 class Draws(TinyModel):
@@ -35,15 +46,16 @@ def test_a_module_logs_pictures_and_tables(uri: str, tmp_path: Path) -> None:
     with pytest.warns(UserWarning) as warned:
         pl.Trainer(
             max_epochs=2,
-            logger=[logger, CSVLogger(tmp_path)],
+            logger=[logger, NoPictures()],
             default_root_dir=tmp_path,
             enable_progress_bar=False,
             enable_model_summary=False,
         ).fit(Draws())
     texts = [str(one.message) for one in warned]
-    assert len([text for text in texts if "CSVLogger has no log_figure" in text]) == 1
+    assert len([text for text in texts if "NoPictures has no log_figure" in text]) == 1
     assert any("DataError: log_image was given an array of shape (5,)" in text for text in texts)
-    found = artifacts(logger)
+    ours = ("config.yaml", "model_summary.txt", "plots/learning", "curves")
+    found = [path for path in artifacts(logger) if not path.startswith(ours)]
     assert [path for path in found if not path.startswith("images/")] == [
         "notes/of the epoch.txt",
         "plots/errors/curve/step-00000004.png",
@@ -96,3 +108,62 @@ def test_tables_that_are_none_are_errors() -> None:
         as_json({"a": [1], "b": [1, 2]})
     with pytest.raises(DataError, match="was given a list"):
         as_json([1])
+
+
+def test_a_table_is_written_in_three_forms() -> None:
+    import pandas as pd
+
+    table = {"name": ["a|b", "c"], "loss": [torch.tensor(0.5), None]}
+    assert as_csv(table).splitlines() == ["name,loss", "a|b,0.5", "c,"]
+    assert as_markdown(table).splitlines() == [
+        "| name | loss |",
+        "| --- | --- |",
+        "| a\\|b | 0.5 |",
+        "| c | None |",
+    ]
+    frame = pd.DataFrame({"name": ["a"], "loss": [0.5]})
+    assert as_csv(frame).split() == ["name,loss", "a,0.5"]
+    assert as_markdown(frame).endswith("| a | 0.5 |")
+
+
+def test_files_stay_in_the_folder_of_the_run_and_go_to_a_url(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="", version="run")
+    logger.log_text("not above", "../../other/./note.txt")
+    assert (tmp_path / "run" / "other" / "note.txt").read_text() == "not above"
+    with pytest.warns(UserWarning, match="could not be written"):
+        logger.log_image("wrong", torch.rand(5), 0)
+    far = CSVLogger(f"file://{tmp_path}/far", name="", version="run")
+    far.log_image("right", torch.rand(5, 5), 3)
+    far.finalize("success")
+    assert (tmp_path / "far" / "run" / "images" / "right" / "step-00000003.png").is_file()
+
+
+def test_pictures_go_to_tensorboard_and_mlflow(uri: str, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = TensorBoardLogger(tmp_path, name="board", version="run")
+    mlflow = MLFlowLogger("pictures", tracking_uri=uri, save_dir=tmp_path)
+    trainer(tmp_path, *every_callback(), logger=[board, mlflow], max_epochs=1).fit(Classifier())
+    events = EventAccumulator(board.log_dir, size_guidance={"images": 0, "tensors": 0})
+    events.Reload()
+    assert sorted(events.Tags()["images"]) == [
+        "attributions",
+        "calibration",
+        "confusion",
+        "image",
+        "made",
+        "predictions",
+    ]
+    texts = {tag.removesuffix("/text_summary") for tag in events.Tags()["tensors"]}
+    assert texts == {"predictions", "sample_text"}
+    found = artifacts(mlflow)
+    for name in (
+        "plots/attributions/step-00000003.png",
+        "plots/calibration/step-00000003.png",
+        "plots/confusion/step-00000003.png",
+        "plots/predictions/step-00000003.png",
+        "sample_text/step-00000003.txt",
+        "tables/predictions/step-00000003.json",
+    ):
+        assert name in found
+    assert len([name for name in found if name.startswith("images/")]) == 4  # and thumbnails

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from raylit.errors import ConfigError
 from raylit.loggers import MLFlowLogger
 from raylit.loggers.mlflow.store import REASON_TAG
 from raylit.testing import TinyModel
+from tests.cli.conftest import run_raylit
 from tests.lazy import mlflow
 from tests.loggers.mlflow_store import artifacts, history, opened, run_of
 from tests.tracking.postgres import PASSWORD, USER, Postgres, server_with_login
@@ -70,6 +72,22 @@ def test_a_fit_is_read_back(address: str, tmp_path: Path) -> None:
     assert run.info.status == "FINISHED"
     assert [step for step, _ in history(logger, "train_loss")] == list(range(12))
     assert run.data.params["trainer.max_epochs"] == "3"
+
+
+@pytest.mark.usefixtures("login")
+def test_the_page_of_a_run_is_said_when_it_begins(address: str, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "model: raylit.testing.BoringModel\ndata: raylit.testing.BoringDataModule\n"
+        "trainer: {max_epochs: 1, limit_train_batches: 2, accelerator: cpu, logger:"
+        f" {{class_path: MLFlowLogger, init_args: {{tracking_uri: '{address}'}}}}}}\n"
+    )
+    done = run_raylit(tmp_path, "fit", "--config", "config.yaml")
+    assert done.code == 0, done
+    (page,) = re.findall(r"^MLflow: (\S+)$", done.err, re.MULTILINE)
+    assert page.startswith(f"{address}/#/experiments/")
+    assert re.search(rf"look at it +{re.escape(page)}$", done.out, re.MULTILINE), done
+    assert PASSWORD not in done.out + done.err
 
 
 @pytest.mark.usefixtures("login")

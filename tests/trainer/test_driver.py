@@ -40,6 +40,7 @@ def test_a_model_of_lightning_is_told_apart(tmp_path: Path, fn: str) -> None:
 
 def test_data_is_given_once(tmp_path: Path) -> None:
     data = BoringDataModule()
+    data.setup("fit")
     with pytest.raises(ConfigError, match="both loaders and a datamodule"):
         trainer(tmp_path).fit(TinyModel(), data.train_dataloader(), datamodule=data)
     with pytest.raises(ConfigError, match="two datamodules"):

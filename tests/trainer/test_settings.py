@@ -1,15 +1,26 @@
 from __future__ import annotations
 
+import inspect
+import os
 import pickle
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import raylit as pl
-from raylit.callbacks import Callback, ModelCheckpoint, ProgressBar, RecoveryCheckpoint, Timer
+from raylit import Trainer
+from raylit.callbacks import (
+    Callback,
+    EarlyStopping,
+    ModelCheckpoint,
+    ProgressBar,
+    RecoveryCheckpoint,
+    Timer,
+)
 from raylit.errors import ConfigError
 from raylit.runtime import determinism
 from raylit.testing.modules import TinyModel
@@ -41,8 +52,8 @@ def test_number_of_workers(arguments: tuple[Any, ...], expected: tuple[int, int]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((2, 2, 1, "cpu"), "Give the one or the other"),
-        ((2, None, 2, "cpu"), "Give the one or the other"),
+        ((2, 2, 1, "cpu"), "was given together with"),
+        ((2, None, 2, "cpu"), "was given together with"),
         ((-1, None, 1, "cpu"), "num_workers=-1"),
         (
             ((0, 2), None, 1, "cpu"),
@@ -52,7 +63,7 @@ def test_number_of_workers(arguments: tuple[Any, ...], expected: tuple[int, int]
         (((1, 2, 3), None, 1, "cpu"), r"num_workers=\(1, 2, 3\)"),
         (((1, 2.0), None, 1, "cpu"), r"num_workers=\(1, 2.0\)"),
         (((True, 2), None, 1, "cpu"), r"num_workers=\(True, 2\)"),
-        (((1, 2), 2, 1, "cpu"), "Give the one or the other"),
+        (((1, 2), 2, 1, "cpu"), "was given together with"),
         ((None, 0, 1, "cpu"), "devices=0 names no device"),
         ((None, [], 1, "cpu"), "names no device"),
         ((None, "many", 1, "cpu"), "devices='many'"),
@@ -234,3 +245,106 @@ def test_a_folder_that_is_a_file(argument: str, path: str, words: str, tmp_path:
     for num_workers in (0, 2):
         with pytest.raises(ConfigError, match=f"{argument}=.*{words}.*Give another path"):
             pl.Trainer(num_workers=num_workers, **arguments)
+
+
+@pytest.mark.parametrize(
+    "same", [{"devices": "auto"}, {"devices": 1}, {"devices": "1", "num_nodes": 1}, {}]
+)
+def test_words_of_lightning_that_say_nothing_stand_beside_num_workers(
+    same: dict[str, Any],
+) -> None:
+    assert pl.Trainer(num_workers=2, logger=False, **same).num_workers == 2
+
+
+def test_only_what_says_another_number_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"together with devices=3: .* Delete devices=3;"):
+        pl.Trainer(num_workers=2, devices=3, logger=False)
+    with pytest.raises(ConfigError, match=r"together with num_nodes=2: .* Delete num_nodes=2;"):
+        pl.Trainer(num_workers=2, devices="auto", num_nodes=2, logger=False)
+
+
+def test_the_registry_of_lightnings_cloud_is_left_out() -> None:
+    pl.Trainer(model_registry=None, logger=False)
+    with pytest.raises(ConfigError, match=r"model_registry='team/x'.*not part of raylit"):
+        pl.Trainer(model_registry="team/x", logger=False)
+
+
+OF_NO_ARGUMENT = [["a"], {"a": 1}, object(), b"x", lambda: 1, [["a"]], Path, float("nan"), -7.5]
+
+
+@pytest.mark.parametrize("name", inspect.signature(Trainer).parameters)
+def test_a_value_of_another_type_is_a_config_error(name: str) -> None:
+    """Whatever is given: what is not taken is told with the argument's name, before anything starts."""
+    for value in OF_NO_ARGUMENT:
+        try:
+            Trainer(**{"max_epochs": 1, "logger": False, name: value})
+        except ConfigError as error:
+            assert name in str(error) or "The duration" in str(error)
+        else:
+            assert name in TAKE_MORE, (name, value)
+
+
+# {"a": 1} names a resource; nan and -7.5 bound gradients from where they are used
+TAKE_MORE = ("resources_per_worker", "gradient_clip_val", "compile")
+
+
+@pytest.mark.parametrize("name", ["benchmark", "inference_mode", "detect_anomaly"])
+@pytest.mark.parametrize("value", [1, 0, np.bool_(True)])
+def test_flags_that_are_numbers_stay_flags(name: str, value: Any) -> None:
+    before = torch.backends.cudnn.benchmark
+    try:
+        Trainer(max_epochs=1, logger=False, **{name: value})
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda value: ModelCheckpoint(dirpath=value),
+        lambda value: ModelCheckpoint(save_top_k=value),
+        lambda value: ModelCheckpoint(every_n_epochs=value),
+        lambda value: EarlyStopping(value),
+        lambda value: EarlyStopping("val_loss", patience=value),
+        lambda value: pl.CSVLogger(value),
+        lambda value: pl.MLFlowLogger(tracking_uri=value),
+        lambda value: pl.Tuner(value),
+        lambda value: pl.seed_everything(value),
+        lambda value: TinyModel.load_from_checkpoint(value),
+        lambda value: Trainer(max_epochs=1, logger=False).fit(value),
+        lambda value: Trainer(max_epochs=1, logger=False).fit(TinyModel(), datamodule=value),
+        lambda value: Trainer(max_epochs=1, logger=False).fit(TinyModel(), ckpt_path=value),
+        lambda value: Trainer(max_epochs=1, logger=False).save_checkpoint(value),
+    ],
+    ids=range(14),
+)
+def test_a_value_that_cannot_be_meant_is_a_config_error(make: Any) -> None:
+    for value in (["a"], {"a": 1}, b"x", lambda: 1):
+        with pytest.raises(ConfigError):
+            make(value)
+
+
+def test_a_number_is_no_file_that_is_open() -> None:
+    """`open(True)` would be the standard output, and close it."""
+    for value in (True, 1):
+        with pytest.raises(ConfigError, match="no path"):
+            TinyModel.load_from_checkpoint(value)  # type: ignore[arg-type]
+    assert os.fstat(1)
+
+
+@pytest.mark.parametrize("text", ["data.csv", b"data"])
+def test_a_text_is_no_data(text: Any) -> None:
+    trainer = Trainer(max_epochs=1, logger=False)
+    for fit in (lambda: trainer.fit(TinyModel(), text), lambda: trainer.test(TinyModel(), text)):
+        with pytest.raises(ConfigError, match="would read its letters"):
+            fit()
+
+
+def test_an_interval_of_time_is_told_by_its_own_name() -> None:
+    with pytest.raises(ConfigError, match=r"`Trainer\(val_check_interval='1h'\)` is not a valid"):
+        pl.Trainer(max_epochs=1, val_check_interval="1h")
+
+
+def test_deepspeed_is_answered_with_what_there_is() -> None:
+    with pytest.raises(ConfigError, match="DeepSpeed is not part of raylit; 'fsdp' shards"):
+        pl.Trainer(max_epochs=1, strategy="deepspeed_stage_2")

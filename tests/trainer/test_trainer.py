@@ -45,7 +45,7 @@ def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
         ({"callbacks": [3]}, "callbacks holds 3"),
         (
             {"enable_checkpointing": False, "callbacks": [ModelCheckpoint()]},
-            "together with a Checkpoint",
+            "found `ModelCheckpoint` in callbacks list",
         ),
     ],
 )

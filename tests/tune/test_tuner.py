@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from raylit.errors import ConfigError, DataError
 from raylit.loggers import CSVLogger
 from raylit.loggers.dummy import DummyLogger
 from raylit.testing import RandomDataset, TinyModel
+from raylit.tune.spec import SweepSettings, SweepSpec
 from tests.deadlines import stretched
 
 QUIET: dict[str, Any] = {
@@ -155,3 +157,8 @@ def test_workers_find_the_learning_rate_for_the_driver(tmp_path: Path) -> None:
     assert len(found.results["lr"]) == 16
     assert model.lr == found.suggestion() != 0.5
     assert torch.equal(model.layer.weight, before)
+
+
+def test_the_typed_keywords_are_the_settings() -> None:
+    settings = {one.name for one in dataclasses.fields(SweepSpec) if one.init}
+    assert set(SweepSettings.__annotations__) == settings

@@ -18,7 +18,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import raylit as pl
 from raylit import ValidationConfig
-from raylit.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, RecoveryCheckpoint
+from raylit.callbacks import (
+    CalibrationLogger,
+    EarlyStopping,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    RecoveryCheckpoint,
+)
 from raylit.errors import ConfigError
 from tests.deadlines import stretched
 from tests.lazy import mlflow
@@ -398,6 +404,10 @@ def test_a_trial_run_validates_in_place(tmp_path: Path) -> None:
         (
             {"async_validation": True, "callbacks": EMAWeightAveraging()},
             "EMAWeightAveraging validates with the average",
+        ),
+        (
+            {"async_validation": True, "callbacks": CalibrationLogger(), "logger": True},
+            "CalibrationLogger looks at validation as it runs",
         ),
     ],
 )

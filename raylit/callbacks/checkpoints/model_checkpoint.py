@@ -15,8 +15,10 @@ from raylit.callbacks.checkpoints.scheduled_checkpoint import ScheduledCheckpoin
 from raylit.checkpoint import folder, naming
 from raylit.core.aliases import StateDict
 from raylit.core.callback import SavedCheckpoints, default_folder
+from raylit.core.logger import as_loggers
 from raylit.errors import ConfigError, NotSavedError, Terminated
 from raylit.runtime import storage
+from raylit.runtime.kinds import check_kinds
 from raylit.runtime.messages import info, warn, warn_once
 
 if TYPE_CHECKING:
@@ -115,6 +117,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
         save_on_train_epoch_end: bool | None = None,
         enable_version_counter: bool = True,
     ) -> None:
+        check_kinds(ModelCheckpoint.__init__, locals())
         super().__init__(
             monitor,
             every_n_train_steps,
@@ -125,7 +128,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
         self.mode = mode
         self.verbose = verbose
         self.filename = filename
-        self.dirpath = folder.absolute(dirpath) if dirpath else None
+        self.dirpath = self._given_dirpath = folder.absolute(dirpath) if dirpath else None
         self.save_last = save_last
         self.save_top_k = save_top_k
         self.save_on_exception = save_on_exception
@@ -357,6 +360,9 @@ class ModelCheckpoint(ScheduledCheckpoint):
 
     # ---- where ----
 
+    def config_arguments(self) -> dict[str, object]:
+        return {"dirpath": self._given_dirpath}
+
     def resolve_dirpath(self, trainer: RunningTrainer) -> str:
         """Return the folder for checkpoints.
 
@@ -483,7 +489,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
 
     def _tell_loggers(self, trainer: RunningTrainer) -> None:
         if trainer.is_global_zero:
-            for logger in trainer.loggers:
+            for logger in as_loggers(trainer.loggers):
                 logger.after_save_checkpoint(self)
 
     def _should_remove_checkpoint(

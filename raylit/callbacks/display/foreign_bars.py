@@ -72,7 +72,7 @@ class TQDMProgressBar(Bar):
     def is_enabled(self) -> bool:
         return self._enabled and self.refresh_rate > 0
 
-    def _bar(self, name: str) -> Any:
+    def _bar(self, name: str) -> object:
         if name not in self._bars:
             raise TypeError(
                 f"The `{type(self).__name__}.{name}_progress_bar` reference has not been set yet."

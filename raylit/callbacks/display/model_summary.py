@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raylit.core.callback import Callback
+from raylit.core.logger import as_loggers
 from raylit.errors import ConfigError
 from raylit.runtime.messages import info
 from raylit.runtime.summary import Summary, summarize
@@ -47,6 +48,8 @@ class ModelSummary(Callback):
         summary = summarize(pl_module, self._max_depth)
         if trainer.is_global_zero:
             self.show(summary, **self._summarize_kwargs)
+            for logger in as_loggers(trainer.loggers):
+                logger.log_summary(str(summary))
 
     def show(self, summary: Summary, **summarize_kwargs: Any) -> None:
         """Show the summary. Called on rank 0; override to show it elsewhere."""

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from raylit.callbacks.display.screen import make_screen
+from raylit.callbacks.monitors.timer import Timer
 from raylit.core.aliases import Batch, StateDict, StepOutput
 from raylit.core.callback import Callback
 
@@ -138,7 +139,7 @@ class Bar(Callback):
         Override to show other things.
         """
         shown: dict[str, Any] = {}
-        version = trainer.logger.version if trainer.logger is not None else None
+        version = getattr(trainer.logger, "version", None)
         if version is not None:
             shown["v_num"] = version[-4:] if isinstance(version, str) else version
         return {**shown, **trainer.progress_bar_metrics}
@@ -157,9 +158,10 @@ class Bar(Callback):
 
 
 class ProgressBar(Bar):
-    """Shows epoch, batch, speed and the metrics logged with `prog_bar=True`.
+    """Shows epoch, batch, speed, the time that is left and the metrics logged with `prog_bar=True`.
 
-    A live bar on a terminal, plain lines elsewhere.
+    A live bar at the bottom of a terminal, above which all that is printed or logged scrolls; plain
+    lines elsewhere, in Emacs, in CI and where `TERM` is `dumb`.
 
     On Ray it is drawn by the driver. It looks at the clock at every batch and at the metrics only
     when it draws, so it costs a step next to nothing and never makes a GPU wait. The environment
@@ -188,6 +190,9 @@ class ProgressBar(Bar):
         self._next = 0.0
         self._started = 0.0
         self._batches = 0
+        self._fit_started = 0.0
+        self._fit_batches = 0  # of the epochs before this one
+        self._fit_steps = 0  # taken before this fit, which may be resumed
 
     def get_metrics(self, trainer: RunningTrainer, pl_module: LightningModule) -> dict[str, Any]:
         """Return the values beside the bar: the logger's version as `v_num`, then the metrics.
@@ -223,8 +228,16 @@ class ProgressBar(Bar):
         """Give the terminal back before the traceback is printed."""
         self._close()
 
+    def on_train_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
+        """Begin to measure how long the fit takes."""
+        self._begin()
+        self._fit_started = time.monotonic()
+        self._fit_batches = 0
+        self._fit_steps = trainer.global_step
+
     def on_train_epoch_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         """Begin to count anew."""
+        self._fit_batches += self._batches
         self._begin()
 
     def on_train_batch_end(
@@ -270,7 +283,7 @@ class ProgressBar(Bar):
             trainer,
             pl_module,
             "sanity_check" if trainer.sanity_checking else "validate",
-            trainer.num_val_batches,
+            _validation_batches(trainer),
         )
 
     def on_validation_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
@@ -280,7 +293,7 @@ class ProgressBar(Bar):
             pl_module,
             "sanity_check" if trainer.sanity_checking else "validate",
             self._batches,
-            sum(trainer.num_val_batches),
+            sum(_validation_batches(trainer)),
             is_last=True,
         )
         self._started, self._batches = self._training
@@ -357,14 +370,20 @@ class ProgressBar(Bar):
         if self._screen is None:
             return
         now = time.monotonic()
+        rate = self._batches / max(now - self._started, 1e-9)
+        is_known = total != float("inf")
         self._screen.show(
             {
                 "stage": stage,
                 "epoch": trainer.current_epoch,
                 "max_epochs": trainer.max_epochs if trainer.max_epochs not in (None, -1) else None,
                 "batch": batch,
-                "total": None if total == float("inf") else int(total),
-                "rate": self._batches / max(now - self._started, 1e-9),
+                "total": int(total) if is_known else None,
+                "rate": rate,
+                "left_s": max(total - batch, 0) / rate if is_known and rate else None,
+                "fit_left_s": (
+                    self._fit_left_s(trainer, batch, total, now) if stage == "train" else None
+                ),
                 "metrics": (
                     self.get_metrics(trainer, pl_module) if stage in ("train", "test") else {}
                 ),
@@ -374,6 +393,28 @@ class ProgressBar(Bar):
         drawn = time.monotonic()
         self._next = drawn + max(self.refresh_s, PAUSE * (drawn - now))
 
+    def _fit_left_s(
+        self, trainer: RunningTrainer, batch: int, total: float, now: float
+    ) -> float | None:
+        """Return the seconds until a limit ends the fit, as fast as it was; None without one.
+
+        What validations and checkpoints have taken counts.
+        """
+        took_s = now - self._fit_started
+        batches = self._fit_batches + self._batches
+        steps = trainer.global_step - self._fit_steps
+        ends = [float("inf")]
+        if trainer.max_epochs not in (None, -1) and batches:
+            batches_left = (trainer.max_epochs - trainer.current_epoch) * total - batch
+            ends.append(batches_left * took_s / batches)
+        if trainer.max_steps != -1 and steps:
+            ends.append((trainer.max_steps - trainer.global_step) * took_s / steps)
+        for callback in trainer.callbacks:
+            left_s = callback.time_remaining() if isinstance(callback, Timer) else None
+            if left_s is not None:
+                ends.append(left_s)
+        return None if min(ends) == float("inf") else max(min(ends), 0.0)
+
     def _close(self) -> None:
         if self._screen is not None:
             self._screen.close()
@@ -381,3 +422,7 @@ class ProgressBar(Bar):
 
     def __getstate__(self) -> StateDict:
         return {**super().__getstate__(), "_screen": None}
+
+
+def _validation_batches(trainer: RunningTrainer) -> list[float]:
+    return trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches

@@ -10,13 +10,18 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+from raylit.callbacks.display.footer import LEAST_ROWS, Footer, size_of
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 Shown = dict[
     str, Any
-    # Stage, epoch, max_epochs, batch, total (None: unknown), rate (batches per second), metrics,
-    # is_last
+    # Stage, epoch, max_epochs, batch, total (None: unknown), rate (batches per second), left_s and
+    # fit_left_s (seconds until the end of this stage or epoch, and of the fit; None: unknown),
+    # metrics, is_last
 ]
 
 
@@ -30,16 +35,20 @@ class PlainScreen:
     def show(self, shown: Shown) -> None:
         """Print a line if one is due."""
         now = time.monotonic()
-        ends = shown["is_last"] and shown["stage"] != "validate"
-        if not ends and (
-            shown["stage"] == "validate" or shown["batch"] == shown["total"] or now < self._next
-        ):
+        is_validation = shown["stage"] == "validate"
+        ends = shown["is_last"] and not is_validation
+        # the end of an epoch comes as a picture of its own, which has the metrics
+        is_at_end = shown["is_last"] or shown["batch"] == shown["total"]
+        if not ends and (is_at_end or now < self._next):
             return
         self._next = now + self.every_s
-        self.print(
-            f"{heading(shown)} {count(shown)}  {shown['rate']:.1f} it/s "
-            f" {values(shown['metrics'], '=')}".rstrip()
-        )
+        parts = [
+            f"{heading(shown)} {count(shown)}",
+            f"{shown['rate']:.1f} it/s",
+            left(shown),
+            values(shown["metrics"], "="),
+        ]
+        self.print("  ".join(filter(None, parts)))
 
     def print(self, text: str) -> None:
         """Print `text`."""
@@ -49,11 +58,18 @@ class PlainScreen:
         """Nothing is held."""
 
 
-class RichScreen:
-    """Live bars of rich: one for training, one for a validation while it runs, metrics below."""
+class LiveScreen:
+    """Bars at the bottom of a terminal: one for training, one for a validation while it runs.
 
-    def __init__(self) -> None:
-        from rich.console import Console, RenderableType
+    Below them the time that is left and the metrics. It draws when it is shown something, and never
+    else: while a debugger or `input` waits for the user, it stands still.
+
+    Args:
+        stream: of the terminal.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -61,71 +77,91 @@ class RichScreen:
             TextColumn,
             TimeElapsedColumn,
         )
-        from rich.text import Text
 
-        class Bars(Progress):
-            """The bars, and below them a line for which a column would be too narrow."""
-
-            below = ""
-
-            def get_renderables(self) -> Iterable[RenderableType]:
-                yield from super().get_renderables()
-                if self.below:
-                    yield Text(self.below, style="cyan")
-
-        self._console = Console()
-        self._progress = Bars(
+        self._stream = stream
+        self._footer = Footer(stream)
+        self._console = Console(file=stream, force_terminal=True)
+        self._progress = Progress(  # never started: rich makes the lines, the footer draws them
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("[dim]{task.fields[rate]}"),
             console=self._console,
-            refresh_per_second=8,
-            transient=False,
+            auto_refresh=False,
         )
-        self._tasks: dict[str, Any] = {}
+        self._tasks: dict[str, TaskID] = {}
+        self._left = ""
+        self._metrics = ""
+        # the first picture takes long, and how long one takes says when the next is due
+        task = self._progress.add_task("", total=2, completed=1, rate="")
+        self._lines()
+        self._progress.remove_task(task)
 
     def show(self, shown: Shown) -> None:
         """Bring the bar of this stage up to date."""
-        self._progress.start()
         stage = shown["stage"]
         rate = f"{shown['rate']:.1f} it/s"
+        total, name = shown["total"], heading(shown)
+        is_within = stage in ("validate", "sanity_check")
+        if not is_within:
+            self._left = left(shown)
         if shown["metrics"]:
-            self._progress.below = values(shown["metrics"], " ")
+            self._metrics = values(shown["metrics"], " ")
         if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(
-                heading(shown), total=shown["total"], rate=rate
-            )
+            self._tasks[stage] = self._progress.add_task(name, total=total, rate=rate)
         task = self._tasks[stage]
-        if stage == "train" and self._progress.tasks[
-            self._progress.task_ids.index(task)
-        ].description != heading(shown):
-            self._progress.reset(task, total=shown["total"], description=heading(shown), rate=rate)
-        self._progress.update(task, completed=shown["batch"], total=shown["total"], rate=rate)
-        if shown["is_last"]:
-            self._progress.refresh()
-            if stage in ("validate", "sanity_check"):
-                self._progress.remove_task(self._tasks.pop(stage))
+        if self._progress.tasks[self._progress.task_ids.index(task)].description != name:
+            self._progress.reset(task, total=total, description=name, rate=rate)
+        self._progress.update(task, completed=shown["batch"], total=total, rate=rate)
+        self._footer.draw(self._lines())
+        if shown["is_last"] and is_within:
+            self._progress.remove_task(self._tasks.pop(stage))
+
+    def _lines(self) -> list[str]:
+        from rich.text import Text
+
+        width = size_of(self._stream).columns or 80
+        below = Text(self._left, "dim")
+        below.append("  " * bool(self._left and self._metrics))
+        below.append(self._metrics, "cyan")
+        with self._console.capture() as captured:
+            self._console.print(self._progress.get_renderable(), width=width)
+            if below:
+                self._console.print(below, width=width)
+        return captured.get().splitlines()
 
     def print(self, text: str) -> None:
         """Print `text` above the bar."""
-        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        print(text, flush=True)
 
     def close(self) -> None:
-        """Leave the bar as it is and give the terminal back."""
-        self._progress.stop()
+        """Leave the bar as lines among the others, and give the terminal back."""
+        self._footer.close(self._lines())
 
 
-def make_screen() -> PlainScreen | RichScreen | None:
+def make_screen() -> PlainScreen | LiveScreen | None:
     """Return the screen that RAYLIT_PROGRESS (`rich`, `plain`, `none`) asks for.
 
-    Unset: a live bar on a terminal and plain lines elsewhere.
+    Unset: a live bar on a terminal that can show one, and plain lines elsewhere.
     """
-    wanted = os.environ.get("RAYLIT_PROGRESS", "rich" if sys.stdout.isatty() else "plain")
+    wanted = os.environ.get("RAYLIT_PROGRESS") or ("plain" if shows_lines_only() else "rich")
     if wanted == "none":
         return None
-    return RichScreen() if wanted == "rich" else PlainScreen()
+    is_terminal = sys.stdout.isatty() and size_of(sys.stdout).lines >= LEAST_ROWS
+    return LiveScreen(sys.stdout) if wanted == "rich" and is_terminal else PlainScreen()
+
+
+def shows_lines_only() -> bool:
+    """Tell whether the environment is one in which a terminal is no place for a bar.
+
+    A terminal that cannot move its cursor, a buffer of Emacs, or the log of a CI job.
+    """
+    return (
+        os.environ.get("TERM", "") in ("", "dumb", "unknown")
+        or bool(os.environ.get("INSIDE_EMACS"))
+        or os.environ.get("CI", "").lower() not in ("", "0", "false")
+    )
 
 
 def heading(shown: Shown) -> str:
@@ -142,6 +178,24 @@ def heading(shown: Shown) -> str:
 def count(shown: Shown) -> str:
     """Return `batch/total`."""
     return f"{shown['batch']}/{'?' if shown['total'] is None else shown['total']}"
+
+
+def left(shown: Shown) -> str:
+    """Return the time that is left, such as `0:12 left, 3:40 of the fit`."""
+    now = "" if shown["left_s"] is None or shown["is_last"] else f"{clock(shown['left_s'])} left"
+    if not shown["fit_left_s"]:
+        return now
+    of_fit = clock(shown["fit_left_s"])
+    return f"{now}, {of_fit} of the fit" if now else f"{of_fit} left of the fit"
+
+
+def clock(time_s: float) -> str:
+    """Return a time as `m:ss`, `h:mm:ss` or, of more than two days, `5 days`."""
+    minutes, seconds = divmod(round(time_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours / 24:.0f} days"
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def values(metrics: dict[str, object], join: str) -> str:

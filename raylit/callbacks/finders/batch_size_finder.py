@@ -49,7 +49,8 @@ class BatchSizeFinder(Callback):
             distance between what fits and what does not.
         steps_per_trial: steps with each size.
         init_val: the first size.
-        max_trials: sizes to try; of `binsearch`, sizes that fit.
+        max_trials: sizes to try; of `binsearch`, sizes that fit. With 0 the first size is taken as
+            it is.
         batch_arg_name: attribute or hyperparameter, of the model or the datamodule, that is the
             batch size.
         margin: part of the size that is given back in the end, as a reserve; for `binsearch`.
@@ -97,8 +98,9 @@ class BatchSizeFinder(Callback):
             "max_trials": max_trials,
             "max_val": max_val,
         }.items():
-            if value < 1:
-                raise ConfigError(f"{name}={value!r}: give a whole number of at least 1.")
+            least = 0 if name == "max_trials" else 1
+            if value < least:
+                raise ConfigError(f"{name}={value!r}: give a whole number of at least {least}.")
         self.optimal_batch_size: int | None = init_val
         self._mode = mode.lower()
         self._steps_per_trial = steps_per_trial
@@ -210,6 +212,10 @@ class BatchSizeFinder(Callback):
             size = max(1, int(size * (1 - self._margin)))
         set_value(holders, name, size)
         run.data.loaders.clear()  # those of the loop that is about to begin are to have the new size
+        if self._early_exit:  # there is none, and users look at them afterwards
+            run.load(stage)
+            if run.job.fn == "fit" and run.validates:
+                run.load("val")
         info(f"Batch size set to {size} ({name}).")
         return size
 
@@ -252,6 +258,7 @@ def largest(
     The arguments are as in `largest_power`, but `max_trials` counts the sizes that fit.
     """
     best, too_large = 0, 0
+    first = size
     while max_trials:
         if fits(size):
             best = size
@@ -264,7 +271,7 @@ def largest(
             size = (best + too_large) // 2 if best else smaller(size)
         if best and too_large - best == 1:
             break
-    return best
+    return best or first
 
 
 def smaller(size: int) -> int:

@@ -98,7 +98,7 @@ def dry_run(run: Run, callbacks: Sequence[Callback], **limits: Any) -> Iterator[
                 parameter.requires_grad = requires_grad
 
 
-def _on_host(state: object) -> Any:
+def _on_host(state: object) -> object:
     """Return a copy whose tensors are in host memory."""
     return tree_map(
         lambda value: (

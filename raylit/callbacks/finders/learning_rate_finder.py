@@ -14,9 +14,10 @@ from raylit.callbacks.finders.dry_run import dry_run
 from raylit.core.aliases import Batch, StateDict, StepOutput, UserOptimizer
 from raylit.core.callback import FIRST, Callback
 from raylit.core.hparams import holders_of, set_value
+from raylit.core.logger import as_loggers
 from raylit.core.optimizer import LRSchedulerConfig
 from raylit.engine.run import Run
-from raylit.errors import ConfigError, SearchDone
+from raylit.errors import ConfigError, NoAttributeError, SearchDone
 from raylit.runtime.messages import info, warn
 
 if TYPE_CHECKING:
@@ -163,10 +164,15 @@ class LearningRateFinder(Callback):
             raise ConfigError(
                 f"LearningRateFinder(mode={mode!r}) is not known. Use 'exponential' or 'linear'."
             )
-        if not 0 <= min_lr < max_lr or (min_lr == 0 and mode.lower() == "exponential"):
+        if min(min_lr, max_lr) < 0 or (min_lr * max_lr == 0 and mode.lower() == "exponential"):
             raise ConfigError(
-                f"min_lr={min_lr!r}, max_lr={max_lr!r}: the learning rate rises from the one to the"
-                " other, so give 0 < min_lr < max_lr."
+                f"min_lr={min_lr!r}, max_lr={max_lr!r}: the learning rate goes from the one to the"
+                " other, so give numbers above 0 (mode='linear' takes 0 too)."
+            )
+        if min_lr >= max_lr:
+            warn(
+                f"min_lr={min_lr!r} is not below max_lr={max_lr!r}: the learning rate does not rise"
+                " in the search."
             )
         if num_training_steps < 1:
             raise ConfigError(
@@ -194,6 +200,9 @@ class LearningRateFinder(Callback):
             self.optimal_lr = None
         else:
             self.optimal_lr = self._search(run)
+            if trainer.is_global_zero and len(self.optimal_lr.results["lr"]) > 1:
+                for logger in as_loggers(trainer.loggers):
+                    logger.log_lr_search(self.optimal_lr)
         if self._early_exit:
             raise SearchDone
 
@@ -219,7 +228,9 @@ class LearningRateFinder(Callback):
             run, [watch], max_steps=last_step, limit_val_batches=found.num_training
         ) as perform:
             watch.rising = _RisingLR(optimizer, found)
-            perform([LRSchedulerConfig(watch.rising, interval="step")])
+            trial = perform([LRSchedulerConfig(watch.rising, interval="step")])
+        if self._early_exit:  # no loop will ask for the data, and users look at it afterwards
+            run.data.loaders.update(trial.data.loaders)
         found.results = run.world.broadcast_object({"lr": watch.lrs, "loss": watch.losses})
         if not run.module.automatic_optimization and len(set(watch.lrs)) < 2:
             warn(
@@ -254,7 +265,9 @@ def attribute_name(
             return name
     kind = type(module).__name__
     wanted = given or " nor ".join(USUAL_NAMES)
-    raise ConfigError(
+    raise NoAttributeError(
+        "When using the learning rate finder, either `model` or `model.hparams` should have one of"
+        f" these fields: {(given,) if given else USUAL_NAMES}. "
         f"The learning rate that is found is to be set, but {kind} has no {wanted}, neither as"
         " attribute nor in hparams. Make it an argument that configure_optimizers uses; or name"
         " it, attr_name='...'; or leave it as it is, update_attr=False."

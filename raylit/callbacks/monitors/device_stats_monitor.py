@@ -9,6 +9,7 @@ import torch
 
 from raylit.core.aliases import Batch, StepOutput
 from raylit.core.callback import Callback
+from raylit.core.logger import as_loggers
 from raylit.errors import ConfigError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class DeviceStatsMonitor(Callback):
     def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and not trainer.loggers and not trainer.fast_dev_run:
             raise ConfigError(
+                "Cannot use `DeviceStatsMonitor` callback with `Trainer(logger=False)`: "
                 "DeviceStatsMonitor has no logger to write to. Give the Trainer one, such as"
                 " logger=CSVLogger('logs'), or leave it out."
             )
@@ -125,8 +127,8 @@ class DeviceStatsMonitor(Callback):
             named = {
                 f"{type(self).__qualname__}.{hook}/{name}": value for name, value in values.items()
             }
-            for logger in trainer.loggers:
-                logger.log_metrics(named, step=trainer.progress.log_steps)
+            for logger in as_loggers(trainer.loggers):
+                logger.log_metrics(metrics=named, step=trainer.progress.log_steps)
 
 
 def stats_of(device: torch.device, cpu_stats: bool | None) -> dict[str, float]:

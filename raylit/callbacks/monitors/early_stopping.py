@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from raylit.core.aliases import StateDict
 from raylit.core.callback import Callback
 from raylit.errors import ConfigError
+from raylit.runtime.kinds import check_kinds
 from raylit.runtime.messages import log, warn
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ class EarlyStopping(Callback):
         check_on_train_epoch_end: bool | None = None,
         log_rank_zero_only: bool = False,
     ) -> None:
+        check_kinds(EarlyStopping.__init__, locals())
         if mode not in SIGN:
             raise ConfigError(
                 f"EarlyStopping(mode={mode!r}) is not known. Use 'min' if lower is better, 'max' if"
@@ -155,10 +157,22 @@ class EarlyStopping(Callback):
         self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
         self.stopping_reason_message: str | None = None
         self._check_on_train_epoch_end = check_on_train_epoch_end
+        self._given_check = check_on_train_epoch_end
+
+    def config_arguments(self) -> dict[str, object]:
+        return {
+            "min_delta": abs(self.min_delta),
+            "check_on_train_epoch_end": self._given_check,
+        }
 
     @property
     def state_key(self) -> str:
         return self._generate_state_key(monitor=self.monitor, mode=self.mode)
+
+    @property
+    def monitor_op(self) -> Callable[..., Any]:
+        """What tells whether its first argument is better than its second: torch.lt or torch.gt."""
+        return torch.lt if self.mode == "min" else torch.gt
 
     def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         if self._check_on_train_epoch_end is None:

@@ -12,6 +12,7 @@ import torch
 
 from raylit.core.aliases import Batch
 from raylit.core.callback import Callback
+from raylit.core.logger import as_loggers
 from raylit.errors import ConfigError
 from raylit.runtime.messages import warn
 
@@ -73,6 +74,7 @@ class LearningRateMonitor(Callback):
     def on_train_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if not trainer.loggers:
             raise ConfigError(
+                "Cannot use `LearningRateMonitor` callback with `Trainer` that has no logger: "
                 "LearningRateMonitor has no logger to write to. Give the Trainer one, such as"
                 " logger=CSVLogger('logs'), or leave it out."
             )
@@ -123,8 +125,8 @@ class LearningRateMonitor(Callback):
             {name: torch.tensor(value) for name, value in values.items()}
         )
         if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                logger.log_metrics(values, step=trainer.progress.log_steps)
+            for logger in as_loggers(trainer.loggers):
+                logger.log_metrics(metrics=values, step=trainer.progress.log_steps)
 
     def _lrs_of(self, name: str) -> list[float]:
         """Return the list of a name.

@@ -21,11 +21,14 @@ STAGES = ("train", "sanity_check", "validate", "test", "predict")
 MAX_BATCHES_UNASKED = 64
 
 
-def parse_duration(duration: str | timedelta | dict[str, int] | None) -> timedelta | None:
+def parse_duration(
+    duration: str | timedelta | dict[str, int] | None, argument: str = "Timer(duration={})"
+) -> timedelta | None:
     """Return the duration that a user means.
 
     Args:
         duration: `DD:HH:MM:SS`, a timedelta, the arguments of one, or None.
+        argument: as which it was given, for what an error says; `{}` stands for the value.
 
     Raises:
         ConfigError: it is none of these.
@@ -51,6 +54,7 @@ def parse_duration(duration: str | timedelta | dict[str, int] | None) -> timedel
     )
     if match is None:
         raise ConfigError(
+            f"`{argument.format(repr(duration))}` is not a valid duration. "
             f"The duration {duration!r} is not of the form DD:HH:MM:SS. Write, for 12 hours:"
             " '00:12:00:00'."
         )
@@ -136,6 +140,7 @@ class Timer(Callback):
             raise ConfigError(f"Timer(interval={interval!r}) is not known. Use 'step' or 'epoch'.")
         parsed = parse_duration(duration)
         self._duration = parsed.total_seconds() if parsed is not None else None
+        self._given_duration = parsed
         self._interval = str(interval)
         self._verbose = verbose
         self._start_time: dict[str, float | None] = dict.fromkeys(STAGES)
@@ -166,6 +171,9 @@ class Timer(Callback):
     def time_remaining(self, stage: str = "train") -> float | None:
         """Return the seconds left, below 0 if the limit is passed; None without a limit."""
         return None if self._duration is None else self._duration - self.time_elapsed(stage)
+
+    def config_arguments(self) -> dict[str, object]:
+        return {"duration": self._given_duration}
 
     def on_fit_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self._deadline.restart()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from raylit.core.callback import Callback
 from raylit.core.hooks import is_overridden
 from raylit.core.module import LightningModule
-from raylit.errors import ConfigError
+from raylit.errors import ConfigError, WrongStateError
 from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:
@@ -37,16 +37,19 @@ class GradientAccumulationScheduler(Callback):
     def __init__(self, scheduling: dict[int, int]) -> None:
         if not scheduling:
             raise TypeError(
+                "Empty dict cannot be interpreted correct: "
                 "GradientAccumulationScheduler(scheduling={}) says nothing. Give epochs and batches"
                 " per step: {4: 2}."
             )
         if any(not isinstance(epoch, int) or epoch < 0 for epoch in scheduling):
             raise ConfigError(
+                "Epoch should be an int greater than or equal to 0: "
                 "The keys of scheduling are epochs, integers from 0 on; given are"
                 f" {list(scheduling)}. Write {{4: 2}}."
             )
         if any(not isinstance(number, int) or number < 1 for number in scheduling.values()):
             raise ConfigError(
+                "Accumulation factor should be an int greater than 0: "
                 "The values of scheduling are batches per step, integers from 1 on; given are"
                 f" {list(scheduling.values())}. Write {{4: 2}}."
             )
@@ -66,13 +69,18 @@ class GradientAccumulationScheduler(Callback):
         if stage != "fit":
             return
         if not pl_module.automatic_optimization:
-            raise ConfigError(
+            raise WrongStateError(
+                "Automatic gradient accumulation and the `GradientAccumulationScheduler` is not supported"
+                " for manual optimization. "
                 "GradientAccumulationScheduler has no effect in manual optimization, where"
                 " training_step does it. Remove the callback and step the optimizer every n"
                 " batches."
             )
         if trainer.accumulate_grad_batches not in (1, self._set):
             raise ConfigError(
+                "You have set `accumulate_grad_batches` and are using the"
+                " `GradientAccumulationScheduler`"
+                " callback. "
                 f"Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}) and"
                 " GradientAccumulationScheduler contradict each other. Remove one of the two."
             )

@@ -138,6 +138,12 @@ class ModelPruning(Callback):
         self._state: dict[str, Any] | None = None  # while no fit runs: of the last one
         self._hook: Any = None
 
+    @property
+    def state_key(self) -> str:
+        method = getattr(self.pruning_fn, "__name__", str(self.pruning_fn))
+        amount = "function" if callable(self.amount) else self.amount
+        return self._generate_state_key(pruning_fn=method, amount=amount)
+
     # ---- to override, to call ----
 
     def filter_parameters_to_prune(self, parameters_to_prune: Parameters = ()) -> Parameters:

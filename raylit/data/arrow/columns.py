@@ -278,7 +278,7 @@ def _ticks(array: pa.ChunkedArray) -> tuple[pa.ChunkedArray, float]:
 
 
 def _codes(
-    column: Column, array: pa.ChunkedArray, vocabulary: Sequence[Any]
+    column: Column, array: pa.ChunkedArray, vocabulary: Sequence[object]
 ) -> np.ndarray[Any, Any]:
     value_type = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
     known = pa.array(vocabulary, value_type)
@@ -330,7 +330,7 @@ def _tensors(column: Column, array: pa.ChunkedArray, where: str) -> np.ndarray[A
     return found
 
 
-def _fill(column: Column) -> Any:
+def _fill(column: Column) -> object:
     if column.nulls == "nan":
         return float("nan")
     return 0 if isinstance(column.nulls, str) else column.nulls
@@ -476,7 +476,9 @@ class Layout:
     """
 
     def __init__(self, form: Form, encoding: Encoding, float_dtype: torch.dtype) -> None:
-        self.form, self.encoding, self.float_dtype = form, encoding, float_dtype
+        self.form = form
+        self.encoding = encoding
+        self.float_dtype = float_dtype
         self.names = list(dict.fromkeys(column.source for column in form.columns))
         by_name = {column.name: column for column in form.columns}
         scalars = [
@@ -639,7 +641,7 @@ def stacked_dtype(dtypes: Sequence[torch.dtype | None], float_dtype: torch.dtype
     return float_dtype
 
 
-def stack(columns: Sequence[Any], float_dtype: torch.dtype, is_x: bool) -> Any:
+def stack(columns: Sequence[Any], float_dtype: torch.dtype, is_x: bool) -> object:
     """Put columns side by side, as x or y of a batch.
 
     A single one is left as it is, but for a vector of features, which becomes a column.

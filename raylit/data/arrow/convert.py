@@ -139,7 +139,7 @@ def _whole(target: str) -> Iterator[str]:
 
 
 @contextmanager
-def _writer(path: str, format: str, schema: pa.Schema, compression: str) -> Iterator[Any]:
+def _writer(path: str, format: str, schema: pa.Schema, compression: str) -> Iterator[object]:
     """Within, tables are written, each as one row group."""
     if format == "ipc":
         with pa.ipc.new_file(path, schema) as ipc:

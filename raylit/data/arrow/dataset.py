@@ -412,7 +412,7 @@ class ArrowDataset:
         """Read the rows in order, in batches of 256."""
         return iter(self.loader())
 
-    def __getitem__(self, number: int) -> Any:
+    def __getitem__(self, number: int) -> object:
         """Return one row as a batch has it, without the first dimension.
 
         For samplers and loaders of torch's.
@@ -498,7 +498,7 @@ def _known(name: str, mean: float | None) -> float:
     return mean
 
 
-def _first(batch: Batch) -> Any:
+def _first(batch: Batch) -> object:
     """Return the only row of a batch."""
     if isinstance(batch, Mapping):
         return {name: _first(one) for name, one in batch.items()}

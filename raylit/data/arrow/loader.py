@@ -217,7 +217,7 @@ class ArrowLoader(PositionedLoader):
         blocks = _blocks(reader.chunks(start, rows), layout, self.batch_size, self.pin_memory)
         return self._counted(_cut(ahead(blocks, AHEAD), layout, self.batch_size))
 
-    def _counted(self, batches: Iterator[object]) -> Iterator[Any]:
+    def _counted(self, batches: Iterator[object]) -> Iterator[object]:
         for batch in batches:
             self._number += 1
             yield batch
@@ -264,7 +264,7 @@ class ArrowLoader(PositionedLoader):
             return self._agreed
         return "windows" if self._is_streamed else "rows"
 
-    def _read_by_workers(self, start: int, stop: int) -> Iterator[Any]:
+    def _read_by_workers(self, start: int, stop: int) -> Iterator[object]:
         """Let worker processes make the batches, some of them at a time."""
         dataset = self.dataset
         layout = dataset.layout  # what it needs of the data is read once, here
@@ -284,7 +284,7 @@ class ArrowLoader(PositionedLoader):
         )
         return self._counted(self._unpacked(iter(loader), layout))
 
-    def _unpacked(self, blocks: Iterator[Any], layout: Layout) -> Iterator[Any]:
+    def _unpacked(self, blocks: Iterator[Any], layout: Layout) -> Iterator[object]:
         for block in blocks:
             if isinstance(block, list):
                 yield from block
@@ -437,7 +437,7 @@ def _blocks(chunks: Iterator[Rows], layout: Layout, batch_size: int, pin: bool) 
         yield layout.finish(rest, pin)
 
 
-def _cut(blocks: Iterator[Rows], layout: Layout, batch_size: int) -> Iterator[Any]:
+def _cut(blocks: Iterator[Rows], layout: Layout, batch_size: int) -> Iterator[object]:
     """Cut batches off blocks."""
     for rows in blocks:
         yield from layout.batches(rows, batch_size)
@@ -456,7 +456,7 @@ class _Blocks(Dataset[Any]):
         self._layout = layout
         self._reader: Reader | None = None
 
-    def __getitem__(self, span: tuple[int, int]) -> Any:
+    def __getitem__(self, span: tuple[int, int]) -> object:
         loader = self._loader
         layout = self._layout
         if self._reader is None:
@@ -473,5 +473,5 @@ class _Blocks(Dataset[Any]):
         return batches
 
 
-def _as_it_is(item: object) -> Any:
+def _as_it_is(item: object) -> object:
     return item

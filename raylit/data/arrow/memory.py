@@ -40,7 +40,10 @@ class StoreReader:
     """
 
     def __init__(self, store: Store, order: Tensor | None, share: Share, chunk_rows: int) -> None:
-        self.store, self.order, self.share, self.chunk_rows = store, order, share, chunk_rows
+        self.store = store
+        self.order = order
+        self.share = share
+        self.chunk_rows = chunk_rows
 
     def chunks(self, start: int, stop: int) -> Iterator[Rows]:
         """Give this rank's rows from number `start` to `stop`, some at a time."""

@@ -232,7 +232,7 @@ def _lists(array: Any, plain: pa.DataType) -> pa.Array:
     )
 
 
-def as_expression(filters: Any, schema: pa.Schema) -> Any:
+def as_expression(filters: Any, schema: pa.Schema) -> object:
     """Return filters as an expression of pyarrow's that fits the columns; None if there are none.
 
     Raises:
@@ -260,7 +260,7 @@ def as_expression(filters: Any, schema: pa.Schema) -> Any:
     return filters
 
 
-def _condition(one: Any, schema: pa.Schema) -> Any:
+def _condition(one: Any, schema: pa.Schema) -> object:
     """Return a condition as a tuple, which a config file has as a list.
 
     Or a list of several, which all have to hold.

@@ -378,7 +378,7 @@ class PlannedSampler:
             unit=self.unit,
         )
 
-    def _draw(self, plan: Plan, number: int, is_new: bool) -> Iterator[Any]:
+    def _draw(self, plan: Plan, number: int, is_new: bool) -> Iterator[object]:
         """Return the batches of this rank from one of them on."""
         if plan.order_seed is not None or plan.start:
             return islice(self._batches(self._share(plan)), number - plan.first, None)
@@ -418,7 +418,7 @@ class PlannedSampler:
         return iter(BatchSampler(indices, self.sampler.batch_size, self.sampler.drop_last))
 
 
-def _seeded(indices: object, seed: int) -> Any:
+def _seeded(indices: object, seed: int) -> object:
     if isinstance(indices, int):
         one = SeededIndex(indices)
         one.seed = seed
@@ -445,7 +445,7 @@ class SeedingWorkers:
             self.own(worker_id)
         fetch: Callable[[Any, Any], Any] = _MapDatasetFetcher.fetch
 
-        def seeded_fetch(fetcher: object, indices: object) -> Any:
+        def seeded_fetch(fetcher: object, indices: object) -> object:
             if isinstance(indices, (SeededBatch, SeededIndex)):
                 rng.seed(indices.seed)
             return fetch(fetcher, indices)
@@ -453,7 +453,7 @@ class SeedingWorkers:
         _MapDatasetFetcher.fetch = seeded_fetch  # type: ignore[method-assign]  # of this worker process, which does nothing else
 
 
-def planned(loader: Loaders, rank: int, num_ranks: int, number: int, seed: int) -> Any:
+def planned(loader: Loaders, rank: int, num_ranks: int, number: int, seed: int) -> object:
     """Return a copy of a DataLoader, the `number`-th of its stage, that reads by plans; other loaders as they are."""
     if (
         not isinstance(loader, DataLoader)

@@ -121,7 +121,9 @@ def seeded_order(
     return first if len(first) < piece else chain(first, stream)
 
 
-def deal(order: list[object] | Iterator[object], rank: int, size: int, mode: str) -> Iterator[Any]:
+def deal(
+    order: list[object] | Iterator[object], rank: int, size: int, mode: str
+) -> Iterator[object]:
     """Return one rank's share of an order.
 
     In training as many for each rank, so that the first come twice or, with `drop`, the last do not
@@ -143,7 +145,7 @@ def deal(order: list[object] | Iterator[object], rank: int, size: int, mode: str
     return iter(order[rank::size])
 
 
-def _dealt(order: Iterator[object], rank: int, size: int, mode: str) -> Iterator[Any]:
+def _dealt(order: Iterator[object], rank: int, size: int, mode: str) -> Iterator[object]:
     """Deal out an order as it is drawn."""
     head = round_ = list(islice(order, size))
     while len(round_) == size:
@@ -153,7 +155,7 @@ def _dealt(order: Iterator[object], rank: int, size: int, mode: str) -> Iterator
         yield [*round_, *islice(cycle(head), size)][rank]
 
 
-def shard(loader: Loaders, world: World, mode: str, alone: bool = False) -> Any:
+def shard(loader: Loaders, world: World, mode: str, alone: bool = False) -> object:
     """Return a loader that reads this rank's share of what `loader` reads.
 
     The user's loader is copied as it is, never made anew through its constructor, so subclasses and
@@ -189,7 +191,7 @@ def shard(loader: Loaders, world: World, mode: str, alone: bool = False) -> Any:
     return sharded
 
 
-def without_shuffle(loader: Loaders) -> Any:
+def without_shuffle(loader: Loaders) -> object:
     """Return a loader that reads in order, for `overfit_batches`."""
     if (
         not isinstance(loader, DataLoader)
@@ -201,7 +203,7 @@ def without_shuffle(loader: Loaders) -> Any:
     return reading(loader, SequentialSampler(loader.dataset))
 
 
-def with_short_batches(loader: Loaders) -> Any:
+def with_short_batches(loader: Loaders) -> object:
     """Return a loader that does not drop a last batch that is short.
 
     There is to be a prediction for every sample.

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
@@ -36,7 +36,9 @@ TORCHS_OWN = (
     WeightedRandomSampler,
 )
 PIECE = 1024  # indices drawn at once from a sampler that does not say how many it has
-Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+
+if TYPE_CHECKING:
+    Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
 
 class Sources:
@@ -57,7 +59,7 @@ class Sources:
             return
         seen.add(id(owner))
         for name, value in vars(owner).items():
-            if isinstance(value, Generator):
+            if _is_generator(value):
                 if id(value) not in seen:
                     seen.add(id(value))
                     self.generators.append(value)
@@ -133,7 +135,7 @@ class Stream(Iterator[Any]):
         self._states: list[Any] = []
         self._drawn: deque[object] = deque()
 
-    def __next__(self) -> Any:
+    def __next__(self) -> object:
         if not self._drawn:
             self._draw()
             if not self._drawn:
@@ -176,7 +178,12 @@ def piece_of(sampler: Any) -> int:
         return PIECE
 
 
-def _capture(generator: Generator) -> Any:
+def _is_generator(value: object) -> TypeGuard[Generator]:
+    kinds = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+    return isinstance(value, kinds)
+
+
+def _capture(generator: Generator) -> object:
     if isinstance(generator, torch.Generator):
         return generator.get_state()
     if isinstance(generator, np.random.Generator):
@@ -197,7 +204,7 @@ def _revert(generator: Generator, state: Any) -> None:
         generator.setstate(state)
 
 
-def _state_of(generator: Generator) -> Any:
+def _state_of(generator: Generator) -> object:
     """Return a generator's state as plain data; arrays become lists."""
     return _listed(_capture(generator))
 
@@ -211,7 +218,7 @@ def _restore(generator: Generator, state: Any) -> None:
     _revert(generator, state)
 
 
-def _listed(value: object) -> Any:
+def _listed(value: object) -> object:
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, dict):
@@ -221,7 +228,7 @@ def _listed(value: object) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _arrayed(value: object) -> Any:
+def _arrayed(value: object) -> object:
     if isinstance(value, dict):
         return {key: _arrayed(one) for key, one in value.items()}
     return np.asarray(value, dtype=np.uint64) if isinstance(value, list) else value

@@ -14,7 +14,7 @@ from raylit.runtime import storage
 __all__ = ["get_filesystem"]
 
 
-def get_filesystem(path: str | os.PathLike[str], **kwargs: Any) -> Any:
+def get_filesystem(path: str | os.PathLike[str], **kwargs: object) -> Any:
     """Return the fsspec file system of a path or URL."""
     filesystem, _ = url_to_fs(str(path), **kwargs)
     return filesystem

@@ -17,13 +17,13 @@ def sized_len(dataloader: Any) -> int | None:
         return None
 
 
-def has_iterable_dataset(dataloader: Any) -> bool:
+def has_iterable_dataset(dataloader: object) -> bool:
     """Tell whether a loader reads an IterableDataset."""
     from torch.utils.data import IterableDataset
 
     return isinstance(getattr(dataloader, "dataset", None), IterableDataset)
 
 
-def has_len(dataloader: Any) -> bool:
+def has_len(dataloader: object) -> bool:
     """Tell whether a loader has a length, as far as it is to be believed."""
     return sized_len(dataloader) is not None and not has_iterable_dataset(dataloader)

@@ -10,8 +10,11 @@ import re
 import socket
 import threading
 
+import ray
+
 from raylit.errors import ConfigError
 from raylit.launch.on_ray import private
+from raylit.runtime.secrets import without_secrets
 
 ANSWER_S = 5.0  # for a name to be looked up, and again for the port to answer
 START = "Start one with `ray start --head`; other nodes join with `ray start --address=...`."
@@ -19,6 +22,7 @@ START = "Start one with `ray start --head`; other nodes join with `ray start --a
 # speaks (RFC 9113, 3.4).
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 SETTINGS = 4
+LOOPBACK = ("localhost", "127.0.0.1", "::1")  # what Ray takes for this machine
 
 
 def check_address(address: str) -> str:
@@ -27,12 +31,13 @@ def check_address(address: str) -> str:
     Raises:
         ConfigError: it is no address, or no Ray cluster answers there.
     """
-    what = f"RAY_ADDRESS (--ray.address) is {address!r}"
+    what = f"RAY_ADDRESS (--ray.address) is {without_secrets(address)!r}"
     scheme, _, rest = address.rpartition("://")
     if scheme == "ray":
+        host = re.split(r"[:/?]", rest.rpartition("@")[2])[0]
         raise ConfigError(
             f"{what}, an address of Ray Client, through which no fit can be run. Give the address of"
-            f" the head node itself ({rest.partition(':')[0]}:6379), or send the script there:"
+            f" the head node itself ({host}:6379), or send the script there:"
             " `ray job submit --address http://HEAD:8265 -- python train.py`."
         )
     if scheme:
@@ -51,6 +56,32 @@ def check_address(address: str) -> str:
     if problem is not None:
         raise ConfigError(f"{what}, but no Ray cluster answers there: {problem}. {START}")
     return address
+
+
+def check_cluster_of_environment() -> None:
+    """Find out whether the cluster that RAY_ADDRESS names answers, if it is still to be joined.
+
+    Raises:
+        ConfigError: it does not, or it is no address.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if address and address != "local" and not ray.is_initialized():
+        check_address(address)
+
+
+def is_on_loopback(address: str) -> bool:
+    """Tell whether a cluster listens on this machine alone, as those do that raylit starts.
+
+    Ray takes `127.0.0.1:PORT` for the machine's own address, where such a cluster is not found.
+
+    Args:
+        address: `host:port` of a cluster that answers.
+    """
+    host, port = _host_and_port(address, f"RAY_ADDRESS is {address!r}")
+    if host not in LOOPBACK:
+        return False
+    own = private.own_address()
+    return own not in LOOPBACK and _problem(own, port) is not None
 
 
 def _host_and_port(address: str, what: str) -> tuple[str, int]:

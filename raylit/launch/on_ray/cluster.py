@@ -5,6 +5,7 @@ The one that is connected, the one RAY_ADDRESS names, or a new one on this machi
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -15,7 +16,7 @@ import ray
 
 from raylit.errors import ConfigError
 from raylit.launch.on_ray import nodes, private
-from raylit.launch.on_ray.address import START, check_address
+from raylit.launch.on_ray.address import START, check_address, is_on_loopback
 from raylit.launch.on_ray.by_value import Code
 from raylit.runtime.messages import info
 
@@ -75,12 +76,13 @@ def _connect(num_cpus: float) -> None:
                 f" Ray cluster that is started here takes {most} workers at most. Give a smaller"
                 " num_workers, or join a cluster: RAY_ADDRESS=HOST:6379 (--ray.address)."
             )
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, int(num_cpus)),
-            include_dashboard=True,
-            **quiet,
-        )
+        with private.on_loopback():
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, int(num_cpus)),
+                include_dashboard=True,
+                **quiet,
+            )
         _inherited = dict(os.environ)
         _started = ray.get_runtime_context().gcs_address
         info("Started a Ray cluster on this machine.")
@@ -94,20 +96,22 @@ def join(address: str, arguments: dict[str, Any]) -> None:
         ConfigError: it cannot be reached.
     """
     private.send_token()
-    try:
-        ray.init(address=address, **arguments)
-    except (ConnectionError, RuntimeError) as error:
-        raise ConfigError(
-            f"The Ray cluster at {address} (RAY_ADDRESS, --ray.address) cannot be joined:"
-            f" {_why(error)}"
-        ) from error
-    missing = nodes.without_code()
-    if missing:
-        folders = " and ".join(Code.here().folders)
-        info(
-            f"Sending {folders} to the nodes of the Ray cluster: {', '.join(missing)} cannot see it."
-        )
-        nodes.connect_with_code(address, arguments)
+    with private.on_loopback() if is_on_loopback(address) else contextlib.nullcontext():
+        try:
+            ray.init(address=address, **arguments)
+        except (ConnectionError, RuntimeError) as error:
+            raise ConfigError(
+                f"The Ray cluster at {address} (RAY_ADDRESS, --ray.address) cannot be joined:"
+                f" {_why(error)}"
+            ) from error
+        missing = nodes.without_code()
+        if missing:
+            folders = " and ".join(Code.here().folders)
+            info(
+                f"Sending {folders} to the nodes of the Ray cluster: {', '.join(missing)} cannot"
+                " see it."
+            )
+            nodes.connect_with_code(address, arguments)
 
 
 def started_here() -> bool:

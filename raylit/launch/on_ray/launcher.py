@@ -17,7 +17,9 @@ from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedErr
 
 from raylit.callbacks import RecoveryCheckpoint
 from raylit.core.job import Job, Result
+from raylit.core.logger import as_loggers
 from raylit.errors import LaunchError, Terminated
+from raylit.launch.job_parts import checkpoint_folders
 from raylit.launch.on_ray import elastic, mailbox, private
 from raylit.launch.on_ray.cluster import (
     connect,
@@ -43,7 +45,7 @@ from raylit.launch.on_ray.resources import check_room, choose_gpu, resources_of
 from raylit.launch.on_ray.variables import Variables
 from raylit.launch.on_ray.watch import Watch
 from raylit.launch.on_ray.watchdog import DEFAULT_S, VARIABLE
-from raylit.launch.on_ray.worker_main import Preempted, Work, checkpoint_folders
+from raylit.launch.on_ray.worker_main import Preempted, Work
 from raylit.runtime import storage
 from raylit.runtime.environment import seconds
 from raylit.runtime.messages import info
@@ -188,10 +190,11 @@ class RayTrainLauncher:
         """
         self.is_ended = True
         with contextlib.suppress(KeyboardInterrupt):
-            for logger in job.trainer.loggers if job.fn != "predict" else ():
+            for logger in as_loggers(job.trainer.loggers) if job.fn != "predict" else ():
                 logger.announce(
                     "killed"
-                    # Whoever sends a SIGTERM may not wait for the workers: `ray job stop` does for 3 s
+                    # Whoever sends a SIGTERM may not wait for the workers: `ray job stop` does for
+                    # 3 s
                 )
             relay.end_workers()
         self.abort(relay.watch)

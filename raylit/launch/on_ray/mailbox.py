@@ -34,7 +34,9 @@ class Mailbox:
     def __init__(self) -> None:
         self.items: list[tuple[str, Any]] = []
         self.ends = self.makes_room = False
-        self.number, self.job, self.results = 0, None, {}  # type: int, Any, dict[int, Any]
+        self.number = 0
+        self.job: Any = None
+        self.results: dict[int, Any] = {}
 
     def end(self) -> None:
         """The driver wants the workers to save the run and leave."""
@@ -46,7 +48,9 @@ class Mailbox:
 
     def why_end(self) -> str:
         """Tell why the workers are to leave: `ends`, `grows`, or nothing if they are not."""
-        return "ends" if self.ends else "grows" if self.makes_room else ""
+        if self.ends:
+            return "ends"
+        return "grows" if self.makes_room else ""
 
     def give(self, number: int, job: object) -> None:
         """The next job of workers that are kept; numbers go up from 1."""
@@ -228,7 +232,7 @@ class Restarts(UserCallback):
         self.max_failures = max_failures
         self.num_failures = num_failures
 
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
         """Workers failed. Ray Train does not say yet whether it goes on; the budget tells."""
         self.num_failures += 1
         if self.max_failures == -1 or self.num_failures <= self.max_failures:
@@ -280,8 +284,9 @@ def answers(node: dict[str, Any]) -> bool:
 def prepare(place: dict[str, str]) -> None:
     """Make a worker ready to join the process group, in its main thread, where Ray Train does not train.
 
-    gloo is told to use this node's own interface, unless the user said which: by itself it takes that of the host name, often the loopback.
-    A SIGTERM becomes a notice (see `preemption.py`); by itself it would end the process at once.
+    gloo is told to use this node's own interface, unless the user said which: by itself it takes
+    that of the host name, often the loopback. A SIGTERM becomes a notice (see `preemption.py`); by
+    itself it would end the process at once.
     """
     os.environ.update(place)
     context = ray.train.get_context()

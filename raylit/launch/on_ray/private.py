@@ -11,14 +11,18 @@ raylit is imported here, and nothing of Ray's state is kept in a global: it woul
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import ray
+from ray._common import network_utils
+from ray._private import ray_constants, services
 from ray._raylet import PlacementGroupID
 from ray.experimental import internal_kv
 from ray.train.torch import TorchTrainer
@@ -92,7 +96,7 @@ class TrainRun(TorchTrainer):
         made = super()._create_default_callbacks()  # type: ignore[misc]  # mypy sees Train's v1
         return [callback for callback in made if type(callback).__name__ not in NOT_NEEDED]
 
-    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+    def _initialize_and_run_controller(self, **arguments: object) -> Any:
         """Do as Ray does, but remember the controller, and leave Ctrl-C to Python."""
         here: Any = NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
@@ -190,10 +194,35 @@ def dashboard_url() -> str | None:
 
 def running_cluster() -> str | None:
     """Return the `host:port` of a Ray cluster that runs on this machine, or None."""
-    from ray._private import services
-
     found: list[str] = sorted(services.find_gcs_addresses())
     return found[0] if found else None
+
+
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """Within, a cluster that is started listens on this machine alone, as Ray's do on macOS.
+
+    Ray decides by a variable that it has read when it was imported. Processes of the cluster
+    inherit the variable, so that drivers of Ray jobs find the cluster where it listens.
+    """
+    before = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR)
+    was_enabled = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = was_enabled
+        os.environ.pop(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR)
+        if before is not None:
+            os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = before
+
+
+def own_address() -> str:
+    """Return the address of this machine that Ray takes a loopback address for."""
+    # its types leave out what it imports
+    found: str = network_utils.node_ip_address_from_perspective()  # type: ignore[attr-defined]
+    return found
 
 
 def send_token() -> None:
@@ -210,3 +239,6 @@ def send_token() -> None:
 
 # Its logger tells every user of tokens how to switch them off.
 TOKEN_LOGGER = "ray._private.authentication.authentication_token_setup"
+
+# What the dashboard takes in one request, such as the files of a job.
+MAX_UPLOAD_BYTES: int = ray_constants.DASHBOARD_CLIENT_MAX_SIZE

@@ -198,7 +198,7 @@ def _takes_part(callback: Callback) -> bool:
     )
 
 
-def _validate(parcel: Parcel, path: str, progress: dict[str, object]) -> Any:
+def _validate(parcel: Parcel, path: str, progress: dict[str, object]) -> object:
     """Validate a checkpoint, in a process of its own."""
     try:
         parcel.variables.set(tracking=False)

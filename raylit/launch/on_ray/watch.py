@@ -115,7 +115,10 @@ class Watch:
     def restart(self, why: str) -> None:
         """The workers are started anew."""
         info(why)
-        self._ranks, self.is_running, self._how, self._began = {}, False, None, time.monotonic()
+        self._ranks = {}
+        self.is_running = False
+        self._how = None
+        self._began = time.monotonic()
         self._next = self._began + FIRST_S
 
     def say(self, text: str) -> None:

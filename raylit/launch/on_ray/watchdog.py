@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any
 
 from raylit.core.job import Job
 from raylit.engine.run import Run
@@ -70,7 +69,7 @@ class Patience:
                     os._exit(1)  # no exception gets through to a thread that waits
                 since = time.monotonic()
 
-    def _place(self) -> Any:
+    def _place(self) -> object:
         """Return where the loop is.
 
         None where it is in none, and where a long time is nothing odd.

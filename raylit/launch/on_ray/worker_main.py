@@ -22,6 +22,7 @@ from raylit.checkpoint import find
 from raylit.core.job import Job, Result
 from raylit.engine.worker import run_job
 from raylit.errors import Terminated
+from raylit.launch.job_parts import checkpoint_folders, parts_of
 from raylit.launch.on_ray import mailbox as remote
 from raylit.launch.on_ray.by_value import Parcel
 from raylit.launch.on_ray.cluster import is_verbose
@@ -67,18 +68,7 @@ class Work:
     variables: Variables
 
     def __init__(self, job: Job) -> None:
-        trainer = job.trainer
-        parts = {
-            "The LightningModule": job.module,
-            "The LightningDataModule": job.datamodule,
-            **{f"The {stage} data": loaders for stage, loaders in job.data.items()},
-            **{
-                f"The callback {type(callback).__name__}": callback
-                for callback in trainer.callbacks
-            },
-            **{f"The logger {type(logger).__name__}": logger for logger in trainer.loggers},
-        }
-        self.parcel = Parcel(job, parts)
+        self.parcel = Parcel(job, parts_of(job))
         self.before = find.times_of(checkpoint_folders(job))
         self.seed = os.environ.get(SEED)
 
@@ -217,11 +207,3 @@ def _where(job: Job, rank: int) -> dict[str, Any]:
         "node": f"{address} ({socket.gethostname()})",
         "device": str(device),
     }
-
-
-def checkpoint_folders(job: Job) -> list[str]:
-    """Return where the job's checkpoints are, those for recovery too."""
-    if job.fn != "fit":
-        return []
-    folders = (saver.resolve_dirpath(job.trainer) for saver in job.trainer.savers)
-    return list(dict.fromkeys(folder for folder in folders if folder is not None))

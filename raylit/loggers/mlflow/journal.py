@@ -6,7 +6,8 @@ Another process reads behind it (`Reader`) and sends (`delivery.py`).
 
 A file is `<run id>-<random>.journal`. It begins with a page: eight letters, the position up to
 which the store has acknowledged and whether all replays are behind it (both written by whoever
-sends), whether it was closed, and a JSON object that says whose it is (`Header`). Records follow, each with its length and its CRC-32 before it. The length is written
+sends), whether it was closed, and a JSON object that says whose it is (`Header`). Records follow,
+each with its length and its CRC-32 before it. The length is written
 last: a record is there whole or not at all. The first byte of a record is its kind:
 
     S  a set of names that are logged together, with a number, once before it is first used
@@ -57,7 +58,9 @@ class Record(NamedTuple):
     of the step (`key` is its name; of both the value is a path on this machine), or the status.
     """
 
-    kind: Literal["metric", "param", "tag", "text", "file", "image", "status"]
+    kind: Literal[
+        "metric", "param", "tag", "text", "file", "image", "input", "models", "curves", "status"
+    ]
     key: str
     value: float | str
     time_ms: int = 0

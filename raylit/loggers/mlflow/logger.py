@@ -4,8 +4,8 @@ The only place for mlflow, loaded on first use.
 
 The run is made on the driver, where user, source file and git commit are known, and goes on through
 all restarts of the workers. Rank 0 only appends what it logs to a file (`journal.py`), which
-another process sends (`sender.py`). Only `MlflowClient` is used, with explicit ids: mlflow's functions that work on a
-current run would mix up runs in one process.
+another process sends (`sender.py`). Only `MlflowClient` is used, with explicit ids: mlflow's
+functions that work on a current run would mix up runs in one process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import json
 import os
 import random
 import shutil
+import socket
 import struct
+import subprocess
 import tempfile
 import time
 from argparse import Namespace
@@ -25,15 +27,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from raylit.core.logger import Logger
+from raylit.core.logger import DataInput, Logger, LRSearch, number_of
 from raylit.errors import ConfigError, MissingPackageError
-from raylit.loggers.mlflow import pictures, runs, store
+from raylit.loggers import pictures
+from raylit.loggers.mlflow import runs, store
 from raylit.loggers.mlflow.delivery import LOCK_S, deliver, deliver_left_behind
 from raylit.loggers.mlflow.journal import FOLDER, Full, Header, Journal, Record
+from raylit.loggers.mlflow.model import save_final
+from raylit.loggers.mlflow.models import FINAL, checkpoints_of, upload_final
 from raylit.loggers.mlflow.sender import Sender
 from raylit.loggers.mlflow.source import source_tags
 from raylit.loggers.mlflow.store import ATTEMPT_TAG, PARENT_TAG, PROCESS_TAG, REASON_TAG, RunStore
+from raylit.loggers.mlflow.system import start_elsewhere
 from raylit.loggers.mlflow.uploads import CheckpointUploader, best_tags
+from raylit.runtime.kinds import check_kinds
 from raylit.runtime.messages import info, warn, warn_once
 from raylit.runtime.processes import ProcessName
 from raylit.runtime.secrets import without_secrets
@@ -44,12 +51,15 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
     from raylit.core.callback import Checkpoint
+    from raylit.core.module import LightningModule
 
 DEFAULT_NAME = "lightning_logs"  # of an experiment, as in Lightning
+CONFIG = "config.yaml"
 LONG_PARAMS = "config/long_parameters.json"
 MOST_FILES = 500  # that wait to be sent
 MOST_TABLES = 50  # that a tag has room for
 MAX_TAIL_BYTES = 1 << 24  # half a million rows
+GROUPS = frozenset({"perf", "optim", "system"})
 STATUSES = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
@@ -63,6 +73,28 @@ class _Live:
     sender: Sender | None = None
     uploader: CheckpointUploader | None = None
     callbacks: dict[int, Checkpoint] = field(default_factory=dict)
+    adopted: bytes = b""
+    steps: dict[str, int] = field(default_factory=dict)  # of checkpoints
+    node: int | None = None
+    elsewhere: subprocess.Popen[str] | None = None  # measures a node without rank 0
+
+
+def _groups(monitor: bool | Collection[str]) -> frozenset[str]:
+    """Return what is to be measured.
+
+    Raises:
+        ConfigError: there is no such group.
+    """
+    if isinstance(monitor, bool):
+        return GROUPS if monitor else frozenset()
+    given = frozenset([monitor] if isinstance(monitor, str) else monitor)
+    unknown = given - GROUPS
+    if unknown:
+        raise ConfigError(
+            f"MLFlowLogger(monitor={monitor!r}) is not known. Use True, False, or some of"
+            f" {sorted(GROUPS)}."
+        )
+    return given
 
 
 class MLFlowLogger(Logger):
@@ -98,9 +130,13 @@ class MLFlowLogger(Logger):
         artifact_location: where a newly created experiment keeps its artifacts, if not where the
             store has them by default.
         run_id: go on with this run instead of creating one.
+        monitor: what is measured beside what the user logs, at the steps at which that goes to the
+            loggers: of "perf" (time of a step, samples a second, share of waiting for data),
+            "optim" (learning rates, norm of the gradients) and "system" (CPU, memory, disk, network
+            and GPUs of each node, every 10 s); True: all, False: nothing.
 
     Raises:
-        ConfigError: `log_model` is something else.
+        ConfigError: `log_model` or `monitor` is something else.
         MissingPackageError: mlflow is not installed.
 
     Example:
@@ -122,19 +158,23 @@ class MLFlowLogger(Logger):
         prefix: str = "",
         artifact_location: str | None = None,
         run_id: str | None = None,
+        monitor: bool | Collection[str] = True,
     ) -> None:
+        check_kinds(MLFlowLogger.__init__, locals())
         if importlib.util.find_spec("mlflow") is None:
             raise MissingPackageError("mlflow", "MLFlowLogger")
         if log_model not in (True, False, "all"):
             raise ConfigError(
                 f"MLFlowLogger(log_model={log_model!r}) is not known. Use True, False or 'all'."
             )
+        self._monitor = _groups(monitor)
         self.tags = dict(tags or {})
         self._experiment_name = experiment_name
         self._run_name = run_name
-        self._tracking_uri = tracking_uri
+        self._tracking_uri = self._given_uri = tracking_uri
         self._artifact_location = artifact_location
         self._files_dir = os.path.abspath(save_dir) if save_dir else None
+        self._given_dir = None if save_dir is None else os.fspath(save_dir)
         self._root_dir = os.getcwd()
         self._log_model = log_model
         self._prefix = prefix
@@ -142,7 +182,7 @@ class MLFlowLogger(Logger):
         self._run_id = self._given_run_id = run_id
         self._resumed_run_id: str | None = None
         self._has_run = self._was_opened = False
-        self._is_fresh = False
+        self._is_fresh = self._is_joining = False
         self._owns_run = True  # its status is ours to set, not the user's
         self._context_tags: dict[str, str] = {}
         # Of the checkpoint that the fit goes on from; see `state_dict`
@@ -153,6 +193,7 @@ class MLFlowLogger(Logger):
             None  # the run that this one branches off, while it is made
         )
         self._has_fitted = False
+        self._data: dict[str, DataInput] = {}
         self._tables: list[dict[str, str]] = []
         self._live = _Live()
         # MLFLOW_TRACKING_* of the process that sent this logger to another one
@@ -217,6 +258,38 @@ class MLFlowLogger(Logger):
             self._live.client = store.client_of(str(self._tracking_uri))
         return self._live.client
 
+    @property
+    def measured_groups(self) -> Collection[str]:
+        return self._monitor
+
+    def watch_node(self, node: int) -> None:
+        if not self._has_run:
+            return
+        file = store.sqlite_file(str(self._tracking_uri))
+        if file is not None and not os.path.exists(file):
+            raise ConfigError(
+                f"The runs are recorded in {file}, a file that this machine"
+                f" ({socket.gethostname()}) does not have. Workers on several machines need a"
+                " server that all reach: start mlflow server --host 0.0.0.0 on one, and give"
+                " MLFlowLogger(tracking_uri='http://ITS_NAME:5000') or MLFLOW_TRACKING_URI."
+            )
+        if "system" not in self._monitor:
+            return
+        self._live.node = node
+        if node != 0:
+            self._live.elsewhere = start_elsewhere(
+                str(self._tracking_uri), str(self._run_id), node, self._environment
+            )
+
+    def leave_node(self) -> None:
+        process = self._live.elsewhere
+        self._live.node = self._live.elsewhere = None
+        if process is not None and process.stdin is not None:
+            with suppress(BrokenPipeError):
+                process.stdin.close()  # it ends by itself
+            process.terminate()
+            process.wait()
+
     def where(self) -> str:
         """Return where to look at the run.
 
@@ -250,6 +323,7 @@ class MLFlowLogger(Logger):
             log_model=self._log_model,
             prefix=self._prefix,
             run_id=run_id,
+            monitor=self._monitor,
         )
         child._experiment_id = self._experiment_id
         return child
@@ -268,6 +342,7 @@ class MLFlowLogger(Logger):
             self._log_model,
             self._prefix,
             self._artifact_location,
+            monitor=self._monitor,
         )
         sibling._is_fresh = True
         return sibling
@@ -295,6 +370,36 @@ class MLFlowLogger(Logger):
             self.experiment.log_text(run_id, text, artifact_file)
         except Exception as failure:
             warn(f"MLflow does not tell why the run {run_id} failed: {failure}")
+
+    def keep_beside(
+        self, run_id: str, folder: str, artifact_path: str, default_root_dir: str
+    ) -> bool:
+        """Keep the files of a local folder as artifacts of a run, which may have ended.
+
+        Creates no run. On the driver; waits for the store. Where it cannot be done, that is warned
+        of: what was computed is not to be lost for it.
+
+        Args:
+            run_id: of this store.
+            folder: the files.
+            artifact_path: where they go among the artifacts.
+            default_root_dir: as in `open`.
+
+        Returns:
+            Whether they are there.
+        """
+        try:
+            uri, artifact_root = store.find_store(
+                self._tracking_uri, self._files_dir, os.path.abspath(default_root_dir)
+            )
+            store.connect(uri, artifact_root).log_artifacts(run_id, folder, artifact_path)
+        except Exception as error:
+            warn(
+                f"{artifact_path} could not be kept with the run {run_id} of MLflow:"
+                f" {type(error).__name__}: {error}"
+            )
+            return False
+        return True
 
     def trials_below(
         self, run_id: str, default_root_dir: str
@@ -385,13 +490,23 @@ class MLFlowLogger(Logger):
         Driver, before `open`; a `run_id` given by the user, and their active run, come first.
         """
         self._resumed_run_id = run_id
+        self._is_joining = False
         self._chosen = None
+
+    def join(self, run_id: str) -> None:
+        self.resume(run_id)
+        self._is_joining = True
 
     def branch(self, step: int, *, is_newest: bool) -> None:
         self._chosen = (step, is_newest)
 
     def start_over(self) -> None:
         self._resumed_run_id = None
+        if self._is_joining:
+            self._is_joining = False
+            self._owns_run = True
+            if not self._has_fitted:
+                self._run_id = self._given_run_id
         self._chosen = None
         if self._has_fitted and self._run_id is not None:
             if self._run_id == self._given_run_id or not self._owns_run:
@@ -452,7 +567,7 @@ class MLFlowLogger(Logger):
         except (TypeError, ValueError, RuntimeError, OverflowError, struct.error):
             self._log_what_fits(journal, metrics, step or 0)
 
-    def _log_what_fits(self, journal: Journal, metrics: Mapping[str, Any], step: float) -> None:
+    def _log_what_fits(self, journal: Journal, metrics: Mapping[str, object], step: float) -> None:
         """Append those of the metrics that are numbers, if the step is one that MLflow takes."""
         if not -(2**63) <= step < 2**63:
             warn_once(
@@ -461,7 +576,7 @@ class MLFlowLogger(Logger):
                 key="mlflow step",
             )
             return
-        numbers = {key: _number(key, value) for key, value in metrics.items()}
+        numbers = {key: number_of(key, value, "MLflow") for key, value in metrics.items()}
         fitting = {key: number for key, number in numbers.items() if number is not None}
         if fitting:
             try:
@@ -494,12 +609,77 @@ class MLFlowLogger(Logger):
     def log_settings(self, settings: Mapping[str, Any]) -> None:
         self.log_hyperparams(settings)
 
+    def log_summary(self, text: str) -> None:
+        self.log_text(text, "model_summary.txt")
+
+    def log_curves(self, history: Sequence[Mapping[str, float]]) -> None:
+        if len(history) > 1:
+            self._log(Record("curves", "plots/learning_curves.png", json.dumps(list(history))))
+
+    def log_lr_search(self, found: LRSearch) -> None:
+        self.log_figure("lr_find", found.plot(suggest=True), 0)
+
+    def log_input(self, data: DataInput) -> None:
+        self._data[data.context] = data
+        parts = {
+            "name": without_secrets(data.name),
+            "digest": data.digest,
+            "num_rows": data.num_rows,
+            "columns": data.columns,
+        }
+        self._log(Record("input", data.context, json.dumps(parts)))
+
+    def log_config(self, text: str) -> None:
+        self.log_text(text, CONFIG)
+
+    def config_arguments(self) -> dict[str, object]:
+        """Return the arguments of a logger like this one, for the config of the fit."""
+        own_tags = {
+            key: str(value)
+            for key, value in self.tags.items()
+            if not key.startswith(("mlflow.", "raylit."))  # of this run's place in a sweep
+        }
+        return {
+            "experiment_name": self._experiment_name,
+            "run_name": self._run_name,
+            "tracking_uri": self._given_uri,
+            "tags": own_tags or None,
+            "save_dir": self._given_dir,
+            "log_model": self._log_model,
+            "monitor": True if self._monitor == GROUPS else sorted(self._monitor),
+            "prefix": self._prefix,
+            "artifact_location": self._artifact_location,
+        }
+
     def after_save_checkpoint(self, checkpoint_callback: Checkpoint) -> None:
         self._live.callbacks[id(checkpoint_callback)] = checkpoint_callback
+        self._tell_models(checkpoint_callback)
         if self._log_model == "all" or (
             self._log_model and getattr(checkpoint_callback, "save_top_k", None) == -1
         ):
             self._uploader.add(checkpoint_callback, link=True)
+
+    def _tell_models(self, callback: Checkpoint) -> None:
+        """Have the store told which checkpoints there are."""
+        step = getattr(callback, "_last_global_step_saved", 0)
+        newest = checkpoints_of(callback, {}, None)
+        for one in newest["files"]:
+            self._live.steps.setdefault(one["path"], step)
+        kept = checkpoints_of(callback, self._live.steps, self._data.get("validation"))
+        if kept["files"]:
+            self._log(Record("models", kept["owner"], json.dumps(kept)))
+
+    @property
+    def wants_model(self) -> bool:
+        return bool(self._log_model)
+
+    def keep_model(self, module: LightningModule, inputs: tuple[object, ...], step: int) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = os.path.join(scratch, FINAL)
+            form = save_final(module, inputs, folder)
+            self._use_environment()
+            with store.short_requests():
+                upload_final(self.experiment, str(self._run_id), folder, step, form)
 
     def settle(self, timeout_s: float) -> None:
         if self._live.journal is not None:
@@ -536,8 +716,12 @@ class MLFlowLogger(Logger):
 
     def _adopt(self, journal: Journal) -> None:
         """Take over what the checkpoint says that the store did not have."""
+        tail = self._resumed.get("tail", b"")
+        if tail == self._live.adopted:  # else an old text would come behind a new one
+            return
+        self._live.adopted = tail
         try:
-            journal.adopt(self._resumed.get("tail", b""))
+            journal.adopt(tail)
         except Full as error:
             _tell_full(error)
         except (ValueError, KeyError, struct.error) as error:
@@ -549,6 +733,8 @@ class MLFlowLogger(Logger):
         )
         if best:
             self._log(*(Record("tag", key, value) for key, value in best.items()))
+        for callback in self._live.callbacks.values():
+            self._tell_models(callback)
         for callback in self._live.callbacks.values() if self._log_model else ():
             self._uploader.add(callback, link=False)
         if not self._was_opened:  # used without a Trainer: nobody calls `close`
@@ -622,7 +808,8 @@ class MLFlowLogger(Logger):
             or (None if self._is_fresh or PARENT_TAG in self.tags else active)
             or self._resumed_run_id
         )
-        self._owns_run = run_id is None or run_id != active
+        joins = self._is_joining and run_id == self._resumed_run_id
+        self._owns_run = run_id is None or (run_id != active and not joins)
         self._origin = None
         if run_id is None:
             return None
@@ -641,6 +828,8 @@ class MLFlowLogger(Logger):
             if self._leaves(client.get_run(run_id)):
                 self._origin = run
                 return None
+        if joins:
+            return run
         if self._owns_run:
             before = run.data.tags.get(ATTEMPT_TAG, "1")
             attempt = int(before) + 1 if before.isdigit() else 2
@@ -722,7 +911,7 @@ class MLFlowLogger(Logger):
         self._live.journal = journal
         if self._resumed.get("run_id") == self._run_id:
             self._adopt(journal)
-        self._live.sender = Sender(journal, uri, self.save_dir, self._environment)
+        self._live.sender = Sender(journal, uri, self.save_dir, self._environment, self._live.node)
         atexit.register(self._stop_writing)  # a script that forgot to finalize
         return journal
 
@@ -809,14 +998,3 @@ def _tell_full(error: Full) -> None:
         " Training goes on. Free some of the disk.",
         key="mlflow journal full",
     )
-
-
-def _number(key: str, value: Any) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError):
-        warn_once(
-            f"MLflow records numbers only, so the metric {key} = {value!r} was left out.",
-            key=f"mlflow metric {key}",
-        )
-        return None

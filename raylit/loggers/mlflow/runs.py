@@ -17,6 +17,7 @@ from raylit.errors import ConfigError, did_you_mean
 from raylit.loggers.mlflow import store
 from raylit.loggers.mlflow.delivery import deliver, num_waiting
 from raylit.loggers.mlflow.journal import journals_in, reading
+from raylit.loggers.mlflow.models import make_outputs
 from raylit.loggers.mlflow.store import PARENT_TAG, PROCESS_TAG, REASON_TAG
 from raylit.runtime.processes import ProcessName
 from raylit.runtime.secrets import without_secrets
@@ -46,6 +47,7 @@ def open_store(uri: str) -> MlflowClient:
     Raises:
         ConfigError: it is not, or does not answer.
     """
+    import mlflow
     from mlflow import MlflowClient
 
     uri = store.absolute(uri)
@@ -56,14 +58,17 @@ def open_store(uri: str) -> MlflowClient:
             " mlflow.db in the folder where the fit was started (trainer.default_root_dir): go"
             " there, or name the store: --store sqlite:////path/to/mlflow.db"
         )
+    store.check_driver(uri)
     try:
         store.check_answers(uri, num_retries=1)
+        client = MlflowClient(tracking_uri=uri)  # knows which kinds of stores there are
     except Exception as error:
         raise ConfigError(
             f"The MLflow store does not answer: {without_secrets(f'{uri}: {error}')} Start its"
             " server, or name another one: --store http://127.0.0.1:5000"
         ) from error
-    return MlflowClient(tracking_uri=uri)
+    mlflow.set_tracking_uri(uri)  # where MLflow looks for models, whatever its client was told
+    return client
 
 
 def experiments(client: MlflowClient, name: str | None) -> list[Experiment]:
@@ -206,6 +211,7 @@ def end_gone(client: MlflowClient, experiment_ids: Sequence[str], *, lost: bool 
             client.set_tag(run.info.run_id, REASON_TAG, reason)
             with store.locked(client.tracking_uri):
                 client.set_terminated(run.info.run_id, "KILLED")
+                make_outputs(client, run.info.run_id)
             num += 1
     return num
 

@@ -42,14 +42,26 @@ class Sender:
         uri: of the store.
         folder: of the logger, where journals of processes before this one may lie.
         environment: variables for the process, beside those of this one.
+        node: number of this machine, if it is to be measured.
     """
 
     def __init__(
-        self, journal: Journal, uri: str, folder: str, environment: Mapping[str, str]
+        self,
+        journal: Journal,
+        uri: str,
+        folder: str,
+        environment: Mapping[str, str],
+        node: int | None = None,
     ) -> None:
         self._journal = journal
         self._job = json.dumps(
-            {"journal": journal.path, "uri": uri, "folder": folder, "give_up_s": GIVE_UP_S}
+            {
+                "journal": journal.path,
+                "uri": uri,
+                "folder": folder,
+                "give_up_s": GIVE_UP_S,
+                "node": node,
+            }
         )
         self._environment = environment
         self._lock = threading.Lock()
@@ -181,13 +193,14 @@ def main() -> None:
     from raylit.loggers.mlflow.store import short_requests
 
     with short_requests():
-        _send(job["journal"], job["uri"], job["folder"], job["give_up_s"])
+        _send(job["journal"], job["uri"], job["folder"], job["give_up_s"], job["node"])
 
 
-def _send(path: str, uri: str, folder: str, give_up_s: float) -> None:
+def _send(path: str, uri: str, folder: str, give_up_s: float, node: int | None) -> None:
     from raylit.loggers.mlflow.delivery import LOCK_S, Delivery, deliver_left_behind
     from raylit.loggers.mlflow.journal import reading
     from raylit.loggers.mlflow.store import RunStore, check_answers
+    from raylit.loggers.mlflow.system import SystemMonitor
 
     told = _Told()
     with reading(path) as reader:
@@ -204,6 +217,8 @@ def _send(path: str, uri: str, folder: str, give_up_s: float) -> None:
                     deliver_left_behind(folder, uri, run_id, own=path, wait_s=LOCK_S)
                     store = RunStore(uri, run_id)
                     delivery = Delivery(reader, store)
+                    if node is not None:
+                        SystemMonitor(RunStore(uri, run_id), node, os.getppid()).start()
                 is_done = not delivery.send()
                 if num_failures:
                     log.info("Sending to MLflow works again.")

@@ -25,10 +25,10 @@ def source_tags() -> dict[str, str]:
     is_command = script.name in ("raylit", "__main__.py")
     if is_command:
         tags["mlflow.source.name"] = shlex.join(["raylit", *sys.argv[1:]])
-    return tags | _git_tags(Path.cwd() if is_command else script.parent)
+    return tags | git_tags(Path.cwd() if is_command else script.parent)
 
 
-def _git_tags(folder: Path) -> dict[str, str]:
+def git_tags(folder: Path) -> dict[str, str]:
     """Return commit, branch, whether files differ from it, and the repository; {} if there is none."""
     # mlflow brings GitPython, which without a `git` program raises ImportError
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")

@@ -27,13 +27,21 @@ from urllib.parse import quote, unquote, urlsplit
 
 from raylit.errors import ConfigError
 from raylit.loggers.mlflow.journal import Record
+from raylit.loggers.mlflow.models import (
+    Checkpoints,
+    bring_up_to_date,
+    lacks_models,
+    make_outputs,
+)
 from raylit.loggers.mlflow.uploads import Upload, remove_link
 from raylit.loggers.queue import Rejected
 from raylit.runtime.messages import log, warn_once
 from raylit.runtime.secrets import has_secret, without_secrets
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
     from mlflow.exceptions import MlflowException
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -41,6 +49,8 @@ if TYPE_CHECKING:
 MAX_NAME_LENGTH = 250
 MAX_PARAM_LENGTH = 6000
 MAX_ENTRIES = 1000
+MAX_DATASET_NAME = 500
+MOST_CURVES = 12  # of a picture
 PROCESS_TAG = "raylit.process"  # of whoever sets the status of the run
 REASON_TAG = "raylit.stop_reason"
 NAME_TAG = "raylit.name."  # of a metric or parameter: how it was called
@@ -52,6 +62,11 @@ REFUSALS = (400, 403, 413, 414, 422, 431)
 # Without it MLflow may show its pages for language models, where a run has no metrics.
 ML = "?workflowType=machine_learning"
 DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+PACKAGES = {  # by module
+    "psycopg": "'psycopg[binary]'",
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
+}
 
 
 class RunStore:
@@ -72,6 +87,7 @@ class RunStore:
         self._params: dict[str, str] | None = None  # None: not asked for yet
         self._attempt = "1"
         self._has_said_infinite = False
+        self._has_said_old = False
 
     def know(self) -> None:
         """Find out which names and parameters the run has.
@@ -95,6 +111,10 @@ class RunStore:
     def name_of(self, metric: str) -> str:
         """Return the name that a metric has in the run. After `know`."""
         return self._metric_names.of(metric)
+
+    def start_ms(self) -> int:
+        """Return when the run began."""
+        return int(self._answering_client().get_run(self._run_id).info.start_time)
 
     def newer_than(self, since_ms: int) -> dict[tuple[str, int, int], int]:
         """Return how many values the run has of each name, step and time that is newer.
@@ -160,6 +180,17 @@ class RunStore:
                     client.log_text(self._run_id, str(entry.value), entry.key)
                 elif entry.kind in ("file", "image"):
                     self._send_file(client, entry)
+                elif entry.kind == "curves":
+                    figure = curves(json.loads(str(entry.value)))
+                    client.log_figure(self._run_id, figure, entry.key)
+                elif entry.kind == "models":
+                    kept = json.loads(str(entry.value))
+                    if kept["monitor"]:
+                        kept["monitor"] = self._metric_names.of(kept["monitor"])
+                    self._bring_models_up_to_date(client, kept)
+                elif entry.kind == "input":
+                    with locked(self._uri):
+                        client.log_inputs(self._run_id, [_dataset_input(entry)])
         except Exception as error:
             self._metric_names.give_back(new_names)
             self._param_names.give_back(new_names)
@@ -170,6 +201,7 @@ class RunStore:
         for status in (entry.value for entry in entries if entry.kind == "status"):
             with locked(self._uri):
                 client.set_terminated(self._run_id, str(status))
+                make_outputs(client, self._run_id)
 
     def _is_refusal(self, error: MlflowException) -> bool:
         """Tell whether the store refuses what it was sent, and not whoever sends."""
@@ -185,6 +217,22 @@ class RunStore:
                 f"The metric {name!r} is infinite at step {step}. MLflow has no infinity: it keeps"
                 " the largest number, 1.8e308, with its sign. (NaN it keeps as it is.)"
             )
+
+    def _bring_models_up_to_date(self, client: MlflowClient, kept: Checkpoints) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            with locked(self._uri):
+                bring_up_to_date(client, self._run_id, kept)
+        except MlflowException as error:
+            if not lacks_models(error):
+                raise
+            if not self._has_said_old:
+                self._has_said_old = True
+                log.warning(
+                    "The MLflow server has no models of runs, which came with MLflow 3.0: it does"
+                    " not list the checkpoints. All else is sent."
+                )
 
     def takes_anything(self) -> bool:
         """Tell whether the store takes the least that can be written."""
@@ -237,6 +285,47 @@ class RunStore:
             if self._client is None:
                 self._client = client_of(self._uri)
             return self._client
+
+
+def curves(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Draw epoch values over the steps, those of one group of names together."""
+    from matplotlib.figure import Figure
+
+    names = sorted({name for row in history for name in row} - {"epoch", "step"})
+    groups = sorted({name.rpartition("/")[2] for name in names})[:MOST_CURVES]
+    figure = Figure(figsize=(8, 2.5 * len(groups)), layout="constrained")
+    for axes, group in zip(figure.subplots(len(groups), squeeze=False)[:, 0], groups, strict=True):
+        for name in (one for one in names if one.rpartition("/")[2] == group):
+            points = [(row["step"], row[name]) for row in history if name in row]
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def _dataset_input(entry: Record) -> DatasetInput:
+    """Return the input of a run of which a journal keeps the parts as JSON."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    parts = json.loads(str(entry.value))
+    columns = [
+        {
+            "type": "tensor",
+            "name": name,
+            "tensor-spec": {"dtype": dtype, "shape": [-1, *shape]},
+        }
+        for name, (dtype, shape) in parts["columns"].items()
+    ]
+    dataset = Dataset(
+        name=parts["name"][:MAX_DATASET_NAME],
+        digest=parts["digest"],
+        source_type="code",
+        source=json.dumps({"tags": {"mlflow.source.name": parts["name"]}}),
+        schema=json.dumps({"mlflow_tensorspec": {"features": json.dumps(columns)}}),
+        profile=json.dumps({"num_rows": parts["num_rows"]}),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", entry.key)])
 
 
 def _status_of(error: MlflowException) -> int:
@@ -364,6 +453,7 @@ def connect(uri: str, artifact_root: str | None) -> MlflowClient:
     """
     from mlflow import MlflowClient
 
+    check_driver(uri)
     named = sqlite_file(uri)
     if uri.startswith("sqlite:") and (
         named is None or os.path.basename(named) == ":memory:" or os.path.isdir(named)
@@ -665,6 +755,33 @@ def check_answers(uri: str, num_retries: int = 0) -> None:
         socket.create_connection(
             (parts.hostname, parts.port or DEFAULT_PORTS[parts.scheme.split("+")[0]]), timeout=5
         ).close()
+
+
+def check_driver(uri: str) -> None:
+    """Find out whether there is what SQLAlchemy speaks to a database with.
+
+    Raises:
+        ConfigError: its package is not installed, or SQLAlchemy knows no such driver.
+    """
+    if urlsplit(uri).scheme.split("+")[0] not in DEFAULT_PORTS:
+        return
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    shown = without_secrets(uri)
+    try:
+        make_url(uri).get_dialect().import_dbapi()
+    except ImportError as error:
+        package = PACKAGES.get(str(error.name), error.name)
+        raise ConfigError(
+            f"{shown}: the package that speaks to this database is missing. Install it:"
+            f" pip install {package}"
+        ) from error
+    except SQLAlchemyError as error:
+        raise ConfigError(
+            f"{shown} is no address of a database: {without_secrets(str(error))} Give one such as"
+            " postgresql+psycopg2://USER@HOST/NAME."
+        ) from error
 
 
 def is_http(uri: str) -> bool:

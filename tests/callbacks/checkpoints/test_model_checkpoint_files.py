@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import os
 import pickle
 import time
@@ -293,8 +292,8 @@ def test_time_passes_between_saves(tmp_path: Path) -> None:
     steps = sorted(
         torch.load(path, weights_only=True)["global_step"] for path in (tmp_path / "ckpt").iterdir()
     )
+    # Not counted in steps: on a busy machine one of them may take longer than the interval
     assert 2 <= len(steps) <= (time.monotonic() - started) / 0.1
-    assert all(later - earlier >= 2 for earlier, later in itertools.pairwise([0, *steps]))
 
 
 def test_manual_optimization_saves_too(tmp_path: Path) -> None:

@@ -206,3 +206,11 @@ def test_counts() -> None:
 
 def test_it_travels() -> None:
     assert pickle.loads(pickle.dumps(ModelSummary(max_depth=3)))._max_depth == 3
+
+
+def test_in_a_notebook_it_shows_nothing_beside_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[object] = []
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda *what: shown.append(what))
+    assert "Trainable params" in str(summarize(nn.Linear(2, 1)))
+    assert shown == []

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 import raylit as pl
 from raylit.callbacks import Bar, ProgressBar, RichProgressBar, TQDMProgressBar
-from raylit.callbacks.display.screen import PlainScreen, count, heading
-from raylit.testing import TinyModel
-from tests.deadlines import stretched
+from raylit.callbacks.display.screen import PlainScreen, clock, count, heading
+from raylit.errors import ConfigError
+from raylit.testing import BoringModel, RandomDataset, TinyModel
 
 
 class Shown(TinyModel):
@@ -58,6 +55,7 @@ def test_without_a_terminal_one_line_for_each_epoch(
     fit(tmp_path)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     assert len(lines) == 2
+    assert re.search(r"it/s  \d:\d\d left of the fit  ", lines[0]), lines
     assert all(
         re.fullmatch(rf"epoch {number}/2 \d+/\d+  [\d.]+ it/s  .*steady=0\.25.*", line)
         for number, line in enumerate(lines, 1)
@@ -115,6 +113,8 @@ def test_a_long_epoch_is_told_of_in_between(capsys: pytest.CaptureFixture[str]) 
         "batch": 5,
         "total": None,
         "rate": 2.0,
+        "left_s": None,
+        "fit_left_s": None,
         "metrics": {"loss": 0.5},
         "is_last": False,
     }
@@ -124,39 +124,54 @@ def test_a_long_epoch_is_told_of_in_between(capsys: pytest.CaptureFixture[str]) 
         "sanity check",
         "5/9",
     )
+    screen.show({**shown, "stage": "validate", "metrics": {}, "total": 9, "left_s": 2.0})
+    assert capsys.readouterr().out == "validation 5/9  2.0 it/s  0:02 left\n"
 
 
-@pytest.mark.slow
-def test_on_a_terminal_a_bar_and_the_metrics_below_it(tmp_path: Path) -> None:
-    script = (
-        "import raylit as pl; from tests.callbacks.display.test_progress_bar import fit; from pathlib"
-        f" import Path;fit(Path({str(tmp_path)!r})); print('the end')"
+def test_the_time_that_is_left_of_a_fit() -> None:
+    def left_s(took_s: float, total: float = 10, **limits: Any) -> float | None:
+        """Return what a bar expects after 10 batches of the first epoch, which took `took_s`."""
+        bar = ProgressBar()
+        bar._batches, bar._fit_steps = 10, -10
+        return bar._fit_left_s(pl.Trainer(logger=False, **limits), 10, total, took_s)
+
+    assert left_s(20, max_epochs=11) == pytest.approx(200)
+    assert left_s(20, max_epochs=11, max_steps=30) == pytest.approx(60)
+    assert left_s(20, max_epochs=11, max_time="00:00:02:00") == pytest.approx(120)
+    assert left_s(20, max_epochs=1) == 0
+    assert left_s(20, max_epochs=-1) is None
+    assert left_s(20, max_epochs=11, total=float("inf")) is None
+
+
+@pytest.mark.parametrize(
+    ("time_s", "text"),
+    [(0.4, "0:00"), (61, "1:01"), (3599.6, "1:00:00"), (40 * 3600, "40:00:00"), (1e6, "12 days")],
+)
+def test_times_are_read_at_a_glance(time_s: float, text: str) -> None:
+    assert clock(time_s) == text
+
+
+def test_an_unknown_look_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYLIT_PROGRESS", "foo")
+    with pytest.raises(ConfigError, match="RAYLIT_PROGRESS=foo is none of rich, plain, none"):
+        pl.Trainer(max_epochs=1)
+
+
+def test_the_sanity_check_of_several_ranks_counts_what_it_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAYLIT_PROGRESS", "plain")
+    loader = DataLoader(RandomDataset(32, 40), batch_size=4)  # five batches for each rank
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        num_workers=2,
+        launcher="local",
+        max_steps=1,
+        limit_val_batches=5,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
     )
-    ours, theirs = pty.openpty()
-    env = os.environ | {
-        "TERM": "xterm",
-        "COLUMNS": "80",
-        "PYTHONPATH": str(Path(__file__).parents[3]),
-    }
-    env.pop("RAYLIT_PROGRESS", None)
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", script], stdout=theirs, stderr=theirs, env=env
-    )
-    os.close(theirs)
-    screen = b""
-    while chunk := _read(ours):
-        screen += chunk
-    assert process.wait(timeout=stretched(60)) == 0, screen
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.decode())
-    last = text[: text.index("the end")].splitlines()[-2:]
-    assert re.match(r"epoch 2/2 ━+ +\d+/\d+ ", last[0]), last
-    assert "steady 0.25" in last[1]
-    assert screen.count(b"\x1b[?25l") == screen.count(b"\x1b[?25h") == 1, "the cursor is given back"
-
-
-def _read(terminal: int) -> bytes:
-    """Return what was written to the other end of a terminal, nothing once it is closed."""
-    try:
-        return os.read(terminal, 4096)
-    except OSError:
-        return b""
+    trainer.fit(BoringModel(), loader, loader)
+    assert "sanity check 2/2" in capfd.readouterr().out

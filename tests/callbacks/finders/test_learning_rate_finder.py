@@ -157,8 +157,9 @@ def test_searches_leave_no_trace_in_a_fit(tmp_path: Path) -> None:
     ("arguments", "text"),
     [
         ({"mode": "cubic"}, "exponential"),
-        ({"min_lr": 0.1, "max_lr": 0.1}, "0 < min_lr < max_lr"),
-        ({"min_lr": 0}, "0 < min_lr < max_lr"),
+        ({"max_lr": 0}, "give numbers above 0"),
+        ({"min_lr": 0}, "give numbers above 0"),
+        ({"min_lr": -1, "mode": "linear"}, "give numbers above 0"),
         ({"num_training_steps": 0}, "at least 1"),
     ],
 )

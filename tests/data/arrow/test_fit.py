@@ -171,6 +171,7 @@ class Dies(Net):
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.timeout(290)
+@pytest.mark.long
 def test_a_worker_is_killed_on_ray(tmp_path: Path) -> None:
     write(tmp_path)
     torch.manual_seed(0)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 
 import raylit as pl
 from raylit.errors import ConfigError
@@ -37,6 +38,14 @@ def test_what_is_no_address(address: str, said: str) -> None:
     assert time.monotonic() - began < 10
 
 
+def test_what_is_said_of_an_address_holds_no_password() -> None:
+    with pytest.raises(
+        ConfigError, match=r"ray://u:\*\*\*@10\.0\.0\.1:1'.*\(10\.0\.0\.1:6379\)"
+    ) as raised:
+        check_address("ray://u:s3cr3t@10.0.0.1:1")
+    assert "s3cr3t" not in str(raised.value)
+
+
 def test_a_closed_port_is_told_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -44,6 +53,18 @@ def test_a_closed_port_is_told_in_seconds(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ConfigError, match=r"Connection refused.*ray start --head"):
         check_address(f"127.0.0.1:{port}")
     assert time.monotonic() - began < 10
+
+
+def test_a_cluster_that_does_not_answer_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{listener.getsockname()[1]}")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # another test may have joined one
+    trainer = pl.Trainer(num_workers=2, default_root_dir=tmp_path, max_epochs=1)
+    with pytest.raises(ConfigError, match="Connection refused"):
+        trainer.fit(TinyModel())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
@@ -80,7 +101,7 @@ def test_a_variable_without_seconds(
     monkeypatch.setenv(variable, value)
     monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was started"))
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    trainer = pl.Trainer(num_workers=1, max_epochs=1, default_root_dir=tmp_path, logger=False)
     with pytest.raises(ConfigError, match=f"{variable}={value}"):
+        trainer = pl.Trainer(num_workers=1, max_epochs=1, default_root_dir=tmp_path, logger=False)
         trainer.fit(TinyModel())
     assert not list(tmp_path.iterdir())

@@ -47,7 +47,9 @@ pl.Trainer(num_workers=2, max_epochs=1000, default_root_dir=FOLDER, logger=False
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+)
 def test_the_run_is_saved_and_nothing_stays(
     number: signal.Signals, ray_cluster: str, tmp_path: Path
 ) -> None:

@@ -6,8 +6,10 @@ Each costs about ten seconds, so one fit answers as many questions as it can.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +171,7 @@ class TestTwoWorkers:
             history = {
                 key: client.get_metric_history(run.info.run_id, key)
                 for key in run.data.metrics
-                if not key.startswith("system/")
+                if not key.startswith(("system/", "perf/"))  # of machines and times
             }
             runs[name] = {
                 key: [(point.step, pytest.approx(point.value, rel=1e-5)) for point in points]
@@ -213,6 +215,29 @@ def test_dead_worker_without_restarts_is_an_error(tmp_path: Path) -> None:
         trainer(tmp_path, num_workers=2).fit(
             model("die", marker=str(tmp_path / "died")), loaders(4)[0]
         )
+
+
+@pytest.mark.long
+def test_a_long_epoch_is_told_of_in_between(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a terminal, and more often than once an epoch."""
+
+    class Slow(Regression):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            time.sleep(1.0)
+            return super().training_step(batch, batch_idx)
+
+    trainer(tmp_path, num_workers=1, max_epochs=1, enable_progress_bar=True).fit(
+        Slow(), loaders(2)[0]
+    )
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 1/1")]
+    assert len(lines) >= 3, lines
+    within = re.fullmatch(
+        r"epoch 1/1 (\d+)/24  [\d.]+ it/s  0:\d\d left, 0:\d\d of the fit", lines[0]
+    )
+    assert within and 0 < int(within[1]) < 24, lines
+    assert lines[-1].startswith("epoch 1/1 24/24")
 
 
 def test_predictions_are_in_the_order_of_the_data(tmp_path: Path) -> None:

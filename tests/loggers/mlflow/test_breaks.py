@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import shutil
@@ -7,7 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -15,6 +20,9 @@ import pytest
 from raylit.errors import ConfigError
 from raylit.loggers import MLFlowLogger
 from raylit.loggers.mlflow import sender
+from raylit.loggers.mlflow.runs import end_gone
+from raylit.loggers.mlflow.store import PROCESS_TAG
+from raylit.runtime.processes import ProcessName
 from tests.deadlines import stretched
 from tests.loggers.mlflow_store import (
     Callback,
@@ -35,9 +43,11 @@ def test_a_server_that_is_not_there_is_an_error_at_once(tmp_path: Path) -> None:
     ) as raised:
         opened(MLFlowLogger(tracking_uri=f"http://me:secret@127.0.0.1:{free_port()}"), tmp_path)
     assert "secret" not in str(raised.value)
-    with pytest.raises(ConfigError, match="cannot reach its store postgresql://me:"):
+    with pytest.raises(ConfigError, match=r"cannot reach its store postgresql\+psycopg2://me:"):
         opened(
-            MLFlowLogger(tracking_uri=f"postgresql://me:secret@127.0.0.1:{free_port()}/db"),
+            MLFlowLogger(
+                tracking_uri=f"postgresql+psycopg2://me:secret@127.0.0.1:{free_port()}/db"
+            ),
             tmp_path,
         )
     assert time.monotonic() - start < 15
@@ -226,3 +236,66 @@ def test_a_folder_that_cannot_be_written_does_not_raise(
         logger.log_metrics({"loss": 0.5}, 0)
     logger.close("success")
     assert history(logger, "loss") == [(0, 0.5)]
+
+
+class OldServer(BaseHTTPRequestHandler):
+    """Hands on to a server of today all but what servers of MLflow 2 did not know."""
+
+    to = ""
+
+    def do_GET(self) -> None:
+        if "/logged-models" in self.path:
+            self.send_error(404)
+            return
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        headers = {key: one for key, one in self.headers.items() if key != "Host"}
+        request = urllib.request.Request(self.to + self.path, body or None, headers)
+        request.method = self.command
+        try:
+            answer = urllib.request.urlopen(request, timeout=30)
+        except urllib.error.HTTPError as error:
+            answer = error
+        with answer:
+            content = answer.read()
+            self.send_response(answer.status)
+            self.send_header("Content-Type", answer.headers.get("Content-Type", "text/plain"))
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    do_POST = do_PUT = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+def test_a_server_without_models_gets_all_else(
+    empty_database: Path, tmp_path: Path, said: list[str]
+) -> None:
+    port = free_port()
+    server = start_server(Path(shutil.copy(empty_database, tmp_path / "mlflow.db")), port)
+    OldServer.to = f"http://127.0.0.1:{port}"
+    old = ThreadingHTTPServer(("127.0.0.1", 0), OldServer)
+    Thread(target=old.serve_forever, daemon=True).start()
+    try:
+        wait_for_server(port)
+        logger = opened(MLFlowLogger(tracking_uri=f"http://127.0.0.1:{old.server_port}"), tmp_path)
+        callback: Any = Callback(tmp_path / "checkpoints")
+        callback.save("best.ckpt", 0.5)
+        logger.after_save_checkpoint(callback)
+        logger.log_metrics({"loss": 0.5}, 1)
+        logger.finalize("success")
+        logger.close("success")
+        assert run_of(logger).info.status == "FINISHED"
+        assert history(logger, "loss") == [(1, 0.5)]
+        assert sum("has no models of runs" in text for text in said) == 1
+        client = logger.experiment
+        client.update_run(logger.run_id, "RUNNING")
+        gone = dataclasses.replace(ProcessName.of_this(), started=1)
+        client.set_tag(logger.run_id, PROCESS_TAG, str(gone))
+        assert end_gone(client, [run_of(logger).info.experiment_id]) == 1
+        assert run_of(logger).info.status == "KILLED"
+    finally:
+        old.shutdown()
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()

@@ -1,7 +1,9 @@
-"""Images and tables, of whatever kind users have them, as what MLflow shows."""
+"""Images and tables, of whatever kind users have them, as what loggers can keep."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -49,7 +51,7 @@ def as_image(image: Any) -> Image:
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
 
-def as_json(table: Any) -> str:
+def as_json(table: object) -> str:
     """Return a table as the JSON that MLflow shows as one: names of columns, and rows.
 
     Args:
@@ -60,6 +62,39 @@ def as_json(table: Any) -> str:
     """
     if hasattr(table, "to_json"):
         return str(table.to_json(orient="split", index=False))
+    names, rows = _rows(table)
+    return json.dumps({"columns": names, "data": rows})
+
+
+def as_csv(table: object) -> str:
+    """Return a table as CSV, with a line of names; see `as_json`."""
+    if hasattr(table, "to_csv"):
+        return str(table.to_csv(index=False))
+    text = io.StringIO(newline="")
+    names, rows = _rows(table)
+    csv.writer(text).writerows([names, *rows])
+    return text.getvalue()
+
+
+def as_markdown(table: object) -> str:
+    """Return a table as Markdown; see `as_json`."""
+    if hasattr(table, "to_dict"):
+        table = table.to_dict(orient="list")
+    names, rows = _rows(table)
+    lines: list[list[object]] = [[*names], ["---"] * len(names), *rows]
+    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _rows(table: object) -> tuple[list[str], list[list[object]]]:
+    """Return the names of a table's columns, and its rows of plain values.
+
+    Raises:
+        DataError: the columns are not equally long, or it is no table.
+    """
     if not isinstance(table, Mapping):
         raise DataError(
             f"log_table was given a {type(table).__name__}. Give a pandas DataFrame, or a dict of"
@@ -70,9 +105,9 @@ def as_json(table: Any) -> str:
         lengths = ", ".join(f"{name}: {len(column)}" for name, column in table.items())
         raise DataError(f"The columns of a table have different lengths ({lengths}).")
     rows = [[_plain(value) for value in row] for row in zip(*columns, strict=True)]
-    return json.dumps({"columns": [*map(str, table)], "data": rows})
+    return [*map(str, table)], rows
 
 
-def _plain(value: Any) -> object:
+def _plain(value: object) -> object:
     value = value.item() if hasattr(value, "item") and getattr(value, "size", 1) != 0 else value
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -1,0 +1,5 @@
+"""Lightning's place for what optimizes within its loops."""
+
+from raylit.as_lightning.names.pytorch.loops import _AutomaticOptimization, _ManualOptimization
+
+__all__ = ["_AutomaticOptimization", "_ManualOptimization"]

@@ -1,0 +1,7 @@
+"""Lightning's names beside those of `raylit.plugins.io`."""
+
+from raylit.as_lightning.beside import names_of
+from raylit.as_lightning.names.pytorch import plugins
+from raylit.plugins import io
+
+__getattr__ = names_of(__name__, io, plugins)

@@ -1,0 +1,269 @@
+"""What the callbacks here share: when a picture is due, and what a batch was predicted to be."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from raylit.core.aliases import Batch, StepOutput
+from raylit.core.callback import Callback
+from raylit.errors import ConfigError, MissingPackageError
+from raylit.explain.explain import LABELS, labels_of
+from raylit.runtime import rng
+from raylit.runtime.batch import parts_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from raylit.core.module import LightningModule
+    from raylit.core.trainer import RunningTrainer
+
+SCORES = ("logits", "prediction", "predictions", "preds", "scores")
+
+
+@dataclass
+class Predicted:
+    """What the model said of a batch.
+
+    Attributes:
+        scores: (samples, ...).
+        labels: (samples, ...), or None where there are none.
+    """
+
+    scores: Tensor
+    labels: Tensor
+
+
+class Picture(Callback):
+    """Base of callbacks that draw what they have seen of a validation or test.
+
+    A subclass overrides `see` and `draw`. Neither is called in the sanity check, nor in epochs in
+    which nothing is due.
+
+    Args:
+        name: under which the loggers keep it; `test_` is put before it in `Trainer.test`.
+        every_n_epochs: of a fit; `validate` and `test` always draw.
+        dark: whether the background is dark.
+
+    Raises:
+        ConfigError: `every_n_epochs` is not positive; when a run begins, if there is no logger.
+        MissingPackageError: when a run begins, if matplotlib is not installed.
+    """
+
+    looks_at_validation = True
+
+    def __init__(self, name: str, every_n_epochs: int = 1, dark: bool = False) -> None:
+        if every_n_epochs < 1:
+            raise ConfigError(
+                f"{type(self).__name__}(every_n_epochs={every_n_epochs}) must be 1 or more."
+            )
+        if not name:
+            raise ConfigError(
+                f"{type(self).__name__}(name='') leaves the loggers no name for what they keep."
+                " Give one, or leave it out."
+            )
+        self.name = name
+        self.every_n_epochs = every_n_epochs
+        self.dark = dark
+
+    def begin(self) -> None:
+        """Forget what was seen: an evaluation begins."""
+
+    def see(
+        self,
+        trainer: RunningTrainer,
+        pl_module: LightningModule,
+        outputs: StepOutput,
+        batch: Batch,
+        dataloader_idx: int,
+    ) -> None:
+        """Look at a batch, on the rank that has it."""
+
+    def draw(self, trainer: RunningTrainer, pl_module: LightningModule, name: str) -> None:
+        """Draw what all ranks have seen; all of them call it.
+
+        Args:
+            trainer: the Trainer.
+            pl_module: the module; its `log_figure` and kin keep what rank 0 gives them.
+            name: for the loggers.
+        """
+
+    def is_due(self, trainer: RunningTrainer) -> bool:
+        """Tell whether the evaluation that runs is to be drawn."""
+        if trainer.sanity_checking:
+            return False
+        return trainer.state.fn != "fit" or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
+    def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "predict":
+            return
+        if not trainer.loggers:
+            raise ConfigError(
+                f"{type(self).__name__} has no logger to give its pictures to. Give the Trainer"
+                " one, such as logger=MLFlowLogger('digits') or CSVLogger('logs'), or leave it out."
+            )
+        if importlib.util.find_spec("matplotlib") is None:
+            raise MissingPackageError("matplotlib", type(self).__name__, "explain")
+
+    def on_validation_epoch_start(
+        self, trainer: RunningTrainer, pl_module: LightningModule
+    ) -> None:
+        self.begin()
+
+    def on_test_epoch_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
+        self.begin()
+
+    def on_validation_batch_end(
+        self,
+        trainer: RunningTrainer,
+        pl_module: LightningModule,
+        outputs: StepOutput,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self.is_due(trainer):
+            self.see(trainer, pl_module, outputs, batch, dataloader_idx)
+
+    def on_test_batch_end(
+        self,
+        trainer: RunningTrainer,
+        pl_module: LightningModule,
+        outputs: StepOutput,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.see(trainer, pl_module, outputs, batch, dataloader_idx)
+
+    def on_validation_epoch_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
+        if self.is_due(trainer):
+            self.draw(trainer, pl_module, self.name)
+
+    def on_test_epoch_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
+        self.draw(trainer, pl_module, f"test_{self.name}")
+
+
+class PredictionPicture(Picture):
+    """Base of pictures of predictions and labels.
+
+    What the step returns is read, if it is a mapping with `logits`, `prediction`, `preds` or
+    `scores`, and if need be with `label`, `labels`, `target` or `y`. Else the batch goes through
+    `forward` once more, as `Trainer.explain` reads it (see `LightningModule.forward_inputs`).
+
+    Args:
+        name: as in `Picture`.
+        every_n_epochs: as in `Picture`.
+        dark: as in `Picture`.
+        prediction: name of the predictions in what the step returns; None: the usual ones.
+        label: name of the labels in what the step returns or in the batch; None: the usual ones.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        every_n_epochs: int = 1,
+        dark: bool = False,
+        prediction: str | None = None,
+        label: str | None = None,
+    ) -> None:
+        super().__init__(name, every_n_epochs, dark)
+        self.prediction = prediction
+        self.label = label
+
+    def predicted(
+        self,
+        trainer: RunningTrainer,
+        pl_module: LightningModule,
+        outputs: StepOutput,
+        batch: Batch,
+    ) -> Predicted:
+        """Return what was predicted for a batch.
+
+        Raises:
+            ConfigError: it, or the labels, cannot be found.
+        """
+        given = dict(parts_of(outputs)) if isinstance(outputs, Mapping) else {}
+        names = (self.prediction,) if self.prediction is not None else SCORES
+        scores = next((given[name] for name in names if name in given), None)
+        if scores is None and self.prediction is not None:
+            raise ConfigError(
+                f"{type(self).__name__}(prediction={self.prediction!r}): the step of"
+                f" {type(pl_module).__name__} returns {_told(outputs)}. Return a dict that has it."
+            )
+        if scores is None:
+            trainer.strategy.refuse_if_sharded(
+                f"{type(self).__name__}, unless the step returns a dict with 'logits',"
+            )
+            scores = _forward(trainer, pl_module, batch)
+        if not isinstance(scores, Tensor):
+            raise ConfigError(
+                f"{type(self).__name__}: what {type(pl_module).__name__} predicts is a"
+                f" {type(scores).__name__}, not a tensor. Return {{'logits': tensor}} from the"
+                " step."
+            )
+        labels = self._labels(pl_module, given, batch)
+        scores = scores.detach()
+        return Predicted(scores.float() if scores.is_floating_point() else scores, labels.detach())
+
+    def _labels(
+        self, pl_module: LightningModule, given: Mapping[str, object], batch: Batch
+    ) -> Tensor:
+        found: object = None
+        if self.label is not None:
+            parts = {} if isinstance(batch, Tensor) else dict(parts_of(batch))
+            found = given.get(self.label, parts.get(self.label))
+        else:
+            found = next((given[name] for name in LABELS if name in given), None)
+            if found is None:
+                found = labels_of(batch, len(pl_module.forward_inputs(batch)))
+        if not isinstance(found, Tensor):
+            raise ConfigError(
+                f"{type(self).__name__}: neither what the step returns nor the batch, a"
+                f" {type(batch).__name__}, has labels called"
+                f" {self.label or ', '.join(LABELS)}. Return them from the step, {{'logits': ...,"
+                " 'label': ...}, or say their name: label=..."
+            )
+        return found
+
+
+def _forward(trainer: RunningTrainer, pl_module: LightningModule, batch: Batch) -> object:
+    precision = trainer.precision_plugin
+    with rng.isolated(), torch.no_grad(), precision.context() or nullcontext():
+        return pl_module(*pl_module.forward_inputs(batch))
+
+
+def _told(outputs: StepOutput) -> str:
+    if isinstance(outputs, Mapping):
+        return f"a dict with {', '.join(map(str, outputs)) or 'nothing'}"
+    return f"a {type(outputs).__name__}"
+
+
+def as_classes(predicted: Predicted) -> tuple[Tensor, Tensor, int | None]:
+    """Return predicted classes, labels and the number of classes, None where that cannot be told.
+
+    Scores of one dimension more than the labels are those of classes, along dimension 1; of as many
+    dimensions those of class 1, which is predicted if they are above 0; integers are classes.
+    """
+    scores, labels = predicted.scores, predicted.labels
+    if not scores.is_floating_point():
+        return scores.flatten().long(), labels.flatten().long(), None
+    if scores.ndim == labels.ndim + 1 and scores.shape[1] > 1:
+        return scores.argmax(1).flatten(), labels.flatten().long(), scores.shape[1]
+    return (scores.flatten() > 0).long(), labels.flatten().long(), 2
+
+
+@contextmanager
+def canvas(width: float, height: float, dark: bool) -> Iterator[Figure]:
+    """Give an empty figure, and within the block the style to draw it in."""
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    with matplotlib.style.context("dark_background" if dark else "default"):
+        yield Figure(figsize=(width, height), layout="constrained")

@@ -1,0 +1,27 @@
+"""What launchers that send a job to other processes ask of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raylit.core.job import Job
+
+
+def checkpoint_folders(job: Job) -> list[str]:
+    """Return where the job's checkpoints are, those for recovery too."""
+    if job.fn != "fit":
+        return []
+    folders = (saver.resolve_dirpath(job.trainer) for saver in job.trainer.savers)
+    return list(dict.fromkeys(folder for folder in folders if folder is not None))
+
+
+def parts_of(job: Job) -> dict[str, Any]:
+    """Return what a job is made of, by the names a user knows."""
+    trainer = job.trainer
+    return {
+        "The LightningModule": job.module,
+        "The LightningDataModule": job.datamodule,
+        **{f"The {stage} data": loaders for stage, loaders in job.data.items()},
+        **{f"The callback {type(callback).__name__}": callback for callback in trainer.callbacks},
+        **{f"The logger {type(logger).__name__}": logger for logger in trainer.loggers},
+    }

@@ -1,0 +1,119 @@
+"""What each process does: the main module of one that is started, a function of one that is forked."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import cloudpickle
+import torch
+
+from raylit.checkpoint import find
+from raylit.core.job import Job
+from raylit.engine.signals import terminating
+from raylit.engine.worker import run_job
+from raylit.launch.job_parts import checkpoint_folders
+from raylit.launch.processes.carried import leave_failure, leave_result
+from raylit.parallel import choose_device
+from raylit.parallel.meeting import joined
+from raylit.runtime import beforehand
+from raylit.runtime.rng import seed_everything
+
+SEED = "PL_GLOBAL_SEED"
+PLAN, JOB = "plan", "job"  # files that the parent leaves
+MEETING = "meeting"  # the one through which ranks find each other
+WITH_PARENT = 1  # of Linux's prctl: PR_SET_PDEATHSIG
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the parent tells all ranks beside the job.
+
+    Attributes:
+        size: how many they are.
+        parent: id of the process that has started them.
+        timeout_s: how long they wait for one that hangs.
+        backend: torch's name of what carries collectives, or None for the usual one.
+        seed: that was set, or None.
+        before: the checkpoints that were there, see `checkpoint.find.newest_of`.
+        search_path: where Python looks for modules.
+        imports: modules to import before all others.
+    """
+
+    size: int
+    parent: int
+    timeout_s: float
+    backend: str | None
+    seed: str | None
+    before: dict[str, float]
+    search_path: tuple[str, ...]
+    imports: tuple[str, ...]
+
+
+def main() -> None:
+    """Be one rank of a job in a new process: arguments are the folder of the job's files, and the rank."""
+    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+    plan: Plan = pickle.loads((folder / PLAN).read_bytes())
+    try:
+        end_with(plan.parent)
+        sys.path.extend(path for path in plan.search_path if path not in sys.path)
+        beforehand.use(plan.imports)
+        job: Job = cloudpickle.loads((folder / JOB).read_bytes())
+    except BaseException as error:
+        leave_failure(folder, error, rank)
+        raise SystemExit(1) from None
+    be_rank(job, plan, folder, rank)
+
+
+def be_forked(job: Job, plan: Plan, folder: Path, rank: int) -> None:
+    """Be one rank of a job in a process that was forked."""
+    os.setsid()  # Ctrl-C reaches the parent alone, which hands it on
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the parent's are not for this one
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with(plan.parent)
+    # threads that the parent's had are not here, and OpenMP would wait for them
+    torch.set_num_threads(1)
+    # as they travel: they begin anew on rank 0
+    job.trainer.loggers = cloudpickle.loads(cloudpickle.dumps(job.trainer.loggers))
+    be_rank(job, plan, folder, rank)
+    if os.getppid() != plan.parent:  # which torch's launcher would wait for
+        os._exit(1)
+
+
+def be_rank(job: Job, plan: Plan, folder: Path, rank: int) -> None:
+    """Do the work of one rank, and leave its result or what ended it."""
+    try:
+        if plan.seed is not None:
+            # the same weights come from the parent; what is drawn during training (dropout) differs
+            # between ranks
+            seed_everything(int(plan.seed) + rank, verbose=False)
+            os.environ[SEED] = plan.seed
+        if job.fn == "fit":
+            reads = None if job.weights_only is False else job.opened
+            own = find.newest_of(job.id, checkpoint_folders(job), plan.before, reads)
+            job.ckpt_path = own or job.ckpt_path
+        device = choose_device(job.accelerator or job.trainer.accelerator, rank)
+        group = joined(str(folder / MEETING), rank, plan.size, device, plan.backend, plan.timeout_s)
+        with terminating(), group:
+            result = run_job(job)
+            if rank == 0:
+                leave_result(folder, result)
+    except BaseException as error:
+        leave_failure(folder, error, rank)
+
+
+def end_with(parent: int) -> None:
+    """Have this process get a SIGTERM when its parent dies, of whatever, so that it saves and ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(WITH_PARENT, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""Fits in local processes, without Ray.
+
+A start of new processes costs some seconds, so one fit answers as many questions as it can.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import raylit as pl
+from raylit.errors import ConfigError, LaunchError
+from raylit.launch import Launcher
+from raylit.launch.processes import ProcessLauncher
+from raylit.testing import LauncherConformance, TinyModel
+from raylit.testing.modules import RandomDataset
+from tests.deadlines import stretched
+
+FORKED: dict[str, Any] = {"devices": 2, "strategy": "ddp_fork"}
+
+
+class TestForkedProcesses(LauncherConformance):
+    trainer_arguments = FORKED
+    num_ranks = 2
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Launcher]:
+        return ProcessLauncher
+
+
+@pytest.mark.long
+class TestNewProcesses(LauncherConformance):
+    trainer_arguments = {"num_workers": 2, "launcher": "local"}  # noqa: RUF012
+    num_ranks = 2
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Launcher]:
+        return ProcessLauncher
+
+
+@pytest.mark.long
+class TestOneForkedProcess(LauncherConformance):
+    trainer_arguments = {"num_workers": 1, "strategy": "ddp_fork"}  # noqa: RUF012
+    num_ranks = 1
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Launcher]:
+        return ProcessLauncher
+
+
+def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
+    settings: dict[str, Any] = {
+        "accelerator": "cpu",
+        "logger": False,
+        "max_epochs": 2,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+    }
+    return pl.Trainer(**{**settings, **arguments})
+
+
+class Ends(TinyModel):
+    """Its rank 1 ends, in some way, in the third step of training; once, if there is a marker."""
+
+    def __init__(self, how: str, marker: Path | None = None) -> None:
+        super().__init__()
+        self.how = how
+        self.marker = marker
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(RandomDataset(32, 16), batch_size=2)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        before = self.marker is not None and self.marker.exists()
+        if self.global_rank == 1 and self.global_step == 2 and not before:
+            if self.marker is not None:
+                self.marker.touch()
+            self.end()
+        return super().training_step(batch, batch_idx)
+
+    def end(self) -> None:
+        if self.how == "raise":
+            raise OddError("bad batch", 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class OddError(Exception):
+    """Wants other arguments than it hands to its base, so plain pickle could not bring it back."""
+
+    def __init__(self, what: str, number: int) -> None:
+        super().__init__(f"{what} {number}")
+        self.number = number
+
+
+def test_new_processes_train_and_predict(tmp_path: Path) -> None:
+    """Objects and numbers come home; nothing of Ray is loaded for it."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import os
+            import sys
+            import torch
+            import raylit as pl
+            from raylit.testing import TinyModel
+
+            class Net(TinyModel):  # of the main module, which runs once
+                def on_fit_end(self):  # in one piece: both ranks write here
+                    os.write(1, f"rank {self.global_rank} of {self.trainer.world_size}\\n".encode())
+
+            print("once", flush=True)
+            trainer = pl.Trainer(
+                max_epochs=1, devices=2, strategy="ddp_spawn", accelerator="cpu", logger=False,
+                enable_progress_bar=False, enable_model_summary=False,
+            )
+            model = Net()
+            before = model.layer.weight.clone()
+            result = trainer.fit(model)
+            print(result.steps, torch.equal(before, model.layer.weight), trainer.world_size)
+            print("ray" in sys.modules)
+            """
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=stretched(120),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert sorted(lines) == sorted(["once", "rank 0 of 2", "rank 1 of 2", "2 False 2", "False"]), (
+        done.stdout
+    )
+
+
+def test_an_exception_comes_with_the_traceback_of_its_rank(tmp_path: Path) -> None:
+    with pytest.raises(OddError, match="bad batch 2") as raised:
+        trainer(tmp_path, **FORKED).fit(Ends("raise"))
+    assert raised.value.number == 2
+    assert any("rank 1 of 2" in note and "step 2" in note for note in raised.value.__notes__)
+    assert "self.end()" in str(raised.value.__cause__)
+
+
+def test_a_killed_rank_is_said_and_started_again(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match=r"rank 1 was ended by SIGKILL.*max_failures=1"):
+        trainer(tmp_path, **FORKED).fit(Ends("kill"))
+    model = Ends("kill", tmp_path / "marker")
+    saver = pl.callbacks.RecoveryCheckpoint(every_n_steps=1)
+    again = trainer(tmp_path, **FORKED, max_failures=1, callbacks=saver)
+    with pytest.warns(UserWarning, match="Restart 1 from the newest checkpoint"):
+        result = again.fit(model)
+    assert (result.epochs, result.steps) == (2, 8)
+
+
+SIGNALLED = """
+import sys, time
+import raylit as pl
+from raylit.testing import TinyModel
+
+class Slow(TinyModel):
+    def training_step(self, batch, batch_idx):
+        time.sleep(0.05)
+        if self.global_rank == 0 and self.global_step == 3:
+            open("running", "w").close()
+        return super().training_step(batch, batch_idx)
+
+pl.Trainer(
+    max_epochs=-1, devices=2, strategy="ddp_fork", accelerator="cpu", logger=False,
+    enable_progress_bar=False, enable_model_summary=False,
+).fit(Slow())
+"""
+
+
+def ranks_of(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children]
+
+
+def gone(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state == "Z"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)],
+)
+def test_a_signal_saves_and_ends_all_ranks(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """Also one that this process cannot hand on, since it is dead."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SIGNALLED], cwd=tmp_path, start_new_session=True
+    )
+    end = time.monotonic() + stretched(90)
+    while not (tmp_path / "running").exists():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+    ranks = ranks_of(process.pid)
+    process.send_signal(number)
+    found = process.wait(timeout=stretched(60))
+    assert found in (code, -number) if number == signal.SIGINT else found == code
+    end = time.monotonic() + stretched(60)
+    while not all(map(gone, ranks)):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert list(tmp_path.rglob("recovery/*.ckpt"))
+
+
+def test_what_local_processes_cannot_do_is_said_before_they_start(tmp_path: Path) -> None:
+    class Holds(TinyModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock = threading.Lock()
+
+    with pytest.raises(ConfigError, match="num_nodes=2: local processes are on this machine"):
+        pl.Trainer(num_nodes=2, devices=1, launcher="local")
+    with pytest.raises(ConfigError, match="stay as many as they are"):
+        pl.Trainer(num_workers=(1, 2), launcher="local")
+    with pytest.raises(ConfigError, match=r"launcher='x' is not known"):
+        pl.Trainer(launcher="x")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="Leave one of them out"):
+        pl.Trainer(launcher="ray", strategy="ddp_spawn")
+    with pytest.raises(ConfigError, match="start_method='x' is not known"):
+        pl.strategies.DDPStrategy(start_method="x")
+    with pytest.raises(ConfigError, match="2 processes want a GPU each"):
+        trainer(tmp_path, devices=2, strategy="ddp_fork", accelerator="gpu").fit(TinyModel())
+    with pytest.raises(ConfigError, match="The LightningModule cannot be sent"):
+        trainer(tmp_path, devices=2, strategy="ddp_spawn").fit(Holds())
+
+
+def test_a_strategy_says_how_and_how_long(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+
+    class Sees(pl.Callback):
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            group = torch.distributed.group.WORLD
+            assert group is not None
+            found = group._get_backend(torch.device("cpu")).options._timeout
+            if trainer.is_global_zero:
+                seen.write_text(f"{torch.distributed.get_backend()} {found}")
+
+    strategy = pl.strategies.DDPStrategy(
+        process_group_backend="gloo", timeout=timedelta(seconds=77), start_method="fork"
+    )
+    one = trainer(tmp_path, devices=2, strategy=strategy, callbacks=Sees(), max_epochs=1)
+    one.fit(TinyModel())
+    assert one.launcher == "local"
+    assert seen.read_text() == "gloo 0:01:17"
+
+
+def test_the_driver_can_save_what_came_home(tmp_path: Path) -> None:
+    model = TinyModel()
+    one = trainer(tmp_path, **{**FORKED, "max_epochs": 1})
+    one.fit(model)
+    with pytest.warns(UserWarning, match="without the state of optimizers"):
+        one.save_checkpoint(tmp_path / "home.ckpt")
+    loaded = TinyModel.load_from_checkpoint(tmp_path / "home.ckpt")
+    assert torch.equal(loaded.layer.weight, model.layer.weight)

@@ -1,0 +1,62 @@
+"""Objects of Lightning beside raylit's: each is told in the words that modules are told in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as lightning
+import pytest
+from lightning.pytorch.demos import boring_classes
+
+import raylit as pl
+from raylit.cli import LightningCLI
+from raylit.testing import BoringDataModule, BoringModel
+
+QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
+FLAGS = ["fit", "--trainer.fast_dev_run=1"]
+
+
+def fit(**arguments: Any) -> None:
+    pl.Trainer(**QUIET).fit(BoringModel(), **arguments)
+
+
+def fit_with_a_late_callback() -> None:
+    trainer = pl.Trainer(**QUIET)
+    trainer.callbacks.append(lightning.callbacks.EarlyStopping("x"))  # type: ignore[arg-type]
+    trainer.fit(BoringModel())
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: pl.Trainer(**QUIET).fit(boring_classes.BoringModel()),
+        lambda: fit(datamodule=boring_classes.BoringDataModule()),
+        lambda: fit(train_dataloaders=boring_classes.BoringDataModule()),
+        lambda: pl.Trainer(callbacks=[lightning.callbacks.EarlyStopping("x")], **QUIET),
+        fit_with_a_late_callback,
+        lambda: lightning.tuner.Tuner(pl.Trainer(**QUIET)).lr_find(BoringModel()),
+        lambda: pl.Trainer(logger=lightning.loggers.CSVLogger("x")),
+        lambda: pl.Trainer(strategy=lightning.strategies.DDPStrategy(), **QUIET),
+        lambda: pl.Trainer(profiler=lightning.profilers.SimpleProfiler(), **QUIET),
+        lambda: pl.Trainer(plugins=[lightning.plugins.TorchSyncBatchNorm()], **QUIET),
+        lambda: LightningCLI(boring_classes.BoringModel, BoringDataModule, args=FLAGS),
+        lambda: LightningCLI(BoringModel, boring_classes.BoringDataModule, args=FLAGS),
+        lambda: LightningCLI(BoringModel, trainer_class=lightning.Trainer, args=FLAGS),
+    ],
+)
+def test_what_is_of_lightning_is_told(use: Callable[[], object]) -> None:
+    with pytest.raises((ValueError, TypeError), match="one of Lightning: write `import raylit as"):
+        use()
+
+
+class Half(lightning.Callback):
+    """A callback of the user's that was not moved."""
+
+
+def test_in_a_config_too(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*FLAGS, f"--trainer.callbacks={__name__}.Half"]
+    with pytest.raises(SystemExit):
+        LightningCLI(BoringModel, BoringDataModule, args=flags)
+    last = capsys.readouterr().err.rstrip().splitlines()[-1]
+    assert f"{__name__}.Half is refused. It is one of Lightning: write `import raylit" in last
