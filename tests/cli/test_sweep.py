@@ -206,7 +206,8 @@ def test_tune_runs_the_trials_of_the_sweep_file(
     fit = retrained.splitlines()[0].split()
     assert fit[:3] == ["raylit", "fit", "--config"]
     assert "4 epochs, 56 steps" in retrained, "2 x 442 rows in batches of 64, 4 times"
-    best = parse("fit", fit[2:]).values
+    assert fit[-2:] == ["--ray.address", ray_cluster], "on the same cluster"
+    best = parse("fit", fit[2:-2]).values
     assert (best.model.init_args.lr, best.trainer.max_epochs) == (0.05, 3)
     client = mlflow.MlflowClient(f"sqlite:///{lab}/mlflow.db")
     experiment = client.get_experiment_by_name("swept")

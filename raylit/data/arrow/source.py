@@ -746,6 +746,16 @@ class FileSource:
         return self._digest
 
 
+def _lies_within(batch: pa.RecordBatch, whole: pa.Buffer) -> bool:
+    """Tell whether the values of a batch are read where they lie in a buffer."""
+    return all(
+        whole.address <= buffer.address <= whole.address + whole.size
+        for column in batch.columns
+        for buffer in column.buffers()
+        if buffer is not None and buffer.size
+    )
+
+
 def _sample(file: File) -> bytes:
     with open(file.path, "rb") as stream:
         if file.size <= WHOLE_BYTES:
@@ -916,18 +926,15 @@ class IpcReader:
         file = self.source.files[number]
         pieces = []
         try:
-            reader = pa.ipc.open_file(self.source.opened(number, mapped=True))
-            before = pa.total_allocated_bytes()
+            stored = self.source.opened(number, mapped=True)
+            whole = stored.read_buffer() if self.source.is_local else None  # the map, no copy
+            reader = pa.ipc.open_file(stored)
             for index in range(reader.num_record_batches):
                 batch = reader.get_batch(index)
                 if batch.num_rows:
                     pieces.append(Piece(number, index, batch.num_rows, batch.nbytes))
-            if (
-                self.source.is_local
-                and pa.total_allocated_bytes() - before
-                > sum(piece.num_bytes for piece in pieces) // 2
-            ):
-                self.is_plain = False  # compressed: what was read was not what lies on the disk
+                if whole is not None and not _lies_within(batch, whole):
+                    self.is_plain = False  # compressed: what was read is not what lies on the disk
         except (pa.ArrowException, OSError) as error:
             raise DataError(
                 f"{file.name} is no whole Arrow IPC file: {in_one_line(error)}. It was cut off, or"

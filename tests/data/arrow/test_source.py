@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import pytest
 import torch
 
 from raylit.data.arrow import ArrowDataset
+from raylit.errors import ConfigError
 from tests.buckets import gcs_server
 
 TABLE = pa.table({"row": np.arange(40), "x": np.arange(40) / 4})
@@ -49,6 +52,35 @@ def rows(source: Any, mode: str = "auto", **options: Any) -> list[int]:
     found = [row for batch in batches for row in batch["row"].tolist()]
     assert len(found) == len(dataset)
     return found
+
+
+def test_only_what_lies_as_it_is_read_is_mapped(tmp_path: Path) -> None:
+    """Whatever other threads take of Arrow's memory at the time."""
+    plain = write(TABLE, tmp_path / "rows.arrow")
+    noise = np.random.default_rng(0).integers(0, 2**63, 4096)
+    packed = str(tmp_path / "packed.arrow")  # what cannot be made smaller is kept as it is
+    table = pa.table({"row": noise, "same": np.zeros(4096)})
+    pyarrow.feather.write_feather(table, packed, compression="lz4")
+    ended = threading.Event()
+
+    def take() -> None:
+        while not ended.is_set():
+            held = [pa.allocate_buffer(1 << 12) for _ in range(1000)]
+            held.clear()
+
+    thread = threading.Thread(target=take)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    try:
+        for _ in range(50):
+            assert len(ArrowDataset(plain, mode="mapped")) == 40
+            with pytest.raises(ConfigError, match="uncompressed Arrow IPC"):
+                ArrowDataset(packed, mode="mapped")
+    finally:
+        sys.setswitchinterval(interval)
+        ended.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("ending", ["parquet", "arrow", "feather", "csv", "jsonl"])
