@@ -269,6 +269,15 @@ def rows() -> list[str]:
     return [line for line in lines if not line.startswith(("| |", "|---"))]
 
 
+def test_each_variable_is_told() -> None:
+    """All of raylit's own but those by which its processes tell each other something."""
+    between = {"RAYLIT_", "RAYLIT_ON", "RAYLIT_IMPORTED_BEFOREHAND", "RAYLIT_TERMINATED"}
+    sources = [path.read_text() for path in (ROOT / "raylit").rglob("*.py")]
+    read = {name for text in sources for name in re.findall(r"\bRAYLIT_[A-Z_]*", text)}
+    page = (ROOT / "docs" / "reference.md").read_text()
+    assert read - between == set(re.findall(r"`(RAYLIT_[A-Z_]+)`", page))
+
+
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row.split(" | ")[0][2:])
 def test_each_difference_from_lightning_has_a_test(row: str) -> None:
     proofs = re.findall(r"\[test\]\(([^)\s]+) \"(\w+)\"\)", row.split(" | ")[-1])

@@ -306,10 +306,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _import_from_here() -> None:
-    """Let `class_path.
-
-    Examples.digits.LitDigits` find the folder `examples` in the current one, as `python -m` would.
-    """
+    """Let class_path find modules and packages of the current folder, as `python -m` would."""
     here = os.getcwd()
     if sys.path[:1] != [here]:
         sys.path.insert(0, here)

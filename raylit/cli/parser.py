@@ -5,8 +5,10 @@ Jsonargparse's parser with shortcuts for the classes that a training is made of.
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jsonargparse import (  # type: ignore[attr-defined]
@@ -23,7 +25,7 @@ from raylit.cli.foreign import Parser
 from raylit.cli.optimizer import LRSchedulerType, LRSchedulerTypeTuple
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.module import LightningModule
-from raylit.errors import ConfigError, foreign_hint
+from raylit.errors import ConfigError, did_you_mean, foreign_hint
 from raylit.runtime.lazy import load_names
 from raylit.trainer.trainer import Trainer
 
@@ -36,6 +38,7 @@ for package in (callbacks, loggers, profilers):
     load_names(package)  # a config may name their classes without the path
 
 BASES = (Trainer, LightningModule, LightningDataModule, Callback)
+SHORT_USAGE = 5  # lines
 Registry = dict[
     str, tuple[type | tuple[type, ...], str]
 ]  # key in the config: class or bases of the classes, and where it is linked to
@@ -76,6 +79,20 @@ class LightningArgumentParser(Parser):
         self.callback_keys: list[str] = []
         self._optimizers: Registry = {}
         self._lr_schedulers: Registry = {}
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End, or raise, with the nearest flag beside one that there is not."""
+        if found := re.match(r"unrecognized arguments: (--[\w.]+)", message):
+            hint = did_you_mean(found[1], self._option_string_actions)
+            message = "\n ".join(filter(None, [message, hint]))
+        super().error(message, ex)
+
+    def print_usage(self, file: Any = None) -> None:
+        """Print how it is called: in one line where all flags would hide the error below."""
+        usage = self.format_usage()
+        if file is sys.stderr and usage.count("\n") > SHORT_USAGE:
+            usage = f"usage: {self.prog.replace(' [options]', '')} [-c CONFIG] [--KEY VALUE ...]\n"
+        self._print_message(usage, file or sys.stdout)
 
     def add_lightning_class_args(
         self,

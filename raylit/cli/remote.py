@@ -27,6 +27,7 @@ from raylit.cli.config import Config, Reader
 from raylit.cli.source import read_file
 from raylit.errors import ConfigError
 from raylit.loggers.mlflow.source import git_tags
+from raylit.runtime import environment
 from raylit.runtime.messages import info
 from raylit.runtime.secrets import MASK, has_secret, is_secret_name, without_secrets
 
@@ -70,7 +71,7 @@ def run(command: str, args: Sequence[str], options: Namespace, reader: Reader) -
     typed = _with_files_below(options.typed, folder, files)
     _refuse_secret_flags(typed)
     line = f"{reader.program} {shlex.join([command, *typed])}"
-    env = _environment()
+    env = {**_environment(), environment.ON: options.on}
     name = f"raylit-{command}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     with tempfile.TemporaryDirectory() as scratch:
         package = Path(scratch, "code.zip")

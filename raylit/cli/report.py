@@ -11,10 +11,12 @@ import torch
 
 from raylit.callbacks import ModelCheckpoint
 from raylit.loggers import MLFlowLogger
+from raylit.runtime import environment
 from raylit.runtime.secrets import without_secrets
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Sequence
 
     from raylit.core.datamodule import LightningDataModule
     from raylit.core.job import Result
@@ -113,6 +115,8 @@ def end_of_fit(
 
 def again(args: list[str], options: Namespace) -> list[str]:
     """Return the flags of a command for another one that is to run in the same place."""
+    if on := os.environ.get(environment.ON):  # this is a job: what is typed is typed elsewhere
+        return [*args, "--on", on]
     address = getattr(options, "ray_address", None)
     return [*args, "--ray.address", address] if address else args
 
@@ -136,14 +140,24 @@ def _look(logger: Any) -> str | None:
     return shown(logger.log_dir) if logger.log_dir else None
 
 
-def end_of_sweep(result: SweepResult, program: str, options: Namespace) -> None:
-    """Print, below the table of trials, where their files are, where to look, and how to fit with the best values."""
+def end_of_sweep(
+    result: SweepResult, program: str, args: Sequence[str], options: Namespace
+) -> None:
+    """Print, below the table of trials, where their files are, where to look, and how to fit with the best values.
+
+    Args:
+        result: the sweep.
+        program: what its command begins with.
+        args: the flags that are keys of the config, and --config.
+        options: the other flags.
+    """
     rows = [("files", shown(result.folder))]
     if result.where:
         rows.append(("look at it", result.where))
     values = [f"--{key}={value}" for key, value in result.best.config.items()]
     rows.append(("best", shlex.join([result.best.name, *values])))
-    best = again(["--config", shown(result.best_config)], options)
+    is_job = environment.ON in os.environ  # whose files are not where the next command is typed
+    best = again([*args, *values] if is_job else ["--config", shown(result.best_config)], options)
     rows.append(("next", f"{program} fit {shlex.join(best)}"))
     print_rows(rows)
 

@@ -78,14 +78,33 @@ def tune(args: list[str], options: Namespace, reader: Reader) -> None:
         with open(source.name, encoding="utf-8") as file:
             text = yaml.safe_dump(source.values) if options.of_sweep else file.read()
         files = {CONFIG: mask_config(config.text), SWEEP: mask_config(text)}
-        result = run_sweep(trainer, recipe, spec, resume=options.resume or False, files=files)
+        result = run_sweep(
+            trainer,
+            recipe,
+            spec,
+            resume=options.resume or False,
+            files=files,
+            command=functools.partial(_to_go_on, args, sweep, options, reader.program),
+        )
     except SweepError as error:
         raise ConfigError(f"{source.where(error.path)}: {error}") from error
-    report.end_of_sweep(result, reader.program, options)
+    report.end_of_sweep(result, reader.program, args, options)
     if options.auto:
         _test_best(recipe, result, options.average or 1)
     if options.retrain:
         _retrain(result, options, reader)
+
+
+def _to_go_on(
+    args: list[str], sweep: str | None, options: Namespace, program: str, name: str
+) -> str:
+    """Return the command that goes on with the sweep of a name."""
+    file = [] if sweep is None else ["--sweep", sweep]
+    flags = report.again([*args, *options.of_sweep, *file, "--resume", name], options)
+    if options.retrain:  # behind it stand the flags of its fit
+        value = [] if options.retrain == "all" else [options.retrain]
+        flags = [*flags, "--retrain", *value, *options.behind_retrain]
+    return without_secrets(f"{program} tune {shlex.join(flags)}")
 
 
 def check(args: list[str], options: Namespace, reader: Reader) -> Config:

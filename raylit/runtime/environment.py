@@ -29,6 +29,7 @@ def seconds(variable: str, default: float) -> float:
     return value
 
 
+ON = "RAYLIT_ON"  # tells a job what `--on` was, for the commands that it proposes
 CHOICES = {  # variables that name one of a few, and those
     "RAYLIT_PROGRESS": ("rich", "plain", "none"),
     "PL_SEED_WORKERS": ("0", "1"),

@@ -32,7 +32,7 @@ from raylit.checkpoint.io import CheckpointIO
 from raylit.core.callback import in_order
 from raylit.core.limits import Limits
 from raylit.engine.compile import options_of
-from raylit.errors import ConfigError, WrongTypeError, foreign_hint
+from raylit.errors import ConfigError, WrongTypeError, did_you_mean, foreign_hint
 from raylit.loggers import CSVLogger, Logger
 from raylit.loggers.dummy import DummyLogger
 from raylit.parallel.plugins import ClusterEnvironment, PrecisionPlugin, TorchSyncBatchNorm
@@ -202,9 +202,7 @@ def limits_of(given: Mapping[str, Any], settings: Settings) -> Limits:
             0, reload_dataloaders_every_n_epochs=given["reload_dataloaders_every_n_epochs"]
         ),
         log_every_n_steps=at_least(0, log_every_n_steps=50 if log_every is None else log_every),
-        accumulate_grad_batches=at_least(
-            1, accumulate_grad_batches=given["accumulate_grad_batches"]
-        ),
+        accumulate_grad_batches=accumulation(given["accumulate_grad_batches"]),
         gradient_clip_val=clip_val,
         gradient_clip_algorithm=clip_algorithm,
     )
@@ -223,6 +221,27 @@ def limits_of(given: Mapping[str, Any], settings: Settings) -> Limits:
     return limits
 
 
+INSTEAD = {  # what Lightning's Trainer once had, and what is written today
+    "gpus": "accelerator='gpu' with devices=, or num_workers= for Ray workers with a GPU each",
+    "auto_select_gpus": "devices='auto'",
+    "num_processes": "devices= with launcher='local', or num_workers=",
+    "tpu_cores": "accelerator='gpu' or 'cpu'; there is no other kind",
+    "checkpoint_callback": "enable_checkpointing=, or a ModelCheckpoint among the callbacks",
+    "resume_from_checkpoint": "trainer.fit(model, ckpt_path=...)",
+    "weights_summary": "enable_model_summary=",
+    "progress_bar_refresh_rate": "callbacks=[RichProgressBar(refresh_rate=...)]",
+    "auto_lr_find": "Tuner(trainer).lr_find(model)",
+    "auto_scale_batch_size": "Tuner(trainer).scale_batch_size(model)",
+    "replace_sampler_ddp": "use_distributed_sampler=",
+    "track_grad_norm": "MLFlowLogger(monitor=...), or self.log in on_before_optimizer_step",
+    "terminate_on_nan": "detect_anomaly=True",
+    "stochastic_weight_avg": "callbacks=[StochasticWeightAveraging(...)]",
+    "multiple_trainloader_mode": "CombinedLoader(loaders, mode=...)",
+    "flush_logs_every_n_steps": "CSVLogger(flush_logs_every_n_steps=...)",
+    "amp_backend": "precision='16-mixed'",
+}
+
+
 def defaults_from_environment(init: Callable[P, None]) -> Callable[P, None]:
     """Decorate the Trainer's `__init__`.
 
@@ -230,10 +249,18 @@ def defaults_from_environment(init: Callable[P, None]) -> Callable[P, None]:
 
     Raises:
         ConfigError: also of a variable whose value is not what its argument wants.
+        WrongTypeError: the Trainer has no such argument.
     """
 
     @functools.wraps(init)
     def with_environment(*args: P.args, **kwargs: P.kwargs) -> None:
+        known = [name for name, _, _ in _variables(type(args[0]).__name__, init)]
+        for name in kwargs.keys() - set(known):
+            hint = INSTEAD.get(name)
+            raise WrongTypeError(
+                f"Trainer.__init__() got an unexpected keyword argument {name!r}."
+                + (f" Write {hint}." if hint else did_you_mean(name, known))
+            )
         found = arguments_of_environment(type(args[0]).__name__, init, given=kwargs)
         kwargs.update((name, value) for name, (_, _, value) in found.items())
         try:
@@ -360,6 +387,17 @@ def at_least(minimum: int, **argument: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise ConfigError(f"{name}={value!r}: give a whole number of at least {minimum}.")
     return value
+
+
+def accumulation(batches: object) -> int:
+    """Return over how many batches gradients add up."""
+    if isinstance(batches, Mapping):
+        raise WrongTypeError(
+            f"accumulate_grad_batches={batches}: give a number, not a value of type"
+            f" {type(batches).__name__}. What changes with the epochs is a callback:"
+            f" callbacks=[GradientAccumulationScheduler(scheduling={batches})]."
+        )
+    return at_least(1, accumulate_grad_batches=batches)
 
 
 def failures(max_failures: object) -> Any:

@@ -193,8 +193,8 @@ class Trainer(TrainerView):
         given = {
             name: value for name, value in locals().items() if name not in ("self", "__class__")
         }
-        # `clipping` refuses a value of another type in Lightning's words
-        check_kinds(Trainer.__init__, given, but=("gradient_clip_val",))
+        # two say more of a value of another type where they are looked at
+        check_kinds(Trainer.__init__, given, but=("gradient_clip_val", "accumulate_grad_batches"))
         self.strategy = find_strategy(strategy)
         self.settings = settings.Settings.of(given, self.strategy)
         if barebones:

@@ -103,6 +103,7 @@ def run_sweep(
     *,
     resume: str | bool = False,
     files: Mapping[str, str] | None = None,
+    command: Callable[[str], str] | None = None,
 ) -> SweepResult:
     """Run the trials of a sweep, or go on with one.
 
@@ -112,6 +113,7 @@ def run_sweep(
         spec: what is tried, and how.
         resume: a sweep to go on with: its name or folder; True: the newest of this name.
         files: texts to keep in the sweep's folder.
+        command: gives, for the name of the sweep, the command that goes on with it.
 
     Raises:
         ConfigError: something is wrong; nothing was started.
@@ -179,7 +181,7 @@ def run_sweep(
             result.where = tracking.keep_view(parent, result) or result.where
     except (KeyboardInterrupt, SystemExit):
         status = "killed"
-        info(f"The sweep was ended at once. {_how_to_go_on(name)}")
+        info(f"The sweep was ended at once. {_how_to_go_on(name, command)}")
         raise
     finally:
         internal_kv._internal_kv_del(plan.stop_key)
@@ -189,7 +191,7 @@ def run_sweep(
             parent.close(status)
     print_table(result)
     if ending.signal is not None:
-        info(f"The sweep was ended; its trials are saved. {_how_to_go_on(name)}")
+        info(f"The sweep was ended; its trials are saved. {_how_to_go_on(name, command)}")
         raise Terminated if ending.signal == signal.SIGTERM else KeyboardInterrupt
     if not any(trial.score is not None for trial in result.trials):
         raise LaunchError(_why_all_failed(result))
@@ -301,7 +303,9 @@ def _whole_uri(uri: str | None, trainer: Trainer) -> str | None:
     return next((one for one in own if without_secrets(one) == uri), None)
 
 
-def _how_to_go_on(name: str) -> str:
+def _how_to_go_on(name: str, command: Callable[[str], str] | None = None) -> str:
+    if command is not None:
+        return f"Go on with:\n  {command(name)}"
     return f"It goes on with resume={name!r} (raylit tune --resume {name})."
 
 

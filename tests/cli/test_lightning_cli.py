@@ -446,3 +446,21 @@ def test_a_whole_number_stays_one_whatever_was_annotated_before() -> None:
         check=False,
     )
     assert done.stdout.split() == ["2", "3"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--trainer.max_epochss=3", "Did you mean '--trainer.max_epochs'"),
+        ("--trainer.max_epochs=x", 'key "trainer.max_epochs"'),
+        ("--config=nope.yaml", "File does not exist"),
+    ],
+)
+def test_a_mistake_is_not_hidden_by_all_flags(
+    capsys: pytest.CaptureFixture[str], flag: str, words: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        raylit.cli.LightningCLI(BoringModel, args=["fit", flag])
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and len(err.splitlines()) < 12
+    assert words in err and "fit [-c CONFIG] [--KEY VALUE ...]" in err and "fit --help" in err

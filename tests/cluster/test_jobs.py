@@ -182,6 +182,9 @@ def test_a_fit_is_sent_followed_and_ends_as_here(head: Head, tmp_path: Path) -> 
         in done.err
     )
     assert "look at it" in done.out and re.search(r"done +1 epoch, 2 steps", done.out), done
+    proposed = re.search(r"next +(raylit test .+)", done.out)
+    assert proposed and f" --ckpt_path {tmp_path}/" in proposed[1], done
+    assert proposed[1].endswith(f" --on {head.address}"), "where it can be typed"
     assert list(tmp_path.rglob("*.ckpt")), "which stay when Ray has deleted the job's folder"
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
         tags = dict(store.execute("select key, value from tags"))
@@ -303,7 +306,9 @@ def test_workers_and_a_sweep_run_on_the_cluster(head: Head, tmp_path: Path) -> N
     assert done.code == 0 and "in 2 Ray workers" in done.out, done
     done = raylit(head, "tune", *head.flags(tmp_path / "tune", "--sweep", "sweep.yaml"))
     assert done.code == 0 and done.out.count(" finished: val_loss=") == 2, done
-    assert "next" in done.out and list((tmp_path / "tune").rglob("best.yaml")), done
+    proposed = re.search(r"next +(raylit fit --config config.yaml .+)", done.out)
+    assert proposed and proposed[1].endswith(f" --on {head.address}"), done
+    assert list((tmp_path / "tune").rglob("best.yaml")), done
 
 
 @pytest.mark.long

@@ -348,3 +348,29 @@ def test_an_interval_of_time_is_told_by_its_own_name() -> None:
 def test_deepspeed_is_answered_with_what_there_is() -> None:
     with pytest.raises(ConfigError, match="DeepSpeed is not part of raylit; 'fsdp' shards"):
         pl.Trainer(max_epochs=1, strategy="deepspeed_stage_2")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gpus", "Write accelerator='gpu' with devices=, or num_workers="),
+        ("resume_from_checkpoint", r"Write trainer.fit\(model, ckpt_path=...\)"),
+        ("max_epoch", "Did you mean 'max_epochs'"),
+        ("colour", r"\Z"),
+    ],
+)
+def test_an_argument_that_there_is_not_is_told_what_there_is(name: str, words: str) -> None:
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'.*{words}") as told:
+        Trainer(**{name: 1})
+    assert isinstance(told.value, ConfigError)
+
+
+def test_what_lightning_once_had_is_not_had_today() -> None:
+    assert not settings.INSTEAD.keys() & inspect.signature(Trainer).parameters.keys()
+
+
+def test_accumulation_by_epoch_is_a_callback() -> None:
+    with pytest.raises(TypeError, match=r"GradientAccumulationScheduler\(scheduling={0: 2}\)"):
+        Trainer(accumulate_grad_batches={0: 2})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="at least 1"):
+        Trainer(accumulate_grad_batches=[2])  # type: ignore[arg-type]
