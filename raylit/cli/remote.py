@@ -28,7 +28,7 @@ from raylit.cli.source import read_file
 from raylit.errors import ConfigError
 from raylit.loggers.mlflow.source import git_tags
 from raylit.runtime import environment
-from raylit.runtime.messages import info
+from raylit.runtime.messages import info, number_of
 from raylit.runtime.secrets import MASK, has_secret, is_secret_name, without_secrets
 
 INTERRUPTED = 130
@@ -317,7 +317,7 @@ def _environment() -> dict[str, str]:
 
 def _pack(folder: Path, files: Sequence[str], package: Path, max_bytes: int, where: str) -> None:
     size = upload.pack(folder, files, package, max_bytes, where)
-    info(f"Uploading {len(files)} files of {folder}, {upload.megabytes(size)} packed.")
+    info(f"Uploading {number_of(len(files), 'file')} of {folder}, {upload.megabytes(size)} packed.")
 
 
 def _show(piece: str) -> None:

@@ -12,6 +12,7 @@ import torch
 from raylit.callbacks import ModelCheckpoint
 from raylit.loggers import MLFlowLogger
 from raylit.runtime import environment
+from raylit.runtime.messages import number_of
 from raylit.runtime.secrets import without_secrets
 
 if TYPE_CHECKING:
@@ -46,11 +47,11 @@ def begin(
 def _limits(trainer: Trainer) -> str:
     if trainer.fast_dev_run:
         return (
-            f"a trial run of {_number(int(trainer.fast_dev_run), 'batch', 'batches')} (fast_dev_run:"
+            f"a trial run of {number_of(int(trainer.fast_dev_run), 'batch', 'batches')} (fast_dev_run:"
             " nothing is stored)"
         )
     given = ((trainer.max_epochs, "epoch"), (trainer.max_steps, "step"))
-    limits = [_number(limit, unit) for limit, unit in given if limit is not None and limit != -1]
+    limits = [number_of(limit, unit) for limit, unit in given if limit is not None and limit != -1]
     return f"up to {' or '.join(limits)}" if limits else "without a limit of epochs"
 
 
@@ -76,7 +77,7 @@ def end_of_fit(
         (
             "done",
             (
-                f"{_number(result.epochs, 'epoch')}, {_number(result.steps, 'step')} in"
+                f"{number_of(result.epochs, 'epoch')}, {number_of(result.steps, 'step')} in"
                 f" {duration(time_s)}"
             ),
         )
@@ -172,7 +173,9 @@ def end_of_predict(predictions: object, output: str | None) -> None:
         len(batch) if isinstance(batch, (torch.Tensor, list)) and not _is_scalar(batch) else 1
         for batch in batches
     )
-    what = f"{_number(num_samples, 'prediction')} in {_number(len(batches), 'batch', 'batches')}"
+    what = (
+        f"{number_of(num_samples, 'prediction')} in {number_of(len(batches), 'batch', 'batches')}"
+    )
     print_rows(
         [
             ("done", what),
@@ -191,7 +194,7 @@ def end_of_explain(explanation: Explanation, output: str) -> None:
     explanation.save(f"{base}.npz")
     explanation.plot().savefig(f"{base}.png", dpi=120)
     rows = [
-        ("done", f"{_number(explanation.num_samples, 'sample')} by {explanation.method}"),
+        ("done", f"{number_of(explanation.num_samples, 'sample')} by {explanation.method}"),
         ("arrays", shown(f"{base}.npz")),
         ("picture", shown(f"{base}.png")),
     ]
@@ -238,10 +241,6 @@ def shown(path: str) -> str:
         return path
     relative = os.path.relpath(path)
     return path if relative.startswith("..") else relative
-
-
-def _number(number: int, one: str, several: str = "") -> str:
-    return f"{number} {one if number == 1 else several or one + 's'}"
 
 
 def duration(time_s: float) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
 from raylit.core import shown
 from raylit.core.aliases import StateDict
+from raylit.runtime.messages import number_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -301,17 +302,20 @@ class Result:
         return shown.curves(self.history, keys)
 
     def __repr__(self) -> str:
-        parts = [f"{self.epochs} epochs, {self.steps} steps"]
+        parts = [self._done()]
         parts += [f"{name}={value}" for name, value in self._where()]
         if self.metrics:
             parts.append(shown.in_short(self.metrics))
         return f"Result({'; '.join(parts)})"
 
     def _repr_html_(self) -> str:
-        rows = [("done", f"{self.epochs} epochs, {self.steps} steps")]
+        rows = [("done", self._done())]
         rows += [(name, f"{value:.6g}") for name, value in self.metrics.items()]
         rows += self._where()
         return shown.as_html(rows, shown.curves(self.history) if self.history else None)
+
+    def _done(self) -> str:
+        return f"{number_of(self.epochs, 'epoch')}, {number_of(self.steps, 'step')}"
 
     def _where(self) -> list[tuple[str, str]]:
         """Return the best checkpoint and the MLflow run, where there are any."""

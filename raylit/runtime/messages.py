@@ -102,3 +102,13 @@ def warn_once(text: str, category: type[Warning] = UserWarning, key: object = No
     if key not in _said:
         _said.add(key)
         warn(text, category)
+
+
+def number_of(number: int, one: str, several: str = "") -> str:
+    """Return a number with the right form of what is counted.
+
+    Example:
+        >>> number_of(1, "epoch"), number_of(2, "epoch"), number_of(2, "batch", "batches")
+        ('1 epoch', '2 epochs', '2 batches')
+    """
+    return f"{number} {one if number == 1 else several or one + 's'}"

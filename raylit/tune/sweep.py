@@ -29,7 +29,7 @@ from raylit.launch.on_ray.by_value import Parcel
 from raylit.launch.on_ray.cluster import connect, is_verbose, say_dashboard
 from raylit.loggers import MLFlowLogger
 from raylit.runtime.masked_config import is_masked, mask_config
-from raylit.runtime.messages import info
+from raylit.runtime.messages import info, number_of
 from raylit.runtime.secrets import holds_secret, without_secrets
 from raylit.runtime.storage import is_url
 from raylit.trainer.trainer import Trainer
@@ -325,7 +325,7 @@ def _say_start(
     number = min(capacity.concurrent or spec.num_trials, spec.num_trials)
     at_once = f", {number} at a time" if capacity.concurrent else ""
     info(
-        f"Sweep {spec.name}: {spec.num_trials} trials{at_once} over"
+        f"Sweep {spec.name}: {number_of(spec.num_trials, 'trial')}{at_once} over"
         f" {', '.join(spec.swept) or 'constants only'}; files in {plan.folder}"
     )
     if capacity.note:
