@@ -39,7 +39,7 @@ class SweepRecord(Callback):
         changes_config: whether the scheduler changes values, so that of a trial that goes on the
             last ones count, not those it was begun with.
         listeners: called after every change.
-        why_stopped: tells, of a trial by Ray Tune's id, what stopped it.
+        why_stopped: tells, of a trial of Ray Tune, what stopped it; None: nothing, it had ended.
     """
 
     def __init__(self, folder: str, spec: SweepSpec) -> None:
@@ -51,7 +51,7 @@ class SweepRecord(Callback):
         self.head: dict[str, Any] = {}
         self.changes_config = False
         self.listeners: list[Callable[[TrialResult, str], None]] = []
-        self.why_stopped: Callable[[str], str] = lambda trial_id: "scheduler"
+        self.why_stopped: Callable[[Any], str | None] = lambda trial: "scheduler"
         self._file: IO[str] | None = None
         self._lock: IO[str] | None = None
         self._names: dict[str, str] = {}
@@ -202,8 +202,8 @@ class SweepRecord(Callback):
         elif how == "killed":
             known.status = "killed"
         else:
-            known.status = "finished" if how == "finished" else "stopped"
-            known.stop_reason = self.why_stopped(trial.trial_id) if how != "finished" else None
+            known.stop_reason = None if how == "finished" else self.why_stopped(trial)
+            known.status = "finished" if known.stop_reason is None else "stopped"
         self._end(known)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

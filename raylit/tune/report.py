@@ -270,6 +270,7 @@ class TuneReport(Checkpoint):
             values["global_step"] = trainer.global_step
             values["best_model_path"] = _best_path(trainer)
             values["run_id"] = _run_id(trainer)
+            values["is_last"] = _is_last(trainer)
             report = Metrics(self.count, values)
             decision = self.reports.report(report)
             self.count = report.iteration
@@ -320,6 +321,12 @@ def _reports_with_validation(trainer: Trainer) -> bool:
         and trainer.check_val_every_n_epoch == 1
     )
     return trainer.enable_validation and not once
+
+
+def _is_last(trainer: Trainer) -> bool:
+    """Tell whether a fit has all its epochs or steps, so that nothing is left to stop."""
+    epochs = None if _reports_with_validation(trainer) else trainer.max_epochs
+    return trainer.current_epoch + 1 == epochs or trainer.global_step == trainer.max_steps
 
 
 def _best_path(trainer: Trainer) -> str:

@@ -420,10 +420,16 @@ def _run(
         tuner.fit()
 
 
-def _why_stopped(spec: SweepSpec, stops: Stops, trial_id: str) -> str:
-    """Return what stopped a trial: a word under `stop`, the end of the sweep, or its scheduler."""
-    if trial_id in stops.reasons:
-        return f"stop: {stops.reasons[trial_id]}"
+def _why_stopped(spec: SweepSpec, stops: Stops, trial: Any) -> str | None:
+    """Return what stopped a trial of Ray Tune.
+
+    A word under `stop`, the end of the sweep, or its scheduler; but schedulers such as ASHA stop
+    also those that have come to their end, which None says.
+    """
+    if trial.trial_id in stops.reasons:
+        return f"stop: {stops.reasons[trial.trial_id]}"
+    if trial.last_result.get("is_last"):
+        return None
     if stops.ended_by is not None:
         return f"end of the sweep: {stops.ended_by}"
     return f"scheduler: {spec.scheduler_name}"

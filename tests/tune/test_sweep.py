@@ -126,6 +126,8 @@ class TestSweep:
     def test_bad_trials_were_stopped_early(self, result: SweepResult) -> None:
         assert result.best.iterations == 4
         assert min(trial.iterations for trial in result.trials) < 4
+        assert {trial.status for trial in result.trials if trial.iterations == 4} == {"finished"}
+        assert {trial.status for trial in result.trials if trial.iterations < 4} == {"stopped"}
 
     def test_best_checkpoint_is_the_best_trials(self, result: SweepResult) -> None:
         assert result.best.checkpoint is not None
