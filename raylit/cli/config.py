@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from jsonargparse._loaders_dumpers import yaml_load
 
 from raylit.callbacks import Callback
 from raylit.checkpoint import find
-from raylit.cli import construct
+from raylit.cli import construct, items
 from raylit.cli.construct import whole_numbers_first
 from raylit.cli.diagnosis import BASES, explain, find_class
 from raylit.cli.foreign import Parser, as_read
@@ -313,6 +314,12 @@ def parse(command: str, args: Sequence[str], needs_model: bool = True) -> Config
     Raises:
         ConfigError: something in it is wrong; the text says what and where.
     """
+    args, named = items.split(args)
+    if named:
+        flags = _flags_of_items(parse(command, args, needs_model), named)
+        config = parse(command, [*args, *flags], needs_model)
+        config.sources += [Source(f"--{key}", {}) for key in named]
+        return config
     switches = ("--verbose", "--print_config", "--help", *SWITCHES.get(command, ()))
     sources = read_arguments(args, switches)
     parser = make_parser(command, needs_model)
@@ -335,6 +342,13 @@ def parse(command: str, args: Sequence[str], needs_model: bool = True) -> Config
     if not isinstance(values.trainer, Namespace):
         raise ConfigError(explain(sources, "trainer holds the arguments of the Trainer.", command))
     return Config(command, values, parser, sources)
+
+
+def _flags_of_items(config: Config, named: Mapping[str, str]) -> list[str]:
+    """Return flags that give callbacks and loggers of a config the values that keys by name say."""
+    trainer = yaml.safe_load(config.text)["trainer"]
+    changed = {items.put(trainer, key, load_yaml(text)) for key, text in named.items()}
+    return [f"--trainer.{part}={json.dumps(trainer[part])}" for part in sorted(changed)]
 
 
 def variable_of(argument: str) -> str | None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from raylit.cli import report
+from raylit.cli import items, report
 from raylit.cli.config import Config, Reader
 from raylit.cli.diagnosis import nearest
 from raylit.cli.record import KeepConfig
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 CONFIG = "config.yaml"  # kept in the sweep's folder, for `raylit tune --resume NAME`
 SWEEP = "sweep.yaml"
 LENGTHS = ("--trainer.max_epochs", "--trainer.max_steps", "--trainer.max_time")
-LISTS = ("callbacks", "logger")  # arguments of the Trainer whose items are named by their classes
 
 
 def tune(args: list[str], options: Namespace, reader: Reader) -> None:
@@ -377,17 +376,15 @@ class ConfigRecipe:
         Raises:
             ConfigError: a key names a callback or logger that is not in the config.
         """
-        lists = {name: copy.deepcopy(self.base.get("trainer", {}).get(name)) for name in LISTS}
+        trainer = copy.deepcopy(self.base.get("trainer", {}))
         changed: set[str] = set()
         flags: list[str] = []
         for key in sorted(values, key=lambda key: key.count(".")):
-            parts = key.split(".")
-            if parts[0] == "trainer" and len(parts) > 3 and parts[1] in LISTS:
-                _replace(lists[parts[1]], parts[1], parts[2], parts[3:], values[key])
-                changed.add(parts[1])
+            if items.is_named(key):
+                changed.add(items.put(trainer, key, values[key]))
             elif key != "seed_everything":
                 flags.append(f"--{key}={_flag(values[key])}")
-        flags += [f"--trainer.{name}={_json(lists[name])}" for name in sorted(changed)]
+        flags += [f"--trainer.{name}={_json(trainer[name])}" for name in sorted(changed)]
         return flags
 
     def check(self, space: Mapping[str, object]) -> None:
@@ -427,22 +424,6 @@ class ConfigRecipe:
 def _plain(config: Config) -> dict[str, Any]:
     whole: dict[str, object] = yaml.safe_load(config.text)
     return {key: value for key, value in whole.items() if key not in ("config", "ckpt_path")}
-
-
-def _replace(items: object, part: str, name: str, path: list[str], value: object) -> None:
-    """Put a value into the item of a list whose class has a name."""
-    several = items if isinstance(items, list) else [items]
-    found = [item for item in several if isinstance(item, dict) and "class_path" in item]
-    names = [item["class_path"].rpartition(".")[2] for item in found]
-    if name not in names:
-        raise ConfigError(
-            f"trainer.{part}.{name}: the config has no such one.{nearest(name, names)} It has:"
-            f" {', '.join(names) or 'none'}."
-        )
-    inner = found[names.index(name)].setdefault("init_args", {})
-    for step in path[:-1]:
-        inner = inner.setdefault(step, {})
-    inner[path[-1]] = value
 
 
 def _json(value: object) -> str:

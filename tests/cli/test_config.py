@@ -319,3 +319,42 @@ def test_a_logger_needs_no_path() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"RayMetricsLogger", "TensorBoardLogger", "WandbLogger"} <= set(done.stdout.split())
+
+
+ITEMS = """
+trainer:
+  logger: false
+  callbacks:
+    - {class_path: EarlyStopping, init_args: {monitor: val_loss}}
+    - {class_path: raylit.callbacks.ModelCheckpoint}
+"""
+
+
+def test_callbacks_are_named_by_their_classes(main: Callable[..., Done], lab: Path) -> None:
+    (lab / "a.yaml").write_text(ITEMS)
+    flags = ("--trainer.callbacks.EarlyStopping.patience", "7", "--print_config")
+    values = printed(
+        main(
+            "fit", "--config", "a.yaml", *flags, "--trainer.callbacks.ModelCheckpoint.save_top_k=-1"
+        )
+    )
+    stopping, saver = values["trainer"]["callbacks"]
+    assert stopping["init_args"]["patience"] == 7 and saver["init_args"]["save_top_k"] == -1
+    assert stopping["init_args"]["monitor"] == "val_loss", "the file still counts"
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("EarlyStoping.patience=7", "Did you mean 'EarlyStopping'"),
+        ("EarlyStopping.patienc=7", "no argument 'patienc'"),
+        ("EarlyStopping.patience=x", "patience is 'x', but must be int"),
+        ("EarlyStopping.patience", "wants a value"),
+    ],
+)
+def test_a_callback_that_is_not_as_it_is_named(
+    main: Callable[..., Done], lab: Path, flag: str, words: str
+) -> None:
+    (lab / "a.yaml").write_text(ITEMS)
+    done = main("fit", "--config", "a.yaml", f"--trainer.callbacks.{flag}", "--print_config")
+    assert done.code == 2 and words in done.err
