@@ -1,4 +1,4 @@
-"""A module as a function of what is to be explained: floating-point inputs, and embeddings."""
+"""A module as a function of what is to be explained: floating-point inputs, images, and embeddings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ class Explained(nn.Module):
         arguments: of its `forward`, of which the tensors are taken as an example.
         layers: names of embedding layers, the outputs of which are explained rather than the
             integers that go in.
-        needs_floats: whether something must be found to explain.
 
     Attributes:
         names: of what is explained.
@@ -43,23 +42,25 @@ class Explained(nn.Module):
         arguments: tuple[Any, ...],
         names: Sequence[str],
         layers: Sequence[str] = (),
-        needs_floats: bool = True,
     ) -> None:
         super().__init__()
         self.module = module
         self.arguments = arguments
         tensors = [one for argument in arguments for one in named_tensors(argument).values()]
         self.inputs = dict(zip(names, tensors, strict=True))
-        self.floats = [name for name, one in self.inputs.items() if one.is_floating_point()]
+        self.floats = [
+            name for name, one in self.inputs.items() if one.is_floating_point() or is_image(one)
+        ]
         self.layers = [find_layer(module, name) for name in layers]
         self.names = [*self.floats, *layers]
-        if needs_floats and not self.names:
+        if not self.names:
             raise ConfigError(_no_gradient(module, self.inputs))
         embedded = tuple(
             self._embed(layer, name) for layer, name in zip(self.layers, layers, strict=True)
         )
-        self.values = tuple(self.inputs[name] for name in self.floats) + embedded
+        self.values = tuple(_as_float(self.inputs[name]) for name in self.floats) + embedded
         self.others = tuple(one for name, one in self.inputs.items() if name not in self.floats)
+        self._check_images()
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Return the first tensor of the output, (samples, ...)."""
@@ -80,6 +81,26 @@ class Explained(nn.Module):
             )
         # an input that the model does not use gets zeros, where torch would raise
         return first + sum((0 * one).nan_to_num().sum() for one in explained)
+
+    def _check_images(self) -> None:
+        """Find out whether forward makes of images of bytes what it makes of the same numbers.
+
+        Raises:
+            ConfigError: it does not, as where a change of type also divides by 255.
+        """
+        images = [name for name in self.floats if not self.inputs[name].is_floating_point()]
+        if not images:
+            return
+        with torch.no_grad():
+            given = next(iter(named_tensors(self.module(*self.arguments)).values()))
+            found = self(*self.values, *self.others)
+        if not torch.allclose(given.double(), found.double(), rtol=1e-3, atol=1e-5):
+            raise ConfigError(
+                f"Trainer.explain: {images[0]} holds bytes (uint8), which have no gradient, and"
+                f" forward of {type(self.module).__name__} makes something else of the same numbers"
+                " as floats, as to_dtype(scale=True) does. Make floats of it before forward: in the"
+                " data set, or in on_after_batch_transfer."
+            )
 
     def _embed(self, layer: nn.Module, name: str) -> Tensor:
         """Return the output of a layer for the example."""
@@ -113,6 +134,15 @@ class Explained(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def is_image(tensor: Tensor) -> bool:
+    """Tell whether a tensor holds images as bytes, which can be explained as numbers."""
+    return tensor.dtype == torch.uint8 and tensor.ndim >= 3
+
+
+def _as_float(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_floating_point() else tensor.float()
 
 
 def find_layer(module: nn.Module, name: str) -> nn.Module:

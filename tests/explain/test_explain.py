@@ -253,3 +253,35 @@ def test_an_input_that_is_not_used_gets_zeros(tmp_path: Path, method: str) -> No
     assert (found["b"] == 0).all()
     with pytest.raises(ConfigError, match=r"output of UsesOne\.forward has no gradients"):
         trainer(tmp_path).explain(UsesOne(detaches=True), loader, method=method, target=0)
+
+
+class Bytes(pl.LightningModule):
+    """Takes images of bytes, as cameras and files give them."""
+
+    def __init__(self, scales_bytes_alone: bool = False) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 2))
+        self.scales_bytes_alone = scales_bytes_alone
+
+    def forward(self, image: Tensor) -> Tensor:
+        scale = 1 if self.scales_bytes_alone and image.is_floating_point() else 255
+        return self.net(image.float() / scale)
+
+
+@pytest.mark.parametrize("method", [one for one in METHODS if one != "layer_gradcam"])
+def test_images_of_bytes_are_explained(tmp_path: Path, method: str) -> None:
+    images = torch.randint(0, 256, (6, 3, 4, 4), dtype=torch.uint8)
+    loader = DataLoader(TensorDataset(images), batch_size=3)
+    found = trainer(tmp_path).explain(Bytes(), loader, method=method, target=1)
+    assert found.attributions["image"].shape == (6, 3, 4, 4)
+    assert (found.inputs["image"] == images.numpy()).all(), "which are shown as they are"
+    assert found.plot().axes
+    if method == "integrated_gradients":
+        assert found.deltas is not None and np.abs(found.deltas).max() < 1e-4
+
+
+def test_bytes_that_are_not_what_floats_are(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (6, 3, 4, 4), dtype=torch.uint8)
+    loader = DataLoader(TensorDataset(images), batch_size=3)
+    with pytest.raises(ConfigError, match=r"image holds bytes \(uint8\).*on_after_batch_transfer"):
+        trainer(tmp_path).explain(Bytes(scales_bytes_alone=True), loader)
