@@ -92,8 +92,14 @@ def _level_of_user() -> int:
     while frame is not None and frame.f_code.co_filename.startswith(_OWN):
         frame = frame.f_back
         level += 1
-    is_user = frame is not None and frame.f_code.co_filename != threading.__file__
+    is_user = frame is not None and not frame.f_code.co_filename.startswith(_starts_workers())
     return level if is_user else 3
+
+
+def _starts_workers() -> tuple[str, ...]:
+    """Return the files, or folders, that call raylit in a thread or a worker."""
+    ray = sys.modules.get("ray")
+    return (threading.__file__, *(ray.__path__ if ray is not None else ()))
 
 
 def warn_once(text: str, category: type[Warning] = UserWarning, key: object = None) -> None:

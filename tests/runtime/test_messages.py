@@ -72,3 +72,13 @@ def test_a_warning_points_at_the_users_line(
     with pytest.warns(UserWarning, match="log_every_n_steps") as caught:
         trainer.fit(TinyModel())
     assert {Path(one.filename).name for one in caught} == {Path(__file__).name}
+
+
+def test_a_warning_of_a_worker_does_not_point_into_ray() -> None:
+    """Whose code is the first that is not raylit's, where the user's is not on the stack."""
+    import ray
+
+    caller = compile("warn('careful')", f"{ray.__path__[0]}/train/util.py", "exec")
+    with pytest.warns(UserWarning, match="careful") as caught:
+        exec(caller, {"warn": warn})
+    assert "/ray/" not in caught[0].filename
