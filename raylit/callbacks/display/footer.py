@@ -30,6 +30,11 @@ class Footer:
         self._size = size_of(stream)
         self._is_gone = False
 
+    @property
+    def columns(self) -> int:
+        """How wide the terminal is, in letters."""
+        return size_of(self._stream).columns or 80
+
     def draw(self, lines: list[str]) -> None:
         """Show other lines, none of them wider than the terminal.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from raylit.callbacks.display.footer import LEAST_ROWS, Footer, size_of
 
@@ -58,17 +58,40 @@ class PlainScreen:
         """Nothing is held."""
 
 
+class NotebookCell:
+    """The output of a notebook's cell, where bars are drawn in place; a terminal has a Footer."""
+
+    columns = 80
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def draw(self, lines: list[str]) -> None:
+        """Show these lines in the place of those of before."""
+        from IPython.display import display
+
+        data = {"text/plain": "\n".join(lines)}
+        if self._handle is None:
+            self._handle = display(data, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+        else:
+            self._handle.update(data, raw=True)
+
+    def close(self, last: list[str]) -> None:
+        """Leave these lines."""
+        self.draw(last)
+
+
 class LiveScreen:
-    """Bars at the bottom of a terminal: one for training, one for a validation while it runs.
+    """Bars in one place: one for training, one for a validation while it runs.
 
     Below them the time that is left and the metrics. It draws when it is shown something, and never
     else: while a debugger or `input` waits for the user, it stands still.
 
     Args:
-        stream: of the terminal.
+        place: the last lines of a terminal, or a notebook's cell.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, place: Footer | NotebookCell) -> None:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -78,9 +101,8 @@ class LiveScreen:
             TimeElapsedColumn,
         )
 
-        self._stream = stream
-        self._footer = Footer(stream)
-        self._console = Console(file=stream, force_terminal=True)
+        self._place = place
+        self._console = Console(file=sys.stdout, force_terminal=True, force_jupyter=False)
         self._progress = Progress(  # never started: rich makes the lines, the footer draws them
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
@@ -114,14 +136,14 @@ class LiveScreen:
         if self._progress.tasks[self._progress.task_ids.index(task)].description != name:
             self._progress.reset(task, total=total, description=name, rate=rate)
         self._progress.update(task, completed=shown["batch"], total=total, rate=rate)
-        self._footer.draw(self._lines())
+        self._place.draw(self._lines())
         if shown["is_last"] and is_within:
             self._progress.remove_task(self._tasks.pop(stage))
 
     def _lines(self) -> list[str]:
         from rich.text import Text
 
-        width = size_of(self._stream).columns or 80
+        width = self._place.columns
         below = Text(self._left, "dim")
         below.append("  " * bool(self._left and self._metrics))
         below.append(self._metrics, "cyan")
@@ -136,20 +158,29 @@ class LiveScreen:
         print(text, flush=True)
 
     def close(self) -> None:
-        """Leave the bar as lines among the others, and give the terminal back."""
-        self._footer.close(self._lines())
+        """Leave the bar as lines among the others, and give a terminal back."""
+        self._place.close(self._lines())
 
 
 def make_screen() -> PlainScreen | LiveScreen | None:
     """Return the screen that RAYLIT_PROGRESS (`rich`, `plain`, `none`) asks for.
 
-    Unset: a live bar on a terminal that can show one, and plain lines elsewhere.
+    Unset: a live bar on a terminal that can show one and in a notebook, and plain lines elsewhere.
     """
     wanted = os.environ.get("RAYLIT_PROGRESS") or ("plain" if shows_lines_only() else "rich")
     if wanted == "none":
         return None
-    is_terminal = sys.stdout.isatty() and size_of(sys.stdout).lines >= LEAST_ROWS
-    return LiveScreen(sys.stdout) if wanted == "rich" and is_terminal else PlainScreen()
+    if wanted == "rich" and is_notebook():
+        return LiveScreen(NotebookCell())
+    if wanted == "rich" and sys.stdout.isatty() and size_of(sys.stdout).lines >= LEAST_ROWS:
+        return LiveScreen(Footer(sys.stdout))
+    return PlainScreen()
+
+
+def is_notebook() -> bool:
+    """Tell whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 def shows_lines_only() -> bool:

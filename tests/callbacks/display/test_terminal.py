@@ -198,7 +198,7 @@ class TestFooter:
 
 class TestScreen:
     def test_bar_time_and_metrics(self, terminal: Terminal) -> None:
-        screen = LiveScreen(terminal.stream)
+        screen = LiveScreen(Footer(terminal.stream))
         screen.show(shown(metrics={"loss": 0.5, "acc": 0.25}))
         bar, below = terminal.lines()[-2:]
         assert re.fullmatch(r"epoch 2/5 [━╸╺]+ +3/10 0:00:00 2.0 it/s", bar), bar
@@ -219,7 +219,7 @@ class TestScreen:
 
     def test_many_metrics_are_in_several_lines_and_none_is_wider(self, terminal: Terminal) -> None:
         metrics = {f"metric_{number}": number / 10 for number in range(12)}
-        screen = LiveScreen(terminal.stream)
+        screen = LiveScreen(Footer(terminal.stream))
         for number in range(30):
             screen.show(shown(metrics=metrics))
             terminal.write(f"line {number}\n")
@@ -230,7 +230,7 @@ class TestScreen:
         assert written == [f"line {number}" for number in range(30)]
 
     def test_it_moves_only_when_it_is_shown_something(self, terminal: Terminal) -> None:
-        screen = LiveScreen(terminal.stream)
+        screen = LiveScreen(Footer(terminal.stream))
         screen.show(shown())
         terminal.lines()
         time.sleep(0.3)
