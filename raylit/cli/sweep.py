@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -410,10 +410,6 @@ class ConfigRecipe:
         if "seed_everything" not in values:
             config.values.seed_everything = seed
         return str(config.parser.dump(config.values))
-
-    def imports(self) -> Callable[[], Any]:
-        """Return a function that reads the config, and so imports its classes."""
-        return functools.partial(self._parsed, {})
 
     def _parsed(self, values: Mapping[str, object]) -> Config:
         if self.folder not in sys.path:

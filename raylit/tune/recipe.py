@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import importlib
 import inspect
 import types
@@ -55,11 +54,6 @@ class Classes:
             data = _make(values.get("data"), data, scopes["data"])
         return Made(trainer, model, data, self.loaders)
 
-    def imports(self) -> Callable[[], Any]:
-        """Return a function whose modules are the trials': those of the classes are found with them."""
-        data = None if isinstance(self.data, LightningDataModule) else self.data
-        return functools.partial(_nothing, self.model, data)
-
     def best_config(self, values: Mapping[str, object], seed: int) -> str:
         """Return the values as YAML, by the keys of a config."""
         nested: dict[str, Any] = {"seed_everything": seed}
@@ -108,10 +102,6 @@ class Classes:
                         path,
                     )
                 check_argument(made, argument, drawn, key, path)
-
-
-def _nothing(*classes: object) -> None:
-    """Have classes imported, by being unpickled with them."""
 
 
 def make_trainer(trainer: Trainer, values: dict[str, Any], path: object = ()) -> Trainer:

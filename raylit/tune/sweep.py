@@ -20,7 +20,6 @@ from typing import Any, Protocol
 import ray
 from ray import tune
 from ray.experimental import internal_kv
-from ray.tune.execution.class_cache import DEFAULT_ENV_VARS, ENV_VARS_TO_PROPAGATE
 from ray.tune.schedulers import HyperBandScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -44,7 +43,7 @@ from raylit.tune.slots import at_most
 from raylit.tune.space import SweepError, examples, text_of
 from raylit.tune.spec import SweepSpec
 from raylit.tune.stops import EndOfSweep, Stops, budget_s, make_stopper
-from raylit.tune.trial import ERROR, TrialPlan, trainable, warm_up
+from raylit.tune.trial import ERROR, TrialPlan, trainable
 from raylit.tune.warm import earlier_trials
 
 BEST = "best.yaml"  # in the sweep's folder
@@ -71,9 +70,6 @@ class SweepRecipe(Protocol):
     """Makes each trial's objects."""
 
     def __call__(self, values: dict[str, Any]) -> Any: ...
-
-    def imports(self) -> Callable[[], Any]:
-        """Return a function, small when pickled, that imports what the trials will need."""
 
     def best_config(self, values: Mapping[str, object], seed: int) -> str:
         """Return as YAML a config that does what a trial with these values and this seed did."""
@@ -137,7 +133,6 @@ def run_sweep(
     connect((spec.max_concurrent or 1) * _wanted(spec).get("CPU", 1.0))
     capacity = capacity_for(spec)
     spec.max_concurrent = capacity.concurrent
-    warm = _Warm(recipe, capacity, spec)
     parent = tracking.open_parent(trainer, spec, name, seed, record.head.get("run_id"))
     plan = TrialPlan(
         recipe,
@@ -163,7 +158,6 @@ def run_sweep(
         with SweepDisplay(spec, record, trainer.max_epochs, budget_s(spec)):
             parts = {"The model, the data or the Trainer": recipe}
             sent = ray.put(Parcel(plan, parts))
-            warm.wait()
             with _handling_signals(ending), _quiet():
                 _run(
                     spec, trainer, name, storage, trainable(sent), record, capacity, ending, earlier
@@ -336,31 +330,6 @@ def _say_start(
     if parent is not None:
         info(f"MLflow: {parent.where()}")
     say_dashboard()
-
-
-class _Warm:
-    """Processes for the first trials, which import what they need while the driver prepares."""
-
-    def __init__(self, recipe: SweepRecipe, capacity: Capacity, spec: SweepSpec) -> None:
-        number = min(capacity.concurrent or 1, spec.num_trials)
-        environment = {
-            **DEFAULT_ENV_VARS,
-            "RAY_CHDIR_TO_TRIAL_DIR": "0",
-            **{name: os.environ[name] for name in ENV_VARS_TO_PROPAGATE if name in os.environ},
-        }  # as Tune's actors have it: Ray hands on a process only where it is the same
-        modules = Parcel(recipe.imports(), {"The model, the data or the Trainer": recipe})
-        task: Any = ray.remote(num_cpus=0, runtime_env={"env_vars": environment})(_import)
-        sent = ray.put(modules)
-        self._tasks = [task.remote(sent) for _ in range(number)]
-
-    def wait(self) -> None:
-        """Wait until they are there."""
-        ray.get(self._tasks)
-
-
-def _import(parcel: Parcel) -> None:
-    parcel.unpack()()
-    warm_up(with_mlflow=True)
 
 
 # ---- the trials ----
