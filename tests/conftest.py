@@ -94,6 +94,15 @@ def ray_cluster() -> Iterator[str]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def kept_workers(ray_cluster: str) -> Iterator[None]:
+    """Fits of a module's tests share their Ray workers, which start once."""
+    import raylit
+
+    with raylit.keep_workers():
+        yield
+
+
 @pytest.fixture(scope="session")
 def _s3() -> Iterator[None]:
     with s3_server():

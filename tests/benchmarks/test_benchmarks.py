@@ -36,7 +36,7 @@ def run(name: str, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("model", ["mlp", "transformer"])
+@pytest.mark.parametrize("model", ["mlp", pytest.param("transformer", marks=pytest.mark.long)])
 def test_the_table_has_a_ratio_for_every_loop(model: str) -> None:
     done = run(
         "step", "--steps", "150" if model == "mlp" else "15", "--rounds", "1", "--model", model

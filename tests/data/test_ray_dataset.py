@@ -375,7 +375,7 @@ def test_what_is_no_dataset(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def fits(tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> dict[str, Any]:
+def fits(tmp_path_factory: pytest.TempPathFactory, kept_workers: None) -> dict[str, Any]:
     """A fit of two workers, and one that goes on from its middle."""
     folder, rest = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("rest")
     saver = ModelCheckpoint(folder, every_n_train_steps=3, save_top_k=-1, filename="{step}")
@@ -450,6 +450,7 @@ def test_two_workers_read_streams_of_unknown_length(tmp_path: Path) -> None:
             assert len(set(first + second)) == len(first + second) == rows
 
 
+@pytest.mark.usefixtures("kept_workers")
 def test_two_workers_predict_in_the_order_of_the_data(tmp_path: Path) -> None:
     predictions = trainer(tmp_path, num_workers=2).predict(
         Net(), RayDataLoader(dataset(lazy=True), 8, drop_last=True)
