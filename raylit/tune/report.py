@@ -276,7 +276,7 @@ class TuneReport(Checkpoint):
             self.count = report.iteration
         decision = trainer.strategy.broadcast(decision)
         self.is_over = decision != "go on"
-        if decision == "stop":
+        if decision == "stop" and not _is_last(trainer):  # else it ends by itself, as any fit
             trainer.min_epochs = 0
             trainer.min_steps = None
             trainer.should_stop = True

@@ -304,19 +304,19 @@ class TrialFit:
     def _fit(self, made: Made, reports: Reports) -> None:
         trainer = made.trainer
         self._set_up(trainer, reports)
-        self._trainer = trainer
         start = self.checkpoint or self._newest(trainer)
+        if self.plan.parent is not None:
+            trainer.loggers.insert(0, self._child(self.plan.parent, start))
+        self._trainer = trainer
         trainer.fit(made.model, datamodule=made.data, ckpt_path=start, **made.loaders)
 
     def _set_up(self, trainer: Trainer, reports: Reports) -> None:
-        """Give the trial's files a folder of its own, its MLflow run a place below the sweep's."""
+        """Give the trial's files a folder of its own."""
         trainer.loggers = [
             self._own_logger(logger)
             for logger in trainer.loggers
             if not isinstance(logger, MLFlowLogger)
         ]
-        if self.plan.parent is not None:
-            trainer.loggers.insert(0, self._child(self.plan.parent))
         for saver in trainer.callbacks:
             if isinstance(saver, (ModelCheckpoint, RecoveryCheckpoint)) and saver.dirpath:
                 saver.dirpath = os.path.join(os.fspath(saver.dirpath), self.name)
@@ -326,13 +326,16 @@ class TrialFit:
             TuneReport(self.plan.metrics, reports, self.config, self.reporter.past)
         )
 
-    def _child(self, parent: MLFlowLogger) -> MLFlowLogger:
+    def _child(self, parent: MLFlowLogger, start: str | None) -> MLFlowLogger:
+        """Return the logger of a run below the sweep's: the one that the trial has, if it was begun before."""
         tags = {"raylit.trial": self.name}
         run_id = self.reporter.run_id
         if run_id and self.checkpoint is not None:
             return parent.child(self.name, tags, run_id)  # whatever the checkpoint says of its run
         child = parent.child(self.name, tags)
-        if run_id:
+        if run_id and start is None:
+            child.repeat(run_id)
+        elif run_id:
             child.resume(run_id)
         return child
 

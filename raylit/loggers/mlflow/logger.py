@@ -182,7 +182,7 @@ class MLFlowLogger(Logger):
         self._run_id = self._given_run_id = run_id
         self._resumed_run_id: str | None = None
         self._has_run = self._was_opened = False
-        self._is_fresh = self._is_joining = False
+        self._is_fresh = self._is_joining = self._is_repeated = False
         self._owns_run = True  # its status is ours to set, not the user's
         self._context_tags: dict[str, str] = {}
         # Of the checkpoint that the fit goes on from; see `state_dict`
@@ -327,6 +327,14 @@ class MLFlowLogger(Logger):
         )
         child._experiment_id = self._experiment_id
         return child
+
+    def repeat(self, run_id: str) -> None:
+        """Log into the run of the same fit, which was ended before anything of it was saved.
+
+        It begins from scratch; what the run holds already is not sent again. Driver, before `open`.
+        """
+        self._run_id = self._given_run_id = run_id
+        self._is_repeated = True
 
     def sibling(self, run_name: str) -> MLFlowLogger:
         """Return a logger with the same settings whose `open` creates a run with another name.
@@ -788,7 +796,9 @@ class MLFlowLogger(Logger):
         if self._origin is not None:
             self._link_to_origin(client, self._origin)
             self._origin = None
-        if self._run_id == self._resumed_run_id:
+        if self._is_repeated:
+            self._since_ms = 0
+        elif self._run_id == self._resumed_run_id:
             # 0 for a checkpoint that does not tell: all that is there may be logged again
             known = self._resumed.get("run_id") == self._run_id
             self._since_ms = self._resumed["since_ms"] if known else 0
@@ -823,11 +833,11 @@ class MLFlowLogger(Logger):
                 f" {without_secrets(client.tracking_uri)}, so a new one is created."
             )
             return None
-        if run_id == self._resumed_run_id:
+        if self._is_repeated or run_id == self._resumed_run_id:
             deliver_left_behind(self.save_dir, client.tracking_uri, run_id, wait_s=LOCK_S)
-            if self._leaves(client.get_run(run_id)):
-                self._origin = run
-                return None
+        if run_id == self._resumed_run_id and self._leaves(client.get_run(run_id)):
+            self._origin = run
+            return None
         if joins:
             return run
         if self._owns_run:
@@ -838,9 +848,10 @@ class MLFlowLogger(Logger):
         else:
             info(f"Logging into your active MLflow run {run_id}.")
         # The process first: else another start would find the run running, and its process gone
-        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        if self._owns_run:
-            client.update_run(run_id, status="RUNNING")
+        with store.locked(client.tracking_uri):
+            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+            if self._owns_run:
+                client.update_run(run_id, status="RUNNING")
         return run
 
     def _leaves(self, run: MlflowRun) -> bool:

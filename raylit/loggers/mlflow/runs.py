@@ -204,15 +204,19 @@ def end_gone(client: MlflowClient, experiment_ids: Sequence[str], *, lost: bool 
         lost: also those elsewhere that nothing is heard of.
     """
     num = 0
-    for run in search(client, experiment_ids, "attributes.status = 'RUNNING'"):
-        found = condition(run)
-        if found == "gone" or (found == "lost" and lost):
+    for listed in search(client, experiment_ids, "attributes.status = 'RUNNING'"):
+        if condition(listed) not in ("gone", "lost"):
+            continue
+        with store.locked(client.tracking_uri):
+            run = client.get_run(listed.info.run_id)  # since it was listed it may have gone on
+            found = condition(run)
+            if found != "gone" and not (found == "lost" and lost):
+                continue
             reason = "its process is gone" if found == "gone" else "nothing was heard of it"
             client.set_tag(run.info.run_id, REASON_TAG, reason)
-            with store.locked(client.tracking_uri):
-                client.set_terminated(run.info.run_id, "KILLED")
-                make_outputs(client, run.info.run_id)
-            num += 1
+            client.set_terminated(run.info.run_id, "KILLED")
+            make_outputs(client, run.info.run_id)
+        num += 1
     return num
 
 

@@ -195,6 +195,24 @@ def test_a_run_is_resumed_from_a_checkpoint_with_each_step_once(uri: str, tmp_pa
     assert history(again, "val") == [(5, 1.0)]
 
 
+def test_a_fit_that_ended_before_it_was_saved_repeats_its_run(uri: str, tmp_path: Path) -> None:
+    """As a trial that was killed before its first checkpoint."""
+    first = opened(MLFlowLogger(tracking_uri=uri), tmp_path)
+    for step in range(3):
+        first.log_metrics({"loss": float(step)}, step)
+    first.finalize("failed")
+    again = MLFlowLogger(tracking_uri=uri)
+    again.repeat(str(first.run_id))
+    again.start_over()
+    opened(again, tmp_path)
+    for step in range(5):
+        again.log_metrics({"loss": float(step)}, step)
+    again.finalize("success")
+    again.close("success")
+    assert again.run_id == first.run_id and run_of(first).info.status == "FINISHED"
+    assert sorted(history(again, "loss")) == [(step, float(step)) for step in range(5)]
+
+
 def test_a_fit_from_a_checkpoint_goes_on_with_its_run(uri: str, tmp_path: Path) -> None:
     def fit(max_epochs: int, ckpt_path: str | None = None) -> pl.Result:
         trainer = pl.Trainer(
