@@ -240,6 +240,7 @@ def test_a_long_epoch_is_told_of_in_between(
     assert lines[-1].startswith("epoch 1/1 24/24")
 
 
+@pytest.mark.long  # a Ray Dataset's are looked at in each run
 def test_predictions_are_in_the_order_of_the_data(tmp_path: Path) -> None:
     data = loaders(4)[1]
     predictions = trainer(tmp_path, num_workers=2).predict(model(), data)
