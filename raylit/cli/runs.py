@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from raylit.loggers.mlflow.runs import Client, Run
 
 BARS = "▁▂▃▄▅▆▇█"
+UNCUT = 10_000  # columns, of what is no terminal
 WIDTH = 24  # of a sparkline
 POLL_S = 2.0
 MOST_METRICS = 3  # columns of a list
@@ -68,7 +70,7 @@ def sync(args: list[str]) -> None:
     options = parser.parse_args(args)
     if not os.path.isdir(options.folder):
         raise ConfigError(f"raylit sync {options.folder}: there is no such folder.")
-    console = Console(highlight=False)
+    console = _console()
     num_left = 0
     num_found = 0
     for one in runs.sync(options.folder, options.store):
@@ -150,28 +152,41 @@ def _list(client: Client, options: argparse.Namespace) -> None:
     ids = [one.experiment_id for one in runs.experiments(client, options.experiment)]
     runs.end_gone(client, ids, lost=options.mark_killed)
     found = runs.search(client, ids, options.filter, options.order, options.most)
-    console = Console(highlight=False)
+    console = _console()
     if not found:
         console.print("There are no such runs.")
         return
     metrics = _telling(found)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("run", "name", "status", "began", "took", *metrics):
-        table.add_column(
-            name, no_wrap=name != "name", justify="right" if name in metrics else "left"
-        )
-    for depth, one in runs.tree(found):
-        values = (_number(one.data.metrics.get(name)) for name in metrics)
-        name = f"{'  ' * (depth - 1)}{'└ ' if depth else ''}{one.info.run_name}"
-        table.add_row(
-            one.info.run_id[:8], escape(name), _status(one), _when(one), _took(one), *values
-        )
+    rows = [
+        {
+            "run": one.info.run_id[:8],
+            "name": escape(f"{'  ' * (depth - 1)}{'└ ' if depth else ''}{one.info.run_name}"),
+            "status": _status(one),
+            "began": _when(one),
+            "took": _took(one),
+            **{name: _number(one.data.metrics.get(name)) for name in metrics},
+        }
+        for depth, one in runs.tree(found)
+    ]
+    columns = list(rows[0])
+    for name in ("", "took", "began", *reversed(metrics[1:]), "status"):  # the least telling first
+        columns = [one for one in columns if one != name]
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for one in columns:
+            is_number = one in metrics
+            table.add_column(one, no_wrap=one != "name", justify="right" if is_number else "left")
+        for row in rows:
+            table.add_row(*(row[one] for one in columns))
+        if console.measure(table, options=console.options.update(width=UNCUT)).minimum <= (
+            console.width
+        ):
+            break
     console.print(table)
 
 
 def _show(client: Client, options: argparse.Namespace) -> None:
     one = runs.find(client, options.run, options.experiment)
-    console = Console(highlight=False)
+    console = _console()
     info = one.info
     experiment = client.get_experiment(info.experiment_id).name
     console.print(f"[bold]{escape(info.run_name)}[/]  {info.run_id}  in {escape(experiment)}")
@@ -216,7 +231,7 @@ def _compare(client: Client, options: argparse.Namespace) -> None:
     for key in _keys(one.data.metrics for one in found):
         if not key.startswith("system/"):
             table.add_row(escape(key), *(_number(one.data.metrics.get(key)) for one in found))
-    Console(highlight=False).print(table)
+    _console().print(table)
 
 
 def _best(client: Client, options: argparse.Namespace) -> None:
@@ -247,12 +262,12 @@ def _best(client: Client, options: argparse.Namespace) -> None:
             _status(one),
             *(escape(one.data.params.get(key, "")) for key in params[:5]),
         )
-    Console(highlight=False).print(table)
+    _console().print(table)
 
 
 def _tail(client: Client, options: argparse.Namespace) -> None:
     run_id = runs.find(client, options.run, options.experiment).info.run_id
-    console = Console(highlight=False)
+    console = _console()
     seen: dict[str, tuple[int, int]] = {}
     while True:
         one = client.get_run(run_id)
@@ -273,7 +288,7 @@ def _tail(client: Client, options: argparse.Namespace) -> None:
 
 def _diff(client: Client, options: argparse.Namespace) -> None:
     first, second = (runs.find(client, name, options.experiment) for name in options.runs)
-    console = Console(highlight=False)
+    console = _console()
     tags = ("mlflow.source.git.commit", "mlflow.source.name", "mlflow.user", "raylit.version")
     pairs = [
         (key, first.data.params.get(key), second.data.params.get(key))
@@ -343,6 +358,12 @@ def _telling(found: Iterable[Run]) -> list[str]:
 
 def _keys(mappings: Iterable[dict[str, str] | dict[str, float]]) -> list[str]:
     return sorted({key for one in mappings for key in one})
+
+
+def _console() -> Console:
+    """Return where tables go: as wide as a terminal, and in a file or a pipe as they are."""
+    is_sized = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, width=None if is_sized else UNCUT)
 
 
 def _print_pairs(console: Console, title: str, pairs: dict[str, str]) -> None:

@@ -71,6 +71,19 @@ def test_runs_are_listed_shown_compared_and_deleted(
     assert unknown.code == 2 and "There is no run 'nothing'" in unknown.err
 
 
+def test_what_does_not_fit_is_left_out_and_nothing_is_cut(
+    uri: str, lab: Path, main: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(uri, lab, "a-run-with-a-long-name", 0.5)
+    monkeypatch.setenv("COLUMNS", "46")
+    head, row = main("runs").out.splitlines()
+    assert head.split() == ["run", "name", "val_loss"]
+    assert row.split()[1:] == ["a-run-with-a-long-name", "0.5"]
+    monkeypatch.delenv("COLUMNS")
+    head, row = main("runs").out.splitlines()  # into a file
+    assert head.split() == ["run", "name", "status", "began", "took", "val_loss"]
+
+
 def test_a_run_whose_process_is_gone_was_killed(
     uri: str, lab: Path, main: Callable[..., Done]
 ) -> None:
