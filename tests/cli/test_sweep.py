@@ -2,6 +2,12 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +19,10 @@ from raylit.cli.source import Source
 from raylit.cli.sweep import ConfigRecipe, _plain
 from raylit.errors import ConfigError
 from raylit.tune.space import read_space
+from tests.deadlines import stretched
 from tests.lazy import mlflow, ray
 
-from .conftest import Done, run_raylit
+from .conftest import Done, environment, run_raylit
 
 GOOD = (
     "--model",
@@ -250,3 +257,37 @@ def test_flags_that_do_not_go_together_are_refused(
     assert done.code == 2
     assert wanted in done.err and done.err.count("\n") == 1, done.err
     assert not (lab / "auto.yaml").exists() and not (lab / "raylit_runs").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_the_line_that_goes_on_with_a_sweep_runs_as_it_stands(lab: Path, ray_cluster: str) -> None:
+    (lab / "sweep.yaml").write_text(
+        "space: {model.lr: {uniform: [0.01, 0.1]}}\nmetric: val_loss\ntrials: 9\n"
+    )
+    flags = [*GOOD, "--trainer.max_epochs=9", "--model.delay_s=0.05", "--ray.address", ray_cluster]
+    flags += ["--sweep", "sweep.yaml", "--sweep.trials", "2", "--retrain", "train"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "raylit", "tune", *flags, "--model.width=5"],
+        cwd=lab,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + stretched(60)
+        while not list(lab.rglob("epoch=*.ckpt")):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=stretched(60))
+    finally:
+        process.kill()
+    assert process.returncode == 130, (out, err)
+    (line,) = [one.strip() for one in err.splitlines() if one.startswith("  raylit tune ")]
+    assert f" --ray.address {ray_cluster} --retrain train --model.width=5" in line
+    done = run_raylit(lab, *shlex.split(line)[1:])
+    assert done.code == 0 and "Going on with it" in done.err, done
+    table, _, rest = done.out.partition("best ")
+    assert len(re.findall(r"trial-00\d .* finished", done.out)) == 2 and "next " in rest, table
