@@ -96,7 +96,9 @@ SAME = {
     "lightning.pytorch.tuner.batch_size_scaling": "raylit.callbacks.finders.batch_size_finder",
     "lightning.pytorch.loops.optimization.automatic": f"{NAMES}.pytorch.loops",
     "lightning.pytorch.loops.optimization.manual": f"{NAMES}.pytorch.loops",
-    "lightning.pytorch.utilities.model_summary.model_summary": f"{NAMES}.pytorch.utilities.model_summary",
+    "lightning.pytorch.utilities.model_summary.model_summary": (
+        f"{NAMES}.pytorch.utilities.model_summary"
+    ),
 }
 # raylit's own, which are no part of Lightning though they stand beside its packages.
 OWN = ("as_lightning", "check", "checkpoint", "engine", "launch", "metrics", "runtime", "tune")

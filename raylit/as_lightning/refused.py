@@ -1,4 +1,4 @@
-"""Classes that Lightning has and raylit has not: they can be imported, and say on use what to write."""
+"""Lightning's classes that raylit lacks: they can be imported, and say on use what to write."""
 
 from __future__ import annotations
 

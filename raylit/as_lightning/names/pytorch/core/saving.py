@@ -70,7 +70,7 @@ def _written(value: Any) -> Any:
 
 
 def load_hparams_from_tags_csv(tags_csv: Path) -> dict[str, Any]:
-    """Return the hyperparameters in a CSV file of keys and values; none if there is no such file."""
+    """Return the hyperparameters in a CSV file of keys and values; none if there is no file."""
     if not os.path.isfile(tags_csv):
         return {}
     with open(tags_csv, newline="") as file:
