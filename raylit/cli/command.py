@@ -90,7 +90,10 @@ def exit_code(run: Callable[[], object], program: str, is_verbose: bool) -> int:
 
 
 def _is_unread() -> bool:
-    """Tell whether nobody reads what is printed any more, as behind `| head`; then it goes nowhere."""
+    """Tell whether nobody reads what is printed any more, as behind `| head`.
+
+    What is printed goes nowhere then.
+    """
     try:
         output = sys.stdout.fileno()
     except (OSError, ValueError):  # it is none of the process's own
@@ -106,7 +109,10 @@ def _is_unread() -> bool:
 
 
 def _code_of(end: SystemExit) -> int:
-    """Return the exit code that the end of the process means, as Python does: a text is shown, and is that of a failure."""
+    """Return the exit code that the end of the process means, as Python does.
+
+    A text is shown, and the code is that of a failure.
+    """
     if end.code in (TERMINATED, signal.SIGTERM):  # Ray's own handler ends with the signal's number
         _say("Terminated.")
         return TERMINATED
@@ -249,15 +255,13 @@ def take_options(command: str, args: list[str]) -> tuple[argparse.Namespace, lis
         parser.set_defaults(behind_retrain=behind, of_sweep=of_sweep)
     options, rest = parser.parse_known_args(args)
     if command == "ui" and rest:
-        raise ConfigError(
-            f"{rest[0]}: raylit ui has no such"
-            f" flag.{did_you_mean(rest[0], ('--auth', '--backend-store-uri', '--host', '--port', '--verbose'))}"
-        )
+        flags = ("--auth", "--backend-store-uri", "--host", "--port", "--verbose")
+        raise ConfigError(f"{rest[0]}: raylit ui has no such flag.{did_you_mean(rest[0], flags)}")
     return options, rest
 
 
 def _split_on(args: list[str]) -> tuple[str | None, list[str]]:
-    """Return what --on says, wherever it stands, and the other flags, which go along with the job."""
+    """Return what --on says, wherever it stands, and the other flags, which go with the job."""
     on: str | None = None
     others: list[str] = []
     rest = iter(args)

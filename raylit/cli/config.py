@@ -1,4 +1,4 @@
-"""The parser of configs, the config it makes of files and flags, and the objects that a config describes."""
+"""Parser of configs, the config made of files and flags, and the objects a config describes."""
 
 from __future__ import annotations
 
@@ -361,7 +361,7 @@ def variable_of(argument: str) -> str | None:
 
 
 def _with_variable(text: str, sources: Sequence[Source]) -> str:
-    """Return what is wrong with an argument, with the environment variable that gave it, if one did."""
+    """Return what is wrong with an argument, and the environment variable that gave it, if any."""
     found = re.match(r"trainer\.(\w+)", text)
     if found is None or where_given(sources, ("trainer", found[1])):
         return text
@@ -451,7 +451,9 @@ def is_of(spec: object, cls: type) -> bool:
 
 
 def describe(args: Sequence[str]) -> None:
-    """Print the arguments of the Trainer (`--trainer.help`), or of a class (`--model.help examples.digits.LitDigits`).
+    """Print the arguments of the Trainer (`--trainer.help`) or of a class (`--model.help CLASS`).
+
+    A class is named with its module, such as `examples.digits.LitDigits`.
 
     Raises:
         ConfigError: no class is named, or it cannot be imported.

@@ -74,7 +74,9 @@ def instantiate(
 
 
 def as_hyperparameters(spec: Mapping[str, Any], links: Mapping[str, object]) -> dict[str, Any]:
-    """Return what a module keeps of the part of a config that describes it, so that `load_from_checkpoint` can make it again.
+    """Return what a module keeps of the part of a config that describes it.
+
+    From that, `load_from_checkpoint` can make the module again.
 
     Args:
         spec: its arguments as plain data; or class_path, init_args and dict_kwargs.
@@ -200,7 +202,8 @@ def refuse_descriptions(given: object, cls: type) -> None:
             importable.find_public(str(spec["class_path"]), cls)
         except ValueError as error:
             raise CheckpointError(
-                f"The hyperparameters in the checkpoint describe an object that is not made: {error}."
+                "The hyperparameters in the checkpoint describe an object that is not made:"
+                f" {error}."
             ) from error
 
 

@@ -53,9 +53,11 @@ flags of all commands:
 exit codes: 0 done, 1 failed, 2 wrong usage or config, 130 Ctrl-C, 143 SIGTERM"""
 
 _CONFIG = """\
-what to run (keys of a config file; as a flag, any key with dots: --trainer.max_epochs 3, --model.lr 0.01):
+what to run (keys of a config file; as a flag, any key with dots: --trainer.max_epochs 3, \
+--model.lr 0.01):
   --config FILE            YAML file; may be given several times, later ones and flags win
-  --model CLASS            LightningModule, such as examples.digits.LitDigits     (model: {class_path: ..., init_args: ...})
+  --model CLASS            LightningModule, such as examples.digits.LitDigits     (model: \
+{class_path: ..., init_args: ...})
   --data CLASS             LightningDataModule                                    (data: likewise)
   --trainer.NAME VALUE     an argument of raylit.Trainer; --trainer.help lists them
   --optimizer CLASS        torch optimizer, such as Adam, for a model without configure_optimizers
@@ -66,7 +68,8 @@ _OTHERS = """\
 other flags:
 {flags}  --print_config           print the whole config, which reproduces the run, and end
   --model.help CLASS       list the arguments of a class (also: data, optimizer, lr_scheduler)
-  --ray.address ADDRESS    Ray cluster to run on; without it Ray is started on this machine if it is needed
+  --ray.address ADDRESS    Ray cluster to run on; without it Ray is started on this machine if it \
+is needed
   --verbose                whole tracebacks, and what Ray says"""
 
 
@@ -78,8 +81,10 @@ def _help(command: str, what: str, example: str, flags: str = "") -> str:
 
 
 _ON = (
-    "  --on WHERE               run it on a cluster: http://head:8265, a RayJob's file, or one of `ray up`. This folder is\n"
-    "                           uploaded; passwords stay here, and are those of `ray start` there (docs/clusters.md)\n"
+    "  --on WHERE               run it on a cluster: http://head:8265, a RayJob's file, or one of"
+    " `ray up`. This folder is\n"
+    "                           uploaded; passwords stay here, and are those of `ray start` there"
+    " (docs/clusters.md)\n"
 )
 _CKPT = "  --ckpt_path PATH         checkpoint to load: a path, `last` or `best`\n"
 
@@ -126,8 +131,8 @@ HELP = {
         " integrated_gradients\n"
         "  --target TARGET          prediction, label or the index of an output. Default:"
         " prediction\n"
-        "  --layer NAME             the embedding layer, where forward gets integers; the layer that"
-        " layer_gradcam looks at\n"
+        "  --layer NAME             the embedding layer, where forward gets integers; the layer"
+        " that layer_gradcam looks at\n"
         "  --output FILE            where to: FILE.npz and a picture, FILE.png. Default:"
         " explanation\n"
         "  --sanity_check true      compare with random weights\n",
@@ -154,7 +159,8 @@ HELP = {
         "  --sweep.KEY VALUE        a key of it, over the file: --sweep.trials 2\n"
         "  --resume [NAME]          go on with a sweep whose process has ended; without a name, the"
         " newest\n"
-        "  --auto                   make the sweep file from the config, and test the best at the end\n"
+        "  --auto                   make the sweep file from the config, and test the best at the"
+        " end\n"
         "  --budget TIME            how long that sweep takes. Default: 10m\n"
         "  --average K              also average the weights of the K best checkpoints of its best"
         " trial\n"
@@ -169,16 +175,19 @@ usage: raylit ui [flags]
 Serve MLflow's pages with runs and sweeps, until Ctrl-C.
 
 flags:
-  --backend-store-uri URI  the store. Default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current folder
+  --backend-store-uri URI  the store. Default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in \
+the current folder
   --host HOST              address to listen on. Default: 127.0.0.1, which only this machine reaches
   --port PORT              Default: 5000
-  --auth                   ask for user and password; says where that of the first user, admin, is kept
+  --auth                   ask for user and password; says where that of the first user, admin, is \
+kept
   --verbose                show what MLflow says"""
     ),
     "runs": (
         """\
 usage: raylit runs [ls] [flags]                 all runs, the newest first; sweeps as trees
-       raylit runs show RUN                     one run: parameters, metrics with their course, files
+       raylit runs show RUN                     one run: parameters, metrics with their course, \
+files
        raylit runs compare RUN RUN ...          parameters that differ, and metrics
        raylit runs best METRIC [flags]          the best runs by a metric
        raylit runs tail RUN                     metrics as they come, until the run ends or Ctrl-C
@@ -186,12 +195,15 @@ usage: raylit runs [ls] [flags]                 all runs, the newest first; swee
        raylit runs rm RUN ... --yes             delete runs (mlflow gc removes them for good)
 
 RUN is an id, the first letters of one, a name, or `last`.
-A run whose process is gone from this host is marked as KILLED; one elsewhere that nothing is heard of for ten minutes is shown as lost.
+A run whose process is gone from this host is marked as KILLED; one elsewhere that nothing is \
+heard of for ten minutes is shown as lost.
 
 flags:
-  --store URI              Default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current folder
+  --store URI              Default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current \
+folder
   --experiment NAME        only runs of this experiment
-  --filter TEXT            ls, best: as MLflow's, "metrics.val_loss < 0.3 and params.`model.lr` = '0.01'"
+  --filter TEXT            ls, best: as MLflow's, "metrics.val_loss < 0.3 and params.`model.lr` = \
+'0.01'"
   --order TEXT             ls: as MLflow's, "metrics.val_loss ASC"
   -n, --most N             ls, best: how many. Default: 30
   --mode min|max           best: Default: min
@@ -202,25 +214,29 @@ flags:
         """\
 usage: raylit sync [FOLDER] [flags]
 
-Send what fits could not: the journals below FOLDER (default: the current one), each to the store that it names.
+Send what fits could not: the journals below FOLDER (default: the current one), each to the store \
+that it names.
 A value that is there already is not sent twice. Exit code 1 if something is left.
 
 flags:
-  --store URI              the store as the fit was given it, if it holds a password, which no journal does
+  --store URI              the store as the fit was given it, if it holds a password, which no \
+journal does
   --verbose                whole tracebacks"""
     ),
     "register": (
         """\
 usage: raylit register RUN --name NAME [flags]
 
-Make the final model of a run a version of a registered model. Fits keep one with MLFlowLogger(log_model=True).
+Make the final model of a run a version of a registered model. Fits keep one with \
+MLFlowLogger(log_model=True).
 RUN is an id, the first letters of one, a name, or `last`.
   raylit register last --name digits --alias champion
 
 flags:
   --name NAME              of the registered model, which is made if it is not there
   --alias ALIAS            of the version, such as champion: models:/NAME@ALIAS
-  --store URI              Default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current folder
+  --store URI              Default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current \
+folder
   --experiment NAME        only runs of this experiment
   --verbose                whole tracebacks"""
     ),
@@ -228,12 +244,15 @@ flags:
         """\
 usage: raylit rerun RUN [flags]
 
-Fit again with the config of a run, which is printed first, with what differs: the commit, changes in no commit, a missing seed. Nothing is checked
-out or installed. Afterwards the digests of the data and all values are compared. Exit code 1 if something differs.
+Fit again with the config of a run, which is printed first, with what differs: the commit, changes \
+in no commit, a missing seed. Nothing is checked
+out or installed. Afterwards the digests of the data and all values are compared. Exit code 1 if \
+something differs.
 
 flags:
   --print_config           print the config and end
-  --store URI              Default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current folder
+  --store URI              Default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current \
+folder
   --experiment NAME        only runs of this experiment
   --verbose                whole tracebacks"""
     ),
@@ -243,13 +262,17 @@ usage: raylit data convert SOURCE TARGET [flags]
        raylit data describe SOURCE
        raylit data head SOURCE [-n ROWS]
 
-Make Parquet or Arrow IPC of tables and of folders of images; tell what is in a table, and what raylit makes of each column; show its first rows.
-SOURCE is Parquet, Arrow IPC, CSV or JSON lines: a file, a folder, a glob or a URL; for convert also a folder of images, in folders named as their labels.
+Make Parquet or Arrow IPC of tables and of folders of images; tell what is in a table, and what \
+raylit makes of each column; show its first rows.
+SOURCE is Parquet, Arrow IPC, CSV or JSON lines: a file, a folder, a glob or a URL; for convert \
+also a folder of images, in folders named as their labels.
   raylit data convert diamonds.csv diamonds.parquet
 
 flags:
-  --type COLUMN=TYPE       type of a column of text where the inferred one is wrong: --type price=float64
-  --row-group-size ROWS    convert: rows in a row group. Default: about 8 MB, so that streaming mixes several
+  --type COLUMN=TYPE       type of a column of text where the inferred one is wrong: --type \
+price=float64
+  --row-group-size ROWS    convert: rows in a row group. Default: about 8 MB, so that streaming \
+mixes several
   --compression CODEC      convert: of Parquet. Default: zstd
   --columns A,B            convert: those to keep. Default: all
   --image-size HxW         convert: decode and resize images; without it their bytes are kept
@@ -261,7 +284,8 @@ flags:
         """\
 usage: raylit init NAME
 
-Write a project into a new folder: a model, its data, configs, a sweep, tests that pass at once, and a README. Nothing is overwritten.
+Write a project into a new folder: a model, its data, configs, a sweep, tests that pass at once, \
+and a README. Nothing is overwritten.
   raylit init my-project && cd my-project && python -m pytest"""
     ),
 }

@@ -1,4 +1,7 @@
-"""Callbacks and loggers of a config that keys name by their classes: trainer.callbacks.EarlyStopping.patience."""
+"""Callbacks and loggers of a config that keys name by their classes.
+
+Such a key is `trainer.callbacks.EarlyStopping.patience`.
+"""
 
 from __future__ import annotations
 

@@ -127,9 +127,9 @@ class Submission:
         """
         if shutil.which("kubectl") is None:
             raise ConfigError(
-                f"{self.given} is a RayJob, which `kubectl` makes, and there is none on this machine."
-                " Install it (https://kubernetes.io/docs/tasks/tools), or send the job to a cluster"
-                " that runs: --on http://HEAD:8265."
+                f"{self.given} is a RayJob, which `kubectl` makes, and there is none on this"
+                " machine. Install it (https://kubernetes.io/docs/tasks/tools), or send the job to"
+                " a cluster that runs: --on http://HEAD:8265."
             )
         done = self._kubectl("auth", "can-i", "create", "rayjobs.ray.io", ANSWER)
         if done.stdout.strip() != "yes":

@@ -58,7 +58,9 @@ ArgsType = list[str] | dict[str, Any] | Namespace | None
 
 
 class LightningCLI:
-    """Makes model, data and Trainer from config files and flags, and runs what the command line says: fit, validate, test or predict.
+    """Makes model, data and Trainer from config files and flags, and runs what the command says.
+
+    That is fit, validate, test or predict.
 
     Args:
         model_class: the module's class, or a function annotated to return one; None: the config
@@ -234,7 +236,10 @@ class LightningCLI:
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return the names of the Trainer's methods that are subcommands, each with those of its arguments that a config cannot give."""
+        """Return the names of the Trainer's methods that are subcommands.
+
+        Each comes with those of its arguments that a config cannot give.
+        """
         evaluation = {"model", "dataloaders", "datamodule"}
         return {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
@@ -292,7 +297,7 @@ class LightningCLI:
 
     @staticmethod
     def link_optimizers_and_lr_schedulers(parser: LightningArgumentParser) -> None:
-        """Hand optimizers and schedulers that were added with `link_to` to the arguments it names."""
+        """Hand optimizers and schedulers added with `link_to` to the arguments it names."""
         for key, (cls, link_to) in {**parser._optimizers, **parser._lr_schedulers}.items():
             if link_to == "AUTOMATIC":
                 continue
@@ -318,7 +323,10 @@ class LightningCLI:
         )
 
     def take_hyperparameters(self) -> None:
-        """Let the model have the arguments that the checkpoint at `ckpt_path` was made with, so that its weights fit."""
+        """Let the model have the arguments that the checkpoint at `ckpt_path` was made with.
+
+        So the weights of the checkpoint fit the model.
+        """
         path = self._get(self.config, "ckpt_path")
         if not path or not os.path.isfile(path):
             return
@@ -362,7 +370,10 @@ class LightningCLI:
         return cls
 
     def _flags_of_model(self) -> set[str]:
-        """Return the names of the model's arguments that flags of the command line give, which win over a checkpoint's."""
+        """Return the names of the model's arguments that flags of the command line give.
+
+        These win over the values in a checkpoint.
+        """
         flags = [arg.partition("=")[0] for arg in self._args if arg.startswith("--model.")]
         return {flag.removeprefix("--model.").removeprefix("init_args.") for flag in flags}
 
@@ -465,7 +476,10 @@ class LightningCLI:
         return configured(lightning_module, optimizer, lr_scheduler)
 
     def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
-        """Have the model use the config's optimizer and scheduler, if there is one of each that is not linked to an argument."""
+        """Have the model use the config's optimizer and scheduler.
+
+        Of each there may be one that is not linked to an argument.
+        """
         if not self.auto_configure_optimizers:
             return
         parser = self._parser(subcommand)
@@ -575,7 +589,7 @@ def _nothing() -> None:
 
 
 def _as_callback(given: object) -> object:
-    """Return a callback that a mapping with class_path and init_args describes; others as they are."""
+    """Make a callback of a mapping with class_path and init_args; return others as they are."""
     if not isinstance(given, Mapping):
         return given
     parser = ArgumentParser(exit_on_error=False)

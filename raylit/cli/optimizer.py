@@ -121,7 +121,10 @@ def replace_configure_optimizers(
     lr_scheduler: Mapping[str, object] | None,
     configure: Configure,
 ) -> None:
-    """Give the module a `configure_optimizers` that makes both when it is called, and returns what `configure` makes of them."""
+    """Give the module a `configure_optimizers` that makes both when it is called.
+
+    It returns what `configure` makes of them.
+    """
     make = functools.partial(
         _make_and_configure, module, configure, _plain(optimizer), _plain(lr_scheduler)
     )

@@ -45,7 +45,9 @@ Registry = dict[
 
 
 class LightningArgumentParser(Parser):
-    """Parser of config files, flags and environment variables, for LightningCLI and its `add_arguments_to_parser`.
+    """Parser of config files, flags and environment variables, for LightningCLI.
+
+    It is also what the method `add_arguments_to_parser` of LightningCLI gets.
 
     Args:
         args: as in jsonargparse's ArgumentParser (https://jsonargparse.readthedocs.io).
@@ -182,7 +184,10 @@ class LightningArgumentParser(Parser):
     def _add_made_later(
         self, cls: type | tuple[type, ...], key: str, skip: set[str], bases: tuple[type, ...]
     ) -> None:
-        """Add arguments of a class that is not made with the config, but once the argument in `skip` is there."""
+        """Add arguments of a class that is not made with the config, but later.
+
+        It is made once the argument in `skip` is there.
+        """
         for one in cls if isinstance(cls, tuple) else (cls,):
             if not (isinstance(one, type) and issubclass(one, bases)):
                 allowed = " or ".join(f"{base.__module__}.{base.__name__}" for base in bases)

@@ -191,7 +191,10 @@ class SaveConfigCallback(Callback):
             return bool(file.read() != text)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what goes to the workers, where a class of the user's script may not be found by its name to write the config."""
+        """Return what goes to the workers.
+
+        There a class of the user's script may not be found by its name to write the config.
+        """
         text = (
             self._text
             if self._text is not None

@@ -149,8 +149,8 @@ def _end(code: int, message: str, line: str) -> None:
         return
     if code == NOT_FOUND:
         info(
-            f"The cluster has no command {line.split()[0]!r}: raylit is to be installed on its nodes"
-            " as it is here (cluster/README.md)."
+            f"The cluster has no command {line.split()[0]!r}: raylit is to be installed on its"
+            " nodes as it is here (cluster/README.md)."
         )
     info(f"The job ended with exit code {code}. {without_secrets(message)}")
     sys.exit(code)
@@ -230,8 +230,8 @@ def _files(folder: Path) -> list[str]:
     """
     if folder in (Path.home(), Path(folder.anchor)):
         raise ConfigError(
-            f"--on uploads the folder it is called in, which is {folder}: all of it. Call it in that"
-            " of your project."
+            f"--on uploads the folder it is called in, which is {folder}: all of it. Call it in"
+            " that of your project."
         )
     files = upload.files_of(folder)
     upload.refuse_secrets(folder, files)
@@ -289,13 +289,13 @@ def _refuse_secret_flags(typed: Sequence[str]) -> None:
         found = next((arg for arg in shown.split() if MASK in arg), MASK)
         raise ConfigError(
             f"{found}: Ray shows and logs the command of a job. Write '***' in its place in the"
-            " config, and set the variable (PL_MODEL_API_KEY for model.api_key) where `ray start` is"
-            " called; or use what the cluster has for it, such as MLFLOW_TRACKING_PASSWORD."
+            " config, and set the variable (PL_MODEL_API_KEY for model.api_key) where `ray start`"
+            " is called; or use what the cluster has for it, such as MLFLOW_TRACKING_PASSWORD."
         )
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment variables that go along: raylit's own, and of which commit the code is."""
+    """Return the environment variables that go along: raylit's own, and the commit of the code."""
     env = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), "PYTHONUNBUFFERED": "1"}
     for name, value in os.environ.items():
         if not name.startswith(OWN_VARIABLES) or name in OF_THE_TERMINAL:

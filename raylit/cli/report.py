@@ -47,8 +47,8 @@ def begin(
 def _limits(trainer: Trainer) -> str:
     if trainer.fast_dev_run:
         return (
-            f"a trial run of {number_of(int(trainer.fast_dev_run), 'batch', 'batches')} (fast_dev_run:"
-            " nothing is stored)"
+            f"a trial run of {number_of(int(trainer.fast_dev_run), 'batch', 'batches')}"
+            " (fast_dev_run: nothing is stored)"
         )
     given = ((trainer.max_epochs, "epoch"), (trainer.max_steps, "step"))
     limits = [number_of(limit, unit) for limit, unit in given if limit is not None and limit != -1]
@@ -144,7 +144,9 @@ def _look(logger: Any) -> str | None:
 def end_of_sweep(
     result: SweepResult, program: str, args: Sequence[str], options: Namespace
 ) -> None:
-    """Print, below the table of trials, where their files are, where to look, and how to fit with the best values.
+    """Print where the files of the trials are, where to look, and how to fit with the best values.
+
+    This stands below the table of trials.
 
     Args:
         result: the sweep.

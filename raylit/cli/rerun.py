@@ -1,4 +1,4 @@
-"""`raylit rerun`: fit again what a run of MLflow was made of, and tell whether the same came out."""
+"""`raylit rerun`: fit again what an MLflow run was made of, and tell whether the same came out."""
 
 from __future__ import annotations
 

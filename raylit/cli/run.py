@@ -121,7 +121,10 @@ def check_output(output: str) -> None:
 
 
 def _takes_no_files(folder_of: str) -> str | None:
-    """Return why a folder takes no files, whatever its mode says; root may all, but not in /proc."""
+    """Return why a folder takes no files, whatever its mode says.
+
+    Root may write anywhere but in /proc.
+    """
     try:
         with tempfile.TemporaryFile(dir=folder_of):
             return None

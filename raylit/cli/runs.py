@@ -345,7 +345,7 @@ def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
 
 
 def _telling(found: Iterable[Run]) -> list[str]:
-    """Return the metrics that tell most of a list of runs: those of validation, then by frequency."""
+    """Return the metrics that tell most of some runs: those of validation, then by frequency."""
     counts: dict[str, int] = {}
     for one in found:
         for key in one.data.metrics:

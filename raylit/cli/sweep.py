@@ -329,14 +329,14 @@ def _refuse_fixed(config: Config, source: Source, swept: Sequence[str]) -> None:
         for given in config.sources if "." in key else ():  # a component that is swept replaces it
             if given.root is None and given.name.removeprefix("--") == key:
                 raise ConfigError(
-                    f"{given.name} fixes what the sweep varies ({_where(source, key)}). Leave one of"
-                    " the two out."
+                    f"{given.name} fixes what the sweep varies ({_where(source, key)}). Leave one"
+                    " of the two out."
                 )
 
 
 @dataclass
 class ConfigRecipe:
-    """Makes what a config describes, with some of its values replaced; for each trial in its process.
+    """Makes what a config describes with some values replaced, for each trial in its process.
 
     Attributes:
         base: the config as plain data.

@@ -113,8 +113,8 @@ def check_store(uri: str) -> None:
     """
     if store.is_http(uri):
         raise ConfigError(
-            f"{without_secrets(uri)} is an MLflow server already: open it in a browser. raylit ui serves stores such"
-            " as sqlite:///mlflow.db."
+            f"{without_secrets(uri)} is an MLflow server already: open it in a browser. raylit ui"
+            " serves stores such as sqlite:///mlflow.db."
         )
     store.check_driver(uri)
     file = store.sqlite_file(uri)

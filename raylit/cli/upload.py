@@ -24,9 +24,9 @@ NEVER: tuple[str, ...] = (
 NEVER += ("mlruns/", "mlartifacts/", "mlflow.db*", "raylit_runs/", "lightning_logs/")
 # Names of files that hold passwords and keys, whatever is in them.
 SECRET_NAME = re.compile(
-    r"(?x) \.envrc | \.env(\.(?!example|sample|template|dist)[\w.-]+)? | .*\.env | \.netrc | \.pgpass"
-    r"| id_(rsa|dsa|ecdsa|ed25519) | .*\.(key|p12|pfx|jks|keystore|kdbx|ppk) | auth_token"
-    r"| \.git-credentials | \.dockerconfigjson"
+    r"(?x) \.envrc | \.env(\.(?!example|sample|template|dist)[\w.-]+)? | .*\.env | \.netrc"
+    r" | \.pgpass| id_(rsa|dsa|ecdsa|ed25519) | .*\.(key|p12|pfx|jks|keystore|kdbx|ppk)"
+    r" | auth_token| \.git-credentials | \.dockerconfigjson"
 )
 # What is in them, whatever their names: a private key, alone or in a JSON file of Google's, and a
 # file of Amazon's.
