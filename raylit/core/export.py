@@ -84,8 +84,8 @@ class Exportable(nn.Module):
         """
         raise ConfigError(
             f"{type(self).__name__}.to_torchscript: TorchScript is deprecated in torch, and raylit"
-            " does not write it. Use trainer.export(model, 'model.pt2', dataloaders=...), whose file"
-            " torch.export.load reads without the code of the model, or"
+            " does not write it. Use trainer.export(model, 'model.pt2', dataloaders=...), whose"
+            " file torch.export.load reads without the code of the model, or"
             " model.to_onnx('model.onnx', input_sample)."
         )
 

@@ -397,8 +397,8 @@ def _read_hparams(path: str | os.PathLike[str]) -> dict[str, Any]:
         found = bounded_yaml.read(text)[1]
     except (ValueError, yaml.YAMLError, KeyError, csv.Error) as error:
         raise ConfigError(
-            f"hparams_file={os.fspath(path)!r} is no file of hyperparameters: {error}. Give one that"
-            " maps names to values, as a logger writes hparams.yaml; or leave it out."
+            f"hparams_file={os.fspath(path)!r} is no file of hyperparameters: {error}. Give one"
+            " that maps names to values, as a logger writes hparams.yaml; or leave it out."
         ) from error
     if not isinstance(found or {}, dict):
         raise ConfigError(
@@ -421,7 +421,10 @@ if TYPE_CHECKING:
 else:
 
     class class_only(classmethod):
-        """A classmethod that refuses to be called on an object, where its return value is easily forgotten."""
+        """A classmethod that refuses to be called on an object.
+
+        On an object, its return value is easily forgotten.
+        """
 
         def __get__(self, instance: object, owner: type | None = None) -> Any:
             bound = super().__get__(None, owner)

@@ -82,7 +82,9 @@ FUNCTIONS = {
     "torch.nn.init": """
         calculate_gain constant_ dirac_ eye_ kaiming_normal_ kaiming_uniform_ normal_ ones_
         orthogonal_ sparse_ trunc_normal_ uniform_ xavier_normal_ xavier_uniform_ zeros_""",
-    "torch.special": "erf erfc erfinv exp2 expit expm1 gammaln log1p log_softmax logit softmax xlogy",
+    "torch.special": (
+        "erf erfc erfinv exp2 expit expm1 gammaln log1p log_softmax logit softmax xlogy"
+    ),
     "torch": """
         abs absolute acos acosh add addmm all allclose amax amin any argmax argmin asin asinh atan
         atan2 atanh baddbmm bmm cat cdist ceil celu celu_ clamp clip clone concat cos cosh cross
@@ -228,7 +230,7 @@ def _describe_module(value: nn.Module) -> Description:
 
 
 def _state_of(module: nn.Module) -> dict[str, Any]:
-    """Return what a metric has counted: its states that are tensors, and how often it was updated."""
+    """Return what a metric has counted: its tensor states, and how often it was updated."""
     names = vars(module).get("_defaults", {})
     kept = {name: getattr(module, name) for name in names}
     state = {
@@ -294,7 +296,7 @@ def _made(kind: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def _is_same_module(one: nn.Module, other: nn.Module) -> bool:
-    """Tell whether a module made again is as the one it stands for: class, settings, state, parts."""
+    """Tell whether a module made again is like the original: class, settings, state, parts."""
     if type(one) is not type(other) or one.training != other.training:
         return False
     mine, theirs = ({k: v for k, v in vars(m).items() if _is_setting(k, v)} for m in (one, other))
@@ -562,7 +564,7 @@ def _is_name(path: str) -> bool:
 
 
 def _packages(cls: type) -> set[str]:
-    """Return the names of the packages of a module's class and of the modules it is derived from."""
+    """Return the names of the packages of a module's class and of those it is derived from."""
     contract = next((one for one in cls.__mro__ if _is_within(one.__module__, ("raylit",))), cls)
     own = {one.__module__.partition(".")[0] for one in cls.__mro__ if issubclass(one, contract)}
     return own - {"raylit", "torch", "builtins"}

@@ -134,7 +134,7 @@ class RescalePlan(Protocol):
     most: int
 
     def meant(self, loader: Any, accumulate: int) -> tuple[float, int]:
-        """Return how many batches an epoch has for each of all the workers, and how many a step takes.
+        """Return how many batches an epoch has for each of all workers, and how many a step takes.
 
         Args:
             loader: the training data of this worker.

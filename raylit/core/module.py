@@ -620,7 +620,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
     def _load_from_state_dict(
         self, state_dict: StateDict, prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Give the parts that are compiled here, or were where the state comes from, their names."""
+        """Give the parts compiled here, or compiled where the state comes from, their names."""
         compiled = [
             f"{prefix}{name}."
             for name, _ in self.named_modules()

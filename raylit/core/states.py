@@ -10,7 +10,8 @@ from enum import Enum
 from typing import Self
 
 
-class LightningEnum(str, Enum):  # noqa: UP042 (the text of a member is TrainerFn.FITTING, as it is in Lightning, not fit)
+# The text of a member is TrainerFn.FITTING, as it is in Lightning, not fit.
+class LightningEnum(str, Enum):  # noqa: UP042
     """An enumeration whose members equal their values in any case: `TrainerFn.FITTING == "fit"`."""
 
     @classmethod
