@@ -72,9 +72,9 @@ def _named(sample: object) -> list[tuple[str, Any]]:
         parts = list(parts_of(sample))
     if not parts:
         raise DataError(
-            f"collate_missing got a {type(sample).__name__}, whose parts have no names. Let the data"
-            ' set return a dict, such as {"image": image, "text": None}, a dataclass or an attrs'
-            " object."
+            f"collate_missing got a {type(sample).__name__}, whose parts have no names. Let the"
+            ' data set return a dict, such as {"image": image, "text": None}, a dataclass or an'
+            " attrs object."
         )
     return parts
 

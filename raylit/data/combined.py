@@ -443,7 +443,10 @@ class CombinedLoader:
         return _READERS[self._mode](self, iterators, start, taken)
 
     def _taken(self, length: float, start: int) -> int:
-        """Return how many batches of the pass that it is in a loader has given, once `start` batches of all were read."""
+        """Return how many batches a loader has given of the pass that it is in.
+
+        By then `start` batches of all loaders were read.
+        """
         if self._mode == "max_size_cycle" and start > length:
             return int((start - 1) % length) + 1
         return int(min(start, length))
@@ -454,7 +457,7 @@ class CombinedLoader:
 
 
 def _again(loader: Loaders, number: int, begun: dict[str, Any] | None) -> Iterator[object]:
-    """Begin anew a loader that cannot tell where it is, and drop `number` batches that were read before.
+    """Begin anew a loader that cannot tell where it is, and drop `number` batches read before.
 
     What is random in it is drawn as it was: from the random states `begun`.
     """

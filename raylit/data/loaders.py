@@ -144,7 +144,7 @@ def arrow_loader(data: object, origin: str) -> object:
 
 
 def agree_on_salts(loaders: list[object], world: World) -> None:
-    """Let what the user seeded the samplers' own generators with be on all ranks what it is on rank 0."""
+    """Let the seeds that users gave to samplers' own generators be those of rank 0 on all ranks."""
     if world.size == 1:
         return
     sharded = [

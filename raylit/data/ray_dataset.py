@@ -385,7 +385,7 @@ def _is_materialized(dataset: object) -> bool:
 
 
 def _columns_of_text(source: Any) -> list[str]:
-    """Return the columns whose values are text, bytes or other objects; none if that is not known."""
+    """Return the columns of text, bytes or other objects; none if that is not known."""
     schema = source.schema()
     if schema is None:
         return []

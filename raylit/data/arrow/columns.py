@@ -567,7 +567,7 @@ class Layout:
             yield self.batch(rows, start, min(start + size, len(rows)))
 
     def batch(self, rows: Rows, start: int, stop: int) -> Any:
-        """Return the rows from `start` to `stop`, as `finish` returned them, as the user's batch."""
+        """Return the rows from `start` to `stop`, as `finish` gave them, as the user's batch."""
         fields = rows.fields
         if self.is_stacked:
             if "y" not in fields:

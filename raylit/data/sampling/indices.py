@@ -1,4 +1,7 @@
-"""Which samples the batches of a loader were made of, for those who write predictions beside their samples."""
+"""Which samples the batches of a loader were made of.
+
+This is for those who write predictions beside their samples.
+"""
 
 from __future__ import annotations
 

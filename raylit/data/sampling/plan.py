@@ -450,11 +450,15 @@ class SeedingWorkers:
                 rng.seed(indices.seed)
             return fetch(fetcher, indices)
 
-        _MapDatasetFetcher.fetch = seeded_fetch  # type: ignore[method-assign]  # of this worker process, which does nothing else
+        # Of this worker process, which does nothing else.
+        _MapDatasetFetcher.fetch = seeded_fetch  # type: ignore[method-assign]
 
 
 def planned(loader: Loaders, rank: int, num_ranks: int, number: int, seed: int) -> object:
-    """Return a copy of a DataLoader, the `number`-th of its stage, that reads by plans; other loaders as they are."""
+    """Return a copy of a DataLoader that reads by plans; other loaders as they are.
+
+    The loader is the `number`-th of its stage.
+    """
     if (
         not isinstance(loader, DataLoader)
         or isinstance(loader.dataset, IterableDataset)
@@ -504,7 +508,7 @@ def keeper_of(loader: Loaders) -> Any:
 
 
 def has_state(data: object) -> bool:
-    """Tell whether a loader or data set keeps its own place, as torchdata's StatefulDataLoader does."""
+    """Tell whether a loader or data set keeps its place, as torchdata's StatefulDataLoader does."""
     return callable(getattr(data, "state_dict", None)) and callable(
         getattr(data, "load_state_dict", None)
     )
