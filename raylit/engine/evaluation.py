@@ -33,7 +33,7 @@ from raylit.runtime.batch import move_to
 
 
 def sanity_check(run: Run) -> None:
-    """Run a few validation batches whose results are forgotten, leaving the random state as it was."""
+    """Run a few validation batches and forget the results, leaving the random state as it was."""
     trainer = run.trainer
     if not run.validates or trainer.num_sanity_val_steps == 0 or run.resume.resumed:
         return

@@ -82,7 +82,9 @@ def is_within_window(run: Run, progress: Progress) -> bool:
 
 
 def before_validation(run: Run) -> dict[str, Any]:
-    """Return what of the state of this rank a validation changes, so that one which does not come to its end can be begun anew.
+    """Return what of the state of this rank a validation changes.
+
+    With it, one that does not come to its end can be begun anew.
 
     Torchmetrics that are `unused` are those of validation, whose states are then to be as new.
     """
@@ -175,7 +177,10 @@ def restore(run: Run, state: StateDict) -> None:
 
 
 def merged(sums: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what several ranks had logged in the epoch, as `Metrics.partial_sums` returns it, as if one had logged it all."""
+    """Return what several ranks had logged in the epoch, as if one had logged it all.
+
+    It has the form that `Metrics.partial_sums` returns.
+    """
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for one in sums:
         hook, name, reduce, _, _, loader = one["arguments"]

@@ -139,7 +139,7 @@ def progress_of(loops: dict[str, Any], steps: int) -> dict[str, Any]:
 
 
 def progress_of_counters(state: StateDict, stage: str | None) -> dict[str, Any]:
-    """Return the state of a Progress for the counters and the stage of a checkpoint without a cursor."""
+    """Return a Progress's state for the counters and the stage of a checkpoint without a cursor."""
     if state["epochs_processed"] > state["epoch"]:
         return {**state, "at": EPOCH_PLATEAU}
     at = _at(

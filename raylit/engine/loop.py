@@ -439,7 +439,9 @@ def with_gradients(run: Run, train: Any) -> Any:
 
 
 def step_with_closure(run: Run, batch: Batch, batch_idx: int, step: bool) -> Any:
-    """Let the module's `optimizer_step`, or an optimizer such as LBFGS, call `train_batch` as a closure, as often as it wants.
+    """Let the module's `optimizer_step`, or an optimizer such as LBFGS, call `train_batch`.
+
+    Each gets this as a closure, which it may call as often as it wants.
 
     Raises:
         ConfigError: it was not called, so nothing was trained.
@@ -494,8 +496,8 @@ def loss_of(run: Run, output: object) -> Tensor | None:
         loss = output.get("loss")
         if loss is None:
             raise ConfigError(
-                "In automatic_optimization, when `training_step` returns a dict, the 'loss' key needs to be"
-                " present. "
+                "In automatic_optimization, when `training_step` returns a dict, the 'loss' key"
+                " needs to be present. "
                 "training_step returned a dict without the key 'loss'; it has:"
                 f" {', '.join(map(repr, output)) or 'nothing'}."
             )

@@ -409,9 +409,9 @@ def _scheduler_config(scheduler: Any, monitor: str | None, automatic: bool) -> L
         config.monitor = monitor
     if config.reduce_on_plateau and config.monitor is None:
         raise ConfigError(
-            "`configure_optimizers` must include a monitor when a `ReduceLROnPlateau` scheduler is used. "
-            'ReduceLROnPlateau needs to know which metric to watch. Return {"optimizer": optimizer,'
-            ' "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}} from'
+            "`configure_optimizers` must include a monitor when a `ReduceLROnPlateau` scheduler is"
+            ' used. ReduceLROnPlateau needs to know which metric to watch. Return {"optimizer":'
+            ' optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}} from'
             " configure_optimizers."
         )
     if isinstance(config.scheduler, OneCycleLR) and config.interval == "epoch":

@@ -288,7 +288,10 @@ class Run:
         self.loggers_saved = time.monotonic()
 
     def follow(self, before: Run) -> None:
-        """Remember how much data the jobs before had, and if this is an evaluation of the same module, what checkpoints hold of its fit."""
+        """Remember how much data the jobs before had.
+
+        If this is an evaluation of the same module, remember also what checkpoints hold of its fit.
+        """
         self.data.earlier_lengths = before.data.earlier_lengths | {
             stage: loader.lengths() for stage, loader in before.data.loaders.items()
         }
@@ -534,7 +537,7 @@ class Run:
         return [parameter.requires_grad for parameter in self.module.parameters()]
 
     def check_wrapped(self) -> None:
-        """Check that the gradients of the batch's backward pass are those the module was wrapped for.
+        """Check that the gradients of the backward pass are those the module was wrapped for.
 
         Raises:
             ConfigError: parameters were unfrozen after its forward pass had begun, so each rank

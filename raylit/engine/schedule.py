@@ -143,7 +143,10 @@ def pause(run: Run) -> None:
 
 
 def validate_elsewhere(run: Run) -> None:
-    """Have the run as it is now validated without waiting for it, unless too many validations have not come back."""
+    """Have the run as it is now validated without waiting for it.
+
+    While too many validations have not come back, wait until one of them has.
+    """
     validations = run.validations
     assert validations is not None
     while validations.is_full and not run.agreement.asked_to_end:

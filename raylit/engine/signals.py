@@ -43,7 +43,10 @@ def terminating() -> Iterator[None]:
 
 @contextlib.contextmanager
 def catching_signals(run: Run) -> Iterator[None]:
-    """Within, SIGTERM and a first Ctrl-C set flags that the loop honours at the end of a batch, a Ctrl-C only where the run is to be saved then."""
+    """Within, SIGTERM and a first Ctrl-C set flags that the loop honours at the end of a batch.
+
+    A Ctrl-C does so only where the run is to be saved then.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -135,9 +135,9 @@ def _check_place(run: Run, progress: Progress, weights_only: bool) -> None:
     if run.progress.at in (FORWARD, BACKWARD) and run.metrics.hook in AFTER_STEP:
         warn_once(
             f"A checkpoint was saved within a batch, in {run.metrics.hook}, before its gradients"
-            " could be kept: a fit that goes on from it trains on the whole batch, with other random"
-            " numbers, and what it has logged counts twice in its epoch. Save in on_train_batch_end"
-            " to go on exactly."
+            " could be kept: a fit that goes on from it trains on the whole batch, with other"
+            " random numbers, and what it has logged counts twice in its epoch. Save in"
+            " on_train_batch_end to go on exactly."
         )
 
 
