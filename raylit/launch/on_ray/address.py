@@ -36,8 +36,8 @@ def check_address(address: str) -> str:
     if scheme == "ray":
         host = re.split(r"[:/?]", rest.rpartition("@")[2])[0]
         raise ConfigError(
-            f"{what}, an address of Ray Client, through which no fit can be run. Give the address of"
-            f" the head node itself ({host}:6379), or send the script there:"
+            f"{what}, an address of Ray Client, through which no fit can be run. Give the address"
+            f" of the head node itself ({host}:6379), or send the script there:"
             " `ray job submit --address http://HEAD:8265 -- python train.py`."
         )
     if scheme:
@@ -89,7 +89,8 @@ def _host_and_port(address: str, what: str) -> tuple[str, int]:
     if match is None or not 0 < int(match[3]) < 65536:
         raise ConfigError(
             f"{what}, which is no address. Give host and port of the head node (10.0.0.1:6379), or"
-            " `auto` for the cluster that runs on this machine, or leave it out to have one started."
+            " `auto` for the cluster that runs on this machine, or leave it out to have one"
+            " started."
         )
     return match[1] or match[2], int(match[3])
 

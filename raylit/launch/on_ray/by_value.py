@@ -202,8 +202,8 @@ def _warn_of_size(num_bytes: int, parts: Mapping[str, object]) -> None:
     warn(
         f"{num_bytes / 1e9:.1f} GB are sent to the workers"
         f" ({largest}: {sizes.get(largest, num_bytes) / 1e9:.1f} GB): each holds it twice while it"
-        " unpacks it, and the driver once more. Make large data in setup() of a LightningDataModule,"
-        " which every worker calls for itself, or read it from a file.",
+        " unpacks it, and the driver once more. Make large data in setup() of a"
+        " LightningDataModule, which every worker calls for itself, or read it from a file.",
     )
 
 

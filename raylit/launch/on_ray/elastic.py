@@ -55,7 +55,10 @@ class Room:
         self.run = run
 
     def nodes(self) -> tuple[dict[str, str], dict[str, str]]:
-        """Return the nodes that workers can be started on, and those that only Ray still takes for such: by id, their addresses."""
+        """Return the nodes that workers can start on, and those that only Ray still takes for such.
+
+        Both are the nodes' addresses by id.
+        """
         alive = [node for node in ray.nodes() if node["Alive"]]
         leaving = draining_nodes()
         with ThreadPoolExecutor(min(32, len(alive) or 1)) as pool:

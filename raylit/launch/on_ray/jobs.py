@@ -187,9 +187,9 @@ def _first_answer(address: str, given: str) -> JobSubmissionClient:
     except (RuntimeError, OSError, ValueError, KeyError):
         problem = "what answers is another kind of server, or a Ray without ray[default]"
     raise ConfigError(
-        f"{given}: no Ray cluster takes jobs there: {problem}. Give the address of its dashboard, as"
-        " `ray start --head` prints it, or the end of a tunnel to it, such as http://127.0.0.1:8265"
-        " after `ssh -L 8265:127.0.0.1:8265 head`."
+        f"{given}: no Ray cluster takes jobs there: {problem}. Give the address of its dashboard,"
+        " as `ray start --head` prints it, or the end of a tunnel to it, such as"
+        " http://127.0.0.1:8265 after `ssh -L 8265:127.0.0.1:8265 head`."
     )
 
 
@@ -197,7 +197,8 @@ def _about_token(answer: str) -> str:
     if "Missing authentication token" in answer:
         return (
             "the cluster asks for a token, and none was sent. Copy ~/.ray/auth_token of its head"
-            " node to here, or set RAY_AUTH_TOKEN, and leave RAY_AUTH_MODE unset or set it to token."
+            " node to here, or set RAY_AUTH_TOKEN, and leave RAY_AUTH_MODE unset or set it to"
+            " token."
         )
     return (
         "the cluster has another token than this machine (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or"

@@ -235,7 +235,8 @@ class RayTrainLauncher:
         size: int | tuple[int, int] = trainer.num_workers
         if trainer.is_elastic:
             size = (trainer.min_workers, trainer.num_workers)
-        scaling: Any = ScalingConfig(  # type: ignore[call-arg]  # mypy sees Ray Train's first version, which v2 replaces at run time
+        # mypy sees Ray Train's first version, which v2 replaces at run time.
+        scaling: Any = ScalingConfig(  # type: ignore[call-arg]
             num_workers=size,  # type: ignore[arg-type]
             use_gpu=self.gpu,
             resources_per_worker=self.resources,
@@ -251,7 +252,8 @@ class RayTrainLauncher:
         own = {key: value for key, value in os.environ.items() if key.startswith("RAYLIT_")}
         run: Any = private.TrainRun(
             work,  # type: ignore[arg-type]  # it wants a function
-            torch_config=ProcessGroup(own),  # type: ignore[arg-type]  # it only wants what every backend has
+            # It only wants what every backend has.
+            torch_config=ProcessGroup(own),  # type: ignore[arg-type]
             scaling_config=scaling,
             run_config=config,
         )
@@ -279,7 +281,7 @@ class RayTrainLauncher:
 
 @contextlib.contextmanager
 def terminated_by_sigterm() -> Iterator[None]:
-    """Within, SIGTERM raises Terminated here: `ray.init` has set a handler that ends the process at once."""
+    """Within, SIGTERM raises Terminated: the handler of `ray.init` ends the process at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

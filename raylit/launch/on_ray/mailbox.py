@@ -100,7 +100,9 @@ class Mailbox:
 
 
 class WorkerFailure(Exception):
-    """Carries an exception of user code from a worker to the driver, whatever arguments its class wants when it is made.
+    """Carries an exception of user code from a worker to the driver.
+
+    It does not matter which arguments the exception's class wants when it is made.
 
     Attributes:
         at: seconds since the epoch when it was raised.
@@ -282,7 +284,9 @@ def answers(node: dict[str, Any]) -> bool:
 
 
 def prepare(place: dict[str, str]) -> None:
-    """Make a worker ready to join the process group, in its main thread, where Ray Train does not train.
+    """Make a worker ready to join the process group, in its main thread.
+
+    Ray Train trains in another thread.
 
     gloo is told to use this node's own interface, unless the user said which: by itself it takes
     that of the host name, often the loopback. A SIGTERM becomes a notice (see `preemption.py`); by

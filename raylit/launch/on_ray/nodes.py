@@ -26,7 +26,9 @@ ASK_S = 60.0  # how long a node may take to answer; it may have to start a proce
 
 
 def check_shared(folders: Iterable[str]) -> None:
-    """Find out, before any worker starts, whether all nodes see the folders that a run writes to, and can write to its URLs.
+    """Find out, before any worker starts, whether all nodes see the folders that a run writes to.
+
+    Find out also whether they can write to its URLs.
 
     Raises:
         ConfigError: some do not.
@@ -74,7 +76,9 @@ def missing_folders(folder: str) -> list[str]:
 
 
 def _check_urls(urls: list[str]) -> None:
-    """Find out whether processes on the nodes, which have the environment of `ray start` and not of this process, can write to URLs.
+    """Find out whether processes on the nodes can write to URLs.
+
+    They have the environment of `ray start` and not of this process.
 
     Raises:
         ConfigError: some cannot.
@@ -113,9 +117,9 @@ def connect_with_code(address: str, arguments: dict[str, Any]) -> None:
         ray.init(address=address, runtime_env=code.runtime_env, **arguments)
     except (ValueError, RuntimeError) as error:
         raise LaunchError(
-            f"{' and '.join(code.folders)} is not on all nodes of the Ray cluster and cannot be sent"
-            f" to them: {error}. Start from a folder that holds code only, name what is data in a"
-            " .gitignore there, or mount the folder on all nodes."
+            f"{' and '.join(code.folders)} is not on all nodes of the Ray cluster and cannot be"
+            f" sent to them: {error}. Start from a folder that holds code only, name what is data"
+            " in a .gitignore there, or mount the folder on all nodes."
         ) from error
 
 

@@ -25,7 +25,7 @@ END_S = 60.0  # for workers that have nothing to do
 
 
 class KeptWorkers:
-    """Starts workers for the first job, and gives them those that follow, until they are released."""
+    """Starts workers for the first job, and gives them the next ones, until they are released."""
 
     def __init__(self) -> None:
         self._group: Group | None = None

@@ -42,7 +42,7 @@ class Notice:
 
     @property
     def terminated(self) -> bool:
-        """Whether this process got a SIGTERM, or the driver wants the run to be saved and to end."""
+        """Whether this process got a SIGTERM, or the driver wants the run saved and ended."""
         terminated = TERMINATED in os.environ or self._driver_ends()
         self.given = self.given or terminated
         return terminated

@@ -95,7 +95,7 @@ class Resized:
         self.policy += "; learning rate unchanged"
 
     def meant(self, loader: CombinedLoader, accumulate: int) -> tuple[float, int]:
-        """Return how many batches an epoch has for each of all the workers, and how many a step takes.
+        """Return how many batches an epoch has for each of all workers, and how many a step takes.
 
         Args:
             loader: the training data of this worker.
@@ -131,7 +131,9 @@ class Resized:
         return int(min(now * meant_accumulate, meant))
 
     def go_on(self, progress: Progress, accumulate: int, ranks: Sequence[Any]) -> int | None:
-        """Count the batches that were read as so many workers would have counted them, and say from where the fit goes on.
+        """Count the batches that were read as so many workers would have counted them.
+
+        That says from where the fit goes on.
 
         Args:
             progress: the counters of the checkpoint, which are changed.

@@ -150,10 +150,8 @@ class ValidationTasks:
         try:
             found = self._futures.pop(path).result()
         except (ray.exceptions.RayError, concurrent.futures.CancelledError) as error:
-            return (
-                "its task was lost"
-                f" ({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})."
-            )
+            text = str(error).strip()
+            return f"its task was lost ({text.splitlines()[0] if text else type(error).__name__})."
         return (
             WorkerFailure(*found.args) if is_ours(found) else found
         )  # this process's own class, to be sent to the other ranks

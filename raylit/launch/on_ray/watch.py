@@ -75,7 +75,10 @@ class Watch:
         self._say_size()
 
     def _say_size(self) -> None:
-        """Say, once it is known how an elastic job goes on, with how many workers it does, and why with others than before."""
+        """Say with how many workers an elastic job goes on, and why with others than before.
+
+        It is said once it is known how the job goes on.
+        """
         if self._how is None or not self.is_running:
             return
         now = [one["node"] for one in self._ranks.values()]
@@ -94,7 +97,7 @@ class Watch:
         self._how = None
 
     def lacks_room(self, lacks: bool) -> None:
-        """There is not room for the fewest workers that an elastic job is to have, or there is again."""
+        """There is no room for the fewest workers an elastic job is to have, or there is again."""
         self._lacks_room = lacks
 
     def left(self, rank: int) -> None:
@@ -126,7 +129,7 @@ class Watch:
         info(text)
 
     def look(self) -> None:
-        """Say, every so often, what is asked for and what the cluster has, if it cannot give it now."""
+        """Say every so often what is asked for and what the cluster has, if that is too little."""
         now = time.monotonic()
         if self.is_running or now < self._next:
             return

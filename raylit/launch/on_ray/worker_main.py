@@ -47,7 +47,7 @@ cloudpickle.register_pickle_by_value(remote)
 
 @dataclass
 class Preempted:
-    """What a worker returns that left because its machine, or another's, is about to be taken away."""
+    """What a worker returns that left as its machine, or another's, is about to be taken away."""
 
 
 class Work:

@@ -1,4 +1,4 @@
-"""What each process does: the main module of one that is started, a function of one that is forked."""
+"""What each process does: the main module of a started one, a function of a forked one."""
 
 from __future__ import annotations
 
@@ -56,7 +56,10 @@ class Plan:
 
 
 def main() -> None:
-    """Be one rank of a job in a new process: arguments are the folder of the job's files, and the rank."""
+    """Be one rank of a job in a new process.
+
+    The arguments are the folder of the job's files, and the rank.
+    """
     folder, rank = Path(sys.argv[1]), int(sys.argv[2])
     plan: Plan = pickle.loads((folder / PLAN).read_bytes())
     try:
@@ -108,7 +111,7 @@ def be_rank(job: Job, plan: Plan, folder: Path, rank: int) -> None:
 
 
 def end_with(parent: int) -> None:
-    """Have this process get a SIGTERM when its parent dies, of whatever, so that it saves and ends."""
+    """Have this process get a SIGTERM when its parent dies, of whatever: it then saves and ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(WITH_PARENT, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
