@@ -1,4 +1,4 @@
-"""Loggers: files, TensorBoard, MLflow and Ray's own metrics, all implementations of `core/logger.py`.
+"""Loggers: files, TensorBoard, MLflow and Ray's own metrics, which all implement `core/logger.py`.
 
 From outside, the classes are imported, from here.
 Never here: anything that a step waits for.

@@ -276,7 +276,7 @@ class TensorBoardLogger(Logger):
 
     @contextmanager
     def _unless_it_fails(self, name: str) -> Iterator[None]:
-        """Within, what cannot be drawn is warned of: the training is worth more than its pictures."""
+        """Within, what cannot be drawn is warned of: training is worth more than its pictures."""
         with self._unless_disk_fails():
             try:
                 yield

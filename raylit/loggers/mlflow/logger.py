@@ -412,7 +412,9 @@ class MLFlowLogger(Logger):
     def trials_below(
         self, run_id: str, default_root_dir: str
     ) -> list[tuple[dict[str, str], dict[str, float]]] | None:
-        """Return parameters and metrics of the runs below a run of this store; None if there is no such run.
+        """Return parameters and metrics of the runs below a run of this store.
+
+        None if there is no such run.
 
         Creates no run.
         """
@@ -887,7 +889,8 @@ class MLFlowLogger(Logger):
         self._ensure_run()
         if self._live.run_store is None:
             self._use_environment()
-            import mlflow  # noqa: F401  here and not on a thread: a package imported by two threads at once can end half-made
+            # Here and not on a thread: a package imported by two threads at once can end half-made.
+            import mlflow  # noqa: F401
 
             self._live.run_store = RunStore(str(self._tracking_uri), str(self._run_id))
         return self._live.run_store

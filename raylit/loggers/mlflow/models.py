@@ -1,4 +1,4 @@
-"""Models of a run: its checkpoints, which stay where they are, and the final one, which MLflow loads.
+"""Models of a run: its checkpoints, which stay in place, and the final one, which MLflow loads.
 
 What checkpoints there are is told as a whole each time, and the store is brought to that: so it is
 the same however often it is told, and whatever was lost in between.
@@ -97,7 +97,8 @@ def _step_in(path: str) -> int:
 def bring_up_to_date(client: MlflowClient, run_id: str, kept: Checkpoints) -> None:
     """Let a run have the models of these checkpoints, and of no others of their callback.
 
-    They become outputs of the run when it ends: outputs cannot be taken back when files are removed.
+    They become outputs of the run when it ends: outputs cannot be taken back when files are
+    removed.
 
     Raises:
         Exception: the store does not answer.
@@ -167,7 +168,7 @@ def lacks_models(error: MlflowException) -> bool:
 
 
 def _say_what_counts(client: MlflowClient, experiment_id: str, monitor: str, mode: str) -> None:
-    """Let the experiment's charts begin with what models are kept for, unless it is said already."""
+    """Let an experiment's charts begin with what models are kept for, unless it is said already."""
     if PRIMARY_TAG not in client.get_experiment(experiment_id).tags:
         client.set_experiment_tag(experiment_id, PRIMARY_TAG, monitor)
         is_greater_better = str(mode == "max").lower()

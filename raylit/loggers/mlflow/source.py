@@ -1,4 +1,4 @@
-"""Where a run comes from, as MLflow's pages show it: the command line, and the state of its code."""
+"""Where a run comes from, as MLflow's pages show it: the command line and the state of its code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def source_tags() -> dict[str, str]:
 
 
 def git_tags(folder: Path) -> dict[str, str]:
-    """Return commit, branch, whether files differ from it, and the repository; {} if there is none."""
+    """Return commit, branch, whether files differ from it, and repository; {} if there is none."""
     # mlflow brings GitPython, which without a `git` program raises ImportError
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     try:

@@ -550,7 +550,10 @@ def make_database(file: str, artifact_root: str) -> None:
 
 
 def load() -> None:
-    """Import mlflow now, with what the first run in a database needs: one second, two on a busy machine."""
+    """Import mlflow now, with what the first run in a database needs.
+
+    That takes one second, two on a busy machine.
+    """
     import mlflow
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
@@ -576,7 +579,7 @@ def running_children(client: MlflowClient, experiment_id: str, run_id: str) -> l
 def children_of(
     client: MlflowClient, run_id: str
 ) -> list[tuple[dict[str, str], dict[str, float]]] | None:
-    """Return parameters and metrics of the finished runs below `run_id`; None if there is no such run."""
+    """Return parameters and metrics of the finished runs below `run_id`; None if it is no run."""
     from mlflow.exceptions import MlflowException
 
     try:
