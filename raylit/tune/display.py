@@ -1,4 +1,7 @@
-"""What the user sees of a sweep: a live table, or plain lines where there is no terminal; a table at the end."""
+"""What the user sees of a sweep: a live table, or plain lines where there is no terminal.
+
+A table stands at the end.
+"""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ class ProcessState:
             torch.cuda.reset_peak_memory_stats()
 
     def _look_at_threads(self) -> None:
-        """Say which threads a trial has left, which nobody else can end; those of daemons may stay."""
+        """Say which threads a trial left, which nobody else can end; daemon threads may stay."""
         left = [
             thread.name
             for thread in threading.enumerate()

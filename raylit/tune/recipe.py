@@ -96,16 +96,18 @@ class Classes:
                 made: Any = self.model if scope == "model" else self.data
                 if made is None or isinstance(made, LightningDataModule):
                     raise SweepError(
-                        "The space has data.* keys, but"
-                        f" {'there is no datamodule' if made is None else 'datamodule is an object'}."
-                        " Give its class, or a function that makes it.",
+                        "The space has data.* keys, but "
+                        f"{'there is no datamodule' if made is None else 'datamodule is an object'}"
+                        ". Give its class, or a function that makes it.",
                         path,
                     )
                 check_argument(made, argument, drawn, key, path)
 
 
 def make_trainer(trainer: Trainer, values: dict[str, Any], path: object = ()) -> Trainer:
-    """Return a Trainer with some arguments replaced; `callbacks.EarlyStopping.patience` is a callback's.
+    """Return a Trainer with some arguments replaced.
+
+    `callbacks.EarlyStopping.patience` is a callback's.
 
     Raises:
         SweepError: there is no such argument or callback.
@@ -150,7 +152,7 @@ def _set(owners: list[Any], key: str, cls: str, argument: str, value: Any, path:
 
 
 def _make(spec: object, factory: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-    """Call the factory, or what a class_path names, with arguments that may be descriptions themselves."""
+    """Call the factory, or what a class_path names, with arguments that may be descriptions too."""
     if isinstance(spec, Mapping):
         inner = dict(spec.get("init_args") or {}) | arguments
         return build({"class_path": spec["class_path"], "init_args": inner})

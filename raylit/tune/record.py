@@ -57,7 +57,7 @@ class SweepRecord(Callback):
         self._names: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, str]:
-        """Return next to nothing: Ray Tune pickles what it is given, for a restore that is not its."""
+        """Return next to nothing: Ray Tune pickles what it gets, for a restore that is not its."""
         return {"folder": self.folder}
 
     def __copy__(self) -> SweepRecord:

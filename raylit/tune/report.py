@@ -47,7 +47,10 @@ class Reports(Protocol):
         """Told that the fit begins, and of its run in MLflow."""
 
     def report(self, metrics: Metrics) -> Decision:
-        """Report; returns, once that is decided, whether the fit goes on, stops, or is to be saved and ended."""
+        """Report, and return whether the fit goes on, stops, or is to be saved and ended.
+
+        It returns once that is decided.
+        """
 
 
 class Reporter:

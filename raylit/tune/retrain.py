@@ -1,4 +1,4 @@
-"""The best of a sweep, fitted once more: on training and validation data together, or for longer."""
+"""The best of a sweep, fitted again: on training and validation data together, or for longer."""
 
 from __future__ import annotations
 

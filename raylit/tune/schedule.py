@@ -95,7 +95,7 @@ def spec_is_bohb(spec: SweepSpec) -> bool:
 
 
 def _population(spec: SweepSpec, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return which keys a population-based scheduler changes: all that are sampled, unless it says."""
+    """Return the keys a population-based scheduler changes: all sampled ones, unless it says."""
     argument = "hyperparam_mutations" if name == "pbt" else "hyperparam_bounds"
     given = arguments.get(argument)
     if given is not None:

@@ -312,7 +312,7 @@ class OptunaSearcher(Searcher):
         return value
 
     def _encode(self, config: Mapping[str, Any]) -> list[tuple[str, tuple[Any, Any]]]:
-        """Return the parameters, with their distributions, by which the study would suggest values."""
+        """Return the parameters, with distributions, by which the study would suggest values."""
         found: list[tuple[str, tuple[Any, Any]]] = []
 
         def visit(name: str, value: Any, given: Any) -> None:

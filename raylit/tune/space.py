@@ -1,4 +1,4 @@
-"""The search space as data: words of Ray Tune, nested and conditional, checked before anything starts."""
+"""The search space as data: Ray Tune's words, nested, conditional, checked before the start."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def read_space(space: Mapping[str, object]) -> dict[str, Any]:
 
 
 def numbers_of(values: object) -> Any:
-    """Return data of a YAML file with numbers such as 1e-4, which YAML takes for text, as numbers."""
+    """Return data of a YAML file with numbers like 1e-4, which YAML takes for text, as numbers."""
     if isinstance(values, Mapping):
         return {key: numbers_of(value) for key, value in values.items()}
     if isinstance(values, list):
@@ -128,7 +128,7 @@ def combinations(value: Any) -> int:
 
 
 def examples(value: Any, num_drawn: int = 3) -> Iterator[Any]:
-    """Yield values that a key may take: all that are listed, the ends and some of what is sampled."""
+    """Yield values a key may take: all that are listed, the ends and some of what is sampled."""
     if _has_options(value):
         for option in options_of(value):
             yield from examples(option, num_drawn)
@@ -150,7 +150,10 @@ def examples(value: Any, num_drawn: int = 3) -> Iterator[Any]:
 
 
 def flatten(config: Mapping[str, object]) -> dict[str, Any]:
-    """Return the values of a trial by full names: `{"model": {"class_path": A}}` has `model.class_path`."""
+    """Return the values of a trial by full names.
+
+    `{"model": {"class_path": A}}` has `model.class_path`.
+    """
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:

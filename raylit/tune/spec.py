@@ -1,4 +1,4 @@
-"""SweepSpec: the settings of a sweep, which stand in a sweep file, checked before anything starts."""
+"""SweepSpec: the settings of a sweep, as in a sweep file, checked before anything starts."""
 
 from __future__ import annotations
 
@@ -285,7 +285,7 @@ class SweepSpec:
 
     @property
     def trainer_settings(self) -> dict[str, Any]:
-        """Arguments of each trial's Trainer: one process, or Ray workers that reserve the resources."""
+        """Arguments of each trial's Trainer: one process, or Ray workers that reserve resources."""
         own = {key: amount for key, amount in self.resources.items() if key != "num_workers"}
         settings: dict[str, Any] = {"num_workers": None, "devices": None, "num_nodes": 1}
         if self.num_workers:

@@ -221,8 +221,9 @@ def _check_secrets(spec: SweepSpec) -> None:
     for key, value in spec.space.items():
         if any(holds_secret(key, one) for one in examples(value)):
             raise SweepError(
-                f"{key} looks like a secret, and the values of a sweep stand in its files, in MLflow"
-                " and in Ray's logs. Give it in the config or as a flag, the same for all trials.",
+                f"{key} looks like a secret, and the values of a sweep stand in its files, in"
+                " MLflow and in Ray's logs. Give it in the config or as a flag, the same for all"
+                " trials.",
                 ("space", key),
             )
 
@@ -271,8 +272,8 @@ def _check_same(record: SweepRecord, spec: SweepSpec, name: str) -> None:
         before = record.head.get(key)
         if before != value:
             raise SweepError(
-                f"The sweep {name} is another one: its {key} was {before}, and is {value} now. Go on"
-                " with the settings it had, or start a new one without resume.",
+                f"The sweep {name} is another one: its {key} was {before}, and is {value} now. Go"
+                " on with the settings it had, or start a new one without resume.",
                 (key,),
             )
 
@@ -443,7 +444,7 @@ def _handling_signals(ending: Ending) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Set what Ray Tune reads from the environment, and have it say nothing that the display says."""
+    """Set what Ray Tune reads from the environment; it then says nothing that the display says."""
     given = {name: os.environ.get(name) for name in ENVIRONMENT}
     names = ("ray.tune", "ray.train", "ray.air")
     levels = {name: logging.getLogger(name).level for name in names}

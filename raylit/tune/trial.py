@@ -155,7 +155,7 @@ class TrialActor(Trainable):
         return {TRAINING_ITERATION: 0, **self._last, **ended, DONE: True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Save the trial as it is at the report that Tune has seen last; only if a scheduler wants it."""
+        """Save the trial as it is at the report Tune saw last; only if a scheduler wants it."""
         saved = self._fit.save() if self._fit is not None else None
         return {"ckpt_path": saved or self._checkpoint}
 
@@ -186,7 +186,7 @@ def trainable(parcel: object) -> type[TrialActor]:
 
 
 class TrialFit:
-    """The fit of one trial, in a thread that waits after each report until it is asked for the next.
+    """The fit of one trial, in a thread that waits after each report until asked for the next.
 
     Args:
         plan: of the sweep.
@@ -239,7 +239,7 @@ class TrialFit:
                 self._interrupt()
 
     def save(self) -> str | None:
-        """Save the fit, which is waiting after a report; returns the path, or None if it has ended."""
+        """Save the fit, which waits after a report; returns the path, or None if it has ended."""
         if self._trainer is None:
             return None
         where = os.path.join(self.folder, "paused")
@@ -250,7 +250,10 @@ class TrialFit:
         return path
 
     def stop(self) -> bool:
-        """End the fit, at its report, or after its batch if the sweep is to end; whether it ended in time."""
+        """End the fit at its report, or after its batch if the sweep is to end.
+
+        Returns whether it ended in time.
+        """
         if self._thread.ident is None:
             return True
         self.reporter.stop()
@@ -327,7 +330,7 @@ class TrialFit:
         )
 
     def _child(self, parent: MLFlowLogger, start: str | None) -> MLFlowLogger:
-        """Return the logger of a run below the sweep's: the one that the trial has, if it was begun before."""
+        """Return the logger of a run below the sweep's: the trial's own, if it was begun before."""
         tags = {"raylit.trial": self.name}
         run_id = self.reporter.run_id
         if run_id and self.checkpoint is not None:
@@ -348,7 +351,7 @@ class TrialFit:
         return None
 
     def _own_logger(self, logger: Logger) -> Logger:
-        """Return the logger of one trial: trials at the same time must not take the same version."""
+        """Return one trial's logger: trials at the same time must not take the same version."""
         if isinstance(logger, CSVLogger):
             return CSVLogger(logger.save_dir or ".", name=logger.name, version=self.name)
         return logger  # unpickled for this trial alone

@@ -242,7 +242,10 @@ class Tuner:
         data: Any,
         datamodule: Any,
     ) -> None:
-        """Run the job `method` as far as the finder's search, with the finder as the first of the callbacks, and put back what that changes."""
+        """Run the job `method` as far as the finder's search, and put back what that changes.
+
+        The finder is the first of the callbacks.
+        """
         trainer = self.trainer
         name = "lr_find" if isinstance(finder, LearningRateFinder) else "scale_batch_size"
         if method not in STAGE_OF:
