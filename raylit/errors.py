@@ -1,8 +1,10 @@
 """Every exception raylit raises on purpose.
 
     RaylitError
-    |-- ConfigError(ValueError)             an argument, a hook's return value or a config file is wrong
-    |   |-- WrongTypeError(TypeError), WrongStateError(RuntimeError), NoAttributeError(AttributeError)
+    |-- ConfigError(ValueError)             an argument, a hook's return value or a config file
+    |   |                                   is wrong
+    |   |-- WrongTypeError(TypeError), WrongStateError(RuntimeError),
+    |   |   NoAttributeError(AttributeError)
     |   |                                   the same, where Lightning's users may catch these
     |   `-- DataError                       data is missing, empty or cannot be sharded
     |       `-- DataTypeError(TypeError)    it is of no type that can be read
@@ -11,7 +13,8 @@
     |   |-- UnsavableError                  what was to be saved is nothing that one can hold
     |   `-- CheckpointNotFoundError(FileNotFoundError) there is none
     |       `-- NoBestCheckpointError(ValueError) no best one
-    |-- LaunchError(RuntimeError)           processes could not be started, or ended without a result
+    |-- LaunchError(RuntimeError)           processes could not be started, or ended without
+    |   |                                   a result
     |   `-- NoRoomError (a ConfigError too) more was asked for than the cluster can ever have
     |-- MissingPackageError(ImportError)    an optional package is not installed
     `-- TrainingSpikeException(RuntimeError) the loss jumped, and SpikeDetection ended training
@@ -85,7 +88,7 @@ class LaunchError(RaylitError, RuntimeError):
 
 
 class NoRoomError(LaunchError, ConfigError):
-    """Workers ask for more than the cluster has or can get: they would be waited for without end."""
+    """Workers ask for more than the cluster has or can get, and would be awaited without end."""
 
 
 class MissingPackageError(RaylitError, ImportError):

@@ -1,4 +1,4 @@
-"""Lightning's place for what a rank computes on; `Trainer(accelerator="gpu")` says it with a word."""
+"""Lightning's place for what a rank computes on; `Trainer(accelerator="gpu")` says it in a word."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Origin:
     hparams: Mapping[str, object] = field(default_factory=dict)
 
     def is_other(self, checkpoint: Mapping[str, object]) -> str | None:
-        """Return the class that a checkpoint is of, if it is another; None also if it is unknown."""
+        """Return the class that a checkpoint is of if it is another; None also if it is unknown."""
         known = checkpoint.get("raylit")
         found = known.get("module") if isinstance(known, dict) else None
         if not isinstance(found, str):
@@ -109,8 +109,8 @@ def resolve(
         raise CheckpointNotFoundError(
             f"ckpt_path={path!r} means a checkpoint of this Trainer, which saves none"
             " (enable_checkpointing=False). Another run has left"
-            f" {', '.join(others[:SHOWN])}{' and more' if len(others) > SHOWN else ''}: give a path,"
-            " or leave checkpointing on."
+            f" {', '.join(others[:SHOWN])}{' and more' if len(others) > SHOWN else ''}: give a"
+            " path, or leave checkpointing on."
         )
     if path == "best":
         return _best(savers, folders, fn, opened)

@@ -66,7 +66,7 @@ def listing(folder: str) -> list[Any]:
 
 
 def newest_first(folder: str, pattern: str) -> list[str]:
-    """Return the paths in `folder` that match a pattern such as `**/*.ckpt`, those that were written last first.
+    """Return the paths in `folder` that match a pattern such as `**/*.ckpt`, the newest first.
 
     Buckets know the second of a file only: of those of one, that with the higher numbers in its
     name comes first.
@@ -85,7 +85,7 @@ def newest_first(folder: str, pattern: str) -> list[str]:
 
 
 def remove_unfinished(folder: str) -> None:
-    """Delete what processes that were killed while they wrote have left of checkpoints in a local folder."""
+    """Delete what processes killed while writing have left of checkpoints in a local folder."""
     if "://" not in folder and os.path.isdir(folder):
         place.remove_left(folder)
 

@@ -118,7 +118,7 @@ def name_of(place: Place) -> str:
 
 @contextmanager
 def explaining(checkpoint: Mapping[str, object]) -> Iterator[None]:
-    """Have a KeyError of user code, which reads a checkpoint in a `with` block, say what is pickled."""
+    """Within, a KeyError of user code that reads a checkpoint says what is pickled."""
     try:
         yield
     except KeyError as error:

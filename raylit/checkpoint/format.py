@@ -354,7 +354,9 @@ def is_whole(path: str | os.PathLike[str]) -> bool:
 
 
 def _check_sums(file: Any) -> bool:
-    """Compare the file with the checksums that torch wrote into it but does not look at when it loads; the file is left at its start.
+    """Compare the file with the checksums that torch wrote into it but does not look at on loading.
+
+    The file is left at its start.
 
     Raises:
         BadZipFile: they differ.

@@ -30,7 +30,7 @@ def fields(metrics: Mapping[str, object], epoch: int, step: int) -> dict[str, Te
 def fill(
     template: str, metrics: Mapping[str, object], *, shows_names: bool = True, equals: str = "="
 ) -> str:
-    """Return `template` with its fields, such as `{epoch}` or `{val/loss:.2f}`, replaced by metrics.
+    """Return `template` with metrics in place of fields such as `{epoch}` or `{val/loss:.2f}`.
 
     Args:
         template: fields hold any name, with dots and slashes too, and after a colon a format as in

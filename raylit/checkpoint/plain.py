@@ -67,7 +67,7 @@ def to_plain(value: object) -> Any:
 
 
 class _EmptyBytes(bytes):
-    """b"", pickled as other bytes are: torch refuses the pickle of an empty one, and so the file."""
+    """b"", pickled as other bytes are: torch refuses the pickle of an empty one and so the file."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return codecs.encode, ("", "latin1")

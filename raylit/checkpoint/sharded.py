@@ -1,8 +1,12 @@
-"""A sharded checkpoint is a folder into which every rank writes its parts of tensors, by torch.distributed.checkpoint (DCP).
+"""A sharded checkpoint is a folder into which every rank writes its parts of tensors.
 
-    meta.pt                 all else, as in a checkpoint of one file; it says where the tensors belong
+It does so by torch.distributed.checkpoint (DCP). In the folder are:
+
+    meta.pt                 all else, as in a checkpoint of one file; it says where the tensors
+                            belong
     .metadata, *.distcp     the parts, as DCP writes them
-    complete.json           the sizes of the other files; written last: a folder without it was not finished
+    complete.json           the sizes of the other files; written last: a folder without it was
+                            not finished
 
 It is written under a temporary name and renamed. It opens in any number of processes, and loading
 it runs no code from it: what DCP keeps as a pickle is read by a reader that knows the few classes
@@ -209,7 +213,9 @@ def _write_parts(
 def _finisher(
     temporary: str, target: str, made: place.LockedFolder | None, written: Future[None]
 ) -> Callable[[Any], None]:
-    """Return what is called when the parts of all ranks are written, or with the exception that came in between.
+    """Return what is called once the parts of all ranks are written.
+
+    If an exception came in between, it is called with that.
 
     Rank 0, which made the folder, puts it in its place.
     """
@@ -251,7 +257,10 @@ def _replace(temporary: str, target: str) -> None:
 def _take_parts(
     value: object, path: Place, parts: dict[str, Tensor], places: dict[str, Place]
 ) -> Any:
-    """Return nested data without the tensors that are spread over the ranks, which go to `parts`, and their places in it to `places`."""
+    """Return nested data without the tensors that are spread over the ranks.
+
+    Those go to `parts`, and their places in the data to `places`.
+    """
     if hasattr(value, "device_mesh") and isinstance(value, Tensor):
         key = "/".join(map(str, path))
         parts[key], places[key] = value, path

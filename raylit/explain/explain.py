@@ -1,4 +1,4 @@
-"""The task of an explanation: every rank explains its piece of the data, rank 0 puts them together."""
+"""The task of an explanation: each rank explains its piece of data, rank 0 puts them together."""
 
 from __future__ import annotations
 

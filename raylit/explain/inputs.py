@@ -1,4 +1,4 @@
-"""A module as a function of what is to be explained: floating-point inputs, images, and embeddings."""
+"""A module as a function of what is to be explained: floating-point inputs, images, embeddings."""
 
 from __future__ import annotations
 

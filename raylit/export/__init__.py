@@ -1,4 +1,4 @@
-"""`Trainer.export`: files that run a model without raylit, and the proof that they compute the same.
+"""`Trainer.export`: files that run a model without raylit, and proof that they compute the same.
 
 `export.py` is the task: inputs of `forward` from validation batches, the file, the comparison;
 `formats.py` writes and reads each kind of file; `failure.py` names the operator and the line that

@@ -1,4 +1,4 @@
-"""The task of an export: take inputs from validation batches, write the file, compare with the module."""
+"""An export's task: take inputs of validation batches, write the file, compare with the module."""
 
 from __future__ import annotations
 

@@ -59,7 +59,8 @@ def explained_operator(module: nn.Module, program: ExportedProgram, format: str)
         line = line_of_operator(program, name)
         raise ConfigError(
             f"{type(module).__name__} cannot be exported to {format}: there is no counterpart of"
-            f" the operator {name}{line}. Write it with other operators, or export with format='pt2'."
+            f" the operator {name}{line}. Write it with other operators, or export with"
+            " format='pt2'."
         ) from error
 
 

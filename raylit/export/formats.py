@@ -50,7 +50,7 @@ class Format(Protocol):
 
 
 class Program:
-    """`pt2`: a program of torch.export, which runs without the class; `torch.export.load` reads it."""
+    """`pt2`: a program of torch.export, run without the class; `torch.export.load` reads it."""
 
     suffix = ".pt2"
     packages: tuple[str, ...] = ()

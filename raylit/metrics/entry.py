@@ -226,7 +226,7 @@ class Entry:
         self.take_in(MOST_COPIES)
 
     def take_in(self, most: int) -> None:
-        """Add up the copies that have arrived, and wait for the oldest if more than `most` have not."""
+        """Add up the copies that have arrived; wait for the oldest if more than `most` have not."""
         while self.copies and (len(self.copies) > most or self.copies[0].arrived.query()):
             copy = self.copies.pop(0)
             copy.arrived.synchronize()

@@ -183,8 +183,8 @@ class Metrics:
             )
         if "/dataloader_idx_" in name:
             raise ConfigError(
-                f"You called `self.log` with the key `{name}` but it should not contain information about"
-                " `dataloader_idx`. "
+                f"You called `self.log` with the key `{name}` but it should not contain information"
+                " about `dataloader_idx`. "
                 f"self.log({name!r}, ...): the loader's number is appended to the name by itself."
                 " Leave it out."
             )

@@ -258,7 +258,7 @@ class Feedback:
         self._loose_starts: dict[str, Tensor] = {}
 
     def follow(self, bucket: Any) -> None:
-        """Look at the bucket that is sent next; in another one than before, put together its part."""
+        """Look at the bucket sent next; in another one than before, put together its part."""
         index = bucket.index()
         names = [self._names[id(parameter)] for parameter in bucket.parameters()]
         if self._buckets.get(index) == names:

@@ -247,7 +247,8 @@ class FSDPStrategy(ParallelStrategy):
         ]
         steps.roots = tuple(roots)
         for root in roots:
-            fully_shard.state(root)._lazy_init()  # type: ignore[attr-defined]  # else a unit that a hook calls first would take itself for the root
+            # Else a unit that a hook calls first would take itself for the root.
+            fully_shard.state(root)._lazy_init()  # type: ignore[attr-defined]
         self._steps, self._units = steps, units  # type: ignore[misc]
 
     def wrap(self, module: LightningModule, world: World) -> nn.Module | None:

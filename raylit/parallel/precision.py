@@ -78,7 +78,7 @@ class Precision:
         )
 
     def fresh(self) -> Precision:
-        """Return a copy with a gradient scaler of its own, so that a trial leaves no trace in this one's."""
+        """Return a copy with its own gradient scaler, so a trial leaves no trace in this one's."""
         made = copy.copy(self)
         if self.scaler is not None:
             made.scaler = torch.amp.GradScaler(self.device.type)

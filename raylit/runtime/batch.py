@@ -144,7 +144,7 @@ def _replace(batch: object, function: Callable[[object], object]) -> Any:
 
 
 def _is_attrs(batch: object) -> bool:
-    """Tell whether this is an object of a class made by the package attrs, which need not be here."""
+    """Tell whether the package attrs, which need not be here, has made this object's class."""
     return hasattr(type(batch), "__attrs_attrs__")
 
 

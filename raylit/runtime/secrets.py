@@ -17,14 +17,16 @@ MASK = "***"
 _URI = re.compile(r"(?<![\w+.\-:/])((?:[\w+.\-]++:)?)(//[^\s\"<>`]*)")
 # A password with a space in it, which database drivers take unquoted; a port is none.
 _SPACED = re.compile(
-    r"(?<![\w+.\-])([\w+.\-]++://[^\s/@:]*:)(?!\d+(?:[\s/,;:.)]|$))[^\s@]{0,80}[ \t][^@\n\"'<>]{0,80}@(?=[\w\[])"
+    r"(?<![\w+.\-])([\w+.\-]++://[^\s/@:]*:)(?!\d+(?:[\s/,;:.)]|$))"
+    r"[^\s@]{0,80}[ \t][^@\n\"'<>]{0,80}@(?=[\w\[])"
 )
 # Names in the query of a URI that mean a secret there, and may mean anything elsewhere.
 _QUERY = re.compile(r"((?:^|[&;])(?:key|auth|code|pass)=)[^&;#]+", re.IGNORECASE)
 # Tokens that are known by how they begin: of Hugging Face, GitHub, GitLab, OpenAI and Slack.
 _TOKEN = re.compile(
-    r"(?<![\w\-])(?:hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{50,}|glpat-[\w\-]{20,}"
-    r"|sk-(?:\w{3,8}-)?[A-Za-z0-9_\-]{0,8}[A-Za-z0-9]{24,}|xox[abeprs]-[\w\-]{10,})"
+    r"(?<![\w\-])(?:hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{50,}"
+    r"|glpat-[\w\-]{20,}|sk-(?:\w{3,8}-)?[A-Za-z0-9_\-]{0,8}[A-Za-z0-9]{24,}"
+    r"|xox[abeprs]-[\w\-]{10,})"
 )
 _PRIVATE_KEY = re.compile(
     r"(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL

@@ -153,7 +153,7 @@ def check_places(fn: str, trainer: Trainer) -> None:
 
 
 def check_cluster(trainer: Trainer) -> None:
-    """Find out whether the Ray cluster that is asked for answers, before loggers make their folders.
+    """Find out whether the Ray cluster asked for answers, before loggers make their folders.
 
     Raises:
         ConfigError: RAY_ADDRESS names none that does.
@@ -174,8 +174,8 @@ def best_by_default(
     """
     if module is None:
         raise TypeError(
-            f"`Trainer.{fn}()` requires a `LightningModule` when it hasn't been passed in a previous"
-            f" run: Trainer.{fn} needs a model: give it, or call fit before."
+            f"`Trainer.{fn}()` requires a `LightningModule` when it hasn't been passed in a"
+            f" previous run: Trainer.{fn} needs a model: give it, or call fit before."
         )
     if ckpt_path is not None or not isinstance(saver, ModelCheckpoint) or not saver.best_model_path:
         return ckpt_path

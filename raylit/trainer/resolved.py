@@ -1,4 +1,4 @@
-"""The config of a fit that was written in Python: what `raylit fit --config` takes to make the same run.
+"""The config of a fit written in Python: what `raylit fit --config` takes to make the same run.
 
 A module is described by its class and its hyperparameters, other objects by what they have kept of
 the arguments that they were made with. What cannot be told is said at the head of the file.

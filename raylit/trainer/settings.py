@@ -279,7 +279,7 @@ def defaults_from_environment(init: Callable[P, None]) -> Callable[P, None]:
 def arguments_of_environment(
     kind: str, init: Callable[..., None], given: Collection[str] = ()
 ) -> dict[str, tuple[str, str, Any]]:
-    """Return the arguments that variables such as PL_TRAINER_MAX_EPOCHS give, unless they are given.
+    """Return arguments that variables such as PL_TRAINER_MAX_EPOCHS give, unless they are given.
 
     By name: the variable, its text, the value.
 
@@ -572,8 +572,8 @@ def resources(given: object) -> dict[str, float] | None:
             )
         if name == "GPU" and amount != int(amount):
             raise ConfigError(
-                f"resources_per_worker={given!r}: two workers cannot share a GPU, since NCCL refuses"
-                " two ranks on one. Give a whole number, such as {'GPU': 1}."
+                f"resources_per_worker={given!r}: two workers cannot share a GPU, since NCCL"
+                " refuses two ranks on one. Give a whole number, such as {'GPU': 1}."
             )
     return dict(given)
 
@@ -762,9 +762,9 @@ def limit(name: str, value: int | float | None) -> int | float:
         or (isinstance(value, float) and not 0.0 <= value <= 1.0)
     ):
         raise ConfigError(
-            f"You have passed invalid value {value!r} for {name}, it has to be in [0.0, 1.0] or an int: "
-            f"{name}={value!r}: give a whole number of batches (2), or a fraction of them from 0.0"
-            " to 1.0 (0.5)."
+            f"You have passed invalid value {value!r} for {name}, it has to be in [0.0, 1.0] or an"
+            f" int: {name}={value!r}: give a whole number of batches (2), or a fraction of them"
+            " from 0.0 to 1.0 (0.5)."
         )
     return value
 

@@ -1,4 +1,4 @@
-"""The tasks beside the four entry points: their arguments looked at, and the Trainer that does them."""
+"""Tasks beside the four entry points: their arguments checked, and the Trainer that does them."""
 
 from __future__ import annotations
 

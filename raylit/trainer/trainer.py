@@ -595,7 +595,7 @@ class Trainer(TrainerView):
         filepath: str | os.PathLike[str],
         storage_options: dict[str, object] | None,
     ) -> None:
-        """Write what this process has of a job that ran in others: the model, without optimizers."""
+        """Write what this process has of a job run in others: the model, without optimizers."""
         warn_once(
             f"{filepath} is written without the state of optimizers, which was in the workers. The"
             " checkpoints that ModelCheckpoint saves have it."

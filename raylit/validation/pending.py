@@ -86,8 +86,9 @@ class AsyncValidation:
         looking = [type(one).__name__ for one in run.trainer.callbacks if one.looks_at_validation]
         if looking:
             raise ConfigError(
-                f"{looking[0]} looks at validation as it runs, which an asynchronous validation does"
-                " not show. Leave one of the two out, or draw after the fit: trainer.validate(...)."
+                f"{looking[0]} looks at validation as it runs, which an asynchronous validation"
+                " does not show. Leave one of the two out, or draw after the fit:"
+                " trainer.validate(...)."
             )
 
     def _tasks(self) -> ValidationStarter:
@@ -105,7 +106,7 @@ class AsyncValidation:
     # ---- to begin one ----
 
     def check(self) -> None:
-        """Find what cannot wait for values, as far as the sanity check has told what validation logs.
+        """Find what cannot wait for values, as far as the sanity check told what validation logs.
 
         Raises:
             ConfigError: a ReduceLROnPlateau watches one of them.
@@ -201,7 +202,8 @@ class AsyncValidation:
             if isinstance(outcome, str):
                 warn(f"There are no values of {where}: {outcome} Training goes on.", RuntimeWarning)
             elif isinstance(outcome, BaseException):
-                error: BaseException = outcome.original()  # type: ignore[attr-defined]  # a launch.remote.WorkerFailure
+                # It is a launch.remote.WorkerFailure.
+                error: BaseException = outcome.original()  # type: ignore[attr-defined]
                 error.add_note(f"(raylit) in {where}, which ran in a Ray task")
                 raise error from outcome
             else:

@@ -205,7 +205,7 @@ class RecoveryCheckpoint(Callback):
         self._end()
 
     def _left_behind(self, trainer: RunningTrainer, names: list[str]) -> list[str]:
-        """Return the files in this folder of unfinished fits that this one goes on, the oldest first.
+        """Return this folder's files of unfinished fits that this one goes on, the oldest first.
 
         They are this one's to delete; those of others that share the folder are not.
         """

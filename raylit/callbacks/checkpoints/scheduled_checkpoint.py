@@ -94,7 +94,7 @@ class ScheduledCheckpoint(Checkpoint):
 
     @contextmanager
     def _forgiving(self, trainer: RunningTrainer) -> Iterator[None]:
-        """Let a checkpoint that cannot be written be a warning: the run is worth more than its file.
+        """Warn of a checkpoint that cannot be written: the run is worth more than its file.
 
         What was tracked is then as before. What is written in the background is not known to be
         there until `_settle` was called, as it is before the next.
@@ -114,7 +114,7 @@ class ScheduledCheckpoint(Checkpoint):
                 self._unsure = before
 
     def _settle(self, trainer: RunningTrainer) -> None:
-        """Wait for what is being written, and if it could not be, let what was tracked be as before."""
+        """Wait for what is being written; if it could not be, let what was tracked be as before."""
         before = self._unsure
         if before is None:
             return

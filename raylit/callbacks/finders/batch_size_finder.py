@@ -211,7 +211,8 @@ class BatchSizeFinder(Callback):
         if self._mode == "binsearch":
             size = max(1, int(size * (1 - self._margin)))
         set_value(holders, name, size)
-        run.data.loaders.clear()  # those of the loop that is about to begin are to have the new size
+        # Those of the loop that is about to begin are to have the new size.
+        run.data.loaders.clear()
         if self._early_exit:  # there is none, and users look at them afterwards
             run.load(stage)
             if run.job.fn == "fit" and run.validates:

@@ -138,7 +138,8 @@ class ImageLogger(Picture):
 
     def _refusal(self, pl_module: LightningModule, what: str) -> str:
         return (
-            f"ImageLogger({self.source!r}): {self.source} of {type(pl_module).__name__} {what}. Give"
-            " the name of a method that returns a tensor (images, channels, height, width) with 1"
-            " or 3 channels, or of such a tensor in what validation_step returns or in the batch."
+            f"ImageLogger({self.source!r}): {self.source} of {type(pl_module).__name__} {what}."
+            " Give the name of a method that returns a tensor (images, channels, height, width)"
+            " with 1 or 3 channels, or of such a tensor in what validation_step returns or in the"
+            " batch."
         )

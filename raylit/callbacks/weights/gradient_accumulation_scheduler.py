@@ -70,8 +70,8 @@ class GradientAccumulationScheduler(Callback):
             return
         if not pl_module.automatic_optimization:
             raise WrongStateError(
-                "Automatic gradient accumulation and the `GradientAccumulationScheduler` is not supported"
-                " for manual optimization. "
+                "Automatic gradient accumulation and the `GradientAccumulationScheduler` is not"
+                " supported for manual optimization. "
                 "GradientAccumulationScheduler has no effect in manual optimization, where"
                 " training_step does it. Remove the callback and step the optimizer every n"
                 " batches."

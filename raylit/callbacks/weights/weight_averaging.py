@@ -68,7 +68,7 @@ class Average(AveragedModel):
 
 
 def has_mean(tensor: Tensor) -> bool:
-    """Tell whether two of a tensor have a mean: not of a mask, nor of sparse or quantized buffers."""
+    """Tell whether two of a tensor have a mean; masks, sparse and quantized buffers have none."""
     return tensor.dtype != torch.bool and tensor.layout == torch.strided and not tensor.is_quantized
 
 
