@@ -96,7 +96,10 @@ def reset_peak() -> None:
 
 
 def measure(megabytes: int, rounds: int, root: Path) -> tuple[dict[str, Timing], float]:
-    """Return the medians of each way to save, and how many copies of the state a recovery checkpoint takes in memory."""
+    """Return the medians of each way to save, and how many copies a recovery checkpoint takes.
+
+    The copies are those of the state in memory.
+    """
     found: dict[str, list[Timing]] = {}
     copies: list[float] = []
 

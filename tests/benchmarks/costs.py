@@ -48,7 +48,8 @@ class Net(pl.LightningModule):
 torch.manual_seed(0)
 model, batches = Net(), DataLoader(torch.randn(6, 256, 2048), batch_size=None)
 if sys.argv[1] == "raylit":
-    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                 enable_model_summary=False)
     pl.Trainer(max_epochs=1, accelerator="cpu", **quiet).fit(model, batches)
 else:
     optimizer = model.configure_optimizers()
@@ -122,7 +123,10 @@ def step(num_keys: int = 0, num_callbacks: int = 0) -> float:
 
 
 def python(*arguments: str) -> tuple[float, str]:
-    """Return the seconds that a Python process takes, which finds modules compiled as after the first import, and what it printed."""
+    """Return the seconds that a Python process takes, and what it printed.
+
+    It finds modules compiled, as after the first import.
+    """
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
     done = subprocess.run(

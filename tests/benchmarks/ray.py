@@ -81,7 +81,10 @@ class Stream:
 
 
 class Batches(Stream, Sequence[torch.Tensor]):
-    """The same as a sequence, whose length is certain, as that of a DataLoader over a data set with indices is."""
+    """The same as a sequence, whose length is certain.
+
+    So is the length of a DataLoader over a data set with indices.
+    """
 
     def __getitem__(self, index: Any) -> Any:
         return self.batches[index % 8]

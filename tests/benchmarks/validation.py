@@ -1,4 +1,4 @@
-"""What validation costs a fit that waits for it, and one that does not (`Trainer(async_validation=True)`).
+"""What validation costs a fit that waits for it, and one with `async_validation=True`.
 
     python -m tests.benchmarks.validation [--steps 300] [--rounds 3] [--io]
 
