@@ -25,7 +25,10 @@ QUIET = {
 
 
 def both(scenario: Callable[[Any, Path], Any], tmp_path: Path) -> tuple[Any, Any]:
-    """Run `scenario(pl, root)` with raylit and then with Lightning as `pl`, each in a folder of its own; return what each returned."""
+    """Run `scenario(pl, root)` with raylit and then with Lightning as `pl`; return both results.
+
+    Each runs in a folder of its own.
+    """
     found = []
     frameworks: list[ModuleType] = [raylit, lightning.pytorch]
     for pl in frameworks:
@@ -64,7 +67,10 @@ def scripted(
     train: Sequence[float] | None = None,
     **logged: float,
 ) -> Any:
-    """Return a module that logs, as `val_loss` and as `train_loss`, the next of these values at each validation and each training batch."""
+    """Return a module that logs the next of these values as `val_loss` and as `train_loss`.
+
+    It logs the former at each validation, the latter at each training batch.
+    """
 
     class Scripted(pl.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -130,7 +130,7 @@ def test_a_search_in_a_later_epoch_is_as_long_as_in_the_first(tmp_path: Path) ->
 
 
 def test_searches_leave_no_trace_in_a_fit(tmp_path: Path) -> None:
-    """Weights, random numbers and what was logged are bit for bit those of a fit without searches."""
+    """Weights, random numbers and logged values are bit for bit those of a fit without searches."""
     states = []
     for finder in (
         InLaterEpochs(num_training_steps=5, update_attr=False),

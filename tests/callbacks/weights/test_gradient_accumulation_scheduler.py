@@ -112,7 +112,10 @@ def test_one_callback_serves_two_fits(tmp_path: Path) -> None:
 def test_a_fit_that_goes_on_within_an_epoch_accumulates_as_before(
     tmp_path: Path, batches: int
 ) -> None:
-    """Also in the middle of an accumulation, where the gradients of its first batch are not in the checkpoint: it is trained on anew."""
+    """Also in the middle of an accumulation: its first batch is then trained on anew.
+
+    The gradients of that batch are not in the checkpoint.
+    """
 
     class Saves(pl.Callback):
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
