@@ -34,7 +34,9 @@ class Bare(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.delay_s = delay_s
-        self.net = nn.Sequential(nn.Linear(10, width), nn.ReLU(), encoder or nn.Identity(), nn.Linear(width, 1))
+        self.net = nn.Sequential(
+            nn.Linear(10, width), nn.ReLU(), encoder or nn.Identity(), nn.Linear(width, 1)
+        )
 
     def forward(self, batch):
         return self.net(batch[0])

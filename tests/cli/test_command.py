@@ -288,7 +288,8 @@ def test_version(main: Callable[..., Done]) -> None:
 def test_the_command_line_loads_neither_ray_nor_mlflow() -> None:
     script = (
         "import sys, raylit.cli; raylit.cli.main(['fit', '-h']); print(*[name for name in ('ray',"
-        " 'mlflow', 'pyarrow', 'torch', 'numpy', 'jsonargparse') if name in sys.modules], file=sys.stderr)"
+        " 'mlflow', 'pyarrow', 'torch', 'numpy', 'jsonargparse') if name in sys.modules],"
+        " file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],

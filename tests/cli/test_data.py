@@ -23,7 +23,8 @@ from raylit.cli import main
 from .conftest import environment, run_raylit
 
 TABLE = pa.table(
-    {"price": np.arange(5000) / 2, "cut": ["good", "bad"] * 2500, "when": pa.array(range(5000), pa.timestamp("s"))}
+    {"price": np.arange(5000) / 2, "cut": ["good", "bad"] * 2500,
+     "when": pa.array(range(5000), pa.timestamp("s"))}
 )  # fmt: skip
 
 
@@ -135,7 +136,8 @@ def test_head(csv: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )  # fmt: skip
 def test_what_is_refused(
-    args: list[str], code: int, message: str, csv: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    args: list[str], code: int, message: str, csv: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
     monkeypatch.chdir(csv.parent)
     Path("houses.arrow").touch()

@@ -1,4 +1,4 @@
-"""Whatever is typed, the answer is one message that says what is wrong, exit code 2, and nothing was started.
+"""Whatever is typed, one message says what is wrong, with exit code 2, and nothing was started.
 
 All inputs run in one process, which has loaded everything before the first.
 """
@@ -57,7 +57,9 @@ FILES: dict[str, bytes] = {
     "zip.yaml": b"PK\x03\x04\x14\x00\x00\x00",
     "controls.yaml": b"model: \x01\x02\n",
     "escape.yaml": b"model: \x1b[31mred\n",
-    "duplicate.yaml": b"model: lab.Net\ntrainer:\n  max_epochs: 1\n  max_steps: 2\n  max_epochs: 3\n",
+    "duplicate.yaml": (
+        b"model: lab.Net\ntrainer:\n  max_epochs: 1\n  max_steps: 2\n  max_epochs: 3\n"
+    ),
     "duplicate_top.yaml": b"model: lab.Net\nmodel: lab.Bare\n",
     "duplicate_quoted.yaml": b"model: lab.Net\n'model': lab.Bare\n",
     "text.yaml": b"just a text\n",
@@ -89,19 +91,50 @@ FILES: dict[str, bytes] = {
     "args_text.yaml": b"model:\n  class_path: lab.Net\n  init_args: text\n",
     "trainer_list.yaml": b"model: lab.Net\ntrainer: [1]\n",
     "trainer_text.yaml": b"model: lab.Net\ntrainer: fast\n",
-    "plugins.yaml": b"model: lab.Net\ntrainer:\n  plugins:\n    class_path: subprocess.Popen\n    init_args: {args: 'touch ran', shell: true}\n",
-    "failures.yaml": b"model: lab.Net\ntrainer:\n  max_failures:\n    class_path: subprocess.Popen\n    init_args: {args: 'touch ran', shell: true}\n",
-    "callback.yaml": b"model: lab.Net\ntrainer:\n  callbacks:\n    - class_path: subprocess.Popen\n      init_args: {args: 'touch ran', shell: true}\n",
-    "logger.yaml": b"model: lab.Net\ntrainer:\n  logger:\n    class_path: subprocess.Popen\n    init_args: {args: 'touch ran', shell: true}\n",
-    "strategy.yaml": b"model: lab.Net\ntrainer:\n  strategy:\n    class_path: subprocess.Popen\n    init_args: {args: 'touch ran', shell: true}\n",
-    "profiler.yaml": b"model: lab.Net\ntrainer:\n  profiler:\n    class_path: subprocess.Popen\n    init_args: {args: 'touch ran', shell: true}\n",
-    "optimizer.yaml": b"model: lab.Net\noptimizer:\n  class_path: subprocess.Popen\n  init_args: {args: 'touch ran', shell: true}\n",
-    "data.yaml": b"model: lab.Net\ndata:\n  class_path: subprocess.Popen\n  init_args: {args: 'touch ran', shell: true}\n",
-    "encoder.yaml": b"model:\n  class_path: lab.Net\n  init_args:\n    encoder: {class_path: subprocess.Popen, init_args: {args: 'touch ran', shell: true}}\n",
+    "plugins.yaml": (
+        b"model: lab.Net\ntrainer:\n  plugins:\n    class_path: subprocess.Popen\n"
+        b"    init_args: {args: 'touch ran', shell: true}\n"
+    ),
+    "failures.yaml": (
+        b"model: lab.Net\ntrainer:\n  max_failures:\n    class_path: subprocess.Popen\n"
+        b"    init_args: {args: 'touch ran', shell: true}\n"
+    ),
+    "callback.yaml": (
+        b"model: lab.Net\ntrainer:\n  callbacks:\n    - class_path: subprocess.Popen\n"
+        b"      init_args: {args: 'touch ran', shell: true}\n"
+    ),
+    "logger.yaml": (
+        b"model: lab.Net\ntrainer:\n  logger:\n    class_path: subprocess.Popen\n"
+        b"    init_args: {args: 'touch ran', shell: true}\n"
+    ),
+    "strategy.yaml": (
+        b"model: lab.Net\ntrainer:\n  strategy:\n    class_path: subprocess.Popen\n"
+        b"    init_args: {args: 'touch ran', shell: true}\n"
+    ),
+    "profiler.yaml": (
+        b"model: lab.Net\ntrainer:\n  profiler:\n    class_path: subprocess.Popen\n"
+        b"    init_args: {args: 'touch ran', shell: true}\n"
+    ),
+    "optimizer.yaml": (
+        b"model: lab.Net\noptimizer:\n  class_path: subprocess.Popen\n"
+        b"  init_args: {args: 'touch ran', shell: true}\n"
+    ),
+    "data.yaml": (
+        b"model: lab.Net\ndata:\n  class_path: subprocess.Popen\n"
+        b"  init_args: {args: 'touch ran', shell: true}\n"
+    ),
+    "encoder.yaml": (
+        b"model:\n  class_path: lab.Net\n  init_args:\n"
+        b"    encoder: {class_path: subprocess.Popen,"
+        b" init_args: {args: 'touch ran', shell: true}}\n"
+    ),
     "path_list.yaml": b"model: lab.Net\ntrainer:\n  default_root_dir: [a]\n",
     "path_map.yaml": b"model: lab.Net\ntrainer:\n  default_root_dir: {a: 1}\n",
     "path_number.yaml": b"model: lab.Net\ntrainer:\n  storage_path: 3\n",
-    "path_of_saver.yaml": b"model: lab.Net\ntrainer:\n  callbacks:\n    - class_path: ModelCheckpoint\n      init_args: {dirpath: [a]}\n",
+    "path_of_saver.yaml": (
+        b"model: lab.Net\ntrainer:\n  callbacks:\n    - class_path: ModelCheckpoint\n"
+        b"      init_args: {dirpath: [a]}\n"
+    ),
     "within.yaml": b"model: laughs.yaml\n",
     "within_self.yaml": b"model: within_self.yaml\n",
     "within_binary.yaml": b"model: lab.Net\ntrainer: binary.yaml\n",

@@ -111,8 +111,9 @@ def made(model: Any, *flags: str, **kwargs: Any) -> LightningCLI:
 
 
 NAMES = """
-    ArgsType LRSchedulerCallable LRSchedulerType LRSchedulerTypeTuple LRSchedulerTypeUnion LightningArgumentParser LightningCLI OptimizerCallable
-    ReduceLROnPlateau SaveConfigCallback instantiate_class instantiate_module
+    ArgsType LRSchedulerCallable LRSchedulerType LRSchedulerTypeTuple LRSchedulerTypeUnion
+    LightningArgumentParser LightningCLI OptimizerCallable ReduceLROnPlateau SaveConfigCallback
+    instantiate_class instantiate_module
 """
 
 

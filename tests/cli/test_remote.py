@@ -210,7 +210,9 @@ echo "$*" >>"$CALLS"
 shift 2
 case $1 in
     auth) echo "${CAN:-yes}" ;;
-    create) if [[ $2 == -f ]]; then cat >"$MADE"; echo 0a1b; [[ -z $FAILS ]]; else cp "${4#*=code.zip=}" "$MADE.zip"; fi ;;
+    create)
+        if [[ $2 == -f ]]; then cat >"$MADE"; echo 0a1b; [[ -z $FAILS ]]
+        else cp "${4#*=code.zip=}" "$MADE.zip"; fi ;;
     get) echo '{"status": '"$STATUS"'}' ;;
     logs) echo "a line of the job" ;;
 esac
@@ -407,7 +409,7 @@ def test_a_cluster_that_is_not_up(refused: Refused, cluster_file: Path) -> None:
 def test_the_dashboard_is_reached_through_ray_s_own_tunnel(
     project: Path, cluster_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With Ray's own `ray up` and `ray dashboard`, and a stand-in for ssh that forwards the port."""
+    """With Ray's `ray up` and `ray dashboard`, and a stand-in for ssh that forwards the port."""
     with socket.create_server(("127.0.0.1", 0)) as head:
         head.settimeout(stretched(10))
         ssh = SSH.format(python=sys.executable, port=head.getsockname()[1])

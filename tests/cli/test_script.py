@@ -1,4 +1,4 @@
-"""A user's script with a LightningCLI, beside the command `raylit`: what each does with the other's config."""
+"""A user's LightningCLI script and the command `raylit`: what each does with the other's config."""
 
 from __future__ import annotations
 
