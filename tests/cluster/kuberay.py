@@ -1,4 +1,4 @@
-"""A schema of the fields that KubeRay's custom resources have, as far as cluster/kubernetes/ uses or may use them.
+"""A schema of KubeRay's custom resources: the fields cluster/kubernetes/ uses or may use.
 
 By hand from the reference of KubeRay v1.7.0,
 https://docs.ray.io/en/latest/cluster/kubernetes/references/api.html, since the resource definitions

@@ -15,11 +15,14 @@ from tests.lazy import mlflow
 from tests.tracking.postgres import Postgres, programs
 
 # How the README comes into the database's container, in two ways.
-INTO = r"(?:docker compose -f \S+ exec -T postgres|kubectl -n raylit exec (?:-i )?statefulset/postgres --) "
+INTO = (
+    r"(?:docker compose -f \S+ exec -T postgres|"
+    r"kubectl -n raylit exec (?:-i )?statefulset/postgres --) "
+)
 
 
 def commands(program: str) -> list[str]:
-    """What stands behind the way into the container, in each place where the README calls a program."""
+    """What stands behind the way into the container wherever the README calls a program."""
     return re.findall(rf"^{INTO}({program} .*)$", texts()["README.md"], re.MULTILINE)
 
 

@@ -285,7 +285,7 @@ def test_validations_that_are_not_waited_for(nodes: Nodes, tmp_path: Path) -> No
 @pytest.mark.long
 @pytest.mark.timeout(stretched(450))
 def test_a_node_falls_silent(nodes: Nodes, tmp_path: Path) -> None:
-    """Its connections are not closed, so that the other worker waits for it, and Ray takes it for alive."""
+    """Its connections are not closed: the other worker waits for it, and Ray takes it for alive."""
     nodes.start(1)
     (tmp_path / "plain").mkdir()
     try:

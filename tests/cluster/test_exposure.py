@@ -1,4 +1,4 @@
-"""Nothing in cluster/ is open to the world, nothing there runs with more rights than it needs, and no secret is in a file."""
+"""Nothing in cluster/ is open to the world or has needless rights, and no secret is in a file."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_kubernetes_opens_nothing() -> None:
 
 
 def test_kubernetes_lets_in_who_is_named() -> None:
-    """Pods are closed by default, each policy is about pods that exist, and lets in pods that exist."""
+    """Pods are closed by default; policies are about pods that exist and let in pods that exist."""
     policies = {
         manifest["metadata"]["name"]: manifest["spec"]
         for manifest in manifests()

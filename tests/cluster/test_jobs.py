@@ -60,7 +60,8 @@ class Net(BoringModel):
 CONFIG = """
 model: {class_path: net.Net}
 data: {class_path: raylit.testing.BoringDataModule}
-trainer: {max_epochs: 1, limit_train_batches: 2, limit_val_batches: 1, accelerator: cpu, enable_model_summary: false, logger: raylit.loggers.MLFlowLogger}
+trainer: {max_epochs: 1, limit_train_batches: 2, limit_val_batches: 1, accelerator: cpu,
+          enable_model_summary: false, logger: raylit.loggers.MLFlowLogger}
 """
 SWEEP = """
 space: {model.lr: {uniform: [0.01, 0.1]}}
@@ -314,7 +315,7 @@ def test_workers_and_a_sweep_run_on_the_cluster(head: Head, tmp_path: Path) -> N
 @pytest.mark.long
 @pytest.mark.timeout(stretched(150))
 def test_the_submitter_of_kubernetes_uploads_the_package(head: Head, tmp_path: Path) -> None:
-    """With the command that KubeRay makes of a RayJob, and the package where the ConfigMap has it."""
+    """With the command KubeRay makes of a RayJob, and the package where the ConfigMap has it."""
     files = upload.files_of(head.folder)
     upload.pack(head.folder, files, tmp_path / "code.zip", 10**6, "a ConfigMap")
     file = yaml.safe_load((ROOT / "cluster/kubernetes/rayjob.yaml").read_text())

@@ -1,4 +1,7 @@
-"""cluster/slurm/run.sbatch is run as Slurm runs it, with a stand-in for Slurm's commands and, in short, for Ray; SIGTERM is a real one."""
+"""cluster/slurm/run.sbatch runs as under Slurm, with a stand-in for Slurm's commands.
+
+In the short tests there is one for Ray too; SIGTERM is a real one.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,8 @@ SLURM = {
             exit 1
         fi
         if ((${cpus:-1} > SLURM_CPUS_ON_NODE)); then
-            echo "srun: error: Unable to create step for job $SLURM_JOB_ID: More processors requested than permitted" >&2
+            echo "srun: error: Unable to create step for job $SLURM_JOB_ID: More processors" \
+                "requested than permitted" >&2
             exit 1
         fi
         unset SLURM_CPUS_PER_TASK
@@ -325,7 +329,9 @@ def test_two_nodes_train_together_and_go_on_after_sigterm(folder: Path, network:
     # The script itself runs on the first node. As with srun's --wait, the other node is ended once
     # the first is done.
     srun = (
-        f'while [[ $1 == --* ]]; do [[ $1 == --cpus* ]] && export SLURM_CPUS_PER_TASK=${{1#*=}}; shift; done\n{two} "$@" &\nother=$!\n"$@"\nstatus=$?\nkill -9'
+        "while [[ $1 == --* ]]; do"
+        " [[ $1 == --cpus* ]] && export SLURM_CPUS_PER_TASK=${1#*=}; shift; done"
+        f'\n{two} "$@" &\nother=$!\n"$@"\nstatus=$?\nkill -9'
         " $other\nexit $status"
     )
     write(programs, {**SLURM, "srun": srun})

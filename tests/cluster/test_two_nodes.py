@@ -71,7 +71,10 @@ def wait_for(folder: Path, epoch: int, batch: int, process: subprocess.Popen[str
 
 @contextmanager
 def mlflow_server(nodes: Nodes, folder: Path) -> Iterator[str]:
-    """Within, an MLflow server runs on the head, where both nodes reach it, and keeps the runs in FOLDER/mlflow.db; gives its address."""
+    """Within, an MLflow server runs on the head, where both nodes reach it; gives its address.
+
+    It keeps the runs in FOLDER/mlflow.db.
+    """
     folder.mkdir()
     address = f"http://{nodes.addresses[0]}:5000"
     where = (
@@ -236,7 +239,10 @@ def test_the_driver_dies_and_another_goes_on(nodes: Nodes, tmp_path: Path) -> No
 
 @pytest.mark.long
 def test_a_notice_costs_no_batch(nodes: Nodes, tmp_path: Path) -> None:
-    """A node that is to be taken away is left before the deadline, and the fit goes on at the next batch on the one that comes."""
+    """A node that is to be taken away is left before the deadline.
+
+    The fit goes on at the next batch on the one that comes.
+    """
     folder = tmp_path / "ray"
     (tmp_path / "plain").mkdir()
     expected = run_on_two_ranks(undisturbed, tmp_path / "plain")[0]
