@@ -209,7 +209,8 @@ def fit(folder: Path, loader: Any, **options: Any) -> pl.Trainer:
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    trainer = pl.Trainer(max_epochs=2, accelerator="cpu", default_root_dir=folder, enable_checkpointing=False, **quiet, **options)  # fmt: skip
+    trainer = pl.Trainer(max_epochs=2, accelerator="cpu", default_root_dir=folder,
+                         enable_checkpointing=False, **quiet, **options)  # fmt: skip
     trainer.fit(Net(), loader)
     return trainer
 

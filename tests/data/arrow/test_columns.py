@@ -117,8 +117,10 @@ def test_strings_and_bytes_go_to_transform() -> None:
 
     found = list(ArrowDataset(table, transform=lengths).loader(2))
     assert [batch["size"].tolist() for batch in found] == [[3, 5], [1]]
-    as_tuple = ArrowDataset(table, features=["text"], target="y", batch="tuple",
-                            transform=lambda b: {"text": torch.tensor([[len(t)] for t in b["text"]]), "y": b["y"]})  # fmt: skip
+    as_tuple = ArrowDataset(
+        table, features=["text"], target="y", batch="tuple",
+        transform=lambda b: {"text": torch.tensor([[len(t)] for t in b["text"]]), "y": b["y"]},
+    )  # fmt: skip
     x, y = next(iter(as_tuple.loader(3)))
     assert x.tolist() == [[3], [5], [1]] and y.tolist() == [0, 1, 2]
     collated = ArrowDataset(table, collate_fn=lambda batch: "".join(batch["text"]))
@@ -261,15 +263,18 @@ def test_a_data_set_is_indexed_by_loaders_of_torch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"columns": ["pricee"]}, "columns names the column 'pricee', which is not there. Did you mean 'price'?"),
+        ({"columns": ["pricee"]},
+         "columns names the column 'pricee', which is not there. Did you mean 'price'?"),
         ({"target": "coat"}, "Did you mean 'cat'?"),
         ({"features": ["price"], "target": "nothing"}, "There are: price, cat, text"),
-        ({}, r"The column 'text' is string, which has no form as a tensor. Give it a code with categories=\['text'\]"),
+        ({}, r"The column 'text' is string, which has no form as a tensor. Give it a code with"
+             r" categories=\['text'\]"),
         ({"columns": ["price"], "batch": "list"}, "Use 'dict', 'tuple' or a dataclass"),
         ({"columns": ["price"], "target": "price", "batch": "tuple"}, "needs features"),
         ({"columns": ["price"], "mode": "disk"}, "Use one of: auto, memory, mapped, stream"),
         ({"columns": ["price"], "mode": "mapped"}, "mode='mapped' needs uncompressed Arrow IPC"),
-        ({"columns": ["price"], "nulls": "drop"}, "nulls='drop' of the column 'price' is not known"),
+        ({"columns": ["price"], "nulls": "drop"},
+         "nulls='drop' of the column 'price' is not known"),
         ({"columns": ["cat"], "nulls": "mean"}, "has no mean"),
         ({"columns": ["price"], "nulls": {"prices": 0}}, "nulls names the column 'prices'"),
         ({"features": "price"}, r"Give a list of names: features=\['price'\]"),
