@@ -514,7 +514,7 @@ def on_a_rank(folder: str) -> dict[str, Any]:
 
 
 def test_ranks_stay_in_step(tmp_path: Path) -> None:
-    """Parameters unfrozen in mid-epoch are synchronized; a time to validate is that of all ranks."""
+    """Parameters unfrozen in mid-epoch are synchronized; all ranks validate at the same time."""
     one, other = run_on_two_ranks(on_a_rank, tmp_path)
     assert one == other
     assert one["validated"]

@@ -62,8 +62,9 @@ class Shown(pl.callbacks.ProgressBar):
 
 def fit(folder: Path, loader: Any, net: Net, **options: Any) -> tuple[pl.Result, Shown]:
     bar = Shown()
-    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", default_root_dir=folder, enable_model_summary=False,
-                         enable_checkpointing=False, callbacks=[bar], num_sanity_val_steps=0, **options)  # fmt: skip
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", default_root_dir=folder,
+                         enable_model_summary=False, enable_checkpointing=False, callbacks=[bar],
+                         num_sanity_val_steps=0, **options)  # fmt: skip
     return trainer.fit(net, loader, Slow(2, 0.0)), bar
 
 

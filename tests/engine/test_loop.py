@@ -175,7 +175,7 @@ class NothingWaits(TorchDispatchMode):
 
 
 class Logs(TinyModel):
-    """Logs in every way, and watches what happens between the beginning of a batch and the beginning of the next."""
+    """Logs in every way, and watches what happens between one batch's beginning and the next's."""
 
     def __init__(self) -> None:
         super().__init__()

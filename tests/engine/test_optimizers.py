@@ -15,7 +15,10 @@ from raylit.testing import BoringModel
 
 
 def module(returned: Any, *, automatic: bool = True) -> LightningModule:
-    """A module whose configure_optimizers returns `returned`, or what it gives for the module's one optimizer."""
+    """A module whose configure_optimizers returns `returned`.
+
+    If that is a function, it returns what this gives for the module's one optimizer.
+    """
 
     class Net(LightningModule):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A fit that goes on from a checkpoint, wherever it was saved, ends bit for bit as the one that never stopped."""
+"""A fit that goes on from a checkpoint saved anywhere ends bit for bit as if it never stopped."""
 
 from __future__ import annotations
 

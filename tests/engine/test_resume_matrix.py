@@ -1,4 +1,7 @@
-"""Features of a fit in any combination, ended at any place by a signal or an exception, and gone on with: bit for bit as if it had not ended."""
+"""Features of a fit in any combination, ended at any place and gone on with.
+
+A signal or an exception ends it; it then is bit for bit as if it had not ended.
+"""
 
 from __future__ import annotations
 
