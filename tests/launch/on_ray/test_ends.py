@@ -1,4 +1,7 @@
-"""How fits on Ray workers end that others end: `ray job stop`, Ray's memory monitor, processes of Ray's own that die."""
+"""How fits on Ray workers end that others end.
+
+Others are `ray job stop`, Ray's memory monitor, processes of Ray's own that die.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,10 @@ class Seen(TinyModel):
         number = self.trainer.progress.total_batches
         with open(f"{folder}/seen-{self.global_rank}", "a") as file:
             file.write(f"{number}\\\\n")
-        if kills == "memory" and number == 5 and self.global_rank == 1 and not os.path.exists(f"{folder}/ate"):
+        if (
+            kills == "memory" and number == 5 and self.global_rank == 1
+            and not os.path.exists(f"{folder}/ate")
+        ):
             open(f"{folder}/ate", "w").close()
             self.eaten = [torch.ones(50_000_000) for _ in range(18)]
             time.sleep(30)
@@ -58,13 +64,18 @@ def kill():
 if kills == "memory":
     memory = psutil.virtual_memory()
     used = memory.total - memory.available
-    os.environ |= {"RAY_memory_usage_threshold": f"{(used + 3e9) / memory.total:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
+    os.environ |= {
+        "RAY_memory_usage_threshold": f"{(used + 3e9) / memory.total:.4f}",
+        "RAY_memory_monitor_refresh_ms": "100",
+    }
 elif kills:
     threading.Thread(target=kill, daemon=True).start()
 pl.seed_everything(1)
 pl.Trainer(
-    num_workers=2, max_epochs=epochs, max_failures=max_failures, default_root_dir=folder, accelerator="cpu", enable_progress_bar=False,
-    logger=pl.MLFlowLogger("ends", tracking_uri=f"sqlite:///{folder}/mlflow.db"), enable_model_summary=False,
+    num_workers=2, max_epochs=epochs, max_failures=max_failures, default_root_dir=folder,
+    accelerator="cpu", enable_progress_bar=False,
+    logger=pl.MLFlowLogger("ends", tracking_uri=f"sqlite:///{folder}/mlflow.db"),
+    enable_model_summary=False,
     callbacks=[pl.callbacks.RecoveryCheckpoint(every_n_steps=1, every_s=None)],
 ).fit(Seen(), ckpt_path="last")
 '''.replace("\\\\n", "\\n")
@@ -88,8 +99,13 @@ class Slow(TinyModel):
         return super().training_step(batch, batch_idx)
 
 logger = pl.MLFlowLogger("ends", tracking_uri=f"sqlite:///{folder}/mlflow.db")
-trainer = pl.Trainer(max_epochs=1000, default_root_dir=folder, accelerator="cpu", enable_progress_bar=False, logger=logger, enable_model_summary=False)
-pl.Tuner(trainer).sweep(Slow, space={"model.lr": {"grid": [0.1, 0.2]}}, metric="val_loss", search="grid")
+trainer = pl.Trainer(
+    max_epochs=1000, default_root_dir=folder, accelerator="cpu", enable_progress_bar=False,
+    logger=logger, enable_model_summary=False,
+)
+pl.Tuner(trainer).sweep(
+    Slow, space={"model.lr": {"grid": [0.1, 0.2]}}, metric="val_loss", search="grid"
+)
 """
 
 

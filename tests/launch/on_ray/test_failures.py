@@ -1,4 +1,7 @@
-"""What goes wrong on Ray workers, one thing after another in one fit, ends in the weights of the fit in which nothing did."""
+"""What goes wrong on Ray workers, one thing after another in one fit, changes no weights.
+
+The weights are those of the fit in which nothing went wrong.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,10 @@ HANGS_S = 8  # until the other ranks lose patience
 
 
 class Fragile(pl.LightningModule):
-    """A regression in which rank 1 fails once in each of the named ways, the first time it comes to a batch."""
+    """A regression in which rank 1 fails once in each of the named ways.
+
+    It does so the first time it comes to a batch.
+    """
 
     def __init__(self, faults: dict[int, str], folder: Path) -> None:
         super().__init__()

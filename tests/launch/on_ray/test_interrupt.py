@@ -43,7 +43,10 @@ class Slow(TinyModel):
             open(FOLDER + "/going", "w").close()
         return super().training_step(batch, batch_idx)
 
-pl.Trainer(num_workers=2, max_epochs=1000, default_root_dir=FOLDER, logger=False, enable_progress_bar=False).fit(Slow())
+pl.Trainer(
+    num_workers=2, max_epochs=1000, default_root_dir=FOLDER, logger=False,
+    enable_progress_bar=False,
+).fit(Slow())
 """
 
 

@@ -101,7 +101,7 @@ def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
 
 @pytest.fixture(scope="module")
 def fits(tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> dict[str, Any]:
-    """One fit in two workers with half the batch each, and one of one process with the whole batch."""
+    """One fit in two workers with half the batch each, and one in one process with all of it."""
     fits = {}
     for name, num_workers, batch_size in (("local", 0, 8), ("ray", 2, 4)):
         folder = tmp_path_factory.mktemp(name)

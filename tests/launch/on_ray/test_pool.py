@@ -173,7 +173,10 @@ class Slow(TinyModel):
         return super().training_step(batch, batch_idx)
 
 logger = pl.MLFlowLogger("kept", tracking_uri=f"sqlite:///{folder}/mlflow.db")
-trainer = pl.Trainer(num_workers=2, max_epochs=-1, max_failures=1, default_root_dir=folder, logger=logger, accelerator="cpu")
+trainer = pl.Trainer(
+    num_workers=2, max_epochs=-1, max_failures=1, default_root_dir=folder, logger=logger,
+    accelerator="cpu",
+)
 with pl.keep_workers():
     trainer.validate(TinyModel())
     trainer.fit(Slow())

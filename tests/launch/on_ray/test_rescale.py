@@ -1,4 +1,7 @@
-"""With another number of workers an elastic fit takes the same steps, with the same learning rates and validations, and comes to the same weights."""
+"""With another number of workers an elastic fit comes to the same weights.
+
+It takes the same steps, with the same learning rates and validations.
+"""
 
 from __future__ import annotations
 
@@ -227,7 +230,8 @@ def test_what_becomes_of_the_batch() -> None:
     assert (
         resized.policy
         == "batch of each worker kept, so that a step takes 3/4 of the data, since 4 batches cannot"
-        " be dealt out evenly to 3 workers; schedules follow the samples seen; learning rate unchanged"
+        " be dealt out evenly to 3 workers; schedules follow the samples seen; learning rate"
+        " unchanged"
     )
     trainer, resized = adapted(1, 2, callbacks=[GradientAccumulationScheduler({2: 4})])
     assert (

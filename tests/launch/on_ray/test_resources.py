@@ -1,4 +1,4 @@
-"""Whether workers fit on the cluster, and whether they get GPUs, from what Ray says of its nodes."""
+"""Whether workers fit on the cluster, and whether they get GPUs, by what Ray says of its nodes."""
 
 from __future__ import annotations
 
