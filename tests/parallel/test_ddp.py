@@ -96,7 +96,8 @@ class StopsOnRank1(Net):
 class IsTerminatedOnRank1(Net):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.global_rank == 1 and self.trainer.global_step == 5:
-            self.trainer._run.agreement.received_sigterm = True  # type: ignore[union-attr]  # what the handler of the signal does
+            # What the handler of the signal does.
+            self.trainer._run.agreement.received_sigterm = True  # type: ignore[union-attr]
 
 
 class Partly(Net):

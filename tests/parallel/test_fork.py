@@ -79,7 +79,10 @@ def test_a_fork_waits_but_not_for_ever() -> None:
 
 
 def forks(folder: str) -> int:
-    """Fork right after collectives, as the first batch of an epoch does, until both ranks have done it often."""
+    """Fork right after collectives, as the first batch of an epoch does.
+
+    It ends when both ranks have done it often.
+    """
     world = World.join("cpu")
     for number in range(3000):
         world.all_gather_object(number)

@@ -156,7 +156,7 @@ def test_each_rank_goes_on_with_what_it_alone_holds(tmp_path: Path) -> None:
 
 
 def goes_on_within_windows(folder: str) -> dict[str, Any]:
-    """Which fits, saved at each call of a hook within accumulations, end otherwise; and how many were."""
+    """Which fits, saved at each call of a hook within accumulations, end otherwise; of how many."""
     root = Path(folder)
     data = DataLoader(
         TensorDataset(torch.randn(56, 6, generator=torch.Generator().manual_seed(3))), 4

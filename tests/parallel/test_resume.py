@@ -1,4 +1,4 @@
-"""Two ranks go on bit for bit, each with its own random states and its own part of the epoch's values."""
+"""Two ranks go on bit for bit, each with its own random states and part of the epoch's values."""
 
 from __future__ import annotations
 

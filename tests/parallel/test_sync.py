@@ -25,7 +25,10 @@ Y = X.sin().sum(1, keepdim=True)
 
 
 class Block(nn.Module):
-    """With a layer of odd size, whose parts differ between the ranks, and one of fewer rows than there are ranks."""
+    """With a layer of odd size, and one of fewer rows than there are ranks.
+
+    The parts of the former differ between the ranks.
+    """
 
     def __init__(self, size: int) -> None:
         super().__init__()

@@ -117,7 +117,10 @@ def fit(folder: str, strategy: Any, name: str) -> dict[str, Any]:
 
 
 def goes_on(folder: str, name: str) -> list[int]:
-    """The batches after which a fit that goes on sees other data than the whole one, or ends elsewhere: none."""
+    """The batches after which a fit that goes on sees other data, or ends elsewhere: none.
+
+    It is compared with the whole one.
+    """
     root = Path(folder) / name
     torch.manual_seed(0)
     whole = Net()
