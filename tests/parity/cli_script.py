@@ -1,4 +1,4 @@
-"""The script of a user of LightningCLI, run under either package, and what there is to see of a run."""
+"""The script of a LightningCLI user, run under either package, and what there is to see of it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import PACKAGE as pl
 from PACKAGE.callbacks import EarlyStopping, LearningRateMonitor
-from PACKAGE.cli import LightningArgumentParser, LightningCLI, LRSchedulerCallable, OptimizerCallable, SaveConfigCallback
+from PACKAGE.cli import (
+    LightningArgumentParser,
+    LightningCLI,
+    LRSchedulerCallable,
+    OptimizerCallable,
+    SaveConfigCallback,
+)
 
 
 class Net(pl.LightningModule):
@@ -37,10 +43,14 @@ class Net(pl.LightningModule):
         width: of the hidden layer.
     """
 
-    def __init__(self, width: int = 4, encoder: nn.Module | None = None, lr: float = 0.05, rows: int = 0):
+    def __init__(
+        self, width: int = 4, encoder: nn.Module | None = None, lr: float = 0.05, rows: int = 0
+    ):
         super().__init__()
         self.save_hyperparameters()
-        self.net = nn.Sequential(nn.Linear(3, width), encoder or nn.Identity(), nn.Dropout(0.1), nn.Linear(width, 1))
+        self.net = nn.Sequential(
+            nn.Linear(3, width), encoder or nn.Identity(), nn.Dropout(0.1), nn.Linear(width, 1)
+        )
         self.lr = lr
 
     def training_step(self, batch, batch_idx):
@@ -62,7 +72,12 @@ class Net(pl.LightningModule):
 
 
 class Callables(Net):
-    def __init__(self, optimizer: OptimizerCallable = torch.optim.Adam, scheduler: LRSchedulerCallable | None = None, width: int = 4):
+    def __init__(
+        self,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        scheduler: LRSchedulerCallable | None = None,
+        width: int = 4,
+    ):
         super().__init__(width)
         self.save_hyperparameters()
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
@@ -140,7 +155,9 @@ class Extended(LightningCLI):
     def add_arguments_to_parser(self, parser):
         parser.add_argument("--note", default="none")
         parser.add_lightning_class_args(EarlyStopping, "stopping")
-        parser.set_defaults({"stopping.monitor": "val_loss", "stopping.patience": 2, "model.width": 5})
+        parser.set_defaults(
+            {"stopping.monitor": "val_loss", "stopping.patience": 2, "model.width": 5}
+        )
         parser.link_arguments("data.batch_size", "model.rows")
 
     def note(self, *what):
@@ -156,7 +173,15 @@ class Extended(LightningCLI):
         self.note("before_fit", self.trainer.global_step)
 
     def after_fit(self):
-        self.note("after_fit", self.trainer.global_step, [type(one).__name__ for one in self.trainer.callbacks if type(one).__name__ != "RecoveryCheckpoint"])
+        self.note(
+            "after_fit",
+            self.trainer.global_step,
+            [
+                type(one).__name__
+                for one in self.trainer.callbacks
+                if type(one).__name__ != "RecoveryCheckpoint"
+            ],
+        )
 
     @staticmethod
     def configure_optimizers(lightning_module, optimizer, lr_scheduler=None):
@@ -164,7 +189,10 @@ class Extended(LightningCLI):
             group["lr"] /= 2
         if lr_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": lr_scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": lr_scheduler, "interval": "step"},
+        }
 
 
 class Fixed(LightningCLI):
@@ -176,8 +204,12 @@ class Fixed(LightningCLI):
 
 class LinkedCLI(LightningCLI):
     def add_arguments_to_parser(self, parser):
-        parser.add_optimizer_args((torch.optim.SGD, torch.optim.Adam), "first", link_to="model.optimizer")
-        parser.add_lr_scheduler_args(torch.optim.lr_scheduler.StepLR, "second", link_to="model.scheduler")
+        parser.add_optimizer_args(
+            (torch.optim.SGD, torch.optim.Adam), "first", link_to="model.optimizer"
+        )
+        parser.add_lr_scheduler_args(
+            torch.optim.lr_scheduler.StepLR, "second", link_to="model.scheduler"
+        )
         parser.link_arguments("data.num_features", "model.num_features", apply_on="instantiate")
 
 
@@ -199,7 +231,10 @@ class Evaluating(LightningCLI):
 
 class Elsewhere(SaveConfigCallback):
     def save_config(self, trainer, pl_module, stage):
-        self.saved = [getattr(stage, "value", stage), self.parser.dump(self.config, skip_none=False)]
+        self.saved = [
+            getattr(stage, "value", stage),
+            self.parser.dump(self.config, skip_none=False),
+        ]
 '''
 
 
@@ -208,7 +243,10 @@ class Elsewhere(SaveConfigCallback):
 
 @contextmanager
 def script(pl: Any, root: Path) -> Iterator[Any]:
-    """The user's script as a module, in a folder of its own that is the current one, as if run without arguments."""
+    """The user's script as a module, as if run without arguments.
+
+    It is in a folder of its own, which is the current one.
+    """
     name = f"script_{pl.__name__.split('.')[0]}"
     path = root / f"{name}.py"
     path.write_text(SCRIPT.replace("PACKAGE", pl.__name__))
@@ -275,7 +313,7 @@ def config_of(cli: Any) -> Any:
 
 
 def saved_config(path: Path) -> Any:
-    """A config that was saved, as it would be read again, and its first line without the version."""
+    """A saved config, as it would be read again, and its first line without the version."""
     text = path.read_text()
     return {"head": neutral(text.partition("==")[0]), "values": neutral(yaml.safe_load(text))}
 

@@ -135,7 +135,10 @@ def _as_test(scenario: Scenario, test: Callable[..., None]) -> Callable[..., Non
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within, neither package says anything, and nothing that a test sets for the whole process remains."""
+    """Within, neither package says anything.
+
+    Nothing that a test sets for the whole process remains.
+    """
     loggers = [
         logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "raylit")
     ]
@@ -416,7 +419,10 @@ DATA_HOOKS = [
 
 
 def traced(cls: Any, hooks: list[str], owner: str, trace: list[Any]) -> Any:
-    """Return a subclass that overrides each of `hooks`, notes the call in `trace` and goes on as `cls` does."""
+    """Return a subclass that overrides each of `hooks`.
+
+    It notes the call in `trace` and goes on as `cls` does.
+    """
 
     def override(name: str) -> Any:
         base = getattr(cls, name)

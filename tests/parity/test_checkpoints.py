@@ -1,4 +1,4 @@
-"""What is in a checkpoint, going on from one, and files that one package writes and the other reads."""
+"""What a checkpoint holds, going on from one, and files one package writes and the other reads."""
 
 from __future__ import annotations
 
@@ -352,7 +352,10 @@ PLACES = [
 def test_either_package_goes_on_from_the_others_file(
     tmp_path: Path, hook: str, step: int, by_hand: bool
 ) -> None:
-    """raylit ends with the weights of the fit that wrote the file, and Lightning goes on from raylit's file as it does from its own."""
+    """raylit ends with the weights of the fit that wrote the file.
+
+    Lightning goes on from raylit's file as it does from its own.
+    """
     arguments, full, found = {"max_epochs": 3, "num_sanity_val_steps": 0}, [], {}
     with quiet():
         for writer in (lightning.pytorch, raylit):

@@ -93,7 +93,10 @@ def test_a_fit_stopped_in_an_epoch_goes_on_at_the_next_batch(tmp_path: Path) -> 
 def test_a_fit_that_goes_on_ends_as_one_that_never_stopped(
     tmp_path: Path, hook: str, arguments: dict[str, Any]
 ) -> None:
-    """Lightning takes a fit that was saved at the start of an epoch for one that had trained it, and ends too early before max_steps."""
+    """Lightning takes a fit saved at the start of an epoch for one that had trained it.
+
+    It then ends too early, before max_steps.
+    """
 
     def scenario(pl: Any, root: Path) -> Any:
         path, model = root / "one.ckpt", scheduled(pl)
@@ -282,7 +285,10 @@ def test_values_of_several_loaders_can_be_seen_once_all_were_read(tmp_path: Path
 
 @pytest.mark.parametrize("fn", ["validate", "test"])
 def test_an_evaluation_returns_a_dict_for_every_loader(tmp_path: Path, fn: str) -> None:
-    """Lightning leaves out loaders that gave nothing, but for the first, so that the place in the list does not tell the loader."""
+    """Lightning leaves out loaders that gave nothing, but for the first.
+
+    So the place in the list does not tell the loader.
+    """
 
     def scenario(pl: Any, root: Path) -> Any:
         class Net(model_class(pl)):  # type: ignore[misc]
@@ -357,7 +363,7 @@ def test_the_limits_are_known_before_a_fit(tmp_path: Path) -> None:
 
 
 def test_every_evaluation_of_a_closure_counts_in_the_values_of_an_epoch(tmp_path: Path) -> None:
-    """In the first batch of an epoch Lightning keeps the last evaluation only, in the others all."""
+    """In an epoch's first batch Lightning keeps the last evaluation only, in the others all."""
 
     def scenario(pl: Any, root: Path) -> Any:
         class Net(model_class(pl)):  # type: ignore[misc]
@@ -493,7 +499,10 @@ def test_a_compiled_model_may_log(tmp_path: Path) -> None:
 
 
 def test_weight_averaging_that_begins_late(tmp_path: Path) -> None:
-    """Until then Lightning validates and saves the weights of before the fit, and ends with them if it never began."""
+    """Until then Lightning validates and saves the weights of before the fit.
+
+    It ends with them if averaging never began.
+    """
 
     def scenario(pl: Any, root: Path) -> Any:
         average = pl.callbacks.EMAWeightAveraging(update_starting_at_step=1000)
@@ -585,7 +594,10 @@ def test_finetuning_of_parameters_with_equal_values(tmp_path: Path) -> None:
 
 
 def test_stochastic_weight_averaging_ends_with_the_mean(tmp_path: Path) -> None:
-    """Lightning takes a step in the epoch for batch norm, with the gradients of the one before if there is no validation to clear them."""
+    """Lightning takes a step in the epoch for batch norm.
+
+    Its gradients are those of the one before if there is no validation to clear them.
+    """
 
     def scenario(pl: Any, root: Path) -> Any:
         begins: list[Any] = []

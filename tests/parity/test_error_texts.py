@@ -1,4 +1,4 @@
-"""Errors that user code may catch by class or look for in the text: the same under both packages."""
+"""Errors user code may catch by class or look for in the text: the same under both packages."""
 
 from __future__ import annotations
 

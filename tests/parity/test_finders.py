@@ -31,7 +31,10 @@ from tests.parity.harness import (
 def tunable(
     pl: Any, limit: int = 1 << 30, lr: float = 0.02, batch_size: int = 2, **attributes: Any
 ) -> Any:
-    """A model with the hyperparameters lr and batch_size and data of its own, which runs out of memory beyond `limit` rows in a batch."""
+    """A model that runs out of memory beyond `limit` rows in a batch.
+
+    It has the hyperparameters lr and batch_size, and data of its own.
+    """
 
     class Tunable(model_class(pl)):  # type: ignore[misc]
         length = 140

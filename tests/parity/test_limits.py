@@ -15,7 +15,10 @@ from tests.parity.harness import Rows, loader, model_class, parity, seen, stream
 
 
 def events(pl: Any) -> Any:
-    """A callback that notes which batches were read, and how far training was whenever something begins or ends."""
+    """A callback that notes which batches were read and how far training was.
+
+    It notes the latter whenever something begins or ends.
+    """
 
     class Note(pl.Callback):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -181,7 +181,10 @@ plans = st.fixed_dictionaries(
 
 
 def sensible(plan: dict[str, Any]) -> dict[str, Any]:
-    """Take out what contradicts itself, so that most plans are no errors, and what raylit does otherwise on purpose."""
+    """Take out what contradicts itself, and what raylit does otherwise on purpose.
+
+    So most plans are no errors.
+    """
     arguments = dict(plan["trainer"])
     if plan["optimizer"] in ("two", "by hand"):
         for name in ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"):
@@ -307,7 +310,8 @@ def scheduler_of(plan: dict[str, Any], optimizer: Any, module: Any) -> dict[str,
     return {"scheduler": made, **{key: value for key, value in plan.items() if key != "kind"}}
 
 
-def model_of(pl: Any, plan: dict[str, Any]) -> Any:  # noqa: C901 (a class, whose methods are counted as branches)
+# It has a class, whose methods are counted as branches.
+def model_of(pl: Any, plan: dict[str, Any]) -> Any:  # noqa: C901
     """The class of a module that does what the plan says."""
 
     class Random(pl.LightningModule):  # type: ignore[misc]

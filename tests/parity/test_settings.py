@@ -1,4 +1,4 @@
-"""Precision, random numbers, and what can be read off the Trainer, the module and the datamodule."""
+"""Precision, random numbers, and what can be read off Trainer, module and datamodule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What user code passes that is a little unusual: hooks set to None, loggers of any class, configs of OmegaConf, subclasses of loggers."""
+"""What user code passes that is a little unusual.
+
+That is hooks set to None, loggers of any class, configs of OmegaConf, subclasses of loggers.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ def outcome(pl: Any, root: Path, fn: str, hook: str) -> str:
 
 @pytest.mark.parametrize("hook", [name for name, hook in HOOKS.items() if "M" in hook.owners])
 def test_a_hook_that_is_none_is_left_out(hook: str, tmp_path: Path) -> None:
-    """Where Lightning goes on, so does raylit; where it fails for want of a check, raylit may go on."""
+    """Where Lightning goes on, so does raylit; where it fails for lack of a check, raylit may."""
 
     def every(pl: Any, root: Path) -> list[str]:
         own = [fn for fn in ("test", "predict") if fn in hook]
