@@ -109,7 +109,7 @@ def test_lightning_cli_has_the_same_gate(which: str, tmp_path: Path, capfd: Any)
 
 @pytest.mark.parametrize("name", ["anything", "untyped"])
 def test_what_no_type_asks_for(name: str, tmp_path: Path, capfd: Any) -> None:
-    """Data stays data; the config of a command would make an object of it, so there it is refused."""
+    """Data stays data; a command's config would make an object of it, so there it is refused."""
     file = checkpoint_of(tmp_path, Typed, hyper_parameters={**MADE_BY_A_CLI, name: SPEC})
     with pytest.warns(UserWarning, match="as it stands in the checkpoint"):
         assert getattr(Typed.load_from_checkpoint(file), name) == SPEC

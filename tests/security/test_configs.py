@@ -1,4 +1,4 @@
-"""Configs beyond the bounds are refused by the reader itself, quickly, also where jsonargparse reads."""
+"""The reader itself refuses configs beyond the bounds, quickly, also where jsonargparse reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which ports are open: none for a fit in this process, loopback for what is started, or it is said."""
+"""Open ports: none for a fit in this process, loopback for what is started, or it is said."""
 
 from __future__ import annotations
 

@@ -46,7 +46,9 @@ SHOWN = {
     "mysql+pymysql://u:s3'cr3t@h": "mysql+pymysql://u:***@h",
     "postgresql://h/db?user=u&password=s3cr3t": "postgresql://h/db?user=u&password=***",
     "mssql+pyodbc://?odbc_connect=PWD%3Ds3cr3t": "mssql+pyodbc://?odbc_connect=***",
-    "mssql+pyodbc:///?odbc_connect=UID%253Da%253BPWD%253Ds3cr3t": "mssql+pyodbc:///?odbc_connect=***",
+    "mssql+pyodbc:///?odbc_connect=UID%253Da%253BPWD%253Ds3cr3t": (
+        "mssql+pyodbc:///?odbc_connect=***"
+    ),
     "http://host/mlflow?token=s3cr3t": "http://host/mlflow?token=***",
     "http://host/#access_token=s3cr3t": "http://host/#access_token=***",
     "https://a.blob/x?sv=1&sig=s3cr3t": "https://a.blob/x?sv=1&sig=***",

@@ -1,4 +1,4 @@
-"""A user's module as an attacker would like to find it: it imports, wraps and subclasses what does harm."""
+"""A user's module as an attacker would like it: it imports, wraps and subclasses what does harm."""
 
 from __future__ import annotations
 
