@@ -49,7 +49,7 @@ def s3_server() -> Iterator[None]:
 
 @contextmanager
 def gcs_server(bucket: str) -> Iterator[str]:
-    """Within, a Google Cloud Storage server with one bucket listens at the address that this gives."""
+    """Within, a Google Cloud Storage server with one bucket listens at the address given."""
     port = free_port()
     program = shutil.which(
         "gcp-storage-emulator",

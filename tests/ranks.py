@@ -24,7 +24,9 @@ def run_on_two_ranks(
 def run_on_ranks(
     number: int, function: Callable[[str], Any], folder: Path, timeout_s: float = 120
 ) -> list[Any]:
-    """Call `function(str(folder))` on all ranks, as under torchrun, and return what each returned, rank 0's first.
+    """Call `function(str(folder))` on all ranks, as under torchrun, and return what they returned.
+
+    What rank 0 returned comes first.
 
     Args:
         number: of ranks.

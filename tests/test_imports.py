@@ -58,7 +58,10 @@ def walk(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def dotted_names(source: str) -> Iterator[tuple[int, str]]:
-    """Each outside name that `source` imports or reaches through a dot, with its line: `import ray.train`, `ray.train.report`."""
+    """Each outside name that `source` imports or reaches through a dot, with its line.
+
+    For example `import ray.train` and `ray.train.report`.
+    """
     for node in walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)

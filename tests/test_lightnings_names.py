@@ -14,8 +14,10 @@ import importlib
 import torch
 
 NAMES = """
-lightning.pytorch.accelerators CPUAccelerator CUDAAccelerator MPSAccelerator find_usable_cuda_devices
-lightning.pytorch.plugins MixedPrecision HalfPrecision DoublePrecision TorchSyncBatchNorm CheckpointIO
+lightning.pytorch.accelerators CPUAccelerator CUDAAccelerator MPSAccelerator \
+find_usable_cuda_devices
+lightning.pytorch.plugins MixedPrecision HalfPrecision DoublePrecision TorchSyncBatchNorm \
+CheckpointIO
 lightning.pytorch.plugins.environments SLURMEnvironment LightningEnvironment TorchElasticEnvironment
 lightning.pytorch.plugins.io TorchCheckpointIO AsyncCheckpointIO
 lightning.pytorch.plugins.precision MixedPrecision

@@ -1,4 +1,7 @@
-"""A fit whose process is killed at random moments, and started again until it ends, is the fit that was never killed, bit for bit."""
+"""A fit whose process is killed at random moments is the fit that was never killed.
+
+It is started again until it ends, and is the same bit for bit.
+"""
 
 from __future__ import annotations
 

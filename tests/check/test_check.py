@@ -1,4 +1,4 @@
-"""Each check against a module that is broken in just that way, and what must be as it was afterwards."""
+"""Each check against a module broken in just that way, and what must be as it was afterwards."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def test_without_a_folder_that_of_the_newest_run_is_looked_in(tmp_path: Path) ->
 
 
 def test_workers_that_start_again_take_the_newest_of_their_own_fit(tmp_path: Path) -> None:
-    """Another fit may write newer files to the same folder; files without weights only are whole."""
+    """Another fit may write newer files to the folder; files without weights only are whole."""
     folder = tmp_path / "checkpoints"
     before = find.times_of([str(folder)])
     whole: dict[str, Any] = {"state_dict": {"w": torch.ones(3)}, "optimizer_states": []}

@@ -26,7 +26,10 @@ def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["local", "memory", "s3"])
 def place(request: Any, tmp_path: Path) -> str:
-    """A folder with the checkpoint `one.ckpt`, which holds `1`, and the sharded one `two.ckpt`, a folder that holds `2` in `part`."""
+    """A folder with the checkpoint `one.ckpt` and the sharded one `two.ckpt`.
+
+    The former holds `1`; the latter is a folder that holds `2` in `part`.
+    """
     root = {"local": str(tmp_path), "memory": f"memory://{tmp_path.name}"}.get(
         request.param
     ) or request.getfixturevalue("bucket")

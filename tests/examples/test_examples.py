@@ -1,4 +1,4 @@
-"""The examples: each in a short form, as a user runs it, and in the long form that reaches its figure."""
+"""The examples: each in short, as a user runs it, and in the long form that reaches its figure."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def results(folder: Path, small: bool) -> Iterator[Row]:
 
 
 def resume(folder: Path, small: bool) -> Iterator[Row]:
-    """A fit that goes on, with dropout of the device and a scaler, ends as one that never stopped."""
+    """A fit that goes on, with dropout of the device and a scaler, ends as if never stopped."""
 
     class Saves(pl.Callback):
         def on_train_batch_end(self, trainer: Any, *args: Any) -> None:

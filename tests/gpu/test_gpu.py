@@ -1,4 +1,4 @@
-"""That `python -m tests.gpu` runs all its checks, here without a GPU, and tells by its exit code."""
+"""That `python -m tests.gpu` runs all checks, here without a GPU, and tells by its exit code."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ import raylit as pl
 for module in (yaml, rich, torchmetrics, fsspec):
     assert module.__file__.startswith({str(tmp_path)!r}), module.__file__
 from raylit.testing import TinyModel
-pl.Trainer(max_epochs=1, default_root_dir={str(tmp_path / "root")!r}, accelerator="cpu").fit(TinyModel())
+pl.Trainer(
+    max_epochs=1, default_root_dir={str(tmp_path / "root")!r}, accelerator="cpu"
+).fit(TinyModel())
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=stretched(120)

@@ -151,13 +151,17 @@ from raylit.testing import TinyModel
 
 class Dies(TinyModel):
     def on_train_batch_end(self, *args):
-        self.trainer._run.recovery._writer.wait()  # else a step is left out while the one before is on its way
+        # Else a step is left out while the one before is on its way.
+        self.trainer._run.recovery._writer.wait()
         if self.trainer.progress.total_batches == 7:
             os.kill(os.getpid(), signal.SIGKILL)
 
 pl.seed_everything(1)
 saver = RecoveryCheckpoint(every_n_steps=1, every_s=None)
-pl.Trainer(storage_path=sys.argv[1], accelerator="cpu", max_epochs=3, callbacks=[saver], logger=False, enable_progress_bar=False).fit(Dies())
+pl.Trainer(
+    storage_path=sys.argv[1], accelerator="cpu", max_epochs=3, callbacks=[saver], logger=False,
+    enable_progress_bar=False,
+).fit(Dies())
 """
 
 

@@ -1,4 +1,4 @@
-"""Renders pages of MLflow with runs of raylit, to be looked at: python -m tests.tracking.pages FOLDER.
+"""Renders MLflow's pages with raylit's runs, to look at: python -m tests.tracking.pages FOLDER.
 
 It fits twice, serves the store, and writes a PNG of each page with Debian's chromium, headless.
 """
@@ -28,7 +28,7 @@ EPOCH_S = 4.0
 
 
 class Shown(TinyModel):
-    """Logs an image and a table beside its metrics, and takes time for the machine to be measured."""
+    """Logs an image and a table beside metrics, and takes time for the machine to be measured."""
 
     def on_train_epoch_end(self) -> None:
         """Wait."""

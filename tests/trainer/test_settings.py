@@ -274,7 +274,7 @@ OF_NO_ARGUMENT = [["a"], {"a": 1}, object(), b"x", lambda: 1, [["a"]], Path, flo
 
 @pytest.mark.parametrize("name", inspect.signature(Trainer).parameters)
 def test_a_value_of_another_type_is_a_config_error(name: str) -> None:
-    """Whatever is given: what is not taken is told with the argument's name, before anything starts."""
+    """Whatever is given: what is not taken is told with its argument's name, before the start."""
     for value in OF_NO_ARGUMENT:
         try:
             Trainer(**{"max_epochs": 1, "logger": False, name: value})

@@ -483,7 +483,7 @@ def test_two_workers_leave_what_one_process_leaves(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_what_runs_when_a_worker_is_killed_is_run_again(tmp_path: Path) -> None:
-    """The fit goes on from the recovery checkpoint of step 8, which knows of the validation of step 6."""
+    """The fit goes on from the recovery checkpoint of step 8, which knows of step 6's values."""
     train, (val, _) = loaders(4)
     saver = ModelCheckpoint(monitor="val_step", mode="min")
     done = trainer(

@@ -367,7 +367,10 @@ def test_texts_become_artifacts(uri: str, tmp_path: Path) -> None:
 
 
 def test_a_sweep_as_the_tuner_does_it(uri: str, tmp_path: Path) -> None:
-    """A parent made from the Trainer's logger, a child for each trial, each fitted by a Trainer, one killed in the middle."""
+    """A parent made from the Trainer's logger, a child for each trial, one killed in the middle.
+
+    Each trial is fitted by a Trainer.
+    """
     parent = opened(MLFlowLogger("fits", tracking_uri=uri).sibling("sweep-1"), tmp_path)
     for number in range(2):
         child = pickle.loads(pickle.dumps(parent)).child(
