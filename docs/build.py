@@ -1,8 +1,8 @@
 """What .mkdocs.yml needs of ours: links that lead out of docs/, and the examples of docstrings.
 
-What pages link to outside of docs/ becomes a part of the site. In the repository a page says `../SECURITY.md`; on the site that file is a page beside it. What is
-no Markdown is there as it is. A file from outside is not followed further: its links to files that
-the site has not become text.
+What pages link to outside of docs/ becomes a part of the site. In the repository a page says
+`../SECURITY.md`; on the site that file is a page beside it. What is no Markdown is there as it is.
+A file from outside is not followed further: its links to files that the site has not become text.
 """
 
 from __future__ import annotations

@@ -5,9 +5,10 @@ raylit fit --config configs/diamonds.yaml
 raylit tune --config configs/diamonds.yaml --auto 10m
 python -m examples.diamonds importance           # ends with diamonds.png
 
-The table, 53,940 diamonds, is that of the package plotnine (pip install --no-deps plotnine). A tenth of it
-is held out. The importance of a column is how much of the explained variance is lost when its values
-are dealt out anew among the diamonds (Breiman 2001, https://doi.org/10.1023/A:1010933404324).
+The table, 53,940 diamonds, is that of the package plotnine (pip install --no-deps plotnine). A
+tenth of it is held out. The importance of a column is how much of the explained variance is lost
+when its values are dealt out anew among the diamonds (Breiman 2001,
+https://doi.org/10.1023/A:1010933404324).
 """
 
 import importlib.util

@@ -4,9 +4,9 @@ python -m examples.glyphs                       # the network that is gone on wi
 python -m examples.finetune glyphs.ckpt         # prints both accuracies, ends with finetune.png
 raylit fit --config configs/finetune.yaml
 
-First the new head alone learns, with the image encoder of examples/glyphs.py frozen; then the encoder
-thaws, with learning rates that fall from its last layer to its first. The same network from random
-weights, with the same data and epochs, is what it is compared with.
+First the new head alone learns, with the image encoder of examples/glyphs.py frozen; then the
+encoder thaws, with learning rates that fall from its last layer to its first. The same network from
+random weights, with the same data and epochs, is what it is compared with.
 """
 
 import sys
@@ -91,7 +91,7 @@ class LitFewDigits(pl.LightningModule):
 
 
 class FewDigits(pl.LightningDataModule):
-    """Scikit-learn's digits, enlarged: a few labels of each to learn from, 300 to watch, the rest to test."""
+    """Scikit-learn's digits, enlarged: some of each to learn from, 300 to watch, others to test."""
 
     def __init__(self, num_labels: int = 10, seed: int = 0, batch_size: int = 20):
         super().__init__()
@@ -126,7 +126,7 @@ class FewDigits(pl.LightningDataModule):
 def compare(
     checkpoint: str, seeds: Sequence[int] = (0, 1, 2), max_epochs: int = 20
 ) -> dict[str, list[float]]:
-    """Return the test accuracies with the checkpoint and from random weights, for several choices of labels."""
+    """Return test accuracies, with the checkpoint and from random weights, for several labels."""
     found: dict[str, list[float]] = {"pretrained": [], "from nothing": []}
     for seed in seeds:
         for name, start in (("pretrained", checkpoint), ("from nothing", None)):

@@ -1,6 +1,6 @@
 """Forecast a day of temperatures with its uncertainty, hour by hour.
 
-python -m examples.forecasting                  # prints errors and coverage, ends with forecasting.png
+python -m examples.forecasting             # prints errors and coverage, ends with forecasting.png
 raylit fit --config configs/forecasting.yaml
 raylit predict --config configs/forecasting.yaml --ckpt_path best      # writes forecasts/*.parquet
 
@@ -38,7 +38,7 @@ def series(city: str) -> tuple[np.ndarray, Tensor]:
 
 
 class Temperatures(pl.LightningDataModule):
-    """Windows of 96 hours that begin every hour (test and predict: every day), with city and first hour."""
+    """Windows of 96 hours from each hour (test and predict: each day), with city and first hour."""
 
     def __init__(self, batch_size: int = 128):
         super().__init__()

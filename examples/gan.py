@@ -3,11 +3,12 @@
 python -m examples.gan                          # prints the metric, ends with gan.png
 raylit fit --config configs/gan.yaml
 
-The generator learns to draw the digit that it is asked for, the critic to tell drawings from scikit-
-learn's digits. Drawn from the running mean of the weights (EMA), 100 images of each epoch go to MLflow.
-The metric: the share of drawings that the three nearest real digits, never seen in training, take for the digit
-that was asked for. That of real digits is the most that can be had; a distance between the clouds of
-drawn and real images (Fréchet) tells whether they also differ among each other as real ones do.
+The generator learns to draw the digit that it is asked for, the critic to tell drawings from
+scikit-learn's digits. Drawn from the running mean of the weights (EMA), 100 images of each epoch go
+to MLflow. The metric: the share of drawings that the three nearest real digits, never seen in
+training, take for the digit that was asked for. That of real digits is the most that can be had; a
+distance between the clouds of drawn and real images (Fréchet) tells whether they also differ among
+each other as real ones do.
 """
 
 import torch
@@ -36,8 +37,8 @@ def network(inputs: int, width: int, outputs: int, dropout: float = 0.0) -> nn.S
 class LitGAN(pl.LightningModule):
     """A conditional GAN with the logistic loss and a penalty on the critic's gradient.
 
-    Source: Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661; the penalty, R1: Mescheder et al. 2018,
-    https://arxiv.org/abs/1801.04406.
+    Source: Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661; the penalty, R1: Mescheder et
+    al. 2018, https://arxiv.org/abs/1801.04406.
 
     Args:
         noise: numbers that an image is drawn from.
@@ -112,7 +113,7 @@ class LitGAN(pl.LightningModule):
 def frechet(one: Tensor, other: Tensor) -> Tensor:
     """Return the Fréchet distance of two clouds of images, taken as normal distributions of pixels.
 
-    Source: Heusel et al. 2017, https://arxiv.org/abs/1706.08500, there of the features of a network.
+    Source: Heusel et al. 2017, https://arxiv.org/abs/1706.08500, there of a network's features.
     """
     shift = (one.mean(0) - other.mean(0)).square().sum()
     spreads = [torch.cov(part.T.double()) for part in (one, other)]

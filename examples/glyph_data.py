@@ -1,7 +1,7 @@
-"""Characters as images, as names and as entries of the Unicode tables: the data of examples/glyphs.py.
+"""Characters as images, as names and as entries of the Unicode tables: for examples/glyphs.py.
 
-730 characters, drawn by Pillow in the 16 fonts of matplotlib that have them all: ten to train on, two
-to validate, four of another design (STIX) to test.
+730 characters, drawn by Pillow in the 16 fonts of matplotlib that have them all: ten to train on,
+two to validate, four of another design (STIX) to test.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Recognise a character by its image, its name and its entry in the Unicode tables, or some of these.
+"""Recognise a character by its image, its name, its entry in the Unicode tables, or some of these.
 
 python -m examples.glyphs                       # ends with glyphs.ckpt and the picture glyphs.png
 raylit fit --config configs/glyphs.yaml

@@ -4,7 +4,7 @@ python -m examples.lm                            # ends with the picture lm.png
 raylit fit --config configs/lm.yaml
 raylit fit --config configs/lm.yaml --trainer.num_workers 2 --trainer.strategy fsdp    # or ddp
 raylit fit --config configs/lm.yaml --trainer.precision bf16-mixed --trainer.compile true
-raylit fit --config configs/lm.yaml --resume     # goes on where a fit was killed, to the same weights
+raylit fit --config configs/lm.yaml --resume     # goes on where a fit was killed, bit for bit
 
 Bits per character are those of topics never seen (examples/lm_data.py), and compare between
 tokenizers. bf16 is fast on a GPU, and compile pays where a fit lasts longer than its minute.

@@ -1,7 +1,7 @@
 """The text of Python's `help()` as tokens: the data of examples/lm.py.
 
-79 topics in the package pydoc_data; the last tenth of them is never trained on. The tokens are pairs of
-characters, pairs of those and so on, as often as they stand in the training text.
+79 topics in the package pydoc_data; the last tenth of them is never trained on. The tokens are
+pairs of characters, pairs of those and so on, as often as they stand in the training text.
 """
 
 import functools

@@ -1,9 +1,11 @@
-# The account with which Ray's nodes and jobs write to MLflow, made by the server of cluster/docker/compose.yaml when it starts.
+# The account with which Ray's nodes and jobs write to MLflow, made by the server of
+# cluster/docker/compose.yaml when it starts.
 #
-#   MLFLOW_AUTH_ADMIN_PASSWORD=... python writer.py http://127.0.0.1:5000 WRITER_PASSWORD_FILE MARK_FILE
+#   MLFLOW_AUTH_ADMIN_PASSWORD=... python writer.py http://127.0.0.1:5000 PASSWORD_FILE MARK_FILE
 #
-# `writer` makes experiments and writes those, and reads others: it is no admin. MARK_FILE is written once it is there with that password, also after the
-# password was changed; the server counts as healthy only then.
+# `writer` makes experiments and writes those, and reads others: it is no admin. MARK_FILE is
+# written once it is there with that password, also after the password was changed; the server
+# counts as healthy only then.
 import base64
 import json
 import os
