@@ -98,8 +98,9 @@ def _level_of_user() -> int:
 
 def _starts_workers() -> tuple[str, ...]:
     """Return the files, or folders, that call raylit in a thread or a worker."""
-    ray = sys.modules.get("ray")
-    return (threading.__file__, *(ray.__path__ if ray is not None else ()))
+    spec = getattr(sys.modules.get("ray"), "__spec__", None)
+    folders = spec.submodule_search_locations if spec is not None else None
+    return (threading.__file__, *(folders or ()))
 
 
 def warn_once(text: str, category: type[Warning] = UserWarning, key: object = None) -> None:

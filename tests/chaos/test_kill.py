@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.deadlines import stretched
+
 ROOT = Path(__file__).parents[2]
 LONGEST_S = 1.0  # after the first batch; a whole fit takes about as long
 
@@ -41,7 +43,9 @@ def start(folder: Path, seed: int, ranks: int) -> list[subprocess.Popen[bytes]]:
         subprocess.Popen(
             command,
             cwd=ROOT,
-            env=os.environ | (group | {"RANK": rank, "LOCAL_RANK": rank} if ranks > 1 else {}),
+            env=os.environ
+            | {"PYTHONFAULTHANDLER": "1"}
+            | (group | {"RANK": rank, "LOCAL_RANK": rank} if ranks > 1 else {}),
             stdout=subprocess.DEVNULL,
             stderr=errors,
         )
@@ -68,7 +72,7 @@ def kill_until_it_ends(folder: Path, seed: int, number: signal.Signals, ranks: i
             except subprocess.TimeoutExpired:
                 dice.choice(processes).send_signal(number)
                 killed += 1
-            codes = [one.wait(60) for one in processes]
+            codes = [ended(one, folder / "errors") for one in processes]
         finally:
             for one in processes:
                 one.kill()
@@ -77,6 +81,16 @@ def kill_until_it_ends(folder: Path, seed: int, number: signal.Signals, ranks: i
             return killed
         assert {-number, 128 + number} & {*codes}, (folder / "errors").read_text()
         assert killed < 50, "it does not come forward"
+
+
+def ended(process: subprocess.Popen[bytes], errors: Path) -> int:
+    """Return the exit code of a rank, which ends by itself when another has died."""
+    try:
+        return process.wait(stretched(60))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # writes down where each thread is
+        process.wait()
+        raise AssertionError(f"A rank hangs:\n{errors.read_text()[-9000:]}") from None
 
 
 def size_of(path: Path) -> int:
@@ -98,7 +112,7 @@ def rows(folder: Path) -> dict[tuple[str, str], set[str]]:
 
 
 def check(tmp_path: Path, seed: int, number: signal.Signals, ranks: int = 1) -> None:
-    codes = [one.wait(120) for one in start(tmp_path / "whole", seed, ranks)]
+    codes = [one.wait(stretched(120)) for one in start(tmp_path / "whole", seed, ranks)]
     assert not any(codes), (tmp_path / "whole" / "errors").read_text()
     killed = kill_until_it_ends(tmp_path / "killed", seed, number, ranks)
     assert killed > 0

@@ -256,6 +256,7 @@ def test_a_rayjob_is_made_of_the_file(
     assert made["spec"]["entrypoint"] == "raylit fit --config config.yaml --model.lr 0.1"
     runtime = yaml.safe_load(made["spec"]["runtimeEnvYAML"])
     assert runtime["working_dir"] == "/home/ray/code/code.zip"
+    assert runtime["env_vars"].pop("RAYLIT_ON") == str(RAYJOB)
     assert set(runtime["env_vars"]) == {"RAY_JOB_STOP_WAIT_TIME_S", "PYTHONUNBUFFERED"}
     jsonschema.validate(made["spec"], SPECS["RayJob"])
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}}
