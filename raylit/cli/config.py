@@ -347,8 +347,22 @@ def parse(command: str, args: Sequence[str], needs_model: bool = True) -> Config
 def _flags_of_items(config: Config, named: Mapping[str, str]) -> list[str]:
     """Return flags that give callbacks and loggers of a config the values that keys by name say."""
     trainer = yaml.safe_load(config.text)["trainer"]
-    changed = {items.put(trainer, key, load_yaml(text)) for key, text in named.items()}
+    changed = {items.put(trainer, key, _value(key, text)) for key, text in named.items()}
     return [f"--trainer.{part}={json.dumps(trainer[part])}" for part in sorted(changed)]
+
+
+def _value(key: str, text: str) -> Any:
+    """Return the value of a flag, as the parser reads it: what is no YAML is a text.
+
+    Raises:
+        ConfigError: it is beyond the bounds.
+    """
+    try:
+        return load_yaml(text)
+    except bounded_yaml.RefusedError as error:
+        raise ConfigError(f"--{key}: its value cannot be read: {error.problem}.") from None
+    except yaml.YAMLError:
+        return text
 
 
 def variable_of(argument: str) -> str | None:

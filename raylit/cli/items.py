@@ -53,7 +53,8 @@ def put(trainer: dict[str, object], key: str, value: object) -> str:
         value: the value.
 
     Raises:
-        ConfigError: the config has no callback or logger of that class.
+        ConfigError: the config has none of that class, or several; or the key leads into a value
+            that has no parts.
     """
     _, part, name, *path = key.split(".")
     items = trainer.get(part)
@@ -65,8 +66,16 @@ def put(trainer: dict[str, object], key: str, value: object) -> str:
             f"trainer.{part}.{name}: the config has no such one.{nearest(name, names)} It has:"
             f" {', '.join(names) or 'none'}."
         )
+    if names.count(name) > 1:
+        raise ConfigError(
+            f"trainer.{part}.{name}: the config has {names.count(name)} of them, and which is meant"
+            f" cannot be told. Give the whole list: --trainer.{part}='[...]', or a config."
+        )
     inner = found[names.index(name)].setdefault("init_args", {})
-    for step in path[:-1]:
+    for number, step in enumerate(path[:-1]):
         inner = inner.setdefault(step, {})
+        if not isinstance(inner, dict):
+            above = ".".join(path[: number + 1])
+            raise ConfigError(f"{key}: {above} is {inner!r}, which has no {path[number + 1]!r}.")
     inner[path[-1]] = value
     return part

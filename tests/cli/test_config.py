@@ -350,11 +350,14 @@ def test_callbacks_are_named_by_their_classes(main: Callable[..., Done], lab: Pa
         ("EarlyStopping.patienc=7", "no argument 'patienc'"),
         ("EarlyStopping.patience=x", "patience is 'x', but must be int"),
         ("EarlyStopping.patience", "wants a value"),
+        ("EarlyStopping.patience=[1", "patience is '[1', but must be int"),
+        ("EarlyStopping.patience.x=1", "patience is 3, which has no 'x'"),
+        ("ModelCheckpoint.save_top_k=1", "the config has 2 of them"),
     ],
 )
 def test_a_callback_that_is_not_as_it_is_named(
     main: Callable[..., Done], lab: Path, flag: str, words: str
 ) -> None:
-    (lab / "a.yaml").write_text(ITEMS)
+    (lab / "a.yaml").write_text(f"{ITEMS}    - {{class_path: ModelCheckpoint}}\n")
     done = main("fit", "--config", "a.yaml", f"--trainer.callbacks.{flag}", "--print_config")
     assert done.code == 2 and words in done.err
