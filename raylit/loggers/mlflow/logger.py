@@ -828,12 +828,15 @@ class MLFlowLogger(Logger):
         try:
             run = client.get_run(run_id)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST" or run_id != self._resumed_run_id:
+            is_wanted = run_id != self._resumed_run_id and not self._is_repeated
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST" or is_wanted:
                 raise
             warn(
-                f"The run {run_id} of the checkpoint is not in"
-                f" {without_secrets(client.tracking_uri)}, so a new one is created."
+                f"The run {run_id} {'of before' if self._is_repeated else 'of the checkpoint'} is"
+                f" not in {without_secrets(client.tracking_uri)}, so a new one is created."
             )
+            return None
+        if self._is_repeated and run.info.lifecycle_stage == "deleted":
             return None
         if self._is_repeated or run_id == self._resumed_run_id:
             deliver_left_behind(self.save_dir, client.tracking_uri, run_id, wait_s=LOCK_S)

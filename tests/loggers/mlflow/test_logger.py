@@ -213,6 +213,25 @@ def test_a_fit_that_ended_before_it_was_saved_repeats_its_run(uri: str, tmp_path
     assert sorted(history(again, "loss")) == [(step, float(step)) for step in range(5)]
 
 
+def test_a_run_that_cannot_be_repeated_is_followed_by_another(uri: str, tmp_path: Path) -> None:
+    first = opened(MLFlowLogger(tracking_uri=uri), tmp_path)
+    first.close("failed")
+    first.experiment.delete_run(first.run_id)
+    gone = "0" * 32
+    for run_id in (str(first.run_id), gone):
+        again = MLFlowLogger(tracking_uri=uri)
+        again.repeat(run_id)
+        again.start_over()
+        if run_id == gone:
+            with pytest.warns(UserWarning, match=f"{gone} of before is not in"):
+                opened(again, tmp_path)
+        else:
+            opened(again, tmp_path)
+        again.log_metrics({"loss": 1.0}, 0)
+        again.close("success")
+        assert again.run_id != run_id and history(again, "loss") == [(0, 1.0)]
+
+
 def test_a_fit_from_a_checkpoint_goes_on_with_its_run(uri: str, tmp_path: Path) -> None:
     def fit(max_epochs: int, ckpt_path: str | None = None) -> pl.Result:
         trainer = pl.Trainer(
