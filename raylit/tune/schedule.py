@@ -15,6 +15,7 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 from ray.tune.schedulers.pb2 import PB2, has_sklearn
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm, Searcher
 from ray.tune.search.sample import Categorical, Domain, Float, Integer
 
 from raylit.errors import MissingPackageError, did_you_mean
@@ -87,6 +88,30 @@ def make_scheduler(spec: SweepSpec, max_epochs: int | None) -> TrialScheduler:
             f"scheduler: {name} does not take {arguments}: {error}.", ("scheduler",)
         ) from error
     return scheduler
+
+
+def check_together(search: SearchAlgorithm | Searcher, scheduler: TrialScheduler) -> None:
+    """Check that a scheduler goes with a search, which Ray Tune does when the first trial runs.
+
+    Raises:
+        SweepError: it does not.
+    """
+    name = type(scheduler).__name__
+    if isinstance(scheduler, PopulationBasedTraining) and not isinstance(
+        search, BasicVariantGenerator
+    ):
+        raise SweepError(
+            f"scheduler: {name} draws the values of its trials itself, while they run, so no search"
+            " can propose them. Use search: random with it, or another scheduler such as asha.",
+            ("scheduler",),
+        )
+    pauses = search.searcher if isinstance(search, ConcurrencyLimiter) else search
+    if isinstance(scheduler, HyperBandForBOHB) and not hasattr(pauses, "on_pause"):
+        raise SweepError(
+            f"scheduler: {name} tells the search of each trial that it pauses, which only BOHB"
+            " takes. Use search: bohb with it, or scheduler: hyperband.",
+            ("scheduler",),
+        )
 
 
 def spec_is_bohb(spec: SweepSpec) -> bool:

@@ -136,8 +136,8 @@ class SweepSpec:
         ]
         self._check_grids()
         self._check_resources()
-        self.make_search()  # so that wrong names and arguments are found now
-        self.make_scheduler()
+        # so that wrong names and arguments are found now
+        schedule.check_together(self.make_search(), self.make_scheduler())
         self.make_stopper()
 
     @classmethod

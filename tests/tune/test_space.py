@@ -40,6 +40,9 @@ CONDITIONAL = {
 }
 
 
+BOUNDS = {"model.lr": [0.1, 1.0]}
+
+
 @pytest.mark.parametrize(
     ("value", "kind", "lower", "upper"),
     [
@@ -135,6 +138,9 @@ def test_choices_grids_objects_and_constants() -> None:
         ({"search": "grid"}, "visits only grids"),
         ({"search": "optuna", "space": {"model.lr": {"grid": [1, 2]}}}, "cannot visit grids"),
         ({"resources": {"CPU": -1}}, "resources"),
+        ({"search": "optuna", "scheduler": "pbt"}, "Use search: random"),
+        ({"search": "optuna", "scheduler": PB2(hyperparam_bounds=BOUNDS)}, "Use search: random"),
+        ({"scheduler": "bohb"}, "Use search: bohb"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
