@@ -18,6 +18,7 @@ from raylit.data.index_once import index_once
 from raylit.data.positioned import PositionedLoader
 from raylit.data.sampling.plan import PlannedSampler, keeper_of, plan_of
 from raylit.data.sharding import Even
+from raylit.data.worker_processes import begin_reading
 from raylit.errors import ConfigError
 from raylit.runtime import rng
 from raylit.runtime.messages import warn
@@ -292,7 +293,7 @@ class CombinedLoader:
             generator = getattr(loader, "generator", None)
             own = None if generator is None else generator.get_state()
             self._begun[number] = (rng.capture(), own)
-        return self._noted(iter(loader))
+        return self._noted(begin_reading(loader))
 
     def _noted(self, iterator: Iterator[object]) -> Iterator[object]:
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
@@ -436,7 +437,7 @@ class CombinedLoader:
             elif plan is not None:
                 iterators.append(plan.rest(loader))
             elif keeper_of(loader) is not None and state:
-                iterators.append(iter(loader))
+                iterators.append(begin_reading(loader))
             else:
                 iterators.append(_again(loader, number, state.get("begun")))
             self._noted(iterators[-1])
@@ -472,7 +473,7 @@ def _again(loader: Loaders, number: int, begun: dict[str, Any] | None) -> Iterat
             rng.restore(begun["rng"])
             if begun["generator"] is not None:
                 loader.generator.set_state(begun["generator"])
-        iterator: Iterator[object] = iter(loader)
+        iterator = begin_reading(loader)
         for _ in range(number):
             next(iterator, None)
     return iterator

@@ -1,14 +1,18 @@
-"""Which process something belongs to, and whether it still runs, asked from another one."""
+"""Which process something belongs to, whether it still runs, and ending with one's parent."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import socket
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 State = Literal["alive", "gone", "unknown"]
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,23 @@ class ProcessName:
         if self.namespace != _namespace():
             return "unknown"
         return "alive" if _started(self.pid) == self.started else "gone"
+
+
+def end_with(parent: int, number: signal.Signals) -> bool:
+    """Have this process get a signal when its parent dies, of whatever; on Linux only.
+
+    More exactly when the thread of the parent dies that has started this process.
+
+    Args:
+        parent: the id of the process that has started this one.
+        number: the signal.
+
+    Returns:
+        Whether the parent still lives; if not, no signal will come.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+    return os.getppid() == parent
 
 
 def _started(pid: int) -> int | None:

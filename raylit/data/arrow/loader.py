@@ -18,6 +18,7 @@ from raylit.data.arrow.memory import StoreReader
 from raylit.data.arrow.order import Share, all_positions, mixed, permutation, windows
 from raylit.data.arrow.streaming import WindowReader
 from raylit.data.positioned import PositionedLoader
+from raylit.data.worker_processes import begin_reading
 from raylit.errors import ConfigError, DataError
 from raylit.runtime import rng
 from raylit.runtime.messages import warn
@@ -282,7 +283,7 @@ class ArrowLoader(PositionedLoader):
             pin_memory=self.pin_memory,
             generator=torch.Generator(),  # else a seed is drawn of the process's own numbers
         )
-        return self._counted(self._unpacked(iter(loader), layout))
+        return self._counted(self._unpacked(begin_reading(loader), layout))
 
     def _unpacked(self, blocks: Iterator[Any], layout: Layout) -> Iterator[object]:
         for block in blocks:

@@ -38,6 +38,7 @@ from raylit.data.sampling.sampler import (
     tell_epoch,
 )
 from raylit.data.sampling.sources import Sources, Stream, is_torchs_own, piece_of
+from raylit.data.worker_processes import begin_reading
 from raylit.runtime import rng
 from raylit.runtime.messages import warn
 
@@ -320,7 +321,7 @@ class PlannedSampler:
         """Begin to read what is left of the epoch that `go_on` told of."""
         own = self._loaders_generator
         before = None if own is None else own.get_state()
-        batches: Iterator[object] = iter(loader)
+        batches = begin_reading(loader)
         if own is not None and before is not None:
             own.set_state(before)  # to begin draws a seed
         return batches

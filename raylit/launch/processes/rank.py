@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pickle
 import signal
@@ -22,12 +21,12 @@ from raylit.launch.processes.carried import leave_failure, leave_result
 from raylit.parallel import choose_device
 from raylit.parallel.meeting import joined
 from raylit.runtime import beforehand
+from raylit.runtime.processes import end_with
 from raylit.runtime.rng import seed_everything
 
 SEED = "PL_GLOBAL_SEED"
 PLAN, JOB = "plan", "job"  # files that the parent leaves
 MEETING = "meeting"  # the one through which ranks find each other
-WITH_PARENT = 1  # of Linux's prctl: PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def main() -> None:
     folder, rank = Path(sys.argv[1]), int(sys.argv[2])
     plan: Plan = pickle.loads((folder / PLAN).read_bytes())
     try:
-        end_with(plan.parent)
+        save_and_end_with(plan.parent)
         sys.path.extend(path for path in plan.search_path if path not in sys.path)
         beforehand.use(plan.imports)
         job: Job = cloudpickle.loads((folder / JOB).read_bytes())
@@ -78,7 +77,7 @@ def be_forked(job: Job, plan: Plan, folder: Path, rank: int) -> None:
     os.setsid()  # Ctrl-C reaches the parent alone, which hands it on
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the parent's are not for this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    end_with(plan.parent)
+    save_and_end_with(plan.parent)
     # threads that the parent's had are not here, and OpenMP would wait for them
     torch.set_num_threads(1)
     # as they travel: they begin anew on rank 0
@@ -110,11 +109,9 @@ def be_rank(job: Job, plan: Plan, folder: Path, rank: int) -> None:
         leave_failure(folder, error, rank)
 
 
-def end_with(parent: int) -> None:
-    """Have this process get a SIGTERM when its parent dies, of whatever: it then saves and ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(WITH_PARENT, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:
+def save_and_end_with(parent: int) -> None:
+    """Have this process save and end when its parent dies, of whatever."""
+    if not end_with(parent, signal.SIGTERM):
         raise SystemExit(1)
 
 
