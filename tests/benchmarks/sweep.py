@@ -148,9 +148,17 @@ def fit_with_lightning(config: dict[str, Any], folder: str, **settings: Any) -> 
     return float(trainer.callback_metrics["val_loss"])
 
 
+def make_store(folder: str) -> None:
+    """Make MLflow's database: one that two processes make at once is broken."""
+    from mlflow import MlflowClient
+
+    MlflowClient(f"sqlite:///{folder}/mlflow.db").create_experiment(EXPERIMENT)
+
+
 def tuned(trainable: Any, folder: str, trials: int, reuse: bool) -> None:
     from ray import tune
 
+    make_store(folder)
     tune.Tuner(
         trainable,
         param_space={"lr": tune.loguniform(*LR), "width": tune.choice(WIDTHS)},
@@ -252,10 +260,9 @@ def work(folder: str, tasks: Any, results: Any) -> None:
 
 def by_hand(folder: str, trials: int) -> None:
     import optuna
-    from mlflow import MlflowClient
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    MlflowClient(f"sqlite:///{folder}/mlflow.db").create_experiment(EXPERIMENT)
+    make_store(folder)
     context = multiprocessing.get_context("spawn")
     tasks: Any = context.Queue()
     results: Any = context.Queue()
