@@ -605,6 +605,7 @@ def validate_within(run: Run, stepped: bool) -> None:
         return
     run.resume.before_validation = exact.before_validation(run)
     run.data.wait.end()
+    run.note_data("train", run.metrics.batch)  # which is forgotten while another loop's are filled
     end_on_signal(run)  # where ranks may have different numbers of batches, all end here or none
     evaluate(run, "val")
     run.resume.before_validation = None

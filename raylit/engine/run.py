@@ -695,16 +695,17 @@ class Run:
 
         Args:
             stage: `train`, `val` or `test`.
-            batch: one of its batches.
+            batch: one of its batches; None: there is none at hand, and nothing is told yet.
         """
-        if stage in self.data.noted:
+        if stage in self.data.noted or batch is None:
             return
         self.data.noted.add(stage)
         loggers = as_loggers(self.trainer.loggers) if self.world.is_zero else ()
-        if stage != "test" and any(one.wants_model for one in loggers):
-            self.data.example = batch  # of validation, which is read first if there is any
+        is_example = stage == "val" or (stage == "train" and self.data.example is None)
+        if is_example and any(one.wants_model for one in loggers):
+            self.data.example = batch
         told = [one for one in loggers if type(one).log_input is not Logger.log_input]
-        if not told or batch is None:
+        if not told:
             return
         context = "validation" if stage == "val" else stage
         try:

@@ -372,7 +372,7 @@ def tear_down(run: Run) -> None:
 def keep_model(run: Run) -> None:
     """Give the trained model to the loggers that want it; without it the fit is as good."""
     example = run.data.example
-    if run.job.fn != "fit" or example is None or run.strategy.shards:
+    if run.job.fn != "fit" or example is None:
         return
     module = run.module
     module.attach_log(None)  # a value logged in forward has no meaning here

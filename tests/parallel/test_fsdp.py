@@ -446,6 +446,52 @@ def test_what_comes_before_and_after_a_fit_is_as_with_ddp(tmp_path: Path) -> Non
         assert "is sharded already: by a run that an exception ended" in found["again"]
 
 
+# ---- the model that a logger keeps ----
+
+
+class Keeps(pl.loggers.CSVLogger):
+    """Keeps the model of a fit, as a logger does that can."""
+
+    kept: Any = None
+
+    @property
+    def wants_model(self) -> bool:
+        return True
+
+    def keep_model(self, module: pl.LightningModule, inputs: tuple[Any, ...], step: int) -> None:
+        with torch.no_grad():
+            self.kept = (type(module), module(*inputs), step)
+
+
+class Forward(BoringModel):
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layer(x)
+        return found
+
+
+def keep(folder: str) -> Any:
+    logger = Keeps(folder)
+    module = Forward()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        strategy="fsdp",
+        max_steps=3,
+        logger=logger,
+        enable_checkpointing=False,
+        **QUIET,
+    )
+    trainer.fit(module)
+    if not trainer.is_global_zero:
+        return logger.kept
+    kind, output, step = logger.kept
+    batch = next(iter(module.val_dataloader()))
+    return kind is Forward, step, torch.equal(output, module(batch))
+
+
+def test_loggers_keep_the_whole_model(tmp_path: Path) -> None:
+    assert run_on_two_ranks(keep, tmp_path) == [(True, 3, True), None]
+
+
 # ---- folders that are not whole, and settings that mean nothing ----
 
 

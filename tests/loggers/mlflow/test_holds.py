@@ -214,6 +214,31 @@ def test_the_final_model_predicts_the_same_where_nothing_of_ours_is(fitted: Fitt
         assert torch.allclose(torch.tensor(got), wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("num_sanity_val_steps", [0, 2])
+def test_a_fit_that_ends_before_steps_are_logged_holds_data_and_model(
+    empty_database: Path, tmp_path: Path, num_sanity_val_steps: int
+) -> None:
+    uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
+    logger = MLFlowLogger("held", tracking_uri=uri, log_model=True)
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=logger,
+        default_root_dir=tmp_path,
+        num_sanity_val_steps=num_sanity_val_steps,
+        enable_progress_bar=False,
+    )
+    trainer.fit(Lines(), datamodule=Points(batch_size=3))
+    run = run_of(logger)
+    assert {one.tags[0].value for one in run.inputs.dataset_inputs} == {"train", "validation"}
+    (model,) = (
+        one
+        for one in models_of(logger.experiment, run.info.experiment_id, run.info.run_id)
+        if one.model_id == run.data.tags["raylit.model_id"]
+    )
+    assert model.tags["raylit.form"] == "pt2"
+
+
 def test_pictures_and_the_summary_are_kept(fitted: Fitted) -> None:
     found = artifacts(fitted.logger)
     assert "plots/learning_curves.png" in found
