@@ -408,6 +408,9 @@ def fail(run: Run, error: BaseException) -> None:
         f"(raylit) rank {run.world.rank} of {run.world.size}, epoch {progress.epoch}, batch"
         f" {progress.batch}, step {progress.steps}, in {run.stage or 'setup'}"
     )
+    for hint in (run.strategy.hint(run.module, error), _hint_of_no_batch(run)):
+        if hint is not None:
+            error.add_note(f"(raylit) {hint}")
     try:
         if run.hooks:
             run.fire("on_exception", error)
@@ -415,6 +418,19 @@ def fail(run: Run, error: BaseException) -> None:
             run.call(run.datamodule, "on_exception", error)
     finally:
         finalize(run, status_of(error))
+
+
+def _hint_of_no_batch(run: Run) -> str | None:
+    """Say it where an evaluation has no batch for this rank, which hooks may not expect."""
+    stage = "val" if run.stage in ("validate", "sanity_check") else run.stage
+    loader = run.data.loaders.get(stage or "")
+    if stage == "train" or run.world.size == 1 or loader is None or loader.num_batches() > 0:
+        return None
+    return (
+        f"Rank {run.world.rank} has no batch in this {stage} epoch: the data is dealt out to"
+        f" {run.world.size} ranks, and no sample is read twice. Give more data, or let hooks that"
+        " put together what the steps kept expect nothing."
+    )
 
 
 def status_of(error: BaseException) -> str:

@@ -5,6 +5,7 @@ Every rank holds the model, gradients are averaged in buckets during backward.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from raylit.parallel.world import World
 
 COMM_HOOKS = ("fp16", "bf16", "powersgd")
+SHOWN = 3  # names in an error
 
 
 class TrainingStep(nn.Module):
@@ -200,6 +202,21 @@ class DDPStrategy(ParallelStrategy):
 
             wrapped.register_comm_hook(state, lambda state, bucket: communicate(state, bucket))
         return wrapped if automatic else StepByHand(wrapped, module)
+
+    def hint(self, module: LightningModule, error: BaseException) -> str | None:
+        """Name the parameters without a gradient, of which torch tells the numbers."""
+        told = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
+        if told is None:
+            return None
+        names = [name for name, one in module.named_parameters() if one.requires_grad]
+        unused = [names[number] for number in map(int, told[1].split()) if number < len(names)]
+        several = f" and {len(unused) - SHOWN} more" if len(unused) > SHOWN else ""
+        return (
+            f"{', '.join(unused[:SHOWN])}{several} had no gradient in a step, and DDP waits"
+            " for one of each parameter. Use them in every step, freeze them with"
+            " requires_grad_(False), or have DDP look for what is unused:"
+            " strategy='ddp_find_unused_parameters_true'."
+        )
 
     def own_state(self, module: LightningModule) -> dict[str, Any]:
         """Return this rank's buffers, unless they are rank 0's, and what PowerSGD has not sent."""

@@ -93,6 +93,10 @@ class Strategy:
 
     # ---- what a run asks ----
 
+    def hint(self, module: LightningModule, error: BaseException) -> str | None:
+        """Return what to do about an exception, where this strategy knows more than its text."""
+        return None
+
     def attach(self, world: World) -> None:
         """A job begins on this rank."""
         self._world = world

@@ -22,6 +22,10 @@ import torch  # noqa: E402
 
 warnings.simplefilter("ignore")
 SPREAD: dict[str, Any] = {"num_workers": WORKERS} if WORKERS else {}  # arguments of the Trainer
+# Of a package whose data are generators, which can be forked, but not sent to another process
+FORKED: dict[str, Any] = {"devices": WORKERS, "strategy": "ddp_fork"} if WORKERS else {}
+# Of a model that does not use all its parameters in each step
+UNUSED: dict[str, Any] = {"strategy": "ddp_find_unused_parameters_true"} if WORKERS else {}
 
 
 def series() -> Any:
@@ -55,7 +59,12 @@ def pytorch_forecasting() -> Any:
         train, hidden_size=4, attention_head_size=1, loss=QuantileLoss(), dropout=0.0
     )
     trainer = pl.Trainer(
-        max_epochs=2, accelerator="cpu", limit_train_batches=3, gradient_clip_val=0.1, **SPREAD
+        max_epochs=2,
+        accelerator="cpu",
+        limit_train_batches=3,
+        gradient_clip_val=0.1,
+        **SPREAD,
+        **UNUSED,
     )
     trainer.fit(model, *loaders)
     path = trainer.checkpoint_callback.best_model_path
@@ -112,7 +121,7 @@ def gluonts() -> Any:
         hidden_dimensions=[8],
         batch_size=8,
         num_batches_per_epoch=4,
-        trainer_kwargs={"max_epochs": 2, "accelerator": "cpu", **SPREAD},
+        trainer_kwargs={"max_epochs": 2, "accelerator": "cpu", **FORKED},
     )
     np.random.seed(1)
     torch.manual_seed(1)
@@ -147,6 +156,7 @@ def scvi() -> Any:
         early_stopping=True,
         enable_checkpointing=True,
         **SPREAD,
+        **UNUSED,
     )
     with tempfile.TemporaryDirectory() as folder:
         model.save(folder, overwrite=True)
@@ -202,13 +212,14 @@ def neuralforecast() -> Any:
     from neuralforecast.models import NHITS
 
     dates = pd.date_range("2024-01-01", periods=120, freq="D")
-    table = pd.DataFrame({"unique_id": "a", "ds": dates, "y": series()})
+    names = ["a", "b", "c", "d"]  # so many that each rank validates some
+    table = pd.concat(pd.DataFrame({"unique_id": one, "ds": dates, "y": series()}) for one in names)
     model = NHITS(
         h=4,
         input_size=12,
         max_steps=6,
         val_check_steps=3,
-        batch_size=8,
+        batch_size=2,
         windows_batch_size=16,
         mlp_units=3 * [[8, 8]],
         random_seed=1,

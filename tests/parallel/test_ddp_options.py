@@ -51,6 +51,22 @@ class Partly(Net):
         return self.layer(batch[0]).square().mean()
 
 
+class Stacks(Net):
+    """Keeps outputs of validation, and stacks them at its end."""
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.outputs.append(self.layer(batch[0]).square().mean())
+
+    def on_validation_epoch_start(self) -> None:
+        self.outputs: list[Tensor] = []
+
+    def on_validation_epoch_end(self) -> None:
+        torch.stack(self.outputs)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(TensorDataset(X[:1]))
+
+
 class Embeds(pl.LightningModule):
     """Its loss is that of an average over the batch."""
 
@@ -98,7 +114,7 @@ def failure(*args: Any) -> str:
     try:
         fit(*args)
     except RuntimeError as error:
-        return str(error)
+        return "\n".join([str(error), *error.__notes__])
     return "none"
 
 
@@ -187,9 +203,24 @@ def test_unused_parameters(ranks: Any) -> None:
     for rank in ranks:
         for name in ("ddp", "ddp_find_unused_parameters_false"):
             assert "find_unused_parameters=True" in rank["unused", name]
+            assert (
+                "(raylit) other.weight, other.bias, norm.weight and 1 more had"
+                in rank["unused", name]
+            )
         assert (
             rank["unused", "ddp_find_unused_parameters_true"] == rank["unused", "static"] == "none"
         )
+
+
+def stack(folder: str) -> str:
+    return failure(folder, "ddp", Stacks)
+
+
+def test_a_rank_without_a_batch_is_named_where_a_hook_fails(tmp_path: Path) -> None:
+    zero, one = run_on_two_ranks(stack, tmp_path)
+    assert "non-empty TensorList" in one
+    assert "Rank 1 has no batch in this val epoch: the data is dealt out" in one
+    assert "has no batch" not in zero, "it has one, and lost the other rank"
 
 
 def test_buffers_are_those_of_rank_0_or_each_ranks_own(ranks: Any) -> None:

@@ -61,7 +61,8 @@ class Parcel:
             raise ConfigError(
                 f"{', '.join(culprits) or 'The job'} cannot be sent to the workers: {error}. Make"
                 " open files, connections, locks and generators where they are used, in setup() or"
-                " on first use, rather than in __init__."
+                " on first use, rather than in __init__; or have ranks of this machine forked, to"
+                " which nothing is sent: strategy='ddp_fork', devices=2."
             ) from error
         self.num_bytes = len(self._pickled)
         if self.num_bytes >= LARGE_BYTES:
