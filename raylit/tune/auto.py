@@ -307,12 +307,12 @@ def _batch_size(
         timed = _timed(recipe, {"data.batch_size": other})
         if timed is None:
             break  # no memory for it, nor for a larger one
-        speed, seconds_of_epoch, batches = timed[0] * other, timed[1], timed[2]
+        batches_per_s, seconds_of_epoch, batches = timed
         if other == size:
             epoch_s = seconds_of_epoch
         if other > size and batches < MIN_BATCHES:
             break
-        speeds[other] = speed
+        speeds[other] = batches_per_s * other
     if len(speeds) > 1:
         told = ", ".join(f"{speed:,.0f}" for speed in speeds.values())
         why = f"{told} samples a second; there is memory for all"

@@ -304,7 +304,9 @@ def _check_range(name: str, word: str, given: dict[str, Any], path: Key) -> None
         SweepError: a range is empty or reversed, a bound is no whole number, or a quantum does not
             divide the bounds.
     """
-    lower, upper, quantum = given.get("lower"), given.get("upper"), given.get("q")
+    lower = given.get("lower")
+    upper = given.get("upper")
+    quantum = given.get("q")
     if lower is None or upper is None:
         return
     what = f"{name}: {word}: [{lower}, {upper}]"

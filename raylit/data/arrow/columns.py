@@ -695,51 +695,21 @@ def form_of(
         ConfigError: arguments contradict each other.
     """
     targets = [target] if isinstance(target, str) else list(target or ())
-    for argument, names in (
-        ("columns", columns or ()),
-        ("features", features or ()),
-        ("target", targets),
-        ("categories", categories),
-    ):
-        if isinstance(names, str):
-            raise ConfigError(
-                f"{argument}={names!r} is a string. Give a list of names: {argument}=[{names!r}]."
-            )
-        for name in names:
-            check_column(name, schema.names, argument)
+    _check_names(schema, columns=columns, features=features, target=targets, categories=categories)
     is_dataclass = isinstance(batch, type) and dataclasses.is_dataclass(batch)
     if not is_dataclass and batch not in ("dict", "tuple"):
         raise ConfigError(f"batch={batch!r} is not known. Use 'dict', 'tuple' or a dataclass.")
     if lists not in ("padded", "nested"):
         raise ConfigError(f"lists={lists!r} is not known. Use 'padded' or 'nested'.")
-    if columns is not None:
-        chosen = list(columns)
-    elif features is not None:
-        chosen = [*features, *targets]
-    else:
-        chosen = list(schema.names)
-    if (
-        columns is not None
-        and features is not None
-        and (left := [one for one in [*features, *targets] if one not in chosen])
-    ):
-        raise ConfigError(
-            f"columns= leaves out {left[0]!r}, which features= or target= names. Leave columns="
-            " away, or add it."
-        )
-    chosen += [name for name in targets if name not in chosen]
+    chosen = _chosen(schema, columns, features, targets)
     policies = dict(nulls) if isinstance(nulls, Mapping) else {"*": nulls}
     for name in policies:
         if name != "*":
             check_column(name, schema.names, "nulls")
     made: list[Column] = []
-    for name in dict.fromkeys(chosen):
-        column = column_of(
-            schema.field(name),
-            policies.get(name, policies.get("*", "error")),
-            name in categories,
-            float_dtype,
-        )
+    for name in chosen:
+        policy = policies.get(name, policies.get("*", "error"))
+        column = column_of(schema.field(name), policy, name in categories, float_dtype)
         if column.kind == "object" and transform is None and collate_fn is None:
             raise DataError(
                 f"The column {name!r} is {column.arrow}, which has no form as a tensor. Give it a"
@@ -752,11 +722,7 @@ def form_of(
             mask = Column(f"{name}_is_null", name, "mask", pa.bool_(), torch.bool, nulls="mask")
             made.append(mask)
     masks = {column.source: column.name for column in made if column.kind == "mask"}
-    given = (
-        list(features)
-        if features is not None
-        else [name for name in dict.fromkeys(chosen) if name not in targets]
-    )
+    given = [name for name in chosen if name not in targets] if features is None else features
     wide = [one for name in given for one in (name, masks.get(name)) if one is not None]
     if batch == "tuple" and not wide:
         raise ConfigError("batch='tuple' needs features: name them with features=[...].")
@@ -777,6 +743,34 @@ def form_of(
         transform=transform,
         collate_fn=collate_fn,
     )
+
+
+def _check_names(schema: pa.Schema, **given: Sequence[str] | None) -> None:
+    for argument, names in given.items():
+        if isinstance(names, str):
+            raise ConfigError(
+                f"{argument}={names!r} is a string. Give a list of names: {argument}=[{names!r}]."
+            )
+        for name in names or ():
+            check_column(name, schema.names, argument)
+
+
+def _chosen(
+    schema: pa.Schema,
+    columns: Sequence[str] | None,
+    features: Sequence[str] | None,
+    targets: Sequence[str],
+) -> list[str]:
+    """Return the columns to read, each once: `columns`, else what is named, else all."""
+    if columns is not None:
+        left_out = [one for one in (*(features or ()), *targets) if one not in columns]
+        if features is not None and left_out:
+            raise ConfigError(
+                f"columns= leaves out {left_out[0]!r}, which features= or target= names. Leave"
+                " columns= away, or add it."
+            )
+    named = schema.names if features is None else features
+    return list(dict.fromkeys([*(named if columns is None else columns), *targets]))
 
 
 def _normalized(

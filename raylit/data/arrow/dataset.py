@@ -246,8 +246,11 @@ class ArrowDataset:
         """
         assert len(labels) == sum(piece.num_rows for piece in self.source.pieces)
         one = copy.copy(self)
-        one._labels, one._label, one._statistics = labels, label, None
-        counts, start = [], 0
+        one._labels = labels
+        one._label = label
+        one._statistics = None  # those of all rows
+        counts = []
+        start = 0
         for piece in self.source.pieces:
             counts.append(int(np.count_nonzero(labels[start : start + piece.num_rows] == label)))
             start += piece.num_rows

@@ -69,12 +69,9 @@ class Notice:
             self._answer = self._mailbox.why_end.remote()
         if not ray.wait([self._answer], timeout=0)[0]:
             return False
-        answer: Any
-        answer, self._answer, self._next_question = (
-            self._answer,
-            None,
-            time.monotonic() + ASK_DRIVER_EVERY_S,
-        )
+        answer: Any = self._answer
+        self._answer = None
+        self._next_question = time.monotonic() + ASK_DRIVER_EVERY_S
         try:
             self.why = ray.get(answer)
         except DEAD:  # it is gone, and this worker will be soon
