@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from raylit.trainer.trainer import Trainer
 
 
+OWN_CHECKPOINTS = ("ckpt_path: last", "ckpt_path: best")
+
+
 class KeepConfig(Callback):
     """Stores the config of the `raylit` command as `config.yaml`.
 
@@ -47,17 +50,30 @@ class KeepConfig(Callback):
         """Store the config, on rank 0."""
         if not trainer.is_global_zero or stage == "predict":  # predict opens no loggers
             return
-        text = mask_config(self.text)
+        text = mask_config(from_the_start(self.text))
         for logger in as_loggers(trainer.loggers):
             try:
                 if _keeps_texts_alone(logger):
-                    getattr(logger, "log_text")(text, self.config_filename)  # noqa: B009
+                    name = _name_in_run(self.config_filename, stage)
+                    getattr(logger, "log_text")(text, name)  # noqa: B009
                 elif logger.log_dir:
                     write_text(os.path.join(logger.log_dir, self.config_filename), text)
             except Exception as error:  # the run is worth more than the record of it
                 warn(f"The config could not be stored with {type(logger).__name__}: {error}")
             if stage == "fit" and isinstance(logger, MLFlowLogger):
                 _say_page(logger)
+
+
+def _name_in_run(config_filename: str, stage: str) -> str:
+    """Return the name of a config in a run, which evaluations of its checkpoints log into too."""
+    path = Path(config_filename)
+    return config_filename if stage == "fit" else f"{path.stem}-{stage}{path.suffix}"
+
+
+def from_the_start(text: str) -> str:
+    """Return a config without the checkpoint of a fit that goes on in its own run."""
+    lines = text.splitlines(keepends=True)
+    return "".join(line for line in lines if line.strip() not in OWN_CHECKPOINTS)
 
 
 def _say_page(logger: MLFlowLogger) -> None:
@@ -150,7 +166,8 @@ class SaveConfigCallback(Callback):
         if trainer.is_global_zero and stage != "predict":  # predict opens no loggers
             for logger in trainer.loggers:
                 if _keeps_texts_alone(logger):
-                    getattr(logger, "log_text")(text, self.config_filename)  # noqa: B009
+                    name = _name_in_run(self.config_filename, stage)
+                    getattr(logger, "log_text")(from_the_start(text), name)  # noqa: B009
         if _keeps_texts_alone(trainer.logger):
             return  # a folder would be in the way of a fit that goes on in the same run
         log_dir = trainer.log_dir

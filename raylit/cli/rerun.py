@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, NoReturn
 import yaml
 
 from raylit.cli.config import parse
-from raylit.cli.record import KeepConfig
+from raylit.cli.record import KeepConfig, from_the_start
 from raylit.errors import ConfigError
 from raylit.loggers.mlflow import runs
 from raylit.loggers.mlflow.source import git_tags
+from raylit.loggers.mlflow.store import REASON_TAG
 
 if TYPE_CHECKING:
     from raylit.loggers.mlflow.runs import Client, Run
 
 COMMIT = "mlflow.source.git.commit"
 DIRTY = "mlflow.source.git.dirty"
-NOT_OF_RESULTS = ("perf/", "system/", "data_wait")
+NOT_OF_RESULTS = ("perf/", "system/", "data_wait", "best/")  # best/ is of a sweep
 MOST_SHOWN = 5
 
 
@@ -55,7 +56,7 @@ def rerun(args: list[str]) -> None:
             f"The run {before.info.run_id} keeps no config.yaml, so it is not known what it was"
             " made of. Fits with an MLFlowLogger keep one."
         )
-    text = _from_the_start(text)
+    text = from_the_start(text)
     if options.print_config:
         print(text, end="")
         return
@@ -64,6 +65,8 @@ def rerun(args: list[str]) -> None:
     print(text)
     for line in differences(before, text):
         print(f"differs: {line}")
+    if reason := before.data.tags.get(REASON_TAG):
+        print(f"It was ended before its end ({reason}): its steps alone are compared.")
     sys.stdout.flush()
     result_id = _fit(text)
     if result_id is None:
@@ -77,16 +80,6 @@ def rerun(args: list[str]) -> None:
     if found:
         raise SystemExit(1)
     print(f"The same came out, in all values of all steps: {result_id}")
-
-
-def _from_the_start(text: str) -> str:
-    """Return a config without the checkpoint that only a fit that goes on has."""
-    given = yaml.safe_load(text)
-    if not isinstance(given, dict) or given.get("ckpt_path") not in ("last", "best"):
-        return text
-    return "".join(
-        line for line in text.splitlines(keepends=True) if not line.startswith("ckpt_path:")
-    )
 
 
 def differences(before: Run, text: str) -> Iterator[str]:
@@ -130,7 +123,7 @@ def _fit(text: str) -> str | None:
 
 def _other_data(before: Run, again: Run) -> Iterator[str]:
     was, now = _digests(before), _digests(again)
-    for context in sorted({*was, *now}):
+    for context in sorted(now):  # a test is of the checkpoint, not of the fit
         if was.get(context) != now.get(context):
             yield (
                 f"the data of {context}: its digest was {was.get(context, 'not kept')}, now it is"
@@ -146,15 +139,18 @@ def _digests(run: Run) -> dict[str, str]:
 def _other_values(client: Client, before: Run, again: Run) -> Iterator[str]:
     """Yield metrics that have other values, but for measurements of time and machine."""
     names = sorted({*before.data.metrics, *again.data.metrics})
+    ended_early = REASON_TAG in before.data.tags
     other: list[str] = []
     for name in names:
         if name.startswith(NOT_OF_RESULTS):
             continue
-        was, now = (
-            [(one.step, repr(one.value)) for one in client.get_metric_history(run_id, name)]
-            for run_id in (before.info.run_id, again.info.run_id)
-        )
-        if sorted(was) != sorted(now):
+        was = _values(client, before, name)
+        now = _values(client, again, name)
+        if ended_early:
+            now = {one for one in now if one[0] <= max(was, default=(-1, ""))[0]}
+        if name.startswith("test") and was and not now:
+            continue  # logged by an evaluation of the run's checkpoint
+        if was != now:
             pairs = zip(sorted(was), sorted(now), strict=False)
             first = next((one for one in pairs if one[0] != one[1]), None)
             at = ""
@@ -165,3 +161,9 @@ def _other_values(client: Client, before: Run, again: Run) -> Iterator[str]:
     yield from other[:MOST_SHOWN]
     if len(other) > MOST_SHOWN:
         yield f"{len(other) - MOST_SHOWN} further metrics"
+
+
+def _values(client: Client, run: Run, name: str) -> set[tuple[int, str]]:
+    """Return the values of a metric with their steps; evaluations may have logged some again."""
+    history = client.get_metric_history(run.info.run_id, name)
+    return {(one.step, repr(one.value)) for one in history}

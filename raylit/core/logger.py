@@ -201,10 +201,14 @@ class Logger(ABC):
     def log_lr_search(self, found: LRSearch) -> None:
         """Record what a search for a learning rate found, where the store keeps figures. Rank 0."""
 
-    def join(self, run_id: str) -> None:
-        """An evaluation of a checkpoint begins: log into the run that made it, if the store can.
+    def join(self, run_id: str | None, step: int = 0) -> None:
+        """An evaluation begins: log into the run that made what is evaluated, if the store can.
 
         What became of that run stays as it is. Driver only, before `open`.
+
+        Args:
+            run_id: of the checkpoint; None: there is none, or it does not tell.
+            step: of the checkpoint, where its values stand.
         """
 
     @property

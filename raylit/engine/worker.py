@@ -374,6 +374,8 @@ def keep_model(run: Run) -> None:
     example = run.data.example
     if run.job.fn != "fit" or example is None:
         return
+    if "train" not in run.data.noted and not run.job.ckpt_path:
+        return  # nothing was trained
     module = run.module
     module.attach_log(None)  # a value logged in forward has no meaning here
     for logger in as_loggers(run.trainer.loggers):
@@ -453,12 +455,14 @@ def collect(run: Run, value: object) -> Result:
         if isinstance(callback, Checkpoint)
     )
     saved = next((one for one in accounts if one is not None), SavedCheckpoints())
+    is_logged = run.job.fn != "predict"  # to ask for a run would begin one
+    loggers = as_loggers(trainer.loggers) if is_logged else ()
     result = Result(
         metrics=to_numbers(metrics.callback),
         best_model_path=saved.best_path,
         best_model_score=saved.best_score,
         last_model_path=saved.last_path,
-        run_id=next((one.run_id for one in as_loggers(trainer.loggers) if one.run_id), None),
+        run_id=next((one.run_id for one in loggers if one.run_id), None),
         history=run.outcome.history.rows,
         epochs=progress.epoch,
         steps=progress.steps,

@@ -319,8 +319,7 @@ def driving(job: Job) -> Iterator[None]:
         loggers = [] if job.fn == "predict" else as_loggers(trainer.loggers)
         for logger, state in zip(loggers, states, strict=False):
             if job.fn != "fit":
-                if run_id is not None:
-                    logger.join(run_id)
+                logger.join(run_id, max(0, own.get("progress", {}).get("log_steps", 0) - 1))
                 logger.open(default_root_dir=trainer.default_root_dir, tags=tags)
                 opened.append(logger)
                 continue

@@ -93,6 +93,7 @@ def _keep_pictures(parent: MLFlowLogger, result: SweepResult) -> None:
 
 def close_left(parent: MLFlowLogger, trials: Mapping[str, TrialResult], is_killed: bool) -> None:
     """Set the end state of trials' runs whose processes could not, because they were ended."""
+    parent.settle_children()
     by_status: dict[str, list[str]] = {}
     for trial in trials.values():
         if trial.run_id is not None:

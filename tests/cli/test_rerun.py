@@ -10,12 +10,18 @@ import pytest
 import yaml
 
 import raylit as pl
+from raylit.cli.record import KeepConfig
 from raylit.cli.rerun import differences, rerun
 from raylit.cli.runs import register
 from raylit.errors import ConfigError
 from raylit.loggers import MLFlowLogger
 from tests.lazy import mlflow
 from tests.trainer.test_resolved import Data, Net, quiet
+
+
+class Tested(Net):
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test_loss", self.net(batch[0]).square().mean())
 
 
 @pytest.fixture
@@ -53,6 +59,30 @@ def test_the_same_comes_out(first: Any, capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         rerun(["first"] if len(runs) < 2 else [first.info.run_id])
     assert "differs: loss: 8 values, now 8, from step 0" in capsys.readouterr().out
+
+
+def test_configs_of_those_who_come_later_leave_that_of_the_fit(tmp_path: Path) -> None:
+    logger = MLFlowLogger("later", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    settings = {**quiet(tmp_path, max_epochs=1), "enable_checkpointing": True}
+
+    def trainer(text: str, **more: Any) -> pl.Trainer:
+        return pl.Trainer(**{**settings, **more}, logger=logger, callbacks=[KeepConfig(text)])
+
+    def kept(name: str) -> str:
+        client = logger.experiment
+        return Path(client.download_artifacts(logger.run_id, name, str(tmp_path))).read_text()
+
+    first = trainer("# raylit fit\nseed_everything: 1\n")
+    result = first.fit(Net(8), datamodule=Data())
+    trainer("# raylit test\nverbose: true\nckpt_path: best\n").test(
+        Tested(8), Data().train_dataloader(), ckpt_path=result.best_model_path
+    )
+    assert kept("config.yaml") == "# raylit fit\nseed_everything: 1\n"
+    assert "verbose: true" in kept("config-test.yaml")
+    trainer("# raylit fit\nseed_everything: 2\nckpt_path: last\n", max_epochs=2).fit(
+        Net(8), datamodule=Data(), ckpt_path=result.best_model_path
+    )
+    assert kept("config.yaml") == "# raylit fit\nseed_everything: 2\n", "with which it begins anew"
 
 
 def test_what_differs_is_said_before(first: Any, tmp_path: Path) -> None:

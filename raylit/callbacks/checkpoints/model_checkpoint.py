@@ -193,6 +193,8 @@ class ModelCheckpoint(ScheduledCheckpoint):
 
     def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         self._in_fit = stage == "fit"
+        if stage == "predict":  # saves nothing, and to ask loggers for a folder would begin a run
+            return
         self.dirpath = trainer.world.broadcast_object(self.resolve_dirpath(trainer))
         if self.save_last == "link" and storage.is_url(self.dirpath):
             raise ConfigError(

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from raylit.loggers.mlflow.journal import (
     FOLDER,
@@ -28,6 +29,7 @@ from raylit.runtime.secrets import without_secrets
 
 Place = tuple[str, int]  # name and step
 MAX_FAILED = 3
+LOOK_EVERY_S = 0.2
 LOCK_S = 15.0  # a sender whose trainer died ends within this
 
 
@@ -228,6 +230,35 @@ def deliver_left_behind(
                 f"What was kept in {path} could not be sent to MLflow and stays there: {error}"
             )
     return num_sent
+
+
+def deliver_of(folder: str, uri: str, run_ids: Collection[str], wait_s: float) -> list[str]:
+    """Send what other processes have logged into some runs, once they have ended.
+
+    Args:
+        folder: of the logger.
+        uri: of the store, which answers.
+        run_ids: the runs.
+        wait_s: how long processes are waited for that are about to end, and send it themselves.
+
+    Returns:
+        The journals that are left.
+    """
+    deadline = time.monotonic() + wait_s
+    while True:
+        deliver_left_behind(folder, uri)
+        left = [one for one in journals_in(os.path.join(folder, FOLDER)) if _is_of(one, run_ids)]
+        if not left or time.monotonic() >= deadline:
+            return left
+        time.sleep(LOOK_EVERY_S)
+
+
+def _is_of(path: str, run_ids: Collection[str]) -> bool:
+    try:
+        with reading(path) as reader:
+            return reader.header.run_id in run_ids
+    except (OSError, ValueError):  # sent in this moment, or no journal
+        return False
 
 
 def num_waiting(reader: Reader) -> int:

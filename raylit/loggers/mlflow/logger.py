@@ -31,10 +31,10 @@ from raylit.core.logger import DataInput, Logger, LRSearch, number_of
 from raylit.errors import ConfigError, MissingPackageError
 from raylit.loggers import pictures
 from raylit.loggers.mlflow import runs, store
-from raylit.loggers.mlflow.delivery import LOCK_S, deliver, deliver_left_behind
+from raylit.loggers.mlflow.delivery import LOCK_S, deliver, deliver_left_behind, deliver_of
 from raylit.loggers.mlflow.journal import FOLDER, Full, Header, Journal, Record
 from raylit.loggers.mlflow.model import save_final
-from raylit.loggers.mlflow.models import FINAL, checkpoints_of, upload_final
+from raylit.loggers.mlflow.models import FINAL, checkpoints_of, make_outputs, upload_final
 from raylit.loggers.mlflow.sender import Sender
 from raylit.loggers.mlflow.source import source_tags
 from raylit.loggers.mlflow.store import ATTEMPT_TAG, PARENT_TAG, PROCESS_TAG, REASON_TAG, RunStore
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 DEFAULT_NAME = "lightning_logs"  # of an experiment, as in Lightning
 CONFIG = "config.yaml"
+CHILDREN_S = 30.0  # for processes of trials to end, and to send what they have logged
 LONG_PARAMS = "config/long_parameters.json"
 MOST_FILES = 500  # that wait to be sent
 MOST_TABLES = 50  # that a tag has room for
@@ -193,6 +194,7 @@ class MLFlowLogger(Logger):
             None  # the run that this one branches off, while it is made
         )
         self._has_fitted = False
+        self._evaluated_step = 0  # of the checkpoint that is evaluated
         self._data: dict[str, DataInput] = {}
         self._tables: list[dict[str, str]] = []
         self._live = _Live()
@@ -355,6 +357,23 @@ class MLFlowLogger(Logger):
         sibling._is_fresh = True
         return sibling
 
+    def settle_children(self) -> None:
+        """Wait until the store has what was logged into runs below this one. Driver.
+
+        Processes that were ended before they could send it have left it in journals.
+        """
+        uri = str(self._tracking_uri)
+        try:
+            ids = store.running_children(self.experiment, str(self.experiment_id), str(self.run_id))
+            left = deliver_of(self.save_dir, uri, ids, CHILDREN_S) if ids else []
+        except Exception as error:
+            left = [str(error)]
+        if left:
+            warn(
+                f"MLflow has not all that runs below {self._run_id} have logged. raylit sync"
+                f" {self.save_dir} sends it later."
+            )
+
     def close_children(self, status: str, run_ids: Collection[str] | None = None) -> None:
         """Set the end state of runs below this one whose processes were ended without one. Driver.
 
@@ -367,6 +386,7 @@ class MLFlowLogger(Logger):
                 self.experiment, str(self.experiment_id), str(self.run_id)
             ):
                 if run_ids is None or run_id in run_ids:
+                    make_outputs(self.experiment, run_id)
                     self.experiment.set_terminated(run_id, STATUSES.get(status, "FAILED"))
         except Exception as error:
             warn(f"MLflow may go on showing runs below {self._run_id} as running: {error}")
@@ -501,17 +521,23 @@ class MLFlowLogger(Logger):
         """
         self._resumed_run_id = run_id
         self._is_joining = False
+        self._evaluated_step = 0
         self._chosen = None
 
-    def join(self, run_id: str) -> None:
-        self.resume(run_id)
-        self._is_joining = True
+    def join(self, run_id: str | None, step: int = 0) -> None:
+        if run_id is None and self._has_fitted and self._owns_run:
+            run_id = self._run_id  # an evaluation of what was fitted: its end stays as it is
+        if run_id is not None:
+            self.resume(run_id)
+            self._is_joining = True
+            self._evaluated_step = step
 
     def branch(self, step: int, *, is_newest: bool) -> None:
         self._chosen = (step, is_newest)
 
     def start_over(self) -> None:
         self._resumed_run_id = None
+        self._evaluated_step = 0
         if self._is_joining:
             self._is_joining = False
             self._owns_run = True
@@ -570,6 +596,9 @@ class MLFlowLogger(Logger):
             before = f"{self._prefix}{self.LOGGER_JOIN_CHAR}"
             metrics = {before + key: value for key, value in metrics.items()}
         journal = self._live.journal or self._open_journal()
+        if not step and self._evaluated_step:
+            step = self._evaluated_step
+            metrics = {key: value for key, value in metrics.items() if key != "epoch"}  # as if new
         try:
             journal.log_metrics(metrics, step or 0)
         except Full as error:
@@ -604,6 +633,8 @@ class MLFlowLogger(Logger):
             _tell_full(error)
 
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace | None = None) -> None:
+        if self._is_joining:
+            return  # an evaluation is of what was fitted, whatever its module was made with
         flat = list(store.flatten(params or {}))
         self._log(*(Record("param", key, value[: store.MAX_PARAM_LENGTH]) for key, value in flat))
         too_long = {key: value for key, value in flat if len(value) > store.MAX_PARAM_LENGTH}
@@ -738,6 +769,8 @@ class MLFlowLogger(Logger):
             warn(f"What the checkpoint holds for MLflow cannot be read: {error}")
 
     def finalize(self, status: str) -> None:
+        if not self._has_run:
+            return  # nothing was logged, as in `predict`
         best: dict[str, str] = max(
             map(best_tags, self._live.callbacks.values()), key=len, default={}
         )

@@ -190,7 +190,7 @@ class RunStore:
                     self._bring_models_up_to_date(client, kept)
                 elif entry.kind == "input":
                     with locked(self._uri):
-                        client.log_inputs(self._run_id, [_dataset_input(entry)])
+                        self._send_input(client, _dataset_input(entry))
         except Exception as error:
             self._metric_names.give_back(new_names)
             self._param_names.give_back(new_names)
@@ -202,6 +202,24 @@ class RunStore:
             with locked(self._uri):
                 client.set_terminated(self._run_id, str(status))
                 make_outputs(client, self._run_id)
+
+    def _send_input(self, client: MlflowClient, given: DatasetInput) -> None:
+        """Tell what data was read; of the same data in two stages MLflow keeps the first alone."""
+        from mlflow.entities import Dataset, DatasetInput
+
+        context = given.tags[0].value
+        inputs = client.get_run(self._run_id).inputs
+        for one in inputs.dataset_inputs if inputs is not None else ():
+            is_same = (one.dataset.name, one.dataset.digest) == (
+                given.dataset.name,
+                given.dataset.digest,
+            )
+            if is_same and all(tag.value != context for tag in one.tags):
+                name = f"{given.dataset.name[: MAX_DATASET_NAME - 20]} ({context})"
+                parts = dict(given.dataset) | {"name": name}
+                given = DatasetInput(Dataset(**parts), given.tags)
+                break
+        client.log_inputs(self._run_id, [given])
 
     def _is_refusal(self, error: MlflowException) -> bool:
         """Tell whether the store refuses what it was sent, and not whoever sends."""

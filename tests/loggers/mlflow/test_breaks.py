@@ -208,6 +208,37 @@ def test_a_process_that_is_killed_leaves_all_that_it_logged(
     again.close("success")
 
 
+def test_the_parent_sends_what_a_child_that_was_killed_has_logged(
+    empty_database: Path, tmp_path: Path
+) -> None:
+    uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
+    parent = opened(MLFlowLogger(tracking_uri=uri, save_dir=tmp_path / "files"), tmp_path)
+    script = (
+        "import os, pickle, signal, sys\nchild = pickle.load(sys.stdin.buffer)\n"
+        f"child.open(default_root_dir={str(tmp_path)!r}, tags={{}})\n"
+        "for step in range(20): child.log_metrics({'loss': float(step)}, step)\n"
+        "print(child.run_id, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        input=pickle.dumps(parent.child("trial-001", {})),
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        stdout=subprocess.PIPE,
+        timeout=stretched(60),
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    run_id = done.stdout.decode().split()[-1]
+    client = parent.experiment
+    assert client.get_run(run_id).info.status == "RUNNING"
+    parent.settle_children()
+    parent.close_children("success", [run_id])
+    found = client.get_metric_history(run_id, "loss")
+    assert [one.value for one in found] == [float(step) for step in range(20)]
+    assert client.get_run(run_id).info.status == "FINISHED"
+    parent.close("success")
+
+
 def test_what_another_store_did_not_take_stays(
     empty_database: Path, tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

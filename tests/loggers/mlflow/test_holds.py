@@ -239,6 +239,77 @@ def test_a_fit_that_ends_before_steps_are_logged_holds_data_and_model(
     assert model.tags["raylit.form"] == "pt2"
 
 
+def test_a_fit_that_trains_nothing_keeps_no_model(empty_database: Path, tmp_path: Path) -> None:
+    uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
+    logger = MLFlowLogger("held", tracking_uri=uri, log_model=True)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", logger=logger, default_root_dir=tmp_path, **quiet
+    )
+    trainer.fit(Lines(), datamodule=Points())
+    before = run_of(logger).data.tags["raylit.model_id"]
+    trainer.fit(Lines(), datamodule=Points())  # an epoch has been trained, and no more are wanted
+    assert run_of(logger).data.tags["raylit.model_id"] == before
+
+
+def test_data_that_two_stages_share_is_told_of_both(empty_database: Path, tmp_path: Path) -> None:
+    uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
+    logger = MLFlowLogger("held", tracking_uri=uri)
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=logger,
+        default_root_dir=tmp_path,
+        enable_progress_bar=False,
+    )
+    loader = Points().val_dataloader()
+    trainer.fit(Lines(), loader, loader)
+    trainer.test(Lines(), loader, ckpt_path="best")
+    found = {one.tags[0].value: one.dataset for one in run_of(logger).inputs.dataset_inputs}
+    assert {*found} == {"train", "validation", "test"}
+    assert found["validation"].name == "TensorDataset"
+    assert found["train"].name == "TensorDataset (train)"
+    assert len({one.digest for one in found.values()}) == 1
+
+
+def test_an_evaluation_that_fails_leaves_the_end_of_the_fit(
+    empty_database: Path, tmp_path: Path
+) -> None:
+    uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
+    logger = MLFlowLogger("held", tracking_uri=uri)
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=logger,
+        default_root_dir=tmp_path,
+        enable_progress_bar=False,
+    )
+    module = Lines()
+    trainer.fit(module, datamodule=Points())
+    run_id = logger.run_id
+    with pytest.raises(TypeError):
+        trainer.test(module, DataLoader([None]))
+    assert (logger.run_id, run_of(logger).info.status) == (run_id, "FINISHED")
+    trainer.test(module, datamodule=Points())
+    assert (logger.run_id, run_of(logger).info.status) == (run_id, "FINISHED")
+    assert len(history(logger, "test/loss")) == 1
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(module, datamodule=Points(), ckpt_path="last")
+    assert (logger.run_id, run_of(logger).info.status) == (run_id, "FINISHED")
+
+
+def test_predicting_makes_no_run(empty_database: Path, tmp_path: Path) -> None:
+    uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=MLFlowLogger("held", tracking_uri=uri),
+        default_root_dir=tmp_path,
+        enable_progress_bar=False,
+    )
+    assert trainer.predict(pl.testing.BoringModel())
+    assert mlflow.MlflowClient(uri).get_experiment_by_name("held") is None
+
+
 def test_pictures_and_the_summary_are_kept(fitted: Fitted) -> None:
     found = artifacts(fitted.logger)
     assert "plots/learning_curves.png" in found
