@@ -145,12 +145,26 @@ def with_flags(source: Source, args: Sequence[str], below: str) -> Source:
 def _merge(into: dict[str, Any], values: Mapping[str, object], flag: str) -> None:
     for name, value in values.items():
         inner = into.get(name)
-        if isinstance(value, Mapping) and isinstance(inner, dict):
+        in_one = next((key for key in into if _lies_at(key.split("."), {name: value})), None)
+        if in_one is not None:  # the file writes `a.b: 1` where the flag has {a: {b: 1}}
+            for part in in_one.split(".")[1:]:
+                value = value[part]  # type: ignore[index]
+            into[in_one] = value
+        elif isinstance(value, Mapping) and isinstance(inner, dict):
             _merge(inner, value, flag)
         elif isinstance(value, Mapping) and inner is not None:
             raise ConfigError(f"{flag}: {name} is {inner!r} in the file, which has no keys.")
         else:
             into[name] = value
+
+
+def _lies_at(path: list[str], values: object) -> bool:
+    """Tell whether there is a value at a path of several parts."""
+    for part in path:
+        if not isinstance(values, Mapping) or part not in values:
+            return False
+        values = values[part]
+    return len(path) > 1
 
 
 def where_given(sources: Sequence[Source], path: Sequence[str]) -> str | None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from raylit.cli.source import dotted, read_arguments, read_file, where_given
+from raylit.cli.source import dotted, read_arguments, read_file, where_given, with_flags
 from raylit.errors import ConfigError
 
 TEXT = """\
@@ -95,3 +95,17 @@ def test_paths_are_written_as_users_do() -> None:
         dotted(("trainer", "callbacks", 0, "init_args", "monitor"))
         == "trainer.callbacks[0].init_args.monitor"
     )
+
+
+def test_a_flag_replaces_a_key_that_a_file_writes_in_one(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text("space: {trainer.max_epochs: 6, model: {lr: 0.1}, model.act.p: {uniform: 1}}")
+    flags = ["--sweep.space.trainer.max_epochs", "2", "--sweep.space.model.lr", "0.2"]
+    flags += ["--sweep.space.model.act.p", "{choice: [1]}", "--sweep.space.data.size", "3"]
+    found = with_flags(read_file(str(file), "--sweep"), flags, "sweep").values
+    assert found["space"] == {
+        "trainer.max_epochs": 2,
+        "model": {"lr": 0.2},
+        "model.act.p": {"choice": [1]},
+        "data": {"size": 3},
+    }
