@@ -590,6 +590,12 @@ class MLFlowLogger(Logger):
                 f"MLflow may go on showing the run {self._run_id} as running: its store did not"
                 f" answer when it ended ({status})."
             )
+        elif self._has_run and not self._owns_run:  # with the status this is done where it is ours
+            try:
+                with store.short_requests():
+                    make_outputs(self.experiment, str(self._run_id))
+            except Exception as error:
+                warn(f"MLflow does not show checkpoints as outputs of {self._run_id}: {error}")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if self._prefix:

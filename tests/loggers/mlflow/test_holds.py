@@ -310,6 +310,24 @@ def test_predicting_makes_no_run(empty_database: Path, tmp_path: Path) -> None:
     assert mlflow.MlflowClient(uri).get_experiment_by_name("held") is None
 
 
+def test_the_users_own_run_shows_its_checkpoints_too(empty_database: Path, tmp_path: Path) -> None:
+    uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
+    mlflow.set_tracking_uri(uri)
+    experiment = mlflow.MlflowClient(uri).create_experiment("own")
+    with mlflow.start_run(experiment_id=experiment) as active:
+        logger = MLFlowLogger(tracking_uri=uri)
+        trainer = pl.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            logger=logger,
+            default_root_dir=tmp_path,
+            enable_progress_bar=False,
+        )
+        trainer.fit(Lines(), datamodule=Points())
+        assert logger.run_id == active.info.run_id
+        assert len(run_of(logger).outputs.model_outputs) == 1
+
+
 def test_pictures_and_the_summary_are_kept(fitted: Fitted) -> None:
     found = artifacts(fitted.logger)
     assert "plots/learning_curves.png" in found
