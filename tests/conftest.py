@@ -12,7 +12,9 @@ import re
 import signal
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,13 +49,25 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFileAndRay(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "ray" if uses_ray(file) else file
+            return "ray" if uses_ray(config.rootpath / file) else file
 
-    @functools.cache
-    def uses_ray(file: str) -> bool:
-        return USES_RAY.search((config.rootpath / file).read_text()) is not None
-
+    config.option.loadscopereorder = False  # the order is that of the collection
     return ByFileAndRay(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that use Ray come first, then those with few tests, which take long for each.
+
+    So that both processes of `-n 2` have something to do until the end.
+    """
+    sizes = Counter(item.path for item in items)
+    items.sort(key=lambda item: (not uses_ray(item.path), sizes[item.path], item.path))
+
+
+@functools.cache
+def uses_ray(file: Path) -> bool:
+    return USES_RAY.search(file.read_text()) is not None
 
 
 @pytest.fixture(scope="module", autouse=True)

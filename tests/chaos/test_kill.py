@@ -133,10 +133,6 @@ def test_one_process(tmp_path: Path) -> None:
     check(tmp_path, 1, signal.SIGKILL)
 
 
-def test_one_process_that_is_asked_to_end(tmp_path: Path) -> None:
-    check(tmp_path, 0, signal.SIGTERM)
-
-
 @pytest.mark.long
 @SIGNALS
 @pytest.mark.parametrize("seed", range(20))

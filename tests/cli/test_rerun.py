@@ -19,7 +19,7 @@ from tests.lazy import mlflow
 from tests.trainer.test_resolved import Data, Net, quiet
 
 
-class Tested(Net):
+class Evaluated(Net):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self.log("test_loss", self.net(batch[0]).square().mean())
 
@@ -75,7 +75,7 @@ def test_configs_of_those_who_come_later_leave_that_of_the_fit(tmp_path: Path) -
     first = trainer("# raylit fit\nseed_everything: 1\n")
     result = first.fit(Net(8), datamodule=Data())
     trainer("# raylit test\nverbose: true\nckpt_path: best\n").test(
-        Tested(8), Data().train_dataloader(), ckpt_path=result.best_model_path
+        Evaluated(8), Data().train_dataloader(), ckpt_path=result.best_model_path
     )
     assert kept("config.yaml") == "# raylit fit\nseed_everything: 1\n"
     assert "verbose: true" in kept("config-test.yaml")

@@ -195,7 +195,10 @@ def started(folder: Path, *args: str) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.parametrize(
     ("number", "code", "said"),
-    [(signal.SIGINT, 130, "Interrupted."), (signal.SIGTERM, 143, "Terminated.")],
+    [
+        pytest.param(signal.SIGINT, 130, "Interrupted.", marks=pytest.mark.long),
+        (signal.SIGTERM, 143, "Terminated."),
+    ],
 )
 def test_a_fit_that_is_ended_by_a_signal_can_be_gone_on_with(
     lab: Path, number: signal.Signals, code: int, said: str

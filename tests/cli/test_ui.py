@@ -54,7 +54,10 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [pytest.param(signal.SIGINT, 0, marks=pytest.mark.long), (signal.SIGTERM, 143)],
+)
 def test_ui_serves_the_runs_and_ends_with_its_children(
     lab: Path, main: Callable[..., Done], number: signal.Signals, code: int
 ) -> None:

@@ -222,6 +222,7 @@ def test_failed_trial_does_not_end_a_grid(tmp_path: Path, ray_cluster: str) -> N
         space={"model.lr": {"grid": [0.0, 0.2]}, "trainer.max_epochs": {"grid": [1, 2]}},
         metric="val_loss",
         search="grid",
+        max_concurrent=2,
     )
     ended = {
         (trial.config["model.lr"], trial.config["trainer.max_epochs"]): trial
