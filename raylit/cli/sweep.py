@@ -237,7 +237,8 @@ def _test_best(recipe: ConfigRecipe, result: SweepResult, average: int) -> None:
     own = next((one for one in made.trainer.loggers if isinstance(one, MLFlowLogger)), None)
     logger: MLFlowLogger | bool = False
     if own is not None and best.run_id is not None:  # into the run of the trial
-        logger = MLFlowLogger(own.name or "", tracking_uri=own.tracking_uri, run_id=best.run_id)
+        arguments: dict[str, Any] = own.config_arguments()  # to ask it for more would begin a run
+        logger = MLFlowLogger(**arguments, run_id=best.run_id)
     rows: list[tuple[str, str]] = []
 
     def test(what: str, checkpoint: str, logger: MLFlowLogger | bool) -> None:

@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -291,3 +292,28 @@ def test_the_line_that_goes_on_with_a_sweep_runs_as_it_stands(lab: Path, ray_clu
     assert done.code == 0 and "Going on with it" in done.err, done
     table, _, rest = done.out.partition("best ")
     assert len(re.findall(r"trial-00\d .* finished", done.out)) == 2 and "next " in rest, table
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.timeout(stretched(300))
+def test_auto_makes_a_sweep_file_and_tests_the_best_in_its_own_run(
+    digits: Path, tmp_path: Path, ray_cluster: str
+) -> None:
+    here = tmp_path / "here"
+    for name in ("configs", "examples"):
+        shutil.copytree(digits / name, here / name)
+    flags = ("--config", "configs/digits.yaml", "--trainer.default_root_dir", str(tmp_path))
+    done = run_raylit(
+        here, "tune", "--auto", *flags, "--budget", "60s", "--ray.address", ray_cluster
+    )
+    assert done.code == 0, done
+    assert (here / "auto.yaml").is_file()
+    found = re.search(r"^test +(trial-\d+): .*test_acc ([\d.]+)$", done.out, re.MULTILINE)
+    assert found and float(found[2]) > 0.9, done
+    assert not (here / "mlflow.db").exists(), "all is in the store of the sweep"
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    ids = [one.experiment_id for one in client.search_experiments()]
+    tested = [one for one in client.search_runs(ids) if "test_acc" in one.data.metrics]
+    assert [one.info.run_name for one in tested] == [found[1]]
+    assert f"{tested[0].data.metrics['test_acc']:.4g}" == found[2]
