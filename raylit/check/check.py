@@ -50,6 +50,7 @@ from raylit.core.aliases import Batch
 from raylit.core.callback import Callback
 from raylit.data import CombinedLoader
 from raylit.engine.run import Run
+from raylit.engine.worker import NO_GRADIENT
 from raylit.errors import ConfigError, DataError
 from raylit.loggers.dummy import DummyLogger
 from raylit.runtime.rng import isolated
@@ -118,7 +119,12 @@ def check(
             limit_val_batches=trainer.limit_val_batches and 1,
             val_check_interval=1,
         )
-        watcher.fit(module, data.get("train"), data.get("val"), datamodule)
+        try:
+            watcher.fit(module, data.get("train"), data.get("val"), datamodule)
+        except RuntimeError as error:
+            if NO_GRADIENT not in str(error):
+                raise
+            return CheckReport((judge.of_detached_loss(),))
         if first.batch is None:
             raise DataError("There is no batch of training data to check the model with.")
         is_gpu = watcher.run is not None and watcher.run.world.device.type == "cuda"

@@ -45,6 +45,17 @@ def of_steps(first: FirstStep) -> Finding:
     )
 
 
+def of_detached_loss() -> Finding:
+    """Say that the loss has no gradient, with which nothing else can be checked."""
+    return Finding(
+        "gradients",
+        "problem",
+        "no parameter gets one: the loss that training_step returns depends on none of them",
+        "look for a detach(), item() or torch.no_grad() on the way from the parameters to the loss,"
+        " or for a model that is frozen as a whole",
+    )
+
+
 def of_inputs(counts: Mapping[str, bool]) -> list[Finding]:
     """Return a finding about what the loss depends on, if there is anything to say."""
     ignored = [name for name, counts_here in counts.items() if not counts_here]
@@ -389,7 +400,8 @@ def of_one_batch(own: OneBatch, with_adam: OneBatch | None, is_automatic: bool) 
     is_finite = math.isfinite(other)
     if is_finite and other < first and not last <= max(2 * other, other + 0.1 * abs(first)):
         has_risen = not sum(own.after) <= sum(own.before)  # with the same random numbers
-        advice = f"{'lower' if has_risen else 'raise'} the learning rate, or take Adam"
+        which = "lower" if has_risen else "raise"
+        advice = f"{which} the learning rate, or take Adam(lr={ADAM_LR})"
         return Finding("one batch", "warning", text, advice, values)
     learns = _learns(own) or (with_adam is not None and _learns(with_adam))
     if learns:

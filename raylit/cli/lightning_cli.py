@@ -49,7 +49,7 @@ from raylit.core.datamodule import LightningDataModule
 from raylit.core.hooks import is_overridden
 from raylit.core.hparams import CLASS_PATH, INSTANTIATOR, stored_hparams
 from raylit.core.module import LightningModule
-from raylit.errors import ConfigError
+from raylit.errors import CheckpointError, ConfigError, NotSavedError
 from raylit.runtime.messages import warn
 from raylit.trainer.trainer import Trainer
 from raylit.version import __version__
@@ -558,7 +558,9 @@ def _as_command(is_command: bool) -> Iterator[None]:
     """
     try:
         yield
-    except ConfigError as error:
+    except NotSavedError:  # which came of the run
+        raise
+    except (ConfigError, CheckpointError) as error:
         if not is_command:
             raise
         show_config_error(error, program_of_script(), "--verbose" in sys.argv)

@@ -35,6 +35,7 @@ from raylit.runtime.batch import move_to
 from raylit.runtime.messages import warn
 from raylit.runtime.secrets import without_secret_values
 
+NO_GRADIENT = "does not require grad and does not have a grad_fn"  # torch, of a loss
 MANUAL = {"gradient_clip_val": "clipping", "accumulate_grad_batches": "accumulation"}
 
 
@@ -410,7 +411,8 @@ def fail(run: Run, error: BaseException) -> None:
         f"(raylit) rank {run.world.rank} of {run.world.size}, epoch {progress.epoch}, batch"
         f" {progress.batch}, step {progress.steps}, in {run.stage or 'setup'}"
     )
-    for hint in (run.strategy.hint(run.module, error), _hint_of_no_batch(run)):
+    hints = (run.strategy.hint(run.module, error), _hint_of_no_batch(run), _hint_of_loss(error))
+    for hint in hints:
         if hint is not None:
             error.add_note(f"(raylit) {hint}")
     try:
@@ -432,6 +434,15 @@ def _hint_of_no_batch(run: Run) -> str | None:
         f"Rank {run.world.rank} has no batch in this {stage} epoch: the data is dealt out to"
         f" {run.world.size} ranks, and no sample is read twice. Give more data, or let hooks that"
         " put together what the steps kept expect nothing."
+    )
+
+
+def _hint_of_loss(error: BaseException) -> str | None:
+    if NO_GRADIENT not in str(error):
+        return None
+    return (
+        "The loss depends on no parameter that learns. Look for a detach(), item() or"
+        " torch.no_grad() on the way to it, or for a model that is frozen as a whole."
     )
 
 

@@ -53,7 +53,7 @@ def numbers() -> Any:
     return load(x, x[:, 0] + x[:, 1])
 
 
-@broken("error")
+@broken("gradients")
 def detached_loss() -> Case:
     class Detached(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -215,7 +215,7 @@ def dropout_in_eval_mode() -> Case:
     return Resting(), load(*digits())
 
 
-@broken("error")
+@broken("gradients")
 def all_frozen() -> Case:
     class Frozen(Net):
         def __init__(self) -> None:

@@ -465,3 +465,16 @@ def test_a_mistake_is_not_hidden_by_all_flags(
     err = capsys.readouterr().err
     assert ended.value.code == 2 and len(err.splitlines()) < 12
     assert words in err and "fit [-c CONFIG] [--KEY VALUE ...]" in err and "fit --help" in err
+
+
+def test_a_checkpoint_that_is_not_there_is_one_message(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["main.py", "test", "--ckpt_path", "nope.ckpt"])
+    with pytest.raises(SystemExit) as ended:
+        raylit.cli.LightningCLI(BoringModel)
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and "Traceback" not in err
+    assert err.splitlines()[-1].endswith(
+        "ckpt_path='nope.ckpt': there is no such file. Give a path, 'best' or 'last'."
+    )

@@ -74,7 +74,13 @@ class JobServer:
         try:
             self._client.submit_job(entrypoint=command, submission_id=name, runtime_env=environment)
         except (RuntimeError, OSError, AuthenticationError) as error:
-            raise LaunchError(f"{self.address} did not take the job: {error}") from error
+            hint = ""
+            if "No available agent" in str(error):
+                hint = (
+                    " If it stays so, the agent could not start on the head: its port may be taken."
+                    " Give another one there: ray start --head --dashboard-agent-listen-port PORT."
+                )
+            raise LaunchError(f"{self.address} did not take the job: {error}{hint}") from error
 
     def follow(self, name: str, show: Callable[[str], object]) -> tuple[int, str]:
         """Show the log of a job until it ends.
