@@ -249,6 +249,11 @@ def take_options(command: str, args: list[str]) -> tuple[argparse.Namespace, lis
     if command in REMOTE:
         on, args = _split_on(args)
         parser.set_defaults(on=on, typed=args)
+    elif any(arg.partition("=")[0] == "--on" for arg in args):
+        raise ConfigError(
+            f"--on: raylit {command} runs here, where its files are wanted. On a cluster run"
+            f" {', '.join(REMOTE)}."
+        )
     if command == "tune":
         args, behind = _split_at_retrain(args)
         args, of_sweep = _split_of_sweep(args)

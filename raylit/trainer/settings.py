@@ -915,6 +915,11 @@ def make_loggers(
         loggers: list[Logger] = [CSVLogger(default_root_dir)]
     elif logger is False:
         loggers = []
+    elif isinstance(logger, str):
+        raise ConfigError(
+            f"logger={logger!r} is a text. Give a logger, such as MLFlowLogger('experiment') or"
+            " CSVLogger('logs'), several in a list, or False for none."
+        )
     else:
         loggers = list(logger) if isinstance(logger, Iterable) else [logger]
         for one in loggers:

@@ -90,7 +90,7 @@ def test_on_without_a_value(refused: Refused, capsys: pytest.CaptureFixture[str]
     assert main(["fit", "--config", "config.yaml", "--on"]) == 2
     assert "--on http://head:8265" in capsys.readouterr().err
     assert main(["predict", "--config", "config.yaml", "--on", NOWHERE]) == 2
-    assert "'on'" in capsys.readouterr().err, "whose file would stay there"
+    assert "--on: raylit predict runs here, where its files" in capsys.readouterr().err
 
 
 def test_the_address_wins_over_those_of_the_environment(

@@ -288,6 +288,11 @@ def test_a_value_of_another_type_is_a_config_error(name: str) -> None:
 TAKE_MORE = ("resources_per_worker", "gradient_clip_val", "compile")
 
 
+def test_the_name_of_a_logger_is_none() -> None:
+    with pytest.raises(ConfigError, match=r"logger='wandb' is a text\. Give a logger"):
+        Trainer(max_epochs=1, logger="wandb")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["benchmark", "inference_mode", "detect_anomaly"])
 @pytest.mark.parametrize("value", [1, 0, np.bool_(True)])
 def test_flags_that_are_numbers_stay_flags(name: str, value: Any) -> None:
