@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from tests.actors import none_is_left
 from tests.deadlines import stretched
 from tests.lazy import mlflow
 
@@ -275,8 +276,6 @@ def test_an_error_in_a_ray_worker_shows_the_users_lines(lab: Path, ray_cluster: 
 def test_a_signal_ends_a_fit_on_ray_workers(
     lab: Path, ray_cluster: str, number: signal.Signals, code: int, said: str
 ) -> None:
-    from ray.util.state import list_actors
-
     with started(lab, "--trainer.num_workers=2", "--ray.address", ray_cluster) as process:
         process.send_signal(number)
         out, err = process.communicate(timeout=stretched(60))
@@ -284,7 +283,4 @@ def test_a_signal_ends_a_fit_on_ray_workers(
     assert err.rstrip().endswith(said)
     assert f"--ray.address {ray_cluster} --resume\n" in err, "it goes on in the same place"
     assert newest_run(lab, "long").info.status == "KILLED"
-    alive = [
-        actor.class_name for actor in list_actors(ray_cluster, filters=[("state", "=", "ALIVE")])
-    ]
-    assert not [name for name in alive if "RayTrainWorker" in name or "TrainController" in name]
+    assert none_is_left(ray_cluster)

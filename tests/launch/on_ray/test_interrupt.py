@@ -16,6 +16,7 @@ import pytest
 
 from raylit.errors import Terminated
 from raylit.launch.on_ray.private import groups
+from tests.actors import none_is_left
 from tests.callbacks.checkpoints.test_recovery_checkpoint import (
     At,
     Tiny,
@@ -56,8 +57,6 @@ pl.Trainer(
 def test_the_run_is_saved_and_nothing_stays(
     number: signal.Signals, ray_cluster: str, tmp_path: Path
 ) -> None:
-    from ray.util.state import list_actors
-
     before = set(groups())
     env = os.environ | {"RAY_ADDRESS": ray_cluster}
     process = subprocess.Popen(
@@ -83,15 +82,7 @@ def test_the_run_is_saved_and_nothing_stays(
         assert process.returncode and errors.rstrip().endswith("KeyboardInterrupt"), errors
     assert "Saving the run after this batch" in errors
     assert list((tmp_path / "checkpoints" / "recovery").glob("*.ckpt")), errors
-    time.sleep(1)
-    alive = [
-        actor.class_name for actor in list_actors(ray_cluster, filters=[("state", "=", "ALIVE")])
-    ]
-    assert not [
-        name
-        for name in alive
-        if "RayTrainWorker" in name or "Mailbox" in name or "Controller" in name
-    ]
+    assert none_is_left(ray_cluster)
     assert set(groups()) <= before
 
 

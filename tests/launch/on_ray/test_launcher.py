@@ -22,6 +22,7 @@ import raylit as pl
 from raylit.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from raylit.errors import ConfigError, LaunchError
 from raylit.launch.on_ray.failure import failure_of
+from tests.actors import none_is_left
 from tests.lazy import mlflow
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -181,13 +182,7 @@ class TestTwoWorkers:
         assert [step for step, _ in runs["ray"]["val_loss"]] == [5, 11, 17]
 
     def test_no_actor_is_left(self, fits: dict[str, Any], ray_cluster: str) -> None:
-        from ray.util.state import list_actors
-
-        alive = [
-            actor.class_name
-            for actor in list_actors(ray_cluster, filters=[("state", "=", "ALIVE")])
-        ]
-        assert not [name for name in alive if "RayTrainWorker" in name or "Mailbox" in name]
+        assert none_is_left(ray_cluster)
 
 
 def test_exception_of_a_worker_reaches_the_user(tmp_path: Path) -> None:
