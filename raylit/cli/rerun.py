@@ -65,8 +65,9 @@ def rerun(args: list[str]) -> None:
     print(text)
     for line in differences(before, text):
         print(f"differs: {line}")
-    if reason := before.data.tags.get(REASON_TAG):
-        print(f"It was ended before its end ({reason}): its steps alone are compared.")
+    if _was_cut(before):
+        reason = before.data.tags[REASON_TAG]
+        print(f"Its sweep stopped it ({reason}): the steps that it took are compared.")
     sys.stdout.flush()
     result_id = _fit(text)
     if result_id is None:
@@ -139,14 +140,13 @@ def _digests(run: Run) -> dict[str, str]:
 def _other_values(client: Client, before: Run, again: Run) -> Iterator[str]:
     """Yield metrics that have other values, but for measurements of time and machine."""
     names = sorted({*before.data.metrics, *again.data.metrics})
-    ended_early = REASON_TAG in before.data.tags
     other: list[str] = []
     for name in names:
         if name.startswith(NOT_OF_RESULTS):
             continue
         was = _values(client, before, name)
         now = _values(client, again, name)
-        if ended_early:
+        if _was_cut(before):
             now = {one for one in now if one[0] <= max(was, default=(-1, ""))[0]}
         if name.startswith("test") and was and not now:
             continue  # logged by an evaluation of the run's checkpoint
@@ -161,6 +161,12 @@ def _other_values(client: Client, before: Run, again: Run) -> Iterator[str]:
     yield from other[:MOST_SHOWN]
     if len(other) > MOST_SHOWN:
         yield f"{len(other) - MOST_SHOWN} further metrics"
+
+
+def _was_cut(run: Run) -> bool:
+    """Tell whether a run is a trial that its sweep stopped, which a fit of its own is not."""
+    reason = run.data.tags.get(REASON_TAG, "")
+    return "raylit.trial" in run.data.tags and reason not in ("", "stopped early")
 
 
 def _values(client: Client, run: Run, name: str) -> set[tuple[int, str]]:

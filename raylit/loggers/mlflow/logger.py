@@ -195,6 +195,7 @@ class MLFlowLogger(Logger):
         )
         self._has_fitted = False
         self._evaluated_step = 0  # of the checkpoint that is evaluated
+        self._is_evaluating = False  # in the run of what is evaluated, from `open` to `close`
         self._data: dict[str, DataInput] = {}
         self._tables: list[dict[str, str]] = []
         self._live = _Live()
@@ -568,6 +569,7 @@ class MLFlowLogger(Logger):
         )  # no database lies in a bucket
         self._start_run(tags)
         self._was_opened = True
+        self._is_evaluating = self._is_joining
 
     def explain(self, reason: str, details: str = "") -> None:
         if not self._has_run or not self._owns_run:
@@ -583,6 +585,7 @@ class MLFlowLogger(Logger):
                 self._live.sender.flush_soon()
 
     def close(self, status: str) -> None:
+        self._is_evaluating = False
         if self._has_run and self._owns_run:
             self._log(Record("status", "", STATUSES.get(status, "FAILED")))
         if not self._stop_writing():
@@ -602,7 +605,7 @@ class MLFlowLogger(Logger):
             before = f"{self._prefix}{self.LOGGER_JOIN_CHAR}"
             metrics = {before + key: value for key, value in metrics.items()}
         journal = self._live.journal or self._open_journal()
-        if not step and self._evaluated_step:
+        if not step and self._is_evaluating and self._evaluated_step:
             step = self._evaluated_step
             metrics = {key: value for key, value in metrics.items() if key != "epoch"}  # as if new
         try:
@@ -639,7 +642,7 @@ class MLFlowLogger(Logger):
             _tell_full(error)
 
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace | None = None) -> None:
-        if self._is_joining:
+        if self._is_evaluating:
             return  # an evaluation is of what was fitted, whatever its module was made with
         flat = list(store.flatten(params or {}))
         self._log(*(Record("param", key, value[: store.MAX_PARAM_LENGTH]) for key, value in flat))

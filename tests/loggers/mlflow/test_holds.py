@@ -293,6 +293,9 @@ def test_an_evaluation_that_fails_leaves_the_end_of_the_fit(
     trainer.test(module, datamodule=Points())
     assert (logger.run_id, run_of(logger).info.status) == (run_id, "FINISHED")
     assert len(history(logger, "test/loss")) == 1
+    logger.log_hyperparams({"by hand": 3})  # of the user, once the evaluation is over
+    logger.finalize("success")
+    assert run_of(logger).data.params["by hand"] == "3"
     trainer.fit_loop.max_epochs = 2
     trainer.fit(module, datamodule=Points(), ckpt_path="last")
     assert (logger.run_id, run_of(logger).info.status) == (run_id, "FINISHED")
