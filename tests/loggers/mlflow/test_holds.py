@@ -214,20 +214,24 @@ def test_the_final_model_predicts_the_same_where_nothing_of_ours_is(fitted: Fitt
         assert torch.allclose(torch.tensor(got), wanted, atol=1e-6)
 
 
+def one_epoch(logger: MLFlowLogger, folder: Path, **more: Any) -> pl.Trainer:
+    return pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=logger,
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        **more,
+    )
+
+
 @pytest.mark.parametrize("num_sanity_val_steps", [0, 2])
 def test_a_fit_that_ends_before_steps_are_logged_holds_data_and_model(
     empty_database: Path, tmp_path: Path, num_sanity_val_steps: int
 ) -> None:
     uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
     logger = MLFlowLogger("held", tracking_uri=uri, log_model=True)
-    trainer = pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=logger,
-        default_root_dir=tmp_path,
-        num_sanity_val_steps=num_sanity_val_steps,
-        enable_progress_bar=False,
-    )
+    trainer = one_epoch(logger, tmp_path, num_sanity_val_steps=num_sanity_val_steps)
     trainer.fit(Lines(), datamodule=Points(batch_size=3))
     run = run_of(logger)
     assert {one.tags[0].value for one in run.inputs.dataset_inputs} == {"train", "validation"}
@@ -242,10 +246,7 @@ def test_a_fit_that_ends_before_steps_are_logged_holds_data_and_model(
 def test_a_fit_that_trains_nothing_keeps_no_model(empty_database: Path, tmp_path: Path) -> None:
     uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
     logger = MLFlowLogger("held", tracking_uri=uri, log_model=True)
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
-    trainer = pl.Trainer(
-        max_epochs=1, accelerator="cpu", logger=logger, default_root_dir=tmp_path, **quiet
-    )
+    trainer = one_epoch(logger, tmp_path)
     trainer.fit(Lines(), datamodule=Points())
     before = run_of(logger).data.tags["raylit.model_id"]
     trainer.fit(Lines(), datamodule=Points())  # an epoch has been trained, and no more are wanted
@@ -255,13 +256,7 @@ def test_a_fit_that_trains_nothing_keeps_no_model(empty_database: Path, tmp_path
 def test_data_that_two_stages_share_is_told_of_both(empty_database: Path, tmp_path: Path) -> None:
     uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
     logger = MLFlowLogger("held", tracking_uri=uri)
-    trainer = pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=logger,
-        default_root_dir=tmp_path,
-        enable_progress_bar=False,
-    )
+    trainer = one_epoch(logger, tmp_path)
     loader = Points().val_dataloader()
     trainer.fit(Lines(), loader, loader)
     trainer.test(Lines(), loader, ckpt_path="best")
@@ -277,13 +272,7 @@ def test_an_evaluation_that_fails_leaves_the_end_of_the_fit(
 ) -> None:
     uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
     logger = MLFlowLogger("held", tracking_uri=uri)
-    trainer = pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=logger,
-        default_root_dir=tmp_path,
-        enable_progress_bar=False,
-    )
+    trainer = one_epoch(logger, tmp_path)
     module = Lines()
     trainer.fit(module, datamodule=Points())
     run_id = logger.run_id
@@ -319,13 +308,7 @@ def test_the_users_own_run_shows_its_checkpoints_too(empty_database: Path, tmp_p
     experiment = mlflow.MlflowClient(uri).create_experiment("own")
     with mlflow.start_run(experiment_id=experiment) as active:
         logger = MLFlowLogger(tracking_uri=uri)
-        trainer = pl.Trainer(
-            max_epochs=1,
-            accelerator="cpu",
-            logger=logger,
-            default_root_dir=tmp_path,
-            enable_progress_bar=False,
-        )
+        trainer = one_epoch(logger, tmp_path)
         trainer.fit(Lines(), datamodule=Points())
         assert logger.run_id == active.info.run_id
         assert len(run_of(logger).outputs.model_outputs) == 1
