@@ -93,6 +93,20 @@ def _environment_as_before() -> Iterator[None]:
         os.environ.update(before)
 
 
+@pytest.fixture(autouse=True)
+def _handlers_of_lightning_end_with_their_test() -> Iterator[None]:
+    """A fit of Lightning's that SIGTERM ended leaves its handler, which calls the one before it.
+
+    That is none of the handlers which raylit knows, so in a later test it counts as the user's.
+    """
+    yield
+    handler: Any = signal.getsignal(signal.SIGTERM)
+    while type(handler).__module__.startswith("lightning."):
+        _, *before = handler.signal_handlers
+        handler = before[0] if before else signal.SIG_DFL
+        signal.signal(signal.SIGTERM, handler)
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
     """A Ray cluster of this machine with four logical CPUs, and this process connected to it.

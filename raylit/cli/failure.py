@@ -11,6 +11,7 @@ from pathlib import Path
 
 import raylit
 from raylit.errors import RaylitError
+from raylit.launch.carried_error import WorkerTraceback
 from raylit.runtime.secrets import without_secrets
 
 # A value of thousands of characters, quoted in a message: the rest of the sentence is to be seen.
@@ -58,7 +59,7 @@ def user_frames(error: BaseException) -> list[str]:
     Also of an error in a worker.
     """
     blocks = [block.rstrip("\n") for block in traceback.format_tb(error.__traceback__)]
-    if type(error.__cause__).__name__ == "WorkerTraceback":
+    if isinstance(error.__cause__, WorkerTraceback):
         blocks = [
             block.rstrip("\n")
             for block in re.findall(

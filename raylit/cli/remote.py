@@ -41,6 +41,7 @@ WANTED = (
 # Raylit's save of a run that is stopped; Ray kills it 3 s after it has asked it to end.
 STOP_WAIT_S = 60
 OWN_VARIABLES = ("PL_", "RAYLIT_")
+LAST_LINES = ", last available logs"  # where Ray's words repeat the log, which has been shown
 OF_THE_TERMINAL = ("RAYLIT_PROGRESS", "RAYLIT_VERBOSE")
 
 
@@ -152,7 +153,8 @@ def _end(code: int, message: str, line: str) -> None:
             f"The cluster has no command {line.split()[0]!r}: raylit is to be installed on its"
             " nodes as it is here (cluster/README.md)."
         )
-    info(f"The job ended with exit code {code}. {without_secrets(message)}")
+    why = without_secrets(message.partition(LAST_LINES)[0])
+    info(f"The job ended with exit code {code}. {why}".rstrip())
     sys.exit(code)
 
 

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from raylit.errors import ConfigError, LaunchError, MissingPackageError, Terminated
 from raylit.loggers.mlflow import runs, store
-from raylit.runtime.messages import warn
+from raylit.runtime.messages import is_verbose, warn
 from raylit.runtime.secrets import without_secrets
 
 START_TIMEOUT_S = 120.0
@@ -47,7 +47,6 @@ def serve(uri: str | None, host: str, port: int, auth: bool = False) -> None:
     if not auth:
         warn_if_open(host, port)
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
-    is_verbose = bool(os.environ.get("RAYLIT_VERBOSE"))
     command = [
         sys.executable,
         "-m",
@@ -68,7 +67,7 @@ def serve(uri: str | None, host: str, port: int, auth: bool = False) -> None:
         # through us alone
         child = subprocess.Popen(
             command,
-            stdout=None if is_verbose else log,
+            stdout=None if is_verbose() else log,
             stderr=subprocess.STDOUT,
             env=env,
             start_new_session=True,

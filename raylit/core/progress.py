@@ -113,6 +113,11 @@ class Progress:
         """Whether an epoch was begun that has not come to its end."""
         return self.at not in BETWEEN_EPOCHS
 
+    @property
+    def batch_idx(self) -> int:
+        """The number in its epoch, from 0, of the batch that runs or that is read."""
+        return self.batch if self.at == BATCH else max(0, self.batch - 1)
+
     def start_epoch(self) -> None:
         """Count the batches of an epoch anew."""
         self.batch = 0

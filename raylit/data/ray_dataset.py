@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from raylit.core.aliases import Batch, StateDict
 from raylit.errors import ConfigError, DataError
-from raylit.runtime.messages import info, warn
+from raylit.runtime.messages import info, is_verbose, warn
 
 if TYPE_CHECKING:
     from raylit.parallel import World
@@ -248,7 +248,7 @@ class RayDataLoader:
         """
         dataset = type(self.data).copy(self.data, _deep_copy=True)
         dataset.context.execution_options.preserve_order = self.preserve_order
-        if not os.environ.get("RAYLIT_VERBOSE"):
+        if not is_verbose():
             dataset.context.enable_progress_bars = False
             _quieten()
         return (

@@ -408,8 +408,8 @@ def fail(run: Run, error: BaseException) -> None:
     trainer, progress = run.trainer, run.progress
     trainer.state.status = TrainerStatus.INTERRUPTED
     error.add_note(
-        f"(raylit) rank {run.world.rank} of {run.world.size}, epoch {progress.epoch}, batch"
-        f" {progress.batch}, step {progress.steps}, in {run.stage or 'setup'}"
+        f"(raylit) rank {run.world.rank} of {run.world.size}, epoch {progress.epoch},"
+        f" batch_idx {progress.batch_idx}, step {progress.steps}, in {run.stage or 'setup'}"
     )
     hints = (run.strategy.hint(run.module, error), _hint_of_no_batch(run), _hint_of_loss(error))
     for hint in hints:

@@ -63,6 +63,11 @@ def rank_zero_only(function: Callable[P, T]) -> Callable[P, T | None]:
     return on_rank_zero
 
 
+def is_verbose() -> bool:
+    """Tell whether RAYLIT_VERBOSE (`--verbose`) asks for all that there is to say."""
+    return bool(os.environ.get("RAYLIT_VERBOSE"))
+
+
 def info(text: str) -> None:
     """Say one line on stderr."""
     if rank() == 0 and log.isEnabledFor(logging.INFO):

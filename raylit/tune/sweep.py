@@ -25,10 +25,10 @@ from ray.tune.search import Searcher
 
 from raylit.errors import ConfigError, LaunchError, Terminated
 from raylit.launch.on_ray.by_value import Parcel
-from raylit.launch.on_ray.cluster import connect, is_verbose, say_dashboard
+from raylit.launch.on_ray.cluster import connect, say_dashboard
 from raylit.loggers import MLFlowLogger
 from raylit.runtime.masked_config import is_masked, mask_config
-from raylit.runtime.messages import info, number_of
+from raylit.runtime.messages import info, is_verbose, number_of
 from raylit.runtime.secrets import holds_secret, without_secrets
 from raylit.runtime.storage import is_url
 from raylit.trainer.trainer import Trainer

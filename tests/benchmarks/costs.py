@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import raylit as pl
 from tests.benchmarks.step import Batch, Batches, net, quiet
@@ -115,6 +116,13 @@ def epochs_turn() -> float:
     return fit(Batches(1), max_epochs=NUM_EPOCHS) / NUM_EPOCHS - step()
 
 
+def loaders_epoch() -> float:
+    """Return the seconds of an epoch of one batch that a DataLoader gives, in random order."""
+    inputs, targets = next(iter(Batches(1)))
+    loader = DataLoader(TensorDataset(inputs, targets), batch_size=len(inputs), shuffle=True)
+    return fit(loader, max_epochs=NUM_EPOCHS) / NUM_EPOCHS
+
+
 def step(num_keys: int = 0, num_callbacks: int = 0) -> float:
     """Return the seconds of a step."""
     batches = Batches(NUM_STEPS)
@@ -140,6 +148,7 @@ def measure(num_rounds: int) -> dict[str, str]:
     torch.set_num_threads(1)
     measures: dict[str, Callable[[], float]] = {
         "turn": epochs_turn,
+        "loader": loaders_epoch,
         "empty": lambda: fit(Batches(0)),
         "step": step,
         "idle": lambda: step(num_callbacks=NUM_CALLBACKS),
@@ -152,6 +161,7 @@ def measure(num_rounds: int) -> dict[str, str]:
     }
     found: dict[str, list[float]] = {name: [] for name in measures}
     measures["raylit"]()
+    fit(Batches(1))  # the first fit of a process imports what PyTorch imports late, for a second
     for _ in range(num_rounds):
         for name, function in measures.items():
             found[name].append(function())
@@ -159,6 +169,7 @@ def measure(num_rounds: int) -> dict[str, str]:
     keys = (median["many"] - median["step"]) / (median["one"] - median["step"])
     return {
         "turn of an epoch, without validation": f"{median['turn'] * 1e3:.3f} ms",
+        "epoch of one batch of a shuffling DataLoader": f"{median['loader'] * 1e3:.3f} ms",
         "fit on an empty loader": f"{median['empty'] * 1e3:.2f} ms",
         f"step with {NUM_CALLBACKS} callbacks that override nothing": (
             f"{median['idle'] / median['step']:.3f} x a step without"

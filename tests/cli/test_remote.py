@@ -79,6 +79,7 @@ def refused(project: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
         ("config.yaml", "a file of neither kind"),
         ("service.yaml", r"(kind: Service) is a file of neither kind"),
         (NOWHERE, "no Ray cluster takes jobs there: nobody listens there"),
+        ("http://no.such.host.invalid:8265", "the name no.such.host.invalid is not known on"),
     ],
 )
 def test_what_is_no_cluster(refused: Refused, project: Path, on: str, words: str) -> None:
@@ -278,10 +279,11 @@ def test_a_rayjob_is_made_of_the_file(
 def test_a_rayjob_that_fails_gives_the_exit_code_of_the_job(
     project: Path, kubectl: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    message = "Job entrypoint command failed with exit code 2, last available logs ..."
+    message = "Job entrypoint command failed with exit code 2, last available logs: ValueError"
     monkeypatch.setenv("STATUS", status("Failed", "FAILED", message))
     assert main(["fit", "--config", "config.yaml", "--on", str(RAYJOB)]) == 2
-    assert "ended with exit code 2" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "ended with exit code 2" in said and "ValueError" not in said, "the log has shown it"
 
 
 @pytest.mark.long

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from tests.actors import none_is_left
+from tests.actors import left_of_fits
 from tests.deadlines import stretched
 from tests.lazy import mlflow
 
@@ -283,4 +283,4 @@ def test_a_signal_ends_a_fit_on_ray_workers(
     assert err.rstrip().endswith(said)
     assert f"--ray.address {ray_cluster} --resume\n" in err, "it goes on in the same place"
     assert newest_run(lab, "long").info.status == "KILLED"
-    assert none_is_left(ray_cluster)
+    assert left_of_fits(ray_cluster) == []

@@ -330,4 +330,6 @@ def test_an_exception_says_where_it_was_raised(tmp_path: Path) -> None:
 
     with pytest.raises(ArithmeticError) as caught:
         trainer(tmp_path).fit(Breaks())
-    assert caught.value.__notes__ == ["(raylit) rank 0 of 1, epoch 0, batch 3, step 2, in train"]
+    assert caught.value.__notes__ == [
+        "(raylit) rank 0 of 1, epoch 0, batch_idx 2, step 2, in train"
+    ]

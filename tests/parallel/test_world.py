@@ -75,7 +75,7 @@ def test_two_ranks(tmp_path: Path) -> None:
     # the one that failed says why; the other does not wait for it for ever
     name, text, notes = one["error"]
     assert (name, text) == ("ZeroDivisionError", "the user's")
-    assert notes == ["(raylit) rank 1 of 2, epoch 1, batch 1, step 3, in train"]
+    assert notes == ["(raylit) rank 1 of 2, epoch 1, batch_idx 0, step 3, in train"]
     assert zero["error"][0] != "ZeroDivisionError"
 
 

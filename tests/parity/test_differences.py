@@ -445,7 +445,7 @@ def test_errors_say_where_they_happened(tmp_path: Path) -> None:
 
     theirs, ours = both(scenario, tmp_path)
     assert theirs == []
-    assert ours == ["(raylit) rank 0 of 1, epoch 0, batch 2, step 2, in train"]
+    assert ours == ["(raylit) rank 0 of 1, epoch 0, batch_idx 1, step 2, in train"]
 
 
 def test_a_validation_that_was_due_when_the_checkpoint_was_saved_is_made_up_for(

@@ -18,7 +18,7 @@ from raylit.errors import ConfigError
 from raylit.launch.on_ray import nodes, private
 from raylit.launch.on_ray.address import START, check_address, is_on_loopback
 from raylit.launch.on_ray.by_value import Code
-from raylit.runtime.messages import info
+from raylit.runtime.messages import info, is_verbose
 
 PROCESSES_PER_CPU = (
     32  # of workers that share a CPU: each holds some 0.5 GB, and one more helps none
@@ -29,11 +29,6 @@ _connecting = threading.Lock()
 _is_quiet = False  # whether the connection of this process was made here, quietly
 _started: str | None = None  # the address of the cluster that this process has started
 _inherited: Mapping[str, str] = {}  # the environment that it has from this process
-
-
-def is_verbose() -> bool:
-    """Tell whether RAYLIT_VERBOSE (`--verbose`) asks for what Ray has to say."""
-    return bool(os.environ.get("RAYLIT_VERBOSE"))
 
 
 def connect(num_cpus: float = 1) -> bool:

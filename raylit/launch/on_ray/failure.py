@@ -6,24 +6,19 @@ The user's own exception, with the user's own lines, or why a worker ended.
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
-import traceback
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NoReturn
 
 import ray
-from ray import cloudpickle
 from ray.train import FailureConfig, TrainingFailedError
 from ray.train.v2.api.exceptions import PreemptionError
 
 from raylit.errors import LaunchError
-from raylit.launch.on_ray.cluster import is_verbose
+from raylit.launch.carried_error import WorkerTraceback, packed, traceback_of
 from raylit.launch.on_ray.mailbox import (
     LOW_MEMORY,
     WorkerFailure,
-    builtin_of,
     is_consequence,
     is_leave,
     is_ours,
@@ -35,7 +30,6 @@ DEAD = (
     ray.exceptions.RayActorError,
     ray.exceptions.OutOfMemoryError,
 )  # what is raised by asking something of an actor that has died
-OURS = str(Path(__file__).parents[1]) + os.sep
 
 
 def failure_config(max_failures: Any) -> Any:
@@ -59,19 +53,10 @@ def less(failures: Any, num_failures: int) -> Any:
 
 def failure_of(error: BaseException) -> WorkerFailure:
     """Return what carries `error`, which is being handled, to the driver."""
-    try:
-        # As the class in Python itself would be pickled: a user's __init__ may want other arguments
-        # than those of its base. What that keeps outside of __dict__, such as the file name of an
-        # OSError, is in its own arguments.
-        _, arguments, *state = builtin_of(type(error)).__reduce__(error)
-        parts = cloudpickle.dumps((type(error), arguments, state[0] if state else {}))
-        cloudpickle.loads(parts)
-    except Exception:  # whatever the user's own attributes raise when pickled
-        parts = None
     return WorkerFailure(
         time.time(),
         traceback_of(error),
-        parts,
+        packed(error),
         isinstance(error, Exception) and is_lost_peer(error),
     )
 
@@ -84,32 +69,6 @@ class ControllerDied:
     """
 
     why: str
-
-
-class WorkerTraceback(Exception):
-    """The traceback of an exception in a worker, as text."""
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.args[0]}"""'
-
-
-def traceback_of(error: BaseException) -> str:
-    """Return the traceback of an exception as text.
-
-    From the user's first line on and without raylit's, or, if verbose, all of it.
-    """
-    whole = traceback.TracebackException.from_exception(error)
-    one: traceback.TracebackException | None = whole
-    while one is not None and not is_verbose():
-        frames = [frame for frame in one.stack if not frame.filename.startswith(OURS)]
-        first = next(
-            (index for index, frame in enumerate(frames) if "site-packages" not in frame.filename),
-            0,
-        )
-        if frames:
-            one.stack = traceback.StackSummary.from_list(frames[first:])
-        one = one.__cause__ or one.__context__
-    return "".join(whole.format())
 
 
 def raise_original(error: TrainingFailedError) -> NoReturn:

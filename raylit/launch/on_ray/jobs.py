@@ -10,12 +10,14 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from aiohttp import ClientError  # comes with ray[default], as Ray Jobs do
 from ray.exceptions import AuthenticationError
@@ -23,8 +25,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from raylit.errors import ConfigError, LaunchError
 from raylit.launch.on_ray import private
-from raylit.launch.on_ray.cluster import is_verbose
-from raylit.runtime.messages import info
+from raylit.runtime.messages import info, is_verbose
 
 T = TypeVar("T")
 
@@ -189,7 +190,7 @@ def _first_answer(address: str, given: str) -> JobSubmissionClient:
     except TimeoutError:
         problem = f"nothing answered within {ANSWER_S:g} s"
     except ConnectionError:
-        problem = "nobody listens there"
+        problem = _unreachable(address)
     except (RuntimeError, OSError, ValueError, KeyError):
         problem = "what answers is another kind of server, or a Ray without ray[default]"
     raise ConfigError(
@@ -197,6 +198,15 @@ def _first_answer(address: str, given: str) -> JobSubmissionClient:
         " as `ray start --head` prints it, or the end of a tunnel to it, such as"
         " http://127.0.0.1:8265 after `ssh -L 8265:127.0.0.1:8265 head`."
     )
+
+
+def _unreachable(address: str) -> str:
+    host = urlsplit(address).hostname
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return f"the name {host} is not known on this machine"
+    return "nobody listens there"
 
 
 def _about_token(answer: str) -> str:

@@ -19,12 +19,12 @@ from raylit.callbacks import RecoveryCheckpoint
 from raylit.core.job import Job, Result
 from raylit.core.logger import as_loggers
 from raylit.errors import LaunchError, Terminated
+from raylit.launch.carried_error import WorkerTraceback
 from raylit.launch.job_parts import checkpoint_folders
 from raylit.launch.on_ray import elastic, mailbox, private
 from raylit.launch.on_ray.cluster import (
     connect,
     inherited,
-    is_verbose,
     say_dashboard,
     started_here,
 )
@@ -32,7 +32,6 @@ from raylit.launch.on_ray.elastic import AsManyAsFit, LostNodesAreNoFailures, Ro
 from raylit.launch.on_ray.failure import (
     DEAD,
     ControllerDied,
-    WorkerTraceback,
     advice,
     failure_config,
     less,
@@ -48,7 +47,7 @@ from raylit.launch.on_ray.watchdog import DEFAULT_S, VARIABLE
 from raylit.launch.on_ray.worker_main import Preempted, Work
 from raylit.runtime import storage
 from raylit.runtime.environment import seconds
-from raylit.runtime.messages import info
+from raylit.runtime.messages import info, is_verbose
 
 if TYPE_CHECKING:
     from raylit.core.trainer import JobTrainer

@@ -7,13 +7,11 @@ a global.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 from typing import Any
 
 import ray
-from ray import cloudpickle
 from ray.train import UserCallback
 from ray.train.backend import Backend, BackendConfig
 
@@ -107,11 +105,11 @@ class WorkerFailure(Exception):
     Attributes:
         at: seconds since the epoch when it was raised.
         text: its traceback, since tracebacks do not travel.
-        parts: class, arguments and attributes of the exception, pickled; None if they cannot be.
+        parts: the exception, as `carried_error.packed` gives it.
         is_consequence: whether it only says that another rank could not be reached.
     """
 
-    def __init__(self, at: float, text: str, parts: bytes | None, is_consequence: bool) -> None:
+    def __init__(self, at: float, text: str, parts: bytes, is_consequence: bool) -> None:
         super().__init__(at, text, parts, is_consequence)
         self.at = at
         self.text = text
@@ -119,30 +117,13 @@ class WorkerFailure(Exception):
         self.is_consequence = is_consequence
 
     def original(self) -> BaseException:
-        """Return the exception, or one with the same text if it cannot be pickled."""
-        if self.parts is None:
-            from raylit.errors import LaunchError
+        """Return the exception, or one that says the same if it cannot be pickled."""
+        from raylit.launch.carried_error import unpacked
 
-            return LaunchError(
-                f"{last_line(self.text)} (this stands for the original exception, which cannot be"
-                " pickled)"
-            )
-        kind, arguments, state = cloudpickle.loads(self.parts)
-        error: BaseException = kind.__new__(kind, *arguments)
-        # not the user's __init__; but that of the class in Python itself, which sets what is not in
-        # the state, such as the code of SystemExit
-        with contextlib.suppress(TypeError):
-            builtin_of(kind).__init__(error, *arguments)
-        error.__setstate__(state)
-        return error
+        return unpacked(self.parts)
 
     def __str__(self) -> str:
         return self.text
-
-
-def builtin_of(kind: type[BaseException]) -> Any:
-    """Return the class in Python itself that a class of exceptions is derived from."""
-    return next(one for one in kind.__mro__ if one.__module__ == "builtins")
 
 
 class Left(Exception):

@@ -25,7 +25,6 @@ from raylit.errors import Terminated
 from raylit.launch.job_parts import checkpoint_folders, parts_of
 from raylit.launch.on_ray import mailbox as remote
 from raylit.launch.on_ray.by_value import Parcel
-from raylit.launch.on_ray.cluster import is_verbose
 from raylit.launch.on_ray.failure import failure_of
 from raylit.launch.on_ray.mailbox import Left
 from raylit.launch.on_ray.preemption import Notice
@@ -35,6 +34,7 @@ from raylit.launch.on_ray.validation import ValidationTasks
 from raylit.launch.on_ray.variables import Variables
 from raylit.launch.on_ray.watchdog import Patience
 from raylit.parallel import choose_device
+from raylit.runtime.messages import is_verbose
 from raylit.runtime.rng import seed_everything
 
 SEED = "PL_GLOBAL_SEED"

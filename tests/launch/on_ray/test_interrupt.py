@@ -16,7 +16,7 @@ import pytest
 
 from raylit.errors import Terminated
 from raylit.launch.on_ray.private import groups
-from tests.actors import none_is_left
+from tests.actors import left_of_fits
 from tests.callbacks.checkpoints.test_recovery_checkpoint import (
     At,
     Tiny,
@@ -82,7 +82,7 @@ def test_the_run_is_saved_and_nothing_stays(
         assert process.returncode and errors.rstrip().endswith("KeyboardInterrupt"), errors
     assert "Saving the run after this batch" in errors
     assert list((tmp_path / "checkpoints" / "recovery").glob("*.ckpt")), errors
-    assert none_is_left(ray_cluster)
+    assert left_of_fits(ray_cluster) == []
     assert set(groups()) <= before
 
 

@@ -22,7 +22,7 @@ import raylit as pl
 from raylit.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from raylit.errors import ConfigError, LaunchError
 from raylit.launch.on_ray.failure import failure_of
-from tests.actors import none_is_left
+from tests.actors import left_of_fits
 from tests.lazy import mlflow
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -182,14 +182,16 @@ class TestTwoWorkers:
         assert [step for step, _ in runs["ray"]["val_loss"]] == [5, 11, 17]
 
     def test_no_actor_is_left(self, fits: dict[str, Any], ray_cluster: str) -> None:
-        assert none_is_left(ray_cluster)
+        assert left_of_fits(ray_cluster) == []
 
 
 def test_exception_of_a_worker_reaches_the_user(tmp_path: Path) -> None:
     with pytest.raises(OddError, match="bad batch 2") as caught:
         trainer(tmp_path, num_workers=2).fit(model("raise"), loaders(4)[0])
     assert caught.value.number == 2
-    assert caught.value.__notes__ == ["(raylit) rank 1 of 2, epoch 1, batch 3, step 8, in train"]
+    assert caught.value.__notes__ == [
+        "(raylit) rank 1 of 2, epoch 1, batch_idx 2, step 8, in train"
+    ]
     assert "self.fail()" in str(caught.value.__cause__)
 
 
