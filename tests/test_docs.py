@@ -28,6 +28,7 @@ from typing import Any
 
 import pytest
 
+import raylit.callbacks
 from tests.deadlines import stretched
 
 ROOT = Path(__file__).parents[1]
@@ -267,6 +268,11 @@ def rows() -> list[str]:
     part = DIFFERENCES.read_text().split("## Where raylit differs on purpose")[1]
     lines = [line for line in part.splitlines() if line.startswith("|")]
     return [line for line in lines if not line.startswith(("| |", "|---"))]
+
+
+def test_each_callback_is_told() -> None:
+    told = set(re.findall(r"`(\w+)`", (ROOT / "docs/reference.md").read_text()))
+    assert set(raylit.callbacks.__all__) <= told
 
 
 def test_each_variable_is_told() -> None:

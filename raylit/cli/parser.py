@@ -42,6 +42,8 @@ SHORT_USAGE = 5  # lines
 Registry = dict[
     str, tuple[type | tuple[type, ...], str]
 ]  # key in the config: class or bases of the classes, and where it is linked to
+# flags of `raylit fit`, and what a script of LightningCLI has for them
+OF_RAYLIT = {"--resume": "A script goes on from its last checkpoint with --ckpt_path last."}
 
 
 class LightningArgumentParser(Parser):
@@ -85,7 +87,7 @@ class LightningArgumentParser(Parser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End, or raise, with the nearest flag beside one that there is not."""
         if found := re.match(r"unrecognized arguments: (--[\w.]+)", message):
-            hint = did_you_mean(found[1], self._option_string_actions)
+            hint = OF_RAYLIT.get(found[1]) or did_you_mean(found[1], self._option_string_actions)
             message = "\n ".join(filter(None, [message, hint]))
         super().error(message, ex)
 

@@ -452,6 +452,7 @@ def test_a_whole_number_stays_one_whatever_was_annotated_before() -> None:
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
+        ("--resume", "goes on from its last checkpoint with --ckpt_path last"),
         ("--trainer.max_epochss=3", "Did you mean '--trainer.max_epochs'"),
         ("--trainer.max_epochs=x", 'key "trainer.max_epochs"'),
         ("--config=nope.yaml", "File does not exist"),
