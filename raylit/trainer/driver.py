@@ -202,7 +202,7 @@ def launcher_for(job: Job) -> Launcher:
             " itself, and Trainer(compile=True)."
         )
     if job.trainer.launcher == "local":
-        from raylit.launch.processes import ProcessLauncher
+        from raylit.launch.processes.launcher import ProcessLauncher
 
         return ProcessLauncher()
     kept = _kept.get()

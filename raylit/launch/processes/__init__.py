@@ -1,5 +1,5 @@
-"""Processes of this machine as ranks, without Ray: the only place for torch's own launcher."""
+"""Processes of this machine as ranks, without Ray: the only place for torch's own launcher.
 
-from raylit.launch.processes.launcher import ProcessLauncher
-
-__all__ = ["ProcessLauncher"]
+Nothing is imported here: each rank runs `rank.py` as its main module, which Python warns of where
+the package has imported it before.
+"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import pickle
 import signal
@@ -89,6 +90,8 @@ def be_forked(job: Job, plan: Plan, folder: Path, rank: int) -> None:
 
 def be_rank(job: Job, plan: Plan, folder: Path, rank: int) -> None:
     """Do the work of one rank, and leave its result or what ended it."""
+    if sys.__stderr__ is not None:
+        faulthandler.enable(sys.__stderr__)  # else one that C++ aborts ends without a word
     try:
         if plan.seed is not None:
             # the same weights come from the parent; what is drawn during training (dropout) differs
