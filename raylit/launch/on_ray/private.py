@@ -107,18 +107,24 @@ class TrainRun(TorchTrainer):
         )(NamedTrainController)
         self._controller = actor.remote(**{**arguments, **self.policies})
         ray.get(self._controller.run.remote())
-        return ray.get(self._controller.get_result.remote())
+        result = ray.get(self._controller.get_result.remote())
+        # Its process ends with its last handle. The traceback of an exception, which a notebook
+        # keeps, leads to this object.
+        self._controller = None
+        return result
 
     def abort(self, timeout_s: float) -> None:
         """Stop the workers and what holds their resources."""
-        if self._controller is None:
+        controller = self._controller
+        self._controller = None
+        if controller is None:
             return
         try:
-            ray.get(self._controller.abort.remote(), timeout=timeout_s)
+            ray.get(controller.abort.remote(), timeout=timeout_s)
         except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError):
             return  # how it ends
         except ray.exceptions.GetTimeoutError:
-            ray.kill(self._controller)
+            ray.kill(controller)
 
 
 def groups(run: str = "") -> dict[str, dict[str, Any]]:

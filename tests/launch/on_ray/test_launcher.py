@@ -185,7 +185,7 @@ class TestTwoWorkers:
         assert left_of_fits(ray_cluster) == []
 
 
-def test_exception_of_a_worker_reaches_the_user(tmp_path: Path) -> None:
+def test_exception_of_a_worker_reaches_the_user(tmp_path: Path, ray_cluster: str) -> None:
     with pytest.raises(OddError, match="bad batch 2") as caught:
         trainer(tmp_path, num_workers=2).fit(model("raise"), loaders(4)[0])
     assert caught.value.number == 2
@@ -193,6 +193,7 @@ def test_exception_of_a_worker_reaches_the_user(tmp_path: Path) -> None:
         "(raylit) rank 1 of 2, epoch 1, batch_idx 2, step 8, in train"
     ]
     assert "self.fail()" in str(caught.value.__cause__)
+    assert left_of_fits(ray_cluster) == [], "not even while its traceback is kept"
 
 
 def test_dead_worker_is_restarted_from_the_newest_checkpoint(tmp_path: Path) -> None:
