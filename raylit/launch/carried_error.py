@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import traceback
-from pathlib import Path
 from typing import Any
 
 import cloudpickle
 
 from raylit.errors import LaunchError
-from raylit.runtime.messages import is_verbose
-
-OURS = str(Path(__file__).parents[1]) + os.sep
 
 
 class WorkerTraceback(Exception):
@@ -53,25 +48,6 @@ def unpacked(parts: bytes) -> BaseException:
         _builtin_of(kind).__init__(error, *arguments)
     error.__setstate__(state)
     return error
-
-
-def traceback_of(error: BaseException) -> str:
-    """Return the traceback of an exception as text.
-
-    From the user's first line on and without raylit's, or, if verbose, all of it.
-    """
-    whole = traceback.TracebackException.from_exception(error)
-    one: traceback.TracebackException | None = whole
-    while one is not None and not is_verbose():
-        frames = [frame for frame in one.stack if not frame.filename.startswith(OURS)]
-        first = next(
-            (index for index, frame in enumerate(frames) if "site-packages" not in frame.filename),
-            0,
-        )
-        if frames:
-            one.stack = traceback.StackSummary.from_list(frames[first:])
-        one = one.__cause__ or one.__context__
-    return "".join(whole.format())
 
 
 def _without_notes(error: BaseException) -> traceback.TracebackException:

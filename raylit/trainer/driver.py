@@ -13,7 +13,7 @@ from raylit.callbacks import Checkpoint, ModelCheckpoint
 from raylit.checkpoint import find, folder
 from raylit.checkpoint.format import outline
 from raylit.core.datamodule import LightningDataModule
-from raylit.core.job import Job
+from raylit.core.job import Job, Result
 from raylit.core.logger import as_loggers
 from raylit.core.module import LightningModule
 from raylit.core.states import TrainerStatus
@@ -21,6 +21,7 @@ from raylit.errors import CheckpointError, ConfigError, WrongTypeError, foreign_
 from raylit.loggers import Logger
 from raylit.runtime.messages import rank, warn
 from raylit.runtime.storage import is_url, unwritable
+from raylit.runtime.tracebacks import InNotebooks
 from raylit.trainer.resolved import config_text
 from raylit.version import __version__
 
@@ -288,6 +289,16 @@ def _batches(own: dict[str, Any]) -> int:
 def _keeps_config(job: Job) -> bool:
     """Tell whether a callback keeps the config from which the fit was made."""
     return any(getattr(callback, "keeps_config", False) for callback in job.trainer.callbacks)
+
+
+def run(job: Job) -> Result:
+    """Run a job where it belongs, with the loggers open.
+
+    Returns:
+        What rank 0 has to say.
+    """
+    with InNotebooks(), driving(job):
+        return launcher_for(job).launch(job)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from raylit.callbacks.display.footer import LEAST_ROWS, Footer, size_of
+from raylit.runtime.notebook import is_notebook
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -175,12 +176,6 @@ def make_screen() -> PlainScreen | LiveScreen | None:
     if wanted == "rich" and sys.stdout.isatty() and size_of(sys.stdout).lines >= LEAST_ROWS:
         return LiveScreen(Footer(sys.stdout))
     return PlainScreen()
-
-
-def is_notebook() -> bool:
-    """Tell whether this process is the kernel of a notebook."""
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 def shows_lines_only() -> bool:

@@ -15,7 +15,7 @@ from ray.train import FailureConfig, TrainingFailedError
 from ray.train.v2.api.exceptions import PreemptionError
 
 from raylit.errors import LaunchError
-from raylit.launch.carried_error import WorkerTraceback, packed, traceback_of
+from raylit.launch.carried_error import WorkerTraceback, packed
 from raylit.launch.on_ray.mailbox import (
     LOW_MEMORY,
     WorkerFailure,
@@ -25,6 +25,7 @@ from raylit.launch.on_ray.mailbox import (
     reasons_of,
 )
 from raylit.parallel import is_lost_peer
+from raylit.runtime.tracebacks import traceback_of
 
 DEAD = (
     ray.exceptions.RayActorError,

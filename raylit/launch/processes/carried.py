@@ -11,8 +11,9 @@ from typing import NoReturn
 import cloudpickle
 
 from raylit.core.job import Result
-from raylit.launch.carried_error import WorkerTraceback, packed, traceback_of, unpacked
+from raylit.launch.carried_error import WorkerTraceback, packed, unpacked
 from raylit.parallel import is_lost_peer
+from raylit.runtime.tracebacks import traceback_of
 
 RESULT, FAILURE = "result", "failure"
 
