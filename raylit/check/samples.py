@@ -17,7 +17,7 @@ from raylit.runtime.batch import named_tensors, with_tensors
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
 
-MOST_SAMPLES = 16  # to look at; a few are enough
+SIZES = (13, 11, 7, 5, 3, 2)  # of the samples to look at; few layers are as wide as the first
 
 
 def num_samples(loader: Loaders, batch: Batch) -> int | None:
@@ -35,8 +35,8 @@ def num_samples(loader: Loaders, batch: Batch) -> int | None:
 def fewer_samples(batch: Batch, number: int) -> tuple[Batch, int]:
     """Return the first samples of a batch, as many as no other dimension of it has; and how many.
 
-    So a dimension of that size is the one of the samples: a batch of 16 sequences of 16 steps does
-    not tell which is which.
+    So a dimension of that size is the one of the samples: a batch of 16 sequences of 16 steps, or
+    one of 16 in a layer of width 16, does not tell which is which.
     """
     tensors = named_tensors(batch)
     of_samples = [one.ndim > 0 and one.size(0) == number for one in tensors.values()]
@@ -45,8 +45,7 @@ def fewer_samples(batch: Batch, number: int) -> tuple[Batch, int]:
         for one, has_rows in zip(tensors.values(), of_samples, strict=True)
         for size in one.shape[1 if has_rows else 0 :]
     }
-    wanted = min(number, MOST_SAMPLES)
-    fewer = next((n for n in range(wanted, 1, -1) if n not in others), number)
+    fewer = next((n for n in SIZES if n <= number and n not in others), number)
     if fewer == number:
         return batch, number
     cut = [

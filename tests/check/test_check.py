@@ -332,6 +332,15 @@ class TestSamples:
             in check(NotInEval())["samples"].found
         )
 
+    @pytest.mark.parametrize("batch_size", [8, 16, 32])
+    def test_an_output_as_wide_as_the_batch_is_none_of_pairs(self, batch_size: int) -> None:
+        class Wide(Classifier):
+            def __init__(self) -> None:
+                super().__init__()
+                self.last = nn.Linear(32, batch_size)
+
+        assert check(Wide(), loader(batch_size))["samples"].status == "ok"
+
     def test_time_first_is_not_taken_for_samples(self) -> None:
         class Recurrent(Classifier):
             def __init__(self) -> None:
