@@ -66,7 +66,7 @@ def run(code: str, tmp_path: Path, *command: str) -> subprocess.CompletedProcess
     )
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.ray)])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=[pytest.mark.ray, pytest.mark.long])])
 def test_a_script_runs_unchanged(tmp_path: Path, workers: int) -> None:
     done = run(SCRIPT, tmp_path, "-m", "raylit.as_lightning", "script.py", str(workers))
     assert done.returncode == 0, done.stderr

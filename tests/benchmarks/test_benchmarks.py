@@ -50,9 +50,10 @@ def test_the_table_has_a_ratio_for_every_loop(model: str) -> None:
 def test_the_other_costs_are_measured() -> None:
     done = run("costs", "--rounds", "1")
     rows = [re.split(r"  +", line) for line in done.splitlines()]
-    assert len(rows) == 6 and all(float(value.split()[0]) > 0 for _, value in rows), done
+    assert len(rows) == 7 and all(float(value.split()[0]) > 0 for _, value in rows), done
 
 
+@pytest.mark.long
 def test_what_saving_costs_is_measured() -> None:
     done = run("checkpoint", "--megabytes", "4", "--rounds", "1")
     rows = [re.split(r"  +", line) for line in done.splitlines()[1:7]]
@@ -94,6 +95,7 @@ def test_the_cost_of_ray_is_measured() -> None:
     assert float(rows[1][1]) > 0
 
 
+@pytest.mark.long
 def test_how_fast_data_is_read_is_measured() -> None:
     done = run("data", "--rows", "6000", "--rounds", "1", "--stream-gb", "0.002", "--no-ray")
     tables = done.split("\n\n")

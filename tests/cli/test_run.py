@@ -247,8 +247,13 @@ def test_fit_on_ray_workers(lab: Path, ray_cluster: str) -> None:
     assert len(list(lab.rglob("config.yaml"))) == 1
 
 
-@pytest.mark.ray
-def test_an_error_in_a_ray_worker_shows_the_users_lines(lab: Path, ray_cluster: str) -> None:
+@pytest.mark.parametrize(
+    "launcher", ["local", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.long])]
+)
+def test_an_error_in_a_worker_shows_the_users_lines(
+    lab: Path, launcher: str, ray_cluster: str
+) -> None:
+    there = ("--trainer.launcher=local",) if launcher == "local" else ("--ray.address", ray_cluster)
     flags = (
         "--model=lab.Broken",
         "--data=lab.Diabetes",
@@ -256,7 +261,7 @@ def test_an_error_in_a_ray_worker_shows_the_users_lines(lab: Path, ray_cluster: 
         "--trainer.num_workers=2",
         "--trainer.max_epochs=1",
     )
-    done = run_raylit(lab, "fit", *flags, "--ray.address", ray_cluster)
+    done = run_raylit(lab, "fit", *flags, *there)
     assert done.code == 1, done
     shown_files = re.findall(
         r'File ".*?([^/]+)", line \d+, in (\w+)', done.err.partition("Traceback, your code only")[2]
@@ -266,12 +271,10 @@ def test_an_error_in_a_ray_worker_shows_the_users_lines(lab: Path, ray_cluster: 
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "code", "said"),
-    [
-        pytest.param(signal.SIGINT, 130, "Interrupted.", marks=pytest.mark.long),
-        (signal.SIGTERM, 143, "Terminated."),
-    ],
+    [(signal.SIGINT, 130, "Interrupted."), (signal.SIGTERM, 143, "Terminated.")],
 )
 def test_a_signal_ends_a_fit_on_ray_workers(
     lab: Path, ray_cluster: str, number: signal.Signals, code: int, said: str

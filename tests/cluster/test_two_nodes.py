@@ -302,6 +302,7 @@ class Net(TinyModel):
 """
 
 
+@pytest.mark.long
 def test_code_travels_and_folders_must_be_shared(
     nodes: Nodes, unshared: Path, tmp_path: Path
 ) -> None:

@@ -355,6 +355,7 @@ class DiesOnce(TinyModel):
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_workers_go_on_from_a_bucket(
     ray_cluster: str, bucket: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -271,7 +271,7 @@ def swept(folder: Path, cls: type[Line], **settings: Any) -> SweepResult:
         name="slow",
         space={"model.lr": {"loguniform": [1e-4, 0.3]}},
         metric="val_loss",
-        num_samples=6,
+        num_samples=5,
         max_concurrent=2,
         seed=3,
         **settings,
@@ -282,9 +282,9 @@ def swept(folder: Path, cls: type[Line], **settings: Any) -> SweepResult:
 @pytest.mark.parametrize(
     ("sent", "num_ended"),
     [
-        (signal.SIGKILL, 2),
+        (signal.SIGKILL, 1),
         pytest.param(signal.SIGKILL, 0, marks=pytest.mark.long),
-        pytest.param(signal.SIGKILL, 1, marks=pytest.mark.long),
+        pytest.param(signal.SIGKILL, 2, marks=pytest.mark.long),
         pytest.param(signal.SIGKILL, 4, marks=pytest.mark.long),
         pytest.param(signal.SIGINT, 1, marks=pytest.mark.long),
         pytest.param(signal.SIGTERM, 1, marks=pytest.mark.long),

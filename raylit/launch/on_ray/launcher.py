@@ -41,13 +41,14 @@ from raylit.launch.on_ray.mailbox import ProcessGroup, Restarts, last_line, reas
 from raylit.launch.on_ray.nodes import check_shared, missing_folders
 from raylit.launch.on_ray.relay import Relay
 from raylit.launch.on_ray.resources import check_room, choose_gpu, resources_of
+from raylit.launch.on_ray.validation import check_validation_room
 from raylit.launch.on_ray.variables import Variables
 from raylit.launch.on_ray.watch import Watch
 from raylit.launch.on_ray.watchdog import DEFAULT_S, VARIABLE
 from raylit.launch.on_ray.worker_main import Preempted, Work
 from raylit.runtime import storage
 from raylit.runtime.environment import seconds
-from raylit.runtime.messages import info, is_verbose
+from raylit.runtime.messages import info, is_verbose, number_of
 
 if TYPE_CHECKING:
     from raylit.core.trainer import JobTrainer
@@ -125,6 +126,8 @@ class RayTrainLauncher:
         self.gpu = choose_gpu(trainer)
         self.resources = resources_of(trainer, self.gpu)
         check_room(trainer.num_workers, trainer.min_workers, self.resources, started_here())
+        if trainer.async_validation and job.fn == "fit":
+            check_validation_room(trainer, self.resources)  # a worker would find out 20 s later
         work.accelerator = "gpu" if self.gpu else "cpu"
         work.resources = self.resources
         check_shared(_folders(job))
@@ -173,7 +176,7 @@ class RayTrainLauncher:
                 and num_preemptions > failures.max_preemption_failures
             ):
                 raise LaunchError(
-                    f"A node was taken away for the {num_preemptions}. time, and"
+                    f"{number_of(num_preemptions, 'node was', 'nodes were')} taken away, and"
                     f" FailureConfig(max_preemption_failures={failures.max_preemption_failures})"
                     " allows no further restart. fit(ckpt_path='last') goes on."
                 )

@@ -79,8 +79,7 @@ class ValidationTasks:
         config = job.trainer.async_validation
         assert config is not None
         connect()
-        wanted = {"CPU": config.num_cpus, "GPU": config.num_gpus, **config.resources}
-        _check_room(wanted, trainer, taken)
+        check_validation_room(trainer, taken)
         callbacks = [one for one in trainer.callbacks if _takes_part(one)]
         validating = trainer.replaced(
             num_workers=0,
@@ -163,15 +162,20 @@ class ValidationTasks:
         self._refs, self._futures = {}, {}
 
 
-def _check_room(
-    wanted: Mapping[str, float], trainer: JobTrainer, taken: Mapping[str, float]
-) -> None:
+def check_validation_room(trainer: JobTrainer, taken: Mapping[str, float]) -> None:
     """Find that a validation would wait for ever.
+
+    Args:
+        trainer: of the fit.
+        taken: what each of its workers reserves.
 
     Raises:
         ConfigError: it would, beside the workers; or, if they are elastic, could once they are as
             many as they may be.
     """
+    config = trainer.async_validation
+    assert config is not None
+    wanted = {"CPU": config.num_cpus, "GPU": config.num_gpus, **config.resources}
     has = ray.cluster_resources()
     for name, amount in wanted.items():
         left = has.get(name, 0) - trainer.num_workers * taken.get(name, 0)

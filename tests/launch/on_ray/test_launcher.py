@@ -208,6 +208,7 @@ def test_dead_worker_is_restarted_from_the_newest_checkpoint(tmp_path: Path) -> 
     )
 
 
+@pytest.mark.long
 def test_dead_worker_without_restarts_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match=r"rank 1: .*max_failures=1"):
         trainer(tmp_path, num_workers=2).fit(

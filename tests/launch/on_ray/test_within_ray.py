@@ -154,6 +154,7 @@ def test_a_trial_run_on_two_workers(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_a_fit_in_a_folder_of_an_odd_name(tmp_path: Path) -> None:
     folder = tmp_path / "what? a%20b ü#"
     logger = pl.MLFlowLogger("odd", save_dir=str(folder))
