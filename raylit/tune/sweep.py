@@ -158,7 +158,7 @@ def run_sweep(
         with SweepDisplay(spec, record, trainer.max_epochs, budget_s(spec)):
             parts = {"The model, the data or the Trainer": recipe}
             sent = ray.put(Parcel(plan, parts))
-            with _handling_signals(ending), _quiet():
+            with _handling_signals(ending, parent), _quiet():
                 _run(
                     spec, trainer, name, storage, trainable(sent), record, capacity, ending, earlier
                 )
@@ -417,8 +417,11 @@ def _points(spec: SweepSpec, before: list[dict[str, Any]]) -> list[dict[str, Any
 
 
 @contextlib.contextmanager
-def _handling_signals(ending: Ending) -> Iterator[None]:
-    """Have a first Ctrl-C, or SIGTERM, end the sweep in good order, and a second one at once."""
+def _handling_signals(ending: Ending, parent: MLFlowLogger | None) -> Iterator[None]:
+    """Have a first Ctrl-C, or SIGTERM, end the sweep in good order, and a second one at once.
+
+    The statuses in MLflow are set at once: when a job is stopped, Ray kills this process 3 s later.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -430,6 +433,8 @@ def _handling_signals(ending: Ending) -> Iterator[None]:
             raise KeyboardInterrupt
         ending.signal = number
         ending.tell()
+        if parent is not None:
+            threading.Thread(target=_announce, args=(parent,), daemon=True).start()
         what = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
         info(f"{what}: the sweep ends once its trials are saved. Again: at once.")
 
@@ -440,6 +445,11 @@ def _handling_signals(ending: Ending) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _announce(parent: MLFlowLogger) -> None:
+    parent.announce("killed")
+    parent.close_children("killed")
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import socket
 import struct
 import subprocess
 import tempfile
+import threading
 import time
 from argparse import Namespace
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 DEFAULT_NAME = "lightning_logs"  # of an experiment, as in Lightning
 CONFIG = "config.yaml"
+ANNOUNCE_S = 1.0  # for the store to take that the run ends, before work goes on
 CHILDREN_S = 30.0  # for processes of trials to end, and to send what they have logged
 LONG_PARAMS = "config/long_parameters.json"
 MOST_FILES = 500  # that wait to be sent
@@ -579,10 +581,20 @@ class MLFlowLogger(Logger):
             self.log_text(details, "errors/traceback.txt")
 
     def announce(self, status: str) -> None:
-        if self._has_run and self._owns_run:
-            self._log(Record("status", "", STATUSES.get(status, "FAILED")))
-            if self._live.sender is not None:
-                self._live.sender.flush_soon()
+        if not (self._has_run and self._owns_run):
+            return
+        # Not by the process that sends: it may have to be started, for which Ray leaves no time
+        # when a job is stopped.
+        telling = threading.Thread(target=self._end_run, args=(status,), daemon=True)
+        telling.start()
+        telling.join(ANNOUNCE_S)
+
+    def _end_run(self, status: str) -> None:
+        try:
+            with store.short_requests(), store.locked(str(self._tracking_uri)):
+                self.experiment.set_terminated(str(self._run_id), STATUSES[status])
+        except Exception as error:
+            warn(f"MLflow may go on showing the run {self._run_id} as running: {error}")
 
     def close(self, status: str) -> None:
         self._is_evaluating = False

@@ -5,8 +5,8 @@ journal has something to send for a while, so that a short fit pays nothing for 
 it is told to, or when all is sent and whoever started it has died.
 
 It is given, on stdin, a JSON object with the path of the journal, the URI of the store and the
-logger's folder; then lines: `flush` (send what there is now) and `close` (send all and end). What
-it says, a line each on stdout with its level before it, the handle says in the training's process.
+logger's folder; then a line `close`: send all and end. What it says, a line each on stdout with its
+level before it, the handle says in the training's process.
 """
 
 from __future__ import annotations
@@ -93,11 +93,6 @@ class Sender:
             )
             self._teller.start()
 
-    def flush_soon(self) -> None:
-        """Have sent what there is now. Does not wait for it."""
-        self.start()
-        self._tell("flush")
-
     @property
     def is_started(self) -> bool:
         """Whether the process was started."""
@@ -151,13 +146,11 @@ class _Told:
     """What the process was told on stdin.
 
     Attributes:
-        flushes: whether to send at once.
         closes: whether to end when all is sent.
         is_orphan: whether nobody is there any more to tell anything.
     """
 
     def __init__(self) -> None:
-        self.flushes = False
         self.closes = False
         self.is_orphan = False
         self._rest = b""
@@ -172,7 +165,6 @@ class _Told:
         data = os.read(0, 4096)
         self.is_orphan = not data
         *lines, self._rest = (self._rest + data).split(b"\n")
-        self.flushes = self.flushes or b"flush" in lines
         self.closes = self.closes or b"close" in lines or self.is_orphan
 
 
@@ -247,9 +239,8 @@ def _send(path: str, uri: str, folder: str, give_up_s: float, node: int | None) 
                 told.wait(max(deadline - time.monotonic(), 0))
                 if reader.header.state == "gone":
                     told.closes = True  # a process that it forked may hold our stdin open
-                if told.flushes or told.closes != was_closing or time.monotonic() >= deadline:
+                if told.closes != was_closing or time.monotonic() >= deadline:
                     break
-            told.flushes = False
 
 
 class _OneLine(logging.Formatter):
