@@ -13,6 +13,7 @@ import inspect
 import logging
 import math
 import re
+import textwrap
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +38,7 @@ MIN_TRIALS = 8
 EPOCHS = 10  # of a trial, if the config has no number
 BATCHES = 14  # that are timed, of each size, after 2 that are not
 SKIPPED = 10  # steps of the finder, in which the loss falls for reasons of its own
+TRAINER_DEFAULTS = {"gradient_clip_val": None}  # of what is varied; a config may leave it out
 MIN_BATCHES = 10  # of an epoch: with larger batches there would be too few steps
 # Names of arguments, and what is tried of a value. The first that fits counts.
 FIXED = re.compile(r"^(in|input|out|output|num|n)_|_(in|out)$|class|vocab|seed|worker|path|kernel")
@@ -71,12 +73,16 @@ class Proposal:
     Attributes:
         settings: all but the space.
         space: what is varied.
-        left: arguments that are left as they are, and why.
+        left: arguments that are left as they are, by the reason why.
     """
 
     settings: list[Line] = field(default_factory=list)
     space: list[Line] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
+    left: dict[str, list[str]] = field(default_factory=dict)
+
+    def leave(self, name: str, reason: str) -> None:
+        """Leave an argument as it is."""
+        self.left.setdefault(reason, []).append(name)
 
     def text(self, head: str) -> str:
         """Return the file."""
@@ -84,7 +90,10 @@ class Proposal:
         lines += [line.text() for line in self.settings]
         lines += ["space:", *(line.text("  ") for line in self.space)]
         if self.left:
-            lines += ["# Left as they are in the config:", *(f"#   {one}" for one in self.left)]
+            lines.append("# Left as they are in the config:")
+        for reason, names in self.left.items():
+            text = f"{', '.join(names)}: {reason}"
+            lines += textwrap.wrap(text, 98, initial_indent="#   ", subsequent_indent="#     ")
         return "\n".join(lines) + "\n"
 
 
@@ -228,7 +237,7 @@ def _learning_rate(
 ) -> None:
     key, value = _lr_of(config)
     if key is None:
-        found.left.append("learning rate: neither the model nor an optimizer has lr or such")
+        found.leave("the learning rate", "neither the model nor an optimizer has lr or such")
         return
     found.space = [line for line in found.space if line.key != key]
     made = recipe({})
@@ -318,7 +327,7 @@ def _batch_size(
         why = f"{told} samples a second; there is memory for all"
         found.space.append(Line("data.batch_size", {"choice": list(speeds)}, why))
     else:
-        found.left.append(f"data.batch_size: {size}; with others there are too few batches")
+        found.leave(f"data.batch_size {size}", "with others there are too few batches")
     return epoch_s
 
 
@@ -372,7 +381,7 @@ def _constructor(found: Proposal, scope: str, spec: object) -> None:
         made = propose_argument(name, hints.get(name, Any), value)
         key = f"{scope}.{name}"
         if isinstance(made, str):
-            found.left.append(f"{key}: {value!r}; {made}")
+            found.leave(key, made)
         else:
             found.space.append(Line(key, *made))
 
@@ -462,7 +471,9 @@ def hand_written(found: Proposal, config: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(line.value, Mapping):
             continue
         scope, _, name = line.key.partition(".")
-        own = _arguments(config.get(scope)) if scope != "trainer" else dict(config["trainer"])
+        own = _arguments(config.get(scope))
+        if scope == "trainer":
+            own = {**TRAINER_DEFAULTS, **config["trainer"]}
         if name in own:
             values[line.key] = own[name]
     return values

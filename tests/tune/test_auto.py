@@ -9,7 +9,7 @@ import yaml
 
 from raylit.callbacks.finders.learning_rate_finder import LRFinderResult
 from raylit.tune import SweepSpec
-from raylit.tune.auto import Line, Proposal, lr_range, propose_argument
+from raylit.tune.auto import Line, Proposal, hand_written, lr_range, propose_argument
 from raylit.tune.space import numbers_of
 
 
@@ -62,17 +62,27 @@ def test_the_file_is_a_sweep_with_a_reason_on_each_line() -> None:
             Line("name", "auto", "a name"),
             Line("metric", {"name": "val/acc", "mode": "max"}, "is watched"),
             Line("stop", {"time_budget": "10m"}, "by default"),
-            Line("points", [{"model.lr": 1e-5}], "as before"),
+            Line("points", [{"model.lr": 1e-5, "trainer.gradient_clip_val": None}], "as before"),
         ],
         [
             Line("model.lr", {"loguniform": [1e-5, 0.1]}, "finder: it falls at 0.001"),
             Line("trainer.gradient_clip_val", {"choice": [None, 1.0]}, "none or 1"),
         ],
-        ["model.path: 'a: b'; nothing known"],
     )
+    for number in range(20):
+        proposal.leave(f"data.some_argument_{number}", "nothing known: of it")
     text = proposal.text("first\nsecond")
     spec = SweepSpec.from_dict(numbers_of(yaml.safe_load(text)))
-    assert spec.metrics == {"val/acc": "max"} and spec.points == [{"model.lr": 1e-5}]
+    assert spec.metrics == {"val/acc": "max"} and spec.points == [
+        {"model.lr": 1e-5, "trainer.gradient_clip_val": None}
+    ]
     assert set(spec.space) == {"model.lr", "trainer.gradient_clip_val"}
     body = [line for line in text.splitlines() if not line.startswith("#") and line != "space:"]
     assert all("  # " in line for line in body), text
+
+
+def test_the_values_of_the_config_are_tried_first_also_those_it_leaves_out() -> None:
+    clip = Line("trainer.gradient_clip_val", {"choice": [None, 1.0]}, "none or 1")
+    found = Proposal([], [clip])
+    assert hand_written(found, {"trainer": {"max_epochs": 3}}) == {clip.key: None}
+    assert hand_written(found, {"trainer": {"gradient_clip_val": 1.0}}) == {clip.key: 1.0}
