@@ -21,6 +21,7 @@ from raylit.core.logger import as_loggers
 from raylit.core.module import LightningModule
 from raylit.core.returned import returned
 from raylit.core.states import TrainerStatus
+from raylit.core.trainer import JobTrainer
 from raylit.engine import compile as compiled
 from raylit.engine import evaluation, loop, optimizers, state
 from raylit.engine.described import describe
@@ -157,62 +158,75 @@ def check(run: Run) -> None:
     Raises:
         ConfigError: with the missing method or the argument to change.
     """
-    trainer = run.trainer
+    if run.job.fn == "fit":
+        _check_fit(run)
+    else:
+        _check_evaluation(run)
+    _check_state_keys(run.trainer)
+
+
+def _check_fit(run: Run) -> None:
+    trainer, module = run.trainer, run.module
+    name = type(module).__name__
+    for method in ("training_step", "configure_optimizers"):
+        if not is_overridden(method, module, LightningModule):
+            raise ConfigError(
+                f"No `{method}()` method defined: "
+                f"{name} has no {method}(), which Trainer.fit needs. Define it in the module."
+            )
+    has_step = is_overridden("validation_step", module, LightningModule)
+    if run.has_data("val") and not has_step:
+        warn(f"There is validation data, but {name} has no validation_step: validation is skipped.")
+    if not run.has_data("train") and trainer.limit_train_batches != 0:
+        raise WrongTypeError(_no_data("fit", "train", "train_dataloaders"))
+    if has_step and not run.has_data("val") and trainer.limit_val_batches != 0:
+        warn(
+            f"{name} has a validation_step, but no val_dataloader was given: validation is skipped."
+        )
+    if module.automatic_optimization:
+        return
+    for argument, given, instead in (
+        (
+            "gradient_clip_val",
+            trainer.gradient_clip_val,
+            "call self.clip_gradients(optimizer, ...).",
+        ),
+        (
+            "accumulate_grad_batches",
+            trainer.accumulate_grad_batches != 1,
+            "step the optimizer every n batches.",
+        ),
+    ):
+        if given:
+            raise ConfigError(
+                f"Automatic gradient {MANUAL[argument]} is not supported for manual"
+                f" optimization: Trainer({argument}=...) has no effect there, where"
+                f" training_step does it. Leave it out and {instead}"
+            )
+
+
+def _check_evaluation(run: Run) -> None:
     module = run.module
     fn = run.job.fn
-    name = type(module).__name__
-    if fn == "fit":
-        for method in ("training_step", "configure_optimizers"):
-            if not is_overridden(method, module, LightningModule):
-                raise ConfigError(
-                    f"No `{method}()` method defined: "
-                    f"{name} has no {method}(), which Trainer.fit needs. Define it in the module."
-                )
-        has_step = is_overridden("validation_step", module, LightningModule)
-        if run.has_data("val") and not has_step:
-            warn(
-                f"There is validation data, but {name} has no validation_step: validation is"
-                " skipped."
-            )
-        if not run.has_data("train") and trainer.limit_train_batches != 0:
-            raise WrongTypeError(_no_data("fit", "train", "train_dataloaders"))
-        if has_step and not run.has_data("val") and trainer.limit_val_batches != 0:
-            warn(
-                f"{name} has a validation_step, but no val_dataloader was given: validation is"
-                " skipped."
-            )
-        if not module.automatic_optimization:
-            for argument, given in (
-                ("gradient_clip_val", trainer.gradient_clip_val),
-                ("accumulate_grad_batches", trainer.accumulate_grad_batches != 1),
-            ):
-                if given:
-                    raise ConfigError(
-                        f"Automatic gradient {MANUAL[argument]} is not supported for manual"
-                        f" optimization: Trainer({argument}=...) has no effect there, where"
-                        " training_step does it. Leave it out and"
-                        + (
-                            " call self.clip_gradients(optimizer, ...)."
-                            if argument == "gradient_clip_val"
-                            else " step the optimizer every n batches."
-                        )
-                    )
-    else:
-        stage = {"validate": "val", "test": "test", "predict": "predict"}[fn]
-        step = STEP_OF[stage]
-        is_missing = (
-            getattr(module, step) is None
-            if fn == "predict"  # the base class has one
-            else not is_overridden(step, module, LightningModule)
+    stage = {"validate": "val", "test": "test", "predict": "predict"}[fn]
+    step = STEP_OF[stage]
+    is_missing = (
+        getattr(module, step) is None
+        if fn == "predict"  # the base class has one
+        else not is_overridden(step, module, LightningModule)
+    )
+    if is_missing and run.job.task is None:
+        raise ConfigError(
+            f"No `{step}()` method defined to run `Trainer.{fn}`. "
+            f"{type(module).__name__} has no {step}(), which Trainer.{fn} needs. Define it in the"
+            " module."
         )
-        if is_missing and run.job.task is None:
-            raise ConfigError(
-                f"No `{step}()` method defined to run `Trainer.{fn}`. "
-                f"{name} has no {step}(), which Trainer.{fn} needs. Define it in the module."
-            )
-        if not run.has_data(stage):
-            called = run.job.task.name if run.job.task is not None else fn
-            raise WrongTypeError(_no_data(called, stage, "dataloaders"))
+    if not run.has_data(stage):
+        called = run.job.task.name if run.job.task is not None else fn
+        raise WrongTypeError(_no_data(called, stage, "dataloaders"))
+
+
+def _check_state_keys(trainer: JobTrainer) -> None:
     keys = [
         callback.state_key
         for callback in trainer.callbacks
@@ -229,8 +243,8 @@ def check(run: Run) -> None:
 
 def _no_data(fn: str, stage: str, argument: str) -> str:
     return (
-        f"An invalid dataloader was passed to `Trainer.{fn}({argument}=...)`: there is no data for"
-        f" Trainer.{fn}. Give it one of these: trainer.{fn}(model,"
+        f"Trainer.{fn} has no data: An invalid dataloader was passed to"
+        f" `Trainer.{fn}({argument}=...)`, None. Give it one of these: trainer.{fn}(model,"
         f" {argument}=DataLoader(...)); trainer.{fn}(model, datamodule=...) with"
         f" {stage}_dataloader() in the LightningDataModule; {stage}_dataloader() in the"
         " LightningModule."
