@@ -32,21 +32,13 @@ def traceback_of(error: BaseException) -> str:
     return "".join(whole.format())
 
 
-class InNotebooks:
-    """A `with` block whose exceptions show no frames of raylit's in a notebook, unless verbose.
+def hide_own_frames(error: BaseException) -> None:
+    """In a notebook, take raylit's frames out of the traceback of an exception, unless verbose.
 
     Of the 60 lines that IPython shows of a mistake in `training_step`, three are the user's.
     """
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
-    ) -> None:
-        # A class, since what `contextlib.contextmanager` makes sets back the traceback.
-        if error is not None and is_notebook() and not is_verbose():
-            error.__traceback__ = _of_others(error.__traceback__)
+    if is_notebook() and not is_verbose():
+        error.__traceback__ = _of_others(error.__traceback__)
 
 
 def _of_others(trace: TracebackType | None) -> TracebackType | None:

@@ -7,13 +7,14 @@ import os
 import traceback
 from collections.abc import Iterator
 from contextvars import ContextVar
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from raylit.callbacks import Checkpoint, ModelCheckpoint
 from raylit.checkpoint import find, folder
 from raylit.checkpoint.format import outline
 from raylit.core.datamodule import LightningDataModule
-from raylit.core.job import Job, Result
+from raylit.core.job import Job
 from raylit.core.logger import as_loggers
 from raylit.core.module import LightningModule
 from raylit.core.states import TrainerStatus
@@ -21,7 +22,7 @@ from raylit.errors import CheckpointError, ConfigError, WrongTypeError, foreign_
 from raylit.loggers import Logger
 from raylit.runtime.messages import rank, warn
 from raylit.runtime.storage import is_url, unwritable
-from raylit.runtime.tracebacks import InNotebooks
+from raylit.runtime.tracebacks import hide_own_frames
 from raylit.trainer.resolved import config_text
 from raylit.version import __version__
 
@@ -291,18 +292,32 @@ def _keeps_config(job: Job) -> bool:
     return any(getattr(callback, "keeps_config", False) for callback in job.trainer.callbacks)
 
 
-def run(job: Job) -> Result:
-    """Run a job where it belongs, with the loggers open.
+class Driving:
+    """The `with` block in which a job runs: loggers are open, a notebook sees no frames of ours.
 
-    Returns:
-        What rank 0 has to say.
+    Args:
+        job: what runs.
     """
-    with InNotebooks(), driving(job):
-        return launcher_for(job).launch(job)
+
+    def __init__(self, job: Job) -> None:
+        self._loggers = _loggers_open(job)
+
+    def __enter__(self) -> None:
+        self._loggers.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._loggers.__exit__(kind, error, trace)
+        if error is not None:
+            hide_own_frames(error)  # here: `contextmanager` would set the traceback back
 
 
 @contextlib.contextmanager
-def driving(job: Job) -> Iterator[None]:
+def _loggers_open(job: Job) -> Iterator[None]:
     """Open the loggers before any process starts, close them after the last has ended.
 
     The job runs in the `with` block; loggers are told how it ended.

@@ -264,7 +264,8 @@ class Trainer(TrainerView):
         )
         settings.warn_of_default_epochs(self.settings, self.limits)
         self.should_stop = False
-        result = driver.run(job)
+        with driver.Driving(job):
+            result = driver.launcher_for(job).launch(job)
         return self._adopt(job, result)
 
     def validate(
@@ -353,7 +354,8 @@ class Trainer(TrainerView):
             "predict", model, {"predict": dataloaders}, datamodule, ckpt_path, weights_only
         )
         job.return_predictions = return_predictions is not False
-        result = driver.run(job)
+        with driver.Driving(job):
+            result = driver.launcher_for(job).launch(job)
         predictions: list[Any] | None = self._adopt(job, result).value
         return predictions
 
@@ -368,7 +370,8 @@ class Trainer(TrainerView):
         verbose: bool,
     ) -> list[dict[str, float]]:
         job = self._job(fn, model, data, datamodule, ckpt_path, weights_only)
-        result = driver.run(job)
+        with driver.Driving(job):
+            result = driver.launcher_for(job).launch(job)
         values: list[dict[str, float]] = self._adopt(job, result).value
         if verbose:
             settings.print_results(fn, values)
@@ -551,7 +554,8 @@ class Trainer(TrainerView):
         found = find.resolve(ckpt_path, self.savers, place, "validate", is_own=is_own)  # type: ignore[arg-type]
         job = alone._job("validate", model, {"val": dataloaders}, datamodule, found, weights_only)
         job.task = task
-        result = driver.run(job)
+        with driver.Driving(job):
+            result = driver.launcher_for(job).launch(job)
         self._module = job.module
         return alone._adopt(job, result).value, job.ckpt_path
 
