@@ -8,6 +8,7 @@ store.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from datetime import timedelta
@@ -48,4 +49,14 @@ def joined(
     try:
         yield
     finally:
+        leave_group()
+
+
+def leave_group() -> None:
+    """End the process group while Python still runs.
+
+    Its threads let go of tensors, and would abort a process that is being torn down.
+    """
+    gc.collect()
+    if dist.is_initialized():
         dist.destroy_process_group()

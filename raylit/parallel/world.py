@@ -6,7 +6,6 @@ Every method that communicates must be called by all ranks, and does nothing whe
 from __future__ import annotations
 
 import atexit
-import gc
 import os
 import pickle
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from torch import Tensor
 from raylit.errors import ConfigError
 from raylit.parallel import rendezvous
 from raylit.parallel.fork import make_forks_safe
+from raylit.parallel.meeting import leave_group
 from raylit.runtime import messages
 
 T = TypeVar("T")
@@ -95,7 +95,7 @@ class World:
             )
             # kept until the process ends: a rank that is through must not take the group's store
             # from one that still leaves
-            atexit.register(_leave_group)
+            atexit.register(leave_group)
         return cls(device)
 
     @property
@@ -226,16 +226,6 @@ def _to_tell(error: BaseException) -> BaseException:
     except Exception:  # some cannot be made again from their arguments
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
-
-
-def _leave_group() -> None:
-    """End the process group while Python still runs.
-
-    Its threads let go of tensors, and would abort a process that is being torn down.
-    """
-    gc.collect()
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def choose_device(accelerator: str, local_rank: int) -> torch.device:
