@@ -43,10 +43,12 @@ def hide_own_frames(error: BaseException) -> None:
 
 def _of_others(trace: TracebackType | None) -> TracebackType | None:
     """Return a traceback without raylit's frames."""
-    if trace is None:
-        return None
-    rest = _of_others(trace.tb_next)
-    frame = trace.tb_frame
-    if frame.f_code.co_filename.startswith(OURS):
-        return rest
-    return TracebackType(rest, frame, trace.tb_lasti, trace.tb_lineno)
+    others = []
+    while trace is not None:
+        if not trace.tb_frame.f_code.co_filename.startswith(OURS):
+            others.append(trace)
+        trace = trace.tb_next
+    kept = None
+    for one in reversed(others):  # not by recursion: it may be as long as Python's stack
+        kept = TracebackType(kept, one.tb_frame, one.tb_lasti, one.tb_lineno)
+    return kept

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import re
+import traceback
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 from raylit.launch.carried_error import packed, unpacked
+from raylit.runtime import tracebacks
 from raylit.runtime.tracebacks import traceback_of
 from tests.deadlines import stretched
 
@@ -40,6 +43,18 @@ def test_a_notebook_shows_the_users_lines() -> None:
     assert "self.layer(batch[:, :3])" in shown and "RuntimeError: mat1 and mat2" in shown
     assert "train_batch" not in shown and "run_job" not in shown
     assert len(shown.splitlines()) < 60
+
+
+def test_a_traceback_as_long_as_the_stack_is_shown_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def deeper() -> None:
+        deeper()
+
+    monkeypatch.setattr(tracebacks, "is_notebook", lambda: True)
+    with pytest.raises(RecursionError) as raised:
+        deeper()
+    before = len(traceback.extract_tb(raised.value.__traceback__))
+    tracebacks.hide_own_frames(raised.value)
+    assert len(traceback.extract_tb(raised.value.__traceback__)) == before > 500
 
 
 class Odd(Exception):
