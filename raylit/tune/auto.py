@@ -38,7 +38,7 @@ MIN_TRIALS = 8
 EPOCHS = 10  # of a trial, if the config has no number
 BATCHES = 14  # that are timed, of each size, after 2 that are not
 SKIPPED = 10  # steps of the finder, in which the loss falls for reasons of its own
-TRAINER_DEFAULTS = {"gradient_clip_val": None}  # of what is varied; a config may leave it out
+TRAINER = {"class_path": "raylit.trainer.trainer.Trainer"}  # which a config does not name
 MIN_BATCHES = 10  # of an epoch: with larger batches there would be too few steps
 # Names of arguments, and what is tried of a value. The first that fits counts.
 FIXED = re.compile(r"^(in|input|out|output|num|n)_|_(in|out)$|class|vocab|seed|worker|path|kernel")
@@ -471,9 +471,8 @@ def hand_written(found: Proposal, config: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(line.value, Mapping):
             continue
         scope, _, name = line.key.partition(".")
-        own = _arguments(config.get(scope))
-        if scope == "trainer":
-            own = {**TRAINER_DEFAULTS, **config["trainer"]}
+        spec = config.get(scope)
+        own = _arguments({**TRAINER, "init_args": spec} if scope == "trainer" else spec)
         if name in own:
             values[line.key] = own[name]
     return values
