@@ -506,7 +506,10 @@ def _keep_best(
 def _why_all_failed(result: SweepResult) -> str:
     failed = [trial for trial in result.trials if trial.error]
     if not failed:
-        return f"No trial of the sweep reported {result.spec.metric!r}."
+        text = f"No trial of the sweep reported {result.spec.metric!r}."
+        if budget_s(result.spec) is not None:
+            text += " If it is logged, the time budget ended before its first value: give more."
+        return text
     first: TrialResult = min(failed, key=lambda trial: trial.number)
     path = os.path.join(result.folder, first.name, ERROR)
     text = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -13,6 +14,7 @@ from raylit.tune import SweepResult, SweepSpec, display
 from raylit.tune.display import SweepDisplay, print_table
 from raylit.tune.record import SweepRecord
 from raylit.tune.result import TrialResult
+from raylit.tune.sweep import _why_all_failed
 from tests.deadlines import stretched
 
 ERROR = "ValueError: no such head in this model, which is said at length, and then some more"
@@ -98,3 +100,10 @@ def test_without_a_terminal_something_is_said_though_no_trial_reports(
             assert time.monotonic() < deadline, said
             time.sleep(0.05)
             said += capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stop", [{}, {"time_budget": "1s"}])
+def test_a_budget_that_ended_before_a_value_is_named(stop: dict[str, Any]) -> None:
+    spec = SweepSpec({"model.lr": [0.1, 0.2]}, metric="val_acc", search="grid", stop=stop)
+    said = _why_all_failed(SweepResult(spec, []))
+    assert "reported 'val_acc'" in said and ("time budget" in said) == bool(stop)
