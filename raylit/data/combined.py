@@ -66,7 +66,7 @@ class CombinedLoader:
     Iterating gives (batch, batch_idx, dataloader_idx).
 
     Attributes:
-        readers: the loaders as this rank reads them in training.
+        plans: what plans the reading of each of `readers`, None where nothing does.
         limit_of: how many batches are read of a loader with so many; None: what `limits` says.
         watch: a context around the fetching of each batch, for a profiler, or None.
         is_last: whether the batch that was given last is the epoch's last.
@@ -86,7 +86,7 @@ class CombinedLoader:
             )
         self._iterables = iterables
         self._flattened, self._spec = tree_flatten(iterables, is_leaf=_is_list_of_batches)
-        self.readers: list[Any] = [index_once(loader) for loader in self._flattened]
+        self.readers = [index_once(loader) for loader in self._flattened]
         self.is_plain = len(self._flattened) == 1 and self._flattened[0] is iterables
         self._mode = mode
         self._limits: list[float] | None = None
@@ -126,6 +126,17 @@ class CombinedLoader:
         self._flattened = loaders
         self.readers = [index_once(loader) for loader in loaders]
         self._iterables = tree_unflatten(loaders, self._spec)
+
+    @property
+    def readers(self) -> list[Any]:
+        """The loaders as this rank reads them in training; may be set, not changed in place."""
+        return self._readers
+
+    @readers.setter
+    def readers(self, loaders: list[Any]) -> None:
+        self._readers = loaders
+        # found once: they are asked for several times in an epoch, which may be one batch long
+        self.plans = [plan_of(loader) for loader in loaders]
 
     @property
     def limits(self) -> list[float] | None:
@@ -183,10 +194,6 @@ class CombinedLoader:
         return int(number)
 
     @property
-    def _plans(self) -> list[PlannedSampler | PositionedLoader | None]:
-        return [plan_of(one) for one in self.readers]
-
-    @property
     def reads_ahead(self) -> bool:
         """Whether a batch has to be read to know that the one before it is not the last.
 
@@ -195,7 +202,10 @@ class CombinedLoader:
         """
         if self.even is not None:
             return self.even.agrees or self.even.number == float("inf")
-        return any(plan_of(one) is None and length_of(one) == float("inf") for one in self.readers)
+        return any(
+            plan is None and length_of(one) == float("inf")
+            for one, plan in zip(self.readers, self.plans, strict=True)
+        )
 
     def recount(self) -> None:
         """Find out how many batches the epoch has that comes: samplers may have more or fewer."""
@@ -205,7 +215,7 @@ class CombinedLoader:
             self.even = self._own_even
             self._own_even = None
         if self.even is not None and any(
-            plan is not None and plan.is_others for plan in self._plans
+            plan is not None and plan.is_others for plan in self.plans
         ):
             self._own_even = self.even
             self.even = replace(self.even, number=self._own_number())
@@ -219,8 +229,7 @@ class CombinedLoader:
         """
         limits = self.limits or [float("inf")] * len(self.readers)
         lengths: list[float] = []
-        for loader, limit in zip(self.readers, limits, strict=True):
-            plan = plan_of(loader)
+        for loader, plan, limit in zip(self.readers, self.plans, limits, strict=True):
             most = length = length_of(loader)
             if plan is not None and length != float("inf"):
                 most = plan.length_for(num_ranks)
@@ -273,7 +282,7 @@ class CombinedLoader:
             return iter(())
         if self._start:
             return self._rest()
-        for plan in self._plans:
+        for plan in self.plans:
             if plan is not None:
                 plan.begin_anew()
         if self._mode == "sequential":
@@ -289,7 +298,7 @@ class CombinedLoader:
     def begin(self, number: int) -> Iterator[Any]:
         """Begin to read the loader of this number."""
         loader = self.readers[number]
-        if plan_of(loader) is None and not isinstance(loader, Sequence):
+        if self.plans[number] is None and not isinstance(loader, Sequence):
             generator = getattr(loader, "generator", None)
             own = None if generator is None else generator.get_state()
             self._begun[number] = (rng.capture(), own)
@@ -339,8 +348,8 @@ class CombinedLoader:
     def _hold(self) -> _Held:
         keepers = {number: keeper_of(one) for number, one in enumerate(self.readers)}
         draws = any(
-            plan_of(one) is None and not (isinstance(one, DataLoader) and one.num_workers > 0)
-            for one in self.readers
+            plan is None and not (isinstance(one, DataLoader) and one.num_workers > 0)
+            for one, plan in zip(self.readers, self.plans, strict=True)
         )
         return _Held(
             {
@@ -364,8 +373,9 @@ class CombinedLoader:
             passed = held.passed
         own = max(0, batch - (passed or 0))
         states: list[dict[str, object]] = []
-        for number, (loader, length) in enumerate(zip(self.readers, self.lengths(), strict=True)):
-            plan = plan_of(loader)
+        for number, (loader, plan, length) in enumerate(
+            zip(self.readers, self.plans, self.lengths(), strict=True)
+        ):
             keeper = keeper_of(loader)
             if plan is not None:
                 states.append(plan.state_dict(self._taken(length, own)))
@@ -404,8 +414,7 @@ class CombinedLoader:
             if self.even is not None:
                 self.even.passed = passed
         self._told = [*states[: len(self.readers)], *[{}] * (len(self.readers) - len(states))]
-        for loader, state in zip(self.readers, states, strict=False):
-            plan = plan_of(loader)
+        for loader, plan, state in zip(self.readers, self.plans, states, strict=False):
             keeper = keeper_of(loader)
             if plan is not None and state:
                 own = batch - passed
@@ -425,8 +434,9 @@ class CombinedLoader:
         states = self._told
         taken: list[int] = []
         iterators: list[Iterator[object]] = []
-        for loader, length, state in zip(self.readers, self.lengths(), states, strict=True):
-            plan = plan_of(loader)
+        for loader, plan, length, state in zip(
+            self.readers, self.plans, self.lengths(), states, strict=True
+        ):
             number = self._taken(length, start) if plan is None else plan.begins_at
             if plan is not None and not plan.goes_on:  # nothing is known of it: in the data's order
                 number = plan.begins_at = self._taken(length, start)
@@ -508,7 +518,7 @@ def _read_min_size(
     taken: list[int] | None = None,
 ) -> Iterator[Item]:
     limit = min(loader.limits or [float("inf")])
-    plans = [plan for one in loader.readers if (plan := plan_of(one)) is not None]
+    plans = [plan for plan in loader.plans if plan is not None]
     while index < limit:
         try:
             batches = [next(iterator) for iterator in iterators]
@@ -527,7 +537,7 @@ def _read_max_size(
     cycle: bool = False,
 ) -> Iterator[Item]:
     limits = loader.limits or [float("inf")] * len(iterators)
-    plans = [plan_of(one) for one in loader.readers]
+    plans = loader.plans
     taken = taken or [0] * len(iterators)
     lengths = loader.lengths()
     ended = [index > length for length in lengths]
@@ -577,7 +587,7 @@ def _read_max_size_cycle(
             (loader.limits or [float("inf")])[0],
             None if loader.is_plain else loader.join,
             index,
-            plan_of(loader.readers[0]),
+            loader.plans[0],
         )
     return _read_max_size(loader, iterators, index, taken, cycle=True)
 

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import replace
 from itertools import chain, repeat
 from time import monotonic
 from typing import Any
@@ -147,11 +146,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     num_batches = trainer.num_training_batches
     log_every = trainer.log_every_n_steps
     is_trial = bool(trainer.fast_dev_run)
-    run.calls = replace(
-        run.calls,
-        clips=run.clips_gradients(),
-        forward_only=not automatic or run.skips_backward,
-    )
+    run.renew_calls()
     train = run.timed(
         "run_training_batch",
         step_with_closure if automatic and run.calls.needs_closure else train_batch,

@@ -53,11 +53,11 @@ class Calls:
     """What the loop would otherwise ask at every batch.
 
     Never changed, but replaced as a whole: by `Run.resolve_calls`, `optimizers.use`, and
-    `loop.train_epoch` where an epoch begins.
+    `Run.renew_calls` where an epoch begins.
 
     Attributes:
-        overrides_backward, overrides_zero_grad, overrides_batch_start: whether the module brings
-            its own.
+        overrides_backward, overrides_zero_grad, overrides_batch_start, overrides_clipping: whether
+            the module brings its own.
         takes_batch_idx: for each step whether it wants the number of the batch.
         transfer: brings a batch to the device; None where nothing is to be done.
         clips: whether gradients are clipped.
@@ -70,6 +70,7 @@ class Calls:
     overrides_backward: bool = False
     overrides_zero_grad: bool = False
     overrides_batch_start: bool = False
+    overrides_clipping: bool = False
     takes_batch_idx: dict[str, bool] = field(default_factory=dict)
     transfer: Callable[[Any, int], Any] | None = None
     clips: bool = False
@@ -456,24 +457,24 @@ class Run:
             overrides_backward=is_overridden("backward", module, base),
             overrides_zero_grad=is_overridden("optimizer_zero_grad", module, base),
             overrides_batch_start=is_overridden("on_train_batch_start", module, base),
+            overrides_clipping=is_overridden("configure_gradient_clipping", module, base)
+            or is_overridden("clip_gradients", module, base),
             takes_batch_idx={
                 step: not is_overridden(step, module, base)
                 or _takes_batch_idx(getattr(module, step))
                 for step in STEP_OF.values()
             },
             transfer=self._choose_transfer(),
-            clips=self.clips_gradients(),
         )
+        self.renew_calls()
 
-    def clips_gradients(self) -> bool:
-        """Tell whether gradients are clipped.
-
-        `gradient_clip_val` may be set while a fit runs, and counts from the next epoch on.
-        """
-        return bool(self.trainer.gradient_clip_val) or any(
-            is_overridden(name, self.module, LightningModule)
-            for name in ("configure_gradient_clipping", "clip_gradients")
-        )
+    def renew_calls(self) -> None:
+        """Ask anew what may be set while a fit runs, and counts from the next epoch on."""
+        calls = self.calls
+        clips = calls.overrides_clipping or bool(self.trainer.gradient_clip_val)
+        forward_only = self.skips_backward or not self.module.automatic_optimization
+        if clips != calls.clips or forward_only != calls.forward_only:
+            self.calls = replace(calls, clips=clips, forward_only=forward_only)
 
     def _choose_transfer(self) -> Callable[[Any, int], Any] | None:
         """Return how a batch gets to the device, or None where nothing is to be done."""
