@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import raylit as pl
 from raylit.callbacks import ModelCheckpoint
+from raylit.cli.rerun import rerun
 from raylit.errors import ConfigError, LaunchError
 from raylit.runtime.rng import isolated, seed_everything
 from raylit.tune import SweepResult
@@ -198,6 +199,15 @@ class TestSweep:
             history = MlflowClient(store(folder)).get_metric_history(run.info.run_id, "val_loss")
             assert len(history) == trial.iterations
             assert min(point.value for point in history) == pytest.approx(trial.score)
+
+    def test_a_stopped_trial_is_fitted_again_and_compared_as_far_as_it_came(
+        self, folder: Path, result: SweepResult, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        stopped = next(trial for trial in result.trials if trial.status == "stopped")
+        rerun([str(stopped.run_id), "--store", store(folder)])
+        said = capsys.readouterr().out
+        assert "Its sweep stopped it (scheduler: asha)" in said
+        assert "The same came out" in said
 
     def test_no_placement_group_is_left(self, result: SweepResult, ray_cluster: str) -> None:
         from ray.util.state import list_placement_groups
