@@ -113,6 +113,7 @@ class Calls(TorchFunctionMode):
         self._names = {id(one): name for name, one in module.named_parameters()}
         self._seen_strangers: set[int] = set()
         self._batch = batch
+        self._embedded: list[Tensor] = []  # the sequences of tokens that the model reads
         self._places = {_place(one): name for name, one in batch.items() if one.numel()}
 
     def __torch_function__(
@@ -131,6 +132,8 @@ class Calls(TorchFunctionMode):
         self._note_parameters([*args, *kwargs.values()])
         if func in LOSSES:
             self._note_loss(func, made, args, kwargs)
+        elif func is F.embedding:
+            self._note_tokens(_argument(args, kwargs, 0, "input"))
         elif func in DROPOUTS or func is F.batch_norm:
             self._note_mode(func, args, kwargs)
         elif name in WHOLE:
@@ -160,7 +163,22 @@ class Calls(TorchFunctionMode):
             return
         call = describe(func.__name__, given, target.detach(), made, kwargs)
         call.compares_samples = self._is_of_batch(target)
+        if func is F.cross_entropy and self._is_read(target):
+            call.suspicion = call.suspicion or (
+                "the targets of cross_entropy are the tokens that the model reads, at the same"
+                " positions: a language model learns to copy them"
+            )
+            call.fix = call.fix or "read tokens[:, :-1] and compare with tokens[:, 1:]"
         self.losses.append(call)
+
+    def _note_tokens(self, tokens: object) -> None:
+        if isinstance(tokens, Tensor) and tokens.ndim > 1:
+            self._embedded.append(tokens.detach().flatten())
+
+    def _is_read(self, target: Tensor) -> bool:
+        """Tell whether a target is what an embedding was given: sequences of different tokens."""
+        tokens = target.detach().flatten()
+        return any(torch.equal(one, tokens) for one in self._embedded) and len(tokens.unique()) > 1
 
     def _is_of_batch(self, target: Tensor) -> bool:
         values = target.detach().flatten().double()

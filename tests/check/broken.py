@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-from .correct import Base, Case, digits, load, randn
+from .correct import Base, Case, causal_transformer, digits, load, randn
 
 # By name: what makes the model, and the check whose finding is more than ok; `error` if the step
 # itself has to fail, as a fit's would.
@@ -536,3 +536,13 @@ def loss_wrapped_anew() -> Case:
             return torch.tensor(value, requires_grad=True)
 
     return Wraps(), load(*digits())
+
+
+@broken("loss")
+def language_model_that_copies() -> Case:
+    class Copies(type(causal_transformer()[0])):  # type: ignore[misc]
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            x = batch[0][:, :-1]
+            return F.cross_entropy(self(x).flatten(0, 1), x.flatten())
+
+    return Copies(), causal_transformer()[1]

@@ -730,3 +730,20 @@ def stream_without_a_length() -> Case:
             return F.cross_entropy(self.net(batch[0]), batch[1])
 
     return Net(), DataLoader(Stream(), 16)
+
+
+@correct
+def autoencoder_of_sequences() -> Case:
+    class Rebuilds(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.read = nn.Embedding(11, 16), nn.GRU(16, 32, batch_first=True)
+            self.write = nn.Linear(32, 12 * 11)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            (x,) = batch
+            code = self.read(self.table(x))[1][0]
+            return F.cross_entropy(self.write(code).reshape(-1, 11), x.flatten())
+
+    starts = torch.arange(64)[:, None]
+    return Rebuilds(), load((starts + torch.arange(12)) % 11)

@@ -16,6 +16,7 @@ CLOCK = "time"  # goes by the clock, and may warn of anything
 ASKED = {
     "graph_whose_edges_are_in_the_model": "samples",
     "generator_that_steps_every_hundred_batches": "gradients",
+    "autoencoder_of_sequences": "loss",
     "head_for_batches_that_come_late": "gradients",
 }
 
