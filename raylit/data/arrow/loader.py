@@ -16,6 +16,7 @@ from raylit.data.arrow.columns import Encoding, Layout, Rows, concat
 from raylit.data.arrow.dataset import ArrowDataset
 from raylit.data.arrow.memory import StoreReader
 from raylit.data.arrow.order import Share, all_positions, mixed, permutation, windows
+from raylit.data.arrow.statistics import plain_vocabulary, vocabulary_of
 from raylit.data.arrow.streaming import WindowReader
 from raylit.data.positioned import PositionedLoader
 from raylit.data.worker_processes import begin_reading
@@ -328,7 +329,9 @@ class ArrowLoader(PositionedLoader):
             "read_by": [self._num_ranks, self.batch_size],
             "spans": self._spans,
             "from": self._from,
-            "vocabulary": dict(self.dataset.encoding.vocabulary),
+            "vocabulary": {
+                name: plain_vocabulary(known) for name, known in self.dataset.vocabulary.items()
+            },
         }
 
     def load_state_dict(self, state: StateDict) -> None:
@@ -338,7 +341,9 @@ class ArrowLoader(PositionedLoader):
             DataError: it was taken of other data.
         """
         self._check_data(state)
-        vocabulary = state.get("vocabulary", {})
+        vocabulary = {
+            name: vocabulary_of(known) for name, known in state.get("vocabulary", {}).items()
+        }
         if vocabulary and vocabulary != self.dataset.vocabulary:
             known = self.dataset.encoding
             self.dataset = self.dataset.encoded(Encoding(vocabulary, known.means, known.scales))

@@ -5,11 +5,12 @@ Computed by Arrow, piece by piece, and kept beside the data.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -73,8 +74,13 @@ class _Sums:
             plain = (
                 array.cast(array.type.value_type) if pa.types.is_dictionary(array.type) else array
             )
-            found.count += len(array) - array.null_count
-            self._values.update(pc.unique(plain.drop_null()).to_pylist())
+            plain = plain.drop_null()
+            if pa.types.is_floating(plain.type):  # NaN is not even equal to itself
+                is_number = pc.invert(pc.is_nan(plain))
+                found.nans += len(plain) - (pc.sum(is_number).as_py() or 0)
+                plain = plain.filter(is_number)
+            found.count += len(plain)
+            self._values.update(pc.unique(plain).to_pylist())
             if len(self._values) > MAX_VOCABULARY:
                 raise DataError(
                     f"The column {column.name!r} has more than {MAX_VOCABULARY:,} different"
@@ -143,13 +149,46 @@ def statistics_of(dataset: ArrowDataset) -> dict[str, ColumnStatistics]:
 
 
 def to_plain(statistics: Mapping[str, ColumnStatistics]) -> dict[str, dict[str, Any]]:
-    """Return statistics as plain data."""
-    return {name: asdict(one) for name, one in statistics.items()}
+    """Return statistics as plain data, which JSON and checkpoints hold."""
+    return {
+        name: {**vars(one), "vocabulary": plain_vocabulary(one.vocabulary)}
+        for name, one in statistics.items()
+    }
 
 
 def from_plain(plain: Mapping[str, Mapping[str, Any]]) -> dict[str, ColumnStatistics]:
     """Return what `to_plain` was given."""
-    return {name: ColumnStatistics(**one) for name, one in plain.items()}
+    return {
+        name: ColumnStatistics(**{**one, "vocabulary": vocabulary_of(one["vocabulary"])})
+        for name, one in plain.items()
+    }
+
+
+def plain_vocabulary(values: Any) -> object:
+    """Return values of a category as plain data: those that JSON does not know as Arrow IPC.
+
+    Such as dates, times, decimals and bytes; an object in a checkpoint would come back only where
+    the file may run code.
+    """
+    if values is None or all(isinstance(value, (str, int, float)) for value in values):
+        return None if values is None else list(values)
+    if type(values[0]).__module__.startswith("pandas"):  # Arrow's nanoseconds in Python
+        import pandas
+
+        values = pandas.Series(values)  # of which Arrow makes nanoseconds, of a list microseconds
+    sink = pa.BufferOutputStream()
+    table = pa.table({"values": pa.array(values)})
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return {"arrow": base64.b64encode(sink.getvalue()).decode()}
+
+
+def vocabulary_of(plain: Any) -> Any:
+    """Return the values that `plain_vocabulary` was given."""
+    if not isinstance(plain, Mapping):
+        return plain
+    with pa.ipc.open_stream(base64.b64decode(plain["arrow"])) as reader:
+        return reader.read_all().column("values").to_pylist()
 
 
 def place_of(path: str, key: str) -> str:
@@ -173,17 +212,8 @@ def read_kept(path: str, columns: Sequence[str]) -> dict[str, ColumnStatistics] 
 
 
 def keep(path: str, statistics: Mapping[str, ColumnStatistics]) -> None:
-    """Write statistics beside the data, where that can be written to.
-
-    Values that JSON does not know are not kept.
-    """
-    plain = to_plain(statistics)
-    try:
-        text = json.dumps(plain, indent=1)
-    except TypeError:
-        return
-    if json.loads(text) != plain:
-        return
+    """Write statistics beside the data, where that can be written to."""
+    text = json.dumps(to_plain(statistics), indent=1)
     try:
         temporary = f"{path}.{os.getpid()}"
         if storage.is_url(path):

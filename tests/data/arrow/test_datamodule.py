@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +201,55 @@ def test_a_checkpoint_keeps_vocabulary_and_statistics(path: Path, tmp_path: Path
         )
     loaded = pl.ParquetDataModule.load_from_checkpoint(tmp_path / "one.ckpt")
     assert loaded.part("val").vocabulary == module.part("val").vocabulary
+
+
+MOMENT = dt.datetime(2024, 5, 17, 12, 30, 15, 1)
+CATEGORIES = {
+    "date": pa.array([MOMENT.date(), dt.date(1969, 1, 2), None]),
+    "time": pa.array([MOMENT.time(), dt.time(1), None], pa.time64("us")),
+    "moment": pa.array([MOMENT, dt.datetime(1969, 1, 1), None], pa.timestamp("us")),
+    "nanoseconds": pa.array([1, -5, None], pa.timestamp("ns")),
+    "zone": pa.array([MOMENT, dt.datetime(1969, 1, 1), None], pa.timestamp("ms", "Asia/Tokyo")),
+    "duration": pa.array([dt.timedelta(3), dt.timedelta(1, 2), None]),
+    "decimal": pa.array([Decimal("1.50"), Decimal("-1234567890123456789.01"), None]),
+    "bytes": pa.array([b"\xff\x00", b"", None]),
+    "number": pa.array([1.5, -3.0, float("nan")]),
+    "flag": pa.array([True, False, None]),
+    "text": pa.array(["é", "", None], pa.large_string()),
+    "dictionary": pa.array([MOMENT.date(), dt.date(1969, 1, 2), None]).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("kind", CATEGORIES)
+def test_categories_of_any_type_come_back_from_checkpoints(kind: str, tmp_path: Path) -> None:
+    table = pa.table({"x": [1.0, 2.0, 6.0] * 8, "y": [0.0] * 24})
+    values = pa.chunked_array([CATEGORIES[kind]] * 8)
+    pq.write_table(table.append_column("cut", values), tmp_path / "a.parquet")
+    columns = {"features": ["x", "cut"], "normalize": ["x"], "nulls": {"cut": 0}}
+    module = data(tmp_path / "a.parquet", batch_size=6, **columns)
+    one = trainer(tmp_path, max_epochs=1, strict_checkpoints=True)
+    one.fit(Net(), datamodule=module)
+    one.save_checkpoint(tmp_path / "one.ckpt")
+    torch.load(tmp_path / "one.ckpt", weights_only=True)
+    assert module.num_categories("cut") == 3
+    # of other data the first value is not there, which would shift the codes
+    less = table.append_column("cut", values).slice(1, 2)
+    pq.write_table(less, tmp_path / "b.parquet")
+    later = data(tmp_path / "b.parquet", test=tmp_path / "b.parquet", **columns)
+    net = Net()
+    trainer(tmp_path).test(net, datamodule=later, ckpt_path=tmp_path / "one.ckpt")
+    assert net.codes == [1, 0]
+    # statistics that were kept beside the data give the same
+    files = (tmp_path / ".raylit").glob("*.json")
+    kept = next(file for file in files if '"mean": 3.0' in file.read_text())
+    kept.write_text(kept.read_text().replace('"mean": 3.0', '"mean": 1000.0'))
+    again = data(tmp_path / "a.parquet", **columns)
+    assert again.statistics()["x"].mean == 1000.0
+    assert again.part("train").vocabulary == module.part("train").vocabulary
+    trainer(tmp_path, max_epochs=2).fit(
+        Net(), datamodule=data(tmp_path / "a.parquet", batch_size=6, **columns),
+        ckpt_path=tmp_path / "one.ckpt",
+    )  # fmt: skip
 
 
 def test_loggers_get_the_digest(path: Path, tmp_path: Path) -> None:
