@@ -307,7 +307,7 @@ def of_loss(loss: float | None, notes: Notes, later: Notes) -> Finding:
         "loss": loss,
         "functions": [(call.function, call.value, call.expected) for call in calls],
     }
-    mistaken = next((call for call in calls if call.mistake), None)
+    mistaken = next((call for call in [*calls, *notes.validation_losses] if call.mistake), None)
     if mistaken is not None:
         return Finding("loss", "problem", str(mistaken.mistake), mistaken.fix, values)
     asked = _question(loss, notes, later)
@@ -350,16 +350,13 @@ def _question(loss: float | None, notes: Notes, later: Notes) -> tuple[str, str]
         same = [one for one in later.losses if one.function == call.function]
         if call.suspicion and same and all(one.suspicion for one in same):
             return f"{call.suspicion}; after some steps as well", call.fix
-        if (
-            len(notes.losses) == 1
-            and loss is not None
-            and call.value
-            and math.isclose(loss, -call.value, rel_tol=1e-4)
-        ):
-            return (
-                f"the loss is minus {call.function}: training makes it worse",
-                "leave the minus out, or maximize on purpose",
-            )
+    total = sum(call.value or 0.0 for call in notes.losses)
+    if total and loss is not None and math.isclose(loss, -total, rel_tol=1e-4):
+        names = listed(dict.fromkeys(call.function for call in notes.losses))
+        return (
+            f"the loss is minus {names}: training makes it worse",
+            "leave the minus out, or maximize on purpose",
+        )
     if notes.truncated:
         return (
             f"training_step makes whole numbers of {listed(notes.truncated)}, whose fractions are"

@@ -55,7 +55,8 @@ class Notes:
         gradients: for every parameter that got a gradient, whether any of it was other than 0.
         trained: names of the parameters that a step uses where gradients are recorded.
         used: names of all that a step or validation uses.
-        losses: calls of loss functions, of the last step that was watched.
+        losses: calls of loss functions, of the last `training_step` that was watched.
+        validation_losses: likewise of the last `validation_step`.
         truncated, differences, random, strangers: as in `Calls`.
     """
 
@@ -64,16 +65,20 @@ class Notes:
         self.trained: set[str] = set()
         self.used: set[str] = set()
         self.losses: list[LossCall] = []
+        self.validation_losses: list[LossCall] = []
         self.truncated: list[str] = []
         self.differences: list[tuple[list[int], list[int]]] = []
         self.random: list[str] = []
         self.strangers: list[list[int]] = []
 
-    def take(self, calls: Calls) -> None:
-        """Take over what one step called."""
+    def take(self, calls: Calls, step: str) -> None:
+        """Take over what one step, of this name, called."""
         self.trained |= calls.trained
         self.used |= calls.used
-        self.losses = calls.losses or self.losses
+        if step == "training_step":
+            self.losses = calls.losses or self.losses
+        else:
+            self.validation_losses = calls.losses or self.validation_losses
         for name in ("truncated", "differences", "random", "strangers"):
             mine = getattr(self, name)
             mine.extend(one for one in getattr(calls, name) if one not in mine)
@@ -89,26 +94,32 @@ def watch(
         notes: where to.
         is_due: tells of the number of a batch whether it is looked at.
     """
+    is_watched = False  # by the step that calls another, as a validation_step its training_step
 
-    def watched(step: Callable[..., Any]) -> Callable[..., Any]:
+    def watched(name: str) -> Callable[..., Any]:
+        step = getattr(module, name)
+
         @functools.wraps(step)
         def call(*args: Any, **kwargs: Any) -> object:
+            nonlocal is_watched
             batch = kwargs.get("batch", args[0] if args else None)
             number = kwargs.get("batch_idx", args[1] if len(args) > 1 else 0)
-            if not is_due(number):
+            if is_watched or not is_due(number):
                 return step(*args, **kwargs)
             calls = Calls(module, named_tensors(batch))
+            is_watched = True
             try:
                 with calls:
                     return step(*args, **kwargs)
             finally:
-                notes.take(calls)
+                is_watched = False
+                notes.take(calls, name)
 
         return call
 
     for name in ("training_step", "validation_step"):
         if is_overridden(name, module, LightningModule):
-            setattr(module, name, watched(getattr(module, name)))
+            setattr(module, name, watched(name))
 
 
 class FirstStep(Callback):
@@ -419,7 +430,7 @@ class SeveralBatches(Callback):
                     loss = loss_of(call_step(module, copy.deepcopy(batch), batch_idx))
                 if module.automatic_optimization and loss is not None and loss.requires_grad:
                     loss.backward()
-                self.notes.take(calls)
+                self.notes.take(calls, "training_step")
         except Exception:
             self.looked_ahead = False  # a step out of turn may fail, which means nothing
         finally:
