@@ -192,9 +192,10 @@ def launcher_for(job: Job) -> Launcher:
     """Return the launcher for a job: this process, others of this machine, or Ray's workers."""
     if job.trainer.num_workers == 0:
         if job.trainer.async_validation and job.fn == "fit" and rank() == 0:
-            from raylit.launch.on_ray.validation import ValidationTasks
+            from raylit.launch.on_ray.validation import ValidationTasks, check_validation_room
 
             job.validation_starter = ValidationTasks(job)
+            check_validation_room(job.trainer, {})
         from raylit.launch.local import LocalLauncher
 
         return LocalLauncher()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -68,18 +67,16 @@ class ValidationTasks:
 
     Args:
         job: the fit, as yet untouched: the tasks get copies of its module and its validation data.
-        taken: what each worker of the fit reserves; nothing where it runs in this process.
 
     Raises:
-        ConfigError: they cannot be sent, or the workers leave no room for a task.
+        ConfigError: they cannot be sent.
     """
 
-    def __init__(self, job: Job, taken: Mapping[str, float] = MappingProxyType({})) -> None:
+    def __init__(self, job: Job) -> None:
         trainer = job.trainer
         config = job.trainer.async_validation
         assert config is not None
         connect()
-        check_validation_room(trainer, taken)
         callbacks = [one for one in trainer.callbacks if _takes_part(one)]
         validating = trainer.replaced(
             num_workers=0,
@@ -165,9 +162,11 @@ class ValidationTasks:
 def check_validation_room(trainer: JobTrainer, taken: Mapping[str, float]) -> None:
     """Find that a validation would wait for ever.
 
+    Asked once, before the fit: a cluster that loses a node while it trains may get another.
+
     Args:
         trainer: of the fit.
-        taken: what each of its workers reserves.
+        taken: what each of its workers reserves; nothing where it runs in this process.
 
     Raises:
         ConfigError: it would, beside the workers; or, if they are elastic, could once they are as
@@ -180,7 +179,7 @@ def check_validation_room(trainer: JobTrainer, taken: Mapping[str, float]) -> No
     for name, amount in wanted.items():
         left = has.get(name, 0) - trainer.num_workers * taken.get(name, 0)
         is_to_grow = left < 0 and not trainer.is_elastic  # or there would be no workers either
-        if amount > left and not is_to_grow:
+        if amount > max(left, 0) and not is_to_grow:
             raise ConfigError(
                 f"An asynchronous validation wants {amount:g} {name}, but beside"
                 f" {'up to ' if trainer.is_elastic else 'the '}{trainer.num_workers} workers the"

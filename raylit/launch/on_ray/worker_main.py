@@ -120,7 +120,7 @@ class Work:
                     job.rescale_plan = plan
                 if job.fn == "fit":
                     if job.trainer.async_validation and rank == 0:
-                        job.validation_starter = ValidationTasks(job, self.resources)
+                        job.validation_starter = ValidationTasks(job)
                     reads = None if job.weights_only is False else job.opened
                     own = find.newest_of(job.id, checkpoint_folders(job), self.before, reads)
                     job.ckpt_path = own or job.ckpt_path
