@@ -99,6 +99,11 @@ def column_of(
     """
     type_, name = field.type, field.name
     element, shape = _tensor_type(type_)
+    if is_category and pa.types.is_nested(type_):
+        raise ConfigError(
+            f"categories= names {name!r}, which is {type_}: only single values get codes. Let"
+            " transform= or collate_fn= make something of it."
+        )
     if is_category or pa.types.is_dictionary(type_):
         column = Column(name, name, "category", type_, torch.int64, nulls=nulls)
     elif shape:
@@ -158,13 +163,31 @@ def _check_nulls_policy(column: Column) -> None:
             f"nulls='mean' of the column {column.name!r}: a {column.arrow} has no mean. Use"
             " 'error', 'mask' or a value."
         )
-    is_integer = (
-        column.kind == "tensor" and column.dtype is not None and not column.dtype.is_floating_point
-    )
+    is_integer = column.element is not None and not pa.types.is_floating(column.element)
     if policy == "nan" and is_integer:
         raise ConfigError(
             f"nulls='nan' of the column {column.name!r}: a {column.arrow} has no NaN. Use 'error',"
             " 'mask' or a value."
+        )
+    if not isinstance(policy, str) and column.kind in ("number", "tensor", "list"):
+        _check_value(column)
+
+
+def _check_value(column: Column) -> None:
+    """See that a value that takes the place of nulls is one that the column can hold."""
+    value, type_ = column.nulls, column.element or column.arrow
+    fits = isinstance(value, (int, float)) and (
+        pa.types.is_boolean(type_) or not isinstance(value, bool)
+    )
+    if fits and column.element is not None and not pa.types.is_floating(type_):
+        try:
+            fits = pa.scalar(value, type_).as_py() == value
+        except (pa.ArrowException, OverflowError):
+            fits = False
+    if not fits:
+        raise ConfigError(
+            f"nulls={value!r} of the column {column.name!r}: a {column.arrow} cannot hold that."
+            " Use 'error', 'mask' or another value."
         )
 
 
@@ -235,29 +258,29 @@ def values(
     if column.name in encoding.scales:
         mean, std = encoding.scales[column.name]
         found = (found.astype(np.float64) - mean) / std
+        if column.nulls == "mask" and array.null_count:
+            found[array.is_null().to_numpy()] = 0.0
     return found
 
 
 def _numbers(
     column: Column, array: pa.ChunkedArray, encoding: Encoding, where: str
 ) -> np.ndarray[Any, Any]:
-    factor: float | None = None
     if pa.types.is_temporal(array.type):
-        array, factor = _ticks(array)
+        ticks, factor = _ticks(array)
+        array = pc.multiply(ticks.cast(pa.float64(), safe=False), factor)
     elif pa.types.is_decimal(array.type):
         array = array.cast(pa.float64())
     if array.null_count:
-        fill = _fill(column)
-        if column.nulls == "mean":
-            fill = encoding.means[column.name] / (factor or 1.0)
+        fill = encoding.means[column.name] if column.nulls == "mean" else _fill(column)
         if isinstance(fill, float) and not pa.types.is_floating(array.type):
             array = array.cast(pa.float64(), safe=False)
-        if pa.types.is_boolean(array.type):
+        elif pa.types.is_boolean(array.type):
             array = array.cast(pa.int8())
+        elif pa.types.is_integer(array.type) and not pa.types.is_uint64(array.type):
+            array = array.cast(pa.int64())  # which the tensor has, and the fill may need
         array = pc.fill_null(array, pa.scalar(fill, array.type))
     found = array.to_numpy()
-    if factor is not None:
-        found = found.astype(np.float64) * factor
     if found.dtype == np.uint64 and len(found) and found.max() > np.uint64(2**63 - 1):
         raise DataError(
             f"The column {column.name!r} holds {found.max()} in {where}, which is more than the"
@@ -315,12 +338,7 @@ def _tensors(column: Column, array: pa.ChunkedArray, where: str) -> np.ndarray[A
         while pa.types.is_fixed_size_list(flat.type):
             flat = flat.flatten()  # leaves nulls out
         if flat.null_count:
-            if column.nulls == "error":
-                raise DataError(
-                    f"The column {column.name!r} has {flat.null_count:,} nulls within its lists in"
-                    f" {where}. Say what to do with them:"
-                    f" nulls={{{column.name!r}: 'nan'}} or a value; or write them anew."
-                )
+            _check_within(column, flat.null_count, where)
             flat = pc.fill_null(flat, pa.scalar(_fill(column), flat.type))
         shaped = flat.to_numpy(zero_copy_only=False).reshape(-1, *column.shape)
         if is_valid is None:
@@ -328,6 +346,18 @@ def _tensors(column: Column, array: pa.ChunkedArray, where: str) -> np.ndarray[A
         else:
             part[is_valid] = shaped
     return found
+
+
+def _check_within(column: Column, num_nulls: int, where: str) -> None:
+    """Refuse nulls within lists and tensors of which nobody said what becomes of them."""
+    if num_nulls and column.nulls == "error":
+        assert column.element is not None
+        how = "a value" if pa.types.is_integer(column.element) else "'nan' or a value"
+        raise DataError(
+            f"The column {column.name!r} has {num_nulls:,} nulls within its lists in {where}. Say"
+            f" what to do with them, with nulls={{{column.name!r}: ...}}: {how}; or write them"
+            " anew."
+        )
 
 
 def _fill(column: Column) -> object:
@@ -537,6 +567,8 @@ class Layout:
                 continue
             if array.null_count and column.nulls == "error":
                 values(column, array, self.encoding, where)  # says so
+            if column.kind == "list":
+                _check_within(column, pc.list_flatten(array).null_count, where)
             fields[column.name] = array
         return Rows(fields, table.num_rows)
 
@@ -706,14 +738,23 @@ def form_of(
     for name in policies:
         if name != "*":
             check_column(name, schema.names, "nulls")
+    is_plain_tuple = batch == "tuple" and transform is None and collate_fn is None
     made: list[Column] = []
     for name in chosen:
         policy = policies.get(name, policies.get("*", "error"))
+        if policy == "mask" and name in targets and is_plain_tuple:
+            if name in policies:
+                raise ConfigError(
+                    f"nulls={{{name!r}: 'mask'}} of a target: a batch of (x, y) has no place for"
+                    " its mask. Use batch='dict', or leave these rows out with filters=."
+                )
+            policy = "error"
         column = column_of(schema.field(name), policy, name in categories, float_dtype)
         if column.kind == "object" and transform is None and collate_fn is None:
+            codes = f"Give it a code with categories=[{name!r}], let"
             raise DataError(
-                f"The column {name!r} is {column.arrow}, which has no form as a tensor. Give it a"
-                f" code with categories=[{name!r}], let transform= or"
+                f"The column {name!r} is {column.arrow}, which has no form as a tensor."
+                f" {'Let' if pa.types.is_nested(column.arrow) else codes} transform= or"
                 " collate_fn= make something of it, or leave it out:"
                 f" columns={[one for one in chosen if one != name][:4]!r}."
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -126,7 +127,7 @@ class ArrowDataset:
                 f"float_dtype={float_dtype} is no floating-point type. Use torch.float32,"
                 " torch.float64 or torch.float16."
             )
-        self.source: Source = open_source(source, format, filters, types, storage_options)
+        self.source: Source = open_source(source, format, filters, types, storage_options, columns)
         self.form: Form = form_of(
             self.source.schema,
             columns=columns,
@@ -497,6 +498,11 @@ def _known(name: str, mean: float | None) -> float:
         raise DataError(
             f"The column {name!r} has no values in the training part, and so no mean. Leave it"
             f" out, or give nulls={{{name!r}: 0.0}}."
+        )
+    if not math.isfinite(mean):
+        raise DataError(
+            f"The column {name!r} has infinite values in the training part, and so no mean. Leave"
+            f" these rows out with filters=, or {name!r} out of normalize= and of nulls='mean'."
         )
     return mean
 

@@ -11,6 +11,7 @@ import glob
 import hashlib
 import os
 import urllib.parse
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ EXTENSIONS = {
 COMPRESSED = (".gz", ".bz2", ".zst", ".lz4", ".br")
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 SLICE_ROWS = 65_536  # of a table that is there already
-SAMPLE_BYTES = 1 << 16  # of each end of a file, for its digest
+SAMPLE_BYTES = 1 << 16  # of a file, at each of `NUM_SAMPLES` places, for its digest
+NUM_SAMPLES = 64
 WHOLE_BYTES = 1 << 22  # smaller files are read in whole for it
 NUM_OPENERS = 16  # files whose footers are read at the same time; at a URL each takes a round trip
 
@@ -110,6 +112,7 @@ def open_source(
     filters: object = None,
     types: Mapping[str, object] | None = None,
     storage_options: Mapping[str, object] | None = None,
+    columns: Sequence[str] | None = None,
 ) -> Source:
     """Find out which files there are, of which columns, and where their rows are.
 
@@ -122,14 +125,30 @@ def open_source(
         types: of columns of CSV and JSON lines, by name, where those that are inferred are not
             right.
         storage_options: of fsspec's file system.
+        columns: what will be read. Then others that not all files have, or have alike, are left
+            out; without, all files must have the same.
 
     Raises:
         DataError: there is no file, one cannot be read, is torn or empty, or two have other
             columns.
     """
     if isinstance(source, (str, os.PathLike)) or _is_list_of_paths(source):
-        return FileSource(source, format, filters, types, storage_options)
+        return FileSource(source, format, filters, types, storage_options, columns)
     return TableSource(as_table(source), filters)
+
+
+def check_names(schema: pa.Schema, what: str) -> pa.Schema:
+    """See that no two columns have the same name.
+
+    Raises:
+        DataError: two have.
+    """
+    twice = [name for name, count in Counter(schema.names).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{what} has several columns named {twice[0]!r}. Give each a name of its own."
+        )
+    return schema
 
 
 def _is_list_of_paths(source: object) -> bool:
@@ -298,6 +317,7 @@ class TableSource:
     format = "table"
 
     def __init__(self, table: pa.Table, filters: Any = None) -> None:
+        check_names(table.schema, "The table")
         expression = as_expression(filters, table.schema)
         self.table = table if expression is None else table.filter(expression)
         self.schema: pa.Schema = table.schema
@@ -365,6 +385,7 @@ class FileSource:
         filters: Any,
         types: Mapping[str, Any] | None,
         storage_options: Mapping[str, Any] | None,
+        columns: Sequence[str] | None = None,
     ) -> None:
         paths = [
             os.fspath(one) for one in (source if isinstance(source, (list, tuple)) else [source])
@@ -389,7 +410,11 @@ class FileSource:
         self._reader: Reader = READERS[self.format](self, types)
         with ThreadPoolExecutor(min(NUM_OPENERS, len(self.files))) as pool:
             looks = list(pool.map(self._reader.look, range(len(self.files))))
-        self._physical = self._agreed_schema([schema for schema, _ in looks])
+        schemas = [
+            check_names(schema, file.name)
+            for file, (schema, _) in zip(self.files, looks, strict=True)
+        ]
+        self._physical = self._agreed_schema(schemas, columns)
         partition = _partition_fields(self.files)
         self.schema = pa.schema(
             [*(one for one in self._physical if one.name not in partition.names), *partition]
@@ -592,40 +617,45 @@ class FileSource:
 
     # ---- which columns ----
 
-    def _agreed_schema(self, schemas: list[pa.Schema]) -> pa.Schema:
+    def _agreed_schema(self, schemas: list[pa.Schema], columns: Sequence[str] | None) -> pa.Schema:
         """Return the columns that all files have.
 
         Raises:
-            DataError: one has others.
+            DataError: one has others, and they are to be read.
         """
         first = schemas[0]
+        left_out: set[str] = set()
         for file, schema in zip(self.files[1:], schemas[1:], strict=True):
             if schema.equals(first):
                 continue
-            for name in first.names:
-                if schema.get_field_index(name) < 0:
-                    raise DataError(
-                        f"The files have different columns: {self.files[0].name} has {name!r},"
-                        f" {file.name} does not."
-                        f"{did_you_mean(name, schema.names)} Write them anew with one schema, or"
-                        " name those that all have in columns=."
-                    )
-                theirs, ours = schema.field(name).type, first.field(name).type
-                if theirs != ours:
-                    raise DataError(
-                        f"The column {name!r} is {ours} in {self.files[0].name}, but {theirs} in"
-                        f" {file.name}."
-                        " Write the files anew with one schema (raylit data convert), or leave the"
-                        " column out with columns=."
-                    )
-            more = [name for name in schema.names if first.get_field_index(name) < 0]
-            if more:
-                raise DataError(
-                    f"The files have different columns: {file.name} has {more[0]!r},"
-                    f" {self.files[0].name} does not."
-                    " Write them anew with one schema, or read them as two data sets."
-                )
-        return first.remove_metadata() if first.metadata else first
+            for name in dict.fromkeys([*first.names, *schema.names]):
+                problem = self._difference(name, first, file, schema)
+                if problem is not None and (columns is None or name in columns):
+                    raise DataError(problem)
+                if problem is not None:
+                    left_out.add(name)
+        agreed = pa.schema([field for field in first if field.name not in left_out])
+        return agreed.remove_metadata() if agreed.metadata else agreed
+
+    def _difference(self, name: str, first: pa.Schema, file: File, schema: pa.Schema) -> str | None:
+        """Return in what a column differs between the first file and another."""
+        here, there = first.get_field_index(name) >= 0, schema.get_field_index(name) >= 0
+        if here != there:
+            with_it, without = (self.files[0], file) if here else (file, self.files[0])
+            similar = did_you_mean(name, (schema if here else first).names)
+            return (
+                f"The files have different columns: {with_it.name} has {name!r},"
+                f" {without.name} does not.{similar} Write them anew with one schema, or name those"
+                " to read, which all have, in columns=."
+            )
+        theirs, ours = schema.field(name).type, first.field(name).type
+        if theirs == ours:
+            return None
+        return (
+            f"The column {name!r} is {ours} in {self.files[0].name}, but {theirs} in {file.name}."
+            " Write the files anew with one schema (raylit data convert), or name those to read,"
+            " without it, in columns=."
+        )
 
     # ---- reading ----
 
@@ -728,7 +758,11 @@ class FileSource:
 
     @property
     def digest(self) -> str:
-        """Return a hash of columns, filters, names, sizes, and the ends of files or their etags."""
+        """Return a hash of columns, filters, names, sizes, and contents or etags.
+
+        Of texts every byte counts; of larger binary files, which are not read in whole before
+        they are trained on, samples.
+        """
         if self._digest is None:
             found = hashlib.blake2b(
                 f"{self.format} {self.schema} {self._filter}".encode(), digest_size=16
@@ -741,7 +775,7 @@ class FileSource:
                 )
                 found.update(f"{name} {file.size} {'' if self.is_local else file.stamp}".encode())
                 if self.is_local:
-                    found.update(_sample(file))
+                    _add_contents(found, file, is_whole=self.format in NEWLINE_FORMATS)
             self._digest = found.hexdigest()
         return self._digest
 
@@ -756,13 +790,16 @@ def _lies_within(batch: pa.RecordBatch, whole: pa.Buffer) -> bool:
     )
 
 
-def _sample(file: File) -> bytes:
+def _add_contents(digest: Any, file: File, is_whole: bool) -> None:
     with open(file.path, "rb") as stream:
-        if file.size <= WHOLE_BYTES:
-            return stream.read()
-        head = stream.read(SAMPLE_BYTES)
-        stream.seek(-SAMPLE_BYTES, os.SEEK_END)
-        return head + stream.read()
+        if is_whole or file.size <= WHOLE_BYTES:
+            while part := stream.read(WHOLE_BYTES):
+                digest.update(part)
+            return
+        last = file.size - SAMPLE_BYTES  # where a footer ends, which tells most of changes
+        for number in range(NUM_SAMPLES):
+            stream.seek(last * number // (NUM_SAMPLES - 1))
+            digest.update(stream.read(SAMPLE_BYTES))
 
 
 # ---- formats ----
@@ -976,9 +1013,8 @@ class LinesReader:
     def __init__(self, source: FileSource, types: Mapping[str, Any] | None) -> None:
         self.source = source
         self.text = TextReader(source.format, types)
-        self._headers: dict[
-            int, tuple[list[str], str]
-        ] = {}  # of each file, whose columns may be in another order
+        # of each file, whose columns may be in another order, or others
+        self._headers: dict[int, tuple[pa.Schema, str]] = {}
 
     def look(self, number: int) -> tuple[pa.Schema, list[Piece]]:
         """Read the file once, and note where its lines are.
@@ -996,7 +1032,7 @@ class LinesReader:
             )
         with self.source.opened(number) as stream:
             schema, delimiter, blocks = self.text.look(stream, file.name)
-        self._headers[number] = schema.names, delimiter
+        self._headers[number] = schema, delimiter
         return schema, [
             Piece(number, index, num_rows, stop - start, start, stop)
             for index, (start, stop, num_rows) in enumerate(blocks)
@@ -1011,8 +1047,11 @@ class LinesReader:
         with self.source.opened(piece.file) as stream:
             stream.seek(piece.start)
             text = stream.read(piece.stop - piece.start)
-        names, delimiter = self._headers[piece.file]
-        schema = pa.schema([self.source._physical.field(name) for name in names])
+        own, delimiter = self._headers[piece.file]
+        agreed = self.source._physical
+        schema = pa.schema(
+            [agreed.field(one.name) if one.name in agreed.names else one for one in own]
+        )
         table = self.text.parse(
             text, schema, delimiter, f"{self.source.files[piece.file].name}, block {piece.index}"
         )

@@ -79,6 +79,11 @@ def split_of(
                 " split={'val': 0.1} too."
             )
         return Split(())
+    if not isinstance(parts, Mapping):
+        raise ConfigError(
+            f"split={parts!r} is no dict. Name the parts: split={{'val': 0.1, 'test': 0.1}}; the"
+            " rest is trained on."
+        )
     total = 0.0
     for name, part in parts.items():
         if name not in ("val", "test", "predict"):
@@ -114,7 +119,7 @@ def labels_of(dataset: ArrowDataset, split: Split) -> Labels:
     elif split.time is not None:
         labels = _by_time(_column(dataset, split.time), sizes, split.time)
     elif split.stratify is not None:
-        labels = _by_class(_column(dataset, split.stratify), split)
+        labels = _by_class(_column(dataset, split.stratify), sizes, split.seed)
     else:
         labels = _by_chance(num_rows, sizes, split.seed)
     counts = np.bincount(labels, minlength=len(split.names))
@@ -153,18 +158,19 @@ def _label_of_place(places: Any, sizes: list[int]) -> Any:
 
 def _by_group(column: pa.ChunkedArray, sizes: list[int], seed: int) -> Labels:
     codes, values = _codes(column)
-    counts = np.bincount(codes, minlength=len(values))
+    counts = np.bincount(codes, minlength=len(values)).tolist()
     order = sorted(range(len(values)), key=lambda code: _hashed(seed, values[code]))
     label_of_group = np.zeros(len(values), np.uint8)
-    label = taken = 0
-    for code in order:
-        if label == len(sizes):
-            break
-        label_of_group[code] = label + 1
-        taken += int(counts[code])
-        if taken >= sizes[label]:
-            label += 1
-            taken = 0
+    for label, size in enumerate(sizes, 1):
+        left = [code for code in order if not label_of_group[code]]
+        missing = size
+        for code in left:
+            # a group that would bring the part further from its size than it is stays out
+            if counts[code] < 2 * missing:
+                label_of_group[code] = label
+                missing -= counts[code]
+        if missing == size and len(left) > 1:  # all are too large: the smallest is the nearest
+            label_of_group[min(left, key=lambda code: counts[code])] = label
     labels: Labels = label_of_group[codes]
     return labels
 
@@ -178,6 +184,11 @@ def _by_time(column: pa.ChunkedArray, sizes: list[int], name: str) -> Labels:
         raise DataError(
             f"The column {name!r} has {column.null_count:,} nulls, so that not all rows have their"
             f" place in time. Leave these out: filters=pc.field({name!r}).is_valid()."
+        )
+    if pa.types.is_floating(column.type) and pc.any(pc.is_nan(column)).as_py():
+        raise DataError(
+            f"The column {name!r} has NaN, so that not all rows have their place in time. Leave"
+            f" these out: filters=~pc.field({name!r}).is_nan()."
         )
     # rows of the same time in the order of the data
     places = pc.sort_indices(
@@ -193,19 +204,39 @@ def _by_time(column: pa.ChunkedArray, sizes: list[int], name: str) -> Labels:
     return labels
 
 
-def _by_class(column: pa.ChunkedArray, split: Split) -> Labels:
+def _by_class(column: pa.ChunkedArray, sizes: list[int], seed: int) -> Labels:
     codes, values = _codes(column)
     num_rows = len(codes)
-    order = np.lexsort((Keyed(num_rows, split.seed)(np.arange(num_rows)), codes))
+    order = np.lexsort((Keyed(num_rows, seed)(np.arange(num_rows)), codes))
     counts = np.bincount(codes, minlength=len(values))
     labels = np.zeros(num_rows, np.uint8)
     start = 0
-    for count in counts.tolist():
-        shares = [part if part < 1 else part / num_rows for _, part in split.parts]
-        sizes = [round(share * count) for share in shares]
-        labels[order[start : start + count]] = _label_of_place(np.arange(count), sizes)
+    for count, shares in zip(counts.tolist(), _shares(counts, sizes).tolist(), strict=True):
+        labels[order[start : start + count]] = _label_of_place(np.arange(count), shares)
         start += count
     return labels
+
+
+def _shares(counts: Any, sizes: list[int]) -> Any:
+    """Return how many rows of each class (a row) each part (a column) gets.
+
+    Parts have their sizes exactly, and each class its share to within a row: by the method of the
+    largest remainder, where a class that has got less than its due in one part is before others in
+    the next.
+    """
+    found = np.zeros((len(counts), len(sizes)), np.int64)
+    left = counts.copy()
+    owed = np.zeros(len(counts))
+    for part, size in enumerate(sizes):
+        owed += counts * (size / max(int(counts.sum()), 1))
+        found[:, part] = np.minimum(np.floor(owed).clip(0), left)
+        # of those that have rows left, the ones that are owed most get one more
+        rest = np.where(left > found[:, part], owed - found[:, part], -np.inf)
+        more = np.argsort(-rest, kind="stable")[: max(0, size - int(found[:, part].sum()))]
+        found[more[np.isfinite(rest[more])], part] += 1
+        left -= found[:, part]
+        owed -= found[:, part]
+    return found
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[Any, list[Any]]:

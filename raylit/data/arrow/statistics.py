@@ -113,6 +113,9 @@ class _Sums:
     def result(self) -> ColumnStatistics:
         if self.column.kind == "category":
             self.found.vocabulary = sorted(self._values)
+        elif self.found.mean is not None and self.found.min == self.found.max:
+            self.found.mean = self.found.min  # exactly: rounding would leave a tiny deviation,
+            self.found.std = 0.0  # by which other values were divided
         elif self.found.mean is not None:
             self.found.std = math.sqrt(self._squares / self.found.count)
         return self.found

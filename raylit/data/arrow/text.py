@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 
@@ -66,7 +67,10 @@ class TextReader:
                 io.BytesIO(header + b"\n" + text), parse_options=parse, convert_options=convert
             ).schema
         except pa.ArrowException as error:
-            raise DataError(f"{name} is not understood as {self.format}: {error}") from error
+            hint = ""
+            if self.format == "json" and text.lstrip().startswith(b"["):
+                hint = " It begins as one array: write an object on each line instead."
+            raise DataError(f"{name} is not understood as {self.format}: {error}{hint}") from error
 
     def parse(self, text: bytes, schema: pa.Schema, delimiter: str, where: str) -> pa.Table:
         """Return a block as a table.
@@ -85,14 +89,34 @@ class TextReader:
             read = pa.csv.ReadOptions(column_names=schema.names)
             convert = pa.csv.ConvertOptions(column_types=schema)
             parse = pa.csv.ParseOptions(delimiter=delimiter)
-            return pa.csv.read_csv(
-                io.BytesIO(text), read_options=read, parse_options=parse, convert_options=convert
+            return _with_nulls(
+                pa.csv.read_csv(
+                    io.BytesIO(text),
+                    read_options=read,
+                    parse_options=parse,
+                    convert_options=convert,
+                )
             )
         except pa.ArrowException as error:
             raise DataError(
                 f"{where} does not fit the columns that the first block has: {error}. Name the"
                 f" right type: types={{'column': 'float64'}}."
             ) from error
+
+
+def _with_nulls(table: pa.Table) -> pa.Table:
+    """Return a table of CSV whose empty texts are nulls, as empty numbers are.
+
+    Arrow's own way to do that would take the text NA for one too.
+    """
+    for index, field in enumerate(table.schema):
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            column = table.column(index)
+            is_empty = pc.equal(column, "")
+            if pc.any(is_empty).as_py():
+                filled = pc.if_else(is_empty, pa.scalar(None, field.type), column)
+                table = table.set_column(index, field, filled)
+    return table
 
 
 def delimiter_of(header: bytes) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
@@ -237,3 +238,41 @@ def test_a_bucket_that_may_not_be_read(bucket: str, monkeypatch: pytest.MonkeyPa
             "skip_instance_cache": True,
         },
     )
+
+
+def test_columns_of_one_name(tmp_path: Path) -> None:
+    twice = pa.Table.from_arrays([pa.array([1.0]), pa.array([2.0])], ["a", "a"])
+    refused("The table has several columns named 'a'", twice)
+    (tmp_path / "a.csv").write_text("a,a\n1,2\n")
+    refused("a.csv has several columns named 'a'", tmp_path / "a.csv")
+
+
+def test_an_empty_text_of_csv_is_a_null(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("x,kind\n1,b\n2,\n3,NA\n")
+    with pytest.raises(DataError, match="'kind' has 1 nulls"):
+        next(iter(ArrowDataset(path, categories=["kind"]).loader(9)))
+    read = ArrowDataset(path, categories=["kind"], nulls={"kind": 0})
+    assert next(iter(read.loader(9)))["kind"].tolist() == [2, 0, 1]
+    assert read.vocabulary == {"kind": ["NA", "b"]}
+
+
+def test_json_that_is_one_array(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"a": 1},\n{"a": 2}]')
+    refused("an object on each line", tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "arrow"])
+def test_files_may_differ_in_columns_that_are_not_read(ending: str, tmp_path: Path) -> None:
+    write = {
+        "parquet": pq.write_table,
+        "csv": pyarrow.csv.write_csv,
+        "arrow": pyarrow.feather.write_feather,
+    }[ending]
+    write(pa.table({"b": [2.0], "a": [1.0], "c": ["x"]}), tmp_path / f"1.{ending}")
+    write(pa.table({"a": [3.0], "c": [5]}), tmp_path / f"2.{ending}")
+    refused("has 'b', .* does not.*in columns=", tmp_path)
+    refused("has 'b', .* does not", tmp_path, columns=["a", "b"])
+    refused("'c' is string in .* but int64", tmp_path, columns=["a", "c"])
+    (batch,) = ArrowDataset(tmp_path, columns=["a"]).loader(9)
+    assert batch["a"].tolist() == [1.0, 3.0]

@@ -17,6 +17,12 @@ import torch
 from raylit.data.arrow import ArrowDataset
 from raylit.errors import ConfigError, DataError
 
+
+def first(dataset: ArrowDataset) -> Any:
+    """Return the first batch, in the order of the data."""
+    return next(iter(dataset.loader(100)))
+
+
 IMAGES = np.arange(3 * 2 * 4, dtype=np.uint8).reshape(3, 2, 4)
 TYPES: list[tuple[str, Any, torch.Tensor]] = [
     ("int", pa.array([1, 2, 3]), torch.tensor([1, 2, 3])),
@@ -296,3 +302,75 @@ def test_numbers_that_no_tensor_can_hold() -> None:
     table = pa.table({"x": pa.array([2**63], pa.uint64())})
     with pytest.raises(DataError, match="9223372036854775808"):
         list(ArrowDataset(table).loader())
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_a_value_for_nulls_of_times_is_in_seconds(unit: str) -> None:
+    times = pa.array([datetime.datetime(1970, 1, 1, 0, 0, 5), None], pa.timestamp(unit))
+    dates = pa.array([datetime.date(1970, 1, 2), None])
+    table = pa.table({"time": times, "date": dates})
+    batch = first(ArrowDataset(table, nulls=-2))
+    assert batch["time"].tolist() == [5.0, -2.0]
+    assert batch["date"].tolist() == [86_400.0, -2.0]
+
+
+def test_a_masked_null_is_0_among_normalized_values() -> None:
+    batch = first(ArrowDataset(pa.table({"a": [1.0, None, 3.0]}), nulls="mask", normalize=True))
+    assert batch["a"].tolist() == [-1.0, 0.0, 1.0]
+    assert batch["a_is_null"].tolist() == [False, True, False]
+
+
+def test_a_column_that_never_changes_is_normalized_to_0() -> None:
+    for value in (0.1, 1e9 + 0.1):
+        batch = first(ArrowDataset(pa.table({"x": [value] * 7}), normalize=True))
+        assert batch["x"].tolist() == [0.0] * 7
+
+
+def test_a_target_has_no_mask_in_a_tuple() -> None:
+    table = pa.table({"x": [1.0, None], "y": [5.0, None]})
+    options: dict[str, Any] = {"target": "y", "batch": "tuple"}
+    with pytest.raises(DataError, match="'y' has 1 nulls"):
+        ArrowDataset(table, nulls="mask", **options)
+    with pytest.raises(ConfigError, match="no place for its mask"):
+        ArrowDataset(table, nulls={"y": "mask", "x": 0.0}, **options)
+
+
+@pytest.mark.parametrize("width", [-1, 2])
+def test_nulls_within_lists_are_told(width: int) -> None:
+    table = pa.table({"a": pa.array([[1, None], [3, 4]], pa.list_(pa.int64(), width))})
+    with pytest.raises(DataError, match="'a' has 1 nulls within its lists"):
+        first(ArrowDataset(table))
+    assert first(ArrowDataset(table, nulls=-1))["a"].tolist() == [[1, -1], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("values", "nulls", "message"),
+    [
+        (pa.array([[1], None]), "nan", "has no NaN"),
+        (pa.array([[1], None]), 0.5, "cannot hold that"),
+        (pa.array([[1, 2], None], pa.list_(pa.uint8(), 2)), -1, "cannot hold that"),
+        (pa.array([1, None]), True, "cannot hold that"),
+        (pa.array([1, None]), [0], "cannot hold that"),
+    ],
+)
+def test_a_value_for_nulls_that_cannot_be(values: pa.Array, nulls: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ArrowDataset(pa.table({"a": values}), nulls=nulls)
+
+
+def test_a_value_for_nulls_may_be_out_of_the_range_of_a_small_type() -> None:
+    table = pa.table({"a": pa.array([1, None], pa.uint8())})
+    assert first(ArrowDataset(table, nulls=-1))["a"].tolist() == [1, -1]
+
+
+def test_lists_get_no_codes() -> None:
+    table = pa.table({"words": [["a"], ["b"]]})
+    with pytest.raises(ConfigError, match="only single values get codes"):
+        ArrowDataset(table, categories=["words"])
+    with pytest.raises(DataError, match=r"no form as a tensor\. Let transform="):
+        ArrowDataset(table)
+
+
+def test_infinity_has_no_mean() -> None:
+    with pytest.raises(DataError, match="'x' has infinite values"):
+        first(ArrowDataset(pa.table({"x": [1.0, float("inf")]}), normalize=True))

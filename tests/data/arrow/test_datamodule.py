@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import feather
 from torch import Tensor
 
 import raylit as pl
+from raylit.data.arrow.split import labels_of, split_of
 from raylit.data.arrow.statistics import statistics_of
 from raylit.errors import ConfigError, DataError
 
@@ -294,3 +297,65 @@ def test_times_that_are_not_known(tmp_path: Path) -> None:
     table = pa.table({"t": pa.array([1, None, 3]), "y": [0.0, 1.0, 2.0]})
     with pytest.raises(DataError, match="has 1 nulls, so that not all rows have their place"):
         data(table, categories=[], columns=["y"], split={"val": 1}, time="t").setup("fit")
+
+
+def sizes(classes: list[int], **options: Any) -> dict[str, int]:
+    table = pa.table({"x": np.arange(len(classes)) * 1.0, "y": classes})
+    module = pl.ParquetDataModule(table, **options)
+    module.setup("fit")
+    return {name: len(module.part(name)) for name in module.split.names}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    classes=st.lists(st.integers(0, 40), min_size=30, max_size=300),
+    parts=st.lists(st.sampled_from([0.1, 0.2, 0.3, 7]), min_size=1, max_size=2),
+    seed=st.integers(0, 99),
+)
+def test_each_class_has_its_share_to_within_a_row(
+    classes: list[int], parts: list[float], seed: int
+) -> None:
+    split = dict(zip(("val", "test"), parts, strict=False))
+    found = labels_of(
+        pl.ArrowDataset(pa.table({"y": classes})), split_of(split, None, None, "y", seed)
+    )
+    values = np.array(classes)
+    for label, part in enumerate(parts, 1):
+        size = part if isinstance(part, int) else round(part * len(classes))
+        assert (found == label).sum() == size
+        for one in set(classes):
+            share = (values == one).sum() * size / len(classes)
+            assert abs(((values == one) & (found == label)).sum() - share) < 2
+
+
+def test_small_classes_and_large_groups_are_split() -> None:
+    many = [row // 15 for row in range(1000)]
+    assert sizes(many, split={"val": 100}, stratify="y") == {"train": 900, "val": 100}
+    rare = [row % 250 for row in range(1000)]
+    both = {"val": 0.1, "test": 0.1}
+    assert sizes(rare, split=both, stratify="y") == {"train": 800, "val": 100, "test": 100}
+    groups = [min(row // 40, 2) for row in range(1000)]
+    for seed in range(5):
+        options = {"split": {"val": 0.1}, "by": "y", "split_seed": seed}
+        assert sizes(groups, **options) == {"train": 920, "val": 80}
+        assert sizes([int(row < 950) for row in range(1000)], **options)["val"] == 50
+
+
+@pytest.mark.parametrize("format", ["csv", "arrow"])
+def test_statistics_are_of_the_values_that_are_there(format: str, tmp_path: Path) -> None:
+    """A change in the middle of a large file, which leaves its size as it is."""
+
+    def mean(middle: float) -> tuple[str, float | None]:
+        table = pa.table({"x": [10.0] * 100_000 + [middle] * 800_000 + [11.0] * 100_000})
+        write = pyarrow.csv.write_csv if format == "csv" else feather.write_feather
+        options = {} if format == "csv" else {"compression": "uncompressed"}
+        write(table, tmp_path / f"x.{format}", **options)
+        module = pl.ParquetDataModule(tmp_path / f"x.{format}", normalize=True)
+        module.prepare_data()
+        module.setup("fit")
+        return module.digest, module.statistics()["x"].mean
+
+    before, after = mean(10.0), mean(90.0)
+    assert before[1] == pytest.approx(10.1)
+    assert after[1] == pytest.approx(74.1)
+    assert before[0] != after[0]
