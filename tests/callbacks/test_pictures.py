@@ -365,14 +365,102 @@ def test_numbers_are_judged_by_their_squared_error(tmp_path: Path) -> None:
 
 
 def test_one_score_is_that_of_class_1() -> None:
-    from raylit.callbacks.pictures.picture import Predicted, as_classes
+    from raylit.callbacks.pictures.picture import Predicted, aligned, classified
     from raylit.callbacks.pictures.prediction_table import losses_of
 
-    predicted = Predicted(torch.tensor([[2.0], [-1.0]]), torch.tensor([1, 1]))
-    classes, labels, number = as_classes(predicted)
-    assert (classes.tolist(), labels.tolist(), number) == ([1, 0], [1, 1], 2)
+    logits = torch.tensor([[2.0], [-1.0]])
     expected = [math.log1p(math.exp(-2)), math.log1p(math.exp(1))]
-    assert losses_of(predicted).tolist() == pytest.approx(expected)
+    for scores, from_logits in ((logits, True), (logits.sigmoid(), False)):
+        predicted = aligned(Predicted(scores, torch.tensor([1, 1])))
+        found = classified(predicted, from_logits)
+        assert (found.classes.tolist(), found.labels.tolist(), found.number) == ([1, 0], [1, 1], 2)
+        losses = losses_of(predicted, from_logits, ignore_index=-100)
+        assert losses["classes"].tolist() == pytest.approx(expected)
+
+
+class Given(pl.LightningModule):
+    """Predicts what the data says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parameter = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, scores: torch.Tensor) -> torch.Tensor:
+        return scores
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+
+def shown(tmp_path: Path, callback: Any, scores: torch.Tensor, labels: torch.Tensor) -> Any:
+    data = DataLoader(TensorDataset(scores, labels), batch_size=8)
+    trainer(tmp_path, callback).validate(Given(), data, verbose=False)
+    return callback
+
+
+SHARES = torch.rand(100, generator=torch.Generator().manual_seed(0))
+YES_OR_NO = torch.randint(0, 2, (100,), generator=torch.Generator().manual_seed(1))
+
+
+def test_probabilities_of_class_1(tmp_path: Path) -> None:
+    truth = [
+        [int(((label == YES_OR_NO) & ((SHARES > 0.5) == said)).sum()) for said in (False, True)]
+        for label in (0, 1)
+    ]
+    for scores in (SHARES, SHARES[:, None]):
+        for labels in (YES_OR_NO, YES_OR_NO[:, None]):
+            matrix = shown(tmp_path, ConfusionMatrixLogger(from_logits=False), scores, labels)
+            assert matrix.matrix.tolist() == truth
+            calibration = shown(tmp_path, CalibrationLogger(from_logits=False), scores, labels)
+            assert calibration.error == pytest.approx(
+                shown(tmp_path, CalibrationLogger(), SHARES.logit(), YES_OR_NO).error, abs=1e-6
+            )
+    with pytest.warns(UserWarning, match="all of them are from 0 to 1"):
+        shown(tmp_path, ConfusionMatrixLogger(), SHARES, YES_OR_NO)
+    with pytest.raises(ConfigError, match="they are no probabilities"):
+        shown(tmp_path, CalibrationLogger(from_logits=False), 3 * SHARES, YES_OR_NO)
+
+
+def test_what_is_no_number_is_left_out_and_told(tmp_path: Path) -> None:
+    scores = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(20) % 3
+    broken = scores.clone()
+    broken[3, 1] = torch.nan
+    rest = [row for row in range(20) if row != 3]
+    for callback in (CalibrationLogger, ConfusionMatrixLogger):
+        with pytest.warns(UserWarning, match="leaves out 1 predictions that are NaN"):
+            found = shown(tmp_path, callback(), broken, labels)
+        expected = shown(tmp_path, callback(), scores[rest], labels[rest])
+        name = "error" if callback is CalibrationLogger else "matrix"
+        assert np.array_equal(getattr(found, name), getattr(expected, name))
+    table = shown(tmp_path, PredictionTable(1, 0, 0), broken, labels)
+    assert math.isnan(table.rows["loss"][0])
+
+
+def test_labels_with_a_dimension_of_one(tmp_path: Path) -> None:
+    scores = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(20) % 3
+    for callback, name in ((ConfusionMatrixLogger, "matrix"), (PredictionTable, "rows")):
+        found = [shown(tmp_path, callback(), scores, one) for one in (labels[:, None], labels)]
+        assert str(getattr(found[0], name)) == str(getattr(found[1], name))
+    with pytest.raises(ConfigError, match="do not belong together"):
+        shown(tmp_path, ConfusionMatrixLogger(), scores, torch.zeros(20, 5, dtype=torch.long))
+
+
+def test_whole_numbers_that_are_no_classes(tmp_path: Path) -> None:
+    """Also where the first batches hold 0 and 1 only."""
+    numbers = torch.arange(20) // 8
+    scores = numbers.float()
+    scores[17] += 45
+    table = shown(tmp_path, PredictionTable(1, 1, 0), scores, numbers)
+    assert table.rows["loss"] == [2025.0, 0.0]
+    assert table.rows["prediction"][0] == 47.0
+    assert "probability" not in table.rows
+
+
+def test_labels_to_ignore_are_in_no_table(tmp_path: Path) -> None:
+    labels = torch.tensor([0, -100, 1, 2])
+    table = shown(tmp_path, PredictionTable(4, 4, 4), torch.randn(4, 3), labels)
+    assert sorted(table.rows["label"]) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
 class Alone:

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from raylit.callbacks.pictures.chosen import Array
 from raylit.callbacks.pictures.picture import (
-    Predicted,
     PredictionPicture,
-    as_classes,
+    aligned,
     canvas,
+    classified,
 )
 from raylit.core.aliases import Batch, StepOutput
 from raylit.errors import ConfigError
+from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,11 +72,10 @@ class CalibrationLogger(PredictionPicture):
         prediction: str | None = None,
         label: str | None = None,
     ) -> None:
-        super().__init__(name, every_n_epochs, dark, prediction, label)
+        super().__init__(name, every_n_epochs, dark, prediction, label, from_logits)
         if num_bins < 2:
             raise ConfigError(f"CalibrationLogger(num_bins={num_bins}) must be 2 or more.")
         self.num_bins = num_bins
-        self.from_logits = from_logits
         self.ignore_index = ignore_index
         self.counts: Array = np.zeros(num_bins, np.int64)
         self.accuracy: Array = np.full(num_bins, np.nan)
@@ -94,28 +94,39 @@ class CalibrationLogger(PredictionPicture):
         batch: Batch,
         dataloader_idx: int,
     ) -> None:
-        predicted = self.predicted(trainer, pl_module, outputs, batch)
-        classes, labels = self._classes(predicted)
-        confidence = self._confidence(predicted)
-        counted = (labels != self.ignore_index).long()
+        predicted = aligned(self.predicted(trainer, pl_module, outputs, batch))
+        self.look_at(predicted)
+        found = classified(predicted, self.from_logits)
+        if found.confidence is None:
+            raise ConfigError(
+                "CalibrationLogger needs scores, but the predictions are whole numbers. Return"
+                " {'logits': ...} from the step."
+            )
+        wanted = found.labels != self.ignore_index
+        counted = (wanted & found.is_number).long()
+        confidence = found.confidence.nan_to_num(0.0)
         bins = (confidence * self.num_bins).long().clamp(0, self.num_bins - 1)
         rows = (
             counted,
-            counted * (classes == labels),
+            counted * (found.classes == found.labels),
             counted * (confidence.double() / UNIT).round().long(),
+            (wanted & ~found.is_number).long(),
         )
-        sums = torch.zeros(3, self.num_bins, dtype=torch.int64, device=labels.device)
+        sums = torch.zeros(4, self.num_bins, dtype=torch.int64, device=counted.device)
         for index, row in enumerate(rows):
             sums[index].scatter_add_(0, bins, row)
         self._sums = sums if self._sums is None else self._sums + sums
 
     def draw(self, trainer: RunningTrainer, pl_module: LightningModule, name: str) -> None:
+        self.tell_of_shares()
         own = None if self._sums is None else self._sums.cpu().numpy()
         every = [one for one in trainer.world.all_gather_object(own) if one is not None]
         self._sums = None
         if not every:
             return
-        self.counts, right, confidence = np.sum(every, 0)
+        self.counts, right, confidence, left_out = np.sum(every, 0)
+        if left_out.any():
+            warn(f"CalibrationLogger leaves out {left_out.sum()} predictions that are NaN.")
         filled = np.where(self.counts > 0, self.counts, np.nan)
         self.accuracy = right / filled
         self.confidence = confidence * UNIT / filled
@@ -150,24 +161,3 @@ class CalibrationLogger(PredictionPicture):
             below.set_xlabel("probability of the predicted class")
             below.set_ylabel("predictions")
         return figure
-
-    def _classes(self, predicted: Predicted) -> tuple[Tensor, Tensor]:
-        if not predicted.scores.is_floating_point():
-            raise ConfigError(
-                "CalibrationLogger needs scores, but the predictions are whole numbers. Return"
-                " {'logits': ...} from the step."
-            )
-        if predicted.scores.ndim == predicted.labels.ndim and not self.from_logits:
-            predicted = Predicted(predicted.scores - 0.5, predicted.labels)
-        classes, labels, _ = as_classes(predicted)
-        return classes, labels
-
-    def _confidence(self, predicted: Predicted) -> Tensor:
-        """Return the probability of each predicted class."""
-        scores = predicted.scores
-        if scores.ndim == predicted.labels.ndim + 1 and scores.shape[1] > 1:
-            shares = scores.softmax(1) if self.from_logits else scores
-            return shares.amax(1).flatten()
-        share = scores.flatten()
-        share = share.sigmoid() if self.from_logits else share
-        return torch.maximum(share, 1 - share)

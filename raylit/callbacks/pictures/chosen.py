@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -70,7 +71,7 @@ class Chosen:
         """Look at the samples of a batch.
 
         Args:
-            keys: one number for each, (samples,).
+            keys: one number for each, (samples,); samples of NaN are never picked.
             fingerprints: of each, (samples,).
             values: tensors, (samples, ...).
             texts: strings, one for each sample.
@@ -105,7 +106,8 @@ class Chosen:
     def gathered(self, world: Ranks) -> list[Sample]:
         """Return the samples of all ranks, in order; all ranks call it."""
         own = [sample for group in self._groups.values() for sample in _samples(group)]
-        every = [sample for rank in world.all_gather_object(own) for sample in rank]
+        ranks = world.all_gather_object(own)
+        every = [sample for rank in ranks for sample in rank if not math.isnan(sample.key)]
         every.sort(key=lambda one: (one.key, one.fingerprint))
         return every[: self.number]
 

@@ -10,9 +10,16 @@ import torch
 from torch import Tensor
 
 from raylit.callbacks.pictures.chosen import Array
-from raylit.callbacks.pictures.picture import PredictionPicture, as_classes, canvas
+from raylit.callbacks.pictures.picture import (
+    Classified,
+    PredictionPicture,
+    aligned,
+    canvas,
+    classified,
+)
 from raylit.core.aliases import Batch, StepOutput
 from raylit.errors import ConfigError, DataError
+from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +34,9 @@ class ConfusionMatrixLogger(PredictionPicture):
     """Draws, at the end of each validation and test, which classes are taken for which.
 
     Rows are labels, columns predictions; the color is the share of the row, the number the count.
-    Counts are whole numbers, added up over all ranks: those of one process.
+    Counts are whole numbers, added up over all ranks and loaders: those of one process. Scores
+    (samples, classes, ...) are of classes; scores in the shape of the labels are of class 1, each
+    by itself.
 
     Args:
         class_names: shown at the sides; None: numbers.
@@ -39,6 +48,7 @@ class ConfusionMatrixLogger(PredictionPicture):
         prediction: name of the predictions in what the step returns; None: `logits`, `prediction`,
             `preds` or `scores`, else what `forward` gives for the batch.
         label: name of the labels in what the step returns or in the batch; None: the usual ones.
+        from_logits: whether scores are logits; False: they are probabilities.
 
     Attributes:
         matrix: the last one, (classes, classes) counts, on all ranks.
@@ -64,8 +74,9 @@ class ConfusionMatrixLogger(PredictionPicture):
         dark: bool = False,
         prediction: str | None = None,
         label: str | None = None,
+        from_logits: bool = True,
     ) -> None:
-        super().__init__(name, every_n_epochs, dark, prediction, label)
+        super().__init__(name, every_n_epochs, dark, prediction, label, from_logits)
         if class_names is not None and num_classes not in (None, len(class_names)):
             raise ConfigError(
                 f"ConfusionMatrixLogger(num_classes={num_classes}) was given"
@@ -76,9 +87,10 @@ class ConfusionMatrixLogger(PredictionPicture):
         self.ignore_index = ignore_index
         self.matrix: Array | None = None
         self._counts: Tensor | None = None
+        self._left_out: Tensor | None = None
 
     def begin(self) -> None:
-        self._counts = None
+        self._counts = self._left_out = None
 
     def see(
         self,
@@ -88,24 +100,33 @@ class ConfusionMatrixLogger(PredictionPicture):
         batch: Batch,
         dataloader_idx: int,
     ) -> None:
-        predicted = self.predicted(trainer, pl_module, outputs, batch)
-        classes, labels, found = as_classes(predicted)
-        number = self.num_classes or found
+        predicted = aligned(self.predicted(trainer, pl_module, outputs, batch))
+        self.look_at(predicted)
+        found = classified(predicted, self.from_logits)
+        number = self.num_classes or found.number
         if number is None:
             raise ConfigError(
                 "ConfusionMatrixLogger cannot tell how many classes there are: the predictions are"
                 " whole numbers. Give num_classes=10, or class_names."
             )
-        counts = _counts(classes, labels, number, self.ignore_index)
+        wanted = found.labels != self.ignore_index
+        counts = _counts(found, number, wanted & found.is_number)
         self._counts = counts if self._counts is None else self._counts + counts
+        left_out = (wanted & ~found.is_number).sum()
+        self._left_out = left_out if self._left_out is None else self._left_out + left_out
 
     def draw(self, trainer: RunningTrainer, pl_module: LightningModule, name: str) -> None:
-        own = None if self._counts is None else self._counts.cpu().numpy()
+        self.tell_of_shares()
+        own = None
+        if self._counts is not None and self._left_out is not None:
+            own = self._counts.cpu().numpy(), int(self._left_out)
         every = [one for one in trainer.world.all_gather_object(own) if one is not None]
-        self._counts = None
+        self._counts = self._left_out = None
         if not every:
             return
-        counts: Array = np.sum(every, 0)
+        counts: Array = np.sum([one for one, _ in every], 0)
+        if left_out := sum(number for _, number in every):
+            warn(f"ConfusionMatrixLogger leaves out {left_out} predictions that are NaN.")
         number = len(counts) - 1
         if counts[number].any() or counts[:, number].any():
             raise DataError(
@@ -149,10 +170,12 @@ class ConfusionMatrixLogger(PredictionPicture):
         return figure
 
 
-def _counts(classes: Tensor, labels: Tensor, number: int, ignore_index: int) -> Tensor:
+def _counts(found: Classified, number: int, counted: Tensor) -> Tensor:
     """Return counts (number + 1, number + 1): the last row and column are of what is no class."""
-    inside = [torch.where((one >= 0) & (one < number), one, number) for one in (labels, classes)]
-    places = inside[0] * (number + 1) + inside[1]
+    labels, classes = (
+        torch.where((one >= 0) & (one < number), one, number)
+        for one in (found.labels, found.classes)
+    )
     counts = torch.zeros((number + 1) ** 2, dtype=torch.int64, device=labels.device)
-    counts.scatter_add_(0, places, (labels != ignore_index).long())
+    counts.scatter_add_(0, labels * (number + 1) + classes, counted.long())
     return counts.view(number + 1, number + 1)

@@ -17,6 +17,7 @@ from raylit.errors import ConfigError, MissingPackageError
 from raylit.explain.explain import LABELS, labels_of
 from raylit.runtime import rng
 from raylit.runtime.batch import parts_of
+from raylit.runtime.messages import warn_once
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -163,6 +164,7 @@ class PredictionPicture(Picture):
         dark: as in `Picture`.
         prediction: name of the predictions in what the step returns; None: the usual ones.
         label: name of the labels in what the step returns or in the batch; None: the usual ones.
+        from_logits: whether scores of classes are logits; False: they are probabilities.
     """
 
     def __init__(
@@ -172,10 +174,42 @@ class PredictionPicture(Picture):
         dark: bool = False,
         prediction: str | None = None,
         label: str | None = None,
+        from_logits: bool = True,
     ) -> None:
         super().__init__(name, every_n_epochs, dark)
         self.prediction = prediction
         self.label = label
+        self.from_logits = from_logits
+        self._outside: Tensor | None = None  # whether a score of class 1 was not from 0 to 1
+
+    def look_at(self, predicted: Predicted) -> None:
+        """See that scores are what `from_logits` says they are.
+
+        Raises:
+            ConfigError: they are said to be probabilities, and some are not from 0 to 1.
+        """
+        scores = predicted.scores
+        if not scores.is_floating_point():
+            return
+        outside = ((scores < 0) | (scores > 1)).any()
+        if not self.from_logits and bool(outside):
+            raise ConfigError(
+                f"{type(self).__name__}(from_logits=False), but predictions are from"
+                f" {float(scores.min()):.3g} to {float(scores.max()):.3g}: they are no"
+                " probabilities. Leave from_logits=False away."
+            )
+        if scores.shape == predicted.labels.shape and not predicted.labels.is_floating_point():
+            self._outside = outside if self._outside is None else self._outside | outside
+
+    def tell_of_shares(self) -> None:
+        """Warn once if all scores of class 1 may be probabilities that were taken for logits."""
+        if self.from_logits and self._outside is not None and not bool(self._outside):
+            warn_once(
+                f"{type(self).__name__} takes scores for logits, but all of them are from 0 to 1."
+                " If they are probabilities, say from_logits=False: class 1 is then predicted from"
+                " 0.5 on, not from 0."
+            )
+        self._outside = None
 
     def predicted(
         self,
@@ -245,18 +279,71 @@ def _told(outputs: StepOutput) -> str:
     return f"a {type(outputs).__name__}"
 
 
-def as_classes(predicted: Predicted) -> tuple[Tensor, Tensor, int | None]:
-    """Return predicted classes, labels and the number of classes, None where that cannot be told.
+@dataclass
+class Classified:
+    """Scores read as those of classes.
 
-    Scores of one dimension more than the labels are those of classes, along dimension 1; of as many
-    dimensions those of class 1, which is predicted if they are above 0; integers are classes.
+    Attributes:
+        classes: the predicted class of each element, (elements,).
+        labels: (elements,).
+        confidence: the probability of the predicted class, (elements,); None: there are no scores.
+        number: of classes; None where that cannot be told.
+        is_number: whether the model said something of an element: False where its scores are NaN.
+    """
+
+    classes: Tensor
+    labels: Tensor
+    confidence: Tensor | None
+    number: int | None
+    is_number: Tensor
+
+
+def aligned(predicted: Predicted) -> Predicted:
+    """Return scores and labels without a dimension of 1 that only one of them has.
+
+    Raises:
+        ConfigError: they still do not belong together.
     """
     scores, labels = predicted.scores, predicted.labels
+    if scores.ndim == labels.ndim + 1 and scores.shape[1] == 1:
+        scores = scores.squeeze(1)
+    elif labels.ndim > 1 and labels.shape[1] == 1 and scores.shape != labels.shape:
+        labels = labels.squeeze(1)
+    inner = scores.shape if scores.ndim == labels.ndim else (*scores.shape[:1], *scores.shape[2:])
+    if tuple(inner) != tuple(labels.shape):
+        raise ConfigError(
+            f"Predictions {tuple(predicted.scores.shape)} and labels"
+            f" {tuple(predicted.labels.shape)} do not belong together. Give scores (samples,"
+            " classes, ...) and labels (samples, ...), or both in one shape."
+        )
+    return Predicted(scores, labels)
+
+
+def classified(predicted: Predicted, from_logits: bool) -> Classified:
+    """Read scores as those of classes.
+
+    Scores of one dimension more than the labels are those of classes, along dimension 1; of as many
+    dimensions those of class 1, which is predicted from a probability of one half on; integers are
+    classes.
+
+    Args:
+        predicted: scores and labels that belong together.
+        from_logits: whether scores are logits; False: they are probabilities.
+    """
+    scores, labels = predicted.scores, predicted.labels.flatten().long()
     if not scores.is_floating_point():
-        return scores.flatten().long(), labels.flatten().long(), None
-    if scores.ndim == labels.ndim + 1 and scores.shape[1] > 1:
-        return scores.argmax(1).flatten(), labels.flatten().long(), scores.shape[1]
-    return (scores.flatten() > 0).long(), labels.flatten().long(), 2
+        classes = scores.flatten().long()
+        return Classified(classes, labels, None, None, torch.ones_like(classes, dtype=torch.bool))
+    if scores.ndim > predicted.labels.ndim:
+        shares = scores.softmax(1) if from_logits else scores
+        is_number = ~scores.isnan().any(1).flatten()
+        confidence = shares.amax(1).flatten()
+        return Classified(
+            scores.argmax(1).flatten(), labels, confidence, scores.shape[1], is_number
+        )
+    share = (scores.sigmoid() if from_logits else scores).flatten()
+    classes = (share > 0.5).long()
+    return Classified(classes, labels, torch.maximum(share, 1 - share), 2, ~share.isnan())
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,12 @@ from raylit.callbacks.pictures.chosen import (
     texts_of,
     values_of,
 )
-from raylit.callbacks.pictures.picture import Predicted, PredictionPicture, canvas
+from raylit.callbacks.pictures.picture import (
+    Predicted,
+    PredictionPicture,
+    aligned,
+    canvas,
+)
 from raylit.core.aliases import Batch, StepOutput
 from raylit.errors import ConfigError
 
@@ -30,6 +36,8 @@ if TYPE_CHECKING:
 SCORES = "raylit.scores"
 LABEL = "raylit.label"
 LOSS = "raylit.loss"
+CLASSES, NUMBERS = "classes", "numbers"  # as what labels may be read
+TINY = 1e-7  # probabilities are taken for no less
 
 
 class PredictionTable(PredictionPicture):
@@ -38,7 +46,8 @@ class PredictionTable(PredictionPicture):
     A row has the loss, the label, the prediction and, for classes, its probability, and of the
     sample whatever is a number or a string. If there are images they are drawn too, in a figure of
     the same name. The loss of a sample is its cross-entropy where labels are classes, else its mean
-    squared error. Random samples are drawn by their content, so they are the same in each epoch and
+    squared error; whole-number labels with one score each are classes if none is above 1. Random
+    samples are drawn by their content, so they are the same in each epoch and
     on any number of ranks.
 
     Args:
@@ -52,6 +61,8 @@ class PredictionTable(PredictionPicture):
         dark: whether the background of the images is dark.
         prediction: as in `ConfusionMatrixLogger`.
         label: as in `ConfusionMatrixLogger`.
+        from_logits: whether scores of classes are logits; False: they are probabilities.
+        ignore_index: samples of which no label is another are left out.
 
     Attributes:
         rows: the last table, names of columns to values, on all ranks.
@@ -76,8 +87,11 @@ class PredictionTable(PredictionPicture):
         dark: bool = False,
         prediction: str | None = None,
         label: str | None = None,
+        from_logits: bool = True,
+        ignore_index: int = -100,
     ) -> None:
-        super().__init__(name, every_n_epochs, dark, prediction, label)
+        super().__init__(name, every_n_epochs, dark, prediction, label, from_logits)
+        self.ignore_index = ignore_index
         self.numbers = {"worst": num_worst, "best": num_best, "random": num_random}
         if min(self.numbers.values()) < 0 or sum(self.numbers.values()) == 0:
             raise ConfigError(
@@ -87,10 +101,17 @@ class PredictionTable(PredictionPicture):
         self.class_names = None if class_names is None else list(class_names)
         self.seed = seed
         self.rows: dict[str, list[object]] = {}
-        self._chosen: dict[str, Chosen] = {}
+        self._chosen: dict[str, dict[str, Chosen]] = {}
+        self._are_counts: Tensor | None = None  # whether a label is above 1, or below 0
+        self._is_of_classes = False  # whether `rows` are
 
     def begin(self) -> None:
-        self._chosen = {kind: Chosen(number) for kind, number in self.numbers.items()}
+        # by both losses, since only after all labels it is known which they are
+        self._chosen = {
+            reading: {kind: Chosen(number) for kind, number in self.numbers.items()}
+            for reading in (CLASSES, NUMBERS)
+        }
+        self._are_counts = None
 
     def see(
         self,
@@ -100,24 +121,43 @@ class PredictionTable(PredictionPicture):
         batch: Batch,
         dataloader_idx: int,
     ) -> None:
-        predicted = self.predicted(trainer, pl_module, outputs, batch)
+        predicted = aligned(self.predicted(trainer, pl_module, outputs, batch))
+        if not predicted.labels.is_floating_point():
+            self.look_at(predicted)
         size = len(predicted.scores)
-        losses = losses_of(predicted)
+        labels = predicted.labels
         values = values_of(batch, size)
-        content = fingerprints(values, size, self.seed).to(losses.device)
-        values = values | {SCORES: predicted.scores, LABEL: predicted.labels, LOSS: losses}
+        content = fingerprints(values, size, self.seed).to(labels.device)
         texts = texts_of(batch, size)
-        worst = torch.nan_to_num(-losses.double(), nan=-torch.inf, posinf=torch.inf)
-        keys = {"worst": worst, "best": losses.double(), "random": content.double()}
-        for kind, chosen in self._chosen.items():
-            chosen.offer(keys[kind], content, values, texts)
+        wanted = (labels != self.ignore_index).reshape(size, -1)
+        if not labels.is_floating_point():
+            outside = (((labels < 0) | (labels > 1)).reshape(size, -1) & wanted).any()
+            self._are_counts = outside if self._are_counts is None else self._are_counts | outside
+        for reading, losses in losses_of(predicted, self.from_logits, self.ignore_index).items():
+            kept = values | {SCORES: predicted.scores, LABEL: labels, LOSS: losses}
+            worst = torch.nan_to_num(-losses.double(), nan=-torch.inf, posinf=torch.inf)
+            keys = {"worst": worst, "best": losses.double(), "random": content.double()}
+            for kind, chosen in self._chosen[reading].items():
+                key = torch.where(wanted.any(1), keys[kind], torch.nan)
+                chosen.offer(key, content, kept, texts)
 
     def draw(self, trainer: RunningTrainer, pl_module: LightningModule, name: str) -> None:
-        found = {kind: one.gathered(trainer.world) for kind, one in self._chosen.items()}
+        own = self._are_counts is not None and bool(self._are_counts)
+        are_counts = any(trainer.world.all_gather_object(own))
+        if not are_counts:
+            self.tell_of_shares()
+        found = {
+            reading: {kind: one.gathered(trainer.world) for kind, one in chosen.items()}
+            for reading, chosen in self._chosen.items()
+        }
         self._chosen = {}
-        picked = [(kind, sample) for kind, samples in found.items() for sample in samples]
-        if not picked:
+        self._are_counts = None
+        readings = [reading for reading, samples in found.items() if any(samples.values())]
+        if not readings:
             return
+        reading = readings[-1] if are_counts else readings[0]
+        picked = [(kind, sample) for kind, samples in found[reading].items() for sample in samples]
+        self._is_of_classes = reading == CLASSES
         self.rows = self._table(picked)
         if not trainer.is_global_zero:
             return
@@ -131,7 +171,7 @@ class PredictionTable(PredictionPicture):
         rows["loss"] = [float(one.values[LOSS]) for _, one in picked]
         rows["label"] = [self._named(one.values[LABEL]) for _, one in picked]
         rows["prediction"] = [self._prediction(one) for _, one in picked]
-        probabilities = [_probability(one) for _, one in picked]
+        probabilities = [self._probability(one) for _, one in picked]
         if any(one is not None for one in probabilities):
             rows["probability"] = [*probabilities]
         for name in dict.fromkeys(name for _, one in picked for name in (*one.texts, *one.values)):
@@ -155,9 +195,24 @@ class PredictionTable(PredictionPicture):
         scores = sample.values[SCORES]
         if _are_classes(sample):
             return self._named(np.asarray(int(scores.argmax(0)))) if scores.ndim == 1 else None
-        if scores.size == 1 and sample.values[LABEL].dtype.kind in "iu":
-            return self._named(np.asarray(int(scores.reshape(-1)[0] > 0)))
+        if scores.size == 1 and self._is_of_classes and scores.dtype.kind == "f":
+            bound = 0.0 if self.from_logits else 0.5
+            return self._named(np.asarray(int(scores.reshape(-1)[0] > bound)))
         return self._named(scores)
+
+    def _probability(self, sample: Sample) -> float | None:
+        """Return the probability of the predicted class."""
+        scores = sample.values[SCORES]
+        if not self._is_of_classes or sample.values[LABEL].size != 1:
+            return None
+        if _are_classes(sample):
+            if not self.from_logits:
+                return float(scores.max())
+            shares = np.exp(scores - scores.max())
+            return float(shares.max() / shares.sum())
+        share = float(scores.reshape(-1)[0])
+        share = 1 / (1 + math.exp(-share)) if self.from_logits else share
+        return max(share, 1 - share)
 
     def _figure(self, picked: Sequence[tuple[str, Sample]]) -> Figure | None:
         """Draw the first input that is an image, of each sample; None if there is none."""
@@ -181,35 +236,40 @@ class PredictionTable(PredictionPicture):
         return figure
 
 
-def losses_of(predicted: Predicted) -> Tensor:
-    """Return the loss of each sample, (samples,)."""
+def losses_of(predicted: Predicted, from_logits: bool, ignore_index: int) -> dict[str, Tensor]:
+    """Return the loss of each sample, (samples,), by each way to read its label that there is.
+
+    Args:
+        predicted: scores and labels that belong together.
+        from_logits: whether scores of classes are logits.
+        ignore_index: a label whose loss does not count.
+    """
     scores, labels = predicted.scores, predicted.labels
+    wanted = labels != ignore_index
+    found: dict[str, Tensor] = {}
     if not labels.is_floating_point() and scores.is_floating_point():
-        if scores.ndim == labels.ndim + 1 and scores.shape[1] > 1:
-            losses = nn.functional.cross_entropy(scores, labels.long(), reduction="none")
+        classes = torch.where(wanted, labels, 0).long()
+        if scores.ndim > labels.ndim:
+            logs = scores.log_softmax(1) if from_logits else scores.clamp_min(TINY).log()
+            found[CLASSES] = nn.functional.nll_loss(logs, classes, reduction="none")
         else:
-            losses = nn.functional.binary_cross_entropy_with_logits(
-                scores.reshape(labels.shape), labels.float(), reduction="none"
+            logits = scores if from_logits else scores.logit(TINY)
+            found[CLASSES] = nn.functional.binary_cross_entropy_with_logits(
+                logits, classes.clamp(0, 1).float(), reduction="none"
             )
-    else:
-        losses = (scores.reshape(labels.shape).float() - labels.float()).square()
-    return losses.reshape(len(losses), -1).mean(1)
+    if scores.ndim == labels.ndim:
+        found[NUMBERS] = (scores.float() - labels.float()).square()
+    counted = wanted.reshape(len(labels), -1).double()
+    return {
+        reading: (torch.where(wanted, losses, 0.0).reshape(len(labels), -1).double()).sum(1)
+        / counted.sum(1).clamp_min(1)
+        for reading, losses in found.items()
+    }
 
 
 def _are_classes(sample: Sample) -> bool:
     scores, label = sample.values[SCORES], sample.values[LABEL]
     return scores.ndim == label.ndim + 1 and len(scores) > 1
-
-
-def _probability(sample: Sample) -> float | None:
-    """Return the probability of the predicted class."""
-    scores = sample.values[SCORES]
-    if sample.values[LABEL].dtype.kind not in "iu" or sample.values[LABEL].size != 1:
-        return None
-    if _are_classes(sample):
-        shares = np.exp(scores - scores.max())
-        return float(shares.max() / shares.sum())
-    return float(1 / (1 + np.exp(-abs(scores.reshape(-1)[0]))))
 
 
 def _cell(value: Array | None) -> object:
