@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -818,6 +819,17 @@ def restore_modes(module: nn.Module, modes: dict[str, bool]) -> None:
     for name, child in module.named_modules():
         if name in modes:
             child.training = modes[name]
+
+
+@contextmanager
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Leave each submodule in the mode that it had, which the next fit trains in."""
+    modes = submodule_modes(module)
+    module.eval()
+    try:
+        yield
+    finally:
+        restore_modes(module, modes)
 
 
 def no_grad_context(run: Run) -> Any:

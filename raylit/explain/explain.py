@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from raylit.core.export import input_names
+from raylit.engine.run import in_eval_mode
 from raylit.errors import ConfigError
 from raylit.explain.explanation import Array, Explanation
 from raylit.explain.inputs import Explained
@@ -66,21 +67,32 @@ class Explain:
         """Explain all samples; returns them on rank 0, in the order of the data."""
         run.stage = "validate"
         run.module.attach_log(None)
-        run.module.eval()
         parts: list[Part] = []
         randomized: float | None = None
-        for batch, _, dataloader_idx in run.load("val", in_order=True):
-            transfer = run.calls.transfer
-            batch = batch if transfer is None else transfer(batch, dataloader_idx)
-            parts.append(self.explain(run.module, batch))
-            if self.sanity_check and len(parts) == 1:
-                randomized = self._correlation(run.module, batch, parts[0])
+        with in_eval_mode(run.module):
+            for batch, _, dataloader_idx in run.load("val", in_order=True):
+                transfer = run.calls.transfer
+                batch = batch if transfer is None else transfer(batch, dataloader_idx)
+                parts.append(self.explain(run.module, batch))
+                if len(parts) == 1:
+                    self._check_names(parts[0])
+                if self.sanity_check and len(parts) == 1:
+                    randomized = self._correlation(run.module, batch, parts[0])
         ranks = run.world.gather_object((parts, randomized)) if run.world.size > 1 else None
         if run.world.size > 1 and ranks is None:
             return None
         for more, _ in (ranks or [])[1:]:
             parts += more
         return self.together(parts, randomized)
+
+    def _check_names(self, part: Part) -> None:
+        """See that an input has as many features as there are names."""
+        sizes = {name: one[:1].size for name, one in part.attributions.items()}
+        if self.feature_names is not None and len(self.feature_names) not in sizes.values():
+            told = ", ".join(f"{name} has {size}" for name, size in sizes.items())
+            raise ConfigError(
+                f"feature_names names {len(self.feature_names)} features, but {told}. Name each."
+            )
 
     def explain(self, module: LightningModule, batch: object) -> Part:
         """Return the attributions of one batch, which is on the module's device.

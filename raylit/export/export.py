@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from raylit.core.export import input_names
+from raylit.engine.run import in_eval_mode
 from raylit.errors import ConfigError
 from raylit.export.formats import FORMATS
 from raylit.runtime.batch import move_to, named_tensors, with_tensors
@@ -116,9 +117,9 @@ class Export:
         module = run.module
         run.stage = "validate"
         module.attach_log(None)  # a value logged in forward has no meaning here
-        module.eval().cpu()
+        module.cpu()
         batches = list(islice(run.load("val"), self.num_batches))
-        with torch.no_grad():
+        with torch.no_grad(), in_eval_mode(module):
             inputs = [self._inputs(run, batch, index) for batch, _, index in batches]
             if not inputs:
                 raise ConfigError(
@@ -147,6 +148,13 @@ class Export:
         other = tuple(tensor[:1] if tensor.ndim else tensor for tensor in samples[0])
         compared = [*samples, _repeated(samples[0]) if size == 1 else other]
         wanted = [function(*tensors) for tensors in compared]
+        again = _difference(wanted[0], function(*compared[0]))
+        if not again <= self.tolerance:
+            raise ConfigError(
+                f"{type(module).__name__}.forward gives other numbers each time for the same batch"
+                f" (they differ by {again:.2g}), also in eval mode, so that no file could give the"
+                " same. Take what is random out of forward, or let self.training decide."
+            )
         folder = os.path.dirname(os.path.abspath(self.path))
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as scratch:

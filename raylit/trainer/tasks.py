@@ -39,6 +39,11 @@ def export_task(
     """
     suffix = os.path.splitext(os.fspath(path))[1] if path is not None else ""
     by_suffix = {kind.suffix: name for name, kind in FORMATS.items()}
+    if format is None and suffix and suffix not in by_suffix:
+        raise ConfigError(
+            f"Trainer.export(path={os.fspath(path or '')!r}): its ending tells no format. Use one"
+            f" of {', '.join(filter(None, by_suffix))}, or say format=."
+        )
     format = format or by_suffix.get(suffix, "onnx")
     if format not in FORMATS:
         raise ConfigError(

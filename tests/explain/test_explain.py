@@ -205,6 +205,7 @@ def test_an_explanation_is_drawn_and_kept(tmp_path: Path, trained: Table) -> Non
         ({"target": "labels"}, "target='labels'"),
         ({"target": "label"}, "has no labels"),
         ({"num_steps": 0}, "num_steps=0"),
+        ({"feature_names": ["a", "b"]}, "feature_names names 2 features, but image has"),
         ({"method": 3}, "neither a name nor an object of captum"),
     ],
 )
@@ -214,6 +215,19 @@ def test_bad_input_is_told(tmp_path: Path, arguments: dict[str, Any], message: s
         return
     with pytest.raises(ConfigError, match=message):
         mixed(tmp_path, **arguments)
+
+
+def test_a_fit_after_it_trains(tmp_path: Path) -> None:
+    module = Table()
+    module.net[2].eval()  # a part that is frozen stays so
+    before = [one.training for one in module.modules()]
+    trainer(tmp_path).explain(module, table())
+    assert [one.training for one in module.modules()] == before
+    with pytest.raises(ConfigError):
+        trainer(tmp_path).explain(module, table(), target=12)
+    assert [one.training for one in module.modules()] == before
+    trainer(tmp_path).export(module, tmp_path / "a.pt2", dataloaders=table(), verbose=False)
+    assert [one.training for one in module.modules()] == before
 
 
 class Words(pl.LightningModule):

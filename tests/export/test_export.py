@@ -208,7 +208,7 @@ class Noisy(TwoInputs):
             "model.onnx",
             r"no counterpart of the operator \S*bessel_j1\S* at .*: `return torch",
         ),
-        (Noisy, "model.pt2", "gives other numbers"),
+        (Noisy, "model.pt2", "gives other numbers each time for the same batch"),
     ],
 )
 def test_what_cannot_be_exported_is_named_and_leaves_nothing(
@@ -246,6 +246,11 @@ def test_bad_input_is_told_before_anything_is_written(
     with pytest.raises(ConfigError, match=message):
         export(model(), tmp_path / "model.pt2", **arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_ending_that_tells_no_format(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="its ending tells no format"):
+        export(TwoInputs(), tmp_path / "model.xyz")
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
