@@ -15,6 +15,7 @@ from raylit.check.report import Finding, Status, duration, listed
 
 ADAM_LR = 3e-3
 LEAST_STEPS = 5  # of optimizers, to tell how gradients are cleared
+HARDLY = 1e-3  # as a part of the first loss
 HIGH = 3.0  # times the loss of chance; before training, predictions vary too
 NO_STEP = 1e-3  # a learning rate of this share of its peak trains nothing any more
 
@@ -401,6 +402,10 @@ def of_one_batch(own: OneBatch, with_adam: OneBatch | None, is_automatic: bool) 
         advice = f"{which} the learning rate, or take Adam(lr={ADAM_LR})"
         return Finding("one batch", "warning", text, advice, values)
     learns = _learns(own) or (with_adam is not None and _learns(with_adam))
+    least = min(last, other) if is_finite else last
+    if learns and first > 0 and least > (1 - HARDLY) * first:
+        advice = "scale inputs and targets to mean 0 and variance 1, or raise the learning rate"
+        return Finding("one batch", "warning", f"{text}: it hardly falls", advice, values)
     if learns:
         # some losses cannot come near 0: of noise, of pairs, of a distribution
         return Finding("one batch", "ok", text, values=values)

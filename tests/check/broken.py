@@ -546,3 +546,12 @@ def language_model_that_copies() -> Case:
             return F.cross_entropy(self(x).flatten(0, 1), x.flatten())
 
     return Copies(), causal_transformer()[1]
+
+
+@broken("one batch")
+def targets_of_millions() -> Case:
+    class Scaled(Regression):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return F.mse_loss(self(batch[0]).squeeze(1), 1e6 * batch[1])
+
+    return Scaled(), numbers()
