@@ -28,6 +28,7 @@ from raylit.callbacks.finders.learning_rate_finder import USUAL_NAMES, LRFinderR
 from raylit.errors import ConfigError, DataError
 from raylit.runtime.messages import info
 from raylit.runtime.rng import isolated
+from raylit.tune.direction import direction_of
 from raylit.tune.stops import seconds
 from raylit.tune.trial import Made
 from raylit.tune.tuner import Tuner
@@ -198,7 +199,7 @@ def choose_metric(recipe: Callable[[dict[str, Any]], Made]) -> tuple[str, str, s
     """Return the metric, its mode, and why it was chosen.
 
     Raises:
-        ConfigError: validation logs nothing.
+        ConfigError: validation logs nothing, or nothing whose name tells.
     """
     made = recipe({})
     for kind in (ModelCheckpoint, EarlyStopping):
@@ -210,8 +211,15 @@ def choose_metric(recipe: Callable[[dict[str, Any]], Made]) -> tuple[str, str, s
         trainer.fit(made.model, datamodule=made.data, **made.loaders)
     logged = [key for key in trainer.callback_metrics if key.startswith("val")]
     for key in sorted(logged, key=lambda key: "loss" not in key):
-        mode = "max" if re.search(r"acc|f1|auc|auroc|r2|iou|precision|recall", key) else "min"
-        return key, mode, f"logged in validation, by its name better if {mode}imal"
+        mode = direction_of(key)
+        if mode is not None:
+            return key, mode, f"logged in validation, by its name better if {mode}imal"
+    if logged:
+        raise ConfigError(
+            f"--auto: validation logs {', '.join(logged)}, whose names do not tell whether more is"
+            f" better. Let a ModelCheckpoint of the config watch one: monitor: {logged[0]}, mode:"
+            " max or min."
+        )
     raise ConfigError(
         "--auto: no metric to optimize: validation logs none whose name begins with val. Log one,"
         " self.log('val_loss', ...), or have a ModelCheckpoint monitor one."

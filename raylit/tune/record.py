@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict
@@ -184,7 +185,7 @@ class SweepRecord(Callback):
             listener(known, event)
 
     def _is_better(self, score: float, than: float | None) -> bool:
-        if score != score:
+        if not math.isfinite(score):  # of a trial that has diverged
             return False
         return than is None or (score < than if self.spec.mode == "min" else score > than)
 

@@ -7,7 +7,7 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -21,9 +21,12 @@ from raylit.runtime import storage
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
+    from raylit.core.trainer import RunningTrainer
     from raylit.trainer.trainer import Trainer
 
 Decision = Literal["go on", "stop", "end"]
+
+OF_SAVER = ("state_key", "dirpath", "filename", "save_last", "save_top_k", "save_weights_only")
 
 
 @dataclass
@@ -271,7 +274,7 @@ class TuneReport(Checkpoint):
             values["logged"] = list(values)
             values["epoch"] = trainer.current_epoch
             values["global_step"] = trainer.global_step
-            values["best_model_path"] = _best_path(trainer)
+            values["best_model_path"] = _best_path(trainer, self.metrics)
             values["run_id"] = _run_id(trainer)
             values["is_last"] = _is_last(trainer)
             report = Metrics(self.count, values)
@@ -317,13 +320,35 @@ def _options_of(optimizer: Any) -> list[dict[str, float]]:
     ]
 
 
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the checkpoint of the best report, and the newest to go on from.
+
+    Of a metric that is not logged `TuneReport` tells.
+    """
+
+    def _save_monitor_checkpoint(self, trainer: RunningTrainer, metrics: dict[str, Any]) -> bool:
+        return self.monitor in metrics and super()._save_monitor_checkpoint(trainer, metrics)
+
+
 def _reports_with_validation(trainer: Trainer) -> bool:
-    once = (
+    return trainer.enable_validation and not validates_once(trainer)
+
+
+def validates_once(trainer: Trainer) -> bool:
+    """Tell whether validation, if there is one, runs at the end of each epoch, and only there."""
+    return (
         trainer.val_check_interval == 1.0
         and trainer.val_check_time_s is None
         and trainer.check_val_every_n_epoch == 1
     )
-    return trainer.enable_validation and not once
+
+
+def keeps_newest(callback: object) -> bool:
+    """Tell whether a callback is a ModelCheckpoint as a Trainer that was given none adds it."""
+    if type(callback) is not ModelCheckpoint:
+        return False
+    plain = ModelCheckpoint()
+    return all(getattr(callback, name) == getattr(plain, name) for name in OF_SAVER)
 
 
 def _is_last(trainer: Trainer) -> bool:
@@ -332,9 +357,12 @@ def _is_last(trainer: Trainer) -> bool:
     return trainer.current_epoch + 1 == epochs or trainer.global_step == trainer.max_steps
 
 
-def _best_path(trainer: Trainer) -> str:
-    savers = (one for one in trainer.callbacks if isinstance(one, ModelCheckpoint))
-    saver = next(savers, None)
+def _best_path(trainer: Trainer, metrics: Mapping[str, str]) -> str:
+    """Return the best checkpoint: by the sweep's metric, or by what the first saver watches."""
+    savers = [one for one in trainer.callbacks if isinstance(one, ModelCheckpoint)]
+    wanted = next(iter(metrics.items()))
+    saver = next((one for one in savers if (one.monitor, one.mode) == wanted), None)
+    saver = saver or next(iter(savers), None)
     return saver.best_model_path if saver is not None else ""
 
 

@@ -382,7 +382,22 @@ def check_point(point: Mapping[str, Any], space: Mapping[str, Any], path: Key) -
                 f"points: {key} is {value!r}, which is not between {lower} and {upper}.",
                 (*path, key),
             )
+        _check_step(key, value, where, (*path, key))
     return dict(point)
+
+
+def _check_step(key: str, value: Any, where: Any, path: Key) -> None:
+    """See that a value is one that a range of whole numbers, or of steps, has."""
+    step = getattr(getattr(where, "sampler", None), "q", None)
+    # as in Ray: without steps the upper end is no value of a range of whole numbers
+    last = getattr(where, "upper", 0) - (step is None)
+    if isinstance(where, Integer) and (value != int(value) or value > last):
+        raise SweepError(
+            f"points: {key} is {value!r}, which is no whole number from {where.lower} to {last}.",
+            path,
+        )
+    if step is not None and not math.isclose(value / step, round(value / step), abs_tol=1e-9):
+        raise SweepError(f"points: {key} is {value!r}, which is no multiple of {step}.", path)
 
 
 def _fits(value: object, option: object) -> bool:

@@ -73,7 +73,8 @@ class SweepSpec:
         max_concurrent: trials at a time. None: as many as the cluster has room for.
         resources: what each trial reserves, such as `{"CPU": 2, "GPU": 0.5}`; with `num_workers`,
             what each of so many Ray workers of a trial reserves.
-        stop: when a trial ends (`{"val_acc": 0.99}` or `epochs`), and when the sweep does:
+        stop: when a trial ends (`{"val_acc": 0.99}`: at this value or a better one; or after so
+            many `reports`), and when the sweep does:
             `time_budget` (`1h`), `target`, `plateau`.
         seed: of the search, and of the trials, each of which has one that follows from its number.
             None: PL_GLOBAL_SEED, else a new one.

@@ -16,6 +16,8 @@ from ray.tune.stopper import (
 )
 
 from raylit.errors import did_you_mean
+from raylit.runtime.messages import warn_once
+from raylit.tune.direction import direction_of
 from raylit.tune.space import SweepError
 
 if TYPE_CHECKING:
@@ -30,14 +32,14 @@ class Threshold(Stopper):
     """Ends a trial, or the sweep, once a metric has reached a value."""
 
     def __init__(self, metric: str, mode: str, value: float, ends_sweep: bool) -> None:
-        self._metric = metric
+        self.metric = metric
         self._mode = mode
         self._value = value
         self._ends_sweep = ends_sweep
         self._reached = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        value = result.get(self._metric)
+        value = result.get(self.metric)
         if value is None:
             return False
         there = bool(value <= self._value if self._mode == "min" else value >= self._value)
@@ -74,11 +76,22 @@ class Stops(Stopper):
         self.ended_by: str | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        self._tell_missing(result)
         # each of them counts what it sees
         words = [word for word, one in self._by_word.items() if one(trial_id, result)]
         if words:
             self.reasons[trial_id] = words[0]
         return bool(words)
+
+    def _tell_missing(self, result: Mapping[str, object]) -> None:
+        """Warn once of a metric that trials do not log, which would never end one."""
+        logged = result.get("logged")
+        for word, one in self._by_word.items():
+            if isinstance(one, Threshold) and isinstance(logged, list) and one.metric not in logged:
+                warn_once(
+                    f"stop: {word}: trials log no {one.metric!r}, so that it ends none. They log"
+                    f" {', '.join(map(str, logged))}."
+                )
 
     def stop_all(self) -> bool:
         words = [word for word, one in self._by_word.items() if one.stop_all()]
@@ -142,7 +155,14 @@ def make_stopper(spec: SweepSpec) -> Stops:
             near = did_you_mean(str(word), WORDS)
             if near and word not in spec.metrics:
                 raise SweepError(f"stop has no word {word!r}.{near}", path)
-            mode = spec.metrics.get(word, "max")
+            mode = spec.metrics.get(word) or direction_of(str(word))
+            if mode is None:
+                raise SweepError(
+                    f"stop: {word}: the name does not tell whether a trial ends above or below"
+                    f" {value!r}. Make it one of the sweep's metrics: metric: [..., {{name:"
+                    f" {word}, mode: max}}].",
+                    path,
+                )
             made[word] = Threshold(word, mode, _number(word, value), False)
     return Stops(made)
 

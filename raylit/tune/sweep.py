@@ -23,12 +23,13 @@ from ray.experimental import internal_kv
 from ray.tune.schedulers import HyperBandScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
+from raylit.callbacks import ModelCheckpoint
 from raylit.errors import ConfigError, LaunchError, Terminated
 from raylit.launch.on_ray.by_value import Parcel
 from raylit.launch.on_ray.cluster import connect, say_dashboard
 from raylit.loggers import MLFlowLogger
 from raylit.runtime.masked_config import is_masked, mask_config
-from raylit.runtime.messages import info, is_verbose, number_of
+from raylit.runtime.messages import info, is_verbose, number_of, warn
 from raylit.runtime.secrets import holds_secret, without_secrets
 from raylit.runtime.storage import is_url
 from raylit.trainer.trainer import Trainer
@@ -38,6 +39,7 @@ from raylit.tune.display import SweepDisplay, print_table
 from raylit.tune.find import find_sweep, mark_left, unfinished
 from raylit.tune.process import seed_of
 from raylit.tune.record import SweepRecord
+from raylit.tune.report import keeps_newest
 from raylit.tune.result import SweepResult, TrialResult, sort_trials
 from raylit.tune.slots import at_most
 from raylit.tune.space import SweepError, examples, text_of
@@ -214,6 +216,16 @@ def _check_trainer(trainer: Trainer, spec: SweepSpec) -> None:
         raise ConfigError(
             "Trainer(async_validation=...) in a sweep: the trials reserve all there is, and their"
             " validations could wait for each other for ever. Leave async_validation out."
+        )
+    savers = [one for one in trainer.callbacks if isinstance(one, ModelCheckpoint)]
+    watched = [(one.monitor, one.mode) for one in savers if not keeps_newest(one)]
+    wanted = next(iter(spec.metrics.items()))
+    if watched and len(watched) == len(savers) and wanted not in watched:
+        by = f"by {watched[0][0]!r}" if watched[0][0] else "the newest"
+        warn(
+            f"The checkpoint of each trial is {'the best ' if watched[0][0] else ''}{by}, which is"
+            f" not where {wanted[0]!r} was best. Add ModelCheckpoint(monitor={wanted[0]!r},"
+            f" mode={wanted[1]!r}) to the callbacks."
         )
 
 
@@ -505,6 +517,12 @@ def _keep_best(
 
 def _why_all_failed(result: SweepResult) -> str:
     failed = [trial for trial in result.trials if trial.error]
+    if any(result.spec.metric in trial.last for trial in result.trials):
+        return (
+            f"No trial of the sweep reported a number for {result.spec.metric!r}: all values were"
+            " NaN or infinite. Run raylit check, or fit one trial with detect_anomaly=True, to see"
+            " where they come from."
+        )
     if not failed:
         text = f"No trial of the sweep reported {result.spec.metric!r}."
         if budget_s(result.spec) is not None:

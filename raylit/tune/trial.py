@@ -38,7 +38,16 @@ from raylit.trainer.driver import keep_workers
 from raylit.trainer.trainer import Trainer
 from raylit.tune.process import ProcessState, seed_of
 from raylit.tune.remote import Listener
-from raylit.tune.report import Metrics, Reporter, Reports, TuneReport, end_after_batch
+from raylit.tune.report import (
+    BestCheckpoint,
+    Metrics,
+    Reporter,
+    Reports,
+    TuneReport,
+    end_after_batch,
+    keeps_newest,
+    validates_once,
+)
 
 STOP_S = 60.0  # for a trial to end, once it was told to
 LOOK_EVERY_S = 0.25  # whether the sweep is to end
@@ -320,6 +329,10 @@ class TrialFit:
             for logger in trainer.loggers
             if not isinstance(logger, MLFlowLogger)
         ]
+        trainer.callbacks[:] = [
+            self._of_best(trainer) if keeps_newest(callback) else callback
+            for callback in trainer.callbacks
+        ]
         for saver in trainer.callbacks:
             if isinstance(saver, (ModelCheckpoint, RecoveryCheckpoint)) and saver.dirpath:
                 saver.dirpath = os.path.join(os.fspath(saver.dirpath), self.name)
@@ -327,6 +340,17 @@ class TrialFit:
                 saver.dirpath = os.path.join(self.folder, "checkpoints")
         trainer.callbacks.append(
             TuneReport(self.plan.metrics, reports, self.config, self.reporter.past)
+        )
+
+    def _of_best(self, trainer: Trainer) -> ModelCheckpoint:
+        """Return what saves in place of the ModelCheckpoint that the Trainer has added."""
+        metric, mode = next(iter(self.plan.metrics.items()))
+        return BestCheckpoint(
+            monitor=metric,
+            mode=mode,
+            save_last=True,
+            # when `TuneReport` reports: the metric may be one of training
+            save_on_train_epoch_end=True if validates_once(trainer) else None,
         )
 
     def _child(self, parent: MLFlowLogger, start: str | None) -> MLFlowLogger:

@@ -13,9 +13,10 @@ from ray.tune.search.sample import Categorical, Float, Integer
 
 from raylit.errors import ConfigError
 from raylit.tune import SweepSpec
+from raylit.tune.direction import direction_of
 from raylit.tune.search import OptunaSearcher
 from raylit.tune.space import WORDS, examples, flatten, numbers_of, read_space
-from raylit.tune.stops import seconds
+from raylit.tune.stops import make_stopper, seconds
 
 
 def spec(**settings: Any) -> SweepSpec:
@@ -127,6 +128,19 @@ def test_choices_grids_objects_and_constants() -> None:
         ({"points": [{"model.lr": "high"}]}, "not between 0.0 and 1.0"),
         ({"points": [{"model.lr": True}]}, "not between 0.0 and 1.0"),
         ({"points": ["model.lr"]}, "is no mapping"),
+        (
+            {"space": {"model.n": {"randint": [1, 4]}}, "points": [{"model.n": 4}]},
+            "no whole number from 1 to 3",
+        ),
+        (
+            {"space": {"model.n": {"randint": [1, 4]}}, "points": [{"model.n": 2.5}]},
+            "no whole number from 1 to 3",
+        ),
+        (
+            {"space": {"model.lr": {"quniform": [0, 1, 0.1]}}, "points": [{"model.lr": 0.15}]},
+            "no multiple of 0.1",
+        ),
+        ({"stop": {"val_score": 0.3}}, "does not tell whether a trial ends above or below"),
         ({"points": {"model.lr": 0.5}}, "a list of mappings"),
         ({"warm_start": 3}, "warm_start=3: give the name"),
         ({"resources": {"GPUs": 1}}, "did you mean 'GPU'"),
@@ -192,6 +206,45 @@ def test_names_become_objects_of_ray_tune() -> None:
     assert isinstance(spec(scheduler="pb2").make_scheduler(), PB2)
     assert isinstance(spec().make_search(), BasicVariantGenerator)
     assert isinstance(spec(search="optuna", seed=1).make_search(), OptunaSearcher)
+
+
+def test_the_last_values_of_ranges_may_be_points() -> None:
+    space = {
+        "model.n": {"randint": [1, 4]},
+        "model.q": {"qrandint": [0, 9, 3]},
+        "model.x": {"quniform": [0, 1, 0.1]},
+    }
+    point = {"model.n": 3, "model.q": 9, "model.x": 0.3}
+    assert spec(space=space, points=[point]).points == [point]
+
+
+@pytest.mark.parametrize(
+    ("metric", "direction"),
+    [
+        ("val_loss", "min"),
+        ("val/mean_dice", "max"),
+        ("val_hits@10", "max"),
+        ("val_top5", "max"),
+        ("val_auc_loss", "min"),
+        ("val_inaccuracy", "min"),
+        ("val_RMSE", "min"),
+        ("val_score", None),
+        ("valid", None),
+        ("neg_log_loss", None),
+    ],
+)
+def test_names_tell_whether_more_is_better(metric: str, direction: str | None) -> None:
+    assert direction_of(metric) == direction
+
+
+def test_a_trial_ends_at_a_better_value_and_a_missing_metric_is_told() -> None:
+    stops = make_stopper(spec(metric="val_acc", mode="max", stop={"val_loss": 0.1}))
+    logged = {"logged": ["val_acc", "val_loss"], "val_acc": 0.5}
+    assert not stops("a", {**logged, "val_loss": 0.2})
+    assert stops("a", {**logged, "val_loss": 0.1})
+    missing = make_stopper(spec(stop={"val_acc": 0.9}))
+    with pytest.warns(UserWarning, match="trials log no 'val_acc'"):
+        missing("a", {"logged": ["val_loss"], "val_loss": 0.2})
 
 
 def test_numbers_with_exponents_are_numbers() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from raylit.runtime.rng import isolated, seed_everything
 from raylit.tune import SweepResult
 from raylit.tune.process import seed_of
 from raylit.tune.record import FILE, read_lines
+from raylit.tune.sweep import _check_trainer, _why_all_failed
 from tests.deadlines import stretched
 
 ROOT = Path(__file__).parents[2]
@@ -250,6 +253,41 @@ def test_failed_trial_does_not_end_a_grid(tmp_path: Path, ray_cluster: str) -> N
     assert {name: run.info.status for name, run in children.items()} == {
         trial.name: "FAILED" if trial.error else "FINISHED" for trial in result.trials
     }
+
+
+class Rising(Line):
+    """Is best after its first epoch; a width of 2 gives NaN."""
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.log("val_loss", math.nan if self.hparams.width == 2 else 1.0 + self.current_epoch)
+        self.log("other", -1.0 * self.current_epoch)
+
+
+@pytest.mark.ray
+def test_the_best_checkpoint_is_that_of_the_best_score(tmp_path: Path, ray_cluster: str) -> None:
+    trainer = pl.Trainer(max_epochs=3, logger=False, default_root_dir=tmp_path)
+    result = pl.Tuner(trainer).sweep(
+        Rising,
+        Data(),
+        space={"model.width": {"grid": [1, 2]}},
+        metric="val_loss",
+        search="grid",
+        max_concurrent=1,
+    )
+    assert [trial.score for trial in result.trials] == [1.0, None]
+    assert result.best.epoch == 0
+    assert "epoch=0" in str(result.best.checkpoint)
+    for mode, wanted in (("min", "other"), ("max", "val_loss")):
+        other = trainer.replaced(callbacks=[ModelCheckpoint(monitor=wanted, mode=mode)])
+        with pytest.warns(UserWarning, match=f"the best by '{wanted}', which is not where"):
+            _check_trainer(other, result.spec)
+    own = trainer.replaced(callbacks=[ModelCheckpoint(monitor="val_loss")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _check_trainer(own, result.spec)
+        _check_trainer(trainer, result.spec)
+    result.trials = result.trials[1:]
+    assert "all values were NaN or infinite" in _why_all_failed(result)
 
 
 SCRIPT = """
