@@ -211,7 +211,7 @@ class Calls(TorchFunctionMode):
         both = [one for one in args if isinstance(one, Tensor)]
         if len(both) != 2 or not isinstance(made, Tensor) or both[0].ndim == both[1].ndim:
             return
-        is_target = any(_place(one) in self._places for one in both)
+        is_target = any(self._is_of_batch(one) for one in both)
         if is_target and _is_of_pairs(both[0], both[1]):
             self.differences.append((list(both[0].shape), list(both[1].shape)))
 

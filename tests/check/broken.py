@@ -324,6 +324,15 @@ def column_minus_row() -> Case:
 
 
 @broken("loss")
+def column_minus_row_of_another_type() -> Case:
+    class Broadcasts(Regression):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return (self(batch[0])[:, :1] - batch[1].double()).abs().mean()
+
+    return Broadcasts(), numbers()
+
+
+@broken("loss")
 def fractions_cut_off() -> Case:
     class Cuts(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -15,7 +15,7 @@ import pytest
 from tests.cluster.nodes import Nodes, why_not
 from tests.deadlines import stretched
 
-NUM_TRIALS = 6
+NUM_TRIALS = 5  # of `swept`
 NUM_REPORTS = 3
 SCRIPT = """
 import sys

@@ -229,10 +229,10 @@ class Relay:
             is_last = self._ended.wait(self.every_s)
             try:
                 taken = ray.get(self.mailbox.take.remote())
-            except DEAD:
+            except (*DEAD, ray.exceptions.RuntimeEnvSetupError) as error:
                 warn(
-                    "The process that brings progress here has died, for want of memory it may be."
-                    " The run goes on, unseen."
+                    "The process that brings progress here has died, for want of memory it may be,"
+                    f" or could not start ({type(error).__name__}). The run goes on, unseen."
                 )
                 self.watch.all_left.set()  # nobody would tell
                 break
