@@ -461,6 +461,9 @@ def test_labels_to_ignore_are_in_no_table(tmp_path: Path) -> None:
     labels = torch.tensor([0, -100, 1, 2])
     table = shown(tmp_path, PredictionTable(4, 4, 4), torch.randn(4, 3), labels)
     assert sorted(table.rows["label"]) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    numbers = torch.tensor([1.0, -100.0])
+    table = shown(tmp_path, PredictionTable(2, 0, 0), torch.zeros(2), numbers)
+    assert table.rows["label"] == [-100.0, 1.0]
 
 
 class Alone:

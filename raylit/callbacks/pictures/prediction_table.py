@@ -129,7 +129,7 @@ class PredictionTable(PredictionPicture):
         values = values_of(batch, size)
         content = fingerprints(values, size, self.seed).to(labels.device)
         texts = texts_of(batch, size)
-        wanted = (labels != self.ignore_index).reshape(size, -1)
+        wanted = counted(labels, self.ignore_index).reshape(size, -1)
         if not labels.is_floating_point():
             outside = (((labels < 0) | (labels > 1)).reshape(size, -1) & wanted).any()
             self._are_counts = outside if self._are_counts is None else self._are_counts | outside
@@ -245,7 +245,7 @@ def losses_of(predicted: Predicted, from_logits: bool, ignore_index: int) -> dic
         ignore_index: a label whose loss does not count.
     """
     scores, labels = predicted.scores, predicted.labels
-    wanted = labels != ignore_index
+    wanted = counted(labels, ignore_index)
     found: dict[str, Tensor] = {}
     if not labels.is_floating_point() and scores.is_floating_point():
         classes = torch.where(wanted, labels, 0).long()
@@ -259,12 +259,20 @@ def losses_of(predicted: Predicted, from_logits: bool, ignore_index: int) -> dic
             )
     if scores.ndim == labels.ndim:
         found[NUMBERS] = (scores.float() - labels.float()).square()
-    counted = wanted.reshape(len(labels), -1).double()
+    numbers = wanted.reshape(len(labels), -1).sum(1).clamp_min(1)
     return {
-        reading: (torch.where(wanted, losses, 0.0).reshape(len(labels), -1).double()).sum(1)
-        / counted.sum(1).clamp_min(1)
+        reading: torch.where(wanted, losses, 0.0).reshape(len(labels), -1).double().sum(1) / numbers
         for reading, losses in found.items()
     }
+
+
+def counted(labels: Tensor, ignore_index: int) -> Tensor:
+    """Return which labels count: of whole numbers those that are not to be ignored."""
+    return (
+        torch.ones_like(labels, dtype=torch.bool)
+        if labels.is_floating_point()
+        else (labels != ignore_index)
+    )
 
 
 def _are_classes(sample: Sample) -> bool:
