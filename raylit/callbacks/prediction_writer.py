@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
-from raylit.core.aliases import Batch, StepOutput
 from raylit.core.callback import Callback, Trainer
 from raylit.errors import ConfigError
+from raylit.runtime.aliases import Batch, StepOutput
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule

@@ -46,13 +46,13 @@ from raylit.check.probe import (
 )
 from raylit.check.report import CheckReport as CheckReport
 from raylit.check.report import Finding as Finding
-from raylit.core.aliases import Batch
 from raylit.core.callback import Callback
 from raylit.data import CombinedLoader
 from raylit.engine.run import Run
 from raylit.engine.worker import NO_GRADIENT
 from raylit.errors import ConfigError, DataError
 from raylit.loggers.dummy import DummyLogger
+from raylit.runtime.aliases import Batch
 from raylit.runtime.rng import isolated
 
 if TYPE_CHECKING:

@@ -27,12 +27,12 @@ from raylit.check.samples import (
     mixes_samples,
     num_samples,
 )
-from raylit.core.aliases import Batch, StepOutput
 from raylit.core.callback import Callback
 from raylit.core.hooks import is_overridden
 from raylit.core.module import LightningModule
 from raylit.core.optimizer import LRSchedulerConfig
 from raylit.engine.run import Run, restore_modes, submodule_modes
+from raylit.runtime.aliases import Batch, StepOutput
 from raylit.runtime.batch import named_tensors
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def watch(
     """
     is_watched = False  # by the step that calls another, as a validation_step its training_step
 
-    def watched(name: str) -> Callable[..., Any]:
+    def watched(name: str) -> Callable[..., object]:
         step = getattr(module, name)
 
         @functools.wraps(step)
@@ -152,7 +152,7 @@ class FirstStep(Callback):
         self.resting: list[str] = []
         self.mixing: dict[str, tuple[bool | None, str]] = {}
         self._calls: dict[
-            str, tuple[Any, Any]
+            str, tuple[object, object]
         ] = {}  # the arguments of modules that were not called within another's call
         self._depth = 0
         self._captures = True
@@ -181,7 +181,9 @@ class FirstStep(Callback):
                 child.register_forward_pre_hook(self._before_call(name), with_kwargs=True)
                 child.register_forward_hook(self._after_call(name), with_kwargs=True)
 
-    def _keeping(self, transfer: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
+    def _keeping(
+        self, transfer: Callable[[object, int], object]
+    ) -> Callable[[object, int], object]:
         def keep(batch: Batch, dataloader_idx: int) -> object:
             self._keep(batch)
             return transfer(batch, dataloader_idx)
@@ -663,7 +665,7 @@ def is_finite(value: object) -> bool:
 
 def note_gradients(
     module: nn.Module, seen: dict[str, bool], not_finite: list[tuple[str, str]]
-) -> list[Any]:
+) -> list[object]:
     """Note in `seen` which parameters get a gradient, and whether any of it is other than 0.
 
     Returns the hooks that do it.

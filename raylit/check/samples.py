@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from raylit.core.aliases import Batch, Loaders
 from raylit.data.combined import length_of
 from raylit.runtime import rng
+from raylit.runtime.aliases import Batch, Loaders
 from raylit.runtime.batch import named_tensors, with_tensors
 
 if TYPE_CHECKING:

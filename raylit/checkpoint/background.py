@@ -38,7 +38,7 @@ class CheckpointWriter:
 
     def write(
         self,
-        checkpoint: dict[str, Any],
+        checkpoint: dict[str, object],
         path: str,
         then: Callable[[str], None],
         first: Callable[[], None] | None = None,
@@ -69,7 +69,7 @@ class CheckpointWriter:
         self.wait()
         self._kept = []
 
-    def _copy(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    def _copy(self, checkpoint: dict[str, object]) -> dict[str, object]:
         """Return a copy in host memory.
 
         Tensors that share memory, such as tied weights, share it in the copy too.
@@ -123,7 +123,7 @@ def _as_bytes(storage: torch.UntypedStorage) -> torch.Tensor:
 
 
 def _write(
-    checkpoint: dict[str, Any],
+    checkpoint: dict[str, object],
     path: str,
     then: Callable[[str], None],
     first: Callable[[], None] | None,

@@ -27,6 +27,7 @@ import torch
 from raylit.checkpoint import foreign, place
 from raylit.errors import CheckpointError, CheckpointNotFoundError, NotSavedError
 from raylit.runtime import storage
+from raylit.runtime.aliases import CheckpointDict, StateDict
 
 MapLocation = torch.device | str | dict[str, str] | None
 
@@ -56,7 +57,7 @@ OWN_PARTS: dict[str, type | tuple[type, ...]] = {  # likewise of its part `rayli
 
 
 def save(
-    checkpoint: dict[str, Any],
+    checkpoint: CheckpointDict,
     path: str | os.PathLike[str],
     *,
     storage_options: dict[str, object] | None = None,
@@ -110,7 +111,7 @@ def load(
     *,
     map_location: MapLocation | Literal["cpu"] = "cpu",
     weights_only: bool | None = None,
-) -> dict[str, Any]:
+) -> StateDict:
     """Read a checkpoint of raylit or Lightning.
 
     Args:

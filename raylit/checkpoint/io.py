@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from raylit.checkpoint import folder, format
+from raylit.runtime.aliases import CheckpointDict
 
 Path = str | os.PathLike[str]
 
@@ -35,7 +36,7 @@ class CheckpointIO(ABC):
 
     @abstractmethod
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Path, storage_options: Any | None = None
+        self, checkpoint: CheckpointDict, path: Path, storage_options: Any | None = None
     ) -> None:
         """Write a checkpoint; an OSError is a warning where training can go on without it."""
 
@@ -57,7 +58,7 @@ class TorchCheckpointIO(CheckpointIO):
     """raylit's own way, for those who derive from it: one file, whole or not at all."""
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Path, storage_options: Any | None = None
+        self, checkpoint: CheckpointDict, path: Path, storage_options: Any | None = None
     ) -> None:
         """Write a checkpoint."""
         format.save(checkpoint, path, storage_options=storage_options)
@@ -95,7 +96,7 @@ class WrappingCheckpointIO(CheckpointIO):
         self._checkpoint_io = checkpoint_io
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Path, storage_options: Any | None = None
+        self, checkpoint: CheckpointDict, path: Path, storage_options: Any | None = None
     ) -> None:
         """Write a checkpoint."""
         self.checkpoint_io.save_checkpoint(checkpoint, path, storage_options)
@@ -123,7 +124,7 @@ class AsyncCheckpointIO(WrappingCheckpointIO):
         self._written: Future[None] | None = None
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Path, storage_options: Any | None = None
+        self, checkpoint: CheckpointDict, path: Path, storage_options: Any | None = None
     ) -> None:
         """Have a copy of a checkpoint written, after the one before it is."""
         self._wait()
@@ -161,5 +162,5 @@ class AsyncCheckpointIO(WrappingCheckpointIO):
         if written is not None:
             written.result()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_thread": None, "_written": None}

@@ -76,7 +76,7 @@ class _EmptyBytes(bytes):
 _EMPTY = _EmptyBytes()
 
 
-def plain_items(values: dict[str, object]) -> tuple[dict[str, Any], list[str]]:
+def plain_items(values: dict[str, object]) -> tuple[dict[str, object], list[str]]:
     """Split `values` into its entries as plain data and the names of those that are none."""
     kept: dict[str, object] = {}
     left_out: list[str] = []

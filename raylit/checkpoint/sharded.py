@@ -32,6 +32,7 @@ from torch import Tensor
 
 from raylit.checkpoint import format, pending, place
 from raylit.errors import CheckpointError, NotSavedError, UnsavableError
+from raylit.runtime.aliases import CheckpointDict, StateDict
 from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def _member(kind: object, name: str) -> enum.Enum:
 
 
 def save(
-    ranks: Ranks, checkpoint: dict[str, Any], path: str | os.PathLike[str], *, in_background: bool
+    ranks: Ranks, checkpoint: CheckpointDict, path: str | os.PathLike[str], *, in_background: bool
 ) -> None:
     """Write a checkpoint as a folder, whole or not at all. To be called on all ranks.
 
@@ -295,7 +296,7 @@ def load(
     weights_only: bool | None = None,
     *,
     leaves_optimizers: bool = False,
-) -> dict[str, Any]:
+) -> StateDict:
     """Read a sharded checkpoint into this process alone, as if it were one file.
 
     Args:
@@ -333,7 +334,7 @@ def load(
     return checkpoint
 
 
-def read_optimizer(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
+def read_optimizer(optimizer: Any, state: StateDict) -> dict[str, Any]:
     """Return an optimizer's state with what was left unread.
 
     Of each tensor the part that this rank has of its parameter.

@@ -42,7 +42,7 @@ from raylit.version import __version__
 
 # What the methods of Trainer take beside model and data, as in LightningCLI: name to type and
 # default.
-ARGUMENTS: dict[str, dict[str, tuple[Any, Any]]] = {
+ARGUMENTS: dict[str, dict[str, tuple[object, object]]] = {
     "check": {},
     "fit": {},
     "validate": {"verbose": (bool, True)},
@@ -71,13 +71,13 @@ MADE_BY_OTHERS: dict[str, set[str]] = {
     "lr_scheduler": {"optimizer"},
 }  # arguments no config gives
 SWITCHES = {"fit": ("--resume",)}  # flags without a value, of some commands
-LOADING: dict[str, tuple[Any, Any]] = {
+LOADING: dict[str, tuple[object, object]] = {
     "ckpt_path": (str | None, None),
     "weights_only": (bool | None, None),
 }
 
 
-def load_yaml(text: str) -> Any:
+def load_yaml(text: str) -> object:
     """Read what jsonargparse takes for YAML: values of flags, and files that a config names."""
     bounded_yaml.read(text)
     return read_next(as_read(yaml_load(text)))  # type: ignore[no-untyped-call]
@@ -351,7 +351,7 @@ def _flags_of_items(config: Config, named: Mapping[str, str]) -> list[str]:
     return [f"--trainer.{part}={json.dumps(trainer[part])}" for part in sorted(changed)]
 
 
-def _value(key: str, text: str) -> Any:
+def _value(key: str, text: str) -> object:
     """Return the value of a flag, as the parser reads it: what is no YAML is a text.
 
     Raises:
@@ -434,7 +434,7 @@ def instantiate(parser: ArgumentParser, values: Namespace) -> Namespace:
 
     def hyperparameters(
         cls: type, arguments: dict[str, object], links: dict[str, object]
-    ) -> dict[str, Any] | None:
+    ) -> dict[str, object] | None:
         given = next(
             (values[key] for key in ("model", "data") if key in values and is_of(values[key], cls)),
             None,

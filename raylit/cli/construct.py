@@ -137,7 +137,7 @@ def instantiate_module(class_type: type[T], config: dict[str, object]) -> T:
 
         def hyperparameters(
             cls: type, arguments: dict[str, object], links: dict[str, object]
-        ) -> dict[str, Any] | None:
+        ) -> dict[str, object] | None:
             _warn_of_descriptions(cls, arguments)
             # so that checkpoints of what was loaded can be loaded too
             return kept if cls is made_class else None
@@ -236,7 +236,7 @@ def why_refused(error: Exception, cls: type) -> str:
     return str(error)
 
 
-def _mappings(value: object) -> Iterator[Mapping[Any, Any]]:
+def _mappings(value: object) -> Iterator[Mapping[object, object]]:
     """Yield the mappings in nested data, each of them once."""
     seen: set[int] = set()
     left = [value]

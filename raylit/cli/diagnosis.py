@@ -12,7 +12,7 @@ import os
 import re
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
@@ -42,7 +42,7 @@ BASES: dict[str, type] = {
     "trainer.callbacks": Callback,
     "trainer.logger": Logger,
 }
-SCALARS: dict[str, Any] = {
+SCALARS: dict[str, object] = {
     "seed_everything": bool | int,
     "ckpt_path": str | None,
     "weights_only": bool | None,

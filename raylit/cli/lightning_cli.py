@@ -532,7 +532,7 @@ class LightningCLI:
         function(**self._prepare_subcommand_kwargs(subcommand))
         getattr(self, f"after_{subcommand}", _nothing)()
 
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, object]:
         """Return the arguments of the Trainer's method."""
         names = self._subcommand_method_arguments[subcommand]
         given = {
@@ -576,7 +576,7 @@ class _WithClassPath:
     def __init__(self, cls: type) -> None:
         self.class_path = f"{cls.__module__}.{cls.__name__}"
 
-    def __call__(self, init_args: object) -> dict[str, Any]:
+    def __call__(self, init_args: object) -> dict[str, object]:
         given = init_args.as_dict() if isinstance(init_args, Namespace) else init_args
         return {"class_path": self.class_path, "init_args": given or {}}
 

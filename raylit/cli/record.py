@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import fsspec
 
@@ -207,7 +207,7 @@ class SaveConfigCallback(Callback):
         ) as file:  # in a worker: it may have been restarted, and have written this before
             return bool(file.read() != text)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Return what goes to the workers.
 
         There a class of the user's script may not be found by its name to write the config.

@@ -368,7 +368,7 @@ class ConfigRecipe:
         model, data = config.make_model_and_data()
         return Made(trainer, model, data)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "source": Source(self.source.name, {})}  # nodes of YAML are many
 
     def flags(self, values: Mapping[str, object]) -> list[str]:

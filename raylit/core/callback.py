@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from raylit.core.aliases import Batch, CheckpointDict, StateDict, StepOutput
 from raylit.core.hooks import is_overridden
 from raylit.core.logger import as_loggers
+from raylit.runtime.aliases import Batch, CheckpointDict, StateDict, StepOutput
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,9 +9,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from raylit import checkpoint as checkpoints
-from raylit.core.aliases import Batch, Loaders, StateDict
 from raylit.core.hooks import is_overridden
 from raylit.core.hparams import HasHyperparameters, accepted_arguments, class_only, construct
+from raylit.runtime.aliases import Batch, Loaders, StateDict
 from raylit.runtime.batch import transfer_to
 
 if TYPE_CHECKING:

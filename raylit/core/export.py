@@ -149,5 +149,5 @@ def input_names(module: nn.Module, arguments: tuple[Any, ...]) -> list[str]:
     return names
 
 
-def _named_parts(batch: Any) -> dict[str, Any]:
+def _named_parts(batch: object) -> dict[str, object]:
     return {} if isinstance(batch, torch.Tensor) else dict(parts_of(batch))

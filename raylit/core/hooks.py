@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from raylit.core.aliases import Batch, CheckpointDict, Loaders, StepOutput
+from raylit.runtime.aliases import Batch, CheckpointDict, Loaders, StepOutput
 
 if TYPE_CHECKING:
     from torch import Tensor

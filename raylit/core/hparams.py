@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from raylit.checkpoint import foreign
 from raylit.core import importable, omega
-from raylit.core.aliases import CheckpointDict
 from raylit.errors import CheckpointError, ConfigError
 from raylit.runtime import storage
+from raylit.runtime.aliases import CheckpointDict
 from raylit.runtime.bounds import TooLargeError, check_size
 from raylit.runtime.messages import warn
 from raylit.runtime.secrets import holds_secret
@@ -324,7 +324,7 @@ def is_required(parameter: inspect.Parameter) -> bool:
     return parameter.default is inspect.Parameter.empty
 
 
-def stored_hparams(checkpoint: dict[str, Any], key: str) -> dict[str, Any]:
+def stored_hparams(checkpoint: CheckpointDict, key: str) -> dict[str, Any]:
     """Return a copy of the hyperparameters in a checkpoint.
 
     Args:
@@ -345,7 +345,7 @@ def stored_hparams(checkpoint: dict[str, Any], key: str) -> dict[str, Any]:
     return dict(found)
 
 
-def _mapping(checkpoint: dict[str, Any], *keys: str) -> dict[str, Any]:
+def _mapping(checkpoint: CheckpointDict, *keys: str) -> dict[str, Any]:
     """Return the mapping at a place in a checkpoint, an empty one if nothing stands there."""
     found: Any = checkpoint
     for key in keys:

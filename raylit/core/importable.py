@@ -100,7 +100,7 @@ FUNCTIONS = {
         zeros_like""",
 }
 
-_allowed: dict[str, Any] = {}
+_allowed: dict[str, object] = {}
 
 
 def allow(*objects: T) -> T:
@@ -229,7 +229,7 @@ def _describe_module(value: nn.Module) -> Description:
     }
 
 
-def _state_of(module: nn.Module) -> dict[str, Any]:
+def _state_of(module: nn.Module) -> dict[str, object]:
     """Return what a metric has counted: its tensor states, and how often it was updated."""
     names = vars(module).get("_defaults", {})
     kept = {name: getattr(module, name) for name in names}
@@ -405,7 +405,7 @@ def _rebuild(description: object, finder: Callable[[str], object]) -> Any:
     return found(**{_text(name): _rebuild(one, finder) for name, one in fields.items()})
 
 
-def _rebuilt_mapping(described: object, finder: Callable[[str], object]) -> dict[str, Any]:
+def _rebuilt_mapping(described: object, finder: Callable[[str], object]) -> dict[str, object]:
     if not isinstance(described, dict):
         raise ValueError("it describes a mapping that is none")
     return {_text(name): _rebuild(one, finder) for name, one in described.items()}
@@ -459,7 +459,7 @@ def find(path: str, cls: type) -> Any:
     return found
 
 
-def find_public(path: str, cls: type) -> Any:
+def find_public(path: str, cls: type) -> object:
     """Return the object that a dotted path names, such as a `class_path` in a checkpoint.
 
     It may stand anywhere in a library or package that `find` knows, as long as `find` knows it by
@@ -528,7 +528,7 @@ def _is_written_in(cls: type, module: str) -> bool:
     return bool(variables.get("__name__", module) == module)
 
 
-def _find_to_write(path: str, cls: type) -> Any:
+def _find_to_write(path: str, cls: type) -> object:
     """Return what `find` does, and any function of torch and of the packages of `cls`."""
     try:
         return find(path, cls)
@@ -542,7 +542,7 @@ def _find_to_write(path: str, cls: type) -> Any:
         return found
 
 
-def _variables(module: str) -> Mapping[str, Any]:
+def _variables(module: str) -> Mapping[str, object]:
     found = sys.modules.get(module)
     return vars(found) if isinstance(found, ModuleType) else {}
 
@@ -587,7 +587,7 @@ def defaults(cls: type) -> list[Any]:
 
 
 @functools.cache
-def _functions() -> dict[str, Any]:
+def _functions() -> dict[str, object]:
     """Return the functions of `FUNCTIONS` by the names under which checkpoints have them."""
     found: dict[str, object] = {}
     for place, names in FUNCTIONS.items():

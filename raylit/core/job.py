@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
 from raylit.core import shown
-from raylit.core.aliases import StateDict
+from raylit.runtime.aliases import StateDict
 from raylit.runtime.messages import number_of
 
 if TYPE_CHECKING:
@@ -101,10 +101,10 @@ class PendingValidations(Protocol):
     def collect(self) -> None:
         """Take the values that have arrived."""
 
-    def state(self) -> list[dict[str, Any]]:
+    def state(self) -> list[StateDict]:
         """Return, as plain data, which have not come back, for a checkpoint."""
 
-    def go_on(self, states: list[dict[str, Any]]) -> None:
+    def go_on(self, states: list[StateDict]) -> None:
         """Begin those again that had not come back when a checkpoint was saved."""
 
     def close(self) -> None:

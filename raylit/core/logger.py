@@ -23,6 +23,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from raylit.runtime.aliases import StateDict
 from raylit.runtime.messages import warn_once
 
 if TYPE_CHECKING:
@@ -256,7 +257,7 @@ class Logger(ABC):
         goes on from it logs only what comes after.
         """
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return what `load_state_dict` needs so that a fit that goes on logs each value once.
 
         Rank 0, when a checkpoint is made. Plain data.

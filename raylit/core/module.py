@@ -19,11 +19,11 @@ from torch.optim import Optimizer
 from raylit import checkpoint as checkpoints
 from raylit.checkpoint import foreign
 from raylit.core import objects
-from raylit.core.aliases import Batch, StateDict, UserOptimizer
 from raylit.core.export import Exportable
 from raylit.core.hooks import ModuleHooks
 from raylit.core.hparams import HasHyperparameters, class_only, construct
 from raylit.errors import ConfigError
+from raylit.runtime.aliases import Batch, StateDict, UserOptimizer
 from raylit.runtime.batch import transfer_to
 from raylit.runtime.messages import warn, warn_once
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from raylit.checkpoint.plain import plain_items
 from raylit.core import importable
+from raylit.runtime.aliases import CheckpointDict
 
 OWN, PART = "raylit", "objects"  # where a checkpoint has the descriptions: [[place, description]]
 Place = tuple[Any, ...]
@@ -38,7 +39,7 @@ def places(checkpoint: Mapping[str, Any]) -> set[Place]:
     return {tuple(one[0]) for one in found if isinstance(one, list) and isinstance(one[0], list)}
 
 
-def put_back(checkpoint: dict[str, Any], cls: type) -> None:
+def put_back(checkpoint: CheckpointDict, cls: type) -> None:
     """Make the described objects again, and put each in its place, unless something stands there.
 
     What cannot be made is left out: who wants it says so.

@@ -58,7 +58,7 @@ def restored(values: dict[str, Any], found: Sequence[Place]) -> Any:
     return whole[""]
 
 
-def _literal(value: Any) -> Any:
+def _literal(value: object) -> object:
     if isinstance(value, str):
         return value.replace("${", "\\${")
     if isinstance(value, Mapping):

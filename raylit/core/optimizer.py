@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from raylit.core.aliases import UserOptimizer
+from raylit.runtime.aliases import UserOptimizer
 
 
 @dataclass

@@ -30,7 +30,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Final, Literal, Self, get_args
 
-from raylit.core.aliases import StateDict
+from raylit.runtime.aliases import StateDict
 
 At = Literal[
     "idle",

@@ -32,7 +32,7 @@ class ReturnedCallback:
     values: dict[str, Any]
     left: dict[str, str] = field(default_factory=dict)
 
-    def leave_behind(self, dumps: Callable[[Any], object]) -> None:
+    def leave_behind(self, dumps: Callable[[object], object]) -> None:
         """Give up the attributes that cannot be pickled: they must not cost a finished fit."""
         for name, value in list(self.values.items()):
             try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from raylit.core.aliases import Loaders, UserOptimizer
+from raylit.runtime.aliases import Loaders, UserOptimizer
 
 if TYPE_CHECKING:
     from os import PathLike

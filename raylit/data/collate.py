@@ -18,7 +18,7 @@ PRESENT = "present"
 
 def collate_missing(
     samples: Sequence[object], placeholder: Mapping[str, object] | None = None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Make a batch of samples some of which lack a modality, and tell which.
 
     Args:
@@ -44,7 +44,7 @@ def collate_missing(
         >>> loader = DataLoader(samples, batch_size=2, collate_fn=collate)
     """
     given = [dict(_named(sample)) for sample in samples]
-    examples: dict[str, Any] = {}
+    examples: dict[str, object] = {}
     for parts in given:
         for name, value in parts.items():
             if value is not None:
@@ -65,7 +65,7 @@ def collate_missing(
     return {**batch, PRESENT: masks}
 
 
-def _named(sample: object) -> list[tuple[str, Any]]:
+def _named(sample: object) -> list[tuple[str, object]]:
     if isinstance(sample, (list, tuple)) and not hasattr(sample, "_fields"):
         parts = []  # which have positions, not names
     else:

@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from raylit.core.aliases import Loaders
 from raylit.data.index_once import index_once
 from raylit.data.positioned import PositionedLoader
 from raylit.data.sampling.plan import PlannedSampler, keeper_of, plan_of
@@ -21,6 +20,7 @@ from raylit.data.sharding import Even
 from raylit.data.worker_processes import begin_reading
 from raylit.errors import ConfigError
 from raylit.runtime import rng
+from raylit.runtime.aliases import Loaders, StateDict
 from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:
@@ -361,7 +361,7 @@ class CombinedLoader:
             rng.capture(cuda=False) if draws else None,
         )
 
-    def states(self, batch: int) -> list[dict[str, Any]]:
+    def states(self, batch: int) -> list[StateDict]:
         """Return what `go_on` takes: of each loader what it needs to go on, as plain data.
 
         Args:
@@ -395,7 +395,7 @@ class CombinedLoader:
         captured, own = self._begun[number]
         return {"rng": rng.plain(captured), "generator": own}
 
-    def go_on(self, batch: int, states: list[dict[str, Any]], counted: int | None = None) -> None:
+    def go_on(self, batch: int, states: list[StateDict], counted: int | None = None) -> None:
         """Let the next iteration begin at number `batch`.
 
         Args:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from raylit.core.aliases import Batch
+    from raylit.runtime.aliases import Batch
 
 from raylit.core.logger import DataInput
 from raylit.runtime.batch import named_tensors

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 from torch.utils.data._utils.collate import collate_tensor_fn, default_collate_fn_map
 
-from raylit.core.aliases import Batch, Loaders
+from raylit.runtime.aliases import Batch, Loaders
 
 NOTHING = nullcontext()
 

@@ -9,7 +9,7 @@ from raylit.core.hooks import takes_argument
 from raylit.data.combined import Item
 
 
-def takes_iterator(step: Callable[..., Any]) -> bool:
+def takes_iterator(step: Callable[..., object]) -> bool:
     """Tell whether a step wants the iterator over the batches instead of a batch.
 
     Its argument is then called `dataloader_iter`.

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from torch.utils.data import BatchSampler, RandomSampler
 
-from raylit.core.aliases import Loaders
 from raylit.data.combined import CombinedLoader, is_iterable, length_of
 from raylit.data.positioned import PositionedLoader
 from raylit.data.ray_dataset import RayDataLoader, as_loader
@@ -21,6 +20,7 @@ from raylit.data.sampling.sampler import (
 )
 from raylit.data.sharding import make_even
 from raylit.errors import DataError, DataTypeError, foreign_hint
+from raylit.runtime.aliases import Loaders
 from raylit.runtime.messages import info, warn
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from raylit.core.aliases import Loaders, StateDict
+from raylit.runtime.aliases import Loaders, StateDict
 
 if TYPE_CHECKING:
     from raylit.parallel import World
@@ -73,7 +73,7 @@ class PositionedLoader(ABC):
         """Return how many batches each of `num_ranks` ranks would have."""
 
     @abstractmethod
-    def state_dict(self, batch: int | None = None) -> dict[str, Any]:
+    def state_dict(self, batch: int | None = None) -> StateDict:
         """Return the order, the place, and by whom the epoch was read, as plain data.
 
         Args:

@@ -27,8 +27,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from raylit.core.aliases import Batch, StateDict
 from raylit.errors import ConfigError, DataError
+from raylit.runtime.aliases import Batch, StateDict
 from raylit.runtime.messages import info, is_verbose, warn
 
 if TYPE_CHECKING:
@@ -314,7 +314,7 @@ class RayDataLoader:
 
     # ---- in the middle of an epoch ----
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return how far the epoch was read, and by whom, as plain data."""
         return {
             "num_read": self._num_read,

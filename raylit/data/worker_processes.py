@@ -17,7 +17,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from raylit.core.aliases import Loaders
+from raylit.runtime.aliases import Loaders
 from raylit.runtime.processes import end_with
 
 
@@ -48,7 +48,7 @@ def begin_reading(loader: Loaders) -> Iterator[Any]:
         loader.worker_init_fn = own
 
 
-def _is_forking(loader: DataLoader[Any]) -> bool:
+def _is_forking(loader: DataLoader[object]) -> bool:
     """Tell whether reading starts processes that hold what this one holds."""
     context = loader.multiprocessing_context or multiprocessing
     return loader.num_workers > 0 and context.get_start_method() == "fork"

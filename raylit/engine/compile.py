@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from raylit.engine.run import Run
 
 
-def options_of(given: bool | dict[str, object]) -> dict[str, Any] | None:
+def options_of(given: bool | dict[str, object]) -> dict[str, object] | None:
     """Return the arguments of torch.compile that `Trainer(compile=...)` means, None for none of it.
 
     Raises:
@@ -148,7 +148,7 @@ def _children(module: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
-def _entry(module: nn.Module) -> Callable[..., Any]:
+def _entry(module: nn.Module) -> Callable[..., object]:
     """Return a function that calls the module, for torch.compile to begin with.
 
     It passes over the code of torch's own modules.
@@ -168,7 +168,7 @@ def _with_deferred_logs(
     compiled: Callable[..., object],
     pending: list[tuple[object, ...]],
     log: Callable[..., None],
-) -> Callable[..., Any]:
+) -> Callable[..., object]:
     def call(*args: object, **kwargs: object) -> object:
         if torch.compiler.is_compiling():  # within the graph of a parent
             return module._call_impl(*args, **kwargs)

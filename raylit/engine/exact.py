@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from raylit.checkpoint.plain import plain_items
-from raylit.core.aliases import CheckpointDict, StateDict
 from raylit.core.progress import VALIDATION, WITH_GRADIENTS
 from raylit.metrics import torchmetric
 from raylit.runtime import rng
+from raylit.runtime.aliases import CheckpointDict, StateDict
 from raylit.runtime.messages import info, warn
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def mine(run: Run, checkpoint: CheckpointDict) -> dict[str, Any] | None:
     return shared_out(states, run.world)
 
 
-def shared_out(states: list[dict[str, Any]], world: World) -> dict[str, Any]:
+def shared_out(states: list[StateDict], world: World) -> dict[str, Any]:
     """Return one rank's share of the states of another number of ranks.
 
     Epoch values and gradients keep their sums over all ranks.

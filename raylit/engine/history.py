@@ -7,10 +7,9 @@ import json
 import os
 import re
 import uuid
-from typing import Any
 
-from raylit.core.aliases import StateDict
 from raylit.runtime import storage
+from raylit.runtime.aliases import StateDict
 from raylit.runtime.messages import warn, warn_once
 
 # Rows that a checkpoint holds itself are this many to twice as many. Whole, 3,000 rows of 11 values
@@ -51,7 +50,7 @@ class History:
         else:
             self.rows.insert(place, row)
 
-    def state(self, folder: str) -> dict[str, Any]:
+    def state(self, folder: str) -> StateDict:
         """Return what a checkpoint holds, and write the rows that it does not.
 
         Args:
@@ -78,7 +77,7 @@ class History:
         return state
 
     @classmethod
-    def from_state(cls, state: dict[str, Any] | list[Row], checkpoint: str) -> History:
+    def from_state(cls, state: StateDict | list[Row], checkpoint: str) -> History:
         """Return the history as it was when `state` was taken.
 
         Args:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from raylit.core.aliases import StateDict
 from raylit.core.progress import (
     BATCH,
     EPOCH,
@@ -22,6 +21,7 @@ from raylit.core.progress import (
     At,
     Progress,
 )
+from raylit.runtime.aliases import StateDict
 
 
 def _counts(ready: int, completed: int, *, full: bool = True) -> dict[str, int]:
@@ -30,7 +30,7 @@ def _counts(ready: int, completed: int, *, full: bool = True) -> dict[str, int]:
     )
 
 
-def _both(total: dict[str, int], current: dict[str, int]) -> dict[str, Any]:
+def _both(total: dict[str, int], current: dict[str, int]) -> dict[str, object]:
     return {"total": total, "current": current}
 
 
@@ -138,7 +138,7 @@ def progress_of(loops: dict[str, Any], steps: int) -> dict[str, Any]:
     return {**state, "epoch": epoch["completed"], "at": at}
 
 
-def progress_of_counters(state: StateDict, stage: str | None) -> dict[str, Any]:
+def progress_of_counters(state: StateDict, stage: str | None) -> dict[str, object]:
     """Return a Progress's state for the counters and the stage of a checkpoint without a cursor."""
     if state["epochs_processed"] > state["epoch"]:
         return {**state, "at": EPOCH_PLATEAU}

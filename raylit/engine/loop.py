@@ -33,7 +33,6 @@ from typing import Any
 from torch import Tensor, enable_grad, set_grad_enabled
 
 from raylit import data
-from raylit.core.aliases import Batch
 from raylit.core.hooks import AFTER_MODULE
 from raylit.core.progress import (
     BACKWARD,
@@ -73,6 +72,7 @@ from raylit.engine.state import as_written
 from raylit.errors import ConfigError, DataError
 from raylit.parallel import no_sync
 from raylit.runtime import rng
+from raylit.runtime.aliases import Batch
 from raylit.runtime.messages import warn, warn_once
 
 NOTHING = nullcontext()
@@ -433,7 +433,7 @@ def with_gradients(run: Run, train: Any) -> Any:
     return lambda *arguments: next(turns)(*arguments)
 
 
-def step_with_closure(run: Run, batch: Batch, batch_idx: int, step: bool) -> Any:
+def step_with_closure(run: Run, batch: Batch, batch_idx: int, step: bool) -> object:
     """Let the module's `optimizer_step`, or an optimizer such as LBFGS, call `train_batch`.
 
     Each gets this as a closure, which it may call as often as it wants.

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from raylit.core.aliases import StateDict, UserOptimizer
 from raylit.core.hooks import is_overridden, takes_argument
 from raylit.core.module import LightningModule
 from raylit.core.optimizer import LightningOptimizer, LRSchedulerConfig
@@ -28,6 +27,7 @@ from raylit.core.progress import (
 )
 from raylit.errors import ConfigError, WrongStateError, did_you_mean
 from raylit.parallel import no_sync
+from raylit.runtime.aliases import StateDict, UserOptimizer
 from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class NoOptimizer(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Do nothing."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return nothing."""
         return {}
 
@@ -163,7 +163,7 @@ def use(run: Run, optimizers: list[object], *, counts: bool = True) -> None:
     )
 
 
-def count_steps(run: Run, optimizers: list[object]) -> list[Any]:
+def count_steps(run: Run, optimizers: list[object]) -> list[object]:
     """Count the steps of optimizers that `training_step` steps by hand, whether wrapped or not.
 
     Returns handles that end it.
@@ -280,7 +280,7 @@ def _batch_of_schedules(run: Run) -> int | None:
     )
 
 
-def configure(module: LightningModule) -> tuple[list[Any], list[LRSchedulerConfig]]:
+def configure(module: LightningModule) -> tuple[list[object], list[LRSchedulerConfig]]:
     """Call `configure_optimizers` and check what it returned.
 
     Raises:
@@ -318,7 +318,7 @@ def _is_optimizer(value: object) -> bool:
     )
 
 
-def _take_apart(returned: object) -> tuple[list[Any], list[Any], str | None]:
+def _take_apart(returned: object) -> tuple[list[object], list[object], str | None]:
     """Return (optimizers, schedulers, monitor) of any of the possible return values."""
     if _is_optimizer(returned):
         return [_unwrap(returned)], [], None

@@ -132,7 +132,7 @@ class ProfiledRun(Run):
             for optimizer in self.wrapped_optimizers:
                 self._wrap(optimizer, "step", "optimizer_step")
 
-    def _choose_transfer(self) -> Callable[[Any, int], Any] | None:
+    def _choose_transfer(self) -> Callable[[object, int], object] | None:
         transfer = super()._choose_transfer()
         return (
             None if transfer is None else self.timed(f"{self._strategy}.batch_to_device", transfer)

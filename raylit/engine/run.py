@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from raylit import data
-from raylit.core.aliases import Batch, UserOptimizer
 from raylit.core.callback import Callback
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.hooks import Hooks, is_overridden, resolve
@@ -30,6 +29,7 @@ from raylit.metrics.entry import Entry, Key
 from raylit.metrics.metrics import Metrics, to_numbers
 from raylit.parallel import Precision, Strategy, World
 from raylit.runtime import rng
+from raylit.runtime.aliases import Batch, StateDict, UserOptimizer
 from raylit.runtime.messages import warn_once
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class Resume:
     """
 
     resumed: bool = False
-    own: dict[str, Any] | None = None
+    own: StateDict | None = None
     has_values: bool = True
     lineage: list[str] = field(default_factory=lambda: [_new_name()])
     loaders: list[dict[str, Any]] | None = None
@@ -477,7 +477,7 @@ class Run:
         if clips != calls.clips or forward_only != calls.forward_only:
             self.calls = replace(calls, clips=clips, forward_only=forward_only)
 
-    def _choose_transfer(self) -> Callable[[Any, int], Any] | None:
+    def _choose_transfer(self) -> Callable[[object, int], object] | None:
         """Return how a batch gets to the device, or None where nothing is to be done."""
         names = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
         owners: list[LightningModule | LightningDataModule] = []

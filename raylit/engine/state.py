@@ -25,6 +25,7 @@ from raylit.engine import exact
 from raylit.engine.history import History
 from raylit.engine.lightning_progress import loops_of, progress_of, progress_of_counters
 from raylit.errors import CheckpointError, ConfigError, RaylitError, UnsavableError
+from raylit.runtime.aliases import CheckpointDict, StateDict
 from raylit.runtime.batch import move_to
 from raylit.runtime.messages import info, warn, warn_once
 
@@ -80,7 +81,7 @@ def dump(
     run.strategy.settle(module)
     whole: Callable[[Any], Any] = (lambda state: state) if parts else run.strategy.whole
     _check_place(run, progress, weights_only)
-    checkpoint: dict[str, Any] = {
+    checkpoint: CheckpointDict = {
         "epoch": progress.epoch,
         "global_step": progress.steps,
         VERSION_KEY: LIGHTNING_FORMAT,
@@ -171,7 +172,7 @@ def _own_part(run: Run, progress: Progress, owners: Sequence[HasHyperparameters]
     }
 
 
-def put_hparams(checkpoint: dict[str, Any], owner: HasHyperparameters) -> dict[str, Any]:
+def put_hparams(checkpoint: CheckpointDict, owner: HasHyperparameters) -> dict[str, Any]:
     """Put the hyperparameters of a module or datamodule into a checkpoint, but for its secrets.
 
     Returns:
@@ -254,7 +255,7 @@ def _say_foreign(run: Run, found: foreign.Split, known: set[foreign.Place], leni
         )
 
 
-def read(run: Run, path: str) -> dict[str, Any]:
+def read(run: Run, path: str) -> StateDict:
     """Load the checkpoint at `path` to the CPU, unless that was done when it was looked for.
 
     Of a sharded one the states of optimizers are left for `restore_training`.
@@ -289,7 +290,7 @@ def is_for_recovery(run: Run, path: str) -> bool:
     return os.path.dirname(path) in folders
 
 
-def _say_left_aside(run: Run, checkpoint: dict[str, Any], path: str) -> None:
+def _say_left_aside(run: Run, checkpoint: CheckpointDict, path: str) -> None:
     """Warn of objects in a checkpoint that were not unpickled."""
     hparams = {owner.CHECKPOINT_HYPER_PARAMS_KEY for owner in (run.module, run.datamodule) if owner}
     described = objects.places(checkpoint)
@@ -306,7 +307,7 @@ def _say_left_aside(run: Run, checkpoint: dict[str, Any], path: str) -> None:
         )
 
 
-def restore_module(run: Run, checkpoint: dict[str, Any]) -> None:
+def restore_module(run: Run, checkpoint: CheckpointDict) -> None:
     """Bring back the weights, the datamodule's and the callbacks' state."""
     trainer, module = run.trainer, run.module
     objects.put_back(checkpoint, type(module))
@@ -364,7 +365,7 @@ def load_weights(run: Run, weights: Any) -> None:
         ) from error
 
 
-def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
+def restore_training(run: Run, checkpoint: CheckpointDict) -> None:
     """Bring back optimizers, schedulers and counters."""
     if "optimizer_states" not in checkpoint or "lr_schedulers" not in checkpoint:
         raise CheckpointError(
@@ -407,7 +408,7 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
         _restore_place(run, checkpoint)
 
 
-def _restore_place(run: Run, checkpoint: dict[str, Any]) -> None:
+def _restore_place(run: Run, checkpoint: CheckpointDict) -> None:
     """Bring back the cursor, what was logged, and what this rank alone had."""
     run.progress.load_state_dict(cursor_of(checkpoint))
     check_limits(run)
@@ -441,7 +442,7 @@ def _restore_place(run: Run, checkpoint: dict[str, Any]) -> None:
         run.progress.at = BATCH  # they were those of other ranks, which had other batches
 
 
-def cursor_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+def cursor_of(checkpoint: CheckpointDict) -> dict[str, Any]:
     """Return the state of the Progress that a checkpoint holds, whoever wrote it."""
     own = checkpoint.get("raylit", {}).get("progress")
     if own is None:
@@ -518,7 +519,7 @@ def check_groups(optimizer: Any) -> None:
             raise KeyError(f"its groups have no {', '.join(missing)}")
 
 
-def load_scheduler(scheduler: Any, state: dict[str, Any]) -> None:
+def load_scheduler(scheduler: Any, state: StateDict) -> None:
     """Give a scheduler back its state.
 
     A checkpoint holds a Counter, such as the milestones of MultiStepLR, as a dict.
@@ -535,7 +536,7 @@ def load_scheduler(scheduler: Any, state: dict[str, Any]) -> None:
         setattr(part, name, Counter(getattr(part, name)))
 
 
-def load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
+def load_optimizer(optimizer: Any, state: StateDict) -> None:
     """Give an optimizer back its state, which may come from another device."""
     optimizer.load_state_dict(state)
     for parameter, values in getattr(optimizer, "state", {}).items():

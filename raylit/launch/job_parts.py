@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from raylit.core.job import Job
 
 
@@ -15,7 +13,7 @@ def checkpoint_folders(job: Job) -> list[str]:
     return list(dict.fromkeys(folder for folder in folders if folder is not None))
 
 
-def parts_of(job: Job) -> dict[str, Any]:
+def parts_of(job: Job) -> dict[str, object]:
     """Return what a job is made of, by the names a user knows."""
     trainer = job.trainer
     return {

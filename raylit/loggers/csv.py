@@ -18,6 +18,7 @@ from raylit.core.logger import Logger
 from raylit.loggers.artifacts import KeepsFiles
 from raylit.loggers.files import NAME_HPARAMS_FILE, claim_version, hparams_as_yaml
 from raylit.loggers.mirror import Mirror, downloaded_if_there
+from raylit.runtime.aliases import StateDict
 from raylit.runtime.kinds import check_kinds
 from raylit.runtime.messages import warn, warn_once
 from raylit.runtime.storage import fresh, is_url, local
@@ -165,7 +166,7 @@ class CSVLogger(KeepsFiles, Logger):
         if (step + 1) % self._flush_logs_every_n_steps == 0:
             self.save()
 
-    def log_hyperparams(self, params: Mapping[str, Any] | Namespace | None = None) -> None:
+    def log_hyperparams(self, params: Mapping[str, object] | Namespace | None = None) -> None:
         self.experiment.log_hparams(
             vars(params) if isinstance(params, Namespace) else dict(params or {})
         )
@@ -187,10 +188,10 @@ class CSVLogger(KeepsFiles, Logger):
             self.save()
             self._mirror.copy(soon=True)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_experiment": None, "_mirror": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         self.__dict__.update(state, _restarted=True)
 
 
@@ -240,7 +241,7 @@ class ExperimentWriter:
             }
             self.metrics.append(row | {"step": step})
 
-    def log_hparams(self, params: Mapping[str, Any]) -> None:
+    def log_hparams(self, params: Mapping[str, object]) -> None:
         """Add hyperparameters and write all of them.
 
         What YAML cannot hold is left out with a warning.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raylit.core.logger import Logger, number_of
 from raylit.runtime.messages import warn_once
@@ -77,7 +77,7 @@ class RayMetricsLogger(Logger):
             if number is not None:
                 gauge.set(number, {"run": self._run or "", "metric": str(name)})
 
-    def log_hyperparams(self, params: Mapping[str, Any]) -> None:
+    def log_hyperparams(self, params: Mapping[str, object]) -> None:
         """Do nothing: hyperparameters are no numbers that change."""
 
     def config_arguments(self) -> dict[str, object]:
@@ -95,5 +95,5 @@ class RayMetricsLogger(Logger):
             )
         return self._gauge
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_gauge": None}

@@ -24,6 +24,7 @@ from raylit.errors import ConfigError, MissingPackageError
 from raylit.loggers import pictures
 from raylit.loggers.files import NAME_HPARAMS_FILE, NO_HPARAMS, claim_version, hparams_as_yaml
 from raylit.runtime import messages
+from raylit.runtime.aliases import StateDict
 from raylit.runtime.messages import rank_zero_only, warn, warn_once
 from raylit.runtime.storage import asking, file_system, fresh, local, write_text
 
@@ -240,14 +241,14 @@ class TensorBoardLogger(Logger):
             self.experiment.add_graph(model, batch)
 
     @rank_zero_only
-    def log_figure(self, name: str, figure: Any, step: int) -> None:
+    def log_figure(self, name: str, figure: object, step: int) -> None:
         """Show a matplotlib figure under Images; see `self.log_figure`."""
         if self._is_new(name, step):
             with self._unless_it_fails(name):
                 self.experiment.add_figure(name, figure, step, close=False)
 
     @rank_zero_only
-    def log_image(self, name: str, image: Any, step: int) -> None:
+    def log_image(self, name: str, image: object, step: int) -> None:
         """Show an image; see `self.log_image`."""
         if self._is_new(name, step):
             with self._unless_it_fails(name):
@@ -255,7 +256,7 @@ class TensorBoardLogger(Logger):
                 self.experiment.add_image(name, array, step, dataformats="HWC")
 
     @rank_zero_only
-    def log_table(self, name: str, table: Any, step: int) -> None:
+    def log_table(self, name: str, table: object, step: int) -> None:
         """Show a table under Text; see `self.log_table`."""
         self._log_text(name, pictures.as_markdown(table), step)
 
@@ -344,10 +345,10 @@ class TensorBoardLogger(Logger):
                 " logged meanwhile are lost."
             )
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_experiment": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         self.__dict__.update(state, _restarted=True)
 
 

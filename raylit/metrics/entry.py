@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raylit.core.aliases import StateDict
 from raylit.metrics import torchmetric
+from raylit.runtime.aliases import StateDict
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -166,7 +166,7 @@ class Entry:
             setattr(copy, setting, getattr(self, setting))
         return copy
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> StateDict:
         """Return the sums of this epoch as plain data."""
         self.fold()
         arguments = ("hook", "name", "reduce", "on_step", "on_epoch", "dataloader_idx")

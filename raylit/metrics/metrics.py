@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raylit.core.aliases import Batch
 from raylit.core.hooks import HOOKS
 from raylit.errors import ConfigError
 from raylit.metrics import torchmetric
@@ -40,6 +39,7 @@ from raylit.metrics.entry import (
     as_tensor,
     combined,
 )
+from raylit.runtime.aliases import Batch
 from raylit.runtime.batch import size_of
 
 if TYPE_CHECKING:

@@ -52,7 +52,7 @@ def find_strategy(strategy: str | Strategy) -> Strategy:
     return STRATEGIES[strategy]()
 
 
-def no_sync(model: nn.Module | None) -> AbstractContextManager[Any]:
+def no_sync(model: nn.Module | None) -> AbstractContextManager[object]:
     """Add up gradients on each rank alone, in backward passes of a `with` block.
 
     For all but the last batch of an accumulation.

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from raylit.core.aliases import StateDict
 from raylit.errors import ConfigError, did_you_mean
 from raylit.parallel.strategy import ParallelStrategy, Uneven, check_start, own_buffers
+from raylit.runtime.aliases import StateDict
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
@@ -218,7 +218,7 @@ class DDPStrategy(ParallelStrategy):
             " strategy='ddp_find_unused_parameters_true'."
         )
 
-    def own_state(self, module: LightningModule) -> dict[str, Any]:
+    def own_state(self, module: LightningModule) -> StateDict:
         """Return this rank's buffers, unless they are rank 0's, and what PowerSGD has not sent."""
         if self._world is None or self._world.size == 1:
             return {}
@@ -344,7 +344,7 @@ class Feedback:
                 found.update((name, part) for (name, *_), part in zip(layout, parts, strict=True))
         return found
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return it as plain data, tensors by the names of parameters."""
         state = self._state
         name, keys, position, has_gauss, cached = state.rng.get_state()
@@ -355,7 +355,7 @@ class Feedback:
             "rng": (name, keys.tolist(), position, has_gauss, cached),
         }
 
-    def load_state_dict(self, kept: dict[str, Any]) -> None:
+    def load_state_dict(self, kept: StateDict) -> None:
         """Bring back what `state_dict` returned."""
         state = self._state
         state.iter = kept["iter"]

@@ -22,7 +22,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from raylit.core.aliases import StateDict, UserOptimizer
 from raylit.errors import ConfigError
 from raylit.parallel.ddp import check_uneven
 from raylit.parallel.strategy import ParallelStrategy, Uneven, check_start, own_buffers
@@ -36,6 +35,7 @@ from raylit.parallel.units import (
     policy_of,
     tied_together,
 )
+from raylit.runtime.aliases import StateDict, UserOptimizer
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
@@ -396,7 +396,7 @@ class FSDPStrategy(ParallelStrategy):
                 for parameter in group.fsdp_params:
                     yield names[id(parameter.sharded_param)], parameter
 
-    def own_state(self, module: LightningModule) -> dict[str, Any]:
+    def own_state(self, module: LightningModule) -> StateDict:
         """Return this rank's buffers: each updates its own, and only evaluations share rank 0's."""
         return {} if self._steps is None else {"buffers": own_buffers(module, self.world)}
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from raylit.core.aliases import Batch
 from raylit.errors import ConfigError
+from raylit.runtime.aliases import Batch
 from raylit.runtime.batch import cast_to
 from raylit.runtime.messages import warn
 

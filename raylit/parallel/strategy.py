@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from raylit.core.aliases import StateDict, UserOptimizer
 from raylit.errors import ConfigError
 from raylit.runtime import environment
+from raylit.runtime.aliases import StateDict, UserOptimizer
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
@@ -150,7 +150,7 @@ class Strategy:
         for name, gradient in gradients.items():
             parameters[name].grad = gradient.to(parameters[name].device)
 
-    def own_state(self, module: LightningModule) -> dict[str, Any]:
+    def own_state(self, module: LightningModule) -> StateDict:
         """Return what this rank alone holds of the model between steps, as plain data."""
         return {}
 

@@ -8,9 +8,9 @@ import os
 import pstats
 import tempfile
 
-from raylit.core.aliases import StateDict
 from raylit.errors import ConfigError
 from raylit.profilers.base import Profiler
+from raylit.runtime.aliases import StateDict
 
 
 class AdvancedProfiler(Profiler):

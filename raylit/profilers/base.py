@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from raylit.core.aliases import StateDict
+from raylit.runtime.aliases import StateDict
 from raylit.runtime.messages import log
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.autograd.profiler import record_function
 
-from raylit.core.aliases import StateDict
 from raylit.errors import ConfigError, did_you_mean
 from raylit.profilers.base import Profiler
 from raylit.profilers.schedule import STEPS, StepSchedule, default_schedule
+from raylit.runtime.aliases import StateDict
 from raylit.runtime.messages import warn, warn_once
 
 OWN_KWARGS = ("export_to_flame_graph", "metric")
@@ -113,7 +113,7 @@ class PyTorchProfiler(Profiler):
         self._schedule = None if schedule is None else StepSchedule(schedule)
         self._forget()
 
-    def _check(self, schedule: object, profiler_kwargs: dict[str, Any]) -> None:
+    def _check(self, schedule: object, profiler_kwargs: dict[str, object]) -> None:
         if self._sort_by_key not in self.AVAILABLE_SORT_KEYS:
             raise ConfigError(
                 f"PyTorchProfiler(sort_by_key={self._sort_by_key!r}) is not known. Use one of:"

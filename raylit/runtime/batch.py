@@ -45,7 +45,7 @@ def _moved(item: Any, device: torch.device | str, non_blocking: bool) -> object:
     return item if moved is None else moved  # a user's `to` may work in place
 
 
-def transfer_to(batch: object, device: torch.device) -> Any:
+def transfer_to(batch: object, device: torch.device) -> object:
     """Return `batch` on the device of the step that is to come.
 
     As `move_to`, but to a CUDA device while the step before still computes.
@@ -100,7 +100,7 @@ def _side_stream(device: torch.device) -> SideStream:
 def cast_to(batch: object, dtype: torch.dtype) -> object:
     """Return `batch` with the floating-point tensors in it as `dtype`."""
 
-    def cast(item: object) -> Any:
+    def cast(item: object) -> object:
         if not isinstance(item, Tensor):
             return None
         return item.to(dtype) if item.is_floating_point() else item

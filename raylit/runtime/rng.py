@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from raylit.errors import ConfigError, WrongTypeError
+from raylit.runtime.aliases import StateDict
 from raylit.runtime.messages import info
 
 MAX_SEED = 2**32 - 1
@@ -84,7 +85,7 @@ def seed(number: int, accelerator: bool = False) -> None:
         torch.cuda.manual_seed(number)  # of this device; torch.manual_seed would seed all of them
 
 
-def capture(cuda: bool = True) -> tuple[Any, ...]:
+def capture(cuda: bool = True) -> tuple[object, ...]:
     """Return the random states as they are, for `revert` in this process: cheaper than `state`."""
     device = torch.cuda.get_rng_state() if cuda and _uses_cuda() else None
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), device
@@ -116,7 +117,7 @@ def plain(captured: tuple[Any, ...]) -> dict[str, Any]:
     return states if device is None else {**states, "cuda": device}
 
 
-def state(cuda: bool = True) -> dict[str, Any]:
+def state(cuda: bool = True) -> StateDict:
     """Return the random states of Python, numpy and PyTorch as plain data.
 
     And, if `cuda`, that of this process's accelerator.
@@ -124,7 +125,7 @@ def state(cuda: bool = True) -> dict[str, Any]:
     return plain(capture(cuda))
 
 
-def restore(states: dict[str, Any]) -> None:
+def restore(states: StateDict) -> None:
     """Go back to what `state` returned."""
     torch.set_rng_state(states["torch"])
     version, words, gauss = states["python"]

@@ -38,8 +38,8 @@ class Layer:
     type: str
     num_parameters: int
     training: bool
-    in_size: Any = UNKNOWN
-    out_size: Any = UNKNOWN
+    in_size: object = UNKNOWN
+    out_size: object = UNKNOWN
     flops: int | None = None
 
 

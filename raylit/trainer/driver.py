@@ -20,6 +20,7 @@ from raylit.core.module import LightningModule
 from raylit.core.states import TrainerStatus
 from raylit.errors import CheckpointError, ConfigError, WrongTypeError, foreign_hint
 from raylit.loggers import Logger
+from raylit.runtime.aliases import StateDict
 from raylit.runtime.messages import rank, warn
 from raylit.runtime.storage import is_url, unwritable
 from raylit.runtime.tracebacks import hide_own_frames
@@ -263,7 +264,7 @@ def _joins(logger: Logger) -> bool:
     return type(logger).join is not Logger.join
 
 
-def _is_newest(path: str, own: dict[str, Any]) -> bool:
+def _is_newest(path: str, own: StateDict) -> bool:
     """Tell whether no newer checkpoint of the same run lies beside one, or among its recoveries.
 
     Args:
@@ -284,7 +285,7 @@ def _is_newest(path: str, own: dict[str, Any]) -> bool:
     return True
 
 
-def _batches(own: dict[str, Any]) -> int:
+def _batches(own: StateDict) -> int:
     return int(own.get("progress", {}).get("total_batches", 0))
 
 
@@ -324,7 +325,7 @@ def _loggers_open(job: Job) -> Iterator[None]:
     The job runs in the `with` block; loggers are told how it ended.
     """
     trainer = job.trainer
-    own: dict[str, Any] = {}
+    own: StateDict = {}
     wants_to_know = _goes_on if job.fn == "fit" else _joins
     is_logged = job.fn != "predict" and job.task is None
     if is_logged and job.ckpt_path and any(map(wants_to_know, as_loggers(trainer.loggers))):

@@ -278,7 +278,7 @@ def defaults_from_environment(init: Callable[P, None]) -> Callable[P, None]:
 
 def arguments_of_environment(
     kind: str, init: Callable[..., None], given: Collection[str] = ()
-) -> dict[str, tuple[str, str, Any]]:
+) -> dict[str, tuple[str, str, object]]:
     """Return arguments that variables such as PL_TRAINER_MAX_EPOCHS give, unless they are given.
 
     By name: the variable, its text, the value.
@@ -335,7 +335,7 @@ WITHOUT_BAREBONES = {  # arguments that barebones excludes, and why
 }
 
 
-def bare(arguments: dict[str, object]) -> dict[str, Any]:
+def bare(arguments: dict[str, object]) -> dict[str, object]:
     """Return the arguments of a Trainer for `barebones=True`: all that costs speed is off.
 
     Raises:
@@ -400,7 +400,7 @@ def accumulation(batches: object) -> int:
     return at_least(1, accumulate_grad_batches=batches)
 
 
-def failures(max_failures: object) -> Any:
+def failures(max_failures: object) -> object:
     """Return how many failures are allowed.
 
     A number, or a `ray.train.FailureConfig`, which also says how many preemptions.

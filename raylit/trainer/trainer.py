@@ -13,7 +13,6 @@ import torch
 from raylit.callbacks import Callback
 from raylit.checkpoint import find
 from raylit.checkpoint.io import CheckpointIO
-from raylit.core.aliases import StateDict
 from raylit.core.datamodule import GivenData, LightningDataModule
 from raylit.core.job import Fn, Job, Result, Task
 from raylit.core.module import LightningModule
@@ -29,6 +28,7 @@ from raylit.parallel import Strategy, World, find_strategy
 from raylit.parallel.plugins import ClusterEnvironment, LayerSync, PrecisionPlugin
 from raylit.profilers import Profiler, find_profiler
 from raylit.runtime import determinism
+from raylit.runtime.aliases import StateDict
 from raylit.runtime.kinds import check_kinds
 from raylit.runtime.messages import warn_once
 from raylit.trainer import driver, settings

@@ -18,7 +18,6 @@ from torch.utils._pytree import tree_map
 
 from raylit.callbacks import Bar, EarlyStopping, ModelCheckpoint, RecoveryCheckpoint
 from raylit.checkpoint.io import CheckpointIO
-from raylit.core.aliases import Loaders, UserOptimizer
 from raylit.core.callback import Callback, Checkpoint
 from raylit.core.limits import Limits
 from raylit.core.logger import Logger, as_loggers
@@ -31,6 +30,7 @@ from raylit.engine.schedule import validation_due
 from raylit.metrics.metrics import to_numbers
 from raylit.parallel import Precision, Strategy, World, choose_device
 from raylit.profilers import Profiler
+from raylit.runtime.aliases import Loaders, UserOptimizer
 from raylit.trainer.settings import Settings
 from raylit.validation.config import ValidationConfig
 

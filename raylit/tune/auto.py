@@ -99,7 +99,7 @@ class Proposal:
 
 
 def propose(
-    recipe: Callable[[dict[str, Any]], Made],
+    recipe: Callable[[dict[str, object]], Made],
     config: Mapping[str, object],
     name: str,
     budget: str | None = None,
@@ -136,7 +136,7 @@ def quiet() -> Iterator[None]:
 
 
 def _propose(
-    recipe: Callable[[dict[str, Any]], Made],
+    recipe: Callable[[dict[str, object]], Made],
     config: Mapping[str, object],
     name: str,
     budget: str | None,
@@ -311,7 +311,7 @@ class _Clock(Callback):
 
 
 def _batch_size(
-    found: Proposal, recipe: Callable[[dict[str, Any]], Made], config: Mapping[str, object]
+    found: Proposal, recipe: Callable[[dict[str, object]], Made], config: Mapping[str, object]
 ) -> float | None:
     """Propose batch sizes; returns the seconds of an epoch with that of the config, if known."""
     size = _arguments(config.get("data")).get("batch_size")
@@ -454,7 +454,7 @@ def _class_of(path: str) -> Any:
 
 
 def _regularization(
-    found: Proposal, recipe: Callable[[dict[str, Any]], Made], config: Mapping[str, object]
+    found: Proposal, recipe: Callable[[dict[str, object]], Made], config: Mapping[str, object]
 ) -> None:
     made = recipe({})
     optimizer = config.get("optimizer")
@@ -472,7 +472,7 @@ def _regularization(
 # ---- what the config has ----
 
 
-def hand_written(found: Proposal, config: Mapping[str, Any]) -> dict[str, Any]:
+def hand_written(found: Proposal, config: Mapping[str, object]) -> dict[str, object]:
     """Return the values that the config has for what is varied."""
     values: dict[str, Any] = {}
     for line in found.space:

@@ -50,7 +50,7 @@ def find_sweep(records: str, sweep: str, wanted: str | bool) -> str:
     return name
 
 
-def head_of(folder: str) -> dict[str, Any]:
+def head_of(folder: str) -> dict[str, object]:
     """Return what the record of a sweep says of it; empty if there is none."""
     try:
         with open(os.path.join(folder, FILE), encoding="utf-8") as file:

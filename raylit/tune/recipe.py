@@ -15,6 +15,7 @@ import yaml
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.module import LightningModule
 from raylit.errors import did_you_mean
+from raylit.runtime.aliases import StateDict
 from raylit.trainer.trainer import Trainer
 from raylit.tune.space import SCOPES, SweepError, examples
 from raylit.tune.trial import Made
@@ -104,7 +105,7 @@ class Classes:
                 check_argument(made, argument, drawn, key, path)
 
 
-def make_trainer(trainer: Trainer, values: dict[str, Any], path: object = ()) -> Trainer:
+def make_trainer(trainer: Trainer, values: dict[str, object], path: object = ()) -> Trainer:
     """Return a Trainer with some arguments replaced.
 
     `callbacks.EarlyStopping.patience` is a callback's.
@@ -113,7 +114,7 @@ def make_trainer(trainer: Trainer, values: dict[str, Any], path: object = ()) ->
         SweepError: there is no such argument or callback.
         ConfigError: a value is out of range.
     """
-    own: dict[str, Any] = {}
+    own: StateDict = {}
     parts: list[tuple[str, str, str, Any]] = []
     for name, value in values.items():
         part, _, rest = name.partition(".")
@@ -206,7 +207,7 @@ def check_argument(
             raise SweepError(f"{key} is {value!r}, but must be {text}.", path)
 
 
-def _annotation(factory: Callable[..., Any], argument: str) -> object:
+def _annotation(factory: Callable[..., object], argument: str) -> object:
     function = factory.__init__ if isinstance(factory, type) else factory  # type: ignore[misc]
     try:
         return get_type_hints(function).get(argument, Any)

@@ -52,7 +52,7 @@ class SweepRecord(Callback):
         self.head: dict[str, Any] = {}
         self.changes_config = False
         self.listeners: list[Callable[[TrialResult, str], None]] = []
-        self.why_stopped: Callable[[Any], str | None] = lambda trial: "scheduler"
+        self.why_stopped: Callable[[object], str | None] = lambda trial: "scheduler"
         self._file: IO[str] | None = None
         self._lock: IO[str] | None = None
         self._names: dict[str, str] = {}
@@ -64,7 +64,7 @@ class SweepRecord(Callback):
     def __copy__(self) -> SweepRecord:
         return self  # Ray Tune copies its settings; there is one record
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> SweepRecord:
+    def __deepcopy__(self, memo: dict[int, object]) -> SweepRecord:
         return self
 
     # ---- the file ----
@@ -116,7 +116,7 @@ class SweepRecord(Callback):
         self._file = None
         self._lock = None
 
-    def _write(self, line: dict[str, Any]) -> None:
+    def _write(self, line: dict[str, object]) -> None:
         assert self._file is not None
         self._file.write(json.dumps(line, default=str) + "\n")
 

@@ -17,7 +17,7 @@ class _Exchange:
     """Holds what rank 0 has said until the trial asks for it, and the answer until rank 0 does."""
 
     def __init__(self) -> None:
-        self._said: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        self._said: asyncio.Queue[tuple[str, object]] = asyncio.Queue()
         self._answers: asyncio.Queue[str] = asyncio.Queue()
 
     async def say(self, kind: str, content: object) -> str:

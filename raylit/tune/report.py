@@ -18,6 +18,7 @@ from raylit.errors import ConfigError
 from raylit.loggers import MLFlowLogger
 from raylit.metrics.metrics import to_numbers
 from raylit.runtime import storage
+from raylit.runtime.aliases import StateDict
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
@@ -142,7 +143,7 @@ class Reporter:
         """Remember how the trial ended: `finished`, `stopped` or `failed`."""
         self._write({"ended": how})
 
-    def _write(self, line: dict[str, Any]) -> None:
+    def _write(self, line: dict[str, object]) -> None:
         self._lines.append(line)
         text = json.dumps(line) + "\n"
         if storage.is_url(self._path):
@@ -154,7 +155,7 @@ class Reporter:
             file.write(text)
 
 
-def _place(metrics: Metrics) -> tuple[Any, Any]:
+def _place(metrics: Metrics) -> tuple[object, object]:
     """Return where in the fit a report was made."""
     return metrics.values.get("epoch"), metrics.values.get("global_step")
 
@@ -207,10 +208,10 @@ class TuneReport(Checkpoint):
 
     # ---- what a checkpoint holds of it ----
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {"count": self.count, "options": self._options}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         self.count = state_dict["count"]
         self._donors = state_dict["options"]
 

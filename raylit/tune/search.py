@@ -148,7 +148,7 @@ def named(value: object, what: str) -> tuple[str, dict[str, Any]]:
     )
 
 
-def make_sampler(spec: SweepSpec, chosen: object, arguments: dict[str, Any]) -> BaseSampler:
+def make_sampler(spec: SweepSpec, chosen: object, arguments: dict[str, object]) -> BaseSampler:
     """Return Optuna's sampler: the one named, TPE for one metric, NSGA-II for several.
 
     Raises:
@@ -259,7 +259,7 @@ class OptunaSearcher(Searcher):
     # ---- what Ray Tune calls ----
 
     def set_search_properties(
-        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: object
+        self, metric: str | None, mode: str | None, config: dict[str, object], **spec: object
     ) -> bool:
         return True  # all of it is known
 

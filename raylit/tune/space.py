@@ -46,7 +46,7 @@ class SweepError(ConfigError):
         super().__init__(text)
 
 
-def read_space(space: Mapping[str, object]) -> dict[str, Any]:
+def read_space(space: Mapping[str, object]) -> dict[str, object]:
     """Return a space with Ray Tune's objects in place of words, by full names such as `model.lr`.
 
     Args:
@@ -114,7 +114,7 @@ def _has_options(value: object) -> bool:
     return is_grid(value) or isinstance(value, Categorical)
 
 
-def _parts(value: object) -> list[Any]:
+def _parts(value: object) -> list[object]:
     if isinstance(value, Mapping):
         return list(value.values())
     return list(value) if isinstance(value, list) else []
@@ -149,7 +149,7 @@ def examples(value: Any, num_drawn: int = 3) -> Iterator[Any]:
         yield value
 
 
-def flatten(config: Mapping[str, object]) -> dict[str, Any]:
+def flatten(config: Mapping[str, object]) -> dict[str, object]:
     """Return the values of a trial by full names.
 
     `{"model": {"class_path": A}}` has `model.class_path`.
@@ -182,7 +182,7 @@ def text_of(value: Any) -> str:
 # ---- from words to objects ----
 
 
-def _named(name: str, value: object, path: Key) -> Iterator[tuple[str, Any]]:
+def _named(name: str, value: object, path: Key) -> Iterator[tuple[str, object]]:
     """Yield full names and values of one key of a space."""
     if isinstance(value, Mapping) and not is_grid(value) and _is_names(value, name, path):
         for key, one in value.items():

@@ -75,7 +75,7 @@ class Stops(Stopper):
         self.reasons: dict[str, str] = {}
         self.ended_by: str | None = None
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+    def __call__(self, trial_id: str, result: dict[str, object]) -> bool:
         self._tell_missing(result)
         # each of them counts what it sees
         words = [word for word, one in self._by_word.items() if one(trial_id, result)]
@@ -110,7 +110,7 @@ class EndOfSweep(Stopper):
         self._stops = stops
         self._ending = ending
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+    def __call__(self, trial_id: str, result: dict[str, object]) -> bool:
         return self._stops(trial_id, result)
 
     def stop_all(self) -> bool:

@@ -33,6 +33,7 @@ from raylit.launch.on_ray.by_value import Parcel
 from raylit.loggers import CSVLogger, Logger, MLFlowLogger
 from raylit.loggers.mlflow import store
 from raylit.runtime import rng, storage
+from raylit.runtime.aliases import CheckpointDict
 from raylit.runtime.rng import seed_everything
 from raylit.trainer.driver import keep_workers
 from raylit.trainer.trainer import Trainer
@@ -71,7 +72,7 @@ class Made:
 class Recipe(Protocol):
     """Makes a trial's objects from its values: full names, such as `model.lr`, to values."""
 
-    def __call__(self, values: dict[str, Any]) -> Made: ...
+    def __call__(self, values: dict[str, object]) -> Made: ...
 
 
 @dataclass
@@ -127,7 +128,7 @@ class TrialActor(Trainable):
         self._fit: TrialFit | None = None
         self._begin(config)
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
+    def reset_config(self, new_config: dict[str, object]) -> bool:
         """End what is left of the trial before and begin with the next.
 
         Raises:
@@ -142,7 +143,7 @@ class TrialActor(Trainable):
         self._config = {key: _plain(value) for key, value in config.items()}
         self._checkpoint: str | None = None
         self._past: list[Metrics] = []
-        self._last: dict[str, Any] = {}
+        self._last: dict[str, object] = {}
 
     def step(self) -> dict[str, Any]:
         """Go on with the trial until it reports or ends."""
@@ -168,7 +169,7 @@ class TrialActor(Trainable):
         saved = self._fit.save() if self._fit is not None else None
         return {"ckpt_path": saved or self._checkpoint}
 
-    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+    def load_checkpoint(self, checkpoint: CheckpointDict | None) -> None:
         """Go on from a checkpoint of this trial or of another."""
         self._end()
         self._checkpoint = (checkpoint or {}).get("ckpt_path")

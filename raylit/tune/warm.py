@@ -75,7 +75,7 @@ def _values(metrics: Mapping[str, float], spec: SweepSpec) -> list[float] | None
     return [float(metrics[name]) for name in spec.metrics]
 
 
-def _nested(params: Mapping[str, str], space: Mapping[str, object]) -> dict[str, Any] | None:
+def _nested(params: Mapping[str, str], space: Mapping[str, object]) -> dict[str, object] | None:
     """Return the values by keys of the space of parameters with full names; None if one lacks."""
     found: dict[str, Any] = {}
     for key in space:

@@ -25,6 +25,7 @@ from raylit.core.callback import Checkpoint, checkpoint_folder
 from raylit.core.logger import as_loggers
 from raylit.core.progress import Progress
 from raylit.errors import ConfigError
+from raylit.runtime.aliases import StateDict
 from raylit.runtime.messages import warn
 from raylit.validation.snapshot import Snapshot
 
@@ -252,11 +253,11 @@ class AsyncValidation:
 
     # ---- over the end of a process ----
 
-    def state(self) -> list[dict[str, Any]]:
+    def state(self) -> list[StateDict]:
         """Return, as plain data, which have not come back, for a checkpoint."""
         return [asdict(pending) for pending in self._pending]
 
-    def go_on(self, states: list[dict[str, Any]]) -> None:
+    def go_on(self, states: list[StateDict]) -> None:
         """Begin those again that had not come back when a checkpoint was saved."""
         there = self._run.world.broadcast_object([folder.exists(state["path"]) for state in states])
         for state, is_there in zip(states, there, strict=True):

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from raylit.checkpoint import folder
 from raylit.checkpoint.format import load, save
-from raylit.core.aliases import CheckpointDict
 from raylit.core.progress import Progress
 from raylit.errors import NotSavedError
+from raylit.runtime.aliases import CheckpointDict
 from raylit.runtime.storage import is_url
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Snapshot:
         self.world.from_zero(copy, NotSavedError)
 
 
-def _without_training_state(checkpoint: CheckpointDict) -> dict[str, Any]:
+def _without_training_state(checkpoint: CheckpointDict) -> dict[str, object]:
     kept = {key: value for key, value in checkpoint.items() if key not in TRAINING_STATE}
     own = {key: value for key, value in checkpoint["raylit"].items() if key != "ranks"}
     return {**kept, "raylit": own}

@@ -13,11 +13,11 @@ from torch import Tensor
 from raylit.callbacks.checkpoints.alone import write_alone
 from raylit.callbacks.checkpoints.scheduled_checkpoint import ScheduledCheckpoint
 from raylit.checkpoint import folder, naming
-from raylit.core.aliases import StateDict
 from raylit.core.callback import SavedCheckpoints, default_folder
 from raylit.core.logger import as_loggers
 from raylit.errors import ConfigError, NotSavedError, Terminated
 from raylit.runtime import storage
+from raylit.runtime.aliases import StateDict
 from raylit.runtime.kinds import check_kinds
 from raylit.runtime.messages import info, warn, warn_once
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from raylit.checkpoint import folder, save
 from raylit.checkpoint.background import CheckpointWriter
-from raylit.core.aliases import Batch, CheckpointDict, StateDict, StepOutput
 from raylit.core.callback import Callback, checkpoint_folder
 from raylit.errors import CheckpointError, ConfigError, Stopped, Terminated
+from raylit.runtime.aliases import Batch, CheckpointDict, StateDict, StepOutput
 from raylit.runtime.messages import info, warn_once
 
 if TYPE_CHECKING:

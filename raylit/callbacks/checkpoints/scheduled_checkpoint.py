@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from raylit.callbacks.checkpoints.checkpoint import Checkpoint
 from raylit.callbacks.monitors.timer import SharedDeadline
 from raylit.checkpoint import sharded
-from raylit.core.aliases import Batch, StepOutput
 from raylit.errors import ConfigError, NotSavedError
+from raylit.runtime.aliases import Batch, StepOutput
 from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:

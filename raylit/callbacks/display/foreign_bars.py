@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raylit.callbacks.display.progress_bar import Bar, ProgressBar
-from raylit.core.aliases import Batch, StateDict, StepOutput
 from raylit.errors import ConfigError, MissingPackageError
+from raylit.runtime.aliases import Batch, StateDict, StepOutput
 
 if TYPE_CHECKING:
     from tqdm import tqdm

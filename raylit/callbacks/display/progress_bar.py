@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from raylit.callbacks.display.screen import make_screen
 from raylit.callbacks.monitors.timer import Timer
-from raylit.core.aliases import Batch, StateDict, StepOutput
 from raylit.core.callback import Callback
+from raylit.runtime.aliases import Batch, StateDict, StepOutput
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule

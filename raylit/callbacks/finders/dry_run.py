@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from raylit.core.aliases import StateDict
 from raylit.core.callback import Callback
 from raylit.engine.run import restore_modes, submodule_modes
 from raylit.engine.state import load_optimizer, put_hparams
 from raylit.loggers.dummy import DummyLogger
 from raylit.metrics import torchmetric
 from raylit.runtime import rng
+from raylit.runtime.aliases import StateDict
 
 if TYPE_CHECKING:
     from raylit.core.optimizer import LRSchedulerConfig

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from raylit.callbacks.finders.dry_run import dry_run
-from raylit.core.aliases import Batch, StateDict, StepOutput, UserOptimizer
 from raylit.core.callback import FIRST, Callback
 from raylit.core.hparams import holders_of, set_value
 from raylit.core.logger import as_loggers
 from raylit.core.optimizer import LRSchedulerConfig
 from raylit.engine.run import Run
 from raylit.errors import ConfigError, NoAttributeError, SearchDone
+from raylit.runtime.aliases import Batch, StateDict, StepOutput, UserOptimizer
 from raylit.runtime.messages import info, warn
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from raylit.core.aliases import Batch, StepOutput
 from raylit.core.callback import Callback
 from raylit.core.logger import as_loggers
 from raylit.errors import ConfigError, MissingPackageError
+from raylit.runtime.aliases import Batch, StepOutput
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule

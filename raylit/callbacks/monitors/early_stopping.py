@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from raylit.core.aliases import StateDict
 from raylit.core.callback import Callback
 from raylit.errors import ConfigError
+from raylit.runtime.aliases import StateDict
 from raylit.runtime.kinds import check_kinds
 from raylit.runtime.messages import log, warn
 

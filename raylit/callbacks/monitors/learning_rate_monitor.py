@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from raylit.core.aliases import Batch
 from raylit.core.callback import Callback
 from raylit.core.logger import as_loggers
 from raylit.errors import ConfigError
+from raylit.runtime.aliases import Batch
 from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from raylit.core.aliases import Batch, StateDict, StepOutput
 from raylit.core.callback import Callback
 from raylit.errors import ConfigError, TrainingSpikeException
+from raylit.runtime.aliases import Batch, StateDict, StepOutput
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raylit.core.aliases import Batch, StepOutput
 from raylit.core.callback import Callback
+from raylit.runtime.aliases import Batch, StepOutput
 from raylit.runtime.messages import warn_once
 from raylit.runtime.throughput import Throughput, get_available_flops
 

@@ -7,9 +7,9 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from raylit.core.aliases import Batch, StateDict, StepOutput
 from raylit.core.callback import Callback
 from raylit.errors import ConfigError, did_you_mean
+from raylit.runtime.aliases import Batch, StateDict, StepOutput
 from raylit.runtime.messages import info
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from raylit.callbacks.pictures.chosen import Chosen, Sample, fingerprints, values_of
 from raylit.callbacks.pictures.picture import Picture
-from raylit.core.aliases import Batch, StepOutput
 from raylit.errors import ConfigError, MissingPackageError
 from raylit.explain import Explain, Explanation
 from raylit.explain.methods import Method, check, check_target
 from raylit.runtime import rng
+from raylit.runtime.aliases import Batch, StepOutput
 from raylit.runtime.batch import named_tensors, size_of, with_tensors
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from raylit.callbacks.pictures.picture import (
     canvas,
     classified,
 )
-from raylit.core.aliases import Batch, StepOutput
 from raylit.errors import ConfigError
+from raylit.runtime.aliases import Batch, StepOutput
 from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:

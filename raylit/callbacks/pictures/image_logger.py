@@ -11,8 +11,8 @@ from torch import Tensor
 from raylit.callbacks.pictures.chosen import Array, Chosen, as_array, fingerprints, values_of
 from raylit.callbacks.pictures.picture import Picture
 from raylit.callbacks.pictures.sampling import sampled
-from raylit.core.aliases import Batch, StepOutput
 from raylit.errors import ConfigError
+from raylit.runtime.aliases import Batch, StepOutput
 from raylit.runtime.batch import parts_of
 
 if TYPE_CHECKING:

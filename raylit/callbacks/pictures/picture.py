@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from raylit.core.aliases import Batch, StepOutput
 from raylit.core.callback import Callback
 from raylit.errors import ConfigError, MissingPackageError
 from raylit.explain.explain import LABELS, labels_of
 from raylit.runtime import rng
+from raylit.runtime.aliases import Batch, StepOutput
 from raylit.runtime.batch import parts_of
 from raylit.runtime.messages import warn_once
 

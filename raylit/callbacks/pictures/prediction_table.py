@@ -24,8 +24,8 @@ from raylit.callbacks.pictures.picture import (
     aligned,
     canvas,
 )
-from raylit.core.aliases import Batch, StepOutput
 from raylit.errors import ConfigError
+from raylit.runtime.aliases import Batch, StepOutput
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

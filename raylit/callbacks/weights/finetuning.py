@@ -12,9 +12,9 @@ from torch.nn import Module, ModuleDict, Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from raylit.core.aliases import StateDict
 from raylit.core.callback import Callback
 from raylit.errors import ConfigError
+from raylit.runtime.aliases import StateDict
 from raylit.runtime.messages import info, warn
 
 if TYPE_CHECKING:

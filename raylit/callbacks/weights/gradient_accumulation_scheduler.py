@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raylit.core.callback import Callback
 from raylit.core.hooks import is_overridden
@@ -98,7 +98,7 @@ class GradientAccumulationScheduler(Callback):
     def on_train_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self.on_train_epoch_start(trainer)  # a fit that goes on within an epoch does not start it
 
-    def on_train_epoch_start(self, trainer: RunningTrainer, *_: Any) -> None:
+    def on_train_epoch_start(self, trainer: RunningTrainer, *_: object) -> None:
         self._set = trainer.accumulate_grad_batches = self.get_accumulate_grad_batches(
             trainer.current_epoch
         )

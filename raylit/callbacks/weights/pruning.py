@@ -15,10 +15,10 @@ from torch import bool as torch_bool
 from torch.nn.utils import prune
 
 from raylit.checkpoint import to_plain
-from raylit.core.aliases import CheckpointDict, StateDict
 from raylit.core.callback import Callback
 from raylit.core.module import LightningModule
 from raylit.errors import ConfigError, did_you_mean
+from raylit.runtime.aliases import CheckpointDict, StateDict
 from raylit.runtime.messages import info
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Parameters = Sequence[tuple[nn.Module, str]]
 
-METHODS: dict[str, tuple[type[prune.BasePruningMethod], Callable[..., Any]]] = {
+METHODS: dict[str, tuple[type[prune.BasePruningMethod], Callable[..., object]]] = {
     "ln_structured": (prune.LnStructured, prune.ln_structured),
     "l1_unstructured": (prune.L1Unstructured, prune.l1_unstructured),
     "random_structured": (prune.RandomStructured, prune.random_structured),
@@ -135,7 +135,7 @@ class ModelPruning(Callback):
         self._loaded: dict[
             str, Tensor
         ] = {}  # masks, and what they cover, of the checkpoint to go on from
-        self._state: dict[str, Any] | None = None  # while no fit runs: of the last one
+        self._state: StateDict | None = None  # while no fit runs: of the last one
         self._hook: Any = None
 
     @property
@@ -407,7 +407,7 @@ class ModelPruning(Callback):
 
 def find_method(
     pruning_fn: Callable[..., object] | str, is_global: bool, dim: int | None, norm: int | None
-) -> tuple[Callable[..., Any], dict[str, Any]]:
+) -> tuple[Callable[..., object], dict[str, object]]:
     """Return the pruning method, a class for global pruning or a function, and its arguments.
 
     Raises:
@@ -456,7 +456,7 @@ def find_method(
     return chosen, kwargs
 
 
-def without_masks(state: StateDict) -> dict[str, Any]:
+def without_masks(state: StateDict) -> dict[str, object]:
     """Return the state of a module with plain weights in the place of masked ones."""
     plain = dict(state)
     for name in [key.removesuffix("_mask") for key in state if key.endswith("_mask")]:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from raylit.core.aliases import StateDict
 from raylit.core.callback import Callback
 from raylit.errors import ConfigError, did_you_mean
+from raylit.runtime.aliases import StateDict
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer

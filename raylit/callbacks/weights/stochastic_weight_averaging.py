@@ -6,7 +6,7 @@ The last epochs at a learning rate of their own, and in the end the mean of thei
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -14,10 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import SWALR, AveragedModel
 
 from raylit.checkpoint import to_plain
-from raylit.core.aliases import StateDict
 from raylit.core.callback import Callback
 from raylit.core.optimizer import LRSchedulerConfig
 from raylit.errors import ConfigError
+from raylit.runtime.aliases import StateDict
 from raylit.runtime.messages import info, warn
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class StochasticWeightAveraging(Callback):
         self._swa_scheduler: SWALR | None = None
         self._momenta: dict[_BatchNorm, float | None] = {}
         self._accumulate_grad_batches = 1
-        self._state: dict[str, Any] | None = (
+        self._state: StateDict | None = (
             None  # while no fit runs: of the last one, or of the checkpoint to go on from
         )
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_swa_avg_fn
 
-from raylit.core.aliases import Batch, CheckpointDict, StateDict, StepOutput
 from raylit.core.callback import Callback
 from raylit.errors import ConfigError
+from raylit.runtime.aliases import Batch, CheckpointDict, StateDict, StepOutput
 from raylit.runtime.messages import info, warn
 
 if TYPE_CHECKING:

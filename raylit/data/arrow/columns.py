@@ -23,9 +23,9 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from raylit.core.aliases import Batch
 from raylit.data.arrow.source import check_column
 from raylit.errors import ConfigError, DataError
+from raylit.runtime.aliases import Batch
 
 Kind = Literal["number", "category", "tensor", "list", "object", "mask"]
 Field = Any  # a Tensor, or a ChunkedArray of pyarrow's, which ships no types

@@ -23,6 +23,7 @@ from raylit.data.arrow.statistics import (
     to_plain,
 )
 from raylit.errors import ConfigError, DataError
+from raylit.runtime.aliases import StateDict
 from raylit.runtime.messages import warn
 
 EVALUATED = ("val", "test", "predict")
@@ -136,7 +137,7 @@ class ParquetDataModule(LightningDataModule):
         }
         self._parts: dict[str, ArrowDataset] = {}
         self._statistics: dict[str, ColumnStatistics] | None = None
-        self._restored: Mapping[str, Any] | None = None
+        self._restored: Mapping[str, object] | None = None
         for name in EVALUATED:
             if self._has(name):  # a hook that is there is called
                 setattr(self, f"{name}_dataloader", functools.partial(self._eval_loader, name))
@@ -260,14 +261,14 @@ class ParquetDataModule(LightningDataModule):
 
     # ---- checkpoints ----
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return what identifies the data, and the statistics that it is encoded with."""
         if not self._parts:
             return dict(self._restored or {})
         known = to_plain(self._statistics) if self._statistics is not None else None
         return {"digest": self.digest, "statistics": known}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Encode the data as it was encoded when the checkpoint was saved.
 
         Raises:
@@ -297,14 +298,14 @@ class ParquetDataModule(LightningDataModule):
         if is_fit:
             warn(f"{text} This fit goes on with it.")
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Leave out the rows: another process reads them itself."""
         state = super().__getstate__()
         for name in EVALUATED:
             state.pop(f"{name}_dataloader", None)
         return state
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         self.__dict__.update(state)
         for name in EVALUATED:
             if self._has(name):

@@ -14,13 +14,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from raylit.core.aliases import Batch, StateDict
 from raylit.data.arrow.columns import Encoding, Form, Layout, Rows, form_of, joined
 from raylit.data.arrow.mapped import MappedRows
 from raylit.data.arrow.memory import Store, free_bytes, tensor
 from raylit.data.arrow.source import FileSource, Source, TableSource, open_source
 from raylit.data.arrow.statistics import ColumnStatistics, statistics_of
 from raylit.errors import ConfigError, DataError
+from raylit.runtime.aliases import Batch, StateDict
 from raylit.runtime.messages import info, warn_once
 
 if TYPE_CHECKING:
@@ -441,7 +441,7 @@ class ArrowDataset:
         rows = layout.finish(self.store().take(places if mine is None else mine[places]), pin=False)
         return [_first(layout.batch(rows, number, number + 1)) for number in range(len(rows))]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Leave out the rows of files: another process reads them itself."""
         return {**self.__dict__, "_loaded": _Loaded()}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -70,7 +69,7 @@ def head(source: object, num_rows: int, types: Mapping[str, str] | None = None) 
     return pa.concat_tables(tables)
 
 
-def _as_it_is(batch: dict[str, object]) -> dict[str, Any]:
+def _as_it_is(batch: dict[str, object]) -> dict[str, object]:
     return batch
 
 

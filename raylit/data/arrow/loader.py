@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from raylit.core.aliases import Loaders, StateDict
 from raylit.data.arrow.ahead import ahead
 from raylit.data.arrow.columns import Encoding, Layout, Rows, concat
 from raylit.data.arrow.dataset import ArrowDataset
@@ -22,6 +21,7 @@ from raylit.data.positioned import PositionedLoader
 from raylit.data.worker_processes import begin_reading
 from raylit.errors import ConfigError, DataError
 from raylit.runtime import rng
+from raylit.runtime.aliases import Loaders, StateDict
 from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:
@@ -307,7 +307,7 @@ class ArrowLoader(PositionedLoader):
 
     # ---- in the middle of an epoch ----
 
-    def state_dict(self, batch: int | None = None) -> dict[str, Any]:
+    def state_dict(self, batch: int | None = None) -> StateDict:
         """Return how far the epoch was read, by whom and in which order, as plain data.
 
         Args:

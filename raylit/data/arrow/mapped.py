@@ -33,7 +33,7 @@ class MappedRows:
         self._table: Any = None
         self._flat: dict[str, tuple[Any, Any]] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_opened_by": None, "_table": None, "_flat": {}}
 
     def __len__(self) -> int:

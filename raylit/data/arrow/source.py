@@ -443,7 +443,7 @@ class FileSource:
                 )
         self._digest: str | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Leave out what is open: another process opens it itself."""
         return {
             **self.__dict__,
@@ -457,7 +457,7 @@ class FileSource:
 
     def _find(
         self, paths: list[str], format: str | None
-    ) -> list[tuple[str, str, tuple[tuple[str, Any], ...]]]:
+    ) -> list[tuple[str, str, tuple[tuple[str, object], ...]]]:
         """Return path in the file system, name and partition of each file.
 
         Raises:
@@ -1141,7 +1141,7 @@ def _is_hidden(name: str) -> bool:
     )
 
 
-def _partition_of(name: str) -> tuple[tuple[str, Any], ...]:
+def _partition_of(name: str) -> tuple[tuple[str, object], ...]:
     """Return what the folders of a path such as `year=2024/month=5/a.parquet` say."""
     found = []
     for part in name.split("/")[:-1]:

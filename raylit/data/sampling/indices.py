@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
-from raylit.core.aliases import Loaders
+from raylit.runtime.aliases import Loaders
 from raylit.runtime.messages import warn_once
 
 

@@ -27,7 +27,6 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 from torch.utils.data._utils.fetch import _MapDatasetFetcher
 
-from raylit.core.aliases import Loaders, StateDict
 from raylit.data.positioned import PositionedLoader
 from raylit.data.ray_dataset import RayDataLoader
 from raylit.data.sampling.sampler import (
@@ -40,6 +39,7 @@ from raylit.data.sampling.sampler import (
 from raylit.data.sampling.sources import Sources, Stream, is_torchs_own, piece_of
 from raylit.data.worker_processes import begin_reading
 from raylit.runtime import rng
+from raylit.runtime.aliases import Loaders, StateDict
 from raylit.runtime.messages import warn
 
 END = object()
@@ -95,7 +95,7 @@ class Plan:
         """Return the number of the batch that begins at a cursor."""
         return self.first + (cursor - self.start) // (self.num_ranks * self.unit)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return it as plain data."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
@@ -206,7 +206,7 @@ class PlannedSampler:
 
     # ---- in a checkpoint ----
 
-    def state_dict(self, batch: int) -> dict[str, Any]:
+    def state_dict(self, batch: int) -> StateDict:
         """Return the plan and the cursor, as plain data.
 
         Args:

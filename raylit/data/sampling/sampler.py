@@ -29,9 +29,9 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
-from raylit.core.aliases import Loaders
 from raylit.data.sampling.sources import Sources, Stream, piece_of
 from raylit.runtime import rng
+from raylit.runtime.aliases import Loaders
 from raylit.runtime.messages import warn_once
 
 if TYPE_CHECKING:

@@ -25,6 +25,7 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from raylit.runtime import rng
+from raylit.runtime.aliases import StateDict
 
 # These draw at the first index only, or from a generator that nobody else has
 TORCHS_OWN = (
@@ -75,11 +76,11 @@ class Sources:
         for generator, state in zip(self.generators, states, strict=False):
             _restore(generator, state)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> StateDict:
         """Return the states of all of them, as plain data."""
         return {"rng": rng.state(), "generators": self.own()}
 
-    def restore(self, states: dict[str, Any]) -> None:
+    def restore(self, states: StateDict) -> None:
         """Bring back what `state` returned."""
         rng.restore(states["rng"])
         self.restore_own(states["generators"])

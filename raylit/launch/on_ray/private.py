@@ -123,7 +123,7 @@ class TrainRun(TorchTrainer):
     _controller: Any = None
     policies: Mapping[str, Any] = MappingProxyType({})  # in the place of Ray's own
 
-    def _create_default_callbacks(self) -> list[Any]:
+    def _create_default_callbacks(self) -> list[object]:
         """Leave out those for whose sake each run would start one more process."""
         made = super()._create_default_callbacks()  # type: ignore[misc]  # mypy sees Train's v1
         return [callback for callback in made if type(callback).__name__ not in NOT_NEEDED]

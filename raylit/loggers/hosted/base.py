@@ -81,7 +81,7 @@ class HostedLogger(Logger):
             self._sent[path] = time
             yield path, [name for name, one in (("best", best), ("latest", last)) if one == path]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_experiment": None}
 
 

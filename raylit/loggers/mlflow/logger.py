@@ -41,6 +41,7 @@ from raylit.loggers.mlflow.source import source_tags
 from raylit.loggers.mlflow.store import ATTEMPT_TAG, PARENT_TAG, PROCESS_TAG, REASON_TAG, RunStore
 from raylit.loggers.mlflow.system import start_elsewhere
 from raylit.loggers.mlflow.uploads import CheckpointUploader, best_tags
+from raylit.runtime.aliases import StateDict
 from raylit.runtime.kinds import check_kinds
 from raylit.runtime.messages import info, warn, warn_once
 from raylit.runtime.processes import ProcessName
@@ -482,14 +483,14 @@ class MLFlowLogger(Logger):
                     Record("file", f"plots/{store.clean_name(name)}/step-{step:08}.png", path)
                 )
 
-    def log_image(self, name: str, image: Any, step: int) -> None:
+    def log_image(self, name: str, image: object, step: int) -> None:
         """Keep an image of a step, which MLflow shows in a row; see `self.log_image`."""
         with self._staged("image.png") as path:
             if path is not None:
                 pictures.as_image(image).save(path)
                 self._log(Record("image", name, path, int(time.time() * 1000), step))
 
-    def log_table(self, name: str, table: Any, step: int) -> None:
+    def log_table(self, name: str, table: object, step: int) -> None:
         """Keep a table as `tables/<name>/step-<step>.json`; see `self.log_table`."""
         path = f"tables/{store.clean_name(name)}/step-{step:08}.json"
         self._log(Record("text", path, without_secrets(pictures.as_json(table))))
@@ -653,7 +654,7 @@ class MLFlowLogger(Logger):
         except Full as error:
             _tell_full(error)
 
-    def log_hyperparams(self, params: Mapping[str, Any] | Namespace | None = None) -> None:
+    def log_hyperparams(self, params: Mapping[str, object] | Namespace | None = None) -> None:
         if self._is_evaluating:
             return  # an evaluation is of what was fitted, whatever its module was made with
         flat = list(store.flatten(params or {}))
@@ -668,7 +669,7 @@ class MLFlowLogger(Logger):
             )
             self.log_text(json.dumps(too_long, indent=1), LONG_PARAMS)
 
-    def log_settings(self, settings: Mapping[str, Any]) -> None:
+    def log_settings(self, settings: Mapping[str, object]) -> None:
         self.log_hyperparams(settings)
 
     def log_summary(self, text: str) -> None:
@@ -750,7 +751,7 @@ class MLFlowLogger(Logger):
             except OSError as error:
                 warn_once(f"{self._live.journal.path} could not be written to the disk: {error}")
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return what a fit that goes on needs so that each value is in the run once.
 
         Beside the run, the time from which on values are replays, and what the store does not have
@@ -1030,11 +1031,11 @@ class MLFlowLogger(Logger):
             return False
         return True
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         own = {key: os.environ[key] for key in os.environ if key.startswith("MLFLOW_TRACKING_")}
         return self.__dict__ | {"_live": None, "_environment": self._environment | own}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         self.__dict__.update(state, _live=_Live())
 
 
