@@ -67,7 +67,8 @@ class CombinedLoader:
 
     Attributes:
         plans: what plans the reading of each of `readers`, None where nothing does.
-        limit_of: how many batches are read of a loader with so many; None: what `limits` says.
+        limit_of: how many batches are read where all loaders together give so many; None: what
+            `limits` says.
         watch: a context around the fetching of each batch, for a profiler, or None.
         is_last: whether the batch that was given last is the epoch's last.
         even: how the ranks come to the same end of an epoch; None: they have equally many batches.
@@ -210,7 +211,9 @@ class CombinedLoader:
     def recount(self) -> None:
         """Find out how many batches the epoch has that comes: samplers may have more or fewer."""
         if self.limit_of is not None:
-            self._limits = [self.limit_of(length_of(one)) for one in self.readers]
+            # A part of the whole, not of each loader: a shorter one is read to its own end.
+            self._limits = None
+            self.limits = self.limit_of(self._own_number())
         if self._own_even is not None:
             self.even = self._own_even
             self._own_even = None

@@ -97,15 +97,18 @@ def prepare(
     loader.watch = None  # a loader that is given may have been read before
     loader.even = None
     agree_on_salts(ready, world)
-    loader.limits = [num_batches(stage, length_of(one), limit) for one in ready]
     loader.limit_of = None
     if stage == "train":
+        loader.limits = None
         loader.readers = [
             planned(one, world.rank, world.size, number, seed)
             for number, one in enumerate(loader.readers)
         ]
         loader.limit_of = partial(num_batches, stage, limit=limit)
+        loader.recount()
         loader.even = make_even(loader.num_batches(), ready, world, uneven)
+    else:
+        loader.limits = [num_batches(stage, length_of(one), limit) for one in ready]
     return loader
 
 

@@ -381,11 +381,12 @@ def restore_training(run: Run, checkpoint: CheckpointDict) -> None:
         )
     for optimizer, state in zip(run.optimizers, states, strict=True):
         with fitting(run, f"the optimizer {type(optimizer).__name__}"):
+            needed = settings_of_groups(optimizer)
             load_optimizer(
                 optimizer,
                 run.strategy.optimizer_state(optimizer, sharded.read_optimizer(optimizer, state)),
             )
-            check_groups(optimizer)
+            check_groups(optimizer, needed)
     stored = checkpoint["lr_schedulers"]
     if len(stored) != len(run.schedulers) and not run.replaces_schedulers:
         warn(
@@ -507,14 +508,28 @@ def as_written(run: Run, what: str) -> Iterator[None]:
         ) from error
 
 
-def check_groups(optimizer: Any) -> None:
+def settings_of_groups(optimizer: Any) -> list[set[str]]:
+    """Return, for each group of an optimizer, the names of its own settings.
+
+    Asked before a state is loaded: that puts the groups of the checkpoint in their place, and
+    adds to `defaults` names which optimizers without such a setting (LBFGS) do not have.
+    """
+    own = getattr(optimizer, "defaults", {})
+    return [{name for name in own if name in group} for group in optimizer.param_groups]
+
+
+def check_groups(optimizer: Any, needed: list[set[str]]) -> None:
     """Check that an optimizer finds in its groups what it needs for a step.
+
+    Args:
+        optimizer: with its state loaded.
+        needed: `settings_of_groups`, of before.
 
     Raises:
         KeyError: it does not.
     """
-    for group in optimizer.param_groups:
-        missing = [name for name in getattr(optimizer, "defaults", {}) if name not in group]
+    for group, names in zip(optimizer.param_groups, needed, strict=True):
+        missing = sorted(name for name in names if name not in group)
         if missing:
             raise KeyError(f"its groups have no {', '.join(missing)}")
 

@@ -420,6 +420,36 @@ def test_another_optimizer_is_named(tmp_path: Path) -> None:
         fit(Net(), ckpt_path=tmp_path / "x.ckpt")
 
 
+OPTIMIZERS = sorted(
+    name
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type)
+    and issubclass(kind, torch.optim.Optimizer)
+    and name not in {"Optimizer", "SparseAdam"}
+)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_of_torchs_optimizers_goes_on_bit_for_bit(tmp_path: Path, name: str) -> None:
+    class Own(Net):
+        def configure_optimizers(self) -> Any:
+            kind = getattr(torch.optim, name)
+            matrices = [one for one in self.parameters() if one.ndim == 2]
+            return kind(matrices if name == "Muon" else self.parameters(), lr=0.01)
+
+    torch.manual_seed(1)
+    start = Own().state_dict()
+    whole, begun, ended = Own(), Own(), Own()
+    for one in (whole, begun):
+        one.load_state_dict(start)
+    fit(whole, max_epochs=2)
+    fit(begun, max_epochs=1).save_checkpoint(tmp_path / "x.ckpt")
+    fit(ended, max_epochs=2, ckpt_path=tmp_path / "x.ckpt")
+    assert all(
+        torch.equal(value, ended.state_dict()[key]) for key, value in whole.state_dict().items()
+    )
+
+
 @pytest.mark.parametrize(("before", "after"), [(("step",), ()), ((), ("step", "epoch"))])
 def test_another_number_of_schedulers_is_told(tmp_path: Path, before: Any, after: Any) -> None:
     fit(Net(*before), max_epochs=1).save_checkpoint(tmp_path / "x.ckpt")

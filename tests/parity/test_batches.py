@@ -353,3 +353,36 @@ def test_a_step_that_reads_several_batches(pl: Any, tmp_path: Path) -> Any:
     one, model = trainer(pl, tmp_path), Net()
     one.fit(model, loader(4))
     return {"sizes": sizes, "step": one.global_step, "weights": model.state_dict()}
+
+
+@parity
+@pytest.mark.parametrize("mode", ["max_size_cycle", "max_size", "min_size"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"limit_train_batches": 0.5},
+        {"limit_train_batches": 3},
+        {"limit_train_batches": 6},
+        {"overfit_batches": 0.5},
+        {"overfit_batches": 3},
+    ],
+)
+def test_limits_count_the_batches_of_all_loaders_together(
+    pl: Any, tmp_path: Path, arguments: dict[str, Any], mode: str
+) -> Any:
+    """A shorter one is read to its own end, whatever part of the epoch is trained on."""
+    found: list[Any] = []
+
+    class Takes(model_class(pl)):  # type: ignore[misc]
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            found.append({key: None if one is None else one.tolist() for key, one in batch.items()})
+            return self.loss(torch.ones(1, 4))
+
+    loaders = {
+        "long": DataLoader(range(16), batch_size=2),  # type: ignore[arg-type]
+        "short": DataLoader(range(100, 108), batch_size=2),  # type: ignore[arg-type]
+    }
+    one = trainer(pl, tmp_path, **{"max_epochs": 2, "limit_val_batches": 0, **arguments})
+    one.fit(Takes(), pl.utilities.CombinedLoader(loaders, mode))
+    return [found, one.num_training_batches, one.global_step]
