@@ -233,10 +233,27 @@ class ModelCheckpoint(ScheduledCheckpoint):
             self._save_last_checkpoint(trainer, metrics)
 
     def on_train_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
-        if self.save_last and not self._last_checkpoint_saved and not trainer.fast_dev_run:
+        if self._is_outdated and not self._should_skip_saving_checkpoint(trainer):
+            with self._forgiving(trainer):
+                self._save_changed(trainer)
+        elif self.save_last and not self._last_checkpoint_saved and not trainer.fast_dev_run:
             with self._forgiving(trainer):
                 self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
         self._settle(trainer)
+
+    def _save_changed(self, trainer: RunningTrainer) -> None:
+        """Save the weights that a callback gave to the module at the end.
+
+        They are the newest, but have no value of the metric: no checkpoint that is kept for its
+        value makes room for them.
+        """
+        ended = trainer.current_epoch - 1
+        own = naming.fields(trainer.callback_metrics, ended, trainer.global_step)
+        metrics = dict(trainer.world.broadcast_object(own))
+        if self.monitor is None and self.save_top_k != 0:
+            self._save_none_monitor_checkpoint(trainer, metrics)
+        elif self.save_last:
+            self._save_last_checkpoint(trainer, metrics)
 
     def on_exception(
         self, trainer: RunningTrainer, pl_module: LightningModule, exception: BaseException
@@ -439,6 +456,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
         else:
             trainer.save_checkpoint(filepath, self.save_weights_only)
         self._last_global_step_saved = trainer.global_step
+        self._is_outdated = False
         self._last_checkpoint_saved = filepath
         self._tell_loggers(trainer)
 

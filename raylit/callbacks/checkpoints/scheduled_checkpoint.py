@@ -28,7 +28,8 @@ class ScheduledCheckpoint(Checkpoint):
 
     Not in a trial run, in the sanity check, before the first step or twice at one.
 
-    Subclasses implement these two and set `_last_global_step_saved`.
+    Subclasses implement these two; saving, they set `_last_global_step_saved` and take
+    `_is_outdated` back.
 
     Args:
         monitor: a metric whose value a save has to wait for, or None.
@@ -62,6 +63,7 @@ class ScheduledCheckpoint(Checkpoint):
         self._every_n_epochs = 1 if by_default else every_n_epochs or 0
         self._save_on_train_epoch_end = save_on_train_epoch_end
         self._last_global_step_saved = 0  # before the first step there is nothing to save
+        self._is_outdated = False  # the weights are others than those saved, without a step since
         self._defer_save_until_validation = False
         self._defer_save_until_epoch_end = False
         self._timed_from = 0.0
@@ -83,6 +85,13 @@ class ScheduledCheckpoint(Checkpoint):
                 f" train_time_interval={train_time_interval}. Give one; for several, add a {name}"
                 " for each."
             )
+
+    def weights_changed(self) -> None:
+        """Take notice that a callback has changed the weights, though no step was taken.
+
+        What falls due at this step is saved again, and at the end of training what is left.
+        """
+        self._is_outdated = True
 
     def _save_at_step(self, trainer: RunningTrainer) -> None:
         """Save: steps or a time have passed. Called on all ranks."""
@@ -206,7 +215,7 @@ class ScheduledCheckpoint(Checkpoint):
             bool(trainer.fast_dev_run)
             or trainer.state.fn != "fit"
             or trainer.sanity_checking
-            or self._last_global_step_saved == trainer.global_step
+            or (self._last_global_step_saved == trainer.global_step and not self._is_outdated)
         )
 
     def _should_save_on_train_epoch_end(self, trainer: RunningTrainer) -> bool:

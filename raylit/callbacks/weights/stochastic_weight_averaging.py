@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import SWALR, AveragedModel
 
+from raylit.callbacks.checkpoints.scheduled_checkpoint import ScheduledCheckpoint
 from raylit.checkpoint import to_plain
 from raylit.core.callback import Callback
 from raylit.core.optimizer import LRSchedulerConfig
 from raylit.errors import ConfigError
-from raylit.runtime.aliases import StateDict
+from raylit.runtime.aliases import Batch, StateDict, StepOutput
 from raylit.runtime.messages import info, warn
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ class StochasticWeightAveraging(Callback):
     At the start of these epochs torch's SWALR takes the place of the learning-rate scheduler. A
     module with batch norm goes through the training data once more after the last epoch, without
     learning, so that its running statistics are those of the mean.
+
+    The mean is in the newest checkpoint: that of a ModelCheckpoint without `monitor`, or `last`
+    with `save_last=True`. It has no value of a metric, except after that extra epoch, so that
+    checkpoints kept for their value may all hold weights of before. A fit that goes on from the
+    newest goes on from the mean.
 
     Args:
         swa_lrs: learning rate of the averaged epochs, or one for each parameter group.
@@ -227,11 +233,23 @@ class StochasticWeightAveraging(Callback):
                     module.reset_running_stats()
             self._begin_extra_epoch(trainer, pl_module)
 
+    def on_train_batch_end(
+        self,
+        trainer: RunningTrainer,
+        pl_module: LightningModule,
+        outputs: StepOutput,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        if self._momenta and trainer.is_last_batch:  # of the extra epoch, which takes no step
+            self._tell_savers(trainer)
+
     def on_train_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         if (
             self._end == float("inf") or trainer.current_epoch - 1 == self._end
         ):  # there was no extra epoch, or a stop came before it
             self._transfer(pl_module)
+            self._tell_savers(trainer)
         self._leave_as_found(trainer)
 
     def on_exception(
@@ -311,6 +329,13 @@ class StochasticWeightAveraging(Callback):
                 average.module.parameters(), pl_module.parameters(), strict=True
             ):
                 parameter.detach().copy_(averaged)
+
+    def _tell_savers(self, trainer: RunningTrainer) -> None:
+        """Let checkpoints of the mean be saved, although the last step was saved before it."""
+        if int(self._average().n_averaged) > 0:
+            for callback in trainer.checkpoint_callbacks:
+                if isinstance(callback, ScheduledCheckpoint):
+                    callback.weights_changed()
 
     def _begin_extra_epoch(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         """Begin an epoch without learning, whose running statistics are means over all batches."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 import raylit as pl
-from raylit.callbacks import Callback, StochasticWeightAveraging
+from raylit.callbacks import Callback, ModelCheckpoint, StochasticWeightAveraging
 from raylit.errors import ConfigError
 from raylit.testing import TinyModel
 from tests.callbacks.both import QUIET
@@ -118,6 +118,48 @@ def test_the_module_has_the_mean_and_its_statistics(tmp_path: Path) -> None:
     update_bn(model.train_dataloader(), with_torch)
     for name, value in with_torch.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value)
+
+
+class WithoutNorm(TinyModel):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("kind", [Model, WithoutNorm])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"every_n_train_steps": 4},
+        {"every_n_epochs": 2},
+        {"save_top_k": -1},
+        {"save_top_k": 0, "save_last": True},
+        {"monitor": "val_loss", "save_last": True},
+    ],
+    ids=str,
+)
+def test_the_newest_checkpoint_has_the_mean(
+    tmp_path: Path, arguments: dict[str, Any], kind: Any
+) -> None:
+    saver = ModelCheckpoint(tmp_path / "kept", **arguments)
+    model = fit(tmp_path, make(), saver, enable_checkpointing=True, model=kind())
+    path = saver.last_model_path or saver.best_model_path
+    saved = torch.load(path, weights_only=True)["state_dict"]
+    assert {name: value.tolist() for name, value in saved.items()} == tensors(model)
+    assert len({*saver.best_k_models, saver.best_model_path} - {""}) <= 5
+
+
+def test_checkpoints_kept_for_their_value_stay(tmp_path: Path) -> None:
+    """The mean has no value of the metric, where there is no extra epoch."""
+    saver = ModelCheckpoint(tmp_path, monitor="val_loss")
+    fit(tmp_path, make(), saver, enable_checkpointing=True, model=WithoutNorm())
+    best = dict(saver.best_k_models)
+    assert list(best) == [saver.best_model_path]
+    saved = torch.load(saver.best_model_path, weights_only=True)
+    tested = WithoutNorm()
+    tested.load_state_dict(saved["state_dict"])
+    trainer = pl.Trainer(**QUIET, default_root_dir=tmp_path)
+    assert trainer.validate(tested)[0]["val_loss"] == pytest.approx(float(best.popitem()[1]))
 
 
 @pytest.mark.parametrize("batches", [1, 3, 4, 6, 8, 11, 15, 16, 17, 19])
