@@ -289,8 +289,6 @@ def end_early(run: Run) -> None:
         DataError: there was no batch, though there were some before or the fit has no last epoch.
     """
     progress = run.progress
-    if run.skips_backward:
-        return  # such an epoch counts a batch more than it has
     if progress.batch == 0:
         if progress.total_batches == 0 and run.limits.max_epochs != -1:
             return  # data that is empty from the start is no error in Lightning: each epoch ends
@@ -320,7 +318,7 @@ def finish_window(run: Run) -> bool:
     """
     progress = run.progress
     if not progress.is_within_window(
-        automatic=run.module.automatic_optimization,
+        automatic=not run.calls.forward_only,
         accumulate=run.limits.accumulate_grad_batches,
     ):
         return False

@@ -346,9 +346,6 @@ class StochasticWeightAveraging(Callback):
         self._accumulate_grad_batches = trainer.accumulate_grad_batches
         assert trainer.run is not None
         trainer.run.skips_backward = True
-        trainer.num_training_batches += (
-            1  # no batch is the last one, after which there would be a step
-        )
         trainer.accumulate_grad_batches = int(trainer.num_training_batches)
 
     def _leave_as_found(self, trainer: RunningTrainer) -> None:
@@ -359,7 +356,6 @@ class StochasticWeightAveraging(Callback):
             self._momenta = {}
             assert trainer.run is not None
             trainer.run.skips_backward = False
-            trainer.num_training_batches -= 1
             trainer.accumulate_grad_batches = self._accumulate_grad_batches
         if self._has_extra_epoch and trainer.max_epochs is not None:
             trainer.max_epochs -= 1

@@ -108,6 +108,7 @@ def test_what_it_cannot_work_with_is_found_before_training(tmp_path: Path) -> No
         fit(tmp_path, make(swa_epoch_start=0.5), max_epochs=-1, max_steps=2)
 
 
+@pytest.mark.filterwarnings("error:Epoch 4 ended after")
 def test_the_module_has_the_mean_and_its_statistics(tmp_path: Path) -> None:
     ends = Ends()
     model = fit(tmp_path, make(), ends)
@@ -118,6 +119,26 @@ def test_the_module_has_the_mean_and_its_statistics(tmp_path: Path) -> None:
     update_bn(model.train_dataloader(), with_torch)
     for name, value in with_torch.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value)
+
+
+class Shorter(list[Any]):
+    """Says that it has one batch more than it gives."""
+
+    def __len__(self) -> int:
+        return super().__len__() + 1
+
+
+class OfShorter(Model):
+    def train_dataloader(self) -> Any:
+        return Shorter(super().train_dataloader())
+
+
+@pytest.mark.filterwarnings("ignore:Epoch")
+def test_an_epoch_for_batch_norm_that_ends_early_takes_no_step(tmp_path: Path) -> None:
+    ends = Ends()
+    model = fit(tmp_path, make(), ends, model=OfShorter())
+    assert torch.equal(model.layer.weight, ends.begins[-1])
+    torch.testing.assert_close(model.layer.weight, torch.stack(ends.begins[1:4]).mean(0))
 
 
 class WithoutNorm(TinyModel):
