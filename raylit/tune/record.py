@@ -37,6 +37,7 @@ class SweepRecord(Callback):
         trials: by name, in the order in which they were made.
         past: trials of a driver that is gone, by their numbers.
         head: what the first line says: what the sweep is.
+        changed: names of the trials whose values the scheduler has changed.
         changes_config: whether the scheduler changes values, so that of a trial that goes on the
             last ones count, not those it was begun with.
         listeners: called after every change.
@@ -48,8 +49,11 @@ class SweepRecord(Callback):
         self.spec = spec
         self.trials: dict[str, TrialResult] = {}
         self.past: dict[int, TrialResult] = {}
-        self.raw: dict[int, dict[str, Any]] = {}  # number to the values as the search has them
+        # By number, as the search has them: the values of now, and those that gave the score
+        self.raw: dict[int, dict[str, Any]] = {}
+        self.scored: dict[int, dict[str, Any]] = {}
         self.head: dict[str, Any] = {}
+        self.changed: set[str] = set()
         self.changes_config = False
         self.listeners: list[Callable[[TrialResult, str], None]] = []
         self.why_stopped: Callable[[object], str | None] = lambda trial: "scheduler"
@@ -94,11 +98,15 @@ class SweepRecord(Callback):
         for line in lines:
             if "start" in line:
                 trial = TrialResult(line["start"], line["config"])
-                self.past.setdefault(trial.number, trial).config = line["config"]
+                if trial.config != self.past.setdefault(trial.number, trial).config:
+                    self.changed.add(trial.name)
+                self.past[trial.number].config = trial.config
                 self.raw[trial.number] = line["values"]
             elif "end" in line:
                 ended = TrialResult(**line["end"])
                 self.past[ended.number] = ended
+                if "values" in line:
+                    self.scored[ended.number] = line["values"]
 
     def ended(self) -> dict[str, str]:
         """Return how trials of a driver that is gone ended, by name."""
@@ -145,9 +153,14 @@ class SweepRecord(Callback):
         config = flatten(trial.config)
         if known.status in ENDED:
             return  # is only told again
-        if known.status == "pending" or known.config != config:
-            known.config = config
-            self.raw[known.number] = trial.config
+        is_new = known.number not in self.raw
+        if not is_new and flatten(self.raw[known.number]) != config:
+            self.changed.add(known.name)
+            is_new = True
+        if is_new or known.status == "pending":
+            if known.score is None:
+                known.config = config
+            self.raw[known.number] = dict(trial.config)
             self._write({"start": known.name, "config": config, "values": trial.config})
         known.status = "running"
         self._tell(known, "start")
@@ -175,6 +188,9 @@ class SweepRecord(Callback):
         known.last = logged
         score = logged.get(self.spec.metric)
         if score is not None and self._is_better(score, known.score):
+            values = result.get("trial_values") or self.raw[known.number]
+            self.scored[known.number] = values
+            known.config = flatten(values)
             known.score = score
             known.metrics = logged
             known.epoch = result.get("epoch")
@@ -183,6 +199,11 @@ class SweepRecord(Callback):
     def _tell(self, known: TrialResult, event: str) -> None:
         for listener in self.listeners:
             listener(known, event)
+
+    def values_of(self, known: TrialResult) -> dict[str, Any]:
+        """Return the values that gave a trial's score, as the search has them."""
+        values = self.scored.get(known.number)
+        return self.raw.get(known.number, {}) if values is None else values
 
     def _is_better(self, score: float, than: float | None) -> bool:
         if not math.isfinite(score):  # of a trial that has diverged
@@ -218,7 +239,7 @@ class SweepRecord(Callback):
 
     def _end(self, known: TrialResult) -> None:
         if known.status in ENDED:
-            self._write({"end": asdict(known)})
+            self._write({"end": asdict(known), "values": self.values_of(known)})
         self._tell(known, "end")
 
 

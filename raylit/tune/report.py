@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
 
 from raylit.callbacks import Checkpoint, ModelCheckpoint
 from raylit.core.logger import as_loggers
@@ -18,7 +21,7 @@ from raylit.errors import ConfigError
 from raylit.loggers import MLFlowLogger
 from raylit.metrics.metrics import to_numbers
 from raylit.runtime import storage
-from raylit.runtime.aliases import StateDict
+from raylit.runtime.aliases import CheckpointDict, StateDict
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
@@ -36,8 +39,8 @@ class Metrics:
 
     Attributes:
         iteration: its number, from 1.
-        values: metrics by name; their names as `logged`; and `epoch`, `global_step`,
-            `best_model_path`, `run_id`.
+        values: metrics by name; their names as `logged`; the `trial_values` that gave them,
+            which a scheduler may change; and `epoch`, `global_step`, `best_model_path`, `run_id`.
     """
 
     iteration: int
@@ -195,6 +198,7 @@ class TuneReport(Checkpoint):
         self.metrics = metrics
         self.reports = reports
         self.config = config
+        self.past = past
         self.count = 0
         name, mode = next(iter(metrics.items()))
         known = [one.values[name] for one in past if name in one.values]
@@ -214,6 +218,50 @@ class TuneReport(Checkpoint):
     def load_state_dict(self, state_dict: StateDict) -> None:
         self.count = state_dict["count"]
         self._donors = state_dict["options"]
+
+    def on_load_checkpoint(
+        self, trainer: RunningTrainer, pl_module: LightningModule, checkpoint: CheckpointDict
+    ) -> None:
+        """Let savers go on with the files of this trial where the checkpoint is another's.
+
+        Its state of them tells of that trial's files: this trial's best would no longer be known,
+        and its files be left behind.
+        """
+        states = checkpoint.get("callbacks", {})
+        for saver in trainer.callbacks:
+            if isinstance(saver, ModelCheckpoint) and saver.state_key in states:
+                states[saver.state_key] = self._own_files(saver)
+
+    def _own_files(self, saver: ModelCheckpoint) -> StateDict:
+        """Return the state of a saver as this trial's reports of before tell it."""
+        state: StateDict = saver.state_dict()
+        folder = str(saver.dirpath)
+        if saver.save_last:
+            name = saver.CHECKPOINT_NAME_LAST + saver.FILE_EXTENSION
+            state["last_model_path"] = os.path.join(folder, name)
+        saved = [
+            one
+            for one in self.past
+            if os.path.dirname(one.values.get("best_model_path") or "") == folder
+        ]
+        name, mode = next(iter(self.metrics.items()))
+        if saver.monitor is None and saved:
+            state["best_model_path"] = saved[-1].values["best_model_path"]
+        elif (saver.monitor, saver.mode) == (name, mode):
+            scored = [one for one in saved if math.isfinite(one.values.get(name, math.nan))]
+            pick = min if mode == "min" else max
+            best = pick(scored, key=lambda one: one.values[name], default=None)
+            if best is not None:
+                path, value = best.values["best_model_path"], torch.tensor(best.values[name])
+                state.update(
+                    best_model_path=path,
+                    kth_best_model_path=path,
+                    best_model_score=value,
+                    kth_value=value,
+                    current_score=value,
+                    best_k_models={path: value},
+                )
+        return state
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._options = [_options_of(optimizer) for optimizer in trainer.optimizers]
@@ -273,6 +321,7 @@ class TuneReport(Checkpoint):
         decision: Decision = "go on"
         if trainer.is_global_zero:
             values["logged"] = list(values)
+            values["trial_values"] = self.config
             values["epoch"] = trainer.current_epoch
             values["global_step"] = trainer.global_step
             values["best_model_path"] = _best_path(trainer, self.metrics)

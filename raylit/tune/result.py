@@ -32,7 +32,8 @@ class TrialResult:
 
     Attributes:
         name: its folder and the name of its MLflow run.
-        config: the values it was run with, by their full names.
+        config: the values that gave its score, by their full names; a scheduler such as `pbt` may
+            have changed them before and since.
         status: `finished`, `stopped` (by the scheduler), `failed`, `killed` (with the sweep), or
             where it is: `pending`, `running`, `paused`.
         score: the best value of the sweep's first metric, None if it reported none.

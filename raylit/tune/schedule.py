@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ray.tune.schedulers import (
@@ -20,7 +21,7 @@ from ray.tune.search.sample import Categorical, Domain, Float, Integer
 
 from raylit.errors import MissingPackageError, did_you_mean
 from raylit.tune.search import named
-from raylit.tune.space import SweepError, domain
+from raylit.tune.space import SweepError, domain, nearest
 
 if TYPE_CHECKING:
     from raylit.tune.spec import SweepSpec
@@ -134,7 +135,11 @@ def _population(spec: SweepSpec, name: str, arguments: dict[str, Any]) -> dict[s
         if name != "pbt":
             return {argument: given}
         # In the words of a space: Ray takes a mapping for a nested config.
-        return {argument: {key: _drawn(key, value) for key, value in given.items()}}
+        drawn = {key: _drawn(key, value) for key, value in given.items()}
+        within = {
+            key: one if isinstance(one, Domain) else spec.space[key] for key, one in drawn.items()
+        }
+        return {argument: drawn, **_explores(within, arguments)}
     sampled = {key: value for key, value in spec.space.items() if isinstance(value, Domain)}
     fits = Domain if name == "pbt" else (Float, Integer)
     if not any(isinstance(value, fits) for value in sampled.values()):
@@ -149,13 +154,39 @@ def _population(spec: SweepSpec, name: str, arguments: dict[str, Any]) -> dict[s
             key: list(value.categories) if isinstance(value, Categorical) else value
             for key, value in sampled.items()
         }
-        return {argument: plain}
+        return {argument: plain, **_explores(sampled, arguments)}
     bounds = {
-        key: [value.lower, value.upper]
+        key: [value.lower, nearest(value.upper, value)]
         for key, value in sampled.items()
         if isinstance(value, (Float, Integer))
     }
     return {argument: bounds}
+
+
+def _explores(space: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"custom_explore_fn": StaysWithin(space, arguments.get("custom_explore_fn"))}
+
+
+class StaysWithin:
+    """Takes the values that PBT has made back into their ranges.
+
+    Ray multiplies them by 1.2 or 0.8, and a dropout of 0.9 becomes one of 1.08.
+
+    Args:
+        space: keys to their dimensions.
+        then: what the user wants to be done after it, or None.
+    """
+
+    def __init__(self, space: dict[str, Any], then: Callable[[Any], Any] | None) -> None:
+        self.space = space
+        self.then = then
+
+    def __call__(self, config: dict[str, Any]) -> object:
+        """Return a trial's next values."""
+        for key, where in self.space.items():
+            if key in config:
+                config[key] = nearest(config[key], where)
+        return config if self.then is None else self.then(config)
 
 
 def _drawn(key: str, value: object) -> object:

@@ -400,6 +400,29 @@ def _check_step(key: str, value: Any, where: Any, path: Key) -> None:
         raise SweepError(f"points: {key} is {value!r}, which is no multiple of {step}.", path)
 
 
+def nearest(value: Any, where: object) -> Any:
+    """Return the nearest number that a range has; anything else as it is.
+
+    Args:
+        value: a number.
+        where: a range, with or without steps, or another dimension.
+
+    Example:
+        >>> nearest(1.2, tune.uniform(0, 1))
+        1.0
+    """
+    lower, upper = getattr(where, "lower", None), getattr(where, "upper", None)
+    if lower is None or upper is None or not isinstance(value, numbers.Real):
+        return value
+    step = getattr(getattr(where, "sampler", None), "q", None)
+    if step is not None:
+        first, last = round(lower / step), round(upper / step)  # which are whole numbers
+        value = min(max(round(value / step), first), last) * step
+    else:  # as in Ray: without steps the upper end is no value of a range of whole numbers
+        value = min(max(value, lower), upper - isinstance(where, Integer))
+    return int(value) if isinstance(where, Integer) else float(value)
+
+
 def _fits(value: object, option: object) -> bool:
     """Tell whether a value may have come from one option of a choice."""
     if isinstance(option, Mapping) and isinstance(value, Mapping) and not is_grid(option):

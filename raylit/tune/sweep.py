@@ -172,7 +172,7 @@ def run_sweep(
         best = _keep_best(recipe, record, result, seed)
         if parent is not None:
             tracking.close_left(parent, record.trials, status == "killed")
-            tracking.tag_stopped(parent, result.trials)
+            tracking.tag_trials(parent, result.trials, record.changed)
             tracking.log_result(parent, result, best)
             result.where = tracking.keep_view(parent, result) or result.where
     except (KeyboardInterrupt, SystemExit):
@@ -508,7 +508,7 @@ def _keep_best(
     if not result.trials or result.trials[0].score is None:
         return None
     best = result.trials[0]
-    text = mask_config(recipe.best_config(record.raw[best.number], seed_of(seed, best.number)))
+    text = mask_config(recipe.best_config(record.values_of(best), seed_of(seed, best.number)))
     result.best_config = os.path.join(record.folder, BEST)
     with open(result.best_config, "w", encoding="utf-8") as file:
         file.write(text)

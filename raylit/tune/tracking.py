@@ -105,16 +105,28 @@ def close_left(parent: MLFlowLogger, trials: Mapping[str, TrialResult], is_kille
     parent.close_children("killed" if is_killed else "failed")
 
 
-def tag_stopped(parent: MLFlowLogger, trials: Collection[TrialResult]) -> None:
-    """Tag the runs of trials that were stopped with what stopped them.
+def tag_trials(
+    parent: MLFlowLogger, trials: Collection[TrialResult], changed: Collection[str]
+) -> None:
+    """Tag the runs of trials with what stopped them, and with the values that gave their score.
 
-    At the end of the sweep: a trial's own process knows only that it was, and says so before. A
-    store takes some milliseconds for each.
+    At the end of the sweep: a trial's own process knows only that it was stopped, and says so
+    before; a run's parameters are the values that it began with. A store takes some milliseconds
+    for each.
+
+    Args:
+        parent: the sweep's run.
+        trials: all of them.
+        changed: names of those whose values the scheduler has changed.
     """
 
     def tag(trial: TrialResult) -> None:
-        if trial.run_id and trial.stop_reason:
-            parent.experiment.set_tag(trial.run_id, store.REASON_TAG, trial.stop_reason)
+        tags = {store.REASON_TAG: trial.stop_reason} if trial.stop_reason else {}
+        if trial.name in changed and trial.score is not None:
+            tags |= {f"raylit.best.{key}": text_of(value) for key, value in trial.config.items()}
+        for name, value in tags.items():
+            if trial.run_id:
+                parent.experiment.set_tag(trial.run_id, name, value)
 
     try:
         with ThreadPoolExecutor(4, "raylit-tags") as pool:

@@ -208,6 +208,43 @@ def test_names_become_objects_of_ray_tune() -> None:
     assert isinstance(spec(search="optuna", seed=1).make_search(), OptunaSearcher)
 
 
+@pytest.mark.parametrize(
+    ("kind", "below", "above"),
+    [
+        ({"uniform": [0.5, 1]}, 0.5, 1.0),
+        ({"loguniform": [0.1, 2]}, 0.1, 2.0),
+        ({"quniform": [0.25, 1, 0.25]}, 0.25, 1.0),
+        ({"randint": [2, 9]}, 2, 8),
+        ({"qrandint": [4, 12, 4]}, 4, 12),
+    ],
+)
+def test_population_based_training_stays_within_the_space(
+    kind: dict[str, Any], below: float, above: float
+) -> None:
+    for settings in (
+        {"scheduler": "pbt"},
+        {"scheduler": {"name": "pbt", "hyperparam_mutations": {"model.n": kind}}},
+    ):
+        made = spec(space={"model.n": kind}, **settings).make_scheduler()
+        assert isinstance(made, PopulationBasedTraining)
+        explore = made._custom_explore_fn
+        assert explore({"model.n": 0.01, "other": 7}) == {"model.n": below, "other": 7}
+        assert explore({"model.n": 50})["model.n"] == above
+        middle = explore({"model.n": (below + above) / 2})["model.n"]
+        assert below <= middle <= above and type(middle) is type(below)
+
+
+def test_the_users_own_exploration_comes_last() -> None:
+    def double(config: dict[str, Any]) -> dict[str, Any]:
+        return {"model.n": config["model.n"] * 2}
+
+    made = spec(
+        space={"model.n": {"uniform": [0, 1]}},
+        scheduler={"name": "pbt", "custom_explore_fn": double},
+    ).make_scheduler()
+    assert made._custom_explore_fn({"model.n": 3.0}) == {"model.n": 2.0}
+
+
 def test_the_last_values_of_ranges_may_be_points() -> None:
     space = {
         "model.n": {"randint": [1, 4]},

@@ -460,6 +460,56 @@ def test_pbt_goes_on_from_the_donor(tmp_path: Path, ray_cluster: str) -> None:
         assert children[trial.name].data.metrics["best/val_loss"] == pytest.approx(trial.score)
 
 
+class Worse(Line):
+    """Its score says which value and epoch gave it, and an epoch's is worse than the one before."""
+
+    @staticmethod
+    def score_of(lr: float, epoch: int) -> float:
+        return abs(lr - 0.3) + 0.02 * epoch
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("score", self.score_of(self.hparams.lr, self.current_epoch))
+
+
+@pytest.mark.ray
+def test_score_values_and_checkpoint_of_pbt_belong_together(
+    tmp_path: Path, ray_cluster: str
+) -> None:
+    trainer = pl.Trainer(
+        max_epochs=6,
+        logger=pl.MLFlowLogger("worse", tracking_uri=store(tmp_path)),
+        default_root_dir=tmp_path,
+    )
+    result = pl.Tuner(trainer).sweep(
+        Worse,
+        Data,
+        space={"model.lr": {"uniform": [0.0, 0.5]}},
+        points=[{"model.lr": 0.31}, {"model.lr": 0.5}],
+        metric="score",
+        mode="min",
+        scheduler={"name": "pbt", "perturbation_interval": 1, "quantile_fraction": 0.5},
+        num_samples=2,
+        max_concurrent=2,
+        seed=1,
+    )
+    _, children = runs_of(tmp_path, result)
+    lines = (Path(result.folder) / "sweep.jsonl").read_text().splitlines()
+    begun = [line["config"] for line in map(json.loads, lines) if "start" in line]
+    assert len(begun) > 3, "the scheduler changed nothing"
+    assert all(0.0 <= config["model.lr"] <= 0.5 for config in begun)
+    for trial in result.trials:
+        lr = trial.config["model.lr"]
+        assert trial.score == pytest.approx(Worse.score_of(lr, trial.epoch or 0), abs=1e-6)
+        saved = torch.load(trial.checkpoint or "", weights_only=True)
+        assert saved["hyper_parameters"]["lr"] == lr
+        assert saved["epoch"] == trial.epoch
+        files = sorted(path.name for path in Path(trial.checkpoint or "").parent.iterdir())
+        assert len(files) <= 2, files
+        tags = children[trial.name].data.tags
+        assert float(tags.get("raylit.best.model.lr", lr)) == lr
+    assert f"lr: {result.best.config['model.lr']}" in Path(result.best_config).read_text()
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("search", "scheduler"),

@@ -26,6 +26,7 @@ from torch import Tensor
 from raylit.data.arrow.source import check_column
 from raylit.errors import ConfigError, DataError
 from raylit.runtime.aliases import Batch
+from raylit.runtime.messages import warn_once
 
 Kind = Literal["number", "category", "tensor", "list", "object", "mask"]
 Field = Any  # a Tensor, or a ChunkedArray of pyarrow's, which ships no types
@@ -255,6 +256,8 @@ def values(
         found = _tensors(column, array, where)
     else:
         found = _numbers(column, array, encoding, where)
+        if pa.types.is_integer(column.arrow) and column.name not in encoding.scales:
+            _tell_rounding(column, found)
     if column.name in encoding.scales:
         mean, std = encoding.scales[column.name]
         found = (found.astype(np.float64) - mean) / std
@@ -287,6 +290,20 @@ def _numbers(
             " int64 of a tensor can hold."
         )
     return found  # type: ignore[no-any-return]
+
+
+def _tell_rounding(column: Column, found: np.ndarray[Any, Any]) -> None:
+    """Warn of whole numbers that the treatment of nulls makes floats, which round them."""
+    if column.dtype is None or not column.dtype.is_floating_point or not len(found):
+        return
+    largest = 2 / torch.finfo(column.dtype).eps  # up to it each whole number is itself
+    if np.nanmax(found) > largest or np.nanmin(found) < -largest:
+        warn_once(
+            f"The whole numbers of the column {column.name!r} become {column.dtype}, because of"
+            f" nulls={column.nulls!r}, which rounds them from {largest:,.0f} on. If it holds no"
+            f" nulls, or if they are ids, give it a treatment of its own:"
+            f" nulls={{{column.name!r}: 'error'}}, 'mask' or a whole number."
+        )
 
 
 def _ticks(array: pa.ChunkedArray) -> tuple[pa.ChunkedArray, float]:

@@ -11,6 +11,7 @@ from typing import NoReturn
 import cloudpickle
 
 from raylit.core.job import Result
+from raylit.errors import Terminated
 from raylit.launch.carried_error import WorkerTraceback, packed, unpacked
 from raylit.parallel import is_lost_peer
 from raylit.runtime.tracebacks import traceback_of
@@ -27,7 +28,8 @@ class Failure:
         at: seconds since the epoch when that was.
         text: the traceback.
         parts: the exception, as `carried_error.packed` gives it.
-        is_consequence: whether it only says that another rank could not be reached.
+        is_consequence: whether it only says that another rank could not be reached, or that this
+            one was told to end.
     """
 
     rank: int
@@ -39,7 +41,9 @@ class Failure:
     @staticmethod
     def of(error: BaseException, rank: int) -> Failure:
         """Return what tells the parent of an exception, which is being handled."""
-        is_consequence = isinstance(error, Exception) and is_lost_peer(error)
+        is_consequence = isinstance(error, Terminated) or (
+            isinstance(error, Exception) and is_lost_peer(error)
+        )
         return Failure(rank, time.time(), traceback_of(error), packed(error), is_consequence)
 
     def raise_original(self) -> NoReturn:
@@ -69,9 +73,9 @@ def result_in(folder: Path) -> Result | None:
     return result
 
 
-def has_failed(folder: Path) -> bool:
-    """Tell whether a rank has left what ended it."""
-    return any(folder.glob(f"{FAILURE}-*[0-9]"))
+def num_failed(folder: Path) -> int:
+    """Return how many ranks have left what ended them."""
+    return len(list(folder.glob(f"{FAILURE}-*[0-9]")))
 
 
 def failures_in(folder: Path) -> list[Failure]:

@@ -24,7 +24,7 @@ from raylit.checkpoint import find
 from raylit.core.job import Job, Result
 from raylit.errors import ConfigError, LaunchError, Terminated
 from raylit.launch.job_parts import checkpoint_folders, parts_of
-from raylit.launch.processes.carried import failures_in, has_failed, result_in
+from raylit.launch.processes.carried import failures_in, num_failed, result_in
 from raylit.launch.processes.rank import JOB, PLAN, SEED, Plan, be_forked
 from raylit.runtime import beforehand
 from raylit.runtime.messages import info, warn
@@ -95,10 +95,12 @@ class ProcessLauncher:
                 context.close(signal.SIGKILL)
         result = result_in(folder)
         failures = failures_in(folder)
+        for failure in failures:
+            died.pop(failure.rank, None)
         if result is not None and not failures and not died:
             return result
         own = [failure for failure in failures if not failure.is_consequence]
-        if own and not died:
+        if own:  # others were then ended for it, some by force
             own[0].raise_original()
         if signals.received:
             signals.raise_again()
@@ -290,17 +292,19 @@ def wait(context: PContext, folder: Path, signals: Signals) -> dict[int, int]:
     Once one has failed, the others get some time to notice, and are ended then.
 
     Returns:
-        The exit codes of those that died without a word, by rank.
+        The exit codes of those that ended otherwise than well, by rank.
     """
     failed_at: float | None = None
     while True:
         done = context.wait(0)
         if done is not None:
-            return {rank: one.exitcode for rank, one in done.failures.items() if one.exitcode < 0}
+            return {rank: one.exitcode for rank, one in done.failures.items()}
+        if num_failed(folder) == len(context.pids()):
+            return {}
         signals.hand_on(context)
         if len(signals.received) > PATIENT_SIGNALS:
             return {}
-        if failed_at is None and has_failed(folder):
+        if failed_at is None and num_failed(folder):
             failed_at = time.monotonic()
         if failed_at is not None and time.monotonic() - failed_at > LEAVE_S:
             return {}
@@ -308,7 +312,9 @@ def wait(context: PContext, folder: Path, signals: Signals) -> dict[int, int]:
 
 
 def ended(code: int) -> str:
-    """Return in words how a process died."""
+    """Return in words how a process ended by itself or was."""
+    if code >= 0:
+        return f"ended itself with exit code {code}, in the midst of its work"
     name = signal.Signals(-code).name
     return f"was ended by {name}" + (
         ", perhaps because this machine was out of memory" if name == "SIGKILL" else ""

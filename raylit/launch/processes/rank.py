@@ -83,13 +83,21 @@ def be_forked(job: Job, plan: Plan, folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
     # as they travel: they begin anew on rank 0
     job.trainer.loggers = cloudpickle.loads(cloudpickle.dumps(job.trainer.loggers))
-    be_rank(job, plan, folder, rank)
-    if os.getppid() != plan.parent:  # which torch's launcher would wait for
-        os._exit(1)
+    has_failed = not be_rank(job, plan, folder, rank)
+    if has_failed or os.getppid() != plan.parent:
+        # Torch's launcher would have it wait for the other ranks, or for a parent that is gone;
+        # and they for it, in a collective, as long as its sockets are open
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0 if has_failed else 1)
 
 
-def be_rank(job: Job, plan: Plan, folder: Path, rank: int) -> None:
-    """Do the work of one rank, and leave its result or what ended it."""
+def be_rank(job: Job, plan: Plan, folder: Path, rank: int) -> bool:
+    """Do the work of one rank, and leave its result or what ended it.
+
+    Returns:
+        Whether it was done.
+    """
     if sys.__stderr__ is not None:
         faulthandler.enable(sys.__stderr__)  # else one that C++ aborts ends without a word
     try:
@@ -110,6 +118,8 @@ def be_rank(job: Job, plan: Plan, folder: Path, rank: int) -> None:
                 leave_result(folder, result)
     except BaseException as error:
         leave_failure(folder, error, rank)
+        return False
+    return True
 
 
 def save_and_end_with(parent: int) -> None:

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 import raylit as pl
 from raylit.errors import ConfigError, LaunchError
 from raylit.launch import Launcher
-from raylit.launch.processes.launcher import ProcessLauncher
+from raylit.launch.processes.launcher import LEAVE_S, ProcessLauncher
 from raylit.testing import LauncherConformance, TinyModel
 from raylit.testing.modules import RandomDataset
 from tests.deadlines import stretched
@@ -95,6 +95,8 @@ class Ends(TinyModel):
     def end(self) -> None:
         if self.how == "raise":
             raise OddError("bad batch", 2)
+        if self.how == "exit":
+            os._exit(7)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -152,20 +154,36 @@ def test_new_processes_train_and_predict(tmp_path: Path) -> None:
 
 
 def test_an_exception_comes_with_the_traceback_of_its_rank(tmp_path: Path) -> None:
+    began = time.monotonic()
     with pytest.raises(OddError, match="bad batch 2") as raised:
         trainer(tmp_path, **FORKED).fit(Ends("raise"))
+    assert time.monotonic() - began < stretched(LEAVE_S), "the other rank noticed at once"
     assert raised.value.number == 2
     assert any("rank 1 of 2" in note and "step 2" in note for note in raised.value.__notes__)
     shown = str(raised.value.__cause__)
     assert "self.end()" in shown and "run_job" not in shown, "the user's lines, not raylit's"
 
 
-def test_a_killed_rank_is_said_and_started_again(tmp_path: Path) -> None:
-    with pytest.raises(LaunchError, match=r"rank 1 was ended by SIGKILL.*max_failures=1"):
-        trainer(tmp_path, **FORKED).fit(Ends("kill"))
-    model = Ends("kill", tmp_path / "marker")
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("kill", "rank 1 was ended by SIGKILL"),
+        ("exit", "rank 1 ended itself with exit code 7"),  # as a library of C may do
+    ],
+)
+@pytest.mark.parametrize(
+    "arguments",
+    [FORKED, pytest.param({"devices": 2, "strategy": "ddp_spawn"}, marks=pytest.mark.long)],
+    ids=["forked", "new"],
+)
+def test_a_killed_rank_is_said_and_started_again(
+    tmp_path: Path, arguments: dict[str, Any], how: str, said: str
+) -> None:
+    with pytest.raises(LaunchError, match=rf"{said}.*max_failures=1"):
+        trainer(tmp_path, **arguments).fit(Ends(how))
+    model = Ends(how, tmp_path / "marker")
     saver = pl.callbacks.RecoveryCheckpoint(every_n_steps=1)
-    again = trainer(tmp_path, **FORKED, max_failures=1, callbacks=saver)
+    again = trainer(tmp_path, **arguments, max_failures=1, callbacks=saver)
     with pytest.warns(UserWarning, match="Restart 1 from the newest checkpoint"):
         result = again.fit(model)
     assert (result.epochs, result.steps) == (2, 8)
