@@ -39,6 +39,7 @@ def dump(run: Run, progress: Progress) -> dict[str, Any]:
         "logged": run.metrics.values(),
         "val_batches": run.data.val_batches_seen,
         "own": run.strategy.own_state(run.module),
+        "stops_later": waits_to_stop(run, progress),
     }
     unused = set()
     if progress.at == VALIDATION and run.resume.before_validation is not None:
@@ -59,6 +60,17 @@ def dump(run: Run, progress: Progress) -> dict[str, Any]:
     if has_gradients or is_within_window(run, progress):
         state["gradients"] = run.strategy.gradients(run.module)
     return state
+
+
+def waits_to_stop(run: Run, progress: Progress) -> bool:
+    """Tell whether a stop was asked for that `min_epochs` or `min_steps` put off.
+
+    One that they allow is not remembered: a fit that has stopped may be gone on with.
+    """
+    trainer = run.trainer
+    epochs = progress.epoch + (progress.in_epoch and progress.is_last_batch)
+    is_early = epochs < (trainer.min_epochs or 0) or progress.steps < (trainer.min_steps or 0)
+    return trainer.should_stop and is_early
 
 
 def plain_output(output: object) -> object:
@@ -157,10 +169,11 @@ def shared_out(states: list[StateDict], world: World) -> dict[str, Any]:
 
 
 def restore(run: Run, state: StateDict) -> None:
-    """Bring back what was logged and the gradients.
+    """Bring back what was logged, the gradients, and a stop that waits for its minimum.
 
     Random states and the place in the data the loop brings back, when it is there.
     """
+    run.trainer.should_stop = run.trainer.should_stop or state.get("stops_later", False)
     run.data.seed = state.get("seed", run.data.seed)
     run.metrics.load_values(state["logged"])
     run.data.val_batches_seen = dict(state.get("val_batches", {}))

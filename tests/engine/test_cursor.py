@@ -405,6 +405,41 @@ def test_a_step_that_reads_two_batches_validates() -> None:
     assert validated == [3, 6]
 
 
+class WantsToStop(Callback):
+    """Asks in epoch 0 for a stop, which `min_epochs` puts off."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.global_step == 2:
+            trainer.should_stop = True
+
+
+@pytest.mark.parametrize(
+    ("hook", "waiting"),  # the saves between the wish and the end
+    [
+        ("on_train_batch_end", slice(1, 9)),
+        ("on_validation_end", slice(0, 1)),
+        ("on_train_epoch_end", slice(0, 1)),
+    ],
+)
+def test_a_stop_that_waits_for_its_minimum_is_not_forgotten(
+    tmp_path: Path, hook: str, waiting: slice
+) -> None:
+    limits = {"min_epochs": 2, "max_epochs": 6}
+    saves = Saves(hook, tmp_path)
+    module = Net("step", "epoch")
+    whole = fit(module, WantsToStop(), saves, **limits)
+    assert whole.current_epoch == 2
+    for file in saves.files[waiting]:
+        again = Net("step", "epoch")
+        assert end(fit(again, ckpt_path=file, **limits), again) == end(whole, module), file
+
+
+def test_a_fit_that_has_stopped_may_be_gone_on_with(tmp_path: Path) -> None:
+    limits = {"min_epochs": 1, "max_epochs": 3}
+    fit(Net(), WantsToStop(), **limits).save_checkpoint(tmp_path / "x.ckpt")
+    assert fit(Net(), ckpt_path=tmp_path / "x.ckpt", **limits).current_epoch == 3
+
+
 # ---- what does not fit the checkpoint ----
 
 
