@@ -92,7 +92,8 @@ __all__ = [
     "utilities",
 ]
 
-__getattr__ = attribute_loader(__name__, _PLACES)
+if not TYPE_CHECKING:  # which finds a name that is not there
+    __getattr__ = attribute_loader(__name__, _PLACES)
 
 
 def __dir__() -> list[str]:

@@ -138,6 +138,19 @@ def foreign_hint(value: object) -> str:
     return ""
 
 
+def what_it_is(value: object) -> str:
+    """Return in words what was given in the place of an object: an object of a class, or a class.
+
+    Example:
+        >>> what_it_is(3), what_it_is(dict)
+        ('a builtins.int', 'the class dict: give an object of it, such as dict()')
+    """
+    if isinstance(value, type):
+        name = value.__qualname__.rpartition(".")[2]
+        return f"the class {name}: give an object of it, such as {name}()"
+    return f"a {type(value).__module__}.{type(value).__qualname__}"
+
+
 class Terminated(SystemExit):
     """The process was asked to end by SIGTERM and has come to a place where it can.
 

@@ -121,7 +121,8 @@ _PLACES = {
 }
 
 # finds Lightning's paths too, which no module here imports
-__getattr__ = attribute_loader(__name__, _PLACES)
+if not TYPE_CHECKING:  # which finds a name that is not there
+    __getattr__ = attribute_loader(__name__, _PLACES)
 
 
 def __dir__() -> list[str]:

@@ -64,7 +64,7 @@ class Origin:
 def resolve(
     ckpt_path: str | os.PathLike[str] | None,
     savers: Sequence[object],
-    default_root_dir: str,
+    roots: str | Sequence[str],
     fn: str,
     opened: Opened | None = None,
     is_own: bool = True,
@@ -78,7 +78,8 @@ def resolve(
     Args:
         ckpt_path: a path, a URL, `best` or `last`.
         savers: the Trainer's checkpoint callbacks.
-        default_root_dir: where folders of checkpoints are looked for if no callback has one.
+        roots: where folders of checkpoints are looked for if no callback has one; the first that
+            has some counts.
         fn: `fit`, `validate`, `test` or `predict`.
         opened: takes what stands in the file, under its path, if that had to be read to tell that
             it is whole. None: nobody wants it.
@@ -102,8 +103,10 @@ def resolve(
     if path not in ("best", "last"):
         return _given(path)
     folders = _own_folders(savers)
+    roots = [roots] if isinstance(roots, str) else roots
     if not folders:
-        folders = _searched(default_root_dir, origin if is_own else None, opened)
+        every = (_searched(root, origin if is_own else None, opened) for root in roots)
+        folders = next(filter(None, every), [])
     if not savers and not on_exception and folders:
         others = _newest(folders, "*.ckpt")
         raise CheckpointNotFoundError(

@@ -66,4 +66,5 @@ __all__ = [
     "main",
 ]
 
-__getattr__ = attribute_loader(__name__, _PLACES)
+if not TYPE_CHECKING:  # which finds a name that is not there
+    __getattr__ = attribute_loader(__name__, _PLACES)

@@ -15,6 +15,7 @@ from raylit.checkpoint import find, folder, load
 from raylit.cli import report
 from raylit.cli.config import ARGUMENTS, Config, Reader
 from raylit.cli.record import KeepConfig
+from raylit.core.callback import checkpoint_roots
 from raylit.core.hparams import stored_hparams
 from raylit.core.module import LightningModule
 from raylit.errors import CheckpointError, ConfigError, Terminated
@@ -185,11 +186,12 @@ def find_checkpoint(
     Raises:
         ConfigError: there is none.
     """
+    roots = checkpoint_roots(trainer, command)
     try:
         return find.resolve(
             ckpt_path,
             trainer.savers,
-            trainer.storage_url or trainer.default_root_dir,
+            roots,
             "validate" if must_exist else command,
             opened,
             origin=origin,
@@ -198,7 +200,7 @@ def find_checkpoint(
         if must_exist:
             raise ConfigError(
                 "--resume: there is nothing to go on from in"
-                f" {report.shown(trainer.default_root_dir)}: no checkpoint was found. Leave out"
+                f" {', '.join(map(report.shown, roots))}: no checkpoint was found. Leave out"
                 " --resume."
             ) from error
         raise ConfigError(str(error)) from error
@@ -207,9 +209,8 @@ def find_checkpoint(
 def say_how_to_go_on(trainer: Trainer, started: float, args: list[str], program: str) -> None:
     """Say how to go on with a fit that was ended, if it left a checkpoint."""
     try:
-        newest = find.resolve(
-            "last", trainer.savers, trainer.storage_url or trainer.default_root_dir, "validate"
-        )
+        roots = checkpoint_roots(trainer, "fit")
+        newest = find.resolve("last", trainer.savers, roots, "validate")
     except CheckpointError:
         return
     if newest is not None and folder.modified(newest) >= started:

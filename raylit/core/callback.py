@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from raylit.core.hooks import is_overridden
 from raylit.core.logger import as_loggers
+from raylit.errors import ConfigError, foreign_hint, what_it_is
 from raylit.runtime.aliases import Batch, CheckpointDict, StateDict, StepOutput
 
 if TYPE_CHECKING:
@@ -304,6 +305,34 @@ def default_folder(trainer: RunningTrainer) -> str:
     root = trainer.storage_url or logger.save_dir or trainer.default_root_dir
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     return os.path.join(root, str(logger.name), version, "checkpoints")
+
+
+def checkpoint_roots(trainer: RunningTrainer, fn: str) -> list[str]:
+    """Return below which folders earlier runs of such a Trainer have saved, the likeliest first.
+
+    As `default_folder`, when no run is open yet. What is evaluated may also be of a Trainer without
+    this logger; a fit goes on from its own place alone.
+    """
+    default = trainer.default_root_dir
+    if trainer.storage_url:
+        return [trainer.storage_url]
+    own = next((logger.given_dir for logger in as_loggers(trainer.loggers)), None)
+    if not own or os.path.abspath(own) == os.path.abspath(default):
+        return [default]
+    return [own] if fn == "fit" else [own, default]
+
+
+def check_callbacks(callbacks: Iterable[object], origin: str = "callbacks holds") -> None:
+    """Find out whether all are callbacks; `origin` says whose they are.
+
+    Raises:
+        ConfigError: one is something else.
+    """
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise ConfigError(
+                f"{origin} what is no Callback: {what_it_is(callback)}.{foreign_hint(callback)}"
+            )
 
 
 def in_order(callbacks: Iterable[Callback]) -> list[Callback]:

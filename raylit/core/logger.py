@@ -76,6 +76,11 @@ class Logger(ABC):
         return None
 
     @property
+    def given_dir(self) -> str | None:
+        """`save_dir` as far as it is known before a run is opened; None: the Trainer's folder."""
+        return self.save_dir
+
+    @property
     def log_dir(self) -> str | None:
         """Folder of this run, or None when nothing is kept in files."""
         return None

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from raylit.errors import ConfigError, did_you_mean
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -80,9 +82,20 @@ def curves(history: Sequence[Mapping[str, float]], keys: Sequence[str] = ()) -> 
 
     Args:
         history: rows with `step` and values.
-        keys: those to draw; all if none is named.
+        keys: those to draw; all if none is named. Of one that was logged by step and by epoch,
+            its name alone means the epochs.
+
+    Raises:
+        ConfigError: one was not logged.
     """
-    names = keys or sorted({name for row in history for name in row} - {"epoch", "step"})
+    logged = sorted({name for row in history for name in row} - {"epoch", "step"})
+    names = [f"{key}_epoch" if f"{key}_epoch" in logged else key for key in keys] or logged
+    for key, name in zip(keys, names, strict=False):
+        if name not in logged:
+            raise ConfigError(
+                f"{key!r} was not logged in this run.{did_you_mean(key, logged)} There are:"
+                f" {', '.join(logged) or 'none'}."
+            )
     figure = new_figure(8, 4)
     axes = figure.subplots()
     for name in names:

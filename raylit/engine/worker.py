@@ -13,7 +13,7 @@ import torch
 
 from raylit.checkpoint import sharded
 from raylit.checkpoint.plain import plain_items
-from raylit.core.callback import Callback, Checkpoint, SavedCheckpoints, in_order
+from raylit.core.callback import Callback, Checkpoint, SavedCheckpoints, check_callbacks, in_order
 from raylit.core.hooks import is_overridden, resolve
 from raylit.core.hparams import CLASS_PATH
 from raylit.core.job import Job, Result
@@ -139,6 +139,7 @@ def attach(run: Run) -> None:
     own = run.call(module, "configure_callbacks")
     if own:
         own = list(own) if isinstance(own, (list, tuple)) else [own]
+        check_callbacks(own, "configure_callbacks returned")
         kinds = {type(callback) for callback in own}
         trainer.callbacks = [
             callback

@@ -32,16 +32,17 @@ __all__ = [
 ]
 
 # Loaded when asked for: what sends a journal, and `raylit runs`, do without torch.
-__getattr__ = attribute_loader(
-    __name__,
-    {
-        "CSVLogger": "raylit.loggers.csv",
-        "CometLogger": "raylit.loggers.hosted.comet",
-        "Logger": "raylit.core.logger",
-        "MLFlowLogger": "raylit.loggers.mlflow.logger",
-        "NeptuneLogger": "raylit.loggers.hosted.neptune",
-        "RayMetricsLogger": "raylit.loggers.ray_metrics",
-        "TensorBoardLogger": "raylit.loggers.tensorboard",
-        "WandbLogger": "raylit.loggers.hosted.wandb",
-    },
-)
+if not TYPE_CHECKING:  # which finds a name that is not there
+    __getattr__ = attribute_loader(
+        __name__,
+        {
+            "CSVLogger": "raylit.loggers.csv",
+            "CometLogger": "raylit.loggers.hosted.comet",
+            "Logger": "raylit.core.logger",
+            "MLFlowLogger": "raylit.loggers.mlflow.logger",
+            "NeptuneLogger": "raylit.loggers.hosted.neptune",
+            "RayMetricsLogger": "raylit.loggers.ray_metrics",
+            "TensorBoardLogger": "raylit.loggers.tensorboard",
+            "WandbLogger": "raylit.loggers.hosted.wandb",
+        },
+    )

@@ -5,6 +5,7 @@ Needs no package and no server.
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import itertools
@@ -12,7 +13,7 @@ import math
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from raylit.core.logger import Logger
 from raylit.loggers.artifacts import KeepsFiles
@@ -82,6 +83,12 @@ class CSVLogger(KeepsFiles, Logger):
         if self._version is None:
             self._version = claim_version(self.root_dir)
         return self._version
+
+    def in_version(self, version: str) -> Self:
+        """Return a logger like this one, with a version of its own: a name, or a path of some."""
+        other = copy.copy(self)
+        other._version = version
+        return other
 
     @property
     def save_dir(self) -> str:

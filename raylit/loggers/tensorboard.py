@@ -5,6 +5,7 @@ Metrics, hyperparameters and the model's graph as event files for TensorBoard.
 
 from __future__ import annotations
 
+import copy
 import html
 import importlib.util
 import os
@@ -13,7 +14,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -129,6 +130,12 @@ class TensorBoardLogger(Logger):
         if self._version is None:
             self._version = claim_version(_expanded(self.root_dir))
         return self._version
+
+    def in_version(self, version: str) -> Self:
+        """Return a logger like this one, with a version of its own: a name, or a path of some."""
+        other = copy.copy(self)
+        other._version = version
+        return other
 
     @property
     def save_dir(self) -> str:

@@ -32,7 +32,8 @@ _PLACES = {
     "find_profiler": "raylit.profilers.by_name",
 }
 
-__getattr__ = attribute_loader(__name__, _PLACES)
+if not TYPE_CHECKING:  # which finds a name that is not there
+    __getattr__ = attribute_loader(__name__, _PLACES)
 
 
 def __dir__() -> list[str]:

@@ -18,7 +18,7 @@ from raylit.core.job import Job
 from raylit.core.logger import as_loggers
 from raylit.core.module import LightningModule
 from raylit.core.states import TrainerStatus
-from raylit.errors import CheckpointError, ConfigError, WrongTypeError, foreign_hint
+from raylit.errors import CheckpointError, ConfigError, WrongTypeError, foreign_hint, what_it_is
 from raylit.loggers import Logger
 from raylit.runtime.aliases import StateDict
 from raylit.runtime.messages import rank, warn
@@ -46,11 +46,10 @@ def check_model(fn: str, model: Any) -> LightningModule:
         wrapped._torch_compile = model.dynamo_ctx
         return wrapped
     if not isinstance(model, LightningModule):
-        kind = f"{type(model).__module__}.{type(model).__qualname__}"
         raise WrongTypeError(
             f"`model` must be a `LightningModule` or `torch._dynamo.OptimizedModule`, got"
-            f" `{type(model).__name__}`: Trainer.{fn} wants a LightningModule, but got a"
-            f" {kind}.{foreign_hint(model)}"
+            f" `{type(model).__name__}`: Trainer.{fn} wants a LightningModule, but got"
+            f" {what_it_is(model)}.{foreign_hint(model)}"
         )
     return model
 
@@ -106,13 +105,12 @@ def _check_kind(fn: str, datamodule: object) -> None:
     """
     if datamodule is None or isinstance(datamodule, LightningDataModule):
         return
-    kind = type(datamodule)
     hint = foreign_hint(datamodule)
-    if not hint:
+    if not hint and not isinstance(datamodule, type):
         hint = " Loaders go before it: fit(model, train_loader, val_loader)."
     raise ConfigError(
-        f"Trainer.{fn}(datamodule=...) got a {kind.__module__}.{kind.__qualname__}, which is no"
-        f" LightningDataModule.{hint}"
+        f"Trainer.{fn}(datamodule=...) wants a LightningDataModule, but got"
+        f" {what_it_is(datamodule)}.{hint}"
     )
 
 

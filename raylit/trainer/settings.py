@@ -29,7 +29,7 @@ from raylit.callbacks import (
 )
 from raylit.callbacks.monitors.timer import parse_duration
 from raylit.checkpoint.io import CheckpointIO
-from raylit.core.callback import in_order
+from raylit.core.callback import check_callbacks, in_order
 from raylit.core.limits import Limits
 from raylit.engine.compile import options_of
 from raylit.errors import ConfigError, WrongTypeError, did_you_mean, foreign_hint
@@ -930,19 +930,6 @@ def make_loggers(
                     f" log_metrics.{foreign_hint(one)} Give a Logger, True or False."
                 )
     return [DummyLogger()] if dummy and loggers else loggers
-
-
-def check_callbacks(callbacks: Iterable[object]) -> None:
-    """Find out whether all are callbacks.
-
-    Raises:
-        ConfigError: one is something else.
-    """
-    for callback in callbacks:
-        if not isinstance(callback, Callback):
-            raise ConfigError(
-                f"callbacks holds {callback!r}, which is no Callback.{foreign_hint(callback)}"
-            )
 
 
 def make_callbacks(

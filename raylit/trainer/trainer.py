@@ -13,6 +13,7 @@ import torch
 from raylit.callbacks import Callback
 from raylit.checkpoint import find
 from raylit.checkpoint.io import CheckpointIO
+from raylit.core.callback import check_callbacks, checkpoint_roots
 from raylit.core.datamodule import GivenData, LightningDataModule
 from raylit.core.job import Fn, Job, Result, Task
 from raylit.core.module import LightningModule
@@ -549,9 +550,9 @@ class Trainer(TrainerView):
             ckpt_path = driver.best_by_default(
                 task.name, model, self.checkpoint_callback, ckpt_path
             )
-        place = self.storage_url or self.default_root_dir
+        roots = checkpoint_roots(self, "validate")
         is_own = self.checkpoint_io is None
-        found = find.resolve(ckpt_path, self.savers, place, "validate", is_own=is_own)  # type: ignore[arg-type]
+        found = find.resolve(ckpt_path, self.savers, roots, "validate", is_own=is_own)  # type: ignore[arg-type]
         job = alone._job("validate", model, {"val": dataloaders}, datamodule, found, weights_only)
         job.task = task
         with driver.Driving(job):
@@ -659,14 +660,14 @@ class Trainer(TrainerView):
             )
         model = driver.check_model(fn, model)
         given, datamodule = driver.check_data(fn, data, datamodule)
-        settings.check_callbacks(self.callbacks)  # some may have come since it was made
+        check_callbacks(self.callbacks)  # some may have come since it was made
         driver.check_places(fn, self)
         driver.check_cluster(self)
         opened = self.opened_for(weights_only)
         self.ckpt_path = find.resolve(
             ckpt_path,
             self.savers,
-            self.storage_url or self.default_root_dir,
+            checkpoint_roots(self, fn),
             fn,
             opened,
             is_own=self.checkpoint_io is None,

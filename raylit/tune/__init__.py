@@ -22,4 +22,5 @@ _LAZY = {
 
 __all__ = ["SweepResult", "SweepSpec", "TrialResult", "Tuner"]
 
-__getattr__ = attribute_loader(__name__, _LAZY)
+if not TYPE_CHECKING:  # which finds a name that is not there
+    __getattr__ = attribute_loader(__name__, _LAZY)

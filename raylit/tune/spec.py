@@ -148,7 +148,16 @@ class SweepSpec:
         Raises:
             SweepError: a key is unknown, or a value wrong.
         """
-        given: dict[str, Any] = dict(numbers_of(values))
+        return cls.of(numbers_of(values))
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> SweepSpec:
+        """Return the settings of a sweep that were given by their names.
+
+        Raises:
+            SweepError: a name is unknown, or a value wrong.
+        """
+        given = dict(settings)
         known = [f.name for f in fields(cls) if f.init] + ["trials"]
         for key in given:
             if key not in known:

@@ -30,7 +30,7 @@ from raylit.core.datamodule import LightningDataModule
 from raylit.core.module import LightningModule
 from raylit.errors import CheckpointError, LaunchError, Terminated
 from raylit.launch.on_ray.by_value import Parcel
-from raylit.loggers import CSVLogger, Logger, MLFlowLogger
+from raylit.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
 from raylit.loggers.mlflow import store
 from raylit.runtime import rng, storage
 from raylit.runtime.aliases import CheckpointDict
@@ -376,9 +376,9 @@ class TrialFit:
         return None
 
     def _own_logger(self, logger: Logger) -> Logger:
-        """Return one trial's logger: trials at the same time must not take the same version."""
-        if isinstance(logger, CSVLogger):
-            return CSVLogger(logger.save_dir or ".", name=logger.name, version=self.name)
+        """Return one trial's logger: no trial of this or another sweep may write where one does."""
+        if isinstance(logger, (CSVLogger, TensorBoardLogger)):
+            return logger.in_version(f"{os.path.basename(self.plan.folder)}/{self.name}")
         return logger  # unpickled for this trial alone
 
     def _tell(self, error: BaseException) -> None:

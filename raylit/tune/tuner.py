@@ -201,7 +201,7 @@ class Tuner:
             val_dataloaders: likewise.
             resume: a sweep to go on with whose process has ended: its name or folder; True: the
                 newest of this name.
-            settings: the settings of the sweep, instead of `spec`; see SweepSpec.
+            settings: the settings of the sweep, instead of `spec`; see `raylit.tune.SweepSpec`.
 
         Returns:
             The trials, best first.
@@ -219,7 +219,7 @@ class Tuner:
                 "Tuner.sweep wants the settings of the sweep: space=..., metric=..., ..., or a"
                 " SweepSpec as spec=..., but not both."
             )
-        spec = SweepSpec(**settings) if spec is None else spec
+        spec = SweepSpec.of(settings) if spec is None else spec
         if isinstance(model, LightningModule):
             raise ConfigError(
                 f"Tuner.sweep got a {type(model).__name__} object; every trial needs one of its"

@@ -115,6 +115,27 @@ def test_a_trainer_that_saves_nothing_takes_nobody_elses(
             run(model, ckpt_path=name)
 
 
+def test_the_loggers_folder_is_where_a_trainer_has_saved(tmp_path: Path) -> None:
+    """Not the root folder, although another run has left something newer there."""
+
+    def trainer(place: Path | None) -> pl.Trainer:
+        logger = False if place is None else pl.loggers.CSVLogger(place, name="digits")
+        return pl.Trainer(max_epochs=1, **{**QUIET, "logger": logger, "default_root_dir": tmp_path})
+
+    mine, others = tmp_path / "elsewhere", tmp_path / "never used"
+    trainer(mine).fit(TinyModel())
+    trainer(None).fit(TinyModel())
+    for name in ("best", "last"):
+        own = trainer(mine)
+        own.validate(TinyModel(), ckpt_path=name)
+        assert str(own.ckpt_path).startswith(str(mine))
+        elsewhere = trainer(others)  # what is evaluated may be of a Trainer without the logger
+        elsewhere.validate(TinyModel(), ckpt_path=name)
+        assert str(elsewhere.ckpt_path).startswith(str(tmp_path / "checkpoints"))
+    with pytest.warns(UserWarning, match="Training starts from scratch"):
+        trainer(others).fit(TinyModel(), ckpt_path="last")
+
+
 def test_best_and_last_in_a_process_that_did_not_write_them(tmp_path: Path) -> None:
     """Mode `max` on a falling loss makes the first checkpoint the best."""
     torch.manual_seed(0)

@@ -6,6 +6,7 @@ import pytest
 
 from raylit.core.job import Result
 from raylit.core.shown import as_png
+from raylit.errors import ConfigError
 
 HISTORY = [{"epoch": e, "step": 10 * e, "val_loss": 1 / (e + 1)} for e in range(500)]
 
@@ -38,3 +39,12 @@ def test_the_history_as_a_frame_and_a_picture(result: Result) -> None:
     assert list(frame.columns) == ["epoch", "step", "val_loss"]
     assert len(frame) == 500
     assert as_png(result.plot("val_loss")).startswith(b"\x89PNG")
+
+
+def test_a_curve_of_what_was_not_logged_is_an_error() -> None:
+    rows = [{"epoch": 0, "step": 1, "loss_step": 2.0, "loss_epoch": 3.0, "val_loss": 1.0}]
+    found = Result(history=rows)
+    axes = found.plot("loss", "val_loss").axes[0]
+    assert [line.get_label() for line in axes.lines] == ["loss_epoch", "val_loss"]
+    with pytest.raises(ConfigError, match=r"'val_los' was not logged.*Did you mean 'val_loss'"):
+        found.plot("val_los")

@@ -27,9 +27,32 @@ def fit_with_a_late_callback() -> None:
     trainer.fit(BoringModel())
 
 
+class ReturnsOne(BoringModel):
+    def configure_callbacks(self) -> Any:
+        return lightning.callbacks.LearningRateMonitor()
+
+
+@pytest.mark.parametrize(
+    ("use", "name"),
+    [
+        (lambda: pl.Trainer(**QUIET).fit(BoringModel), "BoringModel"),  # type: ignore[arg-type]
+        (lambda: fit(datamodule=BoringDataModule), "BoringDataModule"),
+        (
+            lambda: pl.Trainer(callbacks=[pl.callbacks.Timer], **QUIET),  # type: ignore[list-item]
+            "Timer",
+        ),
+    ],
+)
+def test_a_class_in_the_place_of_an_object_is_told(use: Callable[[], object], name: str) -> None:
+    text = rf"the class {name}: give an object of it, such as {name}\(\)\.$"
+    with pytest.raises((ValueError, TypeError), match=text):
+        use()
+
+
 @pytest.mark.parametrize(
     "use",
     [
+        lambda: pl.Trainer(**QUIET).fit(ReturnsOne()),
         lambda: pl.Trainer(**QUIET).fit(boring_classes.BoringModel()),
         lambda: fit(datamodule=boring_classes.BoringDataModule()),
         lambda: fit(train_dataloaders=boring_classes.BoringDataModule()),

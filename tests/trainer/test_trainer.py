@@ -42,7 +42,7 @@ def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
         ({"strategy": "dpp"}, "strategy='dpp'"),
         ({"num_workers": -1}, "num_workers=-1"),
         ({"max_failures": -1}, "max_failures=-1"),
-        ({"callbacks": [3]}, "callbacks holds 3"),
+        ({"callbacks": [3]}, "callbacks holds what is no Callback: a builtins.int"),
         (
             {"enable_checkpointing": False, "callbacks": [ModelCheckpoint()]},
             "found `ModelCheckpoint` in callbacks list",

@@ -265,7 +265,8 @@ class Rising(Line):
 
 @pytest.mark.ray
 def test_the_best_checkpoint_is_that_of_the_best_score(tmp_path: Path, ray_cluster: str) -> None:
-    trainer = pl.Trainer(max_epochs=3, logger=False, default_root_dir=tmp_path)
+    logger = pl.CSVLogger(tmp_path / "logs", name="lines", prefix="own")
+    trainer = pl.Trainer(max_epochs=3, logger=logger, default_root_dir=tmp_path)
     result = pl.Tuner(trainer).sweep(
         Rising,
         Data(),
@@ -277,6 +278,10 @@ def test_the_best_checkpoint_is_that_of_the_best_score(tmp_path: Path, ray_clust
     assert [trial.score for trial in result.trials] == [1.0, None]
     assert result.best.epoch == 0
     assert "epoch=0" in str(result.best.checkpoint)
+    name = Path(result.folder).name  # so that another sweep writes elsewhere
+    for trial in result.trials:
+        rows = (tmp_path / "logs/lines" / name / trial.name / "metrics.csv").read_text()
+        assert "own-val_loss" in rows.partition("\n")[0]
     for mode, wanted in (("min", "other"), ("max", "val_loss")):
         other = trainer.replaced(callbacks=[ModelCheckpoint(monitor=wanted, mode=mode)])
         with pytest.warns(UserWarning, match=f"the best by '{wanted}', which is not where"):
@@ -477,7 +482,7 @@ def test_score_values_and_checkpoint_of_pbt_belong_together(
 ) -> None:
     trainer = pl.Trainer(
         max_epochs=6,
-        logger=pl.MLFlowLogger("worse", tracking_uri=store(tmp_path)),
+        logger=pl.MLFlowLogger("lines", tracking_uri=store(tmp_path)),
         default_root_dir=tmp_path,
     )
     result = pl.Tuner(trainer).sweep(
@@ -609,6 +614,8 @@ def test_sweep_whose_metric_nobody_logs_says_so(tmp_path: Path, ray_cluster: str
         ({"space": {"trainer.max_epoch": 4}}, "max_epochs"),
         ({"space": {"trainer.max_epochs": {"choice": [-7]}}}, "max_epochs"),
         ({"space": None}, "space"),
+        ({"n_trials": 3}, "no setting 'n_trials'.*Did you mean 'trials'"),
+        ({"metric": None}, "needs the metric to optimize"),
     ],
 )
 def test_wrong_arguments_start_nothing(

@@ -242,6 +242,10 @@ class MLFlowLogger(Logger):
         return self._files_dir or os.path.join(self._root_dir, "mlruns")
 
     @property
+    def given_dir(self) -> str | None:
+        return self._files_dir
+
+    @property
     def log_dir(self) -> str | None:
         """Local folder of this run, `<save_dir>/<experiment id>/<run id>`.
 
@@ -891,7 +895,15 @@ class MLFlowLogger(Logger):
                 f" not in {without_secrets(client.tracking_uri)}, so a new one is created."
             )
             return None
-        if self._is_repeated and run.info.lifecycle_stage == "deleted":
+        if run.info.lifecycle_stage == "deleted":
+            if self._is_repeated:
+                return None
+            if run_id != self._resumed_run_id:
+                raise ConfigError(
+                    f"The run {run_id} was deleted, so nothing can be logged to it. Restore it with"
+                    f" `mlflow runs restore --run-id {run_id}`, or give no run_id."
+                )
+            warn(f"The run {run_id} of the checkpoint was deleted, so a new one is created.")
             return None
         if self._is_repeated or run_id == self._resumed_run_id:
             deliver_left_behind(self.save_dir, client.tracking_uri, run_id, wait_s=LOCK_S)

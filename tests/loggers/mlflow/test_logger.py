@@ -253,6 +253,21 @@ def test_a_fit_from_a_checkpoint_goes_on_with_its_run(uri: str, tmp_path: Path) 
     assert [row["epoch"] for row in second.history] == [0, 1]
 
 
+def test_a_run_that_was_deleted_is_not_gone_on_with(uri: str, tmp_path: Path) -> None:
+    client = mlflow.MlflowClient(uri)
+    gone = opened(MLFlowLogger("deleted", tracking_uri=uri), tmp_path)
+    gone.close("success")
+    client.delete_run(str(gone.run_id))
+    logger = MLFlowLogger("deleted", tracking_uri=uri)
+    logger.resume(str(gone.run_id))
+    with pytest.warns(UserWarning, match="was deleted, so a new one is created"):
+        opened(logger, tmp_path)
+    assert logger.run_id != gone.run_id
+    logger.close("success")
+    with pytest.raises(ConfigError, match=f"mlflow runs restore --run-id {gone.run_id}"):
+        opened(MLFlowLogger("deleted", tracking_uri=uri, run_id=gone.run_id), tmp_path)
+
+
 def test_resuming_a_run_that_is_not_there_creates_one(uri: str, tmp_path: Path) -> None:
     logger = MLFlowLogger(tracking_uri=uri)
     logger.resume("0" * 32)
