@@ -30,7 +30,7 @@ TESTED = [  # what reaches no service, and needs no package but those below
 # s3fs, for one, asks for a younger fsspec than raylit does, so not the extra `test`.
 TOOLS = (
     "pytest>=8 pytest-timeout pytest-xdist hypothesis lightning==2.6.6 optuna==4.0 pyte psutil"
-    " attrs torchdata tensorboard scikit-learn"
+    " attrs torchdata tensorboard scikit-learn nbformat nbclient ipykernel matplotlib"
 )
 
 

@@ -28,6 +28,7 @@ from raylit.core.module import LightningModule
 from raylit.errors import ConfigError, did_you_mean
 from raylit.loggers import MLFlowLogger
 from raylit.runtime.masked_config import mask_config
+from raylit.runtime.messages import info
 from raylit.runtime.rng import seed_everything
 from raylit.runtime.secrets import without_secrets
 
@@ -77,6 +78,7 @@ def tune(args: list[str], options: Namespace, reader: Reader) -> None:
         with open(source.name, encoding="utf-8") as file:
             text = yaml.safe_dump(source.values) if options.of_sweep else file.read()
         files = {CONFIG: mask_config(config.text), SWEEP: mask_config(text)}
+        _say_overruled(config, source, spec.space)
         result = run_sweep(
             trainer,
             recipe,
@@ -327,12 +329,24 @@ def _refuse_fixed(config: Config, source: Source, swept: Sequence[str]) -> None:
         ConfigError: there is one; which of the two is meant cannot be known.
     """
     for key in swept:
-        for given in config.sources if "." in key else ():  # a component that is swept replaces it
-            if given.root is None and given.name.removeprefix("--") == key:
-                raise ConfigError(
-                    f"{given.name} fixes what the sweep varies ({_where(source, key)}). Leave one"
-                    " of the two out."
-                )
+        if "." in key and _is_flag(config, key):  # a component that is swept replaces it
+            raise ConfigError(
+                f"--{key} fixes what the sweep varies ({_where(source, key)}). Leave one of the two"
+                " out."
+            )
+
+
+def _say_overruled(config: Config, source: Source, space: Mapping[str, object]) -> None:
+    """Say which flags no trial sees, since the sweep gives the same keys."""
+    for key, value in space.items():
+        if _is_flag(config, key):
+            info(f"--{key} is not used: {_where(source, key)} gives {value!r} to all trials.")
+
+
+def _is_flag(config: Config, key: str) -> bool:
+    return any(
+        given.root is None and given.name.removeprefix("--") == key for given in config.sources
+    )
 
 
 @dataclass

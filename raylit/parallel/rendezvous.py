@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 from datetime import timedelta
@@ -25,15 +26,19 @@ def loopback_store(timeout: timedelta) -> dict[str, object]:
         return {}
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     port = int(os.environ["MASTER_PORT"])
-    listener = _listen(address, port) if rank == 0 else None
-    store = dist.TCPStore(  # type: ignore[attr-defined]  # its types leave it out
+    make = functools.partial(
+        dist.TCPStore,  # type: ignore[attr-defined]  # its types leave it out
         address,
         port,
         size,
         is_master=rank == 0,
         timeout=timeout,
-        master_listen_fd=None if listener is None else listener.detach(),
+        master_listen_fd=_listen(address, port).detach() if rank == 0 else None,
     )
+    try:
+        store = make()
+    except NotImplementedError:  # torch 2.6, whose usual server does not take a socket
+        store = make(use_libuv=False)
     return {"store": store, "rank": rank, "world_size": size}
 
 

@@ -205,6 +205,7 @@ def test_tune_runs_the_trials_of_the_sweep_file(
         *("--retrain", "--trainer.max_epochs", "4"),
     )
     assert done.code == 0, done
+    assert "--trainer.max_epochs is not used: sweep.yaml, line 6 gives 3" in done.err
     assert "val_loss" in done.out and "model.lr" in done.out.replace("\n", "")
     assert "--model.lr=0.05 --data.batch_size=64 --trainer.max_epochs=3" in done.out, (
         "the higher rate is the better one"

@@ -118,7 +118,8 @@ class Sender:
             if time.monotonic() - told > SHOW_AFTER_S:
                 told = time.monotonic()
                 num_bytes = self._journal.position - self._journal.acked
-                info(f"Sending to MLflow what was logged: {num_bytes / 1e3:.0f} kB are left.")
+                left = f"{num_bytes / 1e3:.0f} kB are left" if num_bytes else "nearly done"
+                info(f"Sending to MLflow what was logged: {left}.")
         if self._teller is not None:
             self._teller.join()
         if process.stdin is not None:
