@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from raylit.core.hooks import is_overridden
+from raylit.core.hooks import describe, is_overridden
 from raylit.core.logger import as_loggers
 from raylit.errors import ConfigError, foreign_hint, what_it_is
 from raylit.runtime.aliases import Batch, CheckpointDict, StateDict, StepOutput
@@ -291,6 +291,9 @@ def checkpoint_folder(trainer: RunningTrainer) -> str:
     saver = trainer.checkpoint_callback
     own = saver.resolve_dirpath(trainer) if saver is not None else None
     return default_folder(trainer) if own is None else own
+
+
+describe(Callback)
 
 
 def default_folder(trainer: RunningTrainer) -> str:

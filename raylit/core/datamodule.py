@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from raylit import checkpoint as checkpoints
-from raylit.core.hooks import is_overridden
+from raylit.core.hooks import describe, is_overridden
 from raylit.core.hparams import HasHyperparameters, accepted_arguments, class_only, construct
 from raylit.runtime.aliases import Batch, Loaders, StateDict
 from raylit.runtime.batch import transfer_to
@@ -174,6 +174,9 @@ class LightningDataModule(HasHyperparameters):
                 found = "None"
             lines.append(f"{{{name} dataloader: {found}}}")
         return "\n".join(lines)
+
+
+describe(LightningDataModule)
 
 
 class TorchBatches(Protocol):

@@ -108,7 +108,7 @@ HOOKS: dict[str, Hook] = {
     "on_after_backward": Hook("CM", "after the backward pass", PER_STEP),
     "optimizer_step": Hook("M", "runs the closure and the optimizer", PER_STEP),
     "on_before_optimizer_step": Hook(
-        "CM", "gradients are complete and unscaled, parameters not yet changed", PER_STEP
+        "CM", "when gradients are complete and unscaled, parameters not yet changed", PER_STEP
     ),
     "configure_gradient_clipping": Hook("M", "clips the gradients", PER_STEP),
     "clip_gradients": Hook("M", "clips the gradients", PER_STEP),
@@ -124,6 +124,26 @@ HOOKS: dict[str, Hook] = {
     "load_state_dict": Hook("CMD", "takes it back"),
     "on_save_checkpoint": Hook("CM", "may add to a checkpoint before it is written"),
     "on_load_checkpoint": Hook("CM", "sees a checkpoint before it is applied"),
+}
+
+
+def describe(cls: type) -> None:
+    """Give the hooks that a class has the docstrings that `HOOKS` makes, for `help`."""
+    for name, hook in HOOKS.items():
+        method = vars(cls).get(name)
+        if not inspect.isfunction(method) or method.__doc__ is not None:
+            continue
+        is_moment = hook.when.split()[0].rstrip(",") in MOMENTS
+        when = f"called {hook.when}" if is_moment else hook.when
+        method.__doc__ = f"{when[0].upper()}{when[1:]}.{LOGGING[hook.log]}"
+
+
+MOMENTS = ("before", "after", "first", "last", "when", "on")
+LOGGING = {
+    None: "",
+    PER_STEP: " What is logged in it counts by step, with `on_epoch=True` by epoch too.",
+    PER_EVAL_STEP: " What is logged in it is averaged over the epoch.",
+    PER_EPOCH: " What is logged in it counts for the epoch.",
 }
 
 
@@ -195,6 +215,7 @@ class ModuleHooks:
         self.train()  # type: ignore[attr-defined]
 
 
+describe(ModuleHooks)
 ModelHooks = ModuleHooks  # Lightning's name
 
 

@@ -130,7 +130,23 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
     def configure_optimizers(self) -> Any:
         """Return an optimizer; or a list of them; or ([optimizers], [schedulers]).
 
-        Or a dict with `optimizer`, `lr_scheduler`, `monitor`.
+        Or a dict, or a list of some, with the keys `optimizer`, `lr_scheduler` and `monitor` (the
+        metric of ReduceLROnPlateau). A scheduler steps after each epoch. A dict in its place says
+        otherwise: `scheduler`, `interval` ("epoch" or "step"), `frequency` (every how many),
+        `monitor`, `strict` (whether it is an error if that metric is missing), `name` (for
+        LearningRateMonitor). None: nothing is optimized.
+
+        Example:
+            >>> class Net(LightningModule):
+            ...     def configure_optimizers(self):
+            ...         optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3)
+            ...         scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            ...             optimizer, 1e-2, total_steps=self.trainer.estimated_stepping_batches
+            ...         )
+            ...         return {
+            ...             "optimizer": optimizer,
+            ...             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+            ...         }
         """
 
     # ---- hooks that do something by default ----

@@ -28,6 +28,16 @@ def test_every_hook_that_can_be_overridden_is_in_the_table(owner: type) -> None:
     assert found - {"on_gpu"} <= set(HOOKS)
 
 
+@pytest.mark.parametrize("letter", OWNERS)
+def test_help_says_when_a_hook_is_called(letter: str) -> None:
+    for name, hook in HOOKS.items():
+        if letter in hook.owners and hasattr(OWNERS[letter], name):
+            text = inspect.getdoc(getattr(OWNERS[letter], name)) or ""
+            assert text[:1].isupper() and text.endswith((".", "}")), (name, text)
+    text = Callback.on_train_batch_end.__doc__ or ""
+    assert text.startswith("Called after each batch of training. What is logged in it counts by")
+
+
 def test_only_what_is_overridden_is_called() -> None:
     calls: list[str] = []
 
