@@ -334,7 +334,7 @@ def _is_to_stop(name: str) -> bool:
     print(f"\nStop the job {name}? [y: stop it, Enter: only look away] ", end="", file=sys.stderr)
     sys.stderr.flush()
     try:
-        return sys.stdin.readline().strip().lower() in ("y", "yes", "s", "stop")
+        return sys.stdin.readline().strip().lower() in ("y", "yes", "stop")
     except KeyboardInterrupt:
         return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -85,6 +86,20 @@ def refused(project: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
 def test_what_is_no_cluster(refused: Refused, project: Path, on: str, words: str) -> None:
     (project / "service.yaml").write_text("kind: Service\n")
     assert words in refused(on=on)
+
+
+def test_the_port_of_something_else(refused: Refused) -> None:
+    """Such as Ray's own, which ends connections that speak HTTP."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    server.accept()[0].close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        said = refused(on=f"http://127.0.0.1:{server.getsockname()[1]}")
+    assert "speaks no HTTP. Ray's own port (6379) is not that of its dashboard" in said
 
 
 def test_on_without_a_value(refused: Refused, capsys: pytest.CaptureFixture[str]) -> None:

@@ -201,12 +201,16 @@ def _first_answer(address: str, given: str) -> JobSubmissionClient:
 
 
 def _unreachable(address: str) -> str:
-    host = urlsplit(address).hostname
+    parts = urlsplit(address)
     try:
-        socket.getaddrinfo(host, None)
+        socket.getaddrinfo(parts.hostname, None)
     except OSError:
-        return f"the name {host} is not known on this machine"
-    return "nobody listens there"
+        return f"the name {parts.hostname} is not known on this machine"
+    try:
+        socket.create_connection((parts.hostname, parts.port or 80), timeout=1).close()
+    except OSError:
+        return "nobody listens there"
+    return "what listens there speaks no HTTP. Ray's own port (6379) is not that of its dashboard"
 
 
 def _about_token(answer: str) -> str:
