@@ -281,9 +281,11 @@ def of_samples(first: FirstStep) -> Finding:
         )
     independent = [name for name, (mixes, _) in told.items() if mixes is False]
     if independent:
-        return Finding(
-            "samples", "ok", f"do not influence each other in {listed(independent)}", values=values
-        )
+        text = f"do not influence each other in {listed(independent)}"
+        if "the module" in told or len(independent) == 1:
+            return Finding("samples", "ok", text, values=values)
+        text += "; what training_step makes of these was not looked at, as forward would be"
+        return Finding("samples", "unknown", text, values=values)
     reason = next(
         (f": {name}: {text}" for name, (_, text) in told.items()), ": training_step calls no module"
     )

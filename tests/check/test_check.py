@@ -341,6 +341,17 @@ class TestSamples:
 
         assert check(Wide(), loader(batch_size))["samples"].status == "ok"
 
+    def test_what_the_step_itself_makes_of_parts_is_not_told(self) -> None:
+        class Attends(Classifier):
+            def training_step(self, batch: Any, batch_idx: int) -> Any:
+                hidden = self.first(batch[0])
+                mixed = (hidden @ hidden.T).softmax(0) @ hidden  # over the samples
+                return F.cross_entropy(self.last(mixed), batch[1])
+
+        found = check(Attends())["samples"]
+        assert found.status == "unknown"
+        assert "in first, last; what training_step makes of these was not looked at" in found.found
+
     def test_time_first_is_not_taken_for_samples(self) -> None:
         class Recurrent(Classifier):
             def __init__(self) -> None:
