@@ -136,7 +136,7 @@ def check(
         several = _train_on_several(probed, savers, _copy(model), data, datamodule, last_epoch)
         _let_go(model)
         one = _train_on(first.batch, probed, savers, _copy(model), datamodule)
-        dies = _dies(one.schedulers, trainer, batches)
+        odd = _odd_schedule(one.schedulers, trainer, batches)
         one.schedulers = []  # they hold the copy
         _let_go(model)
         with_adam = None
@@ -152,7 +152,7 @@ def check(
             judge.of_steps(first),
             judge.of_gradients(about, first, several, one),
             *judge.of_inputs(first.inputs),
-            judge.of_optimizers(first, several, one, about, dies),
+            judge.of_optimizers(first, several, one, about, odd),
             judge.of_finite(first, several),
             judge.of_samples(first),
             judge.of_loss(first.loss, first.notes, one.notes),
@@ -288,35 +288,59 @@ def _train_on_several(
     return several
 
 
-def _dies(
+def _odd_schedule(
     schedulers: list[LRSchedulerConfig], trainer: JobTrainer, num_batches: float
 ) -> str | None:
-    """Tell in words whether schedulers bring the learning rate to nothing long before the end.
+    """Tell in words what is odd in a learning rate over the fit, if a scheduler is.
 
-    They are called as in the fit, of at most `MOST_CALLS`; their optimizers must be copies.
+    As where it steps by epoch and was made for steps, or the other way round. They are called as in
+    the fit, of at most `MOST_CALLS`; their optimizers must be copies.
     """
     for config in schedulers:
-        if config.reduce_on_plateau:
-            continue
-        calls = _num_calls(config, trainer, num_batches)
-        if calls is None or calls < 4:
-            continue
-        rates = list[float]()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for _ in range(min(calls, MOST_CALLS)):
-                rates.append(max(group["lr"] for group in config.scheduler.optimizer.param_groups))
-                try:
-                    config.scheduler.step()
-                except ValueError:  # it was made for fewer, and says so in the fit
-                    break
-        peak = max(rates)
-        end = next((n for n, _ in enumerate(rates) if max(rates[n:]) <= NO_STEP * peak), len(rates))
-        if peak > 0 and end < calls / 2 and end < len(rates):
-            return (
-                f"{type(config.scheduler).__name__} brings the learning rate to"
-                f" {max(rates[end:]):.2g} after {end} of {calls} {config.interval}s"
-            )
+        calls = None if config.reduce_on_plateau else _num_calls(config, trainer, num_batches)
+        if calls is not None and calls >= 4:
+            told = _odd_rates(_rates(config, calls), calls, config.interval)
+            # The other way round they may be made for the epochs or steps of this check
+            made_for = getattr(config.scheduler, "total_steps", None)  # OneCycleLR
+            period = getattr(config.scheduler, "T_max", None)  # CosineAnnealingLR
+            if config.interval == "epoch" and made_for and made_for > 2 * calls:
+                told = f"is made for {made_for} steps and gets {calls}"
+            elif config.interval == "step" and period and calls >= 3 * period:
+                turns = calls / period
+                told = f"turns {turns:.0f} times between high and low in {calls} steps"
+            if told is not None:
+                return f"{type(config.scheduler).__name__} {told}"
+    return None
+
+
+def _rates(config: LRSchedulerConfig, calls: int) -> list[float]:
+    """Return the learning rate before each call of a scheduler."""
+    rates = list[float]()
+    groups = config.scheduler.optimizer.param_groups
+    first = getattr(config.scheduler, "get_last_lr", list)()  # a user's own may lack it
+    for group, rate in zip(groups, first, strict=False):
+        group["lr"] = rate  # with which the fit begins; the steps of this check had the full one
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(min(calls, MOST_CALLS)):
+            rates.append(max(group["lr"] for group in groups))
+            try:
+                config.scheduler.step()
+            except ValueError:  # it was made for fewer, and says so in the fit
+                break
+    return rates
+
+
+def _odd_rates(rates: list[float], calls: int, interval: str) -> str | None:
+    peak = max(rates)
+    if peak <= 0:
+        return None
+    end = next((n for n, _ in enumerate(rates) if max(rates[n:]) <= NO_STEP * peak), len(rates))
+    if end < calls / 2 and end < len(rates):
+        rest = f"{max(rates[end:]):.2g} after {end} of {calls} {interval}s"
+        return f"brings the learning rate to {rest}"
+    if interval == "epoch" and rates[0] <= NO_STEP * peak:
+        return f"leaves the learning rate at {rates[0]:.2g} for the whole first epoch"
     return None
 
 

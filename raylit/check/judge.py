@@ -147,9 +147,9 @@ def of_gradients(model: Model, first: FirstStep, several: SeveralBatches, one: O
 
 
 def of_optimizers(
-    first: FirstStep, several: SeveralBatches, one: OneBatch, model: Model, dies: str | None
+    first: FirstStep, several: SeveralBatches, one: OneBatch, model: Model, odd_schedule: str | None
 ) -> Finding:
-    """Judge what optimizers hold and do; `dies` says when schedulers end training too early."""
+    """Judge what optimizers hold and do; `odd_schedule` says what is odd in a scheduler."""
     seen = (first.notes.gradients, several.notes.gradients, one.gradients)
     left_out = [
         name
@@ -195,11 +195,11 @@ def of_optimizers(
                 "in manual optimization, training_step calls optimizer.step()",
                 values,
             )
-    if dies is not None:
+    if odd_schedule is not None:
         return Finding(
             "optimizers",
             "question",
-            dies,
+            odd_schedule,
             "interval is 'step' or 'epoch': is the scheduler made for the other, or for fewer?",
             values,
         )

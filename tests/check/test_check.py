@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import lr_scheduler as S
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import raylit as pl
@@ -506,6 +507,42 @@ class TestOneBatch:
                 }
 
         assert statuses(check(OneCycle())) == {}
+
+    @pytest.mark.parametrize(
+        ("make", "interval", "said"),
+        [
+            (
+                lambda o: S.LambdaLR(o, lambda step: min(1.0, step / 5)),
+                "epoch",
+                "LambdaLR leaves the learning rate at 0 for the whole first epoch",
+            ),
+            (lambda o: S.LambdaLR(o, lambda step: min(1.0, step / 5)), "step", None),
+            (
+                lambda o: S.OneCycleLR(o, 0.02, total_steps=40),
+                "epoch",
+                "OneCycleLR is made for 40 steps and gets 10",
+            ),
+            (
+                lambda o: S.CosineAnnealingLR(o, T_max=10),
+                "step",
+                "CosineAnnealingLR turns 4 times between high and low in 40 steps",
+            ),
+            (lambda o: S.CosineAnnealingLR(o, T_max=10), "epoch", None),
+            (lambda o: S.CosineAnnealingWarmRestarts(o, T_0=10), "step", None),
+        ],
+    )
+    def test_a_scheduler_of_the_other_interval(
+        self, make: Callable[[Any], Any], interval: str, said: str | None
+    ) -> None:
+        class Scheduled(Classifier):
+            def configure_optimizers(self) -> Any:
+                optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
+                scheduler = {"scheduler": make(optimizer), "interval": interval}
+                return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+        found = check(Scheduled(), max_epochs=10)["optimizers"]
+        assert found.status == ("ok" if said is None else "question")
+        assert said is None or said in found.found
 
     def test_manual_optimization(self) -> None:
         class Manual(Classifier):
