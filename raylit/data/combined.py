@@ -67,8 +67,8 @@ class CombinedLoader:
 
     Attributes:
         plans: what plans the reading of each of `readers`, None where nothing does.
-        limit_of: how many batches are read where all loaders together give so many; None: what
-            `limits` says.
+        limit_of: how many batches of a loader with so many an epoch counts; None: what `limits`
+            says.
         watch: a context around the fetching of each batch, for a profiler, or None.
         is_last: whether the batch that was given last is the epoch's last.
         even: how the ranks come to the same end of an epoch; None: they have equally many batches.
@@ -211,9 +211,9 @@ class CombinedLoader:
     def recount(self) -> None:
         """Find out how many batches the epoch has that comes: samplers may have more or fewer."""
         if self.limit_of is not None:
-            # A part of the whole, not of each loader: a shorter one is read to its own end.
-            self._limits = None
-            self.limits = self.limit_of(self._own_number())
+            # How many of the longest, or of the shortest; a shorter one is read to its own end
+            lengths = [length_of(one) for one in self.readers]
+            self.limits = self._combined([min(n, self.limit_of(n)) for n in lengths])
         if self._own_even is not None:
             self.even = self._own_even
             self._own_even = None

@@ -99,7 +99,6 @@ def prepare(
     agree_on_salts(ready, world)
     loader.limit_of = None
     if stage == "train":
-        loader.limits = None
         loader.readers = [
             planned(one, world.rank, world.size, number, seed)
             for number, one in enumerate(loader.readers)
