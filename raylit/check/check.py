@@ -317,7 +317,7 @@ def _rates(config: LRSchedulerConfig, calls: int) -> list[float]:
     """Return the learning rate before each call of a scheduler."""
     rates = list[float]()
     groups = config.scheduler.optimizer.param_groups
-    first = getattr(config.scheduler, "get_last_lr", list)()  # a user's own may lack it
+    first: list[float] = getattr(config.scheduler, "get_last_lr", list)()  # a user's may lack it
     for group, rate in zip(groups, first, strict=False):
         group["lr"] = rate  # with which the fit begins; the steps of this check had the full one
     with warnings.catch_warnings():
