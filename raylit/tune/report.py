@@ -228,8 +228,10 @@ class TuneReport(Checkpoint):
         and its files be left behind.
         """
         states = checkpoint.get("callbacks", {})
-        for saver in trainer.callbacks:
-            if isinstance(saver, ModelCheckpoint) and saver.state_key in states:
+        savers = [one for one in trainer.callbacks if isinstance(one, ModelCheckpoint)]
+        for saver in savers:
+            stored = states.get(saver.state_key)
+            if stored and stored.get("dirpath") != saver.dirpath:
                 states[saver.state_key] = self._own_files(saver)
 
     def _own_files(self, saver: ModelCheckpoint) -> StateDict:
