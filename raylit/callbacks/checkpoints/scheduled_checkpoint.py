@@ -151,6 +151,7 @@ class ScheduledCheckpoint(Checkpoint):
     def on_train_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self._timed_from = time.monotonic()
         self._deadline.restart()
+        self._is_outdated = False  # of a fit before
 
     def on_train_batch_end(
         self,

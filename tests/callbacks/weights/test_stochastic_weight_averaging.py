@@ -174,6 +174,7 @@ def test_checkpoints_kept_for_their_value_stay(tmp_path: Path) -> None:
     """The mean has no value of the metric, where there is no extra epoch."""
     saver = ModelCheckpoint(tmp_path, monitor="val_loss")
     fit(tmp_path, make(), saver, enable_checkpointing=True, model=WithoutNorm())
+    assert saver._is_outdated, "the mean is in no file of this one"
     best = dict(saver.best_k_models)
     assert list(best) == [saver.best_model_path]
     saved = torch.load(saver.best_model_path, weights_only=True)
@@ -181,6 +182,8 @@ def test_checkpoints_kept_for_their_value_stay(tmp_path: Path) -> None:
     tested.load_state_dict(saved["state_dict"])
     trainer = pl.Trainer(**QUIET, default_root_dir=tmp_path)
     assert trainer.validate(tested)[0]["val_loss"] == pytest.approx(float(best.popitem()[1]))
+    fit(tmp_path, saver, enable_checkpointing=True, model=WithoutNorm(), max_epochs=1)
+    assert not saver._is_outdated, "another fit begins without it"
 
 
 @pytest.mark.parametrize("batches", [1, 3, 4, 6, 8, 11, 15, 16, 17, 19])
