@@ -94,6 +94,12 @@ def _environment_as_before() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _warned_of_nothing_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said once in a process is said anew to each test."""
+    monkeypatch.setattr("raylit.runtime.messages._said", set())
+
+
+@pytest.fixture(autouse=True)
 def _handlers_of_lightning_end_with_their_test() -> Iterator[None]:
     """A fit of Lightning's that SIGTERM ended leaves its handler, which calls the one before it.
 

@@ -408,6 +408,7 @@ def nearest(value: Any, where: object) -> Any:
         where: a range, with or without steps, or another dimension.
 
     Example:
+        >>> from ray import tune
         >>> nearest(1.2, tune.uniform(0, 1))
         1.0
     """

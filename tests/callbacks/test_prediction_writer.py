@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 import raylit as pl
 from raylit.callbacks import BasePredictionWriter, Callback
 from raylit.errors import ConfigError
-from raylit.runtime import messages
 from raylit.testing import CallbackConformance, TinyModel
 from tests.ranks import run_on_two_ranks
 
@@ -91,7 +90,6 @@ def test_a_trainer_without_a_writer_keeps_the_users_loader() -> None:
 
 
 def test_a_loader_without_indices_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages, "_said", set())  # other tests were warned too
     writer = Writer()
     with pytest.warns(UserWarning, match=r"BasePredictionWriter gets no batch_indices"):
         trainer(writer).predict(Numbers(), iter([torch.ones(2)]))

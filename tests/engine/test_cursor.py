@@ -16,7 +16,6 @@ import raylit as pl
 from raylit.callbacks import Callback, ModelCheckpoint
 from raylit.core.progress import IDLE
 from raylit.errors import CheckpointError, ConfigError, DataError
-from raylit.runtime import messages
 from tests.ranks import run_on_two_ranks
 
 QUIET: dict[str, Any] = {
@@ -151,7 +150,6 @@ def test_saved_before_there_are_gradients(
     tmp_path: Path, hook: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The batch is trained on anew; that it then counts twice in the logged values is said."""
-    monkeypatch.setattr(messages, "_said", set())  # once in a process
     saves = Saves(hook, tmp_path)
     with pytest.warns(UserWarning, match=f"saved within a batch, in {hook}"):
         fit(Net(), saves, max_epochs=1)

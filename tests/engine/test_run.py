@@ -127,7 +127,6 @@ def test_on_a_cpu_nothing_is_moved_unless_somebody_wants_it() -> None:
 
 
 def test_a_transfer_of_both_is_the_datamodules(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raylit.runtime.messages._said", set())
 
     class Data(BoringDataModule):
         def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

@@ -237,7 +237,6 @@ def test_the_sanity_check_does_not_use_up_the_schedule(tmp_path: Path) -> None:
 
 
 def test_few_steps_are_all_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages, "_said", set())
     profiler = PyTorchProfiler(
         tmp_path / "traces",
         "report",

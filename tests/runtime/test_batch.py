@@ -130,7 +130,6 @@ def test_a_batch_without_tensors_has_no_size() -> None:
 
 
 def test_tensors_of_different_sizes_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raylit.runtime.messages._said", set())
     with pytest.warns(UserWarning, match="different first dimensions; 2 was taken"):
         assert size_of([torch.ones(2), torch.ones(3)]) == 2
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import raylit as pl
-from raylit.runtime import messages
 from raylit.runtime.messages import info, rank, rank_zero_only, warn, warn_once
 from raylit.testing import TinyModel
 
@@ -16,7 +15,6 @@ from raylit.testing import TinyModel
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.setattr(messages, "_said", set())
 
 
 def said(monkeypatch: pytest.MonkeyPatch, on_rank: str) -> tuple[str, list[str]]:

@@ -492,7 +492,12 @@ def test_score_values_and_checkpoint_of_pbt_belong_together(
         points=[{"model.lr": 0.31}, {"model.lr": 0.5}],
         metric="score",
         mode="min",
-        scheduler={"name": "pbt", "perturbation_interval": 1, "quantile_fraction": 0.5},
+        scheduler={
+            "name": "pbt",
+            "perturbation_interval": 1,
+            "quantile_fraction": 0.5,
+            "synch": True,  # else one may end before the other has begun
+        },
         num_samples=2,
         max_concurrent=2,
         seed=1,

@@ -37,8 +37,8 @@ class StochasticWeightAveraging(Callback):
 
     The mean is in the newest checkpoint: that of a ModelCheckpoint without `monitor`, or `last`
     with `save_last=True`. It has no value of a metric, except after that extra epoch, so that
-    checkpoints kept for their value may all hold weights of before. A fit that goes on from the
-    newest goes on from the mean.
+    checkpoints kept for their value may all hold weights of before. The newest also has, in this
+    callback's state, the weights that training left: a fit of more epochs goes on from those.
 
     Args:
         swa_lrs: learning rate of the averaged epochs, or one for each parameter group.
@@ -119,6 +119,7 @@ class StochasticWeightAveraging(Callback):
         self._latest_update_epoch = -1
         self._average_model: AveragedModel | None = None
         self._swa_scheduler: SWALR | None = None
+        self._before_mean: StateDict | None = None  # what the module had, once it has the mean
         self._momenta: dict[_BatchNorm, float | None] = {}
         self._accumulate_grad_batches = 1
         self._state: StateDict | None = (
@@ -143,6 +144,7 @@ class StochasticWeightAveraging(Callback):
         self._state = None
         self._average_model = None
         self._swa_scheduler = None
+        self._before_mean = None
         self._momenta = {}
         self._latest_update_epoch = -1
         unlimited = trainer.max_epochs in (None, -1)
@@ -192,6 +194,7 @@ class StochasticWeightAveraging(Callback):
             self._average_model.module.load_state_dict(self._state["average_model_state"])
             self._average_model.n_averaged.fill_(self._state["n_averaged"])
             self._latest_update_epoch = self._state["latest_update_epoch"]
+            self._before_mean = self._state.get("weights_before_mean")  # Lightning's has none
             if (
                 self._state["scheduler_state"] is not None
             ):  # the scheduler in the checkpoint is SWALR: no other is to take its state
@@ -210,6 +213,9 @@ class StochasticWeightAveraging(Callback):
             self._take_over_schedule(trainer)
         if trainer.progress.in_epoch and trainer.current_epoch == self._end + 1:
             self._begin_extra_epoch(trainer, pl_module)  # this fit goes on within it
+        elif self._before_mean is not None and trainer.current_epoch <= self._end:
+            pl_module.load_state_dict(self._before_mean)
+            self._before_mean = None
 
     # ---- while training ----
 
@@ -261,7 +267,7 @@ class StochasticWeightAveraging(Callback):
         if stage == "fit":
             self._leave_as_found(trainer)
             self._state = to_plain(self.state_dict())
-            self._average_model, self._swa_scheduler = None, None
+            self._average_model, self._swa_scheduler, self._before_mean = None, None, None
 
     # ---- state ----
 
@@ -274,6 +280,7 @@ class StochasticWeightAveraging(Callback):
             "latest_update_epoch": self._latest_update_epoch,
             "scheduler_state": None if scheduler is None else scheduler.state_dict(),
             "average_model_state": None if average is None else average.module.state_dict(),
+            "weights_before_mean": self._before_mean,
         }
 
     def load_state_dict(self, state_dict: StateDict) -> None:
@@ -325,6 +332,11 @@ class StochasticWeightAveraging(Callback):
         """Give the mean to the module; its buffers stay."""
         average = self._average()
         if int(average.n_averaged) > 0:
+            if self._before_mean is None:
+                self._before_mean = {
+                    name: value.detach().clone() if isinstance(value, Tensor) else value
+                    for name, value in pl_module.state_dict().items()
+                }
             for averaged, parameter in zip(
                 average.module.parameters(), pl_module.parameters(), strict=True
             ):

@@ -205,6 +205,25 @@ def test_a_fit_that_goes_on_ends_as_one_that_never_stopped(
     assert again.norm.momentum == 0.1
 
 
+def test_more_epochs_go_on_from_the_weights_before_the_mean(tmp_path: Path) -> None:
+    """With linear annealing: the phase of the other depends on `max_epochs`, as in Lightning."""
+
+    def fit_of(number: int, *savers: ModelCheckpoint, ckpt_path: Any = None) -> Any:
+        torch.manual_seed(0)
+        swa = make(annealing_strategy="linear", swa_epoch_start=1)
+        arguments = {"max_epochs": number, "enable_checkpointing": bool(savers)}
+        return fit(tmp_path, swa, *savers, model=WithoutNorm(), ckpt_path=ckpt_path, **arguments)
+
+    saver = ModelCheckpoint(tmp_path / "kept", save_last=True)
+    whole = fit_of(4)
+    mean = fit_of(2, saver)
+    saved = torch.load(saver.last_model_path, weights_only=True)
+    assert torch.equal(saved["state_dict"]["layer.weight"], mean.layer.weight)
+    same = fit_of(2, ckpt_path=saver.last_model_path)
+    assert tensors(same) == tensors(mean), "there is nothing left to do"
+    assert tensors(fit_of(4, ckpt_path=saver.last_model_path)) == tensors(whole)
+
+
 @pytest.mark.parametrize("hook", ["on_train_epoch_start", "on_train_batch_end"])
 def test_an_exception_leaves_the_trainer_as_it_was(tmp_path: Path, hook: str) -> None:
     class Fails(Callback):
