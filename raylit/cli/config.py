@@ -316,7 +316,8 @@ def parse(command: str, args: Sequence[str], needs_model: bool = True) -> Config
     """
     args, named = items.split(args)
     if named:
-        flags = _flags_of_items(parse(command, args, needs_model), named)
+        trainer = yaml.safe_load(parse(command, args, needs_model).text)["trainer"]
+        flags = flags_of_items(trainer, named)
         config = parse(command, [*args, *flags], needs_model)
         config.sources += [Source(f"--{key}", {}) for key in named]
         return config
@@ -344,9 +345,16 @@ def parse(command: str, args: Sequence[str], needs_model: bool = True) -> Config
     return Config(command, values, parser, sources)
 
 
-def _flags_of_items(config: Config, named: Mapping[str, str]) -> list[str]:
-    """Return flags that give callbacks and loggers of a config the values that keys by name say."""
-    trainer = yaml.safe_load(config.text)["trainer"]
+def flags_of_items(trainer: dict[str, object], named: Mapping[str, str]) -> list[str]:
+    """Return flags that give callbacks and loggers of a config the values that keys by name say.
+
+    Args:
+        trainer: the arguments of the Trainer in the config, which are changed.
+        named: the keys, such as `trainer.callbacks.EarlyStopping.patience`, and their values.
+
+    Raises:
+        ConfigError: the config has none of a class, or several; or a value cannot be read.
+    """
     changed = {items.put(trainer, key, _value(key, text)) for key, text in named.items()}
     return [f"--trainer.{part}={json.dumps(trainer[part])}" for part in sorted(changed)]
 

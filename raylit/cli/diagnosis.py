@@ -33,6 +33,7 @@ for package in (callbacks, loggers, profilers):
 
 Path = tuple[str | int, ...]
 
+CLASS_PATH = re.compile(r"(?:\w+\.)+[A-Z]\w*")
 PARTS = ("class_path", "init_args", "dict_kwargs")
 BASES: dict[str, type] = {
     "model": LightningModule,
@@ -97,15 +98,18 @@ OWN_FLAGS = {
 }
 
 
-def explain(sources: Sequence[Source], text: str, command: str) -> str:
+def explain(
+    sources: Sequence[Source], text: str, command: str, inspector: Inspector | None = None
+) -> str:
     """Return in one sentence what is wrong with the config that `sources` describe together.
 
     Args:
         sources: files and flags, in their order.
         text: what jsonargparse says.
         command: which command.
+        inspector: looks through them; None: as `raylit` does.
     """
-    inspector = Inspector(command)
+    inspector = inspector or Inspector(command)
     for source in sources:
         try:
             inspector.look_at(source)
@@ -113,7 +117,10 @@ def explain(sources: Sequence[Source], text: str, command: str) -> str:
             return str(error)
     key = re.search(r"Parser key \"([^\"]+)\"", text)
     where = where_given(sources, key[1].split(".")) if key else None
-    return f"{where}: {in_short(text, command)}" if where else in_short(text, command)
+    point = in_short(text, command)
+    if key and where == f"--{key[1]}":
+        return f"{where}: {point.removeprefix(f'{key[1]}: ')}"
+    return f"{where}: {point}" if where else point
 
 
 def in_short(text: str, command: str) -> str:
@@ -157,10 +164,17 @@ class Inspector:
 
     Args:
         command: whose config it is.
+        keys: its keys; None: those of the commands of `raylit`.
+        classes: the class of each key for which the config need not name one.
     """
 
-    def __init__(self, command: str) -> None:
-        self.keys = (*KEYS, *OWN_KEYS.get(command, ()))
+    def __init__(
+        self,
+        command: str,
+        keys: Sequence[str] | None = None,
+        classes: Mapping[str, type] | None = None,
+    ) -> None:
+        self.keys = tuple(keys or (*KEYS, *OWN_KEYS.get(command, ())))
         self.flags = (
             "config",
             "print_config",
@@ -168,9 +182,8 @@ class Inspector:
             "verbose",
             *OWN_FLAGS.get(command, ()),
         )
-        self.classes: dict[
-            str, type
-        ] = {}  # key of each component to the class that was named for it last
+        # key of each component to the class that was named for it last
+        self.classes: dict[str, type] = dict(classes or {})
         self.source = Source("", {})
 
     def look_at(self, source: Source) -> None:
@@ -193,11 +206,11 @@ class Inspector:
                         f"trainer is {value!r}, but holds the arguments of the Trainer, such as"
                         " `max_epochs: 3`.",
                     )
-                self._arguments((key,), value or {}, Trainer)
+                self._arguments((key,), value or {}, self.classes.get(key, Trainer))
                 self.source = source
-            elif key in BASES:
+            elif key in BASES or key in self.classes:
                 self._component((key,), value)
-            else:
+            elif key in SCALARS:  # others are a script's own, and jsonargparse tells
                 self._value((key,), key, value, _scalar_parser(key), _type_text(SCALARS[key]))
 
     def _component(self, path: Path, value: object) -> None:
@@ -300,6 +313,8 @@ class Inspector:
             parser.parse_object({name: value})
         except (ArgumentError, TypeError, ValueError, OverflowError) as error:
             if f'Parser key "{name}"' in str(error):
+                if isinstance(value, str) and CLASS_PATH.fullmatch(value):
+                    self._class(path, value, None)  # which tells of one that there is not
                 self._fail(
                     path,
                     (

@@ -23,8 +23,9 @@ from jsonargparse import (  # type: ignore[attr-defined]
 from torch.optim import Optimizer
 
 from raylit.checkpoint import load
-from raylit.cli.command import USAGE
-from raylit.cli.config import as_list, is_of, seed, take_from_environment
+from raylit.cli import items
+from raylit.cli.command import FAILED, INTERRUPTED, USAGE
+from raylit.cli.config import as_list, flags_of_items, is_of, seed, take_from_environment
 from raylit.cli.construct import (
     as_hyperparameters,
     find_module_class,
@@ -32,7 +33,7 @@ from raylit.cli.construct import (
     reading_checkpoint,
     refuse_descriptions,
 )
-from raylit.cli.failure import show_config_error
+from raylit.cli.failure import show, show_config_error
 from raylit.cli.help import OF_SCRIPTS
 from raylit.cli.optimizer import (
     LRSchedulerTypeUnion,
@@ -49,7 +50,7 @@ from raylit.core.datamodule import LightningDataModule
 from raylit.core.hooks import is_overridden
 from raylit.core.hparams import CLASS_PATH, INSTANTIATOR, stored_hparams
 from raylit.core.module import LightningModule
-from raylit.errors import CheckpointError, ConfigError, NotSavedError
+from raylit.errors import CheckpointError, ConfigError, MissingPackageError, NotSavedError
 from raylit.runtime.messages import warn
 from raylit.trainer.trainer import Trainer
 from raylit.version import __version__
@@ -315,12 +316,17 @@ class LightningCLI:
                 f"LightningCLI was given args={args!r}, so the arguments of the process are not"
                 f" read: {sys.argv[1:]}. Give one of the two."
             )
-        self._args = [] if isinstance(args, (dict, Namespace)) else list(args or sys.argv[1:])
-        self.config: Namespace = (
-            parser.parse_object(args)
-            if isinstance(args, (dict, Namespace))
-            else parser.parse_args(args)
-        )
+        self.config: Namespace
+        self._args: list[str] = []
+        if isinstance(args, (dict, Namespace)):
+            self.config = parser.parse_object(args)
+            return
+        self._args, named = items.split(list(args or sys.argv[1:]))
+        self.config = parser.parse_args(self._args)
+        if named:
+            flags = flags_of_items(self._plain(self.config).get("trainer") or {}, named)
+            self._args += flags
+            self.config = parser.parse_args(self._args)
 
     def take_hyperparameters(self) -> None:
         """Let the model have the arguments that the checkpoint at `ckpt_path` was made with.
@@ -449,14 +455,15 @@ class LightningCLI:
     def _dumped_config(self) -> dict[str, Any]:
         """Return the config as plain data."""
         if not hasattr(self, "config_dump"):
-            text = self.parser.dump(
-                self.config, skip_link_targets=False, skip_unset=False, format="yaml"
-            )
-            whole = yaml.safe_load(text)
-            self.config_dump: dict[str, object] = (
-                whole[self.subcommand] if self.subcommand else whole
-            )
+            self.config_dump: dict[str, object] = self._plain(self.config)
         return self.config_dump
+
+    def _plain(self, config: Namespace) -> dict[str, Any]:
+        """Return a config, that of its subcommand if it has one, as plain data."""
+        text = self.parser.dump(config, skip_link_targets=False, skip_unset=False, format="yaml")
+        whole = yaml.safe_load(text)
+        plain: dict[str, Any] = whole[config["subcommand"]] if "subcommand" in config else whole
+        return plain
 
     @staticmethod
     def configure_optimizers(
@@ -553,8 +560,8 @@ class LightningCLI:
 def _as_command(is_command: bool) -> Iterator[None]:
     """End the process with a message, not a traceback, for what a user typed and what is wrong.
 
-    Only where the arguments are those of the process: a script that hands over its own gets the
-    exception.
+    So for Ctrl-C, which is no fault either. Only where the arguments are those of the process: a
+    script that hands over its own gets the exception.
     """
     try:
         yield
@@ -565,6 +572,16 @@ def _as_command(is_command: bool) -> Iterator[None]:
             raise
         show_config_error(error, program_of_script(), "--verbose" in sys.argv)
         sys.exit(USAGE)
+    except MissingPackageError as error:
+        if not is_command:
+            raise
+        show(error, "--verbose" in sys.argv)
+        sys.exit(FAILED)
+    except KeyboardInterrupt:
+        if not is_command:
+            raise
+        print("Interrupted.", file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED)
 
 
 class _WithClassPath:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -20,9 +20,13 @@ from torch.optim import Optimizer
 
 from raylit import callbacks, loggers, profilers
 from raylit.callbacks import Callback
+from raylit.cli import items
 from raylit.cli.construct import whole_numbers_first
+from raylit.cli.diagnosis import Inspector, explain
 from raylit.cli.foreign import Parser
+from raylit.cli.help import OF_SCRIPTS
 from raylit.cli.optimizer import LRSchedulerType, LRSchedulerTypeTuple
+from raylit.cli.source import Source, read_arguments
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.module import LightningModule
 from raylit.errors import ConfigError, did_you_mean, foreign_hint
@@ -39,6 +43,9 @@ for package in (callbacks, loggers, profilers):
 
 BASES = (Trainer, LightningModule, LightningDataModule, Callback)
 SHORT_USAGE = 5  # lines
+OF_CONFIG = re.compile(  # what jsonargparse says of a config, in a few lines or many
+    r"Parser key \"|(?:is|are) required|does not accept (?:option|nested)|is not expected"
+)
 Registry = dict[
     str, tuple[type | tuple[type, ...], str]
 ]  # key in the config: class or bases of the classes, and where it is linked to
@@ -81,15 +88,50 @@ class LightningArgumentParser(Parser):
             *args, description=description, env_prefix=env_prefix, default_env=default_env, **kwargs
         )
         self.callback_keys: list[str] = []
+        self._typed: list[str] = []
+        self._classes: dict[str, type] = {}  # of each key for which the config need not name one
         self._optimizers: Registry = {}
         self._lr_schedulers: Registry = {}
 
+    def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
+        """Read flags, and the config files among them."""
+        self._typed = list(sys.argv[1:] if args is None else args)
+        return super().parse_args(args, *rest, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End, or raise, with the nearest flag beside one that there is not."""
+        """End, or raise, with one sentence: the key, where it stands, the nearest right one."""
+        parser = getattr(ex, "subcommand_parser", None) or self
         if found := re.match(r"unrecognized arguments: (--[\w.]+)", message):
             hint = OF_RAYLIT.get(found[1]) or did_you_mean(found[1], self._option_string_actions)
             message = "\n ".join(filter(None, [message, hint]))
+        elif found := re.match(r"argument subcommand: invalid choice: '([^']*)'", message):
+            commands = [*self._commands(), *OF_SCRIPTS]
+            message = (
+                f"there is no command {found[1]!r}.{did_you_mean(found[1], commands)} There are:"
+                f" {', '.join(commands)}."
+            )
+        elif OF_CONFIG.search(message):
+            message = parser._in_one_sentence(message, self._sources())
         super().error(message, ex)
+
+    def _in_one_sentence(self, message: str, sources: list[Source]) -> str:
+        keys = sorted({action.dest.partition(".")[0] for action in self._actions} - {"help"})
+        inspector = Inspector("fit", keys, self._classes)
+        return explain(sources, message, self.prog.split()[-1], inspector)
+
+    def _commands(self) -> Sequence[str]:
+        group = self._subcommands_action
+        return [] if group is None else list(group.choices)
+
+    def _sources(self) -> list[Source]:
+        """Return the files and flags that were read, behind the subcommand if there is one."""
+        commands = self._commands()
+        typed = self._typed
+        start = next((n + 1 for n, one in enumerate(typed) if one in commands), 0)
+        try:
+            return read_arguments(items.split(typed[start:])[0])
+        except ConfigError:  # a flag without a value, or no flag, of which jsonargparse tells
+            return []
 
     def print_usage(self, file: Any = None) -> None:
         """Print how it is called: in one line where all flags would hide the error below."""
@@ -133,6 +175,7 @@ class LightningArgumentParser(Parser):
         if subclass_mode:
             self.add_subclass_arguments(cls, nested_key, fail_untyped=False, required=required)
             return [nested_key]
+        self._classes[nested_key] = cls
         makes_it = not issubclass(
             cls, Trainer
         )  # the CLI makes the Trainer, with callbacks of its own
@@ -199,6 +242,7 @@ class LightningArgumentParser(Parser):
         if isinstance(cls, tuple):
             self.add_subclass_arguments(cls, key, instantiate=False, fail_untyped=False, skip=skip)
         else:
+            self._classes[key] = cls
             self.add_class_arguments(
                 cls, key, instantiate=False, fail_untyped=False, sub_configs=True, skip=skip
             )

@@ -13,12 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+import yaml
 from jsonargparse import ArgumentError, Namespace
 
 from raylit.callbacks import Callback
 from raylit.checkpoint import find
+from raylit.cli import items
 from raylit.cli.command import exit_code, run_with, take_options
-from raylit.cli.config import ARGUMENTS, LOADING, SWITCHES, Config, as_list
+from raylit.cli.config import ARGUMENTS, LOADING, SWITCHES, Config, as_list, flags_of_items
 from raylit.cli.help import OF_SCRIPTS, help_of
 from raylit.cli.source import Source, read_arguments
 from raylit.core.datamodule import LightningDataModule
@@ -136,8 +138,13 @@ class ScriptReader:
         switches = ("--verbose", "--print_config", "--help", *SWITCHES.get(command, ()))
         sources = read_arguments(args, switches)
         parser = self._parser(command)
+        args, named = items.split(args)
         try:
-            return self._config(command, parser.parse_args(list(args)), sources)
+            values = parser.parse_args(list(args))
+            if named:
+                trainer = yaml.safe_load(parser.dump(values, skip_unset=False))["trainer"]
+                values = parser.parse_args([*args, *flags_of_items(trainer, named)])
+            return self._config(command, values, sources)
         except ArgumentError as error:
             raise ConfigError(str(error)) from error
 

@@ -6,6 +6,7 @@ import copy
 import os
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -454,17 +455,33 @@ BAD: dict[str, list[str]] = {
 @pytest.mark.parametrize("flags", BAD)
 def test_bad_arguments_end_the_script(pl: Any, tmp_path: Path, flags: str) -> Any:
     with script(pl, tmp_path) as user:
-        code, _, text = said(lambda: user.LightningCLI(user.Net, user.Data, args=BAD[flags]))
-        return {
-            "code": code,
-            "error": neutral(
-                text.replace(str(tmp_path), "ROOT")
-                .partition("error:")[2]
-                .strip()
-                .partition("\n")[0]
-                .partition("{")[0]
-            ),
-        }
+        code, out, text = said(lambda: user.LightningCLI(user.Net, user.Data, args=BAD[flags]))
+        usage, _, error = text.partition("\nerror: ")
+        return {"code": code, "out": out, "begins": usage[:7], "is said": bool(error)}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("no such subcommand", "no command 'train'"),
+        ("no such key", "Did you mean '--model.width'?"),
+        ("no such argument", "Did you mean '--trainer.min_epochs'?"),
+        ("a wrong type", "--trainer.max_epochs is 'three', but must be int or null."),
+        ("no such class", "--model.encoder: torch.nn has no class 'Nothing'."),
+        ("no callback", "--trainer.callbacks: torch.nn.ReLU is no Callback."),
+        ("no such optimizer", "there is no class 'Adamant'. Did you mean 'Adam"),
+    ],
+)
+def test_difference_what_is_wrong_is_said_in_one_sentence(
+    tmp_path: Path, flags: str, words: str
+) -> None:
+    lines = {}
+    for name, pl in (("lightning", lightning.pytorch), ("raylit", raylit)):
+        with script(pl, tmp_path) as user:
+            _, _, text = said(partial(user.LightningCLI, user.Net, user.Data, args=BAD[flags]))
+            lines[name] = text.partition("\nerror: ")[2].splitlines()
+    assert words in " ".join(lines["raylit"]) and len(lines["raylit"]) <= 2
+    assert words not in " ".join(lines["lightning"])
 
 
 @parity
