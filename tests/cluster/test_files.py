@@ -213,7 +213,7 @@ def filled(name: str, text: str, folder: Path) -> subprocess.CompletedProcess[st
 
 
 def test_a_file_with_placeholders_is_refused(tmp_path: Path) -> None:
-    for name in ("aws.yaml", "gcp.yaml"):
+    for name in ("aws.yaml", "gcp.yaml", "onprem.yaml"):
         done = filled(name, texts()[f"ray/{name}"], tmp_path)
         assert done.returncode == 1 and f"{name} is not filled in" in done.stderr
     done = filled("aws.yaml", texts()["ray/aws.yaml"], tmp_path)
@@ -226,9 +226,31 @@ def test_a_file_with_placeholders_is_refused(tmp_path: Path) -> None:
     } == set(found)
 
 
+def fills(name: str) -> str:
+    """Return the command of the README that fills a file."""
+    lines = texts()["README.md"].splitlines()
+    (line,) = [one for one in lines if one.startswith("sed -i") and one.endswith(f"/{name}")]
+    return line
+
+
+def test_the_walk_through_of_google_fills_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "gcp.yaml"
+    file.write_text(texts()["ray/gcp.yaml"])
+    script = (
+        "gcloud() { echo lab-7; }; files=10.1.2.3;"
+        f" {fills('gcp.yaml').replace('cluster/ray/gcp.yaml', str(file))}"
+    )
+    subprocess.run(["bash", "-euc", script], check=True)
+    assert filled("gcp.yaml", file.read_text(), tmp_path).returncode == 0
+    config = yaml.safe_load(file.read_text())
+    assert config["provider"]["project_id"] == "lab-7"
+    assert any("10.1.2.3:/runs /mnt/runs" in line for line in config["initialization_commands"])
+    assert filled("onprem.yaml", texts()["ray/onprem.yaml"], tmp_path).stderr.count("\n") == 3
+
+
 def test_the_walk_through_of_aws_fills_its_file(tmp_path: Path) -> None:
     """By the command of the README, with stand-ins for what the cloud answers."""
-    (line,) = [line for line in texts()["README.md"].splitlines() if line.startswith("sed -i")]
+    line = fills("aws.yaml")
     file = tmp_path / "aws.yaml"
     file.write_text(texts()["ray/aws.yaml"])
     script = (
