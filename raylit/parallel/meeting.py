@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 from collections.abc import Iterator
 from datetime import timedelta
@@ -38,6 +39,7 @@ def joined(
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     # what is in host memory, such as what the ranks agree on, goes by gloo in any case
     usual = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    before_group()
     store = dist.FileStore(place, size)  # type: ignore[attr-defined]  # torch exports it unnamed
     dist.init_process_group(
         backend or usual,
@@ -52,10 +54,20 @@ def joined(
         leave_group()
 
 
-def leave_group() -> None:
-    """End the process group while Python still runs.
+def before_group() -> None:
+    """Import what would keep a process group for ever, before there is one.
 
-    Its threads let go of tensors, and would abort a process that is being torn down.
+    Imported later, as DistributedDataParallel does (torch 2.13), torch's collectives with gradients
+    have the group as the default of an argument, so that its threads never end.
+    """
+    importlib.import_module("torch.distributed.nn.functional")
+
+
+def leave_group() -> None:
+    """End the process group, and with it its threads, while Python still runs.
+
+    One of them that lets go of a tensor when Python has ended aborts the process: "terminate called
+    without an active exception", on a busy machine once in some 200 fits.
     """
     gc.collect()
     if dist.is_initialized():

@@ -19,7 +19,7 @@ from torch import Tensor
 from raylit.errors import ConfigError
 from raylit.parallel import rendezvous
 from raylit.parallel.fork import make_forks_safe
-from raylit.parallel.meeting import leave_group
+from raylit.parallel.meeting import before_group, leave_group
 from raylit.runtime import messages
 
 T = TypeVar("T")
@@ -88,6 +88,7 @@ class World:
             # accelerator is not waited for
             usual = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             patience = timedelta(seconds=patience_s)
+            before_group()
             dist.init_process_group(
                 backend or usual,
                 timeout=patience,
@@ -215,7 +216,8 @@ class World:
         return torch.stack(gathered)
 
     def leave(self) -> None:
-        """Undo `join`."""
+        """Undo `join`, but for the process group, which others of this process may use."""
+        self._cpu_group = self._files_group = None
         messages.rank_zero_only.rank = None  # type: ignore[attr-defined]
 
 
