@@ -37,7 +37,9 @@ SCHEDULERS: dict[str, Any] = {
     "none": FIFOScheduler,
 }
 WITH_MAX_T = ("asha", "hyperband", "bohb")
-PERTURB_EVERY = 4  # reports, unless said
+# Reports between two looks at the population, unless said: a fit of few epochs has several of them.
+PERTURB_EVERY = 4
+LOOKS = 5
 
 
 def make_scheduler(spec: SweepSpec, max_epochs: int | None) -> TrialScheduler:
@@ -80,7 +82,10 @@ def make_scheduler(spec: SweepSpec, max_epochs: int | None) -> TrialScheduler:
     if name in WITH_MAX_T and max_epochs is not None and max_epochs > 0:
         defaults["max_t"] = max(max_epochs, int(arguments.get("grace_period", 1)))
     if name in ("pbt", "pb2"):
-        defaults["perturbation_interval"] = PERTURB_EVERY
+        every = PERTURB_EVERY
+        if max_epochs is not None and max_epochs > 0:
+            every = min(max(max_epochs // LOOKS, 1), every)
+        defaults["perturbation_interval"] = every
         arguments = arguments | _population(spec, name, arguments)
     try:
         scheduler: TrialScheduler = cls(**defaults | arguments)

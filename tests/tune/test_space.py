@@ -204,6 +204,9 @@ def test_names_become_objects_of_ray_tune() -> None:
     assert isinstance(scheduler, ASHAScheduler)
     assert isinstance(spec(scheduler="pbt").make_scheduler(), PopulationBasedTraining)
     assert isinstance(spec(scheduler="pb2").make_scheduler(), PB2)
+    for epochs, interval in ((None, 4), (-1, 4), (3, 1), (10, 2), (50, 4)):  # several in each fit
+        population: Any = spec(scheduler="pbt").make_scheduler(epochs)
+        assert population._perturbation_interval == interval
     assert isinstance(spec().make_search(), BasicVariantGenerator)
     assert isinstance(spec(search="optuna", seed=1).make_search(), OptunaSearcher)
 
