@@ -25,6 +25,7 @@ from raylit.core.job import Job, Result
 from raylit.errors import ConfigError, LaunchError, Terminated
 from raylit.launch.job_parts import checkpoint_folders, parts_of
 from raylit.launch.processes.carried import failures_in, num_failed, result_in
+from raylit.launch.processes.picture import drawing
 from raylit.launch.processes.rank import JOB, PLAN, SEED, Plan, be_forked
 from raylit.runtime import beforehand
 from raylit.runtime.messages import info, warn
@@ -56,9 +57,11 @@ class ProcessLauncher:
         allowed = getattr(trainer.max_failures, "max_failures", trainer.max_failures)
         num_failures = 0
         while True:
-            with tempfile.TemporaryDirectory(prefix="raylit-") as folder:
+            with tempfile.TemporaryDirectory(prefix="raylit-") as name:
+                folder = Path(name)
                 try:
-                    return self._run(job, before, Path(folder))
+                    with drawing(folder) as draws:
+                        return self._run(job, before, folder, draws)
                 except Exception as error:
                     num_failures += 1
                     if num_failures > allowed != -1:
@@ -69,8 +72,14 @@ class ProcessLauncher:
                         f" {type(error).__name__}: {first}"
                     )
 
-    def _run(self, job: Job, before: dict[str, float], folder: Path) -> Result:
+    def _run(self, job: Job, before: dict[str, float], folder: Path, draws: bool) -> Result:
         """Start the ranks, wait for them, and return rank 0's result.
+
+        Args:
+            job: what they are to do.
+            before: the checkpoints that were there.
+            folder: for the files of this job.
+            draws: whether this process draws rank 0's progress.
 
         Raises:
             LaunchError: a rank died without a word.
@@ -85,6 +94,7 @@ class ProcessLauncher:
             before=before,
             search_path=tuple(os.path.abspath(path) for path in sys.path),
             imports=beforehand.modules(),
+            draws=draws,
         )
         with handing_on_signals() as signals, keeping_quiet():
             context = start(job, plan, folder)

@@ -19,6 +19,7 @@ from raylit.engine.signals import terminating
 from raylit.engine.worker import run_job
 from raylit.launch.job_parts import checkpoint_folders
 from raylit.launch.processes.carried import leave_failure, leave_result
+from raylit.launch.processes.picture import SentScreen
 from raylit.parallel import choose_device
 from raylit.parallel.meeting import joined
 from raylit.runtime import beforehand
@@ -43,6 +44,7 @@ class Plan:
         before: the checkpoints that were there, see `checkpoint.find.newest_of`.
         search_path: where Python looks for modules.
         imports: modules to import before all others.
+        draws: whether the parent draws the progress of rank 0.
     """
 
     size: int
@@ -53,6 +55,7 @@ class Plan:
     before: dict[str, float]
     search_path: tuple[str, ...]
     imports: tuple[str, ...]
+    draws: bool
 
 
 def main() -> None:
@@ -112,6 +115,8 @@ def be_rank(job: Job, plan: Plan, folder: Path, rank: int) -> bool:
             job.ckpt_path = own or job.ckpt_path
         device = choose_device(job.accelerator or job.trainer.accelerator, rank)
         group = joined(str(folder / MEETING), rank, plan.size, device, plan.backend, plan.timeout_s)
+        if rank == 0 and plan.draws:
+            job.display = SentScreen(folder)
         with terminating(), group:
             result = run_job(job)
             if rank == 0:
