@@ -119,3 +119,13 @@ def test_a_script_that_is_not_there(tmp_path: Path) -> None:
     done = run("", tmp_path, "-m", "raylit.as_lightning", "other.py")
     assert done.returncode == 1
     assert "there is no file 'other.py'" in done.stderr
+
+
+def test_tests_run_unchanged(tmp_path: Path) -> None:
+    test = (
+        "import lightning.pytorch as pl\n\n\n"
+        "def test_it():\n    assert pl.Trainer.__module__ == 'raylit.trainer.trainer'\n"
+    )
+    (tmp_path / "test_own.py").write_text(test)
+    done = run("", tmp_path, "-m", "pytest", "-q", "-p", "raylit.as_lightning", "test_own.py")
+    assert done.returncode == 0 and "1 passed" in done.stdout, done
