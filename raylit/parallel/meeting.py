@@ -48,10 +48,10 @@ def joined(
         world_size=size,
         timeout=timedelta(seconds=timeout_s),
     )
-    try:
-        yield
-    finally:
-        leave_group()
+    yield
+    # Not if that failed: the group waits for collectives that others may never join, and the error
+    # is to be told.
+    leave_group()
 
 
 def before_group() -> None:

@@ -164,6 +164,25 @@ def test_an_exception_comes_with_the_traceback_of_its_rank(tmp_path: Path) -> No
     assert "self.end()" in shown and "run_job" not in shown, "the user's lines, not raylit's"
 
 
+class Outstanding(TinyModel):
+    """Its rank 1 fails while a collective runs that rank 0, which hangs, never joins."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.global_rank == 1:
+            self.work = torch.distributed.all_reduce(torch.ones(1), async_op=True)
+            raise OddError("bad batch", 3)
+        time.sleep(10 * stretched(LEAVE_S))
+
+
+@pytest.mark.parametrize("arguments", [FORKED, {"devices": 2, "strategy": "ddp_spawn"}])
+def test_a_rank_that_fails_does_not_wait_for_a_collective_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("raylit.launch.processes.launcher.LEAVE_S", 2.0)
+    with pytest.raises(OddError, match="bad batch 3"):
+        trainer(tmp_path, **arguments).fit(Outstanding())
+
+
 @pytest.mark.parametrize(
     ("how", "said"),
     [
