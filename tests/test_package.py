@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -96,3 +97,38 @@ def test_the_sdist_holds_what_its_tests_need(built: tuple[Path, Path]) -> None:
     for wanted in ("raylit/__init__.py", "tests/conftest.py", "docs/quickstart.md", "LICENSE"):
         assert wanted in names
     assert not any("__pycache__" in name or name.startswith("raylit_runs") for name in names)
+
+
+def other_pythons() -> dict[str, str]:
+    """Return the paths of this machine's other Pythons that the classifiers name, by version."""
+    classifiers = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found = {}
+    for version in classifiers:
+        if version == f"{sys.version_info.major}.{sys.version_info.minor}":
+            continue
+        for path in (f"python{version}", *map(str, pyenv.glob(f"{version}.*/bin/python"))):
+            try:  # one that pyenv stands in for may be there, and not run
+                subprocess.run([path, "--version"], check=True, capture_output=True)
+            except (OSError, subprocess.CalledProcessError):
+                continue
+            found[version] = path
+            break
+    return found
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("version", ["3.12", "3.13"])
+def test_it_works_in_other_pythons(version: str, tmp_path: Path) -> None:
+    """Every module, a fit, MLflow and Ray workers. Long: PyPI's torch brings CUDA, gigabytes."""
+    others = other_pythons()
+    if version not in others:
+        pytest.skip(f"this machine has no Python {version}")
+    run(others[version], "-m", "venv", str(tmp_path / "venv"), cwd=tmp_path)
+    own = str(tmp_path / "venv/bin/python")
+    install = ["-m", "pip", "install", "--quiet", "-c", str(ROOT / "cluster/constraints.txt")]
+    subprocess.run([own, *install, str(ROOT)], cwd=tmp_path, check=True)
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    said = run(own, "-P", str(ROOT / "tests/smoke.py"), cwd=tmp_path, **clean)
+    assert f"Python {version}." in said and "2 workers: 4 steps" in said

@@ -7,10 +7,11 @@ stand beside it under `raylit`. All of it is tensors and plain data.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -148,7 +149,7 @@ def _training_state(run: Run, whole: Callable[[Any], Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "callbacks": {key: state for key, state in states if state},
         "optimizer_states": [whole(optimizer.state_dict()) for optimizer in run.optimizers],
-        "lr_schedulers": [config.scheduler.state_dict() for config in run.schedulers],
+        "lr_schedulers": [scheduler_state(config.scheduler) for config in run.schedulers],
     }
     if run.precision.scaler is not None:
         found["MixedPrecision"] = run.precision.scaler.state_dict()
@@ -532,6 +533,23 @@ def check_groups(optimizer: Any, needed: list[set[str]]) -> None:
         missing = sorted(name for name in names if name not in group)
         if missing:
             raise KeyError(f"its groups have no {', '.join(missing)}")
+
+
+def scheduler_state(scheduler: Any) -> StateDict:
+    """Return the state of a scheduler, but for functions, which its constructor makes anew.
+
+    SWALR of torch 2.6 has one there, as schedulers have that keep a function they were given.
+    """
+    return cast(StateDict, _without_functions(scheduler.state_dict()))
+
+
+def _without_functions(state: object) -> object:
+    if isinstance(state, dict):
+        kept = {key: one for key, one in state.items() if not inspect.isroutine(one)}
+        return {key: _without_functions(one) for key, one in kept.items()}
+    if isinstance(state, list):  # of the schedulers in a SequentialLR
+        return [_without_functions(one) for one in state]
+    return state
 
 
 def load_scheduler(scheduler: Any, state: StateDict) -> None:

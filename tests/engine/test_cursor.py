@@ -497,6 +497,41 @@ def test_milestones_are_counted_again(tmp_path: Path) -> None:
     assert isinstance(trainer.lr_scheduler_configs[0].scheduler.milestones, Counter)
 
 
+class Shaped(torch.optim.lr_scheduler.LRScheduler):
+    """Keeps a function that it was given, as SWALR of torch 2.6 does, and so in its state."""
+
+    def __init__(self, optimizer: Any, shape: Any) -> None:
+        self.shape = shape
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        return [rate * self.shape(self.last_epoch) for rate in self.base_lrs]
+
+
+@pytest.mark.parametrize("is_part", [False, True])
+def test_a_scheduler_that_keeps_a_function_goes_on(tmp_path: Path, is_part: bool) -> None:
+    class Own(Net):
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.Adam(self.parameters(), lr=0.05)
+            shaped: Any = Shaped(optimizer, lambda epoch: 0.5**epoch)
+            if is_part:
+                kept = torch.optim.lr_scheduler.ConstantLR(optimizer, 0.3)
+                both = [kept, shaped]
+                shaped = torch.optim.lr_scheduler.SequentialLR(optimizer, both, milestones=[1])
+            return [optimizer], [shaped]
+
+    whole, begun, ended = Own(), Own(), Own()
+    fit(whole)
+    fit(begun, max_epochs=2).save_checkpoint(tmp_path / "x.ckpt")
+    stored = torch.load(tmp_path / "x.ckpt", weights_only=True)["lr_schedulers"]
+    assert stored and "shape" not in str(stored)
+    trainer = fit(ended, ckpt_path=tmp_path / "x.ckpt")
+    assert all(
+        torch.equal(value, ended.state_dict()[key]) for key, value in whole.state_dict().items()
+    )
+    assert trainer.optimizers[0].param_groups[0]["lr"] < 0.05
+
+
 @pytest.mark.parametrize("target", ["plain", "compiled"])
 @pytest.mark.parametrize("source", ["plain", "compiled"])
 def test_a_compiled_part_has_the_names_of_the_part(

@@ -206,6 +206,15 @@ class Wide(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+def reads_what_it_leaves_out(folder: Path) -> bool:
+    """Tell whether this torch, such as 2.6, reads the values of tensors for the device `meta`."""
+    torch.save(torch.ones(2**22), folder / "tensor.pt")
+    before = bytes_read()
+    with open(folder / "tensor.pt", "rb") as file:
+        torch.load(file, map_location="meta", weights_only=True)
+    return bytes_read() - before > 2**22
+
+
 @pytest.mark.parametrize("ckpt_path", ["last", "path"])
 def test_the_file_is_read_once(tmp_path: Path, ckpt_path: str) -> None:
     """Also to tell whether it is whole, and which run is to go on."""
@@ -226,7 +235,8 @@ def test_the_file_is_read_once(tmp_path: Path, ckpt_path: str) -> None:
     path = tmp_path / "saved" / "one.ckpt"
     size = path.stat().st_size
     assert size > 2**25
-    assert size < fit(2, path if ckpt_path == "path" else "last") < 1.5 * size
+    times = 2 if ckpt_path == "path" and reads_what_it_leaves_out(tmp_path) else 1
+    assert size < fit(2, path if ckpt_path == "path" else "last") < (times + 0.5) * size
 
 
 def bytes_read() -> int:

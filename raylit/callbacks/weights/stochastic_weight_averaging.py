@@ -17,6 +17,7 @@ from raylit.callbacks.checkpoints.scheduled_checkpoint import ScheduledCheckpoin
 from raylit.checkpoint import to_plain
 from raylit.core.callback import Callback
 from raylit.core.optimizer import LRSchedulerConfig
+from raylit.engine.state import scheduler_state
 from raylit.errors import ConfigError
 from raylit.runtime.aliases import Batch, StateDict, StepOutput
 from raylit.runtime.messages import info, warn
@@ -278,7 +279,7 @@ class StochasticWeightAveraging(Callback):
         return {
             "n_averaged": 0 if average is None else int(average.n_averaged),
             "latest_update_epoch": self._latest_update_epoch,
-            "scheduler_state": None if scheduler is None else scheduler.state_dict(),
+            "scheduler_state": None if scheduler is None else scheduler_state(scheduler),
             "average_model_state": None if average is None else average.module.state_dict(),
             "weights_before_mean": self._before_mean,
         }
