@@ -15,6 +15,7 @@ import io
 import os
 import pickle
 import re
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -286,13 +287,25 @@ class _CheckedFile(io.RawIOBase):
         with memoryview(buffer).cast("B") as view:
             number = self._fill(view)
             found = bisect.bisect_right(self._starts, at) - 1
-            if found in self._unread and at >= self._starts[found] + HEADER_BYTES:
+            if found in self._unread:
                 record = self._records[found]
-                if number == record.file_size == record.compress_size:
+                # torch 2.6 reads pieces of what stands before the data too, perhaps as many bytes
+                is_whole = number == record.file_size == record.compress_size
+                if is_whole and at == self._data_of(record):
                     self._unread.discard(found)
                     if zlib.crc32(view) != record.CRC:
                         self.damaged = self.damaged or record.filename
         return number
+
+    def _data_of(self, record: zipfile.ZipInfo) -> int:
+        """Return where a record's data begins; the file stays where it is."""
+        here = self._file.tell()
+        self._file.seek(record.header_offset + HEADER_BYTES - 4)
+        sizes = self._file.read(4)  # of its name, and of more that is told of it
+        self._file.seek(here)
+        if len(sizes) < 4:
+            return -1
+        return record.header_offset + HEADER_BYTES + sum(struct.unpack("<HH", sizes))
 
     def _fill_by_read(self, view: memoryview) -> int:
         data = self._file.read(len(view))
