@@ -305,7 +305,8 @@ class _CheckedFile(io.RawIOBase):
         self._file.seek(here)
         if len(sizes) < 4:
             return -1
-        return record.header_offset + HEADER_BYTES + sum(struct.unpack("<HH", sizes))
+        name, more = struct.unpack("<HH", sizes)
+        return record.header_offset + HEADER_BYTES + int(name + more)
 
     def _fill_by_read(self, view: memoryview) -> int:
         data = self._file.read(len(view))

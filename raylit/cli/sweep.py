@@ -13,6 +13,7 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -21,7 +22,7 @@ from raylit.cli import items, report
 from raylit.cli.config import Config, Reader
 from raylit.cli.diagnosis import nearest
 from raylit.cli.record import KeepConfig
-from raylit.cli.source import Source, read_file, with_flags
+from raylit.cli.source import Source, read_arguments, read_file, with_flags
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.hooks import is_overridden
 from raylit.core.module import LightningModule
@@ -53,7 +54,9 @@ def tune(args: list[str], options: Namespace, reader: Reader) -> None:
         ConfigError: something is wrong; nothing was started.
     """
     sweep = options.sweep
-    if sweep is None and options.resume not in (None, True):
+    if sweep is None and options.resume is not None:
+        if options.resume is True:
+            options.resume = _newest_left(args)
         args, sweep = _files_of(options.resume, args)
     config = reader.read("tune", args, needs_model=not options.print_config)
     if options.print_config:
@@ -305,21 +308,59 @@ def _retrain(result: SweepResult, options: Namespace, reader: Reader) -> None:
     report.end_of_fit(done, trainer, time.time() - started, again, reader.program)
 
 
+def _newest_left(args: list[str]) -> str:
+    """Return the folder of the newest sweep that has not come to its end.
+
+    Raises:
+        ConfigError: there is none whose files are kept.
+    """
+    from raylit.tune.find import closed, is_running
+    from raylit.tune.record import FILE
+
+    records = _records(args)
+    folders = [str(path.parent) for path in Path(records).glob(f"*/{FILE}")]
+    left = [
+        folder
+        for folder in folders
+        if closed(folder) != "success" and not is_running(folder) and _has_files(folder)
+    ]
+    if not left:
+        raise ConfigError(
+            f"--resume: no sweep in {os.path.abspath(records)} is left to go on with. Give its"
+            " name or folder, or --config and --sweep as before."
+        )
+    newest = max(left, key=lambda folder: os.path.getmtime(os.path.join(folder, FILE)))
+    info(f"The newest sweep that has not come to its end: {os.path.basename(newest)}.")
+    return newest
+
+
+def _records(args: list[str]) -> str:
+    """Return the folder of the sweeps: below the root folder that a flag gives, or here."""
+    key = "--trainer.default_root_dir"
+    given = [source.values for source in read_arguments(args) if source.name == key]
+    root = given[-1]["trainer"]["default_root_dir"] if given else "."
+    return os.path.join(str(root), "raylit_runs")
+
+
+def _has_files(folder: str) -> bool:
+    return all(os.path.isfile(os.path.join(folder, file)) for file in (CONFIG, SWEEP))
+
+
 def _files_of(name: str, args: list[str]) -> tuple[list[str], str]:
-    """Return the flags and the sweep file of a sweep that is known by its name alone.
+    """Return the flags and the sweep file of a sweep that is known by its name or folder alone.
 
     Raises:
         ConfigError: there is no such sweep here.
     """
-    folder = name if os.path.isdir(name) else os.path.join("raylit_runs", name)
-    paths = [os.path.join(folder, file) for file in (CONFIG, SWEEP)]
-    if not all(map(os.path.isfile, paths)):
-        there = sorted(os.listdir("raylit_runs")) if os.path.isdir("raylit_runs") else []
+    records = _records(args)
+    folder = name if os.path.isdir(name) else os.path.join(records, name)
+    if not _has_files(folder):
+        there = sorted(os.listdir(records)) if os.path.isdir(records) else []
         raise ConfigError(
-            f"--resume {name}: there is no such sweep in {os.path.abspath('raylit_runs')}."
+            f"--resume {name}: there is no such sweep in {os.path.abspath(records)}."
             f"{nearest(name, there)} Give its folder, or --config and --sweep as before."
         )
-    return ["--config", paths[0], *args], paths[1]
+    return ["--config", os.path.join(folder, CONFIG), *args], os.path.join(folder, SWEEP)
 
 
 def _refuse_fixed(config: Config, source: Source, swept: Sequence[str]) -> None:

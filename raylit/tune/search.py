@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray.tune.search.sample import Categorical, Domain, Function, Normal, Quantized
 
@@ -59,6 +60,7 @@ def make_search(
     points: Sequence[Mapping[str, Any]] = (),
     earlier: Sequence[tuple[Mapping[str, Any], Sequence[float]]] = (),
     is_limited: bool = True,
+    begun: int = 0,
 ) -> SearchAlgorithm | Searcher:
     """Return Ray Tune's object for the search of a sweep.
 
@@ -67,6 +69,7 @@ def make_search(
         points: what to try first, in this order.
         earlier: values tried in another sweep, each with its metrics.
         is_limited: whether it makes no more trials than run at a time.
+        begun: how many of the points are trials of this sweep, which goes on.
 
     Raises:
         SweepError: there is no such search, or it does not take its arguments or the space.
@@ -88,11 +91,15 @@ def make_search(
             },
         )
         return variants
+    # random search draws the same again, and trials of before are not run again
+    seed = seed_after(spec.seed, begun + len(earlier))
     if name in PACKAGES:
-        return _ray_search(name, spec, points, arguments)
+        return _ray_search(name, spec, points, {PACKAGES[name][2]: seed, **arguments})
     if name == "optuna" or name in SAMPLERS:
         chosen = arguments.pop("sampler", None) or (name if name in SAMPLERS else None)
-        sampler = make_sampler(spec, chosen, arguments)
+        if chosen == "qmc" and seed != spec.seed:
+            arguments = {"scramble": True, **arguments}  # else its sequence has no seed
+        sampler = make_sampler(spec, chosen, {"seed": seed, **arguments})
         return OptunaSearcher(spec.space, spec.metrics, sampler, points, earlier)
     raise SweepError(
         f"search: {name!r} is not known.{did_you_mean(name, SEARCHES)} Use one of"
@@ -101,10 +108,20 @@ def make_search(
     )
 
 
+def seed_after(seed: int | None, number: int) -> int | None:
+    """Return the seed of a search that knows of trials which it has not drawn itself.
+
+    Its own seed would have it draw first what those have tried.
+    """
+    if seed is None or number == 0:
+        return seed
+    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+
+
 def _ray_search(
     name: str, spec: SweepSpec, points: Sequence[Mapping[str, Any]], arguments: dict[str, Any]
 ) -> Searcher:
-    module, cls, seed, package, install = PACKAGES[name]
+    module, cls, _, package, install = PACKAGES[name]
     try:
         importlib.import_module(package)
     except ImportError as error:
@@ -116,7 +133,7 @@ def _ray_search(
             ("search",),
         )
     found = getattr(importlib.import_module(f"ray.tune.search.{module}"), cls)
-    given = {seed: spec.seed, "points_to_evaluate": [dict(one) for one in points] or None}
+    given = {"points_to_evaluate": [dict(one) for one in points] or None}
     searcher: Searcher = _made(name, found, given | arguments)
     return searcher
 
@@ -176,9 +193,7 @@ def make_sampler(spec: SweepSpec, chosen: object, arguments: dict[str, object]) 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler: BaseSampler = getattr(optuna.samplers, SAMPLERS[name])(
-                **{"seed": spec.seed, **arguments}
-            )
+            sampler: BaseSampler = getattr(optuna.samplers, SAMPLERS[name])(**arguments)
             if name == "cmaes":
                 importlib.import_module("cmaes")
     except ImportError as error:

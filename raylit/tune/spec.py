@@ -319,14 +319,16 @@ class SweepSpec:
         points: Sequence[Mapping[str, Any]] | None = None,
         earlier: Sequence[tuple[Mapping[str, Any], Sequence[float]]] = (),
         is_limited: bool = True,
+        begun: int = 0,
     ) -> SearchAlgorithm | Searcher:
-        """Return Ray Tune's object for `search`.
+        """Return Ray Tune's object for `search`; see `search.make_search`.
 
         Raises:
             SweepError: there is no such search, or it does not take its arguments.
             MissingPackageError: it needs a package that is not installed.
         """
-        return make_search(self, self.points if points is None else points, earlier, is_limited)
+        points = self.points if points is None else points
+        return make_search(self, points, earlier, is_limited, begun)
 
     def make_scheduler(self, max_epochs: int | None = None) -> TrialScheduler:
         """Return Ray Tune's object for `scheduler`; `max_epochs` is how long a trial can become.

@@ -364,7 +364,7 @@ def _run(
     scheduler = spec.make_scheduler(trainer.max_epochs)
     # Where trials are paused, the search must not count those: `at_most` limits what runs
     is_limited = not isinstance(scheduler, PAUSING)
-    search = spec.make_search(_points(spec, before), earlier, is_limited)
+    search = spec.make_search(_points(spec, before), earlier, is_limited, len(before))
     # Optuna's knows its space; what stands in it would be sampled a second time
     space = {} if type(search).__module__.startswith("raylit") else dict(spec.space)
     record.changes_config = isinstance(scheduler, PopulationBasedTraining)
@@ -418,14 +418,15 @@ def _why_stopped(spec: SweepSpec, stops: Stops, trial: Any) -> str | None:
 
 
 def _points(spec: SweepSpec, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what the search is to begin with: the trials of before, which it is told of again.
+    """Return what the search is to begin with.
 
+    The trials of before, which it is told of again, and of the user's points those that follow.
     Random search and grids need not be told, since they draw the same again.
     """
     if spec.search_name in ("random", "grid"):
         return spec.points
     swept = [{key: point[key] for key in spec.swept if key in point} for point in before]
-    return swept or spec.points
+    return swept + spec.points[len(swept) :]
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import shlex
 import shutil
@@ -15,10 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from raylit.cli import sweep
 from raylit.cli.config import CommandReader, parse
 from raylit.cli.source import Source
 from raylit.cli.sweep import ConfigRecipe, _plain
 from raylit.errors import ConfigError
+from raylit.tune.record import FILE
 from raylit.tune.space import read_space
 from tests.deadlines import stretched
 from tests.lazy import mlflow, ray
@@ -318,3 +321,28 @@ def test_auto_makes_a_sweep_file_and_tests_the_best_in_its_own_run(
     tested = [one for one in client.search_runs(ids) if "test_acc" in one.data.metrics]
     assert [one.info.run_name for one in tested] == [found[1]]
     assert f"{tested[0].data.metrics['test_acc']:.4g}" == found[2]
+
+
+def test_resume_without_a_name_is_the_newest_that_was_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ends = {"first": "killed", "second": None, "third": "success", "fourth": "left"}
+    for number, (name, end) in enumerate(ends.items()):
+        folder = tmp_path / "raylit_runs" / name
+        folder.mkdir(parents=True)
+        lines = [{"sweep": {"sweep": "lr"}}] + ([{"closed": end}] if end else [])
+        record = folder / FILE
+        record.write_text("\n".join(map(json.dumps, lines)) + "\n")
+        os.utime(record, (1e9 + number, 1e9 + number))
+        (folder / "config.yaml").write_text("{}")
+        if name != "fourth":  # one that was run in Python
+            (folder / "sweep.yaml").write_text("{}")
+    assert sweep._newest_left([]) == os.path.join(".", "raylit_runs", "second")
+    root = ["--trainer.max_epochs", "3", "--trainer.default_root_dir", str(tmp_path)]
+    assert sweep._newest_left(root) == str(tmp_path / "raylit_runs" / "second")
+    args, file = sweep._files_of("first", root)
+    assert args == ["--config", str(tmp_path / "raylit_runs/first/config.yaml"), *root]
+    assert file == str(tmp_path / "raylit_runs/first/sweep.yaml")
+    with pytest.raises(ConfigError, match="no sweep in .* is left to go on with"):
+        sweep._newest_left(["--trainer.default_root_dir=elsewhere"])

@@ -12,7 +12,7 @@ from ray.tune.search import BasicVariantGenerator
 from ray.tune.search.sample import Categorical, Float, Integer
 
 from raylit.errors import ConfigError
-from raylit.tune import SweepSpec
+from raylit.tune import SweepSpec, sweep
 from raylit.tune.direction import direction_of
 from raylit.tune.search import OptunaSearcher
 from raylit.tune.space import WORDS, examples, flatten, numbers_of, read_space
@@ -209,6 +209,35 @@ def test_names_become_objects_of_ray_tune() -> None:
         assert population._perturbation_interval == interval
     assert isinstance(spec().make_search(), BasicVariantGenerator)
     assert isinstance(spec(search="optuna", seed=1).make_search(), OptunaSearcher)
+
+
+@pytest.mark.parametrize("search", ["tpe", "nsga2", "qmc"])
+def test_a_search_that_goes_on_or_begins_warm_repeats_no_trial(search: str) -> None:
+    space = {"model.lr": {"uniform": [0, 1]}, "model.width": {"uniform": [1, 64]}}
+    settings: Any = {"search": search, "space": space, "seed": 5}
+    points = [{"model.lr": 0.25, "model.width": 8.0}, {"model.lr": 0.5, "model.width": 16.0}]
+
+    def drawn(number: int, made: Any) -> list[float]:
+        values = []
+        for trial in range(number):
+            values.append(made.suggest(str(trial))["model.lr"])
+            made.on_trial_complete(str(trial), {"val_loss": 1.0 + trial})
+        return values
+
+    whole = drawn(4, spec(**settings).make_search())
+    assert drawn(4, spec(**settings).make_search()) == whole, "the seed counts"
+    begun = [{"model.lr": value, "model.width": 4.0} for value in whole[:2]]
+    again = drawn(5, spec(**settings).make_search(begun, begun=2))
+    assert again[:2] == pytest.approx(whole[:2])
+    assert not {round(one, 6) for one in again[2:]} & {round(one, 6) for one in whole[:2]}
+    earlier = [(point, [1.0]) for point in begun]
+    warm = drawn(3, spec(**settings).make_search([], earlier))
+    assert not {round(one, 6) for one in warm} & {round(one, 6) for one in whole[:2]}
+    # points that were not begun yet come next
+    described = spec(**settings, points=points)
+    assert sweep._points(described, []) == points
+    assert sweep._points(described, [points[0]]) == points
+    assert sweep._points(described, [*points, begun[0]]) == [*points, begun[0]]
 
 
 @pytest.mark.parametrize(
