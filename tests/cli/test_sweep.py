@@ -338,11 +338,11 @@ def test_resume_without_a_name_is_the_newest_that_was_left(
         (folder / "config.yaml").write_text("{}")
         if name != "fourth":  # one that was run in Python
             (folder / "sweep.yaml").write_text("{}")
-    assert sweep._newest_left([]) == os.path.join(".", "raylit_runs", "second")
+    assert sweep._newest_left([]) == os.path.join("raylit_runs", "second")
     root = ["--trainer.max_epochs", "3", "--trainer.default_root_dir", str(tmp_path)]
     assert sweep._newest_left(root) == str(tmp_path / "raylit_runs" / "second")
     args, file = sweep._files_of("first", root)
     assert args == ["--config", str(tmp_path / "raylit_runs/first/config.yaml"), *root]
     assert file == str(tmp_path / "raylit_runs/first/sweep.yaml")
-    with pytest.raises(ConfigError, match="no sweep in .* is left to go on with"):
+    with pytest.raises(ConfigError, match=r"no sweep in .* is left to go on with"):
         sweep._newest_left(["--trainer.default_root_dir=elsewhere"])

@@ -30,7 +30,9 @@ START_AFTER_S = 2.0
 SEND_EVERY_S = 0.5
 MAX_PAUSE_S = 30.0
 GIVE_UP_S = 30.0  # without any progress, when somebody waits
+GIVE_UP_AGAIN_S = 2.0  # on a store for which that was waited in vain in this process
 SHOW_AFTER_S = 5.0
+_silent: set[str] = set()  # URIs of such stores
 MODULE = "raylit.loggers.mlflow.sender"
 
 
@@ -54,15 +56,8 @@ class Sender:
         node: int | None = None,
     ) -> None:
         self._journal = journal
-        self._job = json.dumps(
-            {
-                "journal": journal.path,
-                "uri": uri,
-                "folder": folder,
-                "give_up_s": GIVE_UP_S,
-                "node": node,
-            }
-        )
+        self._uri = uri
+        self._job = {"journal": journal.path, "uri": uri, "folder": folder, "node": node}
         self._environment = environment
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
@@ -87,7 +82,8 @@ class Sender:
                 start_new_session=True,  # Ctrl-C is for the training; the end is to be sent yet
             )
             self._process = process
-            self._tell(self._job)
+            patience = GIVE_UP_AGAIN_S if self._uri in _silent else GIVE_UP_S
+            self._tell(json.dumps(self._job | {"give_up_s": patience}))
             self._teller = threading.Thread(
                 target=_repeat, args=(process,), name="raylit-sender", daemon=True
             )
@@ -125,6 +121,10 @@ class Sender:
         if process.stdin is not None:
             with suppress(BrokenPipeError):
                 process.stdin.close()
+        if self._journal.position > self._journal.acked:
+            _silent.add(self._uri)
+        else:
+            _silent.discard(self._uri)
 
     def _tell(self, line: str) -> None:
         process = self._process
