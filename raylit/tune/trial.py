@@ -358,13 +358,11 @@ class TrialFit:
         """Return the logger of a run below the sweep's: the trial's own, if it was begun before."""
         tags = {"raylit.trial": self.name}
         run_id = self.reporter.run_id
-        if run_id and self.checkpoint is not None:
+        if run_id and start is not None:
             return parent.child(self.name, tags, run_id)  # whatever the checkpoint says of its run
         child = parent.child(self.name, tags)
-        if run_id and start is None:
+        if run_id:
             child.repeat(run_id)
-        elif run_id:
-            child.resume(run_id)
         return child
 
     def _newest(self, trainer: Trainer) -> str | None:

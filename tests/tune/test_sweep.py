@@ -82,6 +82,7 @@ def runs_of(folder: Path, result: SweepResult) -> tuple[Run, dict[str, Run]]:
     assert [run.info.run_id for run in parents] == [result.run_id]
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == result.run_id]
     assert len(children) + 1 == len(runs)
+    assert len({run.info.run_name for run in children}) == len(children), "a run for each trial"
     return parents[0], {run.info.run_name: run for run in children}
 
 
@@ -296,11 +297,12 @@ def test_the_best_checkpoint_is_that_of_the_best_score(tmp_path: Path, ray_clust
 
 
 SCRIPT = """
+import json
 import sys
 from pathlib import Path
 from tests.tune.test_sweep import Slow, swept
 if __name__ == "__main__":
-    swept(Path(sys.argv[1]), Slow)
+    swept(Path(sys.argv[1]), Slow, **json.loads(sys.argv[2]))
 """
 
 
@@ -348,7 +350,7 @@ def test_a_sweep_whose_driver_ended_goes_on(
 ) -> None:
     environment = {**os.environ, "RAY_ADDRESS": ray_cluster, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)],
+        [sys.executable, "-c", SCRIPT, str(tmp_path), "{}"],
         env=environment,
         cwd=ROOT,
         stderr=subprocess.PIPE,
@@ -385,6 +387,28 @@ def test_a_sweep_whose_driver_ended_goes_on(
         assert run.info.status == "FINISHED"
         history = client.get_metric_history(run.info.run_id, "val_loss")
         assert len({point.step for point in history}) == len(history) == 3
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_pbt_whose_driver_died_has_one_run_a_trial(tmp_path: Path, ray_cluster: str) -> None:
+    """Also for a trial whose newest checkpoint is not the one that it goes on from."""
+    environment = {**os.environ, "RAY_ADDRESS": ray_cluster, "PYTHONPATH": str(ROOT)}
+    scheduler = {"scheduler": {"name": "pbt", "perturbation_interval": 2}}
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path), json.dumps(scheduler)]
+    with subprocess.Popen(command, env=environment, cwd=ROOT) as driver:
+        deadline = time.monotonic() + stretched(90)
+        while len(list(tmp_path.glob("raylit_runs/*/*/paused/*.ckpt"))) < 3:
+            assert time.monotonic() < deadline and driver.poll() is None
+            time.sleep(0.05)
+        driver.send_signal(signal.SIGKILL)
+    result = swept(tmp_path, Slow, resume=True, **scheduler)
+    _, children = runs_of(tmp_path, result)
+    assert set(children) == {trial.name for trial in result.trials}
+    for run in children.values():
+        assert run.info.status == "FINISHED" and "raylit.branched_from" not in run.data.tags
+        history = MlflowClient(store(tmp_path)).get_metric_history(run.info.run_id, "val_loss")
+        assert len({point.step for point in history}) == 3 <= len(history)
 
 
 class Held(pl.Callback):

@@ -212,7 +212,10 @@ class ModelCheckpoint(ScheduledCheckpoint):
                 )
             if trainer.is_global_zero:
                 folder.remove_unfinished(self.dirpath)
-        is_new = stage == "fit" and os.path.dirname(trainer.ckpt_path or "") != self.dirpath
+        start = os.path.dirname(trainer.ckpt_path or "")
+        if os.path.basename(start) == "recovery":
+            start = os.path.dirname(start)
+        is_new = stage == "fit" and start != self.dirpath
         if (
             is_new
             and trainer.is_global_zero
