@@ -31,7 +31,7 @@ TESTED = [  # what reaches no service, and needs no package but those below
 TOOLS = (
     "pytest>=8 pytest-timeout pytest-xdist hypothesis lightning==2.6.6 optuna==4.0 pyte psutil"
     " attrs torchdata tensorboard scikit-learn nbformat nbclient ipykernel matplotlib"
-    " psycopg2-binary"
+    " psycopg2-binary captum"
 )
 
 

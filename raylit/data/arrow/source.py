@@ -969,7 +969,8 @@ class IpcReader:
             for index in range(reader.num_record_batches):
                 batch = reader.get_batch(index)
                 if batch.num_rows:
-                    pieces.append(Piece(number, index, batch.num_rows, batch.nbytes))
+                    num_bytes = batch.get_total_buffer_size()  # `nbytes` refuses views
+                    pieces.append(Piece(number, index, batch.num_rows, num_bytes))
                 if whole is not None and not _lies_within(batch, whole):
                     self.is_plain = False  # compressed: what was read is not what lies on the disk
         except (pa.ArrowException, OSError) as error:

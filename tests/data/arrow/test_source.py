@@ -175,7 +175,10 @@ def test_views_are_read_as_what_they_show(tmp_path: Path, place: str, mode: str)
         views = views.drop_columns("list").append_column("list", plain["list"])
         views = views.append_column("kind", pa.array(words, pa.string_view()))
     plain = plain.append_column("kind", pa.array(words))
-    source = views if place == "table" else write(views, tmp_path / place)
+    try:
+        source = views if place == "table" else write(views, tmp_path / place)
+    except pa.ArrowNotImplementedError:
+        pytest.skip("this pyarrow, older than 21, writes no views to Parquet")
 
     def batch(source: Any) -> dict[str, Any]:
         dataset = ArrowDataset(
