@@ -195,7 +195,7 @@ class StochasticWeightAveraging(Callback):
             self._average_model.module.load_state_dict(self._state["average_model_state"])
             self._average_model.n_averaged.fill_(self._state["n_averaged"])
             self._latest_update_epoch = self._state["latest_update_epoch"]
-            self._before_mean = self._state.get("weights_before_mean")  # Lightning's has none
+            self._before_mean = self._state.get("weights_before_mean")
             if (
                 self._state["scheduler_state"] is not None
             ):  # the scheduler in the checkpoint is SWALR: no other is to take its state
@@ -276,13 +276,15 @@ class StochasticWeightAveraging(Callback):
         average, scheduler = self._average_model, self._swa_scheduler
         if average is None and self._state is not None:
             return self._state
-        return {
+        state: StateDict = {
             "n_averaged": 0 if average is None else int(average.n_averaged),
             "latest_update_epoch": self._latest_update_epoch,
             "scheduler_state": None if scheduler is None else scheduler_state(scheduler),
             "average_model_state": None if average is None else average.module.state_dict(),
-            "weights_before_mean": self._before_mean,
         }
+        if self._before_mean is not None:  # Lightning's has no such key
+            state["weights_before_mean"] = self._before_mean
+        return state
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         self._state = state_dict
