@@ -92,14 +92,16 @@ def make_search(
         )
         return variants
     # random search draws the same again, and trials of before are not run again
-    seed = seed_after(spec.seed, begun + len(earlier))
+    known = begun + len(earlier)
+    key = PACKAGES[name][2] if name in PACKAGES else "seed"
+    arguments[key] = seed_after(arguments.get(key, spec.seed), known)
     if name in PACKAGES:
-        return _ray_search(name, spec, points, {PACKAGES[name][2]: seed, **arguments})
+        return _ray_search(name, spec, points, arguments)
     if name == "optuna" or name in SAMPLERS:
         chosen = arguments.pop("sampler", None) or (name if name in SAMPLERS else None)
-        if chosen == "qmc" and seed != spec.seed:
+        if str(chosen).lower() == "qmc" and known:
             arguments = {"scramble": True, **arguments}  # else its sequence has no seed
-        sampler = make_sampler(spec, chosen, {"seed": seed, **arguments})
+        sampler = make_sampler(spec, chosen, arguments)
         return OptunaSearcher(spec.space, spec.metrics, sampler, points, earlier)
     raise SweepError(
         f"search: {name!r} is not known.{did_you_mean(name, SEARCHES)} Use one of"
@@ -108,12 +110,12 @@ def make_search(
     )
 
 
-def seed_after(seed: int | None, number: int) -> int | None:
+def seed_after(seed: object, number: int) -> object:
     """Return the seed of a search that knows of trials which it has not drawn itself.
 
-    Its own seed would have it draw first what those have tried.
+    Its own seed would have it draw first what those have tried. What is no number stays.
     """
-    if seed is None or number == 0:
+    if not isinstance(seed, int) or number == 0:
         return seed
     return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
 

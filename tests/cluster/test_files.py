@@ -226,40 +226,30 @@ def test_a_file_with_placeholders_is_refused(tmp_path: Path) -> None:
     } == set(found)
 
 
-def fills(name: str) -> str:
-    """Return the command of the README that fills a file."""
+def filled_by_readme(name: str, stand_ins: str, folder: Path) -> str:
+    """Return a launcher's file as the README's command fills it, with what the cloud answers."""
     lines = texts()["README.md"].splitlines()
     (line,) = [one for one in lines if one.startswith("sed -i") and one.endswith(f"/{name}")]
-    return line
+    file = folder / name
+    file.write_text(texts()[f"ray/{name}"])
+    script = f"{stand_ins}; {line.replace(f'cluster/ray/{name}', str(file))}"
+    subprocess.run(["bash", "-euc", script], check=True)
+    assert filled(name, file.read_text(), folder).returncode == 0
+    return file.read_text()
 
 
 def test_the_walk_through_of_google_fills_its_file(tmp_path: Path) -> None:
-    file = tmp_path / "gcp.yaml"
-    file.write_text(texts()["ray/gcp.yaml"])
-    script = (
-        "gcloud() { echo lab-7; }; files=10.1.2.3;"
-        f" {fills('gcp.yaml').replace('cluster/ray/gcp.yaml', str(file))}"
-    )
-    subprocess.run(["bash", "-euc", script], check=True)
-    assert filled("gcp.yaml", file.read_text(), tmp_path).returncode == 0
-    config = yaml.safe_load(file.read_text())
+    text = filled_by_readme("gcp.yaml", "gcloud() { echo lab-7; }; files=10.1.2.3", tmp_path)
+    config = yaml.safe_load(text)
     assert config["provider"]["project_id"] == "lab-7"
     assert any("10.1.2.3:/runs /mnt/runs" in line for line in config["initialization_commands"])
     assert filled("onprem.yaml", texts()["ray/onprem.yaml"], tmp_path).stderr.count("\n") == 3
 
 
 def test_the_walk_through_of_aws_fills_its_file(tmp_path: Path) -> None:
-    """By the command of the README, with stand-ins for what the cloud answers."""
-    line = fills("aws.yaml")
-    file = tmp_path / "aws.yaml"
-    file.write_text(texts()["ray/aws.yaml"])
-    script = (
-        "aws() { echo 210987654321; }; image=ami-1a2b group=sg-1a2b files=fs-1a2b;"
-        f" {line.replace('cluster/ray/aws.yaml', str(file))}"
-    )
-    subprocess.run(["bash", "-euc", script], check=True)
-    assert filled("aws.yaml", file.read_text(), tmp_path).returncode == 0
-    nodes = yaml.safe_load(file.read_text())["available_node_types"].values()
+    answers = "aws() { echo 210987654321; }; image=ami-1a2b group=sg-1a2b files=fs-1a2b"
+    text = filled_by_readme("aws.yaml", answers, tmp_path)
+    nodes = yaml.safe_load(text)["available_node_types"].values()
     assert {node["node_config"]["ImageId"] for node in nodes} == {"ami-1a2b"}
     profiles = {node["node_config"]["IamInstanceProfile"]["Arn"] for node in nodes}
     assert all(":210987654321:" in arn for arn in profiles) and len(profiles) == 2

@@ -211,8 +211,12 @@ def test_names_become_objects_of_ray_tune() -> None:
     assert isinstance(spec(search="optuna", seed=1).make_search(), OptunaSearcher)
 
 
-@pytest.mark.parametrize("search", ["tpe", "nsga2", "qmc"])
-def test_a_search_that_goes_on_or_begins_warm_repeats_no_trial(search: str) -> None:
+@pytest.mark.parametrize(
+    "search",
+    ["tpe", "nsga2", "qmc", {"name": "tpe", "seed": 3}, {"name": "optuna", "sampler": "QMC"}],
+    ids=str,
+)
+def test_a_search_that_goes_on_or_begins_warm_repeats_no_trial(search: Any) -> None:
     space = {"model.lr": {"uniform": [0, 1]}, "model.width": {"uniform": [1, 64]}}
     settings: Any = {"search": search, "space": space, "seed": 5}
     points = [{"model.lr": 0.25, "model.width": 8.0}, {"model.lr": 0.5, "model.width": 16.0}]

@@ -268,7 +268,9 @@ class StochasticWeightAveraging(Callback):
         if stage == "fit":
             self._leave_as_found(trainer)
             self._state = to_plain(self.state_dict())
-            self._average_model, self._swa_scheduler, self._before_mean = None, None, None
+            self._average_model = None
+            self._swa_scheduler = None
+            self._before_mean = None
 
     # ---- state ----
 

@@ -178,6 +178,8 @@ def test_views_are_read_as_what_they_show(tmp_path: Path, place: str, mode: str)
     try:
         source = views if place == "table" else write(views, tmp_path / place)
     except pa.ArrowNotImplementedError:
+        if int(pa.__version__.partition(".")[0]) >= 21:
+            raise
         pytest.skip("this pyarrow, older than 21, writes no views to Parquet")
 
     def batch(source: Any) -> dict[str, Any]:
