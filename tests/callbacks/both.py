@@ -15,13 +15,7 @@ from torch.utils.data import DataLoader
 
 import raylit
 from tests.lazy import lightning
-
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
+from tests.quiet import UNLOGGED
 
 
 def both(scenario: Callable[[Any, Path], Any], tmp_path: Path) -> tuple[Any, Any]:
@@ -115,7 +109,7 @@ def fit_with(
         "max_epochs": 4,
         "callbacks": callback,
         "default_root_dir": root,
-        **QUIET,
+        **UNLOGGED,
         **trainer,
     }
     done = framework.Trainer(**arguments)

@@ -9,8 +9,9 @@ import pytest
 import raylit as pl
 from raylit.callbacks import Callback, LambdaCallback
 from raylit.errors import ConfigError
-from tests.callbacks.both import QUIET, batches, both, scripted
+from tests.callbacks.both import batches, both, scripted
 from tests.lazy import lightning
+from tests.quiet import BARE, UNLOGGED
 
 
 def test_each_event_is_called_as_in_lightning(tmp_path: Path) -> None:
@@ -27,7 +28,7 @@ def test_each_event_is_called_as_in_lightning(tmp_path: Path) -> None:
 
         callback = framework.callbacks.LambdaCallback(**{name: record(name) for name in names})
         trainer = framework.Trainer(
-            **QUIET, max_epochs=2, callbacks=callback, default_root_dir=root
+            **UNLOGGED, max_epochs=2, callbacks=callback, default_root_dir=root
         )
         model = scripted(framework, [0.5] * 9)
         trainer.fit(model, batches(2), batches(1))
@@ -61,7 +62,5 @@ def test_an_exception_ends_the_run() -> None:
         on_train_start=fail, on_exception=lambda trainer, module, error: seen.append(error)
     )
     with pytest.raises(ZeroDivisionError) as raised:
-        pl.Trainer(**QUIET, max_epochs=1, callbacks=callback, enable_checkpointing=False).fit(
-            scripted(pl), batches(1)
-        )  # type: ignore[arg-type]
+        pl.Trainer(**BARE, max_epochs=1, callbacks=callback).fit(scripted(pl), batches(1))  # type: ignore[arg-type]
     assert seen == [raised.value]

@@ -17,6 +17,7 @@ import torch
 import raylit as pl
 from raylit.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer
 from raylit.testing import TinyModel
+from tests.quiet import UNLOGGED
 from tests.ranks import run_on_two_ranks
 
 
@@ -41,18 +42,12 @@ class FailsOnOneRank(Callback):
 
 def fit(folder: str, callbacks: list[Any], max_epochs: int = 3) -> pl.Trainer:
     torch.manual_seed(0)
-    settings: Any = {
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
     trainer = pl.Trainer(
         max_epochs=max_epochs,
         callbacks=callbacks,
         default_root_dir=folder,
         enable_checkpointing=None,
-        **settings,
+        **UNLOGGED,
     )
     trainer.fit(Differs())
     return trainer

@@ -15,16 +15,11 @@ from raylit.checkpoint import find, save
 from raylit.errors import CheckpointError
 from raylit.testing import TinyModel
 from tests.deadlines import stretched
-
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
+from tests.quiet import BARE, UNLOGGED
 
 
 def fit(root: Path, saver: ModelCheckpoint) -> pl.Trainer:
-    trainer = pl.Trainer(max_epochs=3, callbacks=[saver], default_root_dir=root, **QUIET)
+    trainer = pl.Trainer(max_epochs=3, callbacks=[saver], default_root_dir=root, **UNLOGGED)
     trainer.fit(TinyModel())
     return trainer
 
@@ -104,10 +99,10 @@ def test_a_trainer_that_saves_nothing_takes_nobody_elses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    other = pl.Trainer(max_epochs=1, **QUIET)
+    other = pl.Trainer(max_epochs=1, **UNLOGGED)
     other.fit(TinyModel())
     assert other.checkpoint_callback is not None
-    own = pl.Trainer(max_epochs=1, enable_checkpointing=False, **QUIET)
+    own = pl.Trainer(max_epochs=1, **BARE)
     model = TinyModel()
     own.fit(model)
     for run in (own.test, own.fit):
@@ -120,7 +115,9 @@ def test_the_loggers_folder_is_where_a_trainer_has_saved(tmp_path: Path) -> None
 
     def trainer(place: Path | None) -> pl.Trainer:
         logger = False if place is None else pl.loggers.CSVLogger(place, name="digits")
-        return pl.Trainer(max_epochs=1, **{**QUIET, "logger": logger, "default_root_dir": tmp_path})
+        return pl.Trainer(
+            max_epochs=1, **{**UNLOGGED, "logger": logger, "default_root_dir": tmp_path}
+        )
 
     mine, others = tmp_path / "elsewhere", tmp_path / "never used"
     trainer(mine).fit(TinyModel())
@@ -202,7 +199,7 @@ def test_the_id_of_a_fit_is_found_at_a_url(tmp_path: Path) -> None:
         def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
             ids.append(trainer.run.job.id)
 
-    pl.Trainer(max_epochs=1, callbacks=[saver, Look()], default_root_dir=tmp_path, **QUIET).fit(
+    pl.Trainer(max_epochs=1, callbacks=[saver, Look()], default_root_dir=tmp_path, **UNLOGGED).fit(
         TinyModel()
     )
     found = find.newest_of(ids[0], ["memory://own/checkpoints"], {})
@@ -213,7 +210,7 @@ def test_the_id_of_a_fit_is_found_at_a_url(tmp_path: Path) -> None:
 def newest_in(root: Path, model: pl.LightningModule, kept: str) -> Path:
     """Fit a model below `root` and return its checkpoint, the newest there is."""
     saver = ModelCheckpoint(dirpath=root / kept / "checkpoints")
-    trainer = pl.Trainer(max_epochs=1, callbacks=[saver], default_root_dir=root, **QUIET)
+    trainer = pl.Trainer(max_epochs=1, callbacks=[saver], default_root_dir=root, **UNLOGGED)
     trainer.fit(model)
     path = Path(saver.best_model_path)
     newest = 2_000_000_000 + len(list(root.rglob("*.ckpt")))
@@ -233,7 +230,7 @@ def test_a_trial_of_a_sweep_and_another_model_are_not_what_is_meant(
     other = newest_in(tmp_path, Other(), "logs/version_1")
     newest_in(tmp_path, TinyModel(), "raylit_runs/sweep-1/trial-000")
     (tmp_path / "raylit_runs" / "sweep-1" / find.SWEEP).touch()
-    trainer = pl.Trainer(default_root_dir=tmp_path, callbacks=[ModelCheckpoint()], **QUIET)
+    trainer = pl.Trainer(default_root_dir=tmp_path, callbacks=[ModelCheckpoint()], **UNLOGGED)
     with pytest.warns(UserWarning, match=rf"are left aside: {other.parents[1]} \(.*Other\)"):
         trainer.validate(TinyModel(), ckpt_path=word)
     assert trainer.ckpt_path == str(own)
@@ -241,7 +238,7 @@ def test_a_trial_of_a_sweep_and_another_model_are_not_what_is_meant(
 
 def test_other_hyperparameters_are_named_before_anything_is_loaded(tmp_path: Path) -> None:
     newest_in(tmp_path, TinyModel(batch_size=3), "logs/version_0")
-    trainer = pl.Trainer(default_root_dir=tmp_path, callbacks=[ModelCheckpoint()], **QUIET)
+    trainer = pl.Trainer(default_root_dir=tmp_path, callbacks=[ModelCheckpoint()], **UNLOGGED)
     with pytest.warns(UserWarning, match=r"was made with batch_size=3 \(here 4\)"):
         trainer.validate(TinyModel(), ckpt_path="last")
 
@@ -255,7 +252,7 @@ def test_a_model_of_a_script_is_the_same_when_it_is_imported(here: str, other: s
 
 def test_where_there_is_only_another_model_it_is_named_and_taken(tmp_path: Path) -> None:
     other = newest_in(tmp_path, Other(), "logs/version_1")
-    trainer = pl.Trainer(default_root_dir=tmp_path, callbacks=[ModelCheckpoint()], **QUIET)
+    trainer = pl.Trainer(default_root_dir=tmp_path, callbacks=[ModelCheckpoint()], **UNLOGGED)
     with pytest.warns(UserWarning, match=rf"are of .*Other, in {other.parents[1]}, and there are"):
         trainer.validate(TinyModel(), ckpt_path="last")
     assert trainer.ckpt_path == str(other)

@@ -15,18 +15,13 @@ from raylit.checkpoint.format import is_whole
 from raylit.errors import CheckpointError
 from raylit.parallel import FSDPStrategy
 from raylit.testing import TinyModel
+from tests.quiet import UNLOGGED
 
 
 def fit(path: Path, *, in_background: bool = False, **arguments: Any) -> pl.Trainer:
-    quiet: dict[str, Any] = {
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-    }
     strategy = FSDPStrategy(state_dict_type="sharded", async_save=in_background)
     trainer = pl.Trainer(
-        strategy=strategy, max_epochs=2, default_root_dir=path, **quiet, **arguments
+        strategy=strategy, max_epochs=2, default_root_dir=path, **UNLOGGED, **arguments
     )
     trainer.fit(TinyModel())
     return trainer

@@ -12,13 +12,7 @@ import torch
 import raylit as pl
 from raylit.errors import ConfigError
 from raylit.testing import BoringModel, TinyModel
-
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
+from tests.quiet import BARE
 
 
 def test_device_and_dtype_are_those_of_the_parameters() -> None:
@@ -54,7 +48,7 @@ def test_predict_step_is_forward() -> None:
 
 def test_after_a_fit_a_module_pickles_without_its_trainer(tmp_path: Path) -> None:
     trainer, module = (
-        pl.Trainer(max_epochs=1, limit_train_batches=1, default_root_dir=tmp_path, **QUIET),
+        pl.Trainer(max_epochs=1, limit_train_batches=1, default_root_dir=tmp_path, **BARE),
         TinyModel(),
     )
     trainer.fit(module)
@@ -67,7 +61,7 @@ def test_after_a_fit_a_module_pickles_without_its_trainer(tmp_path: Path) -> Non
 
 def test_a_module_does_not_keep_its_trainer_alive(tmp_path: Path) -> None:
     trainer, module = (
-        pl.Trainer(max_epochs=1, limit_train_batches=1, default_root_dir=tmp_path, **QUIET),
+        pl.Trainer(max_epochs=1, limit_train_batches=1, default_root_dir=tmp_path, **BARE),
         TinyModel(),
     )
     trainer.fit(module)
@@ -91,7 +85,7 @@ def test_children_get_the_trainer_too(tmp_path: Path) -> None:
             return super().training_step(batch, batch_idx)
 
     trainer = pl.Trainer(
-        max_epochs=1, limit_train_batches=2, limit_val_batches=0, default_root_dir=tmp_path, **QUIET
+        max_epochs=1, limit_train_batches=2, limit_val_batches=0, default_root_dir=tmp_path, **BARE
     )
     trainer.fit(Outer())
     assert trainer.global_step == 2
@@ -115,14 +109,14 @@ def test_gradients_are_clipped(tmp_path: Path, algorithm: str | None) -> None:
         gradient_clip_algorithm=algorithm,
         default_root_dir=tmp_path,
         **limits,
-        **QUIET,
+        **BARE,
     )
     trainer.fit(Clips())
     assert sizes == pytest.approx([0.5, 0.5], rel=1e-4)
 
 
 def test_strict_loading_is_said_in_one_place(tmp_path: Path) -> None:
-    trainer = pl.Trainer(max_epochs=1, limit_train_batches=1, default_root_dir=tmp_path, **QUIET)
+    trainer = pl.Trainer(max_epochs=1, limit_train_batches=1, default_root_dir=tmp_path, **BARE)
     trainer.fit(TinyModel())
     trainer.save_checkpoint(tmp_path / "one.ckpt")
 

@@ -33,6 +33,7 @@ import raylit as pl
 from raylit.data.combined import CombinedLoader
 from raylit.data.index_once import IndexedOnce, index_once
 from raylit.profilers import SimpleProfiler
+from tests.quiet import BARE
 
 
 class Listed(Sampler[Any]):
@@ -204,13 +205,8 @@ class Net(pl.LightningModule):
 
 
 def fit(folder: Path, loader: Any, **options: Any) -> pl.Trainer:
-    quiet: dict[str, Any] = {
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    trainer = pl.Trainer(max_epochs=2, accelerator="cpu", default_root_dir=folder,
-                         enable_checkpointing=False, **quiet, **options)  # fmt: skip
+    trainer = pl.Trainer(max_epochs=2, default_root_dir=folder,
+                         **BARE, **options)  # fmt: skip
     trainer.fit(Net(), loader)
     return trainer
 

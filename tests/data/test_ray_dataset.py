@@ -7,6 +7,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from raylit.callbacks import ModelCheckpoint
 from raylit.data import CombinedLoader
 from raylit.data.ray_dataset import _check_cluster
 from raylit.errors import ConfigError, DataError
+from tests import quiet
 from tests.ranks import run_on_two_ranks
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -105,18 +107,7 @@ def noted(folder: Path, stage: str, rank: int = 0) -> list[list[int]]:
     ]
 
 
-def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
-    defaults: dict[str, Any] = {
-        "max_epochs": 2,
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return pl.Trainer(
-        accelerator="cpu",
-        default_root_dir=folder,
-        **{**defaults, "enable_checkpointing": False, **arguments},
-    )
+trainer = partial(quiet.trainer, max_epochs=2)
 
 
 def orders(tmp_path: Path, make: Callable[[], Any], **arguments: Any) -> list[list[int]]:

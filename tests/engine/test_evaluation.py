@@ -10,19 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import raylit as pl
 from raylit.testing import BoringModel, RandomDataset, TinyModel
-
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
-
-
-def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
-    return pl.Trainer(**{**QUIET, "max_epochs": 1, "default_root_dir": folder, **arguments})
+from tests.quiet import trainer
 
 
 class Numbers(BoringModel):

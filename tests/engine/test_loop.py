@@ -22,18 +22,9 @@ import raylit as pl
 from raylit.callbacks import Callback
 from raylit.errors import ConfigError
 from raylit.testing import BoringModel, RandomDataset, TinyModel
+from tests.quiet import trainer
 
 PACKAGE = str(Path(pl.__file__).parent)
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
-
-
-def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
-    return pl.Trainer(**{**QUIET, "max_epochs": 1, "default_root_dir": folder, **arguments})
 
 
 class Introduction(pl.LightningModule):

@@ -12,6 +12,7 @@ from raylit import LightningModule, Trainer
 from raylit.engine.optimizers import LightningOptimizer, NoOptimizer, configure, wants_closure
 from raylit.errors import ConfigError
 from raylit.testing import BoringModel
+from tests.quiet import BARE
 
 
 def module(returned: Any, *, automatic: bool = True) -> LightningModule:
@@ -166,19 +167,13 @@ def test_the_wrapped_optimizer_counts_and_passes_for_the_users(tmp_path: Path) -
             with pytest.raises(ConfigError, match="must be callable"):
                 wrapped.step(3)  # type: ignore[arg-type]
 
-    quiet: dict[str, Any] = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
     trainer, module = (
         Trainer(
             max_epochs=1,
             limit_train_batches=3,
             limit_val_batches=0,
             default_root_dir=tmp_path,
-            **quiet,
+            **BARE,
         ),
         Manual(),
     )

@@ -15,8 +15,7 @@ from torchmetrics import MeanSquaredError
 
 import raylit as pl
 from raylit.callbacks import Callback, ModelCheckpoint
-
-QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False}
+from tests.quiet import QUIET
 
 
 class Noisy(Dataset[tuple[Tensor, Tensor]]):

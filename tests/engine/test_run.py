@@ -13,13 +13,7 @@ from raylit.engine.run import Run, check_dataloader_idx, restore_modes, submodul
 from raylit.errors import ConfigError, DataError
 from raylit.parallel import World
 from raylit.testing import BoringDataModule, BoringModel, RandomDataset, TinyModel
-
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
+from tests.quiet import BARE
 
 
 def run_of(
@@ -30,7 +24,7 @@ def run_of(
     **arguments: Any,
 ) -> Run:
     """A run that was made but not begun."""
-    trainer = pl.Trainer(**{**QUIET, "max_epochs": 1, **arguments})
+    trainer = pl.Trainer(**{**BARE, "max_epochs": 1, **arguments})
     return Run(Job(fn, trainer, module, datamodule, data or {}), World(torch.device("cpu")))
 
 
@@ -229,7 +223,7 @@ def test_a_logged_step_is_the_x(tmp_path: Path) -> None:
 
     pl.Trainer(
         **{
-            **QUIET,
+            **BARE,
             "logger": logger,
             "max_epochs": 1,
             "limit_train_batches": 2,

@@ -14,13 +14,7 @@ import raylit as pl
 from raylit.callbacks import Callback
 from raylit.errors import Terminated
 from raylit.testing import RandomDataset, TinyModel
-
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
+from tests.quiet import BARE
 
 
 class Notes(Callback):
@@ -47,7 +41,7 @@ def fit(folder: Path, callback: Callback, batches: Any = 10, **arguments: Any) -
     loader = DataLoader(RandomDataset(32, batches)) if isinstance(batches, int) else batches
     trainer = pl.Trainer(
         **{
-            **QUIET,
+            **BARE,
             "max_epochs": 2,
             "num_sanity_val_steps": 0,
             "callbacks": [callback],

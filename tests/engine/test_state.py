@@ -1,27 +1,19 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import raylit as pl
 from raylit.callbacks import Callback
 from raylit.checkpoint import load
 from raylit.errors import CheckpointError
 from raylit.testing import TinyModel
+from tests import quiet
 
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
-
-
-def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
-    return pl.Trainer(**{**QUIET, "max_epochs": 2, "default_root_dir": folder, **arguments})
+trainer = partial(quiet.trainer, max_epochs=2)
 
 
 class Exact(TinyModel):

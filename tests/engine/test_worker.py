@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,9 @@ from raylit.callbacks import Callback, EarlyStopping, ModelCheckpoint, RecoveryC
 from raylit.engine.worker import status_of
 from raylit.errors import ConfigError, Stopped, Terminated
 from raylit.testing import BoringDataModule, BoringModel, TinyModel
+from tests import quiet
 
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
-
-
-def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
-    limits = {
-        "max_epochs": 1,
-        "limit_train_batches": 1,
-        "limit_val_batches": 1,
-        "default_root_dir": folder,
-    }
-    return pl.Trainer(**{**QUIET, **limits, **arguments})
+trainer = partial(quiet.trainer, limit_train_batches=1, limit_val_batches=1)
 
 
 def test_the_order_of_a_life(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import raylit as pl
 from raylit.engine.schedule import STOP_CHECK_EVERY
 from raylit.errors import ConfigError, Terminated
 from raylit.parallel import DDPStrategy, find_strategy
+from tests import quiet
 from tests.ranks import run_on_two_ranks
 
 NUM_TRAIN, NUM_VAL = 24, 13  # 13 is odd: the ranks' shares of it differ
@@ -63,16 +65,7 @@ def val(batch_size: int) -> DataLoader[Any]:
     return DataLoader(TensorDataset(X[NUM_TRAIN:], Y[NUM_TRAIN:]), batch_size)
 
 
-def trainer(folder: str, **arguments: Any) -> pl.Trainer:
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return pl.Trainer(
-        **{"accelerator": "cpu", "max_epochs": 2, "default_root_dir": folder, **quiet, **arguments}
-    )
+trainer = partial(quiet.trainer, max_epochs=2)
 
 
 def fit(folder: str, batch_size: int, **arguments: Any) -> dict[str, Any]:

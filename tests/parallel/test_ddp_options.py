@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import raylit as pl
 from raylit.errors import ConfigError
 from raylit.parallel import DDPStrategy, find_strategy
+from tests.quiet import BARE
 from tests.ranks import run_on_two_ranks
 
 SIZE = 16
@@ -91,19 +92,12 @@ class Embeds(pl.LightningModule):
 
 def fit(folder: str, strategy: Any, kind: Any = Net, **arguments: Any) -> Any:
     torch.manual_seed(0)
-    quiet: dict[str, Any] = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
     module, size = kind(), 8 // (dist.get_world_size() if dist.is_initialized() else 1)
     trainer = pl.Trainer(
-        accelerator="cpu",
         strategy=strategy,
         max_steps=4,
         default_root_dir=folder,
-        **quiet,
+        **BARE,
         **arguments,
     )
     trainer.fit(module, DataLoader(TensorDataset(X), size))

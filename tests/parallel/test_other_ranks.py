@@ -18,15 +18,10 @@ from torchmetrics import MeanMetric, SumMetric
 import raylit as pl
 from raylit.callbacks import Callback
 from raylit.checkpoint import load, save
+from tests.quiet import BARE
 from tests.ranks import run_on_ranks, run_on_two_ranks
 
 SAMPLES = 48
-QUIET: dict[str, Any] = {
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-    "logger": False,
-}
 
 
 class Numbers(Dataset[Tensor]):
@@ -113,10 +108,9 @@ def fit(folder: Path, kind: str, ckpt_path: Path | None, **arguments: Any) -> tu
     saves = [Saves(folder)] if folder is not None else []
     trainer = pl.Trainer(
         max_epochs=2,
-        accelerator="cpu",
         callbacks=[epochs, *saves],
         default_root_dir=folder,
-        **QUIET,
+        **BARE,
         **arguments,
     )
     trainer.fit(net, batches(kind), ckpt_path=ckpt_path)
@@ -168,9 +162,7 @@ def test_the_values_of_the_epoch_are_those_of_all_samples(
 ) -> None:
     for batch in (1, 5):
         epochs = Epochs()
-        trainer = pl.Trainer(
-            max_epochs=1, accelerator="cpu", callbacks=[epochs], default_root_dir=tmp_path, **QUIET
-        )
+        trainer = pl.Trainer(max_epochs=1, callbacks=[epochs], default_root_dir=tmp_path, **BARE)
         trainer.fit(Net(), batches("shuffled"), ckpt_path=by_two[0] / "shuffled" / f"{batch}.ckpt")
         mean = (SAMPLES - 1) / 2
         assert epochs.rows == [
@@ -230,11 +222,10 @@ def test_gradients_of_a_window_keep_their_mean(tmp_path: Path) -> None:
     net = Net()
     trainer = pl.Trainer(
         max_epochs=1,
-        accelerator="cpu",
         accumulate_grad_batches=2,
         max_steps=1,
         default_root_dir=tmp_path,
-        **QUIET,
+        **BARE,
     )
     trainer.fit(net, batches("in order"), ckpt_path=tmp_path / "1.ckpt")
     of_the_rest = (
@@ -249,12 +240,11 @@ def window_on_two(folder: str) -> None:
     warnings.simplefilter("ignore")
     trainer = pl.Trainer(
         max_epochs=1,
-        accelerator="cpu",
         accumulate_grad_batches=2,
         max_steps=1,
         callbacks=[Saves(Path(folder))],
         default_root_dir=folder,
-        **QUIET,
+        **BARE,
     )
     trainer.fit(Net(), batches("in order"))
 
@@ -263,7 +253,7 @@ def test_another_batch_size(tmp_path: Path) -> None:
     (tmp_path / "in order").mkdir()
     fit(tmp_path / "in order", "in order", None)
     net = Net()
-    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, **QUIET)
+    trainer = pl.Trainer(max_epochs=1, default_root_dir=tmp_path, **BARE)
     trainer.fit(
         net, DataLoader(Numbers(), batch_size=5), ckpt_path=tmp_path / "in order" / "4.ckpt"
     )

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import raylit as pl
 from raylit.callbacks import Callback
 from raylit.parallel import DDPStrategy, FSDPStrategy
+from tests.quiet import BARE
 from tests.ranks import run_on_ranks
 
 NUM_STEPS = 50
@@ -146,19 +147,12 @@ def fit(folder: str, num_ranks: int, kind: type[Net] = Net, **arguments: Any) ->
     module, notes = kind(), NotesGradients()
     accumulate = arguments.get("accumulate_grad_batches", 1)
     size = BATCH // num_ranks // accumulate
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
     trainer = pl.Trainer(
-        accelerator="cpu",
         max_steps=NUM_STEPS,
         precision="64-true",
         default_root_dir=folder,
         callbacks=notes,
-        **quiet,
+        **BARE,
         **arguments,
     )
     val = DataLoader(

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import raylit as pl
 from raylit.errors import ConfigError, DataError
 from raylit.parallel import DDPStrategy, FSDPStrategy
+from tests.quiet import BARE
 from tests.ranks import run_on_two_ranks
 
 LENGTHS = (5, 3)  # batches of rank 0 and of rank 1
@@ -86,19 +87,12 @@ class Saves(pl.Callback):
 
 
 def trainer(folder: str, strategy: Any, **arguments: Any) -> pl.Trainer:
-    quiet: dict[str, Any] = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
     return pl.Trainer(
-        accelerator="cpu",
         strategy=strategy,
         max_epochs=2,
         use_distributed_sampler=False,
         default_root_dir=folder,
-        **quiet,
+        **BARE,
         **arguments,
     )
 

@@ -11,6 +11,7 @@ from raylit.errors import ConfigError
 from raylit.parallel import World
 from raylit.parallel.world import choose_device
 from raylit.testing import TinyModel
+from tests.quiet import BARE
 from tests.ranks import run_on_two_ranks
 
 
@@ -43,16 +44,8 @@ def communicate(folder: str) -> dict[str, Any]:
         "gathered": gathered.detach(),
         "gradient": mine.grad,
     }
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
     try:
-        pl.Trainer(max_epochs=5, accelerator="cpu", default_root_dir=folder, **quiet).fit(
-            FailsOnRank1()
-        )  # type: ignore[arg-type]
+        pl.Trainer(max_epochs=5, default_root_dir=folder, **BARE).fit(FailsOnRank1())  # type: ignore[arg-type]
     except Exception as error:
         found["error"] = (type(error).__name__, str(error), error.__notes__)
     return found

@@ -31,15 +31,9 @@ from torch.utils.data import DataLoader, Dataset
 
 import raylit
 from tests.lazy import lightning
+from tests.quiet import BARE
 
 Scenario = Callable[..., Any]
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
-
-
 # ---- running and comparing ----
 
 
@@ -278,10 +272,8 @@ def trainer(pl: Any, root: Path, **arguments: Any) -> Any:
         arguments["logger"] = pl.loggers.CSVLogger(root, name="logs", version="0")
     given = {
         "max_epochs": 2,
-        "logger": False,
-        "enable_checkpointing": False,
         "default_root_dir": root,
-        **QUIET,
+        **BARE,
         **arguments,
     }
     if any(

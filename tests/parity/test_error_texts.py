@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader
 
 import raylit
 from tests.lazy import lightning
-from tests.parity.harness import QUIET, run
+from tests.parity.harness import run
+from tests.quiet import BARE
 
-TINY: dict[str, Any] = {**QUIET, "logger": False, "enable_checkpointing": False, "max_epochs": 1}
+TINY: dict[str, Any] = {**BARE, "max_epochs": 1}
 
 
 def boring(pl: Any) -> Any:

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, SequentialSampler
 import raylit
 from raylit.core.hooks import HOOKS
 from tests.lazy import lightning
-from tests.parity.harness import QUIET, parity, run
+from tests.parity.harness import parity, run
+from tests.quiet import QUIET
 
 TINY: dict[str, Any] = {
     **QUIET,

@@ -6,6 +6,7 @@ import json
 import pickle
 import pstats
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,10 @@ from raylit.profilers import (
 )
 from raylit.runtime import messages
 from raylit.testing.modules import TinyModel
+from tests import quiet
 from tests.ranks import run_on_two_ranks
 
-
-def trainer(root: Path | str, **arguments: Any) -> pl.Trainer:
-    given = {
-        "max_epochs": 2,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return pl.Trainer(default_root_dir=root, accelerator="cpu", **{**given, **arguments})
+trainer = partial(quiet.trainer, max_epochs=2)
 
 
 class Listing(Profiler):

@@ -30,14 +30,10 @@ from raylit.runtime import storage
 from raylit.testing import TinyModel
 from tests.buckets import gcs_server
 from tests.deadlines import stretched
+from tests.quiet import QUIET, UNLOGGED
 from tests.ranks import run_on_two_ranks
 
 ROOT = Path(__file__).parents[2]
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
 
 
 class Known(TinyModel):
@@ -180,7 +176,7 @@ def test_a_process_that_is_killed_goes_on_from_the_bucket(
     for ckpt_path in ("last", None):
         pl.seed_everything(1, verbose=False)
         model = TinyModel()
-        trainer = pl.Trainer(storage_path=bucket, max_epochs=3, logger=False, **QUIET)
+        trainer = pl.Trainer(storage_path=bucket, max_epochs=3, **UNLOGGED)
         trainer.fit(model, ckpt_path=ckpt_path)
         weights.append(dict(model.state_dict()))
         if ckpt_path:
@@ -246,7 +242,7 @@ def test_what_a_run_goes_on_from_and_what_others_saved_is_kept(bucket: str, tmp_
     def fit(max_epochs: int, where: str, ckpt_path: str | None) -> str:
         saver = ModelCheckpoint(f"{bucket}/{where}", filename="{epoch}")
         pl.Trainer(
-            default_root_dir=tmp_path, callbacks=saver, logger=False, max_epochs=max_epochs, **QUIET
+            default_root_dir=tmp_path, callbacks=saver, max_epochs=max_epochs, **UNLOGGED
         ).fit(TinyModel(), ckpt_path=ckpt_path)
         return saver.best_model_path
 
@@ -286,10 +282,9 @@ def lose_the_bucket(where: str) -> tuple[int, str, list[str]]:
     trainer = pl.Trainer(
         storage_path=url,
         max_epochs=4,
-        logger=False,
         callbacks=[saver],
         log_every_n_steps=1,
-        **QUIET,
+        **UNLOGGED,
     )
     trainer.fit(LosesItsBucket())
     return trainer.global_step, saver.best_model_path, sorted(saver.best_k_models)

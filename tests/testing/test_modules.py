@@ -7,20 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-import raylit as pl
 from raylit.testing import BoringDataModule, BoringModel, RandomDataset, TinyModel
 from tests.lazy import lightning
-
-
-def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
-    settings = {
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": False,
-    }
-    return pl.Trainer(**{"max_epochs": 1, "default_root_dir": folder, **settings, **arguments})
+from tests.quiet import trainer
 
 
 def test_data_is_the_same_everywhere() -> None:

@@ -12,24 +12,7 @@ from raylit.errors import ConfigError
 from raylit.loggers import CSVLogger
 from raylit.testing import BoringDataModule, TinyModel
 from tests.lazy import lightning
-
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
-
-
-def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
-    return pl.Trainer(
-        **{
-            **QUIET,
-            "max_epochs": 1,
-            "enable_checkpointing": False,
-            "default_root_dir": folder,
-            **arguments,
-        }
-    )
+from tests.quiet import trainer
 
 
 @pytest.mark.parametrize("fn", ["fit", "validate", "test", "predict"])

@@ -11,24 +11,7 @@ import raylit as pl
 from raylit.callbacks import ModelCheckpoint
 from raylit.errors import ConfigError
 from raylit.testing import TinyModel
-
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
-
-
-def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
-    return pl.Trainer(
-        **{
-            **QUIET,
-            "max_epochs": 1,
-            "enable_checkpointing": False,
-            "default_root_dir": folder,
-            **arguments,
-        }
-    )
+from tests.quiet import trainer
 
 
 @pytest.mark.parametrize(

@@ -11,18 +11,9 @@ from torch.utils.data import DataLoader
 import raylit as pl
 from raylit.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
 from raylit.testing import BoringModel, RandomDataset, TinyModel
+from tests.quiet import trainer
 
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
 STAGES = ("sanity_checking", "training", "validating", "testing", "predicting")
-
-
-def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
-    return pl.Trainer(**{**QUIET, "max_epochs": 1, "default_root_dir": folder, **arguments})
 
 
 def stages(of: pl.Trainer) -> list[str]:

@@ -19,12 +19,7 @@ from raylit.loggers.dummy import DummyLogger
 from raylit.testing import RandomDataset, TinyModel
 from raylit.tune.spec import SweepSettings, SweepSpec
 from tests.deadlines import stretched
-
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
+from tests.quiet import QUIET
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from raylit.callbacks import (
     RecoveryCheckpoint,
 )
 from raylit.errors import ConfigError
+from tests import quiet
 from tests.deadlines import stretched
 from tests.lazy import mlflow
 
@@ -126,18 +128,7 @@ class Rows(pl.loggers.CSVLogger):
         super().log_metrics(metrics, step)
 
 
-def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
-    defaults: dict[str, Any] = {
-        "max_epochs": 3,
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return pl.Trainer(
-        accelerator="cpu",
-        default_root_dir=folder,
-        **{**defaults, "enable_checkpointing": None, **arguments},
-    )
+trainer = partial(quiet.trainer, max_epochs=3, enable_checkpointing=None)
 
 
 def marked(folder: Path, *names: str) -> Path:

@@ -13,8 +13,9 @@ import torch
 
 from raylit.callbacks import ModelCheckpoint
 from raylit.errors import ConfigError
-from tests.callbacks.both import QUIET, batches, both, fit_with, scripted
+from tests.callbacks.both import batches, both, fit_with, scripted
 from tests.lazy import lightning
+from tests.quiet import UNLOGGED
 
 NAN, INF = math.nan, math.inf
 FALLING = [1.0 - step / 20 for step in range(40)]
@@ -282,7 +283,7 @@ def test_logged_epoch_and_step_name_the_file(tmp_path: Path) -> None:
     def scenario(framework: Any, root: Path) -> list[str]:
         model = scripted(framework, epoch=7.0, step=99.0)
         callback = framework.callbacks.ModelCheckpoint(root / "ckpt")
-        framework.Trainer(max_epochs=1, callbacks=callback, default_root_dir=root, **QUIET).fit(
+        framework.Trainer(max_epochs=1, callbacks=callback, default_root_dir=root, **UNLOGGED).fit(
             model, batches(), batches(2)
         )
         return sorted(os.listdir(root / "ckpt"))

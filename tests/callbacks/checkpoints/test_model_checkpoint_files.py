@@ -18,7 +18,8 @@ import raylit as pl
 from raylit.callbacks import Callback, ModelCheckpoint
 from raylit.errors import ConfigError
 from raylit.testing import RandomDataset, TinyModel
-from tests.callbacks.both import QUIET, batches, both, fit_with, scripted
+from tests.callbacks.both import batches, both, fit_with, scripted
+from tests.quiet import UNLOGGED
 
 # ---- folders ----
 
@@ -317,7 +318,7 @@ def test_manual_optimization_saves_too(tmp_path: Path) -> None:
         {"train_time_interval": timedelta(0)},
     ):  # Lightning does not heed the time here
         callback = ModelCheckpoint(tmp_path / "ckpt", save_top_k=-1, **arguments)  # type: ignore[arg-type]
-        pl.Trainer(max_epochs=1, callbacks=callback, **QUIET).fit(Manual(), batches())
+        pl.Trainer(max_epochs=1, callbacks=callback, **UNLOGGED).fit(Manual(), batches())
     names = [
         "epoch=0-step=1.ckpt",
         "epoch=0-step=2.ckpt",

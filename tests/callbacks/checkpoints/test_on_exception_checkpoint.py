@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,9 @@ import fsspec
 import pytest
 import torch
 
-import raylit as pl
 from raylit.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
 from raylit.testing import CallbackConformance, TinyModel
+from tests import quiet
 from tests.ranks import run_on_two_ranks
 
 
@@ -43,15 +44,7 @@ class Fails(Callback):
             raise Failure
 
 
-def trainer(root: Path | str, *callbacks: Callback, **arguments: Any) -> pl.Trainer:
-    given: dict[str, Any] = {
-        "max_epochs": 2,
-        "logger": False,
-        "enable_progress_bar": False,
-        "accelerator": "cpu",
-        **arguments,
-    }
-    return pl.Trainer(callbacks=list(callbacks), default_root_dir=root, **given)
+trainer = partial(quiet.trainer, max_epochs=2, enable_checkpointing=None)
 
 
 def model() -> TinyModel:

@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from raylit.callbacks import Callback, ModelCheckpoint, RecoveryCheckpoint
 from raylit.checkpoint import load
 from raylit.errors import ConfigError, Terminated
 from raylit.testing import BoringModel, CallbackConformance, RandomDataset
+from tests import quiet
 from tests.ranks import run_on_two_ranks
 
 
@@ -65,16 +67,7 @@ def fail(trainer: pl.Trainer) -> None:
     raise RuntimeError("the user's")
 
 
-def trainer(root: Path, *callbacks: Callback, **arguments: Any) -> pl.Trainer:
-    given: dict[str, Any] = {
-        "max_epochs": 2,
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-        **arguments,
-    }
-    return pl.Trainer(callbacks=list(callbacks), default_root_dir=root, **given)
+trainer = partial(quiet.trainer, max_epochs=2, enable_checkpointing=None)
 
 
 def names(folder: Path) -> list[str]:

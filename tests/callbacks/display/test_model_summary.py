@@ -14,8 +14,9 @@ import raylit as pl
 from raylit.callbacks import ModelSummary, RichModelSummary
 from raylit.errors import ConfigError
 from raylit.runtime.summary import Summary, count, summarize
-from tests.callbacks.both import QUIET, batches, both
+from tests.callbacks.both import batches, both
 from tests.lazy import lightning
+from tests.quiet import UNLOGGED
 
 
 def conv(pl: Any) -> Any:
@@ -137,7 +138,7 @@ class Fits(pl.LightningModule):
 
 
 def fit(callback: Any) -> None:
-    settings = {name: value for name, value in QUIET.items() if name != "enable_model_summary"}
+    settings = {name: value for name, value in UNLOGGED.items() if name != "enable_model_summary"}
     pl.Trainer(max_steps=1, callbacks=callback, enable_checkpointing=False, **settings).fit(
         Fits(), batches()
     )  # type: ignore[arg-type]

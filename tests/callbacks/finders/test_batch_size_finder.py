@@ -21,14 +21,8 @@ from raylit.callbacks.finders.batch_size_finder import (
 from raylit.data import CombinedLoader
 from raylit.errors import ConfigError
 from raylit.testing import RandomDataset, TinyModel
+from tests.quiet import UNLOGGED
 from tests.ranks import run_on_two_ranks
-
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
 
 
 class Limited(TinyModel):
@@ -55,7 +49,7 @@ def fit(model: Any, finder: Any, folder: Path, **settings: Any) -> pl.Trainer:
         callbacks=[finder],
         enable_checkpointing=False,
         default_root_dir=folder,
-        **{**QUIET, "max_epochs": 2, **settings},
+        **{**UNLOGGED, "max_epochs": 2, **settings},
     )
     trainer.fit(model)
     return trainer
@@ -235,7 +229,7 @@ def test_it_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"finds no size.*batch_arg_name"):
         fit(Limited(), BatchSizeFinder(batch_arg_name="size"), tmp_path)
     trainer = pl.Trainer(
-        callbacks=[BatchSizeFinder()], default_root_dir=tmp_path, max_epochs=1, **QUIET
+        callbacks=[BatchSizeFinder()], default_root_dir=tmp_path, max_epochs=1, **UNLOGGED
     )
     with pytest.raises(
         ConfigError, match=r"loaders that were given to Trainer.fit directly.*train_dataloader\(\)"

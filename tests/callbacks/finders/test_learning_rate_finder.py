@@ -15,14 +15,8 @@ from raylit.callbacks import LearningRateFinder
 from raylit.callbacks.finders.learning_rate_finder import LRFinderResult
 from raylit.errors import ConfigError
 from raylit.testing import RandomDataset, TinyModel
+from tests.quiet import UNLOGGED
 from tests.ranks import run_on_two_ranks
-
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +46,7 @@ def fit(model: Any, finder: Any, folder: Path, **settings: Any) -> pl.Trainer:
         callbacks=[finder],
         enable_checkpointing=False,
         default_root_dir=folder,
-        **{**QUIET, "max_epochs": 3, **settings},
+        **{**UNLOGGED, "max_epochs": 3, **settings},
     )
     trainer.fit(model)
     return trainer
@@ -189,7 +183,7 @@ def search_on_ranks(folder: str) -> Any:
     torch.manual_seed(0)
     model = Rated()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = pl.Tuner(pl.Trainer(max_epochs=4, default_root_dir=folder, **QUIET)).lr_find(
+    found = pl.Tuner(pl.Trainer(max_epochs=4, default_root_dir=folder, **UNLOGGED)).lr_find(
         model, max_lr=1e4, num_training=40
     )
     assert found is not None

@@ -15,8 +15,9 @@ import raylit as pl
 from raylit.callbacks import EarlyStopping, ModelCheckpoint
 from raylit.callbacks.monitors.early_stopping import EarlyStoppingReason, judge
 from raylit.errors import ConfigError
-from tests.callbacks.both import QUIET, batches, both, scripted
+from tests.callbacks.both import batches, both, scripted
 from tests.lazy import lightning
+from tests.quiet import UNLOGGED
 
 NAN, INF = math.nan, math.inf
 WORSE_AFTER_4 = [0.9, 0.8, 0.7, 0.6, *[0.65] * 30]
@@ -78,7 +79,7 @@ def stop(
             "callbacks": callback,
             "enable_checkpointing": False,
             "default_root_dir": root,
-            **QUIET,
+            **UNLOGGED,
             **trainer,
         }
     )
@@ -155,7 +156,7 @@ def test_what_verbose_says_is_what_lightning_says(
 
 def fit(callback: Any, root: Path, values: list[float], **trainer: Any) -> pl.Trainer:
     done = pl.Trainer(
-        **{"max_epochs": 12, "callbacks": callback, "default_root_dir": root, **QUIET, **trainer}
+        **{"max_epochs": 12, "callbacks": callback, "default_root_dir": root, **UNLOGGED, **trainer}
     )
     ckpt_path = trainer.pop("ckpt_path", None)
     done.fit(scripted(pl, values), batches(), batches(2), ckpt_path=ckpt_path)
@@ -202,7 +203,10 @@ def test_the_count_goes_on_after_a_resumption(tmp_path: Path) -> None:
             stopping = framework.callbacks.EarlyStopping("val_loss", patience=patience)
             saver = framework.callbacks.ModelCheckpoint(root / "ckpt")
             trainer = framework.Trainer(
-                max_epochs=max_epochs, callbacks=[stopping, saver], default_root_dir=root, **QUIET
+                max_epochs=max_epochs,
+                callbacks=[stopping, saver],
+                default_root_dir=root,
+                **UNLOGGED,
             )
             values = [0.5, 0.6, 0.6] if path is None else [0.6] * 30
             trainer.fit(scripted(framework, values), batches(), batches(2), ckpt_path=path)

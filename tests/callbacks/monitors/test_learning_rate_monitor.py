@@ -13,8 +13,9 @@ from torch import optim
 import raylit as pl
 from raylit.callbacks import LearningRateMonitor
 from raylit.errors import ConfigError
-from tests.callbacks.both import QUIET, batches, both
+from tests.callbacks.both import batches, both
 from tests.lazy import lightning
+from tests.quiet import UNLOGGED
 
 
 def schedule(optimizer: Any, interval: str = "epoch", name: str | None = None) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def run(
     callback = framework.callbacks.LearningRateMonitor(**arguments)
     logger = framework.loggers.CSVLogger(root, version=0)
     settings = {
-        **QUIET,
+        **UNLOGGED,
         "max_epochs": 3,
         "logger": logger,
         "log_every_n_steps": 2,
@@ -177,7 +178,7 @@ def test_a_group_that_comes_later(tmp_path: Path) -> None:
         monitor = framework.callbacks.LearningRateMonitor("epoch")
         logger = framework.loggers.CSVLogger(root)
         trainer = framework.Trainer(
-            **{**QUIET, "logger": logger},
+            **{**UNLOGGED, "logger": logger},
             max_epochs=3,
             callbacks=[Adds(), monitor],
             enable_checkpointing=False,
@@ -203,7 +204,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="logging_interval='batch'"):
         LearningRateMonitor("batch")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="no logger to write to"):
-        pl.Trainer(callbacks=LearningRateMonitor(), max_epochs=1, **QUIET).fit(
+        pl.Trainer(callbacks=LearningRateMonitor(), max_epochs=1, **UNLOGGED).fit(
             module(pl, CONFIGURATIONS["no scheduler"]), batches()
         )
     with pytest.raises(ConfigError, match=r"lr-SGD are named 'same'"):
@@ -214,7 +215,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
 
 def test_a_trial_run_writes_nothing(tmp_path: Path) -> None:
     model = module(pl, CONFIGURATIONS["no scheduler"])
-    arguments = {**QUIET, "logger": True, "default_root_dir": tmp_path}
+    arguments = {**UNLOGGED, "logger": True, "default_root_dir": tmp_path}
     trainer = pl.Trainer(callbacks=LearningRateMonitor("step"), fast_dev_run=True, **arguments)
     trainer.fit(model, batches())
     assert (trainer.global_step, list(tmp_path.iterdir())) == (1, [])
@@ -223,7 +224,7 @@ def test_a_trial_run_writes_nothing(tmp_path: Path) -> None:
 def test_other_callbacks_may_watch_a_learning_rate(tmp_path: Path) -> None:
     stopping = pl.callbacks.EarlyStopping("lr-Adam", stopping_threshold=0.06)
     trainer = pl.Trainer(
-        **{**QUIET, "logger": pl.CSVLogger(tmp_path)},
+        **{**UNLOGGED, "logger": pl.CSVLogger(tmp_path)},
         max_epochs=5,
         callbacks=[LearningRateMonitor("epoch"), stopping],
         default_root_dir=tmp_path,
@@ -235,7 +236,7 @@ def test_other_callbacks_may_watch_a_learning_rate(tmp_path: Path) -> None:
 def test_the_state_travels(tmp_path: Path) -> None:
     callback = LearningRateMonitor()
     trainer = pl.Trainer(
-        **{**QUIET, "logger": pl.CSVLogger(tmp_path)},
+        **{**UNLOGGED, "logger": pl.CSVLogger(tmp_path)},
         max_epochs=2,
         callbacks=callback,
         default_root_dir=tmp_path,

@@ -12,8 +12,8 @@ import raylit as pl
 from raylit.callbacks import Callback, SpikeDetection
 from raylit.errors import ConfigError, TrainingSpikeException
 from raylit.testing import RandomDataset, TinyModel
-from tests.callbacks.both import QUIET
 from tests.lazy import lightning
+from tests.quiet import BARE
 from tests.ranks import run_on_two_ranks
 
 
@@ -40,11 +40,10 @@ def fit(
     more: Any = (),
 ) -> pl.Trainer:
     trainer = pl.Trainer(
-        **QUIET,
+        **BARE,
         callbacks=[detection, *more],
         max_epochs=2,
         default_root_dir=folder,
-        enable_checkpointing=False,
     )
     data: Any = RandomDataset(32, batches)
     trainer.fit(Scripted(*jumps), torch.utils.data.DataLoader(data), ckpt_path=ckpt_path)

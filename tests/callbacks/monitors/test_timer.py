@@ -14,9 +14,10 @@ import raylit as pl
 from raylit.callbacks import Callback, ModelCheckpoint, Timer
 from raylit.callbacks.monitors.timer import SharedDeadline, parse_duration
 from raylit.errors import ConfigError
-from tests.callbacks.both import QUIET, batches, both, scripted
+from tests.callbacks.both import batches, both, scripted
 from tests.deadlines import stretched
 from tests.lazy import lightning
+from tests.quiet import BARE, UNLOGGED
 
 
 class Slow(Callback):
@@ -25,7 +26,9 @@ class Slow(Callback):
 
 
 def fit(callbacks: Any, ckpt_path: Any = None, **trainer: Any) -> pl.Trainer:
-    done = pl.Trainer(**{**QUIET, "callbacks": callbacks, "enable_checkpointing": False, **trainer})
+    done = pl.Trainer(
+        **{**UNLOGGED, "callbacks": callbacks, "enable_checkpointing": False, **trainer}
+    )
     done.fit(scripted(pl, [0.5] * 99), batches(), batches(2), ckpt_path=ckpt_path)
     return done
 
@@ -84,9 +87,7 @@ def test_max_time_of_the_trainer() -> None:
 def test_the_stages_are_timed(tmp_path: Path) -> None:
     def scenario(framework: Any, root: Path) -> dict[str, Any]:
         timer = framework.callbacks.Timer()
-        trainer = framework.Trainer(
-            **QUIET, max_epochs=1, callbacks=timer, enable_checkpointing=False
-        )
+        trainer = framework.Trainer(**BARE, max_epochs=1, callbacks=timer)
         assert timer.time_elapsed() == 0
         assert timer.time_remaining() is None
         model = scripted(framework, [0.5] * 9)

@@ -14,8 +14,8 @@ import raylit as pl
 from raylit.callbacks import BackboneFinetuning, BaseFinetuning, Callback
 from raylit.errors import ConfigError
 from raylit.testing import TinyModel
-from tests.callbacks.both import QUIET
 from tests.lazy import lightning
+from tests.quiet import BARE, UNLOGGED
 from tests.ranks import run_on_two_ranks
 
 
@@ -53,11 +53,10 @@ def fit(folder: Path | str, *callbacks: Any, ckpt_path: Any = None, max_epochs: 
     torch.manual_seed(0)
     model = Model()
     trainer = pl.Trainer(
-        **QUIET,
+        **BARE,
         callbacks=list(callbacks),
         max_epochs=max_epochs,
         default_root_dir=folder,
-        enable_checkpointing=False,
     )
     trainer.fit(model, ckpt_path=ckpt_path)
     return model
@@ -84,7 +83,7 @@ def test_arguments() -> None:
 
 def test_no_backbone(tmp_path: Path) -> None:
     trainer = pl.Trainer(
-        **QUIET, callbacks=BackboneFinetuning(), default_root_dir=tmp_path, max_epochs=1
+        **UNLOGGED, callbacks=BackboneFinetuning(), default_root_dir=tmp_path, max_epochs=1
     )
     with pytest.raises(ConfigError, match=r"TinyModel\.backbone"):
         trainer.fit(TinyModel())

@@ -11,14 +11,14 @@ import raylit as pl
 from raylit.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from raylit.errors import ConfigError
 from raylit.testing import TinyModel
-from tests.callbacks.both import QUIET
 from tests.lazy import lightning
+from tests.quiet import UNLOGGED
 
 
 def fit(folder: Path, *callbacks: Any, ckpt_path: Any = None, **arguments: Any) -> pl.Trainer:
     torch.manual_seed(0)
     trainer = pl.Trainer(
-        **QUIET,
+        **UNLOGGED,
         callbacks=list(callbacks),
         default_root_dir=folder,
         enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
@@ -74,7 +74,7 @@ def test_what_it_cannot_work_with_is_found_before_data_is_read(tmp_path: Path) -
             raise AssertionError
 
     trainer = pl.Trainer(
-        **QUIET,
+        **UNLOGGED,
         callbacks=GradientAccumulationScheduler({1: 2}),
         default_root_dir=tmp_path,
         max_epochs=1,
@@ -91,7 +91,7 @@ def test_overridden_steps_are_warned_about(tmp_path: Path) -> None:
             super().optimizer_step(*args)
 
     trainer = pl.Trainer(
-        **QUIET,
+        **UNLOGGED,
         callbacks=GradientAccumulationScheduler({0: 2}),
         default_root_dir=tmp_path,
         max_epochs=1,

@@ -15,8 +15,8 @@ from raylit.callbacks import Callback, ModelPruning
 from raylit.callbacks.weights.pruning import without_masks
 from raylit.errors import ConfigError
 from raylit.testing import TinyModel
-from tests.callbacks.both import QUIET
 from tests.lazy import lightning
+from tests.quiet import UNLOGGED
 from tests.ranks import run_on_two_ranks
 
 
@@ -51,7 +51,7 @@ def fit(
         "gradient_clip_val": 0.5,
         **arguments,
     }
-    pl.Trainer(**QUIET, callbacks=list(callbacks), **settings).fit(model, ckpt_path=ckpt_path)
+    pl.Trainer(**UNLOGGED, callbacks=list(callbacks), **settings).fit(model, ckpt_path=ckpt_path)
     return model
 
 
@@ -185,7 +185,7 @@ def test_a_checkpoint_with_masks_is_tested(tmp_path: Path) -> None:
     model = fit(tmp_path, ModelPruning("l1_unstructured", make_pruning_permanent=False), Saves())
     fresh = Model()
     trainer = pl.Trainer(
-        **QUIET,
+        **UNLOGGED,
         callbacks=[ModelPruning("l1_unstructured")],
         default_root_dir=tmp_path,
         max_epochs=1,

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import raylit as pl
 from raylit.callbacks import Regularization
 from raylit.errors import ConfigError
-from tests.callbacks.both import QUIET
+from tests.quiet import UNLOGGED
 from tests.ranks import run_on_two_ranks
 
 L1, L2 = 0.01, 0.1
@@ -75,7 +75,7 @@ def fit(model: pl.LightningModule, *callbacks: Any, **trainer: Any) -> dict[str,
         child.reset_parameters()  # type: ignore[operator]
     pl.Trainer(
         **{
-            **QUIET,
+            **UNLOGGED,
             "max_epochs": 3,
             "enable_checkpointing": False,
             "callbacks": list(callbacks),
@@ -157,7 +157,7 @@ def fit_on_ranks(folder: str) -> list[Any]:
         for child in model.children():
             child.reset_parameters()  # type: ignore[operator]
         settings = {
-            **QUIET,
+            **UNLOGGED,
             "max_epochs": 2,
             "enable_checkpointing": False,
             "default_root_dir": folder,
@@ -211,7 +211,7 @@ class TestWhatIsPenalized:
 
     def moved(self, **arguments: Any) -> dict[str, float]:
         model = self.Parts()
-        settings = {**QUIET, "max_steps": 1, "enable_checkpointing": False}
+        settings = {**UNLOGGED, "max_steps": 1, "enable_checkpointing": False}
         pl.Trainer(callbacks=Regularization(**arguments), **settings).fit(model, batches())
         means = {
             name: round(1 - float(parameter.detach().mean()), 4)
@@ -262,7 +262,7 @@ def test_the_penalty_is_logged(tmp_path: Path) -> None:
     torch.manual_seed(0)
     logger = pl.CSVLogger(tmp_path)
     settings = {
-        **QUIET,
+        **UNLOGGED,
         "max_epochs": 1,
         "enable_checkpointing": False,
         "logger": logger,

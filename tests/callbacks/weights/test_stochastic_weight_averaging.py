@@ -14,8 +14,8 @@ import raylit as pl
 from raylit.callbacks import Callback, ModelCheckpoint, StochasticWeightAveraging
 from raylit.errors import ConfigError
 from raylit.testing import TinyModel
-from tests.callbacks.both import QUIET
 from tests.lazy import lightning
+from tests.quiet import BARE, UNLOGGED
 from tests.ranks import run_on_two_ranks
 
 
@@ -55,7 +55,7 @@ def fit(
         "enable_checkpointing": False,
         **arguments,
     }
-    trainer = pl.Trainer(**QUIET, callbacks=list(callbacks), **settings)
+    trainer = pl.Trainer(**UNLOGGED, callbacks=list(callbacks), **settings)
     trainer.fit(model, ckpt_path=ckpt_path)
     return model
 
@@ -180,7 +180,7 @@ def test_checkpoints_kept_for_their_value_stay(tmp_path: Path) -> None:
     saved = torch.load(saver.best_model_path, weights_only=True)
     tested = WithoutNorm()
     tested.load_state_dict(saved["state_dict"])
-    trainer = pl.Trainer(**QUIET, default_root_dir=tmp_path)
+    trainer = pl.Trainer(**UNLOGGED, default_root_dir=tmp_path)
     assert trainer.validate(tested)[0]["val_loss"] == pytest.approx(float(best.popitem()[1]))
     fit(tmp_path, saver, enable_checkpointing=True, model=WithoutNorm(), max_epochs=1)
     assert not saver._is_outdated, "another fit begins without it"
@@ -233,11 +233,10 @@ def test_an_exception_leaves_the_trainer_as_it_was(tmp_path: Path, hook: str) ->
 
     setattr(Fails, hook, Fails.fail)
     trainer = pl.Trainer(
-        **QUIET,
+        **BARE,
         callbacks=[make(), Fails()],
         max_epochs=4,
         default_root_dir=tmp_path,
-        enable_checkpointing=False,
     )
     model = Model()
     with pytest.raises(ZeroDivisionError):

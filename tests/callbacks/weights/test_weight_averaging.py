@@ -21,8 +21,8 @@ from raylit.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, Weig
 from raylit.callbacks.weights.weight_averaging import Average
 from raylit.errors import ConfigError
 from raylit.testing import TinyModel
-from tests.callbacks.both import QUIET
 from tests.lazy import lightning
+from tests.quiet import BARE, UNLOGGED
 from tests.ranks import run_on_two_ranks
 
 
@@ -47,7 +47,7 @@ def fit(folder: Path | str, *callbacks: Any, ckpt_path: Any = None, **arguments:
         **arguments,
     }
     model = Model()
-    pl.Trainer(**QUIET, callbacks=list(callbacks), **settings).fit(model, ckpt_path=ckpt_path)
+    pl.Trainer(**UNLOGGED, callbacks=list(callbacks), **settings).fit(model, ckpt_path=ckpt_path)
     return model
 
 
@@ -220,11 +220,10 @@ def test_a_module_without_parts_until_configure_model(tmp_path: Path) -> None:
 
     model = Late()
     pl.Trainer(
-        **QUIET,
+        **BARE,
         callbacks=[WeightAveraging()],
         max_epochs=1,
         default_root_dir=tmp_path,
-        enable_checkpointing=False,
     ).fit(model)
     assert model.calls == 1
 

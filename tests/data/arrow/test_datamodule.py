@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import raylit as pl
 from raylit.data.arrow.split import labels_of, split_of
 from raylit.data.arrow.statistics import statistics_of
 from raylit.errors import ConfigError, DataError
+from tests import quiet
 
 RNG = np.random.default_rng(0)
 TABLE = pa.table(
@@ -171,11 +173,7 @@ class Net(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-def trainer(folder: Path, **options: Any) -> pl.Trainer:
-    return pl.Trainer(
-        **{"max_epochs": 2, "accelerator": "cpu", "logger": False, "default_root_dir": folder,
-           "enable_progress_bar": False, "enable_model_summary": False, **options}
-    )  # fmt: skip
+trainer = partial(quiet.trainer, max_epochs=2, enable_checkpointing=None)
 
 
 def test_a_checkpoint_keeps_vocabulary_and_statistics(path: Path, tmp_path: Path) -> None:

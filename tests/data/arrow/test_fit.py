@@ -21,15 +21,10 @@ from torch import Tensor, nn
 import raylit as pl
 from raylit.callbacks import Callback
 from raylit.errors import DataError
+from tests.quiet import BARE, UNLOGGED
 from tests.ranks import run_on_ranks, run_on_two_ranks
 
 ROWS = 50
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "logger": False,
-}
 
 
 def noisy(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -93,7 +88,10 @@ def fit(folder: Path, data: Any, ckpt_path: Any = None, epochs: int = 2, **argum
     torch.manual_seed(0)
     net = Net()
     trainer = pl.Trainer(
-        max_epochs=epochs, default_root_dir=folder, **QUIET, enable_checkpointing=False, **arguments
+        max_epochs=epochs,
+        default_root_dir=folder,
+        **BARE,
+        **arguments,
     )
     trainer.fit(net, data, ckpt_path=ckpt_path)
     return net
@@ -117,12 +115,12 @@ def test_a_fit_that_is_cut_ends_bit_for_bit_as_one_that_is_not(
 def test_evaluation_and_prediction_in_order(tmp_path: Path) -> None:
     write(tmp_path)
     net = fit(tmp_path, {"a": loader(tmp_path)}["a"], val_check_interval=3)
-    trainer = pl.Trainer(default_root_dir=tmp_path, **QUIET, enable_checkpointing=False)
+    trainer = pl.Trainer(default_root_dir=tmp_path, **BARE)
     trainer.validate(net, pl.ArrowDataset(tmp_path / "parquet"))
     assert net.evaluated == list(range(ROWS))
     found = trainer.predict(net, loader(tmp_path, shuffle=False, drop_last=True))
     assert torch.cat(found).tolist() == list(range(ROWS))
-    trainer = pl.Trainer(default_root_dir=tmp_path, **QUIET, overfit_batches=2, max_epochs=2)
+    trainer = pl.Trainer(default_root_dir=tmp_path, **UNLOGGED, overfit_batches=2, max_epochs=2)
     with pytest.warns(UserWarning, match="shuffles, but overfit_batches reads it in order"):
         trainer.fit(net := Net(), loader(tmp_path))
     assert net.seen == [(epoch, row) for epoch in (0, 1) for row in range(16)]
@@ -182,7 +180,7 @@ def test_a_worker_is_killed_on_ray(tmp_path: Path) -> None:
         max_failures=1,
         default_root_dir=tmp_path,
         callbacks=[pl.callbacks.RecoveryCheckpoint(every_n_steps=1)],
-        **QUIET,
+        **UNLOGGED,
     )
     trainer.fit(net, loader(tmp_path, "stream"))
     assert (tmp_path / "killed").exists()

@@ -26,6 +26,7 @@ from raylit.launch.on_ray.private import groups
 from raylit.launch.on_ray.watch import FIRST_S
 from tests.deadlines import stretched
 from tests.lazy import ray
+from tests.quiet import UNLOGGED
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 HANGS_S = 8  # until the other ranks lose patience
@@ -69,18 +70,12 @@ def fit(folder: Path, faults: dict[int, str], **arguments: Any) -> dict[str, Ten
     module = Fragile(faults, folder)
     x = torch.randn(48, 3, generator=torch.Generator().manual_seed(1))
     batch_size = 4 if arguments.get("num_workers") else 8
-    off: dict[str, Any] = {
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
     saver = pl.callbacks.RecoveryCheckpoint(every_n_steps=1)
     trainer = pl.Trainer(
         max_epochs=4,
-        accelerator="cpu",
         default_root_dir=folder,
         callbacks=[saver],
-        **off,
+        **UNLOGGED,
         **arguments,
     )
     trainer.fit(module, DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size))
@@ -190,19 +185,13 @@ def test_a_single_worker_that_hangs_is_started_again(
     monkeypatch.setenv("RAYLIT_TIMEOUT_S", "3")
     module, x = HangsOnce({}, tmp_path), torch.ones(24, 3)
     saver = pl.callbacks.RecoveryCheckpoint(every_n_steps=1, every_s=None)
-    off: dict[str, Any] = {
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-    }
     trainer = pl.Trainer(
         max_epochs=1,
         num_workers=1,
         max_failures=1,
         default_root_dir=tmp_path,
         callbacks=[saver],
-        **off,
+        **UNLOGGED,
     )
     trainer.fit(module, DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), 4))
     said = capfd.readouterr().err

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from raylit.launch.on_ray.pool import KeptWorkers
 from raylit.launch.on_ray.private import groups
 from raylit.testing import LauncherConformance, RandomDataset, TinyModel
 from raylit.testing.launchers import Fails, Mistake
+from tests import quiet
 from tests.deadlines import stretched
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -78,16 +80,7 @@ class Process(pl.Callback):
         return [(self.folder / f"{stage}-{rank}").read_text().split() for rank in range(2)]
 
 
-def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
-    settings: dict[str, Any] = {
-        "num_workers": 2,
-        "max_epochs": 2,
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-    }
-    return pl.Trainer(default_root_dir=folder, **{**settings, **arguments})
+trainer = partial(quiet.trainer, num_workers=2, max_epochs=2, enable_checkpointing=None)
 
 
 def model() -> TinyModel:

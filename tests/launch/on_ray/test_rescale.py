@@ -19,14 +19,9 @@ import raylit as pl
 from raylit.callbacks import Callback, GradientAccumulationScheduler
 from raylit.engine.worker import run_job
 from raylit.launch.on_ray.rescale import Resized
+from tests.quiet import BARE
 from tests.ranks import run_on_two_ranks
 
-QUIET: dict[str, Any] = {
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-    "logger": False,
-}
 SAMPLES, BATCH_SIZE = 48, 3
 STEPS = 6  # of an epoch: that of two workers is limited to 6 of 8 batches
 
@@ -91,12 +86,11 @@ def fit(
         max_epochs=2,
         limit_train_batches=STEPS,
         val_check_interval=2,
-        accelerator="cpu",
         callbacks=[saves],
         default_root_dir=folder,
         num_sanity_val_steps=0,
         strategy=strategy,
-        **QUIET,
+        **BARE,
     )
     loaders = {
         "train": DataLoader(data, BATCH_SIZE, shuffle=True),
@@ -212,7 +206,7 @@ def test_fsdp(tmp_path: Path) -> None:
 
 def adapted(size: int, most: int, net: Any = None, **arguments: Any) -> tuple[pl.Trainer, Resized]:
     warnings.simplefilter("ignore")
-    trainer = pl.Trainer(max_epochs=1, **QUIET, **arguments)
+    trainer = pl.Trainer(max_epochs=1, **BARE, **arguments)
     resized = Resized(size, most)
     resized.adapt(trainer, net or Net(), "fit")
     return trainer, resized

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from raylit.launch import Launcher
 from raylit.launch.processes.launcher import LEAVE_S, ProcessLauncher
 from raylit.testing import LauncherConformance, TinyModel
 from raylit.testing.modules import RandomDataset
+from tests import quiet
 from tests.deadlines import stretched
 
 FORKED: dict[str, Any] = {"devices": 2, "strategy": "ddp_fork"}
@@ -61,16 +63,7 @@ class TestOneForkedProcess(LauncherConformance):
         return ProcessLauncher
 
 
-def trainer(folder: Path, **arguments: Any) -> pl.Trainer:
-    settings: dict[str, Any] = {
-        "accelerator": "cpu",
-        "logger": False,
-        "max_epochs": 2,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "default_root_dir": folder,
-    }
-    return pl.Trainer(**{**settings, **arguments})
+trainer = partial(quiet.trainer, max_epochs=2, enable_checkpointing=None)
 
 
 class Ends(TinyModel):
