@@ -31,8 +31,12 @@ class LazyLightning(LazyModule):
 
 
 lightning = LazyLightning("lightning")
+dynamo_testing = LazyModule("torch._dynamo.testing")
+matplotlib = LazyModule("matplotlib")
 mlflow = LazyModule("mlflow")
 optuna = LazyModule("optuna")
+pandas = LazyModule("pandas")
 ray = LazyModule("ray")
+torchmetrics = LazyModule("torchmetrics")
 event_accumulator = LazyModule("tensorboard.backend.event_processing.event_accumulator")
 plugin_data_pb2 = LazyModule("tensorboard.plugins.hparams.plugin_data_pb2")

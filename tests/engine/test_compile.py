@@ -13,14 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-import torchmetrics
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
-from torch._dynamo.utils import counters
 from torch.utils.data import DataLoader, TensorDataset
 
 import raylit as pl
 from raylit.errors import ConfigError
+from tests.lazy import dynamo_testing, torchmetrics
 from tests.ranks import run_on_two_ranks
 
 QUIET: dict[str, Any] = {
@@ -35,13 +33,13 @@ AOT: dict[str, Any] = {"backend": "aot_eager"}
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
     torch._dynamo.reset()
-    counters.clear()
+    torch._dynamo.utils.counters.clear()
     yield
     torch._dynamo.reset()
 
 
 class Net(pl.LightningModule):
-    """Logs in every way: values, a metric, inside forward; reads counters.
+    """Logs in every way: values, a metric, inside forward; reads torch._dynamo.utils.counters.
 
     Uses dropout and batch norm.
     """
@@ -150,9 +148,9 @@ def test_inductor(tmp_path: Path) -> None:
 
 
 def test_logging_breaks_no_graph(tmp_path: Path) -> None:
-    backend = CompileCounterWithBackend("aot_eager")
+    backend = dynamo_testing.CompileCounterWithBackend("aot_eager")
     same(fit(tmp_path, compile={"backend": backend, "fullgraph": True}), fit(tmp_path))
-    assert counters["graph_break"] == {}
+    assert torch._dynamo.utils.counters["graph_break"] == {}
     assert (
         2 <= backend.frame_count <= 8
     )  # training and evaluation, each for two batch sizes at most; not one for every step
@@ -180,7 +178,7 @@ class Parts(Net):
 
 
 def test_a_step_that_calls_submodules(tmp_path: Path) -> None:
-    backend = CompileCounterWithBackend("aot_eager")
+    backend = dynamo_testing.CompileCounterWithBackend("aot_eager")
     weights = []
     for number, arguments in enumerate(({"compile": {"backend": backend, "fullgraph": True}}, {})):
         settings = {
@@ -267,7 +265,7 @@ def test_off_is_off(tmp_path: Path) -> None:
             assert "log" not in vars(pl_module._metrics)
 
     fit(tmp_path, callbacks=Look())
-    assert counters["stats"] == {}
+    assert torch._dynamo.utils.counters["stats"] == {}
 
 
 def test_what_the_user_compiled_stays(tmp_path: Path) -> None:
@@ -279,7 +277,7 @@ def test_what_the_user_compiled_stays(tmp_path: Path) -> None:
 
 
 def test_the_compiled_model_of_a_user(tmp_path: Path) -> None:
-    backend = CompileCounterWithBackend("aot_eager")
+    backend = dynamo_testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(Net(), backend=backend)
     same(fit(tmp_path, compiled), fit(tmp_path))
     assert backend.frame_count >= 2

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torchmetrics import MeanSquaredError
 
 import raylit as pl
 from raylit.callbacks import Callback, ModelCheckpoint
+from tests.lazy import torchmetrics
 from tests.quiet import QUIET
 
 
@@ -42,7 +42,7 @@ class Net(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 1))
-        self.error = MeanSquaredError()
+        self.error = torchmetrics.MeanSquaredError()
 
     def loss(self, batch: Any) -> Tensor:
         return nn.functional.mse_loss(self.net(batch[0]).squeeze(1), batch[1])

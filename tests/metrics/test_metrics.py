@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-import torchmetrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -21,6 +20,7 @@ from raylit.errors import ConfigError
 from raylit.metrics.entry import MOST_COPIES, SHORTEN_EVERY, Copy, combined
 from raylit.metrics.metrics import Metrics, to_numbers
 from raylit.parallel import World
+from tests.lazy import torchmetrics
 from tests.ranks import run_on_two_ranks
 
 FINITE = st.floats(-1e6, 1e6, width=32)

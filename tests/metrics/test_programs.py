@@ -24,7 +24,6 @@ from typing import Any, Literal
 
 import pytest
 import torch
-import torchmetrics
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -33,6 +32,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import raylit as pl
 from raylit.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
 from tests.deadlines import stretched
+from tests.lazy import torchmetrics
 
 NAMES = ["a", "b", "c", "d"]
 IN_STEPS = ["training_step", "on_train_batch_start", "on_train_batch_end"]

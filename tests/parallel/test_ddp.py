@@ -11,13 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from torchmetrics.classification import BinaryAccuracy
 
 import raylit as pl
 from raylit.engine.schedule import STOP_CHECK_EVERY
 from raylit.errors import ConfigError, Terminated
 from raylit.parallel import DDPStrategy, find_strategy
 from tests import quiet
+from tests.lazy import torchmetrics
 from tests.ranks import run_on_two_ranks
 
 NUM_TRAIN, NUM_VAL = 24, 13  # 13 is odd: the ranks' shares of it differ
@@ -29,7 +29,7 @@ class Net(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
-        self.accuracy = BinaryAccuracy()
+        self.accuracy = torchmetrics.classification.BinaryAccuracy()
         self.steps: list[int] = []
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
@@ -156,7 +156,7 @@ class HidesItsMetric(FewSamples):
     def __init__(self) -> None:
         super().__init__()
         self.accuracy = None  # type: ignore[assignment]
-        self.hidden = [BinaryAccuracy()]
+        self.hidden = [torchmetrics.classification.BinaryAccuracy()]
 
     def validation_step(self, batch: list[Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:  # type: ignore[override]
         self.hidden[0](batch[1][:, 0], batch[1][:, 0] > 0)

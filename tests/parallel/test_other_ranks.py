@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
-from torchmetrics import MeanMetric, SumMetric
 
 import raylit as pl
 from raylit.callbacks import Callback
 from raylit.checkpoint import load, save
+from tests.lazy import torchmetrics
 from tests.quiet import BARE
 from tests.ranks import run_on_ranks, run_on_two_ranks
 
@@ -38,7 +38,7 @@ class Net(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.mean = torch.nn.Parameter(torch.zeros(1))
-        self.sum, self.average = SumMetric(), MeanMetric()
+        self.sum, self.average = torchmetrics.SumMetric(), torchmetrics.MeanMetric()
         self.seen: list[tuple[int, int]] = []
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

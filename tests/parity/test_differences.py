@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-import torchmetrics
 from torch.utils.data import DataLoader, RandomSampler
 
 import raylit
-from tests.lazy import lightning
+from tests.lazy import lightning, torchmetrics
 from tests.parity.harness import (
     Rows,
     describe,

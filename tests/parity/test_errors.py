@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-import torchmetrics
 
+from tests.lazy import torchmetrics
 from tests.parity.harness import errors, loader, model_class, stream, trainer
 
 

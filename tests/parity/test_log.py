@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-import torchmetrics
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from tests.lazy import torchmetrics
 from tests.parity.harness import loader, model_class, parity, seen, stream, trainer
 
 STEP_AND_EPOCH = [(True, False), (False, True), (True, True), (None, None)]

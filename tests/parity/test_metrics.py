@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-import torchmetrics
 from torch import nn
 
+from tests.lazy import torchmetrics
 from tests.parity.harness import loader, model_class, parity, seen, trainer
 from tests.parity.test_log import snapshots
 

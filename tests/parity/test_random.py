@@ -13,11 +13,10 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
-import torchmetrics
 from hypothesis import strategies as st
 
 import raylit
-from tests.lazy import lightning
+from tests.lazy import lightning, torchmetrics
 from tests.parity.harness import (
     CALLBACK_HOOKS,
     MODULE_HOOKS,

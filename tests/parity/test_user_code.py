@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torchmetrics
 import yaml
 from torch import nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset
 
+from tests.lazy import torchmetrics
 from tests.parity.harness import (
     CALLBACK_HOOKS,
     Rows,

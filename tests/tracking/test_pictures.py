@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 import raylit as pl
 from raylit.errors import DataError
@@ -17,6 +16,7 @@ from raylit.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
 from raylit.loggers.pictures import as_csv, as_image, as_json, as_markdown
 from raylit.testing import TinyModel
 from tests.callbacks.test_pictures import Classifier, every_callback, trainer
+from tests.lazy import matplotlib
 from tests.loggers.mlflow_store import artifacts, history, run_of
 
 
@@ -32,7 +32,7 @@ class NoPictures(Logger):
 
 class Draws(TinyModel):
     def on_validation_epoch_end(self) -> None:
-        figure = Figure()
+        figure = matplotlib.figure.Figure()
         figure.subplots().plot([1, 2, 3])
         self.log_figure("errors/curve", figure)
         self.log_image("sample", torch.rand(3, 8, 6))

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import lightning.pytorch as lightning
 import pytest
-from lightning.pytorch.demos import boring_classes
 
 import raylit as pl
 from raylit.cli import LightningCLI
 from raylit.testing import BoringDataModule, BoringModel
+from tests.lazy import LazyModule
+
+lightning = LazyModule("lightning.pytorch")
+boring_classes = LazyModule("lightning.pytorch.demos.boring_classes")
 
 QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
 FLAGS = ["fit", "--trainer.fast_dev_run=1"]
@@ -73,13 +75,12 @@ def test_what_is_of_lightning_is_told(use: Callable[[], object]) -> None:
         use()
 
 
-class Half(lightning.Callback):
-    """A callback of the user's that was not moved."""
-
-
 def test_in_a_config_too(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = [*FLAGS, f"--trainer.callbacks={__name__}.Half"]
+    flags = [*FLAGS, "--trainer.callbacks=tests.trainer.half_moved.Half"]
     with pytest.raises(SystemExit):
         LightningCLI(BoringModel, BoringDataModule, args=flags)
     last = capsys.readouterr().err.rstrip().splitlines()[-1]
-    assert f"{__name__}.Half is refused. It is one of Lightning: write `import raylit" in last
+    assert (
+        "tests.trainer.half_moved.Half is refused. It is one of Lightning: write `import raylit"
+        in last
+    )

@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from mlflow.entities import Run
-from mlflow.tracking import MlflowClient
 from ray import tune
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -31,6 +29,7 @@ from raylit.tune.process import seed_of
 from raylit.tune.record import FILE, read_lines
 from raylit.tune.sweep import _check_trainer, _why_all_failed
 from tests.deadlines import stretched
+from tests.lazy import mlflow
 
 ROOT = Path(__file__).parents[2]
 X = torch.linspace(-1, 1, 64).reshape(-1, 1)
@@ -72,9 +71,11 @@ def store(folder: Path) -> str:
     return f"sqlite:///{folder}/mlflow.db"
 
 
-def runs_of(folder: Path, result: SweepResult) -> tuple[Run, dict[str, Run]]:
+def runs_of(
+    folder: Path, result: SweepResult
+) -> tuple[mlflow.entities.Run, dict[str, mlflow.entities.Run]]:
     """Return the sweep's run and its children by name, from the store."""
-    client = MlflowClient(store(folder))
+    client = mlflow.MlflowClient(store(folder))
     experiment = client.get_experiment_by_name("lines")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
@@ -200,7 +201,9 @@ class TestSweep:
             assert run.data.metrics["best/val_loss"] == pytest.approx(trial.score)
             reason = "scheduler: asha" if trial.status == "stopped" else None
             assert trial.stop_reason == run.data.tags.get("raylit.stop_reason") == reason
-            history = MlflowClient(store(folder)).get_metric_history(run.info.run_id, "val_loss")
+            history = mlflow.MlflowClient(store(folder)).get_metric_history(
+                run.info.run_id, "val_loss"
+            )
             assert len(history) == trial.iterations
             assert min(point.value for point in history) == pytest.approx(trial.score)
 
@@ -382,7 +385,7 @@ def test_a_sweep_whose_driver_ended_goes_on(
     parent, children = runs_of(tmp_path, result)
     assert parent.info.status == "FINISHED"
     assert set(children) == {trial.name for trial in result.trials}
-    client = MlflowClient(store(tmp_path))
+    client = mlflow.MlflowClient(store(tmp_path))
     for run in children.values():
         assert run.info.status == "FINISHED"
         history = client.get_metric_history(run.info.run_id, "val_loss")
@@ -407,7 +410,9 @@ def test_pbt_whose_driver_died_has_one_run_a_trial(tmp_path: Path, ray_cluster: 
     assert set(children) == {trial.name for trial in result.trials}
     for run in children.values():
         assert run.info.status == "FINISHED" and "raylit.branched_from" not in run.data.tags
-        history = MlflowClient(store(tmp_path)).get_metric_history(run.info.run_id, "val_loss")
+        history = mlflow.MlflowClient(store(tmp_path)).get_metric_history(
+            run.info.run_id, "val_loss"
+        )
         assert len({point.step for point in history}) == 3 <= len(history)
 
 

@@ -4,10 +4,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pytest
 import torch
-from matplotlib import pyplot as plt
 from torch.utils.data import DataLoader
 
 import raylit as pl
@@ -15,6 +13,7 @@ from raylit.callbacks import LearningRateFinder
 from raylit.callbacks.finders.learning_rate_finder import LRFinderResult
 from raylit.errors import ConfigError
 from raylit.testing import RandomDataset, TinyModel
+from tests.lazy import matplotlib
 from tests.quiet import UNLOGGED
 from tests.ranks import run_on_two_ranks
 
@@ -84,12 +83,12 @@ def test_it_is_drawn(tmp_path: Path) -> None:
     line, point = axes.lines
     assert list(line.get_xdata()) == found.results["lr"]
     assert list(point.get_xdata()) == [found.suggestion()]
-    _, own = plt.subplots()
+    _, own = matplotlib.pyplot.subplots()
     assert found.plot(ax=own) is own.figure
     assert len(own.lines) == 1
     figure.savefig(tmp_path / "lr.png")
     assert (tmp_path / "lr.png").stat().st_size > 5000
-    plt.close("all")
+    matplotlib.pyplot.close("all")
 
 
 def test_negative_losses_end_no_search(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -26,6 +25,7 @@ import torch
 from raylit.data.arrow import ArrowDataset
 from raylit.errors import ConfigError
 from tests.buckets import gcs_server
+from tests.lazy import pandas
 
 TABLE = pa.table({"row": np.arange(40), "x": np.arange(40) / 4})
 
@@ -40,7 +40,7 @@ def write(table: pa.Table, path: Path) -> Path:
     elif path.suffix == ".csv":
         pyarrow.csv.write_csv(table, path)
     else:
-        path.write_text("\n".join(pd.Series(row).to_json() for row in table.to_pylist()) + "\n")
+        path.write_text("\n".join(pandas.Series(row).to_json() for row in table.to_pylist()) + "\n")
     return path
 
 
