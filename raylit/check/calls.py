@@ -6,13 +6,14 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+
+from raylit.runtime.aliases import Arguments
 
 LOSSES = (
     F.cross_entropy,
@@ -117,7 +118,11 @@ class Calls(TorchFunctionMode):
         self._places = {_place(one): name for name, one in batch.items() if one.numel()}
 
     def __torch_function__(
-        self, func: Any, types: object, args: Any = (), kwargs: Any = None
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Arguments | None = None,
     ) -> object:
         kwargs = kwargs or {}
         made = func(*args, **kwargs)
@@ -125,7 +130,13 @@ class Calls(TorchFunctionMode):
             self._note(func, made, args, kwargs)
         return made
 
-    def _note(self, func: Any, made: object, args: Any, kwargs: Any) -> None:
+    def _note(
+        self,
+        func: Callable[..., object],
+        made: object,
+        args: tuple[object, ...],
+        kwargs: Arguments,
+    ) -> None:
         name = getattr(func, "__name__", "")
         if name == "__get__" or name.startswith("__set"):  # an attribute, as its shape
             return
@@ -155,7 +166,13 @@ class Calls(TorchFunctionMode):
                 self._seen_strangers.add(id(leaf))
                 self.strangers.append(list(leaf.shape))
 
-    def _note_loss(self, func: Any, made: object, args: Any, kwargs: Any) -> None:
+    def _note_loss(
+        self,
+        func: Callable[..., object],
+        made: object,
+        args: tuple[object, ...],
+        kwargs: Arguments,
+    ) -> None:
         given, target = (
             _argument(args, kwargs, n, name) for n, name in enumerate(("input", "target"))
         )
@@ -187,7 +204,9 @@ class Calls(TorchFunctionMode):
             for one in self._batch.values()
         )
 
-    def _note_mode(self, func: Any, args: Any, kwargs: Any) -> None:
+    def _note_mode(
+        self, func: Callable[..., object], args: tuple[object, ...], kwargs: Arguments
+    ) -> None:
         """Note a dropout or batch norm that is in train mode where the module is in eval mode."""
         is_norm = func is F.batch_norm
         training = _argument(args, kwargs, 5 if is_norm else 2, "training")
@@ -207,7 +226,7 @@ class Calls(TorchFunctionMode):
         if name is not None and name not in self.truncated and bool(before.frac().any()):
             self.truncated.append(name)
 
-    def _note_difference(self, args: Any, made: object) -> None:
+    def _note_difference(self, args: tuple[object, ...], made: object) -> None:
         both = [one for one in args if isinstance(one, Tensor)]
         if len(both) != 2 or not isinstance(made, Tensor) or both[0].ndim == both[1].ndim:
             return
@@ -220,7 +239,7 @@ def _place(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
 
 
-def _argument(args: Any, kwargs: Any, position: int, name: str) -> object:
+def _argument(args: tuple[object, ...], kwargs: Arguments, position: int, name: str) -> object:
     return args[position] if len(args) > position else kwargs.get(name)
 
 
@@ -259,7 +278,7 @@ def describe(
     is_mean = kwargs.get("reduction", "mean") == "mean"
     if isinstance(value, Tensor) and value.ndim == 0 and is_mean:
         call.value = float(value.detach())
-    judges: dict[str, Callable[[LossCall, list[str], Tensor, Tensor, Any], None]] = {
+    judges: dict[str, Callable[[LossCall, list[str], Tensor, Tensor, Arguments], None]] = {
         "cross_entropy": _of_classes,
         "nll_loss": _of_classes,
         "binary_cross_entropy": _of_yes_or_no,

@@ -23,7 +23,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -411,7 +411,7 @@ def _read(trainer: JobTrainer) -> tuple[float, float, bool]:
 
 
 @contextmanager
-def generators_kept(data: dict[str, object]) -> Iterator[None]:
+def generators_kept(data: Mapping[str, object]) -> Iterator[None]:
     """Let loaders draw from generators of their own, for a `with` block.
 
     Afterwards those are as they were.

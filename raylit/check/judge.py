@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from raylit.check.probe import FirstStep, Notes, OneBatch, SeveralBatches, has_fallen, still_falls
 from raylit.check.report import Finding, Status, duration, listed
+from raylit.runtime.aliases import PlainDict
 
 ADAM_LR = 3e-3
 LEAST_STEPS = 5  # of optimizers, to tell how gradients are cleared
@@ -419,9 +419,7 @@ def of_one_batch(own: OneBatch, with_adam: OneBatch | None, is_automatic: bool) 
     return Finding("one batch", "problem" if stays else "question", text, advice, values)
 
 
-def _diverged(
-    own: OneBatch, with_adam: OneBatch | None, text: str, values: dict[str, Any]
-) -> Finding:
+def _diverged(own: OneBatch, with_adam: OneBatch | None, text: str, values: PlainDict) -> Finding:
     advice = "look at the check `finite`"
     if with_adam is not None and math.isfinite(with_adam.losses[-1]):
         text += f"; with Adam(lr={ADAM_LR}) to {with_adam.losses[-1]:.4g}"

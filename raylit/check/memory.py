@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from raylit.runtime.aliases import Arguments
 
 
 class Memory:
@@ -76,7 +77,11 @@ class _LiveTensors(TorchDispatchMode):
             self.count(tensor)
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Arguments | None = None,
     ) -> object:
         made = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(made):

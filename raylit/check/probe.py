@@ -32,10 +32,12 @@ from raylit.core.hooks import is_overridden
 from raylit.core.module import LightningModule
 from raylit.core.optimizer import LRSchedulerConfig
 from raylit.engine.run import Run, restore_modes, submodule_modes
-from raylit.runtime.aliases import Batch, StepOutput
+from raylit.runtime.aliases import Batch, StepOutput, UserOptimizer
 from raylit.runtime.batch import named_tensors
 
 if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
     from raylit.core.trainer import JobTrainer
 
 MAX_STEPS = 60  # steps on one batch
@@ -478,7 +480,7 @@ class Uncleared:
         num_uncleared: of those, with what steps before had left.
     """
 
-    def __init__(self, module: nn.Module, optimizers: list[Any]) -> None:
+    def __init__(self, module: nn.Module, optimizers: list[UserOptimizer]) -> None:
         self.num_steps = 0
         self.num_uncleared = 0
         self._cleared: set[int] = set()
@@ -497,7 +499,7 @@ class Uncleared:
 
         return note
 
-    def _step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def _step(self, optimizer: UserOptimizer, args: object, kwargs: object) -> None:
         self.num_steps += 1
         own = {id(one) for group in optimizer.param_groups for one in group["params"]}
         has_added = own & self._added
@@ -539,7 +541,7 @@ class OneBatch(Callback):
         self.schedulers: list[LRSchedulerConfig] = []
         self.time_per_step_s: float | None = None
         self._pending: list[Tensor] = []
-        self._hooks: list[Any] = []
+        self._hooks: list[RemovableHandle] = []
         self._prints: dict[str, tuple[float, float]] = {}
         self._batch: Batch = None
         self._started = self._timed_from = time.perf_counter()
@@ -626,7 +628,7 @@ class Repeated:
     def __len__(self) -> int:
         return MAX_STEPS
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:
         return (copy.deepcopy(self.batch) for _ in range(MAX_STEPS))
 
 
@@ -665,7 +667,7 @@ def is_finite(value: object) -> bool:
 
 def note_gradients(
     module: nn.Module, seen: dict[str, bool], not_finite: list[tuple[str, str]]
-) -> list[object]:
+) -> list[RemovableHandle]:
     """Note in `seen` which parameters get a gradient, and whether any of it is other than 0.
 
     Returns the hooks that do it.

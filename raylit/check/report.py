@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from raylit.runtime.aliases import PlainDict
 
 Status = Literal["ok", "unknown", "question", "warning", "problem"]
 COLOURS: dict[Status, str] = {
@@ -39,7 +41,7 @@ class Finding:
     status: Status
     found: str
     advice: str = ""
-    values: dict[str, Any] = field(default_factory=dict)
+    values: PlainDict = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import yaml
@@ -34,6 +34,7 @@ from raylit.core.datamodule import LightningDataModule
 from raylit.core.module import LightningModule
 from raylit.errors import CheckpointError, ConfigError
 from raylit.runtime import bounded_yaml
+from raylit.runtime.aliases import Arguments, PlainDict
 from raylit.runtime.masked_config import unmasked
 from raylit.runtime.rng import seed_everything
 from raylit.trainer.settings import arguments_of_environment
@@ -227,7 +228,7 @@ class Config:
         # What no type asks for is left as it stands, and the Trainer says that it is wrong: it
         # would be made before anybody could look at it.
         with construct.typed_only():
-            arguments: dict[str, Any] = instantiate(self.parser, only).trainer.as_dict()
+            arguments: Arguments = instantiate(self.parser, only).trainer.as_dict()
         callbacks = [*as_list(arguments["callbacks"]), *more_callbacks]
         try:
             return Trainer(**{**arguments, **settings, "callbacks": callbacks})
@@ -279,7 +280,7 @@ class Reader(Protocol):
             ConfigError: a flag does not fit.
         """
 
-    def described(self, base: Mapping[str, object]) -> dict[str, Any]:
+    def described(self, base: Mapping[str, object]) -> PlainDict:
         """Return plain data of a config in which model and data name their classes."""
 
 
@@ -298,7 +299,7 @@ class CommandReader:
         values = parser.parse_args(list(flags), parser.parse_object(copy.deepcopy(dict(base))))
         return Config("tune", values, parser, [])
 
-    def described(self, base: Mapping[str, object]) -> dict[str, Any]:
+    def described(self, base: Mapping[str, object]) -> PlainDict:
         """Return the data as it is: the config names the classes."""
         return dict(base)
 

@@ -25,6 +25,7 @@ from jsonargparse.typing import register_type
 from raylit.core import importable
 from raylit.core.hparams import CLASS_PATH, INSTANTIATOR, INSTANTIATORS, constructed_with
 from raylit.errors import CheckpointError
+from raylit.runtime.aliases import Arguments, PlainDict
 from raylit.runtime.messages import warn
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ register_type(os.PathLike, str, _a_path, fail_already_registered=False)
 
 # From a class, the arguments it is made with and those of them that links gave, to what
 # save_hyperparameters is to keep; None: the arguments.
-Hyperparameters = Callable[[type, dict[str, Any], dict[str, Any]], dict[str, Any] | None]
+Hyperparameters = Callable[[type, Arguments, Arguments], Arguments | None]
 
 
 def instantiate(
@@ -73,7 +74,7 @@ def instantiate(
     return made
 
 
-def as_hyperparameters(spec: Mapping[str, Any], links: Mapping[str, object]) -> dict[str, Any]:
+def as_hyperparameters(spec: PlainDict, links: Mapping[str, object]) -> Arguments:
     """Return what a module keeps of the part of a config that describes it.
 
     From that, `load_from_checkpoint` can make the module again.

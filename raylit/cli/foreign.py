@@ -11,9 +11,10 @@ from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from raylit.errors import foreign_hint
+from raylit.runtime.aliases import PlainData
 from raylit.runtime.messages import info
 
 # jsonargparse has one loader of YAML for all parsers in a process, Lightning's own among them.
@@ -30,20 +31,23 @@ class Parser(ArgumentParser):
         with _reading():
             return super().parse_args(*args, **kwargs)
 
-    def parse_object(self, *args: object, **kwargs: object) -> Any:
+    def parse_object(self, *args: object, **kwargs: object) -> Namespace:
         """Read plain data."""
         with _reading():
-            return super().parse_object(*args, **kwargs)
+            read: Namespace = super().parse_object(*args, **kwargs)
+            return read
 
-    def parse_string(self, *args: object, **kwargs: object) -> Any:
+    def parse_string(self, *args: object, **kwargs: object) -> Namespace:
         """Read the text of a config."""
         with _reading():
-            return super().parse_string(*args, **kwargs)
+            read: Namespace = super().parse_string(*args, **kwargs)
+            return read
 
-    def parse_path(self, *args: object, **kwargs: object) -> Any:
+    def parse_path(self, *args: object, **kwargs: object) -> Namespace:
         """Read a config file."""
         with _reading():
-            return super().parse_path(*args, **kwargs)
+            read: Namespace = super().parse_path(*args, **kwargs)
+            return read
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End, or raise, with a word on classes of the user's that are derived from Lightning's."""
@@ -69,7 +73,7 @@ def as_read(values: object) -> object:
     return as_own(values) if _is_read.get() else values
 
 
-def as_own(values: object) -> Any:
+def as_own(values: object) -> PlainData:
     """Return what a config says, with raylit's class in the place of one of Lightning's.
 
     Only where raylit has a class of this name under the same path; others stay, and are refused

@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from raylit.errors import ConfigError, LaunchError
+from raylit.runtime.aliases import PlainDict
 from raylit.runtime.messages import info
 
 MAX_PACKAGE_BYTES = 1_000_000  # a ConfigMap holds 1 MiB in all
@@ -51,7 +51,7 @@ class Submission:
     name: str
     command: str
     env: Mapping[str, str]
-    definition: Mapping[str, Any]
+    definition: PlainDict
     given: str
 
     def __post_init__(self) -> None:
@@ -83,7 +83,7 @@ class Submission:
             f"{kubectl} delete rayjob {self.name}"
         )
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> PlainDict:
         """Return the RayJob: the file's, with this command, its environment and its code.
 
         Example:
@@ -93,7 +93,7 @@ class Submission:
             >>> Submission("a", "raylit fit", {}, file, "--on job.yaml").manifest()["metadata"]
             {'name': 'a', 'namespace': 'default'}
         """
-        made: dict[str, Any] = copy.deepcopy(dict(self.definition))
+        made: PlainDict = copy.deepcopy(dict(self.definition))
         spec = made["spec"]
         metadata = made.get("metadata", {})
         metadata.pop("generateName", None)
@@ -113,7 +113,7 @@ class Submission:
         container["volumeMounts"] = [*container.get("volumeMounts", []), mount]
         return made
 
-    def _submitter(self, spec: Mapping[str, Any]) -> dict[str, Any]:
+    def _submitter(self, spec: PlainDict) -> PlainDict:
         """Return the pod that KubeRay would make, where the file describes none."""
         head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
         container = {"name": "submitter", "image": head["image"]}

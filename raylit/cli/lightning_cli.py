@@ -51,11 +51,12 @@ from raylit.core.hooks import is_overridden
 from raylit.core.hparams import CLASS_PATH, INSTANTIATOR, stored_hparams
 from raylit.core.module import LightningModule
 from raylit.errors import CheckpointError, ConfigError, MissingPackageError, NotSavedError
+from raylit.runtime.aliases import Arguments, PlainData, PlainDict
 from raylit.runtime.messages import warn
 from raylit.trainer.trainer import Trainer
 from raylit.version import __version__
 
-ArgsType = list[str] | dict[str, Any] | Namespace | None
+ArgsType = list[str] | PlainDict | Namespace | None
 
 
 class LightningCLI:
@@ -115,11 +116,11 @@ class LightningCLI:
             type[LightningDataModule] | Callable[..., LightningDataModule] | None
         ) = None,
         save_config_callback: type[SaveConfigCallback] | None = SaveConfigCallback,
-        save_config_kwargs: dict[str, Any] | None = None,
+        save_config_kwargs: Arguments | None = None,
         trainer_class: type[Trainer] | Callable[..., Trainer] = Trainer,
-        trainer_defaults: dict[str, Any] | None = None,
+        trainer_defaults: Arguments | None = None,
         seed_everything_default: bool | int = True,
-        parser_kwargs: dict[str, Any] | None = None,
+        parser_kwargs: Arguments | None = None,
         parser_class: type[LightningArgumentParser] = LightningArgumentParser,
         subclass_mode_model: bool = False,
         subclass_mode_data: bool = False,
@@ -180,7 +181,7 @@ class LightningCLI:
         self,
         add_subcommands: bool,
         main_kwargs: dict[str, object],
-        subparser_kwargs: dict[str, Any],
+        subparser_kwargs: dict[str, Arguments],
     ) -> None:
         """Make the parser, with a parser for each subcommand if there are any."""
         self.parser = self.init_parser(**main_kwargs)
@@ -354,7 +355,7 @@ class LightningCLI:
         trusted = [named, self.config]
         try:
             with reading_checkpoint(hparams, cls, trusted):
-                taken: dict[str, Any] = {"model": spec}
+                taken: PlainDict = {"model": spec}
                 if self.subcommand is not None:
                     taken = {self.subcommand: taken}
                 self.config = self.parser.parse_object(taken, self.config)
@@ -432,7 +433,7 @@ class LightningCLI:
 
     def _hyperparameters(
         self, cls: type, arguments: dict[str, object], links: dict[str, object]
-    ) -> dict[str, Any] | None:
+    ) -> Arguments | None:
         """Return what an object of `cls` is to keep as hyperparameters.
 
         What the config says of it, if it is the model or the datamodule.
@@ -452,17 +453,17 @@ class LightningCLI:
                 return as_hyperparameters(self._dumped_config().get(key) or {}, own)
         return None
 
-    def _dumped_config(self) -> dict[str, Any]:
+    def _dumped_config(self) -> PlainDict:
         """Return the config as plain data."""
         if not hasattr(self, "config_dump"):
             self.config_dump: dict[str, object] = self._plain(self.config)
         return self.config_dump
 
-    def _plain(self, config: Namespace) -> dict[str, Any]:
+    def _plain(self, config: Namespace) -> PlainDict:
         """Return a config, that of its subcommand if it has one, as plain data."""
         text = self.parser.dump(config, skip_link_targets=False, skip_unset=False, format="yaml")
         whole = yaml.safe_load(text)
-        plain: dict[str, Any] = whole[config["subcommand"]] if "subcommand" in config else whole
+        plain: PlainDict = whole[config["subcommand"]] if "subcommand" in config else whole
         return plain
 
     @staticmethod
@@ -518,7 +519,7 @@ class LightningCLI:
             )
         replace_configure_optimizers(self.model, optimizer, scheduler, self.configure_optimizers)
 
-    def _description(self, registry: Registry, key: str) -> Mapping[str, Any] | None:
+    def _description(self, registry: Registry, key: str) -> Mapping[str, PlainData] | None:
         """Return class_path and init_args of what stands at a key; nothing if nothing does."""
         cls = registry[key][0]
         given = self._get(self.config_init, key)

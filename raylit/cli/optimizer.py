@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from raylit.core.hooks import is_overridden
 from raylit.core.module import LightningModule
 from raylit.errors import ConfigError
+from raylit.runtime.aliases import PlainData
 from raylit.runtime.messages import info
 
 
@@ -44,10 +45,10 @@ LRSchedulerType = type[LRScheduler] | type[ReduceLROnPlateau]
 OptimizerCallable = Callable[[Iterable], Optimizer]  # type: ignore[type-arg]
 LRSchedulerCallable = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
 
-Configure = Callable[..., Any]
+Configure = Callable[..., object]
 
 
-def instantiate_class(args: object, init: Mapping[str, Any]) -> Any:
+def instantiate_class(args: object, init: Mapping[str, PlainData]) -> Any:
     """Make the object that a config describes.
 
     Args:
@@ -98,7 +99,7 @@ def give_optimizer(
     replace_configure_optimizers(module, optimizer, lr_scheduler, configured)
 
 
-def check_scheduler(lr_scheduler: Mapping[str, Any] | None) -> None:
+def check_scheduler(lr_scheduler: Mapping[str, PlainData] | None) -> None:
     """Check what describes a scheduler.
 
     Raises:
@@ -157,11 +158,11 @@ def _make_and_configure(
     configure: Configure,
     optimizer: Mapping[str, object],
     lr_scheduler: Mapping[str, object] | None,
-) -> Any:
+) -> object:
     made = instantiate_class(module.parameters(), optimizer)
     scheduler = None if lr_scheduler is None else instantiate_class(made, lr_scheduler)
     return configure(module, optimizer=made, lr_scheduler=scheduler)
 
 
-def _plain(spec: object) -> Any:
+def _plain(spec: object) -> PlainData:
     return spec.as_dict() if hasattr(spec, "as_dict") else spec

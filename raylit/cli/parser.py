@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from jsonargparse import (  # type: ignore[attr-defined]
@@ -32,6 +32,9 @@ from raylit.core.module import LightningModule
 from raylit.errors import ConfigError, did_you_mean, foreign_hint
 from raylit.runtime.lazy import load_names
 from raylit.trainer.trainer import Trainer
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 register_unresolvable_import_paths(
     torch
@@ -93,7 +96,7 @@ class LightningArgumentParser(Parser):
         self._optimizers: Registry = {}
         self._lr_schedulers: Registry = {}
 
-    def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
+    def parse_args(self, args: Iterable[str] | None = None, *rest: Any, **kwargs: Any) -> Any:
         """Read flags, and the config files among them."""
         self._typed = list(sys.argv[1:] if args is None else args)
         return super().parse_args(args, *rest, **kwargs)
@@ -133,7 +136,7 @@ class LightningArgumentParser(Parser):
         except ConfigError:  # a flag without a value, or no flag, of which jsonargparse tells
             return []
 
-    def print_usage(self, file: Any = None) -> None:
+    def print_usage(self, file: SupportsWrite[str] | None = None) -> None:
         """Print how it is called: in one line where all flags would hide the error below."""
         usage = self.format_usage()
         if file is sys.stderr and usage.count("\n") > SHORT_USAGE:

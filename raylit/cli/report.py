@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
     from raylit.core.datamodule import LightningDataModule
     from raylit.core.job import Result
+    from raylit.core.logger import Logger
     from raylit.core.module import LightningModule
     from raylit.explain import Explanation
+    from raylit.runtime.aliases import StepOutput
     from raylit.trainer.trainer import Trainer
     from raylit.tune import SweepResult
 
@@ -134,7 +136,7 @@ def without_ckpt_path(args: list[str]) -> list[str]:
     return kept
 
 
-def _look(logger: Any) -> str | None:
+def _look(logger: Logger) -> str | None:
     """Return where to look at what a logger has recorded."""
     if isinstance(logger, MLFlowLogger):
         return logger.where()
@@ -165,7 +167,7 @@ def end_of_sweep(
     print_rows(rows)
 
 
-def end_of_predict(predictions: object, output: str | None) -> None:
+def end_of_predict(predictions: list[StepOutput] | None, output: str | None) -> None:
     """Print how many predictions there are and where."""
     if predictions is None:
         print_rows([("done", "nothing was kept (return_predictions: false)")])
@@ -213,7 +215,7 @@ def end_of_explain(explanation: Explanation, output: str) -> None:
     print_rows(rows)
 
 
-def _flat(predictions: Any) -> list[Any]:
+def _flat(predictions: list[StepOutput]) -> list[StepOutput]:
     """Return the predictions of all batches, of several loaders one after the other."""
     if (
         predictions

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
@@ -26,6 +26,7 @@ from raylit.cli.source import Source, read_arguments
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.module import LightningModule
 from raylit.errors import ConfigError
+from raylit.runtime.aliases import PlainDict
 from raylit.trainer.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class ScriptReader:
         values = parser.parse_args(list(flags), parser.parse_object(copy.deepcopy(dict(base))))
         return self._config("tune", values, [])
 
-    def described(self, base: Mapping[str, object]) -> dict[str, Any]:
+    def described(self, base: Mapping[str, object]) -> PlainDict:
         """Return plain data of a config in which model and data name their classes."""
         whole = dict(base)
         for key, made in (("model", self.cli.model_class), ("data", self.cli.datamodule_class)):

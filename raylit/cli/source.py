@@ -6,7 +6,6 @@ import copy
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import yaml
 
@@ -14,6 +13,7 @@ from raylit.cli.foreign import as_own
 from raylit.cli.told import classes_of, with_classes
 from raylit.errors import ConfigError, did_you_mean
 from raylit.runtime import bounded_yaml
+from raylit.runtime.aliases import PlainData, PlainDict
 
 _MISSING = object()
 MAX_PARTS = 32  # of the name of a flag
@@ -31,7 +31,7 @@ class Source:
     """
 
     name: str
-    values: dict[str, Any]
+    values: PlainDict
     root: yaml.Node | None = None
     flags: tuple[Source, ...] = ()
 
@@ -142,7 +142,7 @@ def with_flags(source: Source, args: Sequence[str], below: str) -> Source:
     return Source(source.name, values, source.root, tuple(flags))
 
 
-def _merge(into: dict[str, Any], values: Mapping[str, object], flag: str) -> None:
+def _merge(into: PlainDict, values: Mapping[str, object], flag: str) -> None:
     for name, value in values.items():
         inner = into.get(name)
         in_one = next((key for key in into if _lies_at(key.split("."), {name: value})), None)
@@ -195,7 +195,7 @@ def dotted(path: Iterable[str | int]) -> str:
     )
 
 
-def _plain(flag: str, text: str) -> Any:
+def _plain(flag: str, text: str) -> PlainData:
     """Return the value of a flag, which is YAML.
 
     Raises:
@@ -209,7 +209,7 @@ def _plain(flag: str, text: str) -> Any:
         return text
 
 
-def _nest(flag: str, value: Any) -> dict[str, Any]:
+def _nest(flag: str, value: PlainData) -> PlainDict:
     """Return the value of a flag as a config has it: `--a.b 1` is `{"a": {"b": 1}}`.
 
     Raises:

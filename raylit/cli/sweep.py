@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -28,6 +28,7 @@ from raylit.core.hooks import is_overridden
 from raylit.core.module import LightningModule
 from raylit.errors import ConfigError, did_you_mean
 from raylit.loggers import MLFlowLogger
+from raylit.runtime.aliases import Arguments, PlainDict
 from raylit.runtime.masked_config import mask_config
 from raylit.runtime.messages import info
 from raylit.runtime.rng import seed_everything
@@ -35,6 +36,7 @@ from raylit.runtime.secrets import without_secrets
 
 if TYPE_CHECKING:
     from raylit.tune import SweepResult, SweepSpec
+    from raylit.tune.aliases import Values
     from raylit.tune.trial import Made
 
 CONFIG = "config.yaml"  # kept in the sweep's folder, for `raylit tune --resume NAME`
@@ -242,7 +244,7 @@ def _test_best(recipe: ConfigRecipe, result: SweepResult, average: int) -> None:
     own = next((one for one in made.trainer.loggers if isinstance(one, MLFlowLogger)), None)
     logger: MLFlowLogger | bool = False
     if own is not None and best.run_id is not None:  # into the run of the trial
-        arguments: dict[str, Any] = own.config_arguments()  # to ask it for more would begin a run
+        arguments: Arguments = own.config_arguments()  # to ask it for more would begin a run
         logger = MLFlowLogger(**arguments, run_id=best.run_id)
     rows: list[tuple[str, str]] = []
 
@@ -403,14 +405,14 @@ class ConfigRecipe:
         settings: arguments of the Trainer that follow from the sweep's resources.
     """
 
-    base: dict[str, Any]
+    base: PlainDict
     args: list[str]
     folder: str
     source: Source
     reader: Reader
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Arguments = field(default_factory=dict)
 
-    def __call__(self, values: dict[str, Any]) -> Made:
+    def __call__(self, values: Values) -> Made:
         """Return the objects of a trial with these values, by full names such as `model.lr`."""
         from raylit.tune.trial import Made
 
@@ -473,7 +475,7 @@ class ConfigRecipe:
         return self.reader.again(self.base, self.flags(values))
 
 
-def _plain(config: Config) -> dict[str, Any]:
+def _plain(config: Config) -> PlainDict:
     whole: dict[str, object] = yaml.safe_load(config.text)
     return {key: value for key, value in whole.items() if key not in ("config", "ckpt_path")}
 

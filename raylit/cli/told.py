@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
 
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
+
+from raylit.runtime.aliases import PlainData
 
 KEYS = ("model", "data")
 _told: ContextVar[Mapping[str, str] | None] = ContextVar("_told", default=None)
@@ -58,7 +59,7 @@ def read_next(values: object) -> object:
     return with_classes(values, _told.get())
 
 
-def with_classes(values: object, classes: Mapping[str, str] | None) -> Any:
+def with_classes(values: object, classes: Mapping[str, str] | None) -> PlainData:
     """Return what a config says, with the class that was told where it says arguments alone."""
     if not classes or not isinstance(values, dict):
         return values

@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from raylit.errors import ConfigError, LaunchError, MissingPackageError, Terminated
 from raylit.loggers.mlflow import runs, store
@@ -212,7 +212,7 @@ def check_port(host: str, port: int) -> None:
         ) from error
 
 
-def wait_until_it_answers(child: subprocess.Popen[Any], url: str, log: IO[bytes]) -> None:
+def wait_until_it_answers(child: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:
     """Return when the server answers."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
@@ -238,7 +238,7 @@ def said(log: IO[bytes]) -> str:
     return "\n".join(["", *lines])
 
 
-def end(child: subprocess.Popen[Any]) -> None:
+def end(child: subprocess.Popen[bytes]) -> None:
     """End the server and its children."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:

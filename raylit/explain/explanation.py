@@ -13,9 +13,10 @@ from raylit.core.shown import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
+    from numpy.typing import NDArray
 
-Array: TypeAlias = "np.ndarray[Any, Any]"
+Array: TypeAlias = "NDArray[Any]"
 
 MOST_BARS = 20
 MOST_PICTURES = 6
@@ -105,7 +106,7 @@ class Explanation:
             width = max(1.8 * max(columns), 6)
             heights = [4.0 if self.attributions[name].ndim == 4 else 3.5 for name in rows]
             figure = new_figure(width, sum(heights))
-            parts: Any = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)
+            parts = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)
             for name, part in zip(rows, parts[:, 0], strict=True):
                 part.suptitle(f"{name}: {self.method.replace('_', ' ')}")
                 if self.attributions[name].ndim == 4:
@@ -119,7 +120,7 @@ class Explanation:
             return self.feature_names
         return [f"{name}[{index}]" for index in range(size)]
 
-    def _draw_images(self, part: Any, name: str, shown: list[int]) -> None:
+    def _draw_images(self, part: SubFigure, name: str, shown: list[int]) -> None:
         maps = self.attributions[name].sum(1)
         axes = part.subplots(2, len(shown), squeeze=False)
         for column, index in enumerate(shown):

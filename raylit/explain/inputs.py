@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class Explained(nn.Module):
     def __init__(
         self,
         module: LightningModule,
-        arguments: tuple[Any, ...],
+        arguments: tuple[object, ...],
         names: Sequence[str],
         layers: Sequence[str] = (),
     ) -> None:
@@ -122,7 +122,7 @@ class Explained(nn.Module):
     def _embedded(self, outputs: tuple[Tensor, ...]) -> Iterator[None]:
         """Have the layers return these, in a block."""
 
-        def giving(output: Tensor) -> Any:
+        def giving(output: Tensor) -> Callable[..., Tensor]:
             return lambda _, __, ___: output
 
         handles = [

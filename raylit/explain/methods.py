@@ -6,13 +6,17 @@ import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from raylit.errors import ConfigError, did_you_mean
 from raylit.explain.inputs import Explained, find_layer, last_convolution
+from raylit.runtime.aliases import Arguments
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 WINDOWS = 8  # along each side of an image, when parts of it are hidden
 
@@ -41,7 +45,7 @@ class Method:
         internal_batch_size: samples in the model at once, for integrated gradients.
     """
 
-    kind: str | Any
+    kind: object
     layer: tuple[str, ...] = ()
     baselines: float | None = None
     num_steps: int = 50
@@ -65,7 +69,7 @@ class Method:
         """Return the attributions of what `function` explains, and convergence deltas, if any."""
         import captum.attr as captum
 
-        given: dict[str, Any] = {
+        given: Arguments = {
             "target": target,
             "additional_forward_args": function.others or None,
         }
@@ -107,7 +111,9 @@ class Method:
             return permutation.attribute(values, feature_mask=masks, **given), None
         return self._of_captum(function, given), None
 
-    def _gradcam(self, captum: Any, function: Explained, given: dict[str, Any]) -> Any:
+    def _gradcam(
+        self, captum: ModuleType, function: Explained, given: Arguments
+    ) -> tuple[Tensor, ...]:
         name = self.layer[0] if self.layer else last_convolution(function.module)
         layer = find_layer(function.module, name)
         found = captum.LayerGradCam(function, layer).attribute(function.values, **given)
@@ -122,7 +128,7 @@ class Method:
             enlarged if one is images[0] else torch.zeros_like(one) for one in function.values
         )
 
-    def _of_captum(self, function: Explained, given: dict[str, Any]) -> Any:
+    def _of_captum(self, function: Explained, given: Arguments) -> tuple[Tensor, ...]:
         kind: Any = self.kind
         if callable(getattr(kind, "attribute", None)) and not isinstance(kind, type):
             own = copy.copy(kind)

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,7 @@ class OfTensors(nn.Module):
         output_names: of the tensors in the output, once it was called.
     """
 
-    def __init__(self, module: LightningModule, arguments: tuple[Any, ...]) -> None:
+    def __init__(self, module: LightningModule, arguments: tuple[object, ...]) -> None:
         super().__init__()
         self.module = module
         self.arguments = arguments
@@ -128,12 +128,12 @@ class Export:
                 )
             return self._export(module, inputs)
 
-    def _inputs(self, run: Run, batch: object, dataloader_idx: int) -> tuple[Any, ...]:
+    def _inputs(self, run: Run, batch: object, dataloader_idx: int) -> tuple[object, ...]:
         transfer = run.calls.transfer
         batch = batch if transfer is None else transfer(batch, dataloader_idx)
         return move_to(run.module.forward_inputs(batch), "cpu")  # type: ignore[no-any-return]
 
-    def _export(self, module: LightningModule, inputs: list[tuple[Any, ...]]) -> ExportReport:
+    def _export(self, module: LightningModule, inputs: list[tuple[object, ...]]) -> ExportReport:
         function = OfTensors(module, inputs[0]).eval()
         samples = [tuple(named_tensors(one).values()) for one in inputs]
         if not samples[0]:

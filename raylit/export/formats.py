@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -187,9 +187,7 @@ def program_of(function: OfTensors, example: tuple[Tensor, ...]) -> ExportedProg
     """
     size = next((tensor.shape[0] for tensor in example if tensor.ndim), None)
     batch = torch.export.Dim("batch")
-    shapes: list[Any] = [
-        {0: batch} if tensor.ndim and tensor.shape[0] == size else None for tensor in example
-    ]
+    shapes = [{0: batch} if tensor.ndim and tensor.shape[0] == size else None for tensor in example]
     if size is None:
         raise ConfigError("forward takes no tensor with a dimension of samples.")
     with explained(function.module), _quiet():

@@ -42,7 +42,7 @@ class Copy(NamedTuple):
 
     values: Tensor
     weights: list[int]
-    arrived: Any
+    arrived: torch.cuda.Event
 
 
 class StepOfAll(NamedTuple):
@@ -137,7 +137,7 @@ class Entry:
         self.values: list[Value] = []
         self.weights: list[int] = []
         self.copies: list[Copy] = []
-        self.total: np.floating[Any] | None = None
+        self.total: np.floating | None = None
         self.weight = 0
         self.parts: dict[int, Part] = {}
         self.reduced: Tensor | None = None

@@ -39,7 +39,7 @@ from raylit.metrics.entry import (
     as_tensor,
     combined,
 )
-from raylit.runtime.aliases import Batch
+from raylit.runtime.aliases import Batch, StateDict
 from raylit.runtime.batch import size_of
 
 if TYPE_CHECKING:
@@ -349,7 +349,7 @@ class Metrics:
 
     # ---- kept in checkpoints ----
 
-    def values(self) -> dict[str, dict[str, Any]]:
+    def values(self) -> dict[str, StateDict]:
         """Return the latest values of everything, as callbacks, loggers and progress bar see them.
 
         Without those of this rank alone, which a fit that goes on reduces again.
@@ -364,7 +364,7 @@ class Metrics:
             "taken": self.taken,
         }
 
-    def load_values(self, values: dict[str, dict[str, Any]]) -> None:
+    def load_values(self, values: dict[str, StateDict]) -> None:
         """Take what `values` returned."""
         self.callback = dict(values["callback"])
         self.logged = dict(values["logged"])
@@ -372,7 +372,7 @@ class Metrics:
         self.renewals = dict(values.get("renewals", {}))  # earlier versions had none
         self.taken = dict(values.get("taken", {}))
 
-    def partial_sums(self) -> list[dict[str, Any]]:
+    def partial_sums(self) -> list[StateDict]:
         """Return what training logged in the epoch that runs, as plain data."""
         return [entry.state() for entry in self.train_entries.values()]
 

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from raylit.errors import ConfigError
+from raylit.runtime.aliases import StateDict
 from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-State = dict[str, Any]  # `states`: by name, a tensor or a list of tensors; `updates`: their number
+State = StateDict  # `states`: by name, a tensor or a list of tensors; `updates`: their number
 
 
 def is_metric(value: object) -> TypeGuard[Metric]:
@@ -105,7 +106,7 @@ def put_before(metric: Metric, states: list[State]) -> None:
     add(metric, since, device)
 
 
-def compute_alone(metric: Metric) -> Tensor | Any:
+def compute_alone(metric: Metric) -> object:
     """Compute a Metric on this rank alone, leaving no trace in it.
 
     Its own `compute` would wait for the other ranks, which may not be here.
@@ -123,7 +124,7 @@ def compute_alone(metric: Metric) -> Tensor | Any:
             one._computed = computed
 
 
-def compute_together(metric: Metric) -> Tensor | Any:
+def compute_together(metric: Metric) -> object:
     """Compute a Metric over all ranks, which all come here."""
     for one in metric.modules():
         if is_metric(one):

@@ -16,9 +16,9 @@ import re
 import textwrap
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -26,12 +26,17 @@ from raylit.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from raylit.callbacks.finders.batch_size_finder import has_room
 from raylit.callbacks.finders.learning_rate_finder import USUAL_NAMES, LRFinderResult
 from raylit.errors import ConfigError, DataError
+from raylit.runtime.aliases import Arguments
 from raylit.runtime.messages import info
 from raylit.runtime.rng import isolated
+from raylit.tune.aliases import Value, Values
 from raylit.tune.direction import direction_of
 from raylit.tune.stops import seconds
 from raylit.tune.trial import Made
 from raylit.tune.tuner import Tuner
+
+if TYPE_CHECKING:
+    from raylit.core.trainer import JobTrainer
 
 BUDGET = "10m"  # unless given
 MAX_TRIALS = 100
@@ -56,7 +61,7 @@ class Line:
     """A line of the sweep file: a key with its value, and why."""
 
     key: str
-    value: Any
+    value: object
     reason: str
 
     def text(self, indent: str = "") -> str:
@@ -195,7 +200,7 @@ def _propose(
 # ---- what to optimize ----
 
 
-def choose_metric(recipe: Callable[[dict[str, Any]], Made]) -> tuple[str, str, str]:
+def choose_metric(recipe: Callable[[Values], Made]) -> tuple[str, str, str]:
     """Return the metric, its mode, and why it was chosen.
 
     Raises:
@@ -227,7 +232,7 @@ def choose_metric(recipe: Callable[[dict[str, Any]], Made]) -> tuple[str, str, s
 
 
 # A fit in this process, without anything that stays
-ALONE: dict[str, Any] = {
+ALONE: Arguments = {
     "num_workers": None,
     "devices": None,
     "num_nodes": 1,
@@ -241,7 +246,7 @@ ALONE: dict[str, Any] = {
 
 
 def _learning_rate(
-    found: Proposal, recipe: Callable[[dict[str, Any]], Made], config: Mapping[str, object]
+    found: Proposal, recipe: Callable[[Values], Made], config: Mapping[str, object]
 ) -> None:
     key, value = _lr_of(config)
     if key is None:
@@ -339,9 +344,7 @@ def _batch_size(
     return epoch_s
 
 
-def _timed(
-    recipe: Callable[[dict[str, Any]], Made], values: dict[str, Any]
-) -> tuple[float, float, float] | None:
+def _timed(recipe: Callable[[Values], Made], values: Values) -> tuple[float, float, float] | None:
     """Return batches a second, seconds of an epoch, and its batches; None if memory is full."""
     made = recipe(values)
     clock = _Clock()
@@ -368,7 +371,7 @@ class _Few(Callback):
     """Ends a fit after some batches."""
 
     def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: JobTrainer, pl_module: object, outputs: object, batch: object, batch_idx: int
     ) -> None:
         if batch_idx + 1 >= BATCHES:
             trainer.should_stop = True
@@ -394,7 +397,9 @@ def _constructor(found: Proposal, scope: str, spec: object) -> None:
             found.space.append(Line(key, *made))
 
 
-def propose_argument(name: str, wanted: object, value: object) -> tuple[Any, str] | str:
+def propose_argument(
+    name: str, wanted: object, value: object
+) -> tuple[Mapping[str, Sequence[object]], str] | str:
     """Return what to try of an argument and why; or why to leave it as it is."""
     options = _plain_of(wanted)
     if get_origin(options) is Literal:
@@ -432,7 +437,7 @@ def _plain_of(wanted: object) -> object:
     return wanted
 
 
-def _arguments(spec: object) -> dict[str, Any]:
+def _arguments(spec: object) -> Arguments:
     """Return the arguments of a class by name: those of the config, else the defaults."""
     if not isinstance(spec, Mapping) or "class_path" not in spec:
         return {}
@@ -474,7 +479,7 @@ def _regularization(
 
 def hand_written(found: Proposal, config: Mapping[str, object]) -> dict[str, object]:
     """Return the values that the config has for what is varied."""
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for line in found.space:
         if not isinstance(line.value, Mapping):
             continue
@@ -486,7 +491,7 @@ def hand_written(found: Proposal, config: Mapping[str, object]) -> dict[str, obj
     return values
 
 
-def _positive(value: Any) -> float | None:
+def _positive(value: Value) -> float | None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if is_number and value > 0 else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 from ray.tune import PlacementGroupFactory
@@ -73,6 +73,6 @@ def _bundle(own: dict[str, float]) -> dict[str, float]:
 
 def _largest() -> dict[str, float]:
     """Return what the cluster has, or can grow to."""
-    has: dict[str, Any] = dict(ray.cluster_resources())
+    has: dict[str, float] = dict(ray.cluster_resources())
     grows = most_resources() or {}
     return {name: max(has.get(name, 0), grows.get(name, 0)) for name in {*has, *grows}}

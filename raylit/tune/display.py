@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Container, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -26,6 +26,10 @@ from raylit.errors import MissingPackageError
 from raylit.tune.result import ENDED, SweepResult, TrialResult
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
+    from rich.console import RenderableType
+
     from raylit.tune.record import SweepRecord
     from raylit.tune.spec import SweepSpec
 
@@ -84,10 +88,15 @@ class SweepDisplay:
             threading.Thread(target=self._say_at_times, daemon=True).start()
         return self
 
-    def __exit__(self, *args: Any) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._is_over.set()
         if self._live is not None:
-            self._live.__exit__(*args)
+            self._live.__exit__(kind, error, trace)
             self._live = None
 
     def changed(self, trial: TrialResult, event: str) -> None:
@@ -160,7 +169,7 @@ class SweepDisplay:
             table.add_row(f"and {len(running) - MAX_ROWS} more", "", "", "")
         for trial in reversed(ended):
             table.add_row(*self._row(trial), style="dim")
-        lines: list[Any] = [Text(head, no_wrap=True, overflow="ellipsis")]
+        lines: list[RenderableType] = [Text(head, no_wrap=True, overflow="ellipsis")]
         if counts:
             lines.append(Text(counts, no_wrap=True, overflow="ellipsis"))
         lines.append(table)

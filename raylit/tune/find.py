@@ -6,9 +6,9 @@ import fcntl
 import json
 import os
 import socket
-from typing import Any
 
 from raylit.errors import did_you_mean
+from raylit.runtime.aliases import PlainDict
 from raylit.tune.record import FILE, LOCK, read_lines
 from raylit.tune.space import SweepError
 
@@ -54,7 +54,7 @@ def head_of(folder: str) -> dict[str, object]:
     """Return what the record of a sweep says of it; empty if there is none."""
     try:
         with open(os.path.join(folder, FILE), encoding="utf-8") as file:
-            head: dict[str, Any] = json.loads(file.readline()).get("sweep", {})
+            head: PlainDict = json.loads(file.readline()).get("sweep", {})
             return head
     except (OSError, ValueError):
         return {}
@@ -92,7 +92,7 @@ def unfinished(records: str) -> list[str]:
     ]
 
 
-def mark_left(folder: str) -> dict[str, Any]:
+def mark_left(folder: str) -> PlainDict:
     """Note that a sweep's driver has died, so that it is told once; returns what the sweep is."""
     with open(os.path.join(folder, FILE), "a", encoding="utf-8") as file:
         file.write("\n" + json.dumps({"closed": "left"}) + "\n")

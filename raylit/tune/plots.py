@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raylit.core.shown import new_figure
 from raylit.errors import ConfigError, MissingPackageError, did_you_mean
+from raylit.tune.aliases import Value
 from raylit.tune.display import short
 from raylit.tune.result import SweepResult, TrialResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
+    from optuna.distributions import BaseDistribution
 
 MIN_FOR_IMPORTANCE = 4  # trials
 MAX_FOR_IMPORTANCE = 1000  # of more, so many of all scores: fANOVA takes seconds
@@ -30,8 +33,7 @@ def draw(result: SweepResult, kind: str) -> Figure:
             f"plot({kind!r}): there is no such kind.{did_you_mean(kind, KINDS)} There are:"
             f" {', '.join(KINDS)}."
         )
-    figure: Figure = KINDS[kind](result)
-    return figure
+    return KINDS[kind](result)
 
 
 def kinds_for(result: SweepResult) -> list[str]:
@@ -70,7 +72,7 @@ def compute_importance(result: SweepResult) -> dict[str, float]:
     if len(trials) < MIN_FOR_IMPORTANCE or not keys or len({one.score for one in trials}) == 1:
         return {}
     study = optuna.create_study(direction="minimize" if result.spec.mode == "min" else "maximize")
-    distributions: dict[str, Any] = {}
+    distributions: dict[str, BaseDistribution] = {}
     for key in keys:
         values = [trial.config[key] for trial in trials]
         if all(_is_number(value) for value in values):
@@ -238,7 +240,7 @@ def _front(result: SweepResult) -> Figure:
     return figure
 
 
-KINDS: dict[str, Callable[[SweepResult], Any]] = {
+KINDS: dict[str, Callable[[SweepResult], Figure]] = {
     "history": _history,
     "slices": _slices,
     "parallel": _parallel,
@@ -251,7 +253,7 @@ KINDS: dict[str, Callable[[SweepResult], Any]] = {
 # ---- values and places ----
 
 
-def _colors() -> Any:
+def _colors() -> Colormap:
     import matplotlib
 
     return matplotlib.colormaps["viridis"]
@@ -286,7 +288,7 @@ def _is_log(values: Sequence[float]) -> bool:
     return min(values) > 0 and max(values) / min(values) > 50
 
 
-def _positions(axes: Axes, key: str, values: list[Any], axis: str) -> list[Any]:
+def _positions(axes: Axes, key: str, values: list[Value], axis: str) -> list[Value]:
     """Return where values stand on an axis, whose scale is set for them."""
     if values and all(_is_number(value) for value in values):
         if _is_log(values):
@@ -295,7 +297,7 @@ def _positions(axes: Axes, key: str, values: list[Any], axis: str) -> list[Any]:
     return [short(value) for value in values]
 
 
-def _heights(values: list[Any]) -> tuple[list[float], str, str]:
+def _heights(values: list[Value]) -> tuple[list[float], str, str]:
     """Return heights from 0 to 1 of the values of one axis, and the texts at its ends."""
     nan = float("nan")
     numbers = [value for value in values if value is not None]

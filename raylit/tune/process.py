@@ -11,7 +11,6 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +23,8 @@ from raylit.runtime.messages import warn
 class Setting:
     """One of torch's settings of the whole process: how it is read, and how it is set."""
 
-    read: Callable[[], Any]
-    write: Callable[[Any], Any]
+    read: Callable[[], object]
+    write: Callable[..., object]
 
 
 def _attribute(owner: object, name: str) -> Setting:

@@ -6,20 +6,22 @@ import copy
 import importlib
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.module import LightningModule
 from raylit.errors import did_you_mean
-from raylit.runtime.aliases import StateDict
+from raylit.runtime.aliases import Arguments, Loaders, PlainDict, StateDict
 from raylit.trainer.trainer import Trainer
-from raylit.tune.space import SCOPES, SweepError, examples
+from raylit.tune.aliases import Values
+from raylit.tune.space import SCOPES, Key, SweepError, examples
 from raylit.tune.trial import Made
 
+T = TypeVar("T")
 PARTS_OF_TRAINER = ("callbacks", "logger")
 
 
@@ -38,26 +40,26 @@ class Classes:
     trainer: Trainer
     model: Callable[..., LightningModule]
     data: Callable[..., LightningDataModule] | LightningDataModule | None = None
-    loaders: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
+    loaders: dict[str, Loaders] = field(default_factory=dict)
+    settings: Arguments = field(default_factory=dict)
 
-    def __call__(self, values: dict[str, Any]) -> Made:
+    def __call__(self, values: Values) -> Made:
         """Return the objects of a trial with these values."""
-        scopes: dict[str, dict[str, Any]] = {scope: {} for scope in SCOPES}
+        scopes: dict[str, Arguments] = {scope: {} for scope in SCOPES}
         for key, value in values.items():
             scope, _, argument = key.partition(".")
             if argument:
                 scopes[scope][argument] = value
         trainer = make_trainer(self.trainer, self.settings | scopes["trainer"])
         model = _make(values.get("model"), self.model, scopes["model"])
-        data: Any = self.data
+        data = self.data
         if data is not None and not isinstance(data, LightningDataModule):
             data = _make(values.get("data"), data, scopes["data"])
         return Made(trainer, model, data, self.loaders)
 
     def best_config(self, values: Mapping[str, object], seed: int) -> str:
         """Return the values as YAML, by the keys of a config."""
-        nested: dict[str, Any] = {"seed_everything": seed}
+        nested: PlainDict = {"seed_everything": seed}
         for key, value in values.items():
             *parents, last = key.split(".")
             inner = nested
@@ -94,7 +96,7 @@ class Classes:
                 for one in drawn:
                     build(one, path)
             else:
-                made: Any = self.model if scope == "model" else self.data
+                made = self.model if scope == "model" else self.data
                 if made is None or isinstance(made, LightningDataModule):
                     raise SweepError(
                         "The space has data.* keys, but "
@@ -105,7 +107,7 @@ class Classes:
                 check_argument(made, argument, drawn, key, path)
 
 
-def make_trainer(trainer: Trainer, values: dict[str, object], path: object = ()) -> Trainer:
+def make_trainer(trainer: Trainer, values: dict[str, object], path: Key = ()) -> Trainer:
     """Return a Trainer with some arguments replaced.
 
     `callbacks.EarlyStopping.patience` is a callback's.
@@ -115,7 +117,7 @@ def make_trainer(trainer: Trainer, values: dict[str, object], path: object = ())
         ConfigError: a value is out of range.
     """
     own: StateDict = {}
-    parts: list[tuple[str, str, str, Any]] = []
+    parts: list[tuple[str, str, str, object]] = []
     for name, value in values.items():
         part, _, rest = name.partition(".")
         if part in PARTS_OF_TRAINER and rest:
@@ -128,12 +130,14 @@ def make_trainer(trainer: Trainer, values: dict[str, object], path: object = ())
         made.callbacks = [copy.deepcopy(one) for one in made.callbacks]
         made.loggers = [copy.deepcopy(one) for one in made.loggers]
     for part, cls, argument, value in parts:
-        owners: list[Any] = made.callbacks if part == "callbacks" else made.loggers
+        owners: Sequence[object] = made.callbacks if part == "callbacks" else made.loggers
         _set(owners, f"trainer.{part}", cls, argument, value, path)
     return made
 
 
-def _set(owners: list[Any], key: str, cls: str, argument: str, value: Any, path: Any) -> None:
+def _set(
+    owners: Sequence[object], key: str, cls: str, argument: str, value: object, path: Key
+) -> None:
     names = [type(one).__name__ for one in owners]
     if cls not in names:
         raise SweepError(
@@ -152,15 +156,16 @@ def _set(owners: list[Any], key: str, cls: str, argument: str, value: Any, path:
     setattr(owner, argument, value)
 
 
-def _make(spec: object, factory: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+def _make(spec: object, factory: Callable[..., T], arguments: Arguments) -> T:
     """Call the factory, or what a class_path names, with arguments that may be descriptions too."""
     if isinstance(spec, Mapping):
         inner = dict(spec.get("init_args") or {}) | arguments
-        return build({"class_path": spec["class_path"], "init_args": inner})
+        made: T = build({"class_path": spec["class_path"], "init_args": inner})
+        return made
     return factory(**{name: build(value) for name, value in arguments.items()})
 
 
-def build(spec: Any, path: Any = ()) -> Any:
+def build(spec: object, path: Key = ()) -> Any:
     """Return the object that a mapping with class_path and init_args describes; else the value.
 
     Raises:
@@ -182,7 +187,7 @@ def build(spec: Any, path: Any = ()) -> Any:
 
 
 def check_argument(
-    factory: Callable[..., Any], argument: str, values: list[Any], key: str, path: Any
+    factory: Callable[..., object], argument: str, values: Sequence[object], key: str, path: Key
 ) -> None:
     """Find out whether a class or function takes an argument, and values of it.
 

@@ -9,15 +9,20 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 from ray.tune import Callback
 
 from raylit.checkpoint import find
 from raylit.errors import ConfigError
+from raylit.runtime.aliases import PlainDict
+from raylit.tune.aliases import Report, Values
 from raylit.tune.result import ENDED, TrialResult
 from raylit.tune.space import flatten
 from raylit.tune.spec import SweepSpec
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
 
 FILE = find.SWEEP
 LOCK = "driver.lock"  # held by the driver: it is free once that is dead
@@ -50,13 +55,13 @@ class SweepRecord(Callback):
         self.trials: dict[str, TrialResult] = {}
         self.past: dict[int, TrialResult] = {}
         # By number, as the search has them: the values of now, and those that gave the score
-        self.raw: dict[int, dict[str, Any]] = {}
-        self.scored: dict[int, dict[str, Any]] = {}
-        self.head: dict[str, Any] = {}
+        self.raw: dict[int, Values] = {}
+        self.scored: dict[int, Values] = {}
+        self.head: PlainDict = {}
         self.changed: set[str] = set()
         self.changes_config = False
         self.listeners: list[Callable[[TrialResult, str], None]] = []
-        self.why_stopped: Callable[[object], str | None] = lambda trial: "scheduler"
+        self.why_stopped: Callable[[Trial], str | None] = lambda trial: "scheduler"
         self._file: IO[str] | None = None
         self._lock: IO[str] | None = None
         self._names: dict[str, str] = {}
@@ -73,7 +78,7 @@ class SweepRecord(Callback):
 
     # ---- the file ----
 
-    def open(self, head: dict[str, Any]) -> None:
+    def open(self, head: PlainDict) -> None:
         """Begin a new file, or go on with the one that is there."""
         os.makedirs(self.folder, exist_ok=True)
         self._lock = open(os.path.join(self.folder, LOCK), "w")  # noqa: SIM115  held to the end
@@ -130,7 +135,7 @@ class SweepRecord(Callback):
 
     # ---- what Ray Tune tells ----
 
-    def name_of(self, trial: Any) -> str:
+    def name_of(self, trial: Trial) -> str:
         """Return the name of a trial: its number in the order in which they are made."""
         if trial.trial_id not in self._names:
             number = len(self._names)
@@ -139,7 +144,7 @@ class SweepRecord(Callback):
                 trial.config = dict(self.raw[number])
         return self._names[trial.trial_id]
 
-    def of(self, trial: Any) -> TrialResult:
+    def of(self, trial: Trial) -> TrialResult:
         """Return what is known of a trial."""
         name = self.name_of(trial)
         if name not in self.trials:
@@ -147,7 +152,9 @@ class SweepRecord(Callback):
             self.trials[name] = known or TrialResult(name, flatten(trial.config))
         return self.trials[name]
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: object
+    ) -> None:
         """A trial begins, or goes on, perhaps with other values."""
         known = self.of(trial)
         config = flatten(trial.config)
@@ -168,9 +175,9 @@ class SweepRecord(Callback):
     def on_trial_result(
         self,
         iteration: int,
-        trials: list[Any],
-        trial: object,
-        result: dict[str, Any],
+        trials: list[Trial],
+        trial: Trial,
+        result: Report,
         **info: object,
     ) -> None:
         """A trial has reported."""
@@ -200,7 +207,7 @@ class SweepRecord(Callback):
         for listener in self.listeners:
             listener(known, event)
 
-    def values_of(self, known: TrialResult) -> dict[str, Any]:
+    def values_of(self, known: TrialResult) -> Values:
         """Return the values that gave a trial's score, as the search has them."""
         values = self.scored.get(known.number)
         return self.raw.get(known.number, {}) if values is None else values
@@ -210,7 +217,9 @@ class SweepRecord(Callback):
             return False
         return than is None or (score < than if self.spec.mode == "min" else score > than)
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: object
+    ) -> None:
         """A trial has ended, or its scheduler has stopped it."""
         known = self.of(trial)
         if known.status in ENDED:
@@ -228,7 +237,9 @@ class SweepRecord(Callback):
             known.status = "finished" if known.stop_reason is None else "stopped"
         self._end(known)
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: object
+    ) -> None:
         """A trial has failed once too often."""
         known = self.of(trial)
         if known.status in ENDED:
@@ -243,9 +254,9 @@ class SweepRecord(Callback):
         self._tell(known, "end")
 
 
-def read_lines(path: str) -> list[dict[str, Any]]:
+def read_lines(path: str) -> list[PlainDict]:
     """Return the objects in a file of JSON lines, but for one that a dying process has torn."""
-    lines: list[dict[str, Any]] = []
+    lines: list[PlainDict] = []
     with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
         for text in file:
             with contextlib.suppress(json.JSONDecodeError):

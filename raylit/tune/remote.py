@@ -25,7 +25,7 @@ class _Exchange:
         await self._said.put((kind, content))
         return await self._answers.get()
 
-    async def hear(self, timeout_s: float) -> tuple[str, Any] | None:
+    async def hear(self, timeout_s: float) -> tuple[str, object] | None:
         """Return what was said, or None after a while."""
         try:
             return await asyncio.wait_for(self._said.get(), timeout_s)

@@ -10,9 +10,10 @@ import queue
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
+from torch import Tensor
 
 from raylit.callbacks import Checkpoint, ModelCheckpoint
 from raylit.core.logger import as_loggers
@@ -21,7 +22,8 @@ from raylit.errors import ConfigError
 from raylit.loggers import MLFlowLogger
 from raylit.metrics.metrics import to_numbers
 from raylit.runtime import storage
-from raylit.runtime.aliases import CheckpointDict, StateDict
+from raylit.runtime.aliases import CheckpointDict, PlainDict, StateDict, UserOptimizer
+from raylit.tune.aliases import Report, Values
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
@@ -44,7 +46,7 @@ class Metrics:
     """
 
     iteration: int
-    values: dict[str, Any] = field(default_factory=dict)
+    values: Report = field(default_factory=dict)
 
 
 class Reports(Protocol):
@@ -85,7 +87,7 @@ class Reporter:
     def __init__(self, path: str, counts: bool = True) -> None:
         self._path = path
         self._counts = counts
-        self._lines: list[dict[str, Any]] = _read_lines(path)
+        self._lines: list[PlainDict] = _read_lines(path)
         self.past = [
             Metrics(line["report"], line["values"]) for line in self._lines if "report" in line
         ]
@@ -163,9 +165,9 @@ def _place(metrics: Metrics) -> tuple[object, object]:
     return metrics.values.get("epoch"), metrics.values.get("global_step")
 
 
-def _read_lines(path: str) -> list[dict[str, Any]]:
+def _read_lines(path: str) -> list[PlainDict]:
     """Return the objects in a file; a line that is torn was never reported."""
-    lines: list[dict[str, Any]] = []
+    lines: list[PlainDict] = []
     try:
         with storage.downloaded(path) as local, open(local, encoding="utf-8") as file:
             for text in file:
@@ -192,7 +194,7 @@ class TuneReport(Checkpoint):
         self,
         metrics: dict[str, str],
         reports: Reports,
-        config: dict[str, Any],
+        config: Values,
         past: Sequence[Metrics] = (),
     ) -> None:
         self.metrics = metrics
@@ -310,7 +312,7 @@ class TuneReport(Checkpoint):
     def _report(self, trainer: Trainer) -> None:
         if self.is_over:
             return
-        values: dict[str, Any] = dict(to_numbers(trainer.callback_metrics))
+        values: Report = dict(to_numbers(trainer.callback_metrics))
         for name in self.metrics:
             if name not in values:
                 logged = ", ".join(values) or "nothing"
@@ -341,7 +343,7 @@ class TuneReport(Checkpoint):
         elif decision == "end":
             end_after_batch(trainer)
 
-    def _log_best(self, trainer: Trainer, values: dict[str, Any]) -> None:
+    def _log_best(self, trainer: Trainer, values: Report) -> None:
         """Log the best value so far under a name of its own, so that runs can be sorted by it."""
         name, mode = next(iter(self.metrics.items()))
         value = values[name]
@@ -360,7 +362,7 @@ def end_after_batch(trainer: Trainer) -> None:
         trainer.run.agreement.pauses = True
 
 
-def _options_of(optimizer: Any) -> list[dict[str, float]]:
+def _options_of(optimizer: UserOptimizer) -> list[dict[str, float]]:
     """Return the numbers among the options of each group of an optimizer."""
     return [
         {
@@ -378,7 +380,7 @@ class BestCheckpoint(ModelCheckpoint):
     Of a metric that is not logged `TuneReport` tells.
     """
 
-    def _save_monitor_checkpoint(self, trainer: RunningTrainer, metrics: dict[str, Any]) -> bool:
+    def _save_monitor_checkpoint(self, trainer: RunningTrainer, metrics: dict[str, Tensor]) -> bool:
         return self.monitor in metrics and super()._save_monitor_checkpoint(trainer, metrics)
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from raylit.core.module import LightningModule
+    from raylit.tune.aliases import Values
     from raylit.tune.spec import SweepSpec
 
 ModuleT = TypeVar("ModuleT", bound="LightningModule")
@@ -50,7 +51,7 @@ class TrialResult:
     """
 
     name: str
-    config: dict[str, Any]
+    config: Values
     status: Status = "pending"
     score: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch.utils.data import (
     ConcatDataset,
     DataLoader,
@@ -15,6 +13,7 @@ from torch.utils.data import (
 from raylit.callbacks import EarlyStopping, ModelCheckpoint
 from raylit.core.datamodule import LightningDataModule
 from raylit.errors import ConfigError
+from raylit.runtime.aliases import Batch, Loaders
 from raylit.runtime.messages import info
 from raylit.trainer.trainer import Trainer
 
@@ -47,7 +46,7 @@ class Joined(LightningDataModule):
     def teardown(self, stage: str) -> None:
         self.data.teardown(stage)
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> DataLoader[Batch]:
         """Return a loader like that for training, of both data sets.
 
         Raises:
@@ -56,7 +55,7 @@ class Joined(LightningDataModule):
         return joined(self.data.train_dataloader(), self.data.val_dataloader())
 
 
-def joined(train: Any, val: Any) -> DataLoader[Any]:
+def joined(train: Loaders, val: Loaders) -> DataLoader[Batch]:
     """Return a loader like `train` over the data of both.
 
     Raises:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from ray.tune.schedulers import (
     ASHAScheduler,
@@ -20,13 +20,15 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlg
 from ray.tune.search.sample import Categorical, Domain, Float, Integer
 
 from raylit.errors import MissingPackageError, did_you_mean
+from raylit.runtime.aliases import Arguments
+from raylit.tune.aliases import Values
 from raylit.tune.search import named
 from raylit.tune.space import SweepError, domain, nearest
 
 if TYPE_CHECKING:
     from raylit.tune.spec import SweepSpec
 
-SCHEDULERS: dict[str, Any] = {
+SCHEDULERS: dict[str, Callable[..., TrialScheduler]] = {
     "asha": ASHAScheduler,
     "hyperband": HyperBandScheduler,
     "bohb": HyperBandForBOHB,
@@ -76,7 +78,7 @@ def make_scheduler(spec: SweepSpec, max_epochs: int | None) -> TrialScheduler:
                 f" {', '.join(known) or 'nothing'}.",
                 ("scheduler", key),
             )
-    defaults: dict[str, Any] = {}
+    defaults: Arguments = {}
     if "time_attr" in known:
         defaults["time_attr"] = "training_iteration"
     if name in WITH_MAX_T and max_epochs is not None and max_epochs > 0:
@@ -125,7 +127,7 @@ def spec_is_bohb(spec: SweepSpec) -> bool:
     return isinstance(spec.search, (str, dict)) and named(spec.search, "search")[0] == "bohb"
 
 
-def _population(spec: SweepSpec, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def _population(spec: SweepSpec, name: str, arguments: Arguments) -> Arguments:
     """Return the keys a population-based scheduler changes: all sampled ones, unless it says."""
     argument = "hyperparam_mutations" if name == "pbt" else "hyperparam_bounds"
     given = arguments.get(argument)
@@ -168,7 +170,7 @@ def _population(spec: SweepSpec, name: str, arguments: dict[str, Any]) -> dict[s
     return {argument: bounds}
 
 
-def _explores(space: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+def _explores(space: Mapping[str, object], arguments: Arguments) -> Arguments:
     return {"custom_explore_fn": StaysWithin(space, arguments.get("custom_explore_fn"))}
 
 
@@ -182,11 +184,13 @@ class StaysWithin:
         then: what the user wants to be done after it, or None.
     """
 
-    def __init__(self, space: dict[str, Any], then: Callable[[Any], Any] | None) -> None:
+    def __init__(
+        self, space: Mapping[str, object], then: Callable[[Values], object] | None
+    ) -> None:
         self.space = space
         self.then = then
 
-    def __call__(self, config: dict[str, Any]) -> object:
+    def __call__(self, config: Values) -> object:
         """Return a trial's next values."""
         for key, where in self.space.items():
             if key in config:

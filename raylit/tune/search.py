@@ -13,17 +13,20 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray.tune.search.sample import Categorical, Domain, Function, Normal, Quantized
 
 from raylit.errors import MissingPackageError, did_you_mean
+from raylit.runtime.aliases import Arguments
 from raylit.runtime.messages import info
+from raylit.tune.aliases import Report, Value, Values
 from raylit.tune.space import SweepError, is_grid, nearest_option, options_of
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
     from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial, Trial
 
@@ -52,13 +55,14 @@ PACKAGES = {
     "bohb": ("bohb", "TuneBOHB", "seed", "hpbandster", "hpbandster ConfigSpace"),
 }
 SEARCHES = ("random", "grid", "optuna", *SAMPLERS, *PACKAGES)
+T = TypeVar("T")
 SCALARS = (str, int, float, bool, type(None))
 
 
 def make_search(
     spec: SweepSpec,
-    points: Sequence[Mapping[str, Any]] = (),
-    earlier: Sequence[tuple[Mapping[str, Any], Sequence[float]]] = (),
+    points: Sequence[Mapping[str, object]] = (),
+    earlier: Sequence[tuple[Mapping[str, object], Sequence[float]]] = (),
     is_limited: bool = True,
     begun: int = 0,
 ) -> SearchAlgorithm | Searcher:
@@ -121,7 +125,7 @@ def seed_after(seed: object, number: int) -> object:
 
 
 def _ray_search(
-    name: str, spec: SweepSpec, points: Sequence[Mapping[str, Any]], arguments: dict[str, Any]
+    name: str, spec: SweepSpec, points: Sequence[Mapping[str, object]], arguments: Arguments
 ) -> Searcher:
     module, cls, _, package, install = PACKAGES[name]
     try:
@@ -140,7 +144,7 @@ def _ray_search(
     return searcher
 
 
-def _made(name: str, cls: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+def _made(name: str, cls: Callable[..., T], arguments: Arguments) -> T:
     try:
         return cls(**arguments)
     except (TypeError, ValueError, AssertionError) as error:
@@ -149,7 +153,7 @@ def _made(name: str, cls: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         ) from (error)
 
 
-def named(value: object, what: str) -> tuple[str, dict[str, Any]]:
+def named(value: object, what: str) -> tuple[str, Arguments]:
     """Return (name, arguments) of a name or a mapping with a name.
 
     Raises:
@@ -226,17 +230,17 @@ class OptunaSearcher(Searcher):
 
     def __init__(
         self,
-        space: Mapping[str, Any],
+        space: Mapping[str, object],
         metrics: Mapping[str, str],
         sampler: BaseSampler,
-        points: Sequence[Mapping[str, Any]] = (),
-        earlier: Sequence[tuple[Mapping[str, Any], Sequence[float]]] = (),
+        points: Sequence[Mapping[str, object]] = (),
+        earlier: Sequence[tuple[Mapping[str, object], Sequence[float]]] = (),
     ) -> None:
         import optuna
 
-        names: Any = list(metrics)
-        modes: Any = list(metrics.values())
-        super().__init__(metric=names, mode=modes)  # of several, lists
+        # of several metrics, lists
+        several: Arguments = {"metric": list(metrics), "mode": list(metrics.values())}
+        super().__init__(**several)
         self._space = space
         self._names = list(metrics)
         _check(space)
@@ -253,7 +257,7 @@ class OptunaSearcher(Searcher):
             for point in points:
                 self._study.enqueue_trial({name: value for name, (value, _) in self._encode(point)})
 
-    def _learn(self, earlier: Sequence[tuple[Mapping[str, Any], Sequence[float]]]) -> None:
+    def _learn(self, earlier: Sequence[tuple[Mapping[str, object], Sequence[float]]]) -> None:
         import optuna
 
         taken = 0
@@ -280,13 +284,13 @@ class OptunaSearcher(Searcher):
     ) -> bool:
         return True  # all of it is known
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
+    def suggest(self, trial_id: str) -> Values:
         trial = self._study.ask()
         self._trials[trial_id] = trial
         return {name: self._draw(trial, name, value) for name, value in self._space.items()}
 
     def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+        self, trial_id: str, result: Report | None = None, error: bool = False
     ) -> None:
         import optuna
 
@@ -307,7 +311,7 @@ class OptunaSearcher(Searcher):
 
     # ---- values and parameters ----
 
-    def _draw(self, trial: Trial, name: str, value: object) -> Any:
+    def _draw(self, trial: Trial, name: str, value: object) -> Value:
         """Return a value of the space with what the study suggests in place of domains."""
         if isinstance(value, Categorical):
             options = options_of(value)
@@ -316,8 +320,10 @@ class OptunaSearcher(Searcher):
             chosen = trial.suggest_categorical(name, list(range(len(options))))
             return self._draw(trial, f"{name}[{chosen}]", options[chosen])
         if isinstance(value, Domain):
+            from optuna.distributions import FloatDistribution
+
             where = distribution(value)
-            if where.__class__.__name__ == "FloatDistribution":
+            if isinstance(where, FloatDistribution):
                 return trial.suggest_float(
                     name, where.low, where.high, step=where.step, log=where.log
                 )
@@ -328,11 +334,13 @@ class OptunaSearcher(Searcher):
             return [self._draw(trial, f"{name}.{key}", one) for key, one in enumerate(value)]
         return value
 
-    def _encode(self, config: Mapping[str, Any]) -> list[tuple[str, tuple[Any, Any]]]:
+    def _encode(
+        self, config: Mapping[str, Value]
+    ) -> list[tuple[str, tuple[Value, BaseDistribution]]]:
         """Return the parameters, with distributions, by which the study would suggest values."""
-        found: list[tuple[str, tuple[Any, Any]]] = []
+        found: list[tuple[str, tuple[Value, BaseDistribution]]] = []
 
-        def visit(name: str, value: Any, given: Any) -> None:
+        def visit(name: str, value: object, given: Value) -> None:
             import optuna
 
             if isinstance(value, Categorical):
@@ -363,12 +371,14 @@ class OptunaSearcher(Searcher):
         return found
 
 
-def distribution(value: Domain) -> Any:
+def distribution(value: Domain) -> FloatDistribution | IntDistribution:
     """Return Optuna's distribution of a range of Ray Tune, as Ray Tune itself translates it."""
     from ray.tune.search.optuna import OptunaSearch
 
     logging.getLogger("ray.tune.search.optuna.optuna_search").setLevel(logging.ERROR)
-    return OptunaSearch.convert_search_space({"value": value})["value"]
+    found: FloatDistribution | IntDistribution
+    found = OptunaSearch.convert_search_space({"value": value})["value"]
+    return found
 
 
 def _check(value: object, name: str = "") -> None:

@@ -7,12 +7,14 @@ import math
 import numbers
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypeGuard
 
 from ray import tune
 from ray.tune.search.sample import Categorical, Domain, Float, Function, Integer
 
 from raylit.errors import ConfigError, did_you_mean
+from raylit.runtime.aliases import PlainData
+from raylit.tune.aliases import Value, Values
 
 # Each word is the function of ray.tune with the same name; `grid` is short for grid_search.
 RANGES = (
@@ -32,6 +34,7 @@ WHOLE = ("model", "data", "optimizer", "lr_scheduler", "seed_everything")  # key
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 Key = tuple[str | int, ...]
+Grid = Mapping[str, list[object]]  # of Ray Tune: its options stand under `grid_search`
 
 
 class SweepError(ConfigError):
@@ -58,7 +61,7 @@ def read_space(space: Mapping[str, object]) -> dict[str, object]:
     Raises:
         SweepError: a key or word is unknown, or its arguments do not fit.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for key, value in space.items():
         for name, one in _named(str(key), value, ("space", key)):
             _check_name(name, ("space", key))
@@ -68,7 +71,7 @@ def read_space(space: Mapping[str, object]) -> dict[str, object]:
     return found
 
 
-def numbers_of(values: object) -> Any:
+def numbers_of(values: object) -> PlainData:
     """Return data of a YAML file with numbers like 1e-4, which YAML takes for text, as numbers."""
     if isinstance(values, Mapping):
         return {key: numbers_of(value) for key, value in values.items()}
@@ -79,7 +82,7 @@ def numbers_of(values: object) -> Any:
     return values
 
 
-def is_grid(value: object) -> bool:
+def is_grid(value: object) -> TypeGuard[Grid]:
     """Tell whether a value is a grid of Ray Tune."""
     return (
         isinstance(value, Mapping)
@@ -105,12 +108,12 @@ def domains(value: object) -> Iterator[object]:
         yield from domains(inner)
 
 
-def options_of(value: Any) -> list[Any]:
+def options_of(value: Categorical | Grid) -> list[Value]:
     """Return what a choice or a grid chooses from."""
-    return list(value["grid_search"] if is_grid(value) else value.categories)
+    return list(value.categories if isinstance(value, Categorical) else value["grid_search"])
 
 
-def _has_options(value: object) -> bool:
+def _has_options(value: object) -> TypeGuard[Categorical | Grid]:
     return is_grid(value) or isinstance(value, Categorical)
 
 
@@ -120,14 +123,14 @@ def _parts(value: object) -> list[object]:
     return list(value) if isinstance(value, list) else []
 
 
-def combinations(value: Any) -> int:
+def combinations(value: object) -> int:
     """Return how many combinations the grids in a value have."""
     if is_grid(value):
         return sum(combinations(option) for option in value["grid_search"])
     return math.prod(combinations(part) for part in _parts(value))
 
 
-def examples(value: Any, num_drawn: int = 3) -> Iterator[Any]:
+def examples(value: object, num_drawn: int = 3) -> Iterator[Value]:
     """Yield values a key may take: all that are listed, the ends and some of what is sampled."""
     if _has_options(value):
         for option in options_of(value):
@@ -141,7 +144,7 @@ def examples(value: Any, num_drawn: int = 3) -> Iterator[Any]:
         drawn = {name: list(examples(one, num_drawn)) for name, one in value.items()}
         for index in range(max(map(len, drawn.values()))):
             yield {name: some[index % len(some)] for name, some in drawn.items() if some}
-    elif is_swept(value):
+    elif isinstance(value, list) and is_swept(value):
         drawn_items = [list(examples(one, num_drawn)) for one in value]
         for index in range(max(map(len, drawn_items))):
             yield [some[index % len(some)] for some in drawn_items if some]
@@ -154,7 +157,7 @@ def flatten(config: Mapping[str, object]) -> dict[str, object]:
 
     `{"model": {"class_path": A}}` has `model.class_path`.
     """
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
             inner = flatten(value).items()
@@ -164,7 +167,7 @@ def flatten(config: Mapping[str, object]) -> dict[str, object]:
     return flat
 
 
-def text_of(value: Any) -> str:
+def text_of(value: object) -> str:
     """Return a value of a space as a user would write it."""
     if is_grid(value):
         return "grid " + str([text_of(one) for one in value["grid_search"]])
@@ -220,7 +223,7 @@ def _is_names(value: Mapping[str, object], name: str, path: Key) -> bool:
     return False
 
 
-def _value(name: str, value: Any, path: Key) -> object:
+def _value(name: str, value: object, path: Key) -> object:
     """Return a value with objects of Ray Tune in place of words, however deep."""
     if isinstance(value, Domain):
         if isinstance(value, Categorical):
@@ -297,7 +300,7 @@ def domain(name: str, word: str, arguments: object, path: Key = ()) -> object:
         raise SweepError(f"{name}: {word} does not take {arguments!r}: {error}.", path) from error
 
 
-def _check_range(name: str, word: str, given: dict[str, Any], path: Key) -> None:
+def _check_range(name: str, word: str, given: Mapping[str, float], path: Key) -> None:
     """Find what Ray Tune would sample from all the same.
 
     Raises:
@@ -353,7 +356,7 @@ def _check_name(name: str, path: Key) -> None:
         )
 
 
-def check_point(point: Mapping[str, Any], space: Mapping[str, Any], path: Key) -> dict[str, Any]:
+def check_point(point: Mapping[str, Value], space: Mapping[str, object], path: Key) -> Values:
     """Return a point to try first, if it lies in the space.
 
     Raises:
@@ -386,7 +389,7 @@ def check_point(point: Mapping[str, Any], space: Mapping[str, Any], path: Key) -
     return dict(point)
 
 
-def _check_step(key: str, value: Any, where: Any, path: Key) -> None:
+def _check_step(key: str, value: Value, where: object, path: Key) -> None:
     """See that a value is one that a range of whole numbers, or of steps, has."""
     step = getattr(getattr(where, "sampler", None), "q", None)
     # as in Ray: without steps the upper end is no value of a range of whole numbers
@@ -400,7 +403,7 @@ def _check_step(key: str, value: Any, where: Any, path: Key) -> None:
         raise SweepError(f"points: {key} is {value!r}, which is no multiple of {step}.", path)
 
 
-def nearest(value: Any, where: object) -> Any:
+def nearest(value: Value, where: object) -> Value:
     """Return the nearest number that a range has; anything else as it is.
 
     Args:

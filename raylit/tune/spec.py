@@ -9,9 +9,12 @@ from typing import Any, Literal, TypedDict
 
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import SearchAlgorithm, Searcher
+from ray.tune.stopper import Stopper
 
 from raylit.errors import did_you_mean
+from raylit.runtime.aliases import Arguments
 from raylit.tune import schedule, stops
+from raylit.tune.aliases import Values
 from raylit.tune.search import make_search, named
 from raylit.tune.space import (
     SweepError,
@@ -32,7 +35,7 @@ NAME = re.compile(r"[\w.\- ]+")
 class SweepSettings(TypedDict, total=False):
     """The settings of a sweep as keywords of `Tuner.sweep`; see SweepSpec for what they mean."""
 
-    space: dict[str, Any]
+    space: Mapping[str, object]
     metric: str | Sequence[Mapping[str, str]]
     mode: Literal["min", "max"]
     name: str
@@ -40,10 +43,10 @@ class SweepSettings(TypedDict, total=False):
     scheduler: object
     num_samples: int
     max_concurrent: int | None
-    resources: dict[str, Any]
-    stop: dict[str, Any]
+    resources: Mapping[str, float]
+    stop: Mapping[str, object] | Stopper
     seed: int | None
-    points: list[dict[str, Any]]
+    points: list[Values]
     warm_start: str | None
     max_failures: int
     isolate: bool
@@ -85,18 +88,18 @@ class SweepSpec:
         isolate: whether each trial has a process of its own.
     """
 
-    space: dict[str, Any]
+    space: Mapping[str, object]
     metric: Any
     mode: str = "min"
     name: str = "sweep"
-    search: Any = "random"
-    scheduler: Any = "none"
+    search: object = "random"
+    scheduler: object = "none"
     num_samples: int = 1
     max_concurrent: int | None = None
-    resources: dict[str, Any] = field(default_factory=lambda: {"CPU": 1.0})
-    stop: dict[str, Any] = field(default_factory=dict)
+    resources: Mapping[str, float] = field(default_factory=lambda: {"CPU": 1.0})
+    stop: Mapping[str, object] | Stopper = field(default_factory=dict)
     seed: int | None = None
-    points: list[dict[str, Any]] = field(default_factory=list)
+    points: list[Values] = field(default_factory=list)
     warm_start: str | None = None
     max_failures: int = 0
     isolate: bool = False
@@ -142,7 +145,7 @@ class SweepSpec:
         self.make_stopper()
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> SweepSpec:
+    def from_dict(cls, values: Mapping[str, object]) -> SweepSpec:
         """Return the settings that a sweep file holds.
 
         Raises:
@@ -151,13 +154,13 @@ class SweepSpec:
         return cls.of(numbers_of(values))
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> SweepSpec:
+    def of(cls, settings: Mapping[str, object]) -> SweepSpec:
         """Return the settings of a sweep that were given by their names.
 
         Raises:
             SweepError: a name is unknown, or a value wrong.
         """
-        given = dict(settings)
+        given: Arguments = dict(settings)
         known = [f.name for f in fields(cls) if f.init] + ["trials"]
         for key in given:
             if key not in known:
@@ -294,10 +297,10 @@ class SweepSpec:
         return int(self.resources.get("num_workers", 0))
 
     @property
-    def trainer_settings(self) -> dict[str, Any]:
+    def trainer_settings(self) -> Arguments:
         """Arguments of each trial's Trainer: one process, or Ray workers that reserve resources."""
         own = {key: amount for key, amount in self.resources.items() if key != "num_workers"}
-        settings: dict[str, Any] = {"num_workers": None, "devices": None, "num_nodes": 1}
+        settings: Arguments = {"num_workers": None, "devices": None, "num_nodes": 1}
         if self.num_workers:
             settings["num_workers"] = self.num_workers
             settings["resources_per_worker"] = own
@@ -316,8 +319,8 @@ class SweepSpec:
 
     def make_search(
         self,
-        points: Sequence[Mapping[str, Any]] | None = None,
-        earlier: Sequence[tuple[Mapping[str, Any], Sequence[float]]] = (),
+        points: Sequence[Mapping[str, object]] | None = None,
+        earlier: Sequence[tuple[Mapping[str, object], Sequence[float]]] = (),
         is_limited: bool = True,
         begun: int = 0,
     ) -> SearchAlgorithm | Searcher:

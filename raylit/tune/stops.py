@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ray.tune.stopper import (
     ExperimentPlateauStopper,
@@ -21,6 +21,7 @@ from raylit.tune.direction import direction_of
 from raylit.tune.space import SweepError
 
 if TYPE_CHECKING:
+    from raylit.tune.aliases import Report
     from raylit.tune.spec import SweepSpec
 
 UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
@@ -38,7 +39,7 @@ class Threshold(Stopper):
         self._ends_sweep = ends_sweep
         self._reached = False
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+    def __call__(self, trial_id: str, result: Report) -> bool:
         value = result.get(self.metric)
         if value is None:
             return False

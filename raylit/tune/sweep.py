@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import ray
 from ray import tune
@@ -28,12 +28,14 @@ from raylit.errors import ConfigError, LaunchError, Terminated
 from raylit.launch.on_ray.by_value import Parcel
 from raylit.launch.on_ray.cluster import connect, say_dashboard
 from raylit.loggers import MLFlowLogger
+from raylit.runtime.aliases import PlainDict
 from raylit.runtime.masked_config import is_masked, mask_config
 from raylit.runtime.messages import info, is_verbose, number_of, warn
 from raylit.runtime.secrets import holds_secret, without_secrets
 from raylit.runtime.storage import is_url
 from raylit.trainer.trainer import Trainer
 from raylit.tune import tracking
+from raylit.tune.aliases import Values
 from raylit.tune.capacity import Capacity, capacity_for
 from raylit.tune.display import SweepDisplay, print_table
 from raylit.tune.find import find_sweep, mark_left, unfinished
@@ -45,8 +47,11 @@ from raylit.tune.slots import at_most
 from raylit.tune.space import SweepError, examples, text_of
 from raylit.tune.spec import SweepSpec
 from raylit.tune.stops import EndOfSweep, Stops, budget_s, make_stopper
-from raylit.tune.trial import ERROR, TrialPlan, trainable
-from raylit.tune.warm import earlier_trials
+from raylit.tune.trial import ERROR, Made, TrialPlan, trainable
+from raylit.tune.warm import Earlier, earlier_trials
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
 
 BEST = "best.yaml"  # in the sweep's folder
 PAUSING: tuple[type[TrialScheduler], ...] = (HyperBandScheduler, PopulationBasedTraining)
@@ -71,7 +76,7 @@ ENVIRONMENT = {
 class SweepRecipe(Protocol):
     """Makes each trial's objects."""
 
-    def __call__(self, values: dict[str, Any]) -> Any: ...
+    def __call__(self, values: Values) -> Made: ...
 
     def best_config(self, values: Mapping[str, object], seed: int) -> str:
         """Return as YAML a config that does what a trial with these values and this seed did."""
@@ -254,7 +259,7 @@ def _seed(spec: SweepSpec, record: SweepRecord) -> int:
     return int(given) if given else secrets.randbelow(2**31)
 
 
-def _fingerprint(spec: SweepSpec) -> dict[str, Any]:
+def _fingerprint(spec: SweepSpec) -> PlainDict:
     """Return what must be the same in a sweep that goes on."""
     return {
         "space": {key: text_of(value) for key, value in spec.space.items()},
@@ -262,7 +267,7 @@ def _fingerprint(spec: SweepSpec) -> dict[str, Any]:
     }
 
 
-def _head(spec: SweepSpec, name: str, parent: MLFlowLogger | None) -> dict[str, Any]:
+def _head(spec: SweepSpec, name: str, parent: MLFlowLogger | None) -> PlainDict:
     return {
         "name": name,
         "sweep": spec.name,
@@ -357,7 +362,7 @@ def _run(
     record: SweepRecord,
     capacity: Capacity,
     ending: Ending,
-    earlier: list[tuple[dict[str, Any], list[float]]],
+    earlier: Earlier,
 ) -> None:
     """Run the trials on Ray Tune."""
     before = [record.raw[number] for number in sorted(record.raw)]
@@ -402,7 +407,7 @@ def _run(
         tuner.fit()
 
 
-def _why_stopped(spec: SweepSpec, stops: Stops, trial: Any) -> str | None:
+def _why_stopped(spec: SweepSpec, stops: Stops, trial: Trial) -> str | None:
     """Return what stopped a trial of Ray Tune.
 
     A word under `stop`, the end of the sweep, or its scheduler; but schedulers such as ASHA stop
@@ -417,7 +422,7 @@ def _why_stopped(spec: SweepSpec, stops: Stops, trial: Any) -> str | None:
     return f"scheduler: {spec.scheduler_name}"
 
 
-def _points(spec: SweepSpec, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _points(spec: SweepSpec, before: list[Values]) -> list[Values]:
     """Return what the search is to begin with.
 
     The trials of before, which it is told of again, and of the user's points those that follow.

@@ -33,10 +33,11 @@ from raylit.launch.on_ray.by_value import Parcel
 from raylit.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
 from raylit.loggers.mlflow import store
 from raylit.runtime import rng, storage
-from raylit.runtime.aliases import CheckpointDict
+from raylit.runtime.aliases import CheckpointDict, Loaders
 from raylit.runtime.rng import seed_everything
 from raylit.trainer.driver import keep_workers
 from raylit.trainer.trainer import Trainer
+from raylit.tune.aliases import Report, Values
 from raylit.tune.process import ProcessState, seed_of
 from raylit.tune.remote import Listener
 from raylit.tune.report import (
@@ -66,7 +67,7 @@ class Made:
     trainer: Trainer
     model: LightningModule
     data: LightningDataModule | None = None
-    loaders: dict[str, Any] = field(default_factory=dict)
+    loaders: dict[str, Loaders] = field(default_factory=dict)
 
 
 class Recipe(Protocol):
@@ -114,7 +115,7 @@ class TrialActor(Trainable):
 
     parcel: Any = None  # a reference to a pickled TrialPlan in the object store
 
-    def setup(self, config: dict[str, Any]) -> None:
+    def setup(self, config: Values) -> None:
         """Begin with the first trial of this process."""
         self._parcel: Parcel = ray.get(self.parcel)
         plan: TrialPlan = self._parcel.unpack()
@@ -139,13 +140,13 @@ class TrialActor(Trainable):
         self._begin(new_config)
         return True
 
-    def _begin(self, config: dict[str, Any]) -> None:
+    def _begin(self, config: Values) -> None:
         self._config = {key: _plain(value) for key, value in config.items()}
         self._checkpoint: str | None = None
         self._past: list[Metrics] = []
         self._last: dict[str, object] = {}
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> Report:
         """Go on with the trial until it reports or ends."""
         if self._fit is None:
             plan: TrialPlan = self._parcel.unpack()
@@ -164,7 +165,7 @@ class TrialActor(Trainable):
         ended = {"how": fit.how, "run_id": fit.reporter.run_id, "error": error}
         return {TRAINING_ITERATION: 0, **self._last, **ended, DONE: True}
 
-    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, str | None]:
         """Save the trial as it is at the report Tune saw last; only if a scheduler wants it."""
         saved = self._fit.save() if self._fit is not None else None
         return {"ckpt_path": saved or self._checkpoint}
@@ -210,7 +211,7 @@ class TrialFit:
         self,
         plan: TrialPlan,
         name: str,
-        config: dict[str, Any],
+        config: Values,
         checkpoint: str | None,
         context: Context,
     ) -> None:
@@ -407,7 +408,7 @@ def _short(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
-def _plain(value: object) -> Any:
+def _plain(value: object) -> object:
     """Return a number of numpy as Python's, however deep."""
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}

@@ -6,7 +6,7 @@ For a learning rate, for a batch size, for the best of many fits.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from torch.utils._pytree import tree_leaves
 
@@ -19,6 +19,7 @@ from raylit.core.module import LightningModule
 from raylit.engine.run import STAGE_OF, restore_modes, submodule_modes
 from raylit.errors import ConfigError, DataError, WrongTypeError, did_you_mean, foreign_hint
 from raylit.loggers.dummy import DummyLogger
+from raylit.runtime.aliases import Loaders
 from raylit.runtime.rng import isolated
 from raylit.trainer import driver
 from raylit.trainer.trainer import Trainer
@@ -225,7 +226,7 @@ class Tuner:
                 f"Tuner.sweep got a {type(model).__name__} object; every trial needs one of its"
                 " own. Give the class, or a function that makes it."
             )
-        loaders: dict[str, Any] = {}
+        loaders: dict[str, Loaders] = {}
         if train_dataloaders is not None:
             loaders = {"train_dataloaders": train_dataloaders, "val_dataloaders": val_dataloaders}
         recipe = Classes(self.trainer, model, datamodule, loaders, spec.trainer_settings)
@@ -237,10 +238,10 @@ class Tuner:
         finder: LearningRateFinder | BatchSizeFinder,
         model: LightningModule,
         method: str,
-        train: Any,
-        val: Any,
-        data: Any,
-        datamodule: Any,
+        train: GivenData,
+        val: GivenData,
+        data: GivenData,
+        datamodule: LightningDataModule | None,
     ) -> None:
         """Run the job `method` as far as the finder's search, and put back what that changes.
 

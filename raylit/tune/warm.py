@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
 from raylit.loggers import MLFlowLogger
+from raylit.runtime.aliases import PlainDict
+from raylit.tune.aliases import Values
 from raylit.tune.record import FILE, read_lines
 from raylit.tune.search import SAMPLERS
 from raylit.tune.space import SweepError, numbers_of
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from raylit.trainer.trainer import Trainer
     from raylit.tune.spec import SweepSpec
 
-Earlier = list[tuple[dict[str, Any], list[float]]]
+Earlier = list[tuple[Values, list[float]]]
 
 
 def earlier_trials(spec: SweepSpec, records: str, trainer: Trainer) -> Earlier:
@@ -56,7 +58,7 @@ def earlier_trials(spec: SweepSpec, records: str, trainer: Trainer) -> Earlier:
 
 
 def _of_folder(folder: str, spec: SweepSpec) -> Earlier:
-    raw: dict[str, dict[str, Any]] = {}
+    raw: dict[str, Values] = {}
     found: Earlier = []
     for line in read_lines(os.path.join(folder, FILE)):
         if "start" in line:
@@ -77,12 +79,12 @@ def _values(metrics: Mapping[str, float], spec: SweepSpec) -> list[float] | None
 
 def _nested(params: Mapping[str, str], space: Mapping[str, object]) -> dict[str, object] | None:
     """Return the values by keys of the space of parameters with full names; None if one lacks."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for key in space:
         if key in params:
             found[key] = numbers_of(yaml.safe_load(params[key]))
             continue
-        inner: dict[str, Any] = {}
+        inner: PlainDict = {}
         for name, text in params.items():
             if name.startswith(f"{key}."):
                 _put(inner, name.removeprefix(f"{key}.").split("."), text)
@@ -92,7 +94,7 @@ def _nested(params: Mapping[str, str], space: Mapping[str, object]) -> dict[str,
     return found
 
 
-def _put(tree: dict[str, Any], path: list[str], text: str) -> None:
+def _put(tree: PlainDict, path: list[str], text: str) -> None:
     for part in path[:-1]:
         tree = tree.setdefault(part, {})
     tree[path[-1]] = numbers_of(yaml.safe_load(text))

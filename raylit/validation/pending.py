@@ -17,7 +17,7 @@ import os
 import time
 import uuid
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from raylit.checkpoint import folder
 from raylit.checkpoint.background import CheckpointWriter
@@ -25,11 +25,13 @@ from raylit.core.callback import Checkpoint, checkpoint_folder
 from raylit.core.logger import as_loggers
 from raylit.core.progress import Progress
 from raylit.errors import ConfigError
-from raylit.runtime.aliases import StateDict
+from raylit.runtime.aliases import PlainDict, StateDict
 from raylit.runtime.messages import warn
 from raylit.validation.snapshot import Snapshot
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from raylit.core.job import ValidationStarter
     from raylit.core.trainer import RunningTrainer
     from raylit.engine.run import Run
@@ -47,8 +49,8 @@ class Pending:
     """
 
     path: str
-    progress: dict[str, Any]
-    seen: dict[str, Any]
+    progress: StateDict
+    seen: dict[str, Tensor]
     weights_only: bool = False
 
     @property
@@ -221,7 +223,7 @@ class AsyncValidation:
             else "its checkpoint could not be written."
         )
 
-    def _take(self, pending: Pending, outcome: dict[str, Any]) -> None:
+    def _take(self, pending: Pending, outcome: PlainDict) -> None:
         """Let loggers, history and callbacks have the values, as those of the step they are of."""
         run = self._run
         progress = Progress()
