@@ -6,12 +6,11 @@ import importlib
 from collections.abc import Callable
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
 
 from raylit.as_lightning.finder import NAMES
 
 
-def names_of(package: str, *modules: ModuleType) -> Callable[[str], Any]:
+def names_of(package: str, *modules: ModuleType) -> Callable[[str], object]:
     """Return a `__getattr__` that finds modules of Lightning's, and what modules of raylit have.
 
     Args:
@@ -20,7 +19,7 @@ def names_of(package: str, *modules: ModuleType) -> Callable[[str], Any]:
     """
     lightning = package.replace(NAMES, "lightning")
 
-    def load(name: str) -> Any:
+    def load(name: str) -> object:
         has_own = not name.startswith("__") and is_package and find_spec(f"{package}.{name}")
         if has_own:
             return importlib.import_module(f"{lightning}.{name}")

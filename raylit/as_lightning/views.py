@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raylit.engine.lightning_progress import loops_of
 from raylit.trainer.view import TrainerView
 from raylit.utilities.model_helpers import is_overridden
 
 if TYPE_CHECKING:
+    from raylit.runtime.aliases import StateDict
     from raylit.trainer.trainer import Trainer
 
 
 class ValidationData:
     """Where the validation data of a job comes from: `val_loop._data_source`."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         self._trainer: Trainer = trainer
 
     def is_defined(self) -> bool:
@@ -24,21 +25,21 @@ class ValidationData:
         run = self._trainer._run
         if run is None:
             return False
-        owner: Any = run.job.module if run.datamodule is None else run.datamodule
+        owner = run.job.module if run.datamodule is None else run.datamodule
         return "val" in run.job.data or is_overridden("val_dataloader", owner)
 
 
 class ValidationLoop:
     """`trainer.fit_loop.epoch_loop.val_loop`."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         self._data_source = ValidationData(trainer)
 
 
 class Counters:
     """Lightning's counters, nested as it nests them: `epoch_progress.current.completed`."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, object]) -> None:
         for name, value in values.items():
             setattr(self, name, Counters(value) if isinstance(value, Mapping) else value)
 
@@ -49,7 +50,7 @@ class Counters:
 class EvaluationLoop:
     """`trainer.validate_loop`, `trainer.test_loop`."""
 
-    def __init__(self, trainer: Any, stage: str) -> None:
+    def __init__(self, trainer: Trainer, stage: str) -> None:
         self._trainer: Trainer = trainer
         self._stage = stage
 
@@ -60,10 +61,10 @@ class EvaluationLoop:
         return found
 
 
-def _loops_of(trainer: Trainer) -> dict[str, Any]:
+def _loops_of(trainer: Trainer) -> StateDict:
     module = trainer.lightning_module
     automatic = module is None or module.automatic_optimization
-    loops: dict[str, Any] = loops_of(
+    loops: StateDict = loops_of(
         trainer.progress, automatic=automatic, accumulate=trainer.accumulate_grad_batches
     )["fit_loop"]
     return loops

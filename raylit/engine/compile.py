@@ -69,7 +69,7 @@ def compile_modules(run: Run) -> list[nn.Module]:
         ConfigError: the compiler of the backend is missing, or there is no such backend.
     """
     options = run.trainer.compile
-    compile: Callable[..., Any] | None = (
+    compile: Callable[..., Callable[..., object]] | None = (
         getattr(run.module, "_torch_compile", None)
         if options is None
         else partial(torch.compile, **options)

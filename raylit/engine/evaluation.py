@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from typing import Any
+from typing import TYPE_CHECKING
 
 from raylit import data
 from raylit.core.hooks import is_overridden
@@ -30,6 +30,11 @@ from raylit.engine.run import (
 from raylit.engine.schedule import end_on_signal, validates_in_epoch
 from raylit.runtime import rng
 from raylit.runtime.batch import move_to
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from raylit.runtime.aliases import StepOutput
 
 
 def sanity_check(run: Run) -> None:
@@ -48,7 +53,7 @@ def sanity_check(run: Run) -> None:
         run.stage = "train"
 
 
-def evaluate(run: Run, stage: str) -> list[dict[str, Any]]:
+def evaluate(run: Run, stage: str) -> list[dict[str, Tensor]]:
     """Run validation (`val`) or test (`test`) over all its loaders.
 
     Returns the values logged, a dict for each loader.
@@ -170,10 +175,10 @@ def hand_over(
     run: Run,
     batches: Iterator[Item],
     step: Callable[..., object],
-    batch_end: list[Callable[..., Any]],
+    batch_end: list[Callable[..., None]],
     number: float,
     several: bool,
-) -> tuple[Iterator[Item], Callable[..., Any], list[Callable[..., Any]]]:
+) -> tuple[Iterator[Item], Callable[..., object], list[Callable[..., None]]]:
     """Return what the loop reads, calls and tells if the step is to read the batches itself."""
     given = data.Handover(
         batches,
@@ -205,7 +210,7 @@ def evaluating(run: Run, name: str) -> Iterator[None]:
         restore_modes(run.module, modes)
 
 
-def predict(run: Run) -> list[Any] | None:
+def predict(run: Run) -> list[StepOutput] | list[list[StepOutput]] | None:
     """Run `predict_step` over all loaders.
 
     Returns its results on the CPU: a list, or one list for each of several loaders.

@@ -8,7 +8,7 @@ gradients that were not yet used. Each rank has its own; a checkpoint holds a li
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from raylit.parallel import World
 
 
-def dump(run: Run, progress: Progress) -> dict[str, Any]:
+def dump(run: Run, progress: Progress) -> StateDict:
     """Return the state of this rank as plain data; `progress` is what the checkpoint says of it."""
     loader = run.data.loaders.get("train")
     state: StateDict = {
@@ -93,7 +93,7 @@ def is_within_window(run: Run, progress: Progress) -> bool:
     )
 
 
-def before_validation(run: Run) -> dict[str, Any]:
+def before_validation(run: Run) -> StateDict:
     """Return what of the state of this rank a validation changes.
 
     With it, one that does not come to its end can be begun anew.
@@ -110,7 +110,7 @@ def before_validation(run: Run) -> dict[str, Any]:
     }
 
 
-def mine(run: Run, checkpoint: CheckpointDict) -> dict[str, Any] | None:
+def mine(run: Run, checkpoint: CheckpointDict) -> StateDict | None:
     """Return this rank's state in a checkpoint, None if it holds none for it.
 
     If other numbers of ranks wrote it, theirs are shared out.
@@ -136,7 +136,7 @@ def mine(run: Run, checkpoint: CheckpointDict) -> dict[str, Any] | None:
     return shared_out(states, run.world)
 
 
-def shared_out(states: list[StateDict], world: World) -> dict[str, Any]:
+def shared_out(states: list[StateDict], world: World) -> StateDict:
     """Return one rank's share of the states of another number of ranks.
 
     Epoch values and gradients keep their sums over all ranks.
@@ -189,12 +189,12 @@ def restore(run: Run, state: StateDict) -> None:
     run.strategy.load_own_state(run.module, state.get("own", {}))
 
 
-def merged(sums: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def merged(sums: list[StateDict]) -> list[StateDict]:
     """Return what several ranks had logged in the epoch, as if one had logged it all.
 
     It has the form that `Metrics.partial_sums` returns.
     """
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    found: dict[tuple[object, ...], StateDict] = {}
     for one in sums:
         hook, name, reduce, _, _, loader = one["arguments"]
         other = found.setdefault((hook, name, loader), one)
@@ -208,7 +208,7 @@ def merged(sums: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if other["total"] is None:
             found[hook, name, loader] = one
             continue
-        combine: Any = {"min": torch.minimum, "max": torch.maximum}.get(reduce, torch.add)
+        combine = {"min": torch.minimum, "max": torch.maximum}.get(reduce, torch.add)
         weight = other["kept"]["weight"] + one["kept"]["weight"]
         found[hook, name, loader] = {
             **other,

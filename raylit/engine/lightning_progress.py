@@ -5,8 +5,6 @@ raylit's checkpoints had counters of the same kind, and a stage, before they had
 
 from __future__ import annotations
 
-from typing import Any
-
 from raylit.core.progress import (
     BATCH,
     EPOCH,
@@ -34,7 +32,7 @@ def _both(total: dict[str, int], current: dict[str, int]) -> dict[str, object]:
     return {"total": total, "current": current}
 
 
-def loops_of(progress: Progress, *, automatic: bool, accumulate: int) -> dict[str, Any]:
+def loops_of(progress: Progress, *, automatic: bool, accumulate: int) -> StateDict:
     """Return the entry `loops` as Lightning would have written it at the same point."""
     at = progress.at
     before = progress.total_batches - progress.batch
@@ -95,7 +93,7 @@ def loops_of(progress: Progress, *, automatic: bool, accumulate: int) -> dict[st
     }
 
 
-def progress_of(loops: dict[str, Any], steps: int) -> dict[str, Any]:
+def progress_of(loops: StateDict, steps: int) -> StateDict:
     """Return the state of a Progress for the entry `loops` of a checkpoint that Lightning wrote.
 
     Saved in `on_train_epoch_end` it goes on with the next epoch, as in Lightning: it does not hold

@@ -24,11 +24,11 @@ in `schedule.py`; the loops that change no weights stand in `evaluation.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from itertools import chain, repeat
 from time import monotonic
-from typing import Any
+from typing import TypeAlias
 
 from torch import Tensor, enable_grad, set_grad_enabled
 
@@ -72,7 +72,7 @@ from raylit.engine.state import as_written
 from raylit.errors import ConfigError, DataError
 from raylit.parallel import no_sync
 from raylit.runtime import rng
-from raylit.runtime.aliases import Batch
+from raylit.runtime.aliases import Batch, StepOutput
 from raylit.runtime.messages import warn, warn_once
 
 NOTHING = nullcontext()
@@ -81,6 +81,9 @@ ACTIONS = (BATCH, SCHEDULERS, EPOCH_SCHEDULERS, LOGGING, VALIDATION, PLATEAU)
 AT_SCHEDULERS = ACTIONS.index(SCHEDULERS)
 AT_LOGGING = ACTIONS.index(LOGGING)
 AT_VALIDATION = ACTIONS.index(VALIDATION)
+
+# trains on a batch; its arguments are those of `train_batch`
+Train: TypeAlias = Callable[[Run, Batch, int, bool], StepOutput]
 
 
 def fit(run: Run) -> None:
@@ -249,8 +252,8 @@ def schedule(run: Run, steps: bool, enter: int) -> None:
 
 
 def hand_over(
-    run: Run, batches: Iterator[Item], train: Any, batch_end: list[Any]
-) -> tuple[Iterator[Item], Any, list[Any]]:
+    run: Run, batches: Iterator[Item], train: Train, batch_end: list[Callable[..., None]]
+) -> tuple[Iterator[Item], Train, list[Callable[..., None]]]:
     """Return what the loop reads, calls and tells if `training_step` is to read the batches itself.
 
     It may read several in one step, which counts as one batch.
@@ -262,7 +265,7 @@ def hand_over(
         lambda batch, _: run.metrics.begin_batch(batch),
     )
 
-    def train_on_iterator(run: Run, batch: Any, batch_idx: int, step: bool) -> object:
+    def train_on_iterator(run: Run, batch: Batch, batch_idx: int, step: bool) -> object:
         progress.is_last_batch = False  # which it is only once the step has read it
         output = train(run, given, batch_idx, step)
         if given.done and not step:
@@ -334,7 +337,7 @@ def finish_window(run: Run) -> bool:
     return True
 
 
-def train_batch(run: Run, batch: Batch, batch_idx: int, step: bool) -> Any:
+def train_batch(run: Run, batch: Batch, batch_idx: int, step: bool) -> StepOutput:
     """Forward, backward and, if `step`, the optimizer. Returns what `training_step` returned.
 
     Without `step` gradients add up: for the batches of an accumulation but its last, and within the
@@ -403,7 +406,7 @@ def train_batch(run: Run, batch: Batch, batch_idx: int, step: bool) -> Any:
     return output
 
 
-def with_gradients(run: Run, train: Any) -> Any:
+def with_gradients(run: Run, train: Train) -> Train:
     """Return what stands for `train` where a fit goes on with gradients that are there already.
 
     The first batch is read anew, for `on_train_batch_end`; of its training only the optimizer's
@@ -511,7 +514,7 @@ def loss_of(run: Run, output: object) -> Tensor | None:
     return loss / divisor if divisor != 1 and loss is not None else loss
 
 
-def batch_outputs(run: Run, output: Any) -> dict[str, Any]:
+def batch_outputs(run: Run, output: StepOutput) -> dict[str, object]:
     """Return what `on_train_batch_end` gets.
 
     The loss, detached and divided as it went backward, and the other keys of a dict.
@@ -522,7 +525,7 @@ def batch_outputs(run: Run, output: Any) -> dict[str, Any]:
         loss = loss_of(run, output)  # what went backward is scaled
     else:
         loss = run.loss
-    outputs = {} if loss is None else {"loss": loss.detach()}
+    outputs: dict[str, object] = {} if loss is None else {"loss": loss.detach()}
     if not isinstance(output, Tensor) and isinstance(output, Mapping):
         outputs.update((key, value) for key, value in output.items() if key != "loss")
     return outputs
@@ -569,7 +572,7 @@ def end_epoch(run: Run) -> None:
         step_schedulers(run, EPOCH_PLATEAU)
     progress.log_steps -= 1  # the values of an epoch stand at the x of its last step
     epoch_values = metrics.to_log()
-    waited = {"data_wait": run.data.wait.share} if run.data.wait.share else {}
+    waited: dict[str, object] = {"data_wait": run.data.wait.share} if run.data.wait.share else {}
     run.log_metrics(epoch_values | waited)
     run.save_loggers()
     run.remember(epoch_values)

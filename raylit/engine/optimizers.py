@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
@@ -27,10 +27,12 @@ from raylit.core.progress import (
 )
 from raylit.errors import ConfigError, WrongStateError, did_you_mean
 from raylit.parallel import no_sync
-from raylit.runtime.aliases import StateDict, UserOptimizer
+from raylit.runtime.aliases import Arguments, StateDict, UserOptimizer, UserScheduler
 from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
     from raylit.engine.run import Run
 
 
@@ -43,7 +45,7 @@ class NoOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, object]) -> None:
         """Do nothing."""
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], object] | None = None) -> None:  # type: ignore[override]
         """Evaluate the closure, if there is one."""
         if closure is not None:
             closure()
@@ -62,11 +64,11 @@ class NoOptimizer(torch.optim.Optimizer):
 class CountedOptimizer(LightningOptimizer):
     """A LightningOptimizer whose steps are those of a run."""
 
-    def __init__(self, optimizer: Any, run: Run) -> None:
+    def __init__(self, optimizer: UserOptimizer, run: Run) -> None:
         self._run = run
         super().__init__(optimizer)
 
-    def step(self, closure: Callable[[], object] | None = None, **kwargs: object) -> Any:
+    def step(self, closure: Callable[[], object] | None = None, **kwargs: object) -> object:
         """See `LightningOptimizer.step`."""
         if closure is not None and not callable(closure):
             raise ConfigError(
@@ -163,7 +165,7 @@ def use(run: Run, optimizers: list[object], *, counts: bool = True) -> None:
     )
 
 
-def count_steps(run: Run, optimizers: list[object]) -> list[object]:
+def count_steps(run: Run, optimizers: list[object]) -> list[RemovableHandle]:
     """Count the steps of optimizers that `training_step` steps by hand, whether wrapped or not.
 
     Returns handles that end it.
@@ -372,7 +374,9 @@ def _check_dict(value: dict[str, object]) -> None:
             )
 
 
-def _scheduler_config(scheduler: Any, monitor: str | None, automatic: bool) -> LRSchedulerConfig:
+def _scheduler_config(
+    scheduler: UserScheduler | Arguments, monitor: str | None, automatic: bool
+) -> LRSchedulerConfig:
     given = dict(scheduler) if isinstance(scheduler, dict) else {"scheduler": scheduler}
     known = [field.name for field in fields(LRSchedulerConfig)]
     for key in [key for key in given if key not in known]:

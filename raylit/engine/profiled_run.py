@@ -48,7 +48,7 @@ class Measured:
     It passes for the function everywhere, and is pickled and copied as it.
     """
 
-    def __init__(self, profiler: Profiler, action: str, function: Callable[..., Any]) -> None:
+    def __init__(self, profiler: Profiler, action: str, function: Callable[..., object]) -> None:
         self.__wrapped__ = function
         self._profiler = profiler
         self._action = action
@@ -58,10 +58,10 @@ class Measured:
         with self._profiler.profile(self._action):
             return self.__wrapped__(*args, **kwargs)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self.__dict__["__wrapped__"], name)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         function = self.__wrapped__
         return getattr, (function.__self__, function.__name__)  # type: ignore[attr-defined]
 
@@ -93,11 +93,11 @@ class ProfiledRun(Run):
 
     def watch(
         self, owner: object, name: str, function: Callable[..., object]
-    ) -> Callable[..., Any]:
+    ) -> Callable[..., object]:
         """Return the hook `name` of `owner` as an action."""
         return Measured(self.profiler, self._name_of(owner, name), function)
 
-    def timed(self, action: str, function: Callable[..., object]) -> Callable[..., Any]:
+    def timed(self, action: str, function: Callable[..., object]) -> Callable[..., object]:
         """Return `function` as an action."""
         return Measured(self.profiler, action, function)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -29,10 +29,13 @@ from raylit.metrics.entry import Entry, Key
 from raylit.metrics.metrics import Metrics, to_numbers
 from raylit.parallel import Precision, Strategy, World
 from raylit.runtime import rng
-from raylit.runtime.aliases import Batch, StateDict, UserOptimizer
+from raylit.runtime.aliases import Batch, CheckpointDict, StateDict, StepOutput, UserOptimizer
 from raylit.runtime.messages import warn_once
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.hooks import RemovableHandle
+
     from raylit.core.job import Job, PendingValidations
     from raylit.core.optimizer import LightningOptimizer, LRSchedulerConfig
     from raylit.core.trainer import JobTrainer, RecoverySaver
@@ -73,7 +76,7 @@ class Calls:
     overrides_batch_start: bool = False
     overrides_clipping: bool = False
     takes_batch_idx: dict[str, bool] = field(default_factory=dict)
-    transfer: Callable[[Any, int], Any] | None = None
+    transfer: Callable[[Batch, int], Batch] | None = None
     clips: bool = False
     zero_grad: Callable[[], None] = lambda: None
     needs_closure: bool = False
@@ -144,11 +147,11 @@ class Resume:
     own: StateDict | None = None
     has_values: bool = True
     lineage: list[str] = field(default_factory=lambda: [_new_name()])
-    loaders: list[dict[str, Any]] | None = None
+    loaders: list[StateDict] | None = None
     loader_epochs: dict[str, int] = field(default_factory=dict)
     counted_before: int | None = None
     has_gradients: bool = False
-    before_validation: dict[str, Any] | None = None
+    before_validation: StateDict | None = None
 
 
 def _fresh_seed() -> int:
@@ -204,7 +207,7 @@ class Outcome:
     """
 
     history: History = field(default_factory=History)
-    predictions: list[list[Any]] = field(default_factory=list)
+    predictions: list[list[StepOutput]] = field(default_factory=list)
     has_validated: bool = False
     saved_at_end: bool = False
     said: set[str] = field(default_factory=set)
@@ -273,9 +276,9 @@ class Run:
         self.hooks: Hooks = {}
         self.loop: Callable[[Run], object] | None = None
         self.stage: str | None = None
-        self.optimizers: list[Any] = []
+        self.optimizers: list[UserOptimizer] = []
         self.wrapped_optimizers: list[LightningOptimizer] = []
-        self.counting: list[Any] = []
+        self.counting: list[RemovableHandle] = []
         self.schedulers: list[LRSchedulerConfig] = []
         self.step_module: nn.Module | None = None
         self.compiled: list[nn.Module] = []
@@ -285,7 +288,7 @@ class Run:
         self.skips_backward = False
         self.replaces_schedulers = False
         self.loss: torch.Tensor | None = None
-        self.output: Any = None
+        self.output: StepOutput = None
         self.accumulating = True
         self.loggers_saved = time.monotonic()
 
@@ -354,7 +357,7 @@ class Run:
 
     def dump(
         self, weights_only: bool = False, together: bool = True, lenient: bool = False
-    ) -> dict[str, Any]:
+    ) -> CheckpointDict:
         """Return the checkpoint of the run as it is now; see `state.dump`."""
         return state.dump(self, weights_only, together, lenient=lenient)
 
@@ -386,11 +389,11 @@ class Run:
         finally:
             self.metrics.hook = before
 
-    watch: Callable[[object, str, Callable[..., Any]], Callable[..., Any]] | None = (
+    watch: Callable[[object, str, Callable[..., object]], Callable[..., object]] | None = (
         None  # how hooks are wrapped for a profiler
     )
 
-    def timed(self, action: str, function: Callable[..., object]) -> Callable[..., Any]:
+    def timed(self, action: str, function: Callable[..., object]) -> Callable[..., object]:
         """Return `function` as a profiler is to see it: as it is, since there is none."""
         return function
 
@@ -499,7 +502,7 @@ class Run:
         if not touched:
             return None
 
-        def transfer(batch: Batch, dataloader_idx: int) -> Any:
+        def transfer(batch: Batch, dataloader_idx: int) -> Batch:
             batch = self.precision.convert_input(batch)
             batch = self.call(owners[0], names[0], batch, dataloader_idx)
             batch = self.call(owners[1], names[1], batch, self.device, dataloader_idx)
@@ -670,7 +673,7 @@ class Run:
 
     # ---- what was logged ----
 
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, object], step: int | None = None) -> None:
         """Send values to the loggers.
 
         `epoch` is added, and the x-axis is `step`, a logged key `step`, or the batches that
@@ -734,7 +737,9 @@ class Run:
             for logger in as_loggers(self.trainer.loggers):
                 logger.settle(SETTLE_LOGGERS_S)
 
-    def remember(self, metrics: dict[str, Any], progress: Progress | None = None) -> None:
+    def remember(
+        self, metrics: Mapping[str, Tensor | float], progress: Progress | None = None
+    ) -> None:
         """Keep epoch values for `Result.history`.
 
         Those of one step are one row, and rows are in the order of steps.
@@ -832,7 +837,7 @@ def in_eval_mode(module: nn.Module) -> Iterator[None]:
         restore_modes(module, modes)
 
 
-def no_grad_context(run: Run) -> Any:
+def no_grad_context(run: Run) -> torch.inference_mode | torch.no_grad:
     """Return the context of an evaluation.
 
     Inference mode where it is wanted and possible, else no_grad.

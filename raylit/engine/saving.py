@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raylit.checkpoint import sharded
 from raylit.checkpoint.format import save
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def write(
-    run: Run, path: str | os.PathLike[str], weights_only: bool = False, storage_options: Any = None
+    run: Run,
+    path: str | os.PathLike[str],
+    weights_only: bool = False,
+    storage_options: dict[str, object] | None = None,
 ) -> None:
     """Write the run to a file, or to a folder where its strategy saves such.
 

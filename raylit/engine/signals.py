@@ -6,11 +6,14 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from raylit.engine.run import Run
 from raylit.errors import Terminated
 from raylit.runtime.messages import info
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 # Where the handlers are from that would end the process in the middle of a batch: that of
 # `ray.init`
@@ -55,7 +58,7 @@ def catching_signals(run: Run) -> Iterator[None]:
     def current() -> Run:  # which may be the rehearsal of a finder
         return found if isinstance(found := run.trainer.run, Run) else run
 
-    def terminate(number: int, frame: Any) -> None:
+    def terminate(number: int, frame: FrameType | None) -> None:
         agreement = current().agreement
         agreement.received_sigterm = True
         agreement.pauses = True

@@ -11,7 +11,7 @@ import inspect
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -26,7 +26,7 @@ from raylit.engine import exact
 from raylit.engine.history import History
 from raylit.engine.lightning_progress import loops_of, progress_of, progress_of_counters
 from raylit.errors import CheckpointError, ConfigError, RaylitError, UnsavableError
-from raylit.runtime.aliases import CheckpointDict, StateDict
+from raylit.runtime.aliases import CheckpointDict, StateDict, UserOptimizer, UserScheduler
 from raylit.runtime.batch import move_to
 from raylit.runtime.messages import info, warn, warn_once
 
@@ -54,7 +54,7 @@ def dump(
     together: bool = True,
     parts: bool = False,
     lenient: bool = False,
-) -> dict[str, Any]:
+) -> CheckpointDict:
     """Return the checkpoint of a run: its state copied into plain data, ready to be written.
 
     Args:
@@ -80,7 +80,7 @@ def dump(
     if not lenient:  # else it is written by a thread, which does so
         run.settle_loggers()
     run.strategy.settle(module)
-    whole: Callable[[Any], Any] = (lambda state: state) if parts else run.strategy.whole
+    whole: Callable[[StateDict], StateDict] = (lambda state: state) if parts else run.strategy.whole
     _check_place(run, progress, weights_only)
     checkpoint: CheckpointDict = {
         "epoch": progress.epoch,
@@ -111,7 +111,7 @@ def dump(
     checkpoint["raylit"] = _own_part(run, progress, owners) | {"hyper_parameters": by_path}
     if run.job.fn == "fit" and not weights_only:
         own = exact.dump(run, progress)
-        absent: list[Any] = [None] * (run.world.size - 1)
+        absent: list[None] = [None] * (run.world.size - 1)
         checkpoint["raylit"]["ranks"] = (
             run.world.all_gather_object(own) if together else [own, *absent]
         )
@@ -143,10 +143,10 @@ def _check_place(run: Run, progress: Progress, weights_only: bool) -> None:
         )
 
 
-def _training_state(run: Run, whole: Callable[[Any], Any]) -> dict[str, Any]:
+def _training_state(run: Run, whole: Callable[[StateDict], StateDict]) -> StateDict:
     """Return what a continued training needs and weights alone do not, as Lightning names it."""
     states = ((callback.state_key, callback.state_dict()) for callback in run.trainer.callbacks)
-    found: dict[str, Any] = {
+    found: StateDict = {
         "callbacks": {key: state for key, state in states if state},
         "optimizer_states": [whole(optimizer.state_dict()) for optimizer in run.optimizers],
         "lr_schedulers": [scheduler_state(config.scheduler) for config in run.schedulers],
@@ -156,7 +156,7 @@ def _training_state(run: Run, whole: Callable[[Any], Any]) -> dict[str, Any]:
     return found
 
 
-def _own_part(run: Run, progress: Progress, owners: Sequence[HasHyperparameters]) -> dict[str, Any]:
+def _own_part(run: Run, progress: Progress, owners: Sequence[HasHyperparameters]) -> StateDict:
     """Return what raylit alone reads, of any checkpoint, with or without training state."""
     loggers = as_loggers(run.trainer.loggers)
     configs = ((owner.CHECKPOINT_HYPER_PARAMS_KEY, omega.places(owner.hparams)) for owner in owners)
@@ -173,7 +173,7 @@ def _own_part(run: Run, progress: Progress, owners: Sequence[HasHyperparameters]
     }
 
 
-def put_hparams(checkpoint: CheckpointDict, owner: HasHyperparameters) -> dict[str, Any]:
+def put_hparams(checkpoint: CheckpointDict, owner: HasHyperparameters) -> dict[str, object]:
     """Put the hyperparameters of a module or datamodule into a checkpoint, but for its secrets.
 
     Returns:
@@ -349,7 +349,7 @@ def restore_module(run: Run, checkpoint: CheckpointDict) -> None:
         )
 
 
-def load_weights(run: Run, weights: Any) -> None:
+def load_weights(run: Run, weights: StateDict) -> None:
     """Give the module its weights.
 
     Raises:
@@ -444,7 +444,7 @@ def _restore_place(run: Run, checkpoint: CheckpointDict) -> None:
         run.progress.at = BATCH  # they were those of other ranks, which had other batches
 
 
-def cursor_of(checkpoint: CheckpointDict) -> dict[str, Any]:
+def cursor_of(checkpoint: CheckpointDict) -> StateDict:
     """Return the state of the Progress that a checkpoint holds, whoever wrote it."""
     own = checkpoint.get("raylit", {}).get("progress")
     if own is None:
@@ -509,7 +509,7 @@ def as_written(run: Run, what: str) -> Iterator[None]:
         ) from error
 
 
-def settings_of_groups(optimizer: Any) -> list[set[str]]:
+def settings_of_groups(optimizer: UserOptimizer) -> list[set[str]]:
     """Return, for each group of an optimizer, the names of its own settings.
 
     Asked before a state is loaded: that puts the groups of the checkpoint in their place, and
@@ -519,7 +519,7 @@ def settings_of_groups(optimizer: Any) -> list[set[str]]:
     return [{name for name in own if name in group} for group in optimizer.param_groups]
 
 
-def check_groups(optimizer: Any, needed: list[set[str]]) -> None:
+def check_groups(optimizer: UserOptimizer, needed: list[set[str]]) -> None:
     """Check that an optimizer finds in its groups what it needs for a step.
 
     Args:
@@ -535,7 +535,7 @@ def check_groups(optimizer: Any, needed: list[set[str]]) -> None:
             raise KeyError(f"its groups have no {', '.join(missing)}")
 
 
-def scheduler_state(scheduler: Any) -> StateDict:
+def scheduler_state(scheduler: UserScheduler) -> StateDict:
     """Return the state of a scheduler, but for functions, which its constructor makes anew.
 
     SWALR of torch 2.6 has one there, as schedulers have that keep a function they were given.
@@ -552,7 +552,7 @@ def _without_functions(state: object) -> object:
     return state
 
 
-def load_scheduler(scheduler: Any, state: StateDict) -> None:
+def load_scheduler(scheduler: UserScheduler, state: StateDict) -> None:
     """Give a scheduler back its state.
 
     A checkpoint holds a Counter, such as the milestones of MultiStepLR, as a dict.
@@ -569,7 +569,7 @@ def load_scheduler(scheduler: Any, state: StateDict) -> None:
         setattr(part, name, Counter(getattr(part, name)))
 
 
-def load_optimizer(optimizer: Any, state: StateDict) -> None:
+def load_optimizer(optimizer: UserOptimizer, state: StateDict) -> None:
     """Give an optimizer back its state, which may come from another device."""
     optimizer.load_state_dict(state)
     for parameter, values in getattr(optimizer, "state", {}).items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
 
 from torch import nn
 
@@ -58,5 +57,5 @@ def no_sync(model: nn.Module | None) -> AbstractContextManager[object]:
     For all but the last batch of an accumulation.
     """
     own = getattr(model, "no_sync", None)
-    context: AbstractContextManager[Any] = nullcontext() if own is None else own()
+    context: AbstractContextManager[object] = nullcontext() if own is None else own()
     return context

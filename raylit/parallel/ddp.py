@@ -19,9 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raylit.errors import ConfigError, did_you_mean
 from raylit.parallel.strategy import ParallelStrategy, Uneven, check_start, own_buffers
-from raylit.runtime.aliases import StateDict
+from raylit.runtime.aliases import StateDict, StepOutput
 
 if TYPE_CHECKING:
+    from torch._C._distributed_c10d import GradBucket
+
     from raylit.core.module import LightningModule
     from raylit.parallel.world import World
 
@@ -36,7 +38,7 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> StepOutput:
         """Call the module's `training_step`."""
         return self.module.training_step(*args, **kwargs)
 
@@ -67,7 +69,7 @@ class StepByHand(nn.Module):
         self.passing = passing
         self.module = module
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> StepOutput:
         """Call the module's `training_step`, after rank 0's buffers were copied to all ranks."""
         self.passing.require_forward_param_sync = True
         with torch.no_grad():
@@ -195,7 +197,7 @@ class DDPStrategy(ParallelStrategy):
 
             # by its name torch would refuse bfloat16 on the CPU, where gloo sends it too, and by
             # annotations that are strings one of the user's
-            def communicate(state: object, bucket: object) -> object:
+            def communicate(state: object, bucket: GradBucket) -> object:
                 if feedback is not None:
                     feedback.follow(bucket)
                 return send(state, bucket)
@@ -235,7 +237,7 @@ class DDPStrategy(ParallelStrategy):
         if self._feedback is not None and "feedback" in state:
             self._feedback.load_state_dict(state["feedback"])
 
-    def _hook(self) -> tuple[Any, Callable[..., Any]]:
+    def _hook(self) -> tuple[object, Callable[..., object]]:
         """Return the state and the function to register."""
         from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 
@@ -274,7 +276,7 @@ class Feedback:
         self._loose_errors: dict[str, Tensor] = {}
         self._loose_starts: dict[str, Tensor] = {}
 
-    def follow(self, bucket: Any) -> None:
+    def follow(self, bucket: GradBucket) -> None:
         """Look at the bucket sent next; in another one than before, put together its part."""
         index = bucket.index()
         names = [self._names[id(parameter)] for parameter in bucket.parameters()]

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -35,13 +35,17 @@ from raylit.parallel.units import (
     policy_of,
     tied_together,
 )
-from raylit.runtime.aliases import StateDict, UserOptimizer
+from raylit.runtime.aliases import Arguments, StateDict, StepOutput, UserOptimizer
 
 if TYPE_CHECKING:
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+    from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
+
     from raylit.core.module import LightningModule
     from raylit.parallel.precision import Precision
     from raylit.parallel.world import World
 
+T = TypeVar("T")
 UNIT_SIZE = 1_000_000  # parameters
 RESHARDS = {"FULL_SHARD": None, "HYBRID_SHARD": None, "SHARD_GRAD_OP": False}  # Lightning's names
 
@@ -54,7 +58,7 @@ class Steps(nn.Module):
         self.module = module
         self.roots: tuple[Any, ...] = ()
 
-    def forward(self, *args: Any, step: str = "training_step", **kwargs: Any) -> Any:
+    def forward(self, *args: object, step: str = "training_step", **kwargs: object) -> StepOutput:
         """Call a step of the module."""
         return getattr(self.module, step)(*args, **kwargs)
 
@@ -290,7 +294,7 @@ class FSDPStrategy(ParallelStrategy):
 
     def step(
         self, module: LightningModule, wrapped: nn.Module | None, name: str
-    ) -> Callable[..., Any]:
+    ) -> Callable[..., StepOutput]:
         """Return the function that an evaluation calls for its step `name`."""
         return getattr(module, name) if wrapped is None else partial(wrapped, step=name)
 
@@ -326,11 +330,11 @@ class FSDPStrategy(ParallelStrategy):
 
     # ---- checkpoints ----
 
-    def whole(self, state: object) -> Any:
+    def whole(self, state: T) -> T:
         """Return nested state with whole tensors in host memory on rank 0, empty ones elsewhere."""
         return state if self._steps is None else self._whole(state)
 
-    def _whole(self, state: Any) -> object:
+    def _whole(self, state: T) -> T:
         def gather(value: Any) -> object:
             if not is_part(value):
                 return value
@@ -341,7 +345,8 @@ class FSDPStrategy(ParallelStrategy):
                 else torch.empty(value.shape, dtype=value.dtype, device="meta")
             )
 
-        return tree_map(gather, state)
+        gathered: T = tree_map(gather, state)
+        return gathered
 
     def _gathered(self, value: Any) -> Tensor:
         full: Tensor = value.detach().to(self.world.device).full_tensor()
@@ -387,7 +392,7 @@ class FSDPStrategy(ParallelStrategy):
             if name in gradients:
                 parameter.unsharded_accumulated_grad = gradients[name].to(self.world.device)
 
-    def _parameters(self) -> Iterator[tuple[str, Any]]:
+    def _parameters(self) -> Iterator[tuple[str, FSDPParam]]:
         """Yield torch's record of each parameter, with the name it has in the module."""
         assert self._steps is not None
         names = {id(parameter): name for name, parameter in self._steps.module.named_parameters()}
@@ -429,7 +434,7 @@ class FSDPStrategy(ParallelStrategy):
             world.device.type, (copies, parts), mesh_dim_names=("copies", "parts")
         )
 
-    def _placing(self, world: World) -> dict[str, Any]:
+    def _placing(self, world: World) -> Arguments:
         from torch.distributed.fsdp import CPUOffloadPolicy
 
         given = self.reshard_after_forward
@@ -440,7 +445,7 @@ class FSDPStrategy(ParallelStrategy):
             placing["offload_policy"] = CPUOffloadPolicy()
         return placing
 
-    def _mixing(self, precision: Precision) -> tuple[Any, Any]:
+    def _mixing(self, precision: Precision) -> tuple[MixedPrecisionPolicy, MixedPrecisionPolicy]:
         """Return the policy of units, and that of batch norm.
 
         Its running means are in float32, and its parameters have to be so too.

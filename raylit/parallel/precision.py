@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 import torch
 from torch import nn
@@ -129,7 +128,7 @@ class Precision:
         elif self.converts:
             module.to(self.dtype)
 
-    def convert_input(self, batch: Batch) -> Any:
+    def convert_input(self, batch: Batch) -> Batch:
         """Bring the floating-point tensors of a batch into the format."""
         return cast_to(batch, self.dtype) if self.converts else batch
 
@@ -138,7 +137,11 @@ class _NoInit(TorchFunctionMode):
     """Lets the functions of `torch.nn.init` leave their tensor as it is, for a `with` block."""
 
     def __torch_function__(
-        self, func: Any, types: object, args: Any = (), kwargs: Any = None
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
     ) -> object:
         kwargs = kwargs or {}
         if getattr(func, "__module__", None) == "torch.nn.init":

@@ -22,14 +22,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from raylit.errors import ConfigError
 from raylit.runtime import environment
-from raylit.runtime.aliases import StateDict, UserOptimizer
+from raylit.runtime.aliases import StateDict, StepOutput, UserOptimizer
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from raylit.parallel.precision import Precision
     from raylit.parallel.world import World
 
+T = TypeVar("T")
 Uneven = Literal["finish", "drop"]
 
 
@@ -113,19 +114,19 @@ class Strategy:
 
     def step(
         self, module: LightningModule, wrapped: nn.Module | None, name: str
-    ) -> Callable[..., Any]:
+    ) -> Callable[..., StepOutput]:
         """Return the function that an evaluation calls for its step `name`."""
         function: Callable[..., object] = getattr(module, name)
         return function
 
-    def together(self, batches: Iterator[object]) -> Iterable[Any]:
+    def together(self, batches: Iterator[T]) -> Iterable[T]:
         """Return the batches of an evaluation; ranks may have different numbers of them."""
         return batches
 
     def settle(self, module: LightningModule) -> None:
         """Bring the module back to how it is between steps."""
 
-    def whole(self, state: object) -> Any:
+    def whole(self, state: T) -> T:
         """Return nested state as one file is to hold it.
 
         All ranks come here, and on rank 0 nothing in it may be a part.

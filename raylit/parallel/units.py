@@ -9,13 +9,17 @@ import importlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from raylit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo
+    from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
 
 def choose_units(
@@ -73,11 +77,11 @@ class Unit:
     Several, where they share parameters: these are gathered for all of them.
     """
 
-    def __init__(self, modules: list[Any]) -> None:
+    def __init__(self, modules: list[nn.Module]) -> None:
         self.modules = modules
         self._classes = [type(module) for module in modules]
         self._attributes = [set(vars(module)) for module in modules]
-        self._reshards: list[object] = []
+        self._reshards: list[FSDPMeshInfo | None] = []
 
     @property
     def module(self) -> Any:
@@ -85,7 +89,7 @@ class Unit:
         return self.modules[0]
 
     @property
-    def groups(self) -> list[Any]:
+    def groups(self) -> list[FSDPParamGroup]:
         """What torch gathers together."""
         state = self.module._get_fsdp_state()
         return (

@@ -61,8 +61,8 @@ class World:
             int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))) if together else 0
         )
         self.num_nodes = max(1, self.size // max(1, local_size))
-        self._cpu_group: object = None
-        self._files_group: object = None
+        self._cpu_group: dist.ProcessGroup | None = None
+        self._files_group: dist.ProcessGroup | None = None
         messages.rank_zero_only.rank = self.rank  # type: ignore[attr-defined]
 
     @classmethod
@@ -179,7 +179,7 @@ class World:
         return [int(one) for one in gathered]
 
     @property
-    def files_group(self) -> Any:
+    def files_group(self) -> dist.ProcessGroup:
         """The ranks as a group of its own for those who write files, perhaps in the background.
 
         Made on first use, which is to be on all ranks.
@@ -189,7 +189,7 @@ class World:
         return self._files_group
 
     @property
-    def cpu_group(self) -> Any:
+    def cpu_group(self) -> dist.ProcessGroup | None:
         """The ranks as a group that sends host memory; None if the default group does.
 
         Made on first use, which is to be on all ranks.

@@ -10,6 +10,7 @@ Loaders: TypeAlias = Any  # a DataLoader, any iterable, or a list or dict of the
 UserOptimizer: TypeAlias = Any  # an Optimizer, or an object with the methods of one
 StateDict: TypeAlias = dict[str, Any]  # what a checkpoint holds of one object: plain data
 CheckpointDict: TypeAlias = dict[str, Any]  # a whole checkpoint
+UserScheduler: TypeAlias = Any  # an LRScheduler, or an object with the methods of one
 Arguments: TypeAlias = dict[str, Any]  # keyword arguments by name
 PlainData: TypeAlias = Any  # what YAML or JSON holds: a text, a number, a list or dict of such
 PlainDict: TypeAlias = dict[str, Any]  # a mapping as YAML or JSON holds it

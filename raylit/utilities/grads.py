@@ -5,8 +5,6 @@ Their norms, to be logged in `on_before_optimizer_step`, and how they may be cli
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -33,7 +31,7 @@ class GradClipAlgorithmType(LightningEnum):
         return [member.value for member in GradClipAlgorithmType]
 
 
-def _whole(norm: Any) -> torch.Tensor:
+def _whole(norm: torch.Tensor) -> torch.Tensor:
     """Return a norm as it is, or of parts spread over the ranks, that of all together."""
     whole: torch.Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     return whole

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
+
+if TYPE_CHECKING:
+    from raylit.runtime.aliases import Batch
 
 __all__ = ["garbage_collection_cuda", "is_oom_error", "recursive_detach"]
 
@@ -36,7 +39,7 @@ def garbage_collection_cuda() -> None:
             raise
 
 
-def recursive_detach(in_dict: Any, to_cpu: bool = False) -> Any:
+def recursive_detach(in_dict: Batch, to_cpu: bool = False) -> Batch:
     """Return a collection with all tensors in it detached.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor, nn
 
@@ -117,7 +117,7 @@ def set_shared_parameters(module: M, shared_params: list[list[str]]) -> M:
     return module
 
 
-def _follow(value: Any, path: str) -> Any:
+def _follow(value: object, path: str) -> object:
     for name in filter(None, path.split(".")):
         value = getattr(value, name)
     return value

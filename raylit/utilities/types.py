@@ -10,9 +10,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from raylit.core.optimizer import LRSchedulerConfig
+from raylit.runtime.aliases import Loaders
 
 STEP_OUTPUT = Tensor | Mapping[str, Any] | None
-EVAL_DATALOADERS = TRAIN_DATALOADERS = Any
+EVAL_DATALOADERS = TRAIN_DATALOADERS = Loaders
 LRSchedulerTypeUnion = LRScheduler | ReduceLROnPlateau
 LRSchedulerPLType = LRSchedulerTypeUnion
 LRSchedulerType = type[LRScheduler] | type[ReduceLROnPlateau]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from raylit.as_lightning.names import pytorch
 from raylit.as_lightning.names.pytorch import (
     Callback,
@@ -28,7 +26,7 @@ __all__ = [
 _others = attribute_loader("lightning")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "Fabric":
         raise AttributeError(
             "raylit, which stands in for Lightning, has no Fabric: write the loop in plain PyTorch,"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import fsspec
 import torch
@@ -11,10 +11,16 @@ from fsspec.core import url_to_fs
 
 from raylit.runtime import storage
 
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+    from torch.serialization import MAP_LOCATION
+
+    from raylit.runtime.aliases import CheckpointDict
+
 __all__ = ["get_filesystem"]
 
 
-def get_filesystem(path: str | os.PathLike[str], **kwargs: object) -> Any:
+def get_filesystem(path: str | os.PathLike[str], **kwargs: object) -> AbstractFileSystem:
     """Return the fsspec file system of a path or URL."""
     filesystem, _ = url_to_fs(str(path), **kwargs)
     return filesystem
@@ -22,7 +28,7 @@ def get_filesystem(path: str | os.PathLike[str], **kwargs: object) -> Any:
 
 def _load(
     path_or_url: str | os.PathLike[str] | IO[bytes],
-    map_location: Any = None,
+    map_location: MAP_LOCATION = None,
     weights_only: bool | None = None,
 ) -> Any:
     """Return what `torch.save` wrote; code in it runs only with `weights_only=False`."""
@@ -33,7 +39,7 @@ def _load(
         return torch.load(file, map_location=map_location, weights_only=safely)
 
 
-def _atomic_save(checkpoint: dict[str, Any], filepath: str | os.PathLike[str]) -> None:
+def _atomic_save(checkpoint: CheckpointDict, filepath: str | os.PathLike[str]) -> None:
     """Write a dict to a path or URL, whole or not at all."""
     from raylit.checkpoint import format
 
@@ -44,5 +50,7 @@ def _is_local_file_protocol(path: str | os.PathLike[str]) -> bool:
     return not storage.is_url(os.fspath(path))
 
 
-def _is_dir(filesystem: Any, path: str | os.PathLike[str], strict: bool = False) -> bool:
+def _is_dir(
+    filesystem: AbstractFileSystem, path: str | os.PathLike[str], strict: bool = False
+) -> bool:
     return bool(filesystem.isdir(os.fspath(path)))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from raylit.core.hparams import AttributeDict
+
+if TYPE_CHECKING:
+    from raylit.runtime.aliases import Loaders
 
 __all__ = ["AttributeDict", "has_iterable_dataset", "has_len", "sized_len"]
 
 
-def sized_len(dataloader: Any) -> int | None:
+def sized_len(dataloader: Loaders) -> int | None:
     """Return the length of a loader, None if it cannot tell."""
     try:
         return len(dataloader)

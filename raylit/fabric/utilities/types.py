@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch.optim import Optimizer
 
+from raylit.runtime.aliases import StateDict
 from raylit.utilities.types import LRSchedulerTypeTuple, LRSchedulerTypeUnion
 
 _PATH = str | Path | os.PathLike[str]
@@ -23,10 +24,10 @@ ReduceOp = Any
 class _Stateful(Protocol):
     """What keeps its own state in checkpoints."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the state."""
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Bring it back."""
 
 

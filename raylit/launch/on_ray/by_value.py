@@ -53,7 +53,7 @@ class Parcel:
         ConfigError: it cannot be pickled.
     """
 
-    def __init__(self, content: Any, parts: Mapping[str, Any]) -> None:
+    def __init__(self, content: object, parts: Mapping[str, object]) -> None:
         try:
             self._pickled: bytes | ray.ObjectRef[bytes] = cloudpickle.dumps(content)
         except Exception as error:  # pickling runs the code of user's classes
@@ -139,7 +139,7 @@ class Code:
         return {self.folder: self.folder, **found} if self.folder in self.search_path else found
 
     @property
-    def runtime_env(self) -> dict[str, Any]:
+    def runtime_env(self) -> dict[str, object]:
         """Ray's description of an environment that has copies of these folders."""
         env: dict[str, object] = {"excludes": NOT_SENT}
         for folder in self.folders:

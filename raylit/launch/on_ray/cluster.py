@@ -10,7 +10,6 @@ import logging
 import os
 import threading
 from collections.abc import Mapping
-from typing import Any
 
 import ray
 
@@ -54,7 +53,7 @@ def connect(num_cpus: float = 1) -> bool:
 def _connect(num_cpus: float) -> None:
     global _is_quiet, _started, _inherited
     address = os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {
+    quiet: nodes.Output = {
         "logging_level": logging.INFO if is_verbose() else logging.WARNING,
         "log_to_driver": is_verbose(),
     }
@@ -84,7 +83,7 @@ def _connect(num_cpus: float) -> None:
     _is_quiet = not is_verbose()
 
 
-def join(address: str, arguments: dict[str, Any]) -> None:
+def join(address: str, arguments: nodes.Output) -> None:
     """Connect to the cluster at an address, with the code where its nodes do not see it.
 
     Raises:

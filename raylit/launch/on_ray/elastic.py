@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ray
 from ray.train.v2.api.exceptions import PreemptionError
@@ -33,6 +33,19 @@ from raylit.launch.on_ray.private import (
     free_resources,
     groups,
 )
+
+if TYPE_CHECKING:
+    from ray.train.v2._internal.execution.context import TrainRunContext
+    from ray.train.v2._internal.execution.scaling_policy import ScalingDecision
+    from ray.train.v2._internal.execution.worker_group import (
+        WorkerGroupPollStatus,
+        WorkerGroupState,
+    )
+    from ray.train.v2.api.config import FailureConfig, ScalingConfig
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from raylit.launch.on_ray.mailbox import Restarts
+    from raylit.launch.on_ray.private import ActorHandle, ReservedGroup
 
 NODE_ID = "ray.io/node-id"  # the label that each node has
 LOOK_EVERY_S = 0.5  # at the cluster, while there is not enough room
@@ -76,7 +89,7 @@ class Room:
         )
         return next(both), next(both)
 
-    def reserved(self) -> list[dict[str, Any]]:
+    def reserved(self) -> list[ReservedGroup]:
         """Return the groups that this job has reserved."""
         return list(groups(self.run).values())
 
@@ -124,7 +137,9 @@ class AsManyAsFit(ElasticScalingPolicy):
         grows: whether the job can go on where it is, so that it may be interrupted.
     """
 
-    def __init__(self, scaling_config: Any, room: Room, mailbox: Any, grows: bool) -> None:
+    def __init__(
+        self, scaling_config: ScalingConfig, room: Room, mailbox: ActorHandle, grows: bool
+    ) -> None:
         super().__init__(scaling_config)
         self.room = room
         self.mailbox = mailbox
@@ -136,7 +151,7 @@ class AsManyAsFit(ElasticScalingPolicy):
         self._lacks = False  # room for the fewest
         self._looked = float("-inf")
 
-    def after_controller_start(self, train_run_context: Any) -> None:
+    def after_controller_start(self, train_run_context: TrainRunContext) -> None:
         """Begin; should there be less room than it seemed, look again soon."""
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
         super().after_controller_start(train_run_context)
@@ -149,7 +164,7 @@ class AsManyAsFit(ElasticScalingPolicy):
         except ray.exceptions.RayError:  # the head is busy or being started anew, and asked again
             return None
 
-    def make_decision_for_non_running_worker_group(self) -> Any:
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Start with as many as fit, if those are enough."""
         time.sleep(max(0.0, self._looked + LOOK_EVERY_S - time.monotonic()))
         self._looked = time.monotonic()
@@ -164,8 +179,8 @@ class AsManyAsFit(ElasticScalingPolicy):
         return decision
 
     def make_decision_for_running_worker_group(
-        self, worker_group_state: Any, worker_group_status: Any
-    ) -> Any:
+        self, worker_group_state: WorkerGroupState, worker_group_status: WorkerGroupPollStatus
+    ) -> NoopDecision:
         """Go on.
 
         But if there is room for more, have the workers save and leave, whereupon they are started
@@ -213,12 +228,12 @@ class LostNodesAreNoFailures(DefaultFailurePolicy):
         restarts: is told of failures.
     """
 
-    def __init__(self, failure_config: Any, room: Room, restarts: Any) -> None:
+    def __init__(self, failure_config: FailureConfig, room: Room, restarts: Restarts) -> None:
         super().__init__(failure_config)
         self.room = room
         self.restarts = restarts
 
-    def make_decision(self, training_failed_error: Any) -> Any:
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """Say what becomes of a failure."""
         failures = getattr(training_failed_error, "worker_failures", {})
         lost = (

@@ -8,10 +8,9 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import ray
-from ray.train import FailureConfig, TrainingFailedError
 from ray.train.v2.api.exceptions import PreemptionError
 
 from raylit.errors import LaunchError
@@ -27,13 +26,19 @@ from raylit.launch.on_ray.mailbox import (
 from raylit.parallel import is_lost_peer
 from raylit.runtime.tracebacks import traceback_of
 
+if TYPE_CHECKING:
+    from ray.train.v2.api.config import FailureConfig
+    from ray.train.v2.api.exceptions import TrainingFailedError
+else:  # which are those
+    from ray.train import FailureConfig, TrainingFailedError
+
 DEAD = (
     ray.exceptions.RayActorError,
     ray.exceptions.OutOfMemoryError,
 )  # what is raised by asking something of an actor that has died
 
 
-def failure_config(max_failures: Any) -> Any:
+def failure_config(max_failures: int | FailureConfig) -> FailureConfig:
     """Return Ray's FailureConfig for `Trainer(max_failures=...)`.
 
     A number, or the config itself.
@@ -45,7 +50,7 @@ def failure_config(max_failures: Any) -> Any:
     )
 
 
-def less(failures: Any, num_failures: int) -> Any:
+def less(failures: FailureConfig, num_failures: int) -> FailureConfig:
     """Return a FailureConfig that allows what is left after some failures."""
     if failures.max_failures == -1 or not num_failures:
         return failures
@@ -80,7 +85,7 @@ def raise_original(error: TrainingFailedError) -> NoReturn:
             started.
     """
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    own: list[Any] = [
+    own = [
         failure for failure in failures.values() if is_ours(failure) and not is_consequence(failure)
     ]
     if own:

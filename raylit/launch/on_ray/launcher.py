@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ray import cloudpickle
-from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 
 from raylit.callbacks import RecoveryCheckpoint
 from raylit.core.job import Job, Result
@@ -51,7 +50,12 @@ from raylit.runtime.environment import seconds
 from raylit.runtime.messages import info, is_verbose, number_of
 
 if TYPE_CHECKING:
+    from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
     from raylit.core.trainer import JobTrainer
+else:  # which are those
+    from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 
 # Ray Train polls its workers every 2 s by default, which every fit waits for at its end.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -144,7 +148,7 @@ class RayTrainLauncher:
             trainer.min_workers, self.resources, trainer.num_workers if trainer.is_elastic else 0
         )
 
-    def run(self, job: Job, work: Callable[[], bytes | None], relay: Relay) -> Any:
+    def run(self, job: Job, work: Callable[[], bytes | None], relay: Relay) -> object:
         """Have Ray Train call `work` on all workers, again if they are to be started anew.
 
         Return what rank 0 returned.
@@ -158,7 +162,7 @@ class RayTrainLauncher:
         with leaving_nothing(_storage(job), self._names):
             return self._run_until_done(job, work, relay)
 
-    def _run_until_done(self, job: Job, work: Callable[[], bytes | None], relay: Relay) -> Any:
+    def _run_until_done(self, job: Job, work: Callable[[], bytes | None], relay: Relay) -> object:
         failures = failure_config(job.trainer.max_failures)
         num_preemptions = 0
         while True:
@@ -209,7 +213,7 @@ class RayTrainLauncher:
         if watch.run:
             private.remove_groups(watch.run)
 
-    def _may_restart(self, died: ControllerDied, failures: Any, watch: Watch) -> None:
+    def _may_restart(self, died: ControllerDied, failures: FailureConfig, watch: Watch) -> None:
         """Count a failure that Ray Train could not count itself.
 
         Raises:
@@ -225,11 +229,13 @@ class RayTrainLauncher:
             f" watches the workers died: {died.why}."
         )
 
-    def _run(self, job: Job, work: Callable[[], bytes | None], failures: Any, relay: Relay) -> Any:
+    def _run(
+        self, job: Job, work: Callable[[], bytes | None], failures: FailureConfig, relay: Relay
+    ) -> object:
         """Have Ray Train call `work` on all workers, once; return what rank 0 returned."""
         trainer = job.trainer
         num_failures = relay.watch.num_failures
-        restarts: Any = Restarts(relay.mailbox, failures.max_failures, num_failures)
+        restarts = Restarts(relay.mailbox, failures.max_failures, num_failures)
         # another one each time: Ray Train would go on with a run of the same name
         name = f"{job.fn}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
         relay.watch.run = name
@@ -237,17 +243,17 @@ class RayTrainLauncher:
         size: int | tuple[int, int] = trainer.num_workers
         if trainer.is_elastic:
             size = (trainer.min_workers, trainer.num_workers)
-        # mypy sees Ray Train's first version, which v2 replaces at run time.
-        scaling: Any = ScalingConfig(  # type: ignore[call-arg]
-            num_workers=size,  # type: ignore[arg-type]
+        scaling = ScalingConfig(
+            num_workers=size,
             use_gpu=self.gpu,
             resources_per_worker=self.resources,
             elastic_resize_monitor_interval_s=seconds(RESIZE_VARIABLE, RESIZE_EVERY_S),
         )
-        config: Any = RunConfig(  # type: ignore[call-arg]  # likewise
+        allowed = less(failures, num_failures)
+        config = RunConfig(
             name=name,
             storage_path=_storage(job),
-            failure_config=less(failures, num_failures),
+            failure_config=allowed,
             callbacks=[] if trainer.is_elastic else [restarts],
             logging_config=LoggingConfig(log_level="INFO" if is_verbose() else "WARNING"),
         )
@@ -263,7 +269,7 @@ class RayTrainLauncher:
             room = Room(self.resources, name)
             run.policies = {
                 "scaling_policy": AsManyAsFit(scaling, room, relay.mailbox, grows=_goes_on(job)),
-                "failure_policy": LostNodesAreNoFailures(config.failure_config, room, restarts),
+                "failure_policy": LostNodesAreNoFailures(allowed, room, restarts),
             }
         self._train_run = run
         try:

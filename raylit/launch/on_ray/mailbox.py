@@ -9,16 +9,32 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeGuard
 
 import ray
 from ray.train import UserCallback
 from ray.train.backend import Backend, BackendConfig
 
+if TYPE_CHECKING:
+    from ray.train._internal.base_worker_group import BaseWorkerGroup
+
+    from raylit.launch.on_ray.private import ActorHandle
+
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 TERMINATED = "RAYLIT_TERMINATED"
 LOW_MEMORY = "running low on memory"  # in Ray's words
 ANSWER_S = 1.0  # how long a node may take to accept a connection
+
+Message: TypeAlias = tuple[str, Any]  # its kind, which says what the other is
+
+
+class Node(TypedDict):
+    """One of those that `ray.nodes` lists, as far as it is asked."""
+
+    NodeID: str
+    Alive: bool
+    NodeManagerAddress: str
+    NodeManagerPort: int
 
 
 class Mailbox:
@@ -30,11 +46,11 @@ class Mailbox:
     """
 
     def __init__(self) -> None:
-        self.items: list[tuple[str, Any]] = []
+        self.items: list[Message] = []
         self.ends = self.makes_room = False
         self.number = 0
-        self.job: Any = None
-        self.results: dict[int, Any] = {}
+        self.job: object = None
+        self.results: dict[int, object] = {}
 
     def end(self) -> None:
         """The driver wants the workers to save the run and leave."""
@@ -56,7 +72,7 @@ class Mailbox:
         self.job = job
         self.results = {}
 
-    def next_job(self, after: int) -> tuple[int, Any]:
+    def next_job(self, after: int) -> tuple[int, object]:
         """Return number and job, which is None until there is one that follows number `after`.
 
         A worker that has just started asks with 0.
@@ -87,7 +103,7 @@ class Mailbox:
             self.items.pop()
         self.items.append((kind, content))
 
-    def take(self) -> list[tuple[str, Any]]:
+    def take(self) -> list[Message]:
         """Return what is held."""
         items = self.items
         self.items = []
@@ -139,7 +155,7 @@ class Left(Exception):
         self.why = why
 
 
-def is_leave(failure: BaseException) -> bool:
+def is_leave(failure: object) -> TypeGuard[Left]:
     """Tell whether a failure is none, but that the workers have left.
 
     See `is_ours` for how it is told.
@@ -147,7 +163,7 @@ def is_leave(failure: BaseException) -> bool:
     return type(failure).__name__ == Left.__name__
 
 
-def is_ours(failure: BaseException) -> bool:
+def is_ours(failure: object) -> TypeGuard[WorkerFailure]:
     """Tell whether a failure is a WorkerFailure.
 
     Having come from another process, it is of a class of the same name.
@@ -155,7 +171,7 @@ def is_ours(failure: BaseException) -> bool:
     return type(failure).__name__ == WorkerFailure.__name__
 
 
-def is_consequence(failure: Any) -> bool:
+def is_consequence(failure: BaseException) -> bool:
     """Tell whether a failure only says that another rank could not be reached."""
     return is_ours(failure) and bool(failure.is_consequence)
 
@@ -181,7 +197,7 @@ def last_line(text: str) -> str:
     return lines[-1] if lines else text.strip()
 
 
-def reason(failure: Any) -> str:
+def reason(failure: BaseException) -> str:
     """Return the telling line.
 
     Of an exception the last one, of Ray's errors that without its list of what might have been.
@@ -210,7 +226,7 @@ class Restarts(UserCallback):
         num_failures: how often it did before.
     """
 
-    def __init__(self, mailbox: Any, max_failures: int, num_failures: int) -> None:
+    def __init__(self, mailbox: ActorHandle, max_failures: int, num_failures: int) -> None:
         self.mailbox = mailbox
         self.max_failures = max_failures
         self.num_failures = num_failures
@@ -248,7 +264,7 @@ def interface_of(address: str) -> str | None:
     return next(owners, None)
 
 
-def answers(node: dict[str, Any]) -> bool:
+def answers(node: Node) -> bool:
     """Tell whether a node, of those that `ray.nodes` lists, is still there.
 
     Ray itself takes some time to notice.
@@ -316,7 +332,7 @@ class Environment(Backend):
 
     share_cuda_visible_devices = True
 
-    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+    def on_start(self, worker_group: BaseWorkerGroup, backend_config: Any) -> None:
         """The workers are there."""
         worker_group.execute(
             prepare, {**backend_config.env, **worker_group.execute_single(0, meeting_place)}
@@ -354,6 +370,6 @@ class ProcessGroup(BackendConfig):
         self.env = env
 
     @property
-    def backend_cls(self) -> Any:
+    def backend_cls(self) -> type[Environment]:
         """What prepares the workers."""
         return Environment

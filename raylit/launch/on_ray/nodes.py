@@ -10,7 +10,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -23,6 +23,13 @@ from raylit.runtime.storage import unwritable
 T = TypeVar("T")
 
 ASK_S = 60.0  # how long a node may take to answer; it may have to start a process first
+
+
+class Output(TypedDict):
+    """What of Ray's own words is shown, as arguments of `ray.init`."""
+
+    logging_level: int
+    log_to_driver: bool
 
 
 def check_shared(folders: Iterable[str]) -> None:
@@ -105,7 +112,7 @@ def without_code() -> list[str]:
     return [others[node] for node, sees in found.items() if not all(sees)]
 
 
-def connect_with_code(address: str, arguments: dict[str, Any]) -> None:
+def connect_with_code(address: str, arguments: Output) -> None:
     """Connect to a cluster again, now with the code.
 
     Raises:

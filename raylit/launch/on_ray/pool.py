@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from typing import Any
 
 import ray
 from ray import cloudpickle
@@ -145,7 +144,7 @@ class Group:
     def _give(self, job: object) -> None:
         self._relay.mailbox.give.remote(self._number, job)
 
-    def _result(self) -> Any:
+    def _result(self) -> ray.ObjectRef[bytes] | None:
         """Return a reference to the result of the job, or None after a moment."""
         with contextlib.suppress(queue.Empty):
             number, (result,) = self._relay.watch.results.get(timeout=0.02)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ray
 import ray.train
 
 from raylit.launch.on_ray.failure import DEAD
 from raylit.launch.on_ray.mailbox import TERMINATED
+
+if TYPE_CHECKING:
+    from raylit.launch.on_ray.private import ActorHandle
 
 ASK_EVERY_S = 5.0  # as often as Ray Train itself looks for nodes that are drained
 ASK_DRIVER_EVERY_S = 0.5
@@ -32,13 +35,13 @@ class Notice:
             else nothing.
     """
 
-    def __init__(self, mailbox: Any) -> None:
+    def __init__(self, mailbox: ActorHandle | None) -> None:
         self.given = False
         self.why = ""
         self._next = time.monotonic() + ASK_EVERY_S
         self._mailbox = mailbox
         self._next_question = 0.0
-        self._answer: object = None
+        self._answer: ray.ObjectRef[str] | None = None
 
     @property
     def terminated(self) -> bool:
@@ -69,7 +72,7 @@ class Notice:
             self._answer = self._mailbox.why_end.remote()
         if not ray.wait([self._answer], timeout=0)[0]:
             return False
-        answer: Any = self._answer
+        answer = self._answer
         self._answer = None
         self._next_question = time.monotonic() + ASK_DRIVER_EVERY_S
         try:

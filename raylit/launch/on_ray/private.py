@@ -18,14 +18,13 @@ import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import ray
 from ray._common import network_utils
 from ray._private import ray_constants, services
 from ray._raylet import PlacementGroupID
 from ray.experimental import internal_kv
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
@@ -43,6 +42,14 @@ from ray.train.v2._internal.execution.worker_group.placement_group_handle import
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+if TYPE_CHECKING:
+    from ray.train.v2._internal.execution.worker_group import WorkerGroupContext
+    from ray.train.v2.api.callback import RayTrainCallback
+    from ray.train.v2.api.result import Result
+    from ray.train.v2.torch.torch_trainer import TorchTrainer
+else:  # which is that one
+    from ray.train.torch import TorchTrainer
+
 __all__ = [
     "DefaultFailurePolicy",
     "ElasticScalingPolicy",
@@ -57,6 +64,17 @@ NOT_NEEDED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 # Where the autoscaler writes what it does, every 5 s; `ray status` reads it there.
 AUTOSCALER_STATUS = "__autoscaling_status"
 
+ActorHandle: TypeAlias = Any  # Ray's, whose own type has no methods: each is called by `.remote()`
+
+
+class ReservedGroup(TypedDict):
+    """Resources that are reserved together, as far as it is asked of them."""
+
+    name: str
+    state: str
+    bundles: dict[int, dict[str, float]]
+    bundles_to_node_id: dict[int, str]
+
 
 class NamedGroups(WorkerGroup):
     """Workers whose reserved resources carry the name of their run.
@@ -65,7 +83,9 @@ class NamedGroups(WorkerGroup):
     only be told apart by amount and time; then the end of one run took the other's workers along.
     """
 
-    def _create_placement_group(self, scaling_config: object, worker_group_context: Any) -> Any:
+    def _create_placement_group(
+        self, scaling_config: object, worker_group_context: WorkerGroupContext
+    ) -> DefaultPlacementGroupHandle:
         context = worker_group_context
         run = self._train_run_context.run_config.name
         made = placement_group(
@@ -120,26 +140,26 @@ class TrainRun(TorchTrainer):
     Ray's own handler would end the process, with exit code 1 and without a word.
     """
 
-    _controller: Any = None
-    policies: Mapping[str, Any] = MappingProxyType({})  # in the place of Ray's own
+    _controller: ActorHandle = None
+    policies: Mapping[str, object] = MappingProxyType({})  # in the place of Ray's own
 
-    def _create_default_callbacks(self) -> list[object]:
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
         """Leave out those for whose sake each run would start one more process."""
         made = super()._create_default_callbacks()  # type: ignore[misc]  # mypy sees Train's v1
         return [callback for callback in made if type(callback).__name__ not in NOT_NEEDED]
 
-    def _initialize_and_run_controller(self, **arguments: object) -> Any:
+    def _initialize_and_run_controller(self, **arguments: object) -> Result:
         """Do as Ray does, but remember the controller, and leave Ctrl-C to Python."""
         here: Any = NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
         env = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **get_env_vars_to_propagate()}
-        actor: Any = ray.remote(
-            num_cpus=0, scheduling_strategy=here, runtime_env={"env_vars": env}
-        )(NamedTrainController)
+        actor = ray.remote(num_cpus=0, scheduling_strategy=here, runtime_env={"env_vars": env})(
+            NamedTrainController
+        )
         self._controller = actor.remote(**{**arguments, **self.policies})
         ray.get(self._controller.run.remote())
-        result = ray.get(self._controller.get_result.remote())
+        result: Result = ray.get(self._controller.get_result.remote())
         # Its process ends with its last handle. The traceback of an exception, which a notebook
         # keeps, leads to this object.
         self._controller = None
@@ -159,11 +179,10 @@ class TrainRun(TorchTrainer):
             ray.kill(controller)
 
 
-def groups(run: str = "") -> dict[str, dict[str, Any]]:
+def groups(run: str = "") -> dict[str, ReservedGroup]:
     """Return the groups of resources that a run has reserved, by id; without a run, all there are.
 
-    Each is as in `ray.util.placement_group_table`: `name`, `state`, `bundles`,
-    `bundles_to_node_id`.
+    Each is as in `ray.util.placement_group_table`.
     """
     return {
         name: group

@@ -11,7 +11,7 @@ import select
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -22,6 +22,10 @@ from raylit.launch.on_ray.mailbox import Mailbox
 from raylit.launch.on_ray.watch import Watch
 from raylit.runtime.messages import info, warn
 
+if TYPE_CHECKING:
+    from raylit.launch.on_ray.private import ActorHandle
+    from raylit.launch.on_ray.watch import Where
+
 PATIENCE_S = 30.0  # with workers that are to save the run and leave
 LINE_CHARS = 10_000  # of a line that is sent to the driver
 CLOSE_S = 2.0  # for what forked processes have printed last
@@ -30,7 +34,7 @@ CLOSE_S = 2.0  # for what forked processes have printed last
 class RemoteScreen:
     """What the ProgressBar of rank 0 draws on: sends and does not wait."""
 
-    def __init__(self, mailbox: Any) -> None:
+    def __init__(self, mailbox: ActorHandle) -> None:
         self.mailbox = mailbox
 
     def show(self, shown: dict[str, object]) -> None:
@@ -41,7 +45,7 @@ class RemoteScreen:
         """Send a line."""
         self.mailbox.send.remote("print", text)
 
-    def started(self, where: dict[str, object]) -> None:
+    def started(self, where: Where) -> None:
         """Send where a rank has started."""
         self.mailbox.send.remote("started", where)
 
@@ -191,7 +195,7 @@ class Relay:
             ray.get_runtime_context().get_node_id(), soft=False
         )
         actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox)
-        self.mailbox: Any = actor.remote()
+        self.mailbox: ActorHandle = actor.remote()
         self.screen = RemoteScreen(self.mailbox)
         self.watch = watch
         self.every_s = every_s

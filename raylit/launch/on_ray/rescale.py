@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raylit.callbacks import GradientAccumulationScheduler
 from raylit.runtime.messages import info
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from raylit.core.progress import Progress
     from raylit.core.trainer import JobTrainer
     from raylit.data import CombinedLoader
+    from raylit.launch.on_ray.relay import RemoteScreen
+    from raylit.runtime.aliases import StateDict
 
 LIMITS = (
     "limit_train_batches",
@@ -47,7 +49,7 @@ class Resized:
         policy: what became of the batch of a step, in words.
     """
 
-    def __init__(self, size: int, most: int, screen: Any = None) -> None:
+    def __init__(self, size: int, most: int, screen: RemoteScreen | None = None) -> None:
         self.size = size
         self.most = most
         self.screen = screen
@@ -130,7 +132,9 @@ class Resized:
             return None
         return int(min(now * meant_accumulate, meant))
 
-    def go_on(self, progress: Progress, accumulate: int, ranks: Sequence[Any]) -> int | None:
+    def go_on(
+        self, progress: Progress, accumulate: int, ranks: Sequence[StateDict | None]
+    ) -> int | None:
         """Count the batches that were read as so many workers would have counted them.
 
         That says from where the fit goes on.

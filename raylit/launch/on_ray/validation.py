@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 
@@ -111,8 +111,8 @@ class ValidationTasks:
             resources=config.resources or None,
             scheduling_strategy="SPREAD",  # not among the resources of the worker that asks for it
         )
-        self._futures: dict[str, concurrent.futures.Future[Any]] = {}
-        self._refs: dict[str, Any] = {}
+        self._futures: dict[str, concurrent.futures.Future[object]] = {}
+        self._refs: dict[str, ray.ObjectRef[object]] = {}
 
     def start(self, path: str, progress: dict[str, object], then: Callable[[], None]) -> None:
         """Have the checkpoint at `path` validated.
@@ -137,7 +137,7 @@ class ValidationTasks:
         if path in self._futures:
             concurrent.futures.wait([self._futures[path]], timeout=seconds)
 
-    def outcome(self, path: str) -> Any:
+    def outcome(self, path: str) -> object:
         """Return what it found, the WorkerFailure it ended with, or in words why there is nothing.
 
         It is forgotten then.

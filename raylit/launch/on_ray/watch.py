@@ -8,13 +8,28 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 from raylit.launch.on_ray import private
 from raylit.launch.on_ray.resources import asked_for, missing, there_is
 from raylit.runtime.messages import info
 
+if TYPE_CHECKING:
+    import ray
+
+    # the number of a job, and a reference to what came of it
+    Done: TypeAlias = tuple[int, list[ray.ObjectRef[bytes]]]
+
 FIRST_S, EVERY_S = 5.0, 30.0  # of waiting, until it is said and until it is said again
+
+
+class Where(TypedDict):
+    """Where a rank has started, and among how many."""
+
+    rank: int
+    size: int
+    node: str
+    device: str
 
 
 class Watch:
@@ -48,12 +63,12 @@ class Watch:
         self.num_starts = 0
         self.run = ""
         self.all_left = threading.Event()
-        self.results: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._ranks: dict[int, dict[str, Any]] = {}
+        self.results: queue.SimpleQueue[Done] = queue.SimpleQueue()
+        self._ranks: dict[int, Where] = {}
         self._began = time.monotonic()
         self._next = self._began + FIRST_S
 
-    def started(self, where: dict[str, Any]) -> None:
+    def started(self, where: Where) -> None:
         """A rank has started; once all have, say where."""
         self._ranks[where["rank"]] = where
         if len(self._ranks) < where["size"]:
@@ -106,7 +121,7 @@ class Watch:
         if not self._ranks:
             self.all_left.set()
 
-    def did(self, result: tuple[int, object]) -> None:
+    def did(self, result: Done) -> None:
         """Workers that are kept are through with a job."""
         self.results.put(result)
 

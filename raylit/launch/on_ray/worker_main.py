@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ray
 import torch
@@ -36,6 +36,9 @@ from raylit.launch.on_ray.watchdog import Patience
 from raylit.parallel import choose_device
 from raylit.runtime.messages import is_verbose
 from raylit.runtime.rng import seed_everything
+
+if TYPE_CHECKING:
+    from raylit.launch.on_ray.watch import Where
 
 SEED = "PL_GLOBAL_SEED"
 ASK_EVERY_S = 0.1  # for the next job
@@ -80,7 +83,7 @@ class Work:
         result = self.do()
         return None if result is None else packed(result)
 
-    def do(self) -> Any:
+    def do(self) -> Result | Preempted | None:
         """Do the work of this worker.
 
         Returns:
@@ -127,7 +130,7 @@ class Work:
                 if plan is not None and not (job.fn == "fit" and job.ckpt_path):
                     plan.tell("from the start")
                 with Patience(job, self.screen, rank):
-                    result: object = run_job(job)
+                    result = run_job(job)
             except BaseException as error:
                 if isinstance(error, Terminated) and notice.given:
                     if job.rescale_plan is None:
@@ -187,7 +190,7 @@ class Works:
                 torch.cuda.empty_cache()
 
 
-def packed(result: Result | Preempted) -> bytes:
+def packed(result: Result | Preempted | None) -> bytes:
     """Return what a job gives back, pickled, but for attributes of callbacks that cannot be."""
     if isinstance(result, Result) and result.state is not None:
         for callback in result.state["callbacks"]:
@@ -195,7 +198,7 @@ def packed(result: Result | Preempted) -> bytes:
     return bytes(cloudpickle.dumps(result))
 
 
-def _where(job: Job, rank: int) -> dict[str, Any]:
+def _where(job: Job, rank: int) -> Where:
     """Return what the driver tells of a worker."""
     address = ray.util.get_node_ip_address()
     device = choose_device(

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import cloudpickle
 import torch
@@ -185,7 +184,7 @@ def start(job: Job, plan: Plan, folder: Path) -> PContext:
     sys.stderr.flush()
     if job.trainer.start_method == "fork":
         sent = copy.copy(job)
-        args: dict[int, tuple[Any, ...]] = {
+        args: dict[int, tuple[object, ...]] = {
             rank: (sent, plan, folder, rank) for rank in range(plan.size)
         }
         return start_processes("raylit", be_forked, args, envs, logs, start_method="fork")

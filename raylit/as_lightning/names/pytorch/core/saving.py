@@ -7,11 +7,14 @@ import csv
 import os
 from argparse import Namespace
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import yaml
 
 from raylit.checkpoint import to_plain
+
+if TYPE_CHECKING:
+    from raylit.runtime.aliases import Arguments
 
 __all__ = [
     "load_hparams_from_tags_csv",
@@ -25,7 +28,7 @@ CHECKPOINT_PAST_HPARAMS_KEYS = ("hparams", "module_arguments")
 Path = str | os.PathLike[str]
 
 
-def update_hparams(hparams: dict[str, Any], updates: Mapping[str, Any]) -> None:
+def update_hparams(hparams: Arguments, updates: Mapping[str, object]) -> None:
     """Put new values into hyperparameters, key by key in nested ones."""
     for name, value in updates.items():
         if isinstance(value, Mapping) and isinstance(hparams.get(name), dict):
@@ -34,7 +37,7 @@ def update_hparams(hparams: dict[str, Any], updates: Mapping[str, Any]) -> None:
             hparams[name] = value
 
 
-def load_hparams_from_yaml(config_yaml: Path, use_omegaconf: bool = True) -> dict[str, Any]:
+def load_hparams_from_yaml(config_yaml: Path, use_omegaconf: bool = True) -> Arguments:
     """Return the hyperparameters in a YAML file; none if there is no such file."""
     if not os.path.isfile(config_yaml):
         return {}
@@ -43,7 +46,7 @@ def load_hparams_from_yaml(config_yaml: Path, use_omegaconf: bool = True) -> dic
 
 
 def save_hparams_to_yaml(
-    config_yaml: Path, hparams: Mapping[str, Any] | Namespace, use_omegaconf: bool = True
+    config_yaml: Path, hparams: Mapping[str, object] | Namespace, use_omegaconf: bool = True
 ) -> None:
     """Write hyperparameters to a YAML file; what is no plain data as text.
 
@@ -60,7 +63,7 @@ def save_hparams_to_yaml(
         yaml.safe_dump({name: _written(value) for name, value in values.items()}, file)
 
 
-def _written(value: Any) -> Any:
+def _written(value: object) -> object:
     try:
         plain = to_plain(value)
         yaml.safe_dump(plain)
@@ -69,7 +72,7 @@ def _written(value: Any) -> Any:
     return plain
 
 
-def load_hparams_from_tags_csv(tags_csv: Path) -> dict[str, Any]:
+def load_hparams_from_tags_csv(tags_csv: Path) -> Arguments:
     """Return the hyperparameters in a CSV file of keys and values; none if there is no file."""
     if not os.path.isfile(tags_csv):
         return {}
@@ -77,7 +80,7 @@ def load_hparams_from_tags_csv(tags_csv: Path) -> dict[str, Any]:
         return {row["key"]: convert(row["value"]) for row in csv.DictReader(file)}
 
 
-def save_hparams_to_tags_csv(tags_csv: Path, hparams: Mapping[str, Any] | Namespace) -> None:
+def save_hparams_to_tags_csv(tags_csv: Path, hparams: Mapping[str, object] | Namespace) -> None:
     """Write hyperparameters to a CSV file of keys and values.
 
     Raises:
@@ -92,7 +95,7 @@ def save_hparams_to_tags_csv(tags_csv: Path, hparams: Mapping[str, Any] | Namesp
         writer.writerows({"key": name, "value": value} for name, value in values.items())
 
 
-def convert(val: str) -> Any:
+def convert(val: str) -> object:
     """Return the Python literal that a text is, else the text."""
     try:
         return ast.literal_eval(val)

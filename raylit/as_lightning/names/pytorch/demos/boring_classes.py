@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,19 +62,19 @@ class RandomIterableDatasetWithLen(RandomIterableDataset):
 class BoringDataModuleNoLen(LightningDataModule):
     """Streams of random numbers for every stage, none of which tells its length."""
 
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self) -> DataLoader[Tensor]:
         """64 samples."""
         return DataLoader(RandomIterableDataset(32, 64))
 
-    def val_dataloader(self) -> Any:
+    def val_dataloader(self) -> DataLoader[Tensor]:
         """64 samples."""
         return DataLoader(RandomIterableDataset(32, 64))
 
-    def test_dataloader(self) -> Any:
+    def test_dataloader(self) -> DataLoader[Tensor]:
         """64 samples."""
         return DataLoader(RandomIterableDataset(32, 64))
 
-    def predict_dataloader(self) -> Any:
+    def predict_dataloader(self) -> DataLoader[Tensor]:
         """64 samples."""
         return DataLoader(RandomIterableDataset(32, 64))
 
@@ -87,11 +86,11 @@ class IterableBoringDataModule(LightningDataModule):
         """Make the streams of a stage."""
         self.datasets = [RandomIterableDataset(4, 10), RandomIterableDataset(4, 20)]
 
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self) -> DataLoader[Tensor]:
         """The longer stream."""
         return DataLoader(self.datasets[1], batch_size=2)
 
-    def val_dataloader(self) -> Any:
+    def val_dataloader(self) -> list[DataLoader[Tensor]]:
         """Both."""
         return [DataLoader(one, batch_size=2) for one in self.datasets]
 
@@ -105,7 +104,7 @@ class ManualOptimBoringModel(BoringModel):
         super().__init__()
         self.automatic_optimization = False
 
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """One batch, with the backward pass and the step in it."""
         optimizer = self.optimizers()
         loss = self.step(batch)
@@ -123,15 +122,16 @@ class DemoModel(LightningModule):
         self.l1 = nn.Linear(32, out_dim)
         self.learning_rate = learning_rate
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Tensor) -> Tensor:
         """Map (batch, 32) to (batch, out_dim)."""
         return torch.relu(self.l1(x.view(x.size(0), -1)))
 
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """The sum of the outputs."""
-        return self(batch).sum()
+        loss: Tensor = self(batch).sum()
+        return loss
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam."""
         return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
 

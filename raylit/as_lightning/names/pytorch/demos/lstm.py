@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +56,7 @@ class SimpleLSTM(nn.Module):
 class SequenceSampler(Sampler[int]):
     """Gives the samples of a text in an order in which each batch goes on where the last ended."""
 
-    def __init__(self, dataset: Dataset[Any], batch_size: int) -> None:
+    def __init__(self, dataset: Dataset[object], batch_size: int) -> None:
         super().__init__()
         self.dataset, self.batch_size = dataset, batch_size
         self.chunk_size = len(dataset) // batch_size  # type: ignore[arg-type]
@@ -93,6 +92,6 @@ class LightningLSTM(raylit.LightningModule):
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return SGD."""
         return torch.optim.SGD(self.parameters(), lr=20.0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -68,15 +66,16 @@ class LightningTransformer(LightningModule):
         super().__init__()
         self.model = Transformer(vocab_size=vocab_size)
 
-    def forward(self, inputs: Tensor, target: Tensor) -> Any:
+    def forward(self, inputs: Tensor, target: Tensor) -> Tensor:
         """As Transformer."""
-        return self.model(inputs, target)
+        output: Tensor = self.model(inputs, target)
+        return output
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch."""
         inputs, target = batch
         return nn.functional.nll_loss(self(inputs, target), target.view(-1))
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         """SGD."""
         return torch.optim.SGD(self.model.parameters(), lr=0.1)

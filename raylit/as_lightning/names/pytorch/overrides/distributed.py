@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 from torch.utils.data import BatchSampler, DistributedSampler
@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler, DistributedSampler
 __all__ = ["UnrepeatedDistributedSampler", "UnrepeatedDistributedSamplerWrapper"]
 
 
-class UnrepeatedDistributedSampler(DistributedSampler[Any]):
+class UnrepeatedDistributedSampler(DistributedSampler[int]):
     """A DistributedSampler that pads nothing: ranks may have one sample more than others."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -19,7 +19,7 @@ class UnrepeatedDistributedSampler(DistributedSampler[Any]):
         self.num_samples = len(range(self.rank, len(self.dataset), self.num_replicas))
         self.total_size = len(self.dataset)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[int]:
         import torch
 
         assert isinstance(self.dataset, Sized)
@@ -33,11 +33,11 @@ class UnrepeatedDistributedSampler(DistributedSampler[Any]):
 class UnrepeatedDistributedSamplerWrapper(UnrepeatedDistributedSampler):
     """As UnrepeatedDistributedSampler, of what another sampler gives."""
 
-    def __init__(self, sampler: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, sampler: Iterable[int], *args: Any, **kwargs: Any) -> None:
         self.sampler = sampler
         super().__init__(list(sampler), *args, **kwargs)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[int]:
         given = list(self.sampler)
         self.dataset = given  # type: ignore[assignment]
         return (given[index] for index in super().__iter__())
@@ -46,7 +46,7 @@ class UnrepeatedDistributedSamplerWrapper(UnrepeatedDistributedSampler):
 class _IndexBatchSamplerWrapper(BatchSampler):
     """Notes which samples the batches were made of."""
 
-    def __init__(self, batch_sampler: Any) -> None:
+    def __init__(self, batch_sampler: BatchSampler) -> None:
         self.batch_sampler = batch_sampler
         self.seen_batch_indices: list[list[int]] = []
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from raylit import LightningModule
@@ -11,7 +9,7 @@ from raylit import LightningModule
 __all__ = ["from_compiled", "to_uncompiled"]
 
 
-def from_compiled(model: Any) -> LightningModule:
+def from_compiled(model: object) -> LightningModule:
     """Return the module in a compiled one; `Trainer.fit` takes either.
 
     Raises:
@@ -22,7 +20,7 @@ def from_compiled(model: Any) -> LightningModule:
             f"`model` is required to be a `OptimizedModule`. Found a `{type(model).__name__}`"
             " instead. Give what torch.compile(model) returned."
         )
-    found: Any = model._orig_mod
+    found: object = model._orig_mod
     if not isinstance(found, LightningModule):
         raise ValueError(
             "`model` is expected to be a compiled LightningModule. Found a"
@@ -32,7 +30,7 @@ def from_compiled(model: Any) -> LightningModule:
     return found
 
 
-def to_uncompiled(model: Any) -> LightningModule:
+def to_uncompiled(model: LightningModule) -> LightningModule:
     """Return a module as it was before `torch.compile`.
 
     Raises:
@@ -45,4 +43,4 @@ def to_uncompiled(model: Any) -> LightningModule:
             f" but it is a {type(model).__name__}."
         )
     found._torch_compile = None
-    return found  # type: ignore[no-any-return]
+    return found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from raylit.as_lightning.beside import names_of
 from raylit.runtime.summary import Layer, count, shape_of
 from raylit.utilities import model_summary
@@ -23,7 +21,7 @@ __all__ = [
 __getattr__ = names_of(__name__, model_summary)
 
 
-def parse_batch_shape(batch: Any) -> Any:
+def parse_batch_shape(batch: object) -> object:
     """Return the shape of a batch, or of the items of a list."""
     found = shape_of(batch)
     return UNKNOWN_SIZE if found is None else found

@@ -7,10 +7,13 @@ import pickle
 import types
 from argparse import Namespace
 from collections.abc import MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raylit.core.hparams import AttributeDict
 from raylit.utilities.model_helpers import is_picklable
+
+if TYPE_CHECKING:
+    from raylit.runtime.aliases import Arguments
 
 __all__ = [
     "AttributeDict",
@@ -36,7 +39,7 @@ def parse_class_init_keys(cls: type) -> tuple[str, str | None, str | None]:
     )
 
 
-def get_init_args(frame: types.FrameType) -> dict[str, Any]:
+def get_init_args(frame: types.FrameType) -> Arguments:
     """Return the arguments with which the `__init__` of a frame was called; none in another."""
     variables = frame.f_locals
     cls = variables.get("__class__")
@@ -51,10 +54,10 @@ def get_init_args(frame: types.FrameType) -> dict[str, Any]:
 
 def collect_init_args(
     frame: types.FrameType,
-    path_args: list[dict[str, Any]],
+    path_args: list[Arguments],
     inside: bool = False,
     classes: tuple[type, ...] = (),
-) -> list[dict[str, Any]]:
+) -> list[Arguments]:
     """Return the arguments of the `__init__` calls on the stack, from the inner one outwards."""
     outer = frame.f_back
     cls = frame.f_locals.get("__class__")
@@ -73,7 +76,7 @@ def clean_namespace(hparams: MutableMapping[str, Any] | Namespace) -> None:
         del values[name]
 
 
-def _can_be_pickled(value: Any) -> bool:
+def _can_be_pickled(value: object) -> bool:
     try:
         pickle.dumps(value)
     except Exception:  # pickling runs the code of users' classes
@@ -81,7 +84,7 @@ def _can_be_pickled(value: Any) -> bool:
     return True
 
 
-def _holders(model: Any, attribute: str) -> list[Any]:
+def _holders(model: object, attribute: str) -> list[object]:
     """Return what has an attribute: the model, its hyperparameters, its datamodule."""
     trainer = getattr(model, "_attached", None)
     hparams = getattr(model, "hparams", {})
@@ -93,12 +96,12 @@ def _holders(model: Any, attribute: str) -> list[Any]:
     return found
 
 
-def lightning_hasattr(model: Any, attribute: str) -> bool:
+def lightning_hasattr(model: object, attribute: str) -> bool:
     """Tell whether a model, its hyperparameters or its datamodule has an attribute."""
     return bool(_holders(model, attribute))
 
 
-def lightning_getattr(model: Any, attribute: str) -> Any:
+def lightning_getattr(model: object, attribute: str) -> Any:
     """Return an attribute of a datamodule, of hyperparameters, or of a model.
 
     Raises:
@@ -114,7 +117,7 @@ def lightning_getattr(model: Any, attribute: str) -> Any:
     return holder[attribute] if isinstance(holder, dict) else getattr(holder, attribute)
 
 
-def lightning_setattr(model: Any, attribute: str, value: Any) -> None:
+def lightning_setattr(model: object, attribute: str, value: object) -> None:
     """Set an attribute wherever it is: model, hyperparameters, datamodule.
 
     Raises:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 __all__ = ["is_param_in_hook_signature"]
 
 
 def is_param_in_hook_signature(
-    hook_fx: Callable[..., Any], param: str, explicit: bool = False, min_args: int | None = None
+    hook_fx: Callable[..., object], param: str, explicit: bool = False, min_args: int | None = None
 ) -> bool:
     """Tell whether a hook takes a parameter.
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from raylit.callbacks import Bar as ProgressBar
+
+if TYPE_CHECKING:
+    from raylit.core.trainer import RunningTrainer
 
 __all__ = ["ProgressBar", "get_standard_metrics"]
 
 
-def get_standard_metrics(trainer: Any) -> dict[str, Any]:
+def get_standard_metrics(trainer: RunningTrainer) -> dict[str, object]:
     """Return the version of the logger as `v_num`, if there is one."""
     version = trainer.loggers[0].version if trainer.loggers else None
     if version is None:

@@ -19,7 +19,9 @@ class _AcceleratorConnector:
         strategy: the strategy.
     """
 
-    def __init__(self, accelerator: Any = "auto", devices: Any = "auto", **arguments: Any) -> None:
+    def __init__(
+        self, accelerator: str = "auto", devices: int | str | list[int] = "auto", **arguments: Any
+    ) -> None:
         trainer = Trainer(
             accelerator=accelerator,
             devices=devices,
@@ -33,7 +35,7 @@ class _AcceleratorConnector:
         self._accelerator_flag = kind
         self.accelerator = _KINDS[kind]()
         if kind == "cuda":
-            self._devices_flag: Any = CUDAAccelerator.parse_devices(
+            self._devices_flag: int | list[int] | None = CUDAAccelerator.parse_devices(
                 1 if devices == "auto" else devices
             )
         elif kind == "cpu":
