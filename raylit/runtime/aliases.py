@@ -10,3 +10,5 @@ Loaders: TypeAlias = Any  # a DataLoader, any iterable, or a list or dict of the
 UserOptimizer: TypeAlias = Any  # an Optimizer, or an object with the methods of one
 StateDict: TypeAlias = dict[str, Any]  # what a checkpoint holds of one object: plain data
 CheckpointDict: TypeAlias = dict[str, Any]  # a whole checkpoint
+Arguments: TypeAlias = dict[str, Any]  # keyword arguments, by name
+Experiment: TypeAlias = Any  # what a logging library itself gives: a writer, a run
