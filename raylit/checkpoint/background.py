@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +77,7 @@ class CheckpointWriter:
         kept = iter(self._kept)
         self._kept = []
 
-        def copy(value: object) -> Any:
+        def copy(value: object) -> object:
             if not isinstance(value, torch.Tensor):
                 return value
             if not _is_plain(value):

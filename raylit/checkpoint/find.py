@@ -7,16 +7,18 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from raylit.checkpoint import folder, sharded
 from raylit.checkpoint.format import is_whole, load, outline
 from raylit.errors import CheckpointError, CheckpointNotFoundError, NoBestCheckpointError
 from raylit.runtime import storage
+from raylit.runtime.aliases import CheckpointDict
 from raylit.runtime.messages import warn
 
 _TORN = "The checkpoint {} is torn or damaged; it is left aside, and the one before it is taken."
-Opened = dict[str, dict[str, Any]]
+Opened = dict[str, CheckpointDict]
+Saver: TypeAlias = Any  # a callback that saves checkpoints, perhaps the user's own
 
 SHOWN = 5  # files that an error lists
 SWEEP = "sweep.jsonl"  # lies in the folder of a sweep, whose trials' checkpoints are its own
@@ -47,7 +49,7 @@ class Origin:
         is_same = same_name and (len(modules) == 1 or "__main__" in modules)
         return None if is_same else found
 
-    def differences(self, checkpoint: Mapping[str, Any]) -> list[str]:
+    def differences(self, checkpoint: CheckpointDict) -> list[str]:
         """Return the hyperparameters that a checkpoint has otherwise, in words."""
         stored = checkpoint.get("hyper_parameters") or {}
         plain = (bool, int, float, str, type(None))
@@ -63,7 +65,7 @@ class Origin:
 
 def resolve(
     ckpt_path: str | os.PathLike[str] | None,
-    savers: Sequence[object],
+    savers: Sequence[Saver],
     roots: str | Sequence[str],
     fn: str,
     opened: Opened | None = None,
@@ -120,7 +122,7 @@ def resolve(
     return _last(folders, on_exception, fn, opened, is_own)
 
 
-def _left_by_exception(savers: Sequence[Any], on_exception: Sequence[str]) -> str | None:
+def _left_by_exception(savers: Sequence[Saver], on_exception: Sequence[str]) -> str | None:
     """Return what a fit that ended by an exception left, or a `last` file if that is newer."""
     if not on_exception:
         return None
@@ -144,7 +146,7 @@ def _given(path: str) -> str:
     return path
 
 
-def _best(savers: Sequence[object], folders: Sequence[str], fn: str, opened: Opened | None) -> str:
+def _best(savers: Sequence[Saver], folders: Sequence[str], fn: str, opened: Opened | None) -> str:
     known = [str(getattr(saver, "best_model_path", "") or "") for saver in savers]
     best = next(filter(None, known), None) or _best_in(folders, savers, opened)
     if best is None:
@@ -251,7 +253,7 @@ def _names(folders: Iterable[str]) -> str:
     return ", ".join(folders) or "any folder known to the Trainer"
 
 
-def _own_folders(savers: Sequence[Any]) -> list[str]:
+def _own_folders(savers: Sequence[Saver]) -> list[str]:
     return [os.fspath(saver.dirpath) for saver in savers if getattr(saver, "dirpath", None)]
 
 
@@ -291,7 +293,7 @@ def _searched(root: str, origin: Origin | None, opened: Opened | None) -> list[s
     return [f"{newest}/checkpoints"]
 
 
-def _read(file: str, opened: Opened | None) -> Mapping[str, object]:
+def _read(file: str, opened: Opened | None) -> CheckpointDict:
     """Return what stands in a checkpoint, without reading it twice; nothing if it is torn."""
     with contextlib.suppress(CheckpointError):  # which is told of when it is taken
         if opened is None or "://" in file or not os.path.isfile(file):
@@ -351,7 +353,7 @@ def _is_whole(path: str, opened: Opened | None = None) -> bool:
 
 
 def _best_in(
-    folders: Sequence[str], savers: Sequence[Any], opened: Opened | None = None
+    folders: Sequence[str], savers: Sequence[Saver], opened: Opened | None = None
 ) -> str | None:
     """Return the best checkpoint as the newest file knows it.
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from raylit.checkpoint import pending, place
 from raylit.errors import NotSavedError
@@ -56,7 +56,7 @@ def check_writable(folder: str) -> None:
         )
 
 
-def listing(folder: str) -> list[Any]:
+def listing(folder: str) -> Sequence[object]:
     """Return what is in `folder`; nothing if there is no such folder."""
     if "://" not in folder:
         return os.listdir(folder) if os.path.isdir(folder) else []

@@ -12,13 +12,18 @@ import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from raylit.checkpoint.plain import to_plain
 
+if TYPE_CHECKING:
+    from raylit.checkpoint.format import MapLocation
+    from raylit.runtime.aliases import CheckpointDict
+
 Place = tuple[Any, ...]  # the keys that lead to an object, one within the other
+Key = TypeVar("Key")
 OWN, PART = "raylit", "foreign"
 
 
@@ -32,12 +37,12 @@ class Split:
         refused: of these, what cannot be pickled, and why.
     """
 
-    plain: dict[str, Any]
-    objects: dict[Place, Any] = field(default_factory=dict)
+    plain: CheckpointDict
+    objects: dict[Place, object] = field(default_factory=dict)
     refused: dict[Place, str] = field(default_factory=dict)
 
 
-def split(checkpoint: Mapping[str, Any]) -> Split:
+def split(checkpoint: Mapping[str, object]) -> Split:
     """Return the plain part of a checkpoint, with the objects pickled in a part of its own."""
     found = Split({})
     found.plain = _plain_part(checkpoint, (), found.objects)
@@ -59,8 +64,10 @@ def split(checkpoint: Mapping[str, Any]) -> Split:
     return found
 
 
-def _plain_part(values: Mapping[Any, object], within: Place, objects: dict[Place, Any]) -> Any:
-    plain: dict[Any, Any] = {}
+def _plain_part(
+    values: Mapping[Key, object], within: Place, objects: dict[Place, object]
+) -> dict[Key, Any]:
+    plain: dict[Key, object] = {}
     for key in values:
         value = values[key]
         try:
@@ -78,13 +85,13 @@ def _is_simple(key: object) -> bool:
     return isinstance(key, (str, int))
 
 
-def _pickled(values: list[Any]) -> bytes:
+def _pickled(values: list[object]) -> bytes:
     buffer = io.BytesIO()
     torch.save(values, buffer)  # rather than pickle, so that tensors find the device they go to
     return buffer.getvalue()
 
 
-def put_back(checkpoint: Any, map_location: Any = None) -> None:
+def put_back(checkpoint: CheckpointDict, map_location: MapLocation = None) -> None:
     """Unpickle the objects in a checkpoint, and put each back in its place.
 
     This runs code from the file: only for those who said `weights_only=False`.

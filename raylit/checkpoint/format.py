@@ -21,7 +21,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Literal, cast
 
 import torch
 
@@ -29,6 +29,9 @@ from raylit.checkpoint import foreign, place
 from raylit.errors import CheckpointError, CheckpointNotFoundError, NotSavedError
 from raylit.runtime import storage
 from raylit.runtime.aliases import CheckpointDict, StateDict
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 MapLocation = torch.device | str | dict[str, str] | None
 
@@ -153,9 +156,10 @@ def load(
     problem = _misshapen(loaded)
     if problem is not None:
         raise CheckpointError(f"{source} {problem}. Give another one.")
+    checkpoint = cast(CheckpointDict, loaded)
     if weights_only is False:
-        foreign.put_back(loaded, map_location)
-    return cast(dict[str, Any], loaded)
+        foreign.put_back(checkpoint, map_location)
+    return checkpoint
 
 
 def unreadable(source: str, reason: str) -> CheckpointError:
@@ -194,7 +198,7 @@ def _misshapen(loaded: object) -> str | None:
     return None
 
 
-def outline(path: str | os.PathLike[str], *, weights_only: bool | None = None) -> dict[str, Any]:
+def outline(path: str | os.PathLike[str], *, weights_only: bool | None = None) -> CheckpointDict:
     """Read a checkpoint but for the values of its tensors, which are on the device `meta`.
 
     It takes a moment, however large the file, and is not checked to be whole.
@@ -218,14 +222,14 @@ def outline(path: str | os.PathLike[str], *, weights_only: bool | None = None) -
         return load(path, weights_only=weights_only)  # says what is wrong, and reads other formats
 
 
-def _outline_of(file: IO[bytes], weights_only: bool | None) -> dict[str, Any]:
+def _outline_of(file: IO[bytes], weights_only: bool | None) -> CheckpointDict:
     found = torch.load(file, map_location="meta", weights_only=weights_only is not False)
     if (problem := _misshapen(found)) is not None:
         raise TypeError(problem)
-    return cast(dict[str, Any], found)
+    return cast(CheckpointDict, found)
 
 
-def _loaded(file: IO[bytes], map_location: Any, weights_only: bool) -> Any:
+def _loaded(file: IO[bytes], map_location: MapLocation, weights_only: bool) -> object:
     """Return what torch loads from a file that is read once.
 
     Raises:
@@ -281,7 +285,7 @@ class _CheckedFile(io.RawIOBase):
         self._unread = set(range(len(self._records)))
         self.damaged: str | None = None
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
         """Fill `buffer` from the current place, as torch asks."""
         at = self._file.tell()
         with memoryview(buffer).cast("B") as view:
@@ -368,7 +372,7 @@ def is_whole(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def _check_sums(file: Any) -> bool:
+def _check_sums(file: IO[bytes]) -> bool:
     """Compare the file with the checksums that torch wrote into it but does not look at on loading.
 
     The file is left at its start.

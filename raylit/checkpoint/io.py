@@ -10,13 +10,12 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from raylit.checkpoint import folder, format
-from raylit.runtime.aliases import CheckpointDict
+from raylit.runtime.aliases import Arguments, CheckpointDict
 
 Path = str | os.PathLike[str]
 
@@ -36,14 +35,14 @@ class CheckpointIO(ABC):
 
     @abstractmethod
     def save_checkpoint(
-        self, checkpoint: CheckpointDict, path: Path, storage_options: Any | None = None
+        self, checkpoint: CheckpointDict, path: Path, storage_options: Arguments | None = None
     ) -> None:
         """Write a checkpoint; an OSError is a warning where training can go on without it."""
 
     @abstractmethod
     def load_checkpoint(
-        self, path: Path, map_location: Any | None = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+        self, path: Path, map_location: format.MapLocation = None, weights_only: bool | None = None
+    ) -> CheckpointDict:
         """Read a checkpoint."""
 
     @abstractmethod
@@ -58,14 +57,14 @@ class TorchCheckpointIO(CheckpointIO):
     """raylit's own way, for those who derive from it: one file, whole or not at all."""
 
     def save_checkpoint(
-        self, checkpoint: CheckpointDict, path: Path, storage_options: Any | None = None
+        self, checkpoint: CheckpointDict, path: Path, storage_options: Arguments | None = None
     ) -> None:
         """Write a checkpoint."""
         format.save(checkpoint, path, storage_options=storage_options)
 
     def load_checkpoint(
-        self, path: Path, map_location: Any | None = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+        self, path: Path, map_location: format.MapLocation = None, weights_only: bool | None = None
+    ) -> CheckpointDict:
         """Read a checkpoint."""
         return format.load(path, map_location=map_location or "cpu", weights_only=weights_only)
 
@@ -96,14 +95,14 @@ class WrappingCheckpointIO(CheckpointIO):
         self._checkpoint_io = checkpoint_io
 
     def save_checkpoint(
-        self, checkpoint: CheckpointDict, path: Path, storage_options: Any | None = None
+        self, checkpoint: CheckpointDict, path: Path, storage_options: Arguments | None = None
     ) -> None:
         """Write a checkpoint."""
         self.checkpoint_io.save_checkpoint(checkpoint, path, storage_options)
 
     def load_checkpoint(
-        self, path: Path, map_location: Any | None = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+        self, path: Path, map_location: format.MapLocation = None, weights_only: bool | None = None
+    ) -> CheckpointDict:
         """Read a checkpoint."""
         return self.checkpoint_io.load_checkpoint(path, map_location, weights_only)
 
@@ -124,7 +123,7 @@ class AsyncCheckpointIO(WrappingCheckpointIO):
         self._written: Future[None] | None = None
 
     def save_checkpoint(
-        self, checkpoint: CheckpointDict, path: Path, storage_options: Any | None = None
+        self, checkpoint: CheckpointDict, path: Path, storage_options: Arguments | None = None
     ) -> None:
         """Have a copy of a checkpoint written, after the one before it is."""
         self._wait()
@@ -136,8 +135,8 @@ class AsyncCheckpointIO(WrappingCheckpointIO):
         self._written = self._thread.submit(super().save_checkpoint, copied, path, storage_options)
 
     def load_checkpoint(
-        self, path: Path, map_location: Any | None = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+        self, path: Path, map_location: format.MapLocation = None, weights_only: bool | None = None
+    ) -> CheckpointDict:
         """Read a checkpoint, once the last is written."""
         self._wait()
         return super().load_checkpoint(path, map_location, weights_only)

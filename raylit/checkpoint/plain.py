@@ -38,7 +38,7 @@ def to_plain(value: object) -> Any:
     ):
         if isinstance(value, bytes) and not value:
             return _EMPTY
-        subclassed: Any = next(
+        subclassed: type | None = next(
             (t for t in (int, float, str) if type(value) is not t and isinstance(value, t)), None
         )
         return subclassed(value) if subclassed and not isinstance(value, bool) else value
@@ -69,7 +69,7 @@ def to_plain(value: object) -> Any:
 class _EmptyBytes(bytes):
     """b"", pickled as other bytes are: torch refuses the pickle of an empty one and so the file."""
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return codecs.encode, ("", "latin1")
 
 

@@ -32,14 +32,17 @@ from torch import Tensor
 
 from raylit.checkpoint import format, pending, place
 from raylit.errors import CheckpointError, NotSavedError, UnsavableError
-from raylit.runtime.aliases import CheckpointDict, StateDict
+from raylit.runtime.aliases import CheckpointDict, StateDict, UserOptimizer
 from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.checkpoint.metadata import Metadata
+
     from raylit.runtime.ranks import Ranks
 
 META, COMPLETE = "meta.pt", "complete.json"
-Place = tuple[Any, ...]
+Place = tuple[object, ...]
 
 KNOWN = {  # all that DCP's metadata is made of, besides numbers and strings
     "torch.distributed.checkpoint.metadata": {
@@ -63,7 +66,7 @@ KNOWN = {  # all that DCP's metadata is made of, besides numbers and strings
 class _Unpickler(pickle.Unpickler):
     """Knows the classes of DCP's metadata only."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         if (module, name) == (
             "builtins",
             "getattr",
@@ -185,9 +188,9 @@ def _failing_together(ranks: Ranks, target: str) -> Iterator[None]:
 def _write_parts(
     parts: dict[str, Tensor],
     folder: str,
-    group: Any,
+    group: ProcessGroup | None,
     in_background: bool,
-    finish: Callable[[object], None],
+    finish: Callable[[BaseException | None], None],
 ) -> None:
     from torch.distributed.checkpoint import filesystem, state_dict_saver
 
@@ -213,7 +216,7 @@ def _write_parts(
 
 def _finisher(
     temporary: str, target: str, made: place.LockedFolder | None, written: Future[None]
-) -> Callable[[Any], None]:
+) -> Callable[[BaseException | None], None]:
     """Return what is called once the parts of all ranks are written.
 
     If an exception came in between, it is called with that.
@@ -221,7 +224,7 @@ def _finisher(
     Rank 0, which made the folder, puts it in its place.
     """
 
-    def finish(error: Any) -> None:
+    def finish(error: BaseException | None) -> None:
         try:
             if error is None and made is not None:
                 sizes = {
@@ -292,7 +295,7 @@ class Unread:
 
 def load(
     folder: str | os.PathLike[str],
-    map_location: Any = "cpu",
+    map_location: format.MapLocation = "cpu",
     weights_only: bool | None = None,
     *,
     leaves_optimizers: bool = False,
@@ -334,7 +337,7 @@ def load(
     return checkpoint
 
 
-def read_optimizer(optimizer: Any, state: StateDict) -> dict[str, Any]:
+def read_optimizer(optimizer: UserOptimizer, state: StateDict) -> StateDict:
     """Return an optimizer's state with what was left unread.
 
     Of each tensor the part that this rank has of its parameter.
@@ -383,16 +386,16 @@ def _read_parts(folder: str, wanted: dict[str, Tensor | None]) -> dict[str, Tens
 
     try:
         with open(os.path.join(folder, ".metadata"), "rb") as stream:
-            metadata = _Unpickler(stream).load()
+            metadata: Metadata = _Unpickler(stream).load()
         for info in metadata.storage_data.values():
             if os.path.basename(info.relative_path) != info.relative_path:
                 raise pickle.UnpicklingError(f"a part lies outside of it, at {info.relative_path}")
 
         class Reader(filesystem.FileSystemReader):
-            def read_metadata(self, *args: object, **kwargs: object) -> Any:
+            def read_metadata(self, *args: object, **kwargs: object) -> Metadata:
                 return metadata
 
-        tensors: dict[str, Any] = {}
+        tensors: dict[str, Tensor] = {}
         for key, like in wanted.items():
             described = metadata.state_dict_metadata[key]
             if not isinstance(described, TensorStorageMetadata):

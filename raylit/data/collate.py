@@ -56,7 +56,7 @@ def collate_missing(
             f"A modality is called {PRESENT!r}, which is where collate_missing puts the masks. Give"
             " it another name."
         )
-    batch: dict[str, Any] = {}
+    batch: dict[str, object] = {}
     masks: dict[str, Tensor] = {}
     for name, stand_in in stand_ins.items():
         values = [parts.get(name) for parts in given]

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -20,17 +20,17 @@ from raylit.data.sharding import Even
 from raylit.data.worker_processes import begin_reading
 from raylit.errors import ConfigError
 from raylit.runtime import rng
-from raylit.runtime.aliases import Loaders, StateDict
+from raylit.runtime.aliases import Batch, Loaders, StateDict
 from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:
     from fractions import Fraction
 
 MODES = ("min_size", "max_size_cycle", "max_size", "sequential")
-Item = tuple[Any, int, int]  # batch, number of the batch, number of the loader
+Item = tuple[Batch, int, int]  # batch, number of the batch, number of the loader
 
 
-def length_of(iterable: Any) -> float:
+def length_of(iterable: Loaders) -> float:
     """Return how many batches `iterable` has, infinity if it cannot tell."""
     try:
         return len(iterable)
@@ -48,9 +48,9 @@ class _Held:
         drawn_from: the random states, if something is read in this process.
     """
 
-    keepers: dict[int, Any]
+    keepers: dict[int, StateDict]
     passed: int | None
-    drawn_from: tuple[Any, ...] | None
+    drawn_from: tuple[object, ...] | None
 
 
 class CombinedLoader:
@@ -79,7 +79,7 @@ class CombinedLoader:
         {'a': 2, 'b': 0}
     """
 
-    def __init__(self, iterables: Any, mode: str = "min_size") -> None:
+    def __init__(self, iterables: Loaders, mode: str = "min_size") -> None:
         if mode not in MODES:
             raise ConfigError(
                 f"Unsupported mode {mode!r}, please select one of: {list(MODES)}. "
@@ -99,21 +99,21 @@ class CombinedLoader:
         self.even: Even | None = None
         self._own_even: Even | None = None  # while an epoch is read that other ranks have begun
         self._start = 0
-        self._told: list[dict[str, Any]] = []  # of the loaders, where the next iteration begins
+        self._told: list[StateDict] = []  # of the loaders, where the next iteration begins
         self._drawn_from: dict[str, object] | None = None  # what its first batch was, if read ahead
         # random states, of loaders without a place: those of the process, and of its generator
-        self._begun: dict[int, tuple[tuple[Any, ...], Tensor | None]] = {}
+        self._begun: dict[int, tuple[tuple[object, ...], Tensor | None]] = {}
         self._given = 0
         self._held: list[_Held] = []  # before the batch that was given last, and after it
         self._alive: list[_MultiProcessingDataLoaderIter] = []
 
     @property
-    def iterables(self) -> Any:
+    def iterables(self) -> Loaders:
         """The loaders as they were given."""
         return self._iterables
 
     @property
-    def flattened(self) -> list[Any]:
+    def flattened(self) -> list[Loaders]:
         """The loaders as a flat list; may be set."""
         return self._flattened
 
@@ -129,12 +129,12 @@ class CombinedLoader:
         self._iterables = tree_unflatten(loaders, self._spec)
 
     @property
-    def readers(self) -> list[Any]:
+    def readers(self) -> list[Loaders]:
         """The loaders as this rank reads them in training; may be set, not changed in place."""
         return self._readers
 
     @readers.setter
-    def readers(self, loaders: list[Any]) -> None:
+    def readers(self, loaders: list[Loaders]) -> None:
         self._readers = loaders
         # found once: they are asked for several times in an epoch, which may be one batch long
         self.plans = [plan_of(loader) for loader in loaders]
@@ -298,7 +298,7 @@ class CombinedLoader:
             )
         return _READERS[self._mode](self, [self.begin(i) for i in range(len(self.readers))])
 
-    def begin(self, number: int) -> Iterator[Any]:
+    def begin(self, number: int) -> Iterator[Batch]:
         """Begin to read the loader of this number."""
         loader = self.readers[number]
         if self.plans[number] is None and not isinstance(loader, Sequence):
@@ -465,12 +465,12 @@ class CombinedLoader:
             return int((start - 1) % length) + 1
         return int(min(start, length))
 
-    def join(self, batches: list[object]) -> Any:
+    def join(self, batches: list[object]) -> Batch:
         """Put one batch of each loader into the nesting of the loaders."""
         return tree_unflatten(batches, self._spec)
 
 
-def _again(loader: Loaders, number: int, begun: dict[str, Any] | None) -> Iterator[object]:
+def _again(loader: Loaders, number: int, begun: StateDict | None) -> Iterator[object]:
     """Begin anew a loader that cannot tell where it is, and drop `number` batches read before.
 
     What is random in it is drawn as it was: from the random states `begun`.
@@ -568,7 +568,7 @@ def _read_max_size(
         index += 1
 
 
-def _next_within(iterator: Iterator[object], taken: int, limit: float) -> tuple[Any, bool]:
+def _next_within(iterator: Iterator[object], taken: int, limit: float) -> tuple[Batch, bool]:
     if taken >= limit:
         return None, False
     try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from raylit.runtime.aliases import Batch, Loaders
 NOTHING = nullcontext()
 
 
-class IndexedOnce(Dataset[Any]):
+class IndexedOnce(Dataset[object]):
     """Passes for another data set, but gives whole batches, which are not to be collated.
 
     Args:
@@ -36,8 +36,8 @@ class IndexedOnce(Dataset[Any]):
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
-        self.measure: Callable[[], Any] | None = None
-        self._subsets: list[Any] = []  # from the outermost on
+        self.measure: Callable[[], AbstractContextManager[object]] | None = None
+        self._subsets: list[Subset[object]] = []  # from the outermost on
         while type(dataset) is Subset:
             self._subsets.append(dataset)
             dataset = dataset.dataset
@@ -46,7 +46,7 @@ class IndexedOnce(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         if name == "dataset":  # asked for while it is unpickled
             raise AttributeError(name)
         return getattr(self.dataset, name)
@@ -54,7 +54,7 @@ class IndexedOnce(Dataset[Any]):
     def __getitem__(self, index: object) -> object:
         return self.dataset[index]
 
-    def __getitems__(self, indices: list[Any]) -> object:
+    def __getitems__(self, indices: list[int]) -> object:
         """Return the batch of these samples."""
         with NOTHING if self.measure is None else self.measure():
             places = indices
@@ -68,7 +68,7 @@ class IndexedOnce(Dataset[Any]):
             except IndexError:
                 return self._as_torch(indices)  # raises what the data set raises
 
-    def _as_torch(self, indices: list[Any]) -> object:
+    def _as_torch(self, indices: list[int]) -> object:
         several = getattr(self.dataset, "__getitems__", None)
         samples = [self.dataset[one] for one in indices] if several is None else several(indices)
         return default_collate(samples)

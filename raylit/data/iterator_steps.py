@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from raylit.core.hooks import takes_argument
 from raylit.data.combined import Item
+
+if TYPE_CHECKING:
+    from raylit.runtime.aliases import Batch
 
 
 def takes_iterator(step: Callable[..., object]) -> bool:
@@ -35,7 +38,7 @@ class Handover(Iterator[Item]):
     """
 
     def __init__(
-        self, batches: Iterator[Item], length: float, tell: Callable[[Any, int], None]
+        self, batches: Iterator[Item], length: float, tell: Callable[[Batch, int], None]
     ) -> None:
         self._batches = batches
         self._tell = tell

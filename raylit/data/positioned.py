@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from raylit.runtime.aliases import Loaders, StateDict
+from raylit.runtime.aliases import Batch, Loaders, StateDict
 
 if TYPE_CHECKING:
     from raylit.parallel import World
@@ -51,7 +51,7 @@ class PositionedLoader(ABC):
         """Return how many batches this rank reads, or has read, in this epoch."""
 
     @abstractmethod
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:
         """Begin an epoch, or the rest of one."""
 
     @abstractmethod
@@ -96,5 +96,5 @@ class PositionedLoader(ABC):
         """Let the next iteration begin an epoch, whatever `go_on` told."""
 
     @abstractmethod
-    def rest(self, loader: Loaders) -> Iterator[Any]:
+    def rest(self, loader: Loaders) -> Iterator[Batch]:
         """Begin to read what is left of the epoch, from batch `begins_at` on."""

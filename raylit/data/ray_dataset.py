@@ -25,13 +25,17 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from raylit.errors import ConfigError, DataError
-from raylit.runtime.aliases import Batch, StateDict
+from raylit.runtime.aliases import Arguments, Batch, StateDict
 from raylit.runtime.messages import info, is_verbose, warn
 
 if TYPE_CHECKING:
+    import torch
+    from ray.data import DataIterator, Dataset
+    from ray.data.collate_fn import NumpyBatchCollateFn
+
     from raylit.parallel import World
 
 
@@ -77,15 +81,15 @@ class RayDataLoader:
 
     def __init__(
         self,
-        dataset: Any,
+        dataset: Dataset,
         batch_size: int | None = 256,
         *,
         shuffle: bool = False,
         local_shuffle_buffer_size: int | None = None,
         seed: int | None = None,
         prefetch_batches: int = 1,
-        dtypes: Any = None,
-        collate_fn: Callable[[Any], Any] | None = None,
+        dtypes: torch.dtype | dict[str, torch.dtype] | None = None,
+        collate_fn: Callable[[Any], Batch] | None = None,
         drop_last: bool = False,
         pin_memory: bool = False,
         preserve_order: bool = True,
@@ -127,7 +131,7 @@ class RayDataLoader:
         self.local_shuffle_buffer_size = local_shuffle_buffer_size
         self.preserve_order = preserve_order
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
-        self._options = {
+        self._options: Arguments = {
             "prefetch_batches": prefetch_batches,
             "dtypes": dtypes,
             "collate_fn": collate_fn,
@@ -209,7 +213,7 @@ class RayDataLoader:
 
         world = self._world
         assert world is not None
-        made: list[tuple[object, int | None]] = []
+        made: list[tuple[DataIterator, int | None]] = []
         told: list[object] = [None, None]
         if world.is_zero:
             try:
@@ -228,20 +232,20 @@ class RayDataLoader:
         # rank 0 keeps what it made: with it the actor ends that serves the streams
         self._shard = made[0][0] if world.is_zero else cloudpickle.loads(pickled)
 
-    def _streams(self, number: int) -> list[tuple[Any, int | None]]:
+    def _streams(self, number: int) -> list[tuple[DataIterator, int | None]]:
         rows = _rows_of(self.data)
         parts = self._ordered().streaming_split(number, equal=self._equal)
         return [
             (part, rows // number if self._equal and rows is not None else None) for part in parts
         ]
 
-    def _pieces(self, number: int) -> list[tuple[Any, int | None]]:
+    def _pieces(self, number: int) -> list[tuple[DataIterator, int | None]]:
         whole = self._ordered().materialize()
         rows = whole.count()
         parts = whole.split_at_indices([rows * rank // number for rank in range(1, number)])
         return [(part.iterator(), part.count()) for part in parts]
 
-    def _ordered(self) -> Any:
+    def _ordered(self) -> Dataset:
         """Return the Dataset as this epoch reads it.
 
         It is a copy: what is set does not count for the user's.
@@ -259,7 +263,7 @@ class RayDataLoader:
         """Choose the order of another epoch; the loop calls it."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:
         """Begin an epoch, or the rest of the one that `load_state_dict` told of."""
         skip = self._skip
         self._skip = 0
@@ -366,7 +370,7 @@ def as_loader(data: object, origin: str) -> object:
     return loader
 
 
-def is_dataset(data: object) -> bool:
+def is_dataset(data: object) -> TypeGuard[Dataset]:
     """Tell whether `data` is a `ray.data.Dataset`. ray.data is not imported for it.
 
     Where it is not, there is none.
@@ -384,7 +388,7 @@ def _is_materialized(dataset: object) -> bool:
     return isinstance(dataset, MaterializedDataset)
 
 
-def _columns_of_text(source: Any) -> list[str]:
+def _columns_of_text(source: DataIterator) -> list[str]:
     """Return the columns of text, bytes or other objects; none if that is not known."""
     schema = source.schema()
     if schema is None:
@@ -398,7 +402,7 @@ def _columns_of_text(source: Any) -> list[str]:
     ]
 
 
-def _rows_of(dataset: Any) -> int | None:
+def _rows_of(dataset: Dataset) -> int | None:
     """Return the number of rows, None if they would have to be read to be counted."""
     rows: int | None = dataset._meta_count()
     return rows
@@ -449,12 +453,12 @@ def _is_ray_collate(function: object) -> bool:
     return isinstance(function, (ArrowBatchCollateFn, NumpyBatchCollateFn, PandasBatchCollateFn))
 
 
-def _wrapped(function: Callable[[object], object]) -> Any:
+def _wrapped(function: Callable[[object], object]) -> NumpyBatchCollateFn:
     """Return a function as the object that Ray wants."""
     from ray.data.collate_fn import NumpyBatchCollateFn
 
     class Collate(NumpyBatchCollateFn):
-        def __call__(self, batch: Batch) -> Any:
+        def __call__(self, batch: Batch) -> Batch:
             return function(batch)
 
     return Collate()

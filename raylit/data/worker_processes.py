@@ -13,11 +13,10 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from torch.utils.data import DataLoader
 
-from raylit.runtime.aliases import Loaders
+from raylit.runtime.aliases import Batch, Loaders
 from raylit.runtime.processes import end_with
 
 
@@ -36,7 +35,7 @@ class EndingWithReader:
             self.own(worker_id)
 
 
-def begin_reading(loader: Loaders) -> Iterator[Any]:
+def begin_reading(loader: Loaders) -> Iterator[Batch]:
     """Begin to read a loader, which the calling thread goes on to read."""
     if not isinstance(loader, DataLoader) or not _is_forking(loader):
         return iter(loader)

@@ -235,7 +235,7 @@ class ExperimentWriter:
                     if row[key]
                 }
 
-    def log_metrics(self, metrics_dict: Mapping[str, Any], step: int | None = None) -> None:
+    def log_metrics(self, metrics_dict: Mapping[str, object], step: int | None = None) -> None:
         """Keep one row for the next `save`."""
         step = len(self.metrics) if step is None else step
         telling = (

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from raylit.core.logger import Logger
 from raylit.runtime.messages import rank
 
+if TYPE_CHECKING:
+    from raylit.runtime.aliases import Experiment
+
 __all__ = ["DummyExperiment", "DummyLogger", "Logger", "rank_zero_experiment"]
+
+T = TypeVar("T")
 
 
 class DummyExperiment:
@@ -18,7 +23,7 @@ class DummyExperiment:
     So `experiment.add_scalar(...)` and `experiment[0].add_image(...)` work.
     """
 
-    def nop(self, *args: Any, **kwargs: Any) -> None:
+    def nop(self, *args: object, **kwargs: object) -> None:
         """Do nothing."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
@@ -76,7 +81,7 @@ def _nothing(*args: object, **kwargs: object) -> None:
     """Do nothing."""
 
 
-def rank_zero_experiment(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def rank_zero_experiment(function: Callable[[T], Experiment]) -> Callable[[T], Experiment]:
     """Decorate the `experiment` of a logger so that ranks other than 0 get one that does nothing.
 
     Example:
@@ -88,7 +93,7 @@ def rank_zero_experiment(function: Callable[[Any], Any]) -> Callable[[Any], Any]
     """
 
     @functools.wraps(function)
-    def experiment(self: object) -> Any:
+    def experiment(self: T) -> Experiment:
         return function(self) if rank() == 0 else DummyExperiment()
 
     return experiment

@@ -14,7 +14,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -25,9 +25,12 @@ from raylit.errors import ConfigError, MissingPackageError
 from raylit.loggers import pictures
 from raylit.loggers.files import NAME_HPARAMS_FILE, NO_HPARAMS, claim_version, hparams_as_yaml
 from raylit.runtime import messages
-from raylit.runtime.aliases import StateDict
+from raylit.runtime.aliases import Batch, Experiment, StateDict
 from raylit.runtime.messages import rank_zero_only, warn, warn_once
 from raylit.runtime.storage import asking, file_system, fresh, local, write_text
+
+if TYPE_CHECKING:
+    from raylit.core.module import LightningModule
 
 STEP = re.compile(r"step-(\d+)\.\w+")  # the file of a text that comes again and again
 
@@ -88,7 +91,7 @@ class TensorBoardLogger(Logger):
         max_queue: int = 10,
         flush_secs: int = 120,
         filename_suffix: str = "",
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         if not _has("tensorboard") and not _has("tensorboardX"):
             raise MissingPackageError("tensorboard", "TensorBoardLogger", "tensorboard")
@@ -118,7 +121,7 @@ class TensorBoardLogger(Logger):
         self._last_step: dict[
             str, int
         ] = {}  # of a tag, in files that processes of this run wrote before they died
-        self._experiment: Any = None
+        self._experiment: Experiment = None
         self._has_hparams = False  # whether their file is known to be there
 
     @property
@@ -158,7 +161,7 @@ class TensorBoardLogger(Logger):
         return _expanded(os.path.join(self.root_dir, folder, *filter(None, [self._sub_dir])))
 
     @property
-    def experiment(self) -> Any:
+    def experiment(self) -> Experiment:
         """The SummaryWriter, for images, histograms and all else.
 
         It is made with its folder on first use; on ranks other than 0 it does nothing.
@@ -180,7 +183,7 @@ class TensorBoardLogger(Logger):
         self._files_before = set(_event_files(self.log_dir))
 
     @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, object], step: int | None = None) -> None:
         with self._unless_disk_fails():
             writer = self.experiment
             for key, value in metrics.items():
@@ -193,8 +196,8 @@ class TensorBoardLogger(Logger):
     @rank_zero_only
     def log_hyperparams(
         self,
-        params: Mapping[str, Any] | Namespace | None = None,
-        metrics: Any = None,
+        params: Mapping[str, object] | Namespace | None = None,
+        metrics: object = None,
         step: int | None = None,
     ) -> None:
         """Record hyperparameters.
@@ -223,7 +226,7 @@ class TensorBoardLogger(Logger):
                     writer.add_summary(summary, step)
 
     @rank_zero_only
-    def log_graph(self, model: Any, input_array: Any = None) -> None:
+    def log_graph(self, model: LightningModule, input_array: Batch = None) -> None:
         if not self._log_graph:
             return
         batch = model.example_input_array if input_array is None else input_array
@@ -365,7 +368,7 @@ class _Nothing:
     Whatever is called on it does nothing.
     """
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
+    def __getattr__(self, name: str) -> Callable[..., _Nothing]:
         return self._do_nothing
 
     def _do_nothing(self, *args: object, **kwargs: object) -> _Nothing:
@@ -413,7 +416,7 @@ def _last_steps(folder: str, files_before: set[str]) -> dict[str, int]:
     return last
 
 
-def _number(tag: str, value: object) -> Any:
+def _number(tag: str, value: object) -> float:
     value = value.item() if hasattr(value, "item") else value
     if not isinstance(value, (int, float)):
         raise ConfigError(
@@ -423,7 +426,7 @@ def _number(tag: str, value: object) -> Any:
     return value
 
 
-def _flatten(params: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yield `model/lr` and the like with their values; a list of mappings gives `layers/0/size`."""
     for key, value in params.items():
         name = f"{prefix}{key}"
@@ -440,7 +443,7 @@ def _flatten(params: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any) -> object:
     """Return what TensorBoard takes for a hyperparameter.
 
     Numbers, words and tensors with up to one dimension; all else as text.

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,8 @@ from raylit.runtime.messages import warn_once
 
 Kind = Literal["number", "category", "tensor", "list", "object", "mask"]
 Field = Any  # a Tensor, or a ChunkedArray of pyarrow's, which ships no types
+Columns: TypeAlias = dict[str, Any]  # by name: tensors, lists of Python's objects
+BatchForm: TypeAlias = Any  # `dict`, `tuple`, or a dataclass
 BLOCK_ROWS = 4096  # that become a matrix at a time: of 20 columns so many stay in a cache
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 TENSOR_DTYPES: dict[pa.DataType, torch.dtype] = {
@@ -79,7 +81,7 @@ class Column:
     arrow: pa.DataType
     dtype: torch.dtype | None
     shape: tuple[int, ...] = ()
-    nulls: Any = "error"
+    nulls: object = "error"
     element: pa.DataType | None = None
 
     @property
@@ -226,21 +228,19 @@ class Encoding:
         scales: mean and standard deviation of the columns that are normalized.
     """
 
-    vocabulary: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+    vocabulary: Mapping[str, Sequence[object]] = dataclasses.field(default_factory=dict)
     means: Mapping[str, float] = dataclasses.field(default_factory=dict)
     scales: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
 
-def values(
-    column: Column, array: pa.ChunkedArray, encoding: Encoding, where: str
-) -> np.ndarray[Any, Any]:
+def values(column: Column, array: pa.ChunkedArray, encoding: Encoding, where: str) -> np.ndarray:
     """Return a column of numbers, categories or tensors as numpy has them.
 
     Raises:
         DataError: there are nulls, or a number that is too large.
     """
     if column.kind == "mask":
-        is_null: np.ndarray[Any, Any] = array.is_null().to_numpy()
+        is_null: np.ndarray = array.is_null().to_numpy()
         return is_null
     if array.null_count and column.nulls == "error":
         first = pc.index(array.is_null(), True).as_py()
@@ -266,9 +266,7 @@ def values(
     return found
 
 
-def _numbers(
-    column: Column, array: pa.ChunkedArray, encoding: Encoding, where: str
-) -> np.ndarray[Any, Any]:
+def _numbers(column: Column, array: pa.ChunkedArray, encoding: Encoding, where: str) -> np.ndarray:
     if pa.types.is_temporal(array.type):
         ticks, factor = _ticks(array)
         array = pc.multiply(ticks.cast(pa.float64(), safe=False), factor)
@@ -292,7 +290,7 @@ def _numbers(
     return found  # type: ignore[no-any-return]
 
 
-def _tell_rounding(column: Column, found: np.ndarray[Any, Any]) -> None:
+def _tell_rounding(column: Column, found: np.ndarray) -> None:
     """Warn of whole numbers that the treatment of nulls makes floats, which round them."""
     if column.dtype is None or not column.dtype.is_floating_point or not len(found):
         return
@@ -317,15 +315,13 @@ def _ticks(array: pa.ChunkedArray) -> tuple[pa.ChunkedArray, float]:
     return array.cast(whole).cast(pa.int64()), SECONDS[type_.unit]
 
 
-def _codes(
-    column: Column, array: pa.ChunkedArray, vocabulary: Sequence[object]
-) -> np.ndarray[Any, Any]:
+def _codes(column: Column, array: pa.ChunkedArray, vocabulary: Sequence[object]) -> np.ndarray:
     value_type = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
     known = pa.array(vocabulary, value_type)
     if not pa.types.is_dictionary(array.type):
         codes = pc.index_in(array, value_set=known)
         codes = pc.add(pc.fill_null(codes, pa.scalar(-1, pa.int32())), 1)
-        by_value: np.ndarray[Any, Any] = codes.to_numpy()
+        by_value: np.ndarray = codes.to_numpy()
         return by_value
     found = np.zeros(len(array), np.int64)
     start = 0
@@ -340,13 +336,13 @@ def _codes(
     return found
 
 
-def _tensors(column: Column, array: pa.ChunkedArray, where: str) -> np.ndarray[Any, Any]:
+def _tensors(column: Column, array: pa.ChunkedArray, where: str) -> np.ndarray:
     assert column.element is not None
     stored = TENSOR_DTYPES.get(column.element, torch.float64)
-    found: np.ndarray[Any, Any] = np.empty((len(array), *column.shape), NUMPY[stored])
+    found: np.ndarray = np.empty((len(array), *column.shape), NUMPY[stored])
     start = 0
     for chunk in array.chunks:
-        part: np.ndarray[Any, Any] = found[start : start + len(chunk)]
+        part: np.ndarray = found[start : start + len(chunk)]
         start += len(chunk)
         flat = chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk
         is_valid = flat.is_valid().to_numpy(zero_copy_only=False) if flat.null_count else None
@@ -499,11 +495,11 @@ class Form:
     columns: tuple[Column, ...]
     features: tuple[str, ...]
     target: tuple[str, ...]
-    as_: Any = "dict"
+    as_: BatchForm = "dict"
     normalized: tuple[str, ...] = ()
     lists: str = "padded"
-    transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None
-    collate_fn: Callable[[dict[str, Any]], Any] | None = None
+    transform: Callable[[Columns], Columns] | None = None
+    collate_fn: Callable[[Columns], Batch] | None = None
 
     @property
     def runs_user_code(self) -> bool:
@@ -606,7 +602,7 @@ class Layout:
             fields[name] = field.pin_memory() if pin and isinstance(field, Tensor) else field
         return Rows(fields, rows.num)
 
-    def batches(self, rows: Rows, size: int) -> Iterator[Any]:
+    def batches(self, rows: Rows, size: int) -> Iterator[Batch]:
         """Cut rows that `finish` returned into batches; the last may be short."""
         fields = rows.fields
         if self.is_stacked and "y" in fields:
@@ -615,7 +611,7 @@ class Layout:
         for start in range(0, len(rows), size):
             yield self.batch(rows, start, min(start + size, len(rows)))
 
-    def batch(self, rows: Rows, start: int, stop: int) -> Any:
+    def batch(self, rows: Rows, start: int, stop: int) -> Batch:
         """Return the rows from `start` to `stop`, as `finish` gave them, as the user's batch."""
         fields = rows.fields
         if self.is_stacked:
@@ -639,7 +635,7 @@ class Layout:
             {column.name: found[column.name] for column in self.form.columns} | found
         )
 
-    def put_together(self, found: dict[str, object]) -> Any:
+    def put_together(self, found: Columns) -> Batch:
         """Make the batch of a dict of columns."""
         form = self.form
         if form.transform is not None:
@@ -709,8 +705,8 @@ def stack(columns: Sequence[Any], float_dtype: torch.dtype, is_x: bool) -> objec
 
 
 def _side_by_side(
-    columns: Sequence[np.ndarray[Any, Any]], dtype: Any, num_rows: int
-) -> np.ndarray[Any, Any]:
+    columns: Sequence[np.ndarray], dtype: type[np.generic], num_rows: int
+) -> np.ndarray:
     found = np.empty((num_rows, len(columns)), dtype)
     for start in range(0, num_rows, BLOCK_ROWS):
         stop = start + BLOCK_ROWS
@@ -728,14 +724,14 @@ def form_of(
     columns: Sequence[str] | None,
     features: Sequence[str] | None,
     target: str | Sequence[str] | None,
-    batch: Batch,
+    batch: BatchForm,
     categories: Sequence[str],
     nulls: object,
     normalize: bool | Sequence[str],
     lists: str,
     float_dtype: torch.dtype,
-    transform: Any,
-    collate_fn: Any,
+    transform: Callable[[Columns], Columns] | None,
+    collate_fn: Callable[[Columns], Batch] | None,
 ) -> Form:
     """Return the form of a batch, once all names and types are seen to fit.
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -93,7 +92,11 @@ def convert(
 
 
 def _write_groups(
-    first: pa.Table, tables: Iterator[pa.Table], rows: int, write: Any, source: str
+    first: pa.Table,
+    tables: Iterator[pa.Table],
+    rows: int,
+    write: Callable[[pa.Table], None],
+    source: str,
 ) -> tuple[int, int]:
     held = first
     num_rows = num_groups = 0
@@ -139,7 +142,9 @@ def _whole(target: str) -> Iterator[str]:
 
 
 @contextmanager
-def _writer(path: str, format: str, schema: pa.Schema, compression: str) -> Iterator[object]:
+def _writer(
+    path: str, format: str, schema: pa.Schema, compression: str
+) -> Iterator[Callable[[pa.Table], None]]:
     """Within, tables are written, each as one row group."""
     if format == "ipc":
         with pa.ipc.new_file(path, schema) as ipc:
@@ -230,7 +235,7 @@ def _image_tables(
         )
 
 
-def _decoded(path: Path, size: tuple[int, int]) -> np.ndarray[Any, Any]:
+def _decoded(path: Path, size: tuple[int, int]) -> np.ndarray:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:

@@ -7,9 +7,9 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from raylit.core.datamodule import LightningDataModule
+from raylit.data.arrow.columns import BatchForm, Columns
 from raylit.data.arrow.dataset import BUFFER_BYTES, ArrowDataset, encoding_of, needs_statistics
 from raylit.data.arrow.loader import ArrowLoader
 from raylit.data.arrow.source import FileSource
@@ -23,7 +23,7 @@ from raylit.data.arrow.statistics import (
     to_plain,
 )
 from raylit.errors import ConfigError, DataError
-from raylit.runtime.aliases import StateDict
+from raylit.runtime.aliases import Arguments, Batch, StateDict
 from raylit.runtime.messages import warn
 
 EVALUATED = ("val", "test", "predict")
@@ -67,11 +67,11 @@ class ParquetDataModule(LightningDataModule):
 
     def __init__(
         self,
-        source: Any,
+        source: object,
         *,
-        val: Any = None,
-        test: Any = None,
-        predict: Any = None,
+        val: object = None,
+        test: object = None,
+        predict: object = None,
         split: dict[str, float] | None = None,
         by: str | None = None,
         time: str | None = None,
@@ -85,20 +85,20 @@ class ParquetDataModule(LightningDataModule):
         columns: list[str] | None = None,
         features: list[str] | None = None,
         target: str | list[str] | None = None,
-        batch: Any = "dict",
-        filters: Any = None,
+        batch: BatchForm = "dict",
+        filters: object = None,
         categories: Sequence[str] = (),
-        nulls: Any = "error",
+        nulls: object = "error",
         normalize: bool | list[str] = False,
         lists: str = "padded",
         mode: str = "auto",
         buffer_bytes: int = BUFFER_BYTES,
         buffer_rows: int | None = None,
-        transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
-        collate_fn: Callable[[dict[str, Any]], Any] | None = None,
+        transform: Callable[[Columns], Columns] | None = None,
+        collate_fn: Callable[[Columns], Batch] | None = None,
         format: str | None = None,
         types: dict[str, str] | None = None,
-        storage_options: dict[str, Any] | None = None,
+        storage_options: dict[str, object] | None = None,
         other_data: str = "refuse",
     ) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class ParquetDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self._shuffle = shuffle
         self._loader_options = {"num_workers": num_workers, "pin_memory": pin_memory}
-        self._options: dict[str, Any] = {
+        self._options: Arguments = {
             "columns": columns,
             "features": features,
             "target": target,
@@ -137,7 +137,7 @@ class ParquetDataModule(LightningDataModule):
         }
         self._parts: dict[str, ArrowDataset] = {}
         self._statistics: dict[str, ColumnStatistics] | None = None
-        self._restored: Mapping[str, object] | None = None
+        self._restored: StateDict | None = None
         for name in EVALUATED:
             if self._has(name):  # a hook that is there is called
                 setattr(self, f"{name}_dataloader", functools.partial(self._eval_loader, name))
@@ -278,7 +278,7 @@ class ParquetDataModule(LightningDataModule):
         if self._parts:
             self._use_restored(state_dict)
 
-    def _use_restored(self, state: Mapping[str, Any]) -> None:
+    def _use_restored(self, state: StateDict) -> None:
         if state["digest"] != self.digest:
             self._refuse_other_data(state["digest"])
         if state["statistics"] is not None:

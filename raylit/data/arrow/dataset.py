@@ -14,7 +14,16 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from raylit.data.arrow.columns import Encoding, Form, Layout, Rows, form_of, joined
+from raylit.data.arrow.columns import (
+    BatchForm,
+    Columns,
+    Encoding,
+    Form,
+    Layout,
+    Rows,
+    form_of,
+    joined,
+)
 from raylit.data.arrow.mapped import MappedRows
 from raylit.data.arrow.memory import Store, free_bytes, tensor
 from raylit.data.arrow.source import FileSource, Source, TableSource, open_source
@@ -91,26 +100,26 @@ class ArrowDataset:
 
     def __init__(
         self,
-        source: Any,
+        source: object,
         *,
         columns: Sequence[str] | None = None,
         features: Sequence[str] | None = None,
         target: str | Sequence[str] | None = None,
-        batch: Any = "dict",
-        filters: Any = None,
+        batch: BatchForm = "dict",
+        filters: object = None,
         categories: Sequence[str] = (),
-        nulls: Any = "error",
+        nulls: object = "error",
         normalize: bool | Sequence[str] = False,
         lists: str = "padded",
         mode: str = "auto",
         buffer_bytes: int = BUFFER_BYTES,
         buffer_rows: int | None = None,
-        transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
-        collate_fn: Callable[[dict[str, Any]], Any] | None = None,
+        transform: Callable[[Columns], Columns] | None = None,
+        collate_fn: Callable[[Columns], Batch] | None = None,
         float_dtype: torch.dtype = torch.float32,
         format: str | None = None,
-        types: Mapping[str, Any] | None = None,
-        storage_options: Mapping[str, Any] | None = None,
+        types: Mapping[str, object] | None = None,
+        storage_options: Mapping[str, object] | None = None,
         other_data: str = "refuse",
     ) -> None:
         if mode not in MODES:
@@ -395,8 +404,7 @@ class ArrowDataset:
             loaded.store = joined(
                 (rows for piece in pieces for rows in whole.decoded(piece)), num_rows
             )
-        store: Store = loaded.store
-        return store
+        return loaded.store
 
     def numbers(self) -> Tensor | None:
         """Return which rows of the store belong to this part; None: all."""
@@ -412,7 +420,7 @@ class ArrowDataset:
 
         return ArrowLoader(self, batch_size, **options)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:
         """Read the rows in order, in batches of 256."""
         return iter(self.loader())
 
@@ -423,7 +431,7 @@ class ArrowDataset:
         """
         return self.__getitems__([number])[0]
 
-    def __getitems__(self, numbers: list[int]) -> list[Any]:
+    def __getitems__(self, numbers: list[int]) -> list[object]:
         """Return several rows, gathered at once."""
         if self.mode == "stream":
             raise DataError(
@@ -458,7 +466,7 @@ class _Loaded:
     """What the parts of one data set share in one process."""
 
     def __init__(self) -> None:
-        self.store: Any = None
+        self.store: Store | None = None
         self.layout: Layout | None = None
         self.starts: list[int] | None = None
 

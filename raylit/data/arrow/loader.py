@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from raylit.data.arrow.ahead import ahead
-from raylit.data.arrow.columns import Encoding, Layout, Rows, concat
+from raylit.data.arrow.columns import Encoding, Field, Layout, Rows, concat
 from raylit.data.arrow.dataset import ArrowDataset
 from raylit.data.arrow.memory import StoreReader
 from raylit.data.arrow.order import Share, all_positions, mixed, permutation, windows
@@ -21,7 +21,7 @@ from raylit.data.positioned import PositionedLoader
 from raylit.data.worker_processes import begin_reading
 from raylit.errors import ConfigError, DataError
 from raylit.runtime import rng
-from raylit.runtime.aliases import Loaders, StateDict
+from raylit.runtime.aliases import Batch, Loaders, StateDict
 from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class ArrowLoader(PositionedLoader):
 
     # ---- reading ----
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:
         """Begin an epoch, or the rest of the one that `load_state_dict` told of."""
         if not self.goes_on:
             self._spans = []
@@ -286,7 +286,9 @@ class ArrowLoader(PositionedLoader):
         )
         return self._counted(self._unpacked(begin_reading(loader), layout))
 
-    def _unpacked(self, blocks: Iterator[Any], layout: Layout) -> Iterator[object]:
+    def _unpacked(
+        self, blocks: Iterator[list[object] | tuple[dict[str, Field], int]], layout: Layout
+    ) -> Iterator[object]:
         for block in blocks:
             if isinstance(block, list):
                 yield from block
@@ -410,7 +412,7 @@ class ArrowLoader(PositionedLoader):
         self.goes_on = False
         self.begins_at = 0
 
-    def rest(self, loader: Loaders) -> Iterator[Any]:
+    def rest(self, loader: Loaders) -> Iterator[Batch]:
         """Begin to read what is left of the epoch, from batch `begins_at` on."""
         self.goes_on = True
         return iter(loader)
@@ -450,7 +452,7 @@ def _cut(blocks: Iterator[Rows], layout: Layout, batch_size: int) -> Iterator[ob
         del rows
 
 
-class _Blocks(Dataset[Any]):
+class _Blocks(Dataset[object]):
     """What the worker processes make: the rows from one number to another, or the batches of them.
 
     Each opens the files itself. The random numbers of a batch depend on seed, epoch, rank and its

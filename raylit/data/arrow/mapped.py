@@ -30,8 +30,8 @@ class MappedRows:
         self.source, self.layout = source, layout
         self._starts = np.append(0, np.cumsum([piece.num_rows for piece in source.pieces]))
         self._opened_by: int | None = None
-        self._table: Any = None
-        self._flat: dict[str, tuple[Any, Any]] = {}
+        self._table: pa.Table = None  # before it is opened
+        self._flat: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_opened_by": None, "_table": None, "_flat": {}}
@@ -95,7 +95,7 @@ def _without(layout: Layout, done: set[str]) -> Layout:
     return rest
 
 
-def _addresses(arrays: list[pa.ChunkedArray], dtype: np.dtype[Any]) -> tuple[Any, Any]:
+def _addresses(arrays: list[pa.ChunkedArray], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """Return memory as one array, and where in it the values of each piece and column begin.
 
     It begins at the lowest of them, and what lies between the files is never touched.
@@ -119,5 +119,5 @@ def _addresses(arrays: list[pa.ChunkedArray], dtype: np.dtype[Any]) -> tuple[Any
     return memory, (places - low) // dtype.itemsize
 
 
-def _c_type(dtype: np.dtype[Any]) -> Any:
+def _c_type(dtype: np.dtype) -> Any:
     return np.ctypeslib.as_ctypes_type(dtype)

@@ -12,10 +12,10 @@ import hashlib
 import os
 import urllib.parse
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,6 +28,7 @@ from raylit.data.arrow.text import NEWLINE_FORMATS, TextReader
 from raylit.errors import DataError, did_you_mean
 from raylit.runtime import storage
 
+Path = str | os.PathLike[str]
 EXTENSIONS = {
     ".parquet": "parquet",
     ".pq": "parquet",
@@ -151,7 +152,7 @@ def check_names(schema: pa.Schema, what: str) -> pa.Schema:
     return schema
 
 
-def _is_list_of_paths(source: object) -> bool:
+def _is_list_of_paths(source: object) -> TypeGuard[list[Path]]:
     return isinstance(source, (list, tuple)) and all(
         isinstance(one, (str, os.PathLike)) for one in source
     )
@@ -237,7 +238,7 @@ def _dictionary(array: pa.DictionaryArray, plain: pa.DataType) -> pa.DictionaryA
     return pa.DictionaryArray.from_arrays(array.indices, words, ordered=plain.ordered)
 
 
-def _lists(array: Any, plain: pa.DataType) -> pa.Array:
+def _lists(array: pa.Array, plain: pa.DataType) -> pa.Array:
     # Not by cast: Arrow 25.0.1 leaves the last offset out, which `validate(full=True)` shows.
     lengths = pc.fill_null(pc.list_value_length(array), 0)
     wide = pa.int32() if pa.types.is_list(plain) else pa.int64()
@@ -251,7 +252,7 @@ def _lists(array: Any, plain: pa.DataType) -> pa.Array:
     )
 
 
-def as_expression(filters: Any, schema: pa.Schema) -> object:
+def as_expression(filters: Any, schema: pa.Schema) -> ds.Expression | None:
     """Return filters as an expression of pyarrow's that fits the columns; None if there are none.
 
     Raises:
@@ -279,7 +280,7 @@ def as_expression(filters: Any, schema: pa.Schema) -> object:
     return filters
 
 
-def _condition(one: Any, schema: pa.Schema) -> object:
+def _condition(one: Sequence[Any], schema: pa.Schema) -> tuple[object, ...] | list[object]:
     """Return a condition as a tuple, which a config file has as a list.
 
     Or a list of several, which all have to hold.
@@ -316,7 +317,7 @@ class TableSource:
 
     format = "table"
 
-    def __init__(self, table: pa.Table, filters: Any = None) -> None:
+    def __init__(self, table: pa.Table, filters: object = None) -> None:
         check_names(table.schema, "The table")
         expression = as_expression(filters, table.schema)
         self.table = table if expression is None else table.filter(expression)
@@ -380,11 +381,11 @@ class FileSource:
 
     def __init__(
         self,
-        source: Any,
+        source: Path | list[Path] | tuple[Path, ...],
         format: str | None,
-        filters: Any,
-        types: Mapping[str, Any] | None,
-        storage_options: Mapping[str, Any] | None,
+        filters: object,
+        types: Mapping[str, object] | None,
+        storage_options: Mapping[str, object] | None,
         columns: Sequence[str] | None = None,
     ) -> None:
         paths = [
@@ -401,7 +402,7 @@ class FileSource:
         self.url = paths[0]
         self._options = dict(storage_options or {})
         self._opened_by = os.getpid()
-        self._fs: Any = None
+        self._fs: tuple[pa.fs.FileSystem, Any] | None = None
         self._fragments: dict[int, object] = {}
         self.is_local = not storage.is_url(self.url)
         found = self._find(paths, format)
@@ -558,7 +559,7 @@ class FileSource:
         )
         return int(found["size"] or 0), str(stamp)
 
-    def _file_system(self) -> tuple[Any, Any]:
+    def _file_system(self) -> tuple[pa.fs.FileSystem, Any]:
         """Return the file system, as pyarrow's and as fsspec's.
 
         Opened in this process, since those with threads do not outlive a fork.
@@ -570,9 +571,9 @@ class FileSource:
             else:
                 own, _ = storage.file_system(self.url, skip_instance_cache=True, **self._options)
                 self._fs = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(own)), own
-        return self._fs  # type: ignore[no-any-return]
+        return self._fs
 
-    def opened(self, number: int, mapped: bool = False) -> Any:
+    def opened(self, number: int, mapped: bool = False) -> pa.NativeFile:
         """Open a file, once it is seen to be the one that was looked at.
 
         Raises:
@@ -731,7 +732,7 @@ class FileSource:
                 )
         return table.select(columns)
 
-    def partition_expression(self, number: int) -> Any:
+    def partition_expression(self, number: int) -> ds.Expression:
         """Return what the path of a file says of its rows."""
         expression = ds.scalar(True)
         for name, value in self.files[number].partition:
@@ -790,7 +791,7 @@ def _lies_within(batch: pa.RecordBatch, whole: pa.Buffer) -> bool:
     )
 
 
-def _add_contents(digest: Any, file: File, is_whole: bool) -> None:
+def _add_contents(digest: hashlib.blake2b, file: File, is_whole: bool) -> None:
     with open(file.path, "rb") as stream:
         if is_whole or file.size <= WHOLE_BYTES:
             while part := stream.read(WHOLE_BYTES):
@@ -814,13 +815,15 @@ class Reader(Protocol):
     def look(self, number: int) -> tuple[pa.Schema, list[Piece]]:
         """Return columns and pieces of a file."""
 
-    def count(self, piece: Piece, expression: Any) -> int:
+    def count(self, piece: Piece, expression: ds.Expression | None) -> int:
         """Return how many rows pass a filter."""
 
-    def read(self, piece: Piece, columns: list[str], expression: Any) -> pa.Table:
+    def read(self, piece: Piece, columns: list[str], expression: ds.Expression | None) -> pa.Table:
         """Return those rows."""
 
-    def batches(self, piece: Piece, columns: list[str], expression: Any) -> Iterator[pa.Table]:
+    def batches(
+        self, piece: Piece, columns: list[str], expression: ds.Expression | None
+    ) -> Iterator[pa.Table]:
         """Return them in parts."""
 
     def null_counts(self, piece: Piece, columns: Sequence[str]) -> Iterator[tuple[str, int]]:
@@ -833,7 +836,7 @@ class ParquetReader:
     unit = "row group"
     is_plain = False
 
-    def __init__(self, source: FileSource, types: Mapping[str, Any] | None) -> None:
+    def __init__(self, source: FileSource, types: Mapping[str, object] | None) -> None:
         self.source = source
         self.has_views = False  # of which Arrow's scanner cannot filter
         _refuse_types(types, "Parquet")
@@ -876,7 +879,7 @@ class ParquetReader:
             raise DataError(f"{file.name} has no rows. Take it out, or write it again.")
         return schema, pieces
 
-    def _fragment(self, number: int) -> Any:
+    def _fragment(self, number: int) -> ds.Fragment:
         source = self.source
         fs, _ = source._file_system()
         if number not in source._fragments:
@@ -889,14 +892,14 @@ class ParquetReader:
             source._fragments[number] = fragment
         return source._fragments[number]
 
-    def count(self, piece: Piece, expression: object) -> int:
+    def count(self, piece: Piece, expression: ds.Expression | None) -> int:
         """Count; row groups whose statistics rule them out are not read."""
         if self.has_views:
             return int(self.read(piece, self.source.schema.names, expression).num_rows)
         one = self._fragment(piece.file).subset(row_group_ids=[piece.index])
         return int(one.scanner(schema=self.source.schema, filter=expression).count_rows())
 
-    def read(self, piece: Piece, columns: list[str], expression: object) -> pa.Table:
+    def read(self, piece: Piece, columns: list[str], expression: ds.Expression | None) -> pa.Table:
         """Decode a row group, its columns at the same time."""
         one = self._fragment(piece.file).subset(row_group_ids=[piece.index])
         schema = self.source.schema
@@ -904,7 +907,9 @@ class ParquetReader:
             return one.to_table(schema=schema).filter(expression).select(columns)
         return one.to_table(schema=schema, columns=columns, filter=expression)
 
-    def batches(self, piece: Piece, columns: list[str], expression: object) -> Iterator[pa.Table]:
+    def batches(
+        self, piece: Piece, columns: list[str], expression: ds.Expression | None
+    ) -> Iterator[pa.Table]:
         """Decode a row group piece by piece."""
         if self.has_views and expression is not None:
             yield self.read(piece, columns, expression)
@@ -941,12 +946,12 @@ class IpcReader:
 
     unit = "record batch"
 
-    def __init__(self, source: FileSource, types: Mapping[str, Any] | None) -> None:
+    def __init__(self, source: FileSource, types: Mapping[str, object] | None) -> None:
         self.source = source
         self.is_plain = True
         _refuse_types(types, "IPC")
 
-    def opened(self, number: int) -> Any:
+    def opened(self, number: int) -> pa.ipc.RecordBatchFileReader:
         """Open a file, mapped into memory where it is local."""
         source = self.source
         source._file_system()
@@ -983,17 +988,19 @@ class IpcReader:
             raise DataError(f"{file.name} has no rows. Take it out, or write it again.")
         return schema_without_views(reader.schema), pieces
 
-    def count(self, piece: Piece, expression: object) -> int:
+    def count(self, piece: Piece, expression: ds.Expression | None) -> int:
         """Read the batch and count."""
         return int(self.read(piece, [], expression).num_rows)
 
-    def read(self, piece: Piece, columns: list[str], expression: object) -> pa.Table:
+    def read(self, piece: Piece, columns: list[str], expression: ds.Expression | None) -> pa.Table:
         """Return a record batch."""
         batch = self.opened(piece.file).get_batch(piece.index)
         table = without_views(pa.Table.from_batches([batch]))
         return _filtered(self.source, table, piece, columns, expression)
 
-    def batches(self, piece: Piece, columns: list[str], expression: object) -> Iterator[pa.Table]:
+    def batches(
+        self, piece: Piece, columns: list[str], expression: ds.Expression | None
+    ) -> Iterator[pa.Table]:
         """Return the record batch."""
         yield self.read(piece, columns, expression)
 
@@ -1011,7 +1018,7 @@ class LinesReader:
     unit = "block"
     is_plain = False
 
-    def __init__(self, source: FileSource, types: Mapping[str, Any] | None) -> None:
+    def __init__(self, source: FileSource, types: Mapping[str, object] | None) -> None:
         self.source = source
         self.text = TextReader(source.format, types)
         # of each file, whose columns may be in another order, or others
@@ -1039,11 +1046,11 @@ class LinesReader:
             for index, (start, stop, num_rows) in enumerate(blocks)
         ]
 
-    def count(self, piece: Piece, expression: object) -> int:
+    def count(self, piece: Piece, expression: ds.Expression | None) -> int:
         """Read the lines and count."""
         return int(self.read(piece, [], expression).num_rows)
 
-    def read(self, piece: Piece, columns: list[str], expression: object) -> pa.Table:
+    def read(self, piece: Piece, columns: list[str], expression: ds.Expression | None) -> pa.Table:
         """Parse a run of lines."""
         with self.source.opened(piece.file) as stream:
             stream.seek(piece.start)
@@ -1058,7 +1065,9 @@ class LinesReader:
         )
         return _filtered(self.source, table, piece, columns, expression)
 
-    def batches(self, piece: Piece, columns: list[str], expression: object) -> Iterator[pa.Table]:
+    def batches(
+        self, piece: Piece, columns: list[str], expression: ds.Expression | None
+    ) -> Iterator[pa.Table]:
         """Parse it."""
         yield self.read(piece, columns, expression)
 
@@ -1067,7 +1076,7 @@ class LinesReader:
         return iter(())
 
 
-READERS: dict[str, Any] = {
+READERS: dict[str, Callable[[FileSource, Mapping[str, object] | None], Reader]] = {
     "parquet": ParquetReader,
     "ipc": IpcReader,
     **dict.fromkeys(NEWLINE_FORMATS, LinesReader),
@@ -1075,7 +1084,11 @@ READERS: dict[str, Any] = {
 
 
 def _filtered(
-    source: FileSource, table: pa.Table, piece: Piece, columns: list[str], expression: object
+    source: FileSource,
+    table: pa.Table,
+    piece: Piece,
+    columns: list[str],
+    expression: ds.Expression | None,
 ) -> pa.Table:
     if expression is None:
         return source.with_partition(table, piece.file, columns)
@@ -1091,7 +1104,7 @@ def _refuse_types(types: Mapping[str, object] | None, format: str) -> None:
         )
 
 
-def _check_codec(column: Any, name: str, group: int) -> None:
+def _check_codec(column: pq.ColumnChunkMetaData, name: str, group: int) -> None:
     codec = column.compression.lower()
     known = {"uncompressed": None, "lz4": "lz4_raw", "lz4_raw": "lz4_raw"}.get(codec, codec)
     try:

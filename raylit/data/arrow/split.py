@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -150,7 +150,7 @@ def _by_chance(num_rows: int, sizes: list[int], seed: int) -> Labels:
     return labels
 
 
-def _label_of_place(places: Any, sizes: list[int]) -> Any:
+def _label_of_place(places: np.ndarray, sizes: list[int]) -> np.ndarray:
     bounds = np.cumsum(sizes)
     found = np.searchsorted(bounds, places, side="right") + 1
     return np.where(found > len(sizes), 0, found)
@@ -217,7 +217,7 @@ def _by_class(column: pa.ChunkedArray, sizes: list[int], seed: int) -> Labels:
     return labels
 
 
-def _shares(counts: Any, sizes: list[int]) -> Any:
+def _shares(counts: np.ndarray, sizes: list[int]) -> np.ndarray:
     """Return how many rows of each class (a row) each part (a column) gets.
 
     Parts have their sizes exactly, and each class its share to within a row: by the method of the
@@ -239,7 +239,7 @@ def _shares(counts: Any, sizes: list[int]) -> Any:
     return found
 
 
-def _codes(column: pa.ChunkedArray) -> tuple[Any, list[Any]]:
+def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[object]]:
     """Return a number for each row, and the value of each number; null is a value too."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)

@@ -23,9 +23,11 @@ from raylit.runtime.messages import info
 
 if TYPE_CHECKING:
     from raylit.data.arrow.dataset import ArrowDataset
+    from raylit.runtime.aliases import StateDict
 
 MAX_VOCABULARY = 1_000_000
 FOLDER = ".raylit"
+PlainVocabulary = list[object] | dict[str, str] | None
 
 
 @dataclass
@@ -65,7 +67,7 @@ class _Sums:
         self.column = column
         self.found = ColumnStatistics()
         self._squares = 0.0
-        self._values: Any = set()
+        self._values: set[Any] = set()  # which can be sorted
 
     def add(self, array: pa.ChunkedArray) -> None:
         found, column = self.found, self.column
@@ -151,7 +153,7 @@ def statistics_of(dataset: ArrowDataset) -> dict[str, ColumnStatistics]:
 # ---- kept ----
 
 
-def to_plain(statistics: Mapping[str, ColumnStatistics]) -> dict[str, dict[str, Any]]:
+def to_plain(statistics: Mapping[str, ColumnStatistics]) -> dict[str, StateDict]:
     """Return statistics as plain data, which JSON and checkpoints hold."""
     return {
         name: {**vars(one), "vocabulary": plain_vocabulary(one.vocabulary)}
@@ -159,7 +161,7 @@ def to_plain(statistics: Mapping[str, ColumnStatistics]) -> dict[str, dict[str, 
     }
 
 
-def from_plain(plain: Mapping[str, Mapping[str, Any]]) -> dict[str, ColumnStatistics]:
+def from_plain(plain: Mapping[str, StateDict]) -> dict[str, ColumnStatistics]:
     """Return what `to_plain` was given."""
     return {
         name: ColumnStatistics(**{**one, "vocabulary": vocabulary_of(one["vocabulary"])})
@@ -167,7 +169,7 @@ def from_plain(plain: Mapping[str, Mapping[str, Any]]) -> dict[str, ColumnStatis
     }
 
 
-def plain_vocabulary(values: Any) -> object:
+def plain_vocabulary(values: Any) -> PlainVocabulary:
     """Return values of a category as plain data: those that JSON does not know as Arrow IPC.
 
     Such as dates, times, decimals and bytes; an object in a checkpoint would come back only where
@@ -186,7 +188,7 @@ def plain_vocabulary(values: Any) -> object:
     return {"arrow": base64.b64encode(sink.getvalue()).decode()}
 
 
-def vocabulary_of(plain: Any) -> Any:
+def vocabulary_of(plain: PlainVocabulary) -> Any:
     """Return the values that `plain_vocabulary` was given."""
     if not isinstance(plain, Mapping):
         return plain

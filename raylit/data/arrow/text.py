@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,11 +26,13 @@ class TextReader:
         types: of columns, by name; the others are inferred from the first block of the first file.
     """
 
-    def __init__(self, format: str, types: Mapping[str, Any] | None) -> None:
+    def __init__(self, format: str, types: Mapping[str, object] | None) -> None:
         self.format = format
         self.types = {name: type_of(name, one) for name, one in (types or {}).items()}
 
-    def look(self, stream: object, name: str) -> tuple[pa.Schema, str, list[tuple[int, int, int]]]:
+    def look(
+        self, stream: pa.NativeFile, name: str
+    ) -> tuple[pa.Schema, str, list[tuple[int, int, int]]]:
         """Return columns, what is between them, and start, stop and number of rows of blocks.
 
         Raises:
@@ -124,7 +125,7 @@ def delimiter_of(header: bytes) -> str:
     return "\t" if b"\t" in header and b"," not in header else ","
 
 
-def _cut(stream: Any) -> Iterator[tuple[int, bytes]]:
+def _cut(stream: pa.NativeFile) -> Iterator[tuple[int, bytes]]:
     """Return a text in blocks that end with a line, each with its place."""
     start, rest = 0, b""
     while more := stream.read(BLOCK_BYTES):

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from raylit.runtime.aliases import Loaders
 from raylit.runtime.messages import warn_once
 
+if TYPE_CHECKING:
+    from raylit.data.sampling.sources import UserSampler
 
-class NotingBatchSampler(Sampler[Any]):
+
+class NotingBatchSampler(Sampler[list[object]]):
     """Gives the batches of another batch sampler and keeps them.
 
     Args:
@@ -27,11 +30,11 @@ class NotingBatchSampler(Sampler[Any]):
             given batches ahead of time.
     """
 
-    def __init__(self, batch_sampler: Any) -> None:
+    def __init__(self, batch_sampler: UserSampler) -> None:
         self.batch_sampler = batch_sampler
         self.seen: list[list[object]] = []
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[list[object]]:
         self.seen = []
         for batch in self.batch_sampler:
             self.seen.append(batch)
@@ -40,13 +43,13 @@ class NotingBatchSampler(Sampler[Any]):
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         if name == "batch_sampler":  # asked for while it is unpickled
             raise AttributeError(name)
         return getattr(self.batch_sampler, name)
 
 
-def noting_indices(loader: Loaders) -> Any:
+def noting_indices(loader: Loaders) -> Loaders:
     """Return a loader whose `seen_indices` can be asked for.
 
     Where there are none, because data is not fetched by index, the loader itself.
@@ -68,7 +71,7 @@ def noting_indices(loader: Loaders) -> Any:
     return noting
 
 
-def seen_indices(loader: Loaders) -> list[list[Any]]:
+def seen_indices(loader: Loaders) -> list[list[object]]:
     """Return the indices of each batch that `loader` read, and perhaps of some more.
 
     Empty if they cannot be told.

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Protocol, TypeGuard
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
@@ -36,16 +36,34 @@ from raylit.data.sampling.sampler import (
     seeded_order,
     tell_epoch,
 )
-from raylit.data.sampling.sources import Sources, Stream, is_torchs_own, piece_of
+from raylit.data.sampling.sources import (
+    Index,
+    RandomState,
+    Sources,
+    Stream,
+    UserSampler,
+    is_torchs_own,
+    piece_of,
+)
 from raylit.data.worker_processes import begin_reading
 from raylit.runtime import rng
-from raylit.runtime.aliases import Loaders, StateDict
+from raylit.runtime.aliases import Batch, Loaders, StateDict
 from raylit.runtime.messages import warn
 
 END = object()
 
 
-class SeededBatch(list[Any]):
+class Keeper(Protocol):
+    """A loader or data set that keeps its own place."""
+
+    def state_dict(self) -> StateDict:
+        """Return where it is."""
+
+    def load_state_dict(self, state: StateDict, /) -> object:
+        """Go on from there."""
+
+
+class SeededBatch(list[object]):
     """The indices of a batch, with the seed of what is random in its samples."""
 
     seed: int = 0
@@ -81,7 +99,7 @@ class Plan:
     seed: int
     order_seed: int | None
     salts: list[int]
-    states: Any
+    states: RandomState
     num_ranks: int
     unit: int
     start: int = 0
@@ -120,8 +138,8 @@ class PlannedSampler:
 
     def __init__(
         self,
-        sampler: Any,
-        loader: DataLoader[Any],
+        sampler: UserSampler,
+        loader: DataLoader[object],
         rank: int,
         num_ranks: int,
         number: int,
@@ -141,7 +159,7 @@ class PlannedSampler:
         self._seeds_workers = loader.num_workers > 0
         inner = sampler.sampler if type(sampler) is BatchSampler else sampler
         self._sharded = inner if isinstance(inner, ShardedSampler) else None
-        self._source: Any = inner if self._sharded is None else self._sharded.sampler
+        self._source: UserSampler = inner if self._sharded is None else self._sharded.sampler
         self._sources = Sources(self._source)
         self._salts = self._sources.salts() if self._sharded is None else self._sharded.salts
         own = loader.generator
@@ -157,7 +175,7 @@ class PlannedSampler:
             }.values()
         )
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         if name == "sampler":  # asked for while it is unpickled
             raise AttributeError(name)
         return getattr(self.sampler, name)  # batch_size, drop_last and the like
@@ -271,10 +289,10 @@ class PlannedSampler:
         self.begins_at = begins_at
         self.goes_on = True
 
-    def _from_before(self, state: StateDict, counted: int) -> dict[str, Any]:
+    def _from_before(self, state: StateDict, counted: int) -> StateDict:
         """Return a state of the format before 1.0, which counted in batches, as one of today."""
 
-        def by_owner(states: list[torch.Tensor]) -> tuple[list[Any], Any]:
+        def by_owner(states: list[torch.Tensor]) -> tuple[list[RandomState], RandomState]:
             of = {id(one): kept for one, kept in zip(self._generators, states, strict=False)}
             own = self._sources.own()
             generators = self._sources.generators
@@ -317,7 +335,7 @@ class PlannedSampler:
 
     # ---- reading ----
 
-    def rest(self, loader: Loaders) -> Iterator[Any]:
+    def rest(self, loader: Loaders) -> Iterator[Batch]:
         """Begin to read what is left of the epoch that `go_on` told of."""
         own = self._loaders_generator
         before = None if own is None else own.get_state()
@@ -331,7 +349,7 @@ class PlannedSampler:
         self.goes_on = False
         self.begins_at = 0
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Index]:
         # What is below runs when the first index is asked for. A loader with workers calls iter()
         # twice and reads from the second.
         number = self.begins_at
@@ -379,7 +397,7 @@ class PlannedSampler:
             unit=self.unit,
         )
 
-    def _draw(self, plan: Plan, number: int, is_new: bool) -> Iterator[object]:
+    def _draw(self, plan: Plan, number: int, is_new: bool) -> Iterator[Index]:
         """Return the batches of this rank from one of them on."""
         if plan.order_seed is not None or plan.start:
             return islice(self._batches(self._share(plan)), number - plan.first, None)
@@ -397,7 +415,7 @@ class PlannedSampler:
                 next(drawn, None)
         return drawn
 
-    def _share(self, plan: Plan) -> Iterator[Any]:
+    def _share(self, plan: Plan) -> Iterator[Index]:
         """Return this rank's share of what comes after the start of a plan."""
         if plan.order_seed is not None:
             order = seeded_order(
@@ -413,7 +431,7 @@ class PlannedSampler:
         mode = "train" if self._sharded is None else self._sharded.mode
         return deal(rest, self._rank, plan.num_ranks, mode)
 
-    def _batches(self, indices: Iterator[Any]) -> Iterator[Any]:
+    def _batches(self, indices: Iterator[Index]) -> Iterator[Index]:
         if type(self.sampler) is not BatchSampler:
             return indices
         return iter(BatchSampler(indices, self.sampler.batch_size, self.sampler.drop_last))
@@ -444,9 +462,9 @@ class SeedingWorkers:
         """Prepare the worker process that runs this."""
         if self.own is not None:
             self.own(worker_id)
-        fetch: Callable[[Any, Any], Any] = _MapDatasetFetcher.fetch
+        fetch: Callable[[_MapDatasetFetcher, object], object] = _MapDatasetFetcher.fetch
 
-        def seeded_fetch(fetcher: object, indices: object) -> object:
+        def seeded_fetch(fetcher: _MapDatasetFetcher, indices: object) -> object:
             if isinstance(indices, (SeededBatch, SeededIndex)):
                 rng.seed(indices.seed)
             return fetch(fetcher, indices)
@@ -491,7 +509,7 @@ def plan_of(loader: Loaders) -> PlannedSampler | PositionedLoader | None:
     return None
 
 
-def keeper_of(loader: Loaders) -> Any:
+def keeper_of(loader: Loaders) -> Keeper | None:
     """Return what keeps its own place: the loader, or an iterable data set read in this process.
 
     None if neither does.
@@ -508,7 +526,7 @@ def keeper_of(loader: Loaders) -> Any:
     return own if isinstance(own, IterableDataset) and has_state(own) else None
 
 
-def has_state(data: object) -> bool:
+def has_state(data: object) -> TypeGuard[Keeper]:
     """Tell whether a loader or data set keeps its place, as torchdata's StatefulDataLoader does."""
     return callable(getattr(data, "state_dict", None)) and callable(
         getattr(data, "load_state_dict", None)

@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator, Sized
 from functools import partial
 from itertools import chain, cycle, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.data import (
@@ -29,7 +29,7 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
-from raylit.data.sampling.sources import Sources, Stream, piece_of
+from raylit.data.sampling.sources import Index, Sources, Stream, UserSampler, piece_of
 from raylit.runtime import rng
 from raylit.runtime.aliases import Loaders
 from raylit.runtime.messages import warn_once
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from raylit.parallel import World
 
 
-class ShardedSampler(Sampler[Any]):
+class ShardedSampler(Sampler[Index]):
     """One rank's share of the order that another sampler gives.
 
     Args:
@@ -54,7 +54,7 @@ class ShardedSampler(Sampler[Any]):
     """
 
     def __init__(
-        self, sampler: Any, rank: int, size: int, mode: str, seed: int | None = None
+        self, sampler: UserSampler, rank: int, size: int, mode: str, seed: int | None = None
     ) -> None:
         self.sampler = sampler
         self.rank = rank
@@ -69,7 +69,7 @@ class ShardedSampler(Sampler[Any]):
         """Choose the order of another epoch; the loop calls it."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Index]:
         number = order_number(self.seed, self.epoch)
         order = seeded_order(self.sampler, self._sources, self.salts, number)
         if self.mode == "predict":
@@ -95,8 +95,8 @@ def order_number(seed: int, epoch: int, turn: int = 0) -> int:
 
 
 def seeded_order(
-    sampler: Any, sources: Sources, salts: list[int], number: int
-) -> list[Any] | Iterator[Any]:
+    sampler: UserSampler, sources: Sources, salts: list[int], number: int
+) -> list[Index] | Iterator[Index]:
     """Return the indices of all ranks, the same on each: whatever they draw from is seeded.
 
     Args:
@@ -121,9 +121,7 @@ def seeded_order(
     return first if len(first) < piece else chain(first, stream)
 
 
-def deal(
-    order: list[object] | Iterator[object], rank: int, size: int, mode: str
-) -> Iterator[object]:
+def deal(order: list[Index] | Iterator[Index], rank: int, size: int, mode: str) -> Iterator[Index]:
     """Return one rank's share of an order.
 
     In training as many for each rank, so that the first come twice or, with `drop`, the last do not
@@ -145,7 +143,7 @@ def deal(
     return iter(order[rank::size])
 
 
-def _dealt(order: Iterator[object], rank: int, size: int, mode: str) -> Iterator[object]:
+def _dealt(order: Iterator[object], rank: int, size: int, mode: str) -> Iterator[Index]:
     """Deal out an order as it is drawn."""
     head = round_ = list(islice(order, size))
     while len(round_) == size:
@@ -215,8 +213,8 @@ def with_short_batches(loader: Loaders) -> object:
 
 
 def reading(
-    loader: DataLoader[object], sampler: Any, drop_last: bool | None = None
-) -> DataLoader[Any]:
+    loader: DataLoader[object], sampler: UserSampler, drop_last: bool | None = None
+) -> DataLoader[object]:
     """Return a copy of `loader` that draws its indices from another sampler.
 
     `drop_last` is kept if None.
@@ -225,7 +223,7 @@ def reading(
     # DataLoader forbids to set these attributes after construction; going through __dict__ spares
     # it a second construction
     changed.__dict__["sampler"] = sampler
-    batch_sampler: Any = loader.batch_sampler
+    batch_sampler: UserSampler = loader.batch_sampler
     if batch_sampler is not None:
         drop_last = batch_sampler.drop_last if drop_last is None else drop_last
         changed.__dict__["batch_sampler"] = BatchSampler(

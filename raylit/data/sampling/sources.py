@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
@@ -38,6 +38,10 @@ TORCHS_OWN = (
 )
 PIECE = 1024  # indices drawn at once from a sampler that does not say how many it has
 
+UserSampler: TypeAlias = Any  # a Sampler or BatchSampler, or an object with their methods
+Index: TypeAlias = Any  # what a sampler gives: an int, another key, or a batch of them
+RandomState: TypeAlias = Any  # of a generator, as its library gives it, or of several
+
 if TYPE_CHECKING:
     Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
@@ -49,7 +53,7 @@ class Sources:
         samplers: whose generators are meant; samplers that they are made of count too.
     """
 
-    def __init__(self, *samplers: Any) -> None:
+    def __init__(self, *samplers: object) -> None:
         self.generators: list[Generator] = []
         seen: set[int] = set()
         for sampler in samplers:
@@ -67,11 +71,11 @@ class Sources:
             elif "sampler" in name:
                 self._look_into(value, seen)
 
-    def own(self) -> list[Any]:
+    def own(self) -> list[RandomState]:
         """Return the states of the samplers' own generators, as plain data."""
         return [_state_of(generator) for generator in self.generators]
 
-    def restore_own(self, states: list[object]) -> None:
+    def restore_own(self, states: list[RandomState]) -> None:
         """Bring back what `own` returned; of fewer generators, those."""
         for generator, state in zip(self.generators, states, strict=False):
             _restore(generator, state)
@@ -113,7 +117,7 @@ class Sources:
                     _revert(generator, state)
 
 
-class Stream(Iterator[Any]):
+class Stream(Iterator[Index]):
     """Draws from a sampler with random states of its own.
 
     Whoever draws random numbers in between changes nothing in the order, and the order nothing in
@@ -127,13 +131,19 @@ class Stream(Iterator[Any]):
             drawn from the process's, as a loader would.
     """
 
-    def __init__(self, sampler: Iterable[Any], sources: Sources, piece: int, begin: Any) -> None:
+    def __init__(
+        self,
+        sampler: Iterable[Index],
+        sources: Sources,
+        piece: int,
+        begin: Callable[[], None] | None,
+    ) -> None:
         self._sampler = sampler
         self._sources = sources
         self._piece = piece
-        self._begin = begin
+        self._begin: Any = begin
         self._iterator: Iterator[object] | None = None
-        self._states: list[Any] = []
+        self._states: list[RandomState] = []
         self._drawn: deque[object] = deque()
 
     def __next__(self) -> object:
@@ -171,7 +181,7 @@ def is_torchs_own(sampler: object) -> bool:
     return type(sampler) in TORCHS_OWN or isinstance(sampler, (range, list, tuple))
 
 
-def piece_of(sampler: Any) -> int:
+def piece_of(sampler: UserSampler) -> int:
     """Return how many indices to draw at once: all, and one more to see that it was the last."""
     try:
         return len(sampler) + 1
@@ -184,7 +194,7 @@ def _is_generator(value: object) -> TypeGuard[Generator]:
     return isinstance(value, kinds)
 
 
-def _capture(generator: Generator) -> object:
+def _capture(generator: Generator) -> RandomState:
     if isinstance(generator, torch.Generator):
         return generator.get_state()
     if isinstance(generator, np.random.Generator):
@@ -194,7 +204,7 @@ def _capture(generator: Generator) -> object:
     return generator.getstate()
 
 
-def _revert(generator: Generator, state: Any) -> None:
+def _revert(generator: Generator, state: RandomState) -> None:
     if isinstance(generator, torch.Generator):
         generator.set_state(state)
     elif isinstance(generator, np.random.Generator):
@@ -205,12 +215,12 @@ def _revert(generator: Generator, state: Any) -> None:
         generator.setstate(state)
 
 
-def _state_of(generator: Generator) -> object:
+def _state_of(generator: Generator) -> RandomState:
     """Return a generator's state as plain data; arrays become lists."""
     return _listed(_capture(generator))
 
 
-def _restore(generator: Generator, state: Any) -> None:
+def _restore(generator: Generator, state: RandomState) -> None:
     if isinstance(generator, random.Random):
         version, words, gauss = state
         state = (version, tuple(words), gauss)

@@ -6,13 +6,17 @@ import importlib
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from raylit.core.callback import Checkpoint
 from raylit.core.logger import Logger
 from raylit.errors import MissingPackageError
 from raylit.loggers.dummy import DummyExperiment
+from raylit.runtime.aliases import Experiment
 from raylit.runtime.messages import rank
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 
 class HostedLogger(Logger):
@@ -29,13 +33,13 @@ class HostedLogger(Logger):
     PACKAGE: ClassVar[str]
     LOGGER_JOIN_CHAR: ClassVar[str] = "-"
 
-    def __init__(self, prefix: str = "", experiment: Any = None) -> None:
+    def __init__(self, prefix: str = "", experiment: Experiment = None) -> None:
         self._prefix = prefix
         self._experiment = experiment
         self._sent: dict[str, float] = {}  # checkpoints, with the times of their files
         self.library()
 
-    def library(self) -> Any:
+    def library(self) -> ModuleType:
         """Return the service's package.
 
         Raises:
@@ -46,12 +50,12 @@ class HostedLogger(Logger):
         except ImportError:
             raise MissingPackageError(self.PACKAGE, type(self).__name__) from None
 
-    def connect(self) -> Any:
+    def connect(self) -> Experiment:
         """Return a new connection. To override."""
         raise NotImplementedError
 
     @property
-    def experiment(self) -> Any:
+    def experiment(self) -> Experiment:
         """The package's own object, for whatever it can do beyond this class.
 
         On ranks other than 0 it does nothing.
@@ -62,7 +66,7 @@ class HostedLogger(Logger):
             self._experiment = self.connect()
         return self._experiment
 
-    def named(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    def named(self, metrics: Mapping[str, object]) -> dict[str, object]:
         """Return metrics with the prefix before their names."""
         if not self._prefix:
             return dict(metrics)
@@ -85,10 +89,10 @@ class HostedLogger(Logger):
         return self.__dict__ | {"_experiment": None}
 
 
-def flat(params: Mapping[str, Any] | Namespace | None) -> dict[str, Any]:
+def flat(params: Mapping[str, object] | Namespace | None) -> dict[str, object]:
     """Return nested hyperparameters as one mapping, with names joined by `/`."""
     given = vars(params) if isinstance(params, Namespace) else dict(params or {})
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for name, value in given.items():
         if isinstance(value, (Mapping, Namespace)):
             found.update((f"{name}/{inner}", one) for inner, one in flat(value).items())

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from raylit.loggers.hosted.base import HostedLogger, flat
+
+if TYPE_CHECKING:
+    from raylit.runtime.aliases import Batch, Experiment
 
 
 class CometLogger(HostedLogger):
@@ -41,7 +44,7 @@ class CometLogger(HostedLogger):
         mode: Literal["get_or_create", "get", "create"] | None = None,
         online: bool | None = None,
         prefix: str = "",
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(prefix)
         self._api_key = api_key
@@ -65,7 +68,7 @@ class CometLogger(HostedLogger):
         """The key of the experiment; None before there is one."""
         return self._key
 
-    def connect(self) -> Any:
+    def connect(self) -> Experiment:
         comet = self.library()
         experiment = comet.start(
             api_key=self._api_key,
@@ -82,10 +85,10 @@ class CometLogger(HostedLogger):
         epoch = values.pop("epoch", None)
         self.experiment.log_metrics(values, step=step, epoch=epoch)
 
-    def log_hyperparams(self, params: Mapping[str, Any] | Namespace) -> None:
+    def log_hyperparams(self, params: Mapping[str, object] | Namespace) -> None:
         self.experiment.log_parameters(flat(params))
 
-    def log_graph(self, model: Any, input_array: Any = None) -> None:
+    def log_graph(self, model: object, input_array: Batch = None) -> None:
         self.experiment.set_model_graph(graph=str(model))
 
     def finalize(self, status: str) -> None:

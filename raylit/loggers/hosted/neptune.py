@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raylit.loggers.hosted.base import HostedLogger, flat
+from raylit.runtime.aliases import Experiment
+
+if TYPE_CHECKING:
+    from raylit.core.callback import Checkpoint
 
 
 class NeptuneLogger(HostedLogger):
@@ -37,7 +41,7 @@ class NeptuneLogger(HostedLogger):
         api_key: str | None = None,
         project: str | None = None,
         name: str | None = None,
-        run: Any = None,
+        run: Experiment = None,
         log_model_checkpoints: bool | None = True,
         prefix: str = "training",
         **neptune_run_kwargs: Any,
@@ -59,7 +63,7 @@ class NeptuneLogger(HostedLogger):
         """The id of the run; None before there is one."""
         return self._id
 
-    def connect(self) -> Any:
+    def connect(self) -> Experiment:
         run = self.library().init_run(
             project=self._project,
             api_token=self._api_key,
@@ -74,13 +78,13 @@ class NeptuneLogger(HostedLogger):
         for name, value in self.named(metrics).items():
             self.experiment[name].append(value, step=step)
 
-    def log_hyperparams(self, params: Mapping[str, Any] | Namespace) -> None:
+    def log_hyperparams(self, params: Mapping[str, object] | Namespace) -> None:
         self.experiment[f"{self._prefix}/hyperparams"] = {
             name: value if isinstance(value, (bool, int, float, str)) else str(value)
             for name, value in flat(params).items()
         }
 
-    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+    def after_save_checkpoint(self, checkpoint_callback: Checkpoint) -> None:
         if self._log_checkpoints:
             for path, _ in self.new_files(checkpoint_callback):
                 name = path.rpartition("/")[2]

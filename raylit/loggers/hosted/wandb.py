@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import uuid
 from argparse import Namespace
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from raylit.core.callback import Checkpoint
 from raylit.errors import ConfigError
 from raylit.loggers.hosted.base import HostedLogger
+from raylit.runtime.aliases import Arguments, Experiment
 from raylit.runtime.messages import warn
+
+if TYPE_CHECKING:
+    from torch import nn
 
 STEP = "trainer/global_step"
 
@@ -56,11 +60,11 @@ class WandbLogger(HostedLogger):
         anonymous: bool | None = None,
         project: str | None = None,
         log_model: Literal["all"] | bool = False,
-        experiment: Any = None,
+        experiment: Experiment = None,
         prefix: str = "",
         checkpoint_name: str | None = None,
         add_file_policy: Literal["mutable", "immutable"] = "mutable",
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(prefix, experiment)
         if offline and log_model:
@@ -73,7 +77,7 @@ class WandbLogger(HostedLogger):
         self._checkpoint_name = checkpoint_name
         self._saver: Checkpoint | None = None
         self.add_file_policy = add_file_policy
-        self._wandb_init: dict[str, Any] = {
+        self._wandb_init: Arguments = {
             "name": name,
             "project": project or os.environ.get("WANDB_PROJECT", "lightning_logs"),
             "dir": os.fspath(save_dir or dir or "."),
@@ -107,7 +111,7 @@ class WandbLogger(HostedLogger):
             # known to all processes, so that one that is started anew goes on with the run
             self._wandb_init["id"] = uuid.uuid4().hex[:8]
 
-    def connect(self) -> Any:
+    def connect(self) -> Experiment:
         wandb = self.library()
         if self._offline:
             os.environ["WANDB_MODE"] = "offline"
@@ -127,7 +131,11 @@ class WandbLogger(HostedLogger):
         return run
 
     def watch(
-        self, model: Any, log: str | None = "gradients", log_freq: int = 100, log_graph: bool = True
+        self,
+        model: nn.Module | Sequence[nn.Module],
+        log: str | None = "gradients",
+        log_freq: int = 100,
+        log_graph: bool = True,
     ) -> None:
         """Have the package record gradients, parameters (`log`) and the graph of a model."""
         self.experiment.watch(model, log=log, log_freq=log_freq, log_graph=log_graph)
@@ -138,7 +146,7 @@ class WandbLogger(HostedLogger):
             values[STEP] = step
         self.experiment.log(values)
 
-    def log_hyperparams(self, params: Mapping[str, Any] | Namespace) -> None:
+    def log_hyperparams(self, params: Mapping[str, object] | Namespace) -> None:
         given = vars(params) if isinstance(params, Namespace) else dict(params)
         self.experiment.config.update(given, allow_val_change=True)
 
@@ -147,7 +155,7 @@ class WandbLogger(HostedLogger):
         key: str,
         columns: Any = None,
         data: Any = None,
-        dataframe: Any = None,
+        dataframe: object = None,
         step: int | None = None,
     ) -> None:
         """Show a table.
@@ -176,7 +184,9 @@ class WandbLogger(HostedLogger):
         else:
             self.log_table(key, columns, *args, **kwargs)
 
-    def log_image(self, key: str, images: Any, step: int | None = None, **kwargs: Any) -> None:
+    def log_image(
+        self, key: str, images: object, step: int | None = None, **kwargs: Sequence[object]
+    ) -> None:
         """Show images: tensors, arrays, pictures or paths.
 
         Args:

@@ -156,7 +156,7 @@ class MLFlowLogger(Logger):
         experiment_name: str | None = None,
         run_name: str | None = None,
         tracking_uri: str | None = None,
-        tags: Mapping[str, Any] | None = None,
+        tags: Mapping[str, object] | None = None,
         save_dir: str | os.PathLike[str] | None = None,
         log_model: Literal["all"] | bool = False,
         prefix: str = "",
@@ -190,7 +190,7 @@ class MLFlowLogger(Logger):
         self._owns_run = True  # its status is ours to set, not the user's
         self._context_tags: dict[str, str] = {}
         # Of the checkpoint that the fit goes on from; see `state_dict`
-        self._resumed: dict[str, Any] = {}
+        self._resumed: StateDict = {}
         self._since_ms = 0
         self._chosen: tuple[int, bool] | None = None  # see `branch`
         self._origin: MlflowRun | None = (

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 from raylit.errors import ConfigError
@@ -406,7 +406,9 @@ def clean_name(name: str) -> str:
     return clean
 
 
-def flatten(params: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def flatten(
+    params: Mapping[str, object] | Namespace, prefix: str = ""
+) -> Iterator[tuple[str, str]]:
     """Yield `model.lr` and the like with their values as text.
 
     Lists are values, as in Lightning.

@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from raylit.loggers.queue import BackgroundWriter
 from raylit.runtime.messages import warn_once
@@ -32,7 +32,7 @@ class Upload(NamedTuple):
     """A checkpoint, and what stands beside it in `metadata.yaml` and `aliases.txt`."""
 
     path: str
-    metadata: dict[str, Any]
+    metadata: dict[str, object]
     aliases: list[str]
     is_link: bool  # made for this upload, removed after it
 
@@ -74,7 +74,7 @@ class CheckpointUploader:
             ):
                 continue
             self._done[path] = time_ns
-            metadata = {
+            metadata: dict[str, object] = {
                 "score": None if score is None else float(score),
                 "original_filename": Path(path).name,
                 "Checkpoint": {
