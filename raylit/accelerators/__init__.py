@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
@@ -24,7 +24,7 @@ class CPUAccelerator(Accelerator):
     name = "cpu"
 
     @staticmethod
-    def parse_devices(devices: Any) -> int:
+    def parse_devices(devices: int | str) -> int:
         """Return how many ranks a number or a text means.
 
         Raises:
@@ -39,7 +39,7 @@ class CPUAccelerator(Accelerator):
         return number
 
     @staticmethod
-    def get_parallel_devices(devices: Any) -> list[torch.device]:
+    def get_parallel_devices(devices: int | str) -> list[torch.device]:
         """Return a device for each rank."""
         return [torch.device("cpu")] * CPUAccelerator.parse_devices(devices)
 
@@ -60,7 +60,7 @@ class CUDAAccelerator(Accelerator):
     name = "cuda"
 
     @staticmethod
-    def parse_devices(devices: Any) -> list[int] | None:
+    def parse_devices(devices: int | str | Sequence[int]) -> list[int] | None:
         """Return the numbers of the GPUs that a number, a text or a list means; None for none."""
         if isinstance(devices, (list, tuple)):
             return list(devices) or None

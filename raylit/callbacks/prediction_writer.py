@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raylit.core.callback import Callback, Trainer
 from raylit.errors import ConfigError
-from raylit.runtime.aliases import Batch, StepOutput
+from raylit.runtime.aliases import Batch, Prediction, StepOutput
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
@@ -83,7 +83,7 @@ class BasePredictionWriter(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        prediction: Any,
+        prediction: Prediction,
         batch_indices: Sequence[int] | None,
         batch: Batch,
         batch_idx: int,
@@ -110,7 +110,7 @@ class BasePredictionWriter(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        predictions: Sequence[Any],
+        predictions: Sequence[Prediction],
         batch_indices: Sequence[Any],
     ) -> None:
         """Write all batches.

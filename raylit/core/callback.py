@@ -247,11 +247,11 @@ class Callback:
         """
         return type(self).__qualname__
 
-    def _generate_state_key(self, **kwargs: Any) -> str:
+    def _generate_state_key(self, **kwargs: object) -> str:
         """Make a `state_key` of the arguments that tell callbacks of one class apart."""
         return f"{type(self).__qualname__}{kwargs!r}"
 
-    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+    def log(self, name: str, value: object, *args: Any, **kwargs: Any) -> None:
         """Record a value, as `LightningModule.log`; only while a Trainer runs."""
         if self._log is None:
             raise RuntimeError(

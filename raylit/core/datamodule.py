@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sized
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -15,7 +15,11 @@ from raylit.runtime.aliases import Batch, Loaders, StateDict
 from raylit.runtime.batch import transfer_to
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from raylit.core.trainer import RunningTrainer
+
+Datasets: TypeAlias = Any  # what has items and a length or is iterable, or a list or dict of them
 
 
 class LightningDataModule(HasHyperparameters):
@@ -59,37 +63,37 @@ class LightningDataModule(HasHyperparameters):
         """Return the state of the data that a checkpoint is to hold."""
         return {}
 
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Any:
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Change a batch while it is still on the CPU; wins over the module's."""
         return batch
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
-    ) -> Any:
+    ) -> Batch:
         """Move a batch to `device`; wins over the module's."""
         return transfer_to(batch, device)
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Any:
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Change a batch once it is on the device; wins over the module's."""
         return batch
 
     @classmethod
     def from_datasets(
         cls,
-        train_dataset: Any = None,
-        val_dataset: Any = None,
-        test_dataset: Any = None,
-        predict_dataset: Any = None,
+        train_dataset: Datasets = None,
+        val_dataset: Datasets = None,
+        test_dataset: Datasets = None,
+        predict_dataset: Datasets = None,
         batch_size: int = 1,
         num_workers: int = 0,
-        **datamodule_kwargs: Any,
+        **datamodule_kwargs: object,
     ) -> LightningDataModule:
         """Make a datamodule from data sets; each may be a list or dict of several.
 
         Training data is shuffled unless it is iterable.
         """
 
-        def loader(dataset: Dataset[Any], shuffle: bool = False) -> DataLoader[Any]:
+        def loader(dataset: Dataset[Batch], shuffle: bool = False) -> DataLoader[Batch]:
             shuffle = shuffle and not isinstance(dataset, IterableDataset)
             return DataLoader(
                 dataset,
@@ -99,7 +103,7 @@ class LightningDataModule(HasHyperparameters):
                 pin_memory=torch.cuda.is_available(),
             )
 
-        def loaders(datasets: Any, shuffle: bool = False) -> Any:
+        def loaders(datasets: Datasets, shuffle: bool = False) -> Loaders:
             if isinstance(datasets, Mapping):
                 return {key: loader(dataset, shuffle) for key, dataset in datasets.items()}
             if isinstance(datasets, (list, tuple)):
@@ -128,11 +132,11 @@ class LightningDataModule(HasHyperparameters):
     @class_only
     def load_from_checkpoint(
         cls,
-        checkpoint_path: Any,
+        checkpoint_path: str | PathLike[str] | IO[bytes],
         map_location: Any = None,
         hparams_file: str | None = None,
         weights_only: bool | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Self:
         """Make a datamodule with the stored hyperparameters and state.
 
@@ -182,11 +186,11 @@ describe(LightningDataModule)
 class TorchBatches(Protocol):
     """A `ray.data.Dataset`, or what gives batches of tensors as one does."""
 
-    def iter_torch_batches(self, *args: Any, **kwargs: Any) -> Iterable[Any]: ...
+    def iter_torch_batches(self, *args: Any, **kwargs: Any) -> Iterable[Batch]: ...
 
 
 # What the entry points take as data
-GivenData: TypeAlias = Iterable[Any] | Dataset[Any] | TorchBatches | LightningDataModule | None
+GivenData: TypeAlias = Iterable[Batch] | Dataset[Batch] | TorchBatches | LightningDataModule | None
 
 
 def _sizes(loaders: Loaders) -> str:
@@ -209,10 +213,10 @@ class _Constant:
     A class rather than a lambda so that it pickles.
     """
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Loaders) -> None:
         self.value = value
 
-    def __call__(self) -> Any:
+    def __call__(self) -> Loaders:
         return self.value
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from raylit.errors import ConfigError, MissingPackageError
+from raylit.runtime.aliases import Batch, ForwardInput
 from raylit.runtime.batch import move_to, named_tensors, parts_of
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 class Exportable(nn.Module):
     """Gives `to_onnx` and `forward_inputs` to LightningModule."""
 
-    example_input_array: Any
+    example_input_array: ForwardInput
 
-    def forward_inputs(self, batch: Any) -> tuple[Any, ...]:
+    def forward_inputs(self, batch: Batch) -> tuple[ForwardInput, ...]:
         """Return the arguments of `forward` in a batch, for `Trainer.export` and `Trainer.explain`.
 
         Override it if `forward` takes something else of a batch. As it is: the whole batch, if
@@ -93,9 +94,9 @@ class Exportable(nn.Module):
     def to_onnx(
         self,
         file_path: str | os.PathLike[str] | BytesIO | None = None,
-        input_sample: Any = None,
+        input_sample: ForwardInput = None,
         **kwargs: Any,
-    ) -> Any:
+    ) -> torch.onnx.ONNXProgram | None:
         """Export `forward` to ONNX, as it is in the present mode.
 
         Call `eval()` before to leave out dropout.
@@ -134,7 +135,7 @@ class Exportable(nn.Module):
         return torch.onnx.export(self, move_to(sample, device), path, **kwargs)
 
 
-def input_names(module: nn.Module, arguments: tuple[Any, ...]) -> list[str]:
+def input_names(module: nn.Module, arguments: tuple[object, ...]) -> list[str]:
     """Return names for the tensors in arguments of `forward`: those of its parameters and keys.
 
     Example:

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raylit.runtime.aliases import Batch, CheckpointDict, Loaders, StepOutput
 
@@ -201,7 +201,7 @@ class ModuleHooks:
     def setup(self, stage: str) -> None: ...
     def teardown(self, stage: str) -> None: ...
     def configure_model(self) -> None: ...
-    def configure_callbacks(self) -> Any:
+    def configure_callbacks(self) -> Sequence[Callback] | Callback:
         return []
 
     def train_dataloader(self) -> Loaders: ...
@@ -219,7 +219,7 @@ describe(ModuleHooks)
 ModelHooks = ModuleHooks  # Lightning's name
 
 
-Hooks = dict[str, list[Callable[..., Any]]]
+Hooks = dict[str, list[Callable[..., object]]]
 AFTER_MODULE = "on_train_epoch_end, after the module"  # of callbacks that judge metrics
 
 _FIRED = tuple(name for name, hook in HOOKS.items() if hook.owners in ("C", "CM", "CD"))
@@ -246,7 +246,7 @@ def resolve(
     module: object,
     callbacks: Sequence[Callback],
     module_base: type,
-    watch: Callable[[object, str, Callable[..., Any]], Callable[..., Any]] | None = None,
+    watch: Callable[[object, str, Callable[..., object]], Callable[..., object]] | None = None,
 ) -> Hooks:
     """Bind every event that callbacks and the module share to the functions somebody overrode.
 
@@ -269,7 +269,7 @@ def resolve(
         for callback in callbacks:
             if callback.listens_to(name):
                 is_late = name == "on_train_epoch_end" and callback.watches_metrics
-                function: Callable[..., Any] = partial(getattr(callback, name), trainer, module)
+                function: Callable[..., object] = partial(getattr(callback, name), trainer, module)
                 function = watch(callback, name, function) if watch else function
                 (hooks[AFTER_MODULE] if is_late else own).append(function)
         if "M" in HOOKS[name].owners and is_overridden(name, module, module_base):

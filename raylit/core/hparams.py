@@ -25,7 +25,7 @@ from raylit.checkpoint import foreign
 from raylit.core import importable, omega
 from raylit.errors import CheckpointError, ConfigError
 from raylit.runtime import storage
-from raylit.runtime.aliases import CheckpointDict
+from raylit.runtime.aliases import Arguments, CheckpointDict, StateDict
 from raylit.runtime.bounds import TooLargeError, check_size
 from raylit.runtime.messages import warn
 from raylit.runtime.secrets import holds_secret
@@ -34,9 +34,7 @@ _PRIMITIVES = (bool, int, float, str)
 
 # What the CLI was told, and of which class: a config file knows more than the frame does (nested
 # class_path entries).
-given_hparams: ContextVar[tuple[type, dict[str, Any]] | None] = ContextVar(
-    "given_hparams", default=None
-)
+given_hparams: ContextVar[tuple[type, Arguments] | None] = ContextVar("given_hparams", default=None)
 
 # Among the hyperparameters that a CLI keeps: the class they are of, and that jsonargparse is to
 # make it of them. The names are Lightning's.
@@ -58,7 +56,7 @@ class AttributeDict(dict[str, Any]):
                 f"no hyperparameter {key!r}; there are: {', '.join(map(str, self)) or 'none'}"
             ) from None
 
-    def __setattr__(self, key: str, value: Any) -> None:
+    def __setattr__(self, key: str, value: object) -> None:
         self[key] = value
 
     def __delattr__(self, key: str) -> None:
@@ -141,7 +139,7 @@ class HasHyperparameters:
             and not isinstance(containers[0], _PRIMITIVES)
         ):
             return  # an empty container
-        found: MutableMapping[Any, Any]
+        found: AttributeDict
         if not args:
             found = AttributeDict(init_args)
             self._hparams_name = "kwargs" if init_args else None
@@ -199,12 +197,12 @@ class HasHyperparameters:
 
 def holders_of(
     name: str, module: HasHyperparameters, datamodule: HasHyperparameters | None = None
-) -> list[Any]:
+) -> list[HasHyperparameters | AttributeDict]:
     """Return what has the attribute or hyperparameter `name`.
 
     Of the module, its hparams, the datamodule, its hparams; the last one counts.
     """
-    holders: list[Any] = []
+    holders: list[HasHyperparameters | AttributeDict] = []
     for owner in (module, datamodule):
         if owner is not None:
             holders += [owner] if hasattr(owner, name) else []
@@ -212,14 +210,16 @@ def holders_of(
     return holders
 
 
-def get_value(holders: list[Any], name: str) -> Any:
+def get_value(holders: Sequence[HasHyperparameters | AttributeDict], name: str) -> Any:
     """Return the value of `name` in the last of `holders`."""
     return (
         holders[-1][name] if isinstance(holders[-1], MutableMapping) else getattr(holders[-1], name)
     )
 
 
-def set_value(holders: list[Any], name: str, value: Any) -> None:
+def set_value(
+    holders: Sequence[HasHyperparameters | AttributeDict], name: str, value: object
+) -> None:
     """Set `name` in all of `holders`."""
     for holder in holders:
         if isinstance(holder, MutableMapping):
@@ -228,7 +228,7 @@ def set_value(holders: list[Any], name: str, value: Any) -> None:
             setattr(holder, name, value)
 
 
-def accepted_arguments(cls: type, values: MutableMapping[str, Any]) -> dict[str, Any]:
+def accepted_arguments(cls: type, values: Mapping[str, object]) -> Arguments:
     """Return those of `values` that `cls.__init__` takes by name.
 
     All of them if it takes `**kwargs`.
@@ -243,7 +243,7 @@ T = TypeVar("T", bound=HasHyperparameters)
 
 
 def construct(
-    cls: type[T], checkpoint: CheckpointDict, hparams_file: str | None, overrides: dict[str, Any]
+    cls: type[T], checkpoint: CheckpointDict, hparams_file: str | None, overrides: Arguments
 ) -> T:
     """Make an object of `cls` with the hyperparameters in a checkpoint.
 
@@ -296,7 +296,7 @@ def construct(
     return made
 
 
-def _check_pickled(cls: type, checkpoint: CheckpointDict, values: dict[str, Any]) -> None:
+def _check_pickled(cls: type, checkpoint: CheckpointDict, values: Arguments) -> None:
     """See what of the hyperparameters is pickled in a checkpoint and was not restored.
 
     Raises:
@@ -324,7 +324,7 @@ def is_required(parameter: inspect.Parameter) -> bool:
     return parameter.default is inspect.Parameter.empty
 
 
-def stored_hparams(checkpoint: CheckpointDict, key: str) -> dict[str, Any]:
+def stored_hparams(checkpoint: CheckpointDict, key: str) -> Arguments:
     """Return a copy of the hyperparameters in a checkpoint.
 
     Args:
@@ -345,7 +345,7 @@ def stored_hparams(checkpoint: CheckpointDict, key: str) -> dict[str, Any]:
     return dict(found)
 
 
-def _mapping(checkpoint: CheckpointDict, *keys: str) -> dict[str, Any]:
+def _mapping(checkpoint: CheckpointDict, *keys: str) -> StateDict:
     """Return the mapping at a place in a checkpoint, an empty one if nothing stands there."""
     found: Any = checkpoint
     for key in keys:
@@ -360,7 +360,7 @@ def _mapping(checkpoint: CheckpointDict, *keys: str) -> dict[str, Any]:
     return dict(found)
 
 
-def _restored(name: str, description: Any, cls: type) -> Any:
+def _restored(name: str, description: object, cls: type) -> object:
     try:
         return importable.restore(description, cls)
     except (ValueError, TypeError) as error:
@@ -370,7 +370,7 @@ def _restored(name: str, description: Any, cls: type) -> Any:
         ) from error
 
 
-def _read_hparams(path: str | os.PathLike[str]) -> dict[str, Any]:
+def _read_hparams(path: str | os.PathLike[str]) -> Arguments:
     """Read hyperparameters from a file."""
     kind = os.path.splitext(storage.local(path))[1].lower()
     if kind not in (".yaml", ".yml", ".csv"):
@@ -408,7 +408,7 @@ def _read_hparams(path: str | os.PathLike[str]) -> dict[str, Any]:
     return dict(found or {})
 
 
-def _literal(text: str) -> Any:
+def _literal(text: str) -> object:
     """Return the Python literal that a text is, else the text."""
     try:
         return ast.literal_eval(text)
@@ -426,13 +426,13 @@ else:
         On an object, its return value is easily forgotten.
         """
 
-        def __get__(self, instance: object, owner: type | None = None) -> Any:
+        def __get__(self, instance: object, owner: type | None = None) -> object:
             bound = super().__get__(None, owner)
             if instance is None:
                 return bound
 
             @functools.wraps(bound)
-            def refuse(*args: Any, **kwargs: Any) -> NoReturn:
+            def refuse(*args: object, **kwargs: object) -> NoReturn:
                 name = f"{owner.__name__}.{bound.__name__}"
                 raise TypeError(
                     f"{name} was called on an object, which it would leave as it is: write new ="
@@ -443,7 +443,7 @@ else:
 
 
 @contextmanager
-def constructed_with(cls: type, values: dict[str, Any] | None) -> Iterator[None]:
+def constructed_with(cls: type, values: Arguments | None) -> Iterator[None]:
     """Have `save_hyperparameters` of an object of `cls` keep `values` in a block.
 
     If they are None it keeps the arguments that it finds on the stack.
@@ -455,7 +455,7 @@ def constructed_with(cls: type, values: dict[str, Any] | None) -> Iterator[None]
         given_hparams.reset(token)
 
 
-def _as_hparams(container: Any) -> AttributeDict:
+def _as_hparams(container: object) -> AttributeDict:
     if isinstance(container, _PRIMITIVES):
         raise ConfigError(
             f"save_hyperparameters got the {type(container).__name__} {container!r}. Pass argument"
@@ -473,15 +473,15 @@ def _as_hparams(container: Any) -> AttributeDict:
     )
 
 
-def _constructor_arguments(frame: FrameType | None) -> dict[str, Any]:
+def _constructor_arguments(frame: FrameType | None) -> Arguments:
     """Collect the arguments of the `__init__` calls of one object on the stack.
 
     From the class that called upwards to the most derived one, which wins. The `__init__` of
     another module that makes this one as a part of itself is the next on the stack, and is not
     meant.
     """
-    collected: dict[str, Any] = {}
-    owner: Any = None
+    collected: Arguments = {}
+    owner: object = None
     while frame is not None:
         variables = frame.f_locals
         cls = variables.get("__class__")

@@ -278,7 +278,7 @@ def _check_made_again(kind: object) -> None:
         raise ValueError(f"objects of {kind!r:.200} are not made again from a checkpoint")
 
 
-def _made(kind: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+def _made(kind: type[nn.Module], arguments: Mapping[str, object]) -> nn.Module:
     """Make a module of a library with arguments out of a file.
 
     Raises:
@@ -323,7 +323,7 @@ def _is_same_state(one: object, other: object) -> bool:
     return isinstance(one, list) and one == other == []
 
 
-def _path_of(value: Any) -> str:
+def _path_of(value: type | Callable[..., object]) -> str:
     # The __qualname__ of torch's own functions names a class that cannot be imported.
     name = value.__name__ if inspect.isbuiltin(value) else value.__qualname__
     return f"{value.__module__}:{name}"
@@ -348,7 +348,7 @@ def _is_same(one: object, other: object) -> bool:
 # ---- from names to objects ----
 
 
-def restore(description: object, cls: type) -> Any:
+def restore(description: object, cls: type) -> object:
     """Return the value that `describe` described.
 
     Args:
@@ -362,7 +362,7 @@ def restore(description: object, cls: type) -> Any:
     return _rebuild(description, lambda path: find(path, cls))
 
 
-def _rebuild(description: object, finder: Callable[[str], object]) -> Any:
+def _rebuild(description: object, finder: Callable[[str], object]) -> object:
     if not isinstance(description, dict):
         raise ValueError(f"a {type(description).__name__} stands where a description is expected")
     if "plain" in description:
@@ -417,7 +417,7 @@ def _text(value: object) -> str:
     return value
 
 
-def find(path: str, cls: type) -> Any:
+def find(path: str, cls: type) -> object:
     """Return the object that a checkpoint names.
 
     Args:
@@ -486,7 +486,7 @@ def find_public(path: str, cls: type) -> object:
     return found
 
 
-def _walk(module: str, name: str, path: str) -> Any:
+def _walk(module: str, name: str, path: str) -> object:
     """Return the object called `name` in an imported module.
 
     The way to it leads through nothing but classes that were defined there.
@@ -570,7 +570,7 @@ def _packages(cls: type) -> set[str]:
     return own - {"raylit", "torch", "builtins"}
 
 
-def defaults(cls: type) -> list[Any]:
+def defaults(cls: type) -> list[type | Callable[..., object]]:
     """Return the classes and functions that are defaults of the arguments of a class.
 
     Its author named them.

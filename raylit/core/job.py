@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
 from raylit.core import shown
-from raylit.runtime.aliases import StateDict
+from raylit.runtime.aliases import CheckpointDict, Loaders, StateDict
 from raylit.runtime.messages import number_of
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class PreemptionNotice(Protocol):
 class ValidationStarter(Protocol):
     """Starts validations that training does not wait for, on rank 0, each of a checkpoint."""
 
-    def start(self, path: str, progress: dict[str, Any], then: Callable[[], None]) -> None:
+    def start(self, path: str, progress: dict[str, object], then: Callable[[], None]) -> None:
         """Have the checkpoint at `path` validated; `then` is called at the end, in a thread."""
 
     def has(self, path: str) -> bool:
@@ -65,7 +65,7 @@ class ValidationStarter(Protocol):
     def wait(self, path: str, seconds: float) -> None:
         """Wait until it has ended, but no longer than this."""
 
-    def outcome(self, path: str) -> Any:
+    def outcome(self, path: str) -> object:
         """Return its values, the exception it ended with, or in words why there is nothing."""
 
     def cancel(self) -> None:
@@ -133,7 +133,7 @@ class RescalePlan(Protocol):
     size: int
     most: int
 
-    def meant(self, loader: Any, accumulate: int) -> tuple[float, int]:
+    def meant(self, loader: Loaders, accumulate: int) -> tuple[float, int]:
         """Return how many batches an epoch has for each of all workers, and how many a step takes.
 
         Args:
@@ -141,7 +141,9 @@ class RescalePlan(Protocol):
             accumulate: batches that a step takes of each of the workers that there are.
         """
 
-    def schedule_count(self, loader: Any, batch: int, number: float, accumulate: int) -> int | None:
+    def schedule_count(
+        self, loader: Loaders, batch: int, number: float, accumulate: int
+    ) -> int | None:
         """Return the batch at which all the workers would have stepped the schedulers.
 
         None if they would not have since the step before.
@@ -153,7 +155,7 @@ class RescalePlan(Protocol):
             accumulate: batches of a step.
         """
 
-    def go_on(self, progress: Progress, accumulate: int, ranks: Sequence[Any]) -> int | None:
+    def go_on(self, progress: Progress, accumulate: int, ranks: Sequence[StateDict]) -> int | None:
         """Count the batches that were read as so many workers would have counted them.
 
         Args:
@@ -177,14 +179,14 @@ class Task(Protocol):
 
     name: str
 
-    def __call__(self, run: Any) -> Any:
+    def __call__(self, run: Any) -> object:
         """Do it with the engine's Run; what rank 0 returns, the user gets."""
 
 
 class Display(Protocol):
     """Where the progress of a job is shown."""
 
-    def show(self, shown: dict[str, Any]) -> None:
+    def show(self, shown: dict[str, object]) -> None:
         """Show how far the job is."""
 
     def print(self, text: str) -> None:
@@ -231,7 +233,7 @@ class Job:
     trainer: JobTrainer
     module: LightningModule
     datamodule: LightningDataModule | None = None
-    data: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Loaders] = field(default_factory=dict)
     ckpt_path: str | None = None
     weights_only: bool | None = None
     return_predictions: bool = True
@@ -242,7 +244,7 @@ class Job:
     accelerator: str | None = None
     display: Display | None = None
     is_picked: bool = False
-    opened: dict[str, dict[str, Any]] = field(default_factory=dict)
+    opened: dict[str, CheckpointDict] = field(default_factory=dict)
     task: Task | None = None
     config: str = ""
     id: str = field(default_factory=lambda: os.urandom(16).hex())

@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from raylit.runtime.aliases import StateDict
+from raylit.runtime.aliases import ForwardInput, StateDict
 from raylit.runtime.messages import warn_once
 
 if TYPE_CHECKING:
@@ -178,10 +178,10 @@ class Logger(ABC):
         """
 
     @abstractmethod
-    def log_hyperparams(self, params: Mapping[str, Any]) -> None:
+    def log_hyperparams(self, params: Mapping[str, object]) -> None:
         """Record hyperparameters, nested mappings allowed. Rank 0, once, before the first step."""
 
-    def log_settings(self, settings: Mapping[str, Any]) -> None:
+    def log_settings(self, settings: Mapping[str, object]) -> None:
         """Record how a fit is set up, where the store shows more than hyperparameters.
 
         Rank 0, once, before the first step.
@@ -246,7 +246,7 @@ class Logger(ABC):
             text: YAML that `raylit fit --config` takes, without secrets.
         """
 
-    def log_graph(self, model: Any, input_array: Any = None) -> None:
+    def log_graph(self, model: Any, input_array: ForwardInput = None) -> None:
         """Record the model's graph, where the store can show one. Rank 0."""
 
     def save(self) -> None:
@@ -269,7 +269,7 @@ class Logger(ABC):
         """
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Go on where a checkpoint was made.
 
         On the driver before `open`, and on rank 0 when the state of the training is restored.
@@ -334,10 +334,10 @@ class ForeignLogger(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._call("log_metrics", metrics=metrics, step=step)
 
-    def log_hyperparams(self, params: Mapping[str, Any]) -> None:
+    def log_hyperparams(self, params: Mapping[str, object]) -> None:
         self._call("log_hyperparams", params)
 
-    def log_graph(self, model: Any, input_array: Any = None) -> None:
+    def log_graph(self, model: Any, input_array: ForwardInput = None) -> None:
         self._call("log_graph", model)
 
     def save(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,38 @@ from raylit.core.export import Exportable
 from raylit.core.hooks import ModuleHooks
 from raylit.core.hparams import HasHyperparameters, class_only, construct
 from raylit.errors import ConfigError
-from raylit.runtime.aliases import Batch, StateDict, UserOptimizer
+from raylit.runtime.aliases import (
+    Batch,
+    ForwardInput,
+    OptimizerLRScheduler,
+    Prediction,
+    StateDict,
+    StepOutput,
+    UserOptimizer,
+    UserScheduler,
+)
 from raylit.runtime.batch import transfer_to
 from raylit.runtime.messages import warn, warn_once
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from raylit.core.logger import Logger
     from raylit.core.trainer import RunningTrainer
+
+
+# What `LightningModule.log` was told: prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist,
+# add_dataloader_idx, rank_zero_only
+LogSettings = tuple[
+    bool,
+    bool | None,
+    bool | None,
+    bool | None,
+    str | Callable[..., object],
+    bool | None,
+    bool,
+    bool,
+]
 
 
 class Log(Protocol):
@@ -38,8 +63,8 @@ class Log(Protocol):
     def log(
         self,
         name: str,
-        value: Any,
-        settings: tuple[Any, ...],
+        value: object,
+        settings: LogSettings,
         enable_graph: bool,
         batch_size: int | None,
     ) -> None:
@@ -97,7 +122,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
     allow_zero_length_dataloader_with_multiple_devices: bool = False
     prepare_data_per_node: bool = True
     automatic_optimization: bool = True
-    example_input_array: Any = None
+    example_input_array: ForwardInput = None
     device_mesh = fabric = (
         None  # of strategies that split a model over devices; of Lightning Fabric
     )
@@ -110,24 +135,24 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
 
     # ---- what users write ----
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor | Mapping[str, Any] | None:
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor | Mapping[str, object] | None:
         """Return the loss of one batch.
 
         A scalar tensor, a dict with the key `loss`, or None to skip the batch.
         """
         raise NotImplementedError(f"{type(self).__name__} has no training_step.")
 
-    def validation_step(self, *args: Any, **kwargs: Any) -> Tensor | Mapping[str, Any] | None:
+    def validation_step(self, *args: Any, **kwargs: Any) -> Tensor | Mapping[str, object] | None:
         """Evaluate one validation batch, and log its metrics."""
 
-    def test_step(self, *args: Any, **kwargs: Any) -> Tensor | Mapping[str, Any] | None:
+    def test_step(self, *args: Any, **kwargs: Any) -> Tensor | Mapping[str, object] | None:
         """Evaluate one test batch, and log its metrics."""
 
-    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
+    def predict_step(self, *args: Any, **kwargs: Any) -> Prediction:
         """Return the prediction for one batch; by default `self(batch)`."""
         return self(args[0] if args else next(iter(kwargs.values())))
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return an optimizer; or a list of them; or ([optimizers], [schedulers]).
 
         Or a dict, or a list of some, with the keys `optimizer`, `lr_scheduler` and `monitor` (the
@@ -160,7 +185,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         epoch: int,
         batch_idx: int,
         optimizer: UserOptimizer,
-        optimizer_closure: Callable[[], Any] | None = None,
+        optimizer_closure: Callable[[], StepOutput] | None = None,
     ) -> None:
         """Step `optimizer`.
 
@@ -173,7 +198,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         """Clear the gradients."""
         optimizer.zero_grad()
 
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+    def lr_scheduler_step(self, scheduler: UserScheduler, metric: Any) -> None:
         """Step one scheduler; `metric` is the monitored value or None."""
         scheduler.step() if metric is None else scheduler.step(metric)
 
@@ -195,18 +220,18 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
-    ) -> Any:
+    ) -> Batch:
         """Move a batch to `device`.
 
         Tensors and whatever has `.to`, inside lists, tuples, dicts and dataclasses.
         """
         return transfer_to(batch, device)
 
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Any:
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Change a batch while it is still on the CPU."""
         return batch
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Any:
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Change a batch once it is on the device."""
         return batch
 
@@ -232,15 +257,15 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
     def log(
         self,
         name: str,
-        value: Any,
+        value: object,
         prog_bar: bool = False,
         logger: bool | None = None,
         on_step: bool | None = None,
         on_epoch: bool | None = None,
-        reduce_fx: str | Callable[..., Any] = "mean",
+        reduce_fx: str | Callable[..., object] = "mean",
         enable_graph: bool = False,
         sync_dist: bool | None = None,
-        sync_dist_group: Any = None,
+        sync_dist_group: object = None,
         add_dataloader_idx: bool = True,
         batch_size: int | None = None,
         metric_attribute: str | None = None,
@@ -291,12 +316,12 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         )
         metrics.log(name, value, settings, enable_graph, batch_size)
 
-    def log_dict(self, dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+    def log_dict(self, dictionary: Mapping[str, object], *args: Any, **kwargs: Any) -> None:
         """Record several values with the same arguments; see `log`.
 
         A `torchmetrics.MetricCollection` is a mapping too.
         """
-        with_prefix: dict[str, Any] = (
+        with_prefix: dict[str, bool] = (
             {"keep_base": False} if type(dictionary).__name__ == "MetricCollection" else {}
         )
         for name, value in dictionary.items(**with_prefix):
@@ -367,7 +392,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
                 warn_once(f"{kind} has no {method}: what self.{method} is given is not kept by it.")
         return able
 
-    def print(self, *args: Any, **kwargs: Any) -> None:
+    def print(self, *args: object, **kwargs: Any) -> None:
         """Print on rank 0, above the progress bar."""
         self.trainer.print(*args, **kwargs)
 
@@ -554,7 +579,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         finally:
             self.untoggle_optimizer(optimizer)
 
-    def all_gather(self, data: Any, group: Any = None, sync_grads: bool = False) -> Any:
+    def all_gather(self, data: object, group: object = None, sync_grads: bool = False) -> Any:
         """Return `data` with every tensor stacked over the ranks, shape (world_size, *shape).
 
         Unchanged on one rank.
@@ -574,12 +599,12 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
     @class_only
     def load_from_checkpoint(
         cls,
-        checkpoint_path: Any,
+        checkpoint_path: str | PathLike[str] | IO[bytes],
         map_location: Any = None,
         hparams_file: str | None = None,
         strict: bool | None = None,
         weights_only: bool | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Self:
         """Make a module with the stored hyperparameters and weights.
 

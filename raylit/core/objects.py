@@ -14,7 +14,7 @@ from raylit.core import importable
 from raylit.runtime.aliases import CheckpointDict
 
 OWN, PART = "raylit", "objects"  # where a checkpoint has the descriptions: [[place, description]]
-Place = tuple[Any, ...]
+Place = tuple[object, ...]
 
 
 def describe_all(objects: Mapping[Place, object], cls: type) -> list[list[Any]]:
@@ -32,7 +32,7 @@ def describe_all(objects: Mapping[Place, object], cls: type) -> list[list[Any]]:
     return found
 
 
-def places(checkpoint: Mapping[str, Any]) -> set[Place]:
+def places(checkpoint: Mapping[str, object]) -> set[Place]:
     """Return where a checkpoint has descriptions of objects."""
     own = checkpoint.get(OWN)
     found = own.get(PART, []) if isinstance(own, dict) else []

@@ -10,7 +10,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-Place = list[Any]  # the keys that lead to a config; empty: the whole
+from raylit.runtime.aliases import StateDict
+
+Place = list[object]  # the keys that lead to a config; empty: the whole
 
 
 def is_config(value: object) -> bool:
@@ -23,7 +25,7 @@ def places(values: object) -> list[Place]:
     """Return where configs stand in nested mappings and lists: of each the outermost place."""
     if is_config(values):
         return [[]]
-    inner: Iterable[tuple[Any, Any]] = ()
+    inner: Iterable[tuple[object, object]] = ()
     if isinstance(values, Mapping):
         inner = values.items()
     elif isinstance(values, list):
@@ -31,7 +33,7 @@ def places(values: object) -> list[Place]:
     return [[key, *place] for key, value in inner for place in places(value)]
 
 
-def restored(values: dict[str, Any], found: Sequence[Place]) -> Any:
+def restored(values: StateDict, found: Sequence[Place]) -> StateDict:
     """Return plain data with configs where they were; as it is, where omegaconf is not installed.
 
     Args:
@@ -42,7 +44,7 @@ def restored(values: dict[str, Any], found: Sequence[Place]) -> Any:
     if not found:
         return values
     try:
-        OmegaConf: Any = importlib.import_module("omegaconf").OmegaConf
+        OmegaConf = importlib.import_module("omegaconf").OmegaConf
     except ImportError:
         return values
     whole = {"": values}

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from raylit.runtime.aliases import UserOptimizer
+from raylit.runtime.aliases import UserOptimizer, UserScheduler
 
 
 @dataclass
@@ -24,7 +24,7 @@ class LRSchedulerConfig:
         strict: whether it is an error if that metric is missing.
     """
 
-    scheduler: Any
+    scheduler: UserScheduler
     name: str | None = None
     interval: str = "epoch"
     frequency: int = 1
@@ -46,7 +46,7 @@ class LightningOptimizer:
         self.__class__ = type("Lightning" + type(optimizer).__name__, (own, type(optimizer)), {})
 
     @property
-    def optimizer(self) -> Any:
+    def optimizer(self) -> UserOptimizer:
         """The wrapped optimizer."""
         return self._optimizer
 

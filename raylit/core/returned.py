@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from raylit.core.callback import Callback
 from raylit.runtime.messages import warn
@@ -29,7 +28,7 @@ class ReturnedCallback:
 
     key: tuple[str, int]
     kind: type[Callback]
-    values: dict[str, Any]
+    values: dict[str, object]
     left: dict[str, str] = field(default_factory=dict)
 
     def leave_behind(self, dumps: Callable[[object], object]) -> None:

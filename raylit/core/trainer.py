@@ -8,9 +8,9 @@ that a callback may ask of the run itself.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
-from raylit.runtime.aliases import Loaders, UserOptimizer
+from raylit.runtime.aliases import Arguments, CheckpointDict, Loaders, Prediction, UserOptimizer
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from raylit.core.progress import Progress
     from raylit.core.states import TrainerState
     from raylit.runtime.ranks import Ranks
+
+T = TypeVar("T")
 
 
 class Strategy(Protocol):
@@ -83,13 +85,13 @@ class Strategy(Protocol):
     def barrier(self, name: str | None = None) -> None:
         """Wait for all ranks."""
 
-    def broadcast(self, obj: Any, src: int = 0) -> Any:
+    def broadcast(self, obj: T, src: int = 0) -> T:
         """Return the `obj` of rank `src` on every rank."""
 
-    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
+    def all_gather(self, tensor: Tensor, group: object = None, sync_grads: bool = False) -> Tensor:
         """Return the ranks' tensors stacked."""
 
-    def reduce(self, tensor: Any, group: Any = None, reduce_op: str | None = "mean") -> Any:
+    def reduce(self, tensor: object, group: object = None, reduce_op: str | None = "mean") -> Any:
         """Return the `mean` or the `sum` of the ranks' tensors."""
 
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
@@ -191,7 +193,7 @@ class RunHandle(Protocol):
 
     def dump(
         self, weights_only: bool = False, together: bool = True, lenient: bool = False
-    ) -> dict[str, Any]:
+    ) -> CheckpointDict:
         """Return the checkpoint of the run as it is now: plain data, ready to be written.
 
         Args:
@@ -451,7 +453,7 @@ class RunningTrainer(Protocol):
     def is_global_zero(self) -> bool:
         """Whether this is rank 0."""
 
-    def all_gather(self, data: Any, sync_grads: bool = False) -> Any:
+    def all_gather(self, data: object, sync_grads: bool = False) -> Any:
         """Stack the tensors of all ranks; see `LightningModule.all_gather`."""
 
     # ---- who listens ----
@@ -502,7 +504,7 @@ class RunningTrainer(Protocol):
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Send values to the loggers, at `step` or at the step that runs."""
 
-    def print(self, *args: Any, **kwargs: Any) -> None:
+    def print(self, *args: object, **kwargs: Any) -> None:
         """Print on rank 0, above the progress bar."""
 
     # ---- what was predicted ----
@@ -511,14 +513,14 @@ class RunningTrainer(Protocol):
         """The Trainer itself: Lightning keeps `predictions` in a `predict_loop`."""
 
     @property
-    def predictions(self) -> list[Any]:
+    def predictions(self) -> list[Prediction]:
         """The results of `predict_step` so far on this rank; empty unless they are kept."""
 
     @property
-    def epoch_batch_indices(self) -> list[list[Any]]:
+    def epoch_batch_indices(self) -> list[list[list[int]]]:
         """For each loader, which samples the batches predicted so far were made of."""
 
-    def batch_indices(self, batch_idx: int, dataloader_idx: int = 0) -> list[Any]:
+    def batch_indices(self, batch_idx: int, dataloader_idx: int = 0) -> list[int]:
         """Return which samples one batch was made of; empty if that cannot be told."""
 
     # ---- settings ----
@@ -555,11 +557,11 @@ class RunningTrainer(Protocol):
         self,
         filepath: str | PathLike[str],
         weights_only: bool | None = None,
-        storage_options: dict[str, Any] | None = None,
+        storage_options: Arguments | None = None,
     ) -> None:
         """Write a checkpoint of the run as it is now. Call it on all ranks; rank 0 writes."""
 
-    def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
+    def backward(self, loss: object, *args: object, **kwargs: object) -> None:
         """Run the backward pass with its hooks; see `LightningModule.manual_backward`."""
 
 
@@ -589,7 +591,7 @@ class JobTrainer(RunningTrainer, Protocol):
         """How validation runs that training does not wait for, or None."""
 
     @property
-    def compile(self) -> dict[str, Any] | None:
+    def compile(self) -> Arguments | None:
         """Arguments of torch.compile, or None for none of it."""
 
     @property
@@ -661,7 +663,7 @@ class JobTrainer(RunningTrainer, Protocol):
         """All callbacks whose files a fit may go on from."""
 
     # ---- further jobs, of a Trainer like this one ----
-    def replaced(self, **arguments: Any) -> JobTrainer:
+    def replaced(self, **arguments: object) -> JobTrainer:
         """Return a new Trainer with the arguments this one was made with, but for those given."""
 
     def fit(

@@ -20,7 +20,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any
 
 from raylit.runtime.aliases import StateDict
 from raylit.runtime.messages import log
@@ -43,7 +43,7 @@ class Profiler(ABC):
     ) -> None:
         self.dirpath = dirpath
         self.filename = filename
-        self._output_file: Any = None
+        self._output_file: IO[str] | None = None
         self._write_stream: Callable[[str], object] | None = None
         self._local_rank: int | None = None
         self._stage: str | None = None

@@ -14,7 +14,7 @@ from torch.autograd.profiler import record_function
 from raylit.errors import ConfigError, did_you_mean
 from raylit.profilers.base import Profiler
 from raylit.profilers.schedule import STEPS, StepSchedule, default_schedule
-from raylit.runtime.aliases import StateDict
+from raylit.runtime.aliases import Arguments, StateDict
 from raylit.runtime.messages import warn, warn_once
 
 OWN_KWARGS = ("export_to_flame_graph", "metric")
@@ -85,7 +85,7 @@ class PyTorchProfiler(Profiler):
         row_limit: int = 20,
         sort_by_key: str | None = None,
         record_module_names: bool = True,
-        table_kwargs: dict[str, Any] | None = None,
+        table_kwargs: Arguments | None = None,
         **profiler_kwargs: Any,
     ) -> None:
         super().__init__(dirpath, filename)
@@ -265,7 +265,7 @@ class PyTorchProfiler(Profiler):
             self._names.remove()
             self._names = None
 
-    def _export(self, profiler: Any, action_name: str) -> None:
+    def _export(self, profiler: torch.profiler.profile, action_name: str) -> None:
         """Write the records to files."""
         if self.dirpath is None:
             warn(
@@ -341,7 +341,7 @@ class ModuleNames:
         return stop
 
 
-def _default_activities() -> list[Any]:
+def _default_activities() -> list[torch.profiler.ProfilerActivity]:
     activities = [torch.profiler.ProfilerActivity.CPU]
     return (
         [*activities, torch.profiler.ProfilerActivity.CUDA]

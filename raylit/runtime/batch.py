@@ -10,16 +10,16 @@ import dataclasses
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from raylit.errors import ConfigError
+from raylit.runtime.aliases import Batch
 from raylit.runtime.messages import warn_once
 
 
-def move_to(batch: object, device: torch.device | str, non_blocking: bool | None = None) -> Any:
+def move_to(batch: object, device: torch.device | str, non_blocking: bool | None = None) -> Batch:
     """Return `batch` with everything in it that has `.to(device)` moved.
 
     Inside lists, tuples, named tuples, dicts, dataclasses and attrs classes.
@@ -38,7 +38,7 @@ def _can_move(item: object) -> bool:
     )
 
 
-def _moved(item: Any, device: torch.device | str, non_blocking: bool) -> object:
+def _moved(item: Batch, device: torch.device | str, non_blocking: bool) -> object:
     if isinstance(item, Tensor):
         return item.to(device, non_blocking=non_blocking)
     moved = item.to(device)
@@ -66,7 +66,7 @@ class SideStream:
         self.device = device
         self.stream = torch.cuda.Stream(device)
 
-    def move(self, batch: object) -> Any:
+    def move(self, batch: object) -> Batch:
         """Return `batch` on the device; what is computed from now on waits until it is there."""
         compute = torch.cuda.current_stream(self.device)
 
@@ -108,7 +108,7 @@ def cast_to(batch: object, dtype: torch.dtype) -> object:
     return _replace(batch, cast)
 
 
-def _replace(batch: object, function: Callable[[object], object]) -> Any:
+def _replace(batch: object, function: Callable[[object], object]) -> Batch:
     """Return `batch` with each item replaced by what `function` makes of it.
 
     Where that is None, with what is in the item replaced.
@@ -148,7 +148,7 @@ def _is_attrs(batch: object) -> bool:
     return hasattr(type(batch), "__attrs_attrs__")
 
 
-def _attributes(batch: Any) -> Iterator[tuple[str, object]]:
+def _attributes(batch: Batch) -> Iterator[tuple[str, object]]:
     """Give the names and values of the fields of an object of an attrs class."""
     for attribute in type(batch).__attrs_attrs__:
         yield attribute.name, getattr(batch, attribute.name)
@@ -194,7 +194,7 @@ def parts_of(batch: object) -> Iterator[tuple[str, object]]:
         yield from _attributes(batch)
 
 
-def with_tensors(batch: object, tensors: Iterable[Tensor]) -> Any:
+def with_tensors(batch: object, tensors: Iterable[Tensor]) -> Batch:
     """Return `batch` with the tensors in it replaced, in the order of `named_tensors`."""
     given = iter(tensors)
     return _replace(batch, lambda item: next(given) if isinstance(item, Tensor) else None)

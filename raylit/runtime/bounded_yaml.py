@@ -20,7 +20,9 @@ MAX_BYTES = 2**20
 MAX_VALUES = 20_000
 
 # libyaml's is ten times as fast.
-Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+Loader: type[yaml.CSafeLoader] | type[yaml.SafeLoader] = getattr(
+    yaml, "CSafeLoader", yaml.SafeLoader
+)
 
 
 class RefusedError(yaml.MarkedYAMLError):

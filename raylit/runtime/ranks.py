@@ -7,7 +7,7 @@ implementation is `raylit.parallel.World`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -49,10 +49,10 @@ class Ranks(Protocol):
     def barrier(self) -> None:
         """Wait for all ranks."""
 
-    def broadcast_object(self, value: object, src: int = 0) -> Any:
+    def broadcast_object(self, value: T, src: int = 0) -> T:
         """Return the `value` of rank `src` on every rank; it is pickled."""
 
-    def all_gather_object(self, value: object) -> list[Any]:
+    def all_gather_object(self, value: T) -> list[T]:
         """Return every rank's `value`, in the order of ranks; they are pickled."""
 
     def all_gather(self, tensor: torch.Tensor, sync_grads: bool = False) -> torch.Tensor:
@@ -65,5 +65,5 @@ class Ranks(Protocol):
         """Return whether `flag` is true on any rank."""
 
     @property
-    def files_group(self) -> Any:
+    def files_group(self) -> object:
         """The ranks as a process group of its own, for those who write files."""

@@ -16,6 +16,7 @@ from raylit.errors import ConfigError, WrongTypeError
 from raylit.runtime.aliases import StateDict
 from raylit.runtime.messages import info
 
+RandomStates = tuple[Any, ...]  # of Python, numpy, torch, and this process's device
 MAX_SEED = 2**32 - 1
 
 
@@ -85,13 +86,13 @@ def seed(number: int, accelerator: bool = False) -> None:
         torch.cuda.manual_seed(number)  # of this device; torch.manual_seed would seed all of them
 
 
-def capture(cuda: bool = True) -> tuple[object, ...]:
+def capture(cuda: bool = True) -> RandomStates:
     """Return the random states as they are, for `revert` in this process: cheaper than `state`."""
     device = torch.cuda.get_rng_state() if cuda and _uses_cuda() else None
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), device
 
 
-def revert(captured: tuple[Any, ...]) -> None:
+def revert(captured: RandomStates) -> None:
     """Go back to what `capture` returned."""
     python, numpy, cpu, device = captured
     random.setstate(python)
@@ -105,7 +106,7 @@ def _uses_cuda() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_initialized()
 
 
-def plain(captured: tuple[Any, ...]) -> dict[str, Any]:
+def plain(captured: RandomStates) -> StateDict:
     """Return what `capture` returned as plain data, for `restore`."""
     (version, words, gauss), legacy, cpu, device = captured
     _, keys, position, has_gauss, cached = legacy

@@ -14,9 +14,12 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from raylit.errors import ConfigError, MissingPackageError, WrongTypeError, did_you_mean
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 S3 = (
     "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION and, of another server than"
@@ -51,7 +54,7 @@ def is_url(path: str) -> bool:
     return "://" in local(path)
 
 
-def file_system(url: str, **options: object) -> tuple[Any, str]:
+def file_system(url: str, **options: object) -> tuple[AbstractFileSystem, str]:
     """Return fsspec's file system of a URL, and the path in it.
 
     Args:
@@ -93,7 +96,7 @@ def asking() -> Iterator[None]:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-def fresh(url: str) -> tuple[Any, str]:
+def fresh(url: str) -> tuple[AbstractFileSystem, str]:
     """Return what `file_system` does, without what it remembers of folders.
 
     Other processes write there too.
@@ -129,7 +132,7 @@ def write_text(path: str, text: str) -> None:
         fs.pipe_file(inner, text.encode())
 
 
-def make_folder(url: str, fs: Any, inner: str) -> None:
+def make_folder(url: str, fs: AbstractFileSystem, inner: str) -> None:
     """Make a folder where there is such a thing."""
     if url.partition("://")[0] not in BUCKETS:
         fs.makedirs(inner, exist_ok=True)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from raylit.errors import ConfigError
+from raylit.runtime.aliases import Arguments
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -90,12 +91,12 @@ class Summary:
         return [layer.training for layer in self.layers]
 
     @property
-    def in_sizes(self) -> list[Any]:
+    def in_sizes(self) -> list[object]:
         """Shapes of their inputs."""
         return [layer.in_size for layer in self.layers]
 
     @property
-    def out_sizes(self) -> list[Any]:
+    def out_sizes(self) -> list[object]:
         """Shapes of their outputs."""
         return [layer.out_size for layer in self.layers]
 
@@ -259,7 +260,7 @@ def _num_parameters(module: nn.Module) -> int:
 
 def _run_example(
     module: nn.Module, watched: Mapping[str, nn.Module]
-) -> tuple[dict[str, tuple[Any, Any]], dict[str, int], int]:
+) -> tuple[dict[str, tuple[object, object]], dict[str, int], int]:
     """Pass `example_input_array` through the module.
 
     Returns sizes and FLOPs by name, and all FLOPs.
@@ -271,8 +272,8 @@ def _run_example(
 
     sizes: dict[str, tuple[object, object]] = {}
 
-    def remember(name: str) -> Any:
-        def hook(_: nn.Module, args: Any, kwargs: Any, output: object) -> None:
+    def remember(name: str) -> Callable[[nn.Module, tuple[object, ...], Arguments, object], None]:
+        def hook(_: nn.Module, args: tuple[object, ...], kwargs: Arguments, output: object) -> None:
             inputs = [*args, *kwargs.values()]
             sizes.setdefault(
                 name, (shape_of(inputs[0] if len(inputs) == 1 else inputs), shape_of(output))

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from raylit.errors import ConfigError
 from raylit.runtime.messages import warn
+
+T = TypeVar("T", int, float)
 
 # Peak operations per second of one chip in matrix products, dense (not the doubled figures for
 # sparse matrices), as NVIDIA's data sheets give them: words in the device's name, float32,
@@ -169,7 +171,7 @@ class Throughput:
             metrics[f"{name}_per_sec"] = per_s * self.world_size
 
 
-def _append(window: deque[Any], value: float, name: str) -> None:
+def _append(window: deque[T], value: T, name: str) -> None:
     if window and value <= window[-1]:
         raise ValueError(
             f"{name}={value} is not more than at the update before ({window[-1]}). Give the total"

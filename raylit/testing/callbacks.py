@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -14,15 +14,21 @@ from torch import Tensor, nn
 from raylit.callbacks import Callback, Checkpoint, ModelCheckpoint
 from raylit.checkpoint import to_plain
 from raylit.core.hooks import HOOKS
+from raylit.runtime.aliases import Arguments
 from raylit.testing.modules import TinyModel
 from raylit.trainer.trainer import Trainer
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from raylit.core.module import LightningModule
 
 
 class Interruption(Exception):
     """Raised by the suite in the middle of a fit."""
 
 
-def _comparable(state: Any) -> Any:
+def _comparable(state: object) -> object:
     """Return a state with lists in the place of its tensors, for which == gives one answer."""
     plain = to_plain(state)
     if isinstance(plain, dict):
@@ -49,8 +55,8 @@ class CallbackConformance:
     """
 
     changes_training = False
-    trainer_arguments: dict[str, Any] = {}  # noqa: RUF012  (a subclass gives its own)
-    model: Callable[[], Any] = TinyModel
+    trainer_arguments: Arguments = {}  # noqa: RUF012  (a subclass gives its own)
+    model: Callable[[], LightningModule] = TinyModel
 
     @pytest.fixture
     def make(self, tmp_path: Path) -> Callable[[], Callback]:
@@ -82,7 +88,7 @@ class CallbackConformance:
         self,
         folder: Path,
         *callbacks: Callback,
-        ckpt_path: Any = None,
+        ckpt_path: str | PathLike[str] | None = None,
         dropout: bool = True,
         **arguments: Any,
     ) -> dict[str, Tensor]:
@@ -192,7 +198,7 @@ class CallbackConformance:
             def __init__(self, event: str) -> None:
                 setattr(self, event, self.interrupt)
 
-            def interrupt(self, *args: Any, **kwargs: Any) -> None:
+            def interrupt(self, *args: object, **kwargs: object) -> None:
                 raise Interruption
 
         callback = make()

@@ -6,7 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -15,8 +15,13 @@ from torch.utils.data import DataLoader
 from raylit.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from raylit.launch import Launcher, LocalLauncher
 from raylit.loggers import CSVLogger
+from raylit.runtime.aliases import Arguments, Batch, StateDict, StepOutput
 from raylit.testing.modules import RandomDataset, TinyModel
 from raylit.trainer.trainer import Trainer
+
+if TYPE_CHECKING:
+    from raylit.core.module import LightningModule
+    from raylit.core.trainer import RunningTrainer
 
 
 class Mistake(Exception):
@@ -29,15 +34,15 @@ class Counts(Callback):
     def __init__(self) -> None:
         self.num_epochs = 0
 
-    def on_train_epoch_end(self, *args: Any) -> None:
+    def on_train_epoch_end(self, *args: object) -> None:
         """Count."""
         self.num_epochs += 1
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the count."""
         return {"num_epochs": self.num_epochs}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Take the count back."""
         self.num_epochs = state_dict["num_epochs"]
 
@@ -48,11 +53,11 @@ class Holds(Callback):
     def __init__(self) -> None:
         self.num_batches = 0
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         """Make it, where it is used."""
         self.lock = threading.Lock()
 
-    def on_train_batch_end(self, *args: Any) -> None:
+    def on_train_batch_end(self, *args: object) -> None:
         """Count."""
         with self.lock:
             self.num_batches += 1
@@ -69,7 +74,7 @@ class Brings(TinyModel):
 class Fails(TinyModel):
     """Raises in the third step of training."""
 
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
+    def training_step(self, batch: Batch, batch_idx: int) -> StepOutput:
         """Raise, or train."""
         if self.global_step == 2:
             raise Mistake("in the third step")
@@ -95,7 +100,7 @@ class LauncherConformance:
         ...         return RayTrainLauncher
     """
 
-    trainer_arguments: dict[str, Any] = {}  # noqa: RUF012  (a subclass gives its own)
+    trainer_arguments: Arguments = {}  # noqa: RUF012  (a subclass gives its own)
     num_ranks = 1
 
     @pytest.fixture
@@ -125,7 +130,7 @@ class LauncherConformance:
 
         return make_trainer
 
-    def model(self, kind: Callable[[], TinyModel] = TinyModel) -> Any:
+    def model(self, kind: Callable[[], TinyModel] = TinyModel) -> TinyModel:
         """Return a model, the same each time."""
         torch.manual_seed(0)
         return kind()

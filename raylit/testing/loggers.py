@@ -36,7 +36,7 @@ def log_in_another_process(
     logger: Logger,
     rows: list[tuple[dict[str, float], int]],
     status: str = "success",
-    params: Mapping[str, Any] | None = None,
+    params: Mapping[str, object] | None = None,
 ) -> None:
     """Pickle `logger` into a new process, as a launcher does with rank 0, and have it log there.
 
@@ -100,7 +100,7 @@ class LoggerConformance:
         """
         raise NotImplementedError
 
-    def hyperparams(self, logger: Logger) -> Mapping[str, Any] | None:
+    def hyperparams(self, logger: Logger) -> Mapping[str, object] | None:
         """Read back the hyperparameters, nested or with dotted names.
 
         To override if they can be read.
@@ -249,7 +249,7 @@ class LoggerConformance:
         assert sorted(tmp_path.rglob("*")) == before
 
 
-def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flat(values: Mapping[str, object] | Namespace, prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in (vars(values) if isinstance(values, Namespace) else values).items():
         if isinstance(value, Mapping | Namespace):
             yield from _flat(value, f"{prefix}{key}.")

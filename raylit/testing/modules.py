@@ -5,14 +5,13 @@ The names with `Boring` are those of `lightning.pytorch.demos.boring_classes`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.module import LightningModule
+from raylit.runtime.aliases import Batch, Loaders, OptimizerLRScheduler, StepOutput
 
 
 class RandomDataset(Dataset[Tensor]):
@@ -60,40 +59,40 @@ class BoringModel(LightningModule):
         """Return the mean squared distance from `labels`, or from 1."""
         return nn.functional.mse_loss(preds, torch.ones_like(preds) if labels is None else labels)
 
-    def step(self, batch: Any) -> Tensor:
+    def step(self, batch: Batch) -> Tensor:
         """Return the loss of one batch."""
         return self.loss(self(batch))
 
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
+    def training_step(self, batch: Batch, batch_idx: int) -> StepOutput:
         """One batch of training."""
         return {"loss": self.step(batch)}
 
-    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+    def validation_step(self, batch: Batch, batch_idx: int) -> StepOutput:
         """One batch of validation."""
         return {"x": self.step(batch)}
 
-    def test_step(self, batch: Any, batch_idx: int) -> Any:
+    def test_step(self, batch: Batch, batch_idx: int) -> StepOutput:
         """One batch of test."""
         return {"y": self.step(batch)}
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD, whose learning rate falls to a tenth in each epoch."""
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, step_size=1)]
 
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self) -> Loaders:
         """64 batches of one sample."""
         return DataLoader(RandomDataset(32, 64))
 
-    def val_dataloader(self) -> Any:
+    def val_dataloader(self) -> Loaders:
         """64 batches of one sample."""
         return DataLoader(RandomDataset(32, 64, seed=1))
 
-    def test_dataloader(self) -> Any:
+    def test_dataloader(self) -> Loaders:
         """64 batches of one sample."""
         return DataLoader(RandomDataset(32, 64, seed=2))
 
-    def predict_dataloader(self) -> Any:
+    def predict_dataloader(self) -> Loaders:
         """64 batches of one sample."""
         return DataLoader(RandomDataset(32, 64, seed=3))
 
@@ -117,36 +116,36 @@ class TinyModel(BoringModel):
         """Map (batch, 32) to (batch, 2)."""
         return super().forward(self.dropout(x))
 
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
+    def training_step(self, batch: Batch, batch_idx: int) -> StepOutput:
         """One batch of training."""
         loss = self.step(batch)
         self.log("train_loss", loss)
         return loss
 
-    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+    def validation_step(self, batch: Batch, batch_idx: int) -> StepOutput:
         """One batch of validation."""
         self.log("val_loss", self.step(batch))
 
-    def test_step(self, batch: Any, batch_idx: int) -> Any:
+    def test_step(self, batch: Batch, batch_idx: int) -> StepOutput:
         """One batch of test."""
         self.log("test_loss", self.step(batch))
 
     def _loader(self, seed: int) -> DataLoader[Tensor]:
         return DataLoader(RandomDataset(32, 4 * self.batch_size, seed), batch_size=self.batch_size)
 
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self) -> Loaders:
         """4 batches."""
         return self._loader(0)
 
-    def val_dataloader(self) -> Any:
+    def val_dataloader(self) -> Loaders:
         """4 batches."""
         return self._loader(1)
 
-    def test_dataloader(self) -> Any:
+    def test_dataloader(self) -> Loaders:
         """4 batches."""
         return self._loader(2)
 
-    def predict_dataloader(self) -> Any:
+    def predict_dataloader(self) -> Loaders:
         """4 batches."""
         return self._loader(3)
 
@@ -171,18 +170,18 @@ class BoringDataModule(LightningDataModule):
                 part = Subset(self.random_full, range(64 * number, 64 * (number + 1)))
                 setattr(self, f"random_{name}", part)
 
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self) -> Loaders:
         """64 batches of one sample."""
         return DataLoader(self.random_train)
 
-    def val_dataloader(self) -> Any:
+    def val_dataloader(self) -> Loaders:
         """64 batches of one sample."""
         return DataLoader(self.random_val)
 
-    def test_dataloader(self) -> Any:
+    def test_dataloader(self) -> Loaders:
         """64 batches of one sample."""
         return DataLoader(self.random_test)
 
-    def predict_dataloader(self) -> Any:
+    def predict_dataloader(self) -> Loaders:
         """64 batches of one sample."""
         return DataLoader(self.random_predict)

@@ -20,7 +20,7 @@ from raylit.core.module import LightningModule
 from raylit.core.states import TrainerStatus
 from raylit.errors import CheckpointError, ConfigError, WrongTypeError, foreign_hint, what_it_is
 from raylit.loggers import Logger
-from raylit.runtime.aliases import StateDict
+from raylit.runtime.aliases import Loaders, StateDict
 from raylit.runtime.messages import rank, warn
 from raylit.runtime.storage import is_url, unwritable
 from raylit.runtime.tracebacks import hide_own_frames
@@ -55,8 +55,8 @@ def check_model(fn: str, model: Any) -> LightningModule:
 
 
 def check_data(
-    fn: str, data: dict[str, Any], datamodule: LightningDataModule | None
-) -> tuple[dict[str, Any], LightningDataModule | None]:
+    fn: str, data: dict[str, Loaders], datamodule: LightningDataModule | None
+) -> tuple[dict[str, Loaders], LightningDataModule | None]:
     """Return the loaders by stage, and the datamodule.
 
     A datamodule may have been given in the place of the first loaders.
@@ -166,8 +166,11 @@ def check_cluster(trainer: Trainer) -> None:
 
 
 def best_by_default(
-    fn: str, module: LightningModule | None, saver: Checkpoint | None, ckpt_path: object
-) -> object:
+    fn: str,
+    module: LightningModule | None,
+    saver: Checkpoint | None,
+    ckpt_path: str | os.PathLike[str] | None,
+) -> str | os.PathLike[str] | None:
     """Return the checkpoint for a job that names no model: the best one of the last fit.
 
     Raises:

@@ -40,6 +40,7 @@ from raylit.parallel.precision import canonical
 from raylit.parallel.strategy import Strategy
 from raylit.parallel.world import ACCELERATORS, Accelerator
 from raylit.runtime import environment, storage
+from raylit.runtime.aliases import Arguments
 from raylit.runtime.messages import info, warn
 from raylit.validation.config import ValidationConfig, config_of
 
@@ -77,7 +78,7 @@ class Settings:
         fast_dev_run: batches of a trial run, True for one; False for a real run.
     """
 
-    arguments: Mapping[str, Any]
+    arguments: Arguments
     min_workers: int
     num_workers: int
     launcher: str
@@ -86,11 +87,11 @@ class Settings:
     use_gpu: bool | None
     accelerator: str
     resources_per_worker: dict[str, float] | None
-    max_failures: Any
+    max_failures: object
     storage_path: str | None
     default_root_dir: str
     precision: str
-    compile: dict[str, Any] | None
+    compile: Arguments | None
     async_validation: ValidationConfig | None
     fast_dev_run: int | bool
     overfit_batches: int | float
@@ -106,7 +107,7 @@ class Settings:
     checkpoint_io: CheckpointIO | None
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], strategy: Strategy) -> Settings:
+    def of(cls, given: Arguments, strategy: Strategy) -> Settings:
         """Return the settings that arguments of the Trainer mean.
 
         Args:
@@ -167,7 +168,7 @@ class Settings:
         )
 
 
-def limits_of(given: Mapping[str, Any], settings: Settings) -> Limits:
+def limits_of(given: Arguments, settings: Settings) -> Limits:
     """Return the limits that arguments of the Trainer mean, or those of a trial run.
 
     Raises:
@@ -413,7 +414,7 @@ def failures(max_failures: object) -> object:
 
 
 def number_of_workers(
-    num_workers: Any, devices: object, num_nodes: int, accelerator: str
+    num_workers: int | tuple[int, int] | None, devices: object, num_nodes: int, accelerator: str
 ) -> tuple[int, int]:
     """Return how many Ray workers are meant, at least and at most.
 
@@ -722,7 +723,7 @@ def epochs(
     max_steps: int,
     min_steps: int | None,
     max_time: object,
-    callbacks: Any,
+    callbacks: Sequence[Callback] | Callback | None,
 ) -> tuple[int, int]:
     """Return max_epochs and min_epochs with their defaults, which depend on the other limits."""
     for name, value in (("max_epochs", max_epochs), ("max_steps", max_steps)):
@@ -854,7 +855,7 @@ class Plugins:
     syncs_batch_norm: bool = False
 
     @classmethod
-    def of(cls, plugins: Any, precision: str | int | None, sync_batchnorm: bool) -> Plugins:
+    def of(cls, plugins: object, precision: str | int | None, sync_batchnorm: bool) -> Plugins:
         """Return what the plugins given to the Trainer say, beside its other arguments.
 
         Raises:
@@ -934,7 +935,7 @@ def make_loggers(
 
 def make_callbacks(
     given: Sequence[Callback] | Callback | None,
-    max_time: Any,
+    max_time: str | timedelta | dict[str, int] | None,
     checkpointing: bool | None,
     bar: bool | None,
     summary: bool | None,

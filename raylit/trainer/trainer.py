@@ -29,7 +29,7 @@ from raylit.parallel import Strategy, World, find_strategy
 from raylit.parallel.plugins import ClusterEnvironment, LayerSync, PrecisionPlugin
 from raylit.profilers import Profiler, find_profiler
 from raylit.runtime import determinism
-from raylit.runtime.aliases import StateDict
+from raylit.runtime.aliases import Prediction, StateDict
 from raylit.runtime.kinds import check_kinds
 from raylit.runtime.messages import warn_once
 from raylit.trainer import driver, settings
@@ -314,7 +314,7 @@ class Trainer(TrainerView):
         return_predictions: Literal[True] | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
         weights_only: bool | None = None,
-    ) -> list[Any]: ...
+    ) -> list[Prediction]: ...
 
     @overload
     def predict(
@@ -326,7 +326,7 @@ class Trainer(TrainerView):
         return_predictions: bool,
         ckpt_path: str | os.PathLike[str] | None = None,
         weights_only: bool | None = None,
-    ) -> list[Any] | None: ...
+    ) -> list[Prediction] | None: ...
 
     def predict(
         self,
@@ -336,7 +336,7 @@ class Trainer(TrainerView):
         return_predictions: bool | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
         weights_only: bool | None = None,
-    ) -> list[Any] | None:
+    ) -> list[Prediction] | None:
         """Run `predict_step` over the data.
 
         Args:
@@ -357,7 +357,7 @@ class Trainer(TrainerView):
         job.return_predictions = return_predictions is not False
         with driver.Driving(job):
             result = driver.launcher_for(job).launch(job)
-        predictions: list[Any] | None = self._adopt(job, result).value
+        predictions: list[Prediction] | None = self._adopt(job, result).value
         return predictions
 
     def _evaluate(
@@ -365,8 +365,8 @@ class Trainer(TrainerView):
         fn: Fn,
         model: LightningModule | None,
         data: dict[str, object],
-        datamodule: object,
-        ckpt_path: object,
+        datamodule: LightningDataModule | None,
+        ckpt_path: str | os.PathLike[str] | None,
         weights_only: bool | None,
         verbose: bool,
     ) -> list[dict[str, float]]:
@@ -538,7 +538,7 @@ class Trainer(TrainerView):
         model: LightningModule | None,
         dataloaders: object,
         datamodule: LightningDataModule | None,
-        ckpt_path: object,
+        ckpt_path: str | os.PathLike[str] | None,
         weights_only: bool | None,
     ) -> tuple[Any, str | None]:
         """Have `alone`, a Trainer without callbacks, do a task with a model and validation data.
@@ -552,7 +552,7 @@ class Trainer(TrainerView):
             )
         roots = checkpoint_roots(self, "validate")
         is_own = self.checkpoint_io is None
-        found = find.resolve(ckpt_path, self.savers, roots, "validate", is_own=is_own)  # type: ignore[arg-type]
+        found = find.resolve(ckpt_path, self.savers, roots, "validate", is_own=is_own)
         job = alone._job("validate", model, {"val": dataloaders}, datamodule, found, weights_only)
         job.task = task
         with driver.Driving(job):
@@ -649,8 +649,8 @@ class Trainer(TrainerView):
         fn: Fn,
         model: LightningModule | None,
         data: dict[str, object],
-        datamodule: Any,
-        ckpt_path: Any,
+        datamodule: LightningDataModule | None,
+        ckpt_path: str | os.PathLike[str] | None,
         weights_only: bool | None,
     ) -> Job:
         if model is None and fn != "fit":

@@ -30,7 +30,7 @@ from raylit.engine.schedule import validation_due
 from raylit.metrics.metrics import to_numbers
 from raylit.parallel import Precision, Strategy, World, choose_device
 from raylit.profilers import Profiler
-from raylit.runtime.aliases import Loaders, UserOptimizer
+from raylit.runtime.aliases import Arguments, Loaders, Prediction, UserOptimizer
 from raylit.trainer.settings import Settings
 from raylit.validation.config import ValidationConfig
 
@@ -136,11 +136,11 @@ class TrainerView:
     use_gpu = Setting[bool | None]()
     accelerator = Setting[str]()
     resources_per_worker = Setting[dict[str, float] | None]()
-    max_failures = Setting[Any]()
+    max_failures = Setting[object]()
     storage_path = Setting[str | None]()
     default_root_dir = Setting[str]()
     precision = Setting[str]()
-    compile = Setting[dict[str, Any] | None]()
+    compile = Setting[Arguments | None]()
     async_validation = Setting[ValidationConfig | None]()
     fast_dev_run = Setting[int | bool]()
     overfit_batches = Setting[int | float]()
@@ -445,7 +445,7 @@ class TrainerView:
         )
 
     @property
-    def optimizers(self) -> list[Any]:
+    def optimizers(self) -> list[UserOptimizer]:
         """The optimizers; others may be set while a fit runs."""
         return self._run.optimizers if self._run is not None else []
 
@@ -542,13 +542,13 @@ class TrainerView:
         return self
 
     @property
-    def predictions(self) -> list[Any]:
+    def predictions(self) -> list[Prediction]:
         """What this rank predicted so far, as `predict` returns it; empty unless it is kept."""
         kept = self._run.outcome.predictions if self._run is not None else []
         return kept[0] if len(kept) == 1 else kept
 
     @property
-    def epoch_batch_indices(self) -> list[list[Any]]:
+    def epoch_batch_indices(self) -> list[list[list[int]]]:
         """For each loader, which samples the batches predicted so far were made of.
 
         Known while there is a BasePredictionWriter.
@@ -563,7 +563,7 @@ class TrainerView:
             )
         ]
 
-    def batch_indices(self, batch_idx: int, dataloader_idx: int = 0) -> list[Any]:
+    def batch_indices(self, batch_idx: int, dataloader_idx: int = 0) -> list[int]:
         """Return which samples one batch was made of; empty if that cannot be told.
 
         Known while there is a BasePredictionWriter.
@@ -586,7 +586,7 @@ class TrainerView:
         )
 
     @property
-    def scaler(self) -> Any:
+    def scaler(self) -> torch.amp.GradScaler | None:
         """The gradient scaler of `16-mixed` on a GPU, or None."""
         return self.precision_plugin.scaler
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raylit.callbacks.display.progress_bar import Bar, ProgressBar
 from raylit.errors import ConfigError, MissingPackageError
-from raylit.runtime.aliases import Batch, StateDict, StepOutput
+from raylit.runtime.aliases import Arguments, Batch, StateDict, StepOutput
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -56,7 +56,7 @@ class TQDMProgressBar(Bar):
         self._refresh_rate = refresh_rate
         self._process_position = process_position
         self._leave = leave
-        self._bars: dict[str, Any] = {}
+        self._bars: dict[str, tqdm] = {}
 
     @property
     def refresh_rate(self) -> int:
@@ -80,44 +80,44 @@ class TQDMProgressBar(Bar):
         return self._bars[name]
 
     @property
-    def train_progress_bar(self) -> tqdm[Any]:
+    def train_progress_bar(self) -> tqdm:
         """The bar of training."""
         return self._bar("train")
 
     @train_progress_bar.setter
-    def train_progress_bar(self, bar: tqdm[Any]) -> None:
+    def train_progress_bar(self, bar: tqdm) -> None:
         self._bars["train"] = bar
 
     @property
-    def val_progress_bar(self) -> tqdm[Any]:
+    def val_progress_bar(self) -> tqdm:
         """The bar of validation."""
         return self._bar("val")
 
     @val_progress_bar.setter
-    def val_progress_bar(self, bar: tqdm[Any]) -> None:
+    def val_progress_bar(self, bar: tqdm) -> None:
         self._bars["val"] = bar
 
     @property
-    def test_progress_bar(self) -> tqdm[Any]:
+    def test_progress_bar(self) -> tqdm:
         """The bar of a test."""
         return self._bar("test")
 
     @test_progress_bar.setter
-    def test_progress_bar(self, bar: tqdm[Any]) -> None:
+    def test_progress_bar(self, bar: tqdm) -> None:
         self._bars["test"] = bar
 
     @property
-    def predict_progress_bar(self) -> tqdm[Any]:
+    def predict_progress_bar(self) -> tqdm:
         """The bar of a prediction."""
         return self._bar("predict")
 
     @predict_progress_bar.setter
-    def predict_progress_bar(self, bar: tqdm[Any]) -> None:
+    def predict_progress_bar(self, bar: tqdm) -> None:
         self._bars["predict"] = bar
 
     # ---- the bars; to be overridden ----
 
-    def _new(self, description: str, line: int, leave: bool) -> tqdm[Any]:
+    def _new(self, description: str, line: int, leave: bool) -> tqdm:
         from tqdm.auto import tqdm
 
         return tqdm(
@@ -131,24 +131,24 @@ class TQDMProgressBar(Bar):
             bar_format=self.BAR_FORMAT,
         )
 
-    def init_sanity_tqdm(self) -> tqdm[Any]:
+    def init_sanity_tqdm(self) -> tqdm:
         """Make the bar of the sanity check."""
         return self._new(self.sanity_check_description, 0, leave=False)
 
-    def init_train_tqdm(self) -> tqdm[Any]:
+    def init_train_tqdm(self) -> tqdm:
         """Make the bar of training."""
         return self._new(self.train_description, 0, leave=True)
 
-    def init_validation_tqdm(self) -> tqdm[Any]:
+    def init_validation_tqdm(self) -> tqdm:
         """Make the bar of validation, below that of training in a fit."""
         alone = self.trainer.state.fn != "fit"
         return self._new(self.validation_description, 0 if alone else 1, leave=alone)
 
-    def init_test_tqdm(self) -> tqdm[Any]:
+    def init_test_tqdm(self) -> tqdm:
         """Make the bar of a test."""
         return self._new(self.test_description, 0, leave=True)
 
-    def init_predict_tqdm(self) -> tqdm[Any]:
+    def init_predict_tqdm(self) -> tqdm:
         """Make the bar of a prediction."""
         return self._new(self.predict_description, 0, leave=True)
 
@@ -157,7 +157,7 @@ class TQDMProgressBar(Bar):
     def _should_update(self, current: int, total: float) -> bool:
         return self.is_enabled and (current % self.refresh_rate == 0 or current == total)
 
-    def _advance(self, bar: Any, number: int) -> None:
+    def _advance(self, bar: tqdm, number: int) -> None:
         if self._should_update(number, bar.total):
             bar.n = number
             bar.refresh()
@@ -202,7 +202,7 @@ class TQDMProgressBar(Bar):
     def on_train_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self.train_progress_bar.close()
 
-    def _evaluated(self, stage: str, bar: Any, batch_idx: int, dataloader_idx: int) -> None:
+    def _evaluated(self, stage: str, bar: tqdm, batch_idx: int, dataloader_idx: int) -> None:
         if self.has_dataloader_changed(dataloader_idx):
             bar.reset(finite(self.total_batches(stage)))
             bar.initial = 0
@@ -267,7 +267,7 @@ class TQDMProgressBar(Bar):
     def on_predict_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self.predict_progress_bar.close()
 
-    def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
+    def print(self, *args: object, sep: str = " ", **kwargs: object) -> None:
         """Print above the bars."""
         from tqdm.auto import tqdm
 
@@ -308,7 +308,7 @@ class RichProgressBar(ProgressBar):
         refresh_rate: int = 1,
         leave: bool = False,
         theme: RichProgressBarTheme | None = None,
-        console_kwargs: dict[str, Any] | None = None,
+        console_kwargs: Arguments | None = None,
         refresh_s: float = 0.2,
     ) -> None:
         super().__init__(refresh_rate, refresh_s)

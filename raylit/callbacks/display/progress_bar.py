@@ -11,6 +11,7 @@ from raylit.core.callback import Callback
 from raylit.runtime.aliases import Batch, StateDict, StepOutput
 
 if TYPE_CHECKING:
+    from raylit.core.job import Display
     from raylit.core.module import LightningModule
     from raylit.core.trainer import RunningTrainer
 
@@ -138,13 +139,13 @@ class Bar(Callback):
 
         Override to show other things.
         """
-        shown: dict[str, Any] = {}
+        shown: dict[str, int | str | float | dict[str, float]] = {}
         version = getattr(trainer.logger, "version", None)
         if version is not None:
             shown["v_num"] = version[-4:] if isinstance(version, str) else version
         return {**shown, **trainer.progress_bar_metrics}
 
-    def print(self, *args: Any, **kwargs: Any) -> None:
+    def print(self, *args: object, **kwargs: Any) -> None:
         """Print above the bar."""
         print(*args, **kwargs)
 
@@ -186,7 +187,7 @@ class ProgressBar(Bar):
     def __init__(self, refresh_rate: int = 1, refresh_s: float = 0.2) -> None:
         self.refresh_rate = refresh_rate
         self.refresh_s = refresh_s
-        self._screen: Any = None
+        self._screen: Display | None = None
         self._next = 0.0
         self._started = 0.0
         self._batches = 0
@@ -194,7 +195,9 @@ class ProgressBar(Bar):
         self._fit_batches = 0  # of the epochs before this one
         self._fit_steps = 0  # taken before this fit, which may be resumed
 
-    def get_metrics(self, trainer: RunningTrainer, pl_module: LightningModule) -> dict[str, Any]:
+    def get_metrics(
+        self, trainer: RunningTrainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
         """Return the values beside the bar: the logger's version as `v_num`, then the metrics.
 
         Override to show other things.
@@ -204,7 +207,7 @@ class ProgressBar(Bar):
             shown = {"data_wait": trainer.data_wait, **shown}
         return shown
 
-    def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
+    def print(self, *args: object, sep: str = " ", **kwargs: Any) -> None:
         """Print above the bar."""
         text = sep.join(map(str, args))
         if self._screen is not None:

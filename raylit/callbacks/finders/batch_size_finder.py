@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -168,7 +168,7 @@ class BatchSizeFinder(Callback):
         stage = STAGE_OF[run.job.fn]
         name = self._batch_arg_name
         if stage == "train":
-            settings: dict[str, Any] = {
+            settings: dict[str, int | float] = {
                 "max_steps": run.progress.steps + self._steps_per_trial,
                 "limit_train_batches": 1.0,
                 "limit_val_batches": self._steps_per_trial,
@@ -185,7 +185,8 @@ class BatchSizeFinder(Callback):
         try:
             with dry_run(run, [], **settings) as perform:
                 length = num_samples(run.dry_run([]).load(stage))
-                made: list[list[Any]] = []  # the batch sizes of the loaders, for each size tried
+                # the batch sizes of the loaders, for each size tried
+                made: list[list[int | None]] = []
 
                 def fits(size: int) -> bool:
                     set_value(holders, name, size)

@@ -28,7 +28,7 @@ from raylit.engine.state import load_optimizer, put_hparams
 from raylit.loggers.dummy import DummyLogger
 from raylit.metrics import torchmetric
 from raylit.runtime import rng
-from raylit.runtime.aliases import StateDict
+from raylit.runtime.aliases import CheckpointDict, StateDict
 
 if TYPE_CHECKING:
     from raylit.core.optimizer import LRSchedulerConfig
@@ -110,7 +110,7 @@ def _on_host(state: object) -> object:
     )
 
 
-def _save(run: Run) -> dict[str, Any]:
+def _save(run: Run) -> CheckpointDict:
     """Return the state of module, datamodule and optimizers that is to be put back."""
     module = run.module
     progress = run.progress

@@ -21,6 +21,8 @@ from raylit.runtime.aliases import Batch, StateDict, StepOutput, UserOptimizer
 from raylit.runtime.messages import info, warn
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from raylit.core.datamodule import LightningDataModule
     from raylit.core.module import LightningModule
     from raylit.core.trainer import RunningTrainer
@@ -85,7 +87,7 @@ class LRFinderResult:
         )
         return steps[int(torch.gradient(losses, spacing=[lrs])[0].argmin())]
 
-    def plot(self, suggest: bool = False, show: bool = False, ax: Any = None) -> Any:
+    def plot(self, suggest: bool = False, show: bool = False, ax: Axes | None = None) -> Any:
         """Draw the loss over the learning rate; returns the matplotlib Figure.
 
         Args:

@@ -6,7 +6,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -170,7 +170,7 @@ class EarlyStopping(Callback):
         return self._generate_state_key(monitor=self.monitor, mode=self.mode)
 
     @property
-    def monitor_op(self) -> Callable[..., Any]:
+    def monitor_op(self) -> Callable[[Tensor, Tensor], Tensor]:
         """What tells whether its first argument is better than its second: torch.lt or torch.gt."""
         return torch.lt if self.mode == "min" else torch.gt
 

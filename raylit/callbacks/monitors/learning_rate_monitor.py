@@ -6,14 +6,14 @@ Brings learning rates, and if wanted momentum and weight decay, to the loggers.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from raylit.core.callback import Callback
 from raylit.core.logger import as_loggers
 from raylit.errors import ConfigError
-from raylit.runtime.aliases import Batch
+from raylit.runtime.aliases import Batch, ParamGroup
 from raylit.runtime.messages import warn
 
 if TYPE_CHECKING:
@@ -141,14 +141,14 @@ class LearningRateMonitor(Callback):
 
 def named_groups(
     trainer: RunningTrainer,
-) -> list[tuple[str, dict[str, Any], Optimizer, str | None]]:
+) -> list[tuple[str, ParamGroup, Optimizer, str | None]]:
     """Return every parameter group with its name, its optimizer and its scheduler's interval.
 
     The interval is None where there is no scheduler.
 
     Optimizers with a scheduler come first, in the order of the schedulers.
     """
-    found: list[tuple[str, dict[str, Any], Optimizer, str | None]] = []
+    found: list[tuple[str, ParamGroup, Optimizer, str | None]] = []
     num_of_kind: Counter[type[Optimizer]] = Counter()
     with_schedulers = [
         (config.scheduler.optimizer, config.name, config.interval)

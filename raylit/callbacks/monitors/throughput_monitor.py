@@ -58,8 +58,8 @@ class ThroughputMonitor(Callback):
 
     def __init__(
         self,
-        batch_size_fn: Callable[[Any], int],
-        length_fn: Callable[[Any], int] | None = None,
+        batch_size_fn: Callable[[Batch], int],
+        length_fn: Callable[[Batch], int] | None = None,
         **kwargs: Any,
     ) -> None:
         self.batch_size_fn = batch_size_fn

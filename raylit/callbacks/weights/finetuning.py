@@ -14,14 +14,14 @@ from torch.optim import Optimizer
 
 from raylit.core.callback import Callback
 from raylit.errors import ConfigError
-from raylit.runtime.aliases import StateDict
+from raylit.runtime.aliases import ParamGroup, StateDict
 from raylit.runtime.messages import info, warn
 
 if TYPE_CHECKING:
     from raylit.core.module import LightningModule
     from raylit.core.trainer import RunningTrainer
 
-Groups = list[dict[str, Any]]
+Groups = list[ParamGroup]
 Modules = Module | Iterable[Any]  # a module, or modules nested in lists and dicts
 
 

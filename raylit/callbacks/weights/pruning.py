@@ -22,6 +22,8 @@ from raylit.runtime.aliases import CheckpointDict, StateDict
 from raylit.runtime.messages import info
 
 if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
     from raylit.core.trainer import RunningTrainer
 
 Parameters = Sequence[tuple[nn.Module, str]]
@@ -136,7 +138,7 @@ class ModelPruning(Callback):
             str, Tensor
         ] = {}  # masks, and what they cover, of the checkpoint to go on from
         self._state: StateDict | None = None  # while no fit runs: of the last one
-        self._hook: Any = None
+        self._hook: RemovableHandle | None = None
 
     @property
     def state_key(self) -> str:

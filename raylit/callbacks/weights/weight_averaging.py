@@ -128,7 +128,7 @@ class WeightAveraging(Callback):
         self._use_buffers = use_buffers
         self._kwargs = kwargs
         self._average_model: Average | None = None
-        self._loaded: dict[str, Any] | None = (
+        self._loaded: StateDict | None = (
             None  # state of the average in the checkpoint that a fit goes on from
         )
         self._swapped = (
