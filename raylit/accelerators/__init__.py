@@ -24,13 +24,14 @@ class CPUAccelerator(Accelerator):
     name = "cpu"
 
     @staticmethod
-    def parse_devices(devices: int | str) -> int:
+    def parse_devices(devices: int | str | Sequence[int]) -> int:
         """Return how many ranks a number or a text means.
 
         Raises:
             ConfigError: it means none.
         """
-        number = int(devices) if str(devices).isdigit() else 0
+        is_number = isinstance(devices, (int, str)) and str(devices).isdigit()
+        number = int(str(devices)) if is_number else 0
         if number < 1:
             raise ConfigError(
                 f"`devices` selected with `CPUAccelerator` should be an int > 0, but it is"

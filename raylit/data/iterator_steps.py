@@ -64,7 +64,7 @@ class Handover(Iterator[Item]):
         while not self.done:
             yield self.item
 
-    def after(self, function: Callable[..., None]) -> Callable[..., None]:
+    def after(self, function: Callable[..., object]) -> Callable[..., object]:
         """Return a hook that comes after the step, as one that gets what the step has read."""
         return lambda outputs, batch, batch_idx, *which: function(
             outputs, self.item[0], self.item[1], *(self.item[2:] if which else ())

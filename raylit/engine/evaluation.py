@@ -175,10 +175,10 @@ def hand_over(
     run: Run,
     batches: Iterator[Item],
     step: Callable[..., object],
-    batch_end: list[Callable[..., None]],
+    batch_end: list[Callable[..., object]],
     number: float,
     several: bool,
-) -> tuple[Iterator[Item], Callable[..., object], list[Callable[..., None]]]:
+) -> tuple[Iterator[Item], Callable[..., object], list[Callable[..., object]]]:
     """Return what the loop reads, calls and tells if the step is to read the batches itself."""
     given = data.Handover(
         batches,

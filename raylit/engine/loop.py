@@ -252,8 +252,8 @@ def schedule(run: Run, steps: bool, enter: int) -> None:
 
 
 def hand_over(
-    run: Run, batches: Iterator[Item], train: Train, batch_end: list[Callable[..., None]]
-) -> tuple[Iterator[Item], Train, list[Callable[..., None]]]:
+    run: Run, batches: Iterator[Item], train: Train, batch_end: list[Callable[..., object]]
+) -> tuple[Iterator[Item], Train, list[Callable[..., object]]]:
     """Return what the loop reads, calls and tells if `training_step` is to read the batches itself.
 
     It may read several in one step, which counts as one batch.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
 
@@ -65,5 +66,5 @@ class Ranks(Protocol):
         """Return whether `flag` is true on any rank."""
 
     @property
-    def files_group(self) -> object:
+    def files_group(self) -> ProcessGroup:
         """The ranks as a process group of its own, for those who write files."""

@@ -15,10 +15,10 @@ from raylit.runtime.aliases import Loaders
 from raylit.runtime.messages import warn_once
 
 if TYPE_CHECKING:
-    from raylit.data.sampling.sources import UserSampler
+    from raylit.data.sampling.sources import Index, UserSampler
 
 
-class NotingBatchSampler(Sampler[list[object]]):
+class NotingBatchSampler(Sampler[list[Index]]):
     """Gives the batches of another batch sampler and keeps them.
 
     Args:
@@ -71,7 +71,7 @@ def noting_indices(loader: Loaders) -> Loaders:
     return noting
 
 
-def seen_indices(loader: Loaders) -> list[list[object]]:
+def seen_indices(loader: Loaders) -> list[list[Index]]:
     """Return the indices of each batch that `loader` read, and perhaps of some more.
 
     Empty if they cannot be told.

@@ -35,17 +35,18 @@ from raylit.launch.on_ray.private import (
 )
 
 if TYPE_CHECKING:
-    from ray.train.v2._internal.execution.context import TrainRunContext
-    from ray.train.v2._internal.execution.scaling_policy import ScalingDecision
-    from ray.train.v2._internal.execution.worker_group import (
-        WorkerGroupPollStatus,
-        WorkerGroupState,
-    )
     from ray.train.v2.api.config import FailureConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from raylit.launch.on_ray.mailbox import Restarts
-    from raylit.launch.on_ray.private import ActorHandle, ReservedGroup
+    from raylit.launch.on_ray.private import (
+        ActorHandle,
+        ReservedGroup,
+        ScalingDecision,
+        TrainRunContext,
+        WorkerGroupPollStatus,
+        WorkerGroupState,
+    )
 
 NODE_ID = "ray.io/node-id"  # the label that each node has
 LOOK_EVERY_S = 0.5  # at the cluster, while there is not enough room

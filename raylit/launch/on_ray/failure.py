@@ -29,7 +29,7 @@ from raylit.runtime.tracebacks import traceback_of
 if TYPE_CHECKING:
     from ray.train.v2.api.config import FailureConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
-else:  # which are those
+else:  # the same, but mypy does not see that they are of Ray Train 2
     from ray.train import FailureConfig, TrainingFailedError
 
 DEAD = (

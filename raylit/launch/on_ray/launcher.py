@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from raylit.core.trainer import JobTrainer
-else:  # which are those
+else:  # the same, but mypy does not see that they are of Ray Train 2
     from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 
 # Ray Train polls its workers every 2 s by default, which every fit waits for at its end.
@@ -259,7 +259,7 @@ class RayTrainLauncher:
         )
         own = {key: value for key, value in os.environ.items() if key.startswith("RAYLIT_")}
         run: Any = private.TrainRun(
-            work,  # type: ignore[arg-type]  # it wants a function
+            work,
             # It only wants what every backend has.
             torch_config=ProcessGroup(own),  # type: ignore[arg-type]
             scaling_config=scaling,

@@ -16,9 +16,7 @@ from ray.train import UserCallback
 from ray.train.backend import Backend, BackendConfig
 
 if TYPE_CHECKING:
-    from ray.train._internal.base_worker_group import BaseWorkerGroup
-
-    from raylit.launch.on_ray.private import ActorHandle
+    from raylit.launch.on_ray.private import ActorHandle, BaseWorkerGroup
 
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 TERMINATED = "RAYLIT_TERMINATED"

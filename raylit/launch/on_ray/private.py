@@ -43,11 +43,18 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 if TYPE_CHECKING:
+    from ray.train._internal.base_worker_group import BaseWorkerGroup as BaseWorkerGroup
+    from ray.train.v2._internal.execution.context import TrainRunContext as TrainRunContext
+    from ray.train.v2._internal.execution.scaling_policy import ScalingDecision as ScalingDecision
     from ray.train.v2._internal.execution.worker_group import WorkerGroupContext
+    from ray.train.v2._internal.execution.worker_group import (
+        WorkerGroupPollStatus as WorkerGroupPollStatus,
+    )
+    from ray.train.v2._internal.execution.worker_group import WorkerGroupState as WorkerGroupState
     from ray.train.v2.api.callback import RayTrainCallback
     from ray.train.v2.api.result import Result
     from ray.train.v2.torch.torch_trainer import TorchTrainer
-else:  # which is that one
+else:  # the same, but mypy does not see that it is Ray Train 2
     from ray.train.torch import TorchTrainer
 
 __all__ = [
@@ -145,7 +152,7 @@ class TrainRun(TorchTrainer):
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         """Leave out those for whose sake each run would start one more process."""
-        made = super()._create_default_callbacks()  # type: ignore[misc]  # mypy sees Train's v1
+        made = super()._create_default_callbacks()
         return [callback for callback in made if type(callback).__name__ not in NOT_NEEDED]
 
     def _initialize_and_run_controller(self, **arguments: object) -> Result:
