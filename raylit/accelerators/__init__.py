@@ -30,8 +30,7 @@ class CPUAccelerator(Accelerator):
         Raises:
             ConfigError: it means none.
         """
-        is_number = isinstance(devices, (int, str)) and str(devices).isdigit()
-        number = int(str(devices)) if is_number else 0
+        number = int(str(devices)) if str(devices).isdigit() else 0
         if number < 1:
             raise ConfigError(
                 f"`devices` selected with `CPUAccelerator` should be an int > 0, but it is"
