@@ -72,7 +72,7 @@ class NotSavedError(CheckpointError):
 
 
 class UnsavableError(CheckpointError):
-    """What was to be saved is nothing that a checkpoint can hold, or not at this point."""
+    """A checkpoint cannot hold the thing that was to be saved, or not at this point."""
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):

@@ -1,4 +1,4 @@
-"""What to think of the notes that `probe.py` took: one finding for each check.
+"""Judgement of the notes that `probe.py` took: one finding for each check.
 
 A problem is what is certainly wrong. What is a mistake in most models and meant in some is asked.
 """
@@ -22,7 +22,7 @@ NO_STEP = 1e-3  # a learning rate of this share of its peak trains nothing any m
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What the judgement needs of the module, which is gone by then.
+    """The facts that the judgement needs of the module, which is gone by then.
 
     Attributes:
         wanted: names of the parameters that require a gradient.

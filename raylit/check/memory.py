@@ -53,7 +53,7 @@ class Memory:
 
     @property
     def now_bytes(self) -> int:
-        """What is held now."""
+        """The memory held now."""
         if self._live is not None:
             return self._live.now_bytes
         return torch.cuda.memory_allocated(self._device) - self._others

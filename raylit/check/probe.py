@@ -51,7 +51,7 @@ MODES = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)  # diff
 
 
 class Notes:
-    """What several steps of one copy tell.
+    """Notes of several steps of one copy.
 
     Attributes:
         gradients: for every parameter that got a gradient, whether any of it was other than 0.

@@ -1,4 +1,4 @@
-"""What a check says: findings, and the report of all of them."""
+"""Findings of a check, and the report of all of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMES_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found.
+    """The finding of one check.
 
     Attributes:
         check: what was checked.
@@ -46,7 +46,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What the checks of a model found, one finding for each check.
+    """The findings of all checks of a model, one for each.
 
     Example:
         >>> report = trainer.check(model, loader)

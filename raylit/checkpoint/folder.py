@@ -1,4 +1,4 @@
-"""What is done to checkpoint files besides writing and reading them.
+"""Checkpoint files in their folders.
 
 Look for, list, delete, give a second name. Local paths and fsspec URLs.
 """

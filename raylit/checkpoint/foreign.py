@@ -125,7 +125,7 @@ def name_of(place: Place) -> str:
 
 @contextmanager
 def explaining(checkpoint: Mapping[str, object]) -> Iterator[None]:
-    """Within, a KeyError of user code that reads a checkpoint says what is pickled."""
+    """Context in which a KeyError of user code that reads a checkpoint says what is pickled."""
     try:
         yield
     except KeyError as error:

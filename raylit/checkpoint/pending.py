@@ -1,4 +1,4 @@
-"""What is being written in the background, and what is to be done once it is on the disk."""
+"""Checkpoints being written in the background, and calls that wait until they are on the disk."""
 
 from __future__ import annotations
 

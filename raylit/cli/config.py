@@ -129,7 +129,7 @@ def make_parser(command: str, needs_model: bool = True) -> ArgumentParser:
 
 @dataclass
 class Config:
-    """What a command is to run: checked, complete, nothing made yet.
+    """The config of a command: checked, complete, nothing made yet.
 
     Attributes:
         command: which command.

@@ -275,7 +275,7 @@ def _canonical_paths(name: str) -> set[str]:
 
 
 class _Maker:
-    """What jsonargparse calls to make an object.
+    """The callable that jsonargparse makes an object with.
 
     Callables that a config describes call it too, long after `instantiate` has ended.
     """

@@ -1,4 +1,4 @@
-"""What is wrong with a config, in one sentence: the key, where it stands, the nearest right one.
+"""The mistake in a config, in one sentence: the key, where it stands, the nearest right one.
 
 jsonargparse decides whether a config is good. Only when it has refused one, its files and flags are
 looked through here, since its own text lists every type that a value might have had.

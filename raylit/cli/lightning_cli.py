@@ -605,7 +605,7 @@ def _automatic(registry: Registry) -> list[str]:
 
 
 def _nothing() -> None:
-    """What runs before and after a subcommand of which the CLI says nothing."""
+    """The hook around a subcommand for which the CLI has none: it does nothing."""
 
 
 def _as_callback(given: object) -> object:

@@ -1,4 +1,4 @@
-"""What is said before a run and after it."""
+"""The lines before a run and after it."""
 
 from __future__ import annotations
 

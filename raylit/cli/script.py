@@ -72,7 +72,7 @@ def run(cli: LightningCLI, command: str, args: Sequence[str]) -> None:
 
 @dataclass(kw_only=True)
 class ScriptConfig(Config):
-    """What a command is to run, of which the CLI of a script makes the objects.
+    """A command for whose run the CLI of a script makes the objects.
 
     Attributes:
         cli: a copy of the CLI, of this config alone.

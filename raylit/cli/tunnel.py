@@ -22,7 +22,7 @@ MOST_LINES = 5
 
 @contextmanager
 def to_head(cluster_file: str) -> Iterator[str]:
-    """Within, the dashboard of a cluster is reached at the address that is given.
+    """Context in which the dashboard of a cluster is reached at the address that is given.
 
     Args:
         cluster_file: the file of `ray up`.

@@ -148,7 +148,7 @@ LOGGING = {
 
 
 class ModuleHooks:
-    """What a LightningModule may override.
+    """Hooks that a LightningModule may override.
 
     `HOOKS` says when each fires; nearly all do nothing unless overridden.
     """

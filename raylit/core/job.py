@@ -252,7 +252,7 @@ class Job:
 
 @dataclass(slots=True, repr=False)
 class Result:
-    """What a fit gives back.
+    """The result of a fit.
 
     Attributes:
         metrics: the last value of everything logged, as numbers.

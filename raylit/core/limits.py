@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Limits:
-    """What is in effect in a run: it begins as the arguments of the Trainer say, and may change.
+    """The limits in effect in a run: at first the Trainer's arguments; they may change.
 
     The attributes are the Trainer's of the same names; see its arguments. Users and callbacks write
     them, through the Trainer, before a run and while it lasts; so does a rescale plan, before it.

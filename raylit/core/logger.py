@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataInput:
-    """What a run read, as loggers show it.
+    """A data set that a run read, as loggers show it.
 
     Attributes:
         context: `train`, `validation` or `test`.
@@ -51,7 +51,7 @@ class DataInput:
 
 
 class LRSearch(Protocol):
-    """What a search for a learning rate found."""
+    """The result of a search for a learning rate."""
 
     def plot(self, suggest: bool = False) -> object:
         """Draw it; returns a matplotlib Figure."""

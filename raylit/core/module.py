@@ -79,7 +79,7 @@ _is_traced: ContextVar[bool] = ContextVar("a module is traced", default=False)
 
 @contextmanager
 def being_traced() -> Iterator[None]:
-    """Within, a module without a Trainer has None for one: torch.jit reads all its attributes."""
+    """Context in which a module without a Trainer has None for one: torch.jit reads them all."""
     token = _is_traced.set(True)
     try:
         yield

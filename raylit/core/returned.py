@@ -16,7 +16,7 @@ from raylit.runtime.messages import warn
 
 @dataclass
 class ReturnedCallback:
-    """What a callback of rank 0 has become.
+    """A callback of rank 0, as it is after the run.
 
     Attributes:
         key: its `state_key`, and how many of the same stand before it: those without a state may

@@ -1,4 +1,4 @@
-"""What the Trainer is doing.
+"""The states of the Trainer.
 
 Names that compare equal to the strings they stand for, whatever their case.
 """
@@ -70,7 +70,7 @@ class TrainerStatus(LightningEnum):
 
 
 class RunningStage(LightningEnum):
-    """What runs within an entry point: a fit has three stages."""
+    """The stages of an entry point: a fit has three."""
 
     TRAINING = "train"
     SANITY_CHECKING = "sanity_check"
@@ -85,7 +85,7 @@ class RunningStage(LightningEnum):
 
     @property
     def dataloader_prefix(self) -> str:
-        """What the loader hook of this stage begins with."""
+        """The beginning of the name of this stage's loader hook."""
         return (
             "val" if self in (RunningStage.VALIDATING, RunningStage.SANITY_CHECKING) else self.value
         )

@@ -382,7 +382,7 @@ class RunningTrainer(Protocol):
 
     @property
     def profiler(self) -> Profiler:
-        """What measures where the time goes."""
+        """The profiler, which measures where the time goes."""
 
     @property
     def train_dataloader(self) -> Loaders:
@@ -636,7 +636,7 @@ class JobTrainer(RunningTrainer, Protocol):
 
     @property
     def launcher(self) -> str:
-        """What starts the workers: `ray` or `local`."""
+        """The launcher that starts the workers: `ray` or `local`."""
 
     @property
     def start_method(self) -> str:

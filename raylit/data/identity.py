@@ -1,4 +1,4 @@
-"""What data is, to tell whether two runs had the same: name, digest, rows, columns.
+"""The identity of data, to tell whether two runs had the same: name, digest, rows, columns.
 
 No sample is read, for that may draw random numbers or take long. The digest is of what a dataset
 holds: tensors, arrays, numbers and texts in its attributes, of large ones pieces of 64 KiB from all

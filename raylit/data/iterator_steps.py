@@ -21,7 +21,7 @@ def takes_iterator(step: Callable[..., object]) -> bool:
 
 
 class Handover(Iterator[Item]):
-    """What such a step is given.
+    """The iterator that such a step is given.
 
     Each `next` of it reads (batch, batch_idx, dataloader_idx); moving the batch to the device is up
     to the step.

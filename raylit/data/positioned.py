@@ -61,7 +61,7 @@ class PositionedLoader(ABC):
     @property
     @abstractmethod
     def remedy(self) -> str:
-        """What makes it faster, as an argument to change, for a fit that waits for it."""
+        """The argument that makes it faster, for a fit that waits for it."""
 
     @property
     @abstractmethod

@@ -1,4 +1,4 @@
-"""What a rank needs, beside weights, optimizers and counters, to go on as if it had never stopped.
+"""The state of a rank, beside weights, optimizers and counters, that makes a resume exact.
 
 That is: its random states, the place in its data, the values logged so far in the epoch, and
 gradients that were not yet used. Each rank has its own; a checkpoint holds a list of them under

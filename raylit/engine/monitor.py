@@ -1,4 +1,4 @@
-"""What raylit measures of a fit by itself, for loggers that want it.
+"""Measurements of a fit that raylit makes by itself, for loggers that want them.
 
 Drawn when step values go to the loggers, on rank 0: nothing is measured in between, and nothing
 waits for the device or for other ranks more than the values of the user do.

@@ -54,7 +54,7 @@ STEP_OF = {
 
 @dataclass(frozen=True)
 class Calls:
-    """What the loop would otherwise ask at every batch.
+    """Answers that the loop would otherwise look up at every batch.
 
     Never changed, but replaced as a whole: by `Run.resolve_calls`, `optimizers.use`, and
     `Run.renew_calls` where an epoch begins.
@@ -85,7 +85,7 @@ class Calls:
 
 @dataclass
 class Agreement:
-    """What the ranks agree on every few batches: to stop, to end, to save, to validate.
+    """Decisions that the ranks make together every few batches: to stop, end, save, validate.
 
     `schedule.agree_on_stop` writes it. Others only ask: signal handlers set `received_*`, whoever
     wants the loop to pause sets `pauses`.
@@ -195,7 +195,7 @@ class RunData:
 
 @dataclass
 class Outcome:
-    """What comes of a run, for whoever asks afterwards. The loops write it.
+    """The outcome of a run, for whoever asks afterwards. The loops write it.
 
     Attributes:
         history: the epoch values so far.
@@ -215,7 +215,7 @@ class Outcome:
 
 
 class Run:
-    """What one rank works with.
+    """The run of one job on one rank: all that the loops work with.
 
     The parts of the job are fixed; what changes is grouped by who writes it: `progress`, `calls`,
     `agreement`, `resume`, `data`, `outcome`.

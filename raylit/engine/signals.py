@@ -46,7 +46,7 @@ def terminating() -> Iterator[None]:
 
 @contextlib.contextmanager
 def catching_signals(run: Run) -> Iterator[None]:
-    """Within, SIGTERM and a first Ctrl-C set flags that the loop honours at the end of a batch.
+    """Context in which SIGTERM and a first Ctrl-C set flags, which the loop reads after a batch.
 
     A Ctrl-C does so only where the run is to be saved then.
     """

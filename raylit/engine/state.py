@@ -1,4 +1,4 @@
-"""What of a run goes into a checkpoint, and how it comes back.
+"""The state of a run: how it goes into a checkpoint, and how it comes back.
 
 The layout is Lightning 2.6's, so that either framework opens the other's files; raylit's own keys
 stand beside it under `raylit`. All of it is tensors and plain data.

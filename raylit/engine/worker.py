@@ -287,7 +287,7 @@ def set_up(run: Run) -> None:
 
 @contextlib.contextmanager
 def module_dtype(run: Run) -> Iterator[None]:
-    """Within, new parameters get the format of `true` precisions."""
+    """Context in which new parameters get the format of `true` precisions."""
     if not run.precision.converts:
         yield
         return

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was exported, and how near its numbers are to the module's.
+    """An export, and how near its numbers are to the module's.
 
     Attributes:
         path: the file, or for `mlflow` the folder.

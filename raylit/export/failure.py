@@ -1,4 +1,4 @@
-"""What an exporter refused: the operator, and the line of the user's code that calls it."""
+"""The refusal of an exporter: the operator, and the line of the user's code that calls it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What launchers that send a job to other processes ask of it."""
+"""Questions about a job from launchers that send it to other processes."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Mirror:
 
 @contextlib.contextmanager
 def downloaded_if_there(path: str) -> Iterator[str]:
-    """Within, the file at a URL is also a local file, or an empty one if there is none.
+    """Context in which the file at a URL is also a local file, or an empty one if there is none.
 
     A local file is itself.
     """

@@ -51,7 +51,7 @@ class RayMetricsLogger(Logger):
 
     @property
     def measured_groups(self) -> tuple[str, ...]:
-        """What raylit measures by itself is exported too."""
+        """True: measurements of raylit's own are exported too."""
         return ("perf", "optim")
 
     def open(self, *, default_root_dir: str, tags: Mapping[str, str]) -> None:

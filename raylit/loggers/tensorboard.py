@@ -287,7 +287,7 @@ class TensorBoardLogger(Logger):
 
     @contextmanager
     def _unless_it_fails(self, name: str) -> Iterator[None]:
-        """Within, what cannot be drawn is warned of: training is worth more than its pictures."""
+        """Context in which a picture that fails is a warning: training is worth more."""
         with self._unless_disk_fails():
             try:
                 yield
@@ -342,7 +342,7 @@ class TensorBoardLogger(Logger):
 
     @contextmanager
     def _unless_disk_fails(self) -> Iterator[None]:
-        """Within, a disk that cannot be written is no reason to end the training.
+        """Context in which a disk that cannot be written does not end the training.
 
         What could not be written is lost, with a warning.
         """

@@ -1,4 +1,4 @@
-"""What `self.log` fills and when it is reduced.
+"""The values of `self.log`: where they are kept, and when they are reduced.
 
 `log` resolves its arguments once per key into an `Entry`; from then on a call only appends the
 detached value to a list. No collective, no copy from the device and no conversion to a Python
@@ -52,7 +52,7 @@ ADD_DATALOADER_IDX = 6  # likewise
 
 
 class Offer(NamedTuple):
-    """What a rank tells the others of one key.
+    """One key, as a rank tells the others of it.
 
     Attributes:
         key: the key.

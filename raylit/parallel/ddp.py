@@ -252,7 +252,7 @@ class DDPStrategy(ParallelStrategy):
 
 
 class Feedback:
-    """What PowerSGD has left unsent, and adds to the next gradients, in checkpoints.
+    """The error feedback of PowerSGD (what it has left unsent and adds later), in checkpoints.
 
     With it the matrices from which the next approximation starts. Both lie by bucket, and DDP makes
     its buckets anew after the first step of a fit: so they are known by their parameters. With

@@ -90,7 +90,7 @@ class Unit:
 
     @property
     def groups(self) -> list[FSDPParamGroup]:
-        """What torch gathers together."""
+        """The groups of parameters that torch gathers together."""
         state = self.module._get_fsdp_state()
         return (
             list(state._fsdp_param_groups)

@@ -27,7 +27,7 @@ ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
 class Accelerator:
-    """What a rank computes on, as an object; its name is what `Trainer(accelerator=...)` takes.
+    """The kind of device a rank computes on; `Trainer(accelerator=...)` takes its name.
 
     Attributes:
         name: one of `ACCELERATORS`.

@@ -1,4 +1,4 @@
-"""What can be done with a batch without knowing what is in it.
+"""Batches, whatever is in them.
 
 Move it to a device, tell its size.
 """

@@ -55,4 +55,4 @@ def apply(deterministic: bool | str | None, benchmark: bool | None) -> Callable[
 
 
 def _nothing() -> None:
-    """What there is to undo where nothing was set."""
+    """Undo nothing, where nothing was set."""

@@ -1,4 +1,4 @@
-"""What environment variables of raylit's own say, checked in one place."""
+"""raylit's own environment variables, read and checked in one place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What raylit tells the user while it runs: from rank 0 only, and each warning of a kind once."""
+"""Messages to the user while raylit runs: from rank 0 only, each kind of warning once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
 
     @stream.setter
     def stream(self, stream: object) -> None:
-        """What `StreamHandler` would keep."""
+        """Keep none, which `StreamHandler` would."""
 
 
 log = logging.getLogger("raylit")

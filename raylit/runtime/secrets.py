@@ -1,4 +1,4 @@
-"""What may be shown or stored: texts without passwords and tokens.
+"""Texts without passwords and tokens, which may be shown and stored.
 
 Whatever raylit prints, warns, raises or writes into artifacts, tags and parameters goes through
 `without_secrets`. Give secrets by the environment (MLFLOW_TRACKING_USERNAME and

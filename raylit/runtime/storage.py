@@ -83,7 +83,7 @@ def file_system(url: str, **options: object) -> tuple[AbstractFileSystem, str]:
 
 @contextlib.contextmanager
 def asking() -> Iterator[None]:
-    """Within, a file system is asked to do something.
+    """Context in which a file system is asked to do something.
 
     Raises:
         OSError: it failed, with whatever exception.
@@ -140,7 +140,7 @@ def make_folder(url: str, fs: AbstractFileSystem, inner: str) -> None:
 
 @contextlib.contextmanager
 def downloaded(path: str, options: dict[str, object] | None = None) -> Iterator[str]:
-    """Within, the file at a URL is also a local file, whose path this gives.
+    """Context in which the file at a URL is also a local file; gives its path.
 
     A local file is itself.
 

@@ -1,4 +1,4 @@
-"""What a module is made of: its submodules with type, parameters, mode and sizes."""
+"""The parts of a module: its submodules with type, parameters, mode and sizes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Layer:
 
 @dataclass(slots=True)
 class Summary:
-    """What `summarize` found. `print(summary)` shows it as a table.
+    """The findings of `summarize`. `print(summary)` shows them as a table.
 
     Attributes:
         layers: the submodules, outer ones before those within.

@@ -265,7 +265,7 @@ class LauncherConformance:
         assert trainer(max_epochs=1).fit(self.model()).epochs == 1
 
     def test_a_stop_is_known_here(self, trainer: Callable[..., Trainer]) -> None:
-        """What ended training can be asked afterwards."""
+        """Callbacks can be asked afterwards why training ended."""
         stopping = EarlyStopping("val_loss", stopping_threshold=100.0)
         done = trainer(max_epochs=5, callbacks=stopping)
         done.fit(self.model())

@@ -842,7 +842,7 @@ INSTEAD_OF = {  # a kind of plugin that is not taken, and what to write
 
 @dataclass(frozen=True, slots=True)
 class Plugins:
-    """What plugins say.
+    """The settings that plugins give.
 
     Attributes:
         precision: the number format, None if none says it.

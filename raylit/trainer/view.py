@@ -1,4 +1,4 @@
-"""What user code reads off `trainer`, on every rank while a job runs and on the driver afterwards.
+"""The `trainer` that user code reads: on every rank while a job runs, on the driver afterwards.
 
 Also what it may set: attributes that are a `Limit`, and `callbacks`, `loggers`, `optimizers` and
 `should_stop`.
@@ -543,7 +543,7 @@ class TrainerView:
 
     @property
     def predictions(self) -> list[Prediction]:
-        """What this rank predicted so far, as `predict` returns it; empty unless it is kept."""
+        """The predictions of this rank so far, as `predict` returns them; empty unless kept."""
         kept = self._run.outcome.predictions if self._run is not None else []
         return kept[0] if len(kept) == 1 else kept
 

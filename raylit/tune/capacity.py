@@ -1,4 +1,4 @@
-"""What a trial reserves, and how many trials the cluster has room for at a time."""
+"""The resources of a trial, and how many trials the cluster has room for at a time."""
 
 from __future__ import annotations
 

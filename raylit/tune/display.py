@@ -1,4 +1,4 @@
-"""What the user sees of a sweep: a live table, or plain lines where there is no terminal.
+"""The display of a sweep: a live table, or plain lines where there is no terminal.
 
 A table stands at the end.
 """

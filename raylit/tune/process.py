@@ -1,4 +1,4 @@
-"""What the trials of one process share and must not leave to each other."""
+"""State that the trials of one process share and must not leave to each other."""
 
 from __future__ import annotations
 

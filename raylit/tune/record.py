@@ -1,4 +1,4 @@
-"""What is known of a sweep's trials: kept by the driver, and in a file that outlives it."""
+"""The record of a sweep's trials: kept by the driver, and in a file that outlives it."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class _Exchange:
 
 
 class RemoteReports:
-    """What rank 0 of a trial's workers reports to; pickled with its callback.
+    """Where rank 0 of a trial's workers reports; pickled with its callback.
 
     Args:
         exchange: an actor.

@@ -1,4 +1,4 @@
-"""What a sweep gives back: its trials, the best of them, tables and pictures."""
+"""The result of a sweep: its trials, the best of them, tables and pictures."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class SweepResult:
 
     @functools.cached_property
     def importance(self) -> dict[str, float]:
-        """What share of the variance of the score each swept key explains, the largest first.
+        """The share of the variance of the score that each swept key explains, the largest first.
 
         Empty if too few trials have a score. Computed by Optuna (fANOVA, Hutter et al. 2014).
 

@@ -54,7 +54,7 @@ class SweepSettings(TypedDict, total=False):
 
 @dataclass
 class SweepSpec:
-    """What a sweep tries, and how.
+    """A sweep: what it tries, and how.
 
     Attributes:
         space: names to values: `model.*` are arguments of the module, `data.*` of the datamodule,

@@ -62,7 +62,7 @@ ERROR = "traceback.txt"
 
 @dataclass
 class Made:
-    """What a trial works with: objects of its own."""
+    """The objects of one trial, which no other has."""
 
     trainer: Trainer
     model: LightningModule
@@ -78,7 +78,7 @@ class Recipe(Protocol):
 
 @dataclass
 class TrialPlan:
-    """What every trial of a sweep is made from.
+    """The parts that every trial of a sweep is made from.
 
     Attributes:
         recipe: makes its objects.

@@ -1,4 +1,4 @@
-"""What one can find out about a module, and about parameters that several of its parts share."""
+"""Questions about a module, and about parameters that several of its parts share."""
 
 from __future__ import annotations
 

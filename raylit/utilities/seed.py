@@ -14,7 +14,7 @@ __all__ = ["isolate_rng", "seed_everything", "suggested_max_num_workers"]
 
 @contextmanager
 def isolate_rng(include_cuda: bool = True) -> Iterator[None]:
-    """Within, random numbers may be drawn.
+    """Context in which random numbers may be drawn.
 
     Afterwards the states of Python, numpy and PyTorch are what they were before.
 

@@ -20,7 +20,7 @@ PAUSE = 100  # times as long as drawing a picture took, at least, until the next
 
 
 class Bar(Callback):
-    """What every progress bar can tell; it draws nothing. Lightning calls it ProgressBar.
+    """Base of every progress bar; it draws nothing. Lightning calls it ProgressBar.
 
     One of your own derives from it, and draws in the hooks of a Callback.
     """
@@ -63,7 +63,7 @@ class Bar(Callback):
 
     @property
     def sanity_check_description(self) -> str:
-        """What stands in front of the bar of the sanity check; likewise the others."""
+        """The words in front of the bar of the sanity check; likewise the others."""
         return "Sanity Checking"
 
     @property

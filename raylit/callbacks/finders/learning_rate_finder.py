@@ -33,7 +33,7 @@ SMOOTHING = 0.98  # weight of the past in the running mean of the losses
 
 
 class LRFinderResult:
-    """What a search for a learning rate found.
+    """The result of a search for a learning rate.
 
     Attributes:
         mode: how the learning rate rose.

@@ -171,7 +171,7 @@ class EarlyStopping(Callback):
 
     @property
     def monitor_op(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """What tells whether its first argument is better than its second: torch.lt or torch.gt."""
+        """The comparison that is true where its first argument is better: torch.lt or torch.gt."""
         return torch.lt if self.mode == "min" else torch.gt
 
     def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class StageCourse:
-    """What one stage has done so far.
+    """The counts of one stage so far.
 
     Attributes:
         throughput: the rates.

@@ -1,4 +1,4 @@
-"""What the callbacks here share: when a picture is due, and what a batch was predicted to be."""
+"""Common parts of the callbacks here: when a picture is due, and the predictions of a batch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SCORES = ("logits", "prediction", "predictions", "preds", "scores")
 
 @dataclass
 class Predicted:
-    """What the model said of a batch.
+    """The predictions of a batch, and its labels.
 
     Attributes:
         scores: (samples, ...).

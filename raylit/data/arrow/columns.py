@@ -62,7 +62,7 @@ NUMPY = {
 
 @dataclass(frozen=True)
 class Column:
-    """What one column becomes.
+    """The form that one column takes in a batch.
 
     Attributes:
         name: as the batch has it.
@@ -218,7 +218,7 @@ def _tensor_type(type_: pa.DataType) -> tuple[pa.DataType, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Encoding:
-    """What of the columns depends on the data.
+    """The part of the columns' form that depends on the data.
 
     Vocabularies by column, and (mean, standard deviation) of those that have one.
 

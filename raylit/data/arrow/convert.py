@@ -131,7 +131,7 @@ def _rows_for(table: pa.Table) -> int:
 
 @contextmanager
 def _whole(target: str) -> Iterator[str]:
-    """Within, a file is written that takes its name at the end."""
+    """Context in which a file is written that takes its name at the end."""
     temporary = f"{target}.{os.getpid()}.part"
     try:
         yield temporary
@@ -145,7 +145,7 @@ def _whole(target: str) -> Iterator[str]:
 def _writer(
     path: str, format: str, schema: pa.Schema, compression: str
 ) -> Iterator[Callable[[pa.Table], None]]:
-    """Within, tables are written, each as one row group."""
+    """Context in which tables are written, each as one row group."""
     if format == "ipc":
         with pa.ipc.new_file(path, schema) as ipc:
             yield lambda table: ipc.write_table(table, max_chunksize=table.num_rows)

@@ -201,7 +201,7 @@ class ParquetDataModule(LightningDataModule):
 
     @property
     def digest(self) -> str:
-        """What identifies the data: that of the training data and all others."""
+        """A digest of the training data and all others, which identifies them."""
         found = [one.digest for name, one in self._parts.items() if self._sources[name] is not None]
         return (
             found[0]

@@ -178,7 +178,7 @@ class ArrowDataset:
 
     @property
     def digest(self) -> str:
-        """What identifies the data: a hash of columns, filters, files and what they hold."""
+        """A hash of columns, filters, files and their contents, which identifies the data."""
         return self.source.digest
 
     @property
@@ -463,7 +463,7 @@ class ArrowDataset:
 
 
 class _Loaded:
-    """What the parts of one data set share in one process."""
+    """The objects that the parts of one data set share in one process."""
 
     def __init__(self) -> None:
         self.store: Store | None = None

@@ -1,4 +1,4 @@
-"""What is in a table, and what raylit would make of each column."""
+"""A description of a table, and of what raylit would make of each column."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ SHARE_MODES = {"train": "train", "val": "evaluate", "test": "evaluate", "predict
 
 
 class Reader(Protocol):
-    """What gives this rank's rows."""
+    """A source of this rank's rows."""
 
     def chunks(self, start: int, stop: int) -> Iterator[Rows]:
         """Give the rows from number `start` to `stop`, some at a time."""
@@ -187,7 +187,7 @@ class ArrowLoader(PositionedLoader):
 
     @property
     def remedy(self) -> str:
-        """What makes it faster, as an argument to change."""
+        """The argument that makes it faster."""
         found = []
         if self._is_streamed:
             found.append(
@@ -453,7 +453,7 @@ def _cut(blocks: Iterator[Rows], layout: Layout, batch_size: int) -> Iterator[ob
 
 
 class _Blocks(Dataset[object]):
-    """What the worker processes make: the rows from one number to another, or the batches of them.
+    """The work of the worker processes: rows from one number to another, or batches of them.
 
     Each opens the files itself. The random numbers of a batch depend on seed, epoch, rank and its
     number, not on the worker that happens to make it.

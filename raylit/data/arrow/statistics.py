@@ -32,7 +32,7 @@ PlainVocabulary = list[object] | dict[str, str] | None
 
 @dataclass
 class ColumnStatistics:
-    """What is known of one column.
+    """The statistics of one column.
 
     Attributes:
         count: values that are neither null nor NaN.

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
+from raylit.data.sampling.sources import Index, UserSampler
 from raylit.runtime.aliases import Loaders
 from raylit.runtime.messages import warn_once
-
-if TYPE_CHECKING:
-    from raylit.data.sampling.sources import Index, UserSampler
 
 
 class NotingBatchSampler(Sampler[list[Index]]):

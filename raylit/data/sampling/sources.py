@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 
 class Sources:
-    """What the samplers of one loader draw from.
+    """The sources of random numbers that the samplers of one loader draw from.
 
     Args:
         samplers: whose generators are meant; samplers that they are made of count too.

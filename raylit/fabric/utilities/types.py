@@ -22,7 +22,7 @@ ReduceOp = Any
 
 
 class _Stateful(Protocol):
-    """What keeps its own state in checkpoints."""
+    """An object that keeps its own state in checkpoints."""
 
     def state_dict(self) -> StateDict:
         """Return the state."""

@@ -57,7 +57,7 @@ GOES_S = 3.0  # how long a node that is being stopped may be reached after its w
 
 
 class Room:
-    """What the cluster has for the workers of one job.
+    """The room that the cluster has for the workers of one job.
 
     Args:
         resources: what each worker reserves.

@@ -1,4 +1,4 @@
-"""What is told of a failure.
+"""Failures, as the user is told of them.
 
 The user's own exception, with the user's own lines, or why a worker ended.
 """
@@ -69,7 +69,7 @@ def failure_of(error: BaseException) -> WorkerFailure:
 
 @dataclasses.dataclass
 class ControllerDied:
-    """What a run gives back whose workers nobody watches any more.
+    """Returned by a run whose workers nobody watches any more.
 
     The process of Ray Train's that did is dead.
     """

@@ -289,7 +289,7 @@ class RayTrainLauncher:
 
 @contextlib.contextmanager
 def terminated_by_sigterm() -> Iterator[None]:
-    """Within, SIGTERM raises Terminated: the handler of `ray.init` ends the process at once."""
+    """Context in which SIGTERM raises Terminated: that of `ray.init` ends the process at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""What runs in processes that Ray starts beside training.
+"""Code that runs in the processes that Ray starts beside training.
 
 They are sent this code itself, not its name: importing raylit would bring torch along, and make
 every start of a run wait for it. So nothing here takes from raylit at the top, or keeps anything in
@@ -369,5 +369,5 @@ class ProcessGroup(BackendConfig):
 
     @property
     def backend_cls(self) -> type[Environment]:
-        """What prepares the workers."""
+        """The class that prepares the workers."""
         return Environment

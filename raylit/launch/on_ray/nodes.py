@@ -1,4 +1,4 @@
-"""What the other nodes of a cluster see of this one's disk.
+"""The disk of this node, as far as the other nodes of a cluster see it.
 
 The folders that a run writes to, and the user's code.
 """
@@ -26,7 +26,7 @@ ASK_S = 60.0  # how long a node may take to answer; it may have to start a proce
 
 
 class Output(TypedDict):
-    """What of Ray's own words is shown, as arguments of `ray.init`."""
+    """Arguments of `ray.init` that say which of Ray's own lines are shown."""
 
     logging_level: int
     log_to_driver: bool

@@ -23,7 +23,7 @@ ASK_DRIVER_EVERY_S = 0.5
 
 
 class Notice:
-    """What the loop of a worker asks when the ranks agree on stops.
+    """The notice of a preemption, which a worker's loop asks for when the ranks agree on stops.
 
     Args:
         mailbox: tells whether the driver wants the workers to end; None for ranks that do not ask

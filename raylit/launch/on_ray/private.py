@@ -264,7 +264,7 @@ def running_cluster() -> str | None:
 
 @contextlib.contextmanager
 def on_loopback() -> Iterator[None]:
-    """Within, a cluster that is started listens on this machine alone, as Ray's do on macOS.
+    """Context in which a cluster that is started listens on this machine alone, as on macOS.
 
     Ray decides by a variable that it has read when it was imported. Processes of the cluster
     inherit the variable, so that drivers of Ray jobs find the cluster where it listens.

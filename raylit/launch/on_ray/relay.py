@@ -32,7 +32,7 @@ CLOSE_S = 2.0  # for what forked processes have printed last
 
 
 class RemoteScreen:
-    """What the ProgressBar of rank 0 draws on: sends and does not wait."""
+    """The screen that the ProgressBar of rank 0 draws on: sends and does not wait."""
 
     def __init__(self, mailbox: ActorHandle) -> None:
         self.mailbox = mailbox

@@ -1,4 +1,4 @@
-"""What another number of workers than all that there may be changes in training.
+"""Training with fewer workers than the most that there may be: what changes.
 
 As little as can be.
 

@@ -1,4 +1,4 @@
-"""What the workers of a job reserve, and whether the cluster has, or can get, room for them."""
+"""The resources of the workers of a job, and whether the cluster has, or can get, room for them."""
 
 from __future__ import annotations
 

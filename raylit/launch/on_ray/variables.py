@@ -40,7 +40,7 @@ TRACKING = "MLFLOW_TRACKING_"  # address, user, password and token of MLflow's s
 
 @dataclass(frozen=True)
 class Variables:
-    """What is to be set in a worker.
+    """The variables to be set in a worker.
 
     Attributes:
         changed: variables that the driver's code has set.

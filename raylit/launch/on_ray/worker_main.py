@@ -1,4 +1,4 @@
-"""What each worker calls.
+"""The function of each worker.
 
 It is apart from what starts the workers so that they import nothing for it.
 """
@@ -50,11 +50,11 @@ cloudpickle.register_pickle_by_value(remote)
 
 @dataclass
 class Preempted:
-    """What a worker returns that left as its machine, or another's, is about to be taken away."""
+    """Returned by a worker that left because a machine is about to be taken away."""
 
 
 class Work:
-    """What each worker calls; a class, so that what it needs is pickled with it.
+    """The function of each worker; a class, so that its attributes are pickled with it.
 
     Attributes:
         screen: where rank 0 shows its progress.
@@ -147,7 +147,7 @@ class Work:
 
 @dataclass
 class Works:
-    """What each worker calls that is kept: does one job after the other, as the driver gives them.
+    """The function of a worker that is kept: does one job after the other, as they are given.
 
     Attributes:
         screen: whose mailbox they come through.

@@ -1,4 +1,4 @@
-"""What a rank leaves for its parent, in files: its result, or what ended it."""
+"""The files that a rank leaves for its parent: its result, or the failure that ended it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESULT, FAILURE = "result", "failure"
 
 @dataclass(frozen=True)
 class Failure:
-    """What ended a rank.
+    """The failure that ended a rank.
 
     Attributes:
         rank: which.

@@ -262,7 +262,7 @@ class Signals:
 
 @contextlib.contextmanager
 def handing_on_signals() -> Iterator[Signals]:
-    """Within, SIGTERM and Ctrl-C do nothing here but are kept, to be handed on."""
+    """Context in which SIGTERM and Ctrl-C do nothing here but are kept, to be handed on."""
     signals = Signals()
     if threading.current_thread() is not threading.main_thread():
         yield signals
@@ -278,7 +278,7 @@ def handing_on_signals() -> Iterator[Signals]:
 
 @contextlib.contextmanager
 def keeping_quiet() -> Iterator[None]:
-    """Within, torch's launcher logs nothing of processes that fail: this module says it.
+    """Context in which torch's launcher logs nothing of processes that fail: this module says it.
 
     It also handles no signal but SIGTERM, of which it has to have one.
     """

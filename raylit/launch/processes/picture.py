@@ -18,7 +18,7 @@ SOCKET = "screen"  # in the folder of the job's files
 
 
 class SentScreen:
-    """What the ProgressBar of rank 0 draws on: hands it on to the other process.
+    """The screen that the ProgressBar of rank 0 draws on: hands pictures on to the other process.
 
     Args:
         folder: of the job's files.

@@ -1,4 +1,4 @@
-"""What each process does: the main module of a started one, a function of a forked one."""
+"""The main module of a started rank, and the function of a forked one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MEETING = "meeting"  # the one through which ranks find each other
 
 @dataclass(frozen=True)
 class Plan:
-    """What the parent tells all ranks beside the job.
+    """Settings that the parent gives all ranks beside the job.
 
     Attributes:
         size: how many they are.

@@ -1,4 +1,4 @@
-"""What loggers of hosted services have in common."""
+"""Base of the loggers of hosted services."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ STATUSES = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED", "
 
 @dataclass
 class _Live:
-    """What belongs to this process and is not pickled."""
+    """State that belongs to this process and is not pickled."""
 
     client: MlflowClient | None = None
     run_store: RunStore | None = None
@@ -1064,7 +1064,7 @@ def _end_gone(client: MlflowClient, experiment_id: str) -> None:
 
 @contextmanager
 def _other_randomness() -> Iterator[None]:
-    """Within, random names are not those that `seed_everything` would make the same for all runs.
+    """Context in which random names are not those that `seed_everything` makes alike for all runs.
 
     Afterwards nothing was drawn.
     """

@@ -66,7 +66,7 @@ def pyfunc(folder: str) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
 
 
 class _Forward(nn.Module):
-    """What is computed of one tensor, in the state of evaluation."""
+    """The module's output for one tensor, in the state of evaluation."""
 
     def __init__(self, module: LightningModule) -> None:
         super().__init__()

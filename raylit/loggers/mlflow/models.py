@@ -46,7 +46,7 @@ class Kept(TypedDict):
 
 
 class Checkpoints(TypedDict):
-    """What a callback keeps.
+    """The checkpoints that a callback keeps.
 
     `data` is name and digest of what the score is of.
     """

@@ -249,7 +249,7 @@ def tree(found: Sequence[Run]) -> Iterator[tuple[int, Run]]:
 
 @dataclass(frozen=True)
 class Sent:
-    """What became of a journal.
+    """The delivery of a journal.
 
     Attributes:
         path: of the journal.

@@ -144,7 +144,7 @@ def _repeat(process: subprocess.Popen[str]) -> None:
 
 
 class _Told:
-    """What the process was told on stdin.
+    """The instructions that the process got on stdin.
 
     Attributes:
         closes: whether to end when all is sent.

@@ -696,7 +696,7 @@ def find_experiment(
 
 @contextmanager
 def short_requests() -> Iterator[None]:
-    """Within, mlflow gives up on a request after a minute, unless the user wants it otherwise.
+    """Context in which mlflow gives up on a request after a minute, unless told otherwise.
 
     By itself it would try for a quarter of an hour.
     """
