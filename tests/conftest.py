@@ -96,7 +96,7 @@ def _environment_as_before() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _warned_of_nothing_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is said once in a process is said anew to each test."""
-    monkeypatch.setattr("raylit.runtime.messages._said", set())
+    monkeypatch.setattr("raylit.runtime.messages.warned", set())
 
 
 @pytest.fixture(autouse=True)

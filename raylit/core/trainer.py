@@ -56,7 +56,7 @@ class Strategy(Protocol):
     def process_group_backend(self) -> str | None:
         """Torch's name of what carries collectives; None: what the device wants."""
 
-    def patience_s(self) -> float:
+    def timeout_s(self) -> float:
         """Return how many seconds a rank waits for one that hangs."""
 
     @property

@@ -58,7 +58,7 @@ def run_job(job: Job) -> Result:
     world = World.join(
         job.accelerator or job.trainer.accelerator,
         strategy.process_group_backend,
-        strategy.patience_s(),
+        strategy.timeout_s(),
     )
     run = make_run(job, world)
     run.loop = job.task or (loop.fit if job.fn == "fit" else evaluate)

@@ -86,7 +86,7 @@ class Strategy:
                 " it out, or use strategy='ddp'."
             )
 
-    def patience_s(self) -> float:
+    def timeout_s(self) -> float:
         """Return how many seconds a rank waits for one that hangs."""
         if self.timeout is not None:
             return self.timeout.total_seconds()

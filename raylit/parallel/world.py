@@ -66,9 +66,7 @@ class World:
         messages.rank_zero_only.rank = self.rank  # type: ignore[attr-defined]
 
     @classmethod
-    def join(
-        cls, accelerator: str, backend: str | None = None, patience_s: float = 1800.0
-    ) -> World:
+    def join(cls, accelerator: str, backend: str | None = None, timeout_s: float = 1800.0) -> World:
         """Find this process's place.
 
         In the process group that exists, in the one that `torchrun`'s variables describe, or alone.
@@ -76,7 +74,7 @@ class World:
         Args:
             accelerator: one of `auto`, `cpu`, `gpu`, `cuda`, `mps`.
             backend: torch's name of what carries collectives; None: what the device wants.
-            patience_s: seconds to wait for a rank that hangs.
+            timeout_s: seconds to wait for a rank that hangs.
         """
         device = choose_device(accelerator, int(os.environ.get("LOCAL_RANK", "0")))
         if (
@@ -87,12 +85,12 @@ class World:
             # what is in host memory, such as what the ranks agree on, goes by gloo, so that the
             # accelerator is not waited for
             usual = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            patience = timedelta(seconds=patience_s)
+            timeout = timedelta(seconds=timeout_s)
             before_group()
             dist.init_process_group(
                 backend or usual,
-                timeout=patience,
-                **rendezvous.loopback_store(patience),  # type: ignore[arg-type]
+                timeout=timeout,
+                **rendezvous.loopback_store(timeout),  # type: ignore[arg-type]
             )
             # kept until the process ends: a rank that is through must not take the group's store
             # from one that still leaves

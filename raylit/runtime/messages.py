@@ -41,7 +41,7 @@ if not log.handlers:
     log.setLevel(logging.INFO)
     log.propagate = False
 
-_said: set[str] = set()
+warned: set[str] = set()  # what `warn_once` has warned of in this process
 _OWN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 
 
@@ -111,8 +111,8 @@ def _starts_workers() -> tuple[str, ...]:
 def warn_once(text: str, category: type[Warning] = UserWarning, key: object = None) -> None:
     """Warn unless this text (or `key`) was warned of before in this process."""
     key = str(key or text)
-    if key not in _said:
-        _said.add(key)
+    if key not in warned:
+        warned.add(key)
         warn(text, category)
 
 

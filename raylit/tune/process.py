@@ -73,7 +73,7 @@ class ProcessState:
         self._folder = os.getcwd()
         self._path = list(sys.path)
         self._filters = list(warnings.filters)
-        self._said = set(messages._said)
+        self._warned = set(messages.warned)
         self._settings = [setting.read() for setting in SETTINGS]
         self._loggers = {name: _logging_of(name) for name in _logger_names()}
         self._threads = set(threading.enumerate())
@@ -94,8 +94,8 @@ class ProcessState:
         warnings.filters[:] = self._filters  # type: ignore[index]
         warnings.simplefilter("default", append=True)  # tells the registries that filters changed
         warnings.filters[:] = self._filters  # type: ignore[index]
-        messages._said.clear()
-        messages._said.update(self._said)
+        messages.warned.clear()
+        messages.warned.update(self._warned)
         for name in _logger_names():
             _set_logging(name, self._loggers.get(name))
         self._end_active_run()

@@ -15,7 +15,6 @@ from ray.tune.schedulers import (
     PopulationBasedTraining,
     TrialScheduler,
 )
-from ray.tune.schedulers.pb2 import PB2, has_sklearn
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm, Searcher
 from ray.tune.search.sample import Categorical, Domain, Float, Integer
 
@@ -34,10 +33,10 @@ SCHEDULERS: dict[str, Callable[..., TrialScheduler]] = {
     "bohb": HyperBandForBOHB,
     "median": MedianStoppingRule,
     "pbt": PopulationBasedTraining,
-    "pb2": PB2,
     "fifo": FIFOScheduler,
     "none": FIFOScheduler,
 }
+NAMES = (*SCHEDULERS, "pb2")
 WITH_MAX_T = ("asha", "hyperband", "bohb")
 # Reports between two looks at the population, unless said: a fit of few epochs has several of them.
 PERTURB_EVERY = 4
@@ -57,15 +56,13 @@ def make_scheduler(spec: SweepSpec, max_epochs: int | None) -> TrialScheduler:
         return spec.scheduler
     given = spec.scheduler
     name, arguments = named(given, "scheduler")
-    if name not in SCHEDULERS:
+    if name not in NAMES:
         raise SweepError(
-            f"scheduler: {name!r} is not known.{did_you_mean(name, SCHEDULERS)} Use one of"
-            f" {', '.join(SCHEDULERS)}, or an object of ray.tune.schedulers.",
+            f"scheduler: {name!r} is not known.{did_you_mean(name, NAMES)} Use one of"
+            f" {', '.join(NAMES)}, or an object of ray.tune.schedulers.",
             ("scheduler",),
         )
-    if name == "pb2" and not has_sklearn:
-        raise MissingPackageError("scikit-learn", "scheduler: pb2")
-    cls = SCHEDULERS[name]
+    cls = _pb2() if name == "pb2" else SCHEDULERS[name]
     if spec_is_bohb(spec) and name not in ("bohb", "none", "fifo"):
         raise SweepError(
             "search: bohb goes with scheduler: bohb, which tells it the budgets.", ("scheduler",)
@@ -96,6 +93,19 @@ def make_scheduler(spec: SweepSpec, max_epochs: int | None) -> TrialScheduler:
             f"scheduler: {name} does not take {arguments}: {error}.", ("scheduler",)
         ) from error
     return scheduler
+
+
+def _pb2() -> Callable[..., TrialScheduler]:
+    """Return the class PB2.
+
+    Its module imports scikit-learn, half a second that no other sweep or trial is to wait for.
+    """
+    from ray.tune.schedulers.pb2 import PB2, has_sklearn
+
+    if not has_sklearn:
+        raise MissingPackageError("scikit-learn", "scheduler: pb2")
+    made: Callable[..., TrialScheduler] = PB2
+    return made
 
 
 def check_together(search: SearchAlgorithm | Searcher, scheduler: TrialScheduler) -> None:

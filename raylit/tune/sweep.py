@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import ray
 from ray import tune
-from ray.experimental import internal_kv
 from ray.tune.schedulers import HyperBandScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
 from raylit.callbacks import ModelCheckpoint
 from raylit.errors import ConfigError, LaunchError, Terminated
-from raylit.launch.on_ray.by_value import Parcel
+from raylit.launch.on_ray import private
+from raylit.launch.on_ray.by_value import Pickled
 from raylit.launch.on_ray.cluster import connect, say_dashboard
 from raylit.loggers import MLFlowLogger
 from raylit.runtime.aliases import PlainDict
@@ -96,7 +96,7 @@ class Ending:
 
     def tell(self) -> None:
         """Have the trials that run saved and ended, whatever epoch they are in."""
-        internal_kv._internal_kv_put(self.key, b"1")
+        private.set_flag(self.key)
 
 
 def run_sweep(
@@ -164,7 +164,7 @@ def run_sweep(
     try:
         with SweepDisplay(spec, record, trainer.max_epochs, budget_s(spec)):
             parts = {"The model, the data or the Trainer": recipe}
-            sent = ray.put(Parcel(plan, parts))
+            sent = ray.put(Pickled(plan, parts))
             with _handling_signals(ending, parent), _quiet():
                 _run(
                     spec, trainer, name, storage, trainable(sent), record, capacity, ending, earlier
@@ -185,7 +185,7 @@ def run_sweep(
         info(f"The sweep was ended at once. {_how_to_go_on(name, command)}")
         raise
     finally:
-        internal_kv._internal_kv_del(plan.stop_key)
+        private.clear_flag(plan.stop_key)
         record.close(status)
         if parent is not None:
             parent.close_children("killed")

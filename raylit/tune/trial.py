@@ -21,7 +21,6 @@ from typing import Any, Protocol
 import numpy as np
 import ray
 import torch
-from ray.experimental import internal_kv
 from ray.tune import Trainable
 
 from raylit.callbacks import ModelCheckpoint, RecoveryCheckpoint
@@ -29,7 +28,8 @@ from raylit.checkpoint import find, folder
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.module import LightningModule
 from raylit.errors import CheckpointError, LaunchError, Terminated
-from raylit.launch.on_ray.by_value import Parcel
+from raylit.launch.on_ray import private
+from raylit.launch.on_ray.by_value import Pickled
 from raylit.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
 from raylit.loggers.mlflow import store
 from raylit.runtime import rng, storage
@@ -113,12 +113,12 @@ class TrialActor(Trainable):
     A subclass made by `trainable` holds the plan.
     """
 
-    parcel: Any = None  # a reference to a pickled TrialPlan in the object store
+    pickled: Any = None  # a reference to a pickled TrialPlan in the object store
 
     def setup(self, config: Values) -> None:
         """Begin with the first trial of this process."""
-        self._parcel: Parcel = ray.get(self.parcel)
-        plan: TrialPlan = self._parcel.unpack()
+        self._pickled: Pickled = ray.get(self.pickled)
+        plan: TrialPlan = self._pickled.unpack()
         warm_up(plan.parent is not None)
         if not plan.verbose:
             logging.getLogger("raylit").setLevel(logging.WARNING)
@@ -149,7 +149,7 @@ class TrialActor(Trainable):
     def step(self) -> Report:
         """Go on with the trial until it reports or ends."""
         if self._fit is None:
-            plan: TrialPlan = self._parcel.unpack()
+            plan: TrialPlan = self._pickled.unpack()
             self._fit = TrialFit(
                 plan, self.trial_name, self._config, self._checkpoint, self._context
             )
@@ -187,13 +187,13 @@ class TrialActor(Trainable):
         self._context.run(self._kept.__exit__, None, None, None)
 
 
-def trainable(parcel: object) -> type[TrialActor]:
+def trainable(pickled: object) -> type[TrialActor]:
     """Return what Ray Tune is to run for a sweep.
 
     Args:
-        parcel: a reference to its pickled plan.
+        pickled: a reference to its pickled plan.
     """
-    return type("Trial", (TrialActor,), {"parcel": parcel})
+    return type("Trial", (TrialActor,), {"pickled": pickled})
 
 
 class TrialFit:
@@ -246,7 +246,7 @@ class TrialFit:
         while True:
             with contextlib.suppress(queue.Empty):
                 return self.reporter.reports.get(timeout=LOOK_EVERY_S)
-            if internal_kv._internal_kv_exists(self.plan.stop_key):
+            if private.is_flag_set(self.plan.stop_key):
                 self._interrupt()
 
     def save(self) -> str | None:
@@ -270,7 +270,7 @@ class TrialFit:
         self.reporter.stop()
         deadline = time.monotonic() + STOP_S
         while self._thread.is_alive() and time.monotonic() < deadline:
-            if internal_kv._internal_kv_exists(self.plan.stop_key):
+            if private.is_flag_set(self.plan.stop_key):
                 self._interrupt()
             self._thread.join(LOOK_EVERY_S)
         return not self._thread.is_alive()

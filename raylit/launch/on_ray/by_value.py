@@ -38,7 +38,7 @@ NOT_SENT = [
 ]
 
 
-class Parcel:
+class Pickled:
     """An object, pickled: classes from `__main__` and notebooks by value, others by name.
 
     A large one goes to Ray's object store, once, however often it is sent; `store` does it where

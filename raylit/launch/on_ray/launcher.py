@@ -44,7 +44,7 @@ from raylit.launch.on_ray.validation import check_validation_room
 from raylit.launch.on_ray.variables import Variables
 from raylit.launch.on_ray.watch import Watch
 from raylit.launch.on_ray.watchdog import DEFAULT_S, VARIABLE
-from raylit.launch.on_ray.worker_main import Preempted, Work
+from raylit.launch.on_ray.worker_main import Preempted, WorkerMain
 from raylit.runtime import storage
 from raylit.runtime.environment import seconds
 from raylit.runtime.messages import info, is_verbose, number_of
@@ -112,7 +112,7 @@ class RayTrainLauncher:
             )
         return result
 
-    def prepare(self, job: Job) -> Work:
+    def prepare(self, job: Job) -> WorkerMain:
         """Connect to the cluster, and return what the workers are to do, but for their screen.
 
         Raises:
@@ -122,10 +122,10 @@ class RayTrainLauncher:
         for variable, default in ((VARIABLE, DEFAULT_S), (RESIZE_VARIABLE, RESIZE_EVERY_S)):
             seconds(variable, default)  # a worker would find out long after this
         job.returns_state = True
-        work = Work(job)
+        work = WorkerMain(job)
         cpus = resources_of(trainer, gpu=False)["CPU"] * trainer.num_workers
         work.shows_prints = connect(cpus)
-        work.parcel.store()
+        work.pickled.store()
         work.variables = Variables.here(inherited())
         self.gpu = choose_gpu(trainer)
         self.resources = resources_of(trainer, self.gpu)

@@ -17,7 +17,7 @@ from raylit.errors import LaunchError
 from raylit.launch.on_ray.failure import failure_config
 from raylit.launch.on_ray.launcher import RayTrainLauncher, say_where_to_look, terminated_by_sigterm
 from raylit.launch.on_ray.relay import Relay
-from raylit.launch.on_ray.worker_main import END, Work, Works
+from raylit.launch.on_ray.worker_main import END, KeptWorkerMain, WorkerMain
 from raylit.runtime.messages import info
 
 END_S = 60.0  # for workers that have nothing to do
@@ -98,11 +98,11 @@ class Group:
 
     def _run(self, job: Job) -> None:
         try:
-            self.launcher.run(job, Works(self._relay.screen), self._relay)
+            self.launcher.run(job, KeptWorkerMain(self._relay.screen), self._relay)
         except BaseException as error:  # is raised where the job's result is waited for
             self._error = error
 
-    def do(self, job: Job, work: Work) -> Result:
+    def do(self, job: Job, work: WorkerMain) -> Result:
         """Have them do a job; returns its result.
 
         Raises:

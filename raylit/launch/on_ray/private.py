@@ -207,6 +207,22 @@ def remove_groups(run: str) -> None:
         remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
 
 
+def set_flag(key: bytes) -> None:
+    """Set a flag in the store of the cluster's head, where every process of the cluster sees it."""
+    internal_kv._internal_kv_put(key, b"1")
+
+
+def is_flag_set(key: bytes) -> bool:
+    """Tell whether any process has set a flag."""
+    is_set: bool = internal_kv._internal_kv_exists(key)
+    return is_set
+
+
+def clear_flag(key: bytes) -> None:
+    """Forget a flag."""
+    internal_kv._internal_kv_del(key)
+
+
 def draining_nodes() -> Collection[str]:
     """Return the ids of the nodes that are about to be taken away."""
     return ray._private.state.state.get_draining_nodes()

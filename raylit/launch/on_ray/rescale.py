@@ -37,7 +37,7 @@ LIMITS = (
 )
 
 
-class Resized:
+class ElasticPlan:
     """Fits a job to the workers that there are.
 
     Args:

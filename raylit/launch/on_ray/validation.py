@@ -12,7 +12,7 @@ from raylit.core.callback import Callback
 from raylit.core.job import Job
 from raylit.engine.run import Run
 from raylit.errors import ConfigError
-from raylit.launch.on_ray.by_value import Parcel
+from raylit.launch.on_ray.by_value import Pickled
 from raylit.launch.on_ray.cluster import connect
 from raylit.launch.on_ray.failure import failure_of
 from raylit.launch.on_ray.mailbox import WorkerFailure, is_ours
@@ -104,7 +104,7 @@ class ValidationTasks:
             "The val data": job.data.get("val"),
             **{f"The callback {type(callback).__name__}": callback for callback in callbacks},
         }
-        self._parcel = ray.put(Parcel(content, parts))
+        self._pickled = ray.put(Pickled(content, parts))
         self._validate = ray.remote(_validate).options(
             num_cpus=config.num_cpus,
             num_gpus=config.num_gpus,
@@ -119,7 +119,7 @@ class ValidationTasks:
 
         `then` is called, in another thread, once that has ended.
         """
-        self._refs[path] = self._validate.remote(self._parcel, path, progress)
+        self._refs[path] = self._validate.remote(self._pickled, path, progress)
         future = self._refs[path].future()
         self._futures[path] = future
         future.add_done_callback(lambda _: then())
@@ -199,11 +199,11 @@ def _takes_part(callback: Callback) -> bool:
     )
 
 
-def _validate(parcel: Parcel, path: str, progress: dict[str, object]) -> object:
+def _validate(pickled: Pickled, path: str, progress: dict[str, object]) -> object:
     """Validate a checkpoint, in a process of its own."""
     try:
-        parcel.variables.set(tracking=False)
-        trainer, module, data, datamodule, weights_only = parcel.content()
+        pickled.variables.set(tracking=False)
+        trainer, module, data, datamodule, weights_only = pickled.content()
         (recorder,) = trainer.loggers
         trainer.callbacks.append(Tells(recorder))
         trainer.progress.load_state_dict(progress)

@@ -48,7 +48,7 @@ class Patience:
         self._over = threading.Event()
 
     def __enter__(self) -> Patience:
-        threading.Thread(target=self._look, name="raylit-patience", daemon=True).start()
+        threading.Thread(target=self._look, name="raylit-watchdog", daemon=True).start()
         return self
 
     def __exit__(self, *exception: object) -> None:

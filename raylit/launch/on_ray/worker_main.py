@@ -24,12 +24,12 @@ from raylit.engine.worker import run_job
 from raylit.errors import Terminated
 from raylit.launch.job_parts import checkpoint_folders, parts_of
 from raylit.launch.on_ray import mailbox as remote
-from raylit.launch.on_ray.by_value import Parcel
+from raylit.launch.on_ray.by_value import Pickled
 from raylit.launch.on_ray.failure import failure_of
 from raylit.launch.on_ray.mailbox import Left
 from raylit.launch.on_ray.preemption import Notice
 from raylit.launch.on_ray.relay import RemoteScreen, echoing
-from raylit.launch.on_ray.rescale import Resized
+from raylit.launch.on_ray.rescale import ElasticPlan
 from raylit.launch.on_ray.validation import ValidationTasks
 from raylit.launch.on_ray.variables import Variables
 from raylit.launch.on_ray.watchdog import Patience
@@ -53,7 +53,7 @@ class Preempted:
     """Returned by a worker that left because a machine is about to be taken away."""
 
 
-class Work:
+class WorkerMain:
     """The function of each worker; a class, so that its attributes are pickled with it.
 
     Attributes:
@@ -71,7 +71,7 @@ class Work:
     variables: Variables
 
     def __init__(self, job: Job) -> None:
-        self.parcel = Parcel(job, parts_of(job))
+        self.pickled = Pickled(job, parts_of(job))
         self.before = find.times_of(checkpoint_folders(job))
         self.seed = os.environ.get(SEED)
 
@@ -102,7 +102,7 @@ class Work:
         prints = echoing(self.screen, rank) if self.shows_prints else contextlib.nullcontext()
         with prints, self.variables.applied(tracking=rank == 0):
             try:
-                job: Job = self.parcel.content()
+                job: Job = self.pickled.content()
                 job.accelerator = self.accelerator
                 job.display = self.screen
                 job.preemption_notice = notice
@@ -112,9 +112,9 @@ class Work:
                     # differs between ranks
                     seed_everything(int(self.seed) + rank, verbose=False)
                     os.environ[SEED] = self.seed
-                plan: Resized | None = None
+                plan: ElasticPlan | None = None
                 if job.trainer.is_elastic:
-                    plan = Resized(
+                    plan = ElasticPlan(
                         int(os.environ["WORLD_SIZE"]),
                         job.trainer.num_workers,
                         self.screen if rank == 0 else None,
@@ -146,7 +146,7 @@ class Work:
 
 
 @dataclass
-class Works:
+class KeptWorkerMain:
     """The function of a worker that is kept: does one job after the other, as they are given.
 
     Attributes:
@@ -172,7 +172,7 @@ class Works:
                 continue
             if given == END:
                 return None
-            work: Work = ray.get(given[0])
+            work: WorkerMain = ray.get(given[0])
             result = work.do()
             if isinstance(result, Preempted):
                 return packed(result)

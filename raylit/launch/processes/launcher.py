@@ -87,7 +87,7 @@ class ProcessLauncher:
         plan = Plan(
             size=job.trainer.num_workers,
             parent=os.getpid(),
-            timeout_s=job.trainer.strategy.patience_s(),
+            timeout_s=job.trainer.strategy.timeout_s(),
             backend=job.trainer.strategy.process_group_backend,
             seed=os.environ.get(SEED),
             before=before,

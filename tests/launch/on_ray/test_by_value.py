@@ -13,7 +13,7 @@ import pytest
 
 from raylit.errors import ConfigError
 from raylit.launch.on_ray import by_value
-from raylit.launch.on_ray.by_value import Code, Parcel
+from raylit.launch.on_ray.by_value import Code, Pickled
 from tests.lazy import ray
 
 
@@ -22,25 +22,25 @@ def test_what_cannot_be_sent_is_named() -> None:
     with pytest.raises(
         ConfigError, match=r"^The callback Bad cannot be sent to the workers: .*lock"
     ):
-        Parcel(list(parts.values()), parts)
+        Pickled(list(parts.values()), parts)
 
 
 def test_a_gigabyte_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(by_value, "LARGE_BYTES", 100_000)
-    Parcel(bytes(90_000), {})
+    Pickled(bytes(90_000), {})
     with pytest.warns(
         UserWarning, match=r"are sent to the workers \(The data: .*Make large data in"
     ):
-        Parcel([bytes(200_000), b"1"], {"The module": b"1", "The data": bytes(200_000)})
+        Pickled([bytes(200_000), b"1"], {"The module": b"1", "The data": bytes(200_000)})
 
 
 @pytest.mark.ray
 def test_large_objects_are_stored_once(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = []
     monkeypatch.setattr("ray.put", lambda content, put=ray.put: stored.append(1) or put(content))
-    parcel = Parcel({"data": bytes(by_value.STORED_BYTES)}, {})
-    assert len(pickle.dumps(Parcel("small", {}))) > 0 and stored == [1]
-    ask = ray.remote(num_cpus=0)(lambda: len(parcel.content()["data"]))
+    pickled = Pickled({"data": bytes(by_value.STORED_BYTES)}, {})
+    assert len(pickle.dumps(Pickled("small", {}))) > 0 and stored == [1]
+    ask = ray.remote(num_cpus=0)(lambda: len(pickled.content()["data"]))
     assert ray.get([ask.remote() for _ in range(2)]) == [by_value.STORED_BYTES] * 2
     assert stored == [1]
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import raylit as pl
 from raylit.callbacks import Callback, GradientAccumulationScheduler
 from raylit.engine.worker import run_job
-from raylit.launch.on_ray.rescale import Resized
+from raylit.launch.on_ray.rescale import ElasticPlan
 from tests.quiet import BARE
 from tests.ranks import run_on_two_ranks
 
@@ -97,7 +97,7 @@ def fit(
         "val": DataLoader(data, BATCH_SIZE),
     }
     job = trainer._job("fit", net, loaders, None, ckpt_path, None)
-    job.rescale_plan = plan = Resized(size, trainer.num_workers)
+    job.rescale_plan = plan = ElasticPlan(size, trainer.num_workers)
     plan.adapt(trainer, net, "fit")
     run_job(job)
     return {
@@ -204,10 +204,12 @@ def test_fsdp(tmp_path: Path) -> None:
     check(run_on_two_ranks(fsdp_after_one, tmp_path), two, 3)
 
 
-def adapted(size: int, most: int, net: Any = None, **arguments: Any) -> tuple[pl.Trainer, Resized]:
+def adapted(
+    size: int, most: int, net: Any = None, **arguments: Any
+) -> tuple[pl.Trainer, ElasticPlan]:
     warnings.simplefilter("ignore")
     trainer = pl.Trainer(max_epochs=1, **BARE, **arguments)
-    resized = Resized(size, most)
+    resized = ElasticPlan(size, most)
     resized.adapt(trainer, net or Net(), "fit")
     return trainer, resized
 
