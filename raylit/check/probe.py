@@ -240,7 +240,8 @@ class FirstStep(Callback):
         if number is not None and number > 1 and module.automatic_optimization:
             smaller, fewer = fewer_samples(batch, number)
             if fewer != number and self._recaptured(module, smaller, batch_idx):
-                batch, number = smaller, fewer
+                batch = smaller
+                number = fewer
         for name, (args, kwargs) in self._calls.items():
             self.mixing[name] = mixes_samples(module.get_submodule(name), args, kwargs, number)
         if number is not None and module.automatic_optimization:
@@ -428,7 +429,8 @@ class SeveralBatches(Callback):
         here = progress.epoch, progress.steps
         try:
             for epoch in sorted({1, max(self._last_epoch, 1)}):
-                progress.epoch, progress.steps = epoch, epoch * progress.steps
+                progress.epoch = epoch
+                progress.steps = epoch * progress.steps
                 calls = Calls(module, named_tensors(batch))
                 with run.precision.context(), calls:
                     loss = loss_of(call_step(module, copy.deepcopy(batch), batch_idx))

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 Place = tuple[Any, ...]  # the keys that lead to an object, one within the other
 Key = TypeVar("Key")
-OWN, PART = "raylit", "foreign"
+OWN = "raylit"
+PART = "foreign"
 
 
 @dataclass(slots=True)

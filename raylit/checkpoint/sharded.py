@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
     from raylit.runtime.ranks import Ranks
 
-META, COMPLETE = "meta.pt", "complete.json"
+META = "meta.pt"
+COMPLETE = "complete.json"
 Place = tuple[object, ...]
 
 KNOWN = {  # all that DCP's metadata is made of, besides numbers and strings
@@ -267,7 +268,8 @@ def _take_parts(
     """
     if hasattr(value, "device_mesh") and isinstance(value, Tensor):
         key = "/".join(map(str, path))
-        parts[key], places[key] = value, path
+        parts[key] = value
+        places[key] = path
         return None
     if isinstance(value, dict):
         return type(value)(

@@ -38,7 +38,8 @@ given_hparams: ContextVar[tuple[type, Arguments] | None] = ContextVar("given_hpa
 
 # Among the hyperparameters that a CLI keeps: the class they are of, and that jsonargparse is to
 # make it of them. The names are Lightning's.
-CLASS_PATH, INSTANTIATOR = "_class_path", "_instantiator"
+CLASS_PATH = "_class_path"
+INSTANTIATOR = "_instantiator"
 INSTANTIATORS = (
     "lightning.pytorch.cli.instantiate_module",
     "pytorch_lightning.cli.instantiate_module",

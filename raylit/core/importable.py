@@ -368,7 +368,8 @@ def _rebuild(description: object, finder: Callable[[str], object]) -> object:
     if "plain" in description:
         return description["plain"]
     if "partial" in description:
-        args, keywords = description.get("args", []), description.get("keywords", {})
+        args = description.get("args", [])
+        keywords = description.get("keywords", {})
         if not (isinstance(args, list) and isinstance(keywords, dict)):
             raise ValueError("it describes a partial whose arguments are no list and no mapping")
         function = _rebuild(description["partial"], finder)

@@ -556,7 +556,8 @@ def _read_max_size(
                 if all(ended):
                     return
                 if cycle:
-                    iterators[i], taken[i] = loader.begin(i), 0
+                    iterators[i] = loader.begin(i)
+                    taken[i] = 0
                     batches[i], has_batch = _next_within(iterators[i], 0, limits[i])
                     if not has_batch:
                         return

@@ -18,7 +18,8 @@ STOP_CHECK_EVERY_S = 2.0  # the longest time between two, where batches take lon
 
 def is_done(run: Run) -> bool:
     """Tell whether training is over, and say why."""
-    trainer, progress = run.trainer, run.progress
+    trainer = run.trainer
+    progress = run.progress
     if trainer.num_training_batches == 0:
         info("`Trainer.fit` stopped: No training batches.")
         return True
@@ -127,7 +128,8 @@ def pause(run: Run) -> None:
         Terminated, KeyboardInterrupt: it did.
     """
     agreement = run.agreement
-    ends, recovery = agreement.asked_to_end, run.recovery
+    ends = agreement.asked_to_end
+    recovery = run.recovery
     if exact.is_within_window(run, run.progress) and (
         not ends or run.world.size > 1 or run.job.rescale_plan is not None
     ):
@@ -247,7 +249,8 @@ def validation_due(run: Run, *, ends_early: bool = False) -> bool:
         ends_early: whether the epoch has turned out to end with that batch, after which what was
             due by its number has run.
     """
-    trainer, progress = run.trainer, run.progress
+    trainer = run.trainer
+    progress = run.progress
     every = run.data.val_check_batch
     if not validates_in_epoch(run):
         return False

@@ -310,7 +310,8 @@ def _say_left_aside(run: Run, checkpoint: CheckpointDict, path: str) -> None:
 
 def restore_module(run: Run, checkpoint: CheckpointDict) -> None:
     """Bring back the weights, the datamodule's and the callbacks' state."""
-    trainer, module = run.trainer, run.module
+    trainer = run.trainer
+    module = run.module
     objects.put_back(checkpoint, type(module))
     with foreign.explaining(checkpoint):
         run.call(module, "on_load_checkpoint", checkpoint)

@@ -62,7 +62,8 @@ def run_job(job: Job) -> Result:
     )
     run = make_run(job, world)
     run.loop = job.task or (loop.fit if job.fn == "fit" else evaluate)
-    trainer, module = run.trainer, run.module
+    trainer = run.trainer
+    module = run.module
     value: object = None
     try:
         attach(run)
@@ -130,7 +131,8 @@ def evaluate(run: Run) -> object:
 
 def attach(run: Run) -> None:
     """Introduce trainer, module, datamodule and callbacks to each other."""
-    trainer, module = run.trainer, run.module
+    trainer = run.trainer
+    module = run.module
     trainer.begin(run)
     module.trainer = trainer
     if run.datamodule is not None:
@@ -167,7 +169,8 @@ def check(run: Run) -> None:
 
 
 def _check_fit(run: Run) -> None:
-    trainer, module = run.trainer, run.module
+    trainer = run.trainer
+    module = run.module
     name = type(module).__name__
     for method in ("training_step", "configure_optimizers"):
         if not is_overridden(method, module, LightningModule):
@@ -300,7 +303,8 @@ def place(run: Run) -> None:
 
     Wrap it for data parallelism.
     """
-    trainer, module = run.trainer, run.module
+    trainer = run.trainer
+    module = run.module
     run.precision.convert_module(module)
     if trainer.sync_batchnorm and run.world.size > 1 and run.job.fn == "fit":
         sync_batch_norm(module, run.device)
@@ -420,7 +424,8 @@ def fail(run: Run, error: BaseException) -> None:
 
     Where the weights stand the cursor says: see `Progress.is_half_done`.
     """
-    trainer, progress = run.trainer, run.progress
+    trainer = run.trainer
+    progress = run.progress
     trainer.state.status = TrainerStatus.INTERRUPTED
     error.add_note(
         f"(raylit) rank {run.world.rank} of {run.world.size}, epoch {progress.epoch},"
@@ -470,7 +475,8 @@ def status_of(error: BaseException) -> str:
 
 def collect(run: Run, value: object) -> Result:
     """Put together what the run gives back."""
-    trainer, progress = run.trainer, run.progress
+    trainer = run.trainer
+    progress = run.progress
     metrics = run.metrics
     metrics.refresh()
     for values in (metrics.callback, metrics.logged, metrics.progress_bar):

@@ -173,7 +173,8 @@ class Metrics:
             add_dataloader_idx,
             rank_zero_only,
         ) = settings
-        hook, dataloader_idx = self.hook, self.dataloader_idx
+        hook = self.hook
+        dataloader_idx = self.dataloader_idx
         rule = HOOKS[hook].log if hook in HOOKS else None
         if hook is None or rule is None:
             where = f"inside {hook}" if hook else "here: no hook of the loop is running"
@@ -212,7 +213,8 @@ class Metrics:
         entry.prog_bar = prog_bar
         entry.logger = logger is not False
         entry.rank_zero_only = rank_zero_only
-        entry.sync_epoch, entry.sync_step = sync_dist is not False, bool(sync_dist)
+        entry.sync_epoch = sync_dist is not False
+        entry.sync_step = bool(sync_dist)
         if add_dataloader_idx and dataloader_idx is not None:
             entry.suffix = f"/dataloader_idx_{dataloader_idx}"
         if torchmetric.is_metric(value):

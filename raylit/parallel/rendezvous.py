@@ -24,7 +24,8 @@ def loopback_store(timeout: timedelta) -> dict[str, object]:
     address = os.environ.get("MASTER_ADDR", "")
     if address not in LOOPBACK or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return {}
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank = int(os.environ["RANK"])
+    size = int(os.environ["WORLD_SIZE"])
     port = int(os.environ["MASTER_PORT"])
     make = functools.partial(
         dist.TCPStore,  # type: ignore[attr-defined]  # its types leave it out

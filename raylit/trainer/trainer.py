@@ -705,7 +705,8 @@ class Trainer(TrainerView):
             find.look_into(self.ckpt_path, self.opened_for(weights_only))
 
     def _take_opened(self) -> find.Opened:
-        opened, self._opened = self._opened, {}
+        opened = self._opened
+        self._opened = {}
         return opened
 
     def _adopt(self, job: Job, result: Result) -> Result:

@@ -256,7 +256,8 @@ class TuneReport(Checkpoint):
             pick = min if mode == "min" else max
             best = pick(scored, key=lambda one: one.values[name], default=None)
             if best is not None:
-                path, value = best.values["best_model_path"], torch.tensor(best.values[name])
+                path = best.values["best_model_path"]
+                value = torch.tensor(best.values[name])
                 state.update(
                     best_model_path=path,
                     kth_best_model_path=path,

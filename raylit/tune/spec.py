@@ -185,7 +185,8 @@ class SweepSpec:
         found: dict[str, str] = {}
         for index, one in enumerate(several):
             path = ("metric", index) if isinstance(self.metric, list) else ("metric",)
-            name, mode = one, self.mode
+            name = one
+            mode = self.mode
             if isinstance(one, Mapping):
                 for key in one:
                     if key not in METRIC_KEYS:
@@ -194,7 +195,8 @@ class SweepSpec:
                             f" has: {', '.join(METRIC_KEYS)}.",
                             (*path, key),
                         )
-                name, mode = one.get("name"), one.get("mode", self.mode)
+                name = one.get("name")
+                mode = one.get("mode", self.mode)
             if not isinstance(name, str) or not name:
                 raise SweepError(
                     "A sweep needs the metric to optimize: metric='val_loss', or in a sweep file"

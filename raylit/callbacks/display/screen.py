@@ -125,7 +125,8 @@ class LiveScreen:
         """Bring the bar of this stage up to date."""
         stage = shown["stage"]
         rate = f"{shown['rate']:.1f} it/s"
-        total, name = shown["total"], heading(shown)
+        total = shown["total"]
+        name = heading(shown)
         is_within = stage in ("validate", "sanity_check")
         if not is_within:
             self._left = left(shown)

@@ -90,7 +90,8 @@ class ImageLogger(Picture):
 
     def draw(self, trainer: RunningTrainer, pl_module: LightningModule, name: str) -> None:
         method = getattr(pl_module, self.source, None)
-        chosen, self._chosen = self._chosen, None
+        chosen = self._chosen
+        self._chosen = None
         if callable(method):
             images = sampled(method, pl_module, self.seed)
             if not isinstance(images, Tensor):

@@ -275,7 +275,8 @@ class StochasticWeightAveraging(Callback):
     # ---- state ----
 
     def state_dict(self) -> StateDict:
-        average, scheduler = self._average_model, self._swa_scheduler
+        average = self._average_model
+        scheduler = self._swa_scheduler
         if average is None and self._state is not None:
             return self._state
         state: StateDict = {

@@ -338,7 +338,8 @@ class EMAWeightAveraging(WeightAveraging):
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         if step_idx is not None:
-            starts, every = self.update_starting_at_step, self.update_every_n_steps
+            starts = self.update_starting_at_step
+            every = self.update_every_n_steps
             return (starts is None or step_idx >= starts) and every > 0 and step_idx % every == 0
         return (
             epoch_idx is not None

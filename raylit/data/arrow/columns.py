@@ -100,7 +100,8 @@ def column_of(
     Raises:
         DataError: nothing can be made of it, or its nulls cannot be treated so.
     """
-    type_, name = field.type, field.name
+    type_ = field.type
+    name = field.name
     element, shape = _tensor_type(type_)
     if is_category and pa.types.is_nested(type_):
         raise ConfigError(
@@ -178,7 +179,8 @@ def _check_nulls_policy(column: Column) -> None:
 
 def _check_value(column: Column) -> None:
     """See that a value that takes the place of nulls is one that the column can hold."""
-    value, type_ = column.nulls, column.element or column.arrow
+    value = column.nulls
+    type_ = column.element or column.arrow
     fits = isinstance(value, (int, float)) and (
         pa.types.is_boolean(type_) or not isinstance(value, bool)
     )

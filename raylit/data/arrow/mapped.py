@@ -27,7 +27,8 @@ class MappedRows:
     """
 
     def __init__(self, source: FileSource, layout: Layout) -> None:
-        self.source, self.layout = source, layout
+        self.source = source
+        self.layout = layout
         self._starts = np.append(0, np.cumsum([piece.num_rows for piece in source.pieces]))
         self._opened_by: int | None = None
         self._table: pa.Table = None  # before it is opened

@@ -13,7 +13,8 @@ from torch import Tensor
 from raylit.data.arrow.columns import Rows
 from raylit.data.arrow.order import Share
 
-CGROUP_LIMIT, CGROUP_USED = "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"
+CGROUP_LIMIT = "/sys/fs/cgroup/memory.max"
+CGROUP_USED = "/sys/fs/cgroup/memory.current"
 
 
 class Store(Protocol):

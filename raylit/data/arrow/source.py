@@ -565,7 +565,8 @@ class FileSource:
         Opened in this process, since those with threads do not outlive a fork.
         """
         if self._opened_by != os.getpid() or self._fs is None:
-            self._opened_by, self._fragments = os.getpid(), {}
+            self._opened_by = os.getpid()
+            self._fragments = {}
             if self.is_local:
                 self._fs = pa.fs.LocalFileSystem(), None
             else:
@@ -687,7 +688,8 @@ class FileSource:
         Raises:
             DataError: as for `read`.
         """
-        one, num_rows = self.pieces[piece], 0
+        one = self.pieces[piece]
+        num_rows = 0
         self.check_unchanged(one.file)
         try:
             for table in self._reader.batches(one, list(columns), self._filter):

@@ -70,7 +70,8 @@ class _Sums:
         self._values: set[Any] = set()  # which can be sorted
 
     def add(self, array: pa.ChunkedArray) -> None:
-        found, column = self.found, self.column
+        found = self.found
+        column = self.column
         found.nulls += array.null_count
         if column.kind == "category":
             plain = (
@@ -103,9 +104,11 @@ class _Sums:
         count = len(numbers)
         if not count:
             return
-        mean, low_high = pc.mean(numbers).as_py(), pc.min_max(numbers).as_py()
+        mean = pc.mean(numbers).as_py()
+        low_high = pc.min_max(numbers).as_py()
         squares = pc.variance(numbers).as_py() * count
-        before, apart = found.count, mean - (found.mean or 0.0)
+        before = found.count
+        apart = mean - (found.mean or 0.0)
         found.count += count
         found.mean = (found.mean or 0.0) + apart * count / found.count
         self._squares += squares + apart * apart * before * count / found.count

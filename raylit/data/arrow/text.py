@@ -43,7 +43,8 @@ class TextReader:
         for start, text in _cut(stream):
             if header is None and self.format == "csv":
                 header, _, text_after = text.partition(b"\n")
-                start, text = start + len(header) + 1, text_after
+                start = start + len(header) + 1
+                text = text_after
             if schema is None and text.strip():
                 schema = self._infer(text, header, name)
             if count := sum(1 for line in text.split(b"\n") if line.strip(b"\r")):
@@ -127,13 +128,15 @@ def delimiter_of(header: bytes) -> str:
 
 def _cut(stream: pa.NativeFile) -> Iterator[tuple[int, bytes]]:
     """Return a text in blocks that end with a line, each with its place."""
-    start, rest = 0, b""
+    start = 0
+    rest = b""
     while more := stream.read(BLOCK_BYTES):
         text = rest + more
         end = text.rfind(b"\n") + 1
         if end:
             yield start, text[:end]
-            start, rest = start + end, text[end:]
+            start = start + end
+            rest = text[end:]
         else:
             rest = text
     if rest:

@@ -289,14 +289,10 @@ def prepare(place: dict[str, str]) -> None:
     """
     os.environ.update(place)
     context = ray.train.get_context()
-    os.environ["RANK"], os.environ["WORLD_SIZE"] = (
-        str(context.get_world_rank()),
-        str(context.get_world_size()),
-    )
-    os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"] = (
-        str(context.get_local_rank()),
-        str(context.get_local_world_size()),
-    )
+    os.environ["RANK"] = str(context.get_world_rank())
+    os.environ["WORLD_SIZE"] = str(context.get_world_size())
+    os.environ["LOCAL_RANK"] = str(context.get_local_rank())
+    os.environ["LOCAL_WORLD_SIZE"] = str(context.get_local_world_size())
     os.environ["NODE_RANK"] = str(context.get_node_rank())
     name = interface_of(ray.util.get_node_ip_address())
     if name is not None:

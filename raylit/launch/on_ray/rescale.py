@@ -159,10 +159,8 @@ class ElasticPlan:
                     "The checkpoint was saved within a step whose batches cannot be shared out"
                     " among these workers: they are left out of it."
                 )
-            progress.batch, progress.total_batches = (
-                number,
-                before * len(ranks) // self.size + number,
-            )
+            progress.batch = number
+            progress.total_batches = before * len(ranks) // self.size + number
         self.tell(f"from epoch {progress.epoch}, batch {progress.batch}, step {progress.steps}")
         return counted_before
 

@@ -156,7 +156,8 @@ class ValidationTasks:
         """End what runs."""
         for ref in self._refs.values():
             ray.cancel(ref, force=True)
-        self._refs, self._futures = {}, {}
+        self._refs = {}
+        self._futures = {}
 
 
 def check_validation_room(trainer: JobTrainer, taken: Mapping[str, float]) -> None:

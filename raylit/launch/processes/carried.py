@@ -16,7 +16,8 @@ from raylit.launch.carried_error import WorkerTraceback, packed, unpacked
 from raylit.parallel import is_lost_peer
 from raylit.runtime.tracebacks import traceback_of
 
-RESULT, FAILURE = "result", "failure"
+RESULT = "result"
+FAILURE = "failure"
 
 
 @dataclass(frozen=True)

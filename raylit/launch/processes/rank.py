@@ -63,7 +63,8 @@ def main() -> None:
 
     The arguments are the folder of the job's files, and the rank.
     """
-    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+    folder = Path(sys.argv[1])
+    rank = int(sys.argv[2])
     plan: Plan = pickle.loads((folder / PLAN).read_bytes())
     try:
         save_and_end_with(plan.parent)

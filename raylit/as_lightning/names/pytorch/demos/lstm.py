@@ -34,7 +34,8 @@ class SimpleLSTM(nn.Module):
     ) -> None:
         super().__init__()
         self.vocab_size = vocab_size
-        self.nlayers, self.nhid = nlayers, nhid
+        self.nlayers = nlayers
+        self.nhid = nhid
         self.drop = nn.Dropout(dropout)
         self.encoder = nn.Embedding(vocab_size, ninp)
         self.rnn = nn.LSTM(ninp, nhid, nlayers, dropout=dropout, batch_first=True)
@@ -58,7 +59,8 @@ class SequenceSampler(Sampler[int]):
 
     def __init__(self, dataset: Dataset[object], batch_size: int) -> None:
         super().__init__()
-        self.dataset, self.batch_size = dataset, batch_size
+        self.dataset = dataset
+        self.batch_size = batch_size
         self.chunk_size = len(dataset) // batch_size  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
