@@ -168,7 +168,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     train = with_gradients(run, train) if run.resume.has_gradients else train
     enter = ACTIONS.index(progress.at)  # 0, but where a fit goes on within a batch
     if enter:
-        metrics.begin_batch(None)
+        metrics.begin_batch(None)  # the batch is gone: nothing logged now is to have its size
         steps = progress.batch % limits.accumulate_grad_batches == 0 or progress.is_last_batch
     while enter or not (
         progress.is_last_batch
@@ -184,9 +184,11 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
                 break
             batch = item[0]
             batch_idx = progress.batch
+            # The loader tells where data has no length; a limit may end the epoch before it does.
             progress.is_last_batch = loader.is_last or progress.batch + 1 >= num_batches
             if transfer is not None:
                 batch = transfer(batch, 0)
+            # Counted as it begins; a checkpoint saved within it takes that back: `to_go_on_from`.
             progress.batch += 1
             progress.total_batches += 1
             progress.at = FORWARD
@@ -196,12 +198,14 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
                 step_schedulers(run, SCHEDULERS)
                 step_schedulers(run, EPOCH_SCHEDULERS)
                 break
+            # No gradient outlives its epoch: the last batch steps, however many were added up.
             steps = progress.batch % limits.accumulate_grad_batches == 0 or progress.is_last_batch
             if several and batch_idx % limits.accumulate_grad_batches == 0:
                 run.wrap()  # hooks may have frozen or unfrozen parameters
             output = train(run, batch, batch_idx, steps)
             steps = steps or progress.is_last_batch  # a step that reads by itself may end the data
 
+        # Before the hooks, as in Lightning: they read the learning rate of the next step.
         if run.schedulers and automatic:
             schedule(run, steps, enter)
         progress.at = LOGGING
@@ -211,8 +215,11 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
             for function in batch_end:
                 function(outputs, batch, batch_idx)
         metrics.hook = None
+        # A collective waits for the slowest rank, so there is one every few batches: `schedule.py`.
         if progress.total_batches >= agreement.next_at:
             agree_on_stop(run)
+        # Every n-th step, and the last of a fit that stops. Without accumulation by raylit (manual
+        # optimization) each batch counts as one.
         if (
             (steps or not automatic)
             and log_every
@@ -235,6 +242,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
             step_schedulers(run, PLATEAU)
         if steps:
             progress.log_steps += 1
+        # Last: a checkpoint saved by any of the above goes on behind the action that saved it.
         progress.at = EPOCH_END if progress.is_last_batch else BATCH
         enter = 0
         if agreement.pauses:
