@@ -828,13 +828,21 @@ def restore_modes(module: nn.Module, modes: dict[str, bool]) -> None:
 
 @contextmanager
 def in_eval_mode(module: nn.Module) -> Iterator[None]:
-    """Leave each submodule in the mode that it had, which the next fit trains in."""
+    """Context in which a module is in eval mode; afterwards it is as before.
+
+    That is the mode of each submodule, which the next fit trains in, and the buffers, in which a
+    `forward` may count its calls.
+    """
     modes = submodule_modes(module)
+    buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
     module.eval()
     try:
         yield
     finally:
         restore_modes(module, modes)
+        for name, buffer in module.named_buffers():
+            if name in buffers:  # whatever `forward` has put in its place
+                buffer.data = buffers[name]
 
 
 def no_grad_context(run: Run) -> torch.inference_mode | torch.no_grad:

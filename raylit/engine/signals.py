@@ -55,7 +55,7 @@ def catching_signals(run: Run) -> Iterator[None]:
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def current() -> Run:  # which may be the rehearsal of a finder
+    def current() -> Run:  # which may be the dry run of a finder
         return found if isinstance(found := run.trainer.run, Run) else run
 
     def terminate(number: int, frame: FrameType | None) -> None:

@@ -17,7 +17,7 @@ import raylit as pl
 from raylit.data import collate_missing
 from raylit.errors import DataError
 from raylit.runtime.batch import cast_to, move_to, named_tensors, size_of, with_tensors
-from tests.trainer.test_trainer import trainer
+from tests.quiet import trainer
 
 NUM_SAMPLES = 10
 

@@ -25,7 +25,8 @@ from raylit.callbacks import (
     RecoveryCheckpoint,
 )
 from raylit.errors import Terminated
-from tests.engine.test_resume import QUIET, Manual, Net, Noisy, loader
+from tests.engine.test_resume import Manual, Net, Noisy, loader
+from tests.quiet import QUIET
 
 
 class Broken(Exception):

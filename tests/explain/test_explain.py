@@ -16,7 +16,7 @@ from raylit.errors import ConfigError
 from raylit.explain import Explanation
 from raylit.explain.explain import _rank_correlation, _ranks
 from raylit.explain.methods import METHODS
-from tests.trainer.test_trainer import trainer
+from tests.quiet import trainer
 
 PLANTED = 3  # the only feature that the labels depend on
 NUM_SAMPLES = 22
@@ -228,6 +228,25 @@ def test_a_fit_after_it_trains(tmp_path: Path) -> None:
     assert [one.training for one in module.modules()] == before
     trainer(tmp_path).export(module, tmp_path / "a.pt2", dataloaders=table(), verbose=False)
     assert [one.training for one in module.modules()] == before
+
+
+class Counts(Table):
+    """Counts the calls of `forward`, in a buffer that it replaces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return super().forward(x)  # type: ignore[no-any-return]
+
+
+def test_what_forward_counts_is_as_before(tmp_path: Path) -> None:
+    module = Counts()
+    trainer(tmp_path).explain(module, table())
+    trainer(tmp_path).export(module, tmp_path / "a.onnx", dataloaders=table(), verbose=False)
+    assert module.calls == 0
 
 
 class Words(pl.LightningModule):

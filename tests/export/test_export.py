@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 import raylit as pl
 from raylit.errors import ConfigError, MissingPackageError
 from raylit.export import ExportReport
-from tests.trainer.test_trainer import trainer
+from tests.quiet import trainer
 
 NUM_SAMPLES = 10
 

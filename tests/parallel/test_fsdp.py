@@ -23,10 +23,11 @@ from raylit.errors import CheckpointError, ConfigError
 from raylit.parallel import FSDPStrategy, Precision, World
 from raylit.testing import BoringModel
 from raylit.utilities import grad_norm
-from tests.engine.test_resume import QUIET, Saves, fit, loader
 from tests.engine.test_resume import Net as Resumed
+from tests.engine.test_resume import Saves, fit, loader
 from tests.lazy import lightning
 from tests.parallel.test_sync import Block, Net, X, Y
+from tests.quiet import QUIET
 from tests.ranks import run_on_ranks, run_on_two_ranks
 
 FULL = FSDPStrategy(auto_wrap_policy=["torch.nn.Linear"])

@@ -17,7 +17,7 @@ from raylit.parallel.batch_norm import CPUSyncBatchNorm
 from raylit.parallel.ddp import Feedback
 from raylit.strategies import DDPStrategy, FSDPStrategy
 from tests.engine.test_cursor import Saves
-from tests.engine.test_resume import QUIET
+from tests.quiet import QUIET
 from tests.ranks import run_on_two_ranks
 
 STEPS = 6
