@@ -1,4 +1,4 @@
-"""Lightning's place for what a rank computes on; `Trainer(accelerator="gpu")` says it in a word."""
+"""Lightning's place for the devices that ranks compute on, as in `Trainer(accelerator="gpu")`."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ From then on `lightning`, `lightning.pytorch`, `pytorch_lightning`, `lightning.f
 `lightning_fabric` are raylit, in this process and in its Ray workers, and so they are in packages
 that train through Lightning. They say that they are version 2.6.6, whose surface raylit has.
 
-`finder.py` does it; `torch_load.py` lets them read their own checkpoints; `names/` has what
-Lightning has and raylit has not: packages as Lightning cuts them, and views and stubs of private
+`finder.py` does it; `torch_load.py` lets packages read their own checkpoints; `names/` has the
+parts of Lightning that raylit lacks: packages in Lightning's layout, and views and stubs of private
 names that published packages use. Nothing in raylit imports this folder.
 """
 

@@ -11,7 +11,7 @@ from raylit.as_lightning.finder import NAMES
 
 
 def names_of(package: str, *modules: ModuleType) -> Callable[[str], object]:
-    """Return a `__getattr__` that finds modules of Lightning's, and what modules of raylit have.
+    """Return a `__getattr__` that finds modules of Lightning's, and names in modules of raylit.
 
     Args:
         package: the `__name__` of the module that has it.

@@ -1,4 +1,4 @@
-"""Lightning's classes that raylit lacks: they can be imported, and say on use what to write."""
+"""Lightning's classes that raylit lacks: they can be imported, and on use name a replacement."""
 
 from __future__ import annotations
 

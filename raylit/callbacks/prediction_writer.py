@@ -41,9 +41,10 @@ class BasePredictionWriter(Callback):
 
     Override `write_on_batch_end`, `write_on_epoch_end` or both.
 
-    On several ranks each writes what it predicted, a consecutive piece of the data; give the files
-    names with `trainer.global_rank`. Call `trainer.predict(..., return_predictions=False)` if the
-    predictions are not wanted in memory; with `epoch` they are kept until written.
+    On several ranks each writes its own predictions, those for a consecutive piece of the data;
+    give the files names with `trainer.global_rank`. Call
+    `trainer.predict(..., return_predictions=False)` if the predictions are not wanted in memory;
+    with `epoch` they are kept until written.
 
     Args:
         write_interval: `batch`, `epoch` or `batch_and_epoch`.

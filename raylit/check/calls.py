@@ -1,4 +1,4 @@
-"""Watches what a step calls of torch: loss functions, parameters, conversions."""
+"""Watches the calls of a step into torch: loss functions, parameters, conversions."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ class Calls(TorchFunctionMode):
             self._embedded.append(tokens.detach().flatten())
 
     def _is_read(self, target: Tensor) -> bool:
-        """Tell whether a target is what an embedding was given: sequences of different tokens."""
+        """Tell whether a target was also given to an embedding: sequences of different tokens."""
         tokens = target.detach().flatten()
         return any(torch.equal(one, tokens) for one in self._embedded) and len(tokens.unique()) > 1
 

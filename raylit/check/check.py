@@ -1,15 +1,15 @@
 """Checks of a model before it is trained.
 
-What is wrong that a fit would not tell, or would tell late.
+They find faults that a fit would not report, or would report late.
 
     check
         copies of model and datamodule, one at a time; random states are put back afterwards
         one batch through training, the optimizers and validation           probe.FirstStep
-        several batches, as a fit would; what they need of memory           probe.SeveralBatches
+        several batches, as a fit would; the memory that they need          probe.SeveralBatches
         some tens of steps on one batch                                     probe.OneBatch
         if the loss did not fall: again with Adam, to tell which is to blame    probe.OneBatch
         reading a few batches of the training data
-        what to think of it                                                 judge.py
+        findings from the notes                                             judge.py
 
 Source: Karpathy, "A Recipe for Training Neural Networks", 2019,
 http://karpathy.github.io/2019/04/25/recipe/
@@ -239,7 +239,7 @@ def _let_go(model: LightningModule) -> None:
 
 
 def _resting(callback: ModelCheckpoint, folder: str) -> ModelCheckpoint:
-    """Return a copy of what the user's code may read of the callback; it saves nothing."""
+    """Return a copy of the callback for the user's code to read; it saves nothing."""
     made = copy.deepcopy(callback)
     made.dirpath = made._given_dirpath = folder
     made.save_top_k = 0
@@ -291,10 +291,11 @@ def _train_on_several(
 def _odd_schedule(
     schedulers: list[LRSchedulerConfig], trainer: JobTrainer, num_batches: float
 ) -> str | None:
-    """Tell in words what is odd in a learning rate over the fit, if a scheduler is.
+    """Describe in words an oddity of a learning rate over the fit; None if there is none.
 
-    As where it steps by epoch and was made for steps, or the other way round. They are called as in
-    the fit, of at most `MOST_CALLS`; their optimizers must be copies.
+    An example is a scheduler that steps by epoch and was made for steps, or the other way round.
+    The schedulers are called as in the fit, at most `MOST_CALLS` times; their optimizers must be
+    copies.
     """
     for config in schedulers:
         calls = None if config.reduce_on_plateau else _num_calls(config, trainer, num_batches)

@@ -1,6 +1,7 @@
 """Judgement of the notes that `probe.py` took: one finding for each check.
 
-A problem is what is certainly wrong. What is a mistake in most models and meant in some is asked.
+A problem is certainly a mistake. A question asks about something that is a mistake in most models
+and meant in some.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Model:
 
 
 def of_steps(first: FirstStep) -> Finding:
-    """Say what ran."""
+    """Return a finding that names the stages that ran."""
     ran = list(dict.fromkeys(first.stages))
     return Finding(
         "steps",
@@ -58,7 +59,7 @@ def of_detached_loss() -> Finding:
 
 
 def of_inputs(counts: Mapping[str, bool]) -> list[Finding]:
-    """Return a finding about what the loss depends on, if there is anything to say."""
+    """Return a finding about the inputs that the loss depends on, if there is anything to say."""
     ignored = [name for name, counts_here in counts.items() if not counts_here]
     if not ignored and len(counts) < 2:
         return []
@@ -149,7 +150,7 @@ def of_gradients(model: Model, first: FirstStep, several: SeveralBatches, one: O
 def of_optimizers(
     first: FirstStep, several: SeveralBatches, one: OneBatch, model: Model, odd_schedule: str | None
 ) -> Finding:
-    """Judge what optimizers hold and do; `odd_schedule` says what is odd in a scheduler."""
+    """Judge the parameters and steps of optimizers; `odd_schedule` describes an odd scheduler."""
     seen = (first.notes.gradients, several.notes.gradients, one.gradients)
     left_out = [
         name
@@ -348,7 +349,7 @@ def of_loss(loss: float | None, notes: Notes, later: Notes) -> Finding:
 
 
 def _question(loss: float | None, notes: Notes, later: Notes) -> tuple[str, str] | None:
-    """Return what is odd with the arguments of losses, and stays so; and what to do about it."""
+    """Return a lasting oddity in the arguments of losses and its remedy; None if there is none."""
     for call in notes.losses:
         same = [one for one in later.losses if one.function == call.function]
         if call.suspicion and same and all(one.suspicion for one in same):
@@ -465,7 +466,7 @@ def of_time(step_s: float | None, batches: float, read_s: float, has_workers: bo
 
 
 def of_memory(several: SeveralBatches, is_gpu: bool) -> Finding:
-    """Say what training and validation need."""
+    """Return a finding about the memory that training and validation need."""
     peak = max(several.train_bytes or 0, several.val_bytes or 0)
     values = {
         "peak_bytes": peak,

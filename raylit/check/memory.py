@@ -17,7 +17,7 @@ class Memory:
     """Measures the bytes of tensors, from `begin` to `end`.
 
     On a GPU its allocator counts. On the CPU, whose allocator does not, each result of an operation
-    counts until it is gone; what a step does in other threads is not seen there.
+    counts until it is gone; tensors that a step makes in other threads are not seen there.
 
     Args:
         device: where the step runs.

@@ -1,6 +1,6 @@
 """Watches a few steps of a model from within and takes notes, for `judge.py`.
 
-What it watches must be a copy.
+The watched model must be a copy.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Notes:
         self.strangers: list[list[int]] = []
 
     def take(self, calls: Calls, step: str) -> None:
-        """Take over what one step, of this name, called."""
+        """Add the calls of one step to these notes; `step` is the name of its method."""
         self.trained |= calls.trained
         self.used |= calls.used
         if step == "training_step":
@@ -89,7 +89,7 @@ class Notes:
 def watch(
     module: LightningModule, notes: Notes, is_due: Callable[[int], bool] = lambda step: True
 ) -> None:
-    """Take notes of what `training_step` and `validation_step` call.
+    """Take notes of the calls in `training_step` and `validation_step`.
 
     Args:
         module: a copy; call this before its fit.

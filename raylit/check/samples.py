@@ -1,4 +1,4 @@
-"""Finds out what outputs and loss depend on: of other samples, and of which inputs."""
+"""Finds out whether outputs depend on other samples, and on which inputs the loss depends."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def fewer_samples(batch: Batch, number: int) -> tuple[Batch, int]:
 
 
 class _Unlogged:
-    """Takes what `self.log` says, and keeps nothing."""
+    """Accepts the calls of `self.log`, and keeps nothing."""
 
     def log(self, *args: object, **kwargs: object) -> None:
         """Do nothing."""
@@ -74,7 +74,7 @@ def call_step(module: LightningModule, batch: Batch, batch_idx: int, seed: int =
 
 
 def loss_of(output: object) -> Tensor | None:
-    """Return the loss in what `training_step` returned, None if there is none."""
+    """Return the loss in the output of `training_step`, None if there is none."""
     loss = output.get("loss") if isinstance(output, dict) else output
     return loss if isinstance(loss, Tensor) and loss.numel() == 1 else None
 
@@ -84,9 +84,9 @@ def inputs_that_count(
 ) -> dict[str, bool]:
     """Tell for each input of a batch whether the loss depends on it.
 
-    Whether a gradient reaches it, or else, whether the loss changes when all samples get what the
-    first has. Numbers that a sample has one of and that are no floating-point ones are labels or
-    ids, and left out.
+    It does if a gradient reaches it or, failing that, if the loss changes when all samples get the
+    values of the first. Inputs with one number per sample that is not a floating-point number are
+    labels or ids, and are left out.
 
     Args:
         module: in eval mode.

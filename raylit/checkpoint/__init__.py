@@ -1,7 +1,7 @@
 """Checkpoints: their file format, writing them whole, finding the newest, folders of sharded ones.
 
 From outside, `format`, `find`, `sharded` and `pending` are imported.
-Never here: what a run is made of, which `engine/state.py` puts together.
+Never here: the parts of a run's state, which `engine/state.py` puts together.
 """
 
 from raylit.checkpoint import find, pending, sharded

@@ -20,10 +20,10 @@ from raylit.runtime.messages import warn
 class CheckpointWriter:
     """Writes one checkpoint at a time in a thread of its own.
 
-    What it could not write it warns of, and training goes on.
+    If a checkpoint cannot be written, a warning says so and training goes on.
 
-    The copy's memory is kept for the next one: memory that is new costs several times what copying
-    does.
+    The copy's memory is kept for the next one: new memory costs several times as much as the
+    copying.
     """
 
     def __init__(self) -> None:

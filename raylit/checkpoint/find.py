@@ -72,10 +72,10 @@ def resolve(
     is_own: bool = True,
     origin: Origin | None = None,
 ) -> str | None:
-    """Return the file or URL that is meant by `ckpt_path`, None for none.
+    """Return the file or URL that `ckpt_path` means, None if it means none.
 
-    A fit without `ckpt_path` goes on from what an OnExceptionCheckpoint among `savers` left, or a
-    `last` file if that is newer.
+    A fit without `ckpt_path` goes on from the checkpoint that an OnExceptionCheckpoint among
+    `savers` left, or from a `last` file if that is newer.
 
     Args:
         ckpt_path: a path, a URL, `best` or `last`.
@@ -123,7 +123,7 @@ def resolve(
 
 
 def _left_by_exception(savers: Sequence[Saver], on_exception: Sequence[str]) -> str | None:
-    """Return what a fit that ended by an exception left, or a `last` file if that is newer."""
+    """Return the checkpoint of a fit that an exception ended, or a `last` file if that is newer."""
     if not on_exception:
         return None
     own = [saver.dirpath for saver in savers if getattr(saver, "save_last", None) and saver.dirpath]
@@ -204,7 +204,7 @@ def newest_of(
 ) -> str | None:
     """Return the newest whole checkpoint that a fit has written and can go on from.
 
-    Others may write to the same folder meanwhile: what counts is the id in the file.
+    Others may write to the same folder meanwhile: the id in the file decides.
 
     Args:
         job: the fit's id.
@@ -294,7 +294,7 @@ def _searched(root: str, origin: Origin | None, opened: Opened | None) -> list[s
 
 
 def _read(file: str, opened: Opened | None) -> CheckpointDict:
-    """Return what stands in a checkpoint, without reading it twice; nothing if it is torn."""
+    """Return the contents of a checkpoint, without reading it twice; nothing if it is torn."""
     with contextlib.suppress(CheckpointError):  # which is told of when it is taken
         if opened is None or "://" in file or not os.path.isfile(file):
             return outline(file)

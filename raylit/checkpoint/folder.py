@@ -57,7 +57,7 @@ def check_writable(folder: str) -> None:
 
 
 def listing(folder: str) -> Sequence[object]:
-    """Return what is in `folder`; nothing if there is no such folder."""
+    """Return the entries of `folder`; nothing if there is no such folder."""
     if "://" not in folder:
         return os.listdir(folder) if os.path.isdir(folder) else []
     fs, inner = fresh(folder)
@@ -85,7 +85,7 @@ def newest_first(folder: str, pattern: str) -> list[str]:
 
 
 def remove_unfinished(folder: str) -> None:
-    """Delete what processes killed while writing have left of checkpoints in a local folder."""
+    """Delete the unfinished checkpoints that killed processes have left in a local folder."""
     if "://" not in folder and os.path.isdir(folder):
         place.remove_left(folder)
 
@@ -130,9 +130,9 @@ def _remove(path: str) -> None:
 
 
 def give_second_name(path: str, name: str, *, symbolic: bool = False) -> None:
-    """Let `name` be the same checkpoint as `path`, in place of what was there.
+    """Make `name` a second name of the checkpoint `path`, replacing a file of that name.
 
-    A link where there are such, else a copy.
+    It is a link where the storage has links, else a copy.
 
     Args:
         path: the checkpoint.

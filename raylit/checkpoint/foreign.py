@@ -1,6 +1,6 @@
 """The part of a checkpoint that holds objects, such as users put in: pickled, and kept apart.
 
-All else in a file is tensors and plain data. What is none of these stands pickled under
+All else in a file is tensors and plain data. Objects of other kinds stand pickled under
 `raylit.foreign`, as bytes that `torch.load(weights_only=True)` hands over without looking into
 them. Only `weights_only=False`, which lets a file run code anyway, unpickles them and puts each
 back in its place.
@@ -126,7 +126,7 @@ def name_of(place: Place) -> str:
 
 @contextmanager
 def explaining(checkpoint: Mapping[str, object]) -> Iterator[None]:
-    """Context in which a KeyError of user code that reads a checkpoint says what is pickled."""
+    """Context in which a KeyError of user code reading a checkpoint names the pickled objects."""
     try:
         yield
     except KeyError as error:

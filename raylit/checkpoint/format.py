@@ -3,8 +3,8 @@
 Tensors and plain data, no code.
 
 It is written to a temporary name in the same folder, synced to the disk and renamed, so a reader
-sees the old file or the new one whole, never a part. What goes to a URL (`s3://...`) is written to
-a temporary file first, and appears whole when that was uploaded.
+sees the old file or the new one whole, never a part. A checkpoint for a URL (`s3://...`) is written
+to a temporary file first, and appears whole when that was uploaded.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def load(
 
 
 def unreadable(source: str, reason: str) -> CheckpointError:
-    """Return the error for what could not be read as a checkpoint, for a reason.
+    """Return the error for a source that could not be read as a checkpoint, with the reason.
 
     Args:
         source: the file, folder or URL.
@@ -176,14 +176,14 @@ def unreadable(source: str, reason: str) -> CheckpointError:
 
 
 def _refused(error: pickle.UnpicklingError) -> str:
-    """Return in a line what torch refused in a file, without its advice for a terminal."""
+    """Return in one line why torch refused a file, without its advice and terminal codes."""
     found = re.search(r"WeightsUnpickler error: ([^\n]+)", str(error))
     text = found[1].partition(" Please use")[0] if found else str(error).partition(". ")[0]
     return re.sub(r"\x1b\[[\d;]*m", "", text).strip().rstrip(".")
 
 
 def _misshapen(loaded: object) -> str | None:
-    """Return what about a loaded file is not as in a checkpoint, None if all is."""
+    """Return the flaw in the structure of a loaded checkpoint, None if there is none."""
     if not isinstance(loaded, dict):
         return f"holds a {type(loaded).__name__}, not a checkpoint (a dict)"
     own = loaded.get("raylit")
@@ -230,7 +230,7 @@ def _outline_of(file: IO[bytes], weights_only: bool | None) -> CheckpointDict:
 
 
 def _loaded(file: IO[bytes], map_location: MapLocation, weights_only: bool) -> object:
-    """Return what torch loads from a file that is read once.
+    """Return the object that torch loads from a file, which is read once.
 
     Raises:
         BadZipFile: it is not as it was written.
@@ -393,7 +393,7 @@ def _check_sums(file: IO[bytes]) -> bool:
 
 
 def sync(path: str) -> None:
-    """Wait until what was written to a file or folder is on the disk."""
+    """Wait until the contents of a file or folder are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

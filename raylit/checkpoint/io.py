@@ -74,7 +74,7 @@ class TorchCheckpointIO(CheckpointIO):
 
 
 class WrappingCheckpointIO(CheckpointIO):
-    """Does something around what another CheckpointIO does.
+    """Wraps another CheckpointIO, whose work it extends.
 
     Args:
         checkpoint_io: the other; by default raylit's own way.

@@ -13,9 +13,9 @@ _FIELD = re.compile(r"\{(?P<name>[^:}]*)(?::(?P<spec>[^}]*))?\}")
 
 
 def fields(metrics: Mapping[str, object], epoch: int, step: int) -> dict[str, Tensor]:
-    """Return what the fields of a template may be filled with.
+    """Return the values for the fields of a template.
 
-    The metrics, on the CPU, and the counts `epoch` and `step` unless logged.
+    They are the metrics, on the CPU, and the counts `epoch` and `step` unless logged.
     """
     values = {
         name: torch.as_tensor(value).detach().cpu().clone() for name, value in metrics.items()
@@ -55,6 +55,6 @@ def fill(
 def versions(name: str, *, join: str = "-", start: int = 1) -> Iterator[str]:
     """Yield `name`, then `name-v1`, `name-v2`, ... without end.
 
-    What to call a file whose name is taken.
+    They are the names to try, in turn, for a file whose name is taken.
     """
     return itertools.chain([name], (f"{name}{join}v{number}" for number in itertools.count(start)))

@@ -75,9 +75,9 @@ def outcome(path: str) -> BaseException | None:
 
 
 def failures() -> list[str]:
-    """Wait, and return in words what could not be written or done, and nobody has asked for.
+    """Wait, and return descriptions of the failures that nobody has asked about.
 
-    It is told once.
+    Each is told once.
     """
     wait()
     found = [(path, error) for path in list(_writing) if (error := outcome(path)) is not None]

@@ -1,8 +1,8 @@
-"""Putting what was written under a temporary name in its place, and what killed processes left.
+"""Moving checkpoints from temporary names into place, and deleting those of killed processes.
 
-Whoever writes under a temporary name holds a lock on it, which the system lets go of when the
-process ends, however it does. So what nobody holds belongs to nobody: not its age, but its lock
-tells what may be deleted.
+Whoever writes under a temporary name holds a lock on it, which the system releases when the process
+ends, however it ends. So a file that nobody has locked belongs to nobody: not its age, but its lock
+tells whether it may be deleted.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _is_left(path: str) -> bool:
 
 
 def remove_left(folder: str) -> None:
-    """Delete what processes that were killed while they wrote checkpoints have left in a folder.
+    """Delete the unfinished checkpoints that killed processes have left in a folder.
 
     A checkpoint that one of them had moved out of the way, and not yet replaced, gets its name
     back.

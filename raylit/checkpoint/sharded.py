@@ -9,8 +9,8 @@ It does so by torch.distributed.checkpoint (DCP). In the folder are:
                             not finished
 
 It is written under a temporary name and renamed. It opens in any number of processes, and loading
-it runs no code from it: what DCP keeps as a pickle is read by a reader that knows the few classes
-which belong there.
+runs no code from it: the data that DCP keeps as a pickle is read by a reader that knows only the
+few classes which belong there.
 """
 
 from __future__ import annotations
@@ -150,10 +150,10 @@ def outcome(ranks: Ranks, path: str | os.PathLike[str]) -> str | None:
 
 
 def wait(ranks: Ranks) -> None:
-    """Wait until what is being written in the background is on the disk. To be called on all ranks.
+    """Wait until all writes in the background are on the disk. To be called on all ranks.
 
-    What could not be written or, like a second name, be done then, is warned of if nobody has asked
-    for it.
+    A write that failed, or an action after it such as a second name, is warned of if nobody has
+    asked about it.
     """
     told = ranks.all_gather_object(pending.failures())
     for text in dict.fromkeys(text for one in told for text in one):
@@ -218,11 +218,11 @@ def _write_parts(
 def _finisher(
     temporary: str, target: str, made: place.LockedFolder | None, written: Future[None]
 ) -> Callable[[BaseException | None], None]:
-    """Return what is called once the parts of all ranks are written.
+    """Return the function to call once the parts of all ranks are written.
 
-    If an exception came in between, it is called with that.
+    It is called with the exception that came in between, or None.
 
-    Rank 0, which made the folder, puts it in its place.
+    Rank 0, which made the folder, moves it to its place.
     """
 
     def finish(error: BaseException | None) -> None:
@@ -340,9 +340,9 @@ def load(
 
 
 def read_optimizer(optimizer: UserOptimizer, state: StateDict) -> StateDict:
-    """Return an optimizer's state with what was left unread.
+    """Return an optimizer's state, after reading the tensors in it that were left unread.
 
-    Of each tensor the part that this rank has of its parameter.
+    Of each tensor it reads the part that this rank has of its parameter.
 
     Raises:
         CheckpointError: the folder is damaged.

@@ -4,10 +4,10 @@ The only place for jsonargparse.
 
 Open `command.py` first: from the arguments of `raylit` to its exit code. `source.py` reads config
 files and flags as data that knows where each key stands, `config.py` has jsonargparse's parser, the
-config it makes of them and the objects that describes, `diagnosis.py` says in one sentence what is
-wrong with a config. `run.py`, `sweep.py` and `ui.py` are what the commands do; `remote.py` has
-another machine do it, with `upload.py`, `kubernetes.py` and `tunnel.py`. `lightning_cli.py`
-is for the user's own script, with `parser.py`; both make objects with `construct.py` and
+config made from them and the objects that the config describes, `diagnosis.py` names the error in a
+config in one sentence. `run.py`, `sweep.py` and `ui.py` do the work of the commands; `remote.py`
+has another machine do it, with `upload.py`, `kubernetes.py` and `tunnel.py`. `lightning_cli.py` is
+for the user's own script, with `parser.py`; both make objects with `construct.py` and
 `optimizer.py` and keep the config with `record.py`.
 """
 

@@ -53,7 +53,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def exit_code(run: Callable[[], object], program: str, is_verbose: bool) -> int:
-    """Run a command, show what goes wrong as users want to see it, and return the exit code.
+    """Run a command, show its errors in the form that users want, and return the exit code.
 
     Args:
         run: the command.
@@ -90,9 +90,9 @@ def exit_code(run: Callable[[], object], program: str, is_verbose: bool) -> int:
 
 
 def _is_unread() -> bool:
-    """Tell whether nobody reads what is printed any more, as behind `| head`.
+    """Tell whether nobody reads the output any more, as behind `| head`.
 
-    What is printed goes nowhere then.
+    Further output goes nowhere then.
     """
     try:
         output = sys.stdout.fileno()
@@ -266,7 +266,7 @@ def take_options(command: str, args: list[str]) -> tuple[argparse.Namespace, lis
 
 
 def _split_on(args: list[str]) -> tuple[str | None, list[str]]:
-    """Return what --on says, wherever it stands, and the other flags, which go with the job."""
+    """Return the value of --on, wherever it stands, and the other flags, which go with the job."""
     on: str | None = None
     others: list[str] = []
     rest = iter(args)

@@ -1,4 +1,4 @@
-"""`raylit --print_completion bash`: what completes commands and flags in a shell."""
+"""`raylit --print_completion bash`: completion of commands and flags in a shell."""
 
 from __future__ import annotations
 

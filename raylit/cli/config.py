@@ -79,7 +79,7 @@ LOADING: dict[str, tuple[object, object]] = {
 
 
 def load_yaml(text: str) -> object:
-    """Read what jsonargparse takes for YAML: values of flags, and files that a config names."""
+    """Read a text that jsonargparse takes for YAML: a flag's value, or a file named in a config."""
     bounded_yaml.read(text)
     return read_next(as_read(yaml_load(text)))  # type: ignore[no-untyped-call]
 
@@ -262,7 +262,7 @@ def as_list(callbacks: Iterable[Callback] | Callback | None) -> list[Callback]:
 
 
 class Reader(Protocol):
-    """Reads what the commands of a program are given: of `raylit`, or of a user's LightningCLI."""
+    """Reads the arguments of a program's commands: of `raylit`, or of a user's LightningCLI."""
 
     program: str
 
@@ -285,7 +285,7 @@ class Reader(Protocol):
 
 
 class CommandReader:
-    """Reads what `raylit` is given."""
+    """Reads the arguments of `raylit`."""
 
     program = "raylit"
 
@@ -361,7 +361,7 @@ def flags_of_items(trainer: dict[str, object], named: Mapping[str, str]) -> list
 
 
 def _value(key: str, text: str) -> object:
-    """Return the value of a flag, as the parser reads it: what is no YAML is a text.
+    """Return the value of a flag, as the parser reads it; a value that is not YAML is a text.
 
     Raises:
         ConfigError: it is beyond the bounds.
@@ -384,7 +384,7 @@ def variable_of(argument: str) -> str | None:
 
 
 def _with_variable(text: str, sources: Sequence[Source]) -> str:
-    """Return what is wrong with an argument, and the environment variable that gave it, if any."""
+    """Return an error text, with the environment variable that gave the wrong argument, if any."""
     found = re.match(r"trainer\.(\w+)", text)
     if found is None or where_given(sources, ("trainer", found[1])):
         return text
@@ -433,7 +433,7 @@ def seed(wanted: bool | int) -> bool | int:
 
 
 def instantiate(parser: ArgumentParser, values: Namespace) -> Namespace:
-    """Return `values` with objects in place of what describes them.
+    """Return `values` with objects in place of their descriptions.
 
     A module's hyperparameters are as the config has them.
 

@@ -1,8 +1,8 @@
 """From a config to objects, and from the hyperparameters in a checkpoint to the same.
 
-A config is code that its author chose: it may name any class. What a checkpoint says is data:
-jsonargparse reads it within `reading_checkpoint` only, where each name has to pass the gate of
-`raylit.core.importable`.
+A config is code that its author chose: it may name any class. The hyperparameters in a checkpoint
+are data: jsonargparse reads them within `reading_checkpoint` only, where each name has to pass the
+gate of `raylit.core.importable`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Hyperparameters = Callable[[type, Arguments, Arguments], Arguments | None]
 def instantiate(
     parser: ArgumentParser, values: Namespace, hyperparameters: Hyperparameters
 ) -> Namespace:
-    """Return `values` with objects in place of what describes them.
+    """Return `values` with objects in place of their descriptions.
 
     Args:
         parser: whose values they are.
@@ -75,9 +75,9 @@ def instantiate(
 
 
 def as_hyperparameters(spec: PlainDict, links: Mapping[str, object]) -> Arguments:
-    """Return what a module keeps of the part of a config that describes it.
+    """Return the hyperparameters that a module keeps of the part of a config that describes it.
 
-    From that, `load_from_checkpoint` can make the module again.
+    `load_from_checkpoint` can make the module again from them.
 
     Args:
         spec: its arguments as plain data; or class_path, init_args and dict_kwargs.
@@ -226,7 +226,7 @@ def find_module_class(named: object, base: type) -> type:
 
 
 def why_refused(error: Exception, cls: type) -> str:
-    """Return what jsonargparse says of hyperparameters, or what the gate says of a name in them."""
+    """Return jsonargparse's error about hyperparameters, or the gate's about a name in them."""
     denied = re.search(r"Importing '([\w.]+)' is not allowed", str(error))
     if denied is None:
         return str(error)
@@ -345,8 +345,8 @@ def typed_only() -> Iterator[None]:
 def whole_numbers_first(parser: ArgumentParser) -> None:
     """Let arguments that are `int | float` take 2 as a whole number, whatever was annotated before.
 
-    Of a default None jsonargparse makes `Optional[int | float | None]`, and Python keeps what it
-    made of a union that it holds for equal: after a `float | int | None` anywhere in the process, 2
+    For a default None jsonargparse makes `Optional[int | float | None]`, and Python reuses the
+    object that it made for an equal union: after a `float | int | None` anywhere in the process, 2
     would become 2.0, which as a limit of batches means something else.
     """
     actions: list[Any] = list(parser._actions)

@@ -101,7 +101,7 @@ OWN_FLAGS = {
 def explain(
     sources: Sequence[Source], text: str, command: str, inspector: Inspector | None = None
 ) -> str:
-    """Return in one sentence what is wrong with the config that `sources` describe together.
+    """Return in one sentence the error in the config that `sources` describe together.
 
     Args:
         sources: files and flags, in their order.
@@ -214,9 +214,10 @@ class Inspector:
                 self._value((key,), key, value, _scalar_parser(key), _type_text(SCALARS[key]))
 
     def _component(self, path: Path, value: object) -> None:
-        """Check what stands for an object.
+        """Check the description of an object.
 
-        The name of a class, class_path and init_args, a file with these, or a list of such.
+        It is the name of a class, class_path and init_args, a file with these, or a list of such
+        values.
         """
         key = dotted(
             part for part in path if isinstance(part, str) and part != "init_args"
@@ -263,7 +264,7 @@ class Inspector:
     def _arguments(self, path: Path, values: Mapping[str, object], cls: type) -> None:
         """Check arguments of a class.
 
-        Their names, their types, and what stands for objects within them.
+        These are their names, their types, and the descriptions of objects within them.
         """
         if not isinstance(values, Mapping):
             self._fail(

@@ -45,7 +45,7 @@ def show(error: BaseException, is_verbose: bool) -> None:
 
 
 def show_config_error(error: RaylitError, program: str, is_verbose: bool) -> None:
-    """Print what is wrong with a command, a config, an argument or a checkpoint to stderr."""
+    """Print the error in a command, a config, an argument or a checkpoint to stderr."""
     if is_verbose or user_frames(error):
         show(error, is_verbose)
     else:

@@ -69,15 +69,15 @@ def _reading() -> Iterator[None]:
 
 
 def as_read(values: object) -> object:
-    """Return what jsonargparse has read, for a parser of raylit's with raylit's classes."""
+    """Return the values that jsonargparse has read; for raylit's parser, with raylit's classes."""
     return as_own(values) if _is_read.get() else values
 
 
 def as_own(values: object) -> PlainData:
-    """Return what a config says, with raylit's class in the place of one of Lightning's.
+    """Return the values of a config, with raylit's class in the place of one of Lightning's.
 
-    Only where raylit has a class of this name under the same path; others stay, and are refused
-    when the config is checked. Each is said once.
+    A class is replaced only where raylit has one of this name under the same path; others stay, and
+    are refused when the config is checked. Each replacement is reported once.
     """
     if isinstance(values, list):
         return [as_own(one) for one in values]

@@ -1,4 +1,4 @@
-"""The help texts. Written by hand: what is made from signatures is too long to read."""
+"""The help texts, written by hand: texts made from signatures are too long to read."""
 
 COMMANDS = (
     "check",

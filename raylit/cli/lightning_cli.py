@@ -60,9 +60,9 @@ ArgsType = list[str] | PlainDict | Namespace | None
 
 
 class LightningCLI:
-    """Makes model, data and Trainer from config files and flags, and runs what the command says.
+    """Makes model, data and Trainer from config files and flags, and runs the subcommand.
 
-    That is fit, validate, test or predict.
+    The subcommand is fit, validate, test or predict.
 
     Args:
         model_class: the module's class, or a function annotated to return one; None: the config
@@ -434,9 +434,9 @@ class LightningCLI:
     def _hyperparameters(
         self, cls: type, arguments: dict[str, object], links: dict[str, object]
     ) -> Arguments | None:
-        """Return what an object of `cls` is to keep as hyperparameters.
+        """Return the hyperparameters that an object of `cls` is to keep.
 
-        What the config says of it, if it is the model or the datamodule.
+        They are its part of the config, if it is the model or the datamodule; None otherwise.
         """
         if not self.load_from_checkpoint_support:
             return None
@@ -472,7 +472,7 @@ class LightningCLI:
         optimizer: Optimizer,
         lr_scheduler: LRSchedulerTypeUnion | None = None,
     ) -> Any:
-        """Return what the model's `configure_optimizers` is to return.
+        """Return the value for the model's `configure_optimizers` to return.
 
         Override it to return something else.
 
@@ -520,7 +520,7 @@ class LightningCLI:
         replace_configure_optimizers(self.model, optimizer, scheduler, self.configure_optimizers)
 
     def _description(self, registry: Registry, key: str) -> Mapping[str, PlainData] | None:
-        """Return class_path and init_args of what stands at a key; nothing if nothing does."""
+        """Return class_path and init_args of the object at a key; None if there is none."""
         cls = registry[key][0]
         given = self._get(self.config_init, key)
         found: Mapping[str, object] = (
@@ -553,16 +553,16 @@ class LightningCLI:
         return self.parser if subcommand is None else self._subcommand_parsers[subcommand]
 
     def _get(self, config: Namespace, key: str, default: object = None) -> Any:
-        """Return what a config says at a key of the subcommand that runs."""
+        """Return the value at a key of the config of the subcommand that runs."""
         return (config[self.subcommand] if self.subcommand else config).get(key, default)
 
 
 @contextmanager
 def _as_command(is_command: bool) -> Iterator[None]:
-    """End the process with a message, not a traceback, for what a user typed and what is wrong.
+    """End the process with a message, not a traceback, when the user's input is wrong.
 
-    So for Ctrl-C, which is no fault either. Only where the arguments are those of the process: a
-    script that hands over its own gets the exception.
+    Ctrl-C, which is no fault either, ends it in the same way. This is only for the arguments of the
+    process: a script that hands over its own gets the exception.
     """
     try:
         yield
@@ -600,7 +600,7 @@ class _WithClassPath:
 
 
 def _automatic(registry: Registry) -> list[str]:
-    """Return the keys of what is linked to no argument."""
+    """Return the keys that are linked to no argument."""
     return [key for key, (_, link_to) in registry.items() if link_to == "AUTOMATIC"]
 
 

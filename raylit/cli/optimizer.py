@@ -70,9 +70,9 @@ def give_optimizer(
     optimizer: Mapping[str, object] | None,
     lr_scheduler: Mapping[str, object] | None,
 ) -> None:
-    """Give the module a `configure_optimizers` that makes what the config describes.
+    """Give the module a `configure_optimizers` that makes the config's optimizer and scheduler.
 
-    None if it describes nothing.
+    It gets none if the config has no optimizer.
 
     Args:
         module: its own method, if it has one, is replaced.
@@ -100,7 +100,7 @@ def give_optimizer(
 
 
 def check_scheduler(lr_scheduler: Mapping[str, PlainData] | None) -> None:
-    """Check what describes a scheduler.
+    """Check the description of a scheduler.
 
     Raises:
         ConfigError: it is ReduceLROnPlateau without a metric.
@@ -122,9 +122,9 @@ def replace_configure_optimizers(
     lr_scheduler: Mapping[str, object] | None,
     configure: Configure,
 ) -> None:
-    """Give the module a `configure_optimizers` that makes both when it is called.
+    """Give the module a `configure_optimizers` that makes optimizer and scheduler when called.
 
-    It returns what `configure` makes of them.
+    It returns the result of `configure` for them.
     """
     make = functools.partial(
         _make_and_configure, module, configure, _plain(optimizer), _plain(lr_scheduler)

@@ -59,7 +59,7 @@ OF_RAYLIT = {"--resume": "A script goes on from its last checkpoint with --ckpt_
 class LightningArgumentParser(Parser):
     """Parser of config files, flags and environment variables, for LightningCLI.
 
-    It is also what the method `add_arguments_to_parser` of LightningCLI gets.
+    LightningCLI also passes it to its method `add_arguments_to_parser`.
 
     Args:
         args: as in jsonargparse's ArgumentParser (https://jsonargparse.readthedocs.io).

@@ -208,9 +208,10 @@ class SaveConfigCallback(Callback):
             return bool(file.read() != text)
 
     def __getstate__(self) -> dict[str, object]:
-        """Return what goes to the workers.
+        """Return the state that goes to the workers.
 
-        There a class of the user's script may not be found by its name to write the config.
+        It has the config as a text, since workers may not find a class of the user's script by its
+        name.
         """
         text = (
             self._text

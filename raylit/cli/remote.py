@@ -1,8 +1,8 @@
 """`raylit fit|tune|validate|test --on`: the same command as a job of a Ray cluster elsewhere.
 
-All that can be wrong with it is found here, before anything is uploaded. What goes along: the files
-of this folder, the flags, and variables of raylit's own. No secret does, since Ray shows commands
-and environments of jobs to all who may look at the cluster.
+All its faults are found here, before anything is uploaded. The files of this folder, the flags, and
+variables of raylit's own go along. No secret does, since Ray shows commands and environments of
+jobs to all who may look at the cluster.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _end(code: int, message: str, line: str) -> None:
 
 
 def _target(on: str, given: str) -> tuple[bool, dict[str, object]]:
-    """Return whether a file is meant, and what stands in it.
+    """Return whether a file is meant, and the contents of that file.
 
     Raises:
         ConfigError: it is neither a file of one of the two kinds nor an address.
@@ -202,7 +202,7 @@ def _checked(command: str, args: list[str], options: Namespace, reader: Reader) 
 
 
 def _refuse_lost_runs(config: Config) -> None:
-    """Find out whether what a run writes is there when the job has ended.
+    """Check that the files of a run outlast the job.
 
     Raises:
         ConfigError: it would be in the folder that Ray makes for the job, and deletes.
@@ -241,7 +241,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _with_files_below(typed: Sequence[str], folder: Path, files: Sequence[str]) -> list[str]:
-    """Return what was typed, with the files that it names as the job finds them.
+    """Return the arguments that were typed, with the files among them as the job finds them.
 
     Raises:
         ConfigError: the job would not find one.

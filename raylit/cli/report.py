@@ -137,7 +137,7 @@ def without_ckpt_path(args: list[str]) -> list[str]:
 
 
 def _look(logger: Logger) -> str | None:
-    """Return where to look at what a logger has recorded."""
+    """Return where to look at the records of a logger."""
     if isinstance(logger, MLFlowLogger):
         return logger.where()
     return shown(logger.log_dir) if logger.log_dir else None
@@ -193,7 +193,7 @@ def end_of_predict(predictions: list[StepOutput] | None, output: str | None) -> 
 
 
 def end_of_explain(explanation: Explanation, output: str) -> None:
-    """Write the arrays and the picture, and print where they are and what matters most."""
+    """Write the arrays and the picture, and print where they are and which inputs matter most."""
     base = output.removesuffix(".npz")
     explanation.save(f"{base}.npz")
     explanation.plot().savefig(f"{base}.png", dpi=120)

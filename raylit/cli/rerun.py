@@ -1,4 +1,4 @@
-"""`raylit rerun`: fit again what an MLflow run was made of, and tell whether the same came out."""
+"""`raylit rerun`: repeat the fit of an MLflow run, and tell whether the result is the same."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def rerun(args: list[str]) -> None:
 
 
 def differences(before: Run, text: str) -> Iterator[str]:
-    """Yield what is known to differ before anything runs.
+    """Yield the differences that are known before anything runs.
 
     Args:
         before: the run.
@@ -108,7 +108,7 @@ def differences(before: Run, text: str) -> Iterator[str]:
 
 
 def _fit(text: str) -> str | None:
-    """Fit what a config says; returns the id of the new run."""
+    """Fit as a config describes, and return the id of the new run."""
     from raylit.cli import report
 
     with tempfile.TemporaryDirectory() as folder:

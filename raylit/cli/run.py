@@ -181,7 +181,7 @@ def find_checkpoint(
 ) -> str | None:
     """Return the file that `ckpt_path` means.
 
-    What stands in it is put into `opened`, if it had to be read to tell that it is whole.
+    Its contents are put into `opened`, if it had to be read to tell that it is whole.
 
     Raises:
         ConfigError: there is none.

@@ -329,7 +329,7 @@ def _remove(client: Client, options: argparse.Namespace) -> None:
 
 
 def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
-    """Return the course of numbers as a line of blocks; what is no finite number is a blank."""
+    """Return the course of numbers as a line of blocks; a number that is not finite is a blank."""
     size = max(len(values) / width, 1)
     num = min(len(values), width)
     drawn = [values[int(place * size)] for place in range(num - 1)] + [*values[-1:]]

@@ -1,7 +1,7 @@
 """`check`, `explain`, `export` and `tune` of a user's script with a LightningCLI.
 
-`python main.py tune --config config.yaml --sweep sweep.yaml` does what `raylit tune` does, with the
-classes, links, arguments and hooks of the script's own CLI.
+`python main.py tune --config config.yaml --sweep sweep.yaml` does the same as `raylit tune`, with
+the classes, links, arguments and hooks of the script's own CLI.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def command_of(args: Sequence[str], own: Mapping[str, object]) -> str | None:
 
 
 def run(cli: LightningCLI, command: str, args: Sequence[str]) -> None:
-    """Run a command of `raylit` with what the CLI of a script makes, and end the process.
+    """Run a command of `raylit` with the objects that a script's CLI makes, and end the process.
 
     Args:
         cli: the CLI, before it has read anything.
@@ -123,7 +123,7 @@ class ScriptConfig(Config):
 
 
 class ScriptReader:
-    """Reads what the commands of a script are given, with the CLI's own parser.
+    """Reads the arguments of a script's commands, with the CLI's own parser.
 
     Args:
         cli: the CLI of the script.
@@ -194,7 +194,7 @@ class ScriptReader:
 
 
 def program_of_script() -> str:
-    """Return what a user types to run this script."""
+    """Return the command that runs this script."""
     return f"python {os.path.relpath(sys.argv[0])}"
 
 

@@ -45,7 +45,7 @@ class Source:
 
 
 def read_arguments(args: Sequence[str], flags: Sequence[str] = ()) -> list[Source]:
-    """Return what the arguments of a command say, each config file and each flag, in their order.
+    """Return a Source for each config file and each flag in a command's arguments, in their order.
 
     Args:
         args: what stands behind the command, without the flags that are no keys of a config.
@@ -77,7 +77,7 @@ def read_arguments(args: Sequence[str], flags: Sequence[str] = ()) -> list[Sourc
 
 
 def read_file(path: str, asked_by: str) -> Source:
-    """Return what a YAML file says.
+    """Return the values in a YAML file as a Source.
 
     Args:
         path: the file.

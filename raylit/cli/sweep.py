@@ -139,7 +139,7 @@ def check(args: list[str], options: Namespace, reader: Reader) -> Config:
 
 
 def _sweep_file(sweep: str | None, options: Namespace) -> Source:
-    """Return what the sweep file says, with the flags over it.
+    """Return the values of the sweep file, with the flags over them.
 
     Raises:
         ConfigError: there is none, or it cannot be read.
@@ -155,7 +155,7 @@ def _sweep_file(sweep: str | None, options: Namespace) -> Source:
 def _described(
     config: Config, args: list[str], source: Source, reader: Reader
 ) -> tuple[SweepSpec, ConfigRecipe]:
-    """Return the sweep that a file describes, and what makes its trials.
+    """Return the sweep that a file describes, and the recipe for its trials.
 
     Raises:
         ConfigError: something in it is wrong.
@@ -394,7 +394,7 @@ def _is_flag(config: Config, key: str) -> bool:
 
 @dataclass
 class ConfigRecipe:
-    """Makes what a config describes with some values replaced, for each trial in its process.
+    """Makes the objects of a config with some values replaced, for each trial in its process.
 
     Attributes:
         base: the config as plain data.
@@ -463,7 +463,7 @@ class ConfigRecipe:
                     raise ConfigError(f"{_where(self.source, key)}: {text}") from error
 
     def best_config(self, values: Mapping[str, object], seed: int) -> str:
-        """Return the config that `raylit fit --config` takes to do what a trial did."""
+        """Return the config with which `raylit fit --config` repeats a trial."""
         config = self._parsed(values)
         if "seed_everything" not in values:
             config.values.seed_everything = seed

@@ -1,7 +1,7 @@
 """Configs of a LightningCLI with fixed classes, read by `raylit` when it is told the classes.
 
 A script's `LightningCLI(Net, Data)` writes `model: {width: 16}`, since it knows the class. With
-`--model main.Net` the command knows it too, and takes what stands there as the arguments.
+`--model main.Net` the command knows it too, and takes the mapping as the arguments of the class.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _is_next: ContextVar[bool] = ContextVar("_is_next", default=False)
 
 
 class ConfigFile(ActionConfigFile):
-    """The flag --config: what is read first for it is a whole config, which may be told classes."""
+    """The flag --config, whose file is a whole config: the classes that were told apply to it."""
 
     def __call__(self, *args: object, **kwargs: object) -> None:  # noqa: D102
         token = _is_next.set(True)
@@ -52,7 +52,7 @@ def telling(classes: Mapping[str, str]) -> Iterator[None]:
 
 
 def read_next(values: object) -> object:
-    """Return what jsonargparse has read: with the told classes, if it is a whole config."""
+    """Return values read by jsonargparse, with the told classes if they are a whole config."""
     if not _is_next.get():
         return values
     _is_next.set(False)  # what the config names is read next, and is none
@@ -60,7 +60,7 @@ def read_next(values: object) -> object:
 
 
 def with_classes(values: object, classes: Mapping[str, str] | None) -> PlainData:
-    """Return what a config says, with the class that was told where it says arguments alone."""
+    """Return a config with the told class added wherever it gives arguments alone."""
     if not classes or not isinstance(values, dict):
         return values
     whole = dict(values)

@@ -149,7 +149,7 @@ def warn_if_open(host: str, port: int) -> None:
 
 
 def login() -> dict[str, str]:
-    """Return the environment of a server that asks for user and password, and say what they are.
+    """Return the environment of a server that asks for a login, and print how to log in.
 
     The users are in a database of their own, in a folder that only this user can read.
 
@@ -229,7 +229,7 @@ def wait_until_it_answers(child: subprocess.Popen[bytes], url: str, log: IO[byte
 
 
 def said(log: IO[bytes]) -> str:
-    """Return the end of what the server has printed."""
+    """Return the end of the server's output."""
     log.seek(0)
     text = log.read().decode(errors="replace").strip()
     if "No module named mlflow" in text:

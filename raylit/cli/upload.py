@@ -75,7 +75,7 @@ def files_of(folder: Path) -> list[str]:
 
 
 def refuse_secrets(folder: Path, files: Sequence[str]) -> None:
-    """Find files with keys and passwords: what is uploaded is kept by the cluster.
+    """Refuse files with keys and passwords: the cluster keeps all uploaded files.
 
     Raises:
         ConfigError: there are some.

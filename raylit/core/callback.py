@@ -7,10 +7,10 @@ checkpoints store `state_dict`. Every
 method does nothing unless overridden, and only overridden ones are called: a callback costs the
 loop only the methods that it overrides.
 
-Events run on the training thread of every rank. What waits for something (a disk, a network, the
-device) makes training wait. Act on rank 0 only where files are written (`trainer.is_global_zero`);
-decisions that change the course of the run must be the same on all ranks. An exception raised in a
-callback ends the run.
+Events run on the training thread of every rank. A method that waits for something (a disk, a
+network, the device) makes training wait. Act on rank 0 only where files are written
+(`trainer.is_global_zero`); decisions that change the course of the run must be the same on all
+ranks. An exception raised in a callback ends the run.
 
 `raylit.hooks` says when each event fires. To test one, run `raylit.testing.CallbackConformance`
 against it.
@@ -271,7 +271,7 @@ class Callback:
 class Checkpoint(Callback):
     """Base of callbacks that save checkpoints.
 
-    It is called after all others, so that it saves what they have done.
+    It is called after all others, so that it saves their changes too.
     """
 
     call_order = LAST
@@ -311,10 +311,10 @@ def default_folder(trainer: RunningTrainer) -> str:
 
 
 def checkpoint_roots(trainer: RunningTrainer, fn: str) -> list[str]:
-    """Return below which folders earlier runs of such a Trainer have saved, the likeliest first.
+    """Return the folders below which earlier runs of such a Trainer saved, the likeliest first.
 
-    As `default_folder`, when no run is open yet. What is evaluated may also be of a Trainer without
-    this logger; a fit goes on from its own place alone.
+    It follows `default_folder`, for when no run is open yet. A checkpoint to evaluate may also be
+    of a Trainer without this logger; a fit goes on from its own place alone.
     """
     default = trainer.default_root_dir
     if trainer.storage_url:

@@ -184,7 +184,7 @@ describe(LightningDataModule)
 
 
 class TorchBatches(Protocol):
-    """A `ray.data.Dataset`, or what gives batches of tensors as one does."""
+    """A `ray.data.Dataset`, or an object that gives batches of tensors as one does."""
 
     def iter_torch_batches(self, *args: Any, **kwargs: Any) -> Iterable[Batch]: ...
 

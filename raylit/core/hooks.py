@@ -1,9 +1,9 @@
 """Every hook, once: who may override it, when it fires, whether values may be logged in it.
 
-A run resolves this table once (`resolve`) into flat lists that hold only what somebody overrode, so
-an event nobody listens to costs the loop one test of an empty list. Within an event the callbacks
-come first, in the order of `Trainer.callbacks` (checkpoints last), then the LightningModule;
-`on_train_epoch_end` alone is: other callbacks, module, callbacks that monitor a metric.
+A run resolves this table once (`resolve`) into flat lists that hold only overridden hooks, so an
+event nobody listens to costs the loop one test of an empty list. Within an event the callbacks come
+first, in the order of `Trainer.callbacks` (checkpoints last), then the LightningModule; the order
+of `on_train_epoch_end` alone is: other callbacks, module, callbacks that monitor a metric.
 """
 
 from __future__ import annotations

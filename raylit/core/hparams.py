@@ -199,9 +199,9 @@ class HasHyperparameters:
 def holders_of(
     name: str, module: HasHyperparameters, datamodule: HasHyperparameters | None = None
 ) -> list[HasHyperparameters | AttributeDict]:
-    """Return what has the attribute or hyperparameter `name`.
+    """Return the objects that have the attribute or hyperparameter `name`.
 
-    Of the module, its hparams, the datamodule, its hparams; the last one counts.
+    The module, its hparams, the datamodule and its hparams are asked in turn; the last one counts.
     """
     holders: list[HasHyperparameters | AttributeDict] = []
     for owner in (module, datamodule):
@@ -298,7 +298,7 @@ def construct(
 
 
 def _check_pickled(cls: type, checkpoint: CheckpointDict, values: Arguments) -> None:
-    """See what of the hyperparameters is pickled in a checkpoint and was not restored.
+    """Report hyperparameters that are pickled in a checkpoint and were not restored.
 
     Raises:
         CheckpointError: the class cannot be made without it.

@@ -9,11 +9,11 @@ in it finds
 - classes and members of enumerations of the package that the loaded class is from, if something has
   imported them already,
 - functions of the list `FUNCTIONS`, and defaults of the arguments of the loaded class,
-- what was given to `raylit.allow`,
+- classes and functions given to `raylit.allow`,
 
 and nothing else: no attribute of an attribute, no module, nothing that a module has only imported.
-What is found was defined where its name says. Looking up runs no code and imports nothing but the
-libraries named above.
+An object that is found was defined where its name says. Looking up runs no code and imports nothing
+but the libraries named above.
 
 `describe` and `restore` are for hyperparameters that are no plain data. `find_public` is for the
 `class_path` of hyperparameters that a LightningCLI kept, which may name a class where its package
@@ -193,7 +193,7 @@ def _describe(value: object) -> Description:
 
 
 def _describe_module(value: nn.Module) -> Description:
-    """Return class and arguments of a module that holds nothing but what it was made with.
+    """Return class and arguments of a module that holds nothing but its constructor's arguments.
 
     Constructors keep their arguments in attributes of the same names, as a rule; whether they did
     is seen when the module is made again and compared.
@@ -230,7 +230,7 @@ def _describe_module(value: nn.Module) -> Description:
 
 
 def _state_of(module: nn.Module) -> dict[str, object]:
-    """Return what a metric has counted: its tensor states, and how often it was updated."""
+    """Return the state of a metric: its tensors, and how often it was updated."""
     names = vars(module).get("_defaults", {})
     kept = {name: getattr(module, name) for name in names}
     state = {
@@ -241,7 +241,7 @@ def _state_of(module: nn.Module) -> dict[str, object]:
 
 
 def _set_state(module: nn.Module, state: object) -> None:
-    """Give a metric that was made again what it had counted.
+    """Restore the state of a metric that was made again.
 
     Raises:
         ValueError: it has no such states.
@@ -530,7 +530,7 @@ def _is_written_in(cls: type, module: str) -> bool:
 
 
 def _find_to_write(path: str, cls: type) -> object:
-    """Return what `find` does, and any function of torch and of the packages of `cls`."""
+    """Find as `find` does, and also any class or function of torch and of the packages of `cls`."""
     try:
         return find(path, cls)
     except ValueError:

@@ -180,7 +180,7 @@ class Task(Protocol):
     name: str
 
     def __call__(self, run: Any) -> object:
-        """Do it with the engine's Run; what rank 0 returns, the user gets."""
+        """Do the work with the engine's Run; the user gets the return value of rank 0."""
 
 
 class Display(Protocol):

@@ -1,4 +1,4 @@
-"""Limits: how long a run goes on, how often it does what, and how much it reads."""
+"""Limits: how long a run goes on, how often each action is due, and how much it reads."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ once before any worker starts and `close` once after the last has ended, however
 run is created and its status set; `announce` comes before, if the driver is told to end while
 workers run. In between the logger travels, pickled, to rank 0 of the workers (the same process and
 object when `num_workers=0`), where the loop calls `log_metrics`, `log_hyperparams`, `save` and
-`finalize`. When workers are restarted the pickled logger starts anew there, so whatever must
-survive belongs into what `open` stored.
+`finalize`. When workers are restarted the pickled logger starts anew there, so all that must
+survive has to be set by `open`.
 
 `log_metrics` is called from the training thread: it must not block on a network or a database, and
 after `open` has succeeded nothing here may stop the training. `open` should raise at once where the
@@ -121,8 +121,8 @@ class Logger(ABC):
     def branch(self, step: int, *, is_newest: bool) -> None:
         """The user has chosen the checkpoint that the fit goes on from.
 
-        What its run holds behind it is of another training, which is not to be mixed with this one.
-        Driver only, after `resume`, before `open`.
+        Values that its run holds after that checkpoint are of another training, which is not to be
+        mixed with this one. Driver only, after `resume`, before `open`.
 
         Args:
             step: the number of steps before the checkpoint.
@@ -130,7 +130,7 @@ class Logger(ABC):
         """
 
     def start_over(self) -> None:
-        """A fit begins from scratch: what was logged before is another fit's.
+        """A fit begins from scratch: earlier values belong to another fit.
 
         Driver, before `open`.
         """
@@ -205,12 +205,12 @@ class Logger(ABC):
         """
 
     def log_lr_search(self, found: LRSearch) -> None:
-        """Record what a search for a learning rate found, where the store keeps figures. Rank 0."""
+        """Record the result of a learning-rate search, where the store keeps figures. Rank 0."""
 
     def join(self, run_id: str | None, step: int = 0) -> None:
-        """An evaluation begins: log into the run that made what is evaluated, if the store can.
+        """An evaluation begins: log into the run that made the evaluated model, if the store can.
 
-        What became of that run stays as it is. Driver only, before `open`.
+        The status of that run stays as it is. Driver only, before `open`.
 
         Args:
             run_id: of the checkpoint; None: there is none, or it does not tell.
@@ -232,10 +232,10 @@ class Logger(ABC):
         """
 
     def config_arguments(self) -> dict[str, object]:
-        """Return arguments it was made with that no attribute of the same name tells. Driver.
+        """Return constructor arguments that no attribute of the same name holds. Driver.
 
-        An attribute may have `_` before the name. What makes it write into one run alone is left
-        out.
+        An attribute may have `_` before the name. Arguments that make it write into one particular
+        run are left out.
         """
         return {}
 
@@ -259,11 +259,11 @@ class Logger(ABC):
         """Return once all that was logged would outlive this machine, or after `timeout_s`.
 
         Rank 0, before a checkpoint is written; in a thread if that is written by one. A fit that
-        goes on from it logs only what comes after.
+        goes on from the checkpoint logs only later values.
         """
 
     def state_dict(self) -> StateDict:
-        """Return what `load_state_dict` needs so that a fit that goes on logs each value once.
+        """Return the state for `load_state_dict`, so that a fit that goes on logs each value once.
 
         Rank 0, when a checkpoint is made. Plain data.
         """
@@ -276,7 +276,7 @@ class Logger(ABC):
         """
 
     def finalize(self, status: str) -> None:
-        """Write all that is buffered and release what is held.
+        """Write all buffered values and release all resources.
 
         Rank 0, once, at the end of the loop; `status` as in `close`.
         """

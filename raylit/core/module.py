@@ -648,8 +648,8 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
     def state_dict(self, *args: Any, **kwargs: Any) -> StateDict:  # type: ignore[override]
         """Return the weights and buffers by name, as `nn.Module.state_dict` does.
 
-        A part that is a `torch.compile(part)` has the names of the part itself, so that it does not
-        matter to a checkpoint what was compiled.
+        A part that is a `torch.compile(part)` has the names of the part itself, so that a
+        checkpoint is the same whether or not parts were compiled.
         """
         state: StateDict = super().state_dict(*args, **kwargs)
         if any(OF_COMPILED in name for name in state):

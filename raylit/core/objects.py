@@ -42,7 +42,7 @@ def places(checkpoint: Mapping[str, object]) -> set[Place]:
 def put_back(checkpoint: CheckpointDict, cls: type) -> None:
     """Make the described objects again, and put each in its place, unless something stands there.
 
-    What cannot be made is left out: who wants it says so.
+    An object that cannot be made is left out: the code that needs it says so.
     """
     own = checkpoint.get(OWN)
     found = own.get(PART, []) if isinstance(own, dict) else []

@@ -1,17 +1,17 @@
-"""Progress: the cursor of a run. It says where a fit is and what comes next, and is saved.
+"""Progress: the cursor of a run, which names the next action of a fit and is saved.
 
     idle                no fit runs, or training has ended
     epoch               an epoch begins, if there is to be one more
     epoch start         on_train_epoch_start fires
     batch               the next batch is read                      <--+
-    step                likewise; its gradients are there already      |
+    step                the same; its gradients are there already      |
     clip                and on_before_optimizer_step has fired         |
       forward             on_train_batch_start, training_step          |
       backward            gradients are added                          |  within the batch:
       stepping            an optimizer changes the weights             |  never stored
       stepped             it has                                       |
       gradients           on_after_backward has fired, and could save  |  stored as `step`, and
-      clipping            on_before_optimizer_step likewise            |  as `clip`, with them
+      clipping            on_before_optimizer_step as well             |  as `clip`, with them
     schedulers          learning-rate schedulers by step               |
     epoch schedulers    after the last batch, those by epoch           |
     logging             on_train_batch_end has fired; the loggers      |
@@ -21,8 +21,8 @@
     epoch plateau       on_train_epoch_end has fired; schedulers by epoch that go by a metric, the
                         loggers
 
-The loop sets `at` before it does what `at` names, and a fit that goes on enters there. An event
-counts as fired once the first of its hooks has begun.
+The loop sets `at` before it does the action that `at` names, and a fit that goes on enters there.
+An event counts as fired once the first of its hooks has begun.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class ReturnedCallback:
 
 
 def returned(callbacks: Iterable[Callback]) -> list[ReturnedCallback]:
-    """Return what the callbacks of this rank have become."""
+    """Return the attributes that the callbacks of this rank have at the end of a job."""
     found = []
     for key, callback in _by_key(callbacks).items():
         made = ReturnedCallback(key, type(callback), {})

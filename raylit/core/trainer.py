@@ -1,6 +1,6 @@
 """Contracts of the Trainer, for all that stands below `raylit.trainer`.
 
-`RunningTrainer` is what callbacks and modules are handed. `JobTrainer` adds what those need who do
+Callbacks and modules are handed a `RunningTrainer`. `JobTrainer` adds the members for those who do
 a job: the engine, the launchers and `raylit.check`. `RunHandle`, which is `trainer.run`, is all
 that a callback may ask of the run itself.
 """
@@ -54,7 +54,7 @@ class Strategy(Protocol):
 
     @property
     def process_group_backend(self) -> str | None:
-        """Torch's name of what carries collectives; None: what the device wants."""
+        """Torch's name of the backend for collectives; None for the default of the device."""
 
     def timeout_s(self) -> float:
         """Return how many seconds a rank waits for one that hangs."""
@@ -80,7 +80,7 @@ class Strategy(Protocol):
         """Whether this is rank 0."""
 
     def refuse_if_sharded(self, what: str) -> None:
-        """Raise a ConfigError if no rank has the whole model, which `what` says is needed."""
+        """Raise a ConfigError if no rank has the whole model, which the feature `what` needs."""
 
     def barrier(self, name: str | None = None) -> None:
         """Wait for all ranks."""
@@ -207,7 +207,7 @@ class RunHandle(Protocol):
         """
 
     def settle_loggers(self) -> None:
-        """Wait until what was logged would outlive this machine, before a checkpoint counts.
+        """Wait until all logged values would outlive this machine, before a checkpoint counts.
 
         May be called from any thread.
         """
@@ -222,7 +222,7 @@ class RunHandle(Protocol):
 class RunningTrainer(Protocol):
     """The Trainer as callbacks and modules read it while a job runs.
 
-    Names and meanings are Lightning's. What is no property may be set too.
+    Names and meanings are Lightning's. Attributes that are not properties may be set too.
     """
 
     callbacks: list[Callback]
@@ -290,7 +290,7 @@ class RunningTrainer(Protocol):
         """Tell whether a metric is one of validations that training does not wait for."""
 
     def renewed_by(self, name: str) -> str | None:
-        """Tell what renews a metric after an epoch's last batch: `validation` or `epoch`."""
+        """Tell which event renews a metric after an epoch's last batch: `validation` or `epoch`."""
 
     @property
     def sanity_checking(self) -> bool:
@@ -483,7 +483,7 @@ class RunningTrainer(Protocol):
 
     @property
     def display(self) -> Display | None:
-        """Where the progress bar of rank 0 sends what it would draw, or None to draw here."""
+        """Where the progress bar of rank 0 sends its pictures, or None to draw them here."""
 
     @property
     def callback_metrics(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Lightning's place for what its Fabric and its Trainer share; the class Fabric is left out.
+"""Lightning's place for code that its Fabric and Trainer share; the class Fabric is left out.
 
 raylit has one way to train, the Trainer: a loop of one's own is plain PyTorch.
 """

@@ -1,4 +1,4 @@
-"""Lightning's place for its plugins; what they do in raylit stands with each of them."""
+"""Lightning's place for its plugins; the docstring of each tells its effect in raylit."""
 
 from raylit.checkpoint.io import AsyncCheckpointIO, CheckpointIO, TorchCheckpointIO
 from raylit.parallel.plugins import (

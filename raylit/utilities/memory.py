@@ -30,7 +30,7 @@ def is_oom_error(exception: BaseException) -> bool:
 
 
 def garbage_collection_cuda() -> None:
-    """Free what nobody refers to, and give the GPU's cached memory back."""
+    """Free objects that nobody refers to, and give the GPU's cached memory back."""
     gc.collect()
     try:
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Lightning's place for what is done on rank 0 only, and for warnings."""
+"""Lightning's place for functions that act on rank 0 only, and for warnings."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ __all__ = ["isolate_rng", "seed_everything", "suggested_max_num_workers"]
 def isolate_rng(include_cuda: bool = True) -> Iterator[None]:
     """Context in which random numbers may be drawn.
 
-    Afterwards the states of Python, numpy and PyTorch are what they were before.
+    Afterwards the states of Python, numpy and PyTorch are restored.
 
     Args:
         include_cuda: False leaves those of GPUs alone, as a forked process must.

@@ -1,4 +1,4 @@
-"""Saving what rank 0 has, after an exception that perhaps no other rank knows of."""
+"""Saving the state of rank 0, after an exception that perhaps no other rank knows of."""
 
 from __future__ import annotations
 

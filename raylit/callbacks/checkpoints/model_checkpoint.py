@@ -39,10 +39,10 @@ STATE = ("monitor", "best_model_path", "current_score", "dirpath", *OF_FOLDER)
 class ModelCheckpoint(ScheduledCheckpoint):
     """Saves checkpoints after epochs, steps or some time, and keeps the best `save_top_k`.
 
-    Rank 0's metrics decide what is saved and how it is called. A new file is written before an old
-    one is deleted; the file that this run goes on from and files elsewhere are never deleted.
-    Nothing is saved in a trial run, in the sanity check, before the first step, or twice at one
-    step.
+    Rank 0's metrics decide which checkpoints are saved and under which names. A new file is written
+    before an old one is deleted; the file that this run goes on from and files elsewhere are never
+    deleted. Nothing is saved in a trial run, in the sanity check, before the first step, or twice
+    at one step.
 
     Args:
         dirpath: folder or fsspec URL. None: `<save_dir>/<name>/version_<version>/checkpoints` of
@@ -528,7 +528,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
         return previous not in (current, resumed_from) and previous.startswith(f"{own}/")
 
     def _replace(self, trainer: RunningTrainer, previous: str, current: str) -> None:
-        """Delete what `current` has replaced, if it is this callback's. Called on all ranks."""
+        """Delete `previous`, which `current` replaces, if it is this callback's. On all ranks."""
         if previous and self._should_remove_checkpoint(trainer, previous, current):
             self._remove_checkpoint(trainer, previous)
 

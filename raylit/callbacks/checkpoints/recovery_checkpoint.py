@@ -24,8 +24,9 @@ class RecoveryCheckpoint(Callback):
     They are taken between two batches, copied once and written in the background: the step waits
     for the copy alone. One more is written when SIGTERM, Ctrl-C or an exception ends the fit (at an
     exception unless another callback saves then). `fit(ckpt_path="last")` and `raylit fit --resume`
-    go on from the newest that is whole, of these and of ModelCheckpoint's; a fit that ends well
-    deletes its own. What cannot be written is warned of, and training goes on.
+    go on from the newest whole checkpoint, one of these or one of ModelCheckpoint's; a fit that
+    ends well deletes its own. If a checkpoint cannot be written, a warning says so and training
+    goes on.
 
     The Trainer adds one unless `enable_checkpointing=False`. ModelCheckpoint's files are the
     user's; these are nobody's but the next start's.

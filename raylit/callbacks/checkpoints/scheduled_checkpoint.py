@@ -89,7 +89,8 @@ class ScheduledCheckpoint(Checkpoint):
     def weights_changed(self) -> None:
         """Take notice that a callback has changed the weights, though no step was taken.
 
-        What falls due at this step is saved again, and at the end of training what is left.
+        A checkpoint that is due at this step is saved again; weights that are still unsaved at the
+        end of training are saved then.
         """
         self._is_outdated = True
 
@@ -105,8 +106,8 @@ class ScheduledCheckpoint(Checkpoint):
     def _forgiving(self, trainer: RunningTrainer) -> Iterator[None]:
         """Warn of a checkpoint that cannot be written: the run is worth more than its file.
 
-        What was tracked is then as before. What is written in the background is not known to be
-        there until `_settle` was called, as it is before the next.
+        The callback's attributes are then restored. A checkpoint that is written in the background
+        is known to exist only after `_settle`, which is called before the next one.
         """
         self._settle(trainer)
         before = {
@@ -123,7 +124,7 @@ class ScheduledCheckpoint(Checkpoint):
                 self._unsure = before
 
     def _settle(self, trainer: RunningTrainer) -> None:
-        """Wait for what is being written; if it could not be, let what was tracked be as before."""
+        """Wait for the background write; if it failed, restore the attributes from before it."""
         before = self._unsure
         if before is None:
             return

@@ -399,9 +399,9 @@ class ProgressBar(Bar):
     def _fit_left_s(
         self, trainer: RunningTrainer, batch: int, total: float, now: float
     ) -> float | None:
-        """Return the seconds until a limit ends the fit, as fast as it was; None without one.
+        """Return the seconds until a limit ends the fit, at the speed so far; None without a limit.
 
-        What validations and checkpoints have taken counts.
+        The time of validations and checkpoints counts too.
         """
         took_s = now - self._fit_started
         batches = self._fit_batches + self._batches

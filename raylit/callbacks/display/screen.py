@@ -1,8 +1,8 @@
 """Draws the progress of a run: a live bar on a terminal, plain lines elsewhere.
 
-The ProgressBar callback of rank 0 says what is to be seen, as small dicts of plain data, a few
-times per second; the screen draws it. On Ray the two are in different processes, and the dicts
-travel.
+The ProgressBar callback of rank 0 describes each picture in a small dict of plain data, a few times
+per second; the screen draws it. On Ray the two are in different processes, and the dicts travel
+between them.
 """
 
 from __future__ import annotations

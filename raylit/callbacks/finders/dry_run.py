@@ -1,12 +1,12 @@
 """Running the loop of a job on trial.
 
-For the finders, which look what happens and want nothing of it to remain.
+For the finders, which observe some steps and leave no trace of them.
 
-What is put back: weights and buffers, gradients, what the module and the datamodule put into
-checkpoints, train or eval mode, optimizers, torchmetrics, all that the Run and the Trainer hold
-(settings, counters, callbacks, loggers, what was logged), and the random states. It is kept in host
-memory; no file is written. Callbacks and loggers of the user are not called at all. What a module
-keeps in plain attributes is not known here, nor is it to checkpoints.
+These are put back: weights and buffers, gradients, the state that the module and the datamodule put
+into checkpoints, train or eval mode, optimizers, torchmetrics, all that the Run and the Trainer
+hold (settings, counters, callbacks, loggers, logged values), and the random states. The copy is
+kept in host memory; no file is written. Callbacks and loggers of the user are not called at all.
+Plain attributes of a module are not put back; checkpoints do not hold them either.
 """
 
 from __future__ import annotations

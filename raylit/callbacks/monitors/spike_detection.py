@@ -32,8 +32,8 @@ class SpikeDetection(Callback):
     than the one before and as far from the mean as both tolerances say. On one CPU every batch is
     judged at once. On a GPU that would make each batch wait for the device, and on several ranks
     for the others: there 16 batches are judged together, and at the end of an epoch the rest, so
-    that training ends up to 15 batches late. What is written down is exact, but a checkpoint may
-    have been saved in between: go on from one of before the spike.
+    that training ends up to 15 batches late. The batches written down are exact, but a checkpoint
+    may have been saved in between: go on from one that was saved before the spike.
 
     Args:
         mode: `min` if a lower loss is better, `max` if a higher one is.

@@ -112,7 +112,7 @@ class SharedDeadline:
 class Timer(Callback):
     """Measures how long training, validation and test take, and stops training when its time is up.
 
-    The time is kept in checkpoints: a run that goes on from one has what was left.
+    The time is kept in checkpoints: a run that goes on from one has the time that was left then.
 
     Args:
         duration: limit for training: `DD:HH:MM:SS`, a timedelta, or the arguments of one as a dict.

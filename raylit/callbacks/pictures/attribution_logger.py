@@ -1,4 +1,4 @@
-"""AttributionLogger: what a model looks at, as it learns."""
+"""AttributionLogger: pictures of the inputs that a model looks at, as it learns."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class AttributionLogger(Picture):
-    """Draws, for the same few validation samples each time, how much each input speaks for what.
+    """Draws how much each input speaks for an output, for the same validation samples each time.
 
-    So one sees what the model looks at as it learns. The samples are drawn by their content, so
-    they are the same in every epoch, after a resume and on any number of ranks. Rank 0 explains
-    them, with the weights that are validated; training is not changed by it.
+    This shows where the model looks as it learns. The samples are drawn by their content, so they
+    are the same in every epoch, after a resume and on any number of ranks. Rank 0 explains them,
+    with the weights that are validated; training is not changed by it.
 
     Args:
         method: as in `Trainer.explain`.

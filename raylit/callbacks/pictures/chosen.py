@@ -132,7 +132,7 @@ def as_array(tensor: Tensor) -> Array:
 
 
 def values_of(batch: object, size: int) -> dict[str, Tensor]:
-    """Return what a batch holds for each of its `size` samples: tensors, under their names."""
+    """Return, by name, the tensors of a batch that have an entry for each of its `size` samples."""
     return {
         name: one
         for name, one in named_tensors(batch).items()

@@ -171,7 +171,7 @@ class ConfusionMatrixLogger(PredictionPicture):
 
 
 def _counts(found: Classified, number: int, counted: Tensor) -> Tensor:
-    """Return counts (number + 1, number + 1): the last row and column are of what is no class."""
+    """Return counts (number + 1, number + 1), in the last row and column those of no class."""
     labels, classes = (
         torch.where((one >= 0) & (one < number), one, number)
         for one in (found.labels, found.classes)

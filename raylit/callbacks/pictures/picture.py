@@ -42,7 +42,7 @@ class Predicted:
 
 
 class Picture(Callback):
-    """Base of callbacks that draw what they have seen of a validation or test.
+    """Base of callbacks that draw a picture from the batches of a validation or test.
 
     A subclass overrides `see` and `draw`. Neither is called in the sanity check, nor in epochs in
     which nothing is due.
@@ -74,7 +74,7 @@ class Picture(Callback):
         self.dark = dark
 
     def begin(self) -> None:
-        """Forget what was seen: an evaluation begins."""
+        """Forget the batches seen so far: an evaluation begins."""
 
     def see(
         self,
@@ -87,7 +87,7 @@ class Picture(Callback):
         """Look at a batch, on the rank that has it."""
 
     def draw(self, trainer: RunningTrainer, pl_module: LightningModule, name: str) -> None:
-        """Draw what all ranks have seen; all of them call it.
+        """Draw the picture from the batches of all ranks; all of them call it.
 
         Args:
             trainer: the Trainer.
@@ -154,9 +154,10 @@ class Picture(Callback):
 class PredictionPicture(Picture):
     """Base of pictures of predictions and labels.
 
-    What the step returns is read, if it is a mapping with `logits`, `prediction`, `preds` or
-    `scores`, and if need be with `label`, `labels`, `target` or `y`. Else the batch goes through
-    `forward` once more, as `Trainer.explain` reads it (see `LightningModule.forward_inputs`).
+    The return value of the step is read, if it is a mapping with `logits`, `prediction`, `preds` or
+    `scores`, and if need be with `label`, `labels`, `target` or `y`. Otherwise the batch goes
+    through `forward` once more, as `Trainer.explain` reads it (see
+    `LightningModule.forward_inputs`).
 
     Args:
         name: as in `Picture`.
@@ -183,7 +184,7 @@ class PredictionPicture(Picture):
         self._outside: Tensor | None = None  # whether a score of class 1 was not from 0 to 1
 
     def look_at(self, predicted: Predicted) -> None:
-        """See that scores are what `from_logits` says they are.
+        """Check that scores are logits or probabilities, as `from_logits` says.
 
         Raises:
             ConfigError: they are said to be probabilities, and some are not from 0 to 1.
@@ -218,7 +219,7 @@ class PredictionPicture(Picture):
         outputs: StepOutput,
         batch: Batch,
     ) -> Predicted:
-        """Return what was predicted for a batch.
+        """Return the predictions and labels of a batch.
 
         Raises:
             ConfigError: it, or the labels, cannot be found.

@@ -281,7 +281,7 @@ def _are_classes(sample: Sample) -> bool:
 
 
 def _cell(value: Array | None) -> object:
-    """Return a number of a sample as it stands in a table; None of what is no single number."""
+    """Return a sample's value as a number for a table; None if it is not a single number."""
     return value.reshape(-1)[0].item() if value is not None and value.size == 1 else None
 
 

@@ -11,9 +11,9 @@ from raylit.runtime import rng
 
 
 def sampled(method: Callable[[], object], module: nn.Module, seed: int) -> object:
-    """Return what a method gives in eval mode, without gradients, with a seed of its own.
+    """Return the result of a method in eval mode, without gradients, with a seed of its own.
 
-    Modes and random states are afterwards what they were.
+    Modes and random states are restored afterwards.
     """
     modes = [(one, one.training) for one in module.modules()]
     module.eval()

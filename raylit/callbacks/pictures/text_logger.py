@@ -1,4 +1,4 @@
-"""TextLogger: what a model writes, epoch by epoch."""
+"""TextLogger: the texts that a model writes, epoch by epoch."""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ class BaseFinetuning(Callback):
 
     `freeze_before_training` runs before `configure_optimizers`, which has to leave frozen
     parameters out of the optimizer. `finetune_function` runs at the start of every epoch and adds
-    what it unfreezes to the optimizer. A fit that goes on from a checkpoint has the same parameters
-    unfrozen, in the same parameter groups.
+    the parameters that it unfreezes to the optimizer. A fit that goes on from a checkpoint has the
+    same parameters unfrozen, in the same parameter groups.
 
     Example:
         >>> class Unfreeze(BaseFinetuning):

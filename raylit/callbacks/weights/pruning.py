@@ -40,11 +40,11 @@ CONTAINERS = (LightningModule, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 class ModelPruning(Callback):
     """Prunes weights at the end of epochs.
 
-    They stay 0 from then on, and each time `amount` of those that are left is added.
+    Pruned weights stay 0 from then on, and each time `amount` of the remaining ones is pruned too.
 
-    With the lottery ticket hypothesis the weights that are left begin again from where they were
-    before training. On several ranks, what rank 0 prunes is pruned on all. A checkpoint holds the
-    masks, so that a fit that goes on has the same weights pruned.
+    With the lottery ticket hypothesis the remaining weights begin again from their values before
+    training. On several ranks, the weights that rank 0 prunes are pruned on all. A checkpoint holds
+    the masks, so that a fit that goes on has the same weights pruned.
 
     Args:
         pruning_fn: "l1_unstructured", "random_unstructured", "ln_structured", "random_structured",

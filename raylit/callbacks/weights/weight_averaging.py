@@ -34,7 +34,7 @@ class Average(AveragedModel):
     def update_parameters(self, model: nn.Module) -> None:
         """Take the weights of `model` into the average.
 
-        The first ones are taken as they are, and always what has no mean.
+        The first weights are copied; tensors that have no mean are always copied.
         """
         averaged: list[Tensor] = []
         current: list[Tensor] = []
@@ -83,10 +83,10 @@ class WeightAveraging(Callback):
     Validation runs with it, checkpoints hold it, and the module has it when training has ended.
 
     By default the average is taken after every optimizer step, all steps weighing the same (SWA).
-    Until it was first taken, validation and checkpoints have the weights themselves. A checkpoint
-    holds the average as `state_dict`, and beside it, under `current_model_state` and
-    `averaging_state`, what training needs to go on; one saved with `save_weights_only=True` holds
-    the weights themselves and no average.
+    Until the first average is taken, validation and checkpoints have the weights themselves. A
+    checkpoint holds the average as `state_dict`, and beside it, under `current_model_state` and
+    `averaging_state`, the state that training needs to go on; one saved with
+    `save_weights_only=True` holds the weights themselves and no average.
 
     Args:
         device: where the average is kept; by default where the module is. "cpu" saves memory of the

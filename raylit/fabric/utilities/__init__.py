@@ -1,4 +1,4 @@
-"""Lightning's place for what both of its halves use; here it leads to where the things live."""
+"""Lightning's place for utilities of Fabric and Trainer; here its names lead to raylit's own."""
 
 from raylit.runtime.batch import move_to as move_data_to_device
 from raylit.runtime.lazy import attribute_loader

@@ -31,7 +31,7 @@ def _load(
     map_location: MAP_LOCATION = None,
     weights_only: bool | None = None,
 ) -> Any:
-    """Return what `torch.save` wrote; code in it runs only with `weights_only=False`."""
+    """Return the object that `torch.save` wrote; code in it runs only with `weights_only=False`."""
     safely = weights_only is not False
     if not isinstance(path_or_url, (str, os.PathLike)):
         return torch.load(path_or_url, map_location=map_location, weights_only=safely)

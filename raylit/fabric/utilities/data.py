@@ -1,4 +1,4 @@
-"""Lightning's path to `raylit.core.hparams`, and what it tells of loaders."""
+"""Lightning's path to `raylit.core.hparams`, and functions for the lengths of loaders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lightning's place for what rank 0 alone does."""
+"""Lightning's place for functions that act on rank 0 alone."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def load_hparams_from_yaml(config_yaml: Path, use_omegaconf: bool = True) -> Arg
 def save_hparams_to_yaml(
     config_yaml: Path, hparams: Mapping[str, object] | Namespace, use_omegaconf: bool = True
 ) -> None:
-    """Write hyperparameters to a YAML file; what is no plain data as text.
+    """Write hyperparameters to a YAML file; values that are not plain data are written as text.
 
     Raises:
         RuntimeError: there is no such folder.

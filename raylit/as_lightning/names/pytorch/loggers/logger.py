@@ -20,7 +20,7 @@ def merge_dicts(
     agg_key_funcs: Mapping[str, Callable[[Sequence[float]], float]] | None = None,
     default_func: Callable[[Sequence[float]], float] = np.mean,
 ) -> dict[str, float]:
-    """Return one mapping for several: of each key what its function makes of the values.
+    """Merge mappings into one: a function for each key reduces its values to one.
 
     Args:
         dicts: the mappings.

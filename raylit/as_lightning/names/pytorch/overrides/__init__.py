@@ -1,1 +1,1 @@
-"""Lightning's place for what it does with classes of torch."""
+"""Lightning's place for its versions of torch's classes."""

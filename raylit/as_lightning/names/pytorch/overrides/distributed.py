@@ -31,7 +31,7 @@ class UnrepeatedDistributedSampler(DistributedSampler[int]):
 
 
 class UnrepeatedDistributedSamplerWrapper(UnrepeatedDistributedSampler):
-    """As UnrepeatedDistributedSampler, of what another sampler gives."""
+    """An UnrepeatedDistributedSampler of the samples that another sampler gives."""
 
     def __init__(self, sampler: Iterable[int], *args: Any, **kwargs: Any) -> None:
         self.sampler = sampler

@@ -1,4 +1,4 @@
-"""Lightning's place for what it reads out of frames and namespaces."""
+"""Lightning's place for functions that read frames and namespaces."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def collect_init_args(
 
 
 def clean_namespace(hparams: MutableMapping[str, Any] | Namespace) -> None:
-    """Take what cannot be pickled out of hyperparameters."""
+    """Remove the values that cannot be pickled from hyperparameters."""
     values = vars(hparams) if isinstance(hparams, Namespace) else hparams
     for name in [name for name, value in values.items() if not _can_be_pickled(value)]:
         del values[name]
@@ -85,7 +85,7 @@ def _can_be_pickled(value: object) -> bool:
 
 
 def _holders(model: object, attribute: str) -> list[object]:
-    """Return what has an attribute: the model, its hyperparameters, its datamodule."""
+    """Return those of the model, its hyperparameters and its datamodule that have an attribute."""
     trainer = getattr(model, "_attached", None)
     hparams = getattr(model, "hparams", {})
     found = [model] if hasattr(model, attribute) else []

@@ -1,4 +1,4 @@
-"""Lightning's place for what rank 0 alone does, with `rank_prefixed_message`."""
+"""Lightning's place for functions that act on rank 0 alone, with `rank_prefixed_message`."""
 
 from raylit.as_lightning.beside import names_of
 from raylit.as_lightning.names.fabric.utilities.rank_zero import rank_prefixed_message

@@ -1,4 +1,4 @@
-"""Lightning's place for what a hook's signature has."""
+"""Lightning's place for the function that looks for a parameter in a hook's signature."""
 
 from __future__ import annotations
 

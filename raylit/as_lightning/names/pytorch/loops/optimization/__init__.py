@@ -1,4 +1,4 @@
-"""Lightning's place for what optimizes within its loops."""
+"""Lightning's place for the optimization within its loops."""
 
 from raylit.as_lightning.names.pytorch.loops import _AutomaticOptimization, _ManualOptimization
 

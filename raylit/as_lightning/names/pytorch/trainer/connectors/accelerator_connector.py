@@ -1,4 +1,4 @@
-"""Lightning's place for what decides where a Trainer computes; packages ask it for a device."""
+"""Lightning's place for the choice of a Trainer's devices; packages ask it for a device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _KINDS = {"cpu": CPUAccelerator, "cuda": CUDAAccelerator, "mps": MPSAccelerator}
 
 
 class _AcceleratorConnector:
-    """Says what the accelerator and the devices of a Trainer with such arguments would be.
+    """Tells the accelerator and the devices of a Trainer with such arguments.
 
     Attributes:
         accelerator: the accelerator.
