@@ -84,7 +84,7 @@ class LossCall:
     compares_samples: bool = False
 
 
-class Calls(TorchFunctionMode):
+class ObservedCalls(TorchFunctionMode):
     """Takes notes of the calls of torch, for a `with` block.
 
     Args:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from raylit.check.calls import Calls, LossCall
+from raylit.check.calls import LossCall, ObservedCalls
 from raylit.check.memory import Memory
 from raylit.check.samples import (
     call_step,
@@ -59,7 +59,7 @@ class Notes:
         used: names of all that a step or validation uses.
         losses: calls of loss functions, of the last `training_step` that was watched.
         validation_losses: likewise of the last `validation_step`.
-        truncated, differences, random, strangers: as in `Calls`.
+        truncated, differences, random, strangers: as in `ObservedCalls`.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Notes:
         self.random: list[str] = []
         self.strangers: list[list[int]] = []
 
-    def take(self, calls: Calls, step: str) -> None:
+    def take(self, calls: ObservedCalls, step: str) -> None:
         """Add the calls of one step to these notes; `step` is the name of its method."""
         self.trained |= calls.trained
         self.used |= calls.used
@@ -108,7 +108,7 @@ def watch(
             number = kwargs.get("batch_idx", args[1] if len(args) > 1 else 0)
             if is_watched or not is_due(number):
                 return step(*args, **kwargs)
-            calls = Calls(module, named_tensors(batch))
+            calls = ObservedCalls(module, named_tensors(batch))
             is_watched = True
             try:
                 with calls:
@@ -226,7 +226,7 @@ class FirstStep(Callback):
         number = num_samples(loader, batch)
         modes = submodule_modes(pl_module)
         pl_module.eval()
-        calls = Calls(pl_module, named_tensors(batch))
+        calls = ObservedCalls(pl_module, named_tensors(batch))
         with run.precision.context(), calls:
             self._look_at_samples(pl_module, batch, batch_idx, number)
         self.notes.random = calls.random
@@ -431,7 +431,7 @@ class SeveralBatches(Callback):
             for epoch in sorted({1, max(self._last_epoch, 1)}):
                 progress.epoch = epoch
                 progress.steps = epoch * progress.steps
-                calls = Calls(module, named_tensors(batch))
+                calls = ObservedCalls(module, named_tensors(batch))
                 with run.precision.context(), calls:
                     loss = loss_of(call_step(module, copy.deepcopy(batch), batch_idx))
                 if module.automatic_optimization and loss is not None and loss.requires_grad:

@@ -29,7 +29,7 @@ PART = "foreign"
 
 
 @dataclass(slots=True)
-class Split:
+class SplitCheckpoint:
     """A checkpoint, taken apart.
 
     Attributes:
@@ -43,9 +43,9 @@ class Split:
     refused: dict[Place, str] = field(default_factory=dict)
 
 
-def split(checkpoint: Mapping[str, object]) -> Split:
+def split(checkpoint: Mapping[str, object]) -> SplitCheckpoint:
     """Return the plain part of a checkpoint, with the objects pickled in a part of its own."""
-    found = Split({})
+    found = SplitCheckpoint({})
     found.plain = _plain_part(checkpoint, (), found.objects)
     if found.objects:
         try:

@@ -27,7 +27,7 @@ from raylit.runtime.secrets import without_secrets
 from raylit.version import __version__
 
 if TYPE_CHECKING:
-    from raylit.cli.config import Reader
+    from raylit.cli.config import ConfigReader
 
 DONE = 0
 FAILED = 1
@@ -196,7 +196,7 @@ def _run(args: list[str]) -> None:
 
 
 def run_with(
-    command: str, args: list[str], options: argparse.Namespace, reader: Reader | None = None
+    command: str, args: list[str], options: argparse.Namespace, reader: ConfigReader | None = None
 ) -> None:
     """Run a command that has a config.
 

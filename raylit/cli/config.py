@@ -28,7 +28,7 @@ from raylit.cli.construct import whole_numbers_first
 from raylit.cli.diagnosis import BASES, explain, find_class
 from raylit.cli.foreign import Parser, as_read
 from raylit.cli.optimizer import ReduceLROnPlateau, give_optimizer
-from raylit.cli.source import Source, dotted, read_arguments, where_given
+from raylit.cli.source import ConfigSource, dotted, read_arguments, where_given
 from raylit.cli.told import ConfigFile, classes_of, read_next, telling
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.module import LightningModule
@@ -142,7 +142,7 @@ class Config:
     command: str
     values: Namespace
     parser: ArgumentParser
-    sources: list[Source]
+    sources: list[ConfigSource]
     program: str = "raylit"
 
     @property
@@ -261,7 +261,7 @@ def as_list(callbacks: Iterable[Callback] | Callback | None) -> list[Callback]:
     return [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
 
 
-class Reader(Protocol):
+class ConfigReader(Protocol):
     """Reads the arguments of a program's commands: of `raylit`, or of a user's LightningCLI."""
 
     program: str
@@ -320,7 +320,7 @@ def parse(command: str, args: Sequence[str], needs_model: bool = True) -> Config
         trainer = yaml.safe_load(parse(command, args, needs_model).text)["trainer"]
         flags = flags_of_items(trainer, named)
         config = parse(command, [*args, *flags], needs_model)
-        config.sources += [Source(f"--{key}", {}) for key in named]
+        config.sources += [ConfigSource(f"--{key}", {}) for key in named]
         return config
     switches = ("--verbose", "--print_config", "--help", *SWITCHES.get(command, ()))
     sources = read_arguments(args, switches)
@@ -383,7 +383,7 @@ def variable_of(argument: str) -> str | None:
     return f"The environment variable {variable}={given}"
 
 
-def _with_variable(text: str, sources: Sequence[Source]) -> str:
+def _with_variable(text: str, sources: Sequence[ConfigSource]) -> str:
     """Return an error text, with the environment variable that gave the wrong argument, if any."""
     found = re.match(r"trainer\.(\w+)", text)
     if found is None or where_given(sources, ("trainer", found[1])):
@@ -393,7 +393,7 @@ def _with_variable(text: str, sources: Sequence[Source]) -> str:
 
 
 def take_from_environment(
-    values: Namespace, sources: Sequence[Source], below: str | None = None
+    values: Namespace, sources: Sequence[ConfigSource], below: str | None = None
 ) -> None:
     """Put secrets from the environment into the places where a kept config has `***`.
 

@@ -20,7 +20,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from raylit import callbacks, loggers, profilers
 from raylit.callbacks import Callback
 from raylit.cli.foreign import PREFIXES
-from raylit.cli.source import Source, dotted, read_file, where_given
+from raylit.cli.source import ConfigSource, dotted, read_file, where_given
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.module import LightningModule
 from raylit.errors import ConfigError, did_you_mean
@@ -99,7 +99,7 @@ OWN_FLAGS = {
 
 
 def explain(
-    sources: Sequence[Source], text: str, command: str, inspector: Inspector | None = None
+    sources: Sequence[ConfigSource], text: str, command: str, inspector: Inspector | None = None
 ) -> str:
     """Return in one sentence the error in the config that `sources` describe together.
 
@@ -184,9 +184,9 @@ class Inspector:
         )
         # key of each component to the class that was named for it last
         self.classes: dict[str, type] = dict(classes or {})
-        self.source = Source("", {})
+        self.source = ConfigSource("", {})
 
-    def look_at(self, source: Source) -> None:
+    def look_at(self, source: ConfigSource) -> None:
         """Check everything one source says."""
         self.source = source
         for key, value in source.values.items():

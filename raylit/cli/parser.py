@@ -26,7 +26,7 @@ from raylit.cli.diagnosis import Inspector, explain
 from raylit.cli.foreign import Parser
 from raylit.cli.help import OF_SCRIPTS
 from raylit.cli.optimizer import LRSchedulerType, LRSchedulerTypeTuple
-from raylit.cli.source import Source, read_arguments
+from raylit.cli.source import ConfigSource, read_arguments
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.module import LightningModule
 from raylit.errors import ConfigError, did_you_mean, foreign_hint
@@ -117,7 +117,7 @@ class LightningArgumentParser(Parser):
             message = parser._in_one_sentence(message, self._sources())
         super().error(message, ex)
 
-    def _in_one_sentence(self, message: str, sources: list[Source]) -> str:
+    def _in_one_sentence(self, message: str, sources: list[ConfigSource]) -> str:
         keys = sorted({action.dest.partition(".")[0] for action in self._actions} - {"help"})
         inspector = Inspector("fit", keys, self._classes)
         return explain(sources, message, self.prog.split()[-1], inspector)
@@ -126,7 +126,7 @@ class LightningArgumentParser(Parser):
         group = self._subcommands_action
         return [] if group is None else list(group.choices)
 
-    def _sources(self) -> list[Source]:
+    def _sources(self) -> list[ConfigSource]:
         """Return the files and flags that were read, behind the subcommand if there is one."""
         commands = self._commands()
         typed = self._typed

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from raylit.cli import kubernetes, tunnel, upload
-from raylit.cli.config import Config, Reader
+from raylit.cli.config import Config, ConfigReader
 from raylit.cli.source import read_file
 from raylit.errors import ConfigError
 from raylit.loggers.mlflow.source import git_tags
@@ -45,7 +45,7 @@ LAST_LINES = ", last available logs"  # where Ray's words repeat the log, which 
 OF_THE_TERMINAL = ("RAYLIT_PROGRESS", "RAYLIT_VERBOSE")
 
 
-def run(command: str, args: Sequence[str], options: Namespace, reader: Reader) -> None:
+def run(command: str, args: Sequence[str], options: Namespace, reader: ConfigReader) -> None:
     """Run a command as a job, and end the process as the job did.
 
     Args:
@@ -188,7 +188,7 @@ def _target(on: str, given: str) -> tuple[bool, dict[str, object]]:
     return True, definition
 
 
-def _checked(command: str, args: list[str], options: Namespace, reader: Reader) -> Config:
+def _checked(command: str, args: list[str], options: Namespace, reader: ConfigReader) -> Config:
     """Return the config, as far as it can be tried out without data.
 
     Raises:

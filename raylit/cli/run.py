@@ -13,7 +13,7 @@ import torch
 
 from raylit.checkpoint import find, folder, load
 from raylit.cli import report
-from raylit.cli.config import ARGUMENTS, Config, Reader
+from raylit.cli.config import ARGUMENTS, Config, ConfigReader
 from raylit.cli.record import KeepConfig
 from raylit.core.callback import checkpoint_roots
 from raylit.core.hparams import stored_hparams
@@ -25,7 +25,7 @@ from raylit.runtime.secrets import without_secrets
 from raylit.trainer.trainer import Trainer
 
 
-def run(command: str, args: list[str], options: Namespace, reader: Reader) -> None:
+def run(command: str, args: list[str], options: Namespace, reader: ConfigReader) -> None:
     """Run one of these commands.
 
     Args:

@@ -22,7 +22,7 @@ from raylit.cli import items
 from raylit.cli.command import exit_code, run_with, take_options
 from raylit.cli.config import ARGUMENTS, LOADING, SWITCHES, Config, as_list, flags_of_items
 from raylit.cli.help import OF_SCRIPTS, help_of
-from raylit.cli.source import Source, read_arguments
+from raylit.cli.source import ConfigSource, read_arguments
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.module import LightningModule
 from raylit.errors import ConfigError
@@ -183,7 +183,7 @@ class ScriptReader:
             self._parsers[command] = parser
         return self._parsers[command]
 
-    def _config(self, command: str, values: Namespace, sources: list[Source]) -> ScriptConfig:
+    def _config(self, command: str, values: Namespace, sources: list[ConfigSource]) -> ScriptConfig:
         cli = copy.copy(self.cli)
         cli.parser = self._parser(command)
         cli.config = values

@@ -20,7 +20,7 @@ MAX_PARTS = 32  # of the name of a flag
 
 
 @dataclass(frozen=True)
-class Source:
+class ConfigSource:
     """A config file, or one flag.
 
     Attributes:
@@ -33,7 +33,7 @@ class Source:
     name: str
     values: PlainDict
     root: yaml.Node | None = None
-    flags: tuple[Source, ...] = ()
+    flags: tuple[ConfigSource, ...] = ()
 
     def where(self, path: Sequence[str | int]) -> str:
         """Return in words where the key at `path` stands."""
@@ -44,8 +44,8 @@ class Source:
         return self.name if line is None else f"{self.name}, line {line}"
 
 
-def read_arguments(args: Sequence[str], flags: Sequence[str] = ()) -> list[Source]:
-    """Return a Source for each config file and each flag in a command's arguments, in their order.
+def read_arguments(args: Sequence[str], flags: Sequence[str] = ()) -> list[ConfigSource]:
+    """Return a ConfigSource for each config file and flag in a command's arguments, in order.
 
     Args:
         args: what stands behind the command, without the flags that are no keys of a config.
@@ -54,7 +54,7 @@ def read_arguments(args: Sequence[str], flags: Sequence[str] = ()) -> list[Sourc
     Raises:
         ConfigError: a file is missing or no YAML; something is no flag, or a flag has no value.
     """
-    sources: list[Source] = []
+    sources: list[ConfigSource] = []
     classes = classes_of(args)
     rest = iter(args)
     for arg in rest:
@@ -72,12 +72,12 @@ def read_arguments(args: Sequence[str], flags: Sequence[str] = ()) -> list[Sourc
             source = read_file(value, "--config")
             sources.append(replace(source, values=with_classes(source.values, classes)))
         else:
-            sources.append(Source(flag, _nest(flag, _plain(flag, value))))
+            sources.append(ConfigSource(flag, _nest(flag, _plain(flag, value))))
     return sources
 
 
-def read_file(path: str, asked_by: str) -> Source:
-    """Return the values in a YAML file as a Source.
+def read_file(path: str, asked_by: str) -> ConfigSource:
+    """Return the values in a YAML file as a ConfigSource.
 
     Args:
         path: the file.
@@ -106,13 +106,13 @@ def read_file(path: str, asked_by: str) -> Source:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}{problem_of(error)}") from None
     if values is None:
-        return Source(path, {})
+        return ConfigSource(path, {})
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path}: a config is a mapping of keys to values, such as `trainer:`; this is a"
             f" {type(values).__name__}."
         )
-    return Source(path, as_own(values), root)
+    return ConfigSource(path, as_own(values), root)
 
 
 def problem_of(error: yaml.YAMLError) -> str:
@@ -122,7 +122,7 @@ def problem_of(error: yaml.YAMLError) -> str:
     return f"{place}: no valid YAML: {getattr(error, 'problem', None) or error}."
 
 
-def with_flags(source: Source, args: Sequence[str], below: str) -> Source:
+def with_flags(source: ConfigSource, args: Sequence[str], below: str) -> ConfigSource:
     """Return a file with flags such as `--sweep.trials 2` over it.
 
     Args:
@@ -138,8 +138,8 @@ def with_flags(source: Source, args: Sequence[str], below: str) -> Source:
     for flag in read_arguments(args):
         own = flag.values[below]
         _merge(values, own, flag.name)
-        flags.append(Source(flag.name, own))
-    return Source(source.name, values, source.root, tuple(flags))
+        flags.append(ConfigSource(flag.name, own))
+    return ConfigSource(source.name, values, source.root, tuple(flags))
 
 
 def _merge(into: PlainDict, values: Mapping[str, object], flag: str) -> None:
@@ -167,13 +167,13 @@ def _lies_at(path: list[str], values: object) -> bool:
     return len(path) > 1
 
 
-def where_given(sources: Sequence[Source], path: Sequence[str]) -> str | None:
+def where_given(sources: Sequence[ConfigSource], path: Sequence[str]) -> str | None:
     """Return in words where the key at `path` was given last; None if it was not."""
     source = _source_of(sources, path)
     return None if source is None else source.where(path)
 
 
-def _source_of(sources: Sequence[Source], path: Sequence[str]) -> Source | None:
+def _source_of(sources: Sequence[ConfigSource], path: Sequence[str]) -> ConfigSource | None:
     """Return the last of some sources that gives the key at `path`."""
     for source in reversed(sources):
         values: object = source.values

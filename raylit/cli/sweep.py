@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 import yaml
 
 from raylit.cli import items, report
-from raylit.cli.config import Config, Reader
+from raylit.cli.config import Config, ConfigReader
 from raylit.cli.diagnosis import nearest
 from raylit.cli.record import KeepConfig
-from raylit.cli.source import Source, read_arguments, read_file, with_flags
+from raylit.cli.source import ConfigSource, read_arguments, read_file, with_flags
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.hooks import is_overridden
 from raylit.core.module import LightningModule
@@ -44,7 +44,7 @@ SWEEP = "sweep.yaml"
 LENGTHS = ("--trainer.max_epochs", "--trainer.max_steps", "--trainer.max_time")
 
 
-def tune(args: list[str], options: Namespace, reader: Reader) -> None:
+def tune(args: list[str], options: Namespace, reader: ConfigReader) -> None:
     """Run the sweep that the file `--sweep` describes over the config of `args`.
 
     Args:
@@ -113,7 +113,7 @@ def _to_go_on(
     return without_secrets(f"{program} tune {shlex.join(flags)}")
 
 
-def check(args: list[str], options: Namespace, reader: Reader) -> Config:
+def check(args: list[str], options: Namespace, reader: ConfigReader) -> Config:
     """Return the config of a sweep that is to run elsewhere, after all that can be tried out here.
 
     Args:
@@ -138,7 +138,7 @@ def check(args: list[str], options: Namespace, reader: Reader) -> Config:
     return config
 
 
-def _sweep_file(sweep: str | None, options: Namespace) -> Source:
+def _sweep_file(sweep: str | None, options: Namespace) -> ConfigSource:
     """Return the values of the sweep file, with the flags over them.
 
     Raises:
@@ -153,7 +153,7 @@ def _sweep_file(sweep: str | None, options: Namespace) -> Source:
 
 
 def _described(
-    config: Config, args: list[str], source: Source, reader: Reader
+    config: Config, args: list[str], source: ConfigSource, reader: ConfigReader
 ) -> tuple[SweepSpec, ConfigRecipe]:
     """Return the sweep that a file describes, and the recipe for its trials.
 
@@ -205,11 +205,13 @@ def _check_flags(options: Namespace) -> None:
             raise ConfigError(f"--budget {options.budget}: give a time such as 10m.") from error
 
 
-def _propose(config: Config, args: list[str], options: Namespace, reader: Reader) -> str:
+def _propose(config: Config, args: list[str], options: Namespace, reader: ConfigReader) -> str:
     """Write a sweep file for a config, and print it; returns its path."""
     from raylit.tune.auto import propose
 
-    recipe = ConfigRecipe(_plain(config), list(args), os.getcwd(), Source("--auto", {}), reader)
+    recipe = ConfigRecipe(
+        _plain(config), list(args), os.getcwd(), ConfigSource("--auto", {}), reader
+    )
     config.seed()
     proposal = propose(
         recipe, reader.described(recipe.base), "auto", options.budget, options.average or 1
@@ -285,7 +287,7 @@ def _check_retrain(options: Namespace, args: list[str], data: LightningDataModul
     Joined(data).train_dataloader()
 
 
-def _retrain(result: SweepResult, options: Namespace, reader: Reader) -> None:
+def _retrain(result: SweepResult, options: Namespace, reader: ConfigReader) -> None:
     """Fit once more with the best values, and the flags behind --retrain."""
     from raylit.tune.retrain import Joined, without_validation
 
@@ -365,7 +367,7 @@ def _files_of(name: str, args: list[str]) -> tuple[list[str], str]:
     return ["--config", os.path.join(folder, CONFIG), *args], os.path.join(folder, SWEEP)
 
 
-def _refuse_fixed(config: Config, source: Source, swept: Sequence[str]) -> None:
+def _refuse_fixed(config: Config, source: ConfigSource, swept: Sequence[str]) -> None:
     """Find keys that the sweep varies and a flag fixes.
 
     Raises:
@@ -379,7 +381,7 @@ def _refuse_fixed(config: Config, source: Source, swept: Sequence[str]) -> None:
             )
 
 
-def _say_overruled(config: Config, source: Source, space: Mapping[str, object]) -> None:
+def _say_overruled(config: Config, source: ConfigSource, space: Mapping[str, object]) -> None:
     """Say which flags no trial sees, since the sweep gives the same keys."""
     for key, value in space.items():
         if _is_flag(config, key):
@@ -408,8 +410,8 @@ class ConfigRecipe:
     base: PlainDict
     args: list[str]
     folder: str
-    source: Source
-    reader: Reader
+    source: ConfigSource
+    reader: ConfigReader
     settings: Arguments = field(default_factory=dict)
 
     def __call__(self, values: Values) -> Made:
@@ -426,7 +428,10 @@ class ConfigRecipe:
         return Made(trainer, model, data)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "source": Source(self.source.name, {})}  # nodes of YAML are many
+        return {
+            **vars(self),
+            "source": ConfigSource(self.source.name, {}),
+        }  # nodes of YAML are many
 
     def flags(self, values: Mapping[str, object]) -> list[str]:
         """Return flags that give these values, those of whole components first.
@@ -496,7 +501,7 @@ def _flag(value: object) -> str:
     return _json(value)
 
 
-def _where(source: Source, key: str) -> str:
+def _where(source: ConfigSource, key: str) -> str:
     """Return in words where a key of the space stands, be it nested or in one piece."""
     path: list[str | int] = ["space"]
     values = source.values.get("space")

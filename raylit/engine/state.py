@@ -199,7 +199,9 @@ def put_hparams(checkpoint: CheckpointDict, owner: HasHyperparameters) -> dict[s
     return plain_items({name: one for name, one in found.items() if one is not None})[0]
 
 
-def _say_foreign(run: Run, found: foreign.Split, known: set[foreign.Place], lenient: bool) -> None:
+def _say_foreign(
+    run: Run, found: foreign.SplitCheckpoint, known: set[foreign.Place], lenient: bool
+) -> None:
     """Say once what of a checkpoint is pickled, and what cannot be and is left out.
 
     Args:

@@ -18,7 +18,7 @@ import pytest
 
 from raylit.cli import sweep
 from raylit.cli.config import CommandReader, parse
-from raylit.cli.source import Source
+from raylit.cli.source import ConfigSource
 from raylit.cli.sweep import ConfigRecipe, _plain
 from raylit.errors import ConfigError
 from raylit.tune.record import FILE
@@ -139,7 +139,7 @@ def test_a_flag_that_fixes_what_is_swept_is_refused(main: Callable[..., Done], l
 def recipe(*args: str) -> ConfigRecipe:
     given = [*GOOD, *args]
     return ConfigRecipe(
-        _plain(parse("tune", given)), given, ".", Source("sweep.yaml", {}), CommandReader()
+        _plain(parse("tune", given)), given, ".", ConfigSource("sweep.yaml", {}), CommandReader()
     )
 
 
