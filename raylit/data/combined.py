@@ -198,8 +198,8 @@ class CombinedLoader:
     def reads_ahead(self) -> bool:
         """Whether a batch has to be read to know that the one before it is not the last.
 
-        A length is believed, so that nothing is paid for it: where data ends before, alone, the
-        loop does then what is due.
+        A length is believed, which costs nothing. If the data ends before it, the loop then makes
+        up for the work due after a last batch.
         """
         if self.even is not None:
             return self.even.agrees or self.even.number == float("inf")
@@ -365,7 +365,7 @@ class CombinedLoader:
         )
 
     def states(self, batch: int) -> list[StateDict]:
-        """Return what `go_on` takes: of each loader what it needs to go on, as plain data.
+        """Return the argument of `go_on`: the state that each loader needs to go on, as plain data.
 
         Args:
             batch: batches of the epoch that were trained on; 0 between epochs.
@@ -473,7 +473,7 @@ class CombinedLoader:
 def _again(loader: Loaders, number: int, begun: StateDict | None) -> Iterator[object]:
     """Begin anew a loader that cannot tell where it is, and drop `number` batches read before.
 
-    What is random in it is drawn as it was: from the random states `begun`.
+    Its random numbers are drawn as before, from the random states `begun`.
     """
     warn(
         f"The {type(loader).__name__} keeps no state: its first {number} batches are read again and"

@@ -1,8 +1,8 @@
 """The identity of data, to tell whether two runs had the same: name, digest, rows, columns.
 
-No sample is read, for that may draw random numbers or take long. The digest is of what a dataset
-holds: tensors, arrays, numbers and texts in its attributes, of large ones pieces of 64 KiB from all
-over; of objects that tell their own `digest`, that.
+No sample is read, for that may draw random numbers or take long. The digest covers the attributes
+of a dataset: tensors, arrays, numbers and texts, and of large ones pieces of 64 KiB from all over.
+An object that has a `digest` of its own counts by that.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _num_rows(datasets: list[object]) -> int | None:
 
 
 def _add(found: _Hash, value: object, depth: int) -> None:
-    """Add to a hash what a value holds."""
+    """Add the contents of a value to a hash."""
     if isinstance(value, Tensor):
         if value.layout is torch.strided and value.device.type == "cpu":
             found.update(f"{value.dtype}{tuple(value.shape)}".encode())

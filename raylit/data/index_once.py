@@ -1,9 +1,9 @@
 """A batch of a TensorDataset by one index for each tensor, instead of one for each sample.
 
 `DataLoader(TensorDataset(...))` fetches sample by sample and stacks them again: at 256 samples of
-20 numbers some 1000 us a batch, by one index 60. The batches are the same, bit for bit, which only
-what torch itself brings allows: its loader, data set, collate function and no workers. Any sampler
-will do, since it is asked as before. `RAYLIT_INDEX_ONCE=0` turns it off.
+20 numbers some 1000 us a batch, by one index 60. The batches are the same, bit for bit. So it is
+done only for torch's own loader, data set and collate function, without workers. Any sampler will
+do, since it is asked as before. `RAYLIT_INDEX_ONCE=0` turns it off.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _is_known(loader: DataLoader[object]) -> bool:
 
 
 def _is_plain_tensor(tensor: Tensor) -> bool:
-    """Tell whether stacked rows of a tensor are what an index gives, memory layout and all."""
+    """Tell whether an index gives the same as stacked rows of a tensor, memory layout and all."""
     is_bare = type(tensor) is Tensor and tensor.layout is torch.strided and not tensor.is_quantized
     if not is_bare or tensor.requires_grad or not tensor.is_contiguous() or not tensor.ndim:
         return False

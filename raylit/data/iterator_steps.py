@@ -60,12 +60,12 @@ class Handover(Iterator[Item]):
         return self.item
 
     def turns(self) -> Iterator[Item]:
-        """Yield what was read last, once for each step, until nothing is left; for the loop."""
+        """Yield the item read last, once for each step, until nothing is left; for the loop."""
         while not self.done:
             yield self.item
 
     def after(self, function: Callable[..., object]) -> Callable[..., object]:
-        """Return a hook that comes after the step, as one that gets what the step has read."""
+        """Return a hook that comes after the step, and gets the batch that the step has read."""
         return lambda outputs, batch, batch_idx, *which: function(
             outputs, self.item[0], self.item[1], *(self.item[2:] if which else ())
         )

@@ -1,4 +1,4 @@
-"""From what the user gave as data to the loader that a rank reads: checked, sharded, counted."""
+"""From the user's data to the loader that a rank reads: checked, sharded, counted."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _check_mode(loader: CombinedLoader, stage: str) -> None:
 
 
 def _in_order(loader: Loaders, stage: str, overfit: bool) -> Loaders:
-    """Return what gives each sample in its place where that is asked, else `loader` itself."""
+    """Return the loader: unshuffled to overfit, with short last batches to predict, else as is."""
     if overfit:
         return without_shuffle(loader)
     return with_short_batches(loader) if stage == "predict" else loader
@@ -165,7 +165,7 @@ def agree_on_salts(loaders: list[object], world: World) -> None:
 
 
 def warn_of(loader: Loaders, stage: str, overfit: bool, origin: str) -> None:
-    """Warn of what is possible, but hardly meant."""
+    """Warn of settings that are possible, but hardly meant."""
     batch_sampler = getattr(loader, "batch_sampler", None)
     sampler = getattr(loader, "sampler", None)
     if type(batch_sampler) is BatchSampler:

@@ -97,4 +97,4 @@ class PositionedLoader(ABC):
 
     @abstractmethod
     def rest(self, loader: Loaders) -> Iterator[Batch]:
-        """Begin to read what is left of the epoch, from batch `begins_at` on."""
+        """Begin to read the rest of the epoch, from batch `begins_at` on."""

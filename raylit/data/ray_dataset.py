@@ -40,14 +40,15 @@ if TYPE_CHECKING:
 
 
 class RayDataLoader:
-    """Says how a `ray.data.Dataset` is read: to be given, or returned, wherever a DataLoader is.
+    """The way to read a `ray.data.Dataset`: give or return it wherever a DataLoader can be.
 
     A Dataset by itself is read as `RayDataLoader(dataset)`.
 
-    A batch is a dict with a tensor for each column, or what `collate_fn` makes of it; on several
-    ranks each has batches of its own. An epoch is the Dataset executed once. It has a length if Ray
-    knows the number of rows without reading them: of a materialized Dataset, and of Parquet files
-    and ranges whose rows are at most mapped one to one; otherwise it ends when it ends.
+    A batch is a dict with a tensor for each column, or the result of `collate_fn`; on several ranks
+    each has batches of its own. An epoch is the Dataset executed once. It has a length if Ray knows
+    the number of rows without reading them: of a materialized Dataset, and of Parquet files and
+    ranges whose rows are at most mapped one to one; otherwise the length is not known before the
+    end.
 
     Args:
         dataset: what to read.
@@ -248,7 +249,7 @@ class RayDataLoader:
     def _ordered(self) -> Dataset:
         """Return the Dataset as this epoch reads it.
 
-        It is a copy: what is set does not count for the user's.
+        It is a copy, so that these settings do not change the user's.
         """
         dataset = type(self.data).copy(self.data, _deep_copy=True)
         dataset.context.execution_options.preserve_order = self.preserve_order

@@ -48,6 +48,6 @@ def begin_reading(loader: Loaders) -> Iterator[Batch]:
 
 
 def _is_forking(loader: DataLoader[object]) -> bool:
-    """Tell whether reading starts processes that hold what this one holds."""
+    """Tell whether reading starts processes that inherit all that this one holds."""
     context = loader.multiprocessing_context or multiprocessing
     return loader.num_workers > 0 and context.get_start_method() == "fork"

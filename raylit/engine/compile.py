@@ -3,10 +3,10 @@
 The modules that the steps call are compiled by torch.compile, the steps themselves are not.
 
 A step is the user's code: it logs, reads counters, updates metrics, steps optimizers. It stays as
-it is, so none of that can break a graph. What it calls, `self(x)` or `self.net(x)`, is one graph
-each, and in it everything below. A `self.log` inside of a `forward` is carried out after the graph
-has run. Modules are compiled in place and given back as they were: names, weights and checkpoints
-do not change.
+it is, so none of that can break a graph. Each module that it calls, by `self(x)` or `self.net(x)`,
+becomes one graph with everything below it. A `self.log` inside of a `forward` is carried out after
+the graph has run. Modules are compiled in place and given back as they were: names, weights and
+checkpoints do not change.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def options_of(given: bool | dict[str, object]) -> dict[str, object] | None:
 
 
 def compile_modules(run: Run) -> list[nn.Module]:
-    """Compile, in place, what the steps of the run's module call.
+    """Compile, in place, the modules that the steps of the run's module call.
 
     Returns the modules to hand to `restore`.
 
@@ -117,7 +117,7 @@ def compile_modules(run: Run) -> list[nn.Module]:
 
 
 def restore(modules: list[nn.Module]) -> None:
-    """Make compiled modules what they were."""
+    """Make compiled modules uncompiled again."""
     for module in modules:
         vars(module).pop("_compiled_call_impl", None)
 
@@ -125,7 +125,7 @@ def restore(modules: list[nn.Module]) -> None:
 def _called_by_steps(module: LightningModule) -> Iterator[nn.Module]:
     """Yield the module itself, if it has a forward, and the children that have parameters.
 
-    But not what the user has compiled.
+    Modules that the user has compiled are left out, and so are metrics.
     """
     if is_overridden("forward", module, nn.Module) and module._compiled_call_impl is None:
         yield module

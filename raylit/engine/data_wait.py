@@ -1,7 +1,7 @@
-"""How much of training's time went by waiting for data, and what would make it less.
+"""The share of training's time that went by waiting for data, and ways to make it less.
 
 Two readings of the clock a step, around the fetching of the batch. On a GPU a step that waits may
-cost nothing, if the device still computes what it was given before: the share is an upper bound.
+cost nothing, if the device still computes earlier work: the share is an upper bound.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class DataWait:
 
 
 def tell(run: Run) -> None:
-    """Say at the end of a fit how much was waited, if it was much, and what helps."""
+    """Say at the end of a fit how long it waited for data, if it was long, and how to wait less."""
     share = run.data.wait.share
     if share >= SHOWN_FROM and "train" in run.data.loaders:
         remedies = dict.fromkeys(map(remedy, run.data.loaders["train"].flattened))
@@ -68,7 +68,7 @@ def tell(run: Run) -> None:
 
 
 def remedy(loader: object) -> str:
-    """Return what makes a loader faster, as an argument to change."""
+    """Return the way to make a loader faster, as an argument to change."""
     if isinstance(loader, PositionedLoader):
         return loader.remedy
     if isinstance(loader, RayDataLoader):

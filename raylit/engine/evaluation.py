@@ -179,7 +179,7 @@ def hand_over(
     number: float,
     several: bool,
 ) -> tuple[Iterator[Item], Callable[..., object], list[Callable[..., object]]]:
-    """Return what the loop reads, calls and tells if the step is to read the batches itself."""
+    """Return batches, step and hooks for the loop if the step is to read the batches itself."""
     given = data.Handover(
         batches,
         number,

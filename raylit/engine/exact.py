@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def dump(run: Run, progress: Progress) -> StateDict:
-    """Return the state of this rank as plain data; `progress` is what the checkpoint says of it."""
+    """Return the state of this rank as plain data; `progress` is that of the checkpoint."""
     loader = run.data.loaders.get("train")
     state: StateDict = {
         "rng": rng.state(),
@@ -74,7 +74,7 @@ def waits_to_stop(run: Run, progress: Progress) -> bool:
 
 
 def plain_output(output: object) -> object:
-    """Return what of an output of `training_step` is plain data, without its graph."""
+    """Return the plain data in an output of `training_step`, without its graph."""
     if isinstance(output, torch.Tensor):
         return output.detach()
     if not isinstance(output, Mapping):
@@ -94,11 +94,11 @@ def is_within_window(run: Run, progress: Progress) -> bool:
 
 
 def before_validation(run: Run) -> StateDict:
-    """Return what of the state of this rank a validation changes.
+    """Return the part of this rank's state that a validation changes.
 
-    With it, one that does not come to its end can be begun anew.
+    With it, a validation that does not come to its end can be begun anew.
 
-    Torchmetrics that are `unused` are those of validation, whose states are then to be as new.
+    The torchmetrics that are `unused` are those of validation, whose states are reset then.
     """
     return {
         "rng": rng.state(),
@@ -169,9 +169,9 @@ def shared_out(states: list[StateDict], world: World) -> StateDict:
 
 
 def restore(run: Run, state: StateDict) -> None:
-    """Bring back what was logged, the gradients, and a stop that waits for its minimum.
+    """Restore the logged values, the gradients, and a stop that waits for its minimum.
 
-    Random states and the place in the data the loop brings back, when it is there.
+    The loop restores the random states and the place in the data when it gets there.
     """
     run.trainer.should_stop = run.trainer.should_stop or state.get("stops_later", False)
     run.data.seed = state.get("seed", run.data.seed)
@@ -190,7 +190,7 @@ def restore(run: Run, state: StateDict) -> None:
 
 
 def merged(sums: list[StateDict]) -> list[StateDict]:
-    """Return what several ranks had logged in the epoch, as if one had logged it all.
+    """Return the values that several ranks had logged in the epoch, as if one had logged them all.
 
     It has the form that `Metrics.partial_sums` returns.
     """

@@ -51,7 +51,7 @@ class History:
             self.rows.insert(place, row)
 
     def state(self, folder: str) -> StateDict:
-        """Return what a checkpoint holds, and write the rows that it does not.
+        """Return the state for a checkpoint, and write the rows that it leaves out to a file.
 
         Args:
             folder: where checkpoints are: a folder or a URL.

@@ -151,7 +151,7 @@ def progress_of_counters(state: StateDict, stage: str | None) -> dict[str, objec
 
 
 def _at(begun: int, started: int, completed: int, *, is_done: bool, stage: str | None) -> At:
-    """Return what comes next where counters stand so, in an epoch that has not been processed."""
+    """Return the next action by these counters, in an epoch that has not been processed."""
     if begun > started:
         return EPOCH_START
     if started == completed:

@@ -17,9 +17,9 @@
             learning-rate schedulers, epoch values to the loggers        end_epoch
 
 `run.progress.at` names the action that runs, and a fit that goes on enters there: see
-`progress.py`. Hooks were resolved before (`run.hooks` holds lists of what somebody overrode), so an
-event nobody listens to costs one falsy test. When training stops and when validation is due stands
-in `schedule.py`; the loops that change no weights stand in `evaluation.py`.
+`progress.py`. Hooks were resolved before (`run.hooks` holds lists of the overridden functions), so
+an event nobody listens to costs one falsy test. When training stops and when validation is due
+stands in `schedule.py`; the loops that change no weights stand in `evaluation.py`.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def fit(run: Run) -> None:
 
 
 def train_epoch(run: Run, batches: Iterator[Item]) -> None:
-    """Train on the batches of one epoch, or on what is left of it."""
+    """Train on the batches of one epoch, or on the rest of it."""
     trainer = run.trainer
     limits = run.limits
     progress = run.progress
@@ -262,7 +262,7 @@ def schedule(run: Run, steps: bool, enter: int) -> None:
 def hand_over(
     run: Run, batches: Iterator[Item], train: Train, batch_end: list[Callable[..., object]]
 ) -> tuple[Iterator[Item], Train, list[Callable[..., object]]]:
-    """Return what the loop reads, calls and tells if `training_step` is to read the batches itself.
+    """Return batches, step and hooks for the loop if `training_step` is to read the batches itself.
 
     It may read several in one step, which counts as one batch.
     """
@@ -294,7 +294,7 @@ def say_short(run: Run) -> None:
 
 
 def end_early(run: Run) -> None:
-    """The data has ended before the epoch's length: do what is due after a last batch.
+    """Do the work due after a last batch: the data has ended before the epoch's length.
 
     Raises:
         DataError: there was no batch, though there were some before or the fit has no last epoch.
@@ -346,9 +346,9 @@ def finish_window(run: Run) -> bool:
 
 
 def train_batch(run: Run, batch: Batch, batch_idx: int, step: bool) -> StepOutput:
-    """Forward, backward and, if `step`, the optimizer. Returns what `training_step` returned.
+    """Run forward, backward and, if `step`, the optimizer; return the output of `training_step`.
 
-    Without `step` gradients add up: for the batches of an accumulation but its last, and within the
+    Without `step` gradients add up: for all batches of an accumulation but the last, and within the
     closure of an optimizer that wants one.
     """
     metrics = run.metrics
@@ -415,7 +415,7 @@ def train_batch(run: Run, batch: Batch, batch_idx: int, step: bool) -> StepOutpu
 
 
 def with_gradients(run: Run, train: Train) -> Train:
-    """Return what stands for `train` where a fit goes on with gradients that are there already.
+    """Return the stand-in for `train` where a fit goes on with gradients that are there already.
 
     The first batch is read anew, for `on_train_batch_end`; of its training only the optimizer's
     step is left.
@@ -523,9 +523,9 @@ def loss_of(run: Run, output: object) -> Tensor | None:
 
 
 def batch_outputs(run: Run, output: StepOutput) -> dict[str, object]:
-    """Return what `on_train_batch_end` gets.
+    """Return the outputs that `on_train_batch_end` gets.
 
-    The loss, detached and divided as it went backward, and the other keys of a dict.
+    They are the loss, detached and divided as it went backward, and the other keys of a dict.
     """
     if run.calls.forward_only:
         loss = output.get("loss") if isinstance(output, Mapping) else output

@@ -6,7 +6,7 @@ waits for the device or for other ranks more than the values of the user do.
     perf/step_time_s, perf/samples_per_s    since the values before, without validation
     perf/data_wait                          the share of that time in which data was waited for
     perf/tflops_per_s, perf/mfu             of one device, where the module has `flops_per_batch`;
-                                            mfu is their share of what the device can do, where
+                                            mfu is their share of the device's peak, where
                                             known
     perf/gpu_memory_megabytes               the most that tensors took
     optim/lr                                of each group of parameters
@@ -53,7 +53,7 @@ class Monitor:
             self._peak = peak_flops(name, run.precision.dtype)
 
     def log(self) -> None:
-        """Send what was measured since the last time to the loggers that want it."""
+        """Send the measurements since the last time to the loggers that want them."""
         if not (self._perf or self._optim):
             return
         values = {**(self._speed() if self._perf else {}), **(self._steps() if self._optim else {})}

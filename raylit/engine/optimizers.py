@@ -1,6 +1,6 @@
-"""From what `configure_optimizers` returns to optimizers and scheduler configurations.
+"""Optimizers and scheduler configurations, from the return value of `configure_optimizers`.
 
-And the optimizer that users step by hand.
+Also the optimizer that users step by hand.
 """
 
 from __future__ import annotations
@@ -111,9 +111,10 @@ class CountedOptimizer(LightningOptimizer):
 
 
 def zero_grad_of(optimizer: UserOptimizer) -> Callable[[], None]:
-    """Return what clears the gradients of an optimizer.
+    """Return the function that clears the gradients of an optimizer.
 
-    Its own `zero_grad`, or if that is torch's, the work that it does.
+    It is the optimizer's own `zero_grad`, or if that is torch's, a function that does the same
+    work.
 
     Around that work torch opens an entry for its profiler, at every step, which costs more than all
     the rest.
@@ -283,7 +284,7 @@ def _batch_of_schedules(run: Run) -> int | None:
 
 
 def configure(module: LightningModule) -> tuple[list[object], list[LRSchedulerConfig]]:
-    """Call `configure_optimizers` and check what it returned.
+    """Call `configure_optimizers` and check its return value.
 
     Raises:
         ConfigError: the return value has none of the possible shapes.

@@ -112,7 +112,7 @@ class ProfiledRun(Run):
         return loader
 
     def resolve_calls(self) -> None:
-        """Find out what the loop is to call, and wrap it."""
+        """Resolve the functions that the loop is to call, and wrap them."""
         super().resolve_calls()
         for step in STEP_OF.values():
             self._wrap(self.module, step, f"{self._strategy}.{step}")

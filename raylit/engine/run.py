@@ -127,7 +127,7 @@ class Agreement:
 class Resume:
     """The checkpoint that a fit goes on from, as far as the loop still needs it.
 
-    `state.restore_training` fills it, and the loop takes out what it has used.
+    `state.restore_training` fills it, and the loop takes out the parts that it has used.
 
     Attributes:
         resumed: whether there is one.
@@ -155,7 +155,7 @@ class Resume:
 
 
 def _fresh_seed() -> int:
-    """Return what the random numbers of this process stand for, without drawing any."""
+    """Return a seed that stands for the random state of this process, without drawing from it."""
     return rng.digest(torch.get_rng_state().numpy().tobytes())
 
 
@@ -217,8 +217,8 @@ class Outcome:
 class Run:
     """The run of one job on one rank: all that the loops work with.
 
-    The parts of the job are fixed; what changes is grouped by who writes it: `progress`, `calls`,
-    `agreement`, `resume`, `data`, `outcome`.
+    The parts of the job are fixed; those that change are grouped by who writes them: `progress`,
+    `calls`, `agreement`, `resume`, `data`, `outcome`.
 
     Attributes:
         limits: what is in effect now; see `Limits`.
@@ -295,7 +295,8 @@ class Run:
     def follow(self, before: Run) -> None:
         """Remember how much data the jobs before had.
 
-        If this is an evaluation of the same module, remember also what checkpoints hold of its fit.
+        If this is an evaluation of the same module, remember also the optimizers, schedulers and
+        history of its fit, which checkpoints hold.
         """
         self.data.earlier_lengths = before.data.earlier_lengths | {
             stage: loader.lengths() for stage, loader in before.data.loaders.items()
@@ -375,9 +376,9 @@ class Run:
         self.metrics.hook = None
 
     def call(self, owner: object, name: str, *args: object, **kwargs: object) -> Any:
-        """Call one hook of the module or the datamodule; what it logs counts as logged there.
+        """Call one hook of the module or the datamodule; values that it logs count as logged there.
 
-        One that was set to None is left out.
+        A hook that was set to None is left out.
         """
         function = getattr(owner, name)
         if function is None:
@@ -453,7 +454,7 @@ class Run:
         self.metrics.hook = hook
 
     def resolve_calls(self) -> None:
-        """Find out once what the loop would otherwise ask at every batch."""
+        """Resolve once the facts that the loop would otherwise look up at every batch."""
         module = self.module
         base = LightningModule
         self.calls = replace(
@@ -473,7 +474,7 @@ class Run:
         self.renew_calls()
 
     def renew_calls(self) -> None:
-        """Ask anew what may be set while a fit runs, and counts from the next epoch on."""
+        """Read anew the settings that may change while a fit runs, from the next epoch on."""
         calls = self.calls
         clips = calls.overrides_clipping or bool(self.trainer.gradient_clip_val)
         forward_only = self.skips_backward or not self.module.automatic_optimization
@@ -639,10 +640,10 @@ class Run:
         return loader
 
     def meet(self, *, asks: bool = False) -> None:
-        """Wait for all ranks, and load the training data with one that asks for it ahead of time.
+        """Wait for all ranks, and load the training data with any that asks for it ahead of time.
 
-        What loads it waits for all ranks. So the others come here after each hook in which one rank
-        alone may ask, by reading `estimated_stepping_batches`; who has asked comes again.
+        Loading waits for all ranks. So the others come here after each hook in which one rank alone
+        may ask, by reading `estimated_stepping_batches`; a rank that has asked comes again.
 
         Args:
             asks: whether this rank needs the training data now.
@@ -696,7 +697,7 @@ class Run:
             self.save_loggers()
 
     def note_data(self, stage: str, batch: Batch) -> None:
-        """Tell the loggers, once, what data a stage reads.
+        """Tell the loggers, once, which data a stage reads.
 
         Args:
             stage: `train`, `val` or `test`.
@@ -722,9 +723,9 @@ class Run:
             logger.log_input(found)
 
     def save_loggers(self) -> None:
-        """Let the loggers write what they hold.
+        """Let the loggers write their pending values.
 
-        So it is done before a checkpoint is written, which is not to know more than they.
+        It is called before a checkpoint is written, which is not to know more than they.
         """
         self.loggers_saved = time.monotonic()
         if self.world.is_zero:
@@ -732,7 +733,7 @@ class Run:
                 logger.save()
 
     def settle_loggers(self) -> None:
-        """Wait until what was logged would outlive this machine, before a checkpoint counts."""
+        """Wait until all logged values would outlive this machine, before a checkpoint counts."""
         if self.world.is_zero:
             for logger in as_loggers(self.trainer.loggers):
                 logger.settle(SETTLE_LOGGERS_S)

@@ -58,11 +58,11 @@ def may_stop(run: Run) -> bool:
 
 
 def agree_on_stop(run: Run) -> None:
-    """Make what any rank wants, to stop, to end, to save or to validate, the wish of all.
+    """Make the wish of any rank, to stop, to end, to save or to validate, the wish of all.
 
-    Until then no rank acts on its own: the others would wait for it.
+    Before that no rank acts on its own: the others would wait for it.
 
-    That the machine of a rank is about to be taken away counts as a SIGTERM.
+    A notice that the machine of a rank is taken away counts as a SIGTERM.
     """
     agreement = run.agreement
     notice = run.job.preemption_notice
@@ -115,14 +115,14 @@ def agree_on_stop(run: Run) -> None:
 
 
 def pause(run: Run) -> None:
-    """Between two batches.
+    """Take values, save and end between two batches, as far as that is due.
 
-    Take the values of validations that were not waited for, save what the fit can go on from, end
-    on a signal.
+    The values are those of asynchronous validations, the checkpoint is one for recovery, and a
+    signal ends the fit.
 
     Within an accumulation this waits for its end, if it can: a checkpoint would have to hold the
-    gradients, of all ranks. A signal does not wait where there is one rank alone; but with another
-    number of workers, which have other windows, none goes on from there.
+    gradients of all ranks. A signal does not wait where there is one rank alone, unless the number
+    of workers may change: another number, with other windows, could not go on from there.
 
     Raises:
         Terminated, KeyboardInterrupt: it did.

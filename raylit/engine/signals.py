@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: what they do to a run."""
+"""SIGTERM and Ctrl-C, and their effect on a run."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def _check_place(run: Run, progress: Progress, weights_only: bool) -> None:
 
 
 def _training_state(run: Run, whole: Callable[[StateDict], StateDict]) -> StateDict:
-    """Return what a continued training needs and weights alone do not, as Lightning names it."""
+    """Return the state that a resumed fit needs besides the weights, under Lightning's names."""
     states = ((callback.state_key, callback.state_dict()) for callback in run.trainer.callbacks)
     found: StateDict = {
         "callbacks": {key: state for key, state in states if state},
@@ -157,7 +157,7 @@ def _training_state(run: Run, whole: Callable[[StateDict], StateDict]) -> StateD
 
 
 def _own_part(run: Run, progress: Progress, owners: Sequence[HasHyperparameters]) -> StateDict:
-    """Return what raylit alone reads, of any checkpoint, with or without training state."""
+    """Return the part of any checkpoint that raylit alone reads, with or without training state."""
     loggers = as_loggers(run.trainer.loggers)
     configs = ((owner.CHECKPOINT_HYPER_PARAMS_KEY, omega.places(owner.hparams)) for owner in owners)
     return {
@@ -202,7 +202,7 @@ def put_hparams(checkpoint: CheckpointDict, owner: HasHyperparameters) -> dict[s
 def _say_foreign(
     run: Run, found: foreign.SplitCheckpoint, known: set[foreign.Place], lenient: bool
 ) -> None:
-    """Say once what of a checkpoint is pickled, and what cannot be and is left out.
+    """Say once which parts of a checkpoint are pickled, and which cannot be and are left out.
 
     Args:
         run: the run.
@@ -414,7 +414,7 @@ def restore_training(run: Run, checkpoint: CheckpointDict) -> None:
 
 
 def _restore_place(run: Run, checkpoint: CheckpointDict) -> None:
-    """Bring back the cursor, what was logged, and what this rank alone had."""
+    """Restore the cursor, the logged values, and the state of this rank alone."""
     run.progress.load_state_dict(cursor_of(checkpoint))
     check_limits(run)
     own = checkpoint.get("raylit", {})
@@ -476,7 +476,7 @@ def check_limits(run: Run) -> None:
 
 @contextlib.contextmanager
 def fitting(run: Run, what: str) -> Iterator[None]:
-    """Say of what a stored state does not fit that it does not.
+    """Context in which a stored state that does not fit raises a CheckpointError.
 
     Raises:
         CheckpointError: it does not.
@@ -523,7 +523,7 @@ def settings_of_groups(optimizer: UserOptimizer) -> list[set[str]]:
 
 
 def check_groups(optimizer: UserOptimizer, needed: list[set[str]]) -> None:
-    """Check that an optimizer finds in its groups what it needs for a step.
+    """Check that the groups of an optimizer have all settings that a step needs.
 
     Args:
         optimizer: with its state loaded.

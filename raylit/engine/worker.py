@@ -120,7 +120,7 @@ def run_job(job: Job) -> Result:
 
 
 def evaluate(run: Run) -> object:
-    """Run validation, test or prediction; returns what that gives to the user."""
+    """Run validation, test or prediction; return its result for the user."""
     run.stage = fn = run.job.fn
     if fn == "predict":
         return evaluation.predict(run)
@@ -156,7 +156,7 @@ def attach(run: Run) -> None:
 
 
 def check(run: Run) -> None:
-    """Find what cannot work before anything is started.
+    """Refuse a job that cannot work, before anything is started.
 
     Raises:
         ConfigError: with the missing method or the argument to change.
@@ -267,7 +267,7 @@ def prepare_data(run: Run) -> None:
 
 
 def set_up(run: Run) -> None:
-    """Fire `setup` and `configure_model`; find out what the loop calls."""
+    """Fire `setup` and `configure_model`; resolve the functions that the loop calls."""
     trainer = run.trainer
     module = run.module
     stage = run.job.fn
@@ -410,7 +410,7 @@ def keep_model(run: Run) -> None:
 
 
 def finalize(run: Run, status: str) -> None:
-    """Let the loggers write what they hold."""
+    """Finalize the loggers, so that they write their pending values."""
     if run.job.fn == "fit" and run.world.local_rank == 0:
         for logger in as_loggers(run.trainer.loggers):
             logger.leave_node()
@@ -474,7 +474,7 @@ def status_of(error: BaseException) -> str:
 
 
 def collect(run: Run, value: object) -> Result:
-    """Put together what the run gives back."""
+    """Return the result of the run."""
     trainer = run.trainer
     progress = run.progress
     metrics = run.metrics

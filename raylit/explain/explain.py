@@ -250,9 +250,9 @@ def labels_of(batch: object, num_arguments: int) -> object:
 
 
 def _rank_correlation(one: Array, other: Array) -> float:
-    """Return Spearman's coefficient, over what is 0 in neither or one of the two.
+    """Return Spearman's coefficient over the values that are not 0 in both.
 
-    What is 0 in both, as the background of an image, would make any two alike.
+    Values that are 0 in both, such as the background of an image, would make any two alike.
     """
     either = (one > 0) | (other > 0)
     if either.sum() < 2:

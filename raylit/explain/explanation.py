@@ -89,7 +89,7 @@ class Explanation:
         np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
 
     def plot(self, samples: Sequence[int] | None = None, *, dark: bool = False) -> Figure:
-        """Draw images with what was looked at laid over them; of other inputs the features.
+        """Draw the attributions: laid over images, or as bars by feature for other inputs.
 
         Args:
             samples: numbers of those to draw; None: of images the first six, of other inputs the

@@ -1,4 +1,4 @@
-"""A module as a function of what is to be explained: floating-point inputs, images, embeddings."""
+"""A module as a function of the inputs to be explained: floating-point ones, images, embeddings."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Explained(nn.Module):
         return first + sum((0 * one).nan_to_num().sum() for one in explained)
 
     def _check_images(self) -> None:
-        """Find out whether forward makes of images of bytes what it makes of the same numbers.
+        """Check that forward gives the same for images of bytes as for the same numbers as floats.
 
         Raises:
             ConfigError: it does not, as where a change of type also divides by 255.

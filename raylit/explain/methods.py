@@ -66,7 +66,7 @@ class Method:
     def attribute(
         self, function: Explained, target: Tensor | None
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """Return the attributions of what `function` explains, and convergence deltas, if any."""
+        """Return the attributions of the inputs of `function`, and convergence deltas, if any."""
         import captum.attr as captum
 
         given: Arguments = {

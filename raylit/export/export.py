@@ -79,7 +79,7 @@ class OfTensors(nn.Module):
         self.output_names: list[str] = []
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return the tensors in what `forward` of the module returns."""
+        """Return the tensors in the output of the module's `forward`."""
         output = self.module(*with_tensors(self.arguments, tensors))
         found = named_tensors(output)
         self.output_names = [

@@ -21,7 +21,7 @@ OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 @contextmanager
 def explained(module: nn.Module) -> Iterator[None]:
-    """Turn what torch.export raises into a ConfigError that names the line.
+    """Turn an exception of torch.export into a ConfigError that names the line.
 
     Raises:
         ConfigError: the module cannot be exported.
@@ -42,7 +42,7 @@ def explained(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def explained_operator(module: nn.Module, program: ExportedProgram, format: str) -> Iterator[None]:
-    """Turn what the ONNX exporter raises into a ConfigError that names the operator and the line.
+    """Turn an exception of the ONNX exporter into a ConfigError that names operator and line.
 
     Raises:
         ConfigError: an operator has no counterpart.
@@ -103,7 +103,7 @@ def is_users(file: str) -> bool:
 
 
 def in_short(error: BaseException) -> str:
-    """Return what went wrong, in its first sentence."""
+    """Return the first line of an exception's text, as a sentence."""
     text = next((str(one) for one in _chain(error) if str(one).strip()), repr(error))
     first = text.strip().splitlines()[0].strip()
     return first if first.endswith((".", "!", "?")) else f"{first}."

@@ -46,7 +46,7 @@ class Format(Protocol):
         """
 
     def read(self, path: str, function: OfTensors) -> Function:
-        """Return what the file computes."""
+        """Return the function that the file computes."""
 
 
 class Program:
@@ -66,7 +66,7 @@ class Program:
 
 
 class Onnx:
-    """`onnx`: what onnxruntime and others run."""
+    """`onnx`: the format that onnxruntime and others run."""
 
     suffix = ".onnx"
     packages: tuple[str, ...] = ("onnx", "onnxscript", "onnxruntime")
@@ -87,7 +87,7 @@ class Onnx:
             )
 
     def read(self, path: str, function: OfTensors) -> Function:
-        """Return what onnxruntime makes of it, on the CPU."""
+        """Return the function that onnxruntime computes by the file, on the CPU."""
         import onnxruntime
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -148,7 +148,7 @@ class MLflowModel(Onnx):
             save_onnx(onnx_path, path, inputs, outputs)
 
     def read(self, path: str, function: OfTensors) -> Function:
-        """Return what `mlflow.pyfunc` predicts."""
+        """Return the function that predicts by `mlflow.pyfunc`."""
         from raylit.loggers.mlflow.model import pyfunc
 
         predict = pyfunc(path)
@@ -169,7 +169,7 @@ FORMATS: dict[str, Format] = {
 
 
 def check_packages(format: str) -> None:
-    """Check that what a format needs is installed.
+    """Check that the packages that a format needs are installed.
 
     Raises:
         MissingPackageError: it is not.
@@ -198,7 +198,7 @@ def program_of(function: OfTensors, example: tuple[Tensor, ...]) -> ExportedProg
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out what exporters warn of their own parts."""
+    """Leave out the warnings that exporters give of their own parts."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -5,9 +5,9 @@ on every rank, with torch's process group already made if there are several, and
 Result. Below this seam nobody knows how the processes were started.
 
 Where the ranks are other processes, the job is pickled (cloudpickle: classes from `__main__` and
-notebooks travel by value), it must say `returns_state=True`, and the Result carries what the
-driver's module, callbacks and trainer are to hold. An exception of a rank ends all ranks and is
-raised in the driver as it is. To test one, run `raylit.testing.LauncherConformance` against it.
+notebooks travel by value), it must say `returns_state=True`, and the Result carries the state for
+the driver's module, callbacks and trainer. An exception of a rank ends all ranks and is raised in
+the driver as it is. To test one, run `raylit.testing.LauncherConformance` against it.
 """
 
 from __future__ import annotations

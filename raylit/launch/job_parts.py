@@ -14,7 +14,7 @@ def checkpoint_folders(job: Job) -> list[str]:
 
 
 def parts_of(job: Job) -> dict[str, object]:
-    """Return what a job is made of, by the names a user knows."""
+    """Return the parts of a job, by the names a user knows."""
     trainer = job.trainer
     return {
         "The LightningModule": job.module,

@@ -12,10 +12,11 @@ from raylit.runtime.messages import warn
 
 
 class KeepsFiles(Logger, ABC):
-    """A logger that keeps what `self.log_figure` and its kin are given as files.
+    """A logger that keeps figures, images and tables as files.
 
-    A figure is `plots/<name>/step-<step>.png`, an image `images/...`, a table `tables/...csv`. What
-    cannot be drawn or written is warned of: the training is worth more than its pictures.
+    A figure is `plots/<name>/step-<step>.png`, an image `images/...`, a table `tables/...csv`. If
+    one cannot be drawn or written, that is only warned of: the training is worth more than its
+    pictures.
     """
 
     @property

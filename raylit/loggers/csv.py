@@ -251,7 +251,7 @@ class ExperimentWriter:
     def log_hparams(self, params: Mapping[str, object]) -> None:
         """Add hyperparameters and write all of them.
 
-        What YAML cannot hold is left out with a warning.
+        Values that YAML cannot hold are left out with a warning.
         """
         self.hparams.update(params)
         with open(

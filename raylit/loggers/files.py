@@ -18,9 +18,9 @@ NO_HPARAMS = b"{}\n"
 def claim_version(root_dir: str) -> int:
     """Make the folder `version_<N>` of the next free number.
 
-    Making it is what claims it: two runs that start together get two numbers.
+    Making it claims it: two runs that start together get two numbers.
 
-    In a bucket, which has no folders, an `hparams.yaml` without any claims it.
+    In a bucket, which has no folders, an `hparams.yaml` without hyperparameters claims it.
     """
     fs, root = storage.fresh(root_dir)
     has_folders = root_dir.partition("://")[0] not in storage.BUCKETS
@@ -45,7 +45,7 @@ def claim_version(root_dir: str) -> int:
 
 
 def hparams_as_yaml(hparams: Mapping[str, object]) -> str:
-    """Return hyperparameters as YAML; what YAML cannot hold is left out with a warning."""
+    """Return hyperparameters as YAML; those that YAML cannot hold are left out with a warning."""
     import yaml
 
     writable = {}

@@ -48,7 +48,7 @@ class Mirror:
                 self._writer.flush_soon()
 
     def close(self) -> None:
-        """Copy what changed, and delete the folder."""
+        """Copy the changes, and delete the folder."""
         self.copy()
         self._writer.close()
         self._temporary.cleanup()

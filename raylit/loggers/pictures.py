@@ -1,4 +1,4 @@
-"""Images and tables, of whatever kind users have them, as what loggers can keep."""
+"""Images and tables, of whatever kind users have them, in the forms that loggers can keep."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class Rejected(Exception):
 class BackgroundWriter(Generic[T]):
     """Hands items to `write`, in order and in batches, on a daemon thread.
 
-    What `write` raises never reaches the training thread. `Rejected` leaves out the item that
+    An exception of `write` never reaches the training thread. `Rejected` leaves out the item that
     caused it (found by halving the batch); any other exception is warned of once and the same batch
     is tried again, so `write` must give the same result when repeated.
 
@@ -86,13 +86,13 @@ class BackgroundWriter(Generic[T]):
                 self._wake.notify_all()
 
     def flush_soon(self) -> None:
-        """Write what is queued now rather than at the end of the interval. Does not wait for it."""
+        """Write the queued items now, not at the end of the interval; does not wait for it."""
         with self._wake:
             self._flush = True
             self._wake.notify_all()
 
     def close(self, timeout_s: float = 30.0, busy_timeout_s: float | None = None) -> int:
-        """Write what is queued and end the thread.
+        """Write the queued items and end the thread.
 
         Args:
             timeout_s: give up when nothing could be written for so long.

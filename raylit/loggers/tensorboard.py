@@ -42,7 +42,7 @@ class TensorBoardLogger(Logger):
 
     Files, tags and steps are those of Lightning's TensorBoardLogger. Values that come again because
     processes died and went on from a checkpoint stand there once, as long as the package
-    tensorboard is installed (tensorboardX alone cannot read what it wrote).
+    tensorboard is installed (tensorboardX alone cannot read its own files).
 
     Args:
         save_dir: folder of all experiments, or an fsspec URL.
@@ -344,7 +344,7 @@ class TensorBoardLogger(Logger):
     def _unless_disk_fails(self) -> Iterator[None]:
         """Context in which a disk that cannot be written does not end the training.
 
-        What could not be written is lost, with a warning.
+        Values that could not be written are lost, with a warning.
         """
         try:
             yield
@@ -444,9 +444,9 @@ def _flatten(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[s
 
 
 def _plain(value: Any) -> object:
-    """Return what TensorBoard takes for a hyperparameter.
+    """Return a value in the form that TensorBoard takes for a hyperparameter.
 
-    Numbers, words and tensors with up to one dimension; all else as text.
+    Numbers, words and tensors with up to one dimension stay as they are; all else becomes text.
     """
     if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
         value = value.item()

@@ -10,9 +10,9 @@ that may log more, whether anything was logged or not. Step values with `sync_di
 when the loggers are due; in between only the one that a scheduler is stepped with. Each of these is
 one collective in host memory, called by all ranks at the same place, in which they first tell each
 other their keys: so a key that only some ranks logged is no hazard, and who reads a value, and
-when, changes nothing. What is read before it was reduced is this rank's own, and is not kept. Sums
-and weights go over in float64 and are divided once, so a mean is exact whatever the ranks' batch
-counts are.
+when, changes nothing. A value that is read before it was reduced is this rank's own, and is not
+kept. Sums and weights go over in float64 and are divided once, so a mean is exact whatever the
+ranks' batch counts are.
 """
 
 from __future__ import annotations
@@ -279,7 +279,7 @@ class Metrics:
         self.in_batch = True
 
     def end_epoch(self) -> None:
-        """The last batch has ended: reduce what it and those before logged.
+        """Reduce the values logged in the epoch, after its last batch.
 
         From now on epoch values count. To be called on all ranks.
         """
@@ -292,7 +292,7 @@ class Metrics:
         self.in_batch = False
 
     def reset(self) -> None:
-        """Forget the values of the loop that ended; what `callback` and `logged` hold remains."""
+        """Forget the values of the loop that ended; those in `callback` and `logged` remain."""
         for entry in self.entries.values():
             entry.reset()
         self.in_batch = False
@@ -367,7 +367,7 @@ class Metrics:
         }
 
     def load_values(self, values: dict[str, StateDict]) -> None:
-        """Take what `values` returned."""
+        """Load the values of `values`."""
         self.callback = dict(values["callback"])
         self.logged = dict(values["logged"])
         self.progress_bar = dict(values["progress_bar"])
@@ -375,11 +375,11 @@ class Metrics:
         self.taken = dict(values.get("taken", {}))
 
     def partial_sums(self) -> list[StateDict]:
-        """Return what training logged in the epoch that runs, as plain data."""
+        """Return the values that training logged in the epoch that runs, as plain data."""
         return [entry.state() for entry in self.train_entries.values()]
 
     def load_partial_sums(self, states: list[dict[str, object]]) -> None:
-        """Take what `partial_sums` returned."""
+        """Load the values of `partial_sums`."""
         for state in states:
             entry = Entry.from_state(state, self.module)
             self.train_entries[(entry.hook, entry.name, entry.dataloader_idx)] = entry
@@ -446,7 +446,7 @@ class Metrics:
                 self._renew(entry)
 
     def _offers(self, steps: bool, epoch: bool) -> list[Offer]:
-        """Return what this rank tells the others."""
+        """Return the offers of this rank to the others."""
         entries = {
             key: entry
             for key, entry in self.entries.items()
@@ -581,8 +581,8 @@ class Metrics:
     def has_news(self, reader: str, name: str) -> bool:
         """Tell whether `name` has a value that this scheduler was not stepped with before.
 
-        Of what is logged in steps, and of what was not logged but set, that cannot be told: it
-        counts as new.
+        For values that are logged in steps, and for those that were not logged but set, that cannot
+        be told: they count as new.
         """
         renewals = self.renewals.get(name)
         if renewals is None or self._step_entry(name) is not None:
@@ -607,9 +607,9 @@ class Metrics:
     # ---- read by callbacks, loggers and the progress bar ----
 
     def refresh(self) -> None:
-        """Bring `callback`, `logged` and `progress_bar` up to date with what was logged.
+        """Bring `callback`, `logged` and `progress_bar` up to date with the logged values.
 
-        A value that is not yet reduced over the ranks is shown, and gone at the next call.
+        A value that is not yet reduced over the ranks is shown, and is gone at the next call.
         """
         if self._shown:
             self._take_back()
@@ -653,7 +653,7 @@ class Metrics:
             values[name] = value
 
     def _take_back(self) -> None:
-        """Let values of this rank alone give way to what stood there, if nobody set others."""
+        """Put former values back in place of those of this rank alone, unless others were set."""
         for values, name, value, before in reversed(self._shown):
             if values.get(name) is not value:
                 continue
@@ -664,7 +664,7 @@ class Metrics:
         self._shown = []
 
     def to_log(self) -> dict[str, Tensor]:
-        """Return what the loggers are due: step values within a batch, epoch values after it."""
+        """Return the values for the loggers: step values within a batch, epoch values after it."""
         self._take_back()
         kept = self.logged
         self.logged = {}
@@ -674,7 +674,7 @@ class Metrics:
         return due
 
     def loader_values(self, dataloader_idx: int | None) -> dict[str, Tensor]:
-        """Return what the loggers are due of one evaluation loader once its epoch has ended."""
+        """Return the values for the loggers of one evaluation loader, once its epoch has ended."""
         self.dataloader_idx = dataloader_idx
         return self.to_log()
 

@@ -49,7 +49,7 @@ def state_of(metric: Metric) -> State:
 
 
 def restore(metric: Metric, state: State, device: torch.device) -> None:
-    """Give a Metric back what `state_of` returned."""
+    """Restore the state of a Metric from `state_of`."""
     for name, value in state["states"].items():
         is_list = isinstance(value, list)
         moved = [one.to(device) for one in value] if is_list else value.to(device)
@@ -97,7 +97,7 @@ def add(metric: Metric, state: State, device: torch.device) -> None:
 
 
 def put_before(metric: Metric, states: list[State]) -> None:
-    """Let a Metric that has begun anew go on from what it had taken in before, oldest first."""
+    """Let a Metric that has begun anew go on from its earlier states, oldest first."""
     device = metric.device
     since = state_of(metric)
     restore(metric, states[0], device)
@@ -133,7 +133,7 @@ def compute_together(metric: Metric) -> object:
 
 
 def as_number(value: Tensor | object, name: str) -> Tensor:
-    """Return what a Metric computed, if it is one number.
+    """Return the value that a Metric computed, if it is one number.
 
     Raises:
         ConfigError: it is not.

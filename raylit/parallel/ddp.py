@@ -46,7 +46,8 @@ class TrainingStep(nn.Module):
 class LossPassing(nn.Module):
     """Gives back the loss it is given.
 
-    Around it, DDP synchronizes what the next backward pass of it finds, whoever calls that.
+    Around it, DDP synchronizes the gradients of the next backward pass from the loss, whoever calls
+    that.
     """
 
     def __init__(self, module: LightningModule) -> None:
@@ -221,7 +222,7 @@ class DDPStrategy(ParallelStrategy):
         )
 
     def own_state(self, module: LightningModule) -> StateDict:
-        """Return this rank's buffers, unless they are rank 0's, and what PowerSGD has not sent."""
+        """Return this rank's buffers, unless they are rank 0's, and PowerSGD's unsent feedback."""
         if self._world is None or self._world.size == 1:
             return {}
         state: StateDict = {}
@@ -232,7 +233,7 @@ class DDPStrategy(ParallelStrategy):
         return state
 
     def load_own_state(self, module: LightningModule, state: StateDict) -> None:
-        """Bring back what `own_state` returned."""
+        """Restore the state from `own_state`."""
         super().load_own_state(module, state)
         if self._feedback is not None and "feedback" in state:
             self._feedback.load_state_dict(state["feedback"])
@@ -252,12 +253,12 @@ class DDPStrategy(ParallelStrategy):
 
 
 class Feedback:
-    """The error feedback of PowerSGD (what it has left unsent and adds later), in checkpoints.
+    """The error feedback of PowerSGD (gradients left unsent, to be added later), in checkpoints.
 
-    With it the matrices from which the next approximation starts. Both lie by bucket, and DDP makes
-    its buckets anew after the first step of a fit: so they are known by their parameters. With
-    `warm_start=False` each step draws new matrices in the order of the buckets, which no
-    checkpoint can bring back: then the first steps of a resumed fit are others.
+    With it come the matrices from which the next approximation starts. PowerSGD keeps both by
+    bucket, and DDP makes its buckets anew after the first step of a fit: so here they are kept by
+    parameter. With `warm_start=False` each step draws new matrices in the order of the buckets,
+    which no checkpoint can bring back: then the first steps of a resumed fit differ.
 
     Args:
         state: the `PowerSGDState`.
@@ -358,7 +359,7 @@ class Feedback:
         }
 
     def load_state_dict(self, kept: StateDict) -> None:
-        """Bring back what `state_dict` returned."""
+        """Restore the state from `state_dict`."""
         state = self._state
         state.iter = kept["iter"]
         self._loose_errors = dict(kept["errors"])

@@ -55,9 +55,9 @@ def joined(
 
 
 def before_group() -> None:
-    """Import what would keep a process group for ever, before there is one.
+    """Import a module that would keep a process group forever, before there is one.
 
-    Imported later, as DistributedDataParallel does (torch 2.13), torch's collectives with gradients
+    Imported later, as by DistributedDataParallel (torch 2.13), torch's collectives with gradients
     have the group as the default of an argument, so that its threads never end.
     """
     importlib.import_module("torch.distributed.nn.functional")

@@ -1,7 +1,7 @@
-"""Lightning's plugins, which say with an object what an argument of the Trainer says with a word.
+"""Lightning's plugins: objects that stand for a word in an argument of the Trainer.
 
-A number format (`precision=`), batch norm over all ranks (`sync_batchnorm=True`), and how ranks
-find each other, which is found out from the environment.
+They set a number format (`precision=`), batch norm over all ranks (`sync_batchnorm=True`), or how
+ranks find each other, which raylit takes from the environment.
 """
 
 from __future__ import annotations

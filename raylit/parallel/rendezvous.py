@@ -13,10 +13,11 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def loopback_store(timeout: timedelta) -> dict[str, object]:
-    """Return what `init_process_group` takes for ranks that meet and listen on the loopback alone.
+    """Return the arguments of `init_process_group` for ranks that meet on the loopback alone.
 
-    Nothing where they meet elsewhere, or where `torchrun` has the store. torch's own listens on all
-    interfaces, and whoever reaches it can read and write what the ranks agree on.
+    The ranks then listen there alone. Empty where they meet elsewhere, or where `torchrun` has the
+    store. torch's own store listens on all interfaces, and whoever reaches it can read and write
+    the values that the ranks agree on.
 
     Args:
         timeout: how long ranks are waited for.

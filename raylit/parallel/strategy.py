@@ -1,6 +1,6 @@
 """Strategy: how the ranks keep one model in step.
 
-The contract, and what user code asks of `trainer.strategy`.
+The contract, and the part of it that user code calls on `trainer.strategy`.
 
 Who calls what, on every rank:
 
@@ -95,7 +95,7 @@ class Strategy:
     # ---- what a run asks ----
 
     def hint(self, module: LightningModule, error: BaseException) -> str | None:
-        """Return what to do about an exception, where this strategy knows more than its text."""
+        """Return advice about an exception, where this strategy knows more than its text."""
         return None
 
     def attach(self, world: World) -> None:
@@ -152,11 +152,11 @@ class Strategy:
             parameters[name].grad = gradient.to(parameters[name].device)
 
     def own_state(self, module: LightningModule) -> StateDict:
-        """Return what this rank alone holds of the model between steps, as plain data."""
+        """Return the state of the model that this rank alone holds between steps, as plain data."""
         return {}
 
     def load_own_state(self, module: LightningModule, state: StateDict) -> None:
-        """Bring back what `own_state` returned; empty if other ranks saved it."""
+        """Restore the state from `own_state`, which is empty if other ranks saved it."""
         buffers = dict(module.named_buffers())
         with torch.no_grad():
             for name, value in state.get("buffers", {}).items():
@@ -241,7 +241,7 @@ class Strategy:
     def reduce(self, tensor: object, group: object = None, reduce_op: str | None = "mean") -> Any:
         """Return the `mean` or the `sum` of the ranks' tensors.
 
-        What is no tensor is returned as it is.
+        Anything that is no tensor is returned as it is.
 
         Raises:
             ConfigError: `reduce_op` is neither.

@@ -1,6 +1,6 @@
 """Units of FSDP.
 
-Which submodules are gathered together, what is done to them, and how it is undone.
+Which submodules are gathered together, how they are sharded, and how that is undone.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Unit:
 def tied_together(modules: list[nn.Module]) -> list[list[nn.Module]]:
     """Put modules that share parameters, directly or through others, into one list each.
 
-    To shard one without the others would untie what they share.
+    To shard one without the others would untie the parameters they share.
     """
     groups: list[list[nn.Module]] = []
     for module in modules:

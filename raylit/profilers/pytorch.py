@@ -179,7 +179,8 @@ class PyTorchProfiler(Profiler):
     def _take_step(self, action_name: str) -> None:
         """Let the schedule say whether the next step is recorded.
 
-        What runs meanwhile is labelled anew: a label must not outlast the recording it began in.
+        Actions that run meanwhile are labelled anew: a label must not outlast the recording it
+        began in.
 
         torch writes the end of a label to memory that it freed when the recording ended, if another
         one has begun.

@@ -87,7 +87,7 @@ class SimpleProfiler(Profiler):
 def _table(header: list[str], whole: list[list[str]], cells: list[list[str]]) -> list[str]:
     """Return the lines of a table.
 
-    Rules, header, what is true of the whole, and a row for each action.
+    They are rules, the header, the rows for the whole, and a row for each action.
     """
     width = max(len(row[0]) for row in cells)
 

@@ -1,4 +1,4 @@
-"""Names for values whose type is the user's own, so that a signature says what they are."""
+"""Names for values whose type is the user's own, so that a signature tells their role."""
 
 from __future__ import annotations
 

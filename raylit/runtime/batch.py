@@ -67,7 +67,7 @@ class SideStream:
         self.stream = torch.cuda.Stream(device)
 
     def move(self, batch: object) -> Batch:
-        """Return `batch` on the device; what is computed from now on waits until it is there."""
+        """Return `batch` on the device; computations from now on wait until it is there."""
         compute = torch.cuda.current_stream(self.device)
 
         def move(item: object) -> object:
@@ -109,9 +109,9 @@ def cast_to(batch: object, dtype: torch.dtype) -> object:
 
 
 def _replace(batch: object, function: Callable[[object], object]) -> Batch:
-    """Return `batch` with each item replaced by what `function` makes of it.
+    """Return `batch` with each item replaced by the result of `function`.
 
-    Where that is None, with what is in the item replaced.
+    Where that is None, the parts of the item are replaced instead.
     """
     if isinstance(batch, (str, bytes, int, float, type(None))):
         return batch
@@ -179,7 +179,7 @@ def named_tensors(batch: object, name: str = "") -> dict[str, Tensor]:
 
 
 def parts_of(batch: object) -> Iterator[tuple[str, object]]:
-    """Give what a batch is made of, each under its key, field or position; nothing of a tensor."""
+    """Yield the parts of a batch, each with its key, field or position; none of a tensor."""
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         yield from zip(batch._fields, batch, strict=True)
     elif isinstance(batch, (list, tuple)):

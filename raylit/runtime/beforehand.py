@@ -1,6 +1,6 @@
 """Modules that processes of a job import before they unpack it.
 
-Some change what other imports find, so classes that are found by name need them first.
+Some change the results of other imports, so classes that are found by name need them first.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def modules() -> tuple[str, ...]:
 
 
 def use(names: tuple[str, ...]) -> None:
-    """Import what another process has, before anything of its work is unpacked."""
+    """Import the modules that another process has, before any of its work is unpacked."""
     said = os.environ.get(VARIABLE, "").split(",")
     os.environ[VARIABLE] = ",".join(dict.fromkeys([*filter(None, said), *names]))
     for name in names:

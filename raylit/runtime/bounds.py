@@ -20,8 +20,8 @@ class TooLargeError(ValueError):
 def check_size(value: object, max_values: int = MAX_VALUES, max_depth: int = MAX_DEPTH) -> int:
     """Return how many values nested data has when written out: a list named twice counts twice.
 
-    Each list, mapping and tuple is looked through once, so the time is that of the text, not of
-    what it describes.
+    Each list, mapping and tuple is looked through once, so the time is that of the text, not of the
+    data it describes.
 
     Args:
         value: mappings, lists, tuples and sets of anything.

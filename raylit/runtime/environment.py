@@ -37,7 +37,7 @@ CHOICES = {  # variables that name one of a few, and those
 
 
 def check() -> None:
-    """Find out whether raylit's variables say what they can mean, before a run reads them.
+    """Check that raylit's environment variables have valid values, before a run reads them.
 
     Raises:
         ConfigError: one does not.

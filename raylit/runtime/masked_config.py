@@ -65,7 +65,7 @@ def mask_config(text: str) -> str:
 def _secrets(
     node: yaml.Node, path: Path = (), is_secret: bool = False
 ) -> Iterator[tuple[yaml.ScalarNode, Path, str]]:
-    """Find the values to be masked: each with its path, and what stands there instead."""
+    """Yield the values to be masked: each with its path and its replacement."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             name = str(key.value)
@@ -99,7 +99,7 @@ def variable_of(path: Sequence[str | int]) -> str:
 
 
 def unmasked(value: object, path: Path = (), missing: dict[Path, str] | None = None) -> object:
-    """Return a value with what the environment holds in the place of what is masked in it.
+    """Return a value with its masked parts replaced by the values of the environment.
 
     Args:
         value: lists, mappings and others; lists and mappings are changed in place.

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to what `sys.stderr` is now, not to what it was when raylit was imported.
+    """Writes to the present `sys.stderr`, not to the one at the time when raylit was imported.
 
     It may have been redirected since.
     """
@@ -117,7 +117,7 @@ def warn_once(text: str, category: type[Warning] = UserWarning, key: object = No
 
 
 def number_of(number: int, one: str, several: str = "") -> str:
-    """Return a number with the right form of what is counted.
+    """Return a number and its noun, in the singular or the plural.
 
     Example:
         >>> number_of(1, "epoch"), number_of(2, "epoch"), number_of(2, "batch", "batches")

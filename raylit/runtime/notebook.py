@@ -1,4 +1,4 @@
-"""Whether a notebook shows what is printed."""
+"""Detection of a notebook, which shows the prints of this process."""
 
 from __future__ import annotations
 

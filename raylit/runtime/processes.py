@@ -47,7 +47,7 @@ class ProcessName:
 
     @staticmethod
     def parse(text: str) -> ProcessName | None:
-        """Return what `str` made a text of; None for another text."""
+        """Return the name from which `str` made a text; None for another text."""
         parts = text.split(":")
         if len(parts) != 5 or not (parts[3].isdigit() and parts[4].isdigit()):
             return None

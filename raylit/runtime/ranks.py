@@ -60,7 +60,7 @@ class Ranks(Protocol):
         """Return the ranks' tensors stacked, shape (size, *tensor.shape)."""
 
     def from_zero(self, action: Callable[[], T], failure: type[Exception]) -> T:
-        """Return on all ranks what rank 0's `action` returned, or raise there what it raised."""
+        """Return the result of rank 0's `action` on all ranks, or raise its exception there."""
 
     def any(self, flag: bool) -> bool:
         """Return whether `flag` is true on any rank."""

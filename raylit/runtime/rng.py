@@ -93,7 +93,7 @@ def capture(cuda: bool = True) -> RandomStates:
 
 
 def revert(captured: RandomStates) -> None:
-    """Go back to what `capture` returned."""
+    """Restore the random states from `capture`."""
     python, numpy, cpu, device = captured
     random.setstate(python)
     np.random.set_state(numpy)
@@ -107,7 +107,7 @@ def _uses_cuda() -> bool:
 
 
 def plain(captured: RandomStates) -> StateDict:
-    """Return what `capture` returned as plain data, for `restore`."""
+    """Return the random states from `capture` as plain data, for `restore`."""
     (version, words, gauss), legacy, cpu, device = captured
     _, keys, position, has_gauss, cached = legacy
     states: dict[str, object] = {
@@ -127,7 +127,7 @@ def state(cuda: bool = True) -> StateDict:
 
 
 def restore(states: StateDict) -> None:
-    """Go back to what `state` returned."""
+    """Restore the random states from `state`."""
     torch.set_rng_state(states["torch"])
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words.tolist()), gauss))

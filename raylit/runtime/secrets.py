@@ -110,7 +110,7 @@ def _words(name: str) -> list[str]:
 def without_secrets(text: str) -> str:
     """Return a text as it may be shown or stored.
 
-    User names in URIs stay, what is behind them does not; nor do the values of names such as
+    User names in URIs stay, passwords behind them do not; nor do the values of names such as
     `password` and `token`, in URIs, `key=value` and `key: value`.
 
     Args:
@@ -134,7 +134,7 @@ def without_secrets(text: str) -> str:
 
 
 def has_secret(text: str) -> bool:
-    """Tell whether a text holds what may not be shown."""
+    """Tell whether a text holds a secret that may not be shown."""
     return without_secrets(text) != text
 
 
@@ -167,7 +167,7 @@ def without_secret_values(value: Any) -> Any:
 
 
 def _cut_at_query(rest: str) -> tuple[str, str, str]:
-    """Return what stands before a query or fragment, its mark, and what follows it."""
+    """Return the text before a query or fragment, its mark, and the text after it."""
     cut = re.search(r"[?#]", rest)
     if cut is None:
         return rest, "", ""
@@ -180,7 +180,7 @@ def _cut_at_query(rest: str) -> tuple[str, str, str]:
 
 
 def _without_login(scheme: str, rest: str) -> str:
-    """Return what follows a URI's scheme without password.
+    """Return the part of a URI after its scheme, without the password.
 
     The last @ before the query ends the login: a password that was not quoted may hold an @ or a /,
     and urllib.parse would then take a part of it for the host.
@@ -222,7 +222,7 @@ def _masked_entry(found: re.Match[str]) -> str:
 
 
 def _without_blocks(text: str) -> str:
-    """Return a text with `***` for what is indented below the name of a secret."""
+    """Return a text with `***` for the lines indented below the name of a secret."""
     lines = text.split("\n")
     kept: list[str] = []
     number = 0

@@ -97,7 +97,7 @@ def asking() -> Iterator[None]:
 
 
 def fresh(url: str) -> tuple[AbstractFileSystem, str]:
-    """Return what `file_system` does, without what it remembers of folders.
+    """Return the result of `file_system`, without its memory of folders.
 
     Other processes write there too.
     """
@@ -160,7 +160,7 @@ def downloaded(path: str, options: dict[str, object] | None = None) -> Iterator[
 
 
 def kind_of(mode: int) -> str:
-    """Return what something is that is no file, by its mode."""
+    """Return the kind of something that is no file, by its mode."""
     if stat.S_ISDIR(mode):
         return "a folder"
     if stat.S_ISFIFO(mode):
@@ -169,7 +169,7 @@ def kind_of(mode: int) -> str:
 
 
 def no_file(path: str) -> str | None:
-    """Return what is at a local path that can be read as neither a file nor a folder, else None.
+    """Return the kind of a local path that can be read as neither a file nor a folder, else None.
 
     A device may have no end, and a pipe no other side.
     """

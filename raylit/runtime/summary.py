@@ -185,7 +185,7 @@ class Summary:
 
 
 def summarize(module: nn.Module, max_depth: int = 1) -> Summary:
-    """Find out what a module is made of.
+    """Return the submodules of a module, with their parameters and sizes.
 
     If it has an `example_input_array`, that is passed through it once, in eval mode and without
     gradients, to see the sizes.

@@ -40,7 +40,7 @@ PEAK_FLOPS: list[tuple[tuple[str, ...], float, float, float, float]] = [
 
 
 class Throughput:
-    """Counts what was done and tells the mean rates over the last updates.
+    """Counts batches, samples and operations, and tells the mean rates over the last updates.
 
     `compute` gives `time`, `batches`, `samples` and `lengths` so far; once there are `window_size`
     updates also `device/batches_per_sec`, `device/samples_per_sec`, `device/items_per_sec`,
@@ -97,7 +97,7 @@ class Throughput:
         lengths: int | None = None,
         flops: int | None = None,
     ) -> None:
-        """Take note of what this device has done since the beginning.
+        """Take note of the counts of this device since the beginning.
 
         Each number must be larger than at the update before.
 

@@ -143,7 +143,7 @@ class CallbackConformance:
     def test_it_can_be_pickled_before_and_after(
         self, make: Callable[[], Callback], tmp_path: Path
     ) -> None:
-        """It travels to workers, and what it holds travels back."""
+        """It travels to workers, and its state travels back."""
         callback = pickle.loads(pickle.dumps(make()))
         self.fit(tmp_path, callback)
         home = make()

@@ -48,7 +48,7 @@ class Counts(Callback):
 
 
 class Holds(Callback):
-    """Holds what cannot be pickled once the job runs, beside what can."""
+    """Holds an attribute that cannot be pickled once the job runs, beside one that can."""
 
     def __init__(self) -> None:
         self.num_batches = 0
@@ -84,7 +84,8 @@ class Fails(TinyModel):
 class LauncherConformance:
     """Checks that hold for every launcher.
 
-    Subclass it as `Test...` and override `make` and what the launcher reads of the Trainer.
+    Subclass it as `Test...` and override `make` and the arguments of the Trainer that the launcher
+    reads.
 
     Attributes:
         trainer_arguments: of the Trainer whose jobs are launched, such as `{"num_workers": 2}`.
@@ -171,7 +172,7 @@ class LauncherConformance:
     def test_callbacks_come_home_by_what_they_are(
         self, trainer: Callable[..., Trainer], tmp_path: Path
     ) -> None:
-        """The driver's own objects take what theirs have become; those of the module are added."""
+        """The driver's own callbacks take the state of their copies; the module's are added."""
         saver = ModelCheckpoint(tmp_path / "ckpt", monitor="val_loss")
         done = trainer(
             callbacks=[EarlyStopping("train_loss", patience=2), saver], enable_checkpointing=None

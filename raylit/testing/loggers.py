@@ -73,7 +73,8 @@ def log_in_another_process(
 class LoggerConformance:
     """Checks that hold for every logger.
 
-    Subclass it as `Test...`, override `make` and `history`, and what else the logger can show.
+    Subclass it as `Test...`, override `make` and `history`, and the methods for all else that the
+    logger can show.
 
     Example:
         >>> class TestCSVLogger(LoggerConformance):
@@ -94,7 +95,7 @@ class LoggerConformance:
         raise NotImplementedError
 
     def history(self, logger: Logger) -> list[tuple[str, int, float]]:
-        """Read back from the store what was logged.
+        """Read the logged values back from the store.
 
         Name, step and value of each metric, in any order. To override.
         """
@@ -141,7 +142,7 @@ class LoggerConformance:
     def test_goes_on_in_other_processes(self, opened: Logger) -> None:
         """Processes that start from the pickled logger, one after the other, write into one run.
 
-        What is replayed stands there once.
+        Replayed values stand there once.
         """
         copy = pickle.loads(pickle.dumps(opened))
         assert (copy.name, copy.version, copy.run_id) == (

@@ -40,7 +40,7 @@ class RandomDataset(Dataset[Tensor]):
 class BoringModel(LightningModule):
     """One linear layer, 32 to 2, that learns to answer 1; it logs nothing and brings its own data.
 
-    Override what a test is about.
+    Override the methods that a test is about.
 
     Example:
         >>> Trainer(max_epochs=1).fit(BoringModel())

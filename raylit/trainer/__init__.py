@@ -1,7 +1,7 @@
 """The Trainer.
 
-`trainer.py` has what users call, `view.py` what they read, `settings.py` its arguments, `driver.py`
-the beginning and the end of a job in the user's process.
+`trainer.py` has the methods that users call, `view.py` the attributes that they read, `settings.py`
+its arguments, `driver.py` the beginning and the end of a job in the user's process.
 
 From outside, users and the folders above import Trainer.
 Never here: how a step flows, or how processes are started.

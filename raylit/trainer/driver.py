@@ -98,7 +98,7 @@ def origin_of(model: LightningModule) -> find.Origin:
 
 
 def _check_kind(fn: str, datamodule: object) -> None:
-    """Find out whether what was given as a datamodule is one.
+    """Check that the object given as a datamodule is one.
 
     Raises:
         ConfigError: it is not.

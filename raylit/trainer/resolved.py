@@ -1,7 +1,7 @@
-"""The config of a fit written in Python: what `raylit fit --config` takes to make the same run.
+"""The config of a fit written in Python, by which `raylit fit --config` makes the same run.
 
-A module is described by its class and its hyperparameters, other objects by what they have kept of
-the arguments that they were made with. What cannot be told is said at the head of the file.
+A module is described by its class and its hyperparameters, other objects by the arguments that they
+have kept. The head of the file names the parts that cannot be told.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _parameters(cls: type) -> list[inspect.Parameter]:
 
 
 def _kept(owner: object, name: str) -> object:
-    """Return what an object has kept of an argument, under its name or with `_` before it."""
+    """Return the value that an object has kept of an argument, as `name` or `_name`."""
     if isinstance(owner, (Callback, Logger)):
         told = owner.config_arguments()
         if name in told:

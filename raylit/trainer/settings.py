@@ -1,6 +1,6 @@
 """The arguments of the Trainer.
 
-From what a user may write to `Settings` and `Limits`, or an error.
+They become `Settings` and `Limits`, or raise an error.
 """
 
 from __future__ import annotations
@@ -246,7 +246,8 @@ INSTEAD = {  # what Lightning's Trainer once had, and what is written today
 def defaults_from_environment(init: Callable[P, None]) -> Callable[P, None]:
     """Decorate the Trainer's `__init__`.
 
-    What is not given is taken from variables such as PL_TRAINER_MAX_EPOCHS, if they are set.
+    Arguments that are not given are taken from variables such as PL_TRAINER_MAX_EPOCHS, if they are
+    set.
 
     Raises:
         ConfigError: also of a variable whose value is not what its argument wants.
@@ -506,7 +507,7 @@ LAUNCHERS = ("ray", "local")
 def launcher_of(
     launcher: str | None, start_method: str | None, num_nodes: int, is_elastic: bool
 ) -> tuple[str, str]:
-    """Return what starts the workers, and how local processes are started.
+    """Return the launcher of the workers, and the start method of local processes.
 
     Args:
         launcher: as given.
@@ -542,7 +543,7 @@ def launcher_of(
 
 
 def resources(given: object) -> dict[str, float] | None:
-    """Return what each worker reserves, by name, or None for the default.
+    """Return the resources that each worker reserves, by name, or None for the default.
 
     Raises:
         ConfigError: it is no such dict, or a worker cannot have so much.
@@ -856,7 +857,7 @@ class Plugins:
 
     @classmethod
     def of(cls, plugins: object, precision: str | int | None, sync_batchnorm: bool) -> Plugins:
-        """Return what the plugins given to the Trainer say, beside its other arguments.
+        """Return the settings of the Trainer's plugins, checked against its other arguments.
 
         Raises:
             ConfigError: there are two of a kind, one contradicts an argument, or is not taken.

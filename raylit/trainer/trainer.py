@@ -386,7 +386,7 @@ class Trainer(TrainerView):
         datamodule: LightningDataModule | None = None,
         verbose: bool = True,
     ) -> CheckReport:
-        """Look for faults of a model before it is trained, and estimate what an epoch costs.
+        """Look for faults of a model before it is trained, and estimate the cost of an epoch.
 
         The arguments are as in `fit`; see `raylit.check`. A copy is trained: model, data and random
         states are left as they are. `verbose` prints the findings.
@@ -416,8 +416,8 @@ class Trainer(TrainerView):
     ) -> ExportReport:
         """Write `forward` of a model, in eval mode, to a file that runs without raylit.
 
-        The file takes any number of samples. What it computes is compared with the module on
-        validation batches, of the sizes they have and of one sample; if it differs, nothing is
+        The file takes any number of samples. Its outputs are compared with the module's on
+        validation batches, of the sizes they have and of one sample; if they differ, nothing is
         written. Runs in this process, on the CPU, in float32; callbacks and loggers rest.
 
         Args:
@@ -543,7 +543,7 @@ class Trainer(TrainerView):
     ) -> tuple[Any, str | None]:
         """Have `alone`, a Trainer without callbacks, do a task with a model and validation data.
 
-        Returns what the task gives, and the checkpoint that the weights are of.
+        Returns the result of the task, and the checkpoint that the weights are from.
         """
         if model is None:
             model = self._module
@@ -596,7 +596,7 @@ class Trainer(TrainerView):
         filepath: str | os.PathLike[str],
         storage_options: dict[str, object] | None,
     ) -> None:
-        """Write what this process has of a job run in others: the model, without optimizers."""
+        """Write the part of a remote job that came home: the model, without optimizers."""
         warn_once(
             f"{filepath} is written without the state of optimizers, which was in the workers. The"
             " checkpoints that ModelCheckpoint saves have it."
@@ -691,9 +691,9 @@ class Trainer(TrainerView):
         )
 
     def opened_for(self, weights_only: bool | None) -> find.Opened | None:
-        """Return what takes a checkpoint that is read before a job, which then reads it no more.
+        """Return the holder of a checkpoint that is read before a job, which then need not read it.
 
-        None: where the job runs elsewhere, or opens the file otherwise.
+        None where the job runs elsewhere, or opens the file otherwise.
         """
         # where code may run, the file is opened by whoever lets it
         is_own = weights_only is not False and self.checkpoint_io is None

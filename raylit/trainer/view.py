@@ -1,7 +1,7 @@
 """The `trainer` that user code reads: on every rank while a job runs, on the driver afterwards.
 
-Also what it may set: attributes that are a `Limit`, and `callbacks`, `loggers`, `optimizers` and
-`should_stop`.
+User code may set some of it: attributes that are a `Limit`, and `callbacks`, `loggers`,
+`optimizers` and `should_stop`.
 """
 
 from __future__ import annotations
@@ -658,7 +658,7 @@ class TrainerView:
         )
 
     def renewed_by(self, name: str) -> str | None:
-        """Tell what comes after an epoch's last batch and gives a metric a value of these weights.
+        """Return the event after an epoch's last batch that renews a metric with these weights.
 
         Returns:
             `validation`, `epoch` for the epoch's end, which also brings the first value of an epoch

@@ -1,4 +1,4 @@
-"""Names for the types of what a sweep tries and is told."""
+"""Names for the types of the values that a sweep tries and of its reports."""
 
 from __future__ import annotations
 

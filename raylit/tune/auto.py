@@ -1,8 +1,8 @@
-"""A sweep file made from a config alone: what to vary, how far, and why, each in one line.
+"""A sweep file made from a config alone: each value to vary, how far, and why, in one line.
 
-What is known of a model and its data without a person: the types, names and values of their
-constructors' arguments, what a learning-rate finder says, how fast batches of other sizes are
-trained. The file is written to be edited.
+It uses all that is known of a model and its data without a person: the types, names and values of
+their constructors' arguments, the result of a learning-rate finder, the speed of batches of other
+sizes. The file is written to be edited.
 """
 
 from __future__ import annotations
@@ -400,7 +400,7 @@ def _constructor(found: Proposal, scope: str, spec: object) -> None:
 def propose_argument(
     name: str, wanted: object, value: object
 ) -> tuple[Mapping[str, Sequence[object]], str] | str:
-    """Return what to try of an argument and why; or why to leave it as it is."""
+    """Return the values to try for an argument and why, or why to leave it as it is."""
     options = _plain_of(wanted)
     if get_origin(options) is Literal:
         return {"choice": list(get_args(options))}, "the values of its type, Literal"
@@ -478,7 +478,7 @@ def _regularization(
 
 
 def hand_written(found: Proposal, config: Mapping[str, object]) -> dict[str, object]:
-    """Return the values that the config has for what is varied."""
+    """Return the values that the config has for the varied keys."""
     values: dict[str, object] = {}
     for line in found.space:
         if not isinstance(line.value, Mapping):

@@ -37,7 +37,7 @@ class Capacity:
 
 
 def capacity_for(spec: SweepSpec) -> Capacity:
-    """Return what each trial reserves and how many the cluster takes at a time.
+    """Return the resources of each trial and how many trials the cluster takes at a time.
 
     Raises:
         SweepError: the cluster has not enough for one trial and cannot grow to it.
@@ -72,7 +72,7 @@ def _bundle(own: dict[str, float]) -> dict[str, float]:
 
 
 def _largest() -> dict[str, float]:
-    """Return what the cluster has, or can grow to."""
+    """Return the resources that the cluster has, or can grow to."""
     has: dict[str, float] = dict(ray.cluster_resources())
     grows = most_resources() or {}
     return {name: max(has.get(name, 0), grows.get(name, 0)) for name in {*has, *grows}}

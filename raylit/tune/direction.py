@@ -23,7 +23,7 @@ LESS = {
 def direction_of(metric: str) -> Literal["min", "max"] | None:
     """Return whether a metric is to be small or large, None if its name does not tell.
 
-    The last word counts that is known, as in `val_auc_loss`; what is called negative does not tell.
+    The last known word counts, as in `val_auc_loss`; a name with `neg` or `negative` does not tell.
 
     Example:
         >>> direction_of("val_mean_dice"), direction_of("val/loss"), direction_of("val_score")

@@ -100,7 +100,7 @@ class SweepDisplay:
             self._live = None
 
     def changed(self, trial: TrialResult, event: str) -> None:
-        """Take note of what has happened to a trial; say it where there is no terminal."""
+        """Take note of a change of a trial; say it where there is no terminal."""
         with self._lock:
             if trial.score is not None and self._is_best(trial):
                 self._best = trial

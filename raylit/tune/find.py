@@ -51,7 +51,7 @@ def find_sweep(records: str, sweep: str, wanted: str | bool) -> str:
 
 
 def head_of(folder: str) -> dict[str, object]:
-    """Return what the record of a sweep says of it; empty if there is none."""
+    """Return the description of a sweep in its record; empty if there is none."""
     try:
         with open(os.path.join(folder, FILE), encoding="utf-8") as file:
             head: PlainDict = json.loads(file.readline()).get("sweep", {})
@@ -93,7 +93,7 @@ def unfinished(records: str) -> list[str]:
 
 
 def mark_left(folder: str) -> PlainDict:
-    """Note that a sweep's driver has died, so that it is told once; returns what the sweep is."""
+    """Note that a sweep's driver has died, so that it is told once; return its description."""
     with open(os.path.join(folder, FILE), "a", encoding="utf-8") as file:
         file.write("\n" + json.dumps({"closed": "left"}) + "\n")
     os.remove(os.path.join(folder, LOCK))

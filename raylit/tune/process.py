@@ -62,9 +62,9 @@ class ProcessState:
 
     Covered are the random generators, environment, working directory, `sys.path`, warning filters,
     logging, warnings given once, and torch's and numpy's settings of the whole process; those of a
-    thread, such as the default device, end with the thread in which a trial runs. Not covered
-    is what user code keeps in its own modules and classes: a sweep with `isolate: true` has a
-    process for each trial.
+    thread, such as the default device, end with the thread in which a trial runs. Not covered is
+    the state that user code keeps in its own modules and classes: a sweep with `isolate: true` has
+    a process for each trial.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class ProcessState:
         gc.freeze()
 
     def restore(self) -> None:
-        """Put the process back, and free what the trial before held."""
+        """Put the process back, and free the memory of the trial before."""
         for setting, value in zip(SETTINGS, self._settings, strict=True):
             if setting.read() != value:
                 setting.write(value)

@@ -71,7 +71,7 @@ class Classes:
     # ---- before any trial ----
 
     def check(self, space: Mapping[str, object]) -> None:
-        """Find out whether what is made takes the values of a space.
+        """Check that the module, the datamodule and the Trainer take the values of a space.
 
         Raises:
             SweepError: it does not.
@@ -157,7 +157,7 @@ def _set(
 
 
 def _make(spec: object, factory: Callable[..., T], arguments: Arguments) -> T:
-    """Call the factory, or what a class_path names, with arguments that may be descriptions too."""
+    """Call the factory, or the class of a class_path; the arguments may be descriptions too."""
     if isinstance(spec, Mapping):
         inner = dict(spec.get("init_args") or {}) | arguments
         made: T = build({"class_path": spec["class_path"], "init_args": inner})
@@ -221,7 +221,7 @@ def _annotation(factory: Callable[..., object], argument: str) -> object:
 
 
 def fits(value: object, wanted: object) -> bool:
-    """Tell whether a plain value is of a type; what is no plain type takes everything."""
+    """Tell whether a plain value is of a type; a type that is not plain takes everything."""
     origin = get_origin(wanted)
     if origin in (Union, types.UnionType):
         return any(fits(value, one) for one in get_args(wanted))

@@ -67,7 +67,7 @@ class SweepRecord(Callback):
         self._names: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, str]:
-        """Return next to nothing: Ray Tune pickles what it gets, for a restore that is not its."""
+        """Return next to nothing: Ray Tune pickles its callbacks for a restore not used here."""
         return {"folder": self.folder}
 
     def __copy__(self) -> SweepRecord:
@@ -91,7 +91,7 @@ class SweepRecord(Callback):
         self.head = head if is_new else self.head
 
     def read(self) -> None:
-        """Learn what a driver that is gone had written.
+        """Read the record that a driver that is gone has written.
 
         Raises:
             ConfigError: there is no such sweep.
@@ -145,7 +145,7 @@ class SweepRecord(Callback):
         return self._names[trial.trial_id]
 
     def of(self, trial: Trial) -> TrialResult:
-        """Return what is known of a trial."""
+        """Return the record of a trial."""
         name = self.name_of(trial)
         if name not in self.trials:
             known = self.past.get(int(name.rpartition("-")[2]))

@@ -14,7 +14,7 @@ HEAR_S = 0.2  # between two looks whether the trial is over
 
 
 class _Exchange:
-    """Holds what rank 0 has said until the trial asks for it, and the answer until rank 0 does."""
+    """Holds a message of rank 0 until the trial asks for it, and the answer until rank 0 does."""
 
     def __init__(self) -> None:
         self._said: asyncio.Queue[tuple[str, object]] = asyncio.Queue()
@@ -26,14 +26,14 @@ class _Exchange:
         return await self._answers.get()
 
     async def hear(self, timeout_s: float) -> tuple[str, object] | None:
-        """Return what was said, or None after a while."""
+        """Return the next message, or None after a while."""
         try:
             return await asyncio.wait_for(self._said.get(), timeout_s)
         except TimeoutError:
             return None
 
     async def answer(self, decision: str) -> None:
-        """Answer what was heard last."""
+        """Answer the message that was heard last."""
         await self._answers.put(decision)
 
 
@@ -56,7 +56,7 @@ class RemoteReports:
 
 
 class Listener:
-    """Hands what rank 0 reports to the trial's own reporter, which decides, in a thread.
+    """Hands the reports of rank 0 to the trial's own reporter, which decides, in a thread.
 
     Args:
         reporter: the trial's.

@@ -1,4 +1,4 @@
-"""From a fit to the sweep: what a trial reports, when, and how it hears whether it is to go on."""
+"""From a fit to the sweep: the reports of a trial, and the decision whether it is to go on."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ class Reports(Protocol):
 class Reporter:
     """Reports of a fit that runs in a thread of this process, and the file in which they are kept.
 
-    The file outlives driver and process. A trial that is begun again knows from it what it has
-    reported, and which run of MLflow is its own.
+    The file outlives driver and process. A trial that is begun again knows from it its earlier
+    reports and its own run of MLflow.
 
     Args:
         path: the file, one JSON object a line; local or a URL.
@@ -179,9 +179,9 @@ def _read_lines(path: str) -> list[PlainDict]:
 
 
 class TuneReport(Checkpoint):
-    """Reports what was logged, after every validation, or epoch if there is none.
+    """Reports logged values, after every validation, or every epoch if there is none.
 
-    The last of all callbacks, after checkpoints.
+    It is the last of all callbacks, after those that save checkpoints.
 
     Args:
         metrics: what the sweep optimizes, with `min` or `max`; must have been logged.
@@ -413,7 +413,7 @@ def _is_last(trainer: Trainer) -> bool:
 
 
 def _best_path(trainer: Trainer, metrics: Mapping[str, str]) -> str:
-    """Return the best checkpoint: by the sweep's metric, or by what the first saver watches."""
+    """Return the best checkpoint by the sweep's metric, else by that of the first saver."""
     savers = [one for one in trainer.callbacks if isinstance(one, ModelCheckpoint)]
     wanted = next(iter(metrics.items()))
     saver = next((one for one in savers if (one.monitor, one.mode) == wanted), None)

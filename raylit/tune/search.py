@@ -117,7 +117,8 @@ def make_search(
 def seed_after(seed: object, number: int) -> object:
     """Return the seed of a search that knows of trials which it has not drawn itself.
 
-    Its own seed would have it draw first what those have tried. What is no number stays.
+    Its own seed would have it draw first the values that those have tried. A seed that is no number
+    stays.
     """
     if not isinstance(seed, int) or number == 0:
         return seed
@@ -312,7 +313,7 @@ class OptunaSearcher(Searcher):
     # ---- values and parameters ----
 
     def _draw(self, trial: Trial, name: str, value: object) -> Value:
-        """Return a value of the space with what the study suggests in place of domains."""
+        """Return a value of the space with the study's suggestions in place of domains."""
         if isinstance(value, Categorical):
             options = options_of(value)
             if all(isinstance(option, SCALARS) for option in options):
@@ -382,7 +383,7 @@ def distribution(value: Domain) -> FloatDistribution | IntDistribution:
 
 
 def _check(value: object, name: str = "") -> None:
-    """Find what Optuna cannot sample.
+    """Refuse values that Optuna cannot sample.
 
     Raises:
         SweepError: there is such a thing.

@@ -17,11 +17,11 @@ from ray.air.execution.resources.placement_group import PlacementGroupAcquiredRe
 
 
 class Slots(PlacementGroupResourceManager):
-    """Reserves for so many trials at a time; what is asked for beyond waits here.
+    """Reserves for so many trials at a time; further requests wait here.
 
     Ray Tune's own limit is one of the search and counts paused trials too. With it HyperBand
     compared no more trials than ran at a time: a bracket of 5 with 2 at a time stopped none. A
-    population was as small.
+    population of trials was as small.
 
     Attributes:
         number: of trials that run at a time.

@@ -109,7 +109,7 @@ def domains(value: object) -> Iterator[object]:
 
 
 def options_of(value: Categorical | Grid) -> list[Value]:
-    """Return what a choice or a grid chooses from."""
+    """Return the options of a choice or a grid."""
     return list(value.categories if isinstance(value, Categorical) else value["grid_search"])
 
 
@@ -131,7 +131,7 @@ def combinations(value: object) -> int:
 
 
 def examples(value: object, num_drawn: int = 3) -> Iterator[Value]:
-    """Yield values a key may take: all that are listed, the ends and some of what is sampled."""
+    """Yield values that a key may take: all that are listed, and samples of each domain."""
     if _has_options(value):
         for option in options_of(value):
             yield from examples(option, num_drawn)
@@ -301,7 +301,7 @@ def domain(name: str, word: str, arguments: object, path: Key = ()) -> object:
 
 
 def _check_range(name: str, word: str, given: Mapping[str, float], path: Key) -> None:
-    """Find what Ray Tune would sample from all the same.
+    """Refuse ranges that are wrong, but from which Ray Tune would sample all the same.
 
     Raises:
         SweepError: a range is empty or reversed, a bound is no whole number, or a quantum does not

@@ -33,7 +33,7 @@ NAME = re.compile(r"[\w.\- ]+")
 
 
 class SweepSettings(TypedDict, total=False):
-    """The settings of a sweep as keywords of `Tuner.sweep`; see SweepSpec for what they mean."""
+    """The settings of a sweep as keywords of `Tuner.sweep`; see SweepSpec for their meaning."""
 
     space: Mapping[str, object]
     metric: str | Sequence[Mapping[str, str]]
@@ -54,7 +54,7 @@ class SweepSettings(TypedDict, total=False):
 
 @dataclass
 class SweepSpec:
-    """A sweep: what it tries, and how.
+    """A sweep: the values that it tries, and how.
 
     Attributes:
         space: names to values: `model.*` are arguments of the module, `data.*` of the datamodule,
@@ -344,7 +344,7 @@ class SweepSpec:
         return schedule.make_scheduler(self, max_epochs)
 
     def make_stopper(self) -> stops.Stops:
-        """Return what ends trials and the sweep by `stop`.
+        """Return the stoppers of trials and of the sweep that `stop` asks for.
 
         Raises:
             SweepError: a word or a value is wrong.

@@ -124,7 +124,7 @@ class EndOfSweep(Stopper):
 
 
 def make_stopper(spec: SweepSpec) -> Stops:
-    """Return what ends trials and the sweep.
+    """Return the stoppers of trials and of the sweep.
 
     Raises:
         SweepError: a word or a value is wrong.

@@ -79,7 +79,7 @@ class SweepRecipe(Protocol):
     def __call__(self, values: Values) -> Made: ...
 
     def best_config(self, values: Mapping[str, object], seed: int) -> str:
-        """Return as YAML a config that does what a trial with these values and this seed did."""
+        """Return as YAML a config that repeats a trial with these values and this seed."""
 
 
 @dataclass
@@ -260,7 +260,7 @@ def _seed(spec: SweepSpec, record: SweepRecord) -> int:
 
 
 def _fingerprint(spec: SweepSpec) -> PlainDict:
-    """Return what must be the same in a sweep that goes on."""
+    """Return the settings that must be the same in a sweep that goes on."""
     return {
         "space": {key: text_of(value) for key, value in spec.space.items()},
         "metrics": spec.metrics,
@@ -322,7 +322,7 @@ def _how_to_go_on(name: str, command: Callable[[str], str] | None = None) -> str
 
 
 def _wanted(spec: SweepSpec) -> dict[str, float]:
-    """Return what one trial reserves in all."""
+    """Return the resources that one trial reserves in all."""
     own = {name: float(amount) for name, amount in spec.resources.items() if name != "num_workers"}
     return {name: amount * max(1, spec.num_workers) for name, amount in own.items()}
 
@@ -408,10 +408,10 @@ def _run(
 
 
 def _why_stopped(spec: SweepSpec, stops: Stops, trial: Trial) -> str | None:
-    """Return what stopped a trial of Ray Tune.
+    """Return the reason why a trial of Ray Tune was stopped.
 
-    A word under `stop`, the end of the sweep, or its scheduler; but schedulers such as ASHA stop
-    also those that have come to their end, which None says.
+    It is a word under `stop`, the end of the sweep, or its scheduler. Schedulers such as ASHA also
+    stop trials that have come to their end: for those it is None.
     """
     if trial.trial_id in stops.reasons:
         return f"stop: {stops.reasons[trial.trial_id]}"
@@ -423,10 +423,10 @@ def _why_stopped(spec: SweepSpec, stops: Stops, trial: Trial) -> str | None:
 
 
 def _points(spec: SweepSpec, before: list[Values]) -> list[Values]:
-    """Return what the search is to begin with.
+    """Return the points with which the search is to begin.
 
-    The trials of before, which it is told of again, and of the user's points those that follow.
-    Random search and grids need not be told, since they draw the same again.
+    They are those of earlier trials, which the search is told of again, and then the rest of the
+    user's points. Random search and grids need not be told, since they draw the same again.
     """
     if spec.search_name in ("random", "grid"):
         return spec.points
@@ -472,7 +472,7 @@ def _announce(parent: MLFlowLogger) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Set what Ray Tune reads from the environment; it then says nothing that the display says."""
+    """Keep Ray Tune from saying again the things that the display says."""
     given = {name: os.environ.get(name) for name in ENVIRONMENT}
     names = ("ray.tune", "ray.train", "ray.air")
     levels = {name: logging.getLogger(name).level for name in names}
@@ -496,7 +496,7 @@ def _quiet() -> Iterator[None]:
 def _collect(
     spec: SweepSpec, record: SweepRecord, parent: MLFlowLogger | None, folder: str, is_killed: bool
 ) -> SweepResult:
-    """Put together what the trials reported, best first."""
+    """Return the result of a sweep from the reports of its trials, best first."""
     for trial in record.trials.values():
         if trial.status in ("running", "paused", "pending"):
             trial.status = "killed" if is_killed else "stopped"

@@ -108,11 +108,11 @@ def close_left(parent: MLFlowLogger, trials: Mapping[str, TrialResult], is_kille
 def tag_trials(
     parent: MLFlowLogger, trials: Collection[TrialResult], changed: Collection[str]
 ) -> None:
-    """Tag the runs of trials with what stopped them, and with the values that gave their score.
+    """Tag the runs of trials with the reason for their end, and the values that gave their score.
 
-    At the end of the sweep: a trial's own process knows only that it was stopped, and says so
-    before; a run's parameters are the values that it began with. A store takes some milliseconds
-    for each.
+    This is done at the end of the sweep: a trial's own process knows only that it was stopped, and
+    says so before; a run's parameters are the values that it began with. A store takes some
+    milliseconds for each.
 
     Args:
         parent: the sweep's run.
@@ -136,12 +136,12 @@ def tag_trials(
 
 
 def keep_view(parent: MLFlowLogger, result: SweepResult) -> str | None:
-    """Keep in MLflow how the trials are best looked at; return where, or None if that failed.
+    """Keep in MLflow the best view of the trials; return its address, or None if that failed.
 
     The page shows parallel coordinates of the swept keys and the metrics, of this sweep's trials
     alone. MLflow's own page to compare runs takes no keys and draws the first 3 that differ. The
-    form of what is kept is that of its button "Share": a tag of the experiment, whose length is
-    limited, so that it is compressed.
+    view has the form of MLflow's button "Share": a tag of the experiment, whose length is limited,
+    so that it is compressed.
     """
     swept = sorted({key for trial in result.trials for key in _varied(trial, result.spec)})
     chart = {

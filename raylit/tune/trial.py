@@ -2,7 +2,7 @@
 
 Ray Tune calls `TrialActor`, by which one process runs one trial after the other. Each begins with
 the process as the first one found it (`process.py`), with objects of its own, unpickled anew, and
-with a seed that follows from its number, so that it gives what a new process would give.
+with a seed that follows from its number, so that its results are those of a new process.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class TrialActor(Trainable):
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, object]) -> bool:
-        """End what is left of the trial before and begin with the next.
+        """End the trial before, if it still runs, and begin with the next.
 
         Raises:
             LaunchError: the trial before does not end; Tune starts the next in another process.
@@ -188,7 +188,7 @@ class TrialActor(Trainable):
 
 
 def trainable(pickled: object) -> type[TrialActor]:
-    """Return what Ray Tune is to run for a sweep.
+    """Return the class that Ray Tune is to run for a sweep.
 
     Args:
         pickled: a reference to its pickled plan.
@@ -230,11 +230,11 @@ class TrialFit:
         )
 
     def past_reports(self) -> list[Metrics]:
-        """Return what the trial reported under a driver that is gone."""
+        """Return the reports of the trial under a driver that is gone."""
         return list(self.reporter.past) if self._is_resumed else []
 
     def next_report(self) -> Metrics | None:
-        """Let the fit go on; return what it reports next, or None when it has ended."""
+        """Let the fit go on; return its next report, or None when it has ended."""
         if self._thread.ident is None:
             ended = (self.plan.ended or {}).get(self.name, self.reporter.has_ended)
             if self._is_resumed and ended:
@@ -345,7 +345,7 @@ class TrialFit:
         )
 
     def _of_best(self, trainer: Trainer) -> ModelCheckpoint:
-        """Return what saves in place of the ModelCheckpoint that the Trainer has added."""
+        """Return the callback that saves in place of the ModelCheckpoint added by the Trainer."""
         metric, mode = next(iter(self.plan.metrics.items()))
         return BestCheckpoint(
             monitor=metric,
@@ -391,7 +391,7 @@ class TrialFit:
 
 
 def warm_up(with_mlflow: bool) -> None:
-    """Import what the first fit would, and make one optimizer, whose first step imports more."""
+    """Import the modules of a first fit, and make one optimizer, whose first step imports more."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     state = rng.state()
     optimizer = torch.optim.Adam([parameter])

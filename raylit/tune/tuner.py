@@ -243,7 +243,7 @@ class Tuner:
         data: GivenData,
         datamodule: LightningDataModule | None,
     ) -> None:
-        """Run the job `method` as far as the finder's search, and put back what that changes.
+        """Run the job `method` as far as the finder's search, and undo its changes.
 
         The finder is the first of the callbacks.
         """

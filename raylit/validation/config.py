@@ -57,9 +57,9 @@ class ValidationConfig:
 
 
 def config_of(given: bool | ValidationConfig, is_trial: bool) -> ValidationConfig | None:
-    """Return what `Trainer(async_validation=...)` means.
+    """Return the config that `Trainer(async_validation=...)` means.
 
-    None: validation runs where training does, as it does in a trial run.
+    None means that validation runs where training does, as it does in a trial run.
 
     Raises:
         ConfigError: it is something else.

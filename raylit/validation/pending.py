@@ -1,12 +1,12 @@
 """Validation that training does not wait for.
 
-Of a checkpoint, in a Ray task, its values reported for the step they belong to.
+It validates a checkpoint in a Ray task, and its values are reported for the step they belong to.
 
 When validation is due the run is copied, and a thread writes the copy to a file. Once that is
 whole, a task (see `launch/on_ray/validation.py`) loads it and validates it as `Trainer.validate`
 would. Some batches later its values arrive. Between two batches the loggers then get them at their
 step, and EarlyStopping and ModelCheckpoint get a snapshot of the run as it was (`snapshot.py`) and
-judge them as if they had waited; what ModelCheckpoint saves is the file that was validated.
+judge them as if they had waited; ModelCheckpoint saves the file that was validated.
 
 Values arrive in the order of their validations, on all ranks between the same two batches.
 """
@@ -109,7 +109,7 @@ class AsyncValidation:
     # ---- to begin one ----
 
     def check(self) -> None:
-        """Find what cannot wait for values, as far as the sanity check told what validation logs.
+        """Refuse schedulers that cannot wait for the values known from the sanity check.
 
         Raises:
             ConfigError: a ReduceLROnPlateau watches one of them.
@@ -191,7 +191,7 @@ class AsyncValidation:
             self._tasks().wait(self._pending[0].path, seconds)
 
     def collect(self) -> None:
-        """Take what has arrived.
+        """Take the values that have arrived.
 
         Raises:
             Exception: what the user's code raised in a validation.

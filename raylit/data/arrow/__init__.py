@@ -1,7 +1,8 @@
 """Parquet, Arrow IPC, CSV and JSON lines as batches of tensors; the only place for pyarrow.
 
-From outside, import `ArrowDataset`, `ArrowLoader`, `ParquetDataModule` and what the command line
-shows. Never belongs here: samplers of torch's loaders, ray.data, and anything that the loop does.
+From outside, import `ArrowDataset`, `ArrowLoader`, `ParquetDataModule`; the command line also takes
+`convert` and `describe`. Never belongs here: samplers of torch's loaders, ray.data, and anything
+that the loop does.
 """
 
 from raylit.data.arrow.datamodule import ParquetDataModule

@@ -1,4 +1,4 @@
-"""Making what comes next in a thread, while what came before is used."""
+"""Making items ahead in a thread, while those before are used."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class Column:
 def column_of(
     field: pa.Field, nulls: object, is_category: bool, float_dtype: torch.dtype
 ) -> Column:
-    """Return what a column becomes by its type alone.
+    """Return the `Column` that a field becomes by its type alone.
 
     Raises:
         DataError: nothing can be made of it, or its nulls cannot be treated so.
@@ -364,7 +364,7 @@ def _tensors(column: Column, array: pa.ChunkedArray, where: str) -> np.ndarray:
 
 
 def _check_within(column: Column, num_nulls: int, where: str) -> None:
-    """Refuse nulls within lists and tensors of which nobody said what becomes of them."""
+    """Refuse nulls within lists and tensors for which no treatment was given."""
     if num_nulls and column.nulls == "error":
         assert column.element is not None
         how = "a value" if pa.types.is_integer(column.element) else "'nan' or a value"
@@ -817,7 +817,7 @@ def _chosen(
     features: Sequence[str] | None,
     targets: Sequence[str],
 ) -> list[str]:
-    """Return the columns to read, each once: `columns`, else what is named, else all."""
+    """Return the columns to read, each once: `columns`, else `features`, else all; plus targets."""
     if columns is not None:
         left_out = [one for one in (*(features or ()), *targets) if one not in columns]
         if features is not None and left_out:

@@ -149,7 +149,7 @@ class ParquetDataModule(LightningDataModule):
     # ---- what there is ----
 
     def prepare_data(self) -> None:
-        """Compute what is not yet kept beside the data; the ranks of this node then read it."""
+        """Compute the statistics that are not kept yet; the ranks of this node then read them."""
         opened = self._open()
         if needs_statistics(opened["train"].form) and self._restored is None:
             self._known_statistics(opened["train"])
@@ -210,7 +210,7 @@ class ParquetDataModule(LightningDataModule):
         )
 
     def statistics(self) -> dict[str, ColumnStatistics]:
-        """Return what is known of each column of the training part.
+        """Return the statistics of each column of the training part.
 
         See `ArrowDataset.statistics`.
         """
@@ -262,7 +262,7 @@ class ParquetDataModule(LightningDataModule):
     # ---- checkpoints ----
 
     def state_dict(self) -> StateDict:
-        """Return what identifies the data, and the statistics that it is encoded with."""
+        """Return the digest of the data, and the statistics that it is encoded with."""
         if not self._parts:
             return dict(self._restored or {})
         known = to_plain(self._statistics) if self._statistics is not None else None

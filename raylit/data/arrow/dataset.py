@@ -46,8 +46,8 @@ class ArrowDataset:
 
     Give it, or its `loader`, wherever a DataLoader is taken.
 
-    What there is to read is looked at when it is made: files, columns, numbers of rows. Rows are
-    read when a loader begins, in each process by itself.
+    Files, columns and numbers of rows are looked up when it is made. Rows are read when a loader
+    begins, by each process for itself.
 
     Args:
         source: a path, a URL (`s3://`, `gs://`, all that fsspec knows), a folder (also one
@@ -208,7 +208,7 @@ class ArrowDataset:
         return len(self.encoding.vocabulary[column]) + 1
 
     def statistics(self) -> dict[str, ColumnStatistics]:
-        """Return what is known of each column, over these rows, which are read once for it."""
+        """Return the statistics of each column over these rows, which are read once for them."""
         if self._statistics is None:
             self._statistics = statistics_of(self)
         return self._statistics
@@ -275,7 +275,7 @@ class ArrowDataset:
     # ---- how it is read ----
 
     def _check_nulls(self) -> None:
-        """See what the files themselves say of nulls.
+        """Check the counts of nulls that the files themselves record.
 
         Raises:
             DataError: there are some in a column for which nobody spoke of them.
@@ -289,7 +289,7 @@ class ArrowDataset:
             )
 
     def _choose_mode(self) -> None:
-        """Choose how to read, and say in one line what was chosen and why."""
+        """Choose how to read, and say the choice and its reason in one line."""
         rows = len(self)
         num_bytes = rows * self._row_bytes()
         is_mappable = isinstance(self.source, FileSource) and self.source.is_mappable
@@ -479,7 +479,7 @@ def needs_statistics(form: Form) -> bool:
 
 
 def encoding_of(form: Form, statistics: Mapping[str, ColumnStatistics]) -> Encoding:
-    """Return what the columns of a form need of statistics.
+    """Return the vocabularies, means and scales that the columns of a form need.
 
     Raises:
         DataError: a mean is wanted of a column that has no values.

@@ -1,4 +1,4 @@
-"""A description of a table, and of what raylit would make of each column."""
+"""A description of a table, and of the form in which raylit would read each column."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Described:
 
 
 def describe(source: object, types: Mapping[str, str] | None = None) -> tuple[str, list[Described]]:
-    """Return a line on the data, and what there is to say of each column; reads all rows once.
+    """Return a line on the data, and a description of each column; reads all rows once.
 
     Raises:
         DataError: the data cannot be read.

@@ -229,7 +229,7 @@ class ArrowLoader(PositionedLoader):
         return self.dataset.mode == "stream"
 
     def _reader(self, keeps_window: bool = False) -> Reader:
-        """Return what reads this epoch.
+        """Return the reader of this epoch.
 
         Raises:
             DataError: the epoch was begun with all rows mixed, which cannot be streamed.
@@ -385,9 +385,10 @@ class ArrowLoader(PositionedLoader):
         return rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
 
     def go_on(self, state: StateDict, batch: int, counted: int) -> None:
-        """Let the next iteration be the rest of the epoch that `state_dict` told of.
+        """Let the next iteration be the rest of the epoch that `state` describes.
 
-        What other ranks, or other batches, have left of it is dealt out anew.
+        If other ranks, or batches of another size, have read the beginning, the rest is dealt out
+        anew.
 
         Args:
             state: of this rank, or if they were another number, of any.
@@ -413,7 +414,7 @@ class ArrowLoader(PositionedLoader):
         self.begins_at = 0
 
     def rest(self, loader: Loaders) -> Iterator[Batch]:
-        """Begin to read what is left of the epoch, from batch `begins_at` on."""
+        """Begin to read the rest of the epoch, from batch `begins_at` on."""
         self.goes_on = True
         return iter(loader)
 

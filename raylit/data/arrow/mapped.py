@@ -1,6 +1,6 @@
 """Rows of Arrow IPC on local disk, mapped into memory.
 
-The system reads what is asked for and keeps what there is room for.
+The system reads the pages that are asked for and keeps those for which there is room.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _without(layout: Layout, done: set[str]) -> Layout:
 def _addresses(arrays: list[pa.ChunkedArray], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """Return memory as one array, and where in it the values of each piece and column begin.
 
-    It begins at the lowest of them, and what lies between the files is never touched.
+    It begins at the lowest of them; the memory between the files is never touched.
     """
     places = np.array(
         [

@@ -1,4 +1,4 @@
-"""Reading what lies in memory, or is mapped into it: any row at any time."""
+"""Reading data that lies in memory, or is mapped into it: any row at any time."""
 
 from __future__ import annotations
 

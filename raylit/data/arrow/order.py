@@ -1,8 +1,8 @@
 """Which row comes when, by (seed, epoch, position), and which positions are a rank's.
 
-Rows are counted within what is read, which may be a part of the data. Three orders: as they are;
-all rows in one permutation; and for data that does not fit into memory, windows: the pieces are
-permuted, and the rows of some pieces at a time are mixed.
+Rows are counted within the rows that are read, which may be a part of the data. Three orders: as
+they are; all rows in one permutation; and for data that does not fit into memory, windows: the
+pieces are permuted, and the rows of some pieces at a time are mixed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Keyed:
     def __call__(
         self, numbers: np.ndarray[tuple[int], np.dtype[np.int64]]
     ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """Return what the permutation makes of each."""
+        """Return the number to which the permutation moves each of these."""
         found = self._once(numbers.astype(np.uint64))
         outside = np.flatnonzero(found >= self.num)
         while len(outside):

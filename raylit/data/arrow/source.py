@@ -52,7 +52,7 @@ NUM_OPENERS = 16  # files whose footers are read at the same time; at a URL each
 
 @dataclass(frozen=True)
 class File:
-    """One file: `path` in its file system, `name` for messages, and what tells of changes."""
+    """One file: `path` in its file system, `name` for messages, size and stamp to tell changes."""
 
     path: str
     name: str
@@ -86,9 +86,9 @@ class Source(Protocol):
 
     @property
     def digest(self) -> str:
-        """Return what identifies the data.
+        """Return the digest that identifies the data.
 
-        The same for the same rows in the same files, wherever they lie.
+        It is the same for the same rows in the same files, wherever they lie.
         """
 
     def read(self, piece: int, columns: Sequence[str]) -> pa.Table:
@@ -101,9 +101,9 @@ class Source(Protocol):
         """Return the place of a piece in words."""
 
     def null_counts(self, columns: Sequence[str]) -> Iterator[tuple[int, str, int]]:
-        """Return what the files themselves say of nulls.
+        """Yield the counts of nulls that the files themselves record.
 
-        Piece, column and number, where it is not 0.
+        Each is the piece, the column and the number, where that is not 0.
         """
 
 
@@ -295,7 +295,7 @@ def _condition(one: Sequence[Any], schema: pa.Schema) -> tuple[object, ...] | li
 
 
 def in_one_line(error: Exception) -> str:
-    """Return what an exception of Arrow's says, without its line breaks."""
+    """Return the message of an exception of Arrow's, without its line breaks."""
     return " ".join(str(error).split())
 
 
@@ -445,7 +445,7 @@ class FileSource:
         self._digest: str | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave out what is open: another process opens it itself."""
+        """Leave out the open files: another process opens them itself."""
         return {
             **self.__dict__,
             "_fs": None,
@@ -640,7 +640,7 @@ class FileSource:
         return agreed.remove_metadata() if agreed.metadata else agreed
 
     def _difference(self, name: str, first: pa.Schema, file: File, schema: pa.Schema) -> str | None:
-        """Return in what a column differs between the first file and another."""
+        """Return the difference of a column between the first file and another, or None."""
         here, there = first.get_field_index(name) >= 0, schema.get_field_index(name) >= 0
         if here != there:
             with_it, without = (self.files[0], file) if here else (file, self.files[0])
@@ -717,7 +717,7 @@ class FileSource:
         return f"{self.files[one.file].name}, {self._reader.unit} {one.index}"
 
     def null_counts(self, columns: Sequence[str]) -> Iterator[tuple[int, str, int]]:
-        """Return what the files say of nulls; with filters they say nothing of what is left."""
+        """Yield the counts of nulls that the files record; none with filters, which change them."""
         if self._filter is None:
             for number, piece in enumerate(self.pieces):
                 for name, count in self._reader.null_counts(piece, columns):
@@ -735,7 +735,7 @@ class FileSource:
         return table.select(columns)
 
     def partition_expression(self, number: int) -> ds.Expression:
-        """Return what the path of a file says of its rows."""
+        """Return the partition values in a file's path, as an expression on its rows."""
         expression = ds.scalar(True)
         for name, value in self.files[number].partition:
             typed = pa.scalar(value, self._partition.field(name).type)
@@ -829,7 +829,7 @@ class Reader(Protocol):
         """Return them in parts."""
 
     def null_counts(self, piece: Piece, columns: Sequence[str]) -> Iterator[tuple[str, int]]:
-        """Return what the file says of nulls."""
+        """Yield the counts of nulls that the file records."""
 
 
 class ParquetReader:
@@ -1158,7 +1158,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _partition_of(name: str) -> tuple[tuple[str, object], ...]:
-    """Return what the folders of a path such as `year=2024/month=5/a.parquet` say."""
+    """Return the keys and values in a path such as `year=2024/month=5/a.parquet`."""
     found = []
     for part in name.split("/")[:-1]:
         key, is_one, value = part.partition("=")

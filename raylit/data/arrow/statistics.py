@@ -141,7 +141,7 @@ def _as_numbers(column: Column, array: pa.ChunkedArray) -> pa.ChunkedArray | Non
 
 
 def statistics_of(dataset: ArrowDataset) -> dict[str, ColumnStatistics]:
-    """Read all rows of a data set once and return what is known of each of its columns.
+    """Read all rows of a data set once and return the statistics of each of its columns.
 
     Raises:
         DataError: a category has too many values, or the data cannot be read.
@@ -165,7 +165,7 @@ def to_plain(statistics: Mapping[str, ColumnStatistics]) -> dict[str, StateDict]
 
 
 def from_plain(plain: Mapping[str, StateDict]) -> dict[str, ColumnStatistics]:
-    """Return what `to_plain` was given."""
+    """Return the statistics that `to_plain` has turned into plain data."""
     return {
         name: ColumnStatistics(**{**one, "vocabulary": vocabulary_of(one["vocabulary"])})
         for name, one in plain.items()

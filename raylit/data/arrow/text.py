@@ -33,7 +33,7 @@ class TextReader:
     def look(
         self, stream: pa.NativeFile, name: str
     ) -> tuple[pa.Schema, str, list[tuple[int, int, int]]]:
-        """Return columns, what is between them, and start, stop and number of rows of blocks.
+        """Return the columns, the delimiter, and start, stop and number of rows of each block.
 
         Raises:
             DataError: it has no rows, or its first block cannot be understood.
@@ -122,7 +122,7 @@ def _with_nulls(table: pa.Table) -> pa.Table:
 
 
 def delimiter_of(header: bytes) -> str:
-    """Return what is between the values of a CSV, by its first line."""
+    """Return the delimiter of a CSV, by its first line."""
     return "\t" if b"\t" in header and b"," not in header else ","
 
 

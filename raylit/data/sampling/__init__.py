@@ -2,6 +2,6 @@
 
 `plan.py` (open first), `sampler.py`, `sources.py`, `indices.py`.
 
-From outside, `data/loaders.py` and `data/combined.py` import it.
-Never here: what is in a sample.
+From outside, `data/loaders.py` and `data/combined.py` import it. Never here: the contents of a
+sample.
 """

@@ -5,12 +5,12 @@ a plain loop, from the random states at the epoch's first index. Where a rank st
 number, a cursor in samples: those that all ranks together have read. Both are plain data, and a
 checkpoint holds them.
 
-To go on from a cursor, the order is drawn again as it was, what comes before the cursor is left
+To go on from a cursor, the order is drawn again as it was, the samples before the cursor are left
 out, and the rest is dealt out to the ranks there are now, in batches of the size there is now. No
 sample is loaded twice for it. In worker processes the random numbers of a batch depend on the run's
-seed, the epoch and the batch's place in it, not on the worker that happens to load it nor on what
-that loaded before: so a batch is the same with any number of workers, and in an epoch that is
-entered in its middle.
+seed, the epoch and the batch's place in it, not on the worker that happens to load it nor on the
+batches that it loaded before: so a batch is the same with any number of workers, and in an epoch
+that is entered in its middle.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Keeper(Protocol):
 
 
 class SeededBatch(list[object]):
-    """The indices of a batch, with the seed of what is random in its samples."""
+    """The indices of a batch, with the seed of the random numbers in its samples."""
 
     seed: int = 0
 
@@ -243,7 +243,7 @@ class PlannedSampler:
         }
 
     def go_on(self, state: StateDict, batch: int, counted: int) -> None:
-        """Let the next reading be what is left of the one that `state_dict` told of.
+        """Let the next reading be the rest of the one that `state` describes.
 
         Args:
             state: of this rank, or if they were another number, of any.
@@ -336,7 +336,7 @@ class PlannedSampler:
     # ---- reading ----
 
     def rest(self, loader: Loaders) -> Iterator[Batch]:
-        """Begin to read what is left of the epoch that `go_on` told of."""
+        """Begin to read the rest of the epoch for which `go_on` was called."""
         own = self._loaders_generator
         before = None if own is None else own.get_state()
         batches = begin_reading(loader)
@@ -416,7 +416,7 @@ class PlannedSampler:
         return drawn
 
     def _share(self, plan: Plan) -> Iterator[Index]:
-        """Return this rank's share of what comes after the start of a plan."""
+        """Return this rank's share of the indices after the start of a plan."""
         if plan.order_seed is not None:
             order = seeded_order(
                 self._source,
@@ -500,7 +500,7 @@ def planned(loader: Loaders, rank: int, num_ranks: int, number: int, seed: int) 
 
 
 def plan_of(loader: Loaders) -> PlannedSampler | PositionedLoader | None:
-    """Return what plans the reading of `loader`, None if nothing does."""
+    """Return the sampler or loader that plans the reading of `loader`, None if there is none."""
     if isinstance(loader, PositionedLoader):
         return loader
     for name in ("batch_sampler", "sampler"):
@@ -510,9 +510,9 @@ def plan_of(loader: Loaders) -> PlannedSampler | PositionedLoader | None:
 
 
 def keeper_of(loader: Loaders) -> Keeper | None:
-    """Return what keeps its own place: the loader, or an iterable data set read in this process.
+    """Return the object that keeps its own place: the loader, or its data set.
 
-    None if neither does.
+    The data set has to be iterable and read in this process. None if neither keeps its place.
     """
     if isinstance(loader, PositionedLoader):
         return None

@@ -90,7 +90,7 @@ class ShardedSampler(Sampler[Index]):
 
 
 def order_number(seed: int, epoch: int, turn: int = 0) -> int:
-    """Return what the order of an epoch is seeded with; `turn`: how often it was begun before."""
+    """Return the seed for the order of an epoch; `turn`: how often it was begun before."""
     return rng.mix(seed + epoch, turn) if turn else seed + epoch
 
 
@@ -154,12 +154,13 @@ def _dealt(order: Iterator[object], rank: int, size: int, mode: str) -> Iterator
 
 
 def shard(loader: Loaders, world: World, mode: str, alone: bool = False) -> object:
-    """Return a loader that reads this rank's share of what `loader` reads.
+    """Return a loader that reads this rank's share of the samples of `loader`.
 
     The user's loader is copied as it is, never made anew through its constructor, so subclasses and
-    custom collate functions keep working; only what draws the indices is exchanged. Left as they
-    are: loaders other than torch's, iterable data sets, and loaders that already have a distributed
-    sampler; and all of a rank that is alone, unless it is to read in the order of many (`alone`).
+    custom collate functions keep working; only the sampler that draws the indices is exchanged.
+    Left as they are: loaders other than torch's, iterable data sets, and loaders that already have
+    a distributed sampler; and all loaders of a rank that is alone, unless it is to read in the
+    order of several ranks (`alone`).
     """
     if not isinstance(loader, DataLoader) or (
         world.size == 1 and (not alone or isinstance(loader.dataset, IterableDataset))

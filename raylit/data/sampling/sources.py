@@ -76,7 +76,7 @@ class Sources:
         return [_state_of(generator) for generator in self.generators]
 
     def restore_own(self, states: list[RandomState]) -> None:
-        """Bring back what `own` returned; of fewer generators, those."""
+        """Restore the states of the samplers' own generators; with fewer of them, only theirs."""
         for generator, state in zip(self.generators, states, strict=False):
             _restore(generator, state)
 
@@ -85,7 +85,7 @@ class Sources:
         return {"rng": rng.state(), "generators": self.own()}
 
     def restore(self, states: StateDict) -> None:
-        """Bring back what `state` returned."""
+        """Restore the random states from `state`."""
         rng.restore(states["rng"])
         self.restore_own(states["generators"])
 
@@ -102,7 +102,7 @@ class Sources:
             _seed(generator, rng.mix(number, salt))
 
     def salts(self) -> list[int]:
-        """Return what stands for how each of the samplers' own generators was seeded."""
+        """Return a number for each of the samplers' own generators that stands for its state."""
         return [rng.mix(repr(_state_of(generator))) for generator in self.generators]
 
     @contextmanager
@@ -175,7 +175,7 @@ class Stream(Iterator[Index]):
 
 
 def is_torchs_own(sampler: object) -> bool:
-    """Tell whether a sampler is one of torch's, and what it is made of too."""
+    """Tell whether a sampler is one of torch's, and the sampler within it too."""
     if type(sampler) is BatchSampler:
         return is_torchs_own(sampler.sampler)
     return type(sampler) in TORCHS_OWN or isinstance(sampler, (range, list, tuple))

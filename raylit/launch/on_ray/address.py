@@ -96,7 +96,7 @@ def _host_and_port(address: str, what: str) -> tuple[str, int]:
 
 
 def _bounded(find: object) -> str | None:
-    """Return what `find` returns; a name that nobody resolves must not take a minute."""
+    """Return the result of `find`, or a text if it takes too long, as unknown names may."""
     found: list[str | None] = []
     assert callable(find)
     thread = threading.Thread(target=lambda: found.append(find()), daemon=True)

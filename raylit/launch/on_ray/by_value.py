@@ -1,4 +1,4 @@
-"""Brings an object from the driver to processes elsewhere, with what is needed to unpack it."""
+"""Brings an object from the driver to processes elsewhere, with all they need to unpack it."""
 
 from __future__ import annotations
 

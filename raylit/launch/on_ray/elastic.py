@@ -1,10 +1,11 @@
-"""How many workers an elastic job has.
+"""The number of workers of an elastic job.
 
-As many as there is room for, which Ray Train's controller asks here.
+It is as many as there is room for; Ray Train's controller asks for it here.
 
-Ray's own policy takes a cluster as it was up to 20 s ago, without what others use, and ends the
-workers to make them more. This one looks now, at what is free on nodes that answer, so that a start
-never waits for a node that is gone; and to become more it has the workers save and leave.
+Ray's own policy takes a cluster as it was up to 20 s ago, without regard to other users, and ends
+the workers to start more. This one looks at the resources that are free now on nodes that answer,
+so that a start never waits for a node that is gone; and it has the workers save and leave before
+more are started.
 
 This runs in Ray's processes and is sent there as `mailbox.py` is: nothing of raylit is imported.
 """
@@ -95,9 +96,9 @@ class Room:
         return list(groups(self.run).values())
 
     def free(self, nodes: Collection[str]) -> dict[str, dict[str, float]]:
-        """Return what workers can have on each of the nodes.
+        """Return the resources that workers can have on each of the nodes.
 
-        What is free, and what this job has there already.
+        They are those that are free, and those that this job has there already.
         """
         free = free_resources()
         held = Counter(
@@ -235,7 +236,7 @@ class LostNodesAreNoFailures(DefaultFailurePolicy):
         self.restarts = restarts
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-        """Say what becomes of a failure."""
+        """Decide whether a failure ends the job or the workers are restarted."""
         failures = getattr(training_failed_error, "worker_failures", {})
         lost = (
             training_failed_error.preemption_info.preempted_node_ids

@@ -51,14 +51,14 @@ def failure_config(max_failures: int | FailureConfig) -> FailureConfig:
 
 
 def less(failures: FailureConfig, num_failures: int) -> FailureConfig:
-    """Return a FailureConfig that allows what is left after some failures."""
+    """Return a FailureConfig that allows the failures that are left after some."""
     if failures.max_failures == -1 or not num_failures:
         return failures
     return dataclasses.replace(failures, max_failures=max(0, failures.max_failures - num_failures))
 
 
 def failure_of(error: BaseException) -> WorkerFailure:
-    """Return what carries `error`, which is being handled, to the driver."""
+    """Return the WorkerFailure that carries `error`, which is being handled, to the driver."""
     return WorkerFailure(
         time.time(),
         traceback_of(error),
@@ -106,7 +106,7 @@ def raise_original(error: TrainingFailedError) -> NoReturn:
 
 
 def advice(reasons: Iterable[str]) -> str:
-    """Return what can be done about workers that ended for these reasons."""
+    """Return advice about workers that ended for these reasons."""
     again = " Trainer(max_failures=1) has them restarted from the newest checkpoint."
     less = (
         " Fewer workers on a node (resources_per_worker={'CPU': 4}), smaller batches or fewer"

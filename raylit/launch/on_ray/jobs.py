@@ -144,7 +144,7 @@ class JobServer:
             show(new)
 
     def _details(self, name: str) -> JobDetails:
-        """Return what is known of a job, waiting while the cluster does not answer."""
+        """Return the details of a job, waiting while the cluster does not answer."""
         began = time.monotonic()
         is_said = False
         while True:
@@ -165,7 +165,7 @@ class JobServer:
 
 
 def within(limit_s: float, call: Callable[[], T]) -> T:
-    """Return what a call returns, if that takes no longer than some seconds.
+    """Return the result of a call, if that takes no longer than some seconds.
 
     Raises:
         TimeoutError: it takes longer; its thread is left to itself.

@@ -113,7 +113,7 @@ class RayTrainLauncher:
         return result
 
     def prepare(self, job: Job) -> WorkerMain:
-        """Connect to the cluster, and return what the workers are to do, but for their screen.
+        """Connect to the cluster, and return the work for the workers, still without their screen.
 
         Raises:
             ConfigError: the job cannot be sent or run there; no worker was started.
@@ -143,15 +143,15 @@ class RayTrainLauncher:
         info(f"Starting {job.trainer.workers_wanted} Ray workers, each with {each}.")
 
     def watch_for(self, trainer: JobTrainer) -> Watch:
-        """Return what follows the workers of a Trainer."""
+        """Return a watch over the workers of a Trainer."""
         return Watch(
             trainer.min_workers, self.resources, trainer.num_workers if trainer.is_elastic else 0
         )
 
     def run(self, job: Job, work: Callable[[], bytes | None], relay: Relay) -> object:
-        """Have Ray Train call `work` on all workers, again if they are to be started anew.
+        """Have Ray Train call `work` on all workers, and again if they are to be restarted.
 
-        Return what rank 0 returned.
+        Return the result of rank 0.
 
         Raises:
             LaunchError: the workers could not be started, or died too often.
@@ -190,7 +190,7 @@ class RayTrainLauncher:
             )
 
     def end(self, job: Job, relay: Relay) -> None:
-        """Have the workers of a running job save it and leave, and give back what they reserved.
+        """Have the workers of a running job save it and leave, and free their resources.
 
         An interrupt meanwhile ends them at once.
         """
@@ -206,7 +206,7 @@ class RayTrainLauncher:
         self.abort(relay.watch)
 
     def abort(self, watch: Watch) -> None:
-        """End the workers at once, and give back what they reserved."""
+        """End the workers at once, and free their resources."""
         self.is_ended = True
         if self._train_run is not None:
             self._train_run.abort(ABORT_S if watch.is_running else ABORT_S / 10)
@@ -232,7 +232,7 @@ class RayTrainLauncher:
     def _run(
         self, job: Job, work: Callable[[], bytes | None], failures: FailureConfig, relay: Relay
     ) -> object:
-        """Have Ray Train call `work` on all workers, once; return what rank 0 returned."""
+        """Have Ray Train call `work` on all workers, once; return the result of rank 0."""
         trainer = job.trainer
         num_failures = relay.watch.num_failures
         restarts = Restarts(relay.mailbox, failures.max_failures, num_failures)
@@ -313,7 +313,7 @@ def terminated_by_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def leaving_nothing(folder: str, names: list[str]) -> Iterator[None]:
-    """Take away what Ray Train leaves at a place for its runs of these names, which come to be."""
+    """Delete at the end the files of Ray Train's runs in `names`, which may grow until then."""
     missing = [] if "://" in folder else missing_folders(folder)
     try:
         yield
@@ -348,7 +348,7 @@ def _folders(job: Job) -> list[str]:
 
 
 def say_where_to_look(job: Job) -> None:
-    """Say where the job can be followed and what it leaves."""
+    """Say where the job can be followed and where its checkpoints are."""
     for logger in job.trainer.loggers if job.fn != "predict" else ():
         if hasattr(logger, "where"):
             info(f"MLflow: {logger.where()}")

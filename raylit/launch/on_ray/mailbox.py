@@ -36,7 +36,7 @@ class Node(TypedDict):
 
 
 class Mailbox:
-    """An actor that holds what was sent until it is taken.
+    """An actor that holds messages until they are taken.
 
     The newest picture of a stage replaces an older one that nobody took.
 
@@ -102,7 +102,7 @@ class Mailbox:
         self.items.append((kind, content))
 
     def take(self) -> list[Message]:
-        """Return what is held."""
+        """Return the messages held, and forget them."""
         items = self.items
         self.items = []
         return items
@@ -196,9 +196,10 @@ def last_line(text: str) -> str:
 
 
 def reason(failure: BaseException) -> str:
-    """Return the telling line.
+    """Return the line of a failure that tells its reason.
 
-    Of an exception the last one, of Ray's errors that without its list of what might have been.
+    That is the last line of an exception of the run; of an error of Ray's, the line that names a
+    dead actor or too little memory, else the first, without Ray's list of common causes.
     """
     if is_ours(failure):
         return last_line(failure.text)

@@ -147,7 +147,7 @@ def _nodes() -> dict[str, str]:
 def _ask(
     nodes: dict[str, str], question: Callable[[list[str]], list[T]], paths: list[str]
 ) -> dict[str, list[T]]:
-    """Return for each node what it answers to a question about paths.
+    """Return for each node its answer to a question about paths.
 
     Nodes that do not answer are left out with a warning.
     """

@@ -62,9 +62,9 @@ class Notice:
         return self.given
 
     def _driver_ends(self) -> bool:
-        """Tell what the driver answered last, without waiting for it.
+        """Tell whether the driver's last answer ends the job, without waiting for the next.
 
-        Ask again every now and then.
+        The driver is asked again every now and then.
         """
         if self._mailbox is None or time.monotonic() < self._next_question:
             return False

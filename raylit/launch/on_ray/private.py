@@ -1,9 +1,9 @@
 """Ray's private API: everything that raylit takes from it, since any release of Ray may move it.
 
-Ray Train has no public way to name what a run reserves, to ask how many workers an elastic run
-should have, or to end a run from outside; Ray has none to ask which nodes are being drained, or
-whether a cluster can grow. Written against Ray 2.60; `tests/launch/on_ray/test_private.py` fails
-first when a release moves something.
+Ray Train has no public way to name the resources that a run reserves, to ask how many workers an
+elastic run should have, or to end a run from outside; Ray has none to ask which nodes are being
+drained, or whether a cluster can grow. Written against Ray 2.60;
+`tests/launch/on_ray/test_private.py` fails first when a release moves something.
 
 Parts of this run in processes of Ray that do not import raylit (see `mailbox.py`), so nothing of
 raylit is imported here, and nothing of Ray's state is kept in a global: it would be pickled along.
@@ -86,7 +86,7 @@ class ReservedGroup(TypedDict):
 class NamedGroups(WorkerGroup):
     """Workers whose reserved resources carry the name of their run.
 
-    Ray Train leaves them without a name, so that what two runs of one process have reserved can
+    Ray Train leaves them without a name, so that the resources of two runs of one process could
     only be told apart by amount and time; then the end of one run took the other's workers along.
     """
 
@@ -173,7 +173,7 @@ class TrainRun(TorchTrainer):
         return result
 
     def abort(self, timeout_s: float) -> None:
-        """Stop the workers and what holds their resources."""
+        """Stop the workers and the controller that holds their resources."""
         controller = self._controller
         self._controller = None
         if controller is None:
@@ -199,9 +199,9 @@ def groups(run: str = "") -> dict[str, ReservedGroup]:
 
 
 def remove_groups(run: str) -> None:
-    """Give back what a run has reserved; workers that hold it end.
+    """Free the resources that a run has reserved; workers that hold them end.
 
-    Nobody else does if Ray Train's controller was killed.
+    Nobody else frees them if Ray Train's controller was killed.
     """
     for name in groups(run):
         remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
@@ -229,7 +229,7 @@ def draining_nodes() -> Collection[str]:
 
 
 def free_resources() -> dict[str, dict[str, float]]:
-    """Return what is free on each node, by its id."""
+    """Return the free resources of each node, by its id."""
     found: dict[str, dict[str, float]] = ray._private.state.available_resources_per_node()
     return found
 

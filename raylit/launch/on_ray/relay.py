@@ -1,6 +1,6 @@
-"""Carries what the workers have to show to the driver.
+"""Carries the output of the workers to the driver.
 
-The progress of rank 0 to its screen, the rest to whoever watches them.
+The progress of rank 0 goes to the driver's screen, the rest to the watch over the workers.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class RemoteScreen:
         self.mailbox.send.remote("left", rank)
 
     def say(self, text: str) -> None:
-        """Send what the driver is to say, whether it draws or not."""
+        """Send a text that the driver is to say, whether it draws or not."""
         self.mailbox.send.remote("say", text)
 
     def wait(self) -> None:
@@ -74,9 +74,9 @@ class _Lines:
     """A text stream that also sends each complete line to the driver's screen.
 
     Of a line that was drawn again and again, as progress bars do with carriage returns, the last
-    state is sent, and of a long one its beginning: what is kept of an incomplete line is bounded.
+    state is sent, and of a long line its beginning, so that an incomplete line takes little memory.
 
-    What a forked process prints, such as a worker of a loader, goes by a pipe to this one, as Ray
+    The prints of a forked process, such as a worker of a loader, go by a pipe to this one, as Ray
     may not be called there. Other programs write to Ray's log files alone.
     """
 
@@ -105,7 +105,7 @@ class _Lines:
             self._send(whole)
 
     def finish(self) -> None:
-        """Send what has no end."""
+        """Send the rest, a line that has no end."""
         if self._rest:
             self._end("")
 
@@ -114,7 +114,7 @@ class _Lines:
 
 
 def _last_state(line: str) -> str:
-    """Return what a terminal would show of a line last, shortened."""
+    """Return the last state of a line that a terminal would show, shortened."""
     shown, _, now = line.rpartition("\r")
     if not now and shown:  # the line is about to be drawn again, or has ended as on Windows
         now = shown.rpartition("\r")[2] + "\r"
@@ -151,16 +151,16 @@ class _Forked:
                 self._send(line.removesuffix("\n"))
 
     def close(self) -> None:
-        """Send what is left; forked processes that live on print for nobody."""
+        """Send the remaining lines; forked processes that live on print for nobody."""
         os.close(self._sink)
         self._thread.join(CLOSE_S)
 
 
 @contextlib.contextmanager
 def echoing(screen: RemoteScreen, rank: int) -> Iterator[None]:
-    """Show what this worker prints on the driver too, above the progress bar.
+    """Show the prints of this worker on the driver too, above the progress bar.
 
-    Ranks other than 0 are named.
+    Those of ranks other than 0 begin with the rank.
     """
     prefix = f"[rank {rank}] " if rank else ""
 
@@ -180,7 +180,7 @@ def echoing(screen: RemoteScreen, rank: int) -> Iterator[None]:
 
 
 class Relay:
-    """Draws on the driver, in a thread, what the workers send.
+    """Draws on the driver, in a thread, the messages of the workers.
 
     Used as a context manager around a job.
 
@@ -213,7 +213,7 @@ class Relay:
 
     @property
     def is_alive(self) -> bool:
-        """Whether what the workers send still arrives."""
+        """Whether messages of the workers still arrive."""
         return self._thread.is_alive()
 
     def end_workers(self) -> None:

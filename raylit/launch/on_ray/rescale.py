@@ -1,13 +1,11 @@
-"""Training with fewer workers than the most that there may be: what changes.
-
-As little as can be.
+"""Training with fewer workers than the most that there may be, with as few changes as possible.
 
 The measure is the largest number, `max` of `num_workers=(min, max)`: a step takes the batches of so
-many workers, whoever they are of. With fewer, each adds up the gradients of more batches, where the
-batches of a step can be dealt out evenly; else each keeps what it takes, and the step is smaller.
-What the Trainer counts in batches of a worker comes to mean the same data, so that an epoch keeps
-its length; and schedules of the learning rate follow the data too: an epoch takes them as far as
-with all the workers, whose steps may be fewer.
+many workers, whoever processes them. With fewer workers, each adds up the gradients of more
+batches, where the batches of a step can be dealt out evenly; else each keeps its number of batches,
+and the step is smaller. The Trainer's counts of batches of a worker are changed to mean the same
+data, so that an epoch keeps its length; and schedules of the learning rate follow the data too: an
+epoch takes them as far as with all the workers, whose steps may be fewer.
 """
 
 from __future__ import annotations
@@ -58,7 +56,7 @@ class ElasticPlan:
         self.policy = ""
 
     def adapt(self, trainer: JobTrainer, module: LightningModule, fn: str) -> None:
-        """Change what the Trainer counts in batches of a worker.
+        """Change the Trainer's counts of batches of a worker, so that they mean the same data.
 
         To be called once, before the job runs.
         """
@@ -165,6 +163,6 @@ class ElasticPlan:
         return counted_before
 
     def tell(self, where: str) -> None:
-        """Tell the driver where the job begins or goes on, and what becomes of its batches."""
+        """Tell the driver where the job begins or goes on, and how its batches are treated."""
         if self.screen is not None:
             self.screen.went_on("; ".join(filter(None, (where, self.policy))))

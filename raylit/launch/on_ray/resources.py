@@ -19,7 +19,7 @@ WORD_S = 8.0
 
 
 def resources_of(trainer: JobTrainer, gpu: bool) -> dict[str, float]:
-    """Return what each worker of a Trainer reserves.
+    """Return the resources that each worker of a Trainer reserves.
 
     Args:
         trainer: says what else than a CPU.
@@ -60,9 +60,9 @@ def choose_gpu(trainer: JobTrainer) -> bool:
 def check_room(
     num_workers: int, least: int, resources: Mapping[str, float], is_own: bool = False
 ) -> None:
-    """Find out whether workers can be started, now or when the cluster has grown.
+    """Check that workers can be started, now or when the cluster has grown.
 
-    A wait is announced with what is missing.
+    A wait is announced with the missing resources.
 
     Args:
         num_workers: how many are wanted.
@@ -107,9 +107,9 @@ def check_room(
 
 
 def room(resources: Mapping[str, float]) -> int:
-    """Return how many workers the nodes of the cluster hold, if nobody else were there.
+    """Return how many workers the nodes of the cluster could hold, if nobody else were there.
 
-    Each has to fit on one node, so what all nodes have together says too much.
+    Each worker has to fit on one node, so the sum over all nodes says too much.
     """
     wanted = {name: amount for name, amount in resources.items() if amount > 0}
     if not wanted:
@@ -123,7 +123,7 @@ def room(resources: Mapping[str, float]) -> int:
 
 
 def missing(num_workers: int, resources: Mapping[str, float]) -> str:
-    """Return what the cluster lacks for so many workers, as text; empty if it lacks nothing."""
+    """Return the resources that the cluster lacks for so many workers, as text; empty if none."""
     has = ray.cluster_resources()
     lacks = {
         name: amount * num_workers - has.get(name, 0)
@@ -139,13 +139,13 @@ def missing(num_workers: int, resources: Mapping[str, float]) -> str:
 
 
 def asked_for(num_workers: int, resources: Mapping[str, float]) -> str:
-    """Return what workers ask for, as text."""
+    """Return the number of workers and the resources that they ask for, as text."""
     asked = ", ".join(f"{amount * num_workers:g} {name}" for name, amount in resources.items())
     return f"{_number(num_workers, 'worker')} ask{'s' if num_workers == 1 else ''} for {asked}"
 
 
 def there_is(resources: Mapping[str, float]) -> str:
-    """Return what the cluster has of the resources, as text."""
+    """Return the cluster's amounts of the resources, as text."""
     has = ray.cluster_resources()
     free = ray.available_resources()
     there = ", ".join(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Recorder(DummyLogger):
-    """Keeps what a validation sends to loggers.
+    """Keeps the values that a validation sends to loggers.
 
     Attributes:
         rows: what sent it (see `kind`); number of the loader; values; the x-axis.
@@ -138,9 +138,9 @@ class ValidationTasks:
             concurrent.futures.wait([self._futures[path]], timeout=seconds)
 
     def outcome(self, path: str) -> object:
-        """Return what it found, the WorkerFailure it ended with, or in words why there is nothing.
+        """Return its result, the WorkerFailure it ended with, or in words why there is no result.
 
-        It is forgotten then.
+        The validation is forgotten then.
         """
         del self._refs[path]
         try:
@@ -153,7 +153,7 @@ class ValidationTasks:
         )  # this process's own class, to be sent to the other ranks
 
     def cancel(self) -> None:
-        """End what runs."""
+        """End the validations that run."""
         for ref in self._refs.values():
             ray.cancel(ref, force=True)
         self._refs = {}

@@ -1,8 +1,8 @@
 """The environment variables that go along with a job.
 
-A worker has the environment in which Ray was started on its node. What the driver's code has set
-since its own process began goes along with each job, and MLflow's passwords to those that log to
-MLflow. All of it travels in the call and is set in the worker's process alone: a runtime
+A worker has the environment in which Ray was started on its node. Variables that the driver's code
+has set since its own process began go along with each job, and MLflow's passwords with those that
+log to MLflow. All of it travels in the call and is set in the worker's process alone: a runtime
 environment would be shown in Ray's dashboard and written into its logs.
 """
 

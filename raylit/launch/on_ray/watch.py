@@ -1,6 +1,6 @@
-"""Says on the driver what becomes of the workers.
+"""Messages on the driver about the state of the workers.
 
-What they wait for, where they are, that they are started anew.
+They tell that workers wait for resources, where they run, and that they are restarted.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class Watch:
         info(text)
 
     def look(self) -> None:
-        """Say every so often what is asked for and what the cluster has, if that is too little."""
+        """Say now and then how much is asked for and how much there is, if that is too little."""
         now = time.monotonic()
         if self.is_running or now < self._next:
             return

@@ -1,6 +1,6 @@
-"""A worker that comes to no next batch.
+"""The watchdog: it notices a worker that comes to no next batch.
 
-What it does instead is said, and where RAYLIT_TIMEOUT_S asks for it the worker is ended.
+It says what the worker does instead, and ends it where RAYLIT_TIMEOUT_S asks for that.
 
 Ranks that wait for a rank that hangs lose patience by themselves, in the collective that does not
 end. Nobody waits for a rank that is alone, or for one that hangs where the others have nothing to

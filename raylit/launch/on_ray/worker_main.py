@@ -1,6 +1,6 @@
 """The function of each worker.
 
-It is apart from what starts the workers so that they import nothing for it.
+It is apart from the code that starts the workers, so that they do not import that.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class WorkerMain:
     def __call__(self) -> bytes | None:
         """Do the work of this worker.
 
-        Returns what `do` does, pickled, so that what only hands it on need not know it.
+        Returns the result of `do`, pickled, so that code that only hands it on need not know its
+        class.
         """
         result = self.do()
         return None if result is None else packed(result)
@@ -191,7 +192,7 @@ class KeptWorkerMain:
 
 
 def packed(result: Result | Preempted | None) -> bytes:
-    """Return what a job gives back, pickled, but for attributes of callbacks that cannot be."""
+    """Return the result of a job, pickled, but for attributes of callbacks that cannot be."""
     if isinstance(result, Result) and result.state is not None:
         for callback in result.state["callbacks"]:
             callback.leave_behind(cloudpickle.dumps)
@@ -199,7 +200,7 @@ def packed(result: Result | Preempted | None) -> bytes:
 
 
 def _where(job: Job, rank: int) -> Where:
-    """Return what the driver tells of a worker."""
+    """Return the place of a worker, as the driver tells it."""
     address = ray.util.get_node_ip_address()
     device = choose_device(
         job.accelerator or job.trainer.accelerator, int(os.environ["LOCAL_RANK"])

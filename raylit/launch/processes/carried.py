@@ -41,7 +41,7 @@ class Failure:
 
     @staticmethod
     def of(error: BaseException, rank: int) -> Failure:
-        """Return what tells the parent of an exception, which is being handled."""
+        """Return the Failure that tells the parent of an exception, which is being handled."""
         is_consequence = isinstance(error, Terminated) or (
             isinstance(error, Exception) and is_lost_peer(error)
         )
@@ -61,7 +61,7 @@ def leave_result(folder: Path, result: Result) -> None:
 
 
 def leave_failure(folder: Path, error: BaseException, rank: int) -> None:
-    """Leave what ended a rank."""
+    """Leave the exception that ended a rank, for the parent."""
     _write(folder / f"{FAILURE}-{rank}", cloudpickle.dumps(Failure.of(error, rank)))
 
 
@@ -75,12 +75,12 @@ def result_in(folder: Path) -> Result | None:
 
 
 def num_failed(folder: Path) -> int:
-    """Return how many ranks have left what ended them."""
+    """Return how many ranks have left the exception that ended them."""
     return len(list(folder.glob(f"{FAILURE}-*[0-9]")))
 
 
 def failures_in(folder: Path) -> list[Failure]:
-    """Return what ranks have left of their ends, the first one first."""
+    """Return the failures that ranks have left, the first one first."""
     found: list[Failure] = [
         cloudpickle.loads(path.read_bytes()) for path in folder.glob(f"{FAILURE}-*[0-9]")
     ]

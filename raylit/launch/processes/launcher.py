@@ -123,7 +123,7 @@ class ProcessLauncher:
 
 
 def check(job: Job) -> None:
-    """Find what these processes cannot do, before any is started.
+    """Refuse a job that these processes cannot do, before any is started.
 
     Raises:
         ConfigError: with the argument to change.
@@ -144,7 +144,7 @@ def check(job: Job) -> None:
 
 
 def accelerator_for(accelerator: str, use_gpu: bool | None, size: int) -> str:
-    """Return what the ranks compute on: a GPU each, or where that was left open, the CPU.
+    """Return the accelerator of the ranks: a GPU each, or where that was left open, the CPU.
 
     Raises:
         ConfigError: GPUs were asked for, and there are fewer than ranks.
@@ -254,7 +254,7 @@ class Signals:
         self.handed_on = len(self.received)
 
     def raise_again(self) -> None:
-        """Raise here what the last one means."""
+        """Raise here the exception that the last signal stands for."""
         if self.received[-1] == signal.SIGTERM:
             raise Terminated
         raise KeyboardInterrupt

@@ -49,7 +49,7 @@ class SentScreen:
 
 @contextlib.contextmanager
 def drawing(folder: Path) -> Iterator[bool]:
-    """Draw in a `with` block what rank 0 sends.
+    """Draw in a `with` block the pictures that rank 0 sends.
 
     Yields:
         Whether it is to send it.

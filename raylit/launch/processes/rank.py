@@ -97,7 +97,7 @@ def be_forked(job: Job, plan: Plan, folder: Path, rank: int) -> None:
 
 
 def be_rank(job: Job, plan: Plan, folder: Path, rank: int) -> bool:
-    """Do the work of one rank, and leave its result or what ended it.
+    """Do the work of one rank, and leave its result or the exception that ended it.
 
     Returns:
         Whether it was done.

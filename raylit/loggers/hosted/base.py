@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class HostedLogger(Logger):
-    """Sends what is logged to a service, through the service's own package.
+    """Sends logged values to a service, through the service's own package.
 
-    The connection is made on rank 0, on first use; it does not travel to other processes. What the
-    package sends in the background it keeps and tries again by itself.
+    The connection is made on rank 0, on first use; it does not travel to other processes. The
+    package sends in the background; it keeps the values and tries again by itself.
 
     Args:
         prefix: put before the names of metrics.

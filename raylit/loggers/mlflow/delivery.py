@@ -1,10 +1,10 @@
-"""From a journal to the store: in order, each value once, whatever is asked twice.
+"""From a journal to the store: in order, each value once, however often it is sent.
 
 MLflow drops a value whose name, step, time and number it has already, and a journal keeps the time
-that a value was stamped with: a batch whose answer was lost is sent again without harm. What a fit
-logs again because it went on from a checkpoint has other times. It is told by name and step, and
-left out: values that the store has and the journal has not, newer than the checkpoint, came from
-the processes that died.
+that a value was stamped with: a batch whose answer was lost is sent again without harm. Values that
+a fit logs again because it went on from a checkpoint have other times. They are recognized by name
+and step, and left out: values that the store has and the journal has not, newer than the
+checkpoint, came from the processes that died.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Delivery:
         self.num_refused = 0
 
     def send(self) -> bool:
-        """Send one batch of what was not sent yet; tell whether there was anything.
+        """Send one batch of the records that were not sent yet; tell whether there was any.
 
         Raises:
             Exception: the store does not answer. The same batch comes next.
@@ -80,7 +80,7 @@ class Delivery:
         return True
 
     def _find_replays(self) -> None:
-        """Find out what the store has of processes that died after the checkpoint."""
+        """Find the values in the store that came from processes that died after the checkpoint."""
         header = self._reader.header
         self._store.know()
         found = self._store.newer_than(header.since_ms)
@@ -107,7 +107,7 @@ class Delivery:
         return True
 
     def _write(self, batch: list[Record]) -> None:
-        """Write a batch; what the store will never take is left out, and said."""
+        """Write a batch; records that the store will never take are left out, and that is said."""
         if not batch:
             return
         try:
@@ -233,7 +233,7 @@ def deliver_left_behind(
 
 
 def deliver_of(folder: str, uri: str, run_ids: Collection[str], wait_s: float) -> list[str]:
-    """Send what other processes have logged into some runs, once they have ended.
+    """Send the records of other processes for some runs, once the processes have ended.
 
     Args:
         folder: of the logger.

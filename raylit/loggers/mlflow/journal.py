@@ -1,8 +1,8 @@
-"""The write-ahead journal of a run: what was logged, in a file, before any store has it.
+"""The write-ahead journal of a run: all that is logged, in a file, before any store has it.
 
-One process appends, into memory that is mapped from the file, so that what was appended outlives
-the process however it dies, at the price of a copy; `Journal.sync` makes it outlive the machine.
-Another process reads behind it (`Reader`) and sends (`delivery.py`).
+One process appends, into memory that is mapped from the file, so that a record outlives the process
+however it dies, at the price of a copy; `Journal.sync` makes it outlive the machine. Another
+process reads behind it (`Reader`) and sends (`delivery.py`).
 
 A file is `<run id>-<random>.journal`. It begins with a page: eight letters, the position up to
 which the store has acknowledged and whether all replays are behind it (both written by whoever
@@ -160,8 +160,8 @@ class Journal:
     def mark(self) -> int:
         """Return a time for `Header.since_ms` of a fit that goes on from here.
 
-        What it would log again is newer: all that is appended from now on, and while this process
-        itself replays what another one had logged, all of that.
+        The values that such a fit would log again are newer: all that are appended from now on, and
+        while this process itself replays the values of another one, all of those.
         """
         with self._lock:
             marked = self._last_ms
@@ -169,7 +169,7 @@ class Journal:
             return marked if self._map[_CLEAR_AT] else self._since_ms
 
     def adopt(self, tail: bytes) -> None:
-        """Append what `tail` gave of the journal of another process.
+        """Append the records that `tail` returned from the journal of another process.
 
         Raises:
             Full: there is no room.
@@ -333,7 +333,7 @@ class Reader:
     def read(self, max_bytes: int = CHUNK_BYTES) -> Iterator[tuple[list[Record], int]]:
         """Yield the next records, those of one call together, with the position behind them.
 
-        Ends at what is not written whole yet, or after about `max_bytes`.
+        Ends at a record that is not written whole yet, or after about `max_bytes`.
         """
         data = os.pread(self._file, max_bytes, self.position)
         start = self.position

@@ -3,9 +3,9 @@
 The only place for mlflow, loaded on first use.
 
 The run is made on the driver, where user, source file and git commit are known, and goes on through
-all restarts of the workers. Rank 0 only appends what it logs to a file (`journal.py`), which
-another process sends (`sender.py`). Only `MlflowClient` is used, with explicit ids: mlflow's
-functions that work on a current run would mix up runs in one process.
+all restarts of the workers. Rank 0 only appends its values to a file (`journal.py`), which another
+process sends (`sender.py`). Only `MlflowClient` is used, with explicit ids: mlflow's functions that
+work on a current run would mix up runs in one process.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class _Live:
 
 
 def _groups(monitor: bool | Collection[str]) -> frozenset[str]:
-    """Return what is to be measured.
+    """Return the groups of values to be measured.
 
     Raises:
         ConfigError: there is no such group.
@@ -113,7 +113,7 @@ class MLFlowLogger(Logger):
     and its status is left to whoever started it. Checkpoints are uploaded by a thread, so a
     `log_model` of many large files can lag behind the training.
 
-    Once a run has started, nothing here stops it: what is logged is kept in a journal in
+    Once a run has started, nothing here stops it: all that is logged is kept in a journal in
     `<save_dir>/journals` until the store has it. If the process is killed, or the store does not
     answer until the end, the next run with this `save_dir` sends it, or `raylit sync`.
 
@@ -341,7 +341,8 @@ class MLFlowLogger(Logger):
     def repeat(self, run_id: str) -> None:
         """Log into the run of the same fit, which was ended before anything of it was saved.
 
-        It begins from scratch; what the run holds already is not sent again. Driver, before `open`.
+        The fit begins from scratch; values that the run holds already are not sent again. Called on
+        the driver, before `open`.
         """
         self._run_id = self._given_run_id = run_id
         self._is_repeated = True
@@ -366,9 +367,10 @@ class MLFlowLogger(Logger):
         return sibling
 
     def settle_children(self) -> None:
-        """Wait until the store has what was logged into runs below this one. Driver.
+        """Wait until the store has all values of the runs below this one.
 
-        Processes that were ended before they could send it have left it in journals.
+        Processes that were ended before they could send their values have left them in journals.
+        Called on the driver.
         """
         uri = str(self._tracking_uri)
         try:
@@ -412,8 +414,8 @@ class MLFlowLogger(Logger):
     ) -> bool:
         """Keep the files of a local folder as artifacts of a run, which may have ended.
 
-        Creates no run. On the driver; waits for the store. Where it cannot be done, that is warned
-        of: what was computed is not to be lost for it.
+        Creates no run. Called on the driver; waits for the store. If it cannot be done, that is
+        only warned of: the results are not to be lost for it.
 
         Args:
             run_id: of this store.
@@ -506,7 +508,8 @@ class MLFlowLogger(Logger):
     def _staged(self, name: str) -> Iterator[str | None]:
         """Give a place for a file that is to be sent; None if too many wait for that.
 
-        What cannot be drawn is warned of: the training is worth more than its pictures.
+        If a file cannot be drawn, that is only warned of: the training is worth more than its
+        pictures.
         """
         self._ensure_run()
         files = os.path.join(self._journals, "files")
@@ -650,7 +653,7 @@ class MLFlowLogger(Logger):
                 _tell_full(error)
 
     def _log(self, *records: Record) -> None:
-        """Append what is rarer than metrics."""
+        """Append records that are rarer than metrics."""
         journal = self._live.journal or self._open_journal()
         try:
             for record in records:
@@ -756,10 +759,10 @@ class MLFlowLogger(Logger):
                 warn_once(f"{self._live.journal.path} could not be written to the disk: {error}")
 
     def state_dict(self) -> StateDict:
-        """Return what a fit that goes on needs so that each value is in the run once.
+        """Return the state with which a resumed fit logs each value into the run only once.
 
-        Beside the run, the time from which on values are replays, and what the store does not have
-        yet, for a fit that goes on where this one's files are not.
+        Beside the run, it holds the time from which on values are replays, and the records that the
+        store does not have yet, for a fit that goes on where this one's files are not.
         """
         if not self._has_run:
             return {}
@@ -782,7 +785,7 @@ class MLFlowLogger(Logger):
             self._adopt(journal)
 
     def _adopt(self, journal: Journal) -> None:
-        """Take over what the checkpoint says that the store did not have."""
+        """Take over the records in the checkpoint, which the store did not have."""
         tail = self._resumed.get("tail", b"")
         if tail == self._live.adopted:  # else an old text would come behind a new one
             return
@@ -1023,7 +1026,7 @@ class MLFlowLogger(Logger):
         return is_sent
 
     def _finish(self, journal: Journal, sender: Sender) -> bool:
-        """Send what the journal holds: by the process that does it already, else by this one."""
+        """Send the rest of the journal: by the process that sends it already, else by this one."""
         try:
             sender.stop()
             if not sender.is_started:

@@ -53,7 +53,7 @@ def save_onnx(
 
 
 def pyfunc(folder: str) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
-    """Return what `mlflow.pyfunc` predicts with the model in a folder."""
+    """Return a function that predicts with the model in a folder, by `mlflow.pyfunc`."""
     import mlflow.pyfunc
 
     model = mlflow.pyfunc.load_model(folder)
@@ -73,7 +73,7 @@ class _Forward(nn.Module):
         self.module = module
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what the module computes."""
+        """Return the output of the module, or the first tensor in it."""
         found = self.module(x)
         if isinstance(found, Tensor):
             return found

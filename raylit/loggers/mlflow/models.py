@@ -1,7 +1,7 @@
 """Models of a run: its checkpoints, which stay in place, and the final one, which MLflow loads.
 
-What checkpoints there are is told as a whole each time, and the store is brought to that: so it is
-the same however often it is told, and whatever was lost in between.
+All checkpoints are told each time, and the store is brought to that state: so the result is the
+same however often they are told, and whatever was lost in between.
 
 Never here: torch, which `raylit runs` and the process that sends do without.
 """
@@ -48,7 +48,7 @@ class Kept(TypedDict):
 class Checkpoints(TypedDict):
     """The checkpoints that a callback keeps.
 
-    `data` is name and digest of what the score is of.
+    `data` is the name and digest of the data that the score is of.
     """
 
     owner: str
@@ -62,7 +62,7 @@ class Checkpoints(TypedDict):
 def checkpoints_of(
     callback: Checkpoint, steps: Mapping[str, int], data: DataInput | None
 ) -> Checkpoints:
-    """Return what checkpoints a callback keeps now.
+    """Return the checkpoints that a callback keeps now.
 
     Args:
         callback: a ModelCheckpoint or its like.
@@ -168,7 +168,7 @@ def lacks_models(error: MlflowException) -> bool:
 
 
 def _say_what_counts(client: MlflowClient, experiment_id: str, monitor: str, mode: str) -> None:
-    """Let an experiment's charts begin with what models are kept for, unless it is said already."""
+    """Let an experiment's charts begin with the metric of its best models, unless one is set."""
     if PRIMARY_TAG not in client.get_experiment(experiment_id).tags:
         client.set_experiment_tag(experiment_id, PRIMARY_TAG, monitor)
         is_greater_better = str(mode == "max").lower()

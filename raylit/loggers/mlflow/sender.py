@@ -5,8 +5,8 @@ journal has something to send for a while, so that a short fit pays nothing for 
 it is told to, or when all is sent and whoever started it has died.
 
 It is given, on stdin, a JSON object with the path of the journal, the URI of the store and the
-logger's folder; then a line `close`: send all and end. What it says, a line each on stdout with its
-level before it, the handle says in the training's process.
+logger's folder; then a line `close`: send all and end. It writes its messages to stdout, a line
+each with its level before it, and the handle repeats them in the training's process.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Sender:
 
 
 def _repeat(process: subprocess.Popen[str]) -> None:
-    """Say in this process what the other says."""
+    """Repeat in this process the messages of the other."""
     assert process.stdout is not None
     with process.stdout:
         for line in process.stdout:

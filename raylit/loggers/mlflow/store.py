@@ -204,7 +204,7 @@ class RunStore:
                 make_outputs(client, self._run_id)
 
     def _send_input(self, client: MlflowClient, given: DatasetInput) -> None:
-        """Tell what data was read; of the same data in two stages MLflow keeps the first alone."""
+        """Send the data that was read, under another name if another stage has read the same."""
         from mlflow.entities import Dataset, DatasetInput
 
         context = given.tags[0].value
@@ -222,7 +222,7 @@ class RunStore:
         client.log_inputs(self._run_id, [given])
 
     def _is_refusal(self, error: MlflowException) -> bool:
-        """Tell whether the store refuses what it was sent, and not whoever sends."""
+        """Tell whether the store refuses these records, and not whoever sends them."""
         code = _status_of(error)
         # A proxy may refuse a text that it takes for an attack, or a body that is too large; a
         # store that we may not write to refuses everything.
@@ -384,7 +384,7 @@ class Names:
         return name
 
     def take_new(self) -> dict[str, str]:
-        """Return names that differ from what they stand for, each once: the run is to know them."""
+        """Return the changed names with their originals, each once, for the run to record."""
         new = self._new
         self._new = {}
         return new
@@ -396,7 +396,7 @@ class Names:
 
 @lru_cache(maxsize=10_000)
 def clean_name(name: str) -> str:
-    """Turn any text into a name that MLflow takes: as in Lightning, what it refuses is left out."""
+    """Turn any text into a name for MLflow: as in Lightning, characters it refuses are left out."""
     parts = (
         part for part in re.sub(r"[^/\w.\- :]+", "", name).split("/") if part not in ("", ".", "..")
     )
@@ -513,7 +513,7 @@ def connect(uri: str, artifact_root: str | None) -> MlflowClient:
 
 
 def _said(error: Exception) -> str:
-    """Return what an error says, without the pages of SQL and of HTML that some carry."""
+    """Return the text of an error, without the pages of SQL and of HTML that some carry."""
     text = re.sub(
         r"\s*(\[SQL: |\(Background on this error|<!doctype).*", "", str(error), flags=re.S | re.I
     )
@@ -521,7 +521,7 @@ def _said(error: Exception) -> str:
 
 
 def _remedy(uri: str, error: Exception) -> str:
-    """Return what to do about a store that cannot be used."""
+    """Return advice about a store that cannot be used."""
     from mlflow.exceptions import MlflowException
 
     file = sqlite_file(uri)
@@ -570,7 +570,7 @@ def make_database(file: str, artifact_root: str) -> None:
 
 
 def load() -> None:
-    """Import mlflow now, with what the first run in a database needs.
+    """Import mlflow now, with the modules that the first run in a database needs.
 
     That takes one second, two on a busy machine.
     """
@@ -781,7 +781,7 @@ def check_answers(uri: str, num_retries: int = 0) -> None:
 
 
 def check_driver(uri: str) -> None:
-    """Find out whether there is what SQLAlchemy speaks to a database with.
+    """Check that the package is there by which SQLAlchemy speaks to a database.
 
     Raises:
         ConfigError: its package is not installed, or SQLAlchemy knows no such driver.
@@ -818,7 +818,7 @@ def page_of_run(experiment_id: str, run_id: str) -> str:
 
 
 def page_of_runs(experiment_id: str, run_ids: Sequence[str]) -> str:
-    """Return where runs are compared, which opens on parallel coordinates of what differs."""
+    """Return the page that compares runs, by parallel coordinates of their differences."""
     runs, experiments = (quote(json.dumps(list(one))) for one in (run_ids, [experiment_id]))
     # MLflow finds the runs only if they come first
     return f"/#/compare-runs?runs={runs}&experiments={experiments}&{ML[1:]}"
@@ -831,7 +831,7 @@ def page_of_view(experiment_id: str, key: str) -> str:
 
 
 def look(uri: str, page: str) -> str:
-    """Return how a page is looked at: its address, or what serves it and then its address."""
+    """Return how to look at a page: its address, or the command that serves it and then that."""
     shown = without_secrets(uri)
     if is_http(shown):
         return f"{shown}{page}"
@@ -855,7 +855,7 @@ def sqlite_file(uri: str) -> str | None:
 
 
 def absolute(uri: str) -> str:
-    """Return the URI of a store without what depends on the current folder."""
+    """Return the URI of a store, made independent of the current folder."""
     file = sqlite_file(uri)
     if file is not None and not os.path.isabs(file):
         _, mark, options = uri.partition("?")

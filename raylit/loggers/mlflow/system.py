@@ -85,7 +85,7 @@ class _Monitor(Protocol):
         """Measure once."""
 
     def aggregate_metrics(self) -> dict[str, float]:
-        """Return what was measured."""
+        """Return the measured values."""
 
     def clear_metrics(self) -> None:
         """Forget it."""

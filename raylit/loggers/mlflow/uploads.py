@@ -29,7 +29,7 @@ SETTINGS = (
 
 
 class Upload(NamedTuple):
-    """A checkpoint, and what stands beside it in `metadata.yaml` and `aliases.txt`."""
+    """A checkpoint, and the contents of `metadata.yaml` and `aliases.txt` beside it."""
 
     path: str
     metadata: dict[str, object]
