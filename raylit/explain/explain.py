@@ -29,7 +29,7 @@ SEED = 0  # of the random weights that an explanation is compared with
 
 
 @dataclass
-class Part:
+class BatchExplanation:
     """The explanation of one batch."""
 
     attributions: dict[str, Array]
@@ -67,7 +67,7 @@ class Explain:
         """Explain all samples; returns them on rank 0, in the order of the data."""
         run.stage = "validate"
         run.module.attach_log(None)
-        parts: list[Part] = []
+        parts: list[BatchExplanation] = []
         randomized: float | None = None
         with in_eval_mode(run.module):
             for batch, _, dataloader_idx in run.load("val", in_order=True):
@@ -85,7 +85,7 @@ class Explain:
             parts += more
         return self.together(parts, randomized)
 
-    def _check_names(self, part: Part) -> None:
+    def _check_names(self, part: BatchExplanation) -> None:
         """See that an input has as many features as there are names."""
         sizes = {name: one[:1].size for name, one in part.attributions.items()}
         if self.feature_names is not None and len(self.feature_names) not in sizes.values():
@@ -94,7 +94,7 @@ class Explain:
                 f"feature_names names {len(self.feature_names)} features, but {told}. Name each."
             )
 
-    def explain(self, module: LightningModule, batch: object) -> Part:
+    def explain(self, module: LightningModule, batch: object) -> BatchExplanation:
         """Return the attributions of one batch, which is on the module's device.
 
         Raises:
@@ -120,7 +120,7 @@ class Explain:
             name: one.sum(-1) if name in self.method.embeddings and one.ndim > 2 else one
             for name, one in zip(function.names, found, strict=True)
         }
-        return Part(
+        return BatchExplanation(
             {name: _array(one) for name, one in attributions.items()},
             {name: _array(one) for name, one in function.inputs.items()},
             _array(output),
@@ -128,7 +128,9 @@ class Explain:
             None if deltas is None else _array(deltas),
         )
 
-    def together(self, parts: list[Part], randomized: float | None = None) -> Explanation:
+    def together(
+        self, parts: list[BatchExplanation], randomized: float | None = None
+    ) -> Explanation:
         """Return the explanation of all batches.
 
         Raises:
@@ -206,7 +208,7 @@ class Explain:
             )
         return target.long()
 
-    def _correlation(self, module: LightningModule, batch: object, part: Part) -> float:
+    def _correlation(self, module: LightningModule, batch: object, part: BatchExplanation) -> float:
         """Return the rank correlation of sizes with those that random weights give."""
         with rng.isolated():
             torch.manual_seed(SEED)

@@ -20,40 +20,42 @@ from raylit.runtime.messages import warn
 
 
 @dataclass(frozen=True)
-class Setting:
+class ProcessSetting:
     """One of torch's settings of the whole process: how it is read, and how it is set."""
 
     read: Callable[[], object]
     write: Callable[..., object]
 
 
-def _attribute(owner: object, name: str) -> Setting:
-    return Setting(lambda: getattr(owner, name), lambda value: setattr(owner, name, value))
+def _attribute(owner: object, name: str) -> ProcessSetting:
+    return ProcessSetting(lambda: getattr(owner, name), lambda value: setattr(owner, name, value))
 
 
 SETTINGS = (
-    Setting(torch.get_default_dtype, torch.set_default_dtype),
-    Setting(torch.get_num_threads, torch.set_num_threads),
-    Setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    Setting(
+    ProcessSetting(torch.get_default_dtype, torch.set_default_dtype),
+    ProcessSetting(torch.get_num_threads, torch.set_num_threads),
+    ProcessSetting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    ProcessSetting(
         lambda: (
             torch.are_deterministic_algorithms_enabled(),
             torch.is_deterministic_algorithms_warn_only_enabled(),
         ),
         lambda value: torch.use_deterministic_algorithms(value[0], warn_only=value[1]),
     ),
-    Setting(
+    ProcessSetting(
         lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
         lambda value: torch.autograd.set_detect_anomaly(*value),
     ),
-    Setting(torch.multiprocessing.get_sharing_strategy, torch.multiprocessing.set_sharing_strategy),
+    ProcessSetting(
+        torch.multiprocessing.get_sharing_strategy, torch.multiprocessing.set_sharing_strategy
+    ),
     _attribute(torch.backends.cudnn, "benchmark"),
     _attribute(torch.backends.cudnn, "deterministic"),
     _attribute(torch.backends.cudnn, "enabled"),
     _attribute(torch.backends.cudnn, "allow_tf32"),
     _attribute(torch.backends.cuda.matmul, "allow_tf32"),
-    Setting(np.geterr, lambda value: np.seterr(**value)),
-    Setting(np.get_printoptions, lambda value: np.set_printoptions(**value)),
+    ProcessSetting(np.geterr, lambda value: np.seterr(**value)),
+    ProcessSetting(np.get_printoptions, lambda value: np.set_printoptions(**value)),
 )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from raylit.tune.report import Decision, Metrics, Reporter
+from raylit.tune.report import Decision, Reporter, TrialReport
 
 HEAR_S = 0.2  # between two looks whether the trial is over
 
@@ -50,7 +50,7 @@ class RemoteReports:
     def begin(self, run_id: str) -> None:
         ray.get(self._exchange.say.remote("begin", run_id))
 
-    def report(self, metrics: Metrics) -> Decision:
+    def report(self, metrics: TrialReport) -> Decision:
         decision: Decision = ray.get(self._exchange.say.remote("report", metrics))
         return decision
 

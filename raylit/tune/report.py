@@ -36,7 +36,7 @@ OF_SAVER = ("state_key", "dirpath", "filename", "save_last", "save_top_k", "save
 
 
 @dataclass
-class Metrics:
+class TrialReport:
     """One report of a trial.
 
     Attributes:
@@ -55,7 +55,7 @@ class Reports(Protocol):
     def begin(self, run_id: str) -> None:
         """Told that the fit begins, and of its run in MLflow."""
 
-    def report(self, metrics: Metrics) -> Decision:
+    def report(self, metrics: TrialReport) -> Decision:
         """Report, and return whether the fit goes on, stops, or is to be saved and ended.
 
         It returns once that is decided.
@@ -89,7 +89,7 @@ class Reporter:
         self._counts = counts
         self._lines: list[PlainDict] = _read_lines(path)
         self.past = [
-            Metrics(line["report"], line["values"]) for line in self._lines if "report" in line
+            TrialReport(line["report"], line["values"]) for line in self._lines if "report" in line
         ]
         self.run_id: str | None = next(
             (line["begun"] for line in self._lines if "begun" in line), None
@@ -99,7 +99,7 @@ class Reporter:
         )
         self.was_begun = bool(self._lines)
         self.count = max((one.iteration for one in self.past), default=0)
-        self.reports: queue.Queue[Metrics | None] = queue.Queue()
+        self.reports: queue.Queue[TrialReport | None] = queue.Queue()
         self.is_waiting = self.is_stopped = self.ends = False
         self._decided = threading.Semaphore(0)
         self._decision: Decision = "go on"
@@ -126,7 +126,7 @@ class Reporter:
         self.run_id = run_id or self.run_id
         self._write({"begun": run_id})
 
-    def report(self, metrics: Metrics) -> Decision:
+    def report(self, metrics: TrialReport) -> Decision:
         if self._counts:
             # The checkpoint of an epoch is written before its report, and does not count it
             at = _place(metrics)
@@ -160,7 +160,7 @@ class Reporter:
             file.write(text)
 
 
-def _place(metrics: Metrics) -> tuple[object, object]:
+def _place(metrics: TrialReport) -> tuple[object, object]:
     """Return where in the fit a report was made."""
     return metrics.values.get("epoch"), metrics.values.get("global_step")
 
@@ -195,7 +195,7 @@ class TuneReport(Checkpoint):
         metrics: dict[str, str],
         reports: Reports,
         config: Values,
-        past: Sequence[Metrics] = (),
+        past: Sequence[TrialReport] = (),
     ) -> None:
         self.metrics = metrics
         self.reports = reports
@@ -332,7 +332,7 @@ class TuneReport(Checkpoint):
             values["best_model_path"] = _best_path(trainer, self.metrics)
             values["run_id"] = _run_id(trainer)
             values["is_last"] = _is_last(trainer)
-            report = Metrics(self.count, values)
+            report = TrialReport(self.count, values)
             decision = self.reports.report(report)
             self.count = report.iteration
         decision = trainer.strategy.broadcast(decision)

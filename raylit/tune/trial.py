@@ -42,9 +42,9 @@ from raylit.tune.process import ProcessState, seed_of
 from raylit.tune.remote import Listener
 from raylit.tune.report import (
     BestCheckpoint,
-    Metrics,
     Reporter,
     Reports,
+    TrialReport,
     TuneReport,
     end_after_batch,
     keeps_newest,
@@ -143,7 +143,7 @@ class TrialActor(Trainable):
     def _begin(self, config: Values) -> None:
         self._config = {key: _plain(value) for key, value in config.items()}
         self._checkpoint: str | None = None
-        self._past: list[Metrics] = []
+        self._past: list[TrialReport] = []
         self._last: dict[str, object] = {}
 
     def step(self) -> Report:
@@ -229,11 +229,11 @@ class TrialFit:
             target=context.run, args=(self._run,), name=f"raylit-{name}", daemon=True
         )
 
-    def past_reports(self) -> list[Metrics]:
+    def past_reports(self) -> list[TrialReport]:
         """Return the reports of the trial under a driver that is gone."""
         return list(self.reporter.past) if self._is_resumed else []
 
-    def next_report(self) -> Metrics | None:
+    def next_report(self) -> TrialReport | None:
         """Let the fit go on; return its next report, or None when it has ended."""
         if self._thread.ident is None:
             ended = (self.plan.ended or {}).get(self.name, self.reporter.has_ended)

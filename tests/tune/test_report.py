@@ -10,20 +10,20 @@ import torch
 import raylit as pl
 from raylit.callbacks import ModelCheckpoint
 from raylit.testing import TinyModel
-from raylit.tune.report import Metrics, TuneReport
+from raylit.tune.report import TrialReport, TuneReport
 
 
 class Silent:
     """Reports go nowhere; no fit asks for a decision here."""
 
     def begin(self, run_id: str) -> None: ...
-    def report(self, metrics: Metrics) -> Any: ...
+    def report(self, metrics: TrialReport) -> Any: ...
 
 
 def test_savers_take_over_the_files_of_their_own_trial_alone(tmp_path: Path) -> None:
     own, donors = tmp_path / "trial-001", tmp_path / "trial-000"
     past = [
-        Metrics(n + 1, {"val_loss": value, "best_model_path": str(own / f"{n}.ckpt")})
+        TrialReport(n + 1, {"val_loss": value, "best_model_path": str(own / f"{n}.ckpt")})
         for n, value in enumerate((0.7, 0.2, float("nan"), 0.4))
     ]
     report = TuneReport({"val_loss": "min"}, Silent(), {}, past)

@@ -32,7 +32,7 @@ AHEAD = 2  # chunks that are made while the batches of one are given
 SHARE_MODES = {"train": "train", "val": "evaluate", "test": "evaluate", "predict": "predict"}
 
 
-class Reader(Protocol):
+class ChunkReader(Protocol):
     """A source of this rank's rows."""
 
     def chunks(self, start: int, stop: int) -> Iterator[Rows]:
@@ -228,7 +228,7 @@ class ArrowLoader(PositionedLoader):
     def _is_streamed(self) -> bool:
         return self.dataset.mode == "stream"
 
-    def _reader(self, keeps_window: bool = False) -> Reader:
+    def _reader(self, keeps_window: bool = False) -> ChunkReader:
         """Return the reader of this epoch.
 
         Raises:
@@ -463,7 +463,7 @@ class _Blocks(Dataset[object]):
     def __init__(self, loader: ArrowLoader, layout: Layout) -> None:
         self._loader = copy.copy(loader)
         self._layout = layout
-        self._reader: Reader | None = None
+        self._reader: ChunkReader | None = None
 
     def __getitem__(self, span: tuple[int, int]) -> object:
         loader = self._loader

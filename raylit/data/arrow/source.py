@@ -408,7 +408,7 @@ class FileSource:
         found = self._find(paths, format)
         self.format = format or _format_of([name for _, name, _ in found])
         self.files = [self._looked_at(path, name, partition) for path, name, partition in found]
-        self._reader: Reader = READERS[self.format](self, types)
+        self._reader: FormatReader = READERS[self.format](self, types)
         with ThreadPoolExecutor(min(NUM_OPENERS, len(self.files))) as pool:
             looks = list(pool.map(self._reader.look, range(len(self.files))))
         schemas = [
@@ -808,7 +808,7 @@ def _add_contents(digest: hashlib.blake2b, file: File, is_whole: bool) -> None:
 # ---- formats ----
 
 
-class Reader(Protocol):
+class FormatReader(Protocol):
     """How files of one format are read."""
 
     unit: str
@@ -1078,7 +1078,7 @@ class LinesReader:
         return iter(())
 
 
-READERS: dict[str, Callable[[FileSource, Mapping[str, object] | None], Reader]] = {
+READERS: dict[str, Callable[[FileSource, Mapping[str, object] | None], FormatReader]] = {
     "parquet": ParquetReader,
     "ipc": IpcReader,
     **dict.fromkeys(NEWLINE_FORMATS, LinesReader),

@@ -25,7 +25,7 @@ from raylit.errors import ConfigError, LaunchError, Terminated
 from raylit.launch.job_parts import checkpoint_folders, parts_of
 from raylit.launch.processes.carried import failures_in, num_failed, result_in
 from raylit.launch.processes.picture import drawing
-from raylit.launch.processes.rank import JOB, PLAN, SEED, Plan, be_forked
+from raylit.launch.processes.rank import JOB, SEED, SETTINGS, RankSettings, be_forked
 from raylit.runtime import beforehand
 from raylit.runtime.messages import info, warn
 
@@ -84,7 +84,7 @@ class ProcessLauncher:
             LaunchError: a rank died without a word.
             BaseException: what the user's code raised.
         """
-        plan = Plan(
+        settings = RankSettings(
             size=job.trainer.num_workers,
             parent=os.getpid(),
             timeout_s=job.trainer.strategy.timeout_s(),
@@ -96,7 +96,7 @@ class ProcessLauncher:
             draws=draws,
         )
         with handing_on_signals() as signals, keeping_quiet():
-            context = start(job, plan, folder)
+            context = start(job, settings, folder)
             signals.watch()  # torch's launcher has set handlers of its own
             try:
                 died = wait(context, folder, signals)
@@ -161,7 +161,7 @@ def accelerator_for(accelerator: str, use_gpu: bool | None, size: int) -> str:
     return "gpu"
 
 
-def start(job: Job, plan: Plan, folder: Path) -> PContext:
+def start(job: Job, settings: RankSettings, folder: Path) -> PContext:
     """Start the ranks.
 
     Raises:
@@ -171,26 +171,26 @@ def start(job: Job, plan: Plan, folder: Path) -> PContext:
         rank: {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(plan.size),
-            "LOCAL_WORLD_SIZE": str(plan.size),
+            "WORLD_SIZE": str(settings.size),
+            "LOCAL_WORLD_SIZE": str(settings.size),
             "NODE_RANK": "0",
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads_each(plan.size))),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads_each(settings.size))),
         }
-        for rank in range(plan.size)
+        for rank in range(settings.size)
     }
     logs = DefaultLogsSpecs(log_dir=str(folder))
-    info(f"Starting {plan.size} local processes.")
+    info(f"Starting {settings.size} local processes.")
     sys.stdout.flush()
     sys.stderr.flush()
     if job.trainer.start_method == "fork":
         sent = copy.copy(job)
         args: dict[int, tuple[object, ...]] = {
-            rank: (sent, plan, folder, rank) for rank in range(plan.size)
+            rank: (sent, settings, folder, rank) for rank in range(settings.size)
         }
         return start_processes("raylit", be_forked, args, envs, logs, start_method="fork")
-    (folder / PLAN).write_bytes(pickle.dumps(plan))
+    (folder / SETTINGS).write_bytes(pickle.dumps(settings))
     (folder / JOB).write_bytes(pickled(job))
-    command = {rank: ("-m", RANK_MAIN, str(folder), str(rank)) for rank in range(plan.size)}
+    command = {rank: ("-m", RANK_MAIN, str(folder), str(rank)) for rank in range(settings.size)}
     return start_processes("raylit", sys.executable, command, envs, logs)
 
 

@@ -27,12 +27,12 @@ from raylit.runtime.processes import end_with
 from raylit.runtime.rng import seed_everything
 
 SEED = "PL_GLOBAL_SEED"
-PLAN, JOB = "plan", "job"  # files that the parent leaves
+SETTINGS, JOB = "settings", "job"  # files that the parent leaves
 MEETING = "meeting"  # the one through which ranks find each other
 
 
 @dataclass(frozen=True)
-class Plan:
+class RankSettings:
     """Settings that the parent gives all ranks beside the job.
 
     Attributes:
@@ -65,30 +65,30 @@ def main() -> None:
     """
     folder = Path(sys.argv[1])
     rank = int(sys.argv[2])
-    plan: Plan = pickle.loads((folder / PLAN).read_bytes())
+    settings: RankSettings = pickle.loads((folder / SETTINGS).read_bytes())
     try:
-        save_and_end_with(plan.parent)
-        sys.path.extend(path for path in plan.search_path if path not in sys.path)
-        beforehand.use(plan.imports)
+        save_and_end_with(settings.parent)
+        sys.path.extend(path for path in settings.search_path if path not in sys.path)
+        beforehand.use(settings.imports)
         job: Job = cloudpickle.loads((folder / JOB).read_bytes())
     except BaseException as error:
         leave_failure(folder, error, rank)
         raise SystemExit(1) from None
-    be_rank(job, plan, folder, rank)
+    be_rank(job, settings, folder, rank)
 
 
-def be_forked(job: Job, plan: Plan, folder: Path, rank: int) -> None:
+def be_forked(job: Job, settings: RankSettings, folder: Path, rank: int) -> None:
     """Be one rank of a job in a process that was forked."""
     os.setsid()  # Ctrl-C reaches the parent alone, which hands it on
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the parent's are not for this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    save_and_end_with(plan.parent)
+    save_and_end_with(settings.parent)
     # threads that the parent's had are not here, and OpenMP would wait for them
     torch.set_num_threads(1)
     # as they travel: they begin anew on rank 0
     job.trainer.loggers = cloudpickle.loads(cloudpickle.dumps(job.trainer.loggers))
-    has_failed = not be_rank(job, plan, folder, rank)
-    if has_failed or os.getppid() != plan.parent:
+    has_failed = not be_rank(job, settings, folder, rank)
+    if has_failed or os.getppid() != settings.parent:
         # Torch's launcher would have it wait for the other ranks, or for a parent that is gone;
         # and they for it, in a collective, as long as its sockets are open
         sys.stdout.flush()
@@ -96,7 +96,7 @@ def be_forked(job: Job, plan: Plan, folder: Path, rank: int) -> None:
         os._exit(0 if has_failed else 1)
 
 
-def be_rank(job: Job, plan: Plan, folder: Path, rank: int) -> bool:
+def be_rank(job: Job, settings: RankSettings, folder: Path, rank: int) -> bool:
     """Do the work of one rank, and leave its result or the exception that ended it.
 
     Returns:
@@ -105,18 +105,20 @@ def be_rank(job: Job, plan: Plan, folder: Path, rank: int) -> bool:
     if sys.__stderr__ is not None:
         faulthandler.enable(sys.__stderr__)  # else one that C++ aborts ends without a word
     try:
-        if plan.seed is not None:
+        if settings.seed is not None:
             # the same weights come from the parent; what is drawn during training (dropout) differs
             # between ranks
-            seed_everything(int(plan.seed) + rank, verbose=False)
-            os.environ[SEED] = plan.seed
+            seed_everything(int(settings.seed) + rank, verbose=False)
+            os.environ[SEED] = settings.seed
         if job.fn == "fit":
             reads = None if job.weights_only is False else job.opened
-            own = find.newest_of(job.id, checkpoint_folders(job), plan.before, reads)
+            own = find.newest_of(job.id, checkpoint_folders(job), settings.before, reads)
             job.ckpt_path = own or job.ckpt_path
         device = choose_device(job.accelerator or job.trainer.accelerator, rank)
-        group = joined(str(folder / MEETING), rank, plan.size, device, plan.backend, plan.timeout_s)
-        if rank == 0 and plan.draws:
+        group = joined(
+            str(folder / MEETING), rank, settings.size, device, settings.backend, settings.timeout_s
+        )
+        if rank == 0 and settings.draws:
             job.display = SentScreen(folder)
         with terminating(), group:
             result = run_job(job)

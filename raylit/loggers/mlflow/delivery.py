@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator
 
 from raylit.loggers.mlflow.journal import (
     FOLDER,
-    Reader,
+    JournalReader,
     Record,
     journals_in,
     reading,
@@ -41,7 +41,7 @@ class Delivery:
         run_store: the run in its store.
     """
 
-    def __init__(self, reader: Reader, run_store: RunStore) -> None:
+    def __init__(self, reader: JournalReader, run_store: RunStore) -> None:
         self._reader = reader
         self._store = run_store
         self._replays: Counter[Place] | None = None  # None: not asked for yet
@@ -143,7 +143,7 @@ def _by_place(found: dict[tuple[str, int, int], int]) -> Counter[Place]:
     return places
 
 
-def _all_records(reader: Reader) -> Iterator[Record]:
+def _all_records(reader: JournalReader) -> Iterator[Record]:
     while True:
         before = reader.position
         for records, _ in reader.read():
@@ -261,7 +261,7 @@ def _is_of(path: str, run_ids: Collection[str]) -> bool:
         return False
 
 
-def num_waiting(reader: Reader) -> int:
+def num_waiting(reader: JournalReader) -> int:
     """Return how many records of a journal the store has not acknowledged."""
     acked = reader.acked
     num = 0

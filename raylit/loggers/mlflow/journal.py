@@ -2,7 +2,7 @@
 
 One process appends, into memory that is mapped from the file, so that a record outlives the process
 however it dies, at the price of a copy; `Journal.sync` makes it outlive the machine. Another
-process reads behind it (`Reader`) and sends (`delivery.py`).
+process reads behind it (`JournalReader`) and sends (`delivery.py`).
 
 A file is `<run id>-<random>.journal`. It begins with a page: eight letters, the position up to
 which the store has acknowledged and whether all replays are behind it (both written by whoever
@@ -265,7 +265,7 @@ def _records_in(tail: bytes) -> Iterator[bytes]:
         at += _FRAME.size + length
 
 
-class Reader:
+class JournalReader:
     """Reads a journal from its beginning, and goes on where it stopped when there is more.
 
     Args:
@@ -370,9 +370,9 @@ class Reader:
 
 
 @contextlib.contextmanager
-def reading(path: str) -> Iterator[Reader]:
+def reading(path: str) -> Iterator[JournalReader]:
     """Open a journal for a `with` block."""
-    reader = Reader(path)
+    reader = JournalReader(path)
     try:
         yield reader
     finally:

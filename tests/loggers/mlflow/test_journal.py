@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from raylit.loggers.mlflow import journal as journals
-from raylit.loggers.mlflow.journal import Full, Header, Journal, Reader, Record, reading
+from raylit.loggers.mlflow.journal import Full, Header, Journal, JournalReader, Record, reading
 from raylit.runtime.processes import ProcessName
 from tests.deadlines import stretched
 
@@ -20,7 +20,7 @@ def header(since_ms: int = 0) -> Header:
     return Header("0" * 32, "sqlite:///x.db", since_ms, str(ProcessName.of_this()))
 
 
-def records(reader: Reader) -> list[Record]:
+def records(reader: JournalReader) -> list[Record]:
     found: list[Record] = []
     while True:
         before = reader.position
@@ -92,7 +92,7 @@ def test_what_is_no_journal_is_said(tmp_path: Path) -> None:
     for content in (b"", b"RAYLITJ1", b"x" * 5000):
         (tmp_path / "x.journal").write_bytes(content)
         with pytest.raises(ValueError, match="is no journal"):
-            Reader(str(tmp_path / "x.journal"))
+            JournalReader(str(tmp_path / "x.journal"))
 
 
 def test_all_that_was_appended_outlives_sigkill(tmp_path: Path) -> None:
