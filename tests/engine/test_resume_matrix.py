@@ -26,7 +26,7 @@ from raylit.callbacks import (
 )
 from raylit.errors import Terminated
 from tests.engine.test_resume import Manual, Net, Noisy, loader
-from tests.quiet import QUIET
+from tests.quiet import UNLOGGED
 
 
 class Broken(Exception):
@@ -136,8 +136,6 @@ def make(
         callbacks.append(GradientAccumulationScheduler({0: 2, 1: 3}))
     trainer = pl.Trainer(
         max_epochs=2,
-        accelerator="cpu",
-        logger=False,
         default_root_dir=folder,
         callbacks=[*callbacks, ModelCheckpoint(folder / "kept", save_top_k=0)],
         accumulate_grad_batches=1 if accumulate == "by epoch" else accumulate,
@@ -146,7 +144,7 @@ def make(
             name: case[name]
             for name in ("val_check_interval", "check_val_every_n_epoch", "limit_train_batches")
         },
-        **QUIET,
+        **UNLOGGED,
     )
     return trainer, KINDS[case["kind"]](), DATA[case["data"]](workers=case["workers"])
 

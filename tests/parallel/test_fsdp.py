@@ -27,7 +27,7 @@ from tests.engine.test_resume import Net as Resumed
 from tests.engine.test_resume import Saves, fit, loader
 from tests.lazy import lightning
 from tests.parallel.test_sync import Block, Net, X, Y
-from tests.quiet import QUIET
+from tests.quiet import QUIET, UNLOGGED
 from tests.ranks import run_on_ranks, run_on_two_ranks
 
 FULL = FSDPStrategy(auto_wrap_policy=["torch.nn.Linear"])
@@ -48,13 +48,11 @@ def go_on(
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), 16 // size)
     saver = ModelCheckpoint(folder, save_last=True, filename="{epoch}")
     trainer = pl.Trainer(
-        accelerator="cpu",
         strategy=strategy,
         precision="64-true",
         max_epochs=max_epochs,
         callbacks=saver,
-        logger=False,
-        **QUIET,
+        **UNLOGGED,
     )
     trainer.fit(module, data, ckpt_path=ckpt_path)
     assert trainer.global_step == 10 * max_epochs
@@ -474,7 +472,6 @@ def keep(folder: str) -> Any:
     logger = Keeps(folder)
     module = Forward()
     trainer = pl.Trainer(
-        accelerator="cpu",
         strategy="fsdp",
         max_steps=3,
         logger=logger,
@@ -512,9 +509,7 @@ def test_a_folder_that_lost_something_or_says_more_is_not_loaded(tmp_path: Path)
     ):
         load(path)
     # `last` falls back to the one before it
-    trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=1, callbacks=ModelCheckpoint(tmp_path), logger=False, **QUIET
-    )
+    trainer = pl.Trainer(max_epochs=1, callbacks=ModelCheckpoint(tmp_path), **UNLOGGED)
     with pytest.warns(UserWarning, match="torn or damaged; it is left aside"):
         trainer.validate(
             Net(),

@@ -17,7 +17,7 @@ from raylit.parallel.batch_norm import CPUSyncBatchNorm
 from raylit.parallel.ddp import Feedback
 from raylit.strategies import DDPStrategy, FSDPStrategy
 from tests.engine.test_cursor import Saves
-from tests.quiet import QUIET
+from tests.quiet import BARE
 from tests.ranks import run_on_two_ranks
 
 STEPS = 6
@@ -79,13 +79,10 @@ def fit(
     resumes = more.pop("resumes", False)
     trainer = pl.Trainer(
         max_steps=STEPS,
-        accelerator="cpu",
         strategy=strategy(),
-        logger=False,
-        enable_checkpointing=False,
         default_root_dir=folder,
         callbacks=[] if resumes else [SavesAt(3, path)],
-        **QUIET,
+        **BARE,
     )
     loader = DataLoader(TensorDataset(data), 4, shuffle=True)
     trainer.fit(module, loader, ckpt_path=path if resumes else None)
@@ -169,13 +166,10 @@ def goes_on_within_windows(folder: str) -> dict[str, Any]:
                 max_epochs=1,
                 accumulate_grad_batches=3,
                 gradient_clip_val=0.1,
-                accelerator="cpu",
                 strategy=DDPStrategy(broadcast_buffers=False),
-                logger=False,
-                enable_checkpointing=False,
                 default_root_dir=root,
                 callbacks=[*callbacks],
-                **QUIET,
+                **BARE,
             )
             torch.manual_seed(1 if ckpt_path is None else 99)
             module = Normed()
