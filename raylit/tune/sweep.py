@@ -89,10 +89,12 @@ class Ending:
     Attributes:
         key: key in the cluster's store that tells the trials.
         signal: which signal came, or None.
+        status: of the sweep, for its record and its MLflow run.
     """
 
     key: bytes
     signal: int | None = None
+    status: str = "failed"
 
     def tell(self) -> None:
         """Have the trials that run saved and ended, whatever epoch they are in."""
@@ -142,61 +144,67 @@ def run_sweep(
     spec.max_concurrent = capacity.concurrent
     parent = tracking.open_parent(trainer, spec, name, seed, record.head.get("run_id"))
     plan = TrialPlan(
-        recipe,
-        parent,
-        os.path.join(storage, name),
-        spec.metrics,
-        seed,
-        "seed_everything" not in spec.space,
-        record.ended() if resume else None,
-        spec.max_failures,
-        f"raylit sweep {name} {uuid.uuid4().hex}".encode(),
-        is_verbose(),
-        spec.num_workers,
+        recipe=recipe,
+        parent=parent,
+        folder=os.path.join(storage, name),
+        metrics=spec.metrics,
+        seed=seed,
+        seeds_trials="seed_everything" not in spec.space,
+        ended=record.ended() if resume else None,
+        max_failures=spec.max_failures,
+        stop_key=f"raylit sweep {name} {uuid.uuid4().hex}".encode(),
+        verbose=is_verbose(),
+        num_workers=spec.num_workers,
     )
     record.open(_head(spec, name, parent))
     for file, text in (files or {}).items():
         with open(os.path.join(record.folder, file), "w", encoding="utf-8") as kept:
             kept.write(text)
     _say_start(spec, plan, parent, record, capacity)
-    status = "failed"
     ending = Ending(plan.stop_key)
-    try:
+    go_on = _how_to_go_on(name, command)
+    with _closing(plan, record, ending, go_on):
         with SweepDisplay(spec, record, trainer.max_epochs, budget_s(spec)):
             parts = {"The model, the data or the Trainer": recipe}
-            sent = ray.put(Pickled(plan, parts))
+            trial = trainable(ray.put(Pickled(plan, parts)))
             with _handling_signals(ending, parent), _quiet():
-                _run(
-                    spec, trainer, name, storage, trainable(sent), record, capacity, ending, earlier
-                )
+                _run(spec, trainer, name, storage, trial, record, capacity, ending, earlier)
         result = _collect(spec, record, parent, plan.folder, ending.signal is not None)
+        has_score = any(trial.score is not None for trial in result.trials)
         if ending.signal is not None:
-            status = "killed"
-        elif any(trial.score is not None for trial in result.trials):
-            status = "success"
+            ending.status = "killed"
+        elif has_score:
+            ending.status = "success"
         best = _keep_best(recipe, record, result, seed)
         if parent is not None:
-            tracking.close_left(parent, record.trials, status == "killed")
+            tracking.close_left(parent, record.trials, ending.status == "killed")
             tracking.tag_trials(parent, result.trials, record.changed)
             tracking.log_result(parent, result, best)
             result.where = tracking.keep_view(parent, result) or result.where
+    print_table(result)
+    if ending.signal is not None:
+        info(f"The sweep was ended; its trials are saved. {go_on}")
+        raise Terminated if ending.signal == signal.SIGTERM else KeyboardInterrupt
+    if not has_score:
+        raise LaunchError(_why_all_failed(result))
+    return result
+
+
+@contextlib.contextmanager
+def _closing(plan: TrialPlan, record: SweepRecord, ending: Ending, go_on: str) -> Iterator[None]:
+    """Context in which the trials run; it closes the record and the MLflow runs, whatever comes."""
+    try:
+        yield
     except (KeyboardInterrupt, SystemExit):
-        status = "killed"
-        info(f"The sweep was ended at once. {_how_to_go_on(name, command)}")
+        ending.status = "killed"
+        info(f"The sweep was ended at once. {go_on}")
         raise
     finally:
         private.clear_flag(plan.stop_key)
-        record.close(status)
-        if parent is not None:
-            parent.close_children("killed")
-            parent.close(status)
-    print_table(result)
-    if ending.signal is not None:
-        info(f"The sweep was ended; its trials are saved. {_how_to_go_on(name, command)}")
-        raise Terminated if ending.signal == signal.SIGTERM else KeyboardInterrupt
-    if not any(trial.score is not None for trial in result.trials):
-        raise LaunchError(_why_all_failed(result))
-    return result
+        record.close(ending.status)
+        if plan.parent is not None:
+            plan.parent.close_children("killed")
+            plan.parent.close(ending.status)
 
 
 # ---- before ----
