@@ -7,7 +7,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import IO, TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from raylit.errors import ConfigError
 from raylit.runtime.aliases import PlainDict
 from raylit.tune.aliases import Report, Values
 from raylit.tune.result import ENDED, TrialResult
-from raylit.tune.space import flatten
+from raylit.tune.space import SweepError, flatten
 from raylit.tune.spec import SweepSpec
 
 if TYPE_CHECKING:
@@ -63,7 +63,6 @@ class SweepRecord(Callback):
         self.listeners: list[Callable[[TrialResult, str], None]] = []
         self.why_stopped: Callable[[Trial], str | None] = lambda trial: "scheduler"
         self._file: IO[str] | None = None
-        self._lock: IO[str] | None = None
         self._names: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, str]:
@@ -78,14 +77,34 @@ class SweepRecord(Callback):
 
     # ---- the file ----
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Context in which no other process can run this sweep.
+
+        Raises:
+            SweepError: another one runs it.
+        """
+        os.makedirs(self.folder, exist_ok=True)
+        path = os.path.join(self.folder, LOCK)
+        with open(path, "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                name = os.path.basename(self.folder)
+                raise SweepError(f"The sweep {name} is being run by another process.") from None
+            try:
+                yield
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(path)
+                with contextlib.suppress(OSError):
+                    os.rmdir(self.folder)  # a sweep that has not begun leaves nothing
+
     def open(self, head: PlainDict) -> None:
         """Begin a new file, or go on with the one that is there."""
-        os.makedirs(self.folder, exist_ok=True)
-        self._lock = open(os.path.join(self.folder, LOCK), "w")  # noqa: SIM115  held to the end
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path = os.path.join(self.folder, FILE)
         is_new = not os.path.exists(path)
-        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  likewise
+        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  open to the end
         if is_new:
             self._write({"sweep": head})
         self.head = head if is_new else self.head
@@ -122,12 +141,7 @@ class SweepRecord(Callback):
         if self._file is not None:
             self._write({"closed": status})
             self._file.close()
-        if self._lock is not None:
-            self._lock.close()
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(os.path.join(self.folder, LOCK))
         self._file = None
-        self._lock = None
 
     def _write(self, line: dict[str, object]) -> None:
         assert self._file is not None

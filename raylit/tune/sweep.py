@@ -127,20 +127,45 @@ def run_sweep(
     """
     _check_trainer(trainer, spec)
     _check_secrets(spec)
-    storage = trainer.storage_path or os.path.join(trainer.default_root_dir, "raylit_runs")
+    storage = _storage(trainer)
     records = os.path.join(trainer.default_root_dir, "raylit_runs") if is_url(storage) else storage
     name = find_sweep(records, spec.name, resume) if resume else _new_name(spec)
     record = SweepRecord(os.path.join(records, name), spec)
-    if resume:
-        record.read()
-        _check_same(record, spec, name)
+    ending = Ending(f"raylit sweep {name} {uuid.uuid4().hex}".encode())
+    go_on = _how_to_go_on(name, command)
+    with record.held():
+        if resume:
+            record.read()
+            _check_same(record, spec, name)
+        result = _run_held(trainer, recipe, spec, record, ending, files or {}, go_on)
+    print_table(result)
+    if ending.signal is not None:
+        info(f"The sweep was ended; its trials are saved. {go_on}")
+        raise Terminated if ending.signal == signal.SIGTERM else KeyboardInterrupt
+    if ending.status != "success":
+        raise LaunchError(_why_all_failed(result))
+    return result
+
+
+def _run_held(
+    trainer: Trainer,
+    recipe: SweepRecipe,
+    spec: SweepSpec,
+    record: SweepRecord,
+    ending: Ending,
+    files: Mapping[str, str],
+    go_on: str,
+) -> SweepResult:
+    """Run the trials of a sweep whose record no other process has."""
+    records, name = os.path.split(record.folder)
+    storage = _storage(trainer)
     seed = _seed(spec, record)
-    spec = copy.copy(spec)
-    spec.seed = seed
     earlier = earlier_trials(spec, records, trainer)
     _say_left(records, name, trainer)
     connect((spec.max_concurrent or 1) * _wanted(spec).get("CPU", 1.0))
     capacity = capacity_for(spec)
+    spec = copy.copy(spec)
+    spec.seed = seed
     spec.max_concurrent = capacity.concurrent
     parent = tracking.open_parent(trainer, spec, name, seed, record.head.get("run_id"))
     plan = TrialPlan(
@@ -150,30 +175,27 @@ def run_sweep(
         metrics=spec.metrics,
         seed=seed,
         seeds_trials="seed_everything" not in spec.space,
-        ended=record.ended() if resume else None,
+        ended=record.ended() if record.head else None,
         max_failures=spec.max_failures,
-        stop_key=f"raylit sweep {name} {uuid.uuid4().hex}".encode(),
+        stop_key=ending.key,
         verbose=is_verbose(),
         num_workers=spec.num_workers,
     )
-    record.open(_head(spec, name, parent))
-    for file, text in (files or {}).items():
-        with open(os.path.join(record.folder, file), "w", encoding="utf-8") as kept:
-            kept.write(text)
-    _say_start(spec, plan, parent, record, capacity)
-    ending = Ending(plan.stop_key)
-    go_on = _how_to_go_on(name, command)
-    with _closing(plan, record, ending, go_on):
+    with _closing(parent, record, ending, go_on):
+        record.open(_head(spec, name, parent))
+        for file, text in files.items():
+            with open(os.path.join(record.folder, file), "w", encoding="utf-8") as kept:
+                kept.write(text)
+        _say_start(spec, plan, parent, record, capacity)
         with SweepDisplay(spec, record, trainer.max_epochs, budget_s(spec)):
             parts = {"The model, the data or the Trainer": recipe}
             trial = trainable(ray.put(Pickled(plan, parts)))
             with _handling_signals(ending, parent), _quiet():
                 _run(spec, trainer, name, storage, trial, record, capacity, ending, earlier)
         result = _collect(spec, record, parent, plan.folder, ending.signal is not None)
-        has_score = any(trial.score is not None for trial in result.trials)
         if ending.signal is not None:
             ending.status = "killed"
-        elif has_score:
+        elif any(trial.score is not None for trial in result.trials):
             ending.status = "success"
         best = _keep_best(recipe, record, result, seed)
         if parent is not None:
@@ -181,17 +203,18 @@ def run_sweep(
             tracking.tag_trials(parent, result.trials, record.changed)
             tracking.log_result(parent, result, best)
             result.where = tracking.keep_view(parent, result) or result.where
-    print_table(result)
-    if ending.signal is not None:
-        info(f"The sweep was ended; its trials are saved. {go_on}")
-        raise Terminated if ending.signal == signal.SIGTERM else KeyboardInterrupt
-    if not has_score:
-        raise LaunchError(_why_all_failed(result))
     return result
 
 
+def _storage(trainer: Trainer) -> str:
+    """Return the folder, or URL, that holds a folder for each sweep."""
+    return trainer.storage_path or os.path.join(trainer.default_root_dir, "raylit_runs")
+
+
 @contextlib.contextmanager
-def _closing(plan: TrialPlan, record: SweepRecord, ending: Ending, go_on: str) -> Iterator[None]:
+def _closing(
+    parent: MLFlowLogger | None, record: SweepRecord, ending: Ending, go_on: str
+) -> Iterator[None]:
     """Context in which the trials run; it closes the record and the MLflow runs, whatever comes."""
     try:
         yield
@@ -200,11 +223,11 @@ def _closing(plan: TrialPlan, record: SweepRecord, ending: Ending, go_on: str) -
         info(f"The sweep was ended at once. {go_on}")
         raise
     finally:
-        private.clear_flag(plan.stop_key)
+        private.clear_flag(ending.key)
         record.close(ending.status)
-        if plan.parent is not None:
-            plan.parent.close_children("killed")
-            plan.parent.close(ending.status)
+        if parent is not None:
+            parent.close_children("killed")
+            parent.close(ending.status)
 
 
 # ---- before ----
