@@ -32,7 +32,7 @@ from torch.utils._pytree import tree_leaves
 
 from raylit.callbacks import ModelCheckpoint
 from raylit.check import judge
-from raylit.check.judge import ADAM_LR, NO_STEP, Model
+from raylit.check.judge import ADAM_LR, NO_STEP, ModelFacts
 from raylit.check.probe import (
     MAX_STEPS,
     WATCHED_STEPS,
@@ -108,7 +108,7 @@ def check(
         ]
         first = FirstStep()
         module = _copy(model)
-        about = Model(
+        about = ModelFacts(
             [name for name, one in module.named_parameters() if one.requires_grad],
             module.automatic_optimization,
             trainer.strategy.find_unused_parameters,

@@ -22,7 +22,7 @@ NO_STEP = 1e-3  # a learning rate of this share of its peak trains nothing any m
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ModelFacts:
     """The facts that the judgement needs of the module, which is gone by then.
 
     Attributes:
@@ -81,7 +81,9 @@ def _input(name: str) -> str:
     return f"part {name} of the batch" if name.isdigit() else name
 
 
-def of_gradients(model: Model, first: FirstStep, several: SeveralBatches, one: OneBatch) -> Finding:
+def of_gradients(
+    model: ModelFacts, first: FirstStep, several: SeveralBatches, one: OneBatch
+) -> Finding:
     """Judge which parameters learn."""
     seen: list[dict[str, bool]] = [first.notes.gradients, several.notes.gradients, one.gradients]
     changed = several.changed | one.changed
@@ -148,7 +150,11 @@ def of_gradients(model: Model, first: FirstStep, several: SeveralBatches, one: O
 
 
 def of_optimizers(
-    first: FirstStep, several: SeveralBatches, one: OneBatch, model: Model, odd_schedule: str | None
+    first: FirstStep,
+    several: SeveralBatches,
+    one: OneBatch,
+    model: ModelFacts,
+    odd_schedule: str | None,
 ) -> Finding:
     """Judge the parameters and steps of optimizers; `odd_schedule` describes an odd scheduler."""
     seen = (first.notes.gradients, several.notes.gradients, one.gradients)

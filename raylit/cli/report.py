@@ -49,7 +49,7 @@ def begin(
 def _limits(trainer: Trainer) -> str:
     if trainer.fast_dev_run:
         return (
-            f"a trial run of {number_of(int(trainer.fast_dev_run), 'batch', 'batches')}"
+            f"a fast dev run of {number_of(int(trainer.fast_dev_run), 'batch', 'batches')}"
             " (fast_dev_run: nothing is stored)"
         )
     given = ((trainer.max_epochs, "epoch"), (trainer.max_steps, "step"))

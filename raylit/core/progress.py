@@ -32,7 +32,7 @@ from typing import Final, Literal, Self, get_args
 
 from raylit.runtime.aliases import StateDict
 
-At = Literal[
+Action = Literal[
     "idle",
     "epoch",
     "epoch start",
@@ -75,7 +75,7 @@ EPOCH_PLATEAU: Final = "epoch plateau"
 
 BETWEEN_EPOCHS = (IDLE, EPOCH, EPOCH_START)
 WITHIN_BATCH = (FORWARD, BACKWARD, STEPPING, STEPPED, GRADIENTS, CLIPPING)
-WITH_GRADIENTS: dict[At, At] = {GRADIENTS: STEP, CLIPPING: CLIP}
+WITH_GRADIENTS: dict[Action, Action] = {GRADIENTS: STEP, CLIPPING: CLIP}
 
 
 @dataclass(slots=True)
@@ -105,7 +105,7 @@ class Progress:
     log_steps: int = 0
     scheduler_steps: int = 0
     is_last_batch: bool = False
-    at: At = IDLE
+    at: Action = IDLE
     updated: int = 0
 
     @property
@@ -173,7 +173,7 @@ class Progress:
                 continue
             value = state[field.name]
             if field.name == "at":
-                is_one = value in get_args(At)
+                is_one = value in get_args(Action)
             else:
                 is_one = isinstance(value, int) and 0 <= value < 2**63
             if not is_one:

@@ -184,7 +184,7 @@ class RunHandle(Protocol):
         """Whether the last recovery checkpoint of the fit was saved."""
 
     @property
-    def is_half_stepped(self) -> bool:
+    def is_half_done(self) -> bool:
         """Whether an exception came from the middle of a step, whose traces cannot be undone."""
 
     @property
@@ -526,7 +526,7 @@ class RunningTrainer(Protocol):
     # ---- settings ----
     @property
     def fast_dev_run(self) -> int | bool:
-        """Batches of a trial run, 0 for a real one."""
+        """Batches of a fast dev run, 0 for a real one."""
 
     @property
     def overfit_batches(self) -> int | float:

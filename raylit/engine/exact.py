@@ -110,7 +110,7 @@ def before_validation(run: Run) -> StateDict:
     }
 
 
-def mine(run: Run, checkpoint: CheckpointDict) -> StateDict | None:
+def state_of_rank(run: Run, checkpoint: CheckpointDict) -> StateDict | None:
     """Return this rank's state in a checkpoint, None if it holds none for it.
 
     If other numbers of ranks wrote it, theirs are shared out.

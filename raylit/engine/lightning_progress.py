@@ -16,7 +16,7 @@ from raylit.core.progress import (
     PLATEAU,
     SCHEDULERS,
     VALIDATION,
-    At,
+    Action,
     Progress,
 )
 from raylit.runtime.aliases import StateDict
@@ -150,7 +150,7 @@ def progress_of_counters(state: StateDict, stage: str | None) -> dict[str, objec
     return {**state, "at": at}
 
 
-def _at(begun: int, started: int, completed: int, *, is_done: bool, stage: str | None) -> At:
+def _at(begun: int, started: int, completed: int, *, is_done: bool, stage: str | None) -> Action:
     """Return the next action by these counters, in an epoch that has not been processed."""
     if begun > started:
         return EPOCH_START

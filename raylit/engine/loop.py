@@ -68,14 +68,14 @@ from raylit.engine.schedule import (
     validates_in_epoch,
     validation_due,
 )
-from raylit.engine.state import as_written
+from raylit.engine.state import explaining_damage
 from raylit.errors import ConfigError, DataError
 from raylit.parallel import no_sync
 from raylit.runtime import rng
 from raylit.runtime.aliases import Batch, StepOutput
 from raylit.runtime.messages import warn, warn_once
 
-NOTHING = nullcontext()
+NO_CONTEXT = nullcontext()
 # the actions of a batch, in their order: where the loop enters
 ACTIONS = (BATCH, SCHEDULERS, EPOCH_SCHEDULERS, LOGGING, VALIDATION, PLATEAU)
 AT_SCHEDULERS = ACTIONS.index(SCHEDULERS)
@@ -83,7 +83,7 @@ AT_LOGGING = ACTIONS.index(LOGGING)
 AT_VALIDATION = ACTIONS.index(VALIDATION)
 
 # trains on a batch; its arguments are those of `train_batch`
-Train: TypeAlias = Callable[[Run, Batch, int, bool], StepOutput]
+TrainBatch: TypeAlias = Callable[[Run, Batch, int, bool], StepOutput]
 
 
 def fit(run: Run) -> None:
@@ -101,7 +101,7 @@ def fit(run: Run) -> None:
         run.load("val")
     run.fire("on_train_start")
     if run.resume.own is not None and "rng" in run.resume.own:
-        with as_written(run, "the random states"):
+        with explaining_damage(run, "the random states"):
             rng.restore(run.resume.own["rng"])  # as they were, whatever it took to come here again
     agree_on_stop(run)
     is_told = True  # by start_training_data: a sampler is told each epoch once, as in Lightning
@@ -148,7 +148,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     automatic = run.module.automatic_optimization
     num_batches = trainer.num_training_batches
     log_every = trainer.log_every_n_steps
-    is_trial = bool(trainer.fast_dev_run)
+    is_dev_run = bool(trainer.fast_dev_run)
     run.renew_calls()
     train = run.timed(
         "run_training_batch",
@@ -169,7 +169,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     enter = ACTIONS.index(progress.at)  # 0, but where a fit goes on within a batch
     if enter:
         metrics.begin_batch(None)  # the batch is gone: nothing logged now is to have its size
-        steps = progress.batch % limits.accumulate_grad_batches == 0 or progress.is_last_batch
+        is_step = progress.batch % limits.accumulate_grad_batches == 0 or progress.is_last_batch
     while enter or not (
         progress.is_last_batch
         or progress.steps >= limits.max_steps != -1
@@ -193,21 +193,23 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
             progress.total_batches += 1
             progress.at = FORWARD
             metrics.begin_batch(batch)
-            if batch_start and skips_rest(run, batch, batch_idx):
+            if batch_start and fire_batch_start(run, batch, batch_idx):
                 progress.is_last_batch = True
                 step_schedulers(run, SCHEDULERS)
                 step_schedulers(run, EPOCH_SCHEDULERS)
                 break
             # No gradient outlives its epoch: the last batch steps, however many were added up.
-            steps = progress.batch % limits.accumulate_grad_batches == 0 or progress.is_last_batch
+            is_step = progress.batch % limits.accumulate_grad_batches == 0 or progress.is_last_batch
             if several and batch_idx % limits.accumulate_grad_batches == 0:
                 run.wrap()  # hooks may have frozen or unfrozen parameters
-            output = train(run, batch, batch_idx, steps)
-            steps = steps or progress.is_last_batch  # a step that reads by itself may end the data
+            output = train(run, batch, batch_idx, is_step)
+            is_step = (
+                is_step or progress.is_last_batch
+            )  # a step that reads by itself may end the data
 
         # Before the hooks, as in Lightning: they read the learning rate of the next step.
         if run.schedulers and automatic:
-            schedule(run, steps, enter)
+            schedule(run, is_step, enter)
         progress.at = LOGGING
         if batch_end and not enter:
             outputs = batch_outputs(run, output)
@@ -221,12 +223,12 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
         # Every n-th step, and the last of a fit that stops. Without accumulation by raylit (manual
         # optimization) each batch counts as one.
         if (
-            (steps or not automatic)
+            (is_step or not automatic)
             and log_every
             and (
                 (progress.log_steps + 1) % log_every == 0
                 or (trainer.should_stop and agreement.stop_agreed)
-                or is_trial
+                or is_dev_run
             )
             and enter <= AT_LOGGING
         ):
@@ -237,10 +239,10 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
         if run.data.checks_validation and (
             enter == AT_VALIDATION or (enter < AT_VALIDATION and validation_due(run))
         ):
-            validate_within(run, steps)
-        if run.schedulers and automatic and steps:
+            validate_within(run, is_step)
+        if run.schedulers and automatic and is_step:
             step_schedulers(run, PLATEAU)
-        if steps:
+        if is_step:
             progress.log_steps += 1
         # Last: a checkpoint saved by any of the above goes on behind the action that saved it.
         progress.at = EPOCH_END if progress.is_last_batch else BATCH
@@ -251,17 +253,17 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
         say_short(run)
 
 
-def schedule(run: Run, steps: bool, enter: int) -> None:
+def schedule(run: Run, is_step: bool, enter: int) -> None:
     """Step the learning-rate schedulers that are due after a batch and do not go by a metric."""
-    if steps and enter <= AT_SCHEDULERS:
+    if is_step and enter <= AT_SCHEDULERS:
         step_schedulers(run, SCHEDULERS)
     if run.progress.is_last_batch and enter < AT_LOGGING:
         step_schedulers(run, EPOCH_SCHEDULERS)
 
 
 def hand_over(
-    run: Run, batches: Iterator[Item], train: Train, batch_end: list[Callable[..., object]]
-) -> tuple[Iterator[Item], Train, list[Callable[..., object]]]:
+    run: Run, batches: Iterator[Item], train: TrainBatch, batch_end: list[Callable[..., object]]
+) -> tuple[Iterator[Item], TrainBatch, list[Callable[..., object]]]:
     """Return batches, step and hooks for the loop if `training_step` is to read the batches itself.
 
     It may read several in one step, which counts as one batch.
@@ -273,10 +275,10 @@ def hand_over(
         lambda batch, _: run.metrics.begin_batch(batch),
     )
 
-    def train_on_iterator(run: Run, batch: Batch, batch_idx: int, step: bool) -> object:
+    def train_on_iterator(run: Run, batch: Batch, batch_idx: int, is_step: bool) -> object:
         progress.is_last_batch = False  # which it is only once the step has read it
-        output = train(run, given, batch_idx, step)
-        if given.done and not step:
+        output = train(run, given, batch_idx, is_step)
+        if given.done and not is_step:
             finish_window(run)
         progress.is_last_batch = given.done
         return output
@@ -309,14 +311,14 @@ def end_early(run: Run) -> None:
             " DataLoader or a list, or limit the fit with Trainer(max_epochs=1)."
         )
     say_short(run)
-    steps = finish_window(run)
+    is_step = finish_window(run)
     progress.is_last_batch = True
-    if steps:
+    if is_step:
         step_schedulers(run, SCHEDULERS)
     step_schedulers(run, EPOCH_SCHEDULERS)
     if run.data.checks_validation and validation_due(run, ends_early=True):
-        validate_within(run, stepped=True)
-    if steps:
+        validate_within(run, is_step=True)
+    if is_step:
         step_schedulers(run, PLATEAU)
         progress.log_steps += 1
 
@@ -345,11 +347,11 @@ def finish_window(run: Run) -> bool:
     return True
 
 
-def train_batch(run: Run, batch: Batch, batch_idx: int, step: bool) -> StepOutput:
-    """Run forward, backward and, if `step`, the optimizer; return the output of `training_step`.
+def train_batch(run: Run, batch: Batch, batch_idx: int, is_step: bool) -> StepOutput:
+    """Run forward, backward and, if `is_step`, the optimizer; return the output of `training_step`.
 
-    Without `step` gradients add up: for all batches of an accumulation but the last, and within the
-    closure of an optimizer that wants one.
+    Without `is_step` gradients add up: for all batches of an accumulation but the last, and within
+    the closure of an optimizer that wants one.
     """
     metrics = run.metrics
     hooks = run.hooks
@@ -357,7 +359,7 @@ def train_batch(run: Run, batch: Batch, batch_idx: int, step: bool) -> StepOutpu
     precision = run.precision
     args = (batch, batch_idx) if calls.takes_batch_idx["training_step"] else (batch,)
     training_step = run.step_module if run.step_module is not None else run.module.training_step
-    with no_sync(run.step_module) if not step and run.accumulating else NOTHING:
+    with no_sync(run.step_module) if not is_step and run.accumulating else NO_CONTEXT:
         metrics.hook = "training_step"
         if precision.has_context:
             with precision.context():
@@ -395,18 +397,18 @@ def train_batch(run: Run, batch: Batch, batch_idx: int, step: bool) -> StepOutpu
             else:
                 loss.backward()
             if hooks["on_after_backward"]:
-                run.keep_gradients(output)
+                run.mark_gradients_ready(output)
                 run.fire("on_after_backward")
     run.loss = loss
-    if step:
+    if is_step:
         if precision.scaler is None:
             if calls.clips or hooks["on_before_optimizer_step"]:
-                run.keep_gradients(output)
-                run.before_optimizer_step(optimizer)
+                run.mark_gradients_ready(output)
+                run.prepare_step(optimizer)
             run.progress.at = STEPPING
             optimizer.step()
         elif loss is not None:
-            run.before_optimizer_step(optimizer)
+            run.prepare_step(optimizer)
             run.progress.at = STEPPING
             precision.scaler.step(optimizer)
             precision.scaler.update()
@@ -414,7 +416,7 @@ def train_batch(run: Run, batch: Batch, batch_idx: int, step: bool) -> StepOutpu
     return output
 
 
-def with_gradients(run: Run, train: Train) -> Train:
+def with_gradients(run: Run, train: TrainBatch) -> TrainBatch:
     """Return the stand-in for `train` where a fit goes on with gradients that are there already.
 
     The first batch is read anew, for `on_train_batch_end`; of its training only the optimizer's
@@ -425,14 +427,14 @@ def with_gradients(run: Run, train: Train) -> Train:
     has_fired = run.progress.at == CLIP
     run.progress.at = BATCH
 
-    def only_step(run: Run, batch: object, batch_idx: int, step: bool) -> object:
+    def only_step(run: Run, batch: object, batch_idx: int, is_step: bool) -> object:
         run.resume.has_gradients = False
         rng.restore(own["rng"])  # to read the batch may have taken random numbers
         output = own["output"]
         run.loss = loss_of(run, output)
-        if step:
+        if is_step:
             optimizer = run.optimizers[0]
-            run.before_optimizer_step(optimizer, has_fired=has_fired)
+            run.prepare_step(optimizer, has_fired=has_fired)
             run.progress.at = STEPPING
             optimizer.step()
             run.progress.steps += 1
@@ -442,7 +444,7 @@ def with_gradients(run: Run, train: Train) -> Train:
     return lambda *arguments: next(turns)(*arguments)
 
 
-def step_with_closure(run: Run, batch: Batch, batch_idx: int, step: bool) -> object:
+def step_with_closure(run: Run, batch: Batch, batch_idx: int, is_step: bool) -> object:
     """Let the module's `optimizer_step`, or an optimizer such as LBFGS, call `train_batch`.
 
     Each gets this as a closure, which it may call as often as it wants.
@@ -450,8 +452,8 @@ def step_with_closure(run: Run, batch: Batch, batch_idx: int, step: bool) -> obj
     Raises:
         ConfigError: it was not called, so nothing was trained.
     """
-    if not step:
-        return train_batch(run, batch, batch_idx, step)
+    if not is_step:
+        return train_batch(run, batch, batch_idx, is_step)
     progress = run.progress
     output = None
     calls = 0
@@ -463,7 +465,7 @@ def step_with_closure(run: Run, batch: Batch, batch_idx: int, step: bool) -> obj
         if calls == 1:  # only afterwards the optimizer changes weights
             progress.at = FORWARD
         try:
-            output = train_batch(run, batch, batch_idx, step=False)
+            output = train_batch(run, batch, batch_idx, is_step=False)
         except BaseException:
             if calls > 1:
                 progress.at = STEPPING
@@ -539,7 +541,7 @@ def batch_outputs(run: Run, output: StepOutput) -> dict[str, object]:
     return outputs
 
 
-def skips_rest(run: Run, batch: Batch, batch_idx: int) -> bool:
+def fire_batch_start(run: Run, batch: Batch, batch_idx: int) -> bool:
     """Fire `on_train_batch_start`.
 
     Return whether the module answered -1: leave this batch and the rest of the epoch.
@@ -594,11 +596,11 @@ def end_epoch(run: Run) -> None:
         pause(run)
 
 
-def validate_within(run: Run, stepped: bool) -> None:
+def validate_within(run: Run, is_step: bool) -> None:
     """Run validation in the middle of training."""
     progress = run.progress
     progress.at = VALIDATION
-    if stepped:
+    if is_step:
         run.call(run.module, "on_validation_model_zero_grad")
     run.stage = "validate"
     run.agreement.validates = False

@@ -23,7 +23,7 @@ from raylit.core.progress import (
     SCHEDULERS,
     STEPPED,
     STEPPING,
-    At,
+    Action,
 )
 from raylit.errors import ConfigError, WrongStateError, did_you_mean
 from raylit.parallel import no_sync
@@ -82,7 +82,7 @@ class CountedOptimizer(LightningOptimizer):
         progress.at = STEPPING
         if scaler is not None:
             result = closure() if closure is not None else None
-            run.before_optimizer_step(self._optimizer)
+            run.prepare_step(self._optimizer)
             scaler.step(self._optimizer, **kwargs)
             scaler.update()
         else:
@@ -90,7 +90,7 @@ class CountedOptimizer(LightningOptimizer):
             @torch.enable_grad()  # some optimizers call it within their own no_grad
             def prepared() -> object:
                 loss = closure() if closure is not None else None
-                run.before_optimizer_step(self._optimizer)
+                run.prepare_step(self._optimizer)
                 return loss
 
             result = self._optimizer.step(closure=prepared, **kwargs)
@@ -197,7 +197,7 @@ def step_optimizer(run: Run, optimizer: UserOptimizer, loss: torch.Tensor | None
     scaler = run.precision.scaler
     if scaler is not None and loss is None:
         return
-    run.before_optimizer_step(optimizer)
+    run.prepare_step(optimizer)
     run.progress.at = STEPPING
     if scaler is None:
         optimizer.step()
@@ -208,7 +208,7 @@ def step_optimizer(run: Run, optimizer: UserOptimizer, loss: torch.Tensor | None
 
 
 # the action: which schedulers it steps, and whether these go by a metric
-STEPPED_AT: dict[At, tuple[str, bool]] = {
+STEPPED_AT: dict[Action, tuple[str, bool]] = {
     SCHEDULERS: ("step", False),
     EPOCH_SCHEDULERS: ("epoch", False),
     PLATEAU: ("step", True),
@@ -216,7 +216,7 @@ STEPPED_AT: dict[At, tuple[str, bool]] = {
 }
 
 
-def step_schedulers(run: Run, action: At) -> None:
+def step_schedulers(run: Run, action: Action) -> None:
     """Step the learning-rate schedulers of one action that are due."""
     progress = run.progress
     progress.at = action

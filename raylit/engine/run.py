@@ -334,7 +334,7 @@ class Run:
         return self.progress.to_go_on_from(automatic=automatic).total_batches > 0
 
     @property
-    def is_half_stepped(self) -> bool:
+    def is_half_done(self) -> bool:
         """Whether the batch, were it ended now, has left traces that nothing can undo."""
         return self.progress.is_half_done(
             automatic=self.module.automatic_optimization,
@@ -408,7 +408,7 @@ class Run:
         """The job has ended, well or not; called last."""
         self.stop_counting()
 
-    def keep_gradients(self, output: object) -> None:
+    def mark_gradients_ready(self, output: object) -> None:
         """The gradients of the batch are there: a checkpoint that a hook saves now holds them.
 
         Not those of a closure, which may be called again, nor scaled ones or parts of them.
@@ -420,7 +420,7 @@ class Run:
             self.output = output
             self.progress.at = GRADIENTS
 
-    def before_optimizer_step(self, optimizer: UserOptimizer, *, has_fired: bool = False) -> None:
+    def prepare_step(self, optimizer: UserOptimizer, *, has_fired: bool = False) -> None:
         """Gradients are complete: unscale them, tell who listens if none was told, clip them."""
         metrics = self.metrics
         module = self.module

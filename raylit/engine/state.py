@@ -267,7 +267,7 @@ def read(run: Run, path: str) -> StateDict:
     opened = run.job.opened.get(path)
     run.job.opened.clear()
     if opened is not None:
-        with as_written(run, "the list of objects"):
+        with explaining_damage(run, "the list of objects"):
             _say_left_aside(run, opened, path)
         return opened
     allowed = run.job.weights_only
@@ -278,7 +278,7 @@ def read(run: Run, path: str) -> StateDict:
         found = io.load_checkpoint(path, map_location="cpu", weights_only=allowed)
     else:
         found = load(path, map_location="cpu", weights_only=allowed)
-    with as_written(run, "the list of objects"):
+    with explaining_damage(run, "the list of objects"):
         _say_left_aside(run, found, path)
     return found
 
@@ -343,7 +343,7 @@ def restore_module(run: Run, checkpoint: CheckpointDict) -> None:
             continue
         is_own = type(callback).__module__.startswith("raylit.")
         name = f"the state of {type(callback).__name__}"
-        with as_written(run, name) if is_own else contextlib.nullcontext():
+        with explaining_damage(run, name) if is_own else contextlib.nullcontext():
             callback.load_state_dict(state)
     if stored and run.job.fn == "fit":
         warn(
@@ -384,7 +384,7 @@ def restore_training(run: Run, checkpoint: CheckpointDict) -> None:
             f" {len(run.optimizers)}."
         )
     for optimizer, state in zip(run.optimizers, states, strict=True):
-        with fitting(run, f"the optimizer {type(optimizer).__name__}"):
+        with explaining_mismatch(run, f"the optimizer {type(optimizer).__name__}"):
             needed = settings_of_groups(optimizer)
             load_optimizer(
                 optimizer,
@@ -400,7 +400,7 @@ def restore_training(run: Run, checkpoint: CheckpointDict) -> None:
             " and those returned begin anew. Return as many, in the same order, to go on exactly."
         )
     for config, state in zip(run.schedulers, stored, strict=False):
-        with fitting(run, f"the scheduler {type(config.scheduler).__name__}"):
+        with explaining_mismatch(run, f"the scheduler {type(config.scheduler).__name__}"):
             load_scheduler(config.scheduler, state)
     if run.precision.scaler is not None and "MixedPrecision" in checkpoint:
         run.precision.scaler.load_state_dict(checkpoint["MixedPrecision"])
@@ -409,7 +409,7 @@ def restore_training(run: Run, checkpoint: CheckpointDict) -> None:
     for logger, stored_of_it in zip(loggers, kept, strict=False):
         if run.world.is_zero:
             logger.load_state_dict(stored_of_it)
-    with as_written(run, "where the fit was"):
+    with explaining_damage(run, "where the fit was"):
         _restore_place(run, checkpoint)
 
 
@@ -435,7 +435,7 @@ def _restore_place(run: Run, checkpoint: CheckpointDict) -> None:
     resume = run.resume
     resume.resumed = True
     resume.lineage = [*own.get("lineage", [])[-KEPT_NAMES:], *resume.lineage]
-    resume.own = exact.mine(run, checkpoint)
+    resume.own = exact.state_of_rank(run, checkpoint)
     resume.loaders = []
     resume.has_values = resume.own is not None
     if resume.own is not None:
@@ -475,7 +475,7 @@ def check_limits(run: Run) -> None:
 
 
 @contextlib.contextmanager
-def fitting(run: Run, what: str) -> Iterator[None]:
+def explaining_mismatch(run: Run, what: str) -> Iterator[None]:
     """Context in which a stored state that does not fit raises a CheckpointError.
 
     Raises:
@@ -493,7 +493,7 @@ def fitting(run: Run, what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def as_written(run: Run, what: str) -> Iterator[None]:
+def explaining_damage(run: Run, what: str) -> Iterator[None]:
     """Say of a checkpoint that it is damaged where a part of raylit's own is not as it was written.
 
     Raises:

@@ -75,7 +75,7 @@ class Settings:
         precision: the canonical name, such as `bf16-mixed`.
         compile: arguments of torch.compile; None: nothing is compiled.
         async_validation: None: training waits for validation.
-        fast_dev_run: batches of a trial run, True for one; False for a real run.
+        fast_dev_run: batches of a fast dev run, True for one; False for a real run.
     """
 
     arguments: Arguments
@@ -151,7 +151,7 @@ class Settings:
             precision=canonical(plugins.precision or given["precision"]),
             checkpoint_io=plugins.checkpoint_io,
             compile=options_of(given["compile"]),
-            async_validation=config_of(given["async_validation"], is_trial=bool(trial_batches)),
+            async_validation=config_of(given["async_validation"], is_dev_run=bool(trial_batches)),
             fast_dev_run=trial_batches,
             overfit_batches=limit("overfit_batches", given["overfit_batches"]),
             num_nodes=given["num_nodes"],
@@ -169,7 +169,7 @@ class Settings:
 
 
 def limits_of(given: Arguments, settings: Settings) -> Limits:
-    """Return the limits that arguments of the Trainer mean, or those of a trial run.
+    """Return the limits that arguments of the Trainer mean, or those of a fast dev run.
 
     Raises:
         ConfigError: one is out of range or contradicts another.
@@ -331,7 +331,7 @@ WITHOUT_BAREBONES = {  # arguments that barebones excludes, and why
     "log_every_n_steps": "logging costs speed",
     "enable_model_summary": "the model summary costs time",
     "num_sanity_val_steps": "the sanity check costs time",
-    "fast_dev_run": "a trial run measures no speed",
+    "fast_dev_run": "a fast dev run measures no speed",
     "detect_anomaly": "anomaly detection costs speed",
     "profiler": "profiling costs speed",
 }
@@ -704,7 +704,7 @@ def shortened(text: str) -> str:
 
 
 def fast_dev_run(value: int | bool) -> int | bool:
-    """Return the number of batches of a trial run: True for one, False for a real run."""
+    """Return the number of batches of a fast dev run: True for one, False for a real run."""
     number = value if isinstance(value, bool) else at_least(0, fast_dev_run=value)
     return True if number == 1 else number
 
@@ -940,11 +940,11 @@ def make_callbacks(
     checkpointing: bool | None,
     bar: bool | None,
     summary: bool | None,
-    is_trial: bool,
+    is_dev_run: bool,
 ) -> list[Callback]:
     """Return the callbacks: those given and the defaults that are wanted, checkpoints last.
 
-    Of a trial run nothing is to be left.
+    Of a fast dev run nothing is to be left.
     """
     if given is not None and not isinstance(given, (Callback, Iterable)):
         raise WrongTypeError(
@@ -976,7 +976,7 @@ def make_callbacks(
         callbacks.append(ModelCheckpoint())
     if (
         checkpointing is not False
-        and not is_trial
+        and not is_dev_run
         and not any(isinstance(callback, RecoveryCheckpoint) for callback in callbacks)
     ):
         callbacks.append(RecoveryCheckpoint())

@@ -204,15 +204,17 @@ class Trainer(TrainerView):
         determinism.apply(deterministic, benchmark)
         self.profiler = find_profiler(profiler)
         self._opened: find.Opened = {}
-        is_trial = bool(self.fast_dev_run)
-        self.loggers = settings.make_loggers(given["logger"], self.default_root_dir, dummy=is_trial)
+        is_dev_run = bool(self.fast_dev_run)
+        self.loggers = settings.make_loggers(
+            given["logger"], self.default_root_dir, dummy=is_dev_run
+        )
         self.callbacks = settings.make_callbacks(
             callbacks,
             max_time,
             given["enable_checkpointing"],
             given["enable_progress_bar"],
             given["enable_model_summary"],
-            is_trial=is_trial,
+            is_dev_run=is_dev_run,
         )
         self.should_stop = False
         self.progress = Progress()

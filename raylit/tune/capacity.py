@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import ray
@@ -26,13 +26,11 @@ class Capacity:
     Attributes:
         request: what Ray Tune reserves for a trial.
         concurrent: how many trials run at a time; None: as many as find room.
-        per_worker: what each Ray worker of a trial reserves; empty if a trial is one process.
         note: what a user should know, or None.
     """
 
     request: PlacementGroupFactory
     concurrent: int | None
-    per_worker: dict[str, float] = field(default_factory=dict)
     note: str | None = None
 
 

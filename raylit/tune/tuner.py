@@ -94,7 +94,7 @@ class Tuner:
             attr_name: name of that attribute or hyperparameter. Default: `lr` or `learning_rate`.
 
         Returns:
-            What was found: `suggestion()`, `plot()` and `results`; None in a trial run
+            What was found: `suggestion()`, `plot()` and `results`; None in a fast dev run
             (`fast_dev_run`).
 
         Raises:
@@ -160,7 +160,7 @@ class Tuner:
             max_val: largest size.
 
         Returns:
-            The size; None in a trial run (`fast_dev_run`).
+            The size; None in a fast dev run.
 
         Raises:
             ConfigError: an argument is wrong, there is no such attribute, loaders were given

@@ -56,10 +56,10 @@ class ValidationConfig:
         return AsyncValidation(run, starter, self.max_pending)
 
 
-def config_of(given: bool | ValidationConfig, is_trial: bool) -> ValidationConfig | None:
+def config_of(given: bool | ValidationConfig, is_dev_run: bool) -> ValidationConfig | None:
     """Return the config that `Trainer(async_validation=...)` means.
 
-    None means that validation runs where training does, as it does in a trial run.
+    None means that validation runs where training does, as it does in a fast dev run.
 
     Raises:
         ConfigError: it is something else.
@@ -69,4 +69,4 @@ def config_of(given: bool | ValidationConfig, is_trial: bool) -> ValidationConfi
             f"async_validation={given!r}: give True, False or a raylit.ValidationConfig."
         )
     config = ValidationConfig() if given is True else given
-    return config if config and not is_trial else None
+    return config if config and not is_dev_run else None

@@ -41,8 +41,8 @@ class ModelCheckpoint(ScheduledCheckpoint):
 
     Rank 0's metrics decide which checkpoints are saved and under which names. A new file is written
     before an old one is deleted; the file that this run goes on from and files elsewhere are never
-    deleted. Nothing is saved in a trial run, in the sanity check, before the first step, or twice
-    at one step.
+    deleted. Nothing is saved in a fast dev run, in the sanity check, before the first step, or
+    twice at one step.
 
     Args:
         dirpath: folder or fsspec URL. None: `<save_dir>/<name>/version_<version>/checkpoints` of

@@ -163,7 +163,7 @@ class RecoveryCheckpoint(Callback):
         try:
             checkpoint = run.dump(lenient=True)
         except Exception as error:  # of a hook of the user's, say
-            _could_not(error)
+            _warn_not_saved(error)
             return
         if self._writer is None:  # of another rank than 0
             return
@@ -196,7 +196,7 @@ class RecoveryCheckpoint(Callback):
             and not isinstance(exception, Stopped)
             and (is_everywhere or run.world.size == 1)
         ):
-            if run.is_half_stepped:
+            if run.is_half_done:
                 info(
                     "The exception came in the middle of a step, whose traces cannot be undone; the"
                     " newest checkpoint stays that of before."
@@ -236,7 +236,7 @@ class RecoveryCheckpoint(Callback):
             run.settle_loggers()
             save(checkpoint, path)
         except Exception as error:  # the one that ends the fit is not to be lost over it
-            _could_not(error)
+            _warn_not_saved(error)
             return
         self._written(path)
         info(f"The run was saved to {path}. fit(ckpt_path='last') goes on from there.")
@@ -272,7 +272,7 @@ class RecoveryCheckpoint(Callback):
         return {**self.__dict__, "_writer": None, "_clock": None}
 
 
-def _could_not(error: Exception) -> None:
+def _warn_not_saved(error: Exception) -> None:
     text = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
     warn_once(
         f"No recovery checkpoint could be saved: {text} Training goes on without.",

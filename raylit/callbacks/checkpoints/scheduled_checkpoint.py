@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class ScheduledCheckpoint(Checkpoint):
     """Calls one of its two `_save_at_...` when it is time to.
 
-    Not in a trial run, in the sanity check, before the first step or twice at one.
+    Not in a fast dev run, in the sanity check, before the first step or twice at one.
 
     Subclasses implement these two; saving, they set `_last_global_step_saved` and take
     `_is_outdated` back.

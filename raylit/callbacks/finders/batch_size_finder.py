@@ -157,7 +157,7 @@ class BatchSizeFinder(Callback):
         run = trainer.run
         assert isinstance(run, Run), "called in a hook of a run"
         if trainer.fast_dev_run:
-            warn("BatchSizeFinder does nothing in a trial run (fast_dev_run).")
+            warn("BatchSizeFinder does nothing in a fast dev run (fast_dev_run).")
             self.optimal_batch_size = None
         else:
             self.optimal_batch_size = self._search(run)

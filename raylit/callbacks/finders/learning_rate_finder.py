@@ -198,7 +198,7 @@ class LearningRateFinder(Callback):
         run = trainer.run
         assert isinstance(run, Run), "called in a hook of a fit"
         if trainer.fast_dev_run:
-            warn("LearningRateFinder does nothing in a trial run (fast_dev_run).")
+            warn("LearningRateFinder does nothing in a fast dev run (fast_dev_run).")
             self.optimal_lr = None
         else:
             self.optimal_lr = self._search(run)

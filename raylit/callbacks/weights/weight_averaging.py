@@ -331,7 +331,6 @@ class EMAWeightAveraging(WeightAveraging):
         super().__init__(
             device=device, use_buffers=use_buffers, **kwargs, avg_fn=partial(_moving_average, decay)
         )
-        self._decay = decay
         self.update_every_n_steps = update_every_n_steps
         self.update_starting_at_step = update_starting_at_step
         self.update_starting_at_epoch = update_starting_at_epoch

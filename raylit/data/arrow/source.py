@@ -745,11 +745,6 @@ class FileSource:
         return expression
 
     @property
-    def partition_names(self) -> list[str]:
-        """The columns that the paths tell of."""
-        return list(self._partition.names)
-
-    @property
     def is_mappable(self) -> bool:
         """Whether the rows lie on local disk as they lie in memory, all of them."""
         return (

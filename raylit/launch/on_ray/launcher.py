@@ -43,7 +43,7 @@ from raylit.launch.on_ray.resources import check_room, choose_gpu, resources_of
 from raylit.launch.on_ray.validation import check_validation_room
 from raylit.launch.on_ray.variables import Variables
 from raylit.launch.on_ray.watch import Watch
-from raylit.launch.on_ray.watchdog import DEFAULT_S, VARIABLE
+from raylit.launch.on_ray.watchdog import TIMEOUT_S, TIMEOUT_VARIABLE
 from raylit.launch.on_ray.worker_main import Preempted, WorkerMain
 from raylit.runtime import storage
 from raylit.runtime.environment import seconds
@@ -119,7 +119,7 @@ class RayTrainLauncher:
             ConfigError: the job cannot be sent or run there; no worker was started.
         """
         trainer = job.trainer
-        for variable, default in ((VARIABLE, DEFAULT_S), (RESIZE_VARIABLE, RESIZE_EVERY_S)):
+        for variable, default in ((TIMEOUT_VARIABLE, TIMEOUT_S), (RESIZE_VARIABLE, RESIZE_EVERY_S)):
             seconds(variable, default)  # a worker would find out long after this
         job.returns_state = True
         work = WorkerMain(job)

@@ -20,12 +20,12 @@ from raylit.engine.run import Run
 from raylit.launch.on_ray.relay import RemoteScreen
 from raylit.runtime.environment import seconds
 
-VARIABLE = "RAYLIT_TIMEOUT_S"
-DEFAULT_S = 1800.0
+TIMEOUT_VARIABLE = "RAYLIT_TIMEOUT_S"
+TIMEOUT_S = 1800.0
 LONGER = 1.5  # than the collectives, whose error says more
 
 
-class Patience:
+class Watchdog:
     """Looks, in a thread, whether the loop of this worker goes on.
 
     A context manager around the job.
@@ -41,13 +41,13 @@ class Patience:
         self.screen = screen
         self.rank = rank
         self.ends = (
-            VARIABLE in os.environ
+            TIMEOUT_VARIABLE in os.environ
         )  # a step may take an hour: only who gives a time has the worker ended
-        self.limit_s = LONGER * seconds(VARIABLE, DEFAULT_S)
+        self.limit_s = LONGER * seconds(TIMEOUT_VARIABLE, TIMEOUT_S)
         self._watched = threading.get_ident()
         self._over = threading.Event()
 
-    def __enter__(self) -> Patience:
+    def __enter__(self) -> Watchdog:
         threading.Thread(target=self._look, name="raylit-watchdog", daemon=True).start()
         return self
 
@@ -95,7 +95,7 @@ class Patience:
             "It is ended"
             if self.ends
             else (
-                f"To have it ended, and started again (max_failures), set {VARIABLE} to the seconds"
+                f"To have it ended, and started again (max_failures), set {TIMEOUT_VARIABLE} to the seconds"
                 " a batch may take"
             )
         )

@@ -32,7 +32,7 @@ from raylit.launch.on_ray.relay import RemoteScreen, echoing
 from raylit.launch.on_ray.rescale import ElasticPlan
 from raylit.launch.on_ray.validation import ValidationTasks
 from raylit.launch.on_ray.variables import Variables
-from raylit.launch.on_ray.watchdog import Patience
+from raylit.launch.on_ray.watchdog import Watchdog
 from raylit.parallel import choose_device
 from raylit.runtime.messages import is_verbose
 from raylit.runtime.rng import seed_everything
@@ -130,7 +130,7 @@ class WorkerMain:
                     job.ckpt_path = own or job.ckpt_path
                 if plan is not None and not (job.fn == "fit" and job.ckpt_path):
                     plan.tell("from the start")
-                with Patience(job, self.screen, rank):
+                with Watchdog(job, self.screen, rank):
                     result = run_job(job)
             except BaseException as error:
                 if isinstance(error, Terminated) and notice.given:

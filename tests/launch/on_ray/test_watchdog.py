@@ -32,8 +32,8 @@ class Slow(TinyModel):
 def test_without_a_time_given_it_is_only_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(watchdog.VARIABLE, raising=False)
-    monkeypatch.setattr(watchdog, "DEFAULT_S", 0.5)
+    monkeypatch.delenv(watchdog.TIMEOUT_VARIABLE, raising=False)
+    monkeypatch.setattr(watchdog, "TIMEOUT_S", 0.5)
     trainer = pl.Trainer(
         max_epochs=1,
         default_root_dir=tmp_path,
@@ -42,7 +42,7 @@ def test_without_a_time_given_it_is_only_said(
         enable_model_summary=False,
     )
     model, lines = Slow(), Lines()
-    with watchdog.Patience(Job("fit", trainer, model), lines, 3):  # type: ignore[arg-type]
+    with watchdog.Watchdog(Job("fit", trainer, model), lines, 3):  # type: ignore[arg-type]
         time.sleep(1.2)  # nothing has begun: nothing is odd
         assert lines == []
         trainer.fit(model)
