@@ -59,9 +59,8 @@ def capacity_for(spec: SweepSpec) -> Capacity:
     note = None
     if asked_for is not None and fits is not None and fits < asked_for:
         note = f"The Ray cluster has room for {fits} trials at a time, not for {asked_for}."
-    if workers:
-        return Capacity(PlacementGroupFactory([PLACE]), concurrent, own, note)
-    return Capacity(PlacementGroupFactory([_bundle(own)]), concurrent, note=note)
+    bundle = PLACE if workers else _bundle(own)  # the workers reserve what they need themselves
+    return Capacity(PlacementGroupFactory([bundle]), concurrent, note)
 
 
 def _bundle(own: dict[str, float]) -> dict[str, float]:

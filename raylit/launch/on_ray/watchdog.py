@@ -95,8 +95,8 @@ class Watchdog:
             "It is ended"
             if self.ends
             else (
-                f"To have it ended, and started again (max_failures), set {TIMEOUT_VARIABLE} to the seconds"
-                " a batch may take"
+                "To have it ended, and started again (max_failures), set"
+                f" {TIMEOUT_VARIABLE} to the seconds a batch may take"
             )
         )
         self.screen.say(
