@@ -218,6 +218,12 @@ class RunHandle(Protocol):
         On several ranks all have to ask, after the same batch. May be called from any thread.
         """
 
+    def request_end(self) -> None:
+        """Have the fit saved and ended after this batch, as by SIGTERM.
+
+        One rank is enough. May be called from any thread.
+        """
+
 
 class RunningTrainer(Protocol):
     """The Trainer as callbacks and modules read it while a job runs.

@@ -60,7 +60,7 @@ from raylit.engine.schedule import (
     agree_on_stop,
     await_validations,
     end_on_signal,
-    is_done,
+    ends_training,
     pause,
     stops,
     val_check_batch,
@@ -94,7 +94,7 @@ def fit(run: Run) -> None:
     sanity_check(run)
     run.stage = "train"
     batches = start_training_data(run)
-    if (progress.at == IDLE and is_done(run)) or run.trainer.limit_train_batches == 0:
+    if (progress.at == IDLE and ends_training(run)) or run.trainer.limit_train_batches == 0:
         return
     set_grad_enabled(True)
     if validates_in_epoch(run) and "val" not in run.data.loaders:
@@ -105,7 +105,7 @@ def fit(run: Run) -> None:
             rng.restore(run.resume.own["rng"])  # as they were, whatever it took to come here again
     agree_on_stop(run)
     is_told = True  # by start_training_data: a sampler is told each epoch once, as in Lightning
-    while progress.in_epoch or not is_done(run):
+    while progress.in_epoch or not ends_training(run):
         if run.reload_due("train") and not progress.in_epoch:
             batches = start_training_data(run)
             is_told = True

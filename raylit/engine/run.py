@@ -87,8 +87,8 @@ class Calls:
 class Agreement:
     """Decisions that the ranks make together every few batches: to stop, end, save, validate.
 
-    `schedule.agree_on_stop` writes it. Others only ask: signal handlers set `received_*`, whoever
-    wants the loop to pause sets `pauses`.
+    `schedule.agree_on_stop` writes it. Others only ask: signal handlers set `received_*`, and
+    `Run.request_end` and `Run.request_pause` set `pauses`.
 
     Attributes:
         stop_agreed: whether `trainer.should_stop` is the same on all ranks; then, and not before,
@@ -364,6 +364,11 @@ class Run:
 
     def request_pause(self) -> None:
         """Have the loop pause after this batch, to save a recovery checkpoint or to end."""
+        self.agreement.pauses = True
+
+    def request_end(self) -> None:
+        """Have the fit saved and ended after this batch, as by SIGTERM."""
+        self.agreement.received_sigterm = True
         self.agreement.pauses = True
 
     # ---- events ----

@@ -16,8 +16,8 @@ STOP_CHECK_EVERY = (
 STOP_CHECK_EVERY_S = 2.0  # the longest time between two, where batches take long
 
 
-def is_done(run: Run) -> bool:
-    """Tell whether training is over, and say why."""
+def ends_training(run: Run) -> bool:
+    """Tell whether training is over, and tell the user why."""
     trainer = run.trainer
     progress = run.progress
     if trainer.num_training_batches == 0:

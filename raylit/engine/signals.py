@@ -59,9 +59,7 @@ def catching_signals(run: Run) -> Iterator[None]:
         return found if isinstance(found := run.trainer.run, Run) else run
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        agreement = current().agreement
-        agreement.received_sigterm = True
-        agreement.pauses = True
+        current().request_end()
         own = before[signal.SIGTERM]
         if callable(own) and getattr(own, "__module__", "") not in NOT_THE_USERS:
             own(number, frame)

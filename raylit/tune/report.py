@@ -17,7 +17,6 @@ from torch import Tensor
 
 from raylit.callbacks import Checkpoint, ModelCheckpoint
 from raylit.core.logger import as_loggers
-from raylit.engine.run import Run
 from raylit.errors import ConfigError
 from raylit.loggers import MLFlowLogger
 from raylit.metrics.metrics import to_numbers
@@ -358,9 +357,8 @@ class TuneReport(Checkpoint):
 
 def end_after_batch(trainer: Trainer) -> None:
     """Have a fit saved and ended after the batch it is in, as by SIGTERM."""
-    if isinstance(trainer.run, Run):
-        trainer.run.agreement.received_sigterm = True
-        trainer.run.agreement.pauses = True
+    if trainer.run is not None:
+        trainer.run.request_end()
 
 
 def _options_of(optimizer: UserOptimizer) -> list[dict[str, float]]:
