@@ -15,7 +15,7 @@ from raylit.errors import DataError
 from raylit.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
 from raylit.loggers.pictures import as_csv, as_image, as_json, as_markdown
 from raylit.testing import TinyModel
-from tests.callbacks.test_pictures import Classifier, every_callback, trainer
+from tests.callbacks.pictures.test_pictures import Classifier, every_callback, trainer
 from tests.lazy import matplotlib
 from tests.loggers.mlflow_store import artifacts, history, run_of
 
