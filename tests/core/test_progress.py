@@ -17,7 +17,7 @@ from raylit.core.progress import (
     STEPPING,
     WITH_GRADIENTS,
     WITHIN_BATCH,
-    At,
+    Action,
     Progress,
 )
 
@@ -28,11 +28,11 @@ COUNTS = st.fixed_dictionaries(
         if field.name not in ("is_last_batch", "at")
     }
 )
-PLACES = st.sampled_from(get_args(At))
+PLACES = st.sampled_from(get_args(Action))
 
 
 @given(COUNTS, st.booleans(), PLACES)
-def test_there_and_back(counts: dict[str, Any], is_last: bool, at: At) -> None:
+def test_there_and_back(counts: dict[str, Any], is_last: bool, at: Action) -> None:
     progress, other = Progress(**counts, is_last_batch=is_last, at=at), Progress()
     other.load_state_dict(progress.state_dict())
     assert other == progress
@@ -53,7 +53,7 @@ def test_an_epoch_counts_its_batches_anew_and_nothing_else(counts: dict[str, Any
 
 @given(COUNTS, PLACES, st.booleans())
 def test_what_is_stored_is_a_place_to_go_on_from(
-    counts: dict[str, Any], at: At, automatic: bool
+    counts: dict[str, Any], at: Action, automatic: bool
 ) -> None:
     progress = Progress(**counts, at=at)
     stored = progress.to_go_on_from(automatic=automatic)
@@ -95,7 +95,7 @@ def test_a_batch_that_has_changed_the_weights_is_done() -> None:
     ],
 )
 def test_whether_a_batch_is_half_done(
-    at: At, batch: int, automatic: bool, accumulate: int, half: bool
+    at: Action, batch: int, automatic: bool, accumulate: int, half: bool
 ) -> None:
     progress = Progress(batch=batch, at=at)
     assert progress.is_half_done(automatic=automatic, accumulate=accumulate) is half

@@ -90,7 +90,7 @@ class IsTerminatedOnRank1(Net):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.global_rank == 1 and self.trainer.global_step == 5:
             # What the handler of the signal does.
-            self.trainer._run.agreement.received_sigterm = True  # type: ignore[union-attr]
+            self.trainer.run.request_end()  # type: ignore[union-attr]
 
 
 class Partly(Net):
