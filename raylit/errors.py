@@ -19,8 +19,9 @@
     |-- MissingPackageError(ImportError)    an optional package is not installed
     `-- TrainingSpikeException(RuntimeError) the loss jumped, and SpikeDetection ended training
 
-A text says what happened, why, and the fix as code or flag. Errors of user code are never wrapped:
-they pass through with a note.
+A text says what happened, why, and the fix as code or flag. Some texts begin with Lightning's own
+words for the error, which users search for; raylit's follow, and may say the same again. Errors of
+user code are never wrapped: they pass through with a note.
 """
 
 from __future__ import annotations

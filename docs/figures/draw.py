@@ -95,8 +95,8 @@ def step() -> None:
         ("training_step(batch)", "your code; log() keeps a detached tensor", GREEN),
         ("loss.backward()", "gradients between ranks go meanwhile", GREEN),
         ("clip, optimizer.step(), zero_grad()", "at the end of a window of batches", GREEN),
-        ("agree on stops", "every 16 batches, on the CPU", GREY),
-        ("flush", "every log_every_n_steps: numbers to loggers", GREY),
+        ("agree on stops", "after at most 16 batches, on the CPU", GREY),
+        ("loggers", "every log_every_n_steps: values become numbers", GREY),
     ]
     for number, (name, note, color) in enumerate(lines):
         at = (66, 45 - 8 * number)

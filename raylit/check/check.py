@@ -5,10 +5,10 @@ They find faults that a fit would not report, or would report late.
     check
         copies of model and datamodule, one at a time; random states are put back afterwards
         one batch through training, the optimizers and validation           probe.FirstStep
+        reading a few batches of the training data
         several batches, as a fit would; the memory that they need          probe.SeveralBatches
         some tens of steps on one batch                                     probe.OneBatch
         if the loss did not fall: again with Adam, to tell which is to blame    probe.OneBatch
-        reading a few batches of the training data
         findings from the notes                                             judge.py
 
 Source: Karpathy, "A Recipe for Training Neural Networks", 2019,
@@ -184,9 +184,8 @@ def _settings(trainer: JobTrainer) -> JobTrainer:
     """Return a Trainer for the same work in this process, without files and limits of its own."""
     max_epochs = -1 if trainer.max_epochs in (None, -1) else max(int(trainer.max_epochs or 0), 2)
     max_steps = max(trainer.max_steps, 100 * MAX_STEPS) if trainer.max_steps != -1 else -1
-    has_device = (
-        not trainer.num_workers or torch.cuda.is_available()
-    )  # the workers may have one that this process lacks
+    # the workers may have one that this process lacks
+    has_device = not trainer.num_workers or torch.cuda.is_available()
     return trainer.replaced(
         num_workers=0,
         devices=None,
@@ -251,9 +250,8 @@ def _resting(callback: ModelCheckpoint, folder: str) -> ModelCheckpoint:
 def _copy_of_data(datamodule: LightningDataModule) -> LightningDataModule:
     try:
         return copy.deepcopy(datamodule)
-    except (
-        Exception
-    ):  # it holds what cannot be copied, such as an open file; then what it holds is shared
+    # it holds something that cannot be copied, such as an open file: then its contents are shared
+    except Exception:
         return copy.copy(datamodule)
 
 

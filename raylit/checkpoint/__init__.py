@@ -1,6 +1,6 @@
 """Checkpoints: their file format, writing them whole, finding the newest, folders of sharded ones.
 
-From outside, `format`, `find`, `sharded` and `pending` are imported.
+From outside, any module but `place` may be imported; the names that most need are found here too.
 Never here: the parts of a run's state, which `engine/state.py` puts together.
 """
 

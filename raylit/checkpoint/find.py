@@ -27,7 +27,7 @@ _TRIAL = re.compile(r"/trial-\d+/")  # on a URL, where no sweep.jsonl is
 
 @dataclass(frozen=True)
 class Origin:
-    """Of which model a checkpoint is to be that is searched for below the root folder.
+    """The model whose checkpoints are searched for below the root folder.
 
     Attributes:
         module: module and name of its class.
@@ -86,7 +86,7 @@ def resolve(
         opened: takes what stands in the file, under its path, if that had to be read to tell that
             it is whole. None: nobody wants it.
         is_own: whether files are in raylit's own format; those of another cannot be checked.
-        origin: of which model the file is to be, where other runs' folders are searched.
+        origin: the model whose checkpoints count where other runs' folders are searched.
 
     Raises:
         CheckpointNotFoundError: there is none, or `best` or `last` were asked for without any
@@ -165,7 +165,10 @@ def _last(
     opened: Opened | None,
     is_own: bool,
 ) -> str | None:
-    """Return the newest whole file, of those of one moment that called `last`; None: start anew."""
+    """Return the newest whole checkpoint; of several equally new ones, the one named `last`.
+
+    None: there is none, and a fit starts from scratch.
+    """
     saved = [*_newest(folders, "last*.ckpt"), *_newest(folders, "*.ckpt"), *on_exception]
     found = sorted(dict.fromkeys(saved), key=folder.modified, reverse=True)
     whole = next((path for path in found if not is_own or _is_whole(path, opened)), None)

@@ -39,7 +39,8 @@ MapLocation = torch.device | str | dict[str, str] | None
 VERSION_KEY = "pytorch-lightning_version"
 LIGHTNING_FORMAT = "2.6.6"
 HEADER_BYTES = 30  # of a record in a zip file, at least
-PARTS: dict[str, type | tuple[type, ...]] = {  # what a fit reads of a checkpoint, and of which kind
+# The parts of a checkpoint that a fit reads, and their types.
+PARTS: dict[str, type | tuple[type, ...]] = {
     "epoch": int,
     "global_step": int,
     "loops": Mapping,
@@ -48,7 +49,8 @@ PARTS: dict[str, type | tuple[type, ...]] = {  # what a fit reads of a checkpoin
     "lr_schedulers": list,
     "raylit": dict,
 }
-OWN_PARTS: dict[str, type | tuple[type, ...]] = {  # likewise of its part `raylit`
+# The parts of its part `raylit`, and their types.
+OWN_PARTS: dict[str, type | tuple[type, ...]] = {
     "progress": Mapping,
     "history": (Mapping, list),
     "run_id": (str, type(None)),

@@ -200,6 +200,10 @@ class Display(Protocol):
 class Job:
     """The work of one call of `fit`, `validate`, `test` or `predict`.
 
+    The driver and its launcher write it before the workers start. Then each worker sets for itself
+    `accelerator`, `display`, `preemption_notice`, `validation_starter`, `rescale_plan` and
+    `ckpt_path`. Nobody else writes it.
+
     Attributes:
         fn: which of the four.
         trainer: the settings, callbacks and loggers.
@@ -253,6 +257,8 @@ class Job:
 @dataclass(slots=True, repr=False)
 class Result:
     """The result of a fit.
+
+    `engine.worker.collect` makes it, and the Trainer takes `state` out. Nobody else writes it.
 
     Attributes:
         metrics: the last value of everything logged, as numbers.

@@ -1,4 +1,4 @@
-"""Progress: the cursor of a run, which names the next action of a fit and is saved.
+"""Progress: the counters of a fit and its cursor, which names the next action; both are saved.
 
     idle                no fit runs, or training has ended
     epoch               an epoch begins, if there is to be one more
@@ -82,7 +82,9 @@ WITH_GRADIENTS: dict[Action, Action] = {GRADIENTS: STEP, CLIPPING: CLIP}
 class Progress:
     """Where a fit is. A step is one optimizer step, a batch one micro-batch of a rank.
 
-    The loop writes it, `LightningOptimizer` while a batch steps, and `state.restore_training`.
+    The loop writes it, with the parts of the engine that the loop calls. Within a step
+    `CountedOptimizer` and `optimizers.count_steps` write it, and when a fit resumes
+    `state.restore_training` and a RescalePlan.
 
     Attributes:
         epoch: epochs completed; the number of the epoch that runs.
@@ -90,8 +92,8 @@ class Progress:
             `on_train_epoch_start`, in the last.
         total_batches: batches begun over all epochs.
         steps: optimizer steps (with manual optimization: summed over the optimizers).
-        log_steps: batches that stepped and were logged: the x-axis of the loggers, one behind
-            `steps` inside a batch.
+        log_steps: windows completed (with manual optimization: batches), the x-axis of the loggers.
+            That of the running batch is not counted yet: the x of its values is its number, from 0.
         scheduler_steps: steps of all learning-rate schedulers.
         is_last_batch: whether the batch begun is the epoch's last.
         at: the action that runs or, where none does, comes next.
@@ -125,7 +127,7 @@ class Progress:
         self.at = BATCH
 
     def to_go_on_from(self, *, automatic: bool) -> Self:
-        """Return the cursor as a checkpoint that is saved now is to hold it.
+        """Return the progress that a checkpoint saved now is to hold.
 
         A batch that has not changed the weights is trained on anew, or if its gradients are there,
         read anew; one that has is done. With automatic optimization its step is counted only after
@@ -159,14 +161,14 @@ class Progress:
         )
 
     def state_dict(self) -> StateDict:
-        """Return the cursor as plain data."""
+        """Return the progress as plain data."""
         return asdict(self)
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Take the cursor from `state_dict`; keys of other versions are ignored.
+        """Take the progress from `state_dict`; keys of other versions are ignored.
 
         Raises:
-            ValueError: it holds what no cursor does.
+            ValueError: one of the values is impossible.
         """
         for field in fields(self):
             if field.name not in state:

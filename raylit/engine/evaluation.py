@@ -69,11 +69,8 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Tensor]]:
         if stage not in run.data.loaders or (run.job.fn == "fit" and run.reload_due(stage)):
             run.load(stage)
             if sanity and not validates_in_epoch(run):
-                run.data.loader_epoch[
-                    stage
-                ] = (
-                    -sys.maxsize
-                )  # where loaders are asked for anew, the first real validation does so
+                # where loaders are asked for anew, the first real validation does so
+                run.data.loader_epoch[stage] = -sys.maxsize
             run.data.val_batches_seen = {}
         loader = run.data.loaders[stage]
         limits = loader.limits or []

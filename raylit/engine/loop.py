@@ -94,6 +94,7 @@ def fit(run: Run) -> None:
     sanity_check(run)
     run.stage = "train"
     batches = start_training_data(run)
+    # a resumed fit at any other action has work left, at the least `on_train_end`
     if (progress.at == IDLE and ends_training(run)) or run.trainer.limit_train_batches == 0:
         return
     set_grad_enabled(True)
@@ -172,6 +173,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
         is_step = progress.batch % limits.accumulate_grad_batches == 0 or progress.is_last_batch
     while enter or not (
         progress.is_last_batch
+        # `steps_reached`, written out, since a call would cost time at every batch
         or progress.steps >= limits.max_steps != -1
         or (trainer.should_stop and stops(run))
     ):

@@ -240,7 +240,7 @@ class Run:
             the checkpoint holds.
         recovery: what saves recovery checkpoints, while training runs.
         validations: those that training does not wait for, if it is not to.
-        loss: what the batch went backward from.
+        loss: the loss that backward ran on; None if the step returned none.
         output: what `training_step` returned, while hooks run that may save its gradients.
         accumulating: whether a batch that does not step leaves gradients on its rank.
         loggers_saved: monotonic seconds when the loggers last wrote what they held.
@@ -254,9 +254,8 @@ class Run:
         self.datamodule: LightningDataModule | None = job.datamodule
         self.world = world
         self.device = world.device
-        assert isinstance(
-            trainer.strategy, Strategy
-        )  # the contract, with the methods that only the engine calls
+        # the contract, with the methods that only the engine calls
+        assert isinstance(trainer.strategy, Strategy)
         self.strategy = trainer.strategy
         self.precision = Precision(trainer.precision, world.device)
         self.progress: Progress = trainer.progress
@@ -395,9 +394,8 @@ class Run:
         finally:
             self.metrics.hook = before
 
-    watch: Callable[[object, str, Callable[..., object]], Callable[..., object]] | None = (
-        None  # how hooks are wrapped for a profiler
-    )
+    # how hooks are wrapped for a profiler
+    watch: Callable[[object, str, Callable[..., object]], Callable[..., object]] | None = None
 
     def timed(self, action: str, function: Callable[..., object]) -> Callable[..., object]:
         """Return `function` as a profiler is to see it: as it is, since there is none."""

@@ -10,9 +10,8 @@ from raylit.engine.run import Run
 from raylit.errors import ConfigError, DataError, Terminated
 from raylit.runtime.messages import info, warn_once
 
-STOP_CHECK_EVERY = (
-    16  # batches between two agreements of the ranks on whether to stop: one small collective each
-)
+# Batches between two agreements of the ranks on whether to stop: one small collective each.
+STOP_CHECK_EVERY = 16
 STOP_CHECK_EVERY_S = 2.0  # the longest time between two, where batches take long
 
 
@@ -58,7 +57,7 @@ def may_stop(run: Run) -> bool:
 
 
 def agree_on_stop(run: Run) -> None:
-    """Make the wish of any rank, to stop, to end, to save or to validate, the wish of all.
+    """If any rank wants to stop, end, save or validate, have all do so.
 
     Before that no rank acts on its own: the others would wait for it.
 
@@ -94,9 +93,8 @@ def agree_on_stop(run: Run) -> None:
         )
         run.trainer.should_stop = agreement.stop_agreed = stop
         agreement.signal_agreed = sigterm or sigint
-        agreement.received_sigterm = (
-            agreement.received_sigterm or sigterm
-        )  # a signal that comes meanwhile is for the next time
+        # a signal that comes meanwhile is for the next time
+        agreement.received_sigterm = agreement.received_sigterm or sigterm
         agreement.received_sigint = agreement.received_sigint or sigint
         agreement.validates = validates
         if recovery is not None:

@@ -15,9 +15,8 @@ from raylit.runtime.messages import info
 if TYPE_CHECKING:
     from types import FrameType
 
-# Where the handlers are from that would end the process in the middle of a batch: that of
-# `ray.init`
-# and that of `terminating`.
+# The modules whose handlers would end the process in the middle of a batch: that of `ray.init`, and
+# this one, for `terminating`.
 NOT_THE_USERS = ("ray._private.worker", __name__)
 
 

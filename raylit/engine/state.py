@@ -414,7 +414,7 @@ def restore_training(run: Run, checkpoint: CheckpointDict) -> None:
 
 
 def _restore_place(run: Run, checkpoint: CheckpointDict) -> None:
-    """Restore the cursor, the logged values, and the state of this rank alone."""
+    """Restore the progress, the logged values, and the state of this rank alone."""
     run.progress.load_state_dict(cursor_of(checkpoint))
     check_limits(run)
     own = checkpoint.get("raylit", {})

@@ -81,6 +81,7 @@ def run_job(job: Job) -> Result:
             if job.fn == "fit":
                 run.fire("on_fit_start")
             log_hyperparameters(run)
+            # as Lightning does, but before `restore_training`, which may put back gradients
             module.zero_grad()
             if job.fn == "fit" and loaded is not None:
                 state.restore_training(run, loaded)
@@ -267,7 +268,7 @@ def prepare_data(run: Run) -> None:
 
 
 def set_up(run: Run) -> None:
-    """Fire `setup` and `configure_model`; resolve the functions that the loop calls."""
+    """Make the loggers ready, then fire `setup` and `configure_model`."""
     trainer = run.trainer
     module = run.module
     stage = run.job.fn
@@ -275,9 +276,8 @@ def set_up(run: Run) -> None:
         for logger in as_loggers(trainer.loggers):
             logger.watch_node(run.world.node_rank)
     for logger in as_loggers(trainer.loggers) if run.world.is_zero and stage != "predict" else ():
-        _ = (
-            logger.experiment
-        )  # makes its files and connections before the workers of loaders are forked
+        # makes its files and connections before the workers of loaders are forked
+        _ = logger.experiment
     if run.datamodule is not None:
         run.call(run.datamodule, "setup", stage=stage)
     for callback in trainer.callbacks:
@@ -299,9 +299,9 @@ def module_dtype(run: Run) -> Iterator[None]:
 
 
 def place(run: Run) -> None:
-    """Bring the model to the device and into its precision; make optimizers.
+    """Bring the model to the device and into its precision, and make the optimizers.
 
-    Wrap it for data parallelism.
+    Also wrap it for data parallelism, and resolve the functions that the loop calls.
     """
     trainer = run.trainer
     module = run.module
@@ -422,7 +422,7 @@ def finalize(run: Run, status: str) -> None:
 def fail(run: Run, error: BaseException) -> None:
     """Tell callbacks, datamodule and loggers of an exception, and say in it where it happened.
 
-    Where the weights stand the cursor says: see `Progress.is_half_done`.
+    The cursor tells whether the weights are between two steps: see `Progress.is_half_done`.
     """
     trainer = run.trainer
     progress = run.progress

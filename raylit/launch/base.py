@@ -1,8 +1,8 @@
 """The contract of a launcher: how the processes of a job come to be.
 
-A launcher is asked once per job, in the driver process. It has `raylit.worker.run_job(job)` called
-on every rank, with torch's process group already made if there are several, and gives back rank 0's
-Result. Below this seam nobody knows how the processes were started.
+A launcher is asked once per job, in the driver process. It has `raylit.engine.worker.run_job(job)`
+called on every rank, with torch's process group already made if there are several, and gives back
+rank 0's Result. Below this seam nobody knows how the processes were started.
 
 Where the ranks are other processes, the job is pickled (cloudpickle: classes from `__main__` and
 notebooks travel by value), it must say `returns_state=True`, and the Result carries the state for

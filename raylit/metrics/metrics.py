@@ -47,8 +47,9 @@ if TYPE_CHECKING:
 
 K = TypeVar("K")
 REDUCTIONS = ("mean", "sum", "min", "max")
-SYNC_DIST = 5  # its place among the settings
-ADD_DATALOADER_IDX = 6  # likewise
+# places in `core.module.LogSettings`
+SYNC_DIST = 5
+ADD_DATALOADER_IDX = 6
 
 
 class Offer(NamedTuple):
@@ -344,7 +345,7 @@ class Metrics:
         return "step" if "step" in kinds else next(iter(kinds), None)
 
     def clear(self) -> None:
-        """Forget everything that was logged."""
+        """Forget the values that callbacks, loggers and the progress bar see; entries stay."""
         self.callback = {}
         self.logged = {}
         self.progress_bar = {}

@@ -39,6 +39,8 @@ class Accelerator:
 class World:
     """Rank, size, device and collectives of this process.
 
+    Nobody writes its attributes, once it is made.
+
     Attributes:
         rank: number among all ranks.
         size: how many ranks there are.

@@ -92,7 +92,7 @@ def check_data(
 
 
 def origin_of(model: LightningModule) -> find.Origin:
-    """Return of which model a checkpoint is to be that `best` or `last` finds."""
+    """Return the model whose checkpoints `best` and `last` may find."""
     cls = type(model)
     return find.Origin(f"{cls.__module__}.{cls.__qualname__}", dict(model.hparams))
 
@@ -348,6 +348,7 @@ def _loggers_open(job: Job) -> Iterator[None]:
         loggers = [] if job.fn == "predict" else as_loggers(trainer.loggers)
         for logger, state in zip(loggers, states, strict=False):
             if job.fn != "fit":
+                # the x of the checkpoint's newest values: `log_steps` counts them from 1, x from 0
                 logger.join(run_id, max(0, own.get("progress", {}).get("log_steps", 0) - 1))
                 logger.open(default_root_dir=trainer.default_root_dir, tags=tags)
                 opened.append(logger)

@@ -84,7 +84,7 @@ def export_task(
 def explain_task(
     method: Method, target: int | str, feature_names: Sequence[str] | None, sanity_check: bool
 ) -> Explain:
-    """Return the task of an explanation, all of whose arguments can be right.
+    """Check the arguments of an explanation, and return its task.
 
     Raises:
         ConfigError: one is not.

@@ -1,4 +1,4 @@
-"""Trainer: the settings of a run, and the four things one can do with a model."""
+"""Trainer: the settings of a run, and fit, validate, test, predict, check, export and explain."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ class Trainer(TrainerView):
         self._datamodule = None
         self._metrics = ({}, {}, {})
 
-    # ---- the four entry points ----
+    # ---- entry points ----
 
     def fit(
         self,

@@ -19,7 +19,7 @@ def find_sweep(records: str, sweep: str, wanted: str | bool) -> str:
     Args:
         records: folder of all sweeps.
         sweep: name in the settings.
-        wanted: its name or folder; True: the newest with that name that has not come to its end.
+        wanted: its name or folder; True: the newest unfinished one of the name `sweep`.
 
     Raises:
         SweepError: there is none, or it is being run.
@@ -36,7 +36,8 @@ def find_sweep(records: str, sweep: str, wanted: str | bool) -> str:
         open_ones = [name for name in mine if closed(os.path.join(records, name)) != "success"]
         if not open_ones:
             raise SweepError(
-                f"resume: there is no sweep {sweep!r} in {records} that has not come to its end."
+                f"resume: there is no unfinished sweep {sweep!r} in {records}. To resume another,"
+                " give its name or folder."
             )
         name = max(open_ones, key=lambda one: os.path.getmtime(os.path.join(records, one, FILE)))
     else:

@@ -41,7 +41,8 @@ class TrialReport:
     Attributes:
         iteration: its number, from 1.
         values: metrics by name; their names as `logged`; the `trial_values` that gave them,
-            which a scheduler may change; and `epoch`, `global_step`, `best_model_path`, `run_id`.
+            which a scheduler may change; `epoch`, `global_step`, `best_model_path`, `run_id`; and
+            `is_last`: whether the fit has all its epochs or steps.
     """
 
     iteration: int
@@ -376,7 +377,7 @@ def _options_of(optimizer: UserOptimizer) -> list[dict[str, float]]:
 class BestCheckpoint(ModelCheckpoint):
     """Keeps the checkpoint of the best report, and the newest to go on from.
 
-    Of a metric that is not logged `TuneReport` tells.
+    A metric that is not logged is reported by `TuneReport`.
     """
 
     def _save_monitor_checkpoint(self, trainer: RunningTrainer, metrics: dict[str, Tensor]) -> bool:

@@ -327,7 +327,7 @@ def _check_same(record: SweepRecord, spec: SweepSpec, name: str) -> None:
 
 
 def _say_left(records: str, name: str, trainer: Trainer) -> None:
-    """Name sweeps whose drivers have died, and have their runs in MLflow end."""
+    """Name sweeps whose drivers died, and end their MLflow runs."""
     for left in unfinished(records):
         if left == name:
             continue
@@ -375,7 +375,8 @@ def _say_start(
         info(capacity.note)
     if record.past:
         ended = sum(trial.status not in ("pending", "running") for trial in record.past.values())
-        info(f"Going on with it: trials that have ended: {ended}, had begun: {len(record.past)}.")
+        begun = number_of(len(record.past), "trial")
+        info(f"Resuming: {begun} had begun, {ended} of them have ended.")
     if parent is not None:
         info(f"MLflow: {parent.where()}")
     say_dashboard()
@@ -474,6 +475,7 @@ def _handling_signals(ending: Ending, parent: MLFlowLogger | None) -> Iterator[N
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    # SIGUSR1: Ray Tune sets a handler for it, whatever its settings are, and leaves it behind
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = {number: signal.getsignal(number) for number in numbers}
 
@@ -503,7 +505,11 @@ def _announce(parent: MLFlowLogger) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Ray Tune from saying again the things that the display says."""
+    """Context in which Ray Tune leaves to raylit the things that raylit does itself.
+
+    Tune prints nothing that the display says, leaves Ctrl-C alone, does not save the state of the
+    sweep or change a trial's current folder, and gives trials 90 s to end.
+    """
     given = {name: os.environ.get(name) for name in ENVIRONMENT}
     names = ("ray.tune", "ray.train", "ray.air")
     levels = {name: logging.getLogger(name).level for name in names}

@@ -293,7 +293,7 @@ def test_the_line_that_goes_on_with_a_sweep_runs_as_it_stands(lab: Path, ray_clu
     (line,) = [one.strip() for one in err.splitlines() if one.startswith("  raylit tune ")]
     assert f" --ray.address {ray_cluster} --retrain train --model.width=5" in line
     done = run_raylit(lab, *shlex.split(line)[1:])
-    assert done.code == 0 and "Going on with it" in done.err, done
+    assert done.code == 0 and "Resuming: " in done.err, done
     table, _, rest = done.out.partition("best ")
     assert len(re.findall(r"trial-00\d .* finished", done.out)) == 2 and "next " in rest, table
 

@@ -7,7 +7,8 @@ the workers to start more. This one looks at the resources that are free now on 
 so that a start never waits for a node that is gone; and it has the workers save and leave before
 more are started.
 
-This runs in Ray's processes and is sent there as `mailbox.py` is: nothing of raylit is imported.
+This runs in Ray's processes and is sent there as `mailbox.py` is. Of raylit it imports only
+`mailbox.py` and `private.py`, which are sent along.
 """
 
 from __future__ import annotations
@@ -51,9 +52,8 @@ if TYPE_CHECKING:
 
 NODE_ID = "ray.io/node-id"  # the label that each node has
 LOOK_EVERY_S = 0.5  # at the cluster, while there is not enough room
-ASK_EVERY_S = (
-    2.0  # the nodes of the workers whether they are there; one that is not twice is taken for gone
-)
+# How often the workers' nodes are asked for an answer; one that is silent twice counts as gone.
+ASK_EVERY_S = 2.0
 GOES_S = 3.0  # how long a node that is being stopped may be reached after its workers have ended
 
 
@@ -222,7 +222,7 @@ class AsManyAsFit(ElasticScalingPolicy):
 class LostNodesAreNoFailures(DefaultFailurePolicy):
     """Counts a node that is gone as a preemption, not as a failure of the user's code.
 
-    And workers that leave for more to come not at all.
+    Workers that left so that more can start count as neither.
 
     Args:
         failure_config: how many of each are allowed.

@@ -69,10 +69,7 @@ def failure_of(error: BaseException) -> WorkerFailure:
 
 @dataclasses.dataclass
 class ControllerDied:
-    """Returned by a run whose workers nobody watches any more.
-
-    The process of Ray Train's that did is dead.
-    """
+    """Returned when Ray Train's controller, which watches the workers, has died."""
 
     why: str
 

@@ -197,11 +197,8 @@ class RayTrainLauncher:
         self.is_ended = True
         with contextlib.suppress(KeyboardInterrupt):
             for logger in as_loggers(job.trainer.loggers) if job.fn != "predict" else ():
-                logger.announce(
-                    "killed"
-                    # Whoever sends a SIGTERM may not wait for the workers: `ray job stop` does for
-                    # 3 s
-                )
+                # whoever sends a SIGTERM may not wait for the workers: `ray job stop` does for 3 s
+                logger.announce("killed")
             relay.end_workers()
         self.abort(relay.watch)
 

@@ -1,4 +1,4 @@
-"""The watchdog: it notices a worker that comes to no next batch.
+"""The watchdog: it notices a worker that does not reach its next batch.
 
 It says what the worker does instead, and ends it where RAYLIT_TIMEOUT_S asks for that.
 
@@ -40,9 +40,8 @@ class Watchdog:
         self.job = job
         self.screen = screen
         self.rank = rank
-        self.ends = (
-            TIMEOUT_VARIABLE in os.environ
-        )  # a step may take an hour: only who gives a time has the worker ended
+        # a step may take an hour: the worker is ended only for users who gave a time
+        self.ends = TIMEOUT_VARIABLE in os.environ
         self.limit_s = LONGER * seconds(TIMEOUT_VARIABLE, TIMEOUT_S)
         self._watched = threading.get_ident()
         self._over = threading.Event()
@@ -92,14 +91,14 @@ class Watchdog:
         frame = sys._current_frames().get(self._watched)
         stack = "".join(traceback.format_stack(frame)[-6:]) if frame is not None else ""
         fate = (
-            "It is ended"
+            " and is stopped now"
             if self.ends
             else (
-                "To have it ended, and started again (max_failures), set"
-                f" {TIMEOUT_VARIABLE} to the seconds a batch may take"
+                f". To have it stopped, and started again (max_failures), set {TIMEOUT_VARIABLE} to the"
+                " seconds a batch may take"
             )
         )
         self.screen.say(
-            f"Rank {self.rank} has come to no next batch for {seconds:.0f} s. {fate}. It is"
+            f"Rank {self.rank} has not reached its next batch for {seconds:.0f} s{fate}. It is"
             f" here:\n{stack}"
         )

@@ -50,7 +50,7 @@ cloudpickle.register_pickle_by_value(remote)
 
 @dataclass
 class Preempted:
-    """Returned by a worker that left because a machine is about to be taken away."""
+    """Returned by a worker that left: a machine is to be taken away, or the driver ends the run."""
 
 
 class WorkerMain:
@@ -88,11 +88,11 @@ class WorkerMain:
         """Do the work of this worker.
 
         Returns:
-            Of rank 0, a Result; of every rank, Preempted if a machine is about to be taken away.
+            Of rank 0, a Result; of every rank, Preempted if the workers were told to leave.
 
         Raises:
             WorkerFailure: carries what the user's code raised.
-            Left: rank 0 of an elastic job has saved it, and all leave for other workers to go on.
+            Left: rank 0 of an elastic job has saved it, and all workers leave.
         """
         rank = int(os.environ["RANK"])
         notice = Notice(self.screen.mailbox if rank == 0 else None)
@@ -159,7 +159,7 @@ class KeptWorkerMain:
     def __call__(self) -> bytes | None:
         """Do jobs until there is none any more.
 
-        Returns Preempted, pickled, if a machine is about to be taken away.
+        Returns Preempted, pickled, if the workers were told to leave.
         """
         mailbox = self.screen.mailbox
         number = 0

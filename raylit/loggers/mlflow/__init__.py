@@ -1,9 +1,10 @@
 """Runs in MLflow: `logger.py` is the Logger, the others bring values and files to the store.
 
 `journal.py` keeps all that is logged, `delivery.py` sends it, in a process of its own
-(`sender.py`). From outside, MLFlowLogger is imported, and by the command line `store.py`; no other
-folder imports mlflow. Never here: anything that makes the training thread wait for a network or a
-database.
+(`sender.py`). From outside, users import MLFlowLogger; the command line, sweeps and `raylit.export`
+import `store.py`, `runs.py`, `models.py`, `model.py` and `source.py`. No other folder imports
+mlflow. Never here: anything that makes a step wait for a network or a database. The thread that
+trains does wait before and after training: for the run to be made, and in `keep_model`.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """The process that sends a journal while another one trains, and its handle there.
 
-A thread would take the GIL from the training, for 5 ms at a time. The process is started when the
-journal has something to send for a while, so that a short fit pays nothing for it, and ends when
-it is told to, or when all is sent and whoever started it has died.
+A thread would take the GIL from the training, for 5 ms at a time. The process is started 2 s after
+the journal was opened, so that a shorter fit pays nothing for it. It ends when it is told to, or
+when all is sent and whoever started it has died.
 
-It is given, on stdin, a JSON object with the path of the journal, the URI of the store and the
-logger's folder; then a line `close`: send all and end. It writes its messages to stdout, a line
-each with its level before it, and the handle repeats them in the training's process.
+It is given, on stdin, a JSON object: `journal`, the path of the journal; `uri`, that of the store;
+`folder`, the logger's; `node`, the number of this machine if it is to be measured; and `give_up_s`,
+how long it tries without any success once it is told to end. Then comes a line `close`: send all
+and end. It writes its messages to stdout, a line each with its level before it, and the handle
+repeats them in the training's process.
 """
 
 from __future__ import annotations

@@ -196,7 +196,10 @@ def test_a_single_worker_that_hangs_is_started_again(
     trainer.fit(module, DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), 4))
     said = capfd.readouterr().err
     assert (
-        re.search(r"Rank 0 has come to no next batch for \d+ s\. It is ended\. It is here:", said)
+        re.search(
+            r"Rank 0 has not reached its next batch for \d+ s and is stopped now\. It is here:",
+            said,
+        )
         and "time.sleep(1000)" in said
     )
     assert "Restart 1 of 1, from the newest checkpoint" in said

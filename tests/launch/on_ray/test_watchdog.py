@@ -48,7 +48,7 @@ def test_without_a_time_given_it_is_only_said(
         trainer.fit(model)
     (line,) = lines
     assert line.startswith(
-        "Rank 3 has come to no next batch for 1 s. To have it ended, and started again"
+        "Rank 3 has not reached its next batch for 1 s. To have it stopped, and started again"
         " (max_failures), set RAYLIT_TIMEOUT_S"
     )
     assert "this line is to be named" in line
