@@ -94,8 +94,8 @@ class Watchdog:
             " and is stopped now"
             if self.ends
             else (
-                f". To have it stopped, and started again (max_failures), set {TIMEOUT_VARIABLE} to the"
-                " seconds a batch may take"
+                ". To have it stopped, and started again (max_failures), set"
+                f" {TIMEOUT_VARIABLE} to the seconds a batch may take"
             )
         )
         self.screen.say(
