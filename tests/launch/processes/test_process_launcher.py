@@ -5,6 +5,8 @@ A start of new processes costs some seconds, so one fit answers as many question
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -23,9 +25,20 @@ import torch
 from torch.utils.data import DataLoader
 
 import raylit as pl
-from raylit.errors import ConfigError, LaunchError
+from raylit.core.job import Job
+from raylit.errors import ConfigError, LaunchError, Terminated
 from raylit.launch import Launcher
-from raylit.launch.processes.launcher import LEAVE_S, ProcessLauncher
+from raylit.launch.processes.launcher import (
+    LEAVE_S,
+    TORCHS_SIGNALS,
+    ProcessLauncher,
+    accelerator_for,
+    check,
+    ended,
+    handing_on_signals,
+    keeping_quiet,
+    threads_each,
+)
 from raylit.testing import LauncherConformance, TinyModel
 from raylit.testing.modules import RandomDataset
 from tests import quiet
@@ -88,6 +101,8 @@ class Ends(TinyModel):
     def end(self) -> None:
         if self.how == "raise":
             raise OddError("bad batch", 2)
+        if self.how == "quit":
+            raise SystemExit(3)
         if self.how == "exit":
             os._exit(7)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -309,3 +324,174 @@ def test_the_driver_can_save_what_came_home(tmp_path: Path) -> None:
         one.save_checkpoint(tmp_path / "home.ckpt")
     loaded = TinyModel.load_from_checkpoint(tmp_path / "home.ckpt")
     assert torch.equal(loaded.layer.weight, model.layer.weight)
+
+
+def test_an_exit_that_the_user_wants_is_no_failure_to_start_again_for(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    with pytest.raises(SystemExit) as raised:
+        trainer(tmp_path, **FORKED, max_failures=3).fit(Ends("quit", marker))
+    assert raised.value.code == 3 and marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "use_gpu", "size", "num_gpus", "found"),
+    [
+        ("auto", None, 2, 0, "cpu"),
+        ("auto", None, 2, 1, "cpu"),  # rather than a GPU for one of them
+        ("auto", None, 2, 2, "gpu"),
+        ("auto", False, 2, 2, "cpu"),
+        ("cpu", None, 2, 2, "cpu"),
+        ("auto", True, 2, 4, "gpu"),
+        ("gpu", None, 2, 2, "gpu"),
+        ("cuda", None, 1, 1, "gpu"),
+        ("cuda", None, 2, 1, "devices=1"),
+        ("gpu", None, 3, 2, "devices=2"),
+        ("auto", True, 1, 0, "devices=1"),
+    ],
+)
+def test_ranks_compute_on_a_gpu_each_or_none(
+    monkeypatch: pytest.MonkeyPatch,
+    accelerator: str,
+    use_gpu: bool | None,
+    size: int,
+    num_gpus: int,
+    found: str,
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: num_gpus)
+    if "devices" not in found:
+        assert accelerator_for(accelerator, use_gpu, size) == found
+        return
+    with pytest.raises(ConfigError, match=f"this machine has {num_gpus}. Use {found}, or"):
+        accelerator_for(accelerator, use_gpu, size)
+
+
+def test_a_process_that_has_used_a_gpu_is_not_forked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    for arguments in (FORKED, {"devices": 2, "strategy": "ddp_notebook"}):
+        with pytest.raises(ConfigError, match=r"before Trainer\.validate .*strategy='ddp_spawn'"):
+            check(Job("validate", trainer(tmp_path, **arguments), TinyModel()))
+    check(Job("fit", trainer(tmp_path, devices=2, strategy="ddp_spawn"), TinyModel()))
+
+
+def test_validations_beside_training_want_ray(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="async_validation runs in Ray tasks"):
+        trainer(tmp_path, **FORKED, async_validation=True).fit(TinyModel())
+
+
+@pytest.mark.parametrize(
+    ("cores", "size", "threads"), [(8, 2, 4), (8, 3, 2), (2, 5, 1), (1, 1, 1), (None, 2, 1)]
+)
+def test_cores_are_shared_by_the_ranks(
+    monkeypatch: pytest.MonkeyPatch, cores: int | None, size: int, threads: int
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert threads_each(size) == threads
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (1, "ended itself with exit code 1, in the midst"),
+        (-signal.SIGKILL, "was ended by SIGKILL, perhaps because this machine was out of memory"),
+        (-signal.SIGSEGV, "was ended by SIGSEGV"),
+        pytest.param(
+            -(signal.SIGRTMIN + 1),
+            "was ended by",
+            marks=pytest.mark.xfail(raises=ValueError, reason="Python has no name for that one"),
+        ),
+    ],
+)
+def test_how_a_rank_ended_is_said_in_words(code: int, said: str) -> None:
+    found = ended(code)
+    assert found.startswith(said)
+    assert ("memory" in found) is (code == -signal.SIGKILL)
+
+
+class Ranks:
+    """Processes that do nothing, as torch's launcher would tell of them."""
+
+    def __init__(self, *processes: subprocess.Popen[bytes]) -> None:
+        self.processes = processes
+
+    def pids(self) -> dict[int, int]:
+        return {rank: process.pid for rank, process in enumerate(self.processes)}
+
+
+def test_signals_are_kept_and_handed_on_once_each_in_their_order() -> None:
+    """Also to the ranks that are left, when one is gone; the handlers of before come back."""
+    script = (
+        "import signal, sys\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [2, 15])\n"
+        "print('ready', flush=True)\n"
+        "for _ in range(2): print(int(signal.sigwait([2, 15])), flush=True)\n"
+        "print(signal.sigtimedwait([2, 15], 0.2))\n"
+    )
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    rank = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert rank.stdout is not None
+    own = lambda number, frame: None  # noqa: E731
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        assert rank.stdout.readline() == b"ready\n"
+        context: Any = Ranks(gone, rank)
+        with handing_on_signals() as signals:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.raise_signal(number)
+                signals.hand_on(context)
+                signals.hand_on(context)
+                assert rank.stdout.readline() == b"%d\n" % number
+            assert signals.received == [signal.SIGINT, signal.SIGTERM]
+            with pytest.raises(Terminated):
+                signals.raise_again()
+            signals.receive(signal.SIGINT, None)
+            with pytest.raises(KeyboardInterrupt):
+                signals.raise_again()
+        assert signal.getsignal(signal.SIGTERM) is own
+        assert rank.stdout.read() == b"None\n"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        rank.kill()
+        rank.wait()
+
+
+def test_in_a_thread_no_signal_is_touched() -> None:
+    """Python allows it in the main thread alone."""
+    found: list[Any] = []
+
+    def launch() -> None:
+        with handing_on_signals() as signals:
+            signals.watch()
+            found.extend([signal.getsignal(signal.SIGTERM), signals.received])
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=launch)
+    thread.start()
+    thread.join()
+    assert found == [before, []] and signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("was", [None, "SIGHUP"])
+def test_torchs_launcher_is_quiet_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, was: str | None
+) -> None:
+    monkeypatch.delenv(TORCHS_SIGNALS, raising=False)
+    if was is not None:
+        monkeypatch.setenv(TORCHS_SIGNALS, was)
+    logger = logging.getLogger("torch.distributed.elastic.multiprocessing.api")
+    with pytest.raises(KeyError, match="own"), keeping_quiet():
+        assert logger.disabled and os.environ[TORCHS_SIGNALS] == "SIGTERM"
+        raise KeyError("own")
+    assert not logger.disabled and os.environ.get(TORCHS_SIGNALS) == was
+
+
+@pytest.mark.xfail(raises=KeyError, reason="what the first puts back, the second looks for")
+def test_two_fits_in_threads_end_in_the_order_in_which_they_began(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(TORCHS_SIGNALS, raising=False)
+    with contextlib.ExitStack() as second, keeping_quiet():  # which leaves first
+        second.enter_context(keeping_quiet())
+    assert TORCHS_SIGNALS not in os.environ
