@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from raylit.core.job import Job
 
 
@@ -20,6 +22,16 @@ def parts_of(job: Job) -> dict[str, object]:
         "The LightningModule": job.module,
         "The LightningDataModule": job.datamodule,
         **{f"The {stage} data": loaders for stage, loaders in job.data.items()},
-        **{f"The callback {type(callback).__name__}": callback for callback in trainer.callbacks},
-        **{f"The logger {type(logger).__name__}": logger for logger in trainer.loggers},
+        **_by_class("The callback", trainer.callbacks),
+        **_by_class("The logger", trainer.loggers),
     }
+
+
+def _by_class(word: str, parts: Sequence[object]) -> dict[str, object]:
+    """Name parts by their classes; of several of one class, the later ones have numbers."""
+    named: dict[str, object] = {}
+    for part in parts:
+        name = f"{word} {type(part).__name__}"
+        number = sum(type(other) is type(part) for other in named.values())
+        named[f"{name} ({number + 1})" if number else name] = part
+    return named

@@ -102,10 +102,6 @@ class Sized(Exception):
         super().__init__(f"{what} {number}")
 
 
-@pytest.mark.xfail(
-    reason="`unpacked` asks the first class of Python's for the object, gives a `__new__` of the"
-    " user's too few arguments, and brings no `__slots__`; `packed` looks at none of these"
-)
 @pytest.mark.parametrize(
     "error",
     [

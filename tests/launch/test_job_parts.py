@@ -109,7 +109,6 @@ class MayHold(pl.Callback):
         self.lock = lock
 
 
-@pytest.mark.xfail(reason="of two callbacks of one class `parts_of` names the last alone")
 def test_a_part_that_cannot_be_sent_is_named_beside_another_of_its_class(tmp_path: Path) -> None:
     one = job(tmp_path, MayHold(threading.Lock()), MayHold())
     with pytest.raises(ConfigError, match="The callback MayHold"):

@@ -178,7 +178,8 @@ def check_validation_room(trainer: JobTrainer, taken: Mapping[str, float]) -> No
     wanted = {"CPU": config.num_cpus, "GPU": config.num_gpus, **config.resources}
     has = ray.cluster_resources()
     for name, amount in wanted.items():
-        left = has.get(name, 0) - trainer.num_workers * taken.get(name, 0)
+        # rounded as Ray counts, so that 1 - 0.9 leaves 0.1
+        left = round(has.get(name, 0) - trainer.num_workers * taken.get(name, 0), 4)
         is_to_grow = left < 0 and not trainer.is_elastic  # or there would be no workers either
         if amount > max(left, 0) and not is_to_grow:
             raise ConfigError(

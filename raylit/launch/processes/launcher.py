@@ -290,7 +290,7 @@ def keeping_quiet() -> Iterator[None]:
         yield
     finally:
         torchs.disabled = before[0]
-        os.environ.pop(TORCHS_SIGNALS)
+        os.environ.pop(TORCHS_SIGNALS, None)  # gone already, where two fits overlap in threads
         if before[1] is not None:
             os.environ[TORCHS_SIGNALS] = before[1]
 
@@ -324,7 +324,8 @@ def ended(code: int) -> str:
     """Return in words how a process ended by itself or was."""
     if code >= 0:
         return f"ended itself with exit code {code}, in the midst of its work"
-    name = signal.Signals(-code).name
+    known = {int(one): one.name for one in signal.Signals}
+    name = known.get(-code, f"signal {-code}")  # Python names not all of the real-time signals
     return f"was ended by {name}" + (
         ", perhaps because this machine was out of memory" if name == "SIGKILL" else ""
     )

@@ -63,7 +63,6 @@ def test_a_validation_that_would_never_begin_is_told_with_the_way_out(
         check(has, {"CPU": 1.0} if workers else {}, workers, **config)
 
 
-@pytest.mark.xfail(raises=ConfigError, reason="1 - 0.9 is less than 0.1; Ray counts in 1/10000")
 def test_what_is_left_to_the_last_tenth_is_enough() -> None:
     check({"CPU": 1.0}, {"CPU": 0.9}, 1, num_cpus=0.1)
 

@@ -25,7 +25,7 @@ from raylit.core.job import Job
 from raylit.launch.processes.carried import failures_in, num_failed, result_in
 from raylit.launch.processes.launcher import RANK_MAIN
 from raylit.launch.processes.picture import drawing
-from raylit.launch.processes.rank import JOB, PLAN, SEED, Plan, be_forked
+from raylit.launch.processes.rank import JOB, SEED, SETTINGS, RankSettings, be_forked
 from raylit.parallel.meeting import before_group
 from raylit.testing import TinyModel
 from tests.deadlines import stretched
@@ -61,7 +61,7 @@ def job_of(folder: Path, model: pl.LightningModule, *callbacks: Any, **arguments
     return Job("fit", trainer(folder, *callbacks, **arguments), model, returns_state=True)
 
 
-def plan_of(size: int = 1, **more: Any) -> Plan:
+def plan_of(size: int = 1, **more: Any) -> RankSettings:
     usual: dict[str, Any] = {
         "parent": os.getpid(),
         "timeout_s": stretched(30),
@@ -72,17 +72,17 @@ def plan_of(size: int = 1, **more: Any) -> Plan:
         "imports": (),
         "draws": False,
     }
-    return Plan(size=size, **{**usual, **more})
+    return RankSettings(size=size, **{**usual, **more})
 
 
-def forked(job: Job, plan: Plan, folder: Path) -> list[int | None]:
+def forked(job: Job, settings: RankSettings, folder: Path) -> list[int | None]:
     """Fork all ranks of a job, and return their exit codes."""
     folder.mkdir(exist_ok=True)
     before_group()  # once for all tests, rather than a second in each rank
     context = multiprocessing.get_context("fork")
     ranks = [
-        context.Process(target=be_forked, args=(job, plan, folder, rank))
-        for rank in range(plan.size)
+        context.Process(target=be_forked, args=(job, settings, folder, rank))
+        for rank in range(settings.size)
     ]
     for rank in ranks:
         rank.start()
@@ -155,8 +155,8 @@ def test_a_rank_that_fails_leaves_why_and_is_no_failure_to_torch(tmp_path: Path)
 
 def test_a_rank_without_its_parent_does_not_begin(tmp_path: Path) -> None:
     """It may have died before the rank could ask to be told."""
-    plan = plan_of(parent=os.getppid())
-    assert forked(job_of(tmp_path, Tells()), plan, tmp_path / "job") == [1]
+    settings = plan_of(parent=os.getppid())
+    assert forked(job_of(tmp_path, Tells()), settings, tmp_path / "job") == [1]
     assert not (tmp_path / "seen-0").exists() and result_in(tmp_path / "job") is None
 
 
@@ -220,12 +220,12 @@ def test_a_new_rank_finds_what_its_parent_finds(
     monkeypatch.syspath_prepend(tmp_path / "code")
     net: Any = __import__("lab_of_a_rank").Net
     job = job_of(tmp_path, net())
-    plan = plan_of(search_path=(str(tmp_path / "code"),), imports=("first_of_a_rank",))
+    settings = plan_of(search_path=(str(tmp_path / "code"),), imports=("first_of_a_rank",))
     folder = tmp_path / "job"
     folder.mkdir()
     (folder / JOB).write_bytes(cloudpickle.dumps(job))
-    for number, given in enumerate((replace(plan, search_path=(), imports=()), plan)):
-        (folder / PLAN).write_bytes(pickle.dumps(given))
+    for number, given in enumerate((replace(settings, search_path=(), imports=()), settings)):
+        (folder / SETTINGS).write_bytes(pickle.dumps(given))
         done = in_a_new_process(folder, 0)
         assert done.returncode == (1, 0)[number], done
         if number == 0:
