@@ -34,6 +34,8 @@ PATIENT_SIGNALS = 2  # the second ends ranks at once, where they can; one more k
 LEAVE_S = 30.0  # for the other ranks, once one has failed
 HANDED_ON = (signal.SIGTERM, signal.SIGINT)
 TORCHS_SIGNALS = "TORCHELASTIC_SIGNALS_TO_HANDLE"
+_quiet_lock = threading.Lock()
+_found_by_quiet_fits: list[tuple[bool, str | None]] = []  # one for each fit that runs
 RANK_MAIN = "raylit.launch.processes.rank"
 
 
@@ -280,19 +282,25 @@ def handing_on_signals() -> Iterator[Signals]:
 def keeping_quiet() -> Iterator[None]:
     """Context in which torch's launcher logs nothing of processes that fail: this module says it.
 
-    It also handles no signal but SIGTERM, of which it has to have one.
+    It also handles no signal but SIGTERM, of which it has to have one. Fits in several threads may
+    overlap: the last that ends puts back what the first has found.
     """
     torchs = logging.getLogger("torch.distributed.elastic.multiprocessing.api")
-    before = torchs.disabled, os.environ.get(TORCHS_SIGNALS)
-    torchs.disabled = True
-    os.environ[TORCHS_SIGNALS] = "SIGTERM"
+    with _quiet_lock:
+        found = (torchs.disabled, os.environ.get(TORCHS_SIGNALS))
+        _found_by_quiet_fits.append(_found_by_quiet_fits[0] if _found_by_quiet_fits else found)
+        torchs.disabled = True
+        os.environ[TORCHS_SIGNALS] = "SIGTERM"
     try:
         yield
     finally:
-        torchs.disabled = before[0]
-        os.environ.pop(TORCHS_SIGNALS, None)  # gone already, where two fits overlap in threads
-        if before[1] is not None:
-            os.environ[TORCHS_SIGNALS] = before[1]
+        with _quiet_lock:
+            was_disabled, signals = _found_by_quiet_fits.pop()
+            if not _found_by_quiet_fits:
+                torchs.disabled = was_disabled
+                os.environ.pop(TORCHS_SIGNALS, None)
+                if signals is not None:
+                    os.environ[TORCHS_SIGNALS] = signals
 
 
 def wait(context: PContext, folder: Path, signals: Signals) -> dict[int, int]:
