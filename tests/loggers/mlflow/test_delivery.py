@@ -142,8 +142,9 @@ def test_a_store_that_goes_away_in_between_gets_each_value_once(
 def test_a_batch_whose_answer_was_lost_is_sent_again_without_harm(
     client: Any, uri: str, run_id: str, new_journal: NewJournal
 ) -> None:
-    journal = filled(new_journal(), range(5))
+    journal = new_journal()
     journal.log(Record("param", "lr", "0.1"))
+    filled(journal, range(5))
     with reading(journal.path) as reader:
         start = reader.acked
         for _ in range(2):

@@ -7,8 +7,10 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, ClassVar
 
 import pytest
 
@@ -274,16 +276,36 @@ def test_each_journal_is_sent_to_its_own_store_or_says_why_not(
     assert 3500 < found[paths["sent"]].age_s < 3800
 
 
-def test_a_password_that_no_journal_holds_is_given_again(
-    uri: str, run_id: str, tmp_path: Path, new_journal: Callable[..., Journal]
+class Away(BaseHTTPRequestHandler):
+    """Is a proxy whose server is away, and notes who asks."""
+
+    asked: ClassVar[set[str]] = set()
+
+    def do_GET(self) -> None:
+        self.asked.add(self.headers.get("Authorization", "nobody"))
+        self.send_error(503)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.parametrize(("login", "asks"), [("me:***@", "Basic bWU6aHVudGVyMg=="), ("", "nobody")])
+def test_a_password_that_no_journal_holds_is_given_again_for_its_store_alone(
+    tmp_path: Path, new_journal: Callable[..., Journal], login: str, asks: str
 ) -> None:
-    port = free_port()
-    for host in ("me:***@127.0.0.1", "127.0.0.1"):
-        new_journal(uri=f"http://{host}:{port}").close()
-    (first, second) = runs.sync(str(tmp_path), f"http://me:hunter2@127.0.0.1:{port}")
-    for one in (first, second):
-        assert "does not answer" in one.problem
-        assert "hunter2" not in str(one)
+    server = HTTPServer(("127.0.0.1", 0), Away)
+    Thread(target=server.serve_forever, daemon=True).start()
+    host = f"127.0.0.1:{server.server_port}"
+    new_journal(uri=f"http://{login}{host}").close()
+    Away.asked.clear()
+    try:
+        (found,) = runs.sync(str(tmp_path), f"http://me:hunter2@{host}")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert Away.asked == {asks}
+    assert "does not answer" in found.problem
+    assert "hunter2" not in str(found)
 
 
 def test_where_no_journal_is_nothing_is_sent(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def wait_for(is_so: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_it_sends_what_comes_survives_the_end_of_the_other_and_is_not_missed_itself(
     client: Any,
     uri: str,

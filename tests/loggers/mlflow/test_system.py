@@ -15,6 +15,7 @@ from raylit.loggers.mlflow import system
 from tests.deadlines import stretched
 
 
+@pytest.mark.long
 def test_it_measures_from_the_begin_of_the_run_until_it_is_left(
     client: Any, uri: str, experiment: str
 ) -> None:
