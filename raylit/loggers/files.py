@@ -53,7 +53,7 @@ def hparams_as_yaml(hparams: Mapping[str, object]) -> str:
         plain = value.name if isinstance(value, Enum) else value
         try:
             yaml.dump(plain)
-        except (TypeError, ValueError):
+        except Exception:  # whatever an object raises when it is asked for its parts
             warn(
                 f"The hyperparameter {key!r} ({type(value).__name__}) is not in"
                 f" {NAME_HPARAMS_FILE}: YAML cannot hold it."

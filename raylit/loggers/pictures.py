@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,12 @@ def as_json(table: object) -> str:
     if hasattr(table, "to_json"):
         return str(table.to_json(orient="split", index=False))
     names, rows = _rows(table)
-    return json.dumps({"columns": names, "data": rows})
+    # JSON has no word for NaN and infinity; a page of MLflow's could not read the table
+    finite = [
+        [None if isinstance(one, float) and not math.isfinite(one) else one for one in row]
+        for row in rows
+    ]
+    return json.dumps({"columns": names, "data": finite}, allow_nan=False)
 
 
 def as_csv(table: object) -> str:
@@ -109,5 +115,8 @@ def _rows(table: object) -> tuple[list[str], list[list[object]]]:
 
 
 def _plain(value: object) -> object:
-    value = value.item() if hasattr(value, "item") and getattr(value, "size", 1) != 0 else value
+    if hasattr(value, "tolist"):  # a tensor or an array: of one element, its number
+        value = value.tolist()
+        while isinstance(value, list) and len(value) == 1:
+            value = value[0]
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -135,12 +136,13 @@ def test_an_enum_is_told_by_its_name() -> None:
 
 
 def test_what_yaml_cannot_hold_is_named_and_the_rest_is_kept() -> None:
-    hparams = {"first": 1, "lock": threading.Lock(), "deep": {"a": [Holds()]}, "last": 2}
+    lock = multiprocessing.Lock()  # which raises a RuntimeError
+    hparams = {"first": 1, "lock": lock, "deep": {"a": [Holds()]}, "last": 2}
     with pytest.warns(UserWarning) as warned:
         text = hparams_as_yaml(hparams)
     assert yaml.safe_load(text) == {"first": 1, "last": 2}
     assert [str(one.message).split(" is not in")[0] for one in warned] == [
-        "The hyperparameter 'lock' (lock)",
+        "The hyperparameter 'lock' (Lock)",
         "The hyperparameter 'deep' (dict)",
     ]
     assert set(hparams) == {"first", "lock", "deep", "last"}, "what was given stays whole"

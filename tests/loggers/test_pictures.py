@@ -120,6 +120,14 @@ def test_numbers_of_numpy_and_torch_are_plain_ones() -> None:
     assert as_csv(table).splitlines()[1:] == ["1,0.5,True,x", "2,0.25,3,7.5"]
 
 
+def test_rows_of_numbers_are_text_and_what_is_not_finite_is_null_in_json() -> None:
+    table = {"a": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "b": [float("nan"), float("inf")]}
+    found = as_json(table)
+    json.loads(found, parse_constant=pytest.fail)  # JSON has no NaN
+    assert json.loads(found)["data"] == [["[1.0, 2.0]", None], ["[3.0, 4.0]", None]]
+    assert as_csv(table).splitlines()[1:] == ['"[1.0, 2.0]",nan', '"[3.0, 4.0]",inf']
+
+
 def test_what_is_neither_number_nor_text_is_told_as_text() -> None:
     table = {"a": [[1, 2], {"b": 1}, 1 + 2j, b"x", torch.float32]}
     assert [row for (row,) in json.loads(as_json(table))["data"]] == [

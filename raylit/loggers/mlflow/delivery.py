@@ -170,7 +170,11 @@ def deliver(path: str, uri: str, *, wait_s: float = LOCK_S) -> bool:
     Raises:
         Exception: the store does not answer; the rest of the journal stays.
     """
-    with contextlib.suppress(FileNotFoundError), reading(path) as reader:
+    with contextlib.ExitStack() as stack:
+        try:
+            reader = stack.enter_context(reading(path))
+        except FileNotFoundError:
+            return True  # another process has sent it
         if not reader.lock(wait_s):
             return False
         delivery = Delivery(reader, RunStore(uri, reader.header.run_id))

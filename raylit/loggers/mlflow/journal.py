@@ -288,7 +288,11 @@ class JournalReader:
         if len(page) < PAGE or not page.startswith(MAGIC):
             os.close(self._file)
             raise ValueError(f"{path} is no journal of raylit")
-        self.header = Header(**json.loads(page[_HEADER_AT:].rstrip(b"\0")))
+        try:
+            self.header = Header(**json.loads(page[_HEADER_AT:].rstrip(b"\0")))
+        except (ValueError, TypeError) as error:
+            os.close(self._file)
+            raise ValueError(f"the head of the journal {path} is damaged: {error}") from error
         self.position = PAGE
 
     def close(self) -> None:

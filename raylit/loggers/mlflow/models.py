@@ -34,6 +34,7 @@ OWNER_TAG = "raylit.callback"
 BEST_TAG = "raylit.best"
 ALIAS_TAG = "raylit.alias"
 STEP_TAG = "raylit.step"
+SCORE_TAG = "raylit.score"
 MODEL_TAG = "raylit.model_id"  # of a run: its final model
 
 
@@ -72,8 +73,11 @@ def checkpoints_of(
     best = str(getattr(callback, "best_model_path", "") or "")
     scores = dict(getattr(callback, "best_k_models", {})) or ({best: None} if best else {})
     monitor = getattr(callback, "monitor", None)
+    owner = f"{type(callback).__name__} of {monitor}" if monitor else type(callback).__name__
+    if folder := getattr(callback, "dirpath", None):  # which another one of this metric has not
+        owner += f" in {without_secrets(str(folder))}"
     return {
-        "owner": f"{type(callback).__name__} of {monitor}" if monitor else type(callback).__name__,
+        "owner": owner,
         "monitor": monitor,
         "mode": str(getattr(callback, "mode", "min")),
         "best": best,
@@ -108,10 +112,12 @@ def bring_up_to_date(client: MlflowClient, run_id: str, kept: Checkpoints) -> No
     for model in models_of(client, experiment_id, run_id):
         if model.tags.get(OWNER_TAG) == kept["owner"]:
             known[model.tags.get(PATH_TAG, "")] = model
-    paths = {without_secrets(one["path"]) for one in kept["files"]}
-    for path, model in known.items():
-        if path not in paths:
+    scores = {without_secrets(one["path"]): _score_tag(one["score"]) for one in kept["files"]}
+    for path, model in [*known.items()]:
+        # one that was written anew under its name is another checkpoint
+        if path not in scores or model.tags.get(SCORE_TAG) != scores[path]:
             client.delete_logged_model(model.model_id)
+            del known[path]
     for one in kept["files"]:
         path = without_secrets(one["path"])
         is_best = one["path"] == kept["best"]
@@ -121,16 +127,20 @@ def bring_up_to_date(client: MlflowClient, run_id: str, kept: Checkpoints) -> No
                 client.set_logged_model_tags(known[path].model_id, marks)
             continue
         own = {PATH_TAG: path, OWNER_TAG: kept["owner"], STEP_TAG: str(one["step"])}
-        if one["score"] is not None:
-            own["raylit.score"] = repr(one["score"])
+        if (score := _score_tag(one["score"])) is not None:
+            own[SCORE_TAG] = score
         # not as a folder of artifacts is called: MLflow takes that for the model's
         name = "checkpoint " + re.sub(r"[/:.%\"']", "_", Path(path).stem)[:200]
         model = client.create_logged_model(experiment_id, name, run_id, own | marks, {}, TYPE)
         if one["score"] is not None and kept["monitor"]:
             _link_score(client, run_id, kept, one, str(model.model_id))
         client.finalize_logged_model(model.model_id, "READY")
-    if paths - {*known} and kept["monitor"]:
+    if {*scores} - {*known} and kept["monitor"]:
         _say_what_counts(client, experiment_id, str(kept["monitor"]), kept["mode"])
+
+
+def _score_tag(score: float | None) -> str | None:
+    return None if score is None else repr(score)
 
 
 def make_outputs(client: MlflowClient, run_id: str) -> None:
@@ -264,10 +274,15 @@ def register(client: MlflowClient, run_id: str, name: str, alias: str | None) ->
     Raises:
         ConfigError: the run has none.
     """
+    from mlflow.entities import LoggedModelStatus
     from mlflow.exceptions import MlflowException
 
     experiment_id = client.get_run(run_id).info.experiment_id
-    found = [one for one in models_of(client, experiment_id, run_id) if one.name == FINAL]
+    found = [
+        one
+        for one in models_of(client, experiment_id, run_id)
+        if one.name == FINAL and one.status == LoggedModelStatus.READY
+    ]
     if not found:
         raise ConfigError(
             f"The run {run_id} has no final model. Fits keep one with MLFlowLogger(log_model=True);"

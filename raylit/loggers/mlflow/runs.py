@@ -151,13 +151,15 @@ def find(client: MlflowClient, name: str, experiment: str | None = None) -> Run:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
     ids = [one.experiment_id for one in experiments(client, experiment)]
+    found: list[Run] = []
     if name == "last":
         found = search(client, ids, most=1)
     else:
-        text = name.replace("'", "")
-        found = search(client, ids, f"attributes.run_name = '{text}'", most=50)
-        if not found and len(text) >= LEAST_PREFIX:
-            found = search(client, ids, f"attributes.run_id LIKE '{text}%'", most=50)
+        quote = '"' if "'" in name else "'"  # MLflow has no escape for one in a text
+        if quote not in name:
+            found = search(client, ids, f"attributes.run_name = {quote}{name}{quote}", most=50)
+        if not found and len(name) >= LEAST_PREFIX and name.isalnum():
+            found = search(client, ids, f"attributes.run_id LIKE '{name}%'", most=50)
     if not found:
         raise ConfigError(
             f"There is no run {name!r} in {without_secrets(client.tracking_uri)}. Give an id, its"

@@ -244,6 +244,16 @@ def test_a_journal_that_another_one_sends_is_left_to_it(uri: str, new_journal: N
     assert deliver(journal.path, uri, wait_s=0)
 
 
+def test_a_store_that_is_not_there_leaves_the_journal(
+    new_journal: NewJournal, tmp_path: Path
+) -> None:
+    journal = filled(new_journal(), range(2))
+    journal.close()
+    with pytest.raises(OSError, match="nowhere"):
+        deliver(journal.path, f"sqlite:///{tmp_path}/nowhere/mlflow.db", wait_s=0)
+    assert os.path.exists(journal.path)
+
+
 def test_what_stands_before_the_damage_is_sent_and_the_file_kept(
     client: Any, uri: str, run_id: str, new_journal: NewJournal, said: list[str]
 ) -> None:

@@ -95,6 +95,17 @@ def test_what_is_no_journal_is_said(tmp_path: Path) -> None:
             JournalReader(str(tmp_path / "x.journal"))
 
 
+def test_a_damaged_head_is_said(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path), header())
+    journal.close()
+    path = Path(journal.path)
+    whole = path.read_bytes()
+    for old, new in ((b"run_id", b"run_ie"), (b'{"', b"[\xff")):
+        path.write_bytes(whole.replace(old, new, 1))
+        with pytest.raises(ValueError, match="the head of the journal"):
+            JournalReader(journal.path)
+
+
 def test_all_that_was_appended_outlives_sigkill(tmp_path: Path) -> None:
     script = (
         "import sys\nfrom raylit.loggers.mlflow.journal import Header, Journal\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -97,6 +98,44 @@ def test_a_run_has_the_models_of_the_checkpoints_that_are_there(
     assert len(models_of(client, experiment, run_id)) == 1
     own = found["/a/4.ckpt"]
     assert (own["raylit.step"], own["raylit.score"], own["raylit.best"]) == ("1", "0.5", "false")
+
+
+def test_a_file_that_was_written_anew_is_another_model(
+    client: Any, experiment: str, run_id: str
+) -> None:
+    one = kept("/a/best.ckpt", best="/a/best.ckpt")
+    bring_up_to_date(client, run_id, one)
+    one["files"][0] |= {"step": 8, "score": 0.25}
+    bring_up_to_date(client, run_id, one)
+    (own,) = tags(client, experiment, run_id).values()
+    assert (own["raylit.step"], own["raylit.score"], own["raylit.best"]) == ("8", "0.25", "true")
+
+
+def test_two_callbacks_of_one_metric_have_models_of_their_own(
+    client: Any, experiment: str, run_id: str
+) -> None:
+    callbacks: list[Any] = [
+        ModelCheckpoint(
+            monitor="val_loss", mode=mode, dirpath=folder, best_model_path=f"{folder}/1.ckpt"
+        )
+        for mode, folder in (("min", "/a"), ("max", "/b"))
+    ]
+    for one in (*callbacks, callbacks[0]):
+        bring_up_to_date(client, run_id, checkpoints_of(one, {}, None))
+    assert sorted(tags(client, experiment, run_id)) == ["/a/1.ckpt", "/b/1.ckpt"]
+
+
+def test_a_model_that_did_not_arrive_is_not_registered(
+    client: Any, experiment: str, run_id: str
+) -> None:
+    made = {}
+    for status in ("READY", "FAILED"):
+        made[status] = client.create_logged_model(experiment, "model", run_id, {}, {}, "raylit")
+        client.finalize_logged_model(made[status].model_id, status)
+        time.sleep(0.01)  # the newest is meant
+    version = register(client, run_id, "arrived", None)
+    source = client.get_model_version("arrived", version).source
+    assert source == f"models:/{made['READY'].model_id}"
 
 
 def test_models_of_others_are_left(client: Any, experiment: str, run_id: str) -> None:

@@ -117,6 +117,15 @@ def test_a_run_is_meant_by_id_its_beginning_name_or_as_the_last(
             meant(name)
 
 
+def test_signs_in_a_name_stand_for_themselves(client: Any, experiment: str) -> None:
+    new_run(client, experiment, "Annas run", 1)
+    hers = new_run(client, experiment, "Anna's run", 2)
+    assert runs.find(client, "Anna's run").info.run_id == hers
+    for name in ("%%%%", "____", "Anna%", "a\"b'c"):
+        with pytest.raises(ConfigError, match="There is no run"):
+            runs.find(client, name)
+
+
 def test_a_run_is_looked_for_in_the_experiment_alone(
     client: Any, experiment: str, tmp_path: Path
 ) -> None:
