@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import threading
 from collections.abc import Mapping
@@ -73,7 +74,7 @@ def _connect(num_cpus: float) -> None:
         with private.on_loopback():
             ray.init(
                 address="local",
-                num_cpus=max(os.cpu_count() or 1, int(num_cpus)),
+                num_cpus=max(os.cpu_count() or 1, math.ceil(num_cpus)),
                 include_dashboard=True,
                 **quiet,
             )

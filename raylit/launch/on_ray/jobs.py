@@ -102,8 +102,7 @@ class JobServer:
             details = self._details(name)
             if details.status.is_terminal():
                 if not is_whole:
-                    log = within(REQUEST_S, lambda: self._client.get_job_logs(name))
-                    show(log[self._shown :])
+                    self._show_rest(name, show)
                 return _ended(details)
             time.sleep(1)  # the connection broke, or nothing was said for a while
 
@@ -115,7 +114,7 @@ class JobServer:
         """
         try:
             within(REQUEST_S, lambda: self._client.stop_job(name))
-        except (RuntimeError, OSError, TimeoutError) as error:
+        except (RuntimeError, OSError, TimeoutError, AuthenticationError) as error:
             raise LaunchError(f"{self.address} did not stop the job: {error}") from error
 
     def _wait_for_start(self, name: str) -> None:
@@ -126,6 +125,15 @@ class JobServer:
                 is_said = True
                 info(f"The job waits for the cluster: {details.message}")
             time.sleep(0.5)
+
+    def _show_rest(self, name: str, show: Callable[[str], object]) -> None:
+        """Show the end of the log of a job that has ended."""
+        try:
+            log = within(REQUEST_S, lambda: self._client.get_job_logs(name))
+        except (RuntimeError, OSError, TimeoutError, AuthenticationError) as error:
+            info(f"{self.address} did not give the end of the log: {error}")
+        else:
+            show(log[self._shown :])
 
     async def _stream(self, name: str, show: Callable[[str], object]) -> bool:
         """Show the log as it comes; tell whether its end was seen."""
@@ -160,6 +168,10 @@ class JobServer:
                     is_said = True
                     info(f"{self.address} does not answer. The job goes on; trying again.")
                 time.sleep(2)
+            except AuthenticationError as error:
+                raise LaunchError(
+                    f"{self.address}: {_about_token(str(error))} The job {name} goes on."
+                ) from error
             except RuntimeError as error:
                 raise LaunchError(f"{self.address} does not know the job: {error}") from error
 

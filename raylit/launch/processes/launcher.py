@@ -31,6 +31,7 @@ from raylit.runtime.messages import info, warn
 
 POLL_S = 0.05
 PATIENT_SIGNALS = 2  # the second ends ranks at once, where they can; one more kills them
+ARRIVES_S = 2.0  # for the word of a rank that has ended
 LEAVE_S = 30.0  # for the other ranks, once one has failed
 HANDED_ON = (signal.SIGTERM, signal.SIGINT)
 TORCHS_SIGNALS = "TORCHELASTIC_SIGNALS_TO_HANDLE"
@@ -312,6 +313,7 @@ def wait(context: PContext, folder: Path, signals: Signals) -> dict[int, int]:
         The exit codes of those that ended otherwise than well, by rank.
     """
     failed_at: float | None = None
+    left_at: float | None = None
     while True:
         done = context.wait(0)
         if done is not None:
@@ -323,9 +325,23 @@ def wait(context: PContext, folder: Path, signals: Signals) -> dict[int, int]:
             return {}
         if failed_at is None and num_failed(folder):
             failed_at = time.monotonic()
+        # Torch's launcher waits for ever for forked ranks that user code ended with os._exit(0);
+        # whoever has finished is known to it a moment later.
+        if left_at is None and all(map(has_left, context.pids().values())):
+            left_at = time.monotonic()
+        if left_at is not None and time.monotonic() - left_at > ARRIVES_S:
+            return {}
         if failed_at is not None and time.monotonic() - failed_at > LEAVE_S:
             return {}
         time.sleep(POLL_S)
+
+
+def has_left(pid: int) -> bool:
+    """Tell whether a child of this process has ended; its exit code is left for its waiter."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True  # it was waited for
 
 
 def ended(code: int) -> str:

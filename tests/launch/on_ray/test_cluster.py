@@ -72,9 +72,7 @@ def test_one_thread_at_a_time_connects(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (1, 4),  # no fewer than the machine has
         (6, 6),
-        pytest.param(
-            4.5, 5, marks=pytest.mark.xfail(reason="int() makes 4 of it, which is too few for 4.5")
-        ),
+        (4.5, 5),
     ],
 )
 def test_a_new_cluster_has_room_for_the_workers(

@@ -191,6 +191,18 @@ def test_a_rank_that_fails_does_not_wait_for_a_collective_of_its_own(
         trainer(tmp_path, **arguments).fit(Outstanding())
 
 
+class Leaves(TinyModel):
+    """Ends its process as if all were well."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        os._exit(0)
+
+
+def test_ranks_that_leave_without_a_word_are_not_waited_for(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match="no rank left a result"):
+        trainer(tmp_path, **FORKED).fit(Leaves())
+
+
 @pytest.mark.parametrize(
     ("how", "said"),
     [
