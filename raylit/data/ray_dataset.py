@@ -82,7 +82,7 @@ class RayDataLoader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Any,  # checked below; a config may name a function that makes it
         batch_size: int | None = 256,
         *,
         shuffle: bool = False,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from raylit import data
 from raylit.core.callback import Callback
@@ -838,15 +839,24 @@ def in_eval_mode(module: nn.Module) -> Iterator[None]:
     `forward` may count its calls.
     """
     modes = submodule_modes(module)
-    buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+    kept = dict(module.named_buffers(remove_duplicate=False))
+    lazy = {name for name, buffer in kept.items() if is_lazy(buffer)}
+    storages = {}  # not the buffers themselves: some are views of others, or of the user's tensors
+    for buffer in kept.values():
+        local = getattr(buffer, "_local_tensor", buffer)  # a DTensor's, under FSDP
+        if not is_lazy(buffer) and local.layout == torch.strided and local.device.type != "meta":
+            storage = local.untyped_storage()
+            storages[storage.data_ptr()] = (storage, storage.clone())
     module.eval()
     try:
         yield
     finally:
         restore_modes(module, modes)
-        for name, buffer in module.named_buffers():
-            if name in buffers:  # whatever `forward` has put in its place
-                buffer.data = buffers[name]
+        for storage, before in storages.values():
+            storage.copy_(before)
+        for name in kept.keys() - lazy:  # `forward` may have put others in their place
+            owner, _, key = name.rpartition(".")
+            module.get_submodule(owner)._buffers[key] = kept[name]
 
 
 def no_grad_context(run: Run) -> torch.inference_mode | torch.no_grad:

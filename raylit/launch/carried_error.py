@@ -45,7 +45,11 @@ def unpacked(parts: bytes) -> BaseException:
     builtin = _builtin_of(kind)
     # Neither the user's __new__ nor __init__; but those of the class in Python itself, which set
     # what is not among the attributes, such as the code of SystemExit
-    error: BaseException = builtin.__new__(kind, *arguments)
+    error: BaseException
+    try:
+        error = builtin.__new__(kind, *arguments)
+    except TypeError:  # a class made in C stands between the two, such as psycopg2.Error
+        error = kind.__new__(kind, *arguments)
     with contextlib.suppress(TypeError):
         builtin.__init__(error, *arguments)
     error.__setstate__(attributes)

@@ -22,16 +22,16 @@ def parts_of(job: Job) -> dict[str, object]:
         "The LightningModule": job.module,
         "The LightningDataModule": job.datamodule,
         **{f"The {stage} data": loaders for stage, loaders in job.data.items()},
-        **_by_class("The callback", trainer.callbacks),
-        **_by_class("The logger", trainer.loggers),
+        **by_class("The callback", trainer.callbacks),
+        **by_class("The logger", trainer.loggers),
     }
 
 
-def _by_class(word: str, parts: Sequence[object]) -> dict[str, object]:
+def by_class(word: str, parts: Sequence[object]) -> dict[str, object]:
     """Name parts by their classes; of several of one class, the later ones have numbers."""
     named: dict[str, object] = {}
     for part in parts:
         name = f"{word} {type(part).__name__}"
-        number = sum(type(other) is type(part) for other in named.values())
+        number = sum(type(other).__name__ == type(part).__name__ for other in named.values())
         named[f"{name} ({number + 1})" if number else name] = part
     return named

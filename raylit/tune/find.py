@@ -93,9 +93,18 @@ def unfinished(records: str) -> list[str]:
     ]
 
 
-def mark_left(folder: str) -> PlainDict:
-    """Note that a sweep's driver has died, so that it is told once; return its description."""
-    with open(os.path.join(folder, FILE), "a", encoding="utf-8") as file:
-        file.write("\n" + json.dumps({"closed": "left"}) + "\n")
-    os.remove(os.path.join(folder, LOCK))
+def mark_left(folder: str) -> PlainDict | None:
+    """Note that a sweep's driver has died, so that it is told once; return its description.
+
+    None: another process has just noted it, or goes on with the sweep.
+    """
+    path = os.path.join(folder, LOCK)
+    try:
+        with open(path, "r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with open(os.path.join(folder, FILE), "a", encoding="utf-8") as file:
+                file.write("\n" + json.dumps({"closed": "left"}) + "\n")
+            os.remove(path)
+    except (FileNotFoundError, BlockingIOError):
+        return None
     return head_of(folder)

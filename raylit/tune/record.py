@@ -86,12 +86,14 @@ class SweepRecord(Callback):
         """
         os.makedirs(self.folder, exist_ok=True)
         path = os.path.join(self.folder, LOCK)
+        name = os.path.basename(self.folder)
         with open(path, "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                name = os.path.basename(self.folder)
                 raise SweepError(f"The sweep {name} is being run by another process.") from None
+            if not _is_at(lock, path):
+                raise SweepError(f"The sweep {name} was just ended by another process. Try again.")
             try:
                 yield
             finally:
@@ -266,6 +268,14 @@ class SweepRecord(Callback):
         if known.status in ENDED:
             self._write({"end": asdict(known), "values": self.values_of(known)})
         self._tell(known, "end")
+
+
+def _is_at(file: IO[str], path: str) -> bool:
+    """Tell whether an open file is the one at a path, which others may have removed since."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def read_lines(path: str) -> list[PlainDict]:

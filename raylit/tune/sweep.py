@@ -332,6 +332,8 @@ def _say_left(records: str, name: str, trainer: Trainer) -> None:
         if left == name:
             continue
         head = mark_left(os.path.join(records, left))
+        if head is None:
+            continue
         info(f"The sweep {left} was left by a process that has died. {_how_to_go_on(left)}")
         uri = _whole_uri(head.get("tracking_uri"), trainer)
         if head.get("run_id") and uri is not None:

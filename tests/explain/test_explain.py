@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import raylit as pl
+from raylit.engine.run import in_eval_mode
 from raylit.errors import ConfigError
 from raylit.explain import Explanation
 from raylit.explain.explain import _rank_correlation, _ranks
@@ -247,6 +248,19 @@ def test_what_forward_counts_is_as_before(tmp_path: Path) -> None:
     trainer(tmp_path).explain(module, table())
     trainer(tmp_path).export(module, tmp_path / "a.onnx", dataloaders=table(), verbose=False)
     assert module.calls == 0
+
+
+def test_buffers_that_share_memory_still_do() -> None:
+    module = nn.BatchNorm1d(2)
+    whole = torch.zeros(4)
+    module.register_buffer("part", whole[:2])
+    lazy = nn.LazyBatchNorm1d()
+    with in_eval_mode(nn.Sequential(module, lazy)):
+        whole += 1
+        lazy(torch.rand(3, 5))
+    assert whole.tolist() == [0] * 4 and not torch.nn.parameter.is_lazy(lazy.running_mean)
+    whole.fill_(5)
+    assert module.part.tolist() == [5, 5]
 
 
 class Words(pl.LightningModule):

@@ -10,7 +10,7 @@ import raylit as pl
 from raylit.callbacks import ModelCheckpoint, OnExceptionCheckpoint, RecoveryCheckpoint
 from raylit.core.job import Fn, Job
 from raylit.errors import ConfigError
-from raylit.launch.job_parts import checkpoint_folders, parts_of
+from raylit.launch.job_parts import by_class, checkpoint_folders, parts_of
 from raylit.launch.processes.launcher import pickled
 from raylit.loggers import CSVLogger
 from raylit.testing import TinyModel
@@ -113,3 +113,11 @@ def test_a_part_that_cannot_be_sent_is_named_beside_another_of_its_class(tmp_pat
     one = job(tmp_path, MayHold(threading.Lock()), MayHold())
     with pytest.raises(ConfigError, match="The callback MayHold"):
         pickled(one)
+
+
+def test_every_part_has_a_name_of_its_own() -> None:
+    classes = [type("Mine", (), {}) for _ in range(2)]  # of one name, as of two modules
+    parts = [classes[0](), classes[1](), classes[0]()]
+    named = by_class("The callback", parts)
+    assert list(named) == ["The callback Mine", "The callback Mine (2)", "The callback Mine (3)"]
+    assert list(named.values()) == parts

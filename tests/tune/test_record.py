@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from raylit.tune.find import is_running, unfinished
-from raylit.tune.record import SweepRecord
+from raylit.tune.find import is_running, mark_left, unfinished
+from raylit.tune.record import LOCK, SweepRecord
 from raylit.tune.space import SweepError
 from raylit.tune.spec import SweepSpec
 
@@ -49,6 +51,8 @@ def test_one_whose_driver_died_can_be_gone_on_with(tmp_path: Path) -> None:
     command = [sys.executable, "-c", DIES, str(folder)]
     assert subprocess.run(command, check=False, cwd=Path(__file__).parents[2]).returncode == 1
     assert unfinished(str(tmp_path)) == ["record-1"]
+    with SweepRecord(str(folder), SPEC).held():
+        assert mark_left(str(folder)) is None  # somebody goes on with it
     again = SweepRecord(str(folder), SPEC)
     with again.held():
         again.read()
@@ -56,3 +60,22 @@ def test_one_whose_driver_died_can_be_gone_on_with(tmp_path: Path) -> None:
         assert again.head["host"] == os.uname().nodename
         again.close("success")
     assert not unfinished(str(tmp_path))
+
+
+def test_a_lock_that_was_removed_while_it_was_waited_for_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has it would not keep others out: they make a new file."""
+    folder = tmp_path / "record-1"
+    lock = fcntl.flock
+
+    def after_another_has_ended(*arguments: Any) -> None:
+        (folder / LOCK).unlink()
+        lock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", after_another_has_ended)
+    with (
+        pytest.raises(SweepError, match="was just ended by another process"),
+        SweepRecord(str(folder), SPEC).held(),
+    ):
+        raise AssertionError

@@ -12,6 +12,7 @@ from raylit.core.callback import Callback
 from raylit.core.job import Job
 from raylit.engine.run import Run
 from raylit.errors import ConfigError
+from raylit.launch.job_parts import by_class
 from raylit.launch.on_ray.by_value import Pickled
 from raylit.launch.on_ray.cluster import connect
 from raylit.launch.on_ray.failure import failure_of
@@ -102,7 +103,7 @@ class ValidationTasks:
             "The LightningModule": job.module,
             "The LightningDataModule": job.datamodule,
             "The val data": job.data.get("val"),
-            **{f"The callback {type(callback).__name__}": callback for callback in callbacks},
+            **by_class("The callback", callbacks),
         }
         self._pickled = ray.put(Pickled(content, parts))
         self._validate = ray.remote(_validate).options(

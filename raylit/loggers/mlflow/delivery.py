@@ -227,9 +227,9 @@ def deliver_left_behind(
                         f"Sent to MLflow what an earlier process could not ({num} records"
                         f" of the run {header.run_id})."
                     )
-        except FileNotFoundError:
-            continue  # another process was quicker
         except Exception as error:
+            if not os.path.exists(path):
+                continue  # another process was quicker
             log.warning(
                 f"What was kept in {path} could not be sent to MLflow and stays there: {error}"
             )

@@ -732,6 +732,8 @@ class MLFlowLogger(Logger):
     def _tell_models(self, callback: Checkpoint) -> None:
         """Have the store told which checkpoints there are."""
         step = getattr(callback, "_last_global_step_saved", 0)
+        if written := getattr(callback, "_last_checkpoint_saved", ""):
+            self._live.steps[written] = step  # it may have been written anew under its name
         newest = checkpoints_of(callback, {}, None)
         for one in newest["files"]:
             self._live.steps.setdefault(one["path"], step)

@@ -73,11 +73,8 @@ def checkpoints_of(
     best = str(getattr(callback, "best_model_path", "") or "")
     scores = dict(getattr(callback, "best_k_models", {})) or ({best: None} if best else {})
     monitor = getattr(callback, "monitor", None)
-    owner = f"{type(callback).__name__} of {monitor}" if monitor else type(callback).__name__
-    if folder := getattr(callback, "dirpath", None):  # which another one of this metric has not
-        owner += f" in {without_secrets(str(folder))}"
     return {
-        "owner": owner,
+        "owner": callback.state_key,  # no two callbacks of a Trainer have the same
         "monitor": monitor,
         "mode": str(getattr(callback, "mode", "min")),
         "best": best,
@@ -112,10 +109,9 @@ def bring_up_to_date(client: MlflowClient, run_id: str, kept: Checkpoints) -> No
     for model in models_of(client, experiment_id, run_id):
         if model.tags.get(OWNER_TAG) == kept["owner"]:
             known[model.tags.get(PATH_TAG, "")] = model
-    scores = {without_secrets(one["path"]): _score_tag(one["score"]) for one in kept["files"]}
+    files = {without_secrets(one["path"]): one for one in kept["files"]}
     for path, model in [*known.items()]:
-        # one that was written anew under its name is another checkpoint
-        if path not in scores or model.tags.get(SCORE_TAG) != scores[path]:
+        if path not in files or _is_other(model, files[path]):
             client.delete_logged_model(model.model_id)
             del known[path]
     for one in kept["files"]:
@@ -135,8 +131,19 @@ def bring_up_to_date(client: MlflowClient, run_id: str, kept: Checkpoints) -> No
         if one["score"] is not None and kept["monitor"]:
             _link_score(client, run_id, kept, one, str(model.model_id))
         client.finalize_logged_model(model.model_id, "READY")
-    if {*scores} - {*known} and kept["monitor"]:
+    if {*files} - {*known} and kept["monitor"]:
         _say_what_counts(client, experiment_id, str(kept["monitor"]), kept["mode"])
+
+
+def _is_other(model: LoggedModel, file: Kept) -> bool:
+    """Tell whether a checkpoint was written anew under its name since its model was made.
+
+    A fit that goes on does not know the steps of checkpoints saved before, but their scores.
+    """
+    score = _score_tag(file["score"])
+    if score is None:
+        return bool(model.tags.get(STEP_TAG) != str(file["step"]))
+    return bool(model.tags.get(SCORE_TAG) != score)
 
 
 def _score_tag(score: float | None) -> str | None:

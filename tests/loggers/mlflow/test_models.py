@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+import raylit as pl
 from raylit.core.logger import DataInput
 from raylit.errors import ConfigError
+from raylit.loggers import MLFlowLogger
 from raylit.loggers.mlflow.models import (
     MODEL_TAG,
     Checkpoints,
@@ -23,11 +25,19 @@ from raylit.loggers.mlflow.models import (
     register,
     upload_final,
 )
+from raylit.testing import TinyModel
 from tests.lazy import mlflow
+from tests.quiet import QUIET
 
 
 class ModelCheckpoint(SimpleNamespace):
     """Has those attributes of a callback that are looked at."""
+
+    @property
+    def state_key(self) -> str:
+        return (
+            f"ModelCheckpoint of {getattr(self, 'monitor', None)}, {getattr(self, 'mode', 'min')}"
+        )
 
 
 def kept(*paths: str, best: str = "", **more: Any) -> Checkpoints:
@@ -49,7 +59,7 @@ def test_what_a_callback_keeps_is_told_with_steps_and_scores() -> None:
     )
     data = DataInput("validation", "Digits", "d" * 32, 10, {})
     assert checkpoints_of(callback, {paths[1]: 8}, data) == {
-        "owner": "ModelCheckpoint of val/loss",
+        "owner": "ModelCheckpoint of val/loss, max",
         "monitor": "val/loss",
         "mode": "max",
         "best": paths[1],
@@ -66,7 +76,7 @@ def test_a_callback_without_scores_keeps_its_newest_and_another_one_nothing() ->
     callback: Any = ModelCheckpoint(best_model_path="/a/step=3.ckpt", monitor=None)
     found = checkpoints_of(callback, {}, None)
     assert found["files"] == [{"path": "/a/step=3.ckpt", "step": 3, "score": None}]
-    assert (found["owner"], found["data"]) == ("ModelCheckpoint", None)
+    assert (found["owner"], found["data"]) == ("ModelCheckpoint of None, min", None)
     for none in ({}, {"best_model_path": ""}, {"best_model_path": None}):
         assert checkpoints_of(ModelCheckpoint(**none), {}, None)["files"] == []  # type: ignore[arg-type]
 
@@ -109,6 +119,30 @@ def test_a_file_that_was_written_anew_is_another_model(
     bring_up_to_date(client, run_id, one)
     (own,) = tags(client, experiment, run_id).values()
     assert (own["raylit.step"], own["raylit.score"], own["raylit.best"]) == ("8", "0.25", "true")
+    one["files"][0] |= {"step": 0}  # a fit that goes on does not know it
+    bring_up_to_date(client, run_id, one)
+    assert tags(client, experiment, run_id)["/a/best.ckpt"]["raylit.step"] == "8"
+    for step in ("9", "10"):  # without a score, the step tells
+        one["files"][0] |= {"step": int(step), "score": None}
+        bring_up_to_date(client, run_id, one)
+        assert tags(client, experiment, run_id)["/a/best.ckpt"]["raylit.step"] == step
+
+
+class Climbs(TinyModel):
+    def on_validation_epoch_end(self) -> None:
+        self.log("climbs", float(self.current_epoch))
+
+
+def test_a_fit_that_writes_one_file_anew_has_its_newest_step_and_score(tmp_path: Path) -> None:
+    logger = MLFlowLogger("anew", save_dir=tmp_path)
+    saver = pl.callbacks.ModelCheckpoint(tmp_path, "best", monitor="climbs", mode="max")
+    trainer = pl.Trainer(
+        **QUIET, max_epochs=3, logger=logger, callbacks=saver, num_sanity_val_steps=0
+    )
+    trainer.fit(Climbs())
+    (model,) = models_of(logger.experiment, logger.experiment_id, str(logger.run_id))
+    assert model.tags["raylit.step"] == str(trainer.global_step)
+    assert [(one.key, one.value) for one in model.metrics] == [("climbs", 2.0)]
 
 
 def test_two_callbacks_of_one_metric_have_models_of_their_own(
