@@ -84,6 +84,9 @@ class SweepRecord(Callback):
         Raises:
             SweepError: another one runs it.
         """
+        made = [
+            one for one in (self.folder, os.path.dirname(self.folder)) if not os.path.isdir(one)
+        ]
         os.makedirs(self.folder, exist_ok=True)
         path = os.path.join(self.folder, LOCK)
         name = os.path.basename(self.folder)
@@ -99,8 +102,9 @@ class SweepRecord(Callback):
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     os.remove(path)
-                with contextlib.suppress(OSError):
-                    os.rmdir(self.folder)  # a sweep that has not begun leaves nothing
+                with contextlib.suppress(OSError):  # a sweep that has not begun leaves nothing
+                    for one in made:
+                        os.rmdir(one)
 
     def open(self, head: PlainDict) -> None:
         """Begin a new file, or go on with the one that is there."""

@@ -27,7 +27,7 @@ from tests.engine.test_resume import Net as Resumed
 from tests.engine.test_resume import Saves, fit, loader
 from tests.lazy import lightning
 from tests.parallel.test_sync import Block, Net, X, Y
-from tests.quiet import QUIET, UNLOGGED
+from tests.quiet import BARE, QUIET, UNLOGGED
 from tests.ranks import run_on_ranks, run_on_two_ranks
 
 FULL = FSDPStrategy(auto_wrap_policy=["torch.nn.Linear"])
@@ -129,9 +129,8 @@ def opened_by_lightning(path: Path, checkpoint: dict[str, Any]) -> None:
         configure_optimizers = Net.configure_optimizers
 
     module = OfLightning()
-    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, **QUIET}
     trainer = lightning.pytorch.Trainer(
-        accelerator="cpu", precision="64-true", max_epochs=3, default_root_dir=path.parent, **quiet
+        precision="64-true", max_epochs=3, default_root_dir=path.parent, **BARE
     )
     trainer.fit(
         module,
@@ -245,14 +244,12 @@ def train_mixed(folder: str, strategy: Any, precision: str) -> Mixed:
         torch.randn(32, 1, generator=generator),
     ]
     module = Mixed()
-    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, **QUIET}
     trainer = pl.Trainer(
-        accelerator="cpu",
         strategy=strategy,
         precision=precision,
         max_epochs=3,
         default_root_dir=folder,
-        **quiet,
+        **BARE,
     )
     trainer.fit(module, torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data), 4))
     return module
@@ -266,14 +263,12 @@ class NoStep(Mixed):
 
 
 def refusal(folder: str, module: Any, **arguments: Any) -> str:
-    quiet: dict[str, Any] = {"logger": False, **QUIET}
     try:
         pl.Trainer(
-            accelerator="cpu",
             strategy="fsdp",
             max_epochs=1,
             default_root_dir=folder,
-            **quiet,
+            **UNLOGGED,
             **arguments,
         ).fit(
             module,
@@ -389,7 +384,6 @@ class Fails(Net):
 
 
 def before_and_after(folder: str) -> dict[str, Any]:
-    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, **QUIET}
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X.float(), Y.float()), 8)
     found: dict[str, Any] = {}
     for strategy in ("ddp", FULL):
@@ -397,12 +391,11 @@ def before_and_after(folder: str) -> dict[str, Any]:
         module = Finds()
         finder = pl.callbacks.LearningRateFinder(num_training_steps=10, update_attr=False)
         trainer = pl.Trainer(
-            accelerator="cpu",
             strategy=strategy,
             max_epochs=1,
             default_root_dir=folder,
             callbacks=finder,
-            **quiet,
+            **BARE,
         )
         trainer.fit(module, data, data)
         path = f"{folder}/{type(trainer.strategy).__name__}.ckpt"
@@ -418,9 +411,7 @@ def before_and_after(folder: str) -> dict[str, Any]:
         }
     module = Fails()
     try:
-        pl.Trainer(
-            accelerator="cpu", strategy="fsdp", max_epochs=1, default_root_dir=folder, **quiet
-        ).fit(module, data)
+        pl.Trainer(strategy="fsdp", max_epochs=1, default_root_dir=folder, **BARE).fit(module, data)
     except ZeroDivisionError:
         found["failed"] = True
     found["again"] = refusal(folder, module)

@@ -331,6 +331,7 @@ class EMAWeightAveraging(WeightAveraging):
         super().__init__(
             device=device, use_buffers=use_buffers, **kwargs, avg_fn=partial(_moving_average, decay)
         )
+        self._decay = decay  # for the config of the fit, which reads arguments by their names
         self.update_every_n_steps = update_every_n_steps
         self.update_starting_at_step = update_starting_at_step
         self.update_starting_at_epoch = update_starting_at_epoch
