@@ -506,6 +506,7 @@ class Worse(Line):
 
 
 @pytest.mark.ray
+@pytest.mark.long  # 100 to 290 s: each epoch of its population waits for the slowest
 def test_score_values_and_checkpoint_of_pbt_belong_together(
     tmp_path: Path, ray_cluster: str
 ) -> None:
