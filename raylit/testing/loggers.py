@@ -11,11 +11,10 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
+from raylit.callbacks import ModelCheckpoint
 from raylit.core.logger import Logger
 
 # What rank 0 does, in a process of its own: {"logger": a pickled Logger, "rows": [(metrics, step)],
@@ -228,14 +227,7 @@ class LoggerConformance:
         opened.log_hyperparams({"lr": 0.2, "a@b//../c": 1, "long": "x" * 10_000})
         opened.log_graph(None)
         opened.save()
-        callback: Any = SimpleNamespace(
-            best_model_path="",
-            best_model_score=None,
-            last_model_path="",
-            best_k_models={},
-            save_top_k=1,
-        )
-        opened.after_save_checkpoint(callback)
+        opened.after_save_checkpoint(ModelCheckpoint())  # it has saved nothing
         assert opened.save_dir is None or isinstance(opened.save_dir, str)
         assert opened.log_dir is None or isinstance(opened.log_dir, str)
         opened.finalize("failed")

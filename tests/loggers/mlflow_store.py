@@ -11,6 +11,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from raylit.callbacks import ModelCheckpoint
 from raylit.loggers import MLFlowLogger
 from tests.deadlines import stretched
 from tests.lazy import mlflow
@@ -40,27 +43,19 @@ def artifacts(logger: Any, path: str | None = None) -> list[str]:
     return sorted(found)
 
 
-class Callback:
-    """Has the attributes of a ModelCheckpoint and writes real files."""
+class ManualCheckpoint(ModelCheckpoint):
+    """A ModelCheckpoint that is told what to write, without a fit."""
 
-    def __init__(self, folder: Path, save_top_k: int = 1) -> None:
-        self.folder, self.save_top_k = folder, save_top_k
-        self.monitor, self.mode, self.save_last, self.save_weights_only = (
-            "val_loss",
-            "min",
-            None,
-            False,
-        )
-        self.best_model_path, self.last_model_path = "", ""
-        self.best_model_score: float | None = None
-        self.current_score: float | None = None
-        self.best_k_models: dict[str, float] = {}
+    def __init__(self, folder: Path, save_top_k: int = 1, monitor: str | None = "val_loss") -> None:
+        super().__init__(folder, monitor=monitor, save_top_k=save_top_k)
+        self.folder = folder
         folder.mkdir(parents=True)
 
-    def save(self, name: str, score: float, keep: int = 1) -> None:
+    def write(self, name: str, score: float, keep: int = 1) -> None:
+        """Write a checkpoint of this score, and remove the worst where there are more than kept."""
         path = str(self.folder / name)
         Path(path).write_text(f"weights {score}")
-        self.current_score = self.best_k_models[path] = score
+        self.current_score = self.best_k_models[path] = torch.tensor(score, dtype=torch.float64)
         while len(self.best_k_models) > keep:
             worst = max(self.best_k_models, key=self.best_k_models.__getitem__)
             del self.best_k_models[worst]

@@ -11,7 +11,6 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -19,6 +18,7 @@ import pytest
 import torch
 import yaml
 
+from raylit.callbacks import ModelCheckpoint
 from raylit.loggers import CSVLogger, Logger
 from raylit.testing.loggers import LoggerConformance, log_in_another_process
 from tests.deadlines import stretched
@@ -72,7 +72,7 @@ class TestConformanceAtAURL(LoggerConformance):
 
     def test_rows_are_there_while_the_run_goes_on(self, opened: Logger) -> None:
         opened.log_metrics({"loss": 0.5}, 0)
-        opened.after_save_checkpoint(SimpleNamespace())  # type: ignore[arg-type]
+        opened.after_save_checkpoint(ModelCheckpoint())
         deadline = time.monotonic() + stretched(30)
         while not fsspec.filesystem("s3").exists(f"{opened.log_dir}/metrics.csv"):
             assert time.monotonic() < deadline

@@ -13,7 +13,6 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import pytest
 
@@ -25,7 +24,7 @@ from raylit.loggers.mlflow.store import PROCESS_TAG
 from raylit.runtime.processes import ProcessName
 from tests.deadlines import stretched
 from tests.loggers.mlflow_store import (
-    Callback,
+    ManualCheckpoint,
     artifacts,
     free_port,
     history,
@@ -126,8 +125,8 @@ def test_a_server_that_is_restarted_loses_nothing(
             start = time.monotonic()
             logger.log_metrics({"loss": float(step), "epoch": 0.0}, step)
             slowest_s = max(slowest_s, time.monotonic() - start)
-        callback: Any = Callback(tmp_path / "checkpoints")
-        callback.save("best.ckpt", 0.5)
+        callback = ManualCheckpoint(tmp_path / "checkpoints")
+        callback.write("best.ckpt", 0.5)
         logger.after_save_checkpoint(callback)
         logger.finalize("success")
         logger.close("success")
@@ -312,8 +311,8 @@ def test_a_server_without_models_gets_all_else(
     try:
         wait_for_server(port)
         logger = opened(MLFlowLogger(tracking_uri=f"http://127.0.0.1:{old.server_port}"), tmp_path)
-        callback: Any = Callback(tmp_path / "checkpoints")
-        callback.save("best.ckpt", 0.5)
+        callback = ManualCheckpoint(tmp_path / "checkpoints")
+        callback.write("best.ckpt", 0.5)
         logger.after_save_checkpoint(callback)
         logger.log_metrics({"loss": 0.5}, 1)
         logger.finalize("success")

@@ -8,7 +8,7 @@ import pytest
 
 from raylit.errors import ConfigError
 from raylit.loggers import MLFlowLogger
-from tests.loggers.mlflow_store import Callback, artifacts, opened, run_of
+from tests.loggers.mlflow_store import ManualCheckpoint, artifacts, opened, run_of
 
 
 def test_by_default_all_lies_in_the_root_folder(
@@ -98,9 +98,9 @@ def test_checkpoints_become_artifacts_as_in_lightning(
     theirs: Any = LightningMLFlowLogger(tracking_uri=uri, log_model=log_model)
     for logger, folder in ((ours, tmp_path / "ours"), (theirs, tmp_path / "theirs")):
         logger.log_metrics({"val_loss": 0.3}, 1)
-        callback: Any = Callback(folder, save_top_k)
+        callback = ManualCheckpoint(folder, save_top_k)
         for step, score in enumerate([0.3, 0.4, 0.2, 0.1]):
-            callback.save(
+            callback.write(
                 f"epoch={step}-val_loss={score}.ckpt", score, keep=2 if save_top_k > 0 else 100
             )
             logger.after_save_checkpoint(callback)
@@ -127,9 +127,9 @@ def test_a_checkpoint_that_is_deleted_at_once_is_uploaded_all_the_same(
     uri: str, tmp_path: Path
 ) -> None:
     logger = opened(MLFlowLogger(tracking_uri=uri, log_model="all"), tmp_path)
-    callback: Any = Callback(tmp_path / "checkpoints")
+    callback = ManualCheckpoint(tmp_path / "checkpoints")
     for step in range(5):
-        callback.save(f"step={step}.ckpt", 1.0 - step / 10, keep=1)
+        callback.write(f"step={step}.ckpt", 1.0 - step / 10, keep=1)
         logger.after_save_checkpoint(callback)
     assert len(list((tmp_path / "checkpoints").glob("*.ckpt"))) == 1
     logger.finalize("success")
@@ -141,13 +141,12 @@ def test_a_checkpoint_that_is_deleted_at_once_is_uploaded_all_the_same(
 
 def test_several_callbacks_and_sharded_checkpoints(uri: str, tmp_path: Path) -> None:
     logger = opened(MLFlowLogger(tracking_uri=uri, log_model=True), tmp_path)
-    one: Any = Callback(tmp_path / "one")
-    two: Any = Callback(tmp_path / "two")
-    two.monitor = None
+    one = ManualCheckpoint(tmp_path / "one")
+    two = ManualCheckpoint(tmp_path / "two", monitor=None)
     (tmp_path / "two" / "sharded").mkdir()
     (tmp_path / "two" / "sharded" / "rank_0.distcp").write_text("weights")
     two.best_model_path = str(tmp_path / "two" / "sharded")
-    one.save("one.ckpt", 0.5)
+    one.write("one.ckpt", 0.5)
     logger.after_save_checkpoint(two)
     logger.after_save_checkpoint(one)
     logger.finalize("success")
