@@ -88,9 +88,8 @@ class LitGlyphs(pl.LightningModule):
         seen = present[:, [0, 2]].any(1)
         name = nn.functional.normalize(self.encode_name(batch.words), dim=1)
         scores = self.query(parts, present) @ name.T * self.temperature.exp()
-        same = (
-            batch.label[:, None] == batch.label
-        )  # the same character in another font is no wrong one
+        # The same character in another font is no wrong one
+        same = batch.label[:, None] == batch.label
         wanted = same / same.sum(1, keepdim=True)
         contrast = nn.functional.cross_entropy(scores[seen], wanted[seen])
         contrast = (contrast + nn.functional.cross_entropy(scores[seen].T, wanted[seen].T)) / 2

@@ -153,9 +153,8 @@ class FirstStep(Callback):
         self.loss: float | None = None
         self.resting: list[str] = []
         self.mixing: dict[str, tuple[bool | None, str]] = {}
-        self._calls: dict[
-            str, tuple[object, object]
-        ] = {}  # the arguments of modules that were not called within another's call
+        # The arguments of modules that were not called within another's call
+        self._calls: dict[str, tuple[object, object]] = {}
         self._depth = 0
         self._captures = True
         self._modes: dict[str, bool] = {}

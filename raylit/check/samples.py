@@ -170,9 +170,8 @@ def mixes_samples(
         return None, "no input is a floating-point tensor with a row for each sample"
     try:
         with torch.enable_grad():
-            copied = [
-                leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves
-            ]  # which may be written to in place
+            # Which may be written to in place
+            copied = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             positional, named = tree_unflatten(copied, spec)
             outputs = [
                 item

@@ -21,9 +21,8 @@ def fields(metrics: Mapping[str, object], epoch: int, step: int) -> dict[str, Te
         name: torch.as_tensor(value).detach().cpu().clone() for name, value in metrics.items()
     }
     for name, count in (("epoch", epoch), ("step", step)):
-        values[name] = (
-            values[name].int() if name in values else torch.tensor(count)
-        )  # self.log made a float of it
+        # self.log made a float of it
+        values[name] = values[name].int() if name in values else torch.tensor(count)
     return values
 
 

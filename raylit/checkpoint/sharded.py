@@ -68,10 +68,11 @@ class _Unpickler(pickle.Unpickler):
     """Knows the classes of DCP's metadata only."""
 
     def find_class(self, module: str, name: str) -> object:
+        # By which Python before 3.11.4 pickles members of enumerations
         if (module, name) == (
             "builtins",
             "getattr",
-        ):  # by which Python before 3.11.4 pickles members of enumerations
+        ):
             return _member
         found = (
             super().find_class(module, name)

@@ -182,9 +182,8 @@ def _run(args: list[str]) -> None:
     if options.verbose:
         os.environ["RAYLIT_VERBOSE"] = "1"
     else:
-        logging.getLogger("mlflow.store.db.utils").setLevel(
-            logging.WARNING
-        )  # the tables it creates in a new database
+        # The tables it creates in a new database
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     if command == "ui":
         from raylit.cli.ui import serve
 

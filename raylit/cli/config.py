@@ -67,10 +67,11 @@ ARGUMENTS: dict[str, dict[str, tuple[object, object]]] = {
     },
     "tune": {},
 }
+# Arguments no config gives
 MADE_BY_OTHERS: dict[str, set[str]] = {
     "optimizer": {"params"},
     "lr_scheduler": {"optimizer"},
-}  # arguments no config gives
+}
 SWITCHES = {"fit": ("--resume",)}  # flags without a value, of some commands
 LOADING: dict[str, tuple[object, object]] = {
     "ckpt_path": (str | None, None),
@@ -164,9 +165,8 @@ class Config:
             again = self.parser.parse_string(short).as_dict()
             if {key: value for key, value in again.items() if key != "config"} == meant:
                 return short
-        return str(
-            self.parser.dump(self.values, skip_unset=False)
-        )  # a null that was given against a default must stay
+        # A null that was given against a default must stay
+        return str(self.parser.dump(self.values, skip_unset=False))
 
     def where(self, *path: str) -> str | None:
         """Return in words where the key at `path` was given last; None if it was not."""
@@ -453,9 +453,8 @@ def instantiate(parser: ArgumentParser, values: Namespace) -> Namespace:
             isinstance(value, Mapping) and "class_path" in value for value in plain.values()
         ):
             return None
-        return {
-            name: plain.get(name, value) for name, value in arguments.items()
-        }  # rather than the objects made of them
+        # Rather than the objects made of them
+        return {name: plain.get(name, value) for name, value in arguments.items()}
 
     return construct.instantiate(parser, values, hyperparameters)
 

@@ -293,9 +293,8 @@ class _Maker:
     ) -> object:
         if self.hyperparameters is None:
             return cls(*args, **kwargs)
-        if any(
-            "." in name for name in kwargs
-        ):  # a description that is left as it is comes in pieces
+        # A description that is left as it is comes in pieces
+        if any("." in name for name in kwargs):
             kwargs = Namespace(kwargs).as_dict()  # type: ignore[no-untyped-call]
         try:
             with constructed_with(

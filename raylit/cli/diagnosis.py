@@ -357,9 +357,8 @@ class Inspector:
         return self.source.values
 
     def _fail(self, path: Path, what: str) -> NoReturn:
-        if self.source.root is None and what.startswith(
-            self.source.name[2:]
-        ):  # a flag that names the key already
+        # A flag that names the key already
+        if self.source.root is None and what.startswith(self.source.name[2:]):
             raise ConfigError(f"--{what}")
         raise ConfigError(f"{self.source.where(path)}: {what}")
 

@@ -36,9 +36,8 @@ from raylit.trainer.trainer import Trainer
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
-register_unresolvable_import_paths(
-    torch
-)  # functions such as torch.relu do not say where they are to be imported from
+# Functions such as torch.relu do not say where they are to be imported from
+register_unresolvable_import_paths(torch)
 set_parsing_settings(config_read_mode_fsspec_enabled=True)  # --config s3://bucket/config.yaml
 
 for package in (callbacks, loggers, profilers):
@@ -49,9 +48,8 @@ SHORT_USAGE = 5  # lines
 OF_CONFIG = re.compile(  # what jsonargparse says of a config, in a few lines or many
     r"Parser key \"|(?:is|are) required|does not accept (?:option|nested)|is not expected"
 )
-Registry = dict[
-    str, tuple[type | tuple[type, ...], str]
-]  # key in the config: class or bases of the classes, and where it is linked to
+# Key in the config: class or bases of the classes, and where it is linked to
+Registry = dict[str, tuple[type | tuple[type, ...], str]]
 # flags of `raylit fit`, and what a script of LightningCLI has for them
 OF_RAYLIT = {"--resume": "A script goes on from its last checkpoint with --ckpt_path last."}
 
@@ -179,9 +177,8 @@ class LightningArgumentParser(Parser):
             self.add_subclass_arguments(cls, nested_key, fail_untyped=False, required=required)
             return [nested_key]
         self._classes[nested_key] = cls
-        makes_it = not issubclass(
-            cls, Trainer
-        )  # the CLI makes the Trainer, with callbacks of its own
+        # The CLI makes the Trainer, with callbacks of its own
+        makes_it = not issubclass(cls, Trainer)
         keys = list(
             self.add_class_arguments(
                 cls, nested_key, fail_untyped=False, instantiate=makes_it, sub_configs=True

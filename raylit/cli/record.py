@@ -202,9 +202,8 @@ class SaveConfigCallback(Callback):
             return False
         if self._text is None:
             return True
-        with fsspec.open(
-            path, "r", encoding="utf-8"
-        ) as file:  # in a worker: it may have been restarted, and have written this before
+        # In a worker: it may have been restarted, and have written this before
+        with fsspec.open(path, "r", encoding="utf-8") as file:
             return bool(file.read() != text)
 
     def __getstate__(self) -> dict[str, object]:

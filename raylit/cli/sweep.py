@@ -428,10 +428,11 @@ class ConfigRecipe:
         return Made(trainer, model, data)
 
     def __getstate__(self) -> dict[str, object]:
+        # Nodes of YAML are many
         return {
             **vars(self),
             "source": ConfigSource(self.source.name, {}),
-        }  # nodes of YAML are many
+        }
 
     def flags(self, values: Mapping[str, object]) -> list[str]:
         """Return flags that give these values, those of whole components first.

@@ -291,9 +291,8 @@ def construct(
             f"The checkpoint wants {cls.__name__} to be made by {maker!r}, which raylit does not"
             " know. It was not called."
         )
-    made: T = importlib.import_module("raylit.cli.construct").instantiate_module(
-        cls, arguments
-    )  # the only place for jsonargparse
+    # The only place for jsonargparse
+    made: T = importlib.import_module("raylit.cli.construct").instantiate_module(cls, arguments)
     return made
 
 

@@ -256,9 +256,8 @@ class CombinedLoader:
         own = self._own_number()
         if not index:
             even.passed = 0
-        elif (
-            not even.passed and index > own
-        ):  # how far the data was read is not known: assume that it was read in whole passes
+        elif not even.passed and index > own:
+            # How far the data was read is not known: assume that it was read in whole passes
             even.passed = int((index - 1) // own * own)
         self._start -= even.passed
         return self._together(even, even.batches(self._begin(), self._begin, index))

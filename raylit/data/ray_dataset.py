@@ -443,9 +443,8 @@ def _quieten() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if type(handler).__module__ == "ray._private.log":  # that of the screen
             handler.setLevel(max(handler.level, logging.WARNING))
-    logging.getLogger("ray.data._internal.progress").setLevel(
-        logging.ERROR
-    )  # which tells how to switch it on
+    # Which tells how to switch it on
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
 
 
 def _is_ray_collate(function: object) -> bool:

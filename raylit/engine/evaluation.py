@@ -77,9 +77,8 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Tensor]]:
         loader.limits = (
             [min(trainer.num_sanity_val_steps, limit) for limit in limits] if sanity else limits
         )
-        if not run.world.any(
-            sum(loader.limits) > 0
-        ):  # a rank whose share is empty takes part in what the others do together
+        # A rank whose share is empty takes part in what the others do together
+        if not run.world.any(sum(loader.limits) > 0):
             return []
         several = loader.mode == "sequential" and len(loader.flattened) > 1
         if not data.takes_iterator(getattr(module, f"{name}_step")):

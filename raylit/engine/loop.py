@@ -205,9 +205,8 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
             if several and batch_idx % limits.accumulate_grad_batches == 0:
                 run.wrap()  # hooks may have frozen or unfrozen parameters
             output = train(run, batch, batch_idx, is_step)
-            is_step = (
-                is_step or progress.is_last_batch
-            )  # a step that reads by itself may end the data
+            # A step that reads by itself may end the data
+            is_step = is_step or progress.is_last_batch
 
         # Before the hooks, as in Lightning: they read the learning rate of the next step.
         if run.schedulers and automatic:
@@ -637,9 +636,8 @@ def start_training_data(run: Run) -> Iterator[Item] | None:
     trainer = run.trainer
     if trainer.limit_train_batches == 0:
         return None
-    is_asked_for = "train" in run.data.loaders and not run.reload_due(
-        "train"
-    )  # as by `estimated_stepping_batches`
+    # As by `estimated_stepping_batches`
+    is_asked_for = "train" in run.data.loaders and not run.reload_due("train")
     loader = run.data.loaders["train"] if is_asked_for else run.load("train")
     goes_on = run.resume.loaders is not None
     set_epoch(run)

@@ -329,9 +329,8 @@ def restore_module(run: Run, checkpoint: CheckpointDict) -> None:
     own = None if run.datamodule is None else type(run.datamodule).__qualname__
     if own in checkpoint and not any(place[0] == own for place in left):
         run.call(run.datamodule, "load_state_dict", checkpoint[own])
-    if (
-        "callbacks" not in checkpoint
-    ):  # of weights only they are told nothing, as they were when it was saved
+    # Of weights only they are told nothing, as they were when it was saved
+    if "callbacks" not in checkpoint:
         return
     for callback in trainer.callbacks:
         run.call(callback, "on_load_checkpoint", trainer, module, checkpoint)

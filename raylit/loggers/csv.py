@@ -126,9 +126,8 @@ class CSVLogger(KeepsFiles, Logger):
 
     def open(self, *, default_root_dir: str, tags: Mapping[str, str]) -> None:
         if not is_url(self.save_dir):
-            self._save_dir = os.path.abspath(
-                self._save_dir
-            )  # workers may have another working directory
+            # Workers may have another working directory
+            self._save_dir = os.path.abspath(self._save_dir)
             os.makedirs(self.log_dir, exist_ok=True)
         if self._begins_anew:
             self._delete_what_others_left()
@@ -238,9 +237,8 @@ class ExperimentWriter:
     def log_metrics(self, metrics_dict: Mapping[str, object], step: int | None = None) -> None:
         """Keep one row for the next `save`."""
         step = len(self.metrics) if step is None else step
-        telling = (
-            metrics_dict.keys() - {"epoch"} or metrics_dict.keys()
-        )  # 'epoch' stands in rows of training and of validation
+        # 'epoch' stands in rows of training and of validation
+        telling = metrics_dict.keys() - {"epoch"} or metrics_dict.keys()
         if not telling or any(step > self._last_step.get(key, -math.inf) for key in telling):
             row = {
                 key: value.item() if hasattr(value, "item") else value
@@ -284,9 +282,8 @@ class ExperimentWriter:
                 writer = csv.DictWriter(file, keys)
                 writer.writeheader()
                 writer.writerows(itertools.chain(_read_rows(path), self.metrics))
-            os.replace(
-                path + ".tmp", path
-            )  # a new column: readers see the old file or the new one whole
+            # A new column: readers see the old file or the new one whole
+            os.replace(path + ".tmp", path)
             self.metrics_keys = keys
             return
         text = io.StringIO(newline="")

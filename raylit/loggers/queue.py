@@ -80,9 +80,8 @@ class BackgroundWriter(Generic[T]):
                         f" {num_over}, and will drop more."
                     )
                 self._num_dropped += num_over
-            if (
-                was_idle or self._is_due()
-            ):  # waking the thread for each call would cost the training thread a switch
+            # Waking the thread for each call would cost the training thread a switch
+            if was_idle or self._is_due():
                 self._wake.notify_all()
 
     def flush_soon(self) -> None:

@@ -118,9 +118,8 @@ class TensorBoardLogger(Logger):
         }
         self._files_before: set[str] = set()
         self._restarted = False
-        self._last_step: dict[
-            str, int
-        ] = {}  # of a tag, in files that processes of this run wrote before they died
+        # Of a tag, in files that processes of this run wrote before they died
+        self._last_step: dict[str, int] = {}
         self._experiment: Experiment = None
         self._has_hparams = False  # whether their file is known to be there
 

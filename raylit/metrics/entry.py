@@ -21,9 +21,8 @@ MOST_COPIES = 4  # on their way from the device; the oldest then began 400 value
 
 Key = tuple[str | None, str, int | None]  # hook, name, number of the loader
 Value = Tensor | float
-Settings = tuple[
-    Any, ...
-]  # prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, add_dataloader_idx, rank_zero_only
+# prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, add_dataloader_idx, rank_zero_only
+Settings = tuple[Any, ...]
 
 
 class Part(NamedTuple):

@@ -113,7 +113,8 @@ class AdvancedProfiler(Profiler):
                 file.write(dumped.read())
 
     def __getstate__(self) -> StateDict:
+        # cProfile's objects cannot be pickled
         return super().__getstate__() | {
             "profiled_actions": {},
             "_running": [],
-        }  # cProfile's objects cannot be pickled
+        }

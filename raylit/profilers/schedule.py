@@ -59,9 +59,8 @@ class StepSchedule:
             self.num_steps[self.kind] += 1
         action = self.schedule(self.num_steps[self.kind])
         if self._before is ProfilerAction.RECORD and action is ProfilerAction.WARMUP:
-            action = (
-                ProfilerAction.RECORD
-            )  # one kind was recorded when another begins: torch cannot go back to warming up
+            # One kind was recorded when another begins: torch cannot go back to warming up
+            action = ProfilerAction.RECORD
         if action is ProfilerAction.RECORD_AND_SAVE:
             self.finished.add(self.kind)
         self._before = action

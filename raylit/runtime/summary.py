@@ -214,9 +214,8 @@ def summarize(module: nn.Module, max_depth: int = 1) -> Summary:
     shown = [
         (name, child) for name, child in shown if max_depth == -1 or name.count(".") < max_depth
     ]
-    sizes, flops, total_flops = _run_example(
-        module, dict(shown)
-    )  # first, because it creates lazy parameters
+    # First, because it creates lazy parameters
+    sizes, flops, total_flops = _run_example(module, dict(shown))
     parameters = [
         parameter
         for parameter in module.parameters()

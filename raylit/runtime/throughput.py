@@ -152,9 +152,8 @@ class Throughput:
             if len(window) == window.maxlen:
                 self._add(metrics, name, (window[-1] - window[0]) / elapsed_s)
         if len(self._flops) == self._flops.maxlen:
-            flops_per_s = (
-                (sum(self._flops) - self._flops[0]) / elapsed_s / self.world_size
-            )  # the first were done before the window's time
+            # The first were done before the window's time
+            flops_per_s = (sum(self._flops) - self._flops[0]) / elapsed_s / self.world_size
             self._add(metrics, "flops", flops_per_s)
             if self.available_flops:
                 metrics[f"device{self.separator}mfu"] = flops_per_s / self.available_flops

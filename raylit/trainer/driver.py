@@ -224,9 +224,8 @@ def launcher_for(job: Job) -> Launcher:
     return RayTrainLauncher()
 
 
-_kept: ContextVar[list[KeptWorkers] | None] = ContextVar(
-    "kept workers", default=None
-)  # one, once there is a job for it
+# One, once there is a job for it
+_kept: ContextVar[list[KeptWorkers] | None] = ContextVar("kept workers", default=None)
 
 
 @contextlib.contextmanager

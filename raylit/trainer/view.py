@@ -262,9 +262,8 @@ class TrainerView:
         run = self._run
         if run is None or run.outcome.is_over:
             return None
-        return run.stage or (
-            "train" if run.job.fn == "fit" else run.job.fn
-        )  # before its loop begins, a job is in the stage to come
+        # Before its loop begins, a job is in the stage to come
+        return run.stage or ("train" if run.job.fn == "fit" else run.job.fn)
 
     # ---- the ranks ----
 

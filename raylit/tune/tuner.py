@@ -112,9 +112,8 @@ class Tuner:
         self._search(
             finder, model, method, train_dataloaders, val_dataloaders, dataloaders, datamodule
         )
-        if (
-            finder.optimal_lr is not None and update_attr and self.trainer.num_workers
-        ):  # the worker has set that of its copy
+        # The worker has set that of its copy
+        if finder.optimal_lr is not None and update_attr and self.trainer.num_workers:
             lr = finder.optimal_lr.suggestion()
             name = attribute_name(attr_name, model, self.trainer.datamodule)
             if lr is not None:

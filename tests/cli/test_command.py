@@ -19,6 +19,7 @@ from .conftest import Done, run_raylit
 GOOD = ("--model", "lab.Net", "--data", "lab.Diabetes", "--trainer.max_epochs", "1")
 
 
+# An argument of the base class
 @pytest.mark.parametrize(
     ("args", "wanted"),
     [
@@ -74,7 +75,7 @@ GOOD = ("--model", "lab.Net", "--data", "lab.Diabetes", "--trainer.max_epochs", 
         (
             ["fit", *GOOD, "--model.widht", "3"],
             ["Did you mean 'model.width'?"],
-        ),  # an argument of the base class
+        ),
         (
             ["fit", "--model", "lab.Broken", "--data", "lab.Diabetes"],
             ["--model:", "Broken needs the argument at"],

@@ -119,11 +119,12 @@ class Nodes:
         options += ["--include-dashboard=false"] if number == 0 else []
         start = [RAY, "start", *where, *options, "--disable-usage-stats"]
         if number and self.unshared:
+            # Seen in this node only
             start = [
                 "sh",
                 "-c",
                 f"mount -t tmpfs none {self.unshared} && exec {shlex.join(start)}",
-            ]  # seen in this node only
+            ]
         self._ray(number, *start)
 
     def drain(self, node_id: str, deadline_s: int) -> None:

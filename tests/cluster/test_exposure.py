@@ -197,11 +197,12 @@ def test_no_secret_in_a_file(name: str) -> None:
 def is_reference(path: tuple[str, ...], value: str) -> bool:
     """Tell whether a value says where a secret is, rather than being one."""
     wheres = ("secrets/", "/run/secrets/", "~/.ray/auth_token", "~/.mlflow/credentials")
+    # Which have no secret as their value
     settings = (
         "secretName",
         "automountServiceAccountToken",
         "HttpTokens",
-    )  # which have no secret as their value
+    )
     return value.startswith(wheres) or path[-1] in settings or "secrets" in path
 
 

@@ -170,9 +170,8 @@ def check(folder: Path, expected: dict[str, torch.Tensor], epochs: int) -> None:
             batches: dict[int, list[str]] = {}
             for line in seen(folder, rank):
                 if int(line[0]) == epoch:
-                    assert (
-                        batches.setdefault(int(line[1]), line[3:]) == line[3:]
-                    )  # done again, it is the same
+                    # Done again, it is the same
+                    assert batches.setdefault(int(line[1]), line[3:]) == line[3:]
             samples += [sample for batch in batches.values() for sample in batch]
         assert sorted(map(int, samples)) == list(range(train.NUM_SAMPLES))
     client = mlflow.tracking.MlflowClient(f"sqlite:///{folder}/mlflow.db")
@@ -261,9 +260,8 @@ def test_a_notice_costs_no_batch(nodes: Nodes, tmp_path: Path) -> None:
     check(folder, expected, train.EPOCHS)
     for rank in (0, 1):
         batches = [(line[0], line[1]) for line in seen(folder, rank)]
-        assert (
-            len(batches) == len(set(batches)) == train.EPOCHS * NUM_BATCHES
-        )  # none was done twice
+        # None was done twice
+        assert len(batches) == len(set(batches)) == train.EPOCHS * NUM_BATCHES
     assert "Waiting for the Ray cluster since" in (folder / "errors").read_text()
 
 

@@ -162,10 +162,11 @@ def test_kuberay_takes_the_combination() -> None:
                 "RAY_AUTH_MODE",
                 "RAY_AUTH_TOKEN",
             }, "which it sets"
+            # Its own names: it adds them where they are missing
             for volume in (
                 "shared-mem",
                 "ray-logs",
-            ):  # its own names: it adds them where they are missing
+            ):
                 assert volume in {
                     mount["name"]
                     for mount in group["template"]["spec"]["containers"][0]["volumeMounts"]
@@ -256,9 +257,8 @@ def test_shellcheck_takes_the_scripts_within_yaml(tmp_path: Path) -> None:
     for index, script in enumerate(found):
         file = tmp_path / f"{index}.sh"
         file.write_text("#!/bin/sh\n" + script.replace("$$", "$"))
-        code, said = run(
-            BIN / "shellcheck", "--exclude=SC2155", file
-        )  # declared and assigned at once: with -e a missing secret shows all the same
+        # Declared and assigned at once: with -e a missing secret shows all the same
+        code, said = run(BIN / "shellcheck", "--exclude=SC2155", file)
         assert code == 0, said
 
 

@@ -214,11 +214,12 @@ def test_going_on_within_an_epoch_is_exact(tmp_path: Path, lazy: bool) -> None:
     trainer(tmp_path, callbacks=saver, enable_checkpointing=None).fit(straight, make())
     with warnings.catch_warnings(record=True) as caught:
         trainer(tmp_path).fit(resumed, make(), ckpt_path=tmp_path / "step=12.ckpt")
+    # None says that it is not
     assert not [
         warning
         for warning in caught
         if re.search("keeps no state|not at all", str(warning.message))
-    ]  # none says that it is not
+    ]
     assert same_weights(straight, resumed)
     assert len(noted(tmp_path, "train")[0]) == NUM_TRAIN - 4 * 8
 
@@ -237,9 +238,8 @@ def test_going_on_otherwise_is_said_to_be_inexact(tmp_path: Path) -> None:
         trainer(tmp_path).fit(
             Net(), RayDataLoader(dataset(), 4), ckpt_path=tmp_path / "step=3.ckpt"
         )
-    with pytest.warns(
-        UserWarning, match="goes on with 1 of 32"
-    ):  # which has fewer batches than were read
+    # Which has fewer batches than were read
+    with pytest.warns(UserWarning, match="goes on with 1 of 32"):
         result = trainer(tmp_path).fit(
             Net(), RayDataLoader(dataset(), 32), ckpt_path=tmp_path / "step=3.ckpt"
         )
@@ -396,9 +396,8 @@ class TestTwoWorkers:
         ranks = [noted(fits["folder"], "train", rank) for rank in (0, 1)]
         assert [len(epoch) for rank in ranks for epoch in rank] == [NUM_TRAIN // 2] * 4
         epochs = [sorted(first + second) for first, second in zip(*ranks, strict=True)]
-        assert all(
-            len(set(epoch)) == NUM_TRAIN - 1 for epoch in epochs
-        )  # one row does not divide by two, another each time
+        # One row does not divide by two, another each time
+        assert all(len(set(epoch)) == NUM_TRAIN - 1 for epoch in epochs)
         assert ranks[0][0] != ranks[0][1]
         assert (fits["trainer"].num_training_batches, fits["result"].steps) == (8, 16)
 

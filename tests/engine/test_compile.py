@@ -151,9 +151,8 @@ def test_logging_breaks_no_graph(tmp_path: Path) -> None:
     backend = dynamo_testing.CompileCounterWithBackend("aot_eager")
     same(fit(tmp_path, compile={"backend": backend, "fullgraph": True}), fit(tmp_path))
     assert torch._dynamo.utils.counters["graph_break"] == {}
-    assert (
-        2 <= backend.frame_count <= 8
-    )  # training and evaluation, each for two batch sizes at most; not one for every step
+    # Training and evaluation, each for two batch sizes at most; not one for every step
+    assert 2 <= backend.frame_count <= 8
 
 
 class Parts(Net):

@@ -196,9 +196,8 @@ def test_a_fit_from_scratch_begins_anew_in_an_existing_version(tmp_path: Path) -
 
 def test_an_existing_version_is_continued_with_a_warning(tmp_path: Path) -> None:
     """By what is no fit from scratch: one that goes on, an evaluation."""
-    for _ in range(
-        2
-    ):  # not a restart: the second run's values are its own, though the steps are the same
+    # Not a restart: the second run's values are its own, though the steps are the same
+    for _ in range(2):
         logger = CSVLogger(tmp_path, version="mine")
         if os.path.exists(logger.log_dir):
             with pytest.warns(UserWarning, match="already holds metrics"):
@@ -243,9 +242,8 @@ def test_a_full_disk_does_not_raise(tmp_path: Path) -> None:
         logger.log_metrics({"a": 1.0}, step)
         logger.save()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (30, limits[1])
-    )  # the disk is full in the middle of the next rows
+    # The disk is full in the middle of the next rows
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30, limits[1]))
     try:
         with pytest.warns(UserWarning, match="Training goes on"):
             for step in range(2, 6):

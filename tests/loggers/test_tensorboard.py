@@ -148,9 +148,8 @@ def test_events_and_files_are_those_of_lightning(tmp_path: Path, arguments: dict
 
 def test_a_fit_that_goes_on_after_a_crash_writes_each_value_once(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
-    logger.log_metrics(
-        {"loss": 9.0, "earlier": 1.0}, 5
-    )  # a run before: its steps are no reason to leave out ours
+    # A run before: its steps are no reason to leave out ours
+    logger.log_metrics({"loss": 9.0, "earlier": 1.0}, 5)
     logger.open(default_root_dir=str(tmp_path), tags={})
     log_in_another_process(logger, [({"loss": 0.5}, 0), ({"loss": 0.25}, 1)], "failed", {"lr": 0.5})
     log_in_another_process(logger, [({"loss": 0.25}, 1), ({"loss": 0.125}, 2)], params={"lr": 0.5})

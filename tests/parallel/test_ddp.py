@@ -332,9 +332,8 @@ def test_within_the_steps_the_ranks_only_agree_on_stops(ranks: Any) -> None:
         num_batches, called = rank["called"]
         assert num_batches > 2 * STOP_CHECK_EVERY
         assert set(called) == {"all_gather_object"}
-        assert (
-            len(called) <= num_batches // STOP_CHECK_EVERY + 3
-        )  # the first few find out how long a batch takes
+        # The first few find out how long a batch takes
+        assert len(called) <= num_batches // STOP_CHECK_EVERY + 3
 
 
 def test_predictions_are_in_the_order_of_the_data(ranks: Any) -> None:

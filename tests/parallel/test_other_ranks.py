@@ -228,9 +228,8 @@ def test_gradients_of_a_window_keep_their_mean(tmp_path: Path) -> None:
         **BARE,
     )
     trainer.fit(net, batches("in order"), ckpt_path=tmp_path / "1.ckpt")
-    of_the_rest = (
-        -7.0
-    )  # of the samples 6, 7 and 8, as half of the window; the ranks have read 0 to 5
+    # Of the samples 6, 7 and 8, as half of the window; the ranks have read 0 to 5
+    of_the_rest = -7.0
     assert net.mean.item() == pytest.approx(
         -0.01 * (sum(gradients).item() / 2 + of_the_rest), abs=1e-6
     )

@@ -155,9 +155,8 @@ def fit(folder: str, num_ranks: int, kind: type[Net] = Net, **arguments: Any) ->
         **BARE,
         **arguments,
     )
-    val = DataLoader(
-        TensorDataset(X[:13], Y[:13]), 1
-    )  # the ranks have different numbers of batches
+    # The ranks have different numbers of batches
+    val = DataLoader(TensorDataset(X[:13], Y[:13]), 1)
     result = trainer.fit(module, DataLoader(TensorDataset(X, Y), size), val)
     assert type(module) is kind and all(
         type(parameter) is nn.Parameter for parameter in module.parameters()

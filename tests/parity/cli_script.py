@@ -288,9 +288,8 @@ def neutral(value: Any) -> Any:
     if isinstance(value, str):
         for name in ("lightning.pytorch", "raylit"):
             value = value.replace(f"script_{name.split('.')[0]}", "script").replace(name, "PL")
-        return value.replace(
-            "PL.CSVLogger", "PL.loggers.CSVLogger"
-        )  # which is also in the front of raylit
+        # Which is also in the front of raylit
+        return value.replace("PL.CSVLogger", "PL.loggers.CSVLogger")
     if isinstance(value, dict):
         if "max_epochs" in value:
             value = {name: item for name, item in value.items() if name in trainer_arguments()}

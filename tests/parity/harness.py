@@ -323,9 +323,8 @@ def seen_after(trainer: Any, *more: str) -> dict[str, Any]:
 def rows(trainer: Any) -> list[dict[str, str]]:
     """The rows of the CSV file of a run, without empty cells."""
     logger = trainer.logger
-    path = (
-        Path(logger.log_dir) / "metrics.csv" if logger is not None and logger.name else None
-    )  # a trial run has a logger without a name
+    # A trial run has a logger without a name
+    path = Path(logger.log_dir) / "metrics.csv" if logger is not None and logger.name else None
     if path is None or not path.exists():
         return []
     with path.open() as file:

@@ -210,9 +210,8 @@ def of_environment(pl: Any, root: Path, **arguments: Any) -> Any:
 
 @parity
 def test_arguments_from_the_environment(pl: Any, tmp_path: Path) -> Any:
-    os.environ.update(
-        {f"PL_TRAINER_{name}": value for name, value in VARIABLES.items()}
-    )  # the harness restores the environment
+    # The harness restores the environment
+    os.environ.update({f"PL_TRAINER_{name}": value for name, value in VARIABLES.items()})
     return of_environment(pl, tmp_path)
 
 

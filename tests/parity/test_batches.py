@@ -190,10 +190,11 @@ def test_one_of_several_loaders_is_empty(pl: Any, tmp_path: Path, fn: str) -> An
         def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
             return self(batch)
 
+    # Of the loaders: Lightning also begins those that have nothing to give
     one, generator = (
         trainer(pl, tmp_path),
         torch.Generator(),
-    )  # of the loaders: Lightning also begins those that have nothing to give
+    )
     data = [
         loader(0, generator=generator),
         loader(2, generator=generator),

@@ -25,10 +25,11 @@ from tests.parity.harness import (
     trainer,
 )
 
+# What only raylit writes, and what is the same in all files of a version
 ADDED = (
     "raylit",
     "pytorch-lightning_version",
-)  # what only raylit writes, and what is the same in all files of a version
+)
 
 
 def scheduled(pl: Any, *, by_hand: bool = False, interval: str = "epoch") -> Any:

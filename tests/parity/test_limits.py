@@ -210,9 +210,8 @@ def fit(
     ids=lambda arguments: "-".join(f"{key}={value}" for key, value in arguments.items()),
 )
 def test_arguments(pl: Any, tmp_path: Path, arguments: dict[str, Any]) -> Any:
-    generator = (
-        torch.Generator()
-    )  # of the loaders, so that reading one again draws no seed of the process
+    # Of the loaders, so that reading one again draws no seed of the process
+    generator = torch.Generator()
     return fit(
         pl,
         tmp_path,

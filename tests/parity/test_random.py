@@ -207,9 +207,8 @@ def sensible(plan: dict[str, Any]) -> dict[str, Any]:
         arguments["val_check_interval"] = 2
     then = list(plan["then"])
     if plan["ends"] or plan["stopper"] or "max_steps" in arguments or arguments.get("fast_dev_run"):
-        then = [
-            fn for fn in then if fn != "resume"
-        ]  # a fit that was cut short may go on otherwise: see test_differences.py
+        # A fit that was cut short may go on otherwise: see test_differences.py
+        then = [fn for fn in then if fn != "resume"]
     logs = [dict(plan[log]) for log in LOGS]
     for log, one, other in ((logs[0], "on_step", "on_epoch"), (logs[1], "on_epoch", "on_step")):
         if log.get(one) is False and not log.get(other):
@@ -217,13 +216,11 @@ def sensible(plan: dict[str, Any]) -> dict[str, Any]:
     stopper = plan["stopper"] and {
         name: value for name, value in plan["stopper"].items() if name != "divergence_threshold"
     }
-    if (
-        plan["traced"] and plan["saver"] and plan["saver"].get("save_last") is True
-    ):  # which saves a second time in Lightning
+    # Which saves a second time in Lightning
+    if plan["traced"] and plan["saver"] and plan["saver"].get("save_last") is True:
         plan = {**plan, "saver": {**plan["saver"], "save_last": "link"}}
-    if (
-        plan["saver"] and plan["saver"].get("monitor", "train") != "train"
-    ):  # saves at a step that wait for the metric are lost in Lightning
+    # Saves at a step that wait for the metric are lost in Lightning
+    if plan["saver"] and plan["saver"].get("monitor", "train") != "train":
         plan = {
             **plan,
             "saver": {
@@ -237,9 +234,8 @@ def sensible(plan: dict[str, Any]) -> dict[str, Any]:
             **plan,
             "saver": {name: value for name, value in plan["saver"].items() if name != "save_last"},
         }
-    metrics = (
-        plan["metrics"] and arguments.get("precision") != "bf16-true"
-    )  # of which Lightning's step values are bfloat16
+    # Of which Lightning's step values are bfloat16
+    metrics = plan["metrics"] and arguments.get("precision") != "bf16-true"
     return {
         **plan,
         "trainer": arguments,

@@ -42,9 +42,8 @@ def net(
             return out
 
         def on_train_epoch_end(self) -> None:
-            if self.current_epoch < (
-                self.trainer.max_epochs - 1 if norm else 999
-            ):  # Lightning's step in the epoch without learning
+            # Lightning's step in the epoch without learning
+            if self.current_epoch < (self.trainer.max_epochs - 1 if norm else 999):
                 self.rates.append([group["lr"] for group in self.optimizers().param_groups])
 
         def configure_optimizers(self) -> Any:
@@ -205,12 +204,13 @@ def test_files_and_going_on(pl: Any, tmp_path: Path, epochs: int, norm: bool) ->
         model(),
     )
     one.fit(again, loader(3), loader(1), ckpt_path=path)
+    # Which only raylit brings back
     return {
         **left(one),
         "rng": None,
         "found": found,
         "rates": again.rates,
-    }  # which only raylit brings back
+    }
 
 
 @pytest.mark.parametrize("writer", packages(), ids=lambda pl: pl.__name__)

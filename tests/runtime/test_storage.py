@@ -118,9 +118,8 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(place: str, tmp_path: Path) ->
         assert metrics == trainer.test(
             Known.load_from_checkpoint(result.best_model_path), verbose=False
         )
-        goes_on = pl.Trainer(
-            default_root_dir=root, max_epochs=6, **QUIET
-        )  # as in another process: it has to look
+        # As in another process: it has to look
+        goes_on = pl.Trainer(default_root_dir=root, max_epochs=6, **QUIET)
         goes_on.fit(model, ckpt_path="last")
         assert goes_on.ckpt_path == f"{run}/checkpoints/last.ckpt"
         assert goes_on.log_dir == f"{root}/lightning_logs/version_1"

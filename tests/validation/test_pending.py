@@ -260,9 +260,8 @@ def test_a_stop_is_made_once_its_value_has_arrived(tmp_path: Path) -> None:
     done = trainer(tmp_path, callbacks=stopper, max_epochs=-1, async_validation=True)
     done.fit(Net(), *loaders())
     assert stopper.stopping_reason.name == "STOPPING_THRESHOLD"
-    assert (
-        stopper.stopped_epoch == 0
-    )  # whose weights were good enough, not the one that ran when that was known
+    # Whose weights were good enough, not the one that ran when that was known
+    assert stopper.stopped_epoch == 0
     assert done.current_epoch >= 1
 
 

@@ -267,9 +267,8 @@ class ModelCheckpoint(ScheduledCheckpoint):
             or self._should_skip_saving_checkpoint(trainer)
         ):
             return
-        is_everywhere = isinstance(
-            exception, Terminated
-        )  # else this rank may be the only one to come here: it asks nothing of the others
+        # Else this rank may be the only one to come here: it asks nothing of the others
+        is_everywhere = isinstance(exception, Terminated)
         if not is_everywhere and (trainer.strategy.shards or not trainer.is_global_zero):
             return
         metrics = self._local_metrics(trainer)

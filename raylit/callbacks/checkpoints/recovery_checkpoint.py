@@ -183,9 +183,8 @@ class RecoveryCheckpoint(Callback):
         run = trainer.run
         if run is None or run.recovery is not self:
             return
-        is_everywhere = run.asked_to_end and isinstance(
-            exception, (Terminated, KeyboardInterrupt)
-        )  # else this rank may be the only one to come here, and has to leave it at what there is
+        # Else this rank may be the only one to come here, and has to leave it at what there is
+        is_everywhere = run.asked_to_end and isinstance(exception, (Terminated, KeyboardInterrupt))
         others_save = any(one.saves_on_exception for one in trainer.callbacks)
         if others_save and not is_everywhere:
             self._end()  # what they save is the same

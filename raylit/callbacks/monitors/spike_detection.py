@@ -85,9 +85,8 @@ class SpikeDetection(Callback):
         self.bad_batches: list[int] = []
         self.last_val = 0.0
         self._values: deque[float] = deque(maxlen=window)
-        self._pending: list[
-            tuple[int, Tensor]
-        ] = []  # batches not judged yet, and their losses where they were computed
+        # Batches not judged yet, and their losses where they were computed
+        self._pending: list[tuple[int, Tensor]] = []
 
     def setup(self, trainer: RunningTrainer, pl_module: LightningModule, stage: str) -> None:
         self._pending = []

@@ -97,9 +97,10 @@ class ThroughputMonitor(Callback):
         batch_idx: int,
     ) -> None:
         progress = trainer.progress
+        # So that the step is in the time
         has_stepped = (
             progress.batch % trainer.accumulate_grad_batches == 0 or progress.is_last_batch
-        )  # so that the step is in the time
+        )
         self._update(
             trainer, pl_module, "train", batch, trainer.should_log_step and has_stepped, step=None
         )
@@ -121,9 +122,8 @@ class ThroughputMonitor(Callback):
             self._evaluated(trainer, pl_module, "validate", batch, batch_idx, dataloader_idx)
 
     def on_validation_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
-        if (
-            not trainer.sanity_checking and trainer.state.fn == "fit"
-        ):  # the time of the validation is none of training's
+        # The time of the validation is none of training's
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
             train = self._courses["train"]
             validation = self._courses["validate"]
             train.started = validation.started + validation.elapsed_s - train.elapsed_s

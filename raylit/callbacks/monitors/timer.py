@@ -177,9 +177,8 @@ class Timer(Callback):
 
     def on_fit_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         self._deadline.restart()
-        if (
-            self._duration is not None
-        ):  # a checkpoint may have been loaded whose time was up already
+        # A checkpoint may have been loaded whose time was up already
+        if self._duration is not None:
             self._stop_if(
                 trainer, trainer.world.broadcast_object(self.time_elapsed() >= self._duration)
             )

@@ -307,9 +307,8 @@ class BackboneFinetuning(BaseFinetuning):
         if epoch < self.unfreeze_backbone_at_epoch:
             return
         current = optimizer.param_groups[0]["lr"]
-        if (
-            epoch == self.unfreeze_backbone_at_epoch or self.previous_backbone_lr is None
-        ):  # None: this fit began later
+        # None: this fit began later
+        if epoch == self.unfreeze_backbone_at_epoch or self.previous_backbone_lr is None:
             rate = (
                 current * self.backbone_initial_ratio_lr
                 if self.backbone_initial_lr is None

@@ -131,12 +131,10 @@ class ModelPruning(Callback):
         self._parameters_to_prune: Parameters = ()
         self._names: dict[int, str] = {}  # of modules, by id
         self._originals: dict[str, Tensor] = {}
-        self._copies: dict[
-            int, nn.Module
-        ] = {}  # by id of the module, to be given new random weights
-        self._loaded: dict[
-            str, Tensor
-        ] = {}  # masks, and what they cover, of the checkpoint to go on from
+        # By id of the module, to be given new random weights
+        self._copies: dict[int, nn.Module] = {}
+        # Masks, and what they cover, of the checkpoint to go on from
+        self._loaded: dict[str, Tensor] = {}
         self._state: StateDict | None = None  # while no fit runs: of the last one
         self._hook: RemovableHandle | None = None
 
@@ -247,9 +245,8 @@ class ModelPruning(Callback):
         self._parameters_to_prune = self.filter_parameters_to_prune(
             self.sanitize_parameters_to_prune(pl_module, self._given, self._parameter_names)
         )
-        if (
-            self._given
-        ):  # by name, to find them again in a module that has come back from another process
+        # By name, to find them again in a module that has come back from another process
+        if self._given:
             self._given = [
                 (self._names[id(module)], name) for module, name in self._parameters_to_prune
             ]

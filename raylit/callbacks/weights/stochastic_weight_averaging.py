@@ -196,9 +196,8 @@ class StochasticWeightAveraging(Callback):
             self._average_model.n_averaged.fill_(self._state["n_averaged"])
             self._latest_update_epoch = self._state["latest_update_epoch"]
             self._before_mean = self._state.get("weights_before_mean")
-            if (
-                self._state["scheduler_state"] is not None
-            ):  # the scheduler in the checkpoint is SWALR: no other is to take its state
+            # The scheduler in the checkpoint is SWALR: no other is to take its state
+            if self._state["scheduler_state"] is not None:
                 trainer.lr_scheduler_configs.clear()
                 assert trainer.run is not None
                 trainer.run.replaces_schedulers = True
@@ -252,9 +251,8 @@ class StochasticWeightAveraging(Callback):
             self._tell_savers(trainer)
 
     def on_train_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
-        if (
-            self._end == float("inf") or trainer.current_epoch - 1 == self._end
-        ):  # there was no extra epoch, or a stop came before it
+        # There was no extra epoch, or a stop came before it
+        if self._end == float("inf") or trainer.current_epoch - 1 == self._end:
             self._transfer(pl_module)
             self._tell_savers(trainer)
         self._leave_as_found(trainer)

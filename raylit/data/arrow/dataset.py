@@ -494,10 +494,11 @@ def encoding_of(form: Form, statistics: Mapping[str, ColumnStatistics]) -> Encod
             means[column.name] = _known(column.name, statistics[column.name].mean)
         if column.name in form.normalized:
             one = statistics[column.name]
+            # Of a column that never changes nothing is left but 0
             scales[column.name] = (
                 _known(column.name, one.mean),
                 one.std or 1.0,
-            )  # of a column that never changes nothing is left but 0
+            )
     return Encoding(vocabulary, means, scales)
 
 

@@ -147,9 +147,8 @@ class AsManyAsFit(ElasticScalingPolicy):
         self.mailbox = mailbox
         self.grows = grows
         self._shunned: list[str] = []
-        self._silent: list[
-            str
-        ] = []  # nodes of workers that did not answer when they were asked last
+        # Nodes of workers that did not answer when they were asked last
+        self._silent: list[str] = []
         self._lacks = False  # room for the fewest
         self._looked = float("-inf")
 

@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 else:  # the same, but mypy does not see that they are of Ray Train 2
     from ray.train import FailureConfig, TrainingFailedError
 
+# What is raised by asking something of an actor that has died
 DEAD = (
     ray.exceptions.RayActorError,
     ray.exceptions.OutOfMemoryError,
-)  # what is raised by asking something of an actor that has died
+)
 
 
 def failure_config(max_failures: int | FailureConfig) -> FailureConfig:

@@ -90,9 +90,8 @@ def _check_urls(urls: list[str]) -> None:
     Raises:
         ConfigError: some cannot.
     """
-    places = list(
-        {url.partition("://")[2].partition("/")[0]: url for url in urls}.values()
-    )  # one of each bucket
+    # One of each bucket
+    places = list({url.partition("://")[2].partition("/")[0]: url for url in urls}.values())
     nodes = _nodes() if places else {}
     for node, problems in _ask(nodes, _problems, places).items():
         for url, problem in zip(places, problems, strict=True):
@@ -165,9 +164,8 @@ def _ask(
             answers[asked[ref]] = ray.get(ref)
         except ray.exceptions.RayTaskError:  # raylit is not installed there, it may be
             raise
-        except (
-            ray.exceptions.RayError
-        ):  # a node that has just died, which Ray lists until it notices
+        except ray.exceptions.RayError:
+            # A node that has just died, which Ray lists until it notices
             late.append(ref)
     if late:
         warn(

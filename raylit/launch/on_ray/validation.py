@@ -149,9 +149,8 @@ class ValidationTasks:
         except (ray.exceptions.RayError, concurrent.futures.CancelledError) as error:
             text = str(error).strip()
             return f"its task was lost ({text.splitlines()[0] if text else type(error).__name__})."
-        return (
-            WorkerFailure(*found.args) if is_ours(found) else found
-        )  # this process's own class, to be sent to the other ranks
+        # This process's own class, to be sent to the other ranks
+        return WorkerFailure(*found.args) if is_ours(found) else found
 
     def cancel(self) -> None:
         """End the validations that run."""

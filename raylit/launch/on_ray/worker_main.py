@@ -97,9 +97,8 @@ class WorkerMain:
         rank = int(os.environ["RANK"])
         notice = Notice(self.screen.mailbox if rank == 0 else None)
         if not is_verbose():
-            logging.getLogger("aiobotocore").setLevel(
-                logging.WARNING
-            )  # Ray lets through what it says of the credentials it found
+            # Ray lets through what it says of the credentials it found
+            logging.getLogger("aiobotocore").setLevel(logging.WARNING)
         prints = echoing(self.screen, rank) if self.shows_prints else contextlib.nullcontext()
         with prints, self.variables.applied(tracking=rank == 0):
             try:

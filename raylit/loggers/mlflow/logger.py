@@ -475,9 +475,8 @@ class MLFlowLogger(Logger):
             text: what the file is to hold.
             artifact_file: its path among the artifacts, such as `config/config.yaml`.
         """
-        path = "/".join(
-            part for part in artifact_file.split("/") if part not in ("", ".", "..")
-        )  # MLflow takes no others
+        # MLflow takes no others
+        path = "/".join(part for part in artifact_file.split("/") if part not in ("", ".", ".."))
         self._log(Record("text", path or "_", without_secrets(text)))
 
     def log_figure(self, name: str, figure: Any, step: int) -> None:
@@ -574,9 +573,10 @@ class MLFlowLogger(Logger):
         self._stop_writing()
         if not self._owns_run:
             self._run_id = self._given_run_id  # the user may have another run by now
+        # No database lies in a bucket
         self._root_dir = (
             os.getcwd() if is_url(default_root_dir) else os.path.abspath(default_root_dir)
-        )  # no database lies in a bucket
+        )
         self._start_run(tags)
         self._was_opened = True
         self._is_evaluating = self._is_joining

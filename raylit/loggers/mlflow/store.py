@@ -677,9 +677,8 @@ def find_experiment(
         )
         try:
             created = str(create(name, artifact_location))
-            client.set_experiment_tag(
-                created, "mlflow.experimentKind", "custom_model_development"
-            )  # shows what belongs to training first
+            # Shows what belongs to training first
+            client.set_experiment_tag(created, "mlflow.experimentKind", "custom_model_development")
             return created
         except MlflowException as error:
             experiment = client.get_experiment_by_name(name)  # another process was quicker

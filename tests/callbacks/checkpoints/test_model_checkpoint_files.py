@@ -313,10 +313,11 @@ def test_manual_optimization_saves_too(tmp_path: Path) -> None:
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
+    # Lightning does not heed the time here
     for arguments in (
         {"every_n_train_steps": 3},
         {"train_time_interval": timedelta(0)},
-    ):  # Lightning does not heed the time here
+    ):
         callback = ModelCheckpoint(tmp_path / "ckpt", save_top_k=-1, **arguments)  # type: ignore[arg-type]
         pl.Trainer(max_epochs=1, callbacks=callback, **UNLOGGED).fit(Manual(), batches())
     names = [

@@ -200,9 +200,8 @@ def test_the_next_fit_goes_on_and_cleans_up(tmp_path: Path) -> None:
         )
     where = tmp_path / "checkpoints" / "recovery"
     assert names(where)[-1] == "batch=7.ckpt"
-    (
-        where / ".batch=9.ckpt.0123abcd.tmp"
-    ).touch()  # as a process leaves it that is killed while it writes
+    # As a process leaves it that is killed while it writes
+    (where / ".batch=9.ckpt.0123abcd.tmp").touch()
     batches: list[int] = []
     one = trainer(tmp_path, At(0, lambda one: batches.append(one.progress.total_batches)))
     one.fit(Tiny(), loader(8), ckpt_path="last")

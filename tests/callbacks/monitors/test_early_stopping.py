@@ -94,9 +94,8 @@ def stop(
         "state_key",
     )
     held = {name: getattr(callback, name) for name in names}
-    if (
-        callback.stopping_reason.name == "DIVERGENCE_THRESHOLD"
-    ):  # Lightning has the sign the wrong way round
+    # Lightning has the sign the wrong way round
+    if callback.stopping_reason.name == "DIVERGENCE_THRESHOLD":
         callback.stopping_reason_message = held["stopping_reason_message"] = re.sub(
             "[<>]", "", callback.stopping_reason_message
         )

@@ -119,9 +119,8 @@ class TestIsThePenaltyInTheLoss:
     def test_a_step_of_fewer_batches_than_an_accumulation_has_the_whole_penalty(self) -> None:
         class Weighted(Net):
             def penalty(self) -> Tensor:
-                return super().penalty() * (
-                    2 if self.trainer.is_last_batch else 1
-                )  # the loop divides it by 2, though it is the only one
+                # The loop divides it by 2, though it is the only one
+                return super().penalty() * (2 if self.trainer.is_last_batch else 1)
 
         assert close(
             fit(Net(), Regularization(L1, L2), accumulate_grad_batches=2),

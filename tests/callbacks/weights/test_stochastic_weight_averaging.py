@@ -275,6 +275,5 @@ def test_two_ranks_end_with_the_same_weights(tmp_path: Path) -> None:
     zero, one = run_on_two_ranks(main, tmp_path)
     for name in ("layer.weight", "layer.bias", "norm.weight", "norm.bias"):
         assert torch.equal(zero[name], one[name])
-    assert (
-        zero["norm.num_batches_tracked"] == 2
-    )  # each rank goes once more through its own half of the data
+    # Each rank goes once more through its own half of the data
+    assert zero["norm.num_batches_tracked"] == 2

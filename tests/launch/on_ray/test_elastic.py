@@ -85,9 +85,8 @@ def test_as_many_as_fit(mailbox: Any) -> None:
             elastic_resize_monitor_interval_s=0.0,
         )  # type: ignore[call-arg]
         made = AsManyAsFit(scaling, Room(resources, "fit-a"), mailbox, grows)
-        made._maybe_send_resource_request = lambda: (
-            None
-        )  # there is no run that Ray's coordinator would know
+        # There is no run that Ray's coordinator would know
+        made._maybe_send_resource_request = lambda: None
         return made
 
     decision = policy(1, 3, {"CPU": 1.0}).make_decision_for_non_running_worker_group()

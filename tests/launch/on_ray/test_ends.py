@@ -270,9 +270,8 @@ def test_a_worker_that_runs_out_of_memory(tmp_path: Path, max_failures: int) -> 
     if max_failures:
         assert code == 0, said
         (restart,) = (line for line in said.splitlines() if line.startswith("Restart"))
-        assert (
-            restart.startswith("Restart 1") and "running low on memory" in restart
-        )  # of a worker, or whatever else Ray chose to kill
+        # Of a worker, or whatever else Ray chose to kill
+        assert restart.startswith("Restart 1") and "running low on memory" in restart
         assert [seen(tmp_path, rank) for rank in range(2)] == [[1, 2, 3, 4, 5, 5, 6, 7, 8]] * 2, (
             "what was not saved is done again"
         )

@@ -146,9 +146,8 @@ class TestTwoWorkers:
         assert stopper is not None
         assert saver.best_model_path == result.best_model_path
         assert Path(saver.best_model_path).is_relative_to(folder)
-        assert all(
-            callback._log is None for callback in pl_trainer.callbacks
-        )  # it would bring the worker's module along
+        # It would bring the worker's module along
+        assert all(callback._log is None for callback in pl_trainer.callbacks)
         assert (
             stopper.best_score
             == saver.best_model_score

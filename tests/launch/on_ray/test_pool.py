@@ -139,9 +139,8 @@ def test_other_jobs_end_the_workers_and_start_their_own(tmp_path: Path) -> None:
         trainer(tmp_path, callbacks=process).test(ours, loader(), verbose=False)
         trainer(tmp_path, num_workers=1).test(ours, loader(), verbose=False)
         trainer(tmp_path, num_workers=0).validate(ours, loader(), verbose=False)
-        trainer(tmp_path, num_workers=(1, 4)).validate(
-            ours, loader(), verbose=False
-        )  # as many as there may be
+        # As many as there may be
+        trainer(tmp_path, num_workers=(1, 4)).validate(ours, loader(), verbose=False)
         trainer(tmp_path, num_workers=2).fit(ours, loader())
     assert set(groups()) == before
     assert not {*process.processes("fit")[0]} & {*process.processes("test")[0]}

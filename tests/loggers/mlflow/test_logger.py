@@ -169,9 +169,8 @@ def test_a_given_run_is_continued(uri: str, tmp_path: Path) -> None:
     first.close("success")
     again = opened(MLFlowLogger(tracking_uri=uri, run_id=first.run_id), tmp_path, attempt="2")
     assert run_of(again).info.status == "RUNNING"
-    log_in_another_process(
-        again, [({"loss": 2.0}, 0)]
-    )  # a new training in an old run: nothing of it is taken for a replay
+    # A new training in an old run: nothing of it is taken for a replay
+    log_in_another_process(again, [({"loss": 2.0}, 0)])
     again.close("failed")
     assert [value for _, value in sorted(history(again, "loss"))] == [1.0, 2.0]
     assert run_of(first).info.status == "FAILED"
@@ -285,9 +284,8 @@ def test_the_active_run_of_the_user_is_used_and_not_ended(
     with mlflow.start_run(experiment_id=experiment_id) as active:
         logger = opened(MLFlowLogger(), tmp_path, **{"raylit.version": "0.1"})
         assert (logger.run_id, logger.experiment_id) == (active.info.run_id, experiment_id)
-        child = opened(
-            logger.child("nested", {}), tmp_path
-        )  # a run of its own, although one is active
+        # A run of its own, although one is active
+        child = opened(logger.child("nested", {}), tmp_path)
         assert child.run_id != active.info.run_id
         child.close("success")
         logger.log_metrics({"loss": 1.0}, 0)

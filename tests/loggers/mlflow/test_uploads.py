@@ -108,9 +108,8 @@ def test_checkpoints_become_artifacts_as_in_lightning(
     assert artifacts(ours) == artifacts(theirs)
     assert bool(artifacts(ours)) is bool(log_model)
     for path in artifacts(ours):
-        if not path.endswith(
-            "aliases.txt"
-        ):  # Lightning's tell the time of the upload, by which "all" may be "best" for a while
+        # Lightning's tell the time of the upload, by which "all" may be "best" for a while
+        if not path.endswith("aliases.txt"):
             read = [
                 Path(logger.experiment.download_artifacts(str(logger.run_id), path)).read_text()
                 for logger in (ours, theirs)
