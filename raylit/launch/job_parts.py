@@ -35,3 +35,8 @@ def by_class(word: str, parts: Sequence[object]) -> dict[str, object]:
         number = sum(type(other).__name__ == type(part).__name__ for other in named.values())
         named[f"{name} ({number + 1})" if number else name] = part
     return named
+
+
+def origin_of_restart(job: Job) -> str:
+    """Return from where a job goes on when its ranks are started again, for messages."""
+    return "from the newest checkpoint" if job.fn == "fit" else "from the start"

@@ -105,7 +105,7 @@ def raise_original(error: TrainingFailedError) -> NoReturn:
 
 def advice(reasons: Iterable[str]) -> str:
     """Return advice about workers that ended for these reasons."""
-    again = " Trainer(max_failures=1) has them restarted from the newest checkpoint."
+    again = " Trainer(max_failures=1) has them restarted, a fit from its newest checkpoint."
     less = (
         " Fewer workers on a node (resources_per_worker={'CPU': 4}), smaller batches or fewer"
         " workers of loaders need less memory."

@@ -19,7 +19,7 @@ from raylit.core.job import Job, Result
 from raylit.core.logger import as_loggers
 from raylit.errors import LaunchError, Terminated
 from raylit.launch.carried_error import WorkerTraceback
-from raylit.launch.job_parts import checkpoint_folders
+from raylit.launch.job_parts import checkpoint_folders, origin_of_restart
 from raylit.launch.on_ray import elastic, mailbox, private
 from raylit.launch.on_ray.cluster import (
     connect,
@@ -170,7 +170,7 @@ class RayTrainLauncher:
             if self.is_ended:
                 return result
             if isinstance(result, ControllerDied):
-                self._may_restart(result, failures, relay.watch)
+                self._may_restart(job, result, failures, relay.watch)
                 continue
             if not isinstance(result, Preempted):
                 return result
@@ -185,8 +185,8 @@ class RayTrainLauncher:
                     " allows no further restart. fit(ckpt_path='last') goes on."
                 )
             relay.watch.restart(
-                f"Restart {num_preemptions} because of a notice that a node goes away, from the"
-                " newest checkpoint."
+                f"Restart {num_preemptions} because of a notice that a node goes away,"
+                f" {origin_of_restart(job)}."
             )
 
     def end(self, job: Job, relay: Relay) -> None:
@@ -210,7 +210,9 @@ class RayTrainLauncher:
         if watch.run:
             private.remove_groups(watch.run)
 
-    def _may_restart(self, died: ControllerDied, failures: FailureConfig, watch: Watch) -> None:
+    def _may_restart(
+        self, job: Job, died: ControllerDied, failures: FailureConfig, watch: Watch
+    ) -> None:
         """Count a failure that Ray Train could not count itself.
 
         Raises:
@@ -222,7 +224,7 @@ class RayTrainLauncher:
                 f" ({died.why}).{advice([died.why])}"
             )
         watch.failed(
-            f"Restart {watch.num_failures + 1}, from the newest checkpoint: the process that"
+            f"Restart {watch.num_failures + 1}, {origin_of_restart(job)}: the process that"
             f" watches the workers died: {died.why}."
         )
 
@@ -232,7 +234,9 @@ class RayTrainLauncher:
         """Have Ray Train call `work` on all workers, once; return the result of rank 0."""
         trainer = job.trainer
         num_failures = relay.watch.num_failures
-        restarts = Restarts(relay.mailbox, failures.max_failures, num_failures)
+        restarts = Restarts(
+            relay.mailbox, failures.max_failures, num_failures, origin_of_restart(job)
+        )
         # another one each time: Ray Train would go on with a run of the same name
         name = f"{job.fn}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
         relay.watch.run = name

@@ -223,12 +223,16 @@ class Restarts(UserCallback):
         mailbox: where to say it.
         max_failures: how often it does; -1: always.
         num_failures: how often it did before.
+        origin: from where it goes on, such as "from the start".
     """
 
-    def __init__(self, mailbox: ActorHandle, max_failures: int, num_failures: int) -> None:
+    def __init__(
+        self, mailbox: ActorHandle, max_failures: int, num_failures: int, origin: str
+    ) -> None:
         self.mailbox = mailbox
         self.max_failures = max_failures
         self.num_failures = num_failures
+        self.origin = origin
 
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
         """Workers failed. Ray Train does not say yet whether it goes on; the budget tells."""
@@ -237,7 +241,7 @@ class Restarts(UserCallback):
             of = "" if self.max_failures == -1 else f" of {self.max_failures}"
             why = "; ".join(reasons_of(worker_exceptions)) or "workers failed"
             self.mailbox.send.remote(
-                "failed", f"Restart {self.num_failures}{of}, from the newest checkpoint: {why}."
+                "failed", f"Restart {self.num_failures}{of}, {self.origin}: {why}."
             )
 
     def say(self, why: str) -> None:

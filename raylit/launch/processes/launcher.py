@@ -22,7 +22,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext
 from raylit.checkpoint import find
 from raylit.core.job import Job, Result
 from raylit.errors import ConfigError, LaunchError, Terminated
-from raylit.launch.job_parts import checkpoint_folders, parts_of
+from raylit.launch.job_parts import checkpoint_folders, origin_of_restart, parts_of
 from raylit.launch.processes.carried import failures_in, num_failed, result_in
 from raylit.launch.processes.picture import drawing
 from raylit.launch.processes.rank import JOB, SEED, SETTINGS, RankSettings, be_forked
@@ -70,7 +70,7 @@ class ProcessLauncher:
                         raise
                     first = str(error).partition("\n")[0]
                     warn(
-                        f"Restart {num_failures} from the newest checkpoint:"
+                        f"Restart {num_failures}, {origin_of_restart(job)}:"
                         f" {type(error).__name__}: {first}"
                     )
 
@@ -121,7 +121,7 @@ class ProcessLauncher:
             failures[0].raise_original()
         raise LaunchError(
             f"The processes ended without finishing ({'; '.join(told) or 'no rank left a result'})."
-            " Trainer(max_failures=1) has them started again from the newest checkpoint."
+            " Trainer(max_failures=1) has them started again, a fit from its newest checkpoint."
         )
 
 

@@ -112,7 +112,7 @@ def test_only_failures_are_counted(mailbox: Any) -> None:
     policy = LostNodesAreNoFailures(
         ray.train.FailureConfig(max_failures=1, max_preemption_failures=1),
         room,
-        Restarts(mailbox, 1, 0),
+        Restarts(mailbox, 1, 0, "from the newest checkpoint"),
     )
 
     def decide(failure: Exception) -> Any:

@@ -80,7 +80,10 @@ trainer = partial(quiet.trainer, max_epochs=2, enable_checkpointing=None)
 
 
 class Ends(TinyModel):
-    """Its rank 1 ends, in some way, in the third step of training; once, if there is a marker."""
+    """Its rank 1 ends, in some way, in the third step of training or when it predicts.
+
+    Once, if there is a marker.
+    """
 
     def __init__(self, how: str, marker: Path | None = None) -> None:
         super().__init__()
@@ -91,12 +94,20 @@ class Ends(TinyModel):
         return DataLoader(RandomDataset(32, 16), batch_size=2)
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        before = self.marker is not None and self.marker.exists()
-        if self.global_rank == 1 and self.global_step == 2 and not before:
-            if self.marker is not None:
-                self.marker.touch()
-            self.end()
+        if self.global_step == 2:
+            self.end_once()
         return super().training_step(batch, batch_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        self.end_once()
+        return self(batch)
+
+    def end_once(self) -> None:
+        if self.global_rank != 1 or (self.marker is not None and self.marker.exists()):
+            return
+        if self.marker is not None:
+            self.marker.touch()
+        self.end()
 
     def end(self) -> None:
         if self.how == "raise":
@@ -223,9 +234,16 @@ def test_a_killed_rank_is_said_and_started_again(
     model = Ends(how, tmp_path / "marker")
     saver = pl.callbacks.RecoveryCheckpoint(every_n_steps=1)
     again = trainer(tmp_path, **arguments, max_failures=1, callbacks=saver)
-    with pytest.warns(UserWarning, match="Restart 1 from the newest checkpoint"):
+    with pytest.warns(UserWarning, match="Restart 1, from the newest checkpoint"):
         result = again.fit(model)
     assert (result.epochs, result.steps) == (2, 8)
+
+
+def test_a_prediction_starts_again_from_the_start(tmp_path: Path) -> None:
+    model = Ends("exit", tmp_path / "marker")
+    with pytest.warns(UserWarning, match="Restart 1, from the start: LaunchError"):
+        predictions = trainer(tmp_path, **FORKED, max_failures=1).predict(model)
+    assert predictions
 
 
 SIGNALLED = """
