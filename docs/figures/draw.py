@@ -93,8 +93,8 @@ def step() -> None:
     lines = [
         ("next batch", "fetched and moved while the one before computed", GREY),
         ("training_step(batch)", "your code; log() keeps a detached tensor", GREEN),
-        ("loss.backward()", "gradients between ranks go meanwhile", GREEN),
-        ("clip, optimizer.step(), zero_grad()", "at the end of a window of batches", GREEN),
+        ("zero_grad(), loss.backward()", "gradients between ranks go meanwhile", GREEN),
+        ("clip, optimizer.step()", "at the end of a window of batches", GREEN),
         ("agree on stops", "after at most 16 batches, on the CPU", GREY),
         ("loggers", "every log_every_n_steps: values become numbers", GREY),
     ]
