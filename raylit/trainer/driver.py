@@ -325,44 +325,11 @@ def _loggers_open(job: Job) -> Iterator[None]:
     The job runs in the `with` block; loggers are told how it ended.
     """
     trainer = job.trainer
-    own: StateDict = {}
-    wants_to_know = _goes_on if job.fn == "fit" else _joins
-    is_logged = job.fn != "predict" and job.task is None
-    if is_logged and job.ckpt_path and any(map(wants_to_know, as_loggers(trainer.loggers))):
-        found = job.opened.get(job.ckpt_path)
-        io = trainer.checkpoint_io
-        if io is not None:
-            found = io.load_checkpoint(job.ckpt_path, "cpu", job.weights_only)
-        elif found is None:
-            found = outline(job.ckpt_path, weights_only=job.weights_only)
-        own = found.get("raylit", {})
-    run_id = own.get("run_id")
-    states = [*own.get("loggers", []), *({} for _ in trainer.loggers)]
-    goes_on = job.fn == "fit" and run_id is not None
-    is_newest = not goes_on or not job.is_picked or _is_newest(str(job.ckpt_path), own)
-    tags = {"raylit.version": __version__, "raylit.num_workers": trainer.workers_wanted}
     status = "failed"
-    opened = list[Logger]()
+    opened: list[Logger] = []
     try:
-        loggers = [] if job.fn == "predict" else as_loggers(trainer.loggers)
-        for logger, state in zip(loggers, states, strict=False):
-            if job.fn != "fit":
-                # the x of the checkpoint's newest values: `log_steps` counts them from 1, x from 0
-                logger.join(run_id, max(0, own.get("progress", {}).get("log_steps", 0) - 1))
-                logger.open(default_root_dir=trainer.default_root_dir, tags=tags)
-                opened.append(logger)
-                continue
-            if run_id is not None:
-                logger.resume(run_id)
-                if job.is_picked:
-                    logger.branch(own["progress"].get("log_steps", 0), is_newest=is_newest)
-            elif job.fn == "fit" and not job.ckpt_path and not trainer.progress.total_batches:
-                logger.start_over()
-            logger.load_state_dict(state)
-            logger.open(default_root_dir=trainer.default_root_dir, tags=tags)
-            opened.append(logger)
-        if job.fn == "fit" and opened and not _keeps_config(job):
-            job.config = config_text(job, goes_on=run_id in {one.run_id for one in opened})
+        if job.fn != "predict":
+            _open_loggers(job, opened)
         yield
         status = "success"
         if job.fn == "fit" and trainer.should_stop:
@@ -381,3 +348,52 @@ def _loggers_open(job: Job) -> Iterator[None]:
     finally:
         for logger in opened:
             logger.close(status)
+
+
+def _open_loggers(job: Job, opened: list[Logger]) -> None:
+    """Open the loggers of a job, with the run that its checkpoint names.
+
+    Args:
+        job: not a prediction, which logs nothing.
+        opened: gets each that is open, so that those are closed if the next cannot be opened.
+    """
+    trainer = job.trainer
+    own = _logged_before(job)
+    run_id = own.get("run_id")
+    log_steps = own.get("progress", {}).get("log_steps", 0)
+    states = [*own.get("loggers", []), *({} for _ in trainer.loggers)]
+    may_branch = job.fn == "fit" and job.is_picked and run_id is not None
+    is_newest = not may_branch or _is_newest(str(job.ckpt_path), own)
+    tags = {"raylit.version": __version__, "raylit.num_workers": trainer.workers_wanted}
+    for logger, state in zip(as_loggers(trainer.loggers), states, strict=False):
+        if job.fn != "fit":
+            # the x of the checkpoint's newest values: `log_steps` counts them from 1, x from 0
+            logger.join(run_id, max(0, log_steps - 1))
+        elif run_id is not None:
+            logger.resume(run_id)
+            if may_branch:
+                logger.branch(log_steps, is_newest=is_newest)
+        elif not job.ckpt_path and not trainer.progress.total_batches:
+            logger.start_over()
+        if job.fn == "fit":
+            logger.load_state_dict(state)
+        logger.open(default_root_dir=trainer.default_root_dir, tags=tags)
+        opened.append(logger)
+    if job.fn == "fit" and opened and not _keeps_config(job):
+        job.config = config_text(job, goes_on=run_id in {one.run_id for one in opened})
+
+
+def _logged_before(job: Job) -> StateDict:
+    """Return what raylit keeps in the job's checkpoint, if a logger wants to know of it."""
+    wants_to_know = _goes_on if job.fn == "fit" else _joins
+    loggers = as_loggers(job.trainer.loggers)
+    if job.task is not None or not job.ckpt_path or not any(map(wants_to_know, loggers)):
+        return {}
+    io = job.trainer.checkpoint_io
+    found = job.opened.get(job.ckpt_path)
+    if io is not None:
+        found = io.load_checkpoint(job.ckpt_path, "cpu", job.weights_only)
+    elif found is None:
+        found = outline(job.ckpt_path, weights_only=job.weights_only)
+    own: StateDict = found.get("raylit", {})
+    return own

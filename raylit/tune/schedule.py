@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
@@ -25,14 +26,38 @@ from raylit.tune.search import named
 from raylit.tune.space import SweepError, domain, nearest
 
 if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
+
     from raylit.tune.spec import SweepSpec
+
+
+class WaitsForTheLiving(PopulationBasedTraining):
+    """Population-based training whose trials do not wait for one that is gone.
+
+    With `synch=True`, all wait until the last has reported. Ray 2.60 has them wait for ever if that
+    one fails or ends before, or if one of them has reported more than once in a round.
+    """
+
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
+        """Return the trial that is to run next, if one waits and none else is awaited."""
+        chosen: Trial | None = super().choose_trial_to_run(tune_controller)
+        if chosen is not None or not self._synch:
+            return chosen
+        living = [trial for trial in tune_controller.get_trials() if not trial.is_finished()]
+        if not living or any(trial.status != Trial.PAUSED for trial in living):
+            return None
+        newest = max(self._trial_state[trial].last_train_time for trial in living)
+        self._next_perturbation_sync = newest + self._perturbation_interval
+        found: Trial | None = super().choose_trial_to_run(tune_controller)
+        return found
+
 
 SCHEDULERS: dict[str, Callable[..., TrialScheduler]] = {
     "asha": ASHAScheduler,
     "hyperband": HyperBandScheduler,
     "bohb": HyperBandForBOHB,
     "median": MedianStoppingRule,
-    "pbt": PopulationBasedTraining,
+    "pbt": WaitsForTheLiving,
     "fifo": FIFOScheduler,
     "none": FIFOScheduler,
 }
@@ -104,8 +129,11 @@ def _pb2() -> Callable[..., TrialScheduler]:
 
     if not has_sklearn:
         raise MissingPackageError("scikit-learn", "scheduler: pb2")
-    made: Callable[..., TrialScheduler] = PB2
-    return made
+
+    class LivingPB2(WaitsForTheLiving, PB2):
+        pass
+
+    return LivingPB2
 
 
 def check_together(search: SearchAlgorithm | Searcher, scheduler: TrialScheduler) -> None:
@@ -114,7 +142,8 @@ def check_together(search: SearchAlgorithm | Searcher, scheduler: TrialScheduler
     Raises:
         SweepError: it does not.
     """
-    name = type(scheduler).__name__
+    made = type(scheduler).__mro__
+    name = next(cls.__name__ for cls in made if not cls.__module__.startswith("raylit"))
     if isinstance(scheduler, PopulationBasedTraining) and not isinstance(
         search, BasicVariantGenerator
     ):

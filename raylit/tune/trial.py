@@ -145,6 +145,7 @@ class TrialActor(Trainable):
         self._checkpoint: str | None = None
         self._past: list[TrialReport] = []
         self._last: dict[str, object] = {}
+        self._report = 0  # number of the last
 
     def step(self) -> Report:
         """Go on with the trial until it reports or ends."""
@@ -157,6 +158,7 @@ class TrialActor(Trainable):
         fit = self._fit
         metrics = self._past.pop(0) if self._past else fit.next_report()
         if metrics is not None:
+            self._report = metrics.iteration
             self._last = {TRAINING_ITERATION: metrics.iteration, **metrics.values}
             return self._last
         if fit.how == "failed" and fit.error is not None and fit.plan.max_failures:
@@ -168,6 +170,7 @@ class TrialActor(Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, str | None]:
         """Save the trial as it is at the report Tune saw last; only if a scheduler wants it."""
         saved = self._fit.save() if self._fit is not None else None
+        private.number_next_checkpoint(self, self._report)
         return {"ckpt_path": saved or self._checkpoint}
 
     def load_checkpoint(self, checkpoint: CheckpointDict | None) -> None:
@@ -318,7 +321,7 @@ class TrialFit:
     def _fit(self, made: Made, reports: Reports) -> None:
         trainer = made.trainer
         self._set_up(trainer, reports)
-        start = self.checkpoint or self._newest(trainer)
+        start = _still_there(self.checkpoint) or self._newest(trainer)
         if self.plan.parent is not None:
             trainer.loggers.insert(0, self._child(self.plan.parent, start))
         self._trainer = trainer
@@ -388,6 +391,16 @@ class TrialFit:
         parent = self.plan.parent
         if parent is not None and self.reporter.run_id:
             parent.tell_of_child(self.reporter.run_id, _short(error), text, ERROR)
+
+
+def _still_there(path: str | None) -> str | None:
+    """Return a checkpoint to go on from, or the newest beside it if that is gone.
+
+    It may be of another trial, which has trained on since and keeps its last ones only.
+    """
+    if path is None or folder.exists(path):
+        return path
+    return next(iter(folder.newest_first(os.path.dirname(path), "*.ckpt")), path)
 
 
 def warm_up(with_mlflow: bool) -> None:

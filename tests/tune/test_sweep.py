@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -506,12 +507,11 @@ class Worse(Line):
 
 
 @pytest.mark.ray
-@pytest.mark.long  # 100 to 290 s: each epoch of its population waits for the slowest
 def test_score_values_and_checkpoint_of_pbt_belong_together(
     tmp_path: Path, ray_cluster: str
 ) -> None:
     trainer = pl.Trainer(
-        max_epochs=6,
+        max_epochs=3,
         logger=pl.MLFlowLogger("lines", tracking_uri=store(tmp_path)),
         default_root_dir=tmp_path,
     )
@@ -535,7 +535,7 @@ def test_score_values_and_checkpoint_of_pbt_belong_together(
     _, children = runs_of(tmp_path, result)
     lines = (Path(result.folder) / "sweep.jsonl").read_text().splitlines()
     begun = [line["config"] for line in map(json.loads, lines) if "start" in line]
-    assert len(begun) > 3, "the scheduler changed nothing"
+    assert len(begun) > 2, "the scheduler changed nothing"
     assert all(0.0 <= config["model.lr"] <= 0.5 for config in begun)
     for trial in result.trials:
         lr = trial.config["model.lr"]
@@ -547,7 +547,48 @@ def test_score_values_and_checkpoint_of_pbt_belong_together(
         assert len(files) <= 2, files
         tags = children[trial.name].data.tags
         assert float(tags.get("raylit.best.model.lr", lr)) == lr
+        for held in Path(result.folder, trial.name).glob("checkpoint_*/*.pkl"):
+            number = int(held.parent.name.removeprefix("checkpoint_"))
+            named = pickle.loads(held.read_bytes())["ckpt_path"]
+            assert named.endswith(f"report={number}.ckpt"), "none is written over another"
     assert f"lr: {result.best.config['model.lr']}" in Path(result.best_config).read_text()
+
+
+class FailsLate(Worse):
+    """With a learning rate of 0.5 it fails in its second epoch."""
+
+    def on_train_epoch_start(self) -> None:
+        if self.hparams.lr == 0.5 and self.current_epoch == 1:
+            raise ArithmeticError("it has diverged")
+
+
+@pytest.mark.ray
+def test_the_others_of_a_population_go_on_when_one_has_failed(
+    tmp_path: Path, ray_cluster: str
+) -> None:
+    trainer = pl.Trainer(max_epochs=3, logger=False, default_root_dir=tmp_path)
+    result = pl.Tuner(trainer).sweep(
+        FailsLate,
+        Data,
+        space={"model.lr": {"uniform": [0.0, 0.5]}},
+        points=[{"model.lr": 0.31}, {"model.lr": 0.5}],
+        metric="score",
+        mode="min",
+        scheduler={
+            "name": "pbt",
+            "perturbation_interval": 1,
+            "quantile_fraction": 0.0,  # none takes another's values
+            "synch": True,
+        },
+        num_samples=2,
+        max_concurrent=2,
+        seed=1,
+    )
+    assert {trial.config["model.lr"]: trial.status for trial in result.trials} == {
+        0.31: "finished",
+        0.5: "failed",
+    }
+    assert result.best.config == {"model.lr": 0.31}
 
 
 @pytest.mark.ray

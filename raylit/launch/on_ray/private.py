@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from ray.train.v2.api.callback import RayTrainCallback
     from ray.train.v2.api.result import Result
     from ray.train.v2.torch.torch_trainer import TorchTrainer
+    from ray.tune import Trainable
 else:  # the same, but mypy does not see that it is Ray Train 2
     from ray.train.torch import TorchTrainer
 
@@ -221,6 +222,18 @@ def is_flag_set(key: bytes) -> bool:
 def clear_flag(key: bytes) -> None:
     """Forget a flag."""
     internal_kv._internal_kv_del(key)
+
+
+def number_next_checkpoint(trial: Trainable, number: int) -> None:
+    """Give the next checkpoint that a trial of Ray Tune saves a number of our own.
+
+    Ray counts them, but not one whose trial was paused before its driver heard of it: the next has
+    the same number then, and is written over it, though another trial may have been told to go on
+    from there.
+    """
+    storage = trial._storage
+    if storage is not None:
+        storage.current_checkpoint_index = number - 1  # saving adds 1
 
 
 def draining_nodes() -> Collection[str]:

@@ -24,9 +24,14 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raylit.loggers.mlflow.journal import Journal
 from raylit.runtime.messages import info, log
+
+if TYPE_CHECKING:
+    from raylit.loggers.mlflow.delivery import Delivery
+    from raylit.loggers.mlflow.journal import JournalReader
 
 START_AFTER_S = 2.0
 SEND_EVERY_S = 0.5
@@ -192,10 +197,7 @@ def main() -> None:
 
 
 def _send(path: str, uri: str, folder: str, give_up_s: float, node: int | None) -> None:
-    from raylit.loggers.mlflow.delivery import LOCK_S, Delivery, deliver_left_behind
     from raylit.loggers.mlflow.journal import reading
-    from raylit.loggers.mlflow.store import RunStore, check_answers
-    from raylit.loggers.mlflow.system import SystemMonitor
 
     told = _Told()
     with reading(path) as reader:
@@ -207,13 +209,7 @@ def _send(path: str, uri: str, folder: str, give_up_s: float, node: int | None) 
         while True:
             try:
                 if delivery is None:
-                    run_id = reader.header.run_id
-                    check_answers(uri)
-                    deliver_left_behind(folder, uri, run_id, own=path, wait_s=LOCK_S)
-                    store = RunStore(uri, run_id)
-                    delivery = Delivery(reader, store)
-                    if node is not None:
-                        SystemMonitor(RunStore(uri, run_id), node, os.getppid()).start()
+                    delivery = _connect(reader, path, uri, folder, node)
                 is_done = not delivery.send()
                 if num_failures:
                     log.info("Sending to MLflow works again.")
@@ -236,14 +232,38 @@ def _send(path: str, uri: str, folder: str, give_up_s: float, node: int | None) 
                 progressed_at = progressed_at or time.monotonic()
                 if num_failures and time.monotonic() - progressed_at > give_up_s:
                     return
-            was_closing = told.closes
-            deadline = time.monotonic() + pause_s
-            while True:
-                told.wait(max(deadline - time.monotonic(), 0))
-                if reader.header.state == "gone":
-                    told.closes = True  # a process that it forked may hold our stdin open
-                if told.closes != was_closing or time.monotonic() >= deadline:
-                    break
+            _pause(pause_s, told, reader)
+
+
+def _connect(reader: JournalReader, path: str, uri: str, folder: str, node: int | None) -> Delivery:
+    """Begin to deliver a journal, after those of the run that were left behind.
+
+    Raises:
+        Exception: the store does not answer.
+    """
+    from raylit.loggers.mlflow.delivery import LOCK_S, Delivery, deliver_left_behind
+    from raylit.loggers.mlflow.store import RunStore, check_answers
+    from raylit.loggers.mlflow.system import SystemMonitor
+
+    run_id = reader.header.run_id
+    check_answers(uri)
+    deliver_left_behind(folder, uri, run_id, own=path, wait_s=LOCK_S)
+    delivery = Delivery(reader, RunStore(uri, run_id))
+    if node is not None:
+        SystemMonitor(RunStore(uri, run_id), node, os.getppid()).start()
+    return delivery
+
+
+def _pause(pause_s: float, told: _Told, reader: JournalReader) -> None:
+    """Wait for a while, or until told to close."""
+    was_closing = told.closes
+    deadline = time.monotonic() + pause_s
+    while True:
+        told.wait(max(deadline - time.monotonic(), 0))
+        if reader.header.state == "gone":
+            told.closes = True  # a process that it forked may hold our stdin open
+        if told.closes != was_closing or time.monotonic() >= deadline:
+            return
 
 
 class _OneLine(logging.Formatter):
