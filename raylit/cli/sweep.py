@@ -318,7 +318,7 @@ def _newest_left(args: list[str]) -> str:
     Raises:
         ConfigError: there is none whose files are kept.
     """
-    from raylit.tune.find import closed, is_running
+    from raylit.tune.folders import closed, is_running
     from raylit.tune.record import FILE
 
     records = _records(args)

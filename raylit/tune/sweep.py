@@ -38,7 +38,7 @@ from raylit.tune import tracking
 from raylit.tune.aliases import Values
 from raylit.tune.capacity import Capacity, capacity_for
 from raylit.tune.display import SweepDisplay, print_table
-from raylit.tune.find import find_sweep, mark_left, unfinished
+from raylit.tune.folders import find_sweep, mark_left, unfinished
 from raylit.tune.process import seed_of
 from raylit.tune.record import SweepRecord
 from raylit.tune.report import keeps_newest

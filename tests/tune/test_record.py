@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from raylit.tune.find import is_running, mark_left, unfinished
+from raylit.tune.folders import is_running, mark_left, unfinished
 from raylit.tune.record import LOCK, SweepRecord
 from raylit.tune.space import SweepError
 from raylit.tune.spec import SweepSpec

@@ -24,8 +24,8 @@ from raylit.core.job import Job, Result
 from raylit.errors import ConfigError, LaunchError, Terminated
 from raylit.launch.job_parts import checkpoint_folders, origin_of_restart, parts_of
 from raylit.launch.processes.carried import failures_in, num_failed, result_in
-from raylit.launch.processes.picture import drawing
 from raylit.launch.processes.rank import JOB, SEED, SETTINGS, RankSettings, be_forked
+from raylit.launch.processes.screen import drawing
 from raylit.runtime import beforehand
 from raylit.runtime.messages import info, warn
 

@@ -19,7 +19,7 @@ from raylit.engine.signals import terminating
 from raylit.engine.worker import run_job
 from raylit.launch.job_parts import checkpoint_folders
 from raylit.launch.processes.carried import leave_failure, leave_result
-from raylit.launch.processes.picture import SentScreen
+from raylit.launch.processes.screen import SentScreen
 from raylit.parallel import choose_device
 from raylit.parallel.meeting import joined
 from raylit.runtime import beforehand

@@ -24,8 +24,8 @@ from raylit.checkpoint import find
 from raylit.core.job import Job
 from raylit.launch.processes.carried import failures_in, num_failed, result_in
 from raylit.launch.processes.launcher import RANK_MAIN
-from raylit.launch.processes.picture import drawing
 from raylit.launch.processes.rank import JOB, SEED, SETTINGS, RankSettings, be_forked
+from raylit.launch.processes.screen import drawing
 from raylit.parallel.meeting import before_group
 from raylit.testing import TinyModel
 from tests.deadlines import stretched

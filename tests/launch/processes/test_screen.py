@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from raylit.launch.processes.picture import SOCKET, SentScreen, drawing
+from raylit.launch.processes.screen import SOCKET, SentScreen, drawing
 from tests.deadlines import stretched
 
 FORK = multiprocessing.get_context("fork")
