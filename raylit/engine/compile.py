@@ -99,6 +99,8 @@ def compile_modules(run: Run) -> list[nn.Module]:
 
     def log_or_defer(*args: Any) -> None:
         if torch.compiler.is_compiling():
+            # Inside of a graph only this list grows, which torch does again after each run of it:
+            # `log` itself would break the graph in two
             pending.append(args)
         else:
             log(*args)
@@ -108,6 +110,7 @@ def compile_modules(run: Run) -> list[nn.Module]:
         try:
             compiled = compile(_entry(module))
         except Exception as error:
+            # Those compiled before it would stay so, and the next fit would leave them as they are
             restore(modules)
             raise ConfigError(
                 f"Trainer(compile={options!r}): torch.compile refuses: {error}"
@@ -130,6 +133,7 @@ def _called_by_steps(module: LightningModule) -> Iterator[nn.Module]:
     if is_overridden("forward", module, nn.Module) and module._compiled_call_impl is None:
         yield module
     for child in _children(module):
+        # By `child.compile()`, `torch.compile(child)` and torch.jit: the user chose how
         is_compiled = (
             child._compiled_call_impl is not None
             or hasattr(child, "_orig_mod")

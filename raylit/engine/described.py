@@ -26,6 +26,7 @@ OF_SPEED = frozenset({"foreach", "fused", "capturable", "differentiable"})
 def describe(run: Run) -> dict[str, object]:
     """Return the settings of a fit, nested, as plain values."""
     trainer = run.trainer
+    # As they turned out: `strategy="auto"` or `num_workers=(1, 4)` does not tell what ran
     settled = {
         "strategy": type(run.strategy).__name__.removesuffix("Strategy").lower(),
         "precision": str(trainer.precision),
@@ -55,6 +56,7 @@ def describe(run: Run) -> dict[str, object]:
 
 def _scheduler(scheduler: object) -> dict[str, object]:
     """Return the numbers that a scheduler was made with, as far as it has kept them."""
+    # Other than optimizers, schedulers keep no `defaults`: each has attributes of its own choice
     names = inspect.signature(type(scheduler).__init__).parameters.keys()
     kept = {name: vars(scheduler)[name] for name in names if name in vars(scheduler)}
     return {"name": type(scheduler).__name__} | {

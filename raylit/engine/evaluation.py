@@ -47,6 +47,7 @@ def sanity_check(run: Run) -> None:
         run.fire("on_sanity_check_start")
         evaluate(run, "val")
         if run.validations is not None:
+            # Only now: the names that validation logs are known once it has run
             run.validations.check()
         run.fire("on_sanity_check_end")
         run.metrics.clear()
@@ -198,6 +199,7 @@ def evaluating(run: Run, name: str) -> Iterator[None]:
     except BaseException:  # also Ctrl-C: the next fit of this module is not to train in eval mode
         restore_modes(run.module, modes)
         raise
+    # Steps of evaluation have no backward pass, after which FSDP would have its parts again
     run.strategy.settle(run.module)
     back = f"on_{name}_model_train"
     if name != "predict" and is_overridden(back, run.module, LightningModule):
@@ -277,4 +279,5 @@ def predict_batches(
             function(output, batch, batch_idx, *which)
         metrics.hook = None
         if kept is not None:
+            # Those of all batches together may be more than the device has room for
             kept[dataloader_idx].append(move_to(output, "cpu"))

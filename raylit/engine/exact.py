@@ -42,6 +42,8 @@ def dump(run: Run, progress: Progress) -> StateDict:
         "stops_later": waits_to_stop(run, progress),
     }
     unused = set()
+    # Saved within a validation, which a fit that goes on begins anew: what it has changed so far
+    # would count twice
     if progress.at == VALIDATION and run.resume.before_validation is not None:
         before = dict(run.resume.before_validation)
         unused = before.pop("unused")
@@ -55,6 +57,7 @@ def dump(run: Run, progress: Progress) -> StateDict:
         if name not in unused
     }
     has_gradients = progress.at in WITH_GRADIENTS.values()
+    # The loss and the extras are all that `on_train_batch_end` gets of a step that is not repeated
     if has_gradients:
         state["output"] = plain_output(run.output)
     if has_gradients or is_within_window(run, progress):
@@ -118,6 +121,7 @@ def state_of_rank(run: Run, checkpoint: CheckpointDict) -> StateDict | None:
     ranks: list[dict[str, object] | None] | None = checkpoint.get("raylit", {}).get("ranks")
     if ranks is None:
         return None
+    # The other ranks could not be asked: they may be gone, or know of no exception
     if None in ranks and run.world.size > 1:
         warn(
             "The checkpoint was saved by one rank alone, because of an exception: this fit goes on"
@@ -144,6 +148,8 @@ def shared_out(states: list[StateDict], world: World) -> StateDict:
     theirs = states[world.rank :: world.size]
     state = {
         **states[0],
+        # A place that is counted in samples holds for any number of ranks; of other data each rank
+        # has a place of its own, which is nobody else's
         "loaders": [
             one if "read_by" in one or "plan" in one else {} for one in states[0]["loaders"]
         ],
@@ -160,6 +166,7 @@ def shared_out(states: list[StateDict], world: World) -> StateDict:
         for name in state.get("gradients", ())
         if theirs
     }
+    # Buffers of one rank alone, and what its communication hook keeps, belong to that rank
     state["own"] = {}
     if world.rank >= len(states):
         del state["rng"]
@@ -203,6 +210,7 @@ def merged(sums: list[StateDict]) -> list[StateDict]:
         if "metric" in one:  # one that is not in the module
             found[hook, name, loader] = {**other, "metric": other["metric"] + one["metric"]}
             continue
+        # A rank that had logged nothing under this name; it has no part in the value
         if one["total"] is None:
             continue
         if other["total"] is None:

@@ -40,6 +40,7 @@ class NoOptimizer(torch.optim.Optimizer):
     """Stands in when `configure_optimizers` returned None: it steps nothing."""
 
     def __init__(self) -> None:
+        # torch refuses an empty list; `add_param_group` leaves this one out again
         super().__init__([torch.zeros(1)], {})
 
     def add_param_group(self, param_group: dict[str, object]) -> None:
@@ -81,6 +82,7 @@ class CountedOptimizer(LightningOptimizer):
         steps = progress.steps
         progress.at = STEPPING
         if scaler is not None:
+            # By itself, since a GradScaler takes no closure
             result = closure() if closure is not None else None
             run.prepare_step(self._optimizer)
             scaler.step(self._optimizer, **kwargs)
@@ -94,7 +96,9 @@ class CountedOptimizer(LightningOptimizer):
                 return loss
 
             result = self._optimizer.step(closure=prepared, **kwargs)
+        # An exception leaves STEPPING there: by it a save knows that weights may be half changed
         progress.at = STEPPED
+        # Set and not added: the hooks of `count_steps` have counted this step as well
         if not run.module.automatic_optimization:
             progress.steps = steps + 1  # also where a scaler has left the step out
         return result
@@ -195,6 +199,7 @@ def count_steps(run: Run, optimizers: list[object]) -> list[RemovableHandle]:
 def step_optimizer(run: Run, optimizer: UserOptimizer, loss: torch.Tensor | None) -> None:
     """Step with the gradients there are, outside of a batch."""
     scaler = run.precision.scaler
+    # A GradScaler refuses a step for which no loss was scaled
     if scaler is not None and loss is None:
         return
     run.prepare_step(optimizer)
@@ -223,6 +228,7 @@ def step_schedulers(run: Run, action: Action) -> None:
     if not run.module.automatic_optimization:
         return
     interval, plateau = STEPPED_AT[action]
+    # As in Lightning `frequency` counts batches, also where several make one step
     count = _batch_of_schedules(run) if interval == "step" else progress.epoch + 1
     if count is None:
         return
@@ -234,11 +240,13 @@ def step_schedulers(run: Run, action: Action) -> None:
             or number < progress.updated
         ):
             continue
+        # Before the call: a checkpoint that is saved in it goes on behind this scheduler
         progress.updated = number + 1
         value = None
         if plateau:
             monitor = str(config.monitor)
             value = run.metrics.watched(monitor)
+            # Also here, since without a sanity check nothing was known of what validation logs
             if run.validations is not None and not run.metrics.is_of_training(monitor):
                 run.validations.refuse_scheduler(monitor)
             if value is None:
@@ -264,6 +272,7 @@ def _say_missing(run: Run, config: LRSchedulerConfig) -> None:
         f"ReduceLROnPlateau watches {config.monitor!r}, which was not logged. Logged so"
         f" far: {', '.join(run.metrics.callback) or 'nothing'}."
     )
+    # Where a fit goes on from a file without values, it may be logged yet
     if config.strict and run.resume.has_values:
         raise ConfigError(
             text + ' Log it, change "monitor", or set "strict": False in the lr_scheduler dict.'
@@ -316,6 +325,7 @@ def configure(module: LightningModule) -> tuple[list[object], list[LRSchedulerCo
 
 
 def _is_optimizer(value: object) -> bool:
+    # As in Lightning: optimizers of other packages need not derive from torch's class
     return isinstance(value, torch.optim.Optimizer) or all(
         hasattr(value, name) for name in ("param_groups", "state_dict", "load_state_dict", "step")
     )

@@ -317,10 +317,12 @@ class Run:
         trial.monitor = Monitor(trial, ())
         trial.step_module = self.step_module
         trial._wrapped_for = self._wrapped_for
+        # The trial's overflows are not to change the scale that this run goes on with
         trial.precision = self.precision.fresh()
         trial.schedulers = self.schedulers
         trial.stage = self.stage
         trial.resolve_calls()
+        # The hooks of this run count for the trial too: both have the Progress of the Trainer
         optimizers.use(trial, self.optimizers, counts=False)
         trial.hooks = resolve(self.trainer, self.module, callbacks, LightningModule)
         return trial
@@ -430,6 +432,7 @@ class Run:
         module = self.module
         trainer = self.trainer
         before = metrics.hook
+        # Before the hooks and the clipping, which look at the gradients in their true size
         if self.precision.scaler is not None:
             self.precision.scaler.unscale_(optimizer)
         if self.hooks["on_before_optimizer_step"] and not has_fired:
@@ -630,6 +633,8 @@ class Run:
             elastic=self.job.rescale_plan is not None,
             seed=self.data.seed,
         )
+        # ModelCheckpoint goes by the batches of validation: a rank without any is to decide as the
+        # others do, or they would wait for it
         if stage != "train" and self.world.size > 1:
             ranks = self.world.all_gather_object(loader.lengths())
             loader.most = [max(lengths) for lengths in zip(*ranks, strict=False)]
@@ -689,6 +694,7 @@ class Run:
             return
         numbers = to_numbers(metrics)
         if step is None:
+            # As in Lightning: a row at an x of the user's own gets no `epoch`
             logged_step = numbers.pop("step", None)
             if logged_step is not None:
                 step = int(logged_step)
@@ -709,11 +715,13 @@ class Run:
         """
         if stage in self.data.noted or batch is None:
             return
+        # Also if it fails below, as it would each time
         self.data.noted.add(stage)
         loggers = as_loggers(self.trainer.loggers) if self.world.is_zero else ()
         is_example = stage == "val" or (stage == "train" and self.data.example is None)
         if is_example and any(one.wants_model for one in loggers):
             self.data.example = batch
+        # To identify data is to read in it for a digest: not for loggers that would not keep it
         told = [one for one in loggers if type(one).log_input is not Logger.log_input]
         if not told:
             return
@@ -864,6 +872,8 @@ def no_grad_context(run: Run) -> torch.inference_mode | torch.no_grad:
 
     Inference mode where it is wanted and possible, else no_grad.
     """
+    # As in Lightning: validation within a fit is under no_grad, since inference tensors that a
+    # module keeps could not be trained with, and so is all that goes over gloo or FSDP
     inference = (
         run.trainer.inference_mode
         and run.job.fn != "fit"

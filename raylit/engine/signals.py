@@ -49,6 +49,7 @@ def catching_signals(run: Run) -> Iterator[None]:
 
     A Ctrl-C does so only where the run is to be saved then.
     """
+    # Python lets the main thread alone set handlers; a fit in another goes without
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -61,6 +62,7 @@ def catching_signals(run: Run) -> Iterator[None]:
         current().request_end()
         own = before[signal.SIGTERM]
         if callable(own) and getattr(own, "__module__", "") not in NOT_THE_USERS:
+            # As in Lightning: who had a handler before is told as well
             own(number, frame)
 
     def interrupt(number: int, frame: object) -> None:

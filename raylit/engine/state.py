@@ -79,6 +79,7 @@ def dump(
     run.save_loggers()
     if not lenient:  # else it is written by a thread, which does so
         run.settle_loggers()
+    # After a forward pass without a backward pass FSDP still has whole parameters, not parts
     run.strategy.settle(module)
     whole: Callable[[StateDict], StateDict] = (lambda state: state) if parts else run.strategy.whole
     _check_place(run, progress, weights_only)
@@ -111,10 +112,12 @@ def dump(
     checkpoint["raylit"] = _own_part(run, progress, owners) | {"hyper_parameters": by_path}
     if run.job.fn == "fit" and not weights_only:
         own = exact.dump(run, progress)
+        # A place for each rank: from their number who reads it knows how many ranks wrote it
         absent: list[None] = [None] * (run.world.size - 1)
         checkpoint["raylit"]["ranks"] = (
             run.world.all_gather_object(own) if together else [own, *absent]
         )
+    # All of it once more, since hooks and callbacks too may have put in tensors that are spread
     found = foreign.split(whole(checkpoint))
     known: set[foreign.Place] = {(key, name) for key, names in by_path.items() for name in names}
     others = {place: value for place, value in found.objects.items() if place[:2] not in known}
@@ -145,6 +148,8 @@ def _check_place(run: Run, progress: Progress, weights_only: bool) -> None:
 
 def _training_state(run: Run, whole: Callable[[StateDict], StateDict]) -> StateDict:
     """Return the state that a resumed fit needs besides the weights, under Lightning's names."""
+    # Empty states are left out, as by Lightning: without them no fit that goes on warns that the
+    # callback is gone
     states = ((callback.state_key, callback.state_dict()) for callback in run.trainer.callbacks)
     found: StateDict = {
         "callbacks": {key: state for key, state in states if state},
@@ -265,6 +270,7 @@ def read(run: Run, path: str) -> StateDict:
     """
     info(f"Restoring states from the checkpoint path at {path}")
     opened = run.job.opened.get(path)
+    # Each holds the weights of a file in memory, and none is asked for again
     run.job.opened.clear()
     if opened is not None:
         with explaining_damage(run, "the list of objects"):
@@ -314,6 +320,7 @@ def restore_module(run: Run, checkpoint: CheckpointDict) -> None:
     """Bring back the weights, the datamodule's and the callbacks' state."""
     trainer = run.trainer
     module = run.module
+    # Before the hook, which looks for the objects where its `on_save_checkpoint` had put them
     objects.put_back(checkpoint, type(module))
     with foreign.explaining(checkpoint):
         run.call(module, "on_load_checkpoint", checkpoint)
@@ -340,6 +347,7 @@ def restore_module(run: Run, checkpoint: CheckpointDict) -> None:
         state = stored.pop(callback.state_key, None)
         if state is None or callback.state_key in incomplete:
             continue
+        # An error in a user's `load_state_dict` is the user's to see: it says nothing of the file
         is_own = type(callback).__module__.startswith("raylit.")
         name = f"the state of {type(callback).__name__}"
         with explaining_damage(run, name) if is_own else contextlib.nullcontext():
@@ -384,6 +392,8 @@ def restore_training(run: Run, checkpoint: CheckpointDict) -> None:
         )
     for optimizer, state in zip(run.optimizers, states, strict=True):
         with explaining_mismatch(run, f"the optimizer {type(optimizer).__name__}"):
+            # Before the load: torch adds settings to the defaults of LBFGS, Adafactor and Muon that
+            # these do not have, and which then seemed to be missing
             needed = settings_of_groups(optimizer)
             load_optimizer(
                 optimizer,
@@ -405,6 +415,7 @@ def restore_training(run: Run, checkpoint: CheckpointDict) -> None:
         run.precision.scaler.load_state_dict(checkpoint["MixedPrecision"])
     loggers = as_loggers(run.trainer.loggers)
     kept = checkpoint.get("raylit", {}).get("loggers", [])
+    # By their places, since loggers have no keys; there may be more or fewer than before
     for logger, stored_of_it in zip(loggers, kept, strict=False):
         if run.world.is_zero:
             logger.load_state_dict(stored_of_it)
@@ -435,7 +446,9 @@ def _restore_place(run: Run, checkpoint: CheckpointDict) -> None:
     resume.resumed = True
     resume.lineage = [*own.get("lineage", [])[-KEPT_NAMES:], *resume.lineage]
     resume.own = exact.state_of_rank(run, checkpoint)
+    # Empty, not None: loaders still begin at the right batch, which is exact for data in order
     resume.loaders = []
+    # Lightning's files hold no logged values: that one is missing is then no fault of the user's
     resume.has_values = resume.own is not None
     if resume.own is not None:
         resume.loaders = resume.own["loaders"]
@@ -501,6 +514,7 @@ def explaining_damage(run: Run, what: str) -> Iterator[None]:
     try:
         yield
     except RaylitError:
+        # Some are a ValueError or a TypeError too, and say by themselves what is wrong
         raise
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
@@ -577,6 +591,7 @@ def load_optimizer(optimizer: UserOptimizer, state: StateDict) -> None:
     for parameter, values in getattr(optimizer, "state", {}).items():
         if isinstance(values, dict) and isinstance(parameter, torch.Tensor):
             optimizer.state[parameter] = {
+                # Stays where torch puts it: on the CPU, read there without waiting for a GPU
                 key: value if key == "step" else move_to(value, parameter.device, False)
                 for key, value in values.items()
             }

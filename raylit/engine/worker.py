@@ -85,8 +85,10 @@ def run_job(job: Job) -> Result:
             module.zero_grad()
             if job.fn == "fit" and loaded is not None:
                 state.restore_training(run, loaded)
+            # Else weights and optimizer states would stand in memory twice for the whole fit
             del loaded
             run.meet()
+            # Only now: until there are batches, SIGTERM and Ctrl-C end the run at once
             with (
                 catching_signals(run),
                 torch.autograd.set_detect_anomaly(
@@ -100,6 +102,7 @@ def run_job(job: Job) -> Result:
         except SearchDone:
             bring_home(run)
         tear_down(run)
+        # Behind `bring_home`: under FSDP the module is whole only there
         keep_model(run)
         if job.fn == "fit" and world.is_zero:
             for logger in as_loggers(trainer.loggers):
@@ -143,6 +146,7 @@ def attach(run: Run) -> None:
     if own:
         own = list(own) if isinstance(own, (list, tuple)) else [own]
         check_callbacks(own, "configure_callbacks returned")
+        # As in Lightning, the module's stand in for the Trainer's of their class or its parents
         kinds = {type(callback) for callback in own}
         trainer.callbacks = [
             callback
@@ -153,6 +157,7 @@ def attach(run: Run) -> None:
     for callback in trainer.callbacks:
         callback.attach_log(module.log)
     check(run)
+    # Already now, and again in `place`: `on_exception` is to fire whatever fails before that
     run.hooks = resolve(trainer, module, trainer.callbacks, LightningModule, run.watch)
 
 
@@ -232,6 +237,7 @@ def _check_evaluation(run: Run) -> None:
 
 
 def _check_state_keys(trainer: JobTrainer) -> None:
+    # Those without a state of their own may be many: nothing of theirs could be mixed up
     keys = [
         callback.state_key
         for callback in trainer.callbacks
@@ -310,6 +316,7 @@ def place(run: Run) -> None:
         sync_batch_norm(module, run.device)
     module.to(run.device)
     run.compiled = compiled.compile_modules(run)
+    # Before the optimizers are made, which are to hold the parts and not the whole parameters
     run.strategy.shard(module, run.world, run.precision)
     if run.job.fn == "fit":
         run.metrics.hook = "configure_optimizers"
@@ -317,6 +324,7 @@ def place(run: Run) -> None:
         run.metrics.hook = None
         run.meet()
         optimizers.use(run, configured)
+    # As in Lightning, DDP wraps in a fit only: an evaluation has no gradients to bring into step
     if run.job.fn == "fit" or run.strategy.shards:
         run.wrap()
     run.resolve_calls()
@@ -441,6 +449,7 @@ def fail(run: Run, error: BaseException) -> None:
         if run.datamodule is not None:
             run.call(run.datamodule, "on_exception", error)
     finally:
+        # Also where a hook fails as well: the run of the loggers is not to be left open
         finalize(run, status_of(error))
 
 
@@ -480,6 +489,7 @@ def collect(run: Run, value: object) -> Result:
     metrics = run.metrics
     metrics.refresh()
     for values in (metrics.callback, metrics.logged, metrics.progress_bar):
+        # The process that gets the result may have no GPU, and could not read tensors on one
         values.update((name, tensor.cpu()) for name, tensor in values.items())
     accounts = (
         callback.saved_checkpoints()

@@ -214,6 +214,7 @@ class Metrics:
         entry.prog_bar = prog_bar
         entry.logger = logger is not False
         entry.rank_zero_only = rank_zero_only
+        # Without `sync_dist` the value of an epoch is that of all ranks, and one of a step its own
         entry.sync_epoch = sync_dist is not False
         entry.sync_step = bool(sync_dist)
         if add_dataloader_idx and dataloader_idx is not None:
@@ -249,6 +250,7 @@ class Metrics:
         if entry.metric_before:
             torchmetric.put_before(metric, entry.metric_before)
             entry.metric_before = []
+        # The value of this batch alone, which torchmetrics keeps when the Metric is called
         entry.last = metric._forward_cache
         entry.reduced = None
         entry.fresh = True
@@ -327,6 +329,7 @@ class Metrics:
         return any(
             name in (entry.name, f"{entry.name}_step", f"{entry.name}_epoch")
             for entry in self.train_entries.values()
+            # What this rank alone has logged would have it refuse a scheduler, or not, by itself
             if entry.is_known or self.world.size == 1
         )
 
@@ -423,6 +426,7 @@ class Metrics:
         for rank, offers in enumerate(self.world.all_gather_object(self._offers(steps, epoch))):
             for offer in offers:
                 found.setdefault(offer.key, {})[rank] = offer
+        # Before `_make_known`: these stand in the same order on all ranks already
         known = {key: None for key, entry in self.entries.items() if entry.is_known}
         for by_rank in found.values():
             self._make_known(by_rank)
@@ -432,12 +436,14 @@ class Metrics:
             entry = self.entries[key]
             if steps and entry.on_step:
                 values = [one.step for one in by_rank.values() if one.step is not None]
+                # A rank that has logged nothing under this name takes the value of the others
                 if values and (entry.sync_step or entry.last is None):
                     entry.fresh = True
                     entry.step_of_all = StepOfAll(entry.last, combined(entry.reduce, values))
             parts = {rank: one.part for rank, one in by_rank.items() if one.part is not None}
             if parts and (entry.sync_epoch or not entry.fresh):
                 entry.fresh = True
+                # Beside the parts of before: a rank that has logged nothing since then offers none
                 entry.parts.update(parts)
                 entry.reduce_parts()
                 self._renew(entry)
@@ -458,6 +464,7 @@ class Metrics:
             for key, entry in entries.items()
             if steps and entry.sync_step and self._counts(entry) and entry.last is not None
         }
+        # All together: each by itself would wait for the device
         numbers = to_numbers(lasts)
         offers = []
         for key, entry in entries.items():
@@ -513,6 +520,7 @@ class Metrics:
         Raises:
             ConfigError: one of them does not have it; on all ranks.
         """
+        # Its collectives want all ranks, and one that has not logged it finds it by its path alone
         if not everywhere and not entry.metric_path:
             raise ConfigError(
                 f"The Metric logged as {entry.name!r} was logged on some ranks only, and the others"
@@ -569,6 +577,7 @@ class Metrics:
         is_same = len(set(numbers)) == 1
         reduce = next((reduce for *_, reduce in told if reduce is not None), "mean")
         is_step = any(reduce is not None for *_, reduce in told)
+        # Of equal values the mean, least and greatest is that value, but the sum is not
         if is_same and value is not None and not (is_step and reduce == "sum"):
             return value
         shared = combined(reduce, counting)
@@ -634,6 +643,7 @@ class Metrics:
                 continue
             name = entry.name + entry.suffix
             forked = _forked(entry, on_step)
+            # As in Lightning: in evaluation callbacks see no values of single steps
             to_callbacks = self.training or not on_step
             if not on_step and entry.reduced is None:
                 self._show(self.callback, {name, forked} if to_callbacks else (), value)
@@ -655,6 +665,7 @@ class Metrics:
 
     def _take_back(self) -> None:
         """Put former values back in place of those of this rank alone, unless others were set."""
+        # The last first: a name may have been shown twice, and the first knows what stood before
         for values, name, value, before in reversed(self._shown):
             if values.get(name) is not value:
                 continue
@@ -667,6 +678,7 @@ class Metrics:
     def to_log(self) -> dict[str, Tensor]:
         """Return the values for the loggers: step values within a batch, epoch values after it."""
         self._take_back()
+        # Into an empty dict: loggers get the values of now, not all that `logged` still holds
         kept = self.logged
         self.logged = {}
         self.refresh()

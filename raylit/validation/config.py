@@ -43,6 +43,7 @@ class ValidationConfig:
     def __post_init__(self) -> None:
         for name, least in (("num_cpus", 0), ("num_gpus", 0), ("max_pending", 1)):
             value = getattr(self, name)
+            # To Python True is a number
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value < least:
                 raise ConfigError(
                     f"ValidationConfig({name}={value!r}): give a number of at least {least}."

@@ -144,6 +144,7 @@ class AsyncValidation:
         run = self._run
         trainer = self._run.trainer
         savers = [one for one in trainer.callbacks if isinstance(one, Checkpoint)]
+        # ModelCheckpoint saves this very file later, when the state of now is gone
         weights_only = not any(one.wants_training_state(trainer) for one in savers)
         checkpoint = run.dump(weights_only=weights_only)
         pending = Pending(
@@ -154,6 +155,7 @@ class AsyncValidation:
         )
         self._pending.append(pending)
         if run.world.is_zero:
+            # Started by the writer: a task must not find half a file
             self._writer.write(checkpoint, pending.path, lambda path: self._start(pending))
         run.data.last_validation = time.monotonic()
 
@@ -180,6 +182,8 @@ class AsyncValidation:
         if not self._pending or not self._run.world.is_zero:
             return False
         path = self._pending[0].path
+        # In this order: a writer that is done has started its task already. One that ends between
+        # the questions in the other order would count as a file that could not be written
         return bool(self._tasks().is_ready(path)) or not (
             self._writer.is_busy or self._tasks().has(path)
         )
@@ -197,11 +201,13 @@ class AsyncValidation:
             Exception: what the user's code raised in a validation.
         """
         while self._pending:
+            # Rank 0 alone knows whether it has ended; all are to take its values at the same place
             outcome = self._run.world.broadcast_object(self._outcome() if self.is_ready else None)
             if outcome is None:
                 return
             pending = self._pending.pop(0)
             where = f"the asynchronous validation of step {pending.steps}"
+            # A task that was lost, by a node or for want of memory, is no fault of the user's code
             if isinstance(outcome, str):
                 warn(f"There are no values of {where}: {outcome} Training goes on.", RuntimeWarning)
             elif isinstance(outcome, BaseException):
@@ -211,6 +217,7 @@ class AsyncValidation:
                 raise error from outcome
             else:
                 self._take(pending, outcome)
+            # After the callbacks, which may have given the file a second name
             if self._run.world.is_zero and folder.exists(pending.path):
                 folder.remove(pending.path)
                 folder.remove_if_empty(os.path.dirname(pending.path))
@@ -230,6 +237,7 @@ class AsyncValidation:
         progress.load_state_dict(pending.progress)
         for kind, loader, values, step in outcome["rows"]:
             if kind == "batch":
+                # A task counts its batches from 0, the fit over all its validations
                 step += run.data.val_batches_seen.get(loader, 0)
             for logger in as_loggers(run.trainer.loggers) if run.world.is_zero else ():
                 logger.log_metrics(metrics=values, step=step)
@@ -261,6 +269,7 @@ class AsyncValidation:
 
     def go_on(self, states: list[StateDict]) -> None:
         """Begin those again that had not come back when a checkpoint was saved."""
+        # As rank 0 sees it: ranks with lists of different lengths would wait for each other
         there = self._run.world.broadcast_object([folder.exists(state["path"]) for state in states])
         for state, is_there in zip(states, there, strict=True):
             pending = Pending(**state)
@@ -274,6 +283,7 @@ class AsyncValidation:
     def close(self) -> None:
         """End those that run. Their checkpoints stay, for a fit that goes on."""
         if self._starter is not None:
+            # First: a file that is still being written would start its task after the end
             self._writer.close()
             self._starter.cancel()
 

@@ -52,6 +52,7 @@ class Snapshot:
         path: str,
         weights_only: bool,
     ) -> None:
+        # Past `__setattr__`, which hands all on to the Trainer
         vars(self).update(
             trainer=trainer,
             progress=progress,
@@ -87,6 +88,7 @@ class Snapshot:
         strips = bool(weights_only) and not self._weights_only
 
         def copy() -> None:
+            # Else a second name for the same file will do, whatever its size
             if strips or is_url(source) or is_url(path):
                 checkpoint = load(source)
                 if strips:
