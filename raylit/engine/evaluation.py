@@ -19,7 +19,7 @@ from raylit import data
 from raylit.core.hooks import is_overridden
 from raylit.core.module import LightningModule
 from raylit.core.progress import PLATEAU, VALIDATION
-from raylit.data.combined import Item
+from raylit.data.combined import CombinedLoader, Item
 from raylit.engine.run import (
     Run,
     check_dataloader_idx,
@@ -92,6 +92,8 @@ def evaluate(run: Run, stage: str) -> list[dict[str, Tensor]]:
             if stage not in run.data.loaders:  # BatchSizeFinder wants it anew
                 loader = run.load(stage)
                 limits = loader.limits or []
+                for one in loader.flattened:
+                    data.set_epoch(one, run.progress.epoch)
                 batches = iter(loader)
             run.fire(f"on_{name}_epoch_start")
             with suppress(StopIteration):  # raised by a user's hook, it ends the loop
@@ -222,18 +224,17 @@ def predict(run: Run) -> list[StepOutput] | list[list[StepOutput]] | None:
         several = len(loader.flattened) > 1
         if not data.takes_iterator(run.module.predict_step):
             check_dataloader_idx(run.module, "predict_step", len(loader.flattened))
-        for one in loader.flattened:
-            data.set_epoch(one, run.progress.epoch)
+        _prepare_prediction(run, loader)
         callbacks = run.trainer.callbacks
-        if any(callback.notes_samples for callback in callbacks):
-            loader.flattened = [data.noting_indices(one) for one in loader.flattened]
         keeps = run.job.return_predictions or any(one.keeps_predictions for one in callbacks)
         kept = run.outcome.predictions = [[] for _ in loader.flattened]
         with evaluating(run, "predict"):
             batches = iter(loader)
             run.fire("on_predict_start")
             if "predict" not in run.data.loaders:  # BatchSizeFinder wants it anew
-                batches = iter(run.load("predict"))
+                loader = run.load("predict")
+                _prepare_prediction(run, loader)
+                batches = iter(loader)
             run.fire("on_predict_epoch_start")
             with suppress(StopIteration):
                 predict_batches(
@@ -245,6 +246,13 @@ def predict(run: Run) -> list[StepOutput] | list[list[StepOutput]] | None:
     if not run.job.return_predictions:
         return None
     return kept if several else kept[0]
+
+
+def _prepare_prediction(run: Run, loader: CombinedLoader) -> None:
+    for one in loader.flattened:
+        data.set_epoch(one, run.progress.epoch)
+    if any(callback.notes_samples for callback in run.trainer.callbacks):
+        loader.flattened = [data.noting_indices(one) for one in loader.flattened]
 
 
 def predict_batches(

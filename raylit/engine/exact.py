@@ -121,13 +121,16 @@ def state_of_rank(run: Run, checkpoint: CheckpointDict) -> StateDict | None:
     ranks: list[dict[str, object] | None] | None = checkpoint.get("raylit", {}).get("ranks")
     if ranks is None:
         return None
-    # The other ranks could not be asked: they may be gone, or know of no exception
-    if None in ranks and run.world.size > 1:
+    if is_of_one_alone(run, checkpoint):
         warn(
             "The checkpoint was saved by one rank alone, because of an exception: this fit goes on"
             " with the same weights and the next batch, but not with the same random numbers."
         )
-        return ranks[run.world.rank] if len(ranks) == run.world.size else None
+        own = ranks[run.world.rank] if len(ranks) == run.world.size else None
+        if own is not None and "output" in own:
+            # The others have no gradients of this batch and train on it anew, and all do as one
+            own = {key: one for key, one in own.items() if key not in ("output", "gradients")}
+        return own
     states = [state for state in ranks if state is not None]
     if len(states) == run.world.size:
         return states[run.world.rank]
@@ -138,6 +141,15 @@ def state_of_rank(run: Run, checkpoint: CheckpointDict) -> StateDict | None:
             " dropout, are others than they would have been."
         )
     return shared_out(states, run.world)
+
+
+def is_of_one_alone(run: Run, checkpoint: CheckpointDict) -> bool:
+    """Tell whether a checkpoint holds the state of rank 0 alone, of several that go on.
+
+    The others could not be asked then: they may have been gone, or have known of no exception.
+    """
+    ranks = checkpoint.get("raylit", {}).get("ranks") or []
+    return run.world.size > 1 and None in ranks
 
 
 def shared_out(states: list[StateDict], world: World) -> StateDict:
@@ -168,7 +180,9 @@ def shared_out(states: list[StateDict], world: World) -> StateDict:
     }
     # Buffers of one rank alone, and what its communication hook keeps, belong to that rank
     state["own"] = {}
-    if world.rank >= len(states):
+    if world.rank < len(states):
+        state["rng"] = states[world.rank]["rng"]
+    else:
         del state["rng"]
     if "sums" not in states[0]:
         del state["sums"]

@@ -449,7 +449,8 @@ def _restore_place(run: Run, checkpoint: CheckpointDict) -> None:
     # Empty, not None: loaders still begin at the right batch, which is exact for data in order
     resume.loaders = []
     # Lightning's files hold no logged values: that one is missing is then no fault of the user's
-    resume.has_values = resume.own is not None
+    # All ranks or none: what one of them takes for a fault ends the fit, and the others would wait
+    resume.has_values = own.get("ranks") is not None and not exact.is_of_one_alone(run, checkpoint)
     if resume.own is not None:
         resume.loaders = resume.own["loaders"]
         resume.loader_epochs = dict(resume.own.get("loader_epochs", {}))

@@ -478,7 +478,10 @@ class Metrics:
                 entry.part() if has_part else None,
                 has_metric,
             )
-            if any(one not in (None, False) for one in offer[1:]):
+            # A step value of 0.0 is one too: by its truth it would count as none
+            if offer.has_metric or any(
+                one is not None for one in (offer.entry, offer.step, offer.part)
+            ):
                 offers.append(offer)
         return offers
 
@@ -693,18 +696,18 @@ class Metrics:
 
 
 def to_numbers(metrics: Mapping[K, Any]) -> dict[K, float]:
-    """Return metrics as Python numbers; tensors of one device come over in one copy."""
+    """Return metrics as Python numbers; tensors on a device come over in one copy."""
     names = [name for name, value in metrics.items() if isinstance(value, Tensor)]
     numbers: dict[K, float] = {
         name: value for name, value in metrics.items() if not isinstance(value, Tensor)
     }
-    if any(metrics[name].device.type != "cpu" for name in names):
-        stacked = torch.stack(
-            [metrics[name].detach().reshape(()).double() for name in names]
-        ).tolist()
-        numbers.update(zip(names, stacked, strict=True))
-    else:
-        numbers.update((name, metrics[name].item()) for name in names)
+    there = [name for name in names if metrics[name].device.type != "cpu"]
+    if there:
+        # Numbers that were logged as such lie on the CPU, beside losses that do not
+        device = metrics[there[0]].device
+        values = [metrics[name].detach().reshape(()).to(device).double() for name in there]
+        numbers.update(zip(there, torch.stack(values).tolist(), strict=True))
+    numbers.update((name, metrics[name].item()) for name in names if name not in numbers)
     return {name: numbers[name] for name in metrics}
 
 

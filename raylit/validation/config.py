@@ -43,8 +43,9 @@ class ValidationConfig:
     def __post_init__(self) -> None:
         for name, least in (("num_cpus", 0), ("num_gpus", 0), ("max_pending", 1)):
             value = getattr(self, name)
-            # To Python True is a number
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < least:
+            # To Python True is a number; NaN is neither below the least nor above it
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not is_number or not value >= least:
                 raise ConfigError(
                     f"ValidationConfig({name}={value!r}): give a number of at least {least}."
                 )

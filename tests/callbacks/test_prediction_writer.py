@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import raylit as pl
-from raylit.callbacks import BasePredictionWriter, Callback
+from raylit.callbacks import BasePredictionWriter, BatchSizeFinder, Callback
 from raylit.errors import ConfigError
 from raylit.testing import CallbackConformance, TinyModel
 from tests.ranks import run_on_two_ranks
@@ -139,3 +139,29 @@ def test_fit_is_no_prediction(tmp_path: Path) -> None:
     writer = Writer()
     trainer(writer).fit(TinyModel())
     assert writer.batches == writer.epochs == []
+
+
+class Scaled(Numbers):
+    """Has a batch size that may be searched for, and no room for more than four samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch_size = 1
+
+    def predict_dataloader(self) -> Any:
+        data: Any = torch.arange(11.0)
+        return DataLoader(data, batch_size=self.batch_size)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        if len(batch) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return batch.clone()
+
+
+def test_indices_of_batches_whose_size_was_searched_for() -> None:
+    writer = Writer()
+    finder = BatchSizeFinder(init_val=1, max_trials=8)
+    trainer(finder, writer).predict(Scaled())
+    ((predictions, (indices,)),) = writer.epochs
+    assert [len(batch) for batch in indices] == [4, 4, 3]
+    assert [prediction.tolist() for prediction in predictions] == indices

@@ -212,6 +212,14 @@ def main(folder: str) -> dict[str, Any]:
     log(steps, "own", 2.0 + 2 * world.rank, on_step=True, on_epoch=False)
     steps.reduce_steps()
     found["steps"] = to_numbers(steps.to_log())
+    # The next batch: the ranks know the names by now, and one of them has nothing but zeros
+    steps.begin_batch(None)
+    for name in ("both", "most", "own"):
+        settings: dict[str, Any] = {"sync_dist": True} if name != "own" else {}
+        settings |= {"reduce_fx": "max"} if name == "most" else {}
+        log(steps, name, world.rank - 1.0, on_step=True, on_epoch=False, **settings)
+    steps.reduce_steps()
+    found["again"] = to_numbers(steps.to_log())
     return found
 
 
@@ -255,6 +263,10 @@ def test_step_values_over_ranks(ranks: Any) -> None:
     assert [rank["steps"] for rank in ranks] == [
         {"both": 3.0, "most": 4.0, "own": 2.0},
         {"both": 3.0, "most": 4.0, "own": 4.0},
+    ]
+    assert [rank["again"] for rank in ranks] == [
+        {"both": -0.5, "most": 0.0, "own": -1.0},
+        {"both": -0.5, "most": 0.0, "own": 0.0},
     ]
 
 

@@ -428,8 +428,9 @@ def test_a_learning_rate_does_not_wait_for_values(
 
 @pytest.mark.parametrize("argument", ["num_cpus", "num_gpus", "max_pending"])
 def test_config_is_checked(argument: str) -> None:
-    with pytest.raises(ConfigError, match=rf"ValidationConfig\({argument}=-1\)"):
-        ValidationConfig(**{argument: -1})
+    for wrong in (-1, float("nan")):
+        with pytest.raises(ConfigError, match=rf"ValidationConfig\({argument}={wrong}\)"):
+            ValidationConfig(**{argument: wrong})
 
 
 def test_two_workers_leave_what_one_process_leaves(tmp_path: Path) -> None:

@@ -177,3 +177,20 @@ def test_the_batch_that_failed_is_trained_on_again(tmp_path: Path, hook: str) ->
     assert all(
         torch.equal(value, other.state_dict()[name]) for name, value in whole.state_dict().items()
     )
+
+
+def fail_before_a_step_and_go_on(folder: str) -> Any:
+    """Both ranks fail when they have their gradients; rank 0 saves what it has, and all go on."""
+    whole, halves, other = model(), model(), model()
+    trainer(f"{folder}/whole").fit(whole)
+    saver = OnExceptionCheckpoint(f"{folder}/kept")
+    with pytest.raises(Failure):
+        trainer(folder, saver, Fails("on_before_optimizer_step", 1)).fit(halves)
+    torch.distributed.barrier()  # rank 0 has saved it
+    trainer(folder, saver).fit(other, ckpt_path=f"{folder}/kept/on_exception.ckpt")
+    pairs = zip(whole.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(one, its) for one, its in pairs)
+
+
+def test_ranks_that_failed_with_their_gradients_go_on_together(tmp_path: Path) -> None:
+    assert run_on_two_ranks(fail_before_a_step_and_go_on, tmp_path) == [True, True]
