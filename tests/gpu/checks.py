@@ -77,6 +77,7 @@ class Net(pl.LightningModule):
         loss: Tensor = self.dropout(self.work.loss(self.net, batch).expand(8)).mean()
         if self.logs:
             self.log("loss", loss, on_step=True, on_epoch=True, prog_bar=True)
+            self.log("number", 3.0)  # on the CPU, beside the others
             self.log_dict({"twice": 2 * loss, "constant": 1.0}, on_step=False, on_epoch=True)
         return loss
 
