@@ -198,6 +198,7 @@ def num_batches(stage: str, length: float, limit: int | float) -> float:
     """
     if length == 0 or limit == 0:
         return 0
+    # Before the comparison below: 1 is one batch, 1.0 all of them
     if isinstance(limit, int):
         return min(length, limit)
     if limit == 1.0:

@@ -294,6 +294,7 @@ class RayDataLoader:
                 drop_last=self.drop_last,
                 local_shuffle_buffer_size=self.local_shuffle_buffer_size,
                 local_shuffle_seed=_hash(self.seed, self.epoch, rank),
+                # By default Ray brings batches to the worker's device, which the loop does itself
                 device="cpu",
                 **options,
             )

@@ -69,12 +69,14 @@ class Even:
             if self.agrees:
                 reads = READS_AGAIN if self.passed else READS
                 states = self.world.gather_numbers(ENDS if item is None else reads)
+                # READS is 0: `all` says that every rank has read all its data once
                 if all(states) or (self.policy == "drop" and any(states)):
                     return
                 if item is None:
                     items = again()
                     self.passed = index
                     item = next(items, None)
+                # Every rank comes to this second collective, or none: `states` is the same on all
                 if ENDS in states and not all(have := self.world.gather_numbers(item is not None)):
                     raise DataError(f"{_ranks(have)} no batch {index}; they {_WHY}")
             elif item is None:

@@ -227,6 +227,7 @@ class ExperimentWriter:
             with open(self.metrics_file_path, newline="", encoding="utf-8") as file:
                 self.metrics_keys = next(csv.reader(file), [])
         if num_rows_before is not None:
+            # By the steps of each name: rows of training and of validation come back apart
             for row in itertools.islice(_read_rows(self.metrics_file_path), num_rows_before, None):
                 self._last_step |= {
                     key: max(self._last_step.get(key, -math.inf), float(row["step"]))
@@ -293,6 +294,7 @@ class ExperimentWriter:
             with open(path, "ab") as file:
                 file.write(text.getvalue().encode())
         except OSError:
+            # Half of a row would stand before the same row, when it is tried again
             os.truncate(path, size)
             raise
 

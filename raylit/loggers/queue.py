@@ -162,6 +162,7 @@ class BackgroundWriter(Generic[T]):
                 self._fail(error)
                 continue
             self._succeed(size)
+            # Else the rest would be sent in pieces as small as those that found what is refused
             size = len(self._batch)
 
     def _succeed(self, size: int) -> None:

@@ -169,6 +169,7 @@ class TensorBoardLogger(Logger):
             return _Nothing()
         if self._experiment is None:
             if self._restarted:
+                # The files of dead processes of this run alone: a fit before it may have more steps
                 self._last_step = _last_steps(self.log_dir, self._files_before)
             self._experiment = _library().SummaryWriter(log_dir=self.log_dir, **self._kwargs)
         return self._experiment
@@ -298,11 +299,8 @@ class TensorBoardLogger(Logger):
     @rank_zero_only
     def save(self) -> None:
         with self._unless_disk_fails():
-            if (
-                "://" not in self._save_dir
-                # Elsewhere each flush is an upload; the writer's own thread does it every
-                # `flush_secs`
-            ):
+            # Elsewhere each flush is an upload; the writer's own thread does it every `flush_secs`
+            if "://" not in self._save_dir:
                 self.experiment.flush()
             self._write_hparams()
 

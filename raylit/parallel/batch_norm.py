@@ -41,6 +41,7 @@ class CPUSyncBatchNorm(_BatchNorm):
         count = max(int(number), 1)
         mean = self._over_ranks(values.sum(others)) / count
         centered = values - mean.view(shape)
+        # A second collective, since E[x^2] - E[x]^2 loses its digits where the mean is large
         variance = self._over_ranks(centered.square().sum(others)) / count
         if (
             self.running_mean is not None
@@ -78,6 +79,8 @@ def sync_batch_norm(module: nn.Module, device: torch.device) -> None:
         if isinstance(layer, _BatchNorm) and not isinstance(
             layer, (nn.SyncBatchNorm, CPUSyncBatchNorm)
         ):
+            # The class alone is exchanged: hooks and references to the layer stay, and it can be
+            # undone
             layer._own_class = type(layer)  # type: ignore[assignment]
             layer.__class__ = CPUSyncBatchNorm if device.type == "cpu" else nn.SyncBatchNorm
             layer.process_group = None  # type: ignore[assignment]

@@ -73,15 +73,15 @@ class StepByHand(nn.Module):
     def forward(self, *args: object, **kwargs: object) -> StepOutput:
         """Call the module's `training_step`, after rank 0's buffers were copied to all ranks."""
         self.passing.require_forward_param_sync = True
+        # DDP copies buffers in a forward pass only; without gradients it expects no backward pass
         with torch.no_grad():
             self.passing(None)
         return self.module.training_step(*args, **kwargs)
 
     def prepare_backward(self, loss: Tensor) -> Tensor:
         """Return the loss to run backward from."""
-        self.passing.require_forward_param_sync = (
-            False  # what was computed with the buffers is not to be undone below its feet
-        )
+        # The loss was computed with the buffers as they are: no copy of rank 0's before backward
+        self.passing.require_forward_param_sync = False
         prepared: Tensor = self.passing(loss)
         return prepared
 
@@ -316,6 +316,7 @@ class Feedback:
             rows, size = self._shapes[name]
             columns = size // rows if rows else 0
             rank = min(rows, columns, state.matrix_approximation_rank)
+            # torch's own rule (`_should_compress`), whose outcome is kept nowhere
             if (rows + columns) * rank * state.min_compression_rate < size:
                 by_shape.setdefault((rows, columns, rank), []).append(name)
         return [

@@ -235,6 +235,7 @@ class FSDPStrategy(ParallelStrategy):
             for unit in choose_units(module, self._wants_unit, norms=policy is not whole)
             if unit not in children
         ]
+        # Inner ones first: what is sharded later takes the parameters that are left
         units = [Unit(targets) for targets in [*inner, *together]]
         for unit in units:
             is_norm = isinstance(unit.module, nn.modules.batchnorm._BatchNorm)
@@ -272,6 +273,7 @@ class FSDPStrategy(ParallelStrategy):
         for owner in module.modules():
             for name, parameter in owner._parameters.items():
                 if parameter is not None and is_part(parameter):
+                    # By identity: a parameter that modules share is to stay one
                     if id(parameter) not in made:
                         made[id(parameter)] = nn.Parameter(
                             self._gathered(parameter), parameter.requires_grad
@@ -288,6 +290,7 @@ class FSDPStrategy(ParallelStrategy):
                         optimizer.state[parameter] = kept[part]
         for unit in self._units:
             unit.undo()
+        # The class's own show again, which are those of no run
         del self._steps, self._units
 
     # ---- evaluation ----
@@ -373,6 +376,7 @@ class FSDPStrategy(ParallelStrategy):
             return super().gradients(module)
         found = {}
         for name, parameter in self._parameters():
+            # Set only where gradients are reduced in another format than they are computed in
             gradient = parameter.unsharded_accumulated_grad
             gradient = (
                 getattr(parameter, "_unsharded_param", parameter.sharded_param).grad

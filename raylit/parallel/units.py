@@ -59,6 +59,7 @@ def choose_units(
             for parameter in candidate._parameters.values()
             if parameter is not None
         )
+        # A list or dict is never called, and FSDP gathers parameters for calls alone
         if candidate is module or isinstance(candidate, (nn.ModuleList, nn.ModuleDict)):
             return number
         is_norm = norms and isinstance(candidate, _BatchNorm)
@@ -91,6 +92,7 @@ class Unit:
     @property
     def groups(self) -> list[FSDPParamGroup]:
         """The groups of parameters that torch gathers together."""
+        # The list came with a newer torch; older ones have a single group, or none
         state = self.module._get_fsdp_state()
         return (
             list(state._fsdp_param_groups)
@@ -126,6 +128,7 @@ class Unit:
             self.modules, self._classes, self._attributes, strict=True
         ):
             module.__class__ = own
+            # What the user's code has set meanwhile stays
             for name in set(vars(module)) - attributes:
                 if not isinstance(name, str) or "fsdp" in name or "composable" in name:
                     del vars(module)[name]
@@ -175,6 +178,7 @@ def part_like(parameter: Any, value: object) -> object:
         if placement.is_shard():
             parts = torch.chunk(local, mesh.size(number), placement.dim)
             own = mesh.get_local_rank(number)
+            # torch.chunk makes fewer parts than there are ranks if there are fewer rows
             local = parts[own] if own < len(parts) else local.narrow(placement.dim, 0, 0)
     local = local.to(parameter.to_local().device, copy=True)
     return DTensor.from_local(

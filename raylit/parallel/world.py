@@ -185,6 +185,7 @@ class World:
         Made on first use, which is to be on all ranks.
         """
         if self._files_group is None:
+            # In the default group, collectives of a background write would meet those of the loop
             self._files_group = dist.new_group(backend="gloo")
         return self._files_group
 
@@ -260,6 +261,7 @@ def is_lost_peer(error: Exception) -> bool:
 
     It is the consequence of that rank's end, not the reason.
     """
+    # gloo raises a bare RuntimeError, told only by the path of its source file in the text
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and "gloo" in str(error)
     )

@@ -74,12 +74,8 @@ class SideStream:
             if isinstance(item, Tensor) and item.layout is torch.strided:
                 moved = item.to(self.device, non_blocking=True)
                 if moved is not item:
-                    moved.record_stream(
-                        compute
-                        # Else its memory would be given to the next copy as soon as Python lets go
-                        # of
-                        # it
-                    )
+                    # Else the next copy would get its memory as soon as Python lets go of it
+                    moved.record_stream(compute)
                 return moved
             if not _can_move(item):
                 return None

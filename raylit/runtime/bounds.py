@@ -49,6 +49,7 @@ def _size(
         return 1
     if depth_left == 0:
         raise TooLargeError("it is nested too deep, or contains itself")
+    # It was counted where less depth was left, so it is not too deep here
     if id(value) in known and known[id(value)][1] <= depth_left:
         return known[id(value)][0]
     if isinstance(value, Mapping):

@@ -62,8 +62,10 @@ class ProcessName:
             return "unknown"
         if self.boot != _boot():
             return "gone"
+        # Ids of another container mean other processes here
         if self.namespace != _namespace():
             return "unknown"
+        # The id alone does not tell: it is given again
         return "alive" if _started(self.pid) == self.started else "gone"
 
 

@@ -95,6 +95,7 @@ class SweepRecord(Callback):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise SweepError(f"The sweep {name} is being run by another process.") from None
+            # Whoever held it has removed the file, and a lock on a removed file keeps nobody out
             if not _is_at(lock, path):
                 raise SweepError(f"The sweep {name} was just ended by another process. Try again.")
             try:
@@ -110,6 +111,7 @@ class SweepRecord(Callback):
         """Begin a new file, or go on with the one that is there."""
         path = os.path.join(self.folder, FILE)
         is_new = not os.path.exists(path)
+        # Line by line, so that a driver that is killed leaves what it had been told
         self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  open to the end
         if is_new:
             self._write({"sweep": head})

@@ -133,6 +133,8 @@ def run_sweep(
     record = SweepRecord(os.path.join(records, name), spec)
     ending = Ending(f"raylit sweep {name} {uuid.uuid4().hex}".encode())
     go_on = _how_to_go_on(name, command)
+    # Before it is read and MLflow is told: two processes that went on with one sweep left
+    # one of its runs open
     with record.held():
         if resume:
             record.read()
@@ -422,6 +424,7 @@ def _run(
             max_concurrent_trials=(
                 capacity.concurrent if is_limited and isinstance(search, Searcher) else None
             ),
+            # A trial of one epoch takes 1 s, and 10 s in a process of its own, which imports anew
             reuse_actors=not spec.isolate,
             trial_name_creator=record.name_of,
             trial_dirname_creator=record.name_of,

@@ -328,6 +328,7 @@ def _codes(column: Column, array: pa.ChunkedArray, vocabulary: Sequence[object])
     found = np.zeros(len(array), np.int64)
     start = 0
     for chunk in array.chunks:
+        # Each chunk may have a dictionary of its own, with other codes
         places = pc.fill_null(
             pc.index_in(chunk.dictionary, value_set=known), pa.scalar(-1, pa.int32())
         ).to_numpy()

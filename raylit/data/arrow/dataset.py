@@ -240,6 +240,7 @@ class ArrowDataset:
         if shared is not None:
             one._loaded = shared._loaded
         elif encoding != self._encoding:
+            # Rows in memory hold the codes and scales of the encoding before
             one._loaded = _Loaded()
         one._encoding = encoding
         return one
@@ -310,6 +311,7 @@ class ArrowDataset:
             fallback = "mapped" if is_mappable else "stream"
             self.mode = "memory" if fits else fallback
             shared = f", shared by {ranks} ranks" if ranks > 1 else ""
+            # Not again by a process that it is sent to, unless that chooses otherwise
             if self.mode != before and not isinstance(self.source, TableSource):
                 info(
                     f"{self.source.name}: {rows:,} rows, {size_in_words(num_bytes)} as tensors,"

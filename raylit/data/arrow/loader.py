@@ -165,6 +165,7 @@ class ArrowLoader(PositionedLoader):
                     " bucket that all of them see."
                 )
         orders = {order for _, _, order in told}
+        # Rows in memory can be read in the order of windows, streamed ones in no other
         self._agreed = "windows" if "windows" in orders else None
 
     def _share(self) -> Share:
@@ -440,6 +441,7 @@ def _blocks(chunks: Iterator[Rows], layout: Layout, batch_size: int, pin: bool) 
         if num:
             yield layout.finish(rows.slice(start, num), pin)
         left = len(rows) - start - num
+        # A slice alone would keep the whole chunk in memory
         rest = rows.slice(start + num, left).copy() if left else None
         del rows
     if rest is not None:

@@ -48,6 +48,7 @@ class StoreReader:
 
     def chunks(self, start: int, stop: int) -> Iterator[Rows]:
         """Give this rank's rows from number `start` to `stop`, some at a time."""
+        # Positions that follow each other need no index, and in the order of the data no copy
         is_run = self.share.size == 1 or self.share.mode == "predict"
         for first in range(start, stop, self.chunk_rows):
             last = min(stop, first + self.chunk_rows)

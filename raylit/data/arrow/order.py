@@ -102,6 +102,7 @@ def windows(num_rows: Sequence[int], limit: int, key: tuple[int, ...]) -> Window
         limit: rows of a window at most; a single piece may have more.
         key: seed and epoch; empty: in the order of the data.
     """
+    # -1: the order within each window is drawn from the same key and its number
     order = permutation(len(num_rows), *key, -1).tolist() if key else range(len(num_rows))
     starts, pieces = [0], [[]]  # type: tuple[list[int], list[list[int]]]
     total = in_window = 0

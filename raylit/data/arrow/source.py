@@ -570,6 +570,7 @@ class FileSource:
             if self.is_local:
                 self._fs = pa.fs.LocalFileSystem(), None
             else:
+                # Not from its cache, which a fork has copied without the thread that it needs
                 own, _ = storage.file_system(self.url, skip_instance_cache=True, **self._options)
                 self._fs = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(own)), own
         return self._fs
@@ -771,6 +772,7 @@ class FileSource:
                     if not file.partition
                     else "/".join(f"{k}={v}" for k, v in file.partition)
                 )
+                # When a local file was written does not count: a copy of it is the same data
                 found.update(f"{name} {file.size} {'' if self.is_local else file.stamp}".encode())
                 if self.is_local:
                     _add_contents(found, file, is_whole=self.format in NEWLINE_FORMATS)
@@ -781,6 +783,8 @@ class FileSource:
 def _lies_within(batch: pa.RecordBatch, whole: pa.Buffer) -> bool:
     """Tell whether the values of a batch are read where they lie in a buffer."""
     return all(
+        # Not by Arrow's count of allocated bytes, in which those of other threads are too: a
+        # loader that read ahead made a plain file look compressed
         whole.address <= buffer.address <= whole.address + whole.size
         for column in batch.columns
         for buffer in column.buffers()

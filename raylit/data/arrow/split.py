@@ -141,6 +141,7 @@ def _column(dataset: ArrowDataset, name: str) -> pa.ChunkedArray:
 
 def _by_chance(num_rows: int, sizes: list[int], seed: int) -> Labels:
     labels = np.zeros(num_rows, np.uint8)
+    # Not randperm, which would hold 8 bytes for each row, beside the one of its label
     shuffled = Keyed(num_rows, seed)
     for start in range(0, num_rows, CHUNK_ROWS):
         stop = min(num_rows, start + CHUNK_ROWS)
@@ -159,6 +160,7 @@ def _label_of_place(places: np.ndarray, sizes: list[int]) -> np.ndarray:
 def _by_group(column: pa.ChunkedArray, sizes: list[int], seed: int) -> Labels:
     codes, values = _codes(column)
     counts = np.bincount(codes, minlength=len(values)).tolist()
+    # By the values: their codes would change with the order of the rows
     order = sorted(range(len(values)), key=lambda code: _hashed(seed, values[code]))
     label_of_group = np.zeros(len(values), np.uint8)
     for label, size in enumerate(sizes, 1):

@@ -51,6 +51,7 @@ class WindowReader:
             for run in runs:
                 yield from self._mixed(self._window(run[0]), run)
         elif self.plan.key:
+            # A depth of 1: with the one in use that makes the two that are promised to be in memory
             for rows, run in ahead(((self._window(run[0]), run) for run in runs), 1):
                 yield from self._mixed(rows, run)
                 del rows
@@ -68,6 +69,7 @@ class WindowReader:
             window = self.plan.find(first)
             room = self.plan.starts[window + 1] - first
             last = min(stop, number + -(-room // step))
+            # From `wrap` on rows come a second time, and positions begin again from the first
             if number < share.wrap:
                 last = min(last, share.wrap)
             yield window, number, last

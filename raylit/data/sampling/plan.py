@@ -279,6 +279,7 @@ class PlannedSampler:
             begins_at = batch if begins_at == counted else cursor // (self.dealt_to * self.unit)
             plan = replace(
                 plan,
+                # `state` may be that of another rank, and no two are to draw the same numbers
                 seed=rng.mix(plan.seed, self._rank),
                 num_ranks=self.dealt_to,
                 unit=self.unit,
@@ -488,9 +489,8 @@ def planned(loader: Loaders, rank: int, num_ranks: int, number: int, seed: int) 
     changed = copy.copy(loader)
     # DataLoader forbids to set these attributes after construction; going through __dict__ spares
     # it a second construction
-    changed.__dict__["_iterator"] = (
-        None  # persistent workers read what the loader's own sampler draws
-    )
+    # Persistent workers read what the loader's own sampler draws
+    changed.__dict__["_iterator"] = None
     changed.__dict__[name] = PlannedSampler(
         getattr(loader, name), loader, rank, num_ranks, number, seed
     )

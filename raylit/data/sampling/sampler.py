@@ -91,6 +91,7 @@ class ShardedSampler(Sampler[Index]):
 
 def order_number(seed: int, epoch: int, turn: int = 0) -> int:
     """Return the seed for the order of an epoch; `turn`: how often it was begun before."""
+    # The sum is that of torch's DistributedSampler, whose orders these are
     return rng.mix(seed + epoch, turn) if turn else seed + epoch
 
 

@@ -249,6 +249,7 @@ def _seed(generator: Generator, number: int) -> None:
     if isinstance(generator, torch.Generator):
         generator.manual_seed(number)
     elif isinstance(generator, np.random.Generator):
+        # numpy's Generator cannot be seeded once it is made
         generator.bit_generator.state = type(generator.bit_generator)(number).state
     elif isinstance(generator, np.random.RandomState):
         generator.seed(number % 2**32)

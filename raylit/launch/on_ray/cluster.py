@@ -20,9 +20,8 @@ from raylit.launch.on_ray.address import START, check_address, is_on_loopback
 from raylit.launch.on_ray.by_value import Code
 from raylit.runtime.messages import info, is_verbose
 
-PROCESSES_PER_CPU = (
-    32  # of workers that share a CPU: each holds some 0.5 GB, and one more helps none
-)
+# Of workers that share a CPU: each holds some 0.5 GB, and one more helps none
+PROCESSES_PER_CPU = 32
 
 # Written by `connect`, one thread at a time: two fits may begin at once.
 _connecting = threading.Lock()

@@ -76,6 +76,7 @@ class Room:
         """
         alive = [node for node in ray.nodes() if node["Alive"]]
         leaving = draining_nodes()
+        # All at once: each node that is gone takes `ANSWER_S` to give no answer
         with ThreadPoolExecutor(min(32, len(alive) or 1)) as pool:
             fit = [
                 found and node["NodeID"] not in leaving
@@ -125,6 +126,7 @@ class Room:
             for node, is_there in zip(nodes, there, strict=True)
             if not is_there
         )
+        # Ray reserves a group anew once it has noticed by itself that a node is dead
         return gone or ["of a worker" for group in reserved if group["state"] == "RESCHEDULING"][:1]
 
 
@@ -154,6 +156,8 @@ class AsManyAsFit(ElasticScalingPolicy):
 
     def after_controller_start(self, train_run_context: TrainRunContext) -> None:
         """Begin; should there be less room than it seemed, look again soon."""
+        # With Ray's default of 60 s its own policy took 74 s to go on after a node had died, with
+        # 10 s it took 34 s
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
         super().after_controller_start(train_run_context)
 
@@ -175,6 +179,7 @@ class AsManyAsFit(ElasticScalingPolicy):
         if lacks != self._lacks:
             self.mailbox.send.remote("lacks_room", lacks)
         if not lacks:
+            # Else the workers that start now would be told at once to leave again
             self.mailbox.make_room.remote(False)
         self._lacks = lacks
         return decision
@@ -208,6 +213,7 @@ class AsManyAsFit(ElasticScalingPolicy):
             and isinstance(decision, ResizeDecision)
             and decision.num_workers > worker_group_state.num_workers
         ):
+            # Ray's own decision is not handed on: it would end the workers before they have saved
             self.mailbox.make_room.remote(True)
         return NoopDecision()
 
@@ -254,6 +260,7 @@ class LostNodesAreNoFailures(DefaultFailurePolicy):
             self.restarts.say(
                 "A node is to be taken away: all have saved the run and start again without it."
             )
+            # So that Ray counts it by `max_preemption_failures`, which is a budget of its own
             training_failed_error = PreemptionError(PreemptionInfo(None, {}))
         elif lost or (failures and (lost := self._lost(failures))):
             self.restarts.say(

@@ -250,11 +250,13 @@ class RayTrainLauncher:
             resources_per_worker=self.resources,
             elastic_resize_monitor_interval_s=seconds(RESIZE_VARIABLE, RESIZE_EVERY_S),
         )
+        # A controller that died has taken its count of failures along
         allowed = less(failures, num_failures)
         config = RunConfig(
             name=name,
             storage_path=_storage(job),
             failure_config=allowed,
+            # Of an elastic job the failure policy tells: only it knows what is no failure
             callbacks=[] if trainer.is_elastic else [restarts],
             logging_config=LoggingConfig(log_level="INFO" if is_verbose() else "WARNING"),
         )

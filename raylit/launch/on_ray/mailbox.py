@@ -304,6 +304,7 @@ def prepare(place: dict[str, str]) -> None:
         os.environ.setdefault(GLOO_INTERFACE, name)
 
     def handle(number: int, frame: object) -> None:
+        # Not in a global: this code is sent by value, so that `preemption.py` would see another one
         os.environ[TERMINATED] = "1"
 
     signal.signal(signal.SIGTERM, handle)

@@ -50,6 +50,7 @@ def check_shared(folders: Iterable[str]) -> None:
         return
     name = f".raylit-{uuid.uuid4().hex[:8]}"
     missing = [path for folder in local for path in missing_folders(folder)]
+    # A file of our own: a folder of this name may be there on each node's own disk
     for folder in local:
         os.makedirs(folder, exist_ok=True)
         Path(folder, name).touch()

@@ -117,6 +117,7 @@ class Group:
         result = None
         try:
             with terminated_by_sigterm():
+                # In a list: a reference that is an argument itself is replaced by its value
                 self._give([sent])
                 while result is None and self.is_alive:
                     result = self._result()
@@ -158,6 +159,7 @@ class Group:
         self._number += 1
         try:
             self._give(END)
+            # Workers that have not all started, for want of room, do not ask for a job
             self._thread.join(END_S if watch.is_running else 0)
             if self._thread.is_alive():
                 self.launcher.abort(watch)

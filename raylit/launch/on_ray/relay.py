@@ -89,6 +89,7 @@ class _Lines:
 
     def write(self, text: str) -> int:
         self._stream.write(text)
+        # A forked process has a copy of the line that its parent has begun, and will print itself
         if self._process != os.getpid():
             self._process = os.getpid()
             self._rest = ""
@@ -230,6 +231,7 @@ class Relay:
         screen = make_screen()
         is_last = False
         while not is_last:
+            # What was sent just before the end is taken once more after it
             is_last = self._ended.wait(self.every_s)
             try:
                 taken = ray.get(self.mailbox.take.remote())

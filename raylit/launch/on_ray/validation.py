@@ -204,6 +204,7 @@ def _takes_part(callback: Callback) -> bool:
 def _validate(pickled: Pickled, path: str, progress: dict[str, object]) -> object:
     """Validate a checkpoint, in a process of its own."""
     try:
+        # The values go back to the fit, which logs them: no need for MLflow's passwords here
         pickled.variables.set(tracking=False)
         trainer, module, data, datamodule, weights_only = pickled.content()
         (recorder,) = trainer.loggers

@@ -64,6 +64,7 @@ class Watchdog:
             elif time.monotonic() - since > self.limit_s:
                 self._say(time.monotonic() - since)
                 if self.ends:
+                    # What is still to be sent would be lost with a process that ends like this
                     self.screen.wait()
                     os._exit(1)  # no exception gets through to a thread that waits
                 since = time.monotonic()

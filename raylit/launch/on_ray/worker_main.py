@@ -124,7 +124,10 @@ class WorkerMain:
                 if job.fn == "fit":
                     if job.trainer.async_validation and rank == 0:
                         job.validation_starter = ValidationTasks(job)
+                    # A file that may run code is loaded by the fit alone, not to see if it is whole
                     reads = None if job.weights_only is False else job.opened
+                    # By the id of the job, not by times: another fit may have saved into the
+                    # same folder while this one started
                     own = find.newest_of(job.id, checkpoint_folders(job), self.before, reads)
                     job.ckpt_path = own or job.ckpt_path
                 if plan is not None and not (job.fn == "fit" and job.ckpt_path):
@@ -176,12 +179,14 @@ class KeptWorkerMain:
             result = work.do()
             if isinstance(result, Preempted):
                 return packed(result)
+            # In a list, so that Ray hands on the reference and not the value
             ray.get(
                 mailbox.did.remote(
                     latest, rank, size, [ray.put(packed(result))] if rank == 0 else None
                 )
             )
             number = latest
+            # Else the model of this job would be in memory beside that of the next
             del work, result
             os.environ.pop(SEED, None)  # of this job
             os.environ.update({SEED: seed} if seed is not None else {})

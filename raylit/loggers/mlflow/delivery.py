@@ -71,10 +71,13 @@ class Delivery:
             batch += (one for one in records if not self._is_replay(one, replays))
             used += 1
         position = self._pending[used - 1][1]
+        # The reader begins at the head: what a sender before this one has sent is passed over, but
+        # the replays in it are used up
         if position > self._reader.acked:
             self._write(batch)
             self._reader.acknowledge(position)
             self.num_sent += len(batch)
+        # `+` leaves out those that are used up; once there are none, the trainer is told
         self._set_replays(+replays)
         del self._pending[:used]
         return True

@@ -165,6 +165,7 @@ class Journal:
         """
         with self._lock:
             marked = self._last_ms
+            # Else a value logged within this millisecond would not be newer than the mark
             self._last_ms += 1
             return marked if self._map[_CLEAR_AT] else self._since_ms
 
@@ -232,6 +233,7 @@ class Journal:
         end = begin + len(record)
         if end > self._size:
             self._grow(end)
+        # Before its length: a reader ends at a length of 0, and so never sees half of it
         self._map[begin:end] = record
         _FRAME.pack_into(self._map, self.position, len(record), zlib.crc32(record))
         self.position = end

@@ -193,9 +193,8 @@ class MLFlowLogger(Logger):
         self._resumed: StateDict = {}
         self._since_ms = 0
         self._chosen: tuple[int, bool] | None = None  # see `branch`
-        self._origin: MlflowRun | None = (
-            None  # the run that this one branches off, while it is made
-        )
+        # The run that this one branches off, while it is made
+        self._origin: MlflowRun | None = None
         self._has_fitted = False
         self._evaluated_step = 0  # of the checkpoint that is evaluated
         self._is_evaluating = False  # in the run of what is evaluated, from `open` to `close`
@@ -633,6 +632,7 @@ class MLFlowLogger(Logger):
         except Full as error:
             _tell_full(error)
         except (TypeError, ValueError, RuntimeError, OverflowError, struct.error):
+            # Values are looked at one by one only where packing all has failed, which is rare
             self._log_what_fits(journal, metrics, step or 0)
 
     def _log_what_fits(self, journal: Journal, metrics: Mapping[str, object], step: float) -> None:

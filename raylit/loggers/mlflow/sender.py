@@ -104,6 +104,7 @@ class Sender:
     def stop(self) -> None:
         """Start no process any more by the clock."""
         self._clock.cancel()
+        # It may be starting the process: `is_started` then decides who sends the rest
         self._clock.join()
 
     def finish(self) -> None:
@@ -180,6 +181,7 @@ def main() -> None:
     """Send a journal until told to end."""
     first = b""
     while not first.endswith(b"\n"):
+        # Letter by letter: a buffer would swallow the next line, for which `select` then waits
         letter = os.read(0, 1)
         if not letter:
             return

@@ -198,6 +198,7 @@ class RunStore:
                 raise Rejected(without_secrets(str(error))) from error
             raise
         self._params |= params
+        # Last: a run that is said to have ended holds all that was logged before
         for status in (entry.value for entry in entries if entry.kind == "status"):
             with locked(self._uri):
                 client.set_terminated(self._run_id, str(status))
@@ -719,6 +720,7 @@ def locked(uri: str) -> Iterator[None]:
     if file is None:
         yield
         return
+    # Not to be nested: each call opens the file anew, and would wait for its own process
     with open(f"{file}.lock", "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -69,6 +69,7 @@ class CheckpointUploader:
                     f"MLFlowLogger(log_model=...) copies local checkpoints only; {path} stays where"
                     " it is."
                 )
+            # By its time: a checkpoint that is written anew under its name is uploaded again
             if not os.path.exists(path) or self._done.get(path) == (
                 time_ns := os.stat(path).st_mtime_ns
             ):
