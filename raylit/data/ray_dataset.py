@@ -6,9 +6,9 @@ only place for ray.data.
 Alone, a rank reads all rows. Of several, Ray workers all:
 
     training        each reads its stream of `Dataset.streaming_split(equal=True)`: equally many
-    rows each; of n ranks' rows up to n - 1 are left out evaluation      likewise with
-    `equal=False`: every row once, some ranks with more than others prediction, and evaluation of
-    several loaders or of a materialized Dataset
+                    rows each; of n ranks' rows up to n - 1 are left out
+    evaluation      likewise with `equal=False`: every row once, some ranks with more than others
+    prediction, and evaluation of several loaders or of a materialized Dataset
                     each reads one consecutive piece of the rows, which are computed once and kept
                     in Ray's object store: the ranks' results, one after the other, are in the order
                     of the data, and no rank waits for another to begin a loader

@@ -124,8 +124,8 @@ class DDPStrategy(ParallelStrategy):
         ConfigError: there is no such hook, or no such policy.
 
     Sources: Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training",
-        2020. Vogels et al., "PowerSGD: Practical
-    Low-Rank Gradient Compression for Distributed Optimization", 2019.
+        2020. Vogels et al., "PowerSGD: Practical Low-Rank Gradient Compression for Distributed
+        Optimization", 2019.
 
     Example:
         >>> trainer = Trainer(num_workers=4, strategy=DDPStrategy(ddp_comm_hook="bf16"))

@@ -7,7 +7,7 @@ Who calls what, on every rank:
     worker.place        shard      before optimizers are made
                         wrap       after; again when other parameters require gradients
     loop                the wrapped module in place of `training_step`; its `no_sync()` for all but
-    the last batch of an accumulation;
+                        the last batch of an accumulation;
                         its `prepare_backward(loss)`, if it has one, before each backward pass of
                         manual optimization
     evaluation          step, together, settle

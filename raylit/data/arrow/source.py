@@ -479,7 +479,7 @@ class FileSource:
                 raise DataError(
                     f"{path} could not be looked at: {error}.{_credentials(path)}"
                 ) from error
-            chosen = [one for one in names if not _is_hidden(one[1])]
+            chosen = [one for one in names if not _is_hidden(*one)]
             if len(chosen) > 1 or (names and names[0][0] != names[0][1]):
                 known = [
                     one for one in chosen if format is not None or _extension(one[1]) in EXTENSIONS
@@ -1149,11 +1149,13 @@ def _format_of(names: list[str]) -> str:
     return formats.pop()
 
 
-def _is_hidden(name: str) -> bool:
-    return any(
-        part.startswith((".", "_")) and part not in (".", "..")
-        for part in os.path.basename(name).split("/")
-    )
+def _is_hidden(path: str, name: str) -> bool:
+    """Tell whether a file, or a folder that it is in, is no data: `.raylit/`, `_delta_log/`.
+
+    Only folders below the one that was given count: what a path or glob names is wanted.
+    """
+    below = os.path.basename(name) if name == path else name
+    return any(part.startswith((".", "_")) and "=" not in part for part in below.split("/"))
 
 
 def _partition_of(name: str) -> tuple[tuple[str, object], ...]:

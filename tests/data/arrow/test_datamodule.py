@@ -176,6 +176,18 @@ class Net(pl.LightningModule):
 trainer = partial(quiet.trainer, max_epochs=2, enable_checkpointing=None)
 
 
+def test_a_folder_with_its_statistics_is_read_again(tmp_path: Path) -> None:
+    for number in range(2):
+        table = pa.table({"x": [1.0, 2.0, 6.0], "y": [0.0, 1.0, 0.0]})
+        pq.write_table(table, tmp_path / f"{number}.parquet")
+    for _ in range(2):
+        data = pl.ParquetDataModule(str(tmp_path), target="y", normalize=True)
+        data.prepare_data()  # writes the statistics into the folder
+        data.setup("fit")
+        assert len(data.part("train")) == 6
+    assert list(tmp_path.glob(".raylit/*.json"))
+
+
 def test_a_checkpoint_keeps_vocabulary_and_statistics(path: Path, tmp_path: Path) -> None:
     module = data(path, split={"val": 0.1, "test": 0.1}, normalize=["x"], features=["x", "cut"])
     one = trainer(tmp_path)

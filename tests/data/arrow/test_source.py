@@ -100,10 +100,16 @@ def test_folders_globs_and_lists(tmp_path: Path) -> None:
     (tmp_path / "_SUCCESS").write_text("")
     (tmp_path / ".hidden.parquet").write_text("torn")
     (tmp_path / "README.md").write_text("words")
+    for hidden in ("_delta_log", ".raylit", "deep/_temporary"):
+        (tmp_path / hidden).mkdir()
+        (tmp_path / hidden / "0.json").write_text("{}")
     assert sorted(rows(tmp_path)) == list(range(30))
     assert rows(str(tmp_path / "p*.parquet")) == list(range(20))
     assert rows([tmp_path / "p1.parquet", tmp_path / "p0.parquet"]) == [*range(10, 20), *range(10)]
     assert rows(f"file://{tmp_path}/p1.parquet") == list(range(10, 20))
+    write(TABLE.slice(0, 5), tmp_path / ".raylit" / "p0.parquet")
+    write(TABLE.slice(5, 5), tmp_path / ".raylit" / "p1.parquet")
+    assert rows(str(tmp_path / ".raylit" / "p*.parquet")) == list(range(10)), "it was named"
     shutil.copy(tmp_path / "p0.parquet", tmp_path / "p0.data")
     assert rows(tmp_path / "p0.data", format="parquet") == list(range(10))
 
