@@ -189,7 +189,13 @@ class TensorBoardLogger(Logger):
             for key, value in metrics.items():
                 tag = f"{self._prefix}{self.LOGGER_JOIN_CHAR}{key}" if self._prefix else key
                 if isinstance(value, dict):
-                    writer.add_scalars(tag, value, step)
+                    values = {
+                        name: one
+                        for name, one in value.items()
+                        if self._is_new(f"{tag}/{name}", step)
+                    }
+                    if values:
+                        writer.add_scalars(tag, values, step)
                 elif self._is_new(tag, step):
                     writer.add_scalar(tag, _number(tag, value), step)
 
@@ -392,24 +398,34 @@ def _expanded(path: str) -> str:
 
 
 def _event_files(folder: str) -> list[str]:
+    """Return the event files of a folder, and of those below it that `add_scalars` makes."""
     fs, path = fresh(folder)
     return [
         fs.unstrip_protocol(file) if "://" in folder else file
-        for file in fs.glob(f"{path}/events.out.tfevents.*")
+        for files in ("events.out.tfevents.*", "*/events.out.tfevents.*")
+        for file in fs.glob(f"{path}/{files}")
     ]
 
 
 def _last_steps(folder: str, files_before: set[str]) -> dict[str, int]:
-    """Return the last step of each tag in the event files of `folder` but `files_before`."""
+    """Return the last step of each tag in the event files of `folder` but `files_before`.
+
+    A value of `add_scalars`, which is in a folder `TAG_NAME` under TAG, has the tag `TAG/NAME`.
+    """
     if not _has("tensorboard"):
         return {}
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     last: dict[str, int] = {}
     for file in sorted(set(_event_files(folder)) - files_before):
+        inner = os.path.basename(os.path.dirname(file))
+        is_inner = inner != os.path.basename(folder.rstrip("/"))
         for event in EventFileLoader(file).Load():
             for value in event.summary.value:
-                last[value.tag] = max(event.step, last.get(value.tag, -1))
+                tag = value.tag
+                if is_inner:
+                    tag = f"{tag}/{inner.removeprefix(tag.replace('/', '_') + '_')}"
+                last[tag] = max(event.step, last.get(tag, -1))
     return last
 
 

@@ -157,6 +157,19 @@ def test_a_fit_that_goes_on_after_a_crash_writes_each_value_once(tmp_path: Path)
     assert scalars(logger.log_dir)["hp_metric"] == [(0, -1.0)]
 
 
+def test_values_of_one_chart_are_written_once_too(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    logger.open(default_root_dir=str(tmp_path), tags={})
+
+    def rows(*steps: int) -> list[Any]:
+        return [({"loss/of": {"a_b": float(step), "c": 2.0}}, step) for step in steps]
+
+    log_in_another_process(logger, rows(0, 1), "failed")
+    log_in_another_process(logger, rows(1, 2))
+    for name, values in (("a_b", [0.0, 1.0, 2.0]), ("c", [2.0, 2.0, 2.0])):
+        assert scalars(f"{logger.log_dir}/loss_of_{name}") == {"loss/of": list(enumerate(values))}
+
+
 def test_a_relative_folder_and_its_version_are_fixed_by_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
