@@ -77,6 +77,8 @@ class Stops(Stopper):
         self.ended_by: str | None = None
 
     def __call__(self, trial_id: str, result: dict[str, object]) -> bool:
+        if "how" in result:
+            return False  # it has ended: a report repeated, or none at all, without the metric
         self._tell_missing(result)
         # each of them counts what it sees
         words = [word for word, one in self._by_word.items() if one(trial_id, result)]

@@ -297,11 +297,17 @@ class TrialFit:
             self.how = "failed"
             self.error = error
             self._tell(error)
-        # That a scheduler has stopped it is not the trial's to say: it may only be a pause
-        if self.how == "finished" or (self.how == "failed" and not self.plan.max_failures):
-            self.reporter.end(self.how)
-        self._trainer = None
-        self.reporter.reports.put(None)
+        try:
+            # That a scheduler has stopped it is not the trial's to say: it may only be a pause
+            if self.how == "finished" or (self.how == "failed" and not self.plan.max_failures):
+                self.reporter.end(self.how)
+        except OSError as error:
+            self.how = "failed"
+            self.error = self.error or error
+        finally:
+            # Whatever a full disk does: the sweep waits for this
+            self._trainer = None
+            self.reporter.reports.put(None)
 
     def _do(self) -> None:
         plan = self.plan

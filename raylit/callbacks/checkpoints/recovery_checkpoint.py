@@ -164,15 +164,17 @@ class RecoveryCheckpoint(Callback):
             checkpoint = run.dump(lenient=True)
         except Exception as error:  # of a hook of the user's, say
             _warn_not_saved(error)
-            return
+            checkpoint = None
         if self._writer is None:  # of another rank than 0
             return
-        self._writer.write(
-            checkpoint,
-            self._path(checkpoint, run),
-            self._written,
-            run.settle_loggers,
-        )
+        if checkpoint is not None:
+            self._writer.write(
+                checkpoint,
+                self._path(checkpoint, run),
+                self._written,
+                run.settle_loggers,
+            )
+        # Also after one that failed: the next may succeed
         if self._clock is not None:
             self._clock.cancel()
         self._start_clock(run)

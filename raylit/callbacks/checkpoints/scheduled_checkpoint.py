@@ -153,6 +153,8 @@ class ScheduledCheckpoint(Checkpoint):
         self._timed_from = time.monotonic()
         self._deadline.restart()
         self._is_outdated = False  # of a fit before
+        # Of a fit before, too: its step 10 is not that of this one
+        self._last_global_step_saved = min(self._last_global_step_saved, trainer.global_step)
 
     def on_train_batch_end(
         self,

@@ -226,6 +226,8 @@ class Timer(Callback):
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         self._offset = state_dict.get("time_elapsed", {}).get("train", 0.0)
+        # Of a fit before in this process: what counts of it is in the offset
+        self._start_time["train"] = self._end_time["train"] = None
 
     def _begin(self, stage: str) -> None:
         self._start_time[stage] = time.monotonic()

@@ -118,21 +118,26 @@ class ImageLogger(Picture):
         raise ConfigError(self._refusal(pl_module, what))
 
     def _grid(self, pl_module: LightningModule, pictures: list[Array]) -> Array:
-        """Return one image of all, (height, width, channels) from 0 to 1."""
-        shape = pictures[0].shape
-        if len(shape) not in (2, 3) or (len(shape) == 3 and shape[0] not in (1, 3)):
-            raise ConfigError(self._refusal(pl_module, f"gives images of shape {shape}"))
+        """Return one image of all, (height, width, channels) from 0 to 1.
+
+        Smaller ones lie in the upper left corner of the room that the largest take.
+        """
+        for shape in (one.shape for one in pictures):
+            if len(shape) not in (2, 3) or (len(shape) == 3 and shape[0] not in (1, 3)):
+                raise ConfigError(self._refusal(pl_module, f"gives images of shape {shape}"))
         low, high = self.value_range or (0.0, 255.0 if pictures[0].dtype.kind in "iu" else 1.0)
         columns = math.ceil(math.sqrt(len(pictures)))
         rows = math.ceil(len(pictures) / columns)
-        height, width = shape[-2:]
+        height = max(one.shape[-2] for one in pictures)
+        width = max(one.shape[-1] for one in pictures)
         grid = np.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1, 3), np.float32)
         for index, one in enumerate(pictures):
             top = index // columns * (height + 1)
             left = index % columns * (width + 1)
             layers = one if one.ndim == 3 else one[None]
             scaled = np.clip((layers - low) / (high - low), 0, 1)
-            grid[top : top + height, left : left + width] = np.moveaxis(scaled, 0, -1)
+            bottom, right = top + one.shape[-2], left + one.shape[-1]
+            grid[top:bottom, left:right] = np.moveaxis(scaled, 0, -1)
         factor = max(1, 256 // max(grid.shape[:2]))  # small ones are enlarged, pixel by pixel
         large: Array = grid.repeat(factor, 0).repeat(factor, 1)
         return large

@@ -308,7 +308,8 @@ def aligned(predicted: Predicted) -> Predicted:
     scores, labels = predicted.scores, predicted.labels
     if scores.ndim == labels.ndim + 1 and scores.shape[1] == 1:
         scores = scores.squeeze(1)
-    elif labels.ndim > 1 and labels.shape[1] == 1 and scores.shape != labels.shape:
+    elif scores.ndim <= labels.ndim > 1 and labels.shape[1] == 1 and scores.shape != labels.shape:
+        # Not of sequences of length 1, whose scores (samples, classes, 1) have a dimension more
         labels = labels.squeeze(1)
     inner = scores.shape if scores.ndim == labels.ndim else (*scores.shape[:1], *scores.shape[2:])
     if tuple(inner) != tuple(labels.shape):

@@ -211,7 +211,8 @@ class PredictionTable(PredictionPicture):
             shares = np.exp(scores - scores.max())
             return float(shares.max() / shares.sum())
         share = float(scores.reshape(-1)[0])
-        share = 1 / (1 + math.exp(-share)) if self.from_logits else share
+        # By tanh: exp overflows below -709
+        share = 0.5 * (1 + math.tanh(share / 2)) if self.from_logits else share
         return max(share, 1 - share)
 
     def _figure(self, picked: Sequence[tuple[str, Sample]]) -> Figure | None:

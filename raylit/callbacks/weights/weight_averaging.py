@@ -179,6 +179,10 @@ class WeightAveraging(Callback):
             self._average().update_parameters(pl_module)
             self._latest_update_step = steps
 
+    def on_train_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
+        # Once the checkpoint is restored: this Trainer may have been in a later epoch before
+        self._latest_update_epoch = min(self._latest_update_epoch, trainer.current_epoch - 1)
+
     def on_train_epoch_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch
         if epoch > self._latest_update_epoch and self.should_update(epoch_idx=epoch):

@@ -183,16 +183,21 @@ def deliver(path: str, uri: str, *, wait_s: float = LOCK_S) -> bool:
         delivery = Delivery(reader, RunStore(uri, reader.header.run_id))
         while delivery.send():
             pass
-        if reader.is_torn:
-            damaged = f"{path}.damaged"
-            os.rename(path, damaged)
-            log.warning(
-                f"The journal {path} is damaged behind byte {reader.position}, as after a power"
-                f" failure. What stood before was sent to MLflow; the file is kept as {damaged}."
-            )
-        else:
-            os.unlink(path)
+        put_away(reader, path)
     return True
+
+
+def put_away(reader: JournalReader, path: str) -> None:
+    """Delete a journal that was sent as far as it can be read; one that is damaged is kept."""
+    if not reader.is_torn:
+        os.unlink(path)
+        return
+    damaged = f"{path}.damaged"
+    os.rename(path, damaged)
+    log.warning(
+        f"The journal {path} is damaged behind byte {reader.position}, as after a power failure."
+        f" What stood before was sent to MLflow; the file is kept as {damaged}."
+    )
 
 
 def deliver_left_behind(

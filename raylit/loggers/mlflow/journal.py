@@ -34,6 +34,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from raylit.runtime.messages import warn
 from raylit.runtime.processes import ProcessName, State
 
 FOLDER = "journals"
@@ -153,9 +154,17 @@ class Journal:
         Raises:
             Full: there is no room.
         """
-        text = json.dumps(record, separators=(",", ":"))
+        body = b"J" + json.dumps(record, separators=(",", ":")).encode()
+        if len(body) > MAX_RECORD_BYTES:
+            # Its reader would take the length for damage, and leave all behind it unsent
+            warn(
+                f"MLflow: {record.kind} {record.key!r} takes {len(body) / 1e6:.0f} MB, more than"
+                f" the {MAX_RECORD_BYTES / 1e6:.0f} MB of one entry, and is left out. Log it as a"
+                " file: logger.experiment.log_artifact(logger.run_id, path)."
+            )
+            return
         with self._lock:
-            self._append(b"J" + text.encode())
+            self._append(body)
 
     def mark(self) -> int:
         """Return a time for `Header.since_ms` of a fit that goes on from here.

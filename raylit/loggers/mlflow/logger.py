@@ -864,7 +864,8 @@ class MLFlowLogger(Logger):
             self._origin = None
         if self._is_repeated:
             self._since_ms = 0
-        elif self._run_id == self._resumed_run_id:
+        elif self._run_id == self._resumed_run_id and not self._is_joining:
+            # An evaluation repeats nothing: on other data it has other values at the same step.
             # 0 for a checkpoint that does not tell: all that is there may be logged again
             known = self._resumed.get("run_id") == self._run_id
             self._since_ms = self._resumed["since_ms"] if known else 0

@@ -199,6 +199,7 @@ def main() -> None:
 
 
 def _send(path: str, uri: str, folder: str, give_up_s: float, node: int | None) -> None:
+    from raylit.loggers.mlflow.delivery import put_away
     from raylit.loggers.mlflow.journal import reading
 
     told = _Told()
@@ -207,7 +208,7 @@ def _send(path: str, uri: str, folder: str, give_up_s: float, node: int | None) 
             return
         delivery: Delivery | None = None
         num_failures = 0
-        progressed_at: float | None = None
+        progressed_at = closing_since = 0.0
         while True:
             try:
                 if delivery is None:
@@ -229,10 +230,11 @@ def _send(path: str, uri: str, folder: str, give_up_s: float, node: int | None) 
                 pause_s = min(0.5 * 2 ** min(num_failures, 10), 1 if told.closes else MAX_PAUSE_S)
             if told.closes:
                 if is_done:
-                    os.unlink(path)
+                    put_away(reader, path)
                     return
-                progressed_at = progressed_at or time.monotonic()
-                if num_failures and time.monotonic() - progressed_at > give_up_s:
+                closing_since = closing_since or time.monotonic()
+                waited_since = max(closing_since, progressed_at)
+                if num_failures and time.monotonic() - waited_since > give_up_s:
                     return
             _pause(pause_s, told, reader)
 
