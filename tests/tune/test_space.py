@@ -320,6 +320,13 @@ def test_a_trial_ends_at_a_better_value_and_a_missing_metric_is_told() -> None:
         missing("a", {"logged": ["val_loss"], "val_loss": 0.2})
 
 
+def test_a_plateau_survives_a_trial_that_reported_nothing() -> None:
+    stops = make_stopper(spec(stop={"plateau": {}}))
+    assert not stops("a", {"training_iteration": 0, "how": "failed", "done": True})
+    assert not stops("b", {"logged": ["val_loss"], "val_loss": 0.2})
+    assert not stops.stop_all()
+
+
 def test_numbers_with_exponents_are_numbers() -> None:
     assert numbers_of({"a": ["1e-4", "x1e-4", "2.5E3"]}) == {"a": [1e-4, "x1e-4", 2500.0]}
 

@@ -286,6 +286,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
                 f"A {type(exception).__name__} was raised ({exception}); the run was saved to"
                 f" {path}."
             )
+        self._is_alone = False  # the exception may be caught, and another fit begin
 
     # ---- what ----
 

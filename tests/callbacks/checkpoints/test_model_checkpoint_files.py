@@ -424,3 +424,11 @@ def test_the_last_batch_of_an_epoch_is_ranked_by_its_own_epoch(
     found = {Path(path).name: float(value) for path, value in saver.best_k_models.items()}
     at_ends = {f"epoch={epoch}-step={4 * epoch + 4}.ckpt": epoch for epoch in range(3)}
     assert {name: found.get(name) for name in at_ends} == at_ends
+
+
+def test_a_callback_of_several_fits_saves_in_each(tmp_path: Path) -> None:
+    """Also where they have equally many steps."""
+    saver = ModelCheckpoint(tmp_path / "kept", save_top_k=-1)
+    for number in range(2):
+        fit_with(pl, tmp_path, saver, {"max_epochs": 1}, None)
+        assert len(list((tmp_path / "kept").glob("*.ckpt"))) == number + 1

@@ -453,6 +453,26 @@ def test_an_error_of_a_hook_ends_no_fit(tmp_path: Path) -> None:
     assert one.global_step == 8
 
 
+class RaisesOnce(Callback):
+    done = False
+
+    def on_save_checkpoint(self, *args: Any) -> None:
+        if not self.done:
+            self.done = True
+            raise ZeroDivisionError("the user's")
+
+
+def test_by_time_one_that_failed_is_not_the_last(tmp_path: Path) -> None:
+    recovery = RecoveryCheckpoint(tmp_path / "here", every_s=0.1, keep=100)
+    callbacks = (recovery, RaisesOnce(), At(1, slowly), At(16, fail))
+    with (
+        pytest.warns(UserWarning, match="No recovery checkpoint could be saved"),
+        pytest.raises(RuntimeError, match="the user's"),
+    ):
+        trainer(tmp_path, *callbacks, enable_checkpointing=False).fit(Tiny(), loader(10))
+    assert len(names(tmp_path / "here")) >= 2  # the one of the exception, and those by time
+
+
 def test_what_cannot_be_deleted_is_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,6 +120,15 @@ def test_what_was_spent_counts_after_a_resumption(tmp_path: Path) -> None:
     assert copy.time_elapsed() == timer.time_elapsed()
 
 
+def test_a_timer_that_is_resumed_in_its_process_counts_its_time_once(tmp_path: Path) -> None:
+    timer = Timer(timedelta(minutes=9))
+    saver = ModelCheckpoint(tmp_path)
+    fit([timer, Slow(), saver], enable_checkpointing=True, max_epochs=2)
+    spent_s = timer.time_elapsed()
+    timer.load_state_dict(timer.state_dict())
+    assert timer.time_elapsed() == pytest.approx(spent_s)
+
+
 def test_what_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     import logging
 

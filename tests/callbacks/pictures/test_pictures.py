@@ -446,6 +446,27 @@ def test_labels_with_a_dimension_of_one(tmp_path: Path) -> None:
         shown(tmp_path, ConfusionMatrixLogger(), scores, torch.zeros(20, 5, dtype=torch.long))
 
 
+def test_extreme_logits_and_sequences_of_length_1(tmp_path: Path) -> None:
+    table = shown(
+        tmp_path, PredictionTable(2, 0, 0), torch.tensor([-1e4, 1e4]), torch.tensor([0, 1])
+    )
+    assert table.rows["probability"] == [1.0, 1.0]
+    scores = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(20) % 3
+    flat = shown(tmp_path, ConfusionMatrixLogger(), scores, labels)
+    sequences = shown(tmp_path, ConfusionMatrixLogger(), scores[..., None], labels[:, None])
+    assert np.array_equal(flat.matrix, sequences.matrix)
+
+
+def test_images_of_several_sizes_are_drawn_in_one_picture() -> None:
+    logger = ImageLogger("image")
+    pictures = [np.ones((1, 3, 5), np.float32), np.ones((3, 4, 2), np.float32)]
+    grid = logger._grid(pl.LightningModule(), pictures)
+    factor = 256 // 11
+    assert grid.shape == (4 * factor, 11 * factor, 3)
+    assert grid.sum() == (3 * 5 + 4 * 2) * 3 * factor**2
+
+
 def test_whole_numbers_that_are_no_classes(tmp_path: Path) -> None:
     """Also where the first batches hold 0 and 1 only."""
     numbers = torch.arange(20) // 8

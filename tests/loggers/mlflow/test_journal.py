@@ -183,3 +183,15 @@ def test_times_never_go_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         journal.log_metrics({"loss": 0.5}, 2)
         times = [one.time_ms for one in records(reader)]
     assert times[0] == times[1] == marked < times[2]
+
+
+def test_a_record_that_is_too_large_is_left_out_alone(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path), header())
+    journal.log(Record("param", "lr", "0.1"))
+    with pytest.warns(UserWarning, match="'book.txt' takes .* is left out. Log it as a file"):
+        journal.log(Record("text", "book.txt", "\u00e9" * (journals.MAX_RECORD_BYTES // 6 + 1)))
+    journal.log_metrics({"loss": 0.5}, 1)
+    journal.close()
+    with reading(journal.path) as reader:
+        assert [one.key for one in records(reader)] == ["lr", "loss"]
+        assert not reader.is_torn

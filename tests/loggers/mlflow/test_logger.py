@@ -252,6 +252,27 @@ def test_a_fit_from_a_checkpoint_goes_on_with_its_run(uri: str, tmp_path: Path) 
     assert [row["epoch"] for row in second.history] == [0, 1]
 
 
+def test_two_evaluations_at_one_step_are_both_kept(uri: str, tmp_path: Path) -> None:
+    class Scores(TinyModel):
+        score = 0.25
+
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("score", self.score)
+
+    trainer = pl.Trainer(
+        max_epochs=1,
+        logger=MLFlowLogger("twice", tracking_uri=uri),
+        default_root_dir=tmp_path,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    model = Scores()
+    trainer.fit(model)
+    for model.score in (0.25, 0.5):
+        trainer.test(model, verbose=False)
+    assert sorted(value for _, value in history(trainer.logger, "score")) == [0.25, 0.5]
+
+
 def test_a_run_that_was_deleted_is_not_gone_on_with(uri: str, tmp_path: Path) -> None:
     client = mlflow.MlflowClient(uri)
     gone = opened(MLFlowLogger("deleted", tracking_uri=uri), tmp_path)
