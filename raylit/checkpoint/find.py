@@ -170,6 +170,7 @@ def _last(
     None: there is none, and a fit starts from scratch.
     """
     saved = [*_newest(folders, "last*.ckpt"), *_newest(folders, "*.ckpt"), *on_exception]
+    # Sorting is stable, so of files of one moment the one named `last`, put first, stays first
     found = sorted(dict.fromkeys(saved), key=folder.modified, reverse=True)
     whole = next((path for path in found if not is_own or _is_whole(path, opened)), None)
     if whole is not None:
@@ -215,6 +216,7 @@ def newest_of(
         before: what `times_of` returned when the fit began; those files are not opened.
         opened: as for `resolve`.
     """
+    # To open a file takes 0.07 s for 400 MB: those of before, told by their times, are spared it
     found = (path for path, time in times_of(folders).items() if before.get(path) != time)
     return next((path for path in found if _is_of(job, path) and _is_whole(path, opened)), None)
 
@@ -245,6 +247,7 @@ def _is_of(job: str, path: str) -> bool:
         warn(_TORN.format(path))
         return False
     own = checkpoint.get("raylit")
+    # Weights alone are passed over: the fit that starts again would end at them
     return isinstance(own, dict) and own.get("job") == job and "optimizer_states" in checkpoint
 
 
@@ -342,6 +345,7 @@ def _newest(folders: Iterable[str], pattern: str) -> list[str]:
 
 
 def _is_whole(path: str, opened: Opened | None = None) -> bool:
+    # What lies at a URL is not fetched to be checked: loading it tells
     whole = "://" in path
     if not whole and opened is not None and os.path.isfile(path):
         if path in opened:
@@ -369,12 +373,14 @@ def _best_in(
     if content is None:
         content = outline(newest)
     states = content.get("callbacks", {})
+    # Keys hold a callback's arguments: where those have changed, any that knows a best will do
     known = [states.get(saver.state_key) for saver in savers] + [
         state for state in states.values() if isinstance(state, dict)
     ]
     for state in known:
         best = state.get("best_model_path") if state else None
         if best and _is_there(best):
+            # It was read to be asked only, and is large
             if opened is not None and best != newest:
                 opened.pop(newest, None)
             return str(best)

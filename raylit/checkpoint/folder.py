@@ -72,6 +72,7 @@ def newest_first(folder: str, pattern: str) -> list[str]:
     name comes first.
     """
     if "://" not in folder:
+        # A link to nowhere, such as a `last` whose file is gone, has no time to be sorted by
         found = [str(path) for path in Path(folder).glob(pattern) if path.exists()]
     else:
         fs, inner = fresh(folder)
@@ -164,12 +165,15 @@ def _give_second_name(path: str, name: str, symbolic: bool) -> None:
     if path == name:
         return
     os.makedirs(os.path.dirname(name), exist_ok=True)
+    # A folder can have no hard link
     if os.path.isdir(path) and not symbolic:
         _copy_folder(path, name)
         return
+    # No link can be made over a name that is taken; and so `name` is never missing
     temporary = place.temporary_name(name, "tmp")
     try:
         if symbolic:
+            # Relative, so that the folder can be moved
             os.symlink(os.path.relpath(path, os.path.dirname(name)), temporary)
         else:
             os.link(path, temporary)

@@ -49,6 +49,7 @@ def split(checkpoint: Mapping[str, object]) -> SplitCheckpoint:
     found.plain = _plain_part(checkpoint, (), found.objects)
     if found.objects:
         try:
+            # All at once, so that an object that stands in two places stays one
             pickled = _pickled(list(found.objects.values()))
         except Exception:  # pickling runs the code of users' classes
             for place, value in list(found.objects.items()):
@@ -75,6 +76,7 @@ def _plain_part(
             plain[to_plain(key)] = to_plain(value)
         except TypeError:
             place = (*within, key)
+            # What is plain beside an object stays readable; `places` names the way by keys
             if isinstance(value, dict) and all(_is_simple(one) for one in value):
                 plain[key] = _plain_part(value, place, objects)
             else:

@@ -129,6 +129,7 @@ class AsyncCheckpointIO(WrappingCheckpointIO):
         self._wait()
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="raylit-checkpoints")
+        # Else training would change the tensors while the thread writes them
         copied = tree_map(
             lambda value: value.detach().clone() if isinstance(value, Tensor) else value, checkpoint
         )
@@ -157,9 +158,11 @@ class AsyncCheckpointIO(WrappingCheckpointIO):
 
     def _wait(self) -> None:
         written = self._written
+        # First of all, so that a failure is raised once and not at every call from now on
         self._written = None
         if written is not None:
             written.result()
 
     def __getstate__(self) -> dict[str, object]:
+        # Threads cannot be pickled; a worker starts one of its own
         return {**vars(self), "_thread": None, "_written": None}

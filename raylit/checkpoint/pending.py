@@ -20,6 +20,7 @@ def begin(path: str, written: Future[None]) -> None:
 
     `wait` comes before the next.
     """
+    # So that it comes last: `when_written` goes by the newest
     _writing.pop(path, None)
     _writing[path] = written
 
@@ -41,6 +42,7 @@ def when_written(action: Callable[[], None]) -> None:
         if written is None or written.exception() is None:
             action()
         return
+    # A future of its own: who waits for `written` goes on before its callbacks have ended
     done: Future[None] = Future()
     _entailed.append(done)
 

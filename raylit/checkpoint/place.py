@@ -73,6 +73,7 @@ def _is_left(path: str) -> bool:
     except OSError:
         return False
     try:
+        # Fails on a file system without locks too: where nothing can be told, nothing is deleted
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
@@ -138,6 +139,7 @@ def put(temporary: str, target: str) -> None:
 def _exchange(one: str, other: str) -> bool:
     """Let two paths change their names at once; False where the system cannot."""
     try:
+        # Python has no function for it; glibc has since 2.28
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):
         return False

@@ -38,6 +38,7 @@ def to_plain(value: object) -> Any:
     ):
         if isinstance(value, bytes) and not value:
             return _EMPTY
+        # Such as numpy's float64 or an IntEnum: torch takes back Python's own classes alone
         subclassed: type | None = next(
             (t for t in (int, float, str) if type(value) is not t and isinstance(value, t)), None
         )

@@ -74,6 +74,7 @@ class _Unpickler(pickle.Unpickler):
             "getattr",
         ):
             return _member
+        # Without a dot: a dotted name would lead on to all that torch has imported
         found = (
             super().find_class(module, name)
             if name in KNOWN.get(module, ()) or (module == "torch" and "." not in name)
@@ -118,12 +119,14 @@ def save(
             f"{target}: a sharded checkpoint needs a local path that all ranks reach. Use"
             " state_dict_type='full' for URLs."
         )
+    # One name for all: each rank would draw a random part of its own
     temporary = ranks.broadcast_object(place.temporary_name(target, "part"))
     parts: dict[str, Tensor] = {}
     places: dict[str, Place] = {}
     rest = _take_parts(checkpoint, (), parts, places)
     rest["raylit"] = {**rest["raylit"], "parts": places}
     made: place.LockedFolder | None = None
+    # The collectives of two saves at once, which go over one group, would be mixed up
     pending.wait()
     with _failing_together(ranks, target):
         if ranks.is_zero:
@@ -131,6 +134,7 @@ def save(
             format.save(rest, os.path.join(temporary, META))
     written: Future[None] = Future()
     finish = _finisher(temporary, target, made, written)
+    # Nothing is spread over the ranks; reading then looks for no files of DCP either
     if not parts:
         finish(None)
     else:
@@ -156,6 +160,7 @@ def wait(ranks: Ranks) -> None:
     A write that failed, or an action after it such as a second name, is warned of if nobody has
     asked about it.
     """
+    # Rank 0 alone moves folders and gives second names: the others learn of its failures here
     told = ranks.all_gather_object(pending.failures())
     for text in dict.fromkeys(text for one in told for text in one):
         warn(text, RuntimeWarning)
@@ -239,6 +244,7 @@ def _finisher(
                     marker.flush()
                     os.fsync(marker.fileno())
                 _replace(temporary, target)
+                # Once it has its name: without its lock another fit would delete it as left behind
                 made.release(target)
         except OSError as failed:
             error = failed
@@ -281,6 +287,7 @@ def _take_parts(
             _take_parts(one, (*path, number), parts, places) for number, one in enumerate(value)
         ]
         changed = any(before is not after for before, after in zip(value, taken, strict=True))
+        # A list in the place of a tuple too: `load` puts the tensors back into it
         return taken if changed else value
     return value
 
@@ -321,6 +328,7 @@ def load(
     )
     try:
         places: dict[str, Place] = dict(checkpoint["raylit"].pop("parts"))
+        # With Adam they are twice the weights: each rank is to read its part of them alone
         later = {
             key
             for key, path in places.items()
@@ -350,6 +358,7 @@ def read_optimizer(optimizer: UserOptimizer, state: StateDict) -> StateDict:
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
+    # Not strict: that there are more or fewer is told when the optimizer takes the state
     of = dict(zip(numbers, parameters, strict=False))
     wanted = {
         value.key: of.get(number)
@@ -390,10 +399,12 @@ def _read_parts(folder: str, wanted: dict[str, Tensor | None]) -> dict[str, Tens
     try:
         with open(os.path.join(folder, ".metadata"), "rb") as stream:
             metadata: Metadata = _Unpickler(stream).load()
+        # Else a name such as `../x` would have DCP read any file
         for info in metadata.storage_data.values():
             if os.path.basename(info.relative_path) != info.relative_path:
                 raise pickle.UnpicklingError(f"a part lies outside of it, at {info.relative_path}")
 
+        # DCP's own would unpickle `.metadata` once more, with whatever classes it names
         class Reader(filesystem.FileSystemReader):
             def read_metadata(self, *args: object, **kwargs: object) -> Metadata:
                 return metadata
@@ -404,6 +415,8 @@ def _read_parts(folder: str, wanted: dict[str, Tensor | None]) -> dict[str, Tens
             if not isinstance(described, TensorStorageMetadata):
                 raise pickle.UnpicklingError(f"{key} is no tensor in it")  # DCP would unpickle it
             dtype = described.properties.dtype
+            # `empty_like` of a parameter that is spread is spread too, and DCP fills this rank's
+            # part alone
             is_like = like is not None and like.shape == described.size
             tensors[key] = (
                 torch.empty_like(like.detach(), dtype=dtype)

@@ -230,11 +230,13 @@ def is_overridden(name: str, obj: object, base: type) -> bool:
     method = getattr(obj, name, None)
     if method is None:
         return False
+    # A function that was set on the object itself has no `__func__`
     return getattr(method, "__func__", method) is not getattr(base, name, None)
 
 
 def takes_argument(function: Callable[..., object], name: str) -> bool:
     """Tell whether a function has an argument of that name."""
+    # The code of a decorator says *args: `inspect` looks through it at the function within
     code = getattr(function, "__code__", None)
     if code is not None and not hasattr(function, "__wrapped__"):  # a fifth of the time below
         return name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]

@@ -120,6 +120,7 @@ class HasHyperparameters:
         """
         self._log_hyperparams = logger
         given = given_hparams.get()
+        # A module made within it has arguments of its own, which no CLI was told
         if given is not None and given[0] is type(self):
             init_args = dict(given[1])
         elif dataclasses.is_dataclass(self):

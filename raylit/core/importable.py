@@ -288,6 +288,7 @@ def _made(kind: type[nn.Module], arguments: Mapping[str, object]) -> nn.Module:
         if isinstance(value, (int, float)) and abs(value) > LARGEST_ARGUMENT:
             raise ValueError(f"{name}={value!r:.50} of {kind.__qualname__} is too large")
     if _is_within(kind.__module__, ("torch",)):
+        # There weights of any size take no memory
         with torch.device("meta"):
             trial = kind(**arguments)
         if any(True for _ in (*trial.parameters(), *trial.buffers())):
@@ -567,6 +568,7 @@ def _is_name(path: str) -> bool:
 def _packages(cls: type) -> set[str]:
     """Return the names of the packages of a module's class and of those it is derived from."""
     contract = next((one for one in cls.__mro__ if _is_within(one.__module__, ("raylit",))), cls)
+    # Without mixins, whose packages have not thereby become ones that a checkpoint may name
     own = {one.__module__.partition(".")[0] for one in cls.__mro__ if issubclass(one, contract)}
     return own - {"raylit", "torch", "builtins"}
 

@@ -419,6 +419,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
 
     @trainer.setter
     def trainer(self, trainer: RunningTrainer | None) -> None:
+        # Weak, so that a module that is kept does not keep the Trainer and its run alive
         self._trainer = None if trainer is None else weakref.ref(trainer)
         for child in self.children():
             if isinstance(child, LightningModule):
@@ -557,6 +558,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         remembered: dict[Tensor, bool] = {}
         for other in self.trainer.optimizers:
             for parameter in _parameters_of(other):
+                # The first answer counts: a parameter of two optimizers is frozen the second time
                 remembered.setdefault(parameter, parameter.requires_grad)
                 parameter.requires_grad = False
         for parameter in _parameters_of(optimizer):
@@ -636,6 +638,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
                 f"load_from_checkpoint(strict={strict}) and"
                 f" {cls.__name__}.strict_loading={module.strict_loading} disagree. Set one of them."
             )
+        # Parts that it makes have to be there when the weights come
         module.configure_model()
         objects.put_back(checkpoint, cls)
         with foreign.explaining(checkpoint):
@@ -643,6 +646,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         module.load_state_dict(
             checkpoint["state_dict"], strict=module.strict_loading if strict is None else strict
         )
+        # The device that `map_location` has put the weights on
         first = next(iter(checkpoint["state_dict"].values()), None)
         return module.to(first.device) if isinstance(first, Tensor) else module
 
@@ -654,6 +658,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         """
         state: StateDict = super().state_dict(*args, **kwargs)
         if any(OF_COMPILED in name for name in state):
+            # In place: it may be the dict that a parent hands down, and carries `_metadata`
             entries = list(state.items())
             state.clear()
             state.update((name.replace(OF_COMPILED, ""), value) for name, value in entries)

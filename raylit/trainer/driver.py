@@ -122,6 +122,7 @@ def check_places(fn: str, trainer: Trainer) -> None:
         MissingPackageError: a package for one is not installed.
         ConfigError: a folder cannot, or sharded checkpoints were to be saved at a URL.
     """
+    # A fast dev run in this process leaves no file
     if trainer.fast_dev_run and not trainer.num_workers:
         return
     own = (
@@ -193,6 +194,7 @@ def best_by_default(
 def launcher_for(job: Job) -> Launcher:
     """Return the launcher for a job: this process, others of this machine, or Ray's workers."""
     if job.trainer.num_workers == 0:
+        # Under torchrun each process comes here, and one starts the tasks for all
         if job.trainer.async_validation and job.fn == "fit" and rank() == 0:
             from raylit.launch.on_ray.validation import ValidationTasks, check_validation_room
 
@@ -335,6 +337,7 @@ def _loggers_open(job: Job) -> Iterator[None]:
         if job.fn == "fit" and trainer.should_stop:
             for logger in opened:
                 logger.explain("stopped early")
+    # Loggers are told of Ctrl-C and SystemExit too
     except BaseException as error:
         from raylit.engine.worker import status_of
 
@@ -361,6 +364,7 @@ def _open_loggers(job: Job, opened: list[Logger]) -> None:
     own = _logged_before(job)
     run_id = own.get("run_id")
     log_steps = own.get("progress", {}).get("log_steps", 0)
+    # There may be more loggers now than when the checkpoint was saved
     states = [*own.get("loggers", []), *({} for _ in trainer.loggers)]
     may_branch = job.fn == "fit" and job.is_picked and run_id is not None
     is_newest = not may_branch or _is_newest(str(job.ckpt_path), own)
@@ -394,6 +398,7 @@ def _logged_before(job: Job) -> StateDict:
     if io is not None:
         found = io.load_checkpoint(job.ckpt_path, "cpu", job.weights_only)
     elif found is None:
+        # Without the tensors, which the job reads: so it takes a moment for a large file too
         found = outline(job.ckpt_path, weights_only=job.weights_only)
     own: StateDict = found.get("raylit", {})
     return own

@@ -135,6 +135,7 @@ def _value(value: object, path: str, unknown: list[str]) -> object:
     if isinstance(value, enum.Enum):
         return value.name
     if isinstance(value, timedelta):
+        # As `parse_duration` reads it again
         hours, rest = divmod(value.seconds, 3600)
         return f"{value.days:02}:{hours:02}:{rest // 60:02}:{rest % 60:02}"
     if isinstance(value, (type, torch.dtype)) or inspect.isroutine(value):

@@ -118,6 +118,7 @@ class Settings:
             ConfigError: one is out of range or contradicts another.
         """
         environment.check()
+        # First, since the rest compares, multiplies and prints these numbers
         bounded(given)
         plugins = Plugins.of(given["plugins"], given["precision"], given["sync_batchnorm"])
         if given["model_registry"] is not None:
@@ -376,6 +377,7 @@ def bounded(given: Mapping[str, object]) -> None:
     """
     for name, value in given.items():
         if isinstance(value, int) and abs(value) > MOST:
+            # Python refuses to write a number of more than 4,300 digits
             digits = len(str(abs(value))) if abs(value) < 10**4000 else "thousands of"
             raise ConfigError(
                 f"{name} is a number of {digits} digits: at most {MOST:,} is counted to. For no"
@@ -470,6 +472,7 @@ def number_of_workers(
             f"devices={devices!r} on num_nodes={num_nodes} are {total:,} workers: at most"
             f" {MAX_WORKERS:,} make a group."
         )
+    # One device needs no worker: training runs in this process
     total = total if total > 1 else 0
     return total, total
 

@@ -159,6 +159,7 @@ def with_weights_alone(trainer: Trainer, **arguments: object) -> Trainer:
             "barebones": False,
             "compile": False,
             "async_validation": False,
+            # Most attributions are gradients, and there are none in inference mode
             "inference_mode": False,
             **arguments,
         }

@@ -198,6 +198,7 @@ class Trainer(TrainerView):
         check_kinds(Trainer.__init__, given, but=("gradient_clip_val", "accumulate_grad_batches"))
         self.strategy = find_strategy(strategy)
         self.settings = settings.Settings.of(given, self.strategy)
+        # After the settings, which keep the arguments as they were given, for `replaced`
         if barebones:
             given = settings.bare(given)
         self.limits = settings.limits_of(given, self.settings)
@@ -552,6 +553,7 @@ class Trainer(TrainerView):
             ckpt_path = driver.best_by_default(
                 task.name, model, self.checkpoint_callback, ckpt_path
             )
+        # Here, since `alone` has no callbacks and loggers that say where checkpoints are
         roots = checkpoint_roots(self, "validate")
         is_own = self.checkpoint_io is None
         found = find.resolve(ckpt_path, self.savers, roots, "validate", is_own=is_own)
@@ -714,6 +716,7 @@ class Trainer(TrainerView):
     def _adopt(self, job: Job, result: Result) -> Result:
         """Take over module, callbacks and counters as workers in other processes left them."""
         state = result.state
+        # The result is the user's to keep, and is not to hold the weights as well
         result.state = None
         if state is not None:
             job.module.load_state_dict(state["module"])

@@ -580,6 +580,7 @@ class TrainerView:
         """The number format of the run; before one, of the device it would take."""
         if self._run is not None:
             return self._run.precision
+        # The driver may have no GPU, though its workers have
         return Precision(
             self.precision, choose_device("cpu" if self.num_workers else self.accelerator, 0)
         )
@@ -701,6 +702,7 @@ class TrainerView:
         if self.max_epochs == -1:
             return float("inf") if self.max_steps == -1 else self.max_steps
         if "train" not in run.data.loaders:
+            # Loading takes all ranks, and one alone may ask: the others load when they next meet
             run.meet(asks=True)
         batches = self.num_training_batches = run.data.loaders["train"].num_batches()
         if batches == float("inf"):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from raylit.core.trainer import RunningTrainer
 
 Metrics = dict[str, Tensor]
+# Of the files in `dirpath`: a callback that saves elsewhere does not take them over
 OF_FOLDER = (
     "best_model_score",
     "best_k_models",
@@ -201,6 +202,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
                 "ModelCheckpoint(save_last='link') needs local files, but dirpath is"
                 f" {self.dirpath}. Use save_last=True."
             )
+        # Asked now: else a folder that cannot be written to would be found after an epoch
         if stage == "fit" and not trainer.fast_dev_run:
             problem = trainer.world.broadcast_object(
                 storage.unwritable(self.dirpath) if trainer.is_global_zero else None
@@ -213,6 +215,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
             if trainer.is_global_zero:
                 folder.remove_unfinished(self.dirpath)
         start = os.path.dirname(trainer.ckpt_path or "")
+        # A fit that goes on from its own recovery checkpoint is not warned of its folder
         if os.path.basename(start) == "recovery":
             start = os.path.dirname(start)
         is_new = stage == "fit" and start != self.dirpath
@@ -226,12 +229,14 @@ class ModelCheckpoint(ScheduledCheckpoint):
 
     def _save_at_step(self, trainer: RunningTrainer) -> None:
         metrics = self._monitor_candidates(trainer)
+        # After steps `last` is renewed even if the value was not good enough, as in Lightning
         if not self._save_topk_checkpoint(trainer, metrics):
             self._save_last_checkpoint(trainer, metrics)
 
     def _save_at_epoch(self, trainer: RunningTrainer, is_due: bool) -> None:
         metrics = self._monitor_candidates(trainer)
         saved = is_due and self._save_topk_checkpoint(trainer, metrics)
+        # As Lightning: after an epoch `last` is renewed with a checkpoint only, but for a link
         if not saved and self.save_last == "link" and self._last_checkpoint_saved:
             self._save_last_checkpoint(trainer, metrics)
 
@@ -239,6 +244,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
         if self._is_outdated and not self._should_skip_saving_checkpoint(trainer):
             with self._forgiving(trainer):
                 self._save_changed(trainer)
+        # As in Lightning: there is a `last` also if nothing was due or good enough
         elif self.save_last and not self._last_checkpoint_saved and not trainer.fast_dev_run:
             with self._forgiving(trainer):
                 self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
@@ -250,6 +256,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
         They are the newest, but have no value of the metric: no checkpoint that is kept for its
         value makes room for them.
         """
+        # When training has ended, `current_epoch` counts the last epoch too
         ended = trainer.current_epoch - 1
         own = naming.fields(trainer.callback_metrics, ended, trainer.global_step)
         metrics = dict(trainer.world.broadcast_object(own))
@@ -318,6 +325,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
         """Save, since the newest is the best."""
         path = self._path(trainer, metrics, None, self.best_model_path)
         replaced = self.best_model_path
+        # Before saving, because it is part of what is saved
         self.best_model_path = path
         self._save_with_last(trainer, path, metrics)
         if self.save_top_k == 1:
@@ -346,6 +354,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
     def _update_best_and_save(
         self, current: Tensor, trainer: RunningTrainer, metrics: Metrics
     ) -> None:
+        # No comparison with NaN is true: it would never be the worst, and never be replaced
         if torch.isnan(current):
             current = torch.tensor(self._worst)
         replaced = ""
@@ -366,6 +375,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
             values = f"{self.monitor!r} reached {current:0.5f} (best {self.best_model_score:0.5f})"
             self._say(metrics, f"{values}, saving model to {path!r} as top {num_kept}")
         self._save_with_last(trainer, path, metrics)
+        # Last, so that a fit killed at any moment has left a whole checkpoint
         self._replace(trainer, replaced, path)
 
     @staticmethod
@@ -521,6 +531,7 @@ class ModelCheckpoint(ScheduledCheckpoint):
         """Tell whether `previous`, replaced by `current`, is this callback's to delete."""
         resumed_from = trainer.ckpt_path or ""
         own = self.dirpath or ""
+        # `ckpt_path` may be relative, and must be known again: that file is never deleted
         if not storage.is_url(previous):
             previous, current, resumed_from, own = map(
                 os.path.abspath, (previous, current, resumed_from, own)

@@ -155,11 +155,13 @@ class RecoveryCheckpoint(Callback):
         if ending:
             self._save_at_end(run, together=True)
             return
+        # Several ranks have agreed to save: rank 0, which alone knows that it is busy, waits
         if run.world.size == 1 and self.is_busy:
             run.request_pause()  # as soon as that is written
             return
         self.is_wanted = self.is_due = False
         self._steps = run.progress.steps
+        # On all ranks, which gather the state; rank 0 alone goes on to write it
         try:
             checkpoint = run.dump(lenient=True)
         except Exception as error:  # of a hook of the user's, say
@@ -168,13 +170,14 @@ class RecoveryCheckpoint(Callback):
         if self._writer is None:  # of another rank than 0
             return
         if checkpoint is not None:
+            # The loggers are settled first: a fit that goes on from here logs nothing of before
             self._writer.write(
                 checkpoint,
                 self._path(checkpoint, run),
                 self._written,
                 run.settle_loggers,
             )
-        # Also after one that failed: the next may succeed
+        # Counted from this save on, whatever it was made for; after one that failed, too
         if self._clock is not None:
             self._clock.cancel()
         self._start_clock(run)
@@ -222,6 +225,7 @@ class RecoveryCheckpoint(Callback):
         ]
 
     def _path(self, checkpoint: CheckpointDict, run: RunHandle) -> str:
+        # The id in the name tells whose file it is where several fits share a folder
         return os.path.join(
             self.resolve_dirpath(run.trainer),
             f"batch={checkpoint['raylit']['progress']['total_batches']}-{run.lineage[-1]}.ckpt",
@@ -232,6 +236,7 @@ class RecoveryCheckpoint(Callback):
             checkpoint = run.dump(together=together, lenient=True)
             if self._writer is None:
                 return
+            # One that is being written would else come after this one in the list of those kept
             self._writer.wait()
             path = self._path(checkpoint, run)
             run.settle_loggers()

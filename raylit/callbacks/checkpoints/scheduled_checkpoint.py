@@ -110,6 +110,7 @@ class ScheduledCheckpoint(Checkpoint):
         is known to exist only after `_settle`, which is called before the next one.
         """
         self._settle(trainer)
+        # With copies of dicts, such as `best_k_models`, which a save changes in place
         before = {
             name: dict(value) if isinstance(value, dict) else value
             for name, value in vars(self).items()
@@ -169,6 +170,7 @@ class ScheduledCheckpoint(Checkpoint):
             left_s = self._train_time_interval.total_seconds() - (
                 time.monotonic() - self._timed_from
             )
+            # By rank 0's clock: by their own, some ranks would save and others would not
             due = self._deadline.is_reached(trainer.world, left_s)
         if not due or self._should_skip_saving_checkpoint(trainer):
             return
@@ -227,6 +229,7 @@ class ScheduledCheckpoint(Checkpoint):
 
         Validation may run several times in an epoch, or not in each.
         """
+        # Its value comes with the end of a validation that training does not wait for
         if trainer.comes_later(self.monitor):
             return False
         if self._save_on_train_epoch_end is not None:

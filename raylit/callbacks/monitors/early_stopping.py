@@ -142,6 +142,7 @@ class EarlyStopping(Callback):
                 " higher is."
             )
         self.monitor = monitor
+        # With the sign that Lightning gives this attribute
         self.min_delta = min_delta if mode == "max" else -min_delta
         self.patience = patience
         self.verbose = verbose
@@ -209,6 +210,7 @@ class EarlyStopping(Callback):
         self.wait_count = state_dict["wait_count"]
         self.stopped_epoch = state_dict["stopped_epoch"]
         self.best_score = state_dict["best_score"]
+        # As in Lightning, that of the checkpoint wins over the argument
         self.patience = state_dict["patience"]
         self.stopping_reason = EarlyStoppingReason(
             state_dict.get("stopping_reason", EarlyStoppingReason.NOT_STOPPED.value)

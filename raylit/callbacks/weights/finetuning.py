@@ -128,6 +128,7 @@ class BaseFinetuning(Callback):
     def filter_on_optimizer(optimizer: Optimizer, params: Iterable[Parameter]) -> list[Parameter]:
         """Return the parameters that the optimizer does not have yet; warn of the others."""
         params = list(params)
+        # By identity, since == compares the values of tensors
         held = {id(one) for group in optimizer.param_groups for one in group["params"]}
         new = [one for one in params if id(one) not in held]
         if len(new) < len(params):
@@ -182,6 +183,7 @@ class BaseFinetuning(Callback):
         for index, groups in self._internal_optimizer_metadata.items():
             optimizer = trainer.optimizers[index]
             num_first = len(optimizer.param_groups)
+            # Before the optimizer's state is loaded, which needs as many groups and parameters
             optimizer.param_groups = [
                 {**group, "params": [parameters[name] for name in group["params"]]}
                 for group in groups
@@ -204,6 +206,7 @@ class BaseFinetuning(Callback):
             num_before = len(optimizer.param_groups)
             self.finetune_function(pl_module, trainer.current_epoch, optimizer)
             kept = self._internal_optimizer_metadata.setdefault(index, [])
+            # At first also those of `configure_optimizers`: `on_fit_start` replaces all groups
             added = optimizer.param_groups[num_before if kept else 0 :]
             kept.extend(
                 {**group, "params": [names[one] for one in group["params"]]} for group in added

@@ -34,6 +34,7 @@ METHODS: dict[str, tuple[type[prune.BasePruningMethod], Callable[..., object]]] 
     "random_structured": (prune.RandomStructured, prune.random_structured),
     "random_unstructured": (prune.RandomUnstructured, prune.random_unstructured),
 }
+# As in Lightning, parameters that these have themselves are not pruned
 CONTAINERS = (LightningModule, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -198,6 +199,7 @@ class ModelPruning(Callback):
         """Prune `amount` of the weights that are left."""
         before = [_count(*one) for one in self._parameters_to_prune] if self._verbose else []
         if self._use_global_unstructured:
+            # `global_unstructured` hands all its arguments to the method, whatever that takes
             wanted = {
                 name for name in inspect.signature(self.pruning_fn).parameters if name != "self"
             }
@@ -293,6 +295,7 @@ class ModelPruning(Callback):
             self._run_pruning(trainer)
 
     def on_train_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
+        # Before the masks are gone: a checkpoint that is saved later has to tell of them
         self._state = to_plain(self.state_dict())
         if self._make_pruning_permanent:
             self.make_pruning_permanent(pl_module)
@@ -303,6 +306,7 @@ class ModelPruning(Callback):
     def on_exception(
         self, trainer: RunningTrainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
+        # The rest stays: callbacks that save at an exception come later, and ask for the masks
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
@@ -355,6 +359,7 @@ class ModelPruning(Callback):
         self.apply_pruning(amount)
         if _ask(self._use_lottery_ticket_hypothesis, epoch):
             self.apply_lottery_ticket_hypothesis()
+        # Random methods prune other weights on each rank, and new random weights differ too
         if trainer.world.size > 1:
             names = [f"{name}_mask" for _, name in self._parameters_to_prune]
             own = [

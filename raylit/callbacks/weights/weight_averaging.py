@@ -51,6 +51,7 @@ class Average(AveragedModel):
                 averaged.append(mine)
                 current.append(other)
         if self.multi_avg_fn is not None:
+            # As torch does: its functions for lists are fast on one device and with one type only
             groups: dict[object, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
             for mine, other in zip(averaged, current, strict=True):
                 groups[mine.device, mine.dtype][0].append(mine)
@@ -160,6 +161,7 @@ class WeightAveraging(Callback):
     def on_fit_start(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
         """Make the average, now that the module is whole and on its device."""
         average = Average(pl_module, use_buffers=self._use_buffers, **self._kwargs)
+        # Not the average as a whole, whose count is to stay on the CPU
         average.module.to(pl_module.device if self._device is None else self._device)
         if self._loaded is not None:
             average.load_state_dict(self._loaded)
@@ -175,6 +177,7 @@ class WeightAveraging(Callback):
         batch_idx: int,
     ) -> None:
         steps = trainer.global_step
+        # A batch within an accumulation takes no step
         if steps > self._latest_update_step and self.should_update(step_idx=steps - 1):
             self._average().update_parameters(pl_module)
             self._latest_update_step = steps
@@ -202,6 +205,7 @@ class WeightAveraging(Callback):
     def on_exception(
         self, trainer: RunningTrainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
+        # Else a module whose validation has failed would be left with the average
         if self._swapped:
             self._swap(pl_module)
 
@@ -235,6 +239,7 @@ class WeightAveraging(Callback):
             if name.startswith("module.")
         }
         current = checkpoint["state_dict"]
+        # It is saved within a validation, for which the module has the average
         if self._swapped:
             current, kept = kept, current
         checkpoint["state_dict"] = kept if self._has_average else current
@@ -256,6 +261,7 @@ class WeightAveraging(Callback):
             return
         averaged = {f"module.{name}": value for name, value in checkpoint["state_dict"].items()}
         self._loaded = averaged | checkpoint["averaging_state"]
+        # The weights loaded so far are the average: `state_dict` holds it, for all but training
         pl_module.load_state_dict(
             checkpoint["current_model_state"], strict=pl_module.strict_loading
         )
@@ -276,6 +282,7 @@ class WeightAveraging(Callback):
         for current, averaged in zip(
             tensors_of(pl_module, buffers=True), tensors_of(average, buffers=True), strict=True
         ):
+            # In place, since optimizers and DDP hold the tensors; and one by one, to save memory
             kept = averaged.data.clone()
             averaged.data.copy_(current.data)
             current.data.copy_(kept)
