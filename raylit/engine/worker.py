@@ -117,10 +117,13 @@ def run_job(job: Job) -> Result:
         if run.validations is not None:
             run.validations.close()
         detach(run)
-        if job.trainer.checkpoint_io is not None:
-            job.trainer.checkpoint_io.teardown()
-        world.leave()
-        undo_determinism()
+        try:
+            if job.trainer.checkpoint_io is not None:
+                job.trainer.checkpoint_io.teardown()
+        finally:
+            # Whatever the user's teardown raises: the next job of this process needs both
+            world.leave()
+            undo_determinism()
 
 
 def evaluate(run: Run) -> object:

@@ -242,3 +242,16 @@ def _unwritable_url(url: str) -> str | None:
         )
         return f"{str(error).rstrip('.') or type(error).__name__}{where}"
     return None
+
+
+def end_torn_line(path: str) -> None:
+    """End the last line of a local file of lines, if a process that died has left it torn.
+
+    Else the next line would be part of it, and be lost with it. A file that is not there is none.
+    """
+    with contextlib.suppress(FileNotFoundError), open(path, "r+b") as file:
+        if not file.seek(0, os.SEEK_END):
+            return
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")

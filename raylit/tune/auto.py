@@ -293,11 +293,12 @@ def lr_range(curve: LRFinderResult | None, value: float | None) -> tuple[float, 
         return _rounded(middle / 10), _rounded(middle * 10), "a tenth to ten times the config's"
     tenth = pairs[0][1] - (pairs[0][1] - least[1]) / 10
     falls = next(lr for lr, loss in pairs if loss <= tenth)
-    low, high = min(falls, least[0] / 10), least[0]
+    low, high = _rounded(min(falls, least[0] / 10)), _rounded(least[0])
     if value is not None:
+        # Rounded before: the config's own value is tried first, and has to lie within
         low, high = min(low, value), max(high, value)
     why = f"finder: the loss falls from {falls:.2g} on, and is least at {least[0]:.2g}"
-    return _rounded(low), _rounded(high), why
+    return low, high, why
 
 
 # ---- batch size ----

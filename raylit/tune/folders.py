@@ -9,6 +9,7 @@ import socket
 
 from raylit.errors import did_you_mean
 from raylit.runtime.aliases import PlainDict
+from raylit.runtime.storage import end_torn_line
 from raylit.tune.record import FILE, LOCK, read_lines
 from raylit.tune.space import SweepError
 
@@ -102,8 +103,9 @@ def mark_left(folder: str) -> PlainDict | None:
     try:
         with open(path, "r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            end_torn_line(os.path.join(folder, FILE))
             with open(os.path.join(folder, FILE), "a", encoding="utf-8") as file:
-                file.write("\n" + json.dumps({"closed": "left"}) + "\n")
+                file.write(json.dumps({"closed": "left"}) + "\n")
             os.remove(path)
     except (FileNotFoundError, BlockingIOError):
         return None

@@ -16,6 +16,7 @@ from ray.tune import Callback
 from raylit.checkpoint import find
 from raylit.errors import ConfigError
 from raylit.runtime.aliases import PlainDict
+from raylit.runtime.storage import end_torn_line
 from raylit.tune.aliases import Report, Values
 from raylit.tune.result import ENDED, TrialResult
 from raylit.tune.space import SweepError, flatten
@@ -111,6 +112,7 @@ class SweepRecord(Callback):
         """Begin a new file, or go on with the one that is there."""
         path = os.path.join(self.folder, FILE)
         is_new = not os.path.exists(path)
+        end_torn_line(path)
         # Line by line, so that a driver that is killed leaves what it had been told
         self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  open to the end
         if is_new:

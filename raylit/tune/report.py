@@ -88,6 +88,8 @@ class Reporter:
         self._path = path
         self._counts = counts
         self._lines: list[PlainDict] = _read_lines(path)
+        if not storage.is_url(path):
+            storage.end_torn_line(path)
         self.past = [
             TrialReport(line["report"], line["values"]) for line in self._lines if "report" in line
         ]

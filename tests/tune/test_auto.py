@@ -53,6 +53,7 @@ def test_the_range_of_learning_rates_is_where_the_loss_falls() -> None:
     assert 2e-3 < low <= 3e-3 and 0.05 < high < 0.3, why
     low, high, _ = lr_range(curve, 0.5)
     assert high == 0.5, "the hand-written value lies within, as it is tried first"
+    assert lr_range(curve, 0.5123)[1] == 0.5123 and lr_range(curve, 1.27e-6)[0] == 1.27e-6
     assert lr_range(None, 0.01)[:2] == (0.001, 0.1)
 
 

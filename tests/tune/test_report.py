@@ -10,7 +10,7 @@ import torch
 import raylit as pl
 from raylit.callbacks import ModelCheckpoint
 from raylit.testing import TinyModel
-from raylit.tune.report import TrialReport, TuneReport
+from raylit.tune.report import Reporter, TrialReport, TuneReport
 
 
 class Silent:
@@ -49,3 +49,13 @@ def test_savers_take_over_the_files_of_their_own_trial_alone(tmp_path: Path) -> 
     assert found["best_model_path"] == found["kth_best_model_path"] == str(own / "1.ckpt")
     assert found["last_model_path"] == str(own / "last.ckpt")
     assert theirs["callbacks"][other.state_key]["best_k_models"] == {}, "their values are unknown"
+
+
+def test_what_is_written_behind_a_torn_line_is_not_lost(tmp_path: Path) -> None:
+    path = tmp_path / "reports.jsonl"
+    path.write_text('{"begun": "1"}\n{"report": 1, "val')
+    reporter = Reporter(str(path))
+    reporter.begin("2")
+    reporter.end("finished")
+    assert Reporter(str(path)).has_ended == "finished"
+    assert len(path.read_text().splitlines()) == 4
