@@ -506,6 +506,27 @@ class Worse(Line):
         self.log("score", self.score_of(self.hparams.lr, self.current_epoch))
 
 
+def sweep_of_two(trainer: pl.Trainer, model: type[Worse], quantile_fraction: float) -> SweepResult:
+    """A synchronous population of two trials, of which that with 0.31 is the better."""
+    return pl.Tuner(trainer).sweep(
+        model,
+        Data,
+        space={"model.lr": {"uniform": [0.0, 0.5]}},
+        points=[{"model.lr": 0.31}, {"model.lr": 0.5}],
+        metric="score",
+        mode="min",
+        scheduler={
+            "name": "pbt",
+            "perturbation_interval": 1,
+            "quantile_fraction": quantile_fraction,
+            "synch": True,  # else one may end before the other has begun
+        },
+        num_samples=2,
+        max_concurrent=2,
+        seed=1,
+    )
+
+
 @pytest.mark.ray
 def test_score_values_and_checkpoint_of_pbt_belong_together(
     tmp_path: Path, ray_cluster: str
@@ -515,23 +536,7 @@ def test_score_values_and_checkpoint_of_pbt_belong_together(
         logger=pl.MLFlowLogger("lines", tracking_uri=store(tmp_path)),
         default_root_dir=tmp_path,
     )
-    result = pl.Tuner(trainer).sweep(
-        Worse,
-        Data,
-        space={"model.lr": {"uniform": [0.0, 0.5]}},
-        points=[{"model.lr": 0.31}, {"model.lr": 0.5}],
-        metric="score",
-        mode="min",
-        scheduler={
-            "name": "pbt",
-            "perturbation_interval": 1,
-            "quantile_fraction": 0.5,
-            "synch": True,  # else one may end before the other has begun
-        },
-        num_samples=2,
-        max_concurrent=2,
-        seed=1,
-    )
+    result = sweep_of_two(trainer, Worse, quantile_fraction=0.5)
     _, children = runs_of(tmp_path, result)
     lines = (Path(result.folder) / "sweep.jsonl").read_text().splitlines()
     begun = [line["config"] for line in map(json.loads, lines) if "start" in line]
@@ -567,23 +572,8 @@ def test_the_others_of_a_population_go_on_when_one_has_failed(
     tmp_path: Path, ray_cluster: str
 ) -> None:
     trainer = pl.Trainer(max_epochs=3, logger=False, default_root_dir=tmp_path)
-    result = pl.Tuner(trainer).sweep(
-        FailsLate,
-        Data,
-        space={"model.lr": {"uniform": [0.0, 0.5]}},
-        points=[{"model.lr": 0.31}, {"model.lr": 0.5}],
-        metric="score",
-        mode="min",
-        scheduler={
-            "name": "pbt",
-            "perturbation_interval": 1,
-            "quantile_fraction": 0.0,  # none takes another's values
-            "synch": True,
-        },
-        num_samples=2,
-        max_concurrent=2,
-        seed=1,
-    )
+    # 0: none takes the values of the other
+    result = sweep_of_two(trainer, FailsLate, quantile_fraction=0.0)
     assert {trial.config["model.lr"]: trial.status for trial in result.trials} == {
         0.31: "finished",
         0.5: "failed",

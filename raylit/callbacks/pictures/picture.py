@@ -306,10 +306,11 @@ def aligned(predicted: Predicted) -> Predicted:
         ConfigError: they still do not belong together.
     """
     scores, labels = predicted.scores, predicted.labels
+    # Not of sequences of length 1, whose scores (samples, classes, 1) have a dimension more
+    may_be_column = labels.ndim >= max(2, scores.ndim) and labels.shape[1] == 1
     if scores.ndim == labels.ndim + 1 and scores.shape[1] == 1:
         scores = scores.squeeze(1)
-    elif scores.ndim <= labels.ndim > 1 and labels.shape[1] == 1 and scores.shape != labels.shape:
-        # Not of sequences of length 1, whose scores (samples, classes, 1) have a dimension more
+    elif may_be_column and scores.shape != labels.shape:
         labels = labels.squeeze(1)
     inner = scores.shape if scores.ndim == labels.ndim else (*scores.shape[:1], *scores.shape[2:])
     if tuple(inner) != tuple(labels.shape):

@@ -431,5 +431,6 @@ def test_a_callback_of_several_fits_saves_in_each(tmp_path: Path) -> None:
     saver = ModelCheckpoint(tmp_path / "kept")
     for _ in range(2):
         fit_with(pl, tmp_path, saver, {"max_epochs": 1}, None)
-        (saved,) = (tmp_path / "kept").glob("*.ckpt")
+        saved = tmp_path / "kept" / "epoch=0-step=4.ckpt"
+        assert saved.exists()
         saved.unlink()
