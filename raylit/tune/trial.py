@@ -58,6 +58,7 @@ DONE = "done"  # names of Ray Tune
 TRAINING_ITERATION = "training_iteration"
 REPORTS = "reports.jsonl"
 ERROR = "traceback.txt"
+TRIAL_TAG = "raylit.trial"  # of a trial's run in MLflow: the trial's name
 
 
 @dataclass
@@ -366,8 +367,12 @@ class TrialFit:
 
     def _child(self, parent: MLFlowLogger, start: str | None) -> MLFlowLogger:
         """Return the logger of a run below the sweep's: the trial's own, if it was begun before."""
-        tags = {"raylit.trial": self.name}
+        tags = {TRIAL_TAG: self.name}
         run_id = self.reporter.run_id
+        may_be_again = self.plan.ended is not None or self.plan.max_failures > 0
+        if run_id is None and may_be_again:
+            # Its process may have died after it made its run and before it wrote down which
+            run_id = parent.child_tagged(TRIAL_TAG, self.name)
         if run_id and start is not None:
             return parent.child(self.name, tags, run_id)  # whatever the checkpoint says of its run
         child = parent.child(self.name, tags)

@@ -337,6 +337,11 @@ class MLFlowLogger(Logger):
         child._experiment_id = self._experiment_id
         return child
 
+    def child_tagged(self, key: str, value: str) -> str | None:
+        """Return the id of the newest run below this one that has a tag, None if none has."""
+        experiment, run = str(self.experiment_id), str(self.run_id)
+        return store.child_tagged(self.experiment, experiment, run, key, value)
+
     def repeat(self, run_id: str) -> None:
         """Log into the run of the same fit, which was ended before anything of it was saved.
 

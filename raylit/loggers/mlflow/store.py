@@ -41,7 +41,7 @@ from raylit.runtime.secrets import has_secret, without_secrets
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput
+    from mlflow.entities import DatasetInput, Run
     from mlflow.exceptions import MlflowException
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -586,15 +586,23 @@ def running_children(client: MlflowClient, experiment_id: str, run_id: str) -> l
         Exception: the store does not answer.
     """
     check_answers(client.tracking_uri)
-    found: list[str] = []
-    token: str | None = None
-    while True:
-        query = f"tags.`{PARENT_TAG}` = '{run_id}' and attributes.status = 'RUNNING'"
-        page = client.search_runs([experiment_id], query, max_results=1000, page_token=token)
-        found += [run.info.run_id for run in page]
-        token = page.token
-        if not token:
-            return found
+    query = "attributes.status = 'RUNNING'"
+    return [run.info.run_id for run in _runs_below(client, experiment_id, run_id, query)]
+
+
+def child_tagged(
+    client: MlflowClient, experiment_id: str, run_id: str, key: str, value: str
+) -> str | None:
+    """Return the id of the newest run below `run_id` that has a tag; None if none has.
+
+    Raises:
+        Exception: the store does not answer.
+    """
+    check_answers(client.tracking_uri)
+    query = f"tags.`{key}` = '{value}'"
+    return next(
+        (run.info.run_id for run in _runs_below(client, experiment_id, run_id, query)), None
+    )
 
 
 def children_of(
@@ -607,17 +615,21 @@ def children_of(
         run = client.get_run(run_id)
     except MlflowException:
         return None
-    found: list[tuple[dict[str, str], dict[str, float]]] = []
+    query = "attributes.status = 'FINISHED'"
+    found = _runs_below(client, run.info.experiment_id, run_id, query)
+    return [(dict(one.data.params), dict(one.data.metrics)) for one in found]
+
+
+def _runs_below(client: MlflowClient, experiment_id: str, run_id: str, query: str) -> Iterator[Run]:
+    """Yield the runs below `run_id` that a query is true of, the newest first."""
+    query = f"tags.`{PARENT_TAG}` = '{run_id}' and {query}"
     token: str | None = None
     while True:
-        query = f"tags.`{PARENT_TAG}` = '{run_id}' and attributes.status = 'FINISHED'"
-        page = client.search_runs(
-            [run.info.experiment_id], query, max_results=1000, page_token=token
-        )
-        found += [(dict(one.data.params), dict(one.data.metrics)) for one in page]
+        page = client.search_runs([experiment_id], query, max_results=1000, page_token=token)
+        yield from page
         token = page.token
         if not token:
-            return found
+            return
 
 
 def client_of(uri: str) -> MlflowClient:
