@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from raylit.checkpoint import folder, format
+from raylit.errors import NotSavedError
 from raylit.runtime.aliases import Arguments, CheckpointDict
 
 Path = str | os.PathLike[str]
@@ -51,6 +52,29 @@ class CheckpointIO(ABC):
 
     def teardown(self) -> None:
         """A job ends; called on all ranks."""
+
+
+def write(
+    io: CheckpointIO | None,
+    checkpoint: CheckpointDict,
+    path: Path,
+    storage_options: Arguments | None = None,
+) -> None:
+    """Write a checkpoint, in raylit's own way where no other is given.
+
+    Raises:
+        NotSavedError: it could not be written.
+    """
+    if io is None:
+        format.save(checkpoint, path, storage_options=storage_options)
+        return
+    try:
+        io.save_checkpoint(checkpoint, path, storage_options)
+    except OSError as error:
+        raise NotSavedError(
+            f"{type(io).__name__} could not write the checkpoint {os.fspath(path)}:"
+            f" {type(error).__name__}: {error}."
+        ) from error
 
 
 class TorchCheckpointIO(CheckpointIO):

@@ -88,12 +88,16 @@ def remove_left(folder: str) -> None:
     A checkpoint that one of them had moved out of the way, and not yet replaced, gets its name
     back.
     """
-    for old in Path(folder).glob(".*.part.old"):
-        target = old.with_name(old.name.removesuffix(".part.old")[1:].rpartition(".")[0])
+    for old in Path(folder).glob(".*.old"):
+        unfinished = old.with_suffix("")
+        if unfinished.suffix not in (".part", ".tmp"):
+            continue  # not one that `put` has moved
+        target = old.with_name(unfinished.with_suffix("").stem[1:])
+        lock = unfinished / LOCK if unfinished.suffix == ".part" else unfinished
         if not os.path.lexists(target):
             with contextlib.suppress(OSError):
                 os.rename(old, target)
-        elif _is_left(str(old.with_name(old.name.removesuffix(".old")) / LOCK)):
+        elif _is_left(str(lock)):
             remove(str(old))
     for part in Path(folder).glob(".*.part"):
         if _is_left(str(part / LOCK)):

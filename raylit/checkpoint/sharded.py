@@ -16,6 +16,7 @@ few classes which belong there.
 from __future__ import annotations
 
 import contextlib
+import copy
 import enum
 import json
 import os
@@ -124,7 +125,7 @@ def save(
     parts: dict[str, Tensor] = {}
     places: dict[str, Place] = {}
     rest = _take_parts(checkpoint, (), parts, places)
-    rest["raylit"] = {**rest["raylit"], "parts": places}
+    rest = {**rest, "raylit": {**rest["raylit"], "parts": places}}
     made: place.LockedFolder | None = None
     # The collectives of two saves at once, which go over one group, would be mixed up
     pending.wait()
@@ -279,9 +280,13 @@ def _take_parts(
         places[key] = path
         return None
     if isinstance(value, dict):
-        return type(value)(
-            (key, _take_parts(one, (*path, key), parts, places)) for key, one in value.items()
-        )
+        inner = {key: _take_parts(one, (*path, key), parts, places) for key, one in value.items()}
+        if all(inner[key] is one for key, one in value.items()):
+            return value
+        made = copy.copy(value)  # a defaultdict or the like could not be made from its items
+        for key, one in inner.items():
+            made[key] = one
+        return made
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
         taken = [
             _take_parts(one, (*path, number), parts, places) for number, one in enumerate(value)

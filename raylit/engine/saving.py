@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from raylit.checkpoint import sharded
-from raylit.checkpoint.format import save
+from raylit.checkpoint import io, sharded
 from raylit.engine.state import dump
 from raylit.errors import NotSavedError
 
@@ -34,12 +33,7 @@ def write(
         sharded.save(run.world, checkpoint, path, in_background=strategy.saves_in_background)
         run.world.barrier()
         return
-    io = run.trainer.checkpoint_io
-
-    def write_it() -> None:
-        if io is None:
-            save(checkpoint, path, storage_options=storage_options)
-        else:
-            io.save_checkpoint(checkpoint, path, storage_options)
-
-    run.world.from_zero(write_it, NotSavedError)
+    run.world.from_zero(
+        lambda: io.write(run.trainer.checkpoint_io, checkpoint, path, storage_options),
+        NotSavedError,
+    )

@@ -429,6 +429,12 @@ class FSDPStrategy(ParallelStrategy):
         if self.sharding_strategy != "HYBRID_SHARD":
             return init_device_mesh(world.device.type, (world.size,))
         copies, parts = self.device_mesh or (world.num_nodes, world.size // world.num_nodes)
+        if copies * parts != world.size and self.device_mesh is None:
+            raise ConfigError(
+                f"HYBRID_SHARD keeps a copy of the model on each node, but {world.size} ranks are"
+                f" not shared out evenly among {world.num_nodes} nodes. Give the copies and the"
+                " ranks of each: FSDPStrategy(device_mesh=(copies, ranks))."
+            )
         if copies * parts != world.size:
             raise ConfigError(
                 f"device_mesh=({copies}, {parts}) means {copies * parts} ranks, but there are"

@@ -58,11 +58,10 @@ class World:
         self.rank = dist.get_rank() if together else 0
         self.size = dist.get_world_size() if together else 1
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0")) if together else 0
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) if together else 1
         self.node_rank = (
             int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))) if together else 0
         )
-        self.num_nodes = max(1, self.size // max(1, local_size))
+        self.num_nodes = 1  # `join` asks the others
         self._cpu_group: dist.ProcessGroup | None = None
         self._files_group: dist.ProcessGroup | None = None
         messages.rank_zero_only.rank = self.rank  # type: ignore[attr-defined]
@@ -97,7 +96,10 @@ class World:
             # kept until the process ends: a rank that is through must not take the group's store
             # from one that still leaves
             atexit.register(leave_group)
-        return cls(device)
+        world = cls(device)
+        # Not by the number of ranks of this node: the next may have more or fewer
+        world.num_nodes = len(set(world.gather_numbers(world.node_rank)))
+        return world
 
     @property
     def is_zero(self) -> bool:
@@ -130,7 +132,7 @@ class World:
         if self.size == 1:
             return [value]
         gathered: list[object] | None = [None] * self.size if self.is_zero else None
-        dist.gather_object(value, gathered)
+        dist.gather_object(value, gathered, group=self.cpu_group)
         return gathered
 
     def from_zero(self, action: Callable[[], T], failure: type[Exception]) -> T:

@@ -100,7 +100,12 @@ def explain_task(
     return Explain(method, target, list(feature_names) if feature_names else None, sanity_check)
 
 
-def keep_explanation(trainer: Trainer, explanation: Explanation, ckpt_path: str | None) -> None:
+def keep_explanation(
+    trainer: Trainer,
+    explanation: Explanation,
+    ckpt_path: str | None,
+    weights_only: bool | None,
+) -> None:
     """Give an explanation to the loggers, beside the run that it explains.
 
     That is the run of the checkpoint, or without one the run of the Trainer's last job.
@@ -111,7 +116,7 @@ def keep_explanation(trainer: Trainer, explanation: Explanation, ckpt_path: str 
     step = trainer.global_step
     run_id: str | None = None
     if ckpt_path is not None and trainer.checkpoint_io is None:
-        saved = outline(ckpt_path, weights_only=False)
+        saved = outline(ckpt_path, weights_only=weights_only)
         step = int(saved.get("global_step", 0))
         run_id = saved.get("raylit", {}).get("run_id")
     with tempfile.TemporaryDirectory(prefix="raylit-") as folder:

@@ -531,7 +531,7 @@ class Trainer(TrainerView):
         explanation, found = self._do(
             task, alone, model, dataloaders, datamodule, ckpt_path, weights_only
         )
-        tasks.keep_explanation(self, explanation, found)
+        tasks.keep_explanation(self, explanation, found, weights_only)
         return explanation
 
     def _do(

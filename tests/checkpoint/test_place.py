@@ -45,11 +45,15 @@ def test_if_it_cannot_be_renamed_the_other_is_back(
     assert (tmp_path / "last.ckpt/file").read_text() == "old"
 
 
+@pytest.mark.parametrize("kind", ["part", "tmp"])
 def test_what_was_moved_away_by_a_process_that_was_killed_gets_its_name_back(
-    tmp_path: Path,
+    tmp_path: Path, kind: str
 ) -> None:
-    made(tmp_path / ".last.ckpt.1a2b.part.old", "old")
-    made(tmp_path / ".last.ckpt.1a2b.part", "new")
+    made(tmp_path / f".last.ckpt.1a2b.{kind}.old", "old")
+    if kind == "part":
+        made(tmp_path / ".last.ckpt.1a2b.part", "new")
+    else:
+        (tmp_path / ".last.ckpt.1a2b.tmp").symlink_to("epoch=1.ckpt")
     folder.remove_unfinished(str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
     assert (tmp_path / "last.ckpt/file").read_text() == "old"

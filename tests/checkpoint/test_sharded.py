@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,21 @@ def test_a_folder_takes_the_place_of_what_had_its_name(tmp_path: Path, in_backgr
     )
     again.fit(TinyModel(), ckpt_path=tmp_path / "last.ckpt")
     assert again.global_step == trainer.global_step
+
+
+class Counts(pl.Callback):
+    """Its state has dicts that are not made from their items."""
+
+    def state_dict(self) -> dict[str, Any]:
+        by_class = defaultdict(int, cat=2)
+        return {"by_class": by_class, "words": Counter("aab"), "pair": ({"a": 1}, [by_class])}
+
+
+def test_other_kinds_of_dicts_are_kept(tmp_path: Path) -> None:
+    trainer = fit(tmp_path, callbacks=[Counts()], enable_checkpointing=False)
+    trainer.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+    saved = load(tmp_path / "a.ckpt", weights_only=False)["callbacks"]
+    assert list(saved.values()) == [Counts().state_dict()]
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:

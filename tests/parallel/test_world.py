@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import torch
 
 import raylit as pl
 from raylit.errors import ConfigError
-from raylit.parallel import World
+from raylit.parallel import FSDPStrategy, World
+from raylit.parallel.precision import Precision
 from raylit.parallel.world import choose_device
 from raylit.testing import TinyModel
 from tests.quiet import BARE
-from tests.ranks import run_on_two_ranks
+from tests.ranks import run_on_ranks, run_on_two_ranks
 
 
 class FailsOnRank1(TinyModel):
@@ -70,6 +72,23 @@ def test_two_ranks(tmp_path: Path) -> None:
     assert (name, text) == ("ZeroDivisionError", "the user's")
     assert notes == ["(raylit) rank 1 of 2, epoch 1, batch_idx 0, step 3, in train"]
     assert zero["error"][0] != "ZeroDivisionError"
+
+
+def on_unequal_nodes(folder: str) -> dict[str, Any]:
+    os.environ["NODE_RANK"] = "1" if os.environ["RANK"] == "2" else "0"
+    os.environ["LOCAL_WORLD_SIZE"] = "1" if os.environ["RANK"] == "2" else "2"
+    world = World.join("cpu")
+    strategy = FSDPStrategy(sharding_strategy="HYBRID_SHARD")
+    with pytest.raises(ConfigError) as refused:
+        strategy.shard(TinyModel(), world, Precision("32-true", world.device))
+    return {"num_nodes": world.num_nodes, "refused": str(refused.value)}
+
+
+def test_nodes_with_different_numbers_of_ranks(tmp_path: Path) -> None:
+    first, *others = run_on_ranks(3, on_unequal_nodes, tmp_path)
+    assert first["num_nodes"] == 2
+    assert "3 ranks are not shared out evenly among 2 nodes" in first["refused"]
+    assert others == [first, first]
 
 
 def test_alone_nothing_is_asked() -> None:

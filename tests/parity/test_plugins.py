@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import raylit
 from tests.parity.harness import errors, files, loader, model_class, parity, trainer
 
 
@@ -65,12 +67,46 @@ def test_a_checkpoint_io_writes_reads_and_deletes(pl: Any, tmp_path: Path) -> An
 
 
 @parity
-def test_checkpoints_in_a_thread(pl: Any, tmp_path: Path) -> Any:
-    io = plugins_of(pl).AsyncCheckpointIO(plugins_of(pl).TorchCheckpointIO())
-    saver = pl.callbacks.ModelCheckpoint(tmp_path / "here", save_top_k=-1)
+@pytest.mark.parametrize("save_last", [None, True])
+def test_checkpoints_in_a_thread(pl: Any, tmp_path: Path, save_last: Any) -> Any:
+    return fitted_in_a_thread(pl, tmp_path, save_last)
+
+
+def test_a_link_to_what_a_thread_has_yet_to_write(tmp_path: Path) -> None:
+    names, step = fitted_in_a_thread(raylit, tmp_path, "link")
+    assert "here/last.ckpt" in names and step == 6
+    assert os.readlink(tmp_path / "here/last.ckpt") == "epoch=2-step=6.ckpt"
+
+
+def fitted_in_a_thread(pl: Any, tmp_path: Path, save_last: Any) -> Any:
+    class Slow(plugins_of(pl).TorchCheckpointIO):  # type: ignore[misc]
+        def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+            time.sleep(0.05)
+            super().save_checkpoint(*args, **kwargs)
+
+    io = plugins_of(pl).AsyncCheckpointIO(Slow())
+    saver = pl.callbacks.ModelCheckpoint(tmp_path / "here", save_top_k=-1, save_last=save_last)
     one = trainer(pl, tmp_path, callbacks=[saver], plugins=io, max_epochs=3)
     one.fit(model_class(pl)(), loader(2))
     return files(tmp_path), torch.load(saver.best_model_path, weights_only=True)["global_step"]
+
+
+@pytest.mark.parametrize("save_last", [None, True])
+def test_training_goes_on_where_a_checkpoint_io_cannot_write(
+    tmp_path: Path, save_last: bool | None
+) -> None:
+    class Full(plugins_of(raylit).TorchCheckpointIO):  # type: ignore[misc]
+        def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+            if checkpoint["epoch"] == 1:
+                raise OSError(28, "No space left on device")
+            super().save_checkpoint(checkpoint, path, storage_options)
+
+    saver = raylit.callbacks.ModelCheckpoint(tmp_path / "here", save_last=save_last)
+    one = trainer(raylit, tmp_path, callbacks=[saver], plugins=[Full()], max_epochs=3)
+    with pytest.warns(RuntimeWarning, match="Full could not write .*epoch=1.*No space left"):
+        one.fit(model_class(raylit)(), loader(2))
+    assert one.current_epoch == 3
+    assert Path(saver.best_model_path).name == "epoch=2-step=6.ckpt"
 
 
 @parity

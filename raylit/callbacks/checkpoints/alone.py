@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raylit.checkpoint import save
+from raylit.checkpoint import io
 
 if TYPE_CHECKING:
     from raylit.core.trainer import RunningTrainer
@@ -18,7 +18,4 @@ def write_alone(trainer: RunningTrainer, path: str, weights_only: bool = False) 
     """
     assert trainer.run is not None
     checkpoint = trainer.run.dump(weights_only, together=False)
-    if trainer.checkpoint_io is None:
-        save(checkpoint, path)
-    else:
-        trainer.checkpoint_io.save_checkpoint(checkpoint, path)
+    io.write(trainer.checkpoint_io, checkpoint, path)

@@ -512,6 +512,11 @@ class ModelCheckpoint(ScheduledCheckpoint):
         self._replace(trainer, replaced, last)
 
     def _give_second_name(self, trainer: RunningTrainer, path: str, name: str) -> None:
+        if trainer.checkpoint_io is not None and self.save_last != "link":
+            # Where the first is, and whether it is there yet, only the CheckpointIO knows
+            self._save_checkpoint(trainer, name)
+            return
+
         def link() -> None:
             folder.give_second_name(path, name, symbolic=self.save_last == "link")
 

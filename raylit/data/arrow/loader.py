@@ -467,6 +467,19 @@ class _Blocks(Dataset[object]):
         self._layout = layout
         self._reader: ChunkReader | None = None
 
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_mode": self._loader.dataset.mode}
+
+    def __setstate__(self, state: StateDict) -> None:
+        """Read as the process does that sends the numbers of rows: another mode has another order.
+
+        A spawned process would choose by the memory that is free by now.
+        """
+        self._loader = state["_loader"]
+        self._layout = state["_layout"]
+        self._reader = None
+        self._loader.dataset.mode = state["_mode"]
+
     def __getitem__(self, span: tuple[int, int]) -> object:
         loader = self._loader
         layout = self._layout

@@ -146,17 +146,13 @@ class ElasticPlan:
             The batches of the epoch as they were counted before, None if the count is the same.
         """
         counted_before = None
-        if ranks and len(ranks) != self.size and progress.in_epoch:
-            counted_before = progress.batch
+        if ranks and len(ranks) != self.size:
             before = progress.total_batches - progress.batch
             number = progress.batch * len(ranks) // self.size
-            if not any(one and one.get("gradients") for one in ranks):
-                number -= number % accumulate  # the next batch is the first of a step
-            elif number % accumulate == 0:
-                info(
-                    "The checkpoint was saved within a step whose batches cannot be shared out"
-                    " among these workers: they are left out of it."
-                )
+            if progress.in_epoch:
+                counted_before = progress.batch
+                is_within_step = any(one and one.get("gradients") for one in ranks)
+                number = _go_on_at(number, accumulate, is_within_step)
             progress.batch = number
             progress.total_batches = before * len(ranks) // self.size + number
         self.tell(f"from epoch {progress.epoch}, batch {progress.batch}, step {progress.steps}")
@@ -166,3 +162,21 @@ class ElasticPlan:
         """Tell the driver where the job begins or goes on, and how its batches are treated."""
         if self.screen is not None:
             self.screen.went_on("; ".join(filter(None, (where, self.policy))))
+
+
+def _go_on_at(number: int, accumulate: int, is_within_step: bool) -> int:
+    """Return the batch of the epoch that a fit goes on at.
+
+    Args:
+        number: the batch as these workers count.
+        accumulate: batches of a step.
+        is_within_step: whether the checkpoint holds gradients of a step that is not whole.
+    """
+    if not is_within_step:
+        return number - number % accumulate  # the next batch is the first of a step
+    if number % accumulate == 0:
+        info(
+            "The checkpoint was saved within a step whose batches cannot be shared out among these"
+            " workers: they are left out of it."
+        )
+    return number

@@ -196,7 +196,8 @@ def _takes_part(callback: Callback) -> bool:
     own = not (type(callback).__module__.startswith("raylit.") or callback.watches_metrics)
     return own and any(
         name.startswith("on_validation")
-        for cls in type(callback).__mro__[:-2]
+        for cls in type(callback).__mro__
+        if cls not in Callback.__mro__  # whose hooks do nothing
         for name in vars(cls)
     )
 

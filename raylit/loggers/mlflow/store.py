@@ -296,7 +296,7 @@ class RunStore:
             client.log_dict(self._run_id, upload.metadata, f"{folder}/metadata.yaml")
             client.log_text(self._run_id, str(upload.aliases), f"{folder}/aliases.txt")
             if upload.is_link:
-                remove_link(upload)
+                remove_link(upload.path)
 
     def _answering_client(self) -> MlflowClient:
         check_answers(self._uri)

@@ -5,6 +5,7 @@ In a thread of its own, so that metrics need not wait for large files.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable
@@ -111,16 +112,18 @@ class CheckpointUploader:
             os.makedirs(os.path.dirname(linked))
             os.link(path, linked)
         except OSError:
+            remove_link(linked)
             return None
         return linked
 
 
-def remove_link(upload: Upload) -> None:
+def remove_link(path: str) -> None:
     """Remove the second name of a file that was uploaded, and the folders made for it."""
-    folder = os.path.dirname(upload.path)
+    folder = os.path.dirname(path)
     shutil.rmtree(folder, ignore_errors=True)
-    if not os.listdir(os.path.dirname(folder)):
-        shutil.rmtree(os.path.dirname(folder), ignore_errors=True)
+    # Not with what is in it: the fit may be making the next link there
+    with contextlib.suppress(OSError):
+        os.rmdir(os.path.dirname(folder))
 
 
 def best_tags(callback: Checkpoint) -> dict[str, str]:

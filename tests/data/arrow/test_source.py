@@ -23,6 +23,7 @@ import pytest
 import torch
 
 from raylit.data.arrow import ArrowDataset
+from raylit.data.arrow.loader import _Blocks
 from raylit.errors import ConfigError
 from tests.buckets import gcs_server
 from tests.lazy import pandas
@@ -265,6 +266,20 @@ def test_the_mode_is_chosen_by_size_and_said(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert ArrowDataset(paths[0]).mode == "stream"
     assert "shared by 4 ranks" in capfd.readouterr().err
+
+
+def test_a_worker_process_reads_in_the_mode_of_its_loader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another mode has another order, so that rows would be missing and others be there twice."""
+    from raylit.data.arrow import dataset
+
+    data = ArrowDataset(write(TABLE, tmp_path / "rows.parquet"))
+    assert data.mode == "memory"
+    blocks = _Blocks(data.loader(5, shuffle=True), data.layout)
+    sent = pickle.dumps(blocks)
+    monkeypatch.setattr(dataset, "free_bytes", lambda: 900)
+    assert str(pickle.loads(sent)[0, 40]) == str(blocks[0, 40])
 
 
 def test_a_stream_keeps_to_its_buffer(tmp_path: Path) -> None:

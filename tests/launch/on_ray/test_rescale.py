@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import raylit as pl
 from raylit.callbacks import Callback, GradientAccumulationScheduler
+from raylit.core.progress import Progress
 from raylit.engine.worker import run_job
 from raylit.launch.on_ray.rescale import ElasticPlan
 from tests.quiet import BARE
@@ -278,3 +279,11 @@ def test_numbers_of_batches_mean_the_same_data() -> None:
     assert limits == (11, 0.5, 0, 5)
     trainer, _ = adapted(1, 2, fast_dev_run=3)
     assert (trainer.limit_train_batches, trainer.accumulate_grad_batches) == (3, 1)
+
+
+@pytest.mark.parametrize("at", ["idle", "epoch", "epoch start", "batch"])
+def test_batches_are_counted_as_these_workers_would_have(at: Any) -> None:
+    progress = Progress(epoch=2, batch=12, total_batches=24, steps=24, at=at)
+    before = ElasticPlan(1, 2).go_on(progress, 2, [{}, {}])
+    assert (progress.batch, progress.total_batches, progress.steps) == (24, 48, 24)
+    assert before == (12 if at == "batch" else None)

@@ -8,6 +8,7 @@ import pytest
 
 from raylit.errors import ConfigError
 from raylit.loggers import MLFlowLogger
+from raylit.loggers.mlflow.uploads import CheckpointUploader, remove_link
 from tests.loggers.mlflow_store import ManualCheckpoint, artifacts, opened, run_of
 
 
@@ -157,3 +158,16 @@ def test_several_callbacks_and_sharded_checkpoints(uri: str, tmp_path: Path) -> 
         "sharded/sharded/rank_0.distcp",
     ]
     assert run_of(logger).data.tags["raylit.best_model_score"] == "0.5"
+
+
+def test_links_that_are_removed_leave_others_and_no_folder(tmp_path: Path) -> None:
+    uploader = CheckpointUploader(lambda uploads: None, "run")
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+    first, second = (str(uploader._link(str(tmp_path / name), i)) for i, name in enumerate("ab"))
+    remove_link(first)
+    assert Path(second).read_text() == "b"
+    remove_link(second)
+    (tmp_path / "folder").mkdir()  # a sharded checkpoint, which can have no second name
+    assert uploader._link(str(tmp_path / "folder"), 2) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "folder"]
