@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Any
+from typing import Any, TypeAlias
 
 import ray
 
 from raylit.tune.report import Decision, Reporter, TrialReport
+
+Answer: TypeAlias = Decision | OSError
 
 HEAR_S = 0.2  # between two looks whether the trial is over
 
@@ -18,9 +20,9 @@ class _Exchange:
 
     def __init__(self) -> None:
         self._said: asyncio.Queue[tuple[str, object]] = asyncio.Queue()
-        self._answers: asyncio.Queue[str] = asyncio.Queue()
+        self._answers: asyncio.Queue[Answer] = asyncio.Queue()
 
-    async def say(self, kind: str, content: object) -> str:
+    async def say(self, kind: str, content: object) -> Answer:
         """Say something; returns the answer."""
         await self._said.put((kind, content))
         return await self._answers.get()
@@ -32,9 +34,9 @@ class _Exchange:
         except TimeoutError:
             return None
 
-    async def answer(self, decision: str) -> None:
+    async def answer(self, answer: Answer) -> None:
         """Answer the message that was heard last."""
-        await self._answers.put(decision)
+        await self._answers.put(answer)
 
 
 class RemoteReports:
@@ -48,11 +50,16 @@ class RemoteReports:
         self._exchange = exchange
 
     def begin(self, run_id: str) -> None:
-        ray.get(self._exchange.say.remote("begin", run_id))
+        self._say("begin", run_id)
 
     def report(self, metrics: TrialReport) -> Decision:
-        decision: Decision = ray.get(self._exchange.say.remote("report", metrics))
-        return decision
+        return self._say("report", metrics)
+
+    def _say(self, kind: str, content: object) -> Decision:
+        answer: Answer = ray.get(self._exchange.say.remote(kind, content))
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
 
 
 class Listener:
@@ -76,13 +83,17 @@ class Listener:
             said = ray.get(self._exchange.hear.remote(HEAR_S))
             if said is None:
                 continue
-            kind, content = said
-            decision: Decision = "go on"
-            if kind == "begin":
-                self._reporter.begin(content)
-            else:
-                decision = self._reporter.report(content)
-            ray.get(self._exchange.answer.remote(decision))
+            try:
+                answer = self._tell(*said)
+            except OSError as error:  # of the trial's file, such as a full disk
+                answer = error  # rank 0 waits, and fails as it would without workers
+            ray.get(self._exchange.answer.remote(answer))
+
+    def _tell(self, kind: str, content: Any) -> Answer:
+        if kind == "begin":
+            self._reporter.begin(content)
+            return "go on"
+        return self._reporter.report(content)
 
     def close(self) -> None:
         """End, with the actor."""

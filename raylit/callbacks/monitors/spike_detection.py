@@ -100,22 +100,20 @@ class SpikeDetection(Callback):
         batch_idx: int,
     ) -> None:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if loss is None:  # training_step left the batch out
-            return
-        if not isinstance(loss, Tensor):
+        if loss is not None and not isinstance(loss, Tensor):
             raise TypeError(
                 "SpikeDetection needs the loss as a tensor, but training_step gave"
                 f" {type(loss).__name__}."
             )
-        self._pending.append((batch_idx, loss.detach()))
-        if len(self._pending) >= JUDGED_TOGETHER or (
-            trainer.world.size == 1 and loss.device.type == "cpu"
-        ):
+        if loss is not None:  # else training_step left the batch out
+            self._pending.append((batch_idx, loss.detach()))
+        at_once = trainer.world.size == 1 and pl_module.device.type == "cpu"
+        # By the number of the batch: another rank may have left out other batches
+        if at_once or (batch_idx + 1) % JUDGED_TOGETHER == 0:
             self._judge_pending(trainer)
 
     def on_train_epoch_end(self, trainer: RunningTrainer, pl_module: LightningModule) -> None:
-        if self._pending:
-            self._judge_pending(trainer)
+        self._judge_pending(trainer)
 
     def state_dict(self) -> StateDict:
         return {
@@ -153,20 +151,13 @@ class SpikeDetection(Callback):
         All ranks end training with the first spike of any.
         """
         numbers = [number for number, _ in self._pending]
-        losses = self._losses()
+        judged = zip(numbers, self._losses(), strict=True)
         self._pending = []
-        first = next(
-            (
-                place
-                for place, one in enumerate(zip(numbers, losses, strict=True))
-                if self._is_spike(*one)
-            ),
-            None,
-        )
-        places = [first] if trainer.world.size == 1 else trainer.world.all_gather_object(first)
-        spikes = [place for place in places if place is not None]
+        first = next((number for number, loss in judged if self._is_spike(number, loss)), None)
+        firsts = trainer.world.all_gather_object(first)
+        spikes = [number for number in firsts if number is not None]
         if spikes:
-            self._end(trainer, numbers[min(spikes)])
+            self._end(trainer, min(spikes))
 
     def _is_spike(self, batch_idx: int, loss: float) -> bool:
         """Judge one loss, and take it into the mean if it is none."""

@@ -38,6 +38,7 @@ def fit(
     batches: int = 40,
     ckpt_path: Any = None,
     more: Any = (),
+    kind: type[Scripted] = Scripted,
 ) -> pl.Trainer:
     trainer = pl.Trainer(
         **BARE,
@@ -46,7 +47,7 @@ def fit(
         default_root_dir=folder,
     )
     data: Any = RandomDataset(32, batches)
-    trainer.fit(Scripted(*jumps), torch.utils.data.DataLoader(data), ckpt_path=ckpt_path)
+    trainer.fit(kind(*jumps), torch.utils.data.DataLoader(data), ckpt_path=ckpt_path)
     return trainer
 
 
@@ -98,6 +99,30 @@ def test_a_fit_that_goes_on_remembers_the_mean(tmp_path: Path, batches: int) -> 
     fit(tmp_path, again, ckpt_path=tmp_path / "one.ckpt")
     assert again.state_dict() == whole.state_dict()
     assert len(whole.state_dict()["values"]) == 20
+
+
+class LeavesOut(Scripted):
+    """Leaves out the first three batches of rank 0, as manual optimization may."""
+
+    def __init__(self, *jumps: tuple[int, int, int]) -> None:
+        super().__init__(*jumps)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.trainer.global_rank == 0 and batch_idx < 3:
+            return None
+        return super().training_step(batch, batch_idx)
+
+
+def leave_out(folder: str) -> Any:
+    detection = SpikeDetection()
+    with pytest.raises(TrainingSpikeException) as raised:
+        fit(folder, detection, (0, 10, 0), kind=LeavesOut)
+    return raised.value.batch_idx, detection.bad_batches
+
+
+def test_ranks_that_leave_out_other_batches_judge_the_same(tmp_path: Path) -> None:
+    assert run_on_two_ranks(leave_out, tmp_path) == [(10, [9, 10])] * 2
 
 
 class NotAlone(SpikeDetection):
