@@ -50,7 +50,7 @@ class World:
         device: where this rank's model and batches live.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, timeout_s: float = 1800.0) -> None:
         together = dist.is_available() and dist.is_initialized()
         if together:
             make_forks_safe()
@@ -62,6 +62,7 @@ class World:
             int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))) if together else 0
         )
         self.num_nodes = 1  # `join` asks the others
+        self._timeout = timedelta(seconds=timeout_s)  # of groups that are made later
         self._cpu_group: dist.ProcessGroup | None = None
         self._files_group: dist.ProcessGroup | None = None
         messages.rank_zero_only.rank = self.rank  # type: ignore[attr-defined]
@@ -96,7 +97,7 @@ class World:
             # kept until the process ends: a rank that is through must not take the group's store
             # from one that still leaves
             atexit.register(leave_group)
-        world = cls(device)
+        world = cls(device, timeout_s)
         # Not by the number of ranks of this node: the next may have more or fewer
         world.num_nodes = len(set(world.gather_numbers(world.node_rank)))
         return world
@@ -188,7 +189,7 @@ class World:
         """
         if self._files_group is None:
             # In the default group, collectives of a background write would meet those of the loop
-            self._files_group = dist.new_group(backend="gloo")
+            self._files_group = dist.new_group(backend="gloo", timeout=self._timeout)
         return self._files_group
 
     @property
@@ -198,7 +199,7 @@ class World:
         Made on first use, which is to be on all ranks.
         """
         if self._cpu_group is None and "gloo" not in str(dist.get_backend_config()):
-            self._cpu_group = dist.new_group(backend="gloo")
+            self._cpu_group = dist.new_group(backend="gloo", timeout=self._timeout)
         return self._cpu_group
 
     def all_gather(self, tensor: Tensor, sync_grads: bool = False) -> Tensor:

@@ -160,12 +160,13 @@ class AsyncValidation:
         run.data.last_validation = time.monotonic()
 
     def _path(self) -> str:
-        where = checkpoint_folder(self._run.trainer)
         # not .ckpt: nobody is to find it who looks for checkpoints; and no name comes twice,
         # however other numbers of workers count batches
-        return os.path.join(
-            where, "validation", f"step={self._run.progress.steps}-{uuid.uuid4().hex[:8]}.pending"
-        )
+        name = f"{self._run.job.id}-step={self._run.progress.steps}-{uuid.uuid4().hex[:8]}.pending"
+        return os.path.join(self._folder(), name)
+
+    def _folder(self) -> str:
+        return os.path.join(checkpoint_folder(self._run.trainer), "validation")
 
     def _start(self, pending: Pending) -> None:
         self._tasks().start(pending.path, pending.progress, self._has_news)
@@ -279,6 +280,17 @@ class AsyncValidation:
                     self._start(pending)
             else:
                 warn(LOST.format(pending.steps))
+        if self._run.world.is_zero:
+            self._remove_left({pending.path for pending in self._pending})
+
+    def _remove_left(self, listed: set[str]) -> None:
+        """Delete what this job has left that began after the checkpoint and died: it comes again.
+
+        Each file is a whole checkpoint.
+        """
+        for path in folder.newest_first(self._folder(), f"{self._run.job.id}-*.pending"):
+            if path not in listed:
+                folder.remove(path)
 
     def close(self) -> None:
         """End those that run. Their checkpoints stay, for a fit that goes on."""

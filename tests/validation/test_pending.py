@@ -473,8 +473,12 @@ def test_two_workers_leave_what_one_process_leaves(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_what_runs_when_a_worker_is_killed_is_run_again(tmp_path: Path) -> None:
-    """The fit goes on from the recovery checkpoint of step 8, which knows of step 6's values."""
+@pytest.mark.parametrize("every_n_steps", [4, 5])
+def test_what_runs_when_a_worker_is_killed_is_run_again(tmp_path: Path, every_n_steps: int) -> None:
+    """The recovery checkpoint of step 8 knows of the validation of step 6, that of step 5 does not.
+
+    There step 6 is validated anew, and the checkpoint of before is not left.
+    """
     train, (val, _) = loaders(4)
     saver = ModelCheckpoint(monitor="val_step", mode="min")
     done = trainer(
@@ -482,7 +486,7 @@ def test_what_runs_when_a_worker_is_killed_is_run_again(tmp_path: Path) -> None:
         num_workers=2,
         max_failures=1,
         async_validation=True,
-        callbacks=[saver, RecoveryCheckpoint(every_n_steps=4, every_s=None)],
+        callbacks=[saver, RecoveryCheckpoint(every_n_steps=every_n_steps, every_s=None)],
     )
     result = done.fit(Net(tmp_path), train, val)
     assert not (tmp_path / "kill at 9").exists()
@@ -492,6 +496,7 @@ def test_what_runs_when_a_worker_is_killed_is_run_again(tmp_path: Path) -> None:
         == [6, 12, 18]
     )
     assert saver.best_model_score == 6.0
+    assert not (tmp_path / "checkpoints" / "validation").exists()
 
 
 def test_what_a_validation_raises_beside_two_workers_reaches_the_user(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from raylit.launch.on_ray.private import (
     draining_nodes,
     free_resources,
     groups,
+    is_preemption,
 )
 
 if TYPE_CHECKING:
@@ -224,7 +225,36 @@ class AsManyAsFit(ElasticScalingPolicy):
         return {NODE_ID: f"!in({','.join(self._shunned)})"} if self._shunned else None
 
 
-class LostNodesAreNoFailures(DefaultFailurePolicy):
+class SaysRestarts(DefaultFailurePolicy):
+    """Ray's own, which says that the workers are started anew.
+
+    Ray Train asks it once for each restart. A callback of its would be called at each look at the
+    workers, of which there are many while some of them outlive a preempted one.
+
+    Args:
+        failure_config: how many failures, and how many preemptions, are allowed.
+        restarts: is told of them.
+    """
+
+    def __init__(self, failure_config: FailureConfig, restarts: Restarts) -> None:
+        super().__init__(failure_config)
+        self.restarts = restarts
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """Decide whether a failure ends the job or the workers are restarted."""
+        decision = super().make_decision(training_failed_error)
+        failures = getattr(training_failed_error, "worker_failures", {})
+        if decision is FailureDecision.RETRY:
+            if is_preemption(training_failed_error):
+                self.restarts.say(
+                    f"A node was taken away: all start again, {self.restarts.origin}."
+                )
+            elif failures:
+                self.restarts.failed(failures)
+        return decision
+
+
+class LostNodesAreNoFailures(SaysRestarts):
     """Counts a node that is gone as a preemption, not as a failure of the user's code.
 
     Workers that left so that more can start count as neither.
@@ -236,9 +266,8 @@ class LostNodesAreNoFailures(DefaultFailurePolicy):
     """
 
     def __init__(self, failure_config: FailureConfig, room: Room, restarts: Restarts) -> None:
-        super().__init__(failure_config)
+        super().__init__(failure_config, restarts)
         self.room = room
-        self.restarts = restarts
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """Decide whether a failure ends the job or the workers are restarted."""
@@ -260,16 +289,17 @@ class LostNodesAreNoFailures(DefaultFailurePolicy):
             self.restarts.say(
                 "A node is to be taken away: all have saved the run and start again without it."
             )
-            # So that Ray counts it by `max_preemption_failures`, which is a budget of its own
-            training_failed_error = PreemptionError(PreemptionInfo(None, {}))
-        elif lost or (failures and (lost := self._lost(failures))):
+            return self._preempted()
+        if lost or (failures and (lost := self._lost(failures))):
             self.restarts.say(
                 f"Node {', '.join(lost)} is gone: the run goes on from the newest checkpoint."
             )
-            training_failed_error = PreemptionError(PreemptionInfo(None, {}))
-        elif failures:
-            self.restarts.after_exception(None, failures)
+            return self._preempted()
         return super().make_decision(training_failed_error)
+
+    def _preempted(self) -> FailureDecision:
+        """Decide by `max_preemption_failures`, a budget of its own; the restart was told of."""
+        return DefaultFailurePolicy.make_decision(self, PreemptionError(PreemptionInfo(None, {})))
 
     def _lost(self, failures: dict[int, Exception]) -> list[str]:
         """Return the nodes that are gone.

@@ -27,7 +27,7 @@ from raylit.launch.on_ray.cluster import (
     say_dashboard,
     started_here,
 )
-from raylit.launch.on_ray.elastic import AsManyAsFit, LostNodesAreNoFailures, Room
+from raylit.launch.on_ray.elastic import AsManyAsFit, LostNodesAreNoFailures, Room, SaysRestarts
 from raylit.launch.on_ray.failure import (
     DEAD,
     ControllerDied,
@@ -256,8 +256,6 @@ class RayTrainLauncher:
             name=name,
             storage_path=_storage(job),
             failure_config=allowed,
-            # Of an elastic job the failure policy tells: only it knows what is no failure
-            callbacks=[] if trainer.is_elastic else [restarts],
             logging_config=LoggingConfig(log_level="INFO" if is_verbose() else "WARNING"),
         )
         own = {key: value for key, value in os.environ.items() if key.startswith("RAYLIT_")}
@@ -268,6 +266,7 @@ class RayTrainLauncher:
             scaling_config=scaling,
             run_config=config,
         )
+        run.policies = {"failure_policy": SaysRestarts(allowed, restarts)}
         if trainer.is_elastic:
             room = Room(self.resources, name)
             run.policies = {

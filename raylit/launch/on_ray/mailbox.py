@@ -12,7 +12,6 @@ import signal
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeGuard
 
 import ray
-from ray.train import UserCallback
 from ray.train.backend import Backend, BackendConfig
 
 if TYPE_CHECKING:
@@ -216,7 +215,7 @@ def reason(failure: BaseException) -> str:
     return found.partition(" Some common causes")[0].rstrip(".")
 
 
-class Restarts(UserCallback):
+class Restarts:
     """Says, from where Ray Train watches the workers, that it starts them anew.
 
     Args:
@@ -234,18 +233,17 @@ class Restarts(UserCallback):
         self.num_failures = num_failures
         self.origin = origin
 
-    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
-        """Workers failed. Ray Train does not say yet whether it goes on; the budget tells."""
+    def failed(self, failures: dict[int, Exception]) -> None:
+        """Workers failed, and are started anew."""
         self.num_failures += 1
-        if self.max_failures == -1 or self.num_failures <= self.max_failures:
-            of = "" if self.max_failures == -1 else f" of {self.max_failures}"
-            why = "; ".join(reasons_of(worker_exceptions)) or "workers failed"
-            self.mailbox.send.remote(
-                "failed", f"Restart {self.num_failures}{of}, {self.origin}: {why}."
-            )
+        of = "" if self.max_failures == -1 else f" of {self.max_failures}"
+        why = "; ".join(reasons_of(failures)) or "workers failed"
+        self.mailbox.send.remote(
+            "failed", f"Restart {self.num_failures}{of}, {self.origin}: {why}."
+        )
 
     def say(self, why: str) -> None:
-        """The workers of an elastic job are started anew, which counts for no failure."""
+        """The workers are started anew, which counts for no failure."""
         self.mailbox.send.remote("restart", why)
 
     def blames_user(self, failures: dict[int, Exception]) -> bool:

@@ -6,6 +6,7 @@ For Ray Train all are one run, in which the workers ask for jobs.
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 
@@ -45,6 +46,10 @@ class KeptWorkers:
             trainer.use_gpu,
             trainer.resources_per_worker,
             failure_config(trainer.max_failures),
+            # of the process group, which they make once
+            trainer.strategy.timeout_s(),
+            trainer.strategy.process_group_backend,
+            {key: value for key, value in os.environ.items() if key.startswith("RAYLIT_")},
         )
         if self._group is not None and (kind != self._kind or not self._group.is_alive):
             self.release()

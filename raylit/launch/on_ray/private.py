@@ -29,6 +29,7 @@ from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallb
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2._internal.execution.failure_handling.default import _is_preemption_failure
 from ray.train.v2._internal.execution.preemption import PreemptionWatcher
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     )
     from ray.train.v2._internal.execution.worker_group import WorkerGroupState as WorkerGroupState
     from ray.train.v2.api.callback import RayTrainCallback
+    from ray.train.v2.api.exceptions import TrainingFailedError
     from ray.train.v2.api.result import Result
     from ray.train.v2.torch.torch_trainer import TorchTrainer
     from ray.tune import Trainable
@@ -73,6 +75,11 @@ NOT_NEEDED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 AUTOSCALER_STATUS = "__autoscaling_status"
 
 ActorHandle: TypeAlias = Any  # Ray's, whose own type has no methods: each is called by `.remote()`
+
+
+def is_preemption(error: TrainingFailedError) -> bool:
+    """Tell whether Ray counts a failure by `max_preemption_failures` rather than `max_failures`."""
+    return bool(_is_preemption_failure(error))
 
 
 class ReservedGroup(TypedDict):

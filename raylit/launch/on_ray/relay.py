@@ -153,7 +153,9 @@ class _Forked:
 
     def close(self) -> None:
         """Send the remaining lines; forked processes that live on print for nobody."""
-        os.close(self._sink)
+        sink = self._sink
+        self._sink = -1  # else a process forked later would write into the next file of that number
+        os.close(sink)
         self._thread.join(CLOSE_S)
 
 

@@ -205,27 +205,33 @@ def _takes_part(callback: Callback) -> bool:
 def _validate(pickled: Pickled, path: str, progress: dict[str, object]) -> object:
     """Validate a checkpoint, in a process of its own."""
     try:
-        # The values go back to the fit, which logs them: no need for MLflow's passwords here
-        pickled.variables.set(tracking=False)
-        trainer, module, data, datamodule, weights_only = pickled.content()
-        (recorder,) = trainer.loggers
-        trainer.callbacks.append(Tells(recorder))
-        trainer.progress.load_state_dict(progress)
-        trainer.validate(
-            module,
-            data,
-            ckpt_path=path,
-            datamodule=datamodule,
-            weights_only=weights_only,
-            verbose=False,
-        )
-        metrics = trainer.run.metrics
-        return {
-            "callback": metrics.callback,
-            "logged": metrics.logged,
-            "progress_bar": metrics.progress_bar,
-            "rows": recorder.rows,
-            "seen": dict(trainer.run.data.val_batches_seen),
-        }
+        # The values go back to the fit, which logs them: no need for MLflow's passwords here.
+        # Ray lets this process do other tasks later, of other fits too
+        with pickled.variables.applied(tracking=False):
+            return _values(pickled, path, progress)
     except BaseException as error:
         return failure_of(error)
+
+
+def _values(pickled: Pickled, path: str, progress: dict[str, object]) -> dict[str, object]:
+    """Return what a validation of the checkpoint gives, for the fit to take."""
+    trainer, module, data, datamodule, weights_only = pickled.content()
+    (recorder,) = trainer.loggers
+    trainer.callbacks.append(Tells(recorder))
+    trainer.progress.load_state_dict(progress)
+    trainer.validate(
+        module,
+        data,
+        ckpt_path=path,
+        datamodule=datamodule,
+        weights_only=weights_only,
+        verbose=False,
+    )
+    metrics = trainer.run.metrics
+    return {
+        "callback": metrics.callback,
+        "logged": metrics.logged,
+        "progress_bar": metrics.progress_bar,
+        "rows": recorder.rows,
+        "seen": dict(trainer.run.data.val_batches_seen),
+    }

@@ -64,7 +64,12 @@ class Variables:
         began = {**_at_start(), **inherited}
         return cls(
             {name: value for name, value in now.items() if began.get(name) != value},
-            tuple(name for name in inherited if _travels(name) and name not in now),
+            # A password for a server of before is not to reach the next one
+            tuple(
+                name
+                for name in inherited
+                if (_travels(name) or name.startswith(TRACKING)) and name not in os.environ
+            ),
             {name: value for name, value in os.environ.items() if name.startswith(TRACKING)},
         )
 

@@ -57,13 +57,15 @@ class ProcessLauncher:
         job.accelerator = accelerator_for(trainer.accelerator, trainer.use_gpu, trainer.num_workers)
         before = find.times_of(checkpoint_folders(job))
         allowed = getattr(trainer.max_failures, "max_failures", trainer.max_failures)
+        # Before the first start: what cannot be sent is no failure of a rank
+        content = None if trainer.start_method == "fork" else pickled(job)
         num_failures = 0
         while True:
             with tempfile.TemporaryDirectory(prefix="raylit-") as name:
                 folder = Path(name)
                 try:
                     with drawing(folder) as draws:
-                        return self._run(job, before, folder, draws)
+                        return self._run(job, content, before, folder, draws)
                 except Exception as error:
                     num_failures += 1
                     if num_failures > allowed != -1:
@@ -74,11 +76,14 @@ class ProcessLauncher:
                         f" {type(error).__name__}: {first}"
                     )
 
-    def _run(self, job: Job, before: dict[str, float], folder: Path, draws: bool) -> Result:
+    def _run(
+        self, job: Job, content: bytes | None, before: dict[str, float], folder: Path, draws: bool
+    ) -> Result:
         """Start the ranks, wait for them, and return rank 0's result.
 
         Args:
             job: what they are to do.
+            content: the job as it is sent to new processes; None: they are forked.
             before: the checkpoints that were there.
             folder: for the files of this job.
             draws: whether this process draws rank 0's progress.
@@ -99,7 +104,7 @@ class ProcessLauncher:
             draws=draws,
         )
         with handing_on_signals() as signals, keeping_quiet():
-            context = start(job, settings, folder)
+            context = start(job, content, settings, folder)
             signals.watch()  # torch's launcher has set handlers of its own
             try:
                 died = wait(context, folder, signals)
@@ -164,12 +169,8 @@ def accelerator_for(accelerator: str, use_gpu: bool | None, size: int) -> str:
     return "gpu"
 
 
-def start(job: Job, settings: RankSettings, folder: Path) -> PContext:
-    """Start the ranks.
-
-    Raises:
-        ConfigError: the job cannot be pickled.
-    """
+def start(job: Job, content: bytes | None, settings: RankSettings, folder: Path) -> PContext:
+    """Start the ranks."""
     envs = {
         rank: {
             "RANK": str(rank),
@@ -185,14 +186,14 @@ def start(job: Job, settings: RankSettings, folder: Path) -> PContext:
     info(f"Starting {settings.size} local processes.")
     sys.stdout.flush()
     sys.stderr.flush()
-    if job.trainer.start_method == "fork":
+    if content is None:
         sent = copy.copy(job)
         args: dict[int, tuple[object, ...]] = {
             rank: (sent, settings, folder, rank) for rank in range(settings.size)
         }
         return start_processes("raylit", be_forked, args, envs, logs, start_method="fork")
     (folder / SETTINGS).write_bytes(pickle.dumps(settings))
-    (folder / JOB).write_bytes(pickled(job))
+    (folder / JOB).write_bytes(content)
     command = {rank: ("-m", RANK_MAIN, str(folder), str(rank)) for rank in range(settings.size)}
     return start_processes("raylit", sys.executable, command, envs, logs)
 

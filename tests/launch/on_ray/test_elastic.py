@@ -10,9 +10,11 @@ import time
 from typing import Any
 
 import pytest
+from ray.train.v2.api.exceptions import PreemptionError
+from ray.train.v2.api.preemption import PreemptionInfo
 
 from raylit.errors import LaunchError
-from raylit.launch.on_ray.elastic import AsManyAsFit, LostNodesAreNoFailures, Room
+from raylit.launch.on_ray.elastic import AsManyAsFit, LostNodesAreNoFailures, Room, SaysRestarts
 from raylit.launch.on_ray.failure import failure_of, raise_original
 from raylit.launch.on_ray.mailbox import Left, Mailbox, Restarts, answers
 from raylit.launch.on_ray.private import (
@@ -146,6 +148,30 @@ def test_only_failures_are_counted(mailbox: Any) -> None:
         FailureDecision.RAISE,
         [],
     )
+
+
+def test_a_restart_is_told_of_as_it_is_decided(mailbox: Any) -> None:
+    """A preemption is one however often the workers that outlive it are looked at."""
+    policy = SaysRestarts(
+        ray.train.FailureConfig(max_failures=1, max_preemption_failures=1),
+        Restarts(mailbox, 1, 0, "from the start"),
+    )
+    lost = ray.exceptions.RayActorError(preempted=True)
+    said = []
+    for error in (
+        PreemptionError(PreemptionInfo(None, {})),
+        ray.train.WorkerGroupError("", {0: lost}),
+        ray.train.WorkerGroupError("", {1: ValueError("bad")}),
+        ray.train.WorkerGroupError("", {1: ValueError("bad")}),
+    ):
+        decision = policy.make_decision(error)
+        said.append((decision is FailureDecision.RETRY, ray.get(mailbox.take.remote())))
+    assert said == [
+        (True, [("restart", "A node was taken away: all start again, from the start.")]),
+        (False, []),
+        (True, [("failed", "Restart 1 of 1, from the start: rank 1: bad.")]),
+        (False, []),
+    ]
 
 
 def test_each_change_of_size_is_said_once(capfd: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from raylit.launch.on_ray.relay import LINE_CHARS, RemoteScreen, echoing
@@ -66,3 +68,19 @@ def test_processes_that_are_forked_are_heard(monkeypatch: Any) -> None:
         child.start()
         child.join()
     assert sorted(screen.lines) == ["[rank 1] begun", "[rank 1] of a worker of a loader"]
+
+
+def test_what_a_forked_process_writes_after_the_job_goes_nowhere(tmp_path: Path) -> None:
+    """A handler of logging keeps the stream that it was made with, from one job to the next."""
+    with echoing(Screen(), 1):
+        kept = sys.stdout
+    files = [open(tmp_path / str(number), "wb") for number in range(8)]  # noqa: SIM115
+    try:
+        fork = multiprocessing.get_context("fork")
+        child = fork.Process(target=lambda: print("of a loader", file=kept, flush=True))
+        child.start()
+        child.join()
+    finally:
+        for file in files:
+            file.close()
+    assert not any(path.stat().st_size for path in tmp_path.iterdir())
