@@ -104,7 +104,8 @@ class CombinedLoader:
         # random states, of loaders without a place: those of the process, and of its generator
         self._begun: dict[int, tuple[tuple[object, ...], Tensor | None]] = {}
         self._given = 0
-        self._held: list[_Held] = []  # before the batch that was given last, and after it
+        # Before the batch that was given last and, where one is read ahead, after it
+        self._held: list[_Held] = []
         self._alive: list[_MultiProcessingDataLoaderIter] = []
 
     @property
@@ -327,20 +328,26 @@ class CombinedLoader:
 
     # ---- in the middle of an epoch ----
 
-    def ahead(self, items: Iterator[Item]) -> Iterator[Item]:
+    def resumable(self, items: Iterator[Item]) -> Iterator[Item]:
+        """Return the batches, of which `states` tells also while one is trained on.
+
+        A plan counts its batches and needs nothing for that.
+        """
+        if self.reads_ahead:
+            return self._ahead(items)
+        keeps_place = any(
+            plan is None and keeper_of(one) is not None
+            for one, plan in zip(self.readers, self.plans, strict=True)
+        )
+        return self._holding(items) if keeps_place else items
+
+    def _ahead(self, items: Iterator[Item]) -> Iterator[Item]:
         """Read one batch ahead, so that `is_last` tells of each batch whether it is the last.
 
         `states` stays that of before.
         """
-        drawn_from = self._drawn_from
-        self._drawn_from = None
         before = self._hold()
-        if drawn_from is None:
-            item = next(items, None)
-        else:
-            with rng.isolated(cuda=False):  # it was read before, when the states were these
-                rng.restore(drawn_from)
-                item = next(items, None)
+        item = self._next_as_drawn(items)
         while item is not None:
             after = self._hold()
             following = next(items, None)
@@ -350,6 +357,30 @@ class CombinedLoader:
             yield item
             before = after
             item = following
+
+    def _holding(self, items: Iterator[Item]) -> Iterator[Item]:
+        """Remember where data that keeps its own place stood before the batch that is trained on.
+
+        By then it stands behind that batch, which comes again if the fit ends within it.
+        """
+        before = self._hold()
+        item = self._next_as_drawn(items)
+        while item is not None:
+            self._held = [before]
+            self._given = item[1] + 1
+            yield item
+            before = self._hold()
+            item = next(items, None)
+
+    def _next_as_drawn(self, items: Iterator[Item]) -> Item | None:
+        """Return the first batch, with the random numbers of when it was read before, if it was."""
+        drawn_from = self._drawn_from
+        self._drawn_from = None
+        if drawn_from is None:
+            return next(items, None)
+        with rng.isolated(cuda=False):
+            rng.restore(drawn_from)
+            return next(items, None)
 
     def _hold(self) -> _Held:
         keepers = {number: keeper_of(one) for number, one in enumerate(self.readers)}
@@ -367,18 +398,19 @@ class CombinedLoader:
             rng.capture(cuda=False) if draws else None,
         )
 
-    def states(self, batch: int) -> list[StateDict]:
+    def states(self, batch: int | None) -> list[StateDict]:
         """Return the argument of `go_on`: the state that each loader needs to go on, as plain data.
 
         Args:
-            batch: batches of the epoch that were trained on; 0 between epochs.
+            batch: batches of the epoch that were trained on; None between epochs.
         """
         # A checkpoint saved while a batch is trained on does not count it: it comes again
-        held = self._held[0 if batch < self._given else 1] if self._held else None
+        is_within = batch is not None and batch < self._given and bool(self._held)
+        held = self._held[0] if is_within else next(iter(self._held[1:]), None)
         passed = None if self.even is None else self.even.passed
         if held is not None:
             passed = held.passed
-        own = max(0, batch - (passed or 0))
+        own = max(0, (batch or 0) - (passed or 0))
         states: list[dict[str, object]] = []
         for number, (loader, plan, length) in enumerate(
             zip(self.readers, self.plans, self.lengths(), strict=True)
@@ -393,7 +425,11 @@ class CombinedLoader:
         drawn_from = None if held is None else held.drawn_from
         return [
             *states,
-            {"passed": passed, "ahead": None if drawn_from is None else rng.plain(drawn_from)},
+            {
+                "passed": passed,
+                "ahead": None if drawn_from is None else rng.plain(drawn_from),
+                "is_within": is_within,
+            },
         ]
 
     def _states_at_begin(self, number: int) -> dict[str, object] | None:
@@ -415,7 +451,11 @@ class CombinedLoader:
         self._start = batch
         counted = batch if counted is None else counted
         passed = 0
-        if batch and len(states) > len(self.readers):
+        # Between epochs, data's own state is that of the one which ended
+        has_begun = batch > 0
+        if len(states) > len(self.readers):
+            has_begun = has_begun or bool(states[-1].get("is_within"))
+        if has_begun and len(states) > len(self.readers):
             passed = states[-1].get("passed") or 0
             self._drawn_from = states[-1].get("ahead")
             if self.even is not None:
@@ -430,8 +470,7 @@ class CombinedLoader:
                     plan.go_on(state, own, own)
                 else:
                     plan.go_on(state, own, counted - passed)
-            elif keeper is not None and state and batch:
-                # between epochs, data's own state is that of the one which ended
+            elif keeper is not None and state and has_begun:
                 keeper.load_state_dict(state)
         self.recount()
 

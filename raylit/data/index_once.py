@@ -8,7 +8,6 @@ do, since it is asked as before. `RAYLIT_INDEX_ONCE=0` turns it off.
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 from torch.utils.data._utils.collate import collate_tensor_fn, default_collate_fn_map
 
+from raylit.data.sampling.sampler import copied
 from raylit.runtime.aliases import Batch, Loaders
 
 NOTHING = nullcontext()
@@ -37,11 +37,7 @@ class IndexedOnce(Dataset[object]):
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
         self.measure: Callable[[], AbstractContextManager[object]] | None = None
-        self._subsets: list[Subset[object]] = []  # from the outermost on
-        while type(dataset) is Subset:
-            self._subsets.append(dataset)
-            dataset = dataset.dataset
-        self._tensors: tuple[Tensor, ...] = dataset.tensors
+        self._tensors: tuple[Tensor, ...] = ()  # known to be plain
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -57,14 +53,20 @@ class IndexedOnce(Dataset[object]):
     def __getitems__(self, indices: list[int]) -> object:
         """Return the batch of these samples."""
         with NOTHING if self.measure is None else self.measure():
-            places = indices
-            for subset in self._subsets:
-                places = [subset.indices[index] for index in places]
+            places, dataset = indices, self.dataset
+            while type(dataset) is Subset:
+                places = [dataset.indices[index] for index in places]
+                dataset = dataset.dataset
+            tensors = dataset.tensors
+            if tensors is not self._tensors:  # by the user, perhaps after each epoch
+                if type(dataset) is not TensorDataset or not all(map(_is_plain_tensor, tensors)):
+                    return self._as_torch(indices)
+                self._tensors = tensors
             if not places or set(map(type, places)) != {int} or min(places) < 0:
                 return self._as_torch(indices)  # of what else can be an index torch knows more
             index = torch.tensor(places)
             try:
-                return [torch.index_select(tensor, 0, index) for tensor in self._tensors]
+                return [torch.index_select(tensor, 0, index) for tensor in tensors]
             except IndexError:
                 return self._as_torch(indices)  # raises what the data set raises
 
@@ -81,11 +83,10 @@ def index_once(loader: Loaders) -> object:
     """
     if type(loader) is not DataLoader or not _is_known(loader):
         return loader
-    changed = copy.copy(loader)
+    changed = copied(loader)
     # DataLoader forbids to set these attributes after construction
     changed.__dict__["dataset"] = IndexedOnce(loader.dataset)
     changed.__dict__["collate_fn"] = _as_it_is
-    changed.__dict__["_iterator"] = None
     return changed
 
 

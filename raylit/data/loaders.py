@@ -107,7 +107,15 @@ def prepare(
         loader.recount()
         loader.even = make_even(loader.num_batches(), ready, world, uneven)
     else:
-        loader.limits = [num_batches(stage, length_of(one), limit) for one in ready]
+        lengths = [length_of(one) for one in ready]
+        most = lengths
+        if distribute and isinstance(limit, float) and limit != 1.0:
+            # One decision for all ranks, whose shares differ by a batch: by the longest
+            most = [max(ranks) for ranks in zip(*world.all_gather_object(lengths), strict=True)]
+        loader.limits = [
+            min(length, num_batches(stage, longest, limit))
+            for length, longest in zip(lengths, most, strict=True)
+        ]
     return loader
 
 

@@ -32,7 +32,7 @@ def dump(run: Run, progress: Progress) -> StateDict:
         "rng": rng.state(),
         "seed": run.data.seed,
         "loaders": (
-            [] if loader is None else loader.states(progress.batch if progress.in_epoch else 0)
+            [] if loader is None else loader.states(progress.batch if progress.in_epoch else None)
         ),
         "loader_epochs": run.data.loader_epoch,
         "reading": run.data.is_reading,

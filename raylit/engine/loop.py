@@ -158,8 +158,7 @@ def train_epoch(run: Run, batches: Iterator[Item]) -> None:
     transfer = run.calls.transfer
     loader = run.data.loaders["train"]
     several = run.world.size > 1
-    if loader.reads_ahead:
-        batches = loader.ahead(batches)
+    batches = loader.resumable(batches)
     if data.takes_iterator(run.module.training_step):
         batches, train, batch_end = hand_over(run, batches, train, batch_end)
         transfer = None

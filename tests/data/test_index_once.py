@@ -178,6 +178,16 @@ def test_a_subset_whose_indices_change_is_followed() -> None:
     assert len(copy.deepcopy(loader).dataset) == 3
 
 
+def test_tensors_that_are_replaced_are_followed() -> None:
+    data = TensorDataset(torch.arange(4.0))
+    loader: Any = index_once(DataLoader(Subset(data, [0, 3]), 2))
+    assert next(iter(loader))[0].tolist() == [0, 3]
+    data.tensors = (torch.arange(4.0) + 10,)
+    assert next(iter(loader))[0].tolist() == [10, 13]
+    data.tensors = (torch.arange(8.0)[::2],)  # not contiguous, as torch's own way has it
+    assert next(iter(loader))[0].tolist() == [0, 6]
+
+
 class Several(Dataset[Any]):
     """A data set that fetches a batch at once."""
 

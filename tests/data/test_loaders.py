@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
+import raylit as pl
 from raylit.data import CombinedLoader, prepare
 from raylit.data.loaders import num_batches
 from raylit.errors import DataError
 from raylit.parallel import World
 from raylit.parallel.world import choose_device
+from raylit.testing import BoringModel
+from tests.quiet import BARE
+from tests.ranks import run_on_two_ranks
 
 ALONE = World(choose_device("cpu", 0))
 
@@ -86,3 +93,15 @@ def test_data_that_cannot_be_read(data: object, stage: str, message: str) -> Non
 def test_overfit_reads_in_order() -> None:
     loader = DataLoader(range(5), shuffle=True, collate_fn=list)  # type: ignore[arg-type]
     assert [batch for batch, _, _ in prepared(loader, overfit=True, limit=3)] == [[0], [1], [2]]
+
+
+def validate_a_half(folder: str) -> int:
+    data = DataLoader(torch.randn(5, 32), batch_size=2)  # type: ignore[arg-type]
+    trainer = pl.Trainer(limit_val_batches=0.5, default_root_dir=folder, **BARE)
+    trainer.validate(BoringModel(), data, verbose=False)
+    return int(trainer.num_val_batches[0])
+
+
+def test_a_fraction_is_the_same_decision_on_all_ranks(tmp_path: Path) -> None:
+    """The second rank has one batch, of which a half is less than one."""
+    assert run_on_two_ranks(validate_a_half, tmp_path) == [1, 1]

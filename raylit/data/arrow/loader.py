@@ -403,11 +403,15 @@ class ArrowLoader(PositionedLoader):
             self._from = 0
             self.begin_anew()
             return
-        self.begins_at = batch
         read_by = list(state["read_by"])
-        if read_by != [self._num_ranks, self.batch_size] or self._spans:
-            self._spans = [*self._spans, [*read_by, counted - self._from]]
-            self._from = batch
+        if read_by == [self._num_ranks, self.batch_size] and not self._spans:
+            return
+        # A loader that has begun again beside a longer one counts for itself
+        number = state["number"]
+        per_batch = self._num_ranks * self.batch_size
+        self.begins_at = batch if number == counted else state["cursor"] // per_batch
+        self._spans = [*self._spans, [*read_by, number - self._from]]
+        self._from = self.begins_at
 
     def begin_anew(self) -> None:
         """Let the next iteration begin an epoch, whatever `go_on` told."""

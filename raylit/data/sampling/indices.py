@@ -5,11 +5,11 @@ This is for those who write predictions beside their samples.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
+from raylit.data.sampling.sampler import copied
 from raylit.data.sampling.sources import Index, UserSampler
 from raylit.runtime.aliases import Loaders
 from raylit.runtime.messages import warn_once
@@ -63,7 +63,7 @@ def noting_indices(loader: Loaders) -> Loaders:
             key="batch indices",
         )
         return loader
-    noting = copy.copy(loader)
+    noting = copied(loader)
     noting.__dict__["batch_sampler"] = NotingBatchSampler(loader.batch_sampler)
     return noting
 

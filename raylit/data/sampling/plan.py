@@ -15,7 +15,6 @@ that is entered in its middle.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -31,6 +30,7 @@ from raylit.data.positioned import PositionedLoader
 from raylit.data.ray_dataset import RayDataLoader
 from raylit.data.sampling.sampler import (
     ShardedSampler,
+    copied,
     deal,
     order_number,
     seeded_order,
@@ -486,11 +486,9 @@ def planned(loader: Loaders, rank: int, num_ranks: int, number: int, seed: int) 
     ):
         return loader
     name = "sampler" if loader.batch_sampler is None else "batch_sampler"
-    changed = copy.copy(loader)
+    changed = copied(loader)
     # DataLoader forbids to set these attributes after construction; going through __dict__ spares
     # it a second construction
-    # Persistent workers read what the loader's own sampler draws
-    changed.__dict__["_iterator"] = None
     changed.__dict__[name] = PlannedSampler(
         getattr(loader, name), loader, rank, num_ranks, number, seed
     )

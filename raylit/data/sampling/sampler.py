@@ -186,7 +186,7 @@ def shard(loader: Loaders, world: World, mode: str, alone: bool = False) -> obje
         sampler = batch_sampler.sampler  # the loader's own does not count if it was given batches
     if batch_sampler is None or type(batch_sampler) is BatchSampler:
         return reading(loader, ShardedSampler(sampler, world.rank, world.size, mode))
-    sharded = copy.copy(loader)
+    sharded = copied(loader)
     sharded.__dict__["batch_sampler"] = ShardedSampler(batch_sampler, world.rank, world.size, mode)
     return sharded
 
@@ -214,6 +214,17 @@ def with_short_batches(loader: Loaders) -> object:
     return reading(loader, batch_sampler.sampler, drop_last=False)
 
 
+def copied(loader: DataLoader[object]) -> DataLoader[object]:
+    """Return a copy of a loader, to be given another sampler or data set.
+
+    It is without the iterator that a loader with persistent workers keeps once it was read: torch
+    would go on with that, which draws from the loader's own sampler.
+    """
+    changed = copy.copy(loader)
+    changed.__dict__["_iterator"] = None
+    return changed
+
+
 def reading(
     loader: DataLoader[object], sampler: UserSampler, drop_last: bool | None = None
 ) -> DataLoader[object]:
@@ -221,7 +232,7 @@ def reading(
 
     `drop_last` is kept if None.
     """
-    changed = copy.copy(loader)
+    changed = copied(loader)
     # DataLoader forbids to set these attributes after construction; going through __dict__ spares
     # it a second construction
     changed.__dict__["sampler"] = sampler

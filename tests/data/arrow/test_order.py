@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,28 @@ def test_a_cut_epoch_gives_the_same_batches(
     assert len(rest) == len(whole) - number
     for one, other in zip(rest, whole[number:], strict=True):
         assert all(torch.equal(one[name], other[name]) for name in ("row", "half"))
+
+
+@pytest.mark.parametrize("later_size", [2, 4])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_shorter_one_goes_on_in_the_pass_that_it_was_in(shuffle: bool, later_size: int) -> None:
+    """Beside a longer loader it begins again and again: 8 rows, of which 4 were read twice."""
+    data = dataset(8, 4, "memory")
+
+    def make(batch_size: int) -> CombinedLoader:
+        one = loader(data, 0, 1, batch_size=batch_size, shuffle=shuffle)
+        return CombinedLoader({"short": one, "long": range(10)}, "max_size_cycle")
+
+    whole = [batch["short"]["row"].tolist() for batch, _, _ in make(2)]
+    first, later = make(2), make(later_size)
+    batches = iter(first)
+    for _ in range(6):
+        next(batches)
+    later.go_on(6, first.states(6))
+    rest = [row for batch, _, _ in later for row in batch["short"]["row"].tolist()]
+    assert rest[:4] == whole[6] + whole[7]
+    if later_size == 2:
+        assert rest == [*chain(*whole[6:])]
 
 
 @pytest.mark.long

@@ -5,6 +5,7 @@ In evaluation each sample once, in training equally many, in prediction in the o
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -22,7 +23,12 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from raylit.data.sampling.plan import set_epoch
-from raylit.data.sampling.sampler import ShardedSampler, shard, without_shuffle
+from raylit.data.sampling.sampler import (
+    ShardedSampler,
+    shard,
+    with_short_batches,
+    without_shuffle,
+)
 from raylit.parallel import World
 
 
@@ -208,3 +214,21 @@ def test_without_shuffle_reads_in_order() -> None:
     )
     ordered: Any = DataLoader(range(6))  # type: ignore[arg-type]
     assert without_shuffle(ordered) is ordered
+
+
+def test_a_loader_that_was_read_gives_its_workers_to_no_copy() -> None:
+    """With persistent workers torch goes on with the iterator of before, and its sampler."""
+    loader: Any = DataLoader(
+        range(5),  # type: ignore[arg-type]
+        batch_size=2,
+        shuffle=True,
+        drop_last=True,
+        num_workers=1,
+        persistent_workers=True,
+        collate_fn=list,
+    )
+    next(iter(loader))
+    assert list(without_shuffle(loader)) == [[0, 1], [2, 3]]
+    assert sorted(number for batch in with_short_batches(loader) for number in batch) == [*range(5)]
+    shares = [list(shard(loader, rank_of(rank, 2), "evaluate")) for rank in range(2)]
+    assert not set(chain(*shares[0])) & set(chain(*shares[1]))
