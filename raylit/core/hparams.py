@@ -364,7 +364,7 @@ def _mapping(checkpoint: CheckpointDict, *keys: str) -> StateDict:
 def _restored(name: str, description: object, cls: type) -> object:
     try:
         return importable.restore(description, cls)
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # the constructor of any class may run here
         raise CheckpointError(
             f"The hyperparameter {name!r} in the checkpoint was not restored: {error}. Or"
             f" give it: {cls.__name__}.load_from_checkpoint(path, {name}=...)."
