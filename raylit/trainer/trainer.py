@@ -191,9 +191,9 @@ class Trainer(TrainerView):
         model_registry: str | None = None,
         launcher: Literal["ray", "local"] | None = None,
     ) -> None:
-        given = {
-            name: value for name, value in locals().items() if name not in ("self", "__class__")
-        }
+        given = settings.without_numpy(
+            {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        )
         # two say more of a value of another type where they are looked at
         check_kinds(Trainer.__init__, given, but=("gradient_clip_val", "accumulate_grad_batches"))
         self.strategy = find_strategy(strategy)

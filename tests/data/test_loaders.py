@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
@@ -20,6 +21,7 @@ ALONE = World(choose_device("cpu", 0))
         (10, 1.0, 10),
         (10, 3, 3),
         (10, 30, 10),
+        (10, np.int64(3), 3),
         (10, 0.35, 3),
         (10, 0, 0),
         (10, 0.0, 0),

@@ -242,6 +242,15 @@ def test_a_metric_need_not_be_an_attribute_of_the_module(tmp_path: Path) -> None
     assert both(scenario, tmp_path) == ("MisconfigurationException", 1.0)
 
 
+def test_overfit_batches_that_is_a_whole_float(tmp_path: Path) -> None:
+    def scenario(pl: Any, root: Path) -> Any:
+        one = trainer(pl, root, max_epochs=1, overfit_batches=2.0)
+        one.fit(model_class(pl)(), loader(5))
+        return [one.overfit_batches, one.num_training_batches]
+
+    assert both(scenario, tmp_path) == ([2, 5], [2, 2])
+
+
 def test_hyperparameters_may_be_a_dataclass(tmp_path: Path) -> None:
     @dataclasses.dataclass
     class Config:
