@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 from collections.abc import Iterable, Sequence
@@ -644,7 +645,10 @@ class Trainer(TrainerView):
                     f"Trainer has no argument {name!r}."
                     f"{did_you_mean(name, self.settings.arguments)}"
                 )
-        return type(self)(**{**self.settings.arguments, **arguments})
+        # The `__init__` of a subclass may take other arguments; what it has set stays
+        made = copy.copy(self)
+        Trainer.__init__(made, **{**self.settings.arguments, **arguments})
+        return made
 
     # ---- a job's beginning and end ----
 
