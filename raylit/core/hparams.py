@@ -274,11 +274,14 @@ def construct(
         },
         **stored,
     }
-    configs = _mapping(checkpoint, "raylit", "configs").get(cls.CHECKPOINT_HYPER_PARAMS_KEY, [])
-    stored = omega.restored(stored, configs)
     container = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NAME)
     name = container if isinstance(container, str) and container != "kwargs" else ""
-    if name and name in accepted_arguments(cls, {name: None}):
+    is_one_argument = bool(name) and name in accepted_arguments(cls, {name: None})
+    if is_one_argument:
+        stored = {**stored, **overrides}  # before it becomes a config, which stays one
+    configs = _mapping(checkpoint, "raylit", "configs").get(cls.CHECKPOINT_HYPER_PARAMS_KEY, [])
+    stored = omega.restored(stored, configs)
+    if is_one_argument:
         stored = {name: stored}
     values = {**stored, **overrides}
     maker = values.pop(INSTANTIATOR, None)
@@ -364,7 +367,7 @@ def _mapping(checkpoint: CheckpointDict, *keys: str) -> StateDict:
 def _restored(name: str, description: object, cls: type) -> object:
     try:
         return importable.restore(description, cls)
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # the constructor of any class may run here
         raise CheckpointError(
             f"The hyperparameter {name!r} in the checkpoint was not restored: {error}. Or"
             f" give it: {cls.__name__}.load_from_checkpoint(path, {name}=...)."
@@ -395,7 +398,7 @@ def _read_hparams(path: str | os.PathLike[str]) -> Arguments:
         if kind == ".csv":
             rows = csv.DictReader(text.splitlines(keepends=True))
             return {row["key"]: _literal(row["value"]) for row in rows}
-        found = bounded_yaml.read(text)[1]
+        found = bounded_yaml.read(text, bounded_yaml.LoaderOfTuples)[1]
     except (ValueError, yaml.YAMLError, KeyError, csv.Error) as error:
         raise ConfigError(
             f"hparams_file={os.fspath(path)!r} is no file of hyperparameters: {error}. Give one"

@@ -155,9 +155,10 @@ def describe(value: object, cls: type) -> Description | None:
     try:
         description = _describe(value)
         restored = _rebuild(description, lambda path: _find_to_write(path, cls))
-    except (AttributeError, TypeError, ValueError):
+        is_exact = not _is_plain(description) and _is_same(restored, value)
+    except Exception:  # constructors and comparisons of any class run here
         return None
-    return description if not _is_plain(description) and _is_same(restored, value) else None
+    return description if is_exact else None
 
 
 def _is_plain(description: Description) -> bool:

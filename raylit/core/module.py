@@ -133,6 +133,7 @@ class LightningModule(ModuleHooks, HasHyperparameters, Exportable):
         self._strict_loading: bool | None = None
         self._trainer: weakref.ref[RunningTrainer] | None = None
         self._metrics: Log | None = None
+        self._toggled: dict[Tensor, bool] = {}
 
     # ---- what users write ----
 

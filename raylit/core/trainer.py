@@ -589,6 +589,10 @@ class JobTrainer(RunningTrainer, Protocol):
 
     # ---- further settings ----
     @property
+    def gpus(self) -> tuple[int, ...] | None:
+        """The numbers of the GPUs that were asked for; None: the first ones."""
+
+    @property
     def changed_arguments(self) -> dict[str, object]:
         """The arguments that differ from their defaults."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from functools import partial
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 from torch.utils.data import BatchSampler, RandomSampler
@@ -207,8 +208,8 @@ def num_batches(stage: str, length: float, limit: int | float) -> float:
     if length == 0 or limit == 0:
         return 0
     # Before the comparison below: 1 is one batch, 1.0 all of them
-    if isinstance(limit, int):
-        return min(length, limit)
+    if isinstance(limit, Integral):  # numpy's too, which may be set while it runs
+        return min(length, int(limit))
     if limit == 1.0:
         return length
     if length == float("inf"):

@@ -59,6 +59,7 @@ def run_job(job: Job) -> Result:
         job.accelerator or job.trainer.accelerator,
         strategy.process_group_backend,
         strategy.timeout_s(),
+        job.trainer.gpus,
     )
     run = make_run(job, world)
     run.loop = job.task or (loop.fit if job.fn == "fit" else evaluate)

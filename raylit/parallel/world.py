@@ -8,7 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -68,7 +68,13 @@ class World:
         messages.rank_zero_only.rank = self.rank  # type: ignore[attr-defined]
 
     @classmethod
-    def join(cls, accelerator: str, backend: str | None = None, timeout_s: float = 1800.0) -> World:
+    def join(
+        cls,
+        accelerator: str,
+        backend: str | None = None,
+        timeout_s: float = 1800.0,
+        gpus: Sequence[int] | None = None,
+    ) -> World:
         """Find this process's place.
 
         In the process group that exists, in the one that `torchrun`'s variables describe, or alone.
@@ -77,8 +83,9 @@ class World:
             accelerator: one of `auto`, `cpu`, `gpu`, `cuda`, `mps`.
             backend: torch's name of what carries collectives; None: what the device wants.
             timeout_s: seconds to wait for a rank that hangs.
+            gpus: the numbers of the GPUs for the ranks of this node; None: the first ones.
         """
-        device = choose_device(accelerator, int(os.environ.get("LOCAL_RANK", "0")))
+        device = choose_device(accelerator, int(os.environ.get("LOCAL_RANK", "0")), gpus)
         if (
             not dist.is_initialized()
             and "TORCHELASTIC_RUN_ID" in os.environ
@@ -234,8 +241,15 @@ def _to_tell(error: BaseException) -> BaseException:
     return error
 
 
-def choose_device(accelerator: str, local_rank: int) -> torch.device:
+def choose_device(
+    accelerator: str, local_rank: int, gpus: Sequence[int] | None = None
+) -> torch.device:
     """Return the device a rank computes on.
+
+    Args:
+        accelerator: one of `ACCELERATORS`.
+        local_rank: number among the ranks of this node.
+        gpus: the numbers of the GPUs for those ranks; None: the first ones.
 
     Raises:
         ConfigError: the accelerator is unknown, or this machine does not have it.
@@ -245,8 +259,17 @@ def choose_device(accelerator: str, local_rank: int) -> torch.device:
             f"accelerator={accelerator!r} is not known. Use one of: {', '.join(ACCELERATORS)}."
         )
     if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
-        # Ray Train may show a worker only its own GPU, torchrun shows all.
-        index = local_rank if local_rank < torch.cuda.device_count() else 0
+        there = torch.cuda.device_count()
+        if gpus is None:
+            # Ray Train may show a worker only its own GPU, torchrun shows all.
+            index = local_rank if local_rank < there else 0
+        elif local_rank < len(gpus) and gpus[local_rank] in range(there):
+            index = gpus[local_rank]
+        else:
+            raise ConfigError(
+                f"devices={list(gpus)} names no GPU for rank {local_rank} of this machine, on which"
+                f" PyTorch finds {there}. Name one of them for each rank, by its number from 0."
+            )
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
     if accelerator in ("gpu", "mps", "auto") and torch.backends.mps.is_available():

@@ -123,31 +123,31 @@ def _replace(batch: object, function: Callable[[object], object]) -> Batch:
         if isinstance(batch, defaultdict):
             return type(batch)(batch.default_factory, items)
         return items if type(batch) is dict else type(batch)(items)  # type: ignore[call-arg]
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        changed = {
-            field.name: _replace(getattr(batch, field.name), function)
-            for field in dataclasses.fields(batch)
-            if field.init
-        }
-        return dataclasses.replace(batch, **changed)
-    if _is_attrs(batch):
-        changed = {name: _replace(item, function) for name, item in _attributes(batch)}
+    if _has_fields(batch):
+        changed = {name: _replace(item, function) for name, item in _fields(batch)}
+        # Not made anew: what its constructor does with the values would be done to them twice
         replaced = copy.copy(batch)
+        params = getattr(batch, "__dataclass_params__", None)
+        # That of attrs may convert a value once more, and one that is frozen takes none
+        assign = object.__setattr__ if params is None or params.frozen else setattr
         for name, item in changed.items():
-            object.__setattr__(replaced, name, item)  # it may be frozen
+            assign(replaced, name, item)
         return replaced
     return batch
 
 
-def _is_attrs(batch: object) -> bool:
-    """Tell whether the package attrs, which need not be here, has made this object's class."""
-    return hasattr(type(batch), "__attrs_attrs__")
+def _has_fields(batch: object) -> bool:
+    """Tell whether this is an object of a dataclass, or of a class of attrs."""
+    # The package attrs need not be here
+    return hasattr(type(batch), "__dataclass_fields__") or hasattr(type(batch), "__attrs_attrs__")
 
 
-def _attributes(batch: Batch) -> Iterator[tuple[str, object]]:
-    """Give the names and values of the fields of an object of an attrs class."""
-    for attribute in type(batch).__attrs_attrs__:
-        yield attribute.name, getattr(batch, attribute.name)
+def _fields(batch: Batch) -> Iterator[tuple[str, object]]:
+    """Give the names and values of the fields that have one: its constructor may leave some."""
+    own = dataclasses.fields(batch) if dataclasses.is_dataclass(batch) else batch.__attrs_attrs__
+    for field in own:
+        if hasattr(batch, field.name):
+            yield field.name, getattr(batch, field.name)
 
 
 def named_tensors(batch: object, name: str = "") -> dict[str, Tensor]:
@@ -182,12 +182,8 @@ def parts_of(batch: object) -> Iterator[tuple[str, object]]:
         yield from ((str(index), item) for index, item in enumerate(batch))
     elif isinstance(batch, Mapping):
         yield from ((str(key), item) for key, item in batch.items())
-    elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        for field in dataclasses.fields(batch):
-            if field.init:
-                yield field.name, getattr(batch, field.name)
-    elif _is_attrs(batch):
-        yield from _attributes(batch)
+    elif _has_fields(batch):
+        yield from _fields(batch)
 
 
 def with_tensors(batch: object, tensors: Iterable[Tensor]) -> Batch:
@@ -243,9 +239,6 @@ def _sizes(batch: object) -> Iterator[int]:
     elif isinstance(batch, Iterable):
         for item in batch:
             yield from _sizes(item)
-    elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        for field in dataclasses.fields(batch):
-            yield from _sizes(getattr(batch, field.name))
-    elif _is_attrs(batch):
-        for _, item in _attributes(batch):
+    elif _has_fields(batch):
+        for _, item in _fields(batch):
             yield from _sizes(item)

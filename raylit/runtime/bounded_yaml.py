@@ -24,6 +24,13 @@ Loader: type[yaml.CSafeLoader] | type[yaml.SafeLoader] = getattr(
     yaml, "CSafeLoader", yaml.SafeLoader
 )
 
+# Reads tuples too, as loggers write them into hparams.yaml
+LoaderOfTuples: type[yaml.SafeLoader] = type("LoaderOfTuples", (Loader,), {})
+LoaderOfTuples.add_constructor(
+    "tag:yaml.org,2002:python/tuple",
+    lambda loader, node: tuple(loader.construct_sequence(node)),  # type: ignore[arg-type]
+)
+
 
 class RefusedError(yaml.MarkedYAMLError):
     """A text is YAML, but beyond the bounds, or ambiguous."""
@@ -60,8 +67,12 @@ def read_bytes(path: str | os.PathLike[str]) -> str:
         ) from None
 
 
-def read(text: str) -> tuple[yaml.Node | None, Any]:
+def read(text: str, loader: Any = Loader) -> tuple[yaml.Node | None, Any]:
     """Return a text's nodes, which know their lines, and its values.
+
+    Args:
+        text: a config.
+        loader: what makes values of the nodes; it has to be a safe one.
 
     Raises:
         YAMLError: it is no YAML, beyond the bounds, or has a key twice.
@@ -71,7 +82,7 @@ def read(text: str) -> tuple[yaml.Node | None, Any]:
     if root is not None:
         _refuse_duplicates(root)
     try:
-        values = yaml.load(text, Loader=Loader)
+        values = yaml.load(text, Loader=loader)
     except (ValueError, OverflowError) as error:  # such as 2020-13-45, which looks like a date
         raise yaml.MarkedYAMLError(problem=str(error)) from error
     try:

@@ -7,8 +7,11 @@ MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN), where nothing has to be mas
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import re
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeGuard
 from urllib.parse import unquote
 
 MASK = "***"
@@ -139,30 +142,69 @@ def has_secret(text: str) -> bool:
 
 
 def holds_secret(name: str, value: object) -> bool:
-    """Tell whether a value, nested or not, has a text that is secret by itself or by its name."""
-    if isinstance(value, str):
-        return bool(value) and (is_secret_name(name) or has_secret(value))
-    if isinstance(value, (int, float)):
-        return is_secret_number(name, value)
-    if isinstance(value, dict):
-        return any(holds_secret(str(key), one) for key, one in value.items())
-    return isinstance(value, (list, tuple)) and any(holds_secret("", one) for one in value)
+    """Tell whether a value, nested or not, has a text that is secret by itself or by its name.
+
+    All that stands below the name of a secret is one: `credentials={"value": "abc"}`.
+
+    Args:
+        name: of the whole.
+        value: texts, numbers, and containers of them: mappings, lists, tuples, sets, Namespaces,
+            dataclasses.
+    """
+    left = [(name, value, is_secret_name(name))]
+    seen: dict[int, object] = {}  # a dataclass may lead back to itself
+    while left:
+        name, one, is_secret = left.pop()
+        if isinstance(one, (str, bytes)):
+            if one and (is_secret or (isinstance(one, str) and has_secret(one))):
+                return True
+        elif isinstance(one, (int, float)):
+            if is_secret_number(name, one):
+                return True
+        elif id(one) not in seen:
+            seen[id(one)] = one
+            for key, part in _parts(one):
+                left.append((key or name, part, is_secret or is_secret_name(key)))
+    return False
+
+
+def _parts(value: object) -> Iterator[tuple[str, object]]:
+    """Yield the parts of a container, each with its key or field, with "" if it has none."""
+    if isinstance(value, argparse.Namespace):
+        yield from vars(value).items()
+    elif isinstance(value, Mapping):
+        yield from ((str(key), part) for key, part in value.items())
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        yield from ((name, getattr(value, name)) for name in names if hasattr(value, name))
+    elif isinstance(value, (list, tuple, set, frozenset)) or _is_list_config(value):
+        yield from (("", part) for part in value)
+
+
+def _is_list_config(value: object) -> TypeGuard[Sequence[object]]:
+    """Tell whether this is OmegaConf's list, whose mapping is a Mapping."""
+    return isinstance(value, Sequence) and type(value).__module__.startswith("omegaconf.")
 
 
 def without_secret_values(value: Any) -> Any:
-    """Return nested data with `***` in place of texts that are secret."""
+    """Return nested plain data with `***` in place of what `holds_secret` finds."""
+    return _masked(value, "", False)
+
+
+def _masked(value: Any, name: str, is_secret: bool) -> Any:
+    if isinstance(value, (str, bytes)) and is_secret and value:
+        return MASK
     if isinstance(value, str):
         return without_secrets(value)
+    if isinstance(value, (int, float)):
+        return MASK if is_secret_number(name, value) else value
     if isinstance(value, dict):
         return {
-            key: MASK
-            if is_secret_number(str(key), one)
-            or (isinstance(one, str) and one and is_secret_name(str(key)))
-            else without_secret_values(one)
+            key: _masked(one, str(key), is_secret or is_secret_name(str(key)))
             for key, one in value.items()
         }
-    if type(value) in (list, tuple):
-        return type(value)(without_secret_values(one) for one in value)
+    if type(value) in (list, tuple, set, frozenset):
+        return type(value)(_masked(one, name, is_secret) for one in value)
     return value
 
 

@@ -383,8 +383,16 @@ def _open_loggers(job: Job, opened: list[Logger]) -> None:
             logger.load_state_dict(state)
         logger.open(default_root_dir=trainer.default_root_dir, tags=tags)
         opened.append(logger)
-    if job.fn == "fit" and opened and not _keeps_config(job):
-        job.config = config_text(job, goes_on=run_id in {one.run_id for one in opened})
+    keeps = any(type(one).log_config is not Logger.log_config for one in opened)
+    if job.fn == "fit" and keeps and not _keeps_config(job):
+        goes_on = run_id in {one.run_id for one in opened}
+        try:
+            job.config = config_text(job, goes_on=goes_on)
+        except Exception as error:  # it looks into objects of any class
+            warn(
+                "The loggers keep no config of this fit, since it could not be written:"
+                f" {type(error).__name__}: {error}"
+            )
 
 
 def _logged_before(job: Job) -> StateDict:

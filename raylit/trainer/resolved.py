@@ -15,11 +15,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import yaml
 
 from raylit.core.callback import Callback
 from raylit.core.logger import Logger
+from raylit.runtime.bounds import TooLargeError, check_size
 from raylit.runtime.masked_config import mask_config
 from raylit.version import __version__
 
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 # Of loggers: which run of theirs it was, which another one is not to write into
 _OF_ONE_RUN = frozenset({"run_id", "version"})
+# Of one argument: more, such as the paths of a data set, took seconds before the fit, and the whole
+# could not be read again (`bounded_yaml.MAX_VALUES`)
+_MOST_VALUES = 5_000
 _MISSING = object()
 
 
@@ -82,6 +87,11 @@ def _component(owner: object, path: str, unknown: list[str]) -> dict[str, object
         if value is _MISSING:
             unknown.append(f"{where}, which {type(owner).__name__} does not keep")
             continue
+        try:
+            check_size(value, _MOST_VALUES)
+        except TooLargeError as error:
+            unknown.append(f"{where}: {error}")
+            continue
         own = getattr(type(owner), getattr(value, "__name__", ""), _MISSING)
         if own is not value and not _is_default(value, parameter.default):
             arguments[name] = _value(value, where, unknown)
@@ -124,16 +134,22 @@ def _is_default(value: object, default: object) -> bool:
 
 def _value(value: object, path: str, unknown: list[str]) -> object:
     """Return a value as it stands in a config."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value.value if isinstance(value, enum.Enum) else value
+    if isinstance(value, enum.Enum):
+        of_texts_or_numbers = isinstance(value, (int, float, str))
+        return _value(value.value, path, unknown) if of_texts_or_numbers else value.name
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (int, float, str):
+        if isinstance(value, kind):
+            return kind(value)  # YAML has no subclasses of these
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_value(one, f"{path}.{number}", unknown) for number, one in enumerate(value)]
     if isinstance(value, Mapping):
         return {str(key): _value(one, f"{path}.{key}", unknown) for key, one in value.items()}
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, enum.Enum):
-        return value.name
     if isinstance(value, timedelta):
         # As `parse_duration` reads it again
         hours, rest = divmod(value.seconds, 3600)
@@ -145,8 +161,8 @@ def _value(value: object, path: str, unknown: list[str]) -> object:
                 f"{path}: {named} is within a class or function, where no config finds it"
             )
         return named
-    if isinstance(value, torch.Tensor):
-        unknown.append(f"{path}: a tensor")
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        unknown.append(f"{path}: a {type(value).__name__} of shape {tuple(value.shape)}")
         return None
     return _component(value, path, unknown)
 

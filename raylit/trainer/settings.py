@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, ParamSpec
 
+import numpy as np
 import torch
 
 from raylit.callbacks import (
@@ -67,6 +68,7 @@ class Settings:
         arguments: all arguments as they were given, for another Trainer like this one.
         min_workers: Ray workers, at least.
         num_workers: at most; 0: training runs in the process of the user.
+        gpus: the numbers of the GPUs on which the ranks of this machine compute; None: the first.
         launcher: what starts the workers: `ray`, or `local` processes.
         start_method: how local ones are started; `fork` copies this process.
         max_failures: a number, or a `ray.train.FailureConfig`.
@@ -81,6 +83,7 @@ class Settings:
     arguments: Arguments
     min_workers: int
     num_workers: int
+    gpus: tuple[int, ...] | None
     launcher: str
     start_method: str
     num_nodes: int
@@ -135,6 +138,13 @@ class Settings:
         launcher, start_method = launcher_of(
             given["launcher"], strategy.start_method, given["num_nodes"], min_workers != num_workers
         )
+        gpus = gpus_of(given["devices"], wanted)
+        if gpus is not None and num_workers and launcher == "ray":
+            raise ConfigError(
+                f"devices={given['devices']!r}: Ray chooses the GPUs of its workers. Give their"
+                f" number, devices={len(gpus)}, and which there are to choose from where Ray is"
+                " started: CUDA_VISIBLE_DEVICES; or let launcher='local' start processes."
+            )
         reserved = resources(given["resources_per_worker"])
         use_gpu, accelerator = device(given["use_gpu"], wanted, reserved, num_workers)
         trial_batches = fast_dev_run(given["fast_dev_run"])
@@ -142,6 +152,7 @@ class Settings:
             arguments=given,
             min_workers=min_workers,
             num_workers=num_workers,
+            gpus=gpus,
             launcher=launcher,
             start_method=start_method,
             use_gpu=use_gpu,
@@ -366,6 +377,17 @@ def bare(arguments: dict[str, object]) -> dict[str, object]:
     }
 
 
+def without_numpy(given: Mapping[str, object]) -> dict[str, Any]:
+    """Return arguments with Python's own numbers in place of those of numpy.
+
+    The type of a number tells what it means, and a sweep or a table gives numpy's.
+    """
+    return {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in given.items()
+    }
+
+
 MOST = 2**63 - 1  # what tensors, files and other libraries count to
 
 
@@ -451,9 +473,8 @@ def number_of_workers(
         return least, most
     if devices is None or devices == "auto":
         per_node = 1
-    elif isinstance(devices, (list, tuple)):
-        are_numbers = all(isinstance(one, int) and not isinstance(one, bool) for one in devices)
-        per_node = len(devices) if are_numbers else 0
+    elif (listed := _listed(devices)) is not None:
+        per_node = len(listed)
     else:
         per_node = _number_of_devices(str(devices))
         if per_node == -1:
@@ -498,10 +519,39 @@ def _refuse_another_count(num_workers: object, devices: object, num_nodes: int) 
 
 
 def _number_of_devices(text: str) -> int:
-    """Return how many devices a text such as `2`, `-1` or `0,1` means, 0 if it is none of these."""
-    if "," in text:
-        return len([part for part in text.split(",") if part.strip()])
+    """Return how many devices a text such as `2` or `-1` means, 0 if it is neither of these."""
     return int(text) if text.lstrip("-").isdigit() else 0
+
+
+def _listed(devices: object) -> list[int] | None:
+    """Return the numbers of a list such as `[0, 1]` or `0,1`, none if that is wrong.
+
+    None if it is no list.
+    """
+    if isinstance(devices, str) and "," in devices:
+        texts = [part.strip() for part in devices.split(",") if part.strip()]
+        return list(map(int, texts)) if all(one.isdecimal() for one in texts) else []
+    if not isinstance(devices, (list, tuple)):
+        return None
+    are_numbers = all(isinstance(one, int) and not isinstance(one, bool) for one in devices)
+    return list(devices) if are_numbers else []
+
+
+def gpus_of(devices: object, accelerator: str) -> tuple[int, ...] | None:
+    """Return the GPUs that a list of devices names, None if it names the first ones, or none.
+
+    Raises:
+        ConfigError: it names one twice.
+    """
+    listed = _listed(devices)
+    if not listed or accelerator not in ("auto", "gpu", "cuda"):
+        return None
+    if len(set(listed)) < len(listed):
+        raise ConfigError(
+            f"devices={devices!r}: Device ID's (GPU) must be unique, since two ranks cannot share"
+            " one. Leave out those that stand there twice."
+        )
+    return None if listed == list(range(len(listed))) else tuple(listed)
 
 
 LAUNCHERS = ("ray", "local")
@@ -757,10 +807,11 @@ def epochs(
 def limit(name: str, value: int | float | None) -> int | float:
     """Return a limit of batches: a whole number, or a fraction from 0.0 to 1.0.
 
-    The type tells which is meant.
+    The type tells which is meant, but 2.0 can only be 2.
     """
     if value is None:
         return 1.0
+    value = _whole(value)
     if (
         isinstance(value, bool)
         or (isinstance(value, int) and value < 0)
@@ -772,6 +823,11 @@ def limit(name: str, value: int | float | None) -> int | float:
             " from 0.0 to 1.0 (0.5)."
         )
     return value
+
+
+def _whole(value: int | float) -> int | float:
+    """Return a float above 1 without a fraction as an int: it counts batches, as in Lightning."""
+    return int(value) if isinstance(value, float) and value > 1 and value.is_integer() else value
 
 
 def validation_interval(
@@ -786,6 +842,7 @@ def validation_interval(
         duration = parse_duration(value, "Trainer(val_check_interval={})")
         assert duration is not None
         return 1.0, duration.total_seconds()
+    value = _whole(value) if isinstance(value, float) else value
     if (
         isinstance(value, bool)
         or not isinstance(value, (int, float))

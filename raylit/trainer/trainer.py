@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 from collections.abc import Iterable, Sequence
@@ -191,9 +192,9 @@ class Trainer(TrainerView):
         model_registry: str | None = None,
         launcher: Literal["ray", "local"] | None = None,
     ) -> None:
-        given = {
-            name: value for name, value in locals().items() if name not in ("self", "__class__")
-        }
+        given = settings.without_numpy(
+            {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        )
         # two say more of a value of another type where they are looked at
         check_kinds(Trainer.__init__, given, but=("gradient_clip_val", "accumulate_grad_batches"))
         self.strategy = find_strategy(strategy)
@@ -644,7 +645,10 @@ class Trainer(TrainerView):
                     f"Trainer has no argument {name!r}."
                     f"{did_you_mean(name, self.settings.arguments)}"
                 )
-        return type(self)(**{**self.settings.arguments, **arguments})
+        # The `__init__` of a subclass may take other arguments; what it has set stays
+        made = copy.copy(self)
+        Trainer.__init__(made, **{**self.settings.arguments, **arguments})
+        return made
 
     # ---- a job's beginning and end ----
 

@@ -130,6 +130,7 @@ class TrainerView:
     # ---- settings ----
     min_workers = Setting[int]()
     num_workers = Setting[int]()
+    gpus = Setting[tuple[int, ...] | None]()
     launcher = Setting[str]()
     start_method = Setting[str]()
     num_nodes = Setting[int]()
@@ -298,7 +299,7 @@ class TrainerView:
     @property
     def device_ids(self) -> list[int]:
         """Numbers of the devices on each node."""
-        return list(range(self.num_devices))
+        return list(self.gpus or range(self.num_devices))
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, int] | None:
@@ -581,9 +582,8 @@ class TrainerView:
         if self._run is not None:
             return self._run.precision
         # The driver may have no GPU, though its workers have
-        return Precision(
-            self.precision, choose_device("cpu" if self.num_workers else self.accelerator, 0)
-        )
+        kind = "cpu" if self.num_workers else self.accelerator
+        return Precision(self.precision, choose_device(kind, 0, self.gpus))
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:

@@ -14,7 +14,9 @@ from torch import nn
 
 import raylit as pl
 from raylit.checkpoint import load, save
+from raylit.core.hparams import construct
 from raylit.core.importable import describe, restore
+from raylit.core.objects import put_back
 from raylit.errors import CheckpointError
 from raylit.testing import BoringModel, RandomDataset
 from tests.names import without_addresses
@@ -34,6 +36,26 @@ class Size:
 @pl.allow
 def double(x: torch.Tensor) -> torch.Tensor:
     return 2 * x
+
+
+@dataclasses.dataclass
+class Converts:
+    """It takes names, and has converted them once it is made."""
+
+    kind: Any
+
+    def __post_init__(self) -> None:
+        self.kind = {"s": Kind.SMALL}[self.kind]
+
+
+@dataclasses.dataclass
+class Weights:
+    """Two of it cannot be compared."""
+
+    x: torch.Tensor
+
+    def __post_init__(self) -> None:
+        self.x = self.x.clone()
 
 
 class Net(BoringModel):
@@ -102,11 +124,23 @@ def local() -> Any:
         subprocess.Popen,
         object(),
         functools.partial(os.system, "ls"),
+        Converts("s"),
+        Weights(torch.ones(2)),
     ],
     ids=without_addresses,
 )
 def test_what_is_not_exact_or_comes_from_elsewhere_is_left_out(value: Any) -> None:
     assert describe(value, Net) is None
+
+
+def test_a_constructor_that_fails_when_a_checkpoint_is_loaded() -> None:
+    described = {"path": f"{__name__}:Converts", "fields": {"kind": {"plain": "gone"}}}
+    own = {"hyper_parameters": {"hyper_parameters": {"function": described}}}
+    with pytest.raises(CheckpointError, match="'function' in the checkpoint was not restored"):
+        construct(Net, {"raylit": own}, None, {})
+    checkpoint: dict[str, Any] = {"raylit": {"objects": [[["mine"], described]]}}
+    put_back(checkpoint, Net)
+    assert "mine" not in checkpoint
 
 
 @pytest.mark.parametrize(

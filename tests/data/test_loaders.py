@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -27,6 +28,7 @@ ALONE = World(choose_device("cpu", 0))
         (10, 1.0, 10),
         (10, 3, 3),
         (10, 30, 10),
+        (10, np.int64(3), 3),
         (10, 0.35, 3),
         (10, 0, 0),
         (10, 0.0, 0),

@@ -111,6 +111,21 @@ def test_devices() -> None:
             choose_device("cuda", 0)
 
 
+def test_the_gpus_that_were_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    chosen: list[int] = []
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    assert [choose_device("auto", rank, (2, 1)).index for rank in (0, 1)] == [2, 1] == chosen
+    assert choose_device("gpu", 1).index == 1
+    assert choose_device("cpu", 0, (2,)) == torch.device("cpu")
+    for gpus, rank in (((3,), 0), ((2,), 1), ((-1,), 0)):
+        with pytest.raises(ConfigError, match="names no GPU for rank"):
+            choose_device("gpu", rank, gpus)
+    trainer = pl.Trainer(devices=[1], max_steps=1, logger=False)
+    assert trainer.precision_plugin.device.index == 1 == chosen[-1]
+
+
 class CannotBeSent(Exception):
     def __init__(self, one: int, other: int) -> None:
         super().__init__(f"{one} and {other}")

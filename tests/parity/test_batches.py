@@ -26,6 +26,17 @@ class Record:
     name: str = "name"
 
 
+@dataclasses.dataclass
+class Halved:
+    """A batch that its constructor prepares."""
+
+    x: Tensor
+    factor: dataclasses.InitVar[float]
+
+    def __post_init__(self, factor: float) -> None:
+        self.x = self.x * factor
+
+
 class Opaque:
     """An object that nobody can move."""
 
@@ -42,6 +53,7 @@ KINDS: dict[str, Any] = {
     "an ordered dict": lambda x: collections.OrderedDict(x=x),
     "a default dict": lambda x: collections.defaultdict(list, x=x),
     "a dataclass": lambda x: Record(x),
+    "a dataclass that prepares itself": lambda x: Halved(x, 0.5),
     "an object": lambda x: Opaque(x),
     "nested": lambda x: {"a": [Pair(x, 1), {"b": (Record(x), x)}]},
 }

@@ -6,6 +6,7 @@ Each test is one row of the tables in docs/coming-from-lightning.md, and shows b
 from __future__ import annotations
 
 import dataclasses
+import gc
 import shutil
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,25 @@ def test_a_metric_need_not_be_an_attribute_of_the_module(tmp_path: Path) -> None
         return float(one.callback_metrics["mean"])
 
     assert both(scenario, tmp_path) == ("MisconfigurationException", 1.0)
+
+
+def test_a_module_does_not_keep_the_trainer_that_is_gone(tmp_path: Path) -> None:
+    def scenario(pl: Any, root: Path) -> Any:
+        model = model_class(pl)()
+        trainer(pl, root, max_epochs=1).fit(model, loader(2))
+        gc.collect()
+        return model.global_step
+
+    assert both(scenario, tmp_path) == (2, 0)
+
+
+def test_overfit_batches_that_is_a_whole_float(tmp_path: Path) -> None:
+    def scenario(pl: Any, root: Path) -> Any:
+        one = trainer(pl, root, max_epochs=1, overfit_batches=2.0)
+        one.fit(model_class(pl)(), loader(5))
+        return [one.overfit_batches, one.num_training_batches]
+
+    assert both(scenario, tmp_path) == ([2, 5], [2, 2])
 
 
 def test_hyperparameters_may_be_a_dataclass(tmp_path: Path) -> None:

@@ -116,8 +116,8 @@ def parametrized(pl: Any) -> Any:
     return Sized
 
 
-def saved(pl: Any, root: Path, model: Any, datamodule: Any = None) -> Path:
-    one = trainer(pl, root, max_epochs=1)
+def saved(pl: Any, root: Path, model: Any, datamodule: Any = None, **more: Any) -> Path:
+    one = trainer(pl, root, max_epochs=1, **more)
     one.fit(
         model,
         **(
@@ -192,6 +192,16 @@ def test_load_from_checkpoint_without_stored_hyperparameters(pl: Any, tmp_path: 
 
 
 @parity
+def test_the_file_of_a_logger_gives_tuples_again(pl: Any, tmp_path: Path) -> Any:
+    Sized = parametrized(pl)
+    logger = pl.loggers.CSVLogger(tmp_path, name="", version="")
+    path = saved(pl, tmp_path, Sized(2, items=(3, (4, "a"))), logger=logger)
+    file = tmp_path / "hparams.yaml"
+    assert "!!python/tuple" in file.read_text()
+    return kept(Sized.load_from_checkpoint(path, hparams_file=str(file)))
+
+
+@parity
 def test_load_from_checkpoint_of_a_container(pl: Any, tmp_path: Path) -> Any:
     class Configured(model_class(pl)):  # type: ignore[misc]
         def __init__(self, config: Any, other: int = 3) -> None:
@@ -199,8 +209,12 @@ def test_load_from_checkpoint_of_a_container(pl: Any, tmp_path: Path) -> Any:
             self.save_hyperparameters(config)
             self.sized = torch.nn.Linear(config["width"], 1)
 
-    made = Configured.load_from_checkpoint(saved(pl, tmp_path, Configured({"width": 2})))
-    return {**kept(made), "weights": made.state_dict()}
+    path = saved(pl, tmp_path, Configured({"width": 2, "lr": 0.1}))
+    made = Configured.load_from_checkpoint(path)
+    other = Configured.load_from_checkpoint(path, lr=0.7, other=4)
+    whole = Configured.load_from_checkpoint(path, config={"width": 2, "lr": 0.3})
+    hparams = [kept(one) for one in (made, other, whole)]
+    return {"hparams": hparams, "weights": made.state_dict()}
 
 
 @parity

@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
@@ -130,6 +131,8 @@ def fit(
     [
         {"limit_train_batches": 3},
         {"limit_train_batches": 0.5},
+        {"limit_train_batches": np.int64(2), "accumulate_grad_batches": np.int64(2)},
+        {"limit_train_batches": 3.0, "limit_val_batches": np.float64(0.5)},
         {"limit_train_batches": 1},
         {"limit_train_batches": 1.0},
         {"limit_train_batches": 100},
@@ -145,6 +148,8 @@ def fit(
         {"val_check_interval": 1},
         {"val_check_interval": 2},
         {"val_check_interval": 5},
+        {"val_check_interval": 2.0},
+        {"val_check_interval": np.int64(2)},
         {"val_check_interval": 0.3},
         {"val_check_interval": 0.5},
         {"val_check_interval": 0.01},
@@ -160,6 +165,7 @@ def fit(
         {"max_steps": 0},
         {"max_steps": 3},
         {"max_steps": 5},
+        {"max_steps": np.int64(5), "log_every_n_steps": np.int64(2)},
         {"max_steps": 7, "max_epochs": -1},
         {"max_steps": 7, "accumulate_grad_batches": 2, "max_epochs": -1},
         {"max_steps": 7, "val_check_interval": 2, "max_epochs": -1},

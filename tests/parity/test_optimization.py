@@ -415,6 +415,7 @@ def gan(
                         losses.append(self.one_step(optimizer, batch, batch_idx))
                     continue
                 if toggles == "calls":
+                    self.untoggle_optimizer(optimizer)  # at first of none
                     self.toggle_optimizer(optimizer)
                 with self.toggled_optimizer(optimizer) if toggles == "module" else nullcontext():
                     losses.append(self.one_step(optimizer, batch, batch_idx))

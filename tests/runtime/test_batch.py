@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raylit.errors import ConfigError
-from raylit.runtime.batch import SideStream, move_to, size_of, transfer_to
+from raylit.runtime.batch import SideStream, cast_to, move_to, size_of, transfer_to
 
 META = torch.device("meta")  # tensors on it have no data: a device to move to on any machine
 Pair = namedtuple("Pair", ["x", "y"])
@@ -38,12 +38,14 @@ class Prepared:
     """Whose constructor wants what it does not keep, and prepares what it is not given."""
 
     x: Tensor
-    scale: dataclasses.InitVar[float] = 1.0
+    scale: dataclasses.InitVar[float]
     calls: int = dataclasses.field(init=False, default=0)
+    unset: Tensor = dataclasses.field(init=False)
 
     def __post_init__(self, scale: float) -> None:
         self.x = self.x * scale
         self.calls += 1
+        self.note = object()
 
 
 @attrs.frozen
@@ -97,7 +99,10 @@ def test_objects_are_copied_without_being_made_anew() -> None:
     assert [type(one) for one in moved] == [type(one) for one in batch]
     assert {one.x.device.type for one in moved} == {"meta"}
     assert (frozen.made, again.calls, other.made, retagged._own) == (4, 1, 9, 5)
-    assert retagged.tag is tagged.tag
+    assert retagged.tag is tagged.tag and again.note is prepared.note
+    (cast,) = cast_to([prepared], torch.float64)  # type: ignore[misc]
+    assert (cast.x.dtype, cast.x.tolist()) == (torch.float64, [2, 2])
+    assert size_of(cast) == 2
     assert prepared.x.tolist() == [2, 2], "the batch itself is as it was"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import mmap
 import os
 import shutil
@@ -10,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
+from collections import UserDict
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,7 +27,12 @@ from raylit.cli import LightningCLI
 from raylit.cli.command import main
 from raylit.errors import ConfigError
 from raylit.runtime.masked_config import mask_config
-from raylit.runtime.secrets import is_secret_name, without_secret_values, without_secrets
+from raylit.runtime.secrets import (
+    holds_secret,
+    is_secret_name,
+    without_secret_values,
+    without_secrets,
+)
 from raylit.testing import BoringDataModule, BoringModel
 from tests.deadlines import stretched
 
@@ -145,7 +153,40 @@ def test_nested_values() -> None:
     given: dict[str, Any] = {"a": [{"password": SECRET, "n": 1}], "uri": f"http://u:{SECRET}@h"}
     shown = without_secret_values(given)
     assert shown == {"a": [{"password": "***", "n": 1}], "uri": "http://u:***@h"}
+    below = {"credentials": {"value": SECRET, "n": 1}, "secrets": [SECRET], "pwd": ({SECRET},)}
+    assert without_secret_values(below) == {
+        "credentials": {"value": "***", "n": 1},
+        "secrets": ["***"],
+        "pwd": ({"***"},),
+    }
     assert is_secret_name("awsSecretKey") and not is_secret_name("key")
+
+
+@dataclasses.dataclass
+class Login:
+    user: str
+    api_key: str = ""
+    others: Any = None
+
+
+def test_secrets_are_found_in_whatever_holds_them() -> None:
+    for one in (
+        {"cfg": Namespace(api_key=SECRET)},
+        {"cfg": Login("me", SECRET)},
+        {"cfg": [UserDict(login=(Login("me", SECRET),))]},
+        {"secrets": [SECRET]},
+        {"password": ["abc"]},
+        {"password": [123]},
+        {"credentials": {"value": "abc"}},
+        {"hf_token": b"abc"},
+        {"urls": {f"http://u:{SECRET}@host"}},
+    ):
+        ((name, value),) = one.items()
+        assert holds_secret(name, value), one
+    circle = Login("me")
+    circle.others = [circle, {"lr": 0.1}, Login]
+    assert not holds_secret("cfg", circle)
+    assert not holds_secret("cfg", Namespace(pad_token="<pad>", token_ids=[1], items=["abc"]))
 
 
 class Model(BoringModel):

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import enum
 import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,6 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import raylit as pl
 from raylit.cli import config as cli_config
 from raylit.core.job import Job
+from raylit.testing import TinyModel
+from raylit.trainer import driver
 from raylit.trainer.resolved import class_path, config_text
 
 
@@ -108,6 +112,51 @@ def test_what_cannot_be_told_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "model.init_args.sauce" in " ".join(told)
     assert "train_dataloaders" in " ".join(told)
     assert yaml.safe_load(text)["seed_everything"] is False
+
+
+class Kind(enum.Enum):
+    SMALL = "s"
+
+
+class Speed(enum.StrEnum):
+    FAST = "f"
+
+
+def test_subclasses_of_numbers_and_texts_are_written_as_what_they_are(tmp_path: Path) -> None:
+    sauce = [np.float64(0.5), np.float32(0.5), np.int64(3), np.bool_(True), np.str_("a")]
+    trainer = pl.Trainer(**quiet(tmp_path, gradient_clip_val=np.float64(0.5)))
+    job = Job("fit", trainer, Hides([*sauce, Kind.SMALL, Speed.FAST]))
+    job.module._sauce = job.module.taste  # type: ignore[assignment]
+    found = yaml.safe_load(config_text(job, goes_on=False))
+    assert found["trainer"]["gradient_clip_val"] == 0.5
+    written = found["model"]["init_args"]["sauce"]
+    assert written == [0.5, 0.5, 3, True, "a", "SMALL", "f"]
+
+
+def test_long_lists_are_left_out_of_the_config(tmp_path: Path) -> None:
+    job = Job("fit", pl.Trainer(**quiet(tmp_path)), TinyModel(), Data(batch_size=list(range(6000))))  # type: ignore[arg-type]
+    text = config_text(job, goes_on=False)
+    assert "# Not told: data.init_args.batch_size: it has more than 5,000 values" in text
+    assert "init_args" not in yaml.safe_load(text)["data"]
+
+
+def test_a_fit_whose_config_cannot_be_written_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def fails(job: Job, *, goes_on: bool) -> str:
+        asked.append(job)
+        raise yaml.representer.RepresenterError("an object")
+
+    monkeypatch.setattr(driver, "config_text", fails)
+    plain = pl.Trainer(**quiet(tmp_path, max_steps=1))  # its CSVLogger keeps no config
+    plain.fit(TinyModel())
+    assert plain.global_step == 1 and not asked
+    trainer = pl.Trainer(**quiet(tmp_path, max_steps=1), logger=Keeps(tmp_path))
+    with pytest.warns(UserWarning, match="RepresenterError: an object"):
+        trainer.fit(TinyModel())
+    assert trainer.global_step == 1
 
 
 def test_a_run_of_the_past_is_not_written_into(tmp_path: Path) -> None:

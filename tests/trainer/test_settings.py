@@ -67,12 +67,39 @@ def test_number_of_workers(arguments: tuple[Any, ...], expected: tuple[int, int]
         ((None, 0, 1, "cpu"), "devices=0 names no device"),
         ((None, [], 1, "cpu"), "names no device"),
         ((None, "many", 1, "cpu"), "devices='many'"),
+        ((None, "a,b", 1, "cpu"), "devices='a,b'"),
         ((None, 1, 0, "cpu"), "num_nodes=0"),
     ],
 )
 def test_numbers_of_workers_that_are_none(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         settings.number_of_workers(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("devices", "accelerator", "expected"),
+    [
+        ([1], "gpu", (1,)),
+        ("1,", "auto", (1,)),
+        ([1, 0], "cuda", (1, 0)),
+        ([0, 1], "gpu", None),
+        ("0,1", "gpu", None),
+        (2, "gpu", None),
+        ("2", "gpu", None),
+        ([1], "cpu", None),
+    ],
+)
+def test_gpus_by_their_numbers(devices: Any, accelerator: str, expected: Any) -> None:
+    assert settings.gpus_of(devices, accelerator) == expected
+
+
+def test_ray_chooses_the_gpus_of_its_workers() -> None:
+    with pytest.raises(ConfigError, match=r"devices=2, .*CUDA_VISIBLE_DEVICES"):
+        Trainer(devices=[2, 3], accelerator="gpu", logger=False)
+    local = Trainer(devices=[2, 3], accelerator="gpu", launcher="local", logger=False)
+    assert (local.num_workers, local.gpus, local.device_ids) == (2, (2, 3), [2, 3])
+    with pytest.raises(ConfigError, match="must be unique"):
+        Trainer(devices=[1, 1], logger=False)
 
 
 @pytest.mark.parametrize("value", [True, -1, 1.5, -0.1, 1.0001])

@@ -58,6 +58,19 @@ def test_replaced_makes_a_new_trainer_with_some_arguments_changed(tmp_path: Path
         one.replaced(max_step=7)
 
 
+def test_replaced_of_a_class_with_arguments_of_its_own(tmp_path: Path) -> None:
+    class Mine(pl.Trainer):
+        def __init__(self, exp: str) -> None:
+            super().__init__(max_steps=5, default_root_dir=tmp_path, logger=False)
+            self.exp = exp
+
+    one = Mine("a")
+    other = one.replaced(max_steps=7)
+    assert (type(other), other.exp, other.max_steps, one.max_steps) == (Mine, "a", 7, 5)
+    assert other.progress is not one.progress
+    assert one.check(TinyModel(), verbose=False).findings
+
+
 def test_a_checkpoint_can_be_saved_after_the_fit(tmp_path: Path) -> None:
     one, model = trainer(tmp_path), TinyModel()
     with pytest.raises(ConfigError, match="nothing to save yet"):

@@ -114,7 +114,8 @@ def be_rank(job: Job, settings: RankSettings, folder: Path, rank: int) -> bool:
             reads = None if job.weights_only is False else job.opened
             own = find.newest_of(job.id, checkpoint_folders(job), settings.before, reads)
             job.ckpt_path = own or job.ckpt_path
-        device = choose_device(job.accelerator or job.trainer.accelerator, rank)
+        accelerator = job.accelerator or job.trainer.accelerator
+        device = choose_device(accelerator, rank, job.trainer.gpus)
         group = joined(
             str(folder / MEETING), rank, settings.size, device, settings.backend, settings.timeout_s
         )
