@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from torch.optim.lr_scheduler import ConstantLR
 from torch.utils._pytree import tree_leaves
 
 from raylit.callbacks import ModelCheckpoint
@@ -133,10 +134,12 @@ def check(
         _let_go(model)
         has_end = trainer.max_epochs not in (None, -1)
         last_epoch = int(trainer.max_epochs or 0) - 1 if has_end else FAR_EPOCH
-        several = _train_on_several(probed, savers, _copy(model), data, datamodule, last_epoch)
+        several = SeveralBatches(last_epoch, first.logged)
+        _train_on_several(several, probed, savers, _copy(model), data, datamodule)
         _let_go(model)
         one = _train_on(first.batch, probed, savers, _copy(model), datamodule)
         odd = _odd_schedule(one.schedulers, trainer, batches)
+        num_schedulers = len(one.schedulers)
         one.schedulers = []  # they hold the copy
         _let_go(model)
         with_adam = None
@@ -146,7 +149,8 @@ def check(
             and not still_falls(one.losses)
             and model.automatic_optimization
         ):
-            with_adam = _train_on(first.batch, probed, savers, _with_adam(_copy(model)), datamodule)
+            copied = _with_adam(_copy(model), num_schedulers)
+            with_adam = _train_on(first.batch, probed, savers, copied, datamodule)
     return CheckReport(
         (
             judge.of_steps(first),
@@ -255,23 +259,27 @@ def _copy_of_data(datamodule: LightningDataModule) -> LightningDataModule:
         return copy.copy(datamodule)
 
 
-def _with_adam(module: LightningModule) -> LightningModule:
-    module.configure_optimizers = lambda: torch.optim.Adam(  # type: ignore[method-assign]
-        [p for p in module.parameters() if p.requires_grad], lr=ADAM_LR
-    )
+def _with_adam(module: LightningModule, num_schedulers: int) -> LightningModule:
+    """Give a copy Adam, with as many schedulers as its steps may ask for, which change nothing."""
+
+    def configure() -> tuple[list[torch.optim.Optimizer], list[ConstantLR]]:
+        wanted = [one for one in module.parameters() if one.requires_grad]
+        adam = torch.optim.Adam(wanted, lr=ADAM_LR)
+        return [adam], [ConstantLR(adam, factor=1.0) for _ in range(num_schedulers)]
+
+    module.configure_optimizers = configure  # type: ignore[method-assign]
     return module
 
 
 def _train_on_several(
+    several: SeveralBatches,
     trainer: JobTrainer,
     savers: list[ModelCheckpoint],
     module: LightningModule,
     data: dict[str, object],
     datamodule: LightningDataModule | None,
-    last_epoch: int,
-) -> SeveralBatches:
+) -> None:
     """Train a copy on a few batches, after one of validation."""
-    several = SeveralBatches(last_epoch)
     watch(module, several.notes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -283,7 +291,6 @@ def _train_on_several(
             max_epochs=2,
         )
         trainer.fit(module, data.get("train"), data.get("val"), datamodule)
-    return several
 
 
 def _odd_schedule(
@@ -335,7 +342,9 @@ def _odd_rates(rates: list[float], calls: int, interval: str) -> str | None:
     if peak <= 0:
         return None
     end = next((n for n, _ in enumerate(rates) if max(rates[n:]) <= NO_STEP * peak), len(rates))
-    if end < calls / 2 and end < len(rates):
+    # Where not all calls were made, the last of them may be the foot of a cycle, unless it is long
+    seen = len(rates) if len(rates) == MOST_CALLS else calls
+    if end < seen / 2 and end < len(rates):
         rest = f"{max(rates[end:]):.2g} after {end} of {calls} {interval}s"
         return f"brings the learning rate to {rest}"
     if interval == "epoch" and rates[0] <= NO_STEP * peak:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 MAX_STEPS = 60  # steps on one batch
 MIN_STEPS = 20  # enough to time them
+NEVER = 10**9  # batches or epochs, more than any of these fits has
 WATCHED_STEPS = 10  # the first of them, in which gradients are looked at; not timed
 MAX_TIME_S = 60.0  # no further step after this time
 SEVERAL = 16  # different batches to look at
@@ -140,9 +141,11 @@ class FirstStep(Callback):
         inputs: the names of the inputs of a batch that were looked at, and whether the loss depends
             on them in a way that can be learned from.
         batches_itself: whether the data set makes the batches, not the loader.
+        logged: the names of what was logged.
     """
 
     def __init__(self) -> None:
+        self.logged: set[str] = set()
         self.inputs: dict[str, bool] = {}
         self.batch: Batch = None
         self.stages: list[str] = []
@@ -267,6 +270,9 @@ class FirstStep(Callback):
         self.stages.append("validation_step")
         trainer.should_stop = True
 
+    def on_train_end(self, trainer: JobTrainer, pl_module: LightningModule) -> None:
+        self.logged = set(trainer.callback_metrics)
+
     def _before_call(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: object, kwargs: object) -> None:
             module_is_outermost = self._depth == 0
@@ -310,6 +316,7 @@ class SeveralBatches(Callback):
 
     Args:
         last_epoch: number of the fit's last, as far as that is known.
+        logged: names that the module is known to log, in training or validation.
 
     Attributes:
         notes: what the steps called.
@@ -322,9 +329,10 @@ class SeveralBatches(Callback):
         val_bytes: likewise in validation, with the optimizers' state.
     """
 
-    def __init__(self, last_epoch: int) -> None:
+    def __init__(self, last_epoch: int, logged: set[str]) -> None:
         self.notes = Notes()
         self._last_epoch = last_epoch
+        self._logged = logged
         self.num_batches = 0
         self.has_all = False
         self.not_finite: list[int] = []
@@ -374,6 +382,9 @@ class SeveralBatches(Callback):
         self._val_extra = max(self._val_extra, self._memory.peak_bytes - held)
 
     def on_train_start(self, trainer: JobTrainer, pl_module: LightningModule) -> None:
+        for config in trainer.lr_scheduler_configs:
+            # Without validation there is no value of what is logged in it
+            config.strict = config.strict and config.monitor not in self._logged
         note_gradients(pl_module, self.notes.gradients, [])
         self._before = prints_of(pl_module)
         self._started = time.perf_counter()
@@ -527,7 +538,7 @@ class OneBatch(Callback):
         uncleared: whether gradients were cleared between the first steps.
         before, after: the loss before the first and after the last step, with the same random
             numbers each, for each of some seeds; empty in manual optimization.
-        schedulers: those that were left out.
+        schedulers: when they are stepped in a fit; here they never are.
         time_per_step_s: mean time of the steps that were not watched, or None.
     """
 
@@ -557,7 +568,8 @@ class OneBatch(Callback):
         if not pl_module.automatic_optimization:
             return
         self.schedulers = run.schedulers
-        run.schedulers = []  # a warm-up would last longer than these steps
+        # A warm-up would last longer than these steps; but a step may read its schedulers
+        run.schedulers = [replace(one, frequency=NEVER) for one in run.schedulers]
         for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
             if "initial_lr" in group:
                 group["lr"] = max(group["initial_lr"], group.get("max_lr", 0.0))

@@ -35,6 +35,7 @@ from raylit.runtime.rng import seed_everything
 from raylit.runtime.secrets import without_secrets
 
 if TYPE_CHECKING:
+    from raylit.trainer.trainer import Trainer
     from raylit.tune import SweepResult, SweepSpec
     from raylit.tune.aliases import Values
     from raylit.tune.trial import Made
@@ -79,7 +80,7 @@ def tune(args: list[str], options: Namespace, reader: ConfigReader) -> None:
         config.seed()
         _, data = config.make_model_and_data()  # what cannot be made must not fail in every trial
         trainer = config.make_trainer()
-        _check_retrain(options, args, data)
+        _check_retrain(options, trainer, data)
         with open(source.name, encoding="utf-8") as file:
             text = yaml.safe_dump(source.values) if options.of_sweep else file.read()
         files = {CONFIG: mask_config(config.text), SWEEP: mask_config(text)}
@@ -266,7 +267,7 @@ def _test_best(recipe: ConfigRecipe, result: SweepResult, average: int) -> None:
     report.print_rows(rows)
 
 
-def _check_retrain(options: Namespace, args: list[str], data: LightningDataModule | None) -> None:
+def _check_retrain(options: Namespace, trainer: Trainer, data: LightningDataModule | None) -> None:
     """Find out before any trial whether the fit after them can be made.
 
     Raises:
@@ -282,9 +283,10 @@ def _check_retrain(options: Namespace, args: list[str], data: LightningDataModul
         raise ConfigError(
             f"--retrain: there is no datamodule whose data could be joined. {INSTEAD}"
         )
+    data.trainer = trainer  # which its hooks may ask
     data.prepare_data()
     data.setup("fit")
-    Joined(data).train_dataloader()
+    Joined(data)()
 
 
 def _retrain(result: SweepResult, options: Namespace, reader: ConfigReader) -> None:
@@ -304,7 +306,7 @@ def _retrain(result: SweepResult, options: Namespace, reader: ConfigReader) -> N
     if is_joined:
         assert data is not None, "checked before the sweep"
         trainer = without_validation(trainer)
-        data = Joined(data)
+        data.train_dataloader = Joined(data)  # type: ignore[method-assign]
     report.begin("fit", trainer, model, data, None)
     started = time.time()
     done = trainer.fit(model, datamodule=data)

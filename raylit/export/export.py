@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from raylit.core.export import input_names
 from raylit.engine.run import in_eval_mode
 from raylit.errors import ConfigError
-from raylit.export.formats import FORMATS
+from raylit.export.formats import FORMATS, is_of_samples, num_samples
 from raylit.runtime.batch import move_to, named_tensors, with_tensors
 
 if TYPE_CHECKING:
@@ -145,7 +145,9 @@ class Export:
         # torch takes a dimension of 1 for one that can never be another; and a file that was made
         # for any number of samples is shown to take another than those of the loader
         example = _repeated(samples[0]) if size == 1 else samples[0]
-        other = tuple(tensor[:1] if tensor.ndim else tensor for tensor in samples[0])
+        other = tuple(one[:1] if is_of_samples(one, size) else one for one in samples[0])
+        if FORMATS[self.format].fixes_lengths:
+            _check_lengths(function.names, samples)
         compared = [*samples, _repeated(samples[0]) if size == 1 else other]
         wanted = [function(*tensors) for tensors in compared]
         again = _difference(wanted[0], function(*compared[0]))
@@ -185,16 +187,37 @@ class Export:
         return ExportReport(self.path, self.format, shapes, sum(sizes), sizes, worst, largest)
 
 
+def _check_lengths(names: list[str], samples: list[tuple[Tensor, ...]]) -> None:
+    """See that the batches differ in their number of samples alone.
+
+    Raises:
+        ConfigError: they do not, as texts that are padded to the longest of their batch.
+    """
+    size = _batch_size(samples[0])
+    for number, tensors in enumerate(samples[1:], 2):
+        for name, first, one in zip(names, samples[0], tensors, strict=False):
+            start = 1 if is_of_samples(first, size) else 0
+            if one.ndim != first.ndim or one.shape[start:] != first.shape[start:]:
+                raise ConfigError(
+                    f"{name} has the shape {tuple(one.shape)} in batch {number}, but"
+                    f" {tuple(first.shape)} in the first, which the export is made with. In its"
+                    " file only the number of samples may vary. Pad all batches to one length; or"
+                    " compare on the first alone, num_batches=1, for a file that takes its length."
+                )
+
+
 def _batch_size(tensors: tuple[Tensor, ...]) -> int:
-    return next((tensor.shape[0] for tensor in tensors if tensor.ndim), 1)
+    size = num_samples(tensors)
+    return 1 if size is None else size
 
 
 def _repeated(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(torch.cat([tensor] * 2) if tensor.ndim else tensor for tensor in tensors)
+    size = _batch_size(tensors)
+    return tuple(torch.cat([one] * 2) if is_of_samples(one, size) else one for one in tensors)
 
 
 def _shape(tensor: Tensor, batch_size: int) -> str:
-    first = ["batch"] if tensor.ndim and tensor.shape[0] == batch_size else tensor.shape[:1]
+    first = ["batch"] if is_of_samples(tensor, batch_size) else tensor.shape[:1]
     return f"({', '.join(map(str, [*first, *tensor.shape[1:]]))})"
 
 

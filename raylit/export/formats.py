@@ -33,10 +33,13 @@ class Format(Protocol):
     Attributes:
         suffix: of the file's name.
         packages: needed beside torch.
+        fixes_lengths: whether it takes inputs of other shapes only if it is the number of samples
+            in which they differ.
     """
 
     suffix: str
     packages: tuple[str, ...]
+    fixes_lengths: bool
 
     def write(self, function: OfTensors, example: tuple[Tensor, ...], path: str) -> None:
         """Write `function` to `path`, for any number of samples.
@@ -54,6 +57,7 @@ class Program:
 
     suffix = ".pt2"
     packages: tuple[str, ...] = ()
+    fixes_lengths = True
 
     def write(self, function: OfTensors, example: tuple[Tensor, ...], path: str) -> None:
         """Write the program."""
@@ -70,6 +74,7 @@ class Onnx:
 
     suffix = ".onnx"
     packages: tuple[str, ...] = ("onnx", "onnxscript", "onnxruntime")
+    fixes_lengths = True
 
     def write(self, function: OfTensors, example: tuple[Tensor, ...], path: str) -> None:
         """Write the file."""
@@ -107,6 +112,7 @@ class Weights:
 
     suffix = ".safetensors"
     packages: tuple[str, ...] = ("safetensors",)
+    fixes_lengths = False
 
     def write(self, function: OfTensors, example: tuple[Tensor, ...], path: str) -> None:
         """Write the weights; those that share memory once."""
@@ -179,15 +185,25 @@ def check_packages(format: str) -> None:
             raise MissingPackageError(package, f"The format {format!r} of an export", "export")
 
 
+def num_samples(tensors: tuple[Tensor, ...]) -> int | None:
+    """Return the number of samples in inputs: the first dimension of the first that has one."""
+    return next((tensor.shape[0] for tensor in tensors if tensor.ndim), None)
+
+
+def is_of_samples(tensor: Tensor, size: int | None) -> bool:
+    """Tell whether an input has a row for each of the `size` samples, rather than a fixed shape."""
+    return tensor.ndim > 0 and tensor.shape[0] == size
+
+
 def program_of(function: OfTensors, example: tuple[Tensor, ...]) -> ExportedProgram:
     """Return `function` as a program of torch.export, for any number of samples.
 
     Raises:
         ConfigError: something in it cannot be exported.
     """
-    size = next((tensor.shape[0] for tensor in example if tensor.ndim), None)
+    size = num_samples(example)
     batch = torch.export.Dim("batch")
-    shapes = [{0: batch} if tensor.ndim and tensor.shape[0] == size else None for tensor in example]
+    shapes = [{0: batch} if is_of_samples(tensor, size) else None for tensor in example]
     if size is None:
         raise ConfigError("forward takes no tensor with a dimension of samples.")
     with explained(function.module), _quiet():

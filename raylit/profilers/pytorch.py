@@ -255,7 +255,7 @@ class PyTorchProfiler(Profiler):
         if self.profiler is not None:
             self.profiler.__exit__(None, None, None)
             if not self._emit_nvtx:
-                self.function_events = self.profiler.events()
+                self.function_events = self._events()
             self.profiler = None
         if self._parent is not None:
             self._parent.__exit__(None, None, None)
@@ -265,6 +265,17 @@ class PyTorchProfiler(Profiler):
         if self._names is not None:
             self._names.remove()
             self._names = None
+
+    def _events(self) -> Any:
+        """Return what was recorded; None if that is nothing."""
+        # torch's profiler has none of its own before its schedule has warmed one up
+        events = self.profiler.events() if self.profiler.profiler is not None else None
+        if not events:
+            warn(
+                "PyTorchProfiler has recorded nothing, so there is no report: the run ended before"
+                " a step that its schedule records."
+            )
+        return events or None
 
     def _export(self, profiler: torch.profiler.profile, action_name: str) -> None:
         """Write the records to files."""

@@ -31,6 +31,7 @@ from raylit.runtime.messages import info
 from raylit.runtime.rng import isolated
 from raylit.tune.aliases import Value, Values
 from raylit.tune.direction import direction_of
+from raylit.tune.space import fits, read_space
 from raylit.tune.stops import seconds
 from raylit.tune.trial import Made
 from raylit.tune.tuner import Tuner
@@ -189,7 +190,9 @@ def _propose(
     ]
     points = hand_written(found, config)
     if points:
-        reason = "the values of the config first: the best is at least as good in validation"
+        reason = "the values of the config first"
+        if all(line.key in points for line in found.space if isinstance(line.value, Mapping)):
+            reason += ": the best is at least as good in validation"
         found.settings.append(Line("points", [points], reason))
     seed = config.get("seed_everything")
     if isinstance(seed, int) and not isinstance(seed, bool):
@@ -404,7 +407,10 @@ def propose_argument(
     """Return the values to try for an argument and why, or why to leave it as it is."""
     options = _plain_of(wanted)
     if get_origin(options) is Literal:
-        return {"choice": list(get_args(options))}, "the values of its type, Literal"
+        values = list(get_args(options))
+        if type(None) in get_args(wanted):
+            values.append(None)
+        return {"choice": values}, "the values of its type, Literal"
     if FIXED.search(name):
         return "by its name it belongs to the data or the machine"
     if isinstance(value, bool):
@@ -479,7 +485,8 @@ def _regularization(
 
 
 def hand_written(found: Proposal, config: Mapping[str, object]) -> dict[str, object]:
-    """Return the values that the config has for the varied keys."""
+    """Return the values that the config has for the varied keys, where they are in the space."""
+    space = read_space({line.key: line.value for line in found.space})
     values: dict[str, object] = {}
     for line in found.space:
         if not isinstance(line.value, Mapping):
@@ -487,7 +494,7 @@ def hand_written(found: Proposal, config: Mapping[str, object]) -> dict[str, obj
         scope, _, name = line.key.partition(".")
         spec = config.get(scope)
         own = _arguments({**TRAINER, "init_args": spec} if scope == "trainer" else spec)
-        if name in own:
+        if name in own and fits(own[name], space[line.key]):
             values[line.key] = own[name]
     return values
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from torch.utils.data import (
     ConcatDataset,
     DataLoader,
@@ -10,12 +12,16 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from raylit.callbacks import EarlyStopping, ModelCheckpoint
-from raylit.core.datamodule import LightningDataModule
+from raylit.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from raylit.errors import ConfigError
 from raylit.runtime.aliases import Batch, Loaders
 from raylit.runtime.messages import info
 from raylit.trainer.trainer import Trainer
+
+if TYPE_CHECKING:
+    from raylit.core.datamodule import LightningDataModule
+    from raylit.core.module import LightningModule
+    from raylit.core.trainer import JobTrainer
 
 ON = ("all", "train")  # what the best is fitted on again
 INSTEAD = "Fit on the training data alone, with validation as before: --retrain train."
@@ -23,36 +29,48 @@ KEPT = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn")
 KEPT_OF_WORKERS = ("multiprocessing_context", "prefetch_factor", "persistent_workers")
 
 
-class Joined(LightningDataModule):
-    """The data of another datamodule, with the validation data among the training data.
+class Joined:
+    """The training loader of a datamodule, with the validation data among the training data.
+
+    It takes the place of `train_dataloader` in the datamodule, all else of which stays as it is:
+    its hooks around a batch, its state and its hyperparameters.
 
     Args:
-        data: the other one; its loaders are read as DataLoaders of maps.
+        data: the datamodule; its loaders are read as DataLoaders of maps.
     """
 
     def __init__(self, data: LightningDataModule) -> None:
-        super().__init__()
         self.data = data
-        for name in ("test_dataloader", "predict_dataloader"):
-            setattr(self, name, getattr(data, name))
+        self._own = data.train_dataloader
 
-    def prepare_data(self) -> None:
-        self.data.prepare_data()
-
-    def setup(self, stage: str) -> None:
-        self.data.trainer = self.trainer
-        self.data.setup(stage)
-
-    def teardown(self, stage: str) -> None:
-        self.data.teardown(stage)
-
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def __call__(self) -> DataLoader[Batch]:
         """Return a loader like that for training, of both data sets.
 
         Raises:
             ConfigError: they cannot be joined.
         """
-        return joined(self.data.train_dataloader(), self.data.val_dataloader())
+        data: Any = self.data
+        data.train_dataloader = self._own  # which that for validation may call
+        try:
+            return joined(data.train_dataloader(), data.val_dataloader())
+        finally:
+            data.train_dataloader = self
+
+
+class RestingPlateaus(Callback):
+    """Lets a scheduler rest that watches what is logged in validation alone.
+
+    Else it would end the fit.
+    """
+
+    def on_fit_start(self, trainer: JobTrainer, pl_module: LightningModule) -> None:
+        for config in trainer.lr_scheduler_configs:
+            if config.reduce_on_plateau:
+                config.strict = False
+                info(
+                    f"--retrain: without validation {type(config.scheduler).__name__} leaves the"
+                    f" learning rate as it is, unless training logs {config.monitor!r}. {INSTEAD}"
+                )
 
 
 def joined(train: Loaders, val: Loaders) -> DataLoader[Batch]:
@@ -87,7 +105,10 @@ def joined(train: Loaders, val: Loaders) -> DataLoader[Batch]:
 
 
 def without_validation(trainer: Trainer) -> Trainer:
-    """Return a Trainer whose callbacks need no validation: none stops early, the last is saved."""
+    """Return a Trainer whose callbacks need no validation: none stops early, the last is saved.
+
+    Nor do its schedulers.
+    """
     dropped = [
         one
         for one in trainer.callbacks
@@ -96,7 +117,7 @@ def without_validation(trainer: Trainer) -> Trainer:
     if dropped:
         names = ", ".join(sorted({type(one).__name__ for one in dropped}))
         info(f"--retrain: without validation {names} has nothing to go by; the last is saved.")
-    kept = [one for one in trainer.callbacks if one not in dropped]
+    kept = [one for one in trainer.callbacks if one not in dropped] + [RestingPlateaus()]
     if any(isinstance(one, ModelCheckpoint) for one in dropped):
         kept.append(ModelCheckpoint())
     changed = trainer.replaced(limit_val_batches=0, num_sanity_val_steps=0)

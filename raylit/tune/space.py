@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeGuard
 
+import numpy as np
 from ray import tune
 from ray.tune.search.sample import Categorical, Domain, Float, Function, Integer
 
@@ -233,6 +234,8 @@ def _value(name: str, value: object, path: Key) -> object:
         return value
     if is_grid(value):
         return {"grid_search": [_value(name, one, path) for one in value["grid_search"]]}
+    if isinstance(value, np.generic):
+        return value.item()  # else its text would stand in the record of the sweep
     if isinstance(value, list):
         return [_value(name, one, (*path, index)) for index, one in enumerate(value)]
     if not isinstance(value, Mapping):
@@ -373,7 +376,7 @@ def check_point(point: Mapping[str, Value], space: Mapping[str, object], path: K
                 f"points: {key!r} is no key of the space.{did_you_mean(key, space)}", (*path, key)
             )
         where = space[key]
-        if _has_options(where) and not any(_fits(value, one) for one in options_of(where)):
+        if _has_options(where) and not fits(value, where):
             raise SweepError(
                 f"points: {key} is {value!r}, which is none of {options_of(where)}.", (*path, key)
             )
@@ -420,24 +423,37 @@ def nearest(value: Value, where: object) -> Value:
         return value
     step = getattr(getattr(where, "sampler", None), "q", None)
     if step is not None:
-        first, last = round(lower / step), round(upper / step)  # which are whole numbers
-        value = min(max(round(value / step), first), last) * step
+        value = min(max(round(value / step) * step, lower), upper)
     else:  # as in Ray: without steps the upper end is no value of a range of whole numbers
         value = min(max(value, lower), upper - isinstance(where, Integer))
     return int(value) if isinstance(where, Integer) else float(value)
 
 
-def _fits(value: object, option: object) -> bool:
-    """Tell whether a value may have come from one option of a choice."""
-    if isinstance(option, Mapping) and isinstance(value, Mapping) and not is_grid(option):
-        return set(value) <= set(option) and all(_fits(value[key], option[key]) for key in value)
-    if _has_options(option):
-        return any(_fits(value, one) for one in options_of(option))
-    if isinstance(option, Domain):
-        return True
-    return bool(value == option)
+def fits(value: object, where: object) -> bool:
+    """Tell whether a value may have come from a dimension, or from one option of a choice.
+
+    Args:
+        value: as it was drawn, or as a record of it has it, with lists in place of tuples.
+        where: a range, a choice, a constant, or a mapping or list of such.
+    """
+    if isinstance(where, Mapping) and isinstance(value, Mapping) and not is_grid(where):
+        return set(value) <= set(where) and all(fits(value[key], where[key]) for key in value)
+    if _has_options(where):
+        return any(fits(value, one) for one in options_of(where))
+    if isinstance(where, (Float, Integer)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            return False
+        number = float(value)
+        if not math.isfinite(number):
+            return False
+        return math.isclose(number, nearest(number, where), rel_tol=1e-9, abs_tol=1e-12)
+    if isinstance(where, Domain):
+        return True  # a function
+    if isinstance(where, (list, tuple)) and isinstance(value, (list, tuple)):
+        return len(value) == len(where) and all(map(fits, value, where))
+    return bool(value == where)
 
 
 def nearest_option(value: object, options: Sequence[object]) -> int | None:
     """Return which option of a choice a value came from, or None."""
-    return next((index for index, one in enumerate(options) if _fits(value, one)), None)
+    return next((index for index, one in enumerate(options) if fits(value, one)), None)

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 WORDS = ("time_budget", "time_budget_s", "target", "plateau", "trial_plateau", "reports")
+# Ray Tune's class for a word, and its arguments as an example
+PLATEAUS: dict[str, tuple[Callable[..., Stopper], str]] = {
+    "plateau": (ExperimentPlateauStopper, "{std: 0.001, top: 10, patience: 3}"),
+    "trial_plateau": (TrialPlateauStopper, "{std: 0.01, num_results: 4}"),
+}
 DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|min|m|h|d)\s*")
 
 
@@ -146,10 +151,9 @@ def make_stopper(spec: SweepSpec) -> Stops:
             made[word] = TimeoutStopper(seconds(value, path))
         elif word == "target":
             made[word] = Threshold(spec.metric, spec.mode, _number(word, value), True)
-        elif word == "plateau":
-            made[word] = _plateau(spec, word, value, ExperimentPlateauStopper)
-        elif word == "trial_plateau":
-            made[word] = _plateau(spec, word, value, TrialPlateauStopper)
+        elif word in PLATEAUS:
+            if value is not None and value is not False:
+                made[word] = _plateau(spec, word, value)
         elif word in ("reports", "training_iteration"):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SweepError(f"stop: {word} is {value!r}: give a whole number.", path)
@@ -207,7 +211,14 @@ def _number(word: str, value: object) -> float:
     return float(value)
 
 
-def _plateau(spec: SweepSpec, word: str, value: object, cls: Callable[..., Stopper]) -> Stopper:
+def _plateau(spec: SweepSpec, word: str, value: object) -> Stopper:
+    cls, example = PLATEAUS[word]
+    if value is not True and not isinstance(value, Mapping):
+        raise SweepError(
+            f"stop: {word} is {value!r}: give true, false, or a mapping of its arguments, such as"
+            f" {example}.",
+            ("stop", word),
+        )
     given = dict(value) if isinstance(value, Mapping) else {}
     known = [key for key in inspect.signature(cls).parameters if key != "self"]
     for key in given:

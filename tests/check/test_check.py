@@ -27,6 +27,7 @@ from raylit.check import check as checks
 from raylit.check.probe import has_fallen
 from raylit.check.report import duration
 from raylit.check.samples import mixes_samples
+from raylit.core.optimizer import LRSchedulerConfig
 from raylit.data import CombinedLoader
 from raylit.errors import ConfigError, DataError
 from raylit.loggers import CSVLogger, TensorBoardLogger
@@ -543,6 +544,53 @@ class TestOneBatch:
         found = check(Scheduled(), max_epochs=10)["optimizers"]
         assert found.status == ("ok" if said is None else "question")
         assert said is None or said in found.found
+
+    @pytest.mark.parametrize(
+        ("make", "is_odd"),
+        [
+            (lambda o: S.CosineAnnealingWarmRestarts(o, T_0=1000), False),
+            (lambda o: S.LambdaLR(o, lambda step: float(step < 500)), True),
+        ],
+    )
+    def test_the_foot_of_a_cycle_is_not_the_end(
+        self, make: Callable[[Any], Any], is_odd: bool
+    ) -> None:
+        scheduler = make(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0))
+        config = LRSchedulerConfig(scheduler, interval="step")
+        trainer = pl.Trainer(max_steps=10_000, logger=False)
+        assert (checks._odd_schedule([config], trainer, 100) is not None) is is_odd
+
+    def test_a_plateau_of_what_validation_logs(self) -> None:
+        class Plateau(Validated):
+            monitor = "val_loss"
+
+            def configure_optimizers(self) -> Any:
+                optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
+                plateau = S.ReduceLROnPlateau(optimizer)
+                return {"optimizer": optimizer, "lr_scheduler": plateau, "monitor": self.monitor}
+
+        model = Plateau()
+        assert statuses(check(model, val=loader())) == {}
+        model.monitor = "val_los"
+        with pytest.raises(ConfigError, match="'val_los', which was not logged"):
+            check(model, val=loader())
+
+    @pytest.mark.parametrize("number", [1, 2])
+    def test_a_step_that_reads_its_schedulers(self, number: int) -> None:
+        class Reads(Classifier):
+            def training_step(self, batch: Any, batch_idx: int) -> Any:
+                schedulers = self.lr_schedulers()
+                for one in schedulers if number == 2 else [schedulers]:
+                    self.log("lr", one.get_last_lr()[0])
+                return super().training_step(batch, batch_idx)
+
+            def configure_optimizers(self) -> Any:
+                optimizer = torch.optim.SGD(self.parameters(), lr=1e-6)
+                return [optimizer], [S.StepLR(optimizer, 1000) for _ in range(number)]
+
+        report = check(Reads())
+        assert report["one batch"].values["losses_with_adam"][-1] < 1.0
+        assert report["optimizers"].status == "ok"
 
     def test_manual_optimization(self) -> None:
         class Manual(Classifier):

@@ -220,6 +220,30 @@ def test_what_cannot_be_exported_is_named_and_leaves_nothing(
     assert not list(tmp_path.glob(".export*"))
 
 
+class Weighted(pl.LightningModule):
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        return (x * w).cumsum(-1)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt2"])
+@pytest.mark.parametrize("size", [1, 4])
+def test_an_input_of_a_fixed_shape_stays_whole(tmp_path: Path, name: str, size: int) -> None:
+    batches: Any = [(torch.randn(number, 3), torch.randn(3)) for number in (size, 3)]
+    batches = DataLoader(batches, batch_size=None)
+    report = export(Weighted(), tmp_path / name, dataloaders=batches)
+    assert report.inputs == {"x": "float32 (batch, 3)", "w": "float32 (3)"}
+
+
+def test_batches_of_other_lengths_are_told_apart(tmp_path: Path) -> None:
+    batches: Any = [(torch.randn(4, length), torch.randn(1)) for length in (5, 7)]
+    batches = DataLoader(batches, batch_size=None)
+    for name in ("model.onnx", "model.pt2"):
+        with pytest.raises(ConfigError, match=r"x has the shape \(4, 7\) in batch 2.*\(4, 5\)"):
+            export(Weighted(), tmp_path / name, dataloaders=batches)
+    assert export(Weighted(), tmp_path / "model.pt2", dataloaders=batches, num_batches=1)
+    assert export(Weighted(), tmp_path / "model.safetensors", dataloaders=batches).num_samples == 9
+
+
 class NoForward(pl.LightningModule):
     pass
 

@@ -6,6 +6,7 @@ import json
 import pickle
 import pstats
 from collections import Counter
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,20 @@ def test_no_folder_for_traces() -> None:
             with profiler.profile("training_step"):
                 torch.ones(2).sum()
         profiler.teardown("fit")
+
+
+def test_a_schedule_that_records_no_step_costs_the_report_only(tmp_path: Path) -> None:
+    class Fails(TinyModel):
+        def on_fit_start(self) -> None:
+            raise OverflowError
+
+    schedule = torch.profiler.schedule(wait=100, warmup=1, active=1)
+    for model, error in ((TinyModel(), nullcontext()), (Fails(), pytest.raises(OverflowError))):
+        profiler = PyTorchProfiler(tmp_path / "traces", "report", schedule=schedule)
+        with pytest.warns(UserWarning, match="PyTorchProfiler has recorded nothing"), error:
+            trainer(tmp_path, profiler=profiler, max_epochs=1).fit(model)
+        assert profiler.function_events is None
+    assert not (tmp_path / "traces" / "fit-report.txt").read_text()
 
 
 def test_flame_graph(tmp_path: Path) -> None:

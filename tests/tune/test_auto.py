@@ -25,7 +25,7 @@ from raylit.tune.space import numbers_of
         ("dropout", float, 0.8, None),
         ("weight_decay", float, 0.05, {"choice": [0.0, 1e-4, 1e-3, 1e-2, 0.05]}),
         ("norm", Literal["batch", "layer"], "layer", {"choice": ["batch", "layer"]}),
-        ("act", Literal["relu", "gelu"] | None, None, {"choice": ["relu", "gelu"]}),
+        ("act", Literal["relu", "gelu"] | None, None, {"choice": ["relu", "gelu", None]}),
         ("bias", bool, True, {"choice": [True, False]}),
         ("num_classes", int, 10, None),
         ("in_features", int, 10, None),
@@ -87,3 +87,10 @@ def test_the_values_of_the_config_are_tried_first_also_those_it_leaves_out() -> 
     found = Proposal([], [clip])
     assert hand_written(found, {"trainer": {"max_epochs": 3}}) == {clip.key: None}
     assert hand_written(found, {"trainer": {"gradient_clip_val": 1.0}}) == {clip.key: 1.0}
+
+
+def test_a_value_of_the_config_outside_of_the_space_is_no_point() -> None:
+    lr = Line("trainer.gradient_clip_val", {"loguniform": [0.1, 1.0]}, "a range, but None in it")
+    depth = Line("trainer.max_epochs", {"choice": [2, 3]}, "and 3 in it")
+    found = Proposal([], [lr, depth])
+    assert hand_written(found, {"trainer": {"max_epochs": 3}}) == {depth.key: 3}

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import (
     DataLoader,
     IterableDataset,
@@ -16,7 +18,7 @@ import raylit as pl
 from raylit.callbacks import EarlyStopping, ModelCheckpoint
 from raylit.errors import ConfigError
 from raylit.tune.average import checkpoints_beside, write_average
-from raylit.tune.retrain import joined, without_validation
+from raylit.tune.retrain import Joined, joined, without_validation
 
 
 def rows(start: int, end: int) -> TensorDataset:
@@ -57,6 +59,67 @@ def test_without_validation_nothing_waits_for_its_metrics() -> None:
     savers = [one for one in trainer.callbacks if isinstance(one, ModelCheckpoint)]
     assert [one.monitor for one in savers] == [None]
     assert not any(isinstance(one, EarlyStopping) for one in trainer.callbacks)
+
+
+class Scaled(pl.LightningDataModule):
+    """Without its hook a batch is other than the model wants; one loader is made by the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.save_hyperparameters({"factor": 0.5})
+
+    def setup(self, stage: str) -> None:
+        assert self.trainer is not None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": 1}
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(TensorDataset(torch.ones(6, 1)), 3)
+
+    def val_dataloader(self) -> Any:
+        return self.train_dataloader()
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch[0] * 0.5
+
+
+class Watching(pl.LightningModule):
+    """Its learning rate goes by what validation logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.batches: list[Any] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.batches.append(batch)
+        return self.layer(batch).sum()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.layer(batch).sum())
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": plateau, "monitor": "val_loss"}
+
+
+def test_a_fit_on_joined_data_keeps_the_datamodule_and_needs_no_validation(
+    tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, data = Watching(), Scaled()
+    data.train_dataloader = Joined(data)  # type: ignore[method-assign]
+    trainer = pl.Trainer(max_epochs=1, logger=False, accelerator="cpu", default_root_dir=tmp_path)
+    trainer = without_validation(trainer)
+    with pytest.warns(RuntimeWarning, match="The learning rate is left as it is"):
+        trainer.fit(model, datamodule=pickle.loads(pickle.dumps(data)))
+    assert [one.flatten().tolist() for one in model.batches] == [[0.5] * 3] * 4
+    assert "unless training logs 'val_loss'" in capsys.readouterr().err
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    stored = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert stored["Scaled"] == {"seen": 1}
+    assert stored["datamodule_hyper_parameters"] == {"factor": 0.5}
 
 
 def test_an_average_holds_the_mean_of_the_weights(tmp_path: Any) -> None:

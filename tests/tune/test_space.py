@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+from optuna.trial import TrialState
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
 from ray.tune.schedulers.pb2 import PB2
@@ -118,6 +120,15 @@ def test_choices_grids_objects_and_constants() -> None:
         ({"stop": {"time_budget": "1 parsec"}}, "give seconds"),
         ({"stop": {"time_bugdet": "1h"}}, "Did you mean 'time_budget'"),
         ({"stop": {"target": True}}, "give a number"),
+        ({"stop": {"plateau": 5}}, "plateau is 5: give true, false, or a mapping"),
+        ({"stop": {"trial_plateau": "x"}}, r"such as \{std: 0.01, num_results: 4\}"),
+        (
+            {
+                "space": {"model.n": {"choice": [{"uniform": [0, 1]}, 3]}},
+                "points": [{"model.n": 2}],
+            },
+            "none of",
+        ),
         ({"resources": {"cpu": 1}}, "did you mean 'CPU'"),
         ({"resources": {"CPU": True}}, "CPU is True"),
         ({"resources": {"CPU": 1, "num_workers": 0}}, "num_workers=0"),
@@ -320,6 +331,12 @@ def test_a_trial_ends_at_a_better_value_and_a_missing_metric_is_told() -> None:
         missing("a", {"logged": ["val_loss"], "val_loss": 0.2})
 
 
+def test_a_plateau_that_is_false_is_none() -> None:
+    stops = spec(stop={"plateau": False, "trial_plateau": None}).make_stopper()
+    assert stops._by_word == {}
+    assert set(spec(stop={"plateau": True}).make_stopper()._by_word) == {"plateau"}
+
+
 def test_a_plateau_survives_a_trial_that_reported_nothing() -> None:
     stops = make_stopper(spec(stop={"plateau": {}}))
     assert not stops("a", {"training_iteration": 0, "how": "failed", "done": True})
@@ -372,6 +389,29 @@ def test_points_are_tried_first_and_earlier_trials_are_known() -> None:
     assert isinstance(searcher, OptunaSearcher)
     assert searcher.suggest("0") == point
     assert [trial.value for trial in searcher._study.trials[:1]] == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("options", "recorded", "drawn"),
+    [
+        ([{"uniform": [0.1, 0.5]}, None], None, None),
+        ([{"uniform": [0.1, 0.5]}, {"uniform": [0.6, 0.9]}], 0.7, 0.7),
+        ([{"randint": [1, 5]}, {"quniform": [0, 4, 0.5]}], 2.5, 2.5),
+        (tune.choice([(64, 64), (128,)]), [128], (128,)),
+        (tune.choice(list(np.array([32, 64]))), 64, 64),
+    ],
+)
+def test_what_was_recorded_is_found_among_the_options(
+    options: Any, recorded: Any, drawn: Any
+) -> None:
+    """Points, and trials of a sweep that goes on, come from files."""
+    space = {"model.n": {"choice": options} if isinstance(options, list) else options}
+    made = spec(space=space, search="tpe", seed=1, points=[{"model.n": recorded}])
+    searcher = made.make_search(earlier=[({"model.n": recorded}, [0.5])])
+    assert isinstance(searcher, OptunaSearcher)
+    assert len(searcher._study.get_trials(states=[TrialState.COMPLETE])) == 1
+    found = searcher.suggest("0")["model.n"]
+    assert found == drawn and type(found) is type(drawn)
 
 
 def test_grids_of_a_conditional_space_are_counted() -> None:
