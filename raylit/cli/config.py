@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -71,6 +72,7 @@ MADE_BY_OTHERS: dict[str, set[str]] = {
     "optimizer": {"params"},
     "lr_scheduler": {"optimizer"},
 }
+_are_elsewhere: ContextVar[bool] = ContextVar("_are_elsewhere", default=False)
 SWITCHES = {"fit": ("--resume",)}  # flags without a value, of some commands
 LOADING: dict[str, tuple[object, object]] = {
     "ckpt_path": (str | None, None),
@@ -390,6 +392,16 @@ def _with_variable(text: str, sources: Sequence[ConfigSource]) -> str:
     return text if variable is None else f"{variable}: {text.rstrip('.')}. Correct it, or unset it."
 
 
+@contextlib.contextmanager
+def secrets_elsewhere() -> Iterator[None]:
+    """Read configs that run on other machines, whose environment has the secrets, in a block."""
+    token = _are_elsewhere.set(True)
+    try:
+        yield
+    finally:
+        _are_elsewhere.reset(token)
+
+
 def take_from_environment(
     values: Namespace, sources: Sequence[ConfigSource], below: str | None = None
 ) -> None:
@@ -403,6 +415,8 @@ def take_from_environment(
     Raises:
         ConfigError: the environment does not have them.
     """
+    if _are_elsewhere.get():
+        return
     missing: dict[tuple[str | int, ...], str] = {}
     unmasked(values if below is None else values[below], missing=missing)
     if not missing:
