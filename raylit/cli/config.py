@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -28,7 +28,7 @@ from raylit.cli.construct import whole_numbers_first
 from raylit.cli.diagnosis import BASES, explain, find_class
 from raylit.cli.foreign import Parser, as_read
 from raylit.cli.optimizer import ReduceLROnPlateau, give_optimizer
-from raylit.cli.source import ConfigSource, dotted, read_arguments, where_given
+from raylit.cli.source import ConfigSource, as_flag, dotted, read_arguments, where_given
 from raylit.cli.told import ConfigFile, classes_of, read_next, telling
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.module import LightningModule
@@ -72,6 +72,7 @@ MADE_BY_OTHERS: dict[str, set[str]] = {
     "optimizer": {"params"},
     "lr_scheduler": {"optimizer"},
 }
+_are_elsewhere: ContextVar[bool] = ContextVar("_are_elsewhere", default=False)
 SWITCHES = {"fit": ("--resume",)}  # flags without a value, of some commands
 LOADING: dict[str, tuple[object, object]] = {
     "ckpt_path": (str | None, None),
@@ -186,8 +187,7 @@ class Config:
         """
         own = self.values.model.get("init_args") or {}
         if name not in own or any(
-            source.root is None and name in _argument_names(source.values.get("model"))
-            for source in self.sources
+            source.root is None and name in argument_names(source) for source in self.sources
         ):
             return False
         before = self.values.model.clone(with_meta=False).as_dict()
@@ -357,7 +357,7 @@ def flags_of_items(trainer: dict[str, object], named: Mapping[str, str]) -> list
         ConfigError: the config has none of a class, or several; or a value cannot be read.
     """
     changed = {items.put(trainer, key, _value(key, text)) for key, text in named.items()}
-    return [f"--trainer.{part}={json.dumps(trainer[part])}" for part in sorted(changed)]
+    return [f"--trainer.{part}={as_flag(trainer[part])}" for part in sorted(changed)]
 
 
 def _value(key: str, text: str) -> object:
@@ -392,6 +392,16 @@ def _with_variable(text: str, sources: Sequence[ConfigSource]) -> str:
     return text if variable is None else f"{variable}: {text.rstrip('.')}. Correct it, or unset it."
 
 
+@contextlib.contextmanager
+def secrets_elsewhere() -> Iterator[None]:
+    """Read configs that run on other machines, whose environment has the secrets, in a block."""
+    token = _are_elsewhere.set(True)
+    try:
+        yield
+    finally:
+        _are_elsewhere.reset(token)
+
+
 def take_from_environment(
     values: Namespace, sources: Sequence[ConfigSource], below: str | None = None
 ) -> None:
@@ -405,6 +415,8 @@ def take_from_environment(
     Raises:
         ConfigError: the environment does not have them.
     """
+    if _are_elsewhere.get():
+        return
     missing: dict[tuple[str | int, ...], str] = {}
     unmasked(values if below is None else values[below], missing=missing)
     if not missing:
@@ -459,8 +471,9 @@ def instantiate(parser: ArgumentParser, values: Namespace) -> Namespace:
     return construct.instantiate(parser, values, hyperparameters)
 
 
-def _argument_names(given: object) -> set[str]:
-    """Return the names of the arguments that a flag gives to a component."""
+def argument_names(flag: ConfigSource) -> set[str]:
+    """Return the names of the arguments that a flag gives to the model."""
+    given = flag.values.get("model")
     return {*given, *(given.get("init_args") or {})} if isinstance(given, dict) else set()
 
 

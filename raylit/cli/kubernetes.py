@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,9 @@ class Submission:
     def manifest(self) -> PlainDict:
         """Return the RayJob: the file's, with this command, its environment and its code.
 
+        Raises:
+            ConfigError: the file lacks a part of a RayJob.
+
         Example:
             >>> pod = {"spec": {"containers": [{"name": "head", "image": "raylit:0.1.0-cpu"}]}}
             >>> spec = {"rayClusterSpec": {"headGroupSpec": {"template": pod}}}
@@ -93,6 +97,16 @@ class Submission:
             >>> Submission("a", "raylit fit", {}, file, "--on job.yaml").manifest()["metadata"]
             {'name': 'a', 'namespace': 'default'}
         """
+        try:
+            return self._made()
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ConfigError(
+                f"{self.given}: it is no whole RayJob: {why}. Compare it with"
+                " cluster/kubernetes/rayjob.yaml."
+            ) from error
+
+    def _made(self) -> PlainDict:
         made: PlainDict = copy.deepcopy(dict(self.definition))
         spec = made["spec"]
         metadata = made.get("metadata", {})
@@ -123,8 +137,9 @@ class Submission:
         """Find out whether Kubernetes answers and lets this user make RayJobs.
 
         Raises:
-            ConfigError: it does not, or there is no `kubectl`.
+            ConfigError: it does not, or there is no `kubectl`, or the file is no whole RayJob.
         """
+        self.manifest()
         if shutil.which("kubectl") is None:
             raise ConfigError(
                 f"{self.given} is a RayJob, which `kubectl` makes, and there is none on this"
@@ -143,25 +158,26 @@ class Submission:
         """Make the ConfigMap and the RayJob, which then owns it.
 
         Raises:
+            ConfigError: the file is no whole RayJob; nothing was made.
             LaunchError: Kubernetes does not take them; neither is there then.
         """
+        manifest = self.manifest()
         source = f"--from-file={PACKAGE}={package}"
         self._must("create", "configmap", self.name, source)
         try:
-            made = self._must(
-                "create", "-f", "-", "-o", "jsonpath={.metadata.uid}", given=self.manifest()
-            )
+            made = self._must("create", "-f", "-", "-o", "jsonpath={.metadata.uid}", given=manifest)
+            owner = {
+                "apiVersion": "ray.io/v1",
+                "kind": "RayJob",
+                "name": self.name,
+                "uid": made.strip(),
+            }
+            change = json.dumps({"metadata": {"ownerReferences": [owner]}})
+            self._must("patch", "configmap", self.name, "--type=merge", "-p", change)
         except LaunchError:
+            self._kubectl("delete", "rayjob", self.name, "--ignore-not-found", "--wait=false")
             self._kubectl("delete", "configmap", self.name)
             raise
-        owner = {
-            "apiVersion": "ray.io/v1",
-            "kind": "RayJob",
-            "name": self.name,
-            "uid": made.strip(),
-        }
-        change = json.dumps({"metadata": {"ownerReferences": [owner]}})
-        self._must("patch", "configmap", self.name, "--type=merge", "-p", change)
 
     def follow(self, show: Callable[[str], object]) -> tuple[int, str]:
         """Show the log until the RayJob has ended, over all its attempts.
@@ -174,6 +190,7 @@ class Submission:
         """
         said = ""
         failed = 0
+        shown: dict[str, int] = {}
         while failed < LOST_AFTER:
             done = self._kubectl("get", "rayjob", self.name, "-o", "json", ANSWER)
             failed = failed + 1 if done.returncode else 0
@@ -185,7 +202,7 @@ class Submission:
             if state in ("Complete", "Failed"):
                 return _ended(status)
             if state == "Running":
-                self._show_log(show)
+                self._show_log(show, shown)
             time.sleep(EVERY_S)
         raise LaunchError(
             f"Kubernetes does not answer: {_last_line(done)}. The RayJob {self.name} goes on:\n"
@@ -200,15 +217,28 @@ class Submission:
         """
         self._must("delete", "rayjob", self.name, "--wait=false")
 
-    def _show_log(self, show: Callable[[str], object]) -> None:
-        """Show the submitter's log, which is the job's, until its pod ends."""
-        command = ["kubectl", "-n", self.namespace, "logs", "--follow", f"job/{self.name}"]
+    def _show_log(self, show: Callable[[str], object], shown: dict[str, int]) -> None:
+        """Show the submitter's log, which is the job's, until its pod ends.
+
+        Kubernetes gives it from its beginning, also after a connection that was lost.
+
+        Args:
+            show: gets the lines.
+            shown: how many lines of each pod have been shown, which is kept up to date.
+        """
+        log = ["logs", "--follow", "--prefix", f"job/{self.name}"]
+        command = ["kubectl", "-n", self.namespace, *log]
+        found: Counter[str] = Counter()
         with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         ) as process:
             assert process.stdout is not None
-            for line in process.stdout:
-                show(line)
+            for line in process.stdout:  # [pod/NAME/CONTAINER] LINE
+                pod, _, text = line.decode(errors="replace").partition(" ")
+                found[pod] += 1
+                if found[pod] > shown.get(pod, 0):
+                    shown[pod] = found[pod]
+                    show(text)
 
     def _must(self, *arguments: str, given: object = None) -> str:
         done = self._kubectl(*arguments, given=given)

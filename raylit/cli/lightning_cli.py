@@ -25,7 +25,14 @@ from torch.optim import Optimizer
 from raylit.checkpoint import load
 from raylit.cli import items
 from raylit.cli.command import FAILED, INTERRUPTED, USAGE
-from raylit.cli.config import as_list, flags_of_items, is_of, seed, take_from_environment
+from raylit.cli.config import (
+    argument_names,
+    as_list,
+    flags_of_items,
+    is_of,
+    seed,
+    take_from_environment,
+)
 from raylit.cli.construct import (
     as_hyperparameters,
     find_module_class,
@@ -45,6 +52,7 @@ from raylit.cli.parser import LightningArgumentParser, Registry
 from raylit.cli.record import SaveConfigCallback
 from raylit.cli.script import command_of, program_of_script
 from raylit.cli.script import run as run_command
+from raylit.cli.source import read_arguments
 from raylit.core.callback import Callback
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.hooks import is_overridden
@@ -322,7 +330,7 @@ class LightningCLI:
         if isinstance(args, (dict, Namespace)):
             self.config = parser.parse_object(args)
             return
-        self._args, named = items.split(list(args or sys.argv[1:]))
+        self._args, named = items.split(sys.argv[1:] if args is None else args)
         self.config = parser.parse_args(self._args)
         if named:
             flags = flags_of_items(self._plain(self.config).get("trainer") or {}, named)
@@ -381,8 +389,14 @@ class LightningCLI:
 
         These win over the values in a checkpoint.
         """
-        flags = [arg.partition("=")[0] for arg in self._args if arg.startswith("--model.")]
-        return {flag.removeprefix("--model.").removeprefix("init_args.") for flag in flags}
+        names: set[str] = set()
+        rest = iter(self._args)
+        for arg in rest:
+            flag, equals, value = arg.partition("=")
+            if flag.partition(".")[0] == "--model":
+                (source,) = read_arguments([f"{flag}={value if equals else next(rest)}"])
+                names |= argument_names(source)
+        return names
 
     def _set_seed(self) -> None:
         own = self.config[self.subcommand] if self.subcommand else self.config

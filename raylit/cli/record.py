@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -172,30 +173,34 @@ class SaveConfigCallback(Callback):
             return  # a folder would be in the way of a fit that goes on in the same run
         log_dir = trainer.log_dir
         assert log_dir is not None
-        path = os.path.join(log_dir, self.config_filename)
-        is_taken = trainer.world.broadcast_object(
-            trainer.is_global_zero and not self.overwrite and self._is_of_another_run(path, text)
+        files = self._files(log_dir, text) if trainer.is_global_zero else {}
+        there = () if self.overwrite else files.items()
+        taken = trainer.world.broadcast_object(
+            next((path for path, kept in there if self._is_of_another_run(path, kept)), None)
         )
-        if is_taken:
+        if taken is not None:
             raise RuntimeError(
-                f"{type(self).__name__} expected {path} to NOT exist: it is the config of a"
+                f"{type(self).__name__} expected {taken} to NOT exist: it is the config of a"
                 " previous run. Delete it, give this run another folder, write over it with"
                 ' LightningCLI(save_config_kwargs={"overwrite": True}), or save none with'
                 " LightningCLI(save_config_callback=None)."
             )
-        if trainer.is_global_zero:
-            if self.multifile:
-                os.makedirs(log_dir, exist_ok=True)
-                before = set(os.listdir(log_dir))
-                self.parser.save(
-                    self.config, path, skip_unset=False, overwrite=self.overwrite, multifile=True
-                )
-                for name in {self.config_filename, *os.listdir(log_dir)} - before:
-                    file = Path(log_dir, name)
-                    if file.is_file():
-                        file.write_text(mask_config(file.read_text()))
-            else:
-                write_text(path, text)
+        for path, kept in files.items():
+            write_text(path, kept)
+
+    def _files(self, log_dir: str, text: str) -> dict[str, str]:
+        """Return what is written, by the paths of the files."""
+        if not self.multifile:
+            return {os.path.join(log_dir, self.config_filename): text}
+        with tempfile.TemporaryDirectory() as scratch:  # the parser writes secrets there alone
+            path = os.path.join(scratch, self.config_filename)
+            self.parser.save(
+                self.config, path, skip_unset=False, overwrite=self.overwrite, multifile=True
+            )
+            return {
+                os.path.join(log_dir, file.name): mask_config(file.read_text())
+                for file in Path(scratch).iterdir()
+            }
 
     def _is_of_another_run(self, path: str, text: str) -> bool:
         if not folder.exists(path):

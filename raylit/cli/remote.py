@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from raylit.cli import kubernetes, tunnel, upload
-from raylit.cli.config import Config, ConfigReader
-from raylit.cli.source import read_file
+from raylit.cli.config import Config, ConfigReader, secrets_elsewhere
+from raylit.cli.source import ConfigSource, dotted, read_file
 from raylit.errors import ConfigError
 from raylit.loggers.mlflow.source import git_tags
 from raylit.runtime import environment
+from raylit.runtime.masked_config import secret_paths
 from raylit.runtime.messages import info, number_of
 from raylit.runtime.secrets import MASK, has_secret, is_secret_name, without_secrets
 
@@ -43,6 +44,11 @@ STOP_WAIT_S = 60
 OWN_VARIABLES = ("PL_", "RAYLIT_")
 LAST_LINES = ", last available logs"  # where Ray's words repeat the log, which has been shown
 OF_THE_TERMINAL = ("RAYLIT_PROGRESS", "RAYLIT_VERBOSE")
+INSTEAD = (
+    "Write '***' in its place in the config, and set the variable (PL_MODEL_API_KEY for"
+    " model.api_key) where `ray start` is called; or use what the cluster has for it, such as"
+    " MLFLOW_TRACKING_PASSWORD."
+)
 
 
 def run(command: str, args: Sequence[str], options: Namespace, reader: ConfigReader) -> None:
@@ -71,6 +77,9 @@ def run(command: str, args: Sequence[str], options: Namespace, reader: ConfigRea
     files = _files(folder)
     typed = _with_files_below(options.typed, folder, files)
     _refuse_secret_flags(typed)
+    _refuse_secret_values(config.sources)
+    if command == "tune" and options.sweep is not None:
+        _refuse_secret_values([read_file(options.sweep, "--sweep")])
     line = f"{reader.program} {shlex.join([command, *typed])}"
     env = {**_environment(), environment.ON: options.on}
     name = f"raylit-{command}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
@@ -194,11 +203,12 @@ def _checked(command: str, args: list[str], options: Namespace, reader: ConfigRe
     Raises:
         ConfigError: something in it or in the sweep file is wrong.
     """
-    if command == "tune":
-        from raylit.cli.sweep import check
+    with secrets_elsewhere():
+        if command == "tune":
+            from raylit.cli.sweep import check
 
-        return check(args, options, reader)
-    return reader.read(command, args)
+            return check(args, options, reader)
+        return reader.read(command, args)
 
 
 def _refuse_lost_runs(config: Config) -> None:
@@ -289,11 +299,21 @@ def _refuse_secret_flags(typed: Sequence[str]) -> None:
     shown = without_secrets(shlex.join(typed))
     if shown != shlex.join(typed):
         found = next((arg for arg in shown.split() if MASK in arg), MASK)
-        raise ConfigError(
-            f"{found}: Ray shows and logs the command of a job. Write '***' in its place in the"
-            " config, and set the variable (PL_MODEL_API_KEY for model.api_key) where `ray start`"
-            " is called; or use what the cluster has for it, such as MLFLOW_TRACKING_PASSWORD."
-        )
+        raise ConfigError(f"{found}: Ray shows and logs the command of a job. {INSTEAD}")
+
+
+def _refuse_secret_values(sources: Sequence[ConfigSource]) -> None:
+    """Find passwords in the files of configs and sweeps.
+
+    Raises:
+        ConfigError: there is one; the cluster keeps all uploaded files.
+    """
+    for source in sources:
+        for path in () if source.root is None else secret_paths(source.root):
+            raise ConfigError(
+                f"{source.where(path)}: {dotted(path)} looks like a secret, and the cluster keeps"
+                f" all uploaded files. {INSTEAD}"
+            )
 
 
 def _environment() -> dict[str, str]:
@@ -302,7 +322,7 @@ def _environment() -> dict[str, str]:
     for name, value in os.environ.items():
         if not name.startswith(OWN_VARIABLES) or name in OF_THE_TERMINAL:
             continue
-        if is_secret_name(name) or has_secret(value):
+        if _is_of_secret(name) or has_secret(value):
             info(f"{name} stays here, since Ray shows it. Set it where `ray start` is called.")
         else:
             env[name] = value
@@ -315,6 +335,12 @@ def _environment() -> dict[str, str]:
             " cluster points."
         )
     return env
+
+
+def _is_of_secret(variable: str) -> bool:
+    """Tell whether a variable holds a secret, or a part of one: PL_MODEL_API_KEY_OPENAI."""
+    words = variable.split("_")
+    return any(is_secret_name("_".join(words[: end + 1])) for end in range(len(words)))
 
 
 def _pack(folder: Path, files: Sequence[str], package: Path, max_bytes: int, where: str) -> None:

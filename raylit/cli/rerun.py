@@ -15,9 +15,11 @@ import yaml
 from raylit.cli.config import parse
 from raylit.cli.record import KeepConfig, from_the_start
 from raylit.errors import ConfigError
+from raylit.loggers import MLFlowLogger
 from raylit.loggers.mlflow import runs
 from raylit.loggers.mlflow.source import git_tags
 from raylit.loggers.mlflow.store import REASON_TAG
+from raylit.trainer.resolved import OF_ONE_RUN
 
 if TYPE_CHECKING:
     from raylit.loggers.mlflow.runs import Client, Run
@@ -56,7 +58,7 @@ def rerun(args: list[str]) -> None:
             f"The run {before.info.run_id} keeps no config.yaml, so it is not known what it was"
             " made of. Fits with an MLFlowLogger keep one."
         )
-    text = from_the_start(text)
+    text = _in_a_new_run(from_the_start(text))
     if options.print_config:
         print(text, end="")
         return
@@ -69,18 +71,18 @@ def rerun(args: list[str]) -> None:
         reason = before.data.tags[REASON_TAG]
         print(f"Its sweep stopped it ({reason}): the steps that it took are compared.")
     sys.stdout.flush()
-    result_id = _fit(text)
-    if result_id is None:
+    logger = _fit(text)
+    if logger is None:
         print("The config has no MLflow logger, so there is nothing to compare.")
         return
-    # by the client of the store that the config names, which may be another
-    again = client.get_run(result_id)
-    found = [*_other_data(before, again), *_other_values(client, before, again)]
+    again = logger.experiment.get_run(str(logger.run_id))
+    values = _other_values((client, before), (logger.experiment, again))
+    found = [*_other_data(before, again), *values]
     for line in found:
         print(f"differs: {line}")
     if found:
         raise SystemExit(1)
-    print(f"The same came out, in all values of all steps: {result_id}")
+    print(f"The same came out, in all values of all steps: {logger.run_id}")
 
 
 def differences(before: Run, text: str) -> Iterator[str]:
@@ -107,8 +109,25 @@ def differences(before: Run, text: str) -> Iterator[str]:
             yield f"what the config does not tell: {line.removeprefix('# Not told: ')}"
 
 
-def _fit(text: str) -> str | None:
-    """Fit as a config describes, and return the id of the new run."""
+def _in_a_new_run(text: str) -> str:
+    """Return a config whose loggers begin a run, where it names the one to be written into."""
+    config = yaml.safe_load(text)
+    trainer = config.get("trainer") if isinstance(config, dict) else None
+    named = trainer.get("logger") if isinstance(trainer, dict) else None
+    is_changed = False
+    for logger in named if isinstance(named, list) else [named]:
+        arguments = (logger.get("init_args") or {}) if isinstance(logger, dict) else {}
+        for name in OF_ONE_RUN & set(arguments):
+            del arguments[name]
+            is_changed = True
+    if not is_changed:
+        return text
+    head = [line for line in text.splitlines() if line.startswith("#")]
+    return "\n".join((*head, yaml.safe_dump(config, sort_keys=False, allow_unicode=True)))
+
+
+def _fit(text: str) -> MLFlowLogger | None:
+    """Fit as a config describes, and return the logger that has the new run."""
     from raylit.cli import report
 
     with tempfile.TemporaryDirectory() as folder:
@@ -119,7 +138,9 @@ def _fit(text: str) -> str | None:
     trainer = config.make_trainer([KeepConfig(config.text)])
     model, data = config.make_model_and_data()
     report.begin("fit", trainer, model, data, None)
-    return trainer.fit(model, datamodule=data, ckpt_path=config.values.ckpt_path).run_id
+    run_id = trainer.fit(model, datamodule=data, ckpt_path=config.values.ckpt_path).run_id
+    loggers = [one for one in trainer.loggers if isinstance(one, MLFlowLogger)]
+    return next((one for one in loggers if run_id is not None and one.run_id == run_id), None)
 
 
 def _other_data(before: Run, again: Run) -> Iterator[str]:
@@ -137,30 +158,36 @@ def _digests(run: Run) -> dict[str, str]:
     return {tag.value: one.dataset.digest for one in inputs for tag in one.tags}
 
 
-def _other_values(client: Client, before: Run, again: Run) -> Iterator[str]:
-    """Yield metrics that have other values, but for measurements of time and machine."""
+def _other_values(one: tuple[Client, Run], other: tuple[Client, Run]) -> Iterator[str]:
+    """Yield metrics that have other values, but for measurements of time and machine.
+
+    Args:
+        one: the run, with a client of the store that it is in.
+        other: likewise its repetition, whose config may name another store.
+    """
+    before, again = one[1], other[1]
     names = sorted({*before.data.metrics, *again.data.metrics})
-    other: list[str] = []
+    lines: list[str] = []
     for name in names:
         if name.startswith(NOT_OF_RESULTS):
             continue
-        was = _values(client, before, name)
-        now = _values(client, again, name)
+        was = _values(*one, name)
+        now = _values(*other, name)
         if _was_cut(before):
-            now = {one for one in now if one[0] <= max(was, default=(-1, ""))[0]}
+            now = {point for point in now if point[0] <= max(was, default=(-1, ""))[0]}
         if name.startswith("test") and was and not now:
             continue  # logged by an evaluation of the run's checkpoint
         if was != now:
             pairs = zip(sorted(was), sorted(now), strict=False)
-            first = next((one for one in pairs if one[0] != one[1]), None)
+            first = next((pair for pair in pairs if pair[0] != pair[1]), None)
             at = ""
             if first is not None:
                 (step, value), (_, other_value) = first
                 at = f", from step {step}: {value}, now {other_value}"
-            other.append(f"{name}: {len(was)} values, now {len(now)}{at}")
-    yield from other[:MOST_SHOWN]
-    if len(other) > MOST_SHOWN:
-        yield f"{len(other) - MOST_SHOWN} further metrics"
+            lines.append(f"{name}: {len(was)} values, now {len(now)}{at}")
+    yield from lines[:MOST_SHOWN]
+    if len(lines) > MOST_SHOWN:
+        yield f"{len(lines) - MOST_SHOWN} further metrics"
 
 
 def _was_cut(run: Run) -> bool:

@@ -20,7 +20,15 @@ from raylit.callbacks import Callback
 from raylit.checkpoint import find
 from raylit.cli import items
 from raylit.cli.command import exit_code, run_with, take_options
-from raylit.cli.config import ARGUMENTS, LOADING, SWITCHES, Config, as_list, flags_of_items
+from raylit.cli.config import (
+    ARGUMENTS,
+    LOADING,
+    SWITCHES,
+    Config,
+    as_list,
+    flags_of_items,
+    take_from_environment,
+)
 from raylit.cli.help import OF_SCRIPTS, help_of
 from raylit.cli.source import ConfigSource, read_arguments
 from raylit.core.datamodule import LightningDataModule
@@ -145,7 +153,9 @@ class ScriptReader:
             if named:
                 trainer = yaml.safe_load(parser.dump(values, skip_unset=False))["trainer"]
                 values = parser.parse_args([*args, *flags_of_items(trainer, named)])
-            return self._config(command, values, sources)
+            if needs_model:
+                take_from_environment(values, sources)
+            return self._config(command, values, args, sources)
         except ArgumentError as error:
             raise ConfigError(str(error)) from error
 
@@ -153,7 +163,7 @@ class ScriptReader:
         """Return a config that was kept as plain data, with flags over it."""
         parser = self._parser("tune")
         values = parser.parse_args(list(flags), parser.parse_object(copy.deepcopy(dict(base))))
-        return self._config("tune", values, [])
+        return self._config("tune", values, flags, [])
 
     def described(self, base: Mapping[str, object]) -> PlainDict:
         """Return plain data of a config in which model and data name their classes."""
@@ -183,11 +193,18 @@ class ScriptReader:
             self._parsers[command] = parser
         return self._parsers[command]
 
-    def _config(self, command: str, values: Namespace, sources: list[ConfigSource]) -> ScriptConfig:
+    def _config(
+        self,
+        command: str,
+        values: Namespace,
+        args: Sequence[str],
+        sources: list[ConfigSource],
+    ) -> ScriptConfig:
         cli = copy.copy(self.cli)
         cli.parser = self._parser(command)
         cli.config = values
         cli.subcommand = None
+        cli._args = list(args)
         cli.save_config_callback = None
         cli.take_hyperparameters()
         return ScriptConfig(command, cli.config, cli.parser, sources, self.program, cli=cli)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -193,6 +195,23 @@ def dotted(path: Iterable[str | int]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(
         "."
     )
+
+
+def as_flag(value: object) -> str:
+    """Return a value as a flag has it, which is YAML: JSON knows no infinities and no dates.
+
+    Example:
+        >>> as_flag({"patience": 3, "divergence_threshold": float("inf"), "mode": "off"})
+        '{"patience": 3, "divergence_threshold": .inf, "mode": "off"}'
+    """
+    if isinstance(value, Mapping):
+        entries = (f"{as_flag(key)}: {as_flag(one)}" for key, one in value.items())
+        return f"{{{', '.join(entries)}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(as_flag(one) for one in value)}]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
+    return json.dumps(value, default=str)
 
 
 def _plain(flag: str, text: str) -> PlainData:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 import os
 import shlex
 import sys
+import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,10 +18,10 @@ from typing import TYPE_CHECKING
 import yaml
 
 from raylit.cli import items, report
-from raylit.cli.config import Config, ConfigReader
+from raylit.cli.config import Config, ConfigReader, load_yaml
 from raylit.cli.diagnosis import nearest
 from raylit.cli.record import KeepConfig
-from raylit.cli.source import ConfigSource, read_arguments, read_file, with_flags
+from raylit.cli.source import ConfigSource, as_flag, read_arguments, read_file, with_flags
 from raylit.core.datamodule import LightningDataModule
 from raylit.core.hooks import is_overridden
 from raylit.core.module import LightningModule
@@ -99,7 +98,7 @@ def tune(args: list[str], options: Namespace, reader: ConfigReader) -> None:
     if options.auto:
         _test_best(recipe, result, options.average or 1)
     if options.retrain:
-        _retrain(result, options, reader)
+        _retrain(recipe, result, options, reader)
 
 
 def _to_go_on(
@@ -289,17 +288,27 @@ def _check_retrain(options: Namespace, trainer: Trainer, data: LightningDataModu
     Joined(data)()
 
 
-def _retrain(result: SweepResult, options: Namespace, reader: ConfigReader) -> None:
+def _retrain(
+    recipe: ConfigRecipe, result: SweepResult, options: Namespace, reader: ConfigReader
+) -> None:
     """Fit once more with the best values, and the flags behind --retrain."""
+    from raylit.tune.process import seed_of
     from raylit.tune.retrain import Joined, without_validation
 
-    args = ["--config", result.best_config, *options.behind_retrain]
-    epoch = result.best.epoch
+    flags: list[str] = [*options.behind_retrain]
+    best = result.best
+    epoch = best.epoch
     names = {flag.partition("=")[0] for flag in options.behind_retrain}
     is_joined = options.retrain == "all"
     if is_joined and epoch is not None and not names & set(LENGTHS):
-        args += ["--trainer.max_epochs", str(epoch + 1)]  # without validation to tell which is best
-    config = reader.read("fit", args)
+        # without validation to tell which is best
+        flags += ["--trainer.max_epochs", str(epoch + 1)]
+    with tempfile.TemporaryDirectory() as folder:  # the kept one has no secrets
+        file = Path(folder, os.path.basename(result.best_config))
+        assert result.spec.seed is not None, "drawn when the sweep began"
+        seed = seed_of(result.spec.seed, best.number)
+        file.write_text(recipe.best_config(result.best_values, seed), encoding="utf-8")
+        config = reader.read("fit", ["--config", str(file), *flags])
     config.seed()
     model, data = config.make_model_and_data()
     trainer = config.make_trainer([KeepConfig(config.text)])
@@ -310,7 +319,7 @@ def _retrain(result: SweepResult, options: Namespace, reader: ConfigReader) -> N
     report.begin("fit", trainer, model, data, None)
     started = time.time()
     done = trainer.fit(model, datamodule=data)
-    again = report.again(args, options)
+    again = report.again(["--config", result.best_config, *flags], options)
     report.end_of_fit(done, trainer, time.time() - started, again, reader.program)
 
 
@@ -449,9 +458,25 @@ class ConfigRecipe:
             if items.is_named(key):
                 changed.add(items.put(trainer, key, values[key]))
             elif key != "seed_everything":
-                flags.append(f"--{key}={_flag(values[key])}")
-        flags += [f"--trainer.{name}={_json(trainer[name])}" for name in sorted(changed)]
+                flags.append(self._flag(key, values))
+        flags += [f"--trainer.{name}={as_flag(trainer[name])}" for name in sorted(changed)]
         return flags
+
+    def _flag(self, key: str, values: Mapping[str, object]) -> str:
+        """Return the flag of one of some values.
+
+        A text is given without quotes, which would be read as part of it. One that would be read as
+        something else (`off`, `1.10`, `a: b`) is given in a mapping, where it has them.
+        """
+        value = values[key]
+        above = key.rpartition(".")[0]
+        if not isinstance(value, str):
+            return f"--{key}={as_flag(value)}"
+        if not above or _is_read_as_text(value):
+            return f"--{key}={value}"
+        beside = {one: values[one] for one in values if one.rpartition(".")[0] == above}
+        own = {one.rpartition(".")[2]: given for one, given in beside.items()}
+        return f"--{above}={as_flag({**_entries(self.base, above), **own})}"
 
     def check(self, space: Mapping[str, object]) -> None:
         """Try out every key of a space with values it may take.
@@ -488,20 +513,27 @@ def _plain(config: Config) -> PlainDict:
     return {key: value for key, value in whole.items() if key not in ("config", "ckpt_path")}
 
 
-def _json(value: object) -> str:
-    return json.dumps(value, default=str)
+def _is_read_as_text(text: str) -> bool:
+    try:
+        return bool(load_yaml(text) == text)
+    except yaml.YAMLError:
+        return False
 
 
-def _flag(value: object) -> str:
-    """Return a value as a flag has it: a text without quotes, unless it would be read as another.
+def _entries(base: PlainDict, key: str) -> PlainDict:
+    """Return what an argument that is a mapping holds, all of which a flag for it replaces.
 
-    Of a class, a function or a path the quotes would be read as part of its name.
+    Nothing for the arguments of a component, among which a flag replaces those it names.
     """
-    if isinstance(value, str):
-        with suppress(yaml.YAMLError):
-            if yaml.safe_load(value) == value:
-                return value
-    return _json(value)
+    found: object = base
+    for part in key.split("."):
+        if isinstance(found, Mapping) and "class_path" in found and part not in found:
+            found = found.get("init_args")
+        found = found.get(part) if isinstance(found, Mapping) else None
+    is_argument = "." in key and not key.endswith((".init_args", ".dict_kwargs"))
+    if is_argument and isinstance(found, Mapping) and "class_path" not in found:
+        return dict(found)
+    return {}
 
 
 def _where(source: ConfigSource, key: str) -> str:

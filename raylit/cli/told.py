@@ -37,8 +37,10 @@ def classes_of(args: Sequence[str]) -> dict[str, str]:
         flag, equals, value = arg.partition("=")
         key = flag.removeprefix("--")
         if flag.startswith("--") and key in KEYS:
-            found[key] = value if equals else "".join(args[index + 1 : index + 2])
-    return {key: name for key, name in found.items() if _is_path(name)}
+            name = value if equals else "".join(args[index + 1 : index + 2])
+            if _is_path(name):  # a mapping gives arguments of the class that is told
+                found[key] = name
+    return found
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -11,9 +9,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
-from raylit.errors import ConfigError, Terminated
+from raylit.cli.children import end, ended_by_signals
+from raylit.errors import ConfigError
 from raylit.runtime.messages import info
 
 LIMIT_S = 120.0  # for the cloud to be asked where the head is, and ssh
@@ -33,7 +31,7 @@ def to_head(cluster_file: str) -> Iterator[str]:
     port = _free_port()
     info(f"Opening a tunnel to the cluster: ray dashboard {cluster_file} --port {port}")
     command = [sys.executable, "-m", "ray.scripts.scripts", "dashboard", cluster_file]
-    with tempfile.TemporaryFile("w+") as said:
+    with ended_by_signals(), tempfile.TemporaryFile("w+") as said:
         # a session of its own: Ctrl-C may mean to stop the job, which goes through the tunnel
         process = subprocess.Popen(
             [*command, "--port", str(port)],
@@ -42,7 +40,6 @@ def to_head(cluster_file: str) -> Iterator[str]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        before = signal.signal(signal.SIGTERM, _terminate)  # which would leave the tunnel behind
         try:
             deadline = time.monotonic() + LIMIT_S
             while not _answers(port):
@@ -56,14 +53,7 @@ def to_head(cluster_file: str) -> Iterator[str]:
                 time.sleep(0.2)
             yield f"http://127.0.0.1:{port}"
         finally:
-            signal.signal(signal.SIGTERM, before)
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+            end(process)
 
 
 def _free_port() -> int:

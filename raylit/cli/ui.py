@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -13,12 +12,11 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from raylit.errors import ConfigError, LaunchError, MissingPackageError, Terminated
+from raylit.cli.children import end, ended_by_signals
+from raylit.errors import ConfigError, LaunchError, MissingPackageError
 from raylit.loggers.mlflow import runs, store
 from raylit.runtime.messages import is_verbose, warn
 from raylit.runtime.secrets import without_secrets
@@ -236,30 +234,3 @@ def said(log: IO[bytes]) -> str:
         raise MissingPackageError("mlflow", "raylit ui")
     lines = text.splitlines()[-10:]
     return "\n".join(["", *lines])
-
-
-def end(child: subprocess.Popen[bytes]) -> None:
-    """End the server and its children."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(child.pid, number)
-            child.wait(timeout=10)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
-
-
-@contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """End this process on SIGTERM and on a closed terminal in the way that ends the server too."""
-
-    def stop(number: int, frame: object) -> None:
-        raise Terminated(128 + number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

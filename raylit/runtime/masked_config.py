@@ -62,6 +62,12 @@ def mask_config(text: str) -> str:
     return head + without_secrets("".join([*parts, text[end:]]))
 
 
+def secret_paths(root: yaml.Node) -> Iterator[Path]:
+    """Yield where secrets stand in clear in a config, which is given as nodes of YAML."""
+    for _, path, _ in _secrets(root):
+        yield path
+
+
 def _secrets(
     node: yaml.Node, path: Path = (), is_secret: bool = False
 ) -> Iterator[tuple[yaml.ScalarNode, Path, str]]:

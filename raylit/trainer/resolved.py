@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from raylit.core.job import Job
 
 # Of loggers: which run of theirs it was, which another one is not to write into
-_OF_ONE_RUN = frozenset({"run_id", "version"})
+OF_ONE_RUN = frozenset({"run_id", "version"})
 # Of one argument: more, such as the paths of a data set, took seconds before the fit, and the whole
 # could not be read again (`bounded_yaml.MAX_VALUES`)
 _MOST_VALUES = 5_000
@@ -82,7 +82,7 @@ def _component(owner: object, path: str, unknown: list[str]) -> dict[str, object
         value = hparams.get(name, _MISSING)
         if value is _MISSING:
             value = _kept(owner, name)
-        if isinstance(owner, Logger) and name in _OF_ONE_RUN:
+        if isinstance(owner, Logger) and name in OF_ONE_RUN:
             continue
         if value is _MISSING:
             unknown.append(f"{where}, which {type(owner).__name__} does not keep")

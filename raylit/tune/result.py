@@ -102,6 +102,8 @@ class SweepResult:
         folder: where the trials keep their files.
         best_config: file with the config of the best trial, for `raylit fit --config`.
         where: how to look at the trials side by side in MLflow, or "".
+        best_values: the values of the best trial as the search has them, with parts that are
+            components in one piece.
 
     Example:
         >>> sweep.best.config, sweep.best.checkpoint
@@ -114,6 +116,7 @@ class SweepResult:
     folder: str = ""
     where: str = ""
     best_config: str = ""
+    best_values: Values = field(default_factory=dict, init=False)
 
     @property
     def best(self) -> TrialResult:

@@ -556,7 +556,8 @@ def _keep_best(
     if not result.trials or result.trials[0].score is None:
         return None
     best = result.trials[0]
-    text = mask_config(recipe.best_config(record.values_of(best), seed_of(seed, best.number)))
+    result.best_values = record.values_of(best)
+    text = mask_config(recipe.best_config(result.best_values, seed_of(seed, best.number)))
     result.best_config = os.path.join(record.folder, BEST)
     with open(result.best_config, "w", encoding="utf-8") as file:
         file.write(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -331,7 +332,7 @@ trainer:
 
 
 def test_callbacks_are_named_by_their_classes(main: Callable[..., Done], lab: Path) -> None:
-    (lab / "a.yaml").write_text(ITEMS)
+    (lab / "a.yaml").write_text(ITEMS.replace("val_loss}", "val_loss, divergence_threshold: .inf}"))
     flags = ("--trainer.callbacks.EarlyStopping.patience", "7", "--print_config")
     values = printed(
         main(
@@ -340,7 +341,8 @@ def test_callbacks_are_named_by_their_classes(main: Callable[..., Done], lab: Pa
     )
     stopping, saver = values["trainer"]["callbacks"]
     assert stopping["init_args"]["patience"] == 7 and saver["init_args"]["save_top_k"] == -1
-    assert stopping["init_args"]["monitor"] == "val_loss", "the file still counts"
+    others = {name: stopping["init_args"][name] for name in ("monitor", "divergence_threshold")}
+    assert others == {"monitor": "val_loss", "divergence_threshold": math.inf}, "the file's"
 
 
 @pytest.mark.parametrize(

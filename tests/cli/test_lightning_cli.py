@@ -28,6 +28,7 @@ from raylit.cli import (
     SaveConfigCallback,
     instantiate_class,
 )
+from raylit.cli.script import ScriptReader
 from raylit.errors import CheckpointError, ConfigError, MissingPackageError
 from raylit.testing import BoringDataModule, BoringModel, TinyModel
 from tests.cli.conftest import environment
@@ -284,6 +285,26 @@ def test_a_damaged_checkpoint(folder: Path) -> None:
         LightningCLI(Net, BoringDataModule, args=["test", *FLAGS, "--ckpt_path=bad.ckpt"])
 
 
+def test_flags_win_over_a_checkpoint(folder: Path) -> None:
+    path = changed(checkpoint(folder / "one.ckpt"), size=3, untyped="kept")
+    (folder / "fit.yaml").write_text(
+        "model: {head: {class_path: torch.nn.Softmax, init_args: {dim: 1}}}\n"
+    )
+    typed = ["--config=fit.yaml", "--model", '{"size": 9}', "--model.head.dim=0"]
+    flags = ["validate", *FLAGS, "--trainer.limit_val_batches=1", f"--ckpt_path={path}", *typed]
+    taken = LightningCLI(Net, BoringDataModule, args=flags).config.validate.model
+    assert (taken.size, taken.head.init_args.dim, taken.untyped) == (9, 0, "kept")
+    read = ScriptReader(made(Net)).read("export", [f"--ckpt_path={path}", *typed])
+    assert read.values.model == taken, "likewise in the commands of a script"
+
+
+def test_no_arguments_are_not_those_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["main.py", "--model.size=5"])
+    with pytest.warns(UserWarning, match="the arguments of the process are not read"):
+        cli = LightningCLI(Net, BoringDataModule, run=False, args=[])
+    assert cli.config.model.size == 1
+
+
 # ---- where the config is kept ----
 
 
@@ -294,6 +315,32 @@ def test_save_config_that_saves_nothing_is_refused() -> None:
             save_config_callback=SaveConfigCallback,
             save_config_kwargs={"save_to_log_dir": False},
         )
+
+
+def test_no_file_of_a_config_has_secrets(folder: Path) -> None:
+    parts = folder / "parts"
+    parts.mkdir()
+    (parts / "model.yaml").write_text("untyped: {api_key: hunter2}\n")
+    for name in ("model.yaml", "config.yaml"):
+        (folder / name).write_text("of: another run\n")
+
+    def fit(**kwargs: Any) -> None:
+        flags = ["fit", *FLAGS, "--trainer.fast_dev_run=false", "--trainer.limit_train_batches=1"]
+        LightningCLI(
+            Net,
+            BoringDataModule,
+            args=[*flags, f"--model={parts / 'model.yaml'}"],
+            save_config_kwargs={"multifile": True, **kwargs},
+        )
+
+    fit(overwrite=True)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"] == "model.yaml"
+    kept = (folder / "model.yaml").read_text()
+    assert yaml.safe_load(kept)["untyped"] == {"api_key": "***"} and "hunter2" not in kept
+    (folder / "config.yaml").unlink()
+    (folder / "model.yaml").write_text("of: another run\n")
+    with pytest.raises(RuntimeError, match=r"model\.yaml to NOT exist"):
+        fit()
 
 
 def test_in_mlflow_the_config_is_an_artifact_of_the_run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -22,14 +23,16 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from raylit.cli import kubernetes, tunnel
+from raylit.cli import children, kubernetes, tunnel
 from raylit.cli.command import main, take_options
-from raylit.errors import ConfigError
+from raylit.errors import ConfigError, Terminated
 from raylit.launch.on_ray import jobs
 from tests.cluster.files import ROOT
 from tests.cluster.kuberay import SPECS
 from tests.cluster.nodes import RAY
 from tests.deadlines import stretched
+
+from .conftest import LAB
 
 RAYJOB = ROOT / "cluster/kubernetes/rayjob.yaml"
 NOWHERE = "http://127.0.0.1:1"
@@ -206,6 +209,30 @@ def test_secrets_are_not_sent(refused: Refused, project: Path) -> None:
     assert "  .env: its name is that of a file of secrets" in refused()
 
 
+def test_secrets_of_configs_are_left_to_the_cluster(
+    refused: Refused, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "lab.py").write_text(
+        LAB + "class Keyed(Net):\n    def __init__(self, api_key: dict, **kwargs):\n"
+        "        super().__init__(**kwargs)\n"
+    )
+    keyed = "lab.Keyed, init_args: {api_key: {openai: hunter2}}}"
+    (project / "config.yaml").write_text(CONFIG.replace("lab.Net}", keyed))
+    said = refused()
+    assert "config.yaml, line 2: model.init_args.api_key.openai looks like a secret" in said
+    assert "hunter2" not in said
+    (project / "config.yaml").write_text(
+        CONFIG.replace("lab.Net}", keyed.replace("hunter2", "'***'"))
+    )
+    assert "nobody listens there" in refused(), "the value is not wanted here"
+    monkeypatch.setenv("PL_MODEL_API_KEY_OPENAI", "hunter2")
+    assert "PL_MODEL_API_KEY_OPENAI stays here, since Ray shows it" in refused()
+    sweep = "space: {model.api_key: {choice: [{openai: hunter2}]}}\nmetric: val_loss\n"
+    (project / "sweep.yaml").write_text(sweep)
+    said = refused("--sweep", "sweep.yaml", command="tune")
+    assert "sweep.yaml, line 1: space.model.api_key.choice[0].openai looks like" in said
+
+
 @pytest.mark.parametrize("typed", [["--on", "a", "--x", "1"], ["--x", "1", "--on=a"]])
 def test_on_may_stand_anywhere(typed: list[str]) -> None:
     options, rest = take_options("fit", typed)
@@ -230,7 +257,8 @@ case $1 in
         if [[ $2 == -f ]]; then cat >"$MADE"; echo 0a1b; [[ -z $FAILS ]]
         else cp "${4#*=code.zip=}" "$MADE.zip"; fi ;;
     get) echo '{"status": '"$STATUS"'}' ;;
-    logs) echo "a line of the job" ;;
+    patch) [[ -z $UNPATCHED ]] ;;
+    logs) printf '%b' "$LOG" ;;
 esac
 """
 
@@ -321,14 +349,20 @@ def test_a_script_is_sent_as_it_is_called(
 def test_the_log_is_shown_while_it_runs(kubectl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = kubernetes.Submission("a", "raylit fit", {}, yaml.safe_load(RAYJOB.read_text()), "--on")
     monkeypatch.setenv("STATUS", status("Running", "RUNNING"))
+    one, other = "[pod/a-1/submitter] ", "[pod/a-2/submitter] "
+    # The connection is lost, and then a second attempt has a pod of its own
+    logs = iter((f"{one}1\\n", f"{one}1\\n{one}2 %\\r3 %\\n", f"{other}1\\n"))
+    monkeypatch.setenv("LOG", next(logs))
     shown: list[str] = []
 
     def show(piece: str) -> None:
         shown.append(piece)
-        os.environ["STATUS"] = status("Complete", "SUCCEEDED")
+        os.environ["LOG"] = next(logs, "")
+        if not os.environ["LOG"]:
+            os.environ["STATUS"] = status("Complete", "SUCCEEDED")
 
     assert job.follow(show) == (0, "")
-    assert shown == ["a line of the job\n"]
+    assert shown == ["1\n", "2 %\r3 %\n", "1\n"]
 
 
 def test_without_rights_or_kubectl_nothing_is_made(
@@ -351,9 +385,15 @@ def test_without_rights_or_kubectl_nothing_is_made(
 def test_what_fails_halfway_leaves_nothing(
     project: Path, kubectl: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    monkeypatch.setenv("FAILS", "1")
-    assert main(["fit", "--config", "config.yaml", "--on", str(RAYJOB)]) == 1
-    assert "delete configmap raylit-fit-" in (kubectl / "calls").read_text()
+    for step in ("FAILS", "UNPATCHED"):
+        monkeypatch.setenv(step, "1")
+        assert main(["fit", "--config", "config.yaml", "--on", str(RAYJOB)]) == 1
+        monkeypatch.delenv(step)
+        deleted = (kubectl / "calls").read_text().splitlines()[-2:]
+        assert [call.split()[2:4] for call in deleted] == [
+            ["delete", "rayjob"],
+            ["delete", "configmap"],
+        ]
 
 
 def test_a_rayjob_that_could_not_work(kubectl: Path) -> None:
@@ -365,6 +405,11 @@ def test_a_rayjob_that_could_not_work(kubectl: Path) -> None:
         wrong = {**file, "spec": {**file["spec"], key: value}}
         with pytest.raises(ConfigError, match=words):
             kubernetes.Submission("a", "raylit fit", {}, wrong, "--on job.yaml")
+    del file["spec"]["rayClusterSpec"]["headGroupSpec"]
+    headless = kubernetes.Submission("a", "raylit fit", {}, file, "--on job.yaml")
+    with pytest.raises(ConfigError, match="no whole RayJob: 'headGroupSpec' is missing"):
+        headless.submit(kubectl / "code.zip")
+    assert not (kubectl / "calls").exists(), "nothing is made"
 
 
 def test_a_submitter_is_made_where_the_file_has_none() -> None:
@@ -413,6 +458,28 @@ def cluster_file(project: Path) -> Iterator[Path]:
     yield file
     for left in Path("/tmp/ray").glob(f"cluster-{name}.*"):
         left.unlink()
+
+
+def test_a_terminal_that_is_closed_takes_the_tunnel_with_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that does not end when it is asked to."""
+    program = project / "dashboard"
+    program.write_text(
+        f"#!{sys.executable}\nimport signal, socket, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "server = socket.create_server(('127.0.0.1', int(sys.argv[-1])))\ntime.sleep(600)\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(children, "WAIT_S", 0.2)
+    port = 0
+    with pytest.raises(Terminated), tunnel.to_head("cluster.yaml") as address:
+        port = int(address.rpartition(":")[2])
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(stretched(10))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
 
 
 @pytest.mark.long

@@ -61,6 +61,25 @@ def test_the_same_comes_out(first: Any, capsys: pytest.CaptureFixture[str]) -> N
     assert "differs: loss: 8 values, now 8, from step 0" in capsys.readouterr().out
 
 
+def test_it_is_a_run_of_its_own_in_the_store_that_the_config_names(
+    first: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = mlflow.MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
+    kept = Path(client.download_artifacts(first.info.run_id, "config.yaml"))
+    config = yaml.safe_load(kept.read_text())
+    elsewhere = f"sqlite:///{Path.cwd()}/other.db"
+    config["trainer"]["logger"]["init_args"] |= {
+        "run_id": first.info.run_id,
+        "tracking_uri": elsewhere,
+    }
+    client.log_text(first.info.run_id, yaml.safe_dump(config), "config.yaml")
+    rerun([first.info.run_id])
+    said = capsys.readouterr().out
+    assert "The same came out, in all values" in said
+    (again,) = mlflow.MlflowClient(elsewhere).search_runs(["1"])
+    assert again.info.run_id == said.split()[-1] != first.info.run_id
+
+
 def test_configs_of_those_who_come_later_leave_that_of_the_fit(tmp_path: Path) -> None:
     logger = MLFlowLogger("later", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     settings = {**quiet(tmp_path, max_epochs=1), "enable_checkpointing": True}

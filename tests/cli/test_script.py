@@ -5,12 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
 
+from raylit.cli import LightningCLI
 from raylit.cli.config import parse
+from raylit.cli.script import ScriptReader
+from raylit.cli.source import ConfigSource
+from raylit.cli.sweep import ConfigRecipe, _plain
 from raylit.errors import ConfigError
+from raylit.testing import BoringDataModule, BoringModel
 from tests.deadlines import stretched
 
 from .conftest import Done, environment
@@ -60,6 +66,18 @@ ckpt_path: null
 """
 
 
+class Keyed(BoringModel):
+    def __init__(self, api_key: str = "", mode: Literal["1", "off"] = "1", width: int = 2) -> None:
+        super().__init__()
+
+
+@pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch) -> ScriptReader:
+    """What reads the commands of a script with fixed classes."""
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    return ScriptReader(LightningCLI(Keyed, BoringDataModule, run=False, args=[]))
+
+
 @pytest.fixture
 def folder(lab: Path) -> Path:
     lab.joinpath("main.py").write_text(SCRIPT)
@@ -107,6 +125,28 @@ def test_the_command_that_is_no_subcommand_of_the_script_says_what_is_wrong(fold
     assert done.err.splitlines()[-1].startswith(
         "python main.py tune: the file that describes the sweep is missing: --sweep"
     )
+
+
+def test_the_commands_of_a_script_take_secrets_from_the_environment(
+    reader: ScriptReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "kept.yaml"
+    file.write_text("model: {api_key: '***'}\n")
+    with pytest.raises(ConfigError, match=r"line 1: model\.api_key is masked.*PL_MODEL"):
+        reader.read("check", ["--config", str(file)])
+    monkeypatch.setenv("PL_MODEL_API_KEY", "hunter2")
+    assert reader.read("check", ["--config", str(file)]).values.model.api_key == "hunter2"
+
+
+@pytest.mark.parametrize("text", ["", "off", "1.10", "null", "a: b", " a", "a #b", "2020-01-01"])
+def test_the_trials_of_a_script_get_texts_as_they_are(reader: ScriptReader, text: str) -> None:
+    base = _plain(reader.read("tune", ["--model.width=5"]))
+    recipe = ConfigRecipe(base, ["--model.width=5"], ".", ConfigSource("sweep.yaml", {}), reader)
+    values = {"model.api_key": text, "model.mode": "off"}
+    recipe.check(values)
+    model = recipe._parsed(values).values.model
+    assert (model.api_key, model.mode, model.width) == (text, "off", 5)
+    assert yaml.safe_load(recipe.best_config(values, 0))["model"]["api_key"] == text
 
 
 @pytest.mark.ray

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import io
 import json
+import math
 import os
 import re
 import shlex
@@ -11,6 +14,7 @@ import subprocess
 import sys
 import time
 import zlib
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,12 +25,15 @@ from raylit.cli.config import CommandReader, parse
 from raylit.cli.source import ConfigSource
 from raylit.cli.sweep import ConfigRecipe, _plain
 from raylit.errors import ConfigError
+from raylit.runtime.masked_config import mask_config
+from raylit.tune import SweepResult, SweepSpec
 from raylit.tune.record import FILE
+from raylit.tune.result import TrialResult
 from raylit.tune.space import read_space
 from tests.deadlines import stretched
 from tests.lazy import mlflow, ray
 
-from .conftest import Done, environment, run_raylit
+from .conftest import LAB, Done, environment, run_raylit
 
 GOOD = (
     "--model",
@@ -162,7 +169,8 @@ def test_values_that_fit_are_accepted(lab: Path, monkeypatch: pytest.MonkeyPatch
 def test_each_trial_makes_objects_of_its_own(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(lab)
     (lab / "stopping.yaml").write_text(
-        "trainer: {callbacks: [{class_path: EarlyStopping, init_args: {monitor: val_loss}}]}"
+        "trainer: {callbacks: [{class_path: EarlyStopping, init_args: {monitor: val_loss,"
+        " divergence_threshold: .inf}}]}"
     )
     args = (
         "--model.encoder=torch.nn.LayerNorm",
@@ -181,9 +189,50 @@ def test_each_trial_makes_objects_of_its_own(lab: Path, monkeypatch: pytest.Monk
     assert one.model.configure_optimizers().defaults["lr"] == 0.5
     assert other.model.configure_optimizers().defaults["lr"] == 0.75
     assert one.trainer.early_stopping_callback.patience == 9
+    assert one.trainer.early_stopping_callback.divergence_threshold == math.inf
     assert other.trainer.early_stopping_callback.patience == 3
     chosen = make(read_space({"model": {"class_path": "lab.Bare", "init_args": {"width": 6}}}))
     assert type(chosen.model).__name__ == "Bare" and chosen.model.net[0].out_features == 6
+
+
+def test_texts_stay_what_they_are_beside_others(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(lab)
+    (lab / "lab.py").write_text(
+        LAB + "class Tagged(Activated):\n"
+        "    def __init__(self, tags: dict[str, str] | None = None, **kwargs):\n"
+        "        super().__init__(**kwargs)\n        self.tags = tags\n"
+    )
+    make = recipe("--model=lab.Tagged", "--model.tags={kept: y, a: x}")
+    texts = {"model.name": "off", "model.tags.a": "1.10", "model.tags.b": "null"}
+    model = make({**texts, "model.lr": math.inf}).model
+    assert (model.name, model.lr) == ("off", math.inf)
+    assert model.tags == {"kept": "y", "a": "1.10", "b": "null"}
+    # a script's config, whose class is told
+    (lab / "own.yaml").write_text("model: {width: 6}\n")
+    told = recipe("--model=lab.Tagged", "--config=own.yaml")
+    told.check({"model.name": ray.tune.choice(["off", "1.10"])})
+
+
+def test_the_fit_after_a_sweep_has_the_secrets_of_its_config(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also though the kept config of the best trial has none."""
+    monkeypatch.syspath_prepend(lab)
+    (lab / "lab.py").write_text(
+        LAB + "class Keyed(Net):\n    def __init__(self, api_key: str, **kwargs):\n"
+        "        super().__init__(**kwargs)\n        print('made with', api_key, self.lr)\n"
+    )
+    keyed = recipe("--model=lab.Keyed", "--model.api_key=hunter2", "--trainer.logger=false")
+    best = TrialResult("trial-000", {"model.lr": 0.5}, score=1.0, epoch=0)
+    spec = SweepSpec({"model.lr": 0.5}, metric="val_loss", mode="min", seed=3)
+    result = SweepResult(spec, [best], best_config="best.yaml")
+    result.best_values = best.config
+    (lab / "best.yaml").write_text(mask_config(keyed.best_config(best.config, 3)))
+    options = Namespace(retrain="train", behind_retrain=["--trainer.limit_train_batches=1"])
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        sweep._retrain(keyed, result, options, CommandReader())
+    assert "made with hunter2 0.5" in said.getvalue()
+    assert "raylit test --config best.yaml" in said.getvalue()
 
 
 @pytest.mark.ray
