@@ -406,7 +406,7 @@ class Rows:
                 taken = field.numpy().take(places.numpy(), axis=0, mode="clip")
                 fields[name] = torch.from_numpy(taken)
             else:
-                fields[name] = pa.chunked_array(field.take(pa.array(places.numpy())))
+                fields[name] = gathered(field, places.numpy())
         return Rows(fields, len(places))
 
     def slice(self, start: int, num: int) -> Rows:
@@ -433,6 +433,36 @@ class Rows:
     def nbytes(self) -> int:
         """How much memory the rows take."""
         return sum(field.nbytes for field in self.fields.values())
+
+
+def gathered(field: Field, places: np.ndarray) -> Field:
+    """Return the values of an array of Arrow's at these places, in this order.
+
+    Arrow's own `take` makes one array of all chunks first, which copies all of them for a single
+    row, and fails where they hold more than 2 GB of text or bytes.
+    """
+    if not len(places):
+        return field.slice(0, 0)
+    lengths = [len(chunk) for chunk in field.chunks]
+    ends = np.cumsum(lengths)
+    chunk_of = np.searchsorted(ends, places, side="right")
+    by_chunk = np.argsort(chunk_of, kind="stable")
+    within = pa.array((places - (ends - lengths)[chunk_of])[by_chunk])
+    numbers, starts = np.unique(chunk_of[by_chunk], return_index=True)
+    parts = [
+        field.chunk(number).take(within.slice(start, num))
+        for number, start, num in zip(
+            numbers.tolist(),
+            starts.tolist(),
+            np.diff(starts, append=len(places)).tolist(),
+            strict=True,
+        )
+    ]
+    if len(parts) == 1:
+        return pa.chunked_array(parts)
+    together = pa.concat_arrays(parts)
+    del parts  # which would be a third copy
+    return pa.chunked_array([together.take(pa.array(np.argsort(by_chunk)))])
 
 
 def concat(parts: Sequence[Rows]) -> Rows:

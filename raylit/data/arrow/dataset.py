@@ -292,7 +292,7 @@ class ArrowDataset:
     def _choose_mode(self) -> None:
         """Choose how to read, and say the choice and its reason in one line."""
         rows = len(self)
-        num_bytes = rows * self._row_bytes()
+        num_bytes = rows * self.row_bytes
         is_mappable = isinstance(self.source, FileSource) and self.source.is_mappable
         before = self.mode
         self.mode = self._asked_mode
@@ -325,10 +325,12 @@ class ArrowDataset:
                 f" {self.window_rows:,}: shuffling mixes within single row"
                 " groups only. Write smaller ones (raylit data convert --row-group-size"
                 f" {max(1, self.window_rows // 8)}), or give"
-                f" buffer_bytes={largest * self._row_bytes() * 4}."
+                f" buffer_bytes={largest * self.row_bytes * 4}."
             )
 
-    def _row_bytes(self) -> int:
+    @property
+    def row_bytes(self) -> int:
+        """How many bytes a row takes as tensors; of lists and objects as the files tell."""
         fixed = [
             column
             for column in self.form.columns
@@ -347,7 +349,7 @@ class ArrowDataset:
     def window_rows(self) -> int:
         """How many rows are mixed at a time while streaming."""
         num_bytes, num_rows = self._buffer
-        limit = max(1, num_bytes // self._row_bytes())
+        limit = max(1, num_bytes // self.row_bytes)
         return limit if num_rows is None else min(limit, num_rows)
 
     def tables(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:

@@ -266,6 +266,25 @@ def test_a_data_set_is_indexed_by_loaders_of_torch(tmp_path: Path) -> None:
         ArrowDataset(source, mode="stream")[0]
 
 
+@pytest.mark.parametrize("mode", ["memory", "mapped"])
+def test_a_row_is_gathered_without_a_copy_of_the_others(mode: str, tmp_path: Path) -> None:
+    raw = [bytes([number]) * 100_000 for number in range(40)]
+    table = pa.concat_tables(pa.table({"raw": raw[start : start + 2]}) for start in range(0, 40, 2))
+    source = saved(table, tmp_path, "ipc")
+    dataset = ArrowDataset(source, transform=lambda batch: batch, mode=mode)
+    assert dataset[0] == {"raw": raw[0]}
+    before = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(before)
+    pa.set_memory_pool(pool)
+    try:
+        found: Any = dataset.__getitems__([17, 0, 16, 17])
+    finally:
+        pa.set_memory_pool(before)
+    assert [one["raw"] for one in found] == [raw[17], raw[0], raw[16], raw[17]]
+    assert 0 < pool.max_memory() < 1_000_000  # of 4 MB
+    assert dataset.__getitems__([]) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
