@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from raylit.data.arrow.columns import (
+    NUMPY,
     BatchForm,
     Columns,
     Encoding,
@@ -131,10 +132,10 @@ class ArrowDataset:
                 raise ConfigError(
                     f"ArrowDataset({name}={value!r}): give a whole number of at least 1."
                 )
-        if not float_dtype.is_floating_point:
+        if float_dtype not in NUMPY or not float_dtype.is_floating_point:
             raise ConfigError(
-                f"float_dtype={float_dtype} is no floating-point type. Use torch.float32,"
-                " torch.float64 or torch.float16."
+                f"float_dtype={float_dtype} is no floating-point type that numpy knows. Use"
+                " torch.float32, torch.float64 or torch.float16."
             )
         self.source: Source = open_source(source, format, filters, types, storage_options, columns)
         self.form: Form = form_of(
