@@ -66,6 +66,12 @@ def test_texts_that_a_data_set_cannot_stream(tmp_path: Path) -> None:
     assert found["text"].to_pylist() == ["two\nlines", "one"] and found["n"].type == pa.float64()
 
 
+def test_an_empty_text_is_a_null_as_in_the_csv(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("n,text\n1,\n2,NA\n3,one\n")
+    assert convert(tmp_path / "a.csv", tmp_path / "a.parquet") == 0
+    assert pq.read_table(tmp_path / "a.parquet")["text"].to_pylist() == [None, "NA", "one"]
+
+
 def test_folders_of_images(tmp_path: Path) -> None:
     for label in ("cat", "dog"):
         (tmp_path / "pictures" / label).mkdir(parents=True)

@@ -147,9 +147,8 @@ def _scalar_dtype(
     if pa.types.is_boolean(type_) or pa.types.is_integer(type_):
         if nulls in ("nan", "mean") or isinstance(nulls, float):
             return float_dtype
-        return (
-            torch.bool if pa.types.is_boolean(type_) and not isinstance(nulls, int) else torch.int64
-        )
+        stays_bool = isinstance(nulls, bool) or not isinstance(nulls, int)
+        return torch.bool if pa.types.is_boolean(type_) and stays_bool else torch.int64
     return None
 
 
@@ -184,9 +183,11 @@ def _check_value(column: Column) -> None:
     fits = isinstance(value, (int, float)) and (
         pa.types.is_boolean(type_) or not isinstance(value, bool)
     )
-    if fits and column.element is not None and not pa.types.is_floating(type_):
+    if fits:
+        filled = _filled_type(column, value)
         try:
-            fits = pa.scalar(value, type_).as_py() == value
+            held = pa.scalar(value, filled).as_py()
+            fits = pa.types.is_floating(filled) or held == value
         except (pa.ArrowException, OverflowError):
             fits = False
     if not fits:
@@ -194,6 +195,20 @@ def _check_value(column: Column) -> None:
             f"nulls={value!r} of the column {column.name!r}: a {column.arrow} cannot hold that."
             " Use 'error', 'mask' or another value."
         )
+
+
+def _filled_type(column: Column, fill: object) -> pa.DataType:
+    """Return the type that a column has while `fill` takes the place of its nulls."""
+    type_ = column.arrow
+    if column.element is not None:
+        return column.element
+    if pa.types.is_floating(type_) or (pa.types.is_uint64(type_) and isinstance(fill, int)):
+        return type_
+    if isinstance(fill, float) or pa.types.is_temporal(type_) or pa.types.is_decimal(type_):
+        return pa.float64()
+    if isinstance(fill, bool):
+        return pa.bool_()
+    return pa.int64()  # which the tensor has, and the fill may need
 
 
 def _is_wide_float(type_: pa.DataType) -> bool:
@@ -276,12 +291,7 @@ def _numbers(column: Column, array: pa.ChunkedArray, encoding: Encoding, where: 
         array = array.cast(pa.float64())
     if array.null_count:
         fill = encoding.means[column.name] if column.nulls == "mean" else _fill(column)
-        if isinstance(fill, float) and not pa.types.is_floating(array.type):
-            array = array.cast(pa.float64(), safe=False)
-        elif pa.types.is_boolean(array.type):
-            array = array.cast(pa.int8())
-        elif pa.types.is_integer(array.type) and not pa.types.is_uint64(array.type):
-            array = array.cast(pa.int64())  # which the tensor has, and the fill may need
+        array = array.cast(_filled_type(column, fill), safe=False)
         array = pc.fill_null(array, pa.scalar(fill, array.type))
     found = array.to_numpy()
     if found.dtype == np.uint64 and len(found) and found.max() > np.uint64(2**63 - 1):
@@ -379,7 +389,10 @@ def _check_within(column: Column, num_nulls: int, where: str) -> None:
 def _fill(column: Column) -> object:
     if column.nulls == "nan":
         return float("nan")
-    return 0 if isinstance(column.nulls, str) else column.nulls
+    if isinstance(column.nulls, str):
+        # Arrow takes no 0 for a False
+        return False if pa.types.is_boolean(column.element or column.arrow) else 0
+    return column.nulls
 
 
 # ---- rows of several columns ----
@@ -406,7 +419,7 @@ class Rows:
                 taken = field.numpy().take(places.numpy(), axis=0, mode="clip")
                 fields[name] = torch.from_numpy(taken)
             else:
-                fields[name] = pa.chunked_array(field.take(pa.array(places.numpy())))
+                fields[name] = gathered(field, places.numpy())
         return Rows(fields, len(places))
 
     def slice(self, start: int, num: int) -> Rows:
@@ -433,6 +446,36 @@ class Rows:
     def nbytes(self) -> int:
         """How much memory the rows take."""
         return sum(field.nbytes for field in self.fields.values())
+
+
+def gathered(field: Field, places: np.ndarray) -> Field:
+    """Return the values of an array of Arrow's at these places, in this order.
+
+    Arrow's own `take` makes one array of all chunks first, which copies all of them for a single
+    row, and fails where they hold more than 2 GB of text or bytes.
+    """
+    if not len(places):
+        return field.slice(0, 0)
+    lengths = [len(chunk) for chunk in field.chunks]
+    ends = np.cumsum(lengths)
+    chunk_of = np.searchsorted(ends, places, side="right")
+    by_chunk = np.argsort(chunk_of, kind="stable")
+    within = pa.array((places - (ends - lengths)[chunk_of])[by_chunk])
+    numbers, starts = np.unique(chunk_of[by_chunk], return_index=True)
+    parts = [
+        field.chunk(number).take(within.slice(start, num))
+        for number, start, num in zip(
+            numbers.tolist(),
+            starts.tolist(),
+            np.diff(starts, append=len(places)).tolist(),
+            strict=True,
+        )
+    ]
+    if len(parts) == 1:
+        return pa.chunked_array(parts)
+    together = pa.concat_arrays(parts)
+    del parts  # which would be a third copy
+    return pa.chunked_array([together.take(pa.array(np.argsort(by_chunk)))])
 
 
 def concat(parts: Sequence[Rows]) -> Rows:

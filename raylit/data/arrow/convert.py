@@ -14,7 +14,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from raylit.data.arrow.source import check_column, in_one_line, open_source
-from raylit.data.arrow.text import delimiter_of, type_of
+from raylit.data.arrow.text import delimiter_of, type_of, with_nulls
 from raylit.errors import ConfigError, DataError, MissingPackageError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -200,7 +200,7 @@ def _csv_tables(
         for column in columns or ():
             check_column(column, reader.schema.names, "--columns")
         for batch in reader:
-            table = pa.Table.from_batches([batch])
+            table = with_nulls(pa.Table.from_batches([batch]))
             yield table.select(list(columns)) if columns else table
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from raylit.data.arrow.columns import (
+    NUMPY,
     BatchForm,
     Columns,
     Encoding,
@@ -131,10 +132,10 @@ class ArrowDataset:
                 raise ConfigError(
                     f"ArrowDataset({name}={value!r}): give a whole number of at least 1."
                 )
-        if not float_dtype.is_floating_point:
+        if float_dtype not in NUMPY or not float_dtype.is_floating_point:
             raise ConfigError(
-                f"float_dtype={float_dtype} is no floating-point type. Use torch.float32,"
-                " torch.float64 or torch.float16."
+                f"float_dtype={float_dtype} is no floating-point type that numpy knows. Use"
+                " torch.float32, torch.float64 or torch.float16."
             )
         self.source: Source = open_source(source, format, filters, types, storage_options, columns)
         self.form: Form = form_of(
@@ -292,7 +293,7 @@ class ArrowDataset:
     def _choose_mode(self) -> None:
         """Choose how to read, and say the choice and its reason in one line."""
         rows = len(self)
-        num_bytes = rows * self._row_bytes()
+        num_bytes = rows * self.row_bytes
         is_mappable = isinstance(self.source, FileSource) and self.source.is_mappable
         before = self.mode
         self.mode = self._asked_mode
@@ -325,10 +326,12 @@ class ArrowDataset:
                 f" {self.window_rows:,}: shuffling mixes within single row"
                 " groups only. Write smaller ones (raylit data convert --row-group-size"
                 f" {max(1, self.window_rows // 8)}), or give"
-                f" buffer_bytes={largest * self._row_bytes() * 4}."
+                f" buffer_bytes={largest * self.row_bytes * 4}."
             )
 
-    def _row_bytes(self) -> int:
+    @property
+    def row_bytes(self) -> int:
+        """How many bytes a row takes as tensors; of lists and objects as the files tell."""
         fixed = [
             column
             for column in self.form.columns
@@ -347,7 +350,7 @@ class ArrowDataset:
     def window_rows(self) -> int:
         """How many rows are mixed at a time while streaming."""
         num_bytes, num_rows = self._buffer
-        limit = max(1, num_bytes // self._row_bytes())
+        limit = max(1, num_bytes // self.row_bytes)
         return limit if num_rows is None else min(limit, num_rows)
 
     def tables(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from raylit.parallel import World
 
 CHUNK_ROWS = 16_384  # gathered at a time: enough that a batch of 256 costs little of Python's time
+CHUNK_BYTES = 64 << 20  # at most, where rows are large: several chunks are in memory at a time
 AHEAD = 2  # chunks that are made while the batches of one are given
 SHARE_MODES = {"train": "train", "val": "evaluate", "test": "evaluate", "predict": "predict"}
 
@@ -229,6 +230,11 @@ class ArrowLoader(PositionedLoader):
     def _is_streamed(self) -> bool:
         return self.dataset.mode == "stream"
 
+    @property
+    def _chunk_rows(self) -> int:
+        """How many rows are gathered at a time, if a batch is no more."""
+        return min(CHUNK_ROWS, CHUNK_BYTES // self.dataset.row_bytes)
+
     def _reader(self, keeps_window: bool = False) -> ChunkReader:
         """Return the reader of this epoch.
 
@@ -241,7 +247,7 @@ class ArrowLoader(PositionedLoader):
         order_as = self._begun_as or self._order_as()
         key = () if order_as == "plain" else (self.seed, self.epoch)
         window_rows = self._begun_window or dataset.window_rows
-        step = max(1, CHUNK_ROWS // self.batch_size) * self.batch_size
+        step = max(1, self._chunk_rows // self.batch_size) * self.batch_size
         if self._is_streamed:
             if order_as == "rows":
                 raise DataError(
@@ -303,7 +309,7 @@ class ArrowLoader(PositionedLoader):
         """
         if self.dataset.form.runs_user_code:
             return 4 if self._is_streamed else 1
-        rows = CHUNK_ROWS
+        rows = self._chunk_rows
         if self._is_streamed:
             rows = self.dataset.window_rows // (self._num_ranks * self.num_workers)
         return max(1, min(rows, 4 * CHUNK_ROWS) // self.batch_size)

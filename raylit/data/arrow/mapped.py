@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from raylit.data.arrow.columns import NUMPY, TENSOR_DTYPES, Field, Layout, Rows
+from raylit.data.arrow.columns import NUMPY, TENSOR_DTYPES, Field, Layout, Rows, gathered
 from raylit.data.arrow.source import FileSource
 
 
@@ -83,7 +83,7 @@ class MappedRows:
             fields[name] = torch.from_numpy(memory[bases[pieces] + within[:, None]])
         if len(fields) < len(self.layout.matrices) + len(self.layout.singles):
             rest = _without(self.layout, set(fields))
-            table = self._table.select(rest.names).take(pa.array(numbers))
+            table = pa.table({name: gathered(self._table[name], numbers) for name in rest.names})
             fields |= rest.decode(table, self.source.name).fields
         return Rows(fields, len(numbers))
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raylit.data.arrow.order import Keyed
-from raylit.data.arrow.source import check_column
+from raylit.data.arrow.source import check_column, in_one_line
 from raylit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -114,14 +114,22 @@ def labels_of(dataset: ArrowDataset, split: Split) -> Labels:
     for column, argument in ((split.by, "by"), (split.time, "time"), (split.stratify, "stratify")):
         if column is not None:
             check_column(column, dataset.schema.names, argument)
-    if split.by is not None:
-        labels = _by_group(_column(dataset, split.by), sizes, split.seed)
-    elif split.time is not None:
-        labels = _by_time(_column(dataset, split.time), sizes, split.time)
-    elif split.stratify is not None:
-        labels = _by_class(_column(dataset, split.stratify), sizes, split.seed)
-    else:
-        labels = _by_chance(num_rows, sizes, split.seed)
+    try:
+        if split.by is not None:
+            labels = _by_group(_column(dataset, split.by), sizes, split.seed)
+        elif split.time is not None:
+            labels = _by_time(_column(dataset, split.time), sizes, split.time)
+        elif split.stratify is not None:
+            labels = _by_class(_column(dataset, split.stratify), sizes, split.seed)
+        else:
+            labels = _by_chance(num_rows, sizes, split.seed)
+    except (pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        name = split.by or split.time or split.stratify
+        raise DataError(
+            f"Rows cannot be split by the column {name!r}, which is"
+            f" {dataset.schema.field(name).type}: {in_one_line(error)}. Name one of numbers, texts"
+            " or times."
+        ) from error
     counts = np.bincount(labels, minlength=len(split.names))
     for name, count in zip(split.names, counts, strict=True):
         if not count:
@@ -133,10 +141,12 @@ def labels_of(dataset: ArrowDataset, split: Split) -> Labels:
 
 
 def _column(dataset: ArrowDataset, name: str) -> pa.ChunkedArray:
-    return pa.chunked_array(
+    column = pa.chunked_array(
         [chunk for _, table in dataset.tables([name]) for chunk in table.column(0).chunks],
         dataset.schema.field(name).type,
     )
+    # Arrow neither sorts dictionaries nor finds the same value in two of them
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 def _by_chance(num_rows: int, sizes: list[int], seed: int) -> Labels:
@@ -242,12 +252,11 @@ def _shares(counts: np.ndarray, sizes: list[int]) -> np.ndarray:
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[object]]:
-    """Return a number for each row, and the value of each number; null is a value too."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    encoded = column.dictionary_encode(null_encoding="encode").unify_dictionaries()
+    """Return a number for each row, and the value of each number; null is the last of them."""
+    # Arrow cannot unify dictionaries that hold nulls
+    encoded = column.dictionary_encode(null_encoding="mask").unify_dictionaries()
     values = encoded.chunk(0).dictionary.to_pylist()
     codes = np.concatenate(
-        [chunk.indices.to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
+        [pc.fill_null(chunk.indices, len(values)).to_numpy() for chunk in encoded.chunks]
     )
-    return codes.astype(np.int64), values
+    return codes.astype(np.int64), [*values, None] if column.null_count else values

@@ -91,7 +91,7 @@ class TextReader:
             read = pa.csv.ReadOptions(column_names=schema.names)
             convert = pa.csv.ConvertOptions(column_types=schema)
             parse = pa.csv.ParseOptions(delimiter=delimiter)
-            return _with_nulls(
+            return with_nulls(
                 pa.csv.read_csv(
                     io.BytesIO(text),
                     read_options=read,
@@ -106,7 +106,7 @@ class TextReader:
             ) from error
 
 
-def _with_nulls(table: pa.Table) -> pa.Table:
+def with_nulls(table: pa.Table) -> pa.Table:
     """Return a table of CSV whose empty texts are nulls, as empty numbers are.
 
     Arrow's own way to do that would take the text NA for one too.

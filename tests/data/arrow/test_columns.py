@@ -189,6 +189,15 @@ def test_nulls_of_bools_vectors_times_and_a_mask() -> None:
         False,
         True,
     ]
+    kept = first(ArrowDataset(table.select(["flag"]), nulls=False))["flag"]
+    assert kept.tolist() == [True, False] and kept.dtype == torch.bool
+
+
+@pytest.mark.parametrize("width", [-1, 2])
+def test_nulls_within_lists_of_bools_are_masked(width: int) -> None:
+    flags = pa.array([[True, None], [False, True]], pa.list_(pa.bool_(), width))
+    found = first(ArrowDataset(pa.table({"a": flags}), nulls="mask"))["a"]
+    assert found.tolist() == [[True, False], [False, True]]
 
 
 def test_features_stand_side_by_side_in_their_order() -> None:
@@ -266,6 +275,25 @@ def test_a_data_set_is_indexed_by_loaders_of_torch(tmp_path: Path) -> None:
         ArrowDataset(source, mode="stream")[0]
 
 
+@pytest.mark.parametrize("mode", ["memory", "mapped"])
+def test_a_row_is_gathered_without_a_copy_of_the_others(mode: str, tmp_path: Path) -> None:
+    raw = [bytes([number]) * 100_000 for number in range(40)]
+    table = pa.concat_tables(pa.table({"raw": raw[start : start + 2]}) for start in range(0, 40, 2))
+    source = saved(table, tmp_path, "ipc")
+    dataset = ArrowDataset(source, transform=lambda batch: batch, mode=mode)
+    assert dataset[0] == {"raw": raw[0]}
+    before = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(before)
+    pa.set_memory_pool(pool)
+    try:
+        found: Any = dataset.__getitems__([17, 0, 16, 17])
+    finally:
+        pa.set_memory_pool(before)
+    assert [one["raw"] for one in found] == [raw[17], raw[0], raw[16], raw[17]]
+    assert 0 < pool.max_memory() < 1_000_000  # of 4 MB
+    assert dataset.__getitems__([]) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -289,6 +317,7 @@ def test_a_data_set_is_indexed_by_loaders_of_torch(tmp_path: Path) -> None:
         ({"columns": ["price"], "buffer_rows": 0}, "give a whole number of at least 1"),
         ({"columns": ["price"], "lists": "ragged"}, "Use 'padded' or 'nested'"),
         ({"columns": ["price"], "float_dtype": torch.int64}, "no floating-point type"),
+        ({"columns": ["price"], "float_dtype": torch.bfloat16}, "Use torch.float32"),
     ],
 )  # fmt: skip
 def test_arguments_that_do_not_fit(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -351,6 +380,9 @@ def test_nulls_within_lists_are_told(width: int) -> None:
         (pa.array([[1, 2], None], pa.list_(pa.uint8(), 2)), -1, "cannot hold that"),
         (pa.array([1, None]), True, "cannot hold that"),
         (pa.array([1, None]), [0], "cannot hold that"),
+        (pa.array([1, None]), 2**63, "a int64 cannot hold that"),
+        (pa.array([1, None], pa.uint64()), -1, "a uint64 cannot hold that"),
+        (pa.array([1, None], pa.float32()), 2**24 + 1, "a float cannot hold that"),
     ],
 )
 def test_a_value_for_nulls_that_cannot_be(values: pa.Array, nulls: Any, message: str) -> None:

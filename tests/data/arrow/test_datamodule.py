@@ -303,6 +303,37 @@ def test_splits_that_cannot_be(options: dict[str, Any], message: str, path: Path
         data(path, **options).setup("fit")
 
 
+@pytest.mark.parametrize("how", ["by", "stratify"])
+@pytest.mark.parametrize("is_dictionary", [False, True])
+def test_nulls_of_several_row_groups_are_one_group_or_class(
+    how: str, is_dictionary: bool, tmp_path: Path
+) -> None:
+    cuts = pa.array([None if row % 5 == 0 else f"cut {row % 7}" for row in range(200)])
+    cuts = cuts.dictionary_encode() if is_dictionary else cuts
+    table = pa.table({"cut": cuts})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=30)
+    columns = {"by": None, "time": None, "stratify": None, how: "cut"}
+    split = split_of({"val": 0.2}, **columns, seed=1)
+    labels, of_table = (
+        labels_of(pl.ArrowDataset(source, categories=["cut"], nulls="mask"), split)
+        for source in (tmp_path / "a.parquet", table)
+    )
+    assert (labels == of_table).all()
+    of_nulls = labels[::5]
+    assert of_nulls.sum() == 8 if how == "stratify" else len(set(of_nulls)) == 1
+
+
+def test_times_of_a_dictionary_and_columns_without_an_order() -> None:
+    years = pa.array(["2021", "2019", "2020"]).dictionary_encode()
+    table = pa.table({"year": years, "pair": [[1, 2], [3, 4], [5, 6]]})
+    found = labels_of(pl.ArrowDataset(table), split_of({"val": 1}, None, "year", None, 0))
+    assert found.tolist() == [1, 0, 0]
+    for column in ({"time": "pair"}, {"by": "pair"}, {"stratify": "pair"}):
+        how = {"by": None, "time": None, "stratify": None, **column}
+        with pytest.raises(DataError, match="'pair', which is list<item: int64>"):
+            labels_of(pl.ArrowDataset(table), split_of({"val": 1}, **how, seed=0))
+
+
 def test_times_that_are_not_known(tmp_path: Path) -> None:
     table = pa.table({"t": pa.array([1, None, 3]), "y": [0.0, 1.0, 2.0]})
     with pytest.raises(DataError, match="has 1 nulls, so that not all rows have their place"):

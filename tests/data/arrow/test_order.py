@@ -256,6 +256,22 @@ def test_worker_processes_give_the_same_batches(mode: str, num_workers: int) -> 
             assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_fewer_large_rows_are_gathered_at_a_time(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The size of what is gathered changes neither the order nor where an epoch goes on."""
+    one = loader(dataset(90, 7, mode), 1, 2, batch_size=4, shuffle=True, seed=3)
+    whole = rows_of(one)
+    monkeypatch.setattr("raylit.data.arrow.loader.CHUNK_BYTES", 10 * one.dataset.row_bytes)
+    assert max(map(len, one._reader().chunks(0, 45))) == 8
+    if mode in ("memory", "mapped"):  # a worker takes its share of a window otherwise
+        assert one._batches_per_block() == 2
+    assert rows_of(one) == whole
+    one.begins_at = 3
+    assert rows_of(one.rest(one)) == whole[12:]
+
+
 def test_the_order_changes_with_epoch_and_seed_alone() -> None:
     data = dataset(90, 7, "stream in small windows")
     orders = {}
