@@ -22,13 +22,14 @@ from raylit.loggers.mlflow.journal import (
     journals_in,
     reading,
 )
-from raylit.loggers.mlflow.store import MAX_ENTRIES, RunStore
+from raylit.loggers.mlflow.store import MAX_ENTRIES, RunStore, remove_staged
 from raylit.loggers.queue import Rejected
 from raylit.runtime.messages import info, log
 from raylit.runtime.secrets import without_secrets
 
 Place = tuple[str, int]  # name and step
 MAX_FAILED = 3
+RETRY_S = 0.5
 LOOK_EVERY_S = 0.2
 LOCK_S = 15.0  # a sender whose trainer died ends within this
 
@@ -46,7 +47,7 @@ class Delivery:
         self._store = run_store
         self._replays: Counter[Place] | None = None  # None: not asked for yet
         self._pending: list[tuple[list[Record], int]] = []
-        self._num_failed = 0  # attempts in a row
+        self._num_failed = 0  # attempts in a row to send the batch that comes next
         self.num_sent = 0
         self.num_refused = 0
 
@@ -75,6 +76,8 @@ class Delivery:
         # the replays in it are used up
         if position > self._reader.acked:
             self._write(batch)
+            # Not for a part of it: what fails in the other one would be tried again for ever
+            self._num_failed = 0
             self._reader.acknowledge(position)
             self.num_sent += len(batch)
         # `+` leaves out those that are used up; once there are none, the trainer is told
@@ -124,7 +127,6 @@ class Delivery:
                 if self._num_failed < MAX_FAILED or not self._store.takes_anything():
                     raise
                 raise Rejected(without_secrets(f"{type(error).__name__}: {error}")) from error
-            self._num_failed = 0
         except Rejected as error:
             if len(batch) == 1:
                 if not self.num_refused:
@@ -133,6 +135,7 @@ class Delivery:
                         " Other values go on."
                     )
                 self.num_refused += 1
+                remove_staged(batch[0])
                 return
             half = len(batch) // 2
             self._write(batch[:half])
@@ -180,9 +183,20 @@ def deliver(path: str, uri: str, *, wait_s: float = LOCK_S) -> bool:
             return True  # another process has sent it
         if not reader.lock(wait_s):
             return False
-        delivery = Delivery(reader, RunStore(uri, reader.header.run_id))
-        while delivery.send():
-            pass
+        run_store = RunStore(uri, reader.header.run_id)
+        delivery = Delivery(reader, run_store)
+        num_failures = 0
+        while True:
+            try:
+                if not delivery.send():
+                    break
+                num_failures = 0
+            except Exception:
+                # By the same delivery, which leaves out at last what alone is the reason
+                num_failures += 1
+                if num_failures == MAX_FAILED or not run_store.takes_anything():
+                    raise
+                time.sleep(RETRY_S)
         put_away(reader, path)
     return True
 

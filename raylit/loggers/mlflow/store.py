@@ -283,7 +283,7 @@ class RunStore:
                     timestamp=entry.time_ms,
                     synchronous=True,
                 )
-        shutil.rmtree(path.parent, ignore_errors=True)
+        remove_staged(entry)
 
     def upload(self, uploads: list[Upload]) -> None:
         """Copy checkpoints into the artifacts, laid out as Lightning does."""
@@ -304,6 +304,12 @@ class RunStore:
             if self._client is None:
                 self._client = client_of(self._uri)
             return self._client
+
+
+def remove_staged(entry: Record) -> None:
+    """Remove the file of a record that has one, with the folder that was made for it."""
+    if entry.kind in ("file", "image"):
+        shutil.rmtree(Path(str(entry.value)).parent, ignore_errors=True)
 
 
 def curves(history: Sequence[Mapping[str, float]]) -> Figure:

@@ -108,6 +108,45 @@ def test_what_is_appended_meanwhile_comes_with_the_next_call(
             assert journal.acked == journal.position
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_one_that_always_fails_is_left_out_wherever_it_stands(
+    client: Any,
+    uri: str,
+    run_id: str,
+    tmp_path: Path,
+    new_journal: NewJournal,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    at_once: bool,
+) -> None:
+    """As where artifacts cannot be stored, but metrics can."""
+
+    def failing(*args: object) -> None:
+        raise PermissionError("no credentials")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", failing)
+    monkeypatch.setattr("raylit.loggers.mlflow.delivery.RETRY_S", 0.0)
+    staged = tmp_path / "staged" / "plot.png"
+    staged.parent.mkdir()
+    staged.write_text("a picture")
+    journal = filled(new_journal(), range(3))
+    journal.log(Record("file", "plots/plot.png", str(staged)))
+    filled(journal, range(3, 5))
+    if at_once:
+        journal.close()
+        assert deliver(journal.path, uri)
+    else:
+        with reading(journal.path) as reader:
+            delivery = Delivery(reader, RunStore(uri, run_id))
+            for _ in range(2):
+                with pytest.raises(PermissionError):
+                    delivery.send()
+            assert delivery.send() and not delivery.send()
+    assert points(client, run_id) == [(step, step / 2) for step in range(5)]
+    assert not staged.parent.exists()
+    assert any("no credentials" in text for text in said)
+
+
 @contextmanager
 def away(path: Path) -> Iterator[None]:
     """Within, the database in a file is not there."""
