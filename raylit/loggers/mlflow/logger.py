@@ -626,8 +626,7 @@ class MLFlowLogger(Logger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if self._prefix:
-            before = f"{self._prefix}{self.LOGGER_JOIN_CHAR}"
-            metrics = {before + key: value for key, value in metrics.items()}
+            metrics = {self._prefixed(key): value for key, value in metrics.items()}
         journal = self._live.journal or self._open_journal()
         if not step and self._is_evaluating and self._evaluated_step:
             step = self._evaluated_step
@@ -639,6 +638,9 @@ class MLFlowLogger(Logger):
         except (TypeError, ValueError, RuntimeError, OverflowError, struct.error):
             # Values are looked at one by one only where packing all has failed, which is rare
             self._log_what_fits(journal, metrics, step or 0)
+
+    def _prefixed(self, name: str) -> str:
+        return f"{self._prefix}{self.LOGGER_JOIN_CHAR}{name}" if self._prefix else name
 
     def _log_what_fits(self, journal: Journal, metrics: Mapping[str, object], step: float) -> None:
         """Append those of the metrics that are numbers, if the step is one that MLflow takes."""
@@ -743,6 +745,8 @@ class MLFlowLogger(Logger):
         for one in newest["files"]:
             self._live.steps.setdefault(one["path"], step)
         kept = checkpoints_of(callback, self._live.steps, self._data.get("validation"))
+        if kept["monitor"]:
+            kept["monitor"] = self._prefixed(kept["monitor"])
         if kept["files"]:
             self._log(Record("models", kept["owner"], json.dumps(kept)))
 
@@ -948,8 +952,12 @@ class MLFlowLogger(Logger):
         known = self._resumed.get("run_id") == run.info.run_id
         since_ms = self._resumed["since_ms"] if known else 0
         # only this form tells the step
-        newest = run.to_proto().data.metrics
-        went_on = any(one.timestamp > since_ms and one.step > step for one in newest)
+        newest = {one.key: one for one in run.to_proto().data.metrics}
+        # Rows at the steps of the fit have an `epoch`. Others may stand at any x: those of
+        # ThroughputMonitor at batches of an evaluation, system metrics at seconds.
+        epoch = newest.get(store.clean_name(self._prefixed("epoch")))
+        telling = [epoch] if epoch is not None else store.without_system(newest.values())
+        went_on = any(one.timestamp > since_ms and one.step > step for one in telling)
         return went_on and (not is_newest or run.info.status == "FINISHED")
 
     def _link_to_origin(self, client: MlflowClient, origin: MlflowRun) -> None:

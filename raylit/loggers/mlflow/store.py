@@ -17,7 +17,7 @@ import threading
 import zlib
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import lru_cache
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, Run
     from mlflow.exceptions import MlflowException
+    from mlflow.protos.service_pb2 import Metric as ProtoMetric
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 # as in mlflow.utils.validation
@@ -50,10 +51,12 @@ MAX_NAME_LENGTH = 250
 MAX_PARAM_LENGTH = 6000
 MAX_ENTRIES = 1000
 MAX_DATASET_NAME = 500
+MAX_IMAGE_KEY = 140  # part of a file's name, with step, time and more
 MOST_CURVES = 12  # of a picture
 PROCESS_TAG = "raylit.process"  # of whoever sets the status of the run
 REASON_TAG = "raylit.stop_reason"
 NAME_TAG = "raylit.name."  # of a metric or parameter: how it was called
+SYSTEM = "system/node_"  # begins the names of system metrics
 ATTEMPT_TAG = "raylit.attempt"
 PARENT_TAG = "mlflow.parentRunId"
 # What a request is refused with for what is in it: invalid, forbidden by a proxy, too large, and
@@ -119,12 +122,13 @@ class RunStore:
     def newer_than(self, since_ms: int) -> dict[tuple[str, int, int], int]:
         """Return how many values the run has of each name, step and time that is newer.
 
-        Of a name whose highest step is older nothing is asked.
+        Of a name whose highest step is older nothing is asked; nor of system metrics, which no fit
+        logs again.
         """
         client = self._answering_client()
         found: Counter[tuple[str, int, int]] = Counter()
         # only this form tells the time
-        for newest in client.get_run(self._run_id).to_proto().data.metrics:
+        for newest in without_system(client.get_run(self._run_id).to_proto().data.metrics):
             if newest.timestamp > since_ms:
                 for one in client.get_metric_history(self._run_id, newest.key):
                     if one.timestamp > since_ms:
@@ -278,7 +282,7 @@ class RunStore:
                 client.log_image(
                     self._run_id,
                     image,
-                    key=clean_name(entry.key),
+                    key=image_key(entry.key),
                     step=entry.step,
                     timestamp=entry.time_ms,
                     synchronous=True,
@@ -411,6 +415,20 @@ def clean_name(name: str) -> str:
     if len(clean) > MAX_NAME_LENGTH:  # two long names must not become one
         clean = f"{clean[: MAX_NAME_LENGTH - 9]}-{zlib.crc32(name.encode()):08x}"
     return clean
+
+
+def image_key(name: str) -> str:
+    """Turn any text into a key of images, in which MLflow takes fewer letters than elsewhere."""
+    clean = clean_name(name)
+    key = re.sub(r"[^A-Za-z0-9_\-./ ]", "_", clean)
+    if key == clean and len(key) <= MAX_IMAGE_KEY:
+        return key
+    return f"{key[: MAX_IMAGE_KEY - 9]}-{zlib.crc32(name.encode()):08x}"  # two stay two
+
+
+def without_system(newest: Iterable[ProtoMetric]) -> Iterator[ProtoMetric]:
+    """Yield those of the newest values that a fit has logged: system metrics count seconds."""
+    return (one for one in newest if not one.key.startswith(SYSTEM))
 
 
 def flatten(
