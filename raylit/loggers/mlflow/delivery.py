@@ -4,7 +4,8 @@ MLflow drops a value whose name, step, time and number it has already, and a jou
 that a value was stamped with: a batch whose answer was lost is sent again without harm. Values that
 a fit logs again because it went on from a checkpoint have other times. They are recognized by name
 and step, and left out: values that the store has and the journal has not, newer than the
-checkpoint, came from the processes that died.
+checkpoint, came from the processes that died. So are images, which MLflow keeps as often as they
+come; all other files are written anew under their names.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from raylit.loggers.mlflow.journal import (
     journals_in,
     reading,
 )
-from raylit.loggers.mlflow.store import MAX_ENTRIES, RunStore, remove_staged
+from raylit.loggers.mlflow.store import MAX_ENTRIES, RunStore, Value, image_file, remove_staged
 from raylit.loggers.queue import Rejected
 from raylit.runtime.messages import info, log
 from raylit.runtime.secrets import without_secrets
 
-Place = tuple[str, int]  # name and step
+Place = tuple[str, str, int]  # kind, name and step
 MAX_FAILED = 3
 RETRY_S = 0.5
 LOOK_EVERY_S = 0.2
@@ -64,12 +65,14 @@ class Delivery:
         if not self._pending:
             return False
         batch: list[Record] = []
+        left_out: list[Record] = []
         used = 0
         replays = Counter(self._replays)
         for records, _ in self._pending:
             if batch and len(batch) + len(records) > MAX_ENTRIES:
                 break
-            batch += (one for one in records if not self._is_replay(one, replays))
+            for one in records:
+                (left_out if self._is_replay(one, replays) else batch).append(one)
             used += 1
         position = self._pending[used - 1][1]
         # The reader begins at the head: what a sender before this one has sent is passed over, but
@@ -80,6 +83,8 @@ class Delivery:
             self._num_failed = 0
             self._reader.acknowledge(position)
             self.num_sent += len(batch)
+        for one in left_out:
+            remove_staged(one)
         # `+` leaves out those that are used up; once there are none, the trainer is told
         self._set_replays(+replays)
         del self._pending[:used]
@@ -93,9 +98,7 @@ class Delivery:
         if found:
             with reading(self._reader.path) as whole:
                 for record in _all_records(whole):
-                    if record.kind == "metric":
-                        key = (self._store.name_of(record.key), record.step, record.time_ms)
-                        found.pop(key, None)
+                    found.pop((*self._place_of(record), record.time_ms), None)
         self._set_replays(_by_place(found))
 
     def _set_replays(self, replays: Counter[Place]) -> None:
@@ -104,13 +107,17 @@ class Delivery:
         self._replays = replays
 
     def _is_replay(self, record: Record, replays: Counter[Place]) -> bool:
-        if not replays or record.kind != "metric":
+        if not replays:
             return False
-        place = (self._store.name_of(record.key), record.step)
+        place = self._place_of(record)
         if not replays[place]:
             return False
         replays[place] -= 1
         return True
+
+    def _place_of(self, record: Record) -> Place:
+        name = self._store.name_of(record.key) if record.kind == "metric" else record.key
+        return record.kind, image_file(name) if record.kind == "image" else name, record.step
 
     def _write(self, batch: list[Record]) -> None:
         """Write a batch; records that the store will never take are left out, and that is said."""
@@ -142,10 +149,10 @@ class Delivery:
             self._write(batch[half:])
 
 
-def _by_place(found: dict[tuple[str, int, int], int]) -> Counter[Place]:
+def _by_place(found: dict[Value, int]) -> Counter[Place]:
     places: Counter[Place] = Counter()
-    for (key, step, _), number in found.items():
-        places[key, step] += number
+    for (kind, key, step, _), number in found.items():
+        places[kind, key, step] += number
     return places
 
 

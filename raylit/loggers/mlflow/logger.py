@@ -497,7 +497,7 @@ class MLFlowLogger(Logger):
         with self._staged("image.png") as path:
             if path is not None:
                 pictures.as_image(image).save(path)
-                self._log(Record("image", name, path, int(time.time() * 1000), step))
+                self._log(Record("image", name, path, step=step))
 
     def log_table(self, name: str, table: object, step: int) -> None:
         """Keep a table as `tables/<name>/step-<step>.json`; see `self.log_table`."""
@@ -791,9 +791,14 @@ class MLFlowLogger(Logger):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._resumed = dict(state)
-        journal = self._live.journal
-        if journal is not None and state.get("run_id") == self._run_id:
-            self._adopt(journal)
+        run_id = state.get("run_id")
+        if not self._has_run or run_id is None or run_id != self._run_id:
+            return
+        if self._live.journal is not None:
+            self._adopt(self._live.journal)
+        else:
+            # Workers that were started again hold what the driver knew when the fit began
+            self._since_ms = max(self._since_ms, state["since_ms"])
 
     def _adopt(self, journal: Journal) -> None:
         """Take over the records in the checkpoint, which the store did not have."""

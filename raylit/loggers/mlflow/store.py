@@ -53,6 +53,11 @@ MAX_ENTRIES = 1000
 MAX_DATASET_NAME = 500
 MAX_IMAGE_KEY = 140  # part of a file's name, with step, time and more
 MOST_CURVES = 12  # of a picture
+IMAGES_TAG = "mlflow.loggedImages"  # of a run that has some
+# The name of a file with an image; older versions of MLflow had % for +
+IMAGE = re.compile(
+    r"images/(?P<name>.+)[+%]step[+%](?P<step>-?\d+)[+%]timestamp[+%](?P<time_ms>\d+)[+%][^+%]+\.png"
+)
 PROCESS_TAG = "raylit.process"  # of whoever sets the status of the run
 REASON_TAG = "raylit.stop_reason"
 NAME_TAG = "raylit.name."  # of a metric or parameter: how it was called
@@ -70,6 +75,8 @@ PACKAGES = {  # by module
     "psycopg2": "psycopg2-binary",
     "MySQLdb": "mysqlclient",
 }
+
+Value = tuple[str, str, int, int]  # kind (metric or image), name, step, time in ms
 
 
 class RunStore:
@@ -119,21 +126,34 @@ class RunStore:
         """Return when the run began."""
         return int(self._answering_client().get_run(self._run_id).info.start_time)
 
-    def newer_than(self, since_ms: int) -> dict[tuple[str, int, int], int]:
-        """Return how many values the run has of each name, step and time that is newer.
+    def newer_than(self, since_ms: int) -> dict[Value, int]:
+        """Return how many values and images the run has of each name, step and time that is newer.
 
         Of a name whose highest step is older nothing is asked; nor of system metrics, which no fit
         logs again.
         """
         client = self._answering_client()
-        found: Counter[tuple[str, int, int]] = Counter()
+        found: Counter[Value] = Counter()
+        run = client.get_run(self._run_id)
         # only this form tells the time
-        for newest in without_system(client.get_run(self._run_id).to_proto().data.metrics):
+        for newest in without_system(run.to_proto().data.metrics):
             if newest.timestamp > since_ms:
                 for one in client.get_metric_history(self._run_id, newest.key):
                     if one.timestamp > since_ms:
-                        found[one.key, one.step, one.timestamp] += 1
+                        found["metric", one.key, one.step, one.timestamp] += 1
+        if IMAGES_TAG in run.data.tags:
+            for file in self._images(client):
+                image = IMAGE.fullmatch(file)
+                if image is not None and int(image["time_ms"]) > since_ms:
+                    found["image", image["name"], int(image["step"]), int(image["time_ms"])] += 1
         return found
+
+    def _images(self, client: MlflowClient) -> list[str]:
+        try:
+            return [one.path for one in client.list_artifacts(self._run_id, "images")]
+        except Exception as error:  # of the store of artifacts: values do not wait for that
+            log.warning(f"Images that come again may stand in MLflow twice: {error}")
+            return []
 
     def write(self, entries: list[Record]) -> None:
         """Write entries.
@@ -424,6 +444,11 @@ def image_key(name: str) -> str:
     if key == clean and len(key) <= MAX_IMAGE_KEY:
         return key
     return f"{key[: MAX_IMAGE_KEY - 9]}-{zlib.crc32(name.encode()):08x}"  # two stay two
+
+
+def image_file(name: str) -> str:
+    """Return how the name of an image stands in that of its file."""
+    return image_key(name).replace("/", "~")
 
 
 def without_system(newest: Iterable[ProtoMetric]) -> Iterator[ProtoMetric]:

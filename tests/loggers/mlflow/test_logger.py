@@ -211,6 +211,29 @@ def test_a_run_is_resumed_from_a_checkpoint_with_each_step_once(uri: str, tmp_pa
     assert history(again, "val") == [(5, 1.0)]
 
 
+def test_workers_started_again_log_what_begins_anew(uri: str, tmp_path: Path) -> None:
+    """As the rates of each validation, which are counted from 1 in each epoch."""
+    logger = opened(MLFlowLogger(tracking_uri=uri, monitor=False), tmp_path)
+
+    def works(worker: MLFlowLogger, epochs: range) -> None:
+        for epoch in epochs:
+            worker.log_metrics({"rate": float(epoch)}, 1)
+
+    first = pickle.loads(pickle.dumps(logger))
+    works(first, range(2))
+    # of a checkpoint, when all was sent
+    state = {"run_id": logger.run_id, "since_ms": int(time.time() * 1000), "tail": b""}
+    time.sleep(0.01)
+    works(first, range(2, 3))
+    first.finalize("failed")
+    second = pickle.loads(pickle.dumps(logger))
+    second.load_state_dict(state)
+    works(second, range(2, 5))
+    second.finalize("success")
+    logger.close("success")
+    assert history(logger, "rate") == [(1, float(epoch)) for epoch in range(5)]
+
+
 def test_a_fit_that_ended_before_it_was_saved_repeats_its_run(uri: str, tmp_path: Path) -> None:
     """As a trial that was killed before its first checkpoint."""
     first = opened(MLFlowLogger(tracking_uri=uri), tmp_path)

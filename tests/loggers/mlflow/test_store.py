@@ -234,7 +234,7 @@ def test_only_newer_values_are_counted(client: Any, uri: str, run_id: str) -> No
     # no fit logs these again
     client.log_metric(run_id, "system/node_0/cpu", 7.0, timestamp=40, step=1)
     run_store = RunStore(uri, run_id)
-    assert run_store.newer_than(20) == {("a", 1, 30): 2}
+    assert run_store.newer_than(20) == {("metric", "a", 1, 30): 2}
     assert run_store.newer_than(30) == {}
     assert sum(run_store.newer_than(0).values()) == 5
 
