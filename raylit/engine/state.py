@@ -413,14 +413,19 @@ def restore_training(run: Run, checkpoint: CheckpointDict) -> None:
             load_scheduler(config.scheduler, state)
     if run.precision.scaler is not None and "MixedPrecision" in checkpoint:
         run.precision.scaler.load_state_dict(checkpoint["MixedPrecision"])
+    with explaining_damage(run, "where the fit was"):
+        _restore_place(run, checkpoint)
+
+
+def restore_loggers(run: Run, checkpoint: CheckpointDict) -> None:
+    """Tell the loggers where the fit goes on. On rank 0."""
+    if not run.world.is_zero:
+        return
     loggers = as_loggers(run.trainer.loggers)
     kept = checkpoint.get("raylit", {}).get("loggers", [])
     # By their places, since loggers have no keys; there may be more or fewer than before
     for logger, stored_of_it in zip(loggers, kept, strict=False):
-        if run.world.is_zero:
-            logger.load_state_dict(stored_of_it)
-    with explaining_damage(run, "where the fit was"):
-        _restore_place(run, checkpoint)
+        logger.load_state_dict(stored_of_it)
 
 
 def _restore_place(run: Run, checkpoint: CheckpointDict) -> None:

@@ -77,6 +77,9 @@ def run_job(job: Job) -> Result:
         loaded = state.read(run, job.ckpt_path) if job.ckpt_path else None
         if loaded is not None:
             state.restore_module(run, loaded)
+            # Before anything is logged: a logger that begins has to know what comes again
+            if job.fn == "fit":
+                state.restore_loggers(run, loaded)
         place(run)
         try:
             if job.fn == "fit":

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from raylit.core.logger import Logger
 from raylit.loggers.artifacts import KeepsFiles
-from raylit.loggers.files import NAME_HPARAMS_FILE, claim_version, hparams_as_yaml
+from raylit.loggers.files import NAME_HPARAMS_FILE, claim_version, hparams_as_yaml, last_steps
 from raylit.loggers.mirror import Mirror, downloaded_if_there
 from raylit.runtime.aliases import StateDict
 from raylit.runtime.kinds import check_kinds
@@ -208,7 +208,8 @@ class ExperimentWriter:
         log_dir: folder of the run; made if missing.
         num_rows_before: number of rows the file had when the run began. What stands below them was
             written by processes of this run that died since; when it comes again, replayed from a
-            checkpoint, it is left out. None: nothing was written by others.
+            checkpoint, it is left out, unless its steps do not tell (see `last_steps`). None:
+            nothing was written by others.
     """
 
     NAME_METRICS_FILE = "metrics.csv"
@@ -228,22 +229,22 @@ class ExperimentWriter:
                 self.metrics_keys = next(csv.reader(file), [])
         if num_rows_before is not None:
             # By the steps of each name: rows of training and of validation come back apart
-            for row in itertools.islice(_read_rows(self.metrics_file_path), num_rows_before, None):
-                self._last_step |= {
-                    key: max(self._last_step.get(key, -math.inf), float(row["step"]))
-                    for key in row
-                    if row[key]
-                }
+            rows = itertools.islice(_read_rows(self.metrics_file_path), num_rows_before, None)
+            self._last_step = last_steps(
+                (key, float(row["step"])) for row in rows for key in row if row[key]
+            )
 
     def log_metrics(self, metrics_dict: Mapping[str, object], step: int | None = None) -> None:
         """Keep one row for the next `save`."""
         step = len(self.metrics) if step is None else step
         # 'epoch' stands in rows of training and of validation
         telling = metrics_dict.keys() - {"epoch"} or metrics_dict.keys()
-        if not telling or any(step > self._last_step.get(key, -math.inf) for key in telling):
+        again = {key for key in telling if step <= self._last_step.get(key, -math.inf)}
+        if not telling or again != telling:
             row = {
                 key: value.item() if hasattr(value, "item") else value
                 for key, value in metrics_dict.items()
+                if key not in again
             }
             self.metrics.append(row | {"step": step})
 

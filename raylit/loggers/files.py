@@ -5,7 +5,8 @@ It is `<save_dir>/<name>/version_<N>`, with the hyperparameters in `hparams.yaml
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from enum import Enum
 
 from raylit.runtime import storage
@@ -42,6 +43,24 @@ def claim_version(root_dir: str) -> int:
             return version
         except FileExistsError:
             version += 1
+
+
+def last_steps(logged: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Return the last step of each name, up to which values that come are known to come again.
+
+    Names whose steps went back are left out: at an x that begins anew, as in each epoch, a value
+    that comes again looks like any other, and none is to be lost.
+
+    Args:
+        logged: name and step of each value, in the order in which they were written.
+    """
+    last: dict[str, float] = {}
+    went_back = set()
+    for name, step in logged:
+        if step < last.get(name, -math.inf):
+            went_back.add(name)
+        last[name] = step
+    return {name: step for name, step in last.items() if name not in went_back}
 
 
 def hparams_as_yaml(hparams: Mapping[str, object]) -> str:

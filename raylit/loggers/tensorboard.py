@@ -23,7 +23,13 @@ from raylit.core.logger import Logger
 from raylit.core.module import being_traced
 from raylit.errors import ConfigError, MissingPackageError
 from raylit.loggers import pictures
-from raylit.loggers.files import NAME_HPARAMS_FILE, NO_HPARAMS, claim_version, hparams_as_yaml
+from raylit.loggers.files import (
+    NAME_HPARAMS_FILE,
+    NO_HPARAMS,
+    claim_version,
+    hparams_as_yaml,
+    last_steps,
+)
 from raylit.runtime import messages
 from raylit.runtime.aliases import Batch, Experiment, StateDict
 from raylit.runtime.messages import rank_zero_only, warn, warn_once
@@ -42,7 +48,8 @@ class TensorBoardLogger(Logger):
 
     Files, tags and steps are those of Lightning's TensorBoardLogger. Values that come again because
     processes died and went on from a checkpoint stand there once, as long as the package
-    tensorboard is installed (tensorboardX alone cannot read its own files).
+    tensorboard is installed (tensorboardX alone cannot read its own files), and their steps go up:
+    at an x that begins anew in each epoch, a value that comes again looks like any other.
 
     Args:
         save_dir: folder of all experiments, or an fsspec URL.
@@ -119,7 +126,7 @@ class TensorBoardLogger(Logger):
         self._files_before: set[str] = set()
         self._restarted = False
         # Of a tag, in files that processes of this run wrote before they died
-        self._last_step: dict[str, int] = {}
+        self._last_step: dict[str, float] = {}
         self._experiment: Experiment = None
         self._has_hparams = False  # whether their file is known to be there
 
@@ -170,7 +177,7 @@ class TensorBoardLogger(Logger):
         if self._experiment is None:
             if self._restarted:
                 # The files of dead processes of this run alone: a fit before it may have more steps
-                self._last_step = _last_steps(self.log_dir, self._files_before)
+                self._last_step = last_steps(_logged(self.log_dir, self._files_before))
             self._experiment = _library().SummaryWriter(log_dir=self.log_dir, **self._kwargs)
         return self._experiment
 
@@ -407,16 +414,15 @@ def _event_files(folder: str) -> list[str]:
     ]
 
 
-def _last_steps(folder: str, files_before: set[str]) -> dict[str, int]:
-    """Return the last step of each tag in the event files of `folder` but `files_before`.
+def _logged(folder: str, files_before: set[str]) -> Iterator[tuple[str, int]]:
+    """Yield tag and step of the values in the event files of `folder` but `files_before`.
 
     A value of `add_scalars`, which is in a folder `TAG_NAME` under TAG, has the tag `TAG/NAME`.
     """
     if not _has("tensorboard"):
-        return {}
+        return
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-    last: dict[str, int] = {}
     for file in sorted(set(_event_files(folder)) - files_before):
         inner = os.path.basename(os.path.dirname(file))
         is_inner = inner != os.path.basename(folder.rstrip("/"))
@@ -425,8 +431,7 @@ def _last_steps(folder: str, files_before: set[str]) -> dict[str, int]:
                 tag = value.tag
                 if is_inner:
                     tag = f"{tag}/{inner.removeprefix(tag.replace('/', '_') + '_')}"
-                last[tag] = max(event.step, last.get(tag, -1))
-    return last
+                yield tag, event.step
 
 
 def _number(tag: str, value: object) -> float:

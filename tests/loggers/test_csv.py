@@ -208,6 +208,22 @@ def test_an_existing_version_is_continued_with_a_warning(tmp_path: Path) -> None
     assert [row["step"] for row in rows(logger)] == ["0", "0"]
 
 
+def test_values_whose_steps_begin_anew_go_on_after_a_restart(tmp_path: Path) -> None:
+    """As the rates of each validation, which are counted from 1 in each epoch."""
+    logger = CSVLogger(tmp_path)
+    logger.open(default_root_dir=str(tmp_path), tags={})
+
+    def epoch(number: int) -> list[Any]:
+        return [({"loss": 0.5}, 3 * number), *(({"rate": float(number)}, x) for x in (1, 2))]
+
+    log_in_another_process(logger, [*epoch(0), *epoch(1)], "failed")
+    log_in_another_process(logger, [({"loss": 0.5, "new": 1.0}, 3), *epoch(2)])
+    found = [(row["step"], row["loss"], row["rate"]) for row in rows(logger)]
+    assert [step for step, loss, _ in found if loss] == ["0", "3", "6"]
+    assert [rate for _, _, rate in found if rate] == ["0.0", "0.0", "1.0", "1.0", "2.0", "2.0"]
+    assert [row["step"] for row in rows(logger) if row["new"]] == ["3"]
+
+
 def test_the_version_is_claimed_once(tmp_path: Path) -> None:
     assert [CSVLogger(tmp_path).version for _ in range(3)] == [0, 1, 2]
     (tmp_path / "lightning_logs" / "version_7_old").mkdir()

@@ -157,6 +157,21 @@ def test_a_fit_that_goes_on_after_a_crash_writes_each_value_once(tmp_path: Path)
     assert scalars(logger.log_dir)["hp_metric"] == [(0, -1.0)]
 
 
+def test_values_whose_steps_begin_anew_go_on_after_a_restart(tmp_path: Path) -> None:
+    """As the rates of each validation, which are counted from 1 in each epoch."""
+    logger = TensorBoardLogger(tmp_path)
+    logger.open(default_root_dir=str(tmp_path), tags={})
+
+    def epoch(number: int) -> list[Any]:
+        return [({"loss": 0.5}, 3 * number), *(({"rate": float(number)}, x) for x in (1, 2))]
+
+    log_in_another_process(logger, [*epoch(0), *epoch(1)], "failed")
+    log_in_another_process(logger, [*epoch(1)[:1], *epoch(2)])
+    found = scalars(logger.log_dir)
+    assert found["loss"] == [(0, 0.5), (3, 0.5), (6, 0.5)]
+    assert found["rate"] == [(x, float(number)) for x in (1, 2) for number in range(3)]
+
+
 def test_values_of_one_chart_are_written_once_too(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
     logger.open(default_root_dir=str(tmp_path), tags={})

@@ -4,7 +4,8 @@ MLflow drops a value whose name, step, time and number it has already, and a jou
 that a value was stamped with: a batch whose answer was lost is sent again without harm. Values that
 a fit logs again because it went on from a checkpoint have other times. They are recognized by name
 and step, and left out: values that the store has and the journal has not, newer than the
-checkpoint, came from the processes that died.
+checkpoint, came from the processes that died. So are images, which MLflow keeps as often as they
+come; all other files are written anew under their names.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from raylit.loggers.mlflow.journal import (
     journals_in,
     reading,
 )
-from raylit.loggers.mlflow.store import MAX_ENTRIES, RunStore
+from raylit.loggers.mlflow.store import MAX_ENTRIES, RunStore, Value, image_file, remove_staged
 from raylit.loggers.queue import Rejected
 from raylit.runtime.messages import info, log
 from raylit.runtime.secrets import without_secrets
 
-Place = tuple[str, int]  # name and step
+Place = tuple[str, str, int]  # kind, name and step
 MAX_FAILED = 3
+RETRY_S = 0.5
 LOOK_EVERY_S = 0.2
 LOCK_S = 15.0  # a sender whose trainer died ends within this
 
@@ -46,7 +48,7 @@ class Delivery:
         self._store = run_store
         self._replays: Counter[Place] | None = None  # None: not asked for yet
         self._pending: list[tuple[list[Record], int]] = []
-        self._num_failed = 0  # attempts in a row
+        self._num_failed = 0  # attempts in a row to send the batch that comes next
         self.num_sent = 0
         self.num_refused = 0
 
@@ -63,20 +65,26 @@ class Delivery:
         if not self._pending:
             return False
         batch: list[Record] = []
+        left_out: list[Record] = []
         used = 0
         replays = Counter(self._replays)
         for records, _ in self._pending:
             if batch and len(batch) + len(records) > MAX_ENTRIES:
                 break
-            batch += (one for one in records if not self._is_replay(one, replays))
+            for one in records:
+                (left_out if self._is_replay(one, replays) else batch).append(one)
             used += 1
         position = self._pending[used - 1][1]
         # The reader begins at the head: what a sender before this one has sent is passed over, but
         # the replays in it are used up
         if position > self._reader.acked:
             self._write(batch)
+            # Not for a part of it: what fails in the other one would be tried again for ever
+            self._num_failed = 0
             self._reader.acknowledge(position)
             self.num_sent += len(batch)
+        for one in left_out:
+            remove_staged(one)
         # `+` leaves out those that are used up; once there are none, the trainer is told
         self._set_replays(+replays)
         del self._pending[:used]
@@ -90,9 +98,7 @@ class Delivery:
         if found:
             with reading(self._reader.path) as whole:
                 for record in _all_records(whole):
-                    if record.kind == "metric":
-                        key = (self._store.name_of(record.key), record.step, record.time_ms)
-                        found.pop(key, None)
+                    found.pop((*self._place_of(record), record.time_ms), None)
         self._set_replays(_by_place(found))
 
     def _set_replays(self, replays: Counter[Place]) -> None:
@@ -101,13 +107,17 @@ class Delivery:
         self._replays = replays
 
     def _is_replay(self, record: Record, replays: Counter[Place]) -> bool:
-        if not replays or record.kind != "metric":
+        if not replays:
             return False
-        place = (self._store.name_of(record.key), record.step)
+        place = self._place_of(record)
         if not replays[place]:
             return False
         replays[place] -= 1
         return True
+
+    def _place_of(self, record: Record) -> Place:
+        name = self._store.name_of(record.key) if record.kind == "metric" else record.key
+        return record.kind, image_file(name) if record.kind == "image" else name, record.step
 
     def _write(self, batch: list[Record]) -> None:
         """Write a batch; records that the store will never take are left out, and that is said."""
@@ -124,7 +134,6 @@ class Delivery:
                 if self._num_failed < MAX_FAILED or not self._store.takes_anything():
                     raise
                 raise Rejected(without_secrets(f"{type(error).__name__}: {error}")) from error
-            self._num_failed = 0
         except Rejected as error:
             if len(batch) == 1:
                 if not self.num_refused:
@@ -133,16 +142,17 @@ class Delivery:
                         " Other values go on."
                     )
                 self.num_refused += 1
+                remove_staged(batch[0])
                 return
             half = len(batch) // 2
             self._write(batch[:half])
             self._write(batch[half:])
 
 
-def _by_place(found: dict[tuple[str, int, int], int]) -> Counter[Place]:
+def _by_place(found: dict[Value, int]) -> Counter[Place]:
     places: Counter[Place] = Counter()
-    for (key, step, _), number in found.items():
-        places[key, step] += number
+    for (kind, key, step, _), number in found.items():
+        places[kind, key, step] += number
     return places
 
 
@@ -180,9 +190,20 @@ def deliver(path: str, uri: str, *, wait_s: float = LOCK_S) -> bool:
             return True  # another process has sent it
         if not reader.lock(wait_s):
             return False
-        delivery = Delivery(reader, RunStore(uri, reader.header.run_id))
-        while delivery.send():
-            pass
+        run_store = RunStore(uri, reader.header.run_id)
+        delivery = Delivery(reader, run_store)
+        num_failures = 0
+        while True:
+            try:
+                if not delivery.send():
+                    break
+                num_failures = 0
+            except Exception:
+                # By the same delivery, which leaves out at last what alone is the reason
+                num_failures += 1
+                if num_failures == MAX_FAILED or not run_store.takes_anything():
+                    raise
+                time.sleep(RETRY_S)
         put_away(reader, path)
     return True
 

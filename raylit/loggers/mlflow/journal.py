@@ -140,20 +140,18 @@ class Journal:
         with self._lock:
             known = self._sets.get(names)
             layout, number = known or self._add_set(names)
-            # Never older than what was logged before it, so that times tell what came after a
-            # checkpoint though the clock was set back
-            now_ms = time.time_ns() // 1_000_000
-            if now_ms < self._last_ms:
-                now_ms = self._last_ms
-            self._last_ms = now_ms
+            now_ms = self._now_ms()
             self._append(layout.pack(b"V", number, now_ms, step, *metrics.values()))
 
     def log(self, record: Record) -> None:
-        """Append anything else.
+        """Append anything else; an image with the time.
 
         Raises:
             Full: there is no room.
         """
+        if record.kind == "image":
+            with self._lock:
+                record = record._replace(time_ms=self._now_ms())
         body = b"J" + json.dumps(record, separators=(",", ":")).encode()
         if len(body) > MAX_RECORD_BYTES:
             # Its reader would take the length for damage, and leave all behind it unsent
@@ -229,6 +227,12 @@ class Journal:
             self._map.close()
             os.ftruncate(self._file, self.position)
             os.close(self._file)
+
+    def _now_ms(self) -> int:
+        # Never older than what was logged before it, so that times tell what came after a
+        # checkpoint though the clock was set back
+        self._last_ms = max(time.time_ns() // 1_000_000, self._last_ms)
+        return self._last_ms
 
     def _add_set(self, names: tuple[str, ...]) -> tuple[struct.Struct, int]:
         number = len(self._sets)

@@ -497,7 +497,7 @@ class MLFlowLogger(Logger):
         with self._staged("image.png") as path:
             if path is not None:
                 pictures.as_image(image).save(path)
-                self._log(Record("image", name, path, int(time.time() * 1000), step))
+                self._log(Record("image", name, path, step=step))
 
     def log_table(self, name: str, table: object, step: int) -> None:
         """Keep a table as `tables/<name>/step-<step>.json`; see `self.log_table`."""
@@ -626,8 +626,7 @@ class MLFlowLogger(Logger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if self._prefix:
-            before = f"{self._prefix}{self.LOGGER_JOIN_CHAR}"
-            metrics = {before + key: value for key, value in metrics.items()}
+            metrics = {self._prefixed(key): value for key, value in metrics.items()}
         journal = self._live.journal or self._open_journal()
         if not step and self._is_evaluating and self._evaluated_step:
             step = self._evaluated_step
@@ -639,6 +638,9 @@ class MLFlowLogger(Logger):
         except (TypeError, ValueError, RuntimeError, OverflowError, struct.error):
             # Values are looked at one by one only where packing all has failed, which is rare
             self._log_what_fits(journal, metrics, step or 0)
+
+    def _prefixed(self, name: str) -> str:
+        return f"{self._prefix}{self.LOGGER_JOIN_CHAR}{name}" if self._prefix else name
 
     def _log_what_fits(self, journal: Journal, metrics: Mapping[str, object], step: float) -> None:
         """Append those of the metrics that are numbers, if the step is one that MLflow takes."""
@@ -743,6 +745,8 @@ class MLFlowLogger(Logger):
         for one in newest["files"]:
             self._live.steps.setdefault(one["path"], step)
         kept = checkpoints_of(callback, self._live.steps, self._data.get("validation"))
+        if kept["monitor"]:
+            kept["monitor"] = self._prefixed(kept["monitor"])
         if kept["files"]:
             self._log(Record("models", kept["owner"], json.dumps(kept)))
 
@@ -787,9 +791,14 @@ class MLFlowLogger(Logger):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._resumed = dict(state)
-        journal = self._live.journal
-        if journal is not None and state.get("run_id") == self._run_id:
-            self._adopt(journal)
+        run_id = state.get("run_id")
+        if not self._has_run or run_id is None or run_id != self._run_id:
+            return
+        if self._live.journal is not None:
+            self._adopt(self._live.journal)
+        else:
+            # Workers that were started again hold what the driver knew when the fit began
+            self._since_ms = max(self._since_ms, state["since_ms"])
 
     def _adopt(self, journal: Journal) -> None:
         """Take over the records in the checkpoint, which the store did not have."""
@@ -948,8 +957,12 @@ class MLFlowLogger(Logger):
         known = self._resumed.get("run_id") == run.info.run_id
         since_ms = self._resumed["since_ms"] if known else 0
         # only this form tells the step
-        newest = run.to_proto().data.metrics
-        went_on = any(one.timestamp > since_ms and one.step > step for one in newest)
+        newest = {one.key: one for one in run.to_proto().data.metrics}
+        # Rows at the steps of the fit have an `epoch`. Others may stand at any x: those of
+        # ThroughputMonitor at batches of an evaluation, system metrics at seconds.
+        epoch = newest.get(store.clean_name(self._prefixed("epoch")))
+        telling = [epoch] if epoch is not None else store.without_system(newest.values())
+        went_on = any(one.timestamp > since_ms and one.step > step for one in telling)
         return went_on and (not is_newest or run.info.status == "FINISHED")
 
     def _link_to_origin(self, client: MlflowClient, origin: MlflowRun) -> None:

@@ -17,7 +17,7 @@ import threading
 import zlib
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import lru_cache
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, Run
     from mlflow.exceptions import MlflowException
+    from mlflow.protos.service_pb2 import Metric as ProtoMetric
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 # as in mlflow.utils.validation
@@ -50,10 +51,17 @@ MAX_NAME_LENGTH = 250
 MAX_PARAM_LENGTH = 6000
 MAX_ENTRIES = 1000
 MAX_DATASET_NAME = 500
+MAX_IMAGE_KEY = 140  # part of a file's name, with step, time and more
 MOST_CURVES = 12  # of a picture
+IMAGES_TAG = "mlflow.loggedImages"  # of a run that has some
+# The name of a file with an image; older versions of MLflow had % for +
+IMAGE = re.compile(
+    r"images/(?P<name>.+)[+%]step[+%](?P<step>-?\d+)[+%]timestamp[+%](?P<time_ms>\d+)[+%][^+%]+\.png"
+)
 PROCESS_TAG = "raylit.process"  # of whoever sets the status of the run
 REASON_TAG = "raylit.stop_reason"
 NAME_TAG = "raylit.name."  # of a metric or parameter: how it was called
+SYSTEM = "system/node_"  # begins the names of system metrics
 ATTEMPT_TAG = "raylit.attempt"
 PARENT_TAG = "mlflow.parentRunId"
 # What a request is refused with for what is in it: invalid, forbidden by a proxy, too large, and
@@ -67,6 +75,8 @@ PACKAGES = {  # by module
     "psycopg2": "psycopg2-binary",
     "MySQLdb": "mysqlclient",
 }
+
+Value = tuple[str, str, int, int]  # kind (metric or image), name, step, time in ms
 
 
 class RunStore:
@@ -116,20 +126,34 @@ class RunStore:
         """Return when the run began."""
         return int(self._answering_client().get_run(self._run_id).info.start_time)
 
-    def newer_than(self, since_ms: int) -> dict[tuple[str, int, int], int]:
-        """Return how many values the run has of each name, step and time that is newer.
+    def newer_than(self, since_ms: int) -> dict[Value, int]:
+        """Return how many values and images the run has of each name, step and time that is newer.
 
-        Of a name whose highest step is older nothing is asked.
+        Of a name whose highest step is older nothing is asked; nor of system metrics, which no fit
+        logs again.
         """
         client = self._answering_client()
-        found: Counter[tuple[str, int, int]] = Counter()
+        found: Counter[Value] = Counter()
+        run = client.get_run(self._run_id)
         # only this form tells the time
-        for newest in client.get_run(self._run_id).to_proto().data.metrics:
+        for newest in without_system(run.to_proto().data.metrics):
             if newest.timestamp > since_ms:
                 for one in client.get_metric_history(self._run_id, newest.key):
                     if one.timestamp > since_ms:
-                        found[one.key, one.step, one.timestamp] += 1
+                        found["metric", one.key, one.step, one.timestamp] += 1
+        if IMAGES_TAG in run.data.tags:
+            for file in self._images(client):
+                image = IMAGE.fullmatch(file)
+                if image is not None and int(image["time_ms"]) > since_ms:
+                    found["image", image["name"], int(image["step"]), int(image["time_ms"])] += 1
         return found
+
+    def _images(self, client: MlflowClient) -> list[str]:
+        try:
+            return [one.path for one in client.list_artifacts(self._run_id, "images")]
+        except Exception as error:  # of the store of artifacts: values do not wait for that
+            log.warning(f"Images that come again may stand in MLflow twice: {error}")
+            return []
 
     def write(self, entries: list[Record]) -> None:
         """Write entries.
@@ -278,12 +302,12 @@ class RunStore:
                 client.log_image(
                     self._run_id,
                     image,
-                    key=clean_name(entry.key),
+                    key=image_key(entry.key),
                     step=entry.step,
                     timestamp=entry.time_ms,
                     synchronous=True,
                 )
-        shutil.rmtree(path.parent, ignore_errors=True)
+        remove_staged(entry)
 
     def upload(self, uploads: list[Upload]) -> None:
         """Copy checkpoints into the artifacts, laid out as Lightning does."""
@@ -304,6 +328,12 @@ class RunStore:
             if self._client is None:
                 self._client = client_of(self._uri)
             return self._client
+
+
+def remove_staged(entry: Record) -> None:
+    """Remove the file of a record that has one, with the folder that was made for it."""
+    if entry.kind in ("file", "image"):
+        shutil.rmtree(Path(str(entry.value)).parent, ignore_errors=True)
 
 
 def curves(history: Sequence[Mapping[str, float]]) -> Figure:
@@ -405,6 +435,25 @@ def clean_name(name: str) -> str:
     if len(clean) > MAX_NAME_LENGTH:  # two long names must not become one
         clean = f"{clean[: MAX_NAME_LENGTH - 9]}-{zlib.crc32(name.encode()):08x}"
     return clean
+
+
+def image_key(name: str) -> str:
+    """Turn any text into a key of images, in which MLflow takes fewer letters than elsewhere."""
+    clean = clean_name(name)
+    key = re.sub(r"[^A-Za-z0-9_\-./ ]", "_", clean)
+    if key == clean and len(key) <= MAX_IMAGE_KEY:
+        return key
+    return f"{key[: MAX_IMAGE_KEY - 9]}-{zlib.crc32(name.encode()):08x}"  # two stay two
+
+
+def image_file(name: str) -> str:
+    """Return how the name of an image stands in that of its file."""
+    return image_key(name).replace("/", "~")
+
+
+def without_system(newest: Iterable[ProtoMetric]) -> Iterator[ProtoMetric]:
+    """Yield those of the newest values that a fit has logged: system metrics count seconds."""
+    return (one for one in newest if not one.key.startswith(SYSTEM))
 
 
 def flatten(

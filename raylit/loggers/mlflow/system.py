@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from raylit.loggers.mlflow.journal import Record
+from raylit.loggers.mlflow.store import SYSTEM
 from raylit.runtime.messages import log
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class SystemMonitor(threading.Thread):
     def __init__(self, run_store: RunStore, node: int, pid: int) -> None:
         super().__init__(name="raylit-system", daemon=True)
         self._store = run_store
-        self._prefix = f"system/node_{node}/"
+        self._prefix = f"{SYSTEM}{node}/"
         self._pid = pid
 
     def run(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -108,6 +109,45 @@ def test_what_is_appended_meanwhile_comes_with_the_next_call(
             assert journal.acked == journal.position
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_one_that_always_fails_is_left_out_wherever_it_stands(
+    client: Any,
+    uri: str,
+    run_id: str,
+    tmp_path: Path,
+    new_journal: NewJournal,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    at_once: bool,
+) -> None:
+    """As where artifacts cannot be stored, but metrics can."""
+
+    def failing(*args: object) -> None:
+        raise PermissionError("no credentials")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", failing)
+    monkeypatch.setattr("raylit.loggers.mlflow.delivery.RETRY_S", 0.0)
+    staged = tmp_path / "staged" / "plot.png"
+    staged.parent.mkdir()
+    staged.write_text("a picture")
+    journal = filled(new_journal(), range(3))
+    journal.log(Record("file", "plots/plot.png", str(staged)))
+    filled(journal, range(3, 5))
+    if at_once:
+        journal.close()
+        assert deliver(journal.path, uri)
+    else:
+        with reading(journal.path) as reader:
+            delivery = Delivery(reader, RunStore(uri, run_id))
+            for _ in range(2):
+                with pytest.raises(PermissionError):
+                    delivery.send()
+            assert delivery.send() and not delivery.send()
+    assert points(client, run_id) == [(step, step / 2) for step in range(5)]
+    assert not staged.parent.exists()
+    assert any("no credentials" in text for text in said)
+
+
 @contextmanager
 def away(path: Path) -> Iterator[None]:
     """Within, the database in a file is not there."""
@@ -184,6 +224,36 @@ def test_what_a_fit_logs_again_is_left_out_as_often_as_it_is_there(
     assert points(client, run_id)[3:] == [(3, 1.0), (3, 2.0), (3, 30.0), (4, 40.0)]
     assert points(client, run_id, "acc") == [(3, 1.0), (3, 2.0)]
     assert points(client, run_id, "new") == [(3, 10.0), (3, 20.0), (3, 30.0)]
+
+
+def test_images_that_come_again_are_left_out(
+    client: Any, uri: str, run_id: str, tmp_path: Path, new_journal: NewJournal
+) -> None:
+    from PIL import Image
+
+    def log_image(journal: Journal, name: str, step: int) -> Path:
+        path = Path(tempfile.mkdtemp(dir=tmp_path)) / "image.png"
+        Image.new("L", (2, 2)).save(path)
+        journal.log(Record("image", name, str(path), step=step))
+        return path.parent
+
+    def files() -> list[str]:
+        found = [one.path for one in client.list_artifacts(run_id, "images")]
+        return sorted(one.partition("+timestamp")[0] for one in found if one.endswith(".png"))
+
+    first = new_journal()
+    log_image(first, "a/b: c", 1)
+    since_ms = first.mark()  # a checkpoint
+    time.sleep(0.01)
+    log_image(first, "a/b: c", 2)
+    sent(first, uri)
+    before = files()
+    again = new_journal(since_ms=since_ms)
+    staged = [log_image(again, "a/b: c", step) for step in (2, 3)]
+    sent(again, uri)
+    assert len(before) == 2
+    assert files() == [*before, before[0].replace("+step+1", "+step+3")]
+    assert not any(path.exists() for path in staged)
 
 
 def test_replays_are_known_by_the_name_that_they_have_in_the_store(

@@ -96,6 +96,20 @@ def test_metrics_are_those_that_lightning_records(uri: str, tmp_path: Path) -> N
     assert our_run.info.status == their_run.info.status == "FINISHED"
 
 
+def test_nested_hyperparameters_have_dots_where_lightning_has_slashes(
+    uri: str, tmp_path: Path
+) -> None:
+    from lightning.pytorch.loggers import MLFlowLogger as LightningMLFlowLogger
+
+    def names(logger: Any) -> list[str]:
+        logger.log_hyperparams({"model": {"lr": 0.1}})
+        logger.finalize("success")
+        return list(run_of(logger).data.params)
+
+    assert names(LightningMLFlowLogger("nested", tracking_uri=uri)) == ["model/lr"]
+    assert names(MLFlowLogger("nested", tracking_uri=uri)) == ["model.lr"]
+
+
 def test_nan_and_infinity(uri: str, tmp_path: Path) -> None:
     logger = opened(MLFlowLogger(tracking_uri=uri), tmp_path)
     logger.log_metrics({"nan": math.nan, "inf": math.inf}, 1)
@@ -197,6 +211,29 @@ def test_a_run_is_resumed_from_a_checkpoint_with_each_step_once(uri: str, tmp_pa
     assert history(again, "val") == [(5, 1.0)]
 
 
+def test_workers_started_again_log_what_begins_anew(uri: str, tmp_path: Path) -> None:
+    """As the rates of each validation, which are counted from 1 in each epoch."""
+    logger = opened(MLFlowLogger(tracking_uri=uri, monitor=False), tmp_path)
+
+    def works(worker: MLFlowLogger, epochs: range) -> None:
+        for epoch in epochs:
+            worker.log_metrics({"rate": float(epoch)}, 1)
+
+    first = pickle.loads(pickle.dumps(logger))
+    works(first, range(2))
+    # of a checkpoint, when all was sent
+    state = {"run_id": logger.run_id, "since_ms": int(time.time() * 1000), "tail": b""}
+    time.sleep(0.01)
+    works(first, range(2, 3))
+    first.finalize("failed")
+    second = pickle.loads(pickle.dumps(logger))
+    second.load_state_dict(state)
+    works(second, range(2, 5))
+    second.finalize("success")
+    logger.close("success")
+    assert history(logger, "rate") == [(1, float(epoch)) for epoch in range(5)]
+
+
 def test_a_fit_that_ended_before_it_was_saved_repeats_its_run(uri: str, tmp_path: Path) -> None:
     """As a trial that was killed before its first checkpoint."""
     first = opened(MLFlowLogger(tracking_uri=uri), tmp_path)
@@ -250,6 +287,33 @@ def test_a_fit_from_a_checkpoint_goes_on_with_its_run(uri: str, tmp_path: Path) 
     other = fit(1)
     assert second.run_id == first.run_id != other.run_id
     assert [row["epoch"] for row in second.history] == [0, 1]
+
+
+def test_values_at_an_x_of_their_own_are_no_further_steps(uri: str, tmp_path: Path) -> None:
+    """A run that was tested after its fit has not gone on from its newest checkpoint."""
+    prefix = "of: me"
+    first = opened(MLFlowLogger(tracking_uri=uri, prefix=prefix), tmp_path)
+    for step in range(3):
+        first.log_metrics({"loss": 1.0, "epoch": 0.0}, step)
+    state = first.state_dict()
+    first.finalize("success")
+    first.close("success")
+    run_id = str(first.run_id)
+    time.sleep(0.01)
+    for key in ("system/node_0/cpu", f"{prefix}-test/time"):
+        first.experiment.log_metric(run_id, key, 1.0, step=60)
+
+    def goes_on(**given: Any) -> bool:
+        again = MLFlowLogger(tracking_uri=uri, **given)
+        again.resume(run_id)
+        again.branch(3, is_newest=True)
+        again.load_state_dict(state)
+        opened(again, tmp_path).close("success")
+        return again.run_id == run_id
+
+    assert goes_on(prefix=prefix)
+    first.experiment.log_metric(run_id, f"{prefix}-epoch", 1.0, step=4)
+    assert not goes_on(prefix=prefix)
 
 
 def test_two_evaluations_at_one_step_are_both_kept(uri: str, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ class Climbs(TinyModel):
 
 
 def test_a_fit_that_writes_one_file_anew_has_its_newest_step_and_score(tmp_path: Path) -> None:
-    logger = MLFlowLogger("anew", save_dir=tmp_path)
+    logger = MLFlowLogger("anew", save_dir=tmp_path, prefix="p")
     saver = pl.callbacks.ModelCheckpoint(tmp_path, "best", monitor="climbs", mode="max")
     trainer = pl.Trainer(
         **QUIET, max_epochs=3, logger=logger, callbacks=saver, num_sanity_val_steps=0
@@ -142,7 +142,7 @@ def test_a_fit_that_writes_one_file_anew_has_its_newest_step_and_score(tmp_path:
     trainer.fit(Climbs())
     (model,) = models_of(logger.experiment, logger.experiment_id, str(logger.run_id))
     assert model.tags["raylit.step"] == str(trainer.global_step)
-    assert [(one.key, one.value) for one in model.metrics] == [("climbs", 2.0)]
+    assert [(one.key, one.value) for one in model.metrics] == [("p-climbs", 2.0)]
 
 
 def test_two_callbacks_of_one_metric_have_models_of_their_own(

@@ -111,6 +111,20 @@ def test_long_names_are_cut_and_stay_different() -> None:
     assert [known.of(name) for name in given] == found, "always the same"
 
 
+def test_an_image_may_have_any_name(client: Any, uri: str, run_id: str, tmp_path: Path) -> None:
+    from PIL import Image
+
+    names = ("val: cats", "val? cats", "größe", "x" * 300)
+    for number, name in enumerate(names):
+        (tmp_path / str(number)).mkdir()
+        path = tmp_path / str(number) / "image.png"
+        Image.new("L", (2, 2)).save(path)
+        RunStore(uri, run_id).write([Record("image", name, str(path), 1, 0)])
+    found = {one.path.partition("+")[0] for one in client.list_artifacts(run_id, "images")}
+    assert len(found) == len(names)
+    assert store.image_key("cats/a-b_c. 1") == "cats/a-b_c. 1"
+
+
 def test_names_that_could_not_be_told_are_new_again() -> None:
     names = Names({"known": "known@"})
     assert names.of("known@") == "known" and names.take_new() == {}
@@ -217,8 +231,10 @@ def test_only_newer_values_are_counted(client: Any, uri: str, run_id: str) -> No
     for key, step, time_ms in (("a", 0, 10), ("a", 1, 20), ("a", 1, 30), ("b", 5, 20)):
         client.log_metric(run_id, key, time_ms / 10, timestamp=time_ms, step=step)
     client.log_metric(run_id, "a", 7.0, timestamp=30, step=1)
+    # no fit logs these again
+    client.log_metric(run_id, "system/node_0/cpu", 7.0, timestamp=40, step=1)
     run_store = RunStore(uri, run_id)
-    assert run_store.newer_than(20) == {("a", 1, 30): 2}
+    assert run_store.newer_than(20) == {("metric", "a", 1, 30): 2}
     assert run_store.newer_than(30) == {}
     assert sum(run_store.newer_than(0).values()) == 5
 
