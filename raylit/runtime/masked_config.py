@@ -56,10 +56,18 @@ def mask_config(text: str) -> str:
         parts.append(old[len(old.rstrip()) :])  # the line breaks of a block
         end = node.end_mark.index
     if not names:
-        return without_secrets(text)  # those in comments
+        return _in_comments(text)
     given = ", ".join(dict.fromkeys(names))
     head = f"# {MASK} stands for what looks like a secret. Give it by the environment: {given}\n"
-    return head + without_secrets("".join([*parts, text[end:]]))
+    return head + _in_comments("".join([*parts, text[end:]]))
+
+
+def _in_comments(text: str) -> str:
+    """Mask what is left of secrets in a config whose values are masked.
+
+    Line by line: what is indented below the name of a secret would be taken for one text.
+    """
+    return "".join(map(without_secrets, text.splitlines(keepends=True)))
 
 
 def secret_paths(root: yaml.Node) -> Iterator[Path]:

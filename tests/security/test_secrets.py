@@ -426,6 +426,10 @@ MASKED = {
         ["PL_MODEL_API_KEY"],
         {"ü": "ä", "api_key": "***"},
     ),
+    "model:\n  api_key:\n    openai: s3cr3t\n    retries: 3\n  lr: 1\n": (
+        ["PL_MODEL_API_KEY_OPENAI"],
+        {"api_key": {"openai": "***", "retries": 3}, "lr": 1},
+    ),
     "model:\n  password: 1234\n  use_token: true\n": (
         ["PL_MODEL_PASSWORD"],
         {"password": "***", "use_token": True},
