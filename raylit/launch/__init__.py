@@ -11,11 +11,11 @@ from raylit.runtime.lazy import attribute_loader
 
 if TYPE_CHECKING:
     from raylit.launch.base import Launcher
-    from raylit.launch.in_process import InProcessLauncher
+    from raylit.launch.local import LocalLauncher
 
-__all__ = ["InProcessLauncher", "Launcher"]
+__all__ = ["Launcher", "LocalLauncher"]
 
 # Loaded when asked for: the engine, which only the processes that do the work need.
 __getattr__ = attribute_loader(
-    __name__, {"Launcher": "raylit.launch.base", "InProcessLauncher": "raylit.launch.in_process"}
+    __name__, {"Launcher": "raylit.launch.base", "LocalLauncher": "raylit.launch.local"}
 )

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from raylit.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from raylit.launch import InProcessLauncher, Launcher
+from raylit.launch import Launcher, LocalLauncher
 from raylit.loggers import CSVLogger
 from raylit.runtime.aliases import Arguments, Batch, StateDict, StepOutput
 from raylit.testing.modules import RandomDataset, TinyModel
@@ -211,7 +211,7 @@ class LauncherConformance:
         there = self.model()
         there.dropout.p = here.dropout.p = 0.0
         trainer().fit(there)
-        monkeypatch.setattr("raylit.trainer.driver.launcher_for", lambda job: InProcessLauncher())
+        monkeypatch.setattr("raylit.trainer.driver.launcher_for", lambda job: LocalLauncher())
         trainer().fit(here)
         assert torch.equal(here.layer.weight, there.layer.weight)
 

@@ -200,9 +200,9 @@ def launcher_for(job: Job) -> Launcher:
 
             job.validation_starter = ValidationTasks(job)
             check_validation_room(job.trainer, {})
-        from raylit.launch.in_process import InProcessLauncher
+        from raylit.launch.local import LocalLauncher
 
-        return InProcessLauncher()
+        return LocalLauncher()
     if getattr(job.module, "_torch_compile", None) is not None:
         raise ConfigError(
             "What torch.compile(model) returned cannot be sent to workers. Give them the model"

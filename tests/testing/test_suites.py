@@ -14,7 +14,7 @@ import torch
 import raylit.testing
 from raylit.callbacks import Callback
 from raylit.engine.worker import run_job
-from raylit.launch import InProcessLauncher
+from raylit.launch import LocalLauncher
 from raylit.loggers import CSVLogger, Logger
 from raylit.testing import CallbackConformance, LauncherConformance, LoggerConformance
 from tests.deadlines import stretched
@@ -147,19 +147,19 @@ def test_a_logger_that_breaks_a_rule_is_found(
         getattr(Reads(), test)(logger)
 
 
-class LosesTheResult(InProcessLauncher):
+class LosesTheResult(LocalLauncher):
     def launch(self, job: Any) -> Any:
         return type(super().launch(job))()
 
 
-class WorksOnCopies(InProcessLauncher):
+class WorksOnCopies(LocalLauncher):
     def launch(self, job: Any) -> Any:
         from ray import cloudpickle
 
         return run_job(cloudpickle.loads(cloudpickle.dumps(job)))
 
 
-class WrapsErrors(InProcessLauncher):
+class WrapsErrors(LocalLauncher):
     def launch(self, job: Any) -> Any:
         try:
             return super().launch(job)
@@ -177,7 +177,7 @@ class WrapsErrors(InProcessLauncher):
     ],
 )
 def test_a_launcher_that_breaks_a_rule_is_found(
-    kind: type[InProcessLauncher],
+    kind: type[LocalLauncher],
     test: str,
     error: type[Exception],
     tmp_path: Path,

@@ -7,7 +7,7 @@ from raylit.engine.signals import terminating
 from raylit.engine.worker import run_job
 
 
-class InProcessLauncher:
+class LocalLauncher:
     """Runs a job right here: no process is started, the objects of the job are used as they are.
 
     Under `torchrun`, whose variables name a rank and a world size, this process becomes that rank.

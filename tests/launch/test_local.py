@@ -15,16 +15,16 @@ import torch
 
 import raylit as pl
 from raylit.errors import Terminated
-from raylit.launch import InProcessLauncher, Launcher
+from raylit.launch import Launcher, LocalLauncher
 from raylit.loggers import CSVLogger
 from raylit.testing import LauncherConformance, TinyModel
 from tests.deadlines import stretched
 
 
-class TestInProcessLauncher(LauncherConformance):
+class TestLocalLauncher(LauncherConformance):
     @pytest.fixture
     def make(self) -> Callable[[], Launcher]:
-        return InProcessLauncher
+        return LocalLauncher
 
 
 def settings(folder: Path) -> dict[str, Any]:
