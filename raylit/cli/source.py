@@ -210,7 +210,7 @@ def as_flag(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(as_flag(one) for one in value)}]"
     if isinstance(value, float) and not math.isfinite(value):
-        return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
+        return {"nan": ".nan", "inf": ".inf", "-inf": "-.inf"}[str(float(value))]
     return json.dumps(value, default=str)
 
 

@@ -94,11 +94,17 @@ def test_it_goes_on_with_the_next_batch(tmp_path: Path, kind: str, recwarn: Any)
     assert not [one for one in recwarn if "keeps no state" in str(one.message)]
 
 
-class SavesWithin(Callback):
-    """Saves in each batch before it has changed anything, as for an exception in it."""
+class SavesBefore(Callback):
+    """Saves before each epoch, and in each batch before it has changed anything.
+
+    So does an exception in it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        trainer.save_checkpoint(self.folder / f"epoch-{trainer.current_epoch}.ckpt")
 
     def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
         trainer.save_checkpoint(self.folder / f"{trainer.progress.total_batches}.ckpt")
@@ -106,7 +112,7 @@ class SavesWithin(Callback):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_goes_on_with_the_batch_that_it_ended_in(tmp_path: Path, kind: str) -> None:
-    weights, rows, _ = fit(tmp_path, KINDS[kind](), callbacks=[SavesWithin(tmp_path)])
+    weights, rows, _ = fit(tmp_path, KINDS[kind](), callbacks=[SavesBefore(tmp_path)])
     for number in (1, 4, 7, 8, 11):
         again, rest, _ = fit(tmp_path, KINDS[kind](), ckpt_path=tmp_path / f"{number}.ckpt")
         assert rest == {key: row for key, row in rows.items() if key >= number}, number
@@ -130,18 +136,10 @@ def test_without_a_state_what_was_read_is_read_again(tmp_path: Path) -> None:
         assert all(torch.equal(again[key], value) for key, value in weights.items())
 
 
-class SavesBetween(Callback):
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        trainer.save_checkpoint(self.folder / f"{trainer.progress.total_batches}.ckpt")
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_between_epochs_it_goes_on_with_the_next_one(tmp_path: Path, kind: str) -> None:
-    _, rows, _ = fit(tmp_path, KINDS[kind](), callbacks=[SavesBetween(tmp_path)])
-    _, rest, _ = fit(tmp_path, KINDS[kind](), ckpt_path=tmp_path / "7.ckpt")
+    _, rows, _ = fit(tmp_path, KINDS[kind](), callbacks=[SavesBefore(tmp_path)])
+    _, rest, _ = fit(tmp_path, KINDS[kind](), ckpt_path=tmp_path / "epoch-1.ckpt")
     assert sorted(rest) == list(range(8, 15))
     if "a loader" in kind:  # the others draw their order, of which no state tells yet
         assert rest == {key: row for key, row in rows.items() if key > 7}
