@@ -255,7 +255,7 @@ class Restarts:
 
 def interface_of(address: str) -> str | None:
     """Return the name of this machine's network interface that owns an IP address, or None."""
-    import psutil  # Ray brings its own
+    import psutil
 
     owners = (
         name
